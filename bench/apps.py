@@ -1,0 +1,66 @@
+"""The bare applications under test: the same paths as ASGI and as WSGI, without a framework.
+
+| path | answer |
+|---|---|
+| `/` | `hello`, at once |
+| `/slow` | `hello`, after holding its worker for 30 ms: asleep, or computing if `BENCH_SLOW=compute` |
+| `/pid` | the pid of the worker that answers |
+
+They import the standard library alone, so that they add nothing to what a server costs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+HOLD = 0.030
+"""For how many seconds a slow request holds its worker."""
+
+Message = MutableMapping[str, Any]
+
+
+def compute(seconds: float = HOLD) -> None:
+    """Uses so much CPU time of this thread, however long the machine takes to give it."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+COMPUTES = os.environ.get("BENCH_SLOW") == "compute"
+
+
+def hold() -> None:
+    """Holds the worker."""
+    if COMPUTES:
+        compute()
+    else:
+        time.sleep(HOLD)
+
+
+def answer(path: str) -> bytes:
+    """The body for a path."""
+    if path == "/slow":
+        hold()
+    return str(os.getpid()).encode() if path == "/pid" else b"hello"
+
+
+async def app(
+    scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+) -> None:
+    """The ASGI application. It has no lifespan: servers go on without one when it raises."""
+    if scope["type"] != "http":
+        raise NotImplementedError(scope["type"])
+    body = answer(scope["path"])
+    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def wsgi(environ: dict[str, Any], start_response: Callable[[str, list[tuple[str, str]]], Any]) -> Iterable[bytes]:
+    """The WSGI application."""
+    body = answer(environ["PATH_INFO"])
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]

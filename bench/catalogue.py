@@ -1,0 +1,129 @@
+"""The servers under test, and how each is started: with N workers, over loopback, without an access log.
+
+All keep an idle connection for `KEEP_ALIVE` seconds, so that none closes one for its age in a measurement, and all
+that can use uvloop, and the fastest parser that they have.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from bench.errors import BenchError, NotAvailable
+
+ROOT = Path(__file__).resolve().parent.parent
+PEERS = ROOT / ".venv-peers" / "bin"
+KEEP_ALIVE = 75
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """An application; `wsgi` is its twin, where it has one."""
+
+    asgi: str
+    wsgi: str | None = None
+
+
+HELLO = App("bench.apps:app", "bench.apps:wsgi")
+ENDPOINTS = App("bench.endpoints:app")
+HEAVY = App("bench.heavy:app")
+APPS = {"hello": HELLO, "endpoints": ENDPOINTS, "heavy": HEAVY}
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What one server is started with.
+
+    Attributes:
+        directory: its own, empty; removed after it has ended.
+    """
+
+    app: App
+    workers: int
+    port: int
+    directory: Path
+
+
+def _peer(program: str) -> str:
+    path = PEERS / program
+    if not path.exists():
+        raise NotAvailable(f"{program} is not installed in {PEERS.parent.name}: python -m bench peers")
+    return str(path)
+
+
+def _wsgi(name: str, app: App) -> str:
+    if app.wsgi is None:
+        raise NotAvailable(f"{name} serves WSGI alone; {app.asgi} is ASGI")
+    return app.wsgi
+
+
+def _cluster2(setup: Setup) -> list[str]:
+    if find_spec("cluster2") is None:
+        raise NotAvailable("cluster2 is not installed beside this interpreter: pip install -e .")
+    command = [sys.executable, "-m", "cluster2", "run", setup.app.asgi, "--workers", str(setup.workers)]
+    command += ["--bind", f"127.0.0.1:{setup.port}", "--mon-port", "0", "--timeout", f"{KEEP_ALIVE}s"]
+    command += ["--pids", str(setup.directory / "pids"), "--logs", str(setup.directory / "logs")]
+    return [*command, "--log-level", "warning"]
+
+
+def _uvicorn(setup: Setup) -> list[str]:
+    command = [_peer("uvicorn"), setup.app.asgi, "--workers", str(setup.workers), "--port", str(setup.port)]
+    command += ["--loop", "uvloop", "--http", "httptools", "--timeout-keep-alive", str(KEEP_ALIVE)]
+    return [*command, "--no-access-log", "--log-level", "warning"]
+
+
+def _granian(setup: Setup) -> list[str]:
+    command = [_peer("granian"), "--interface", "asgi", setup.app.asgi, "--workers", str(setup.workers)]
+    command += ["--host", "127.0.0.1", "--port", str(setup.port), "--loop", "uvloop", "--respawn-failed-workers"]
+    return [*command, "--log-level", "warning"]
+
+
+def _gunicorn(kind: str) -> Callable[[Setup], list[str]]:
+    def command(setup: Setup) -> list[str]:
+        target = setup.app.asgi if kind == "asgi" else _wsgi(f"gunicorn-{kind}", setup.app)
+        words = [_peer("gunicorn"), target, "-k", kind, "-w", str(setup.workers), "-b", f"127.0.0.1:{setup.port}"]
+        threads = ["--threads", "1"] if kind == "gthread" else []
+        words += [*threads, "--keep-alive", str(KEEP_ALIVE), "--no-control-socket", "--worker-tmp-dir", "/dev/shm"]
+        return [*words, "--log-level", "warning"]
+
+    return command
+
+
+def _uwsgi(setup: Setup) -> list[str]:
+    command = [_peer("uwsgi"), "--http", f"127.0.0.1:{setup.port}", "--http-keepalive", "--http-timeout"]
+    command += [str(KEEP_ALIVE), "--master", "--die-on-term", "--processes", str(setup.workers), "--need-app"]
+    command += ["--module", _wsgi("uwsgi", setup.app), "--pythonpath", str(ROOT), "--disable-logging", "--listen", "1024"]
+    return [*command, "--virtualenv", str(PEERS.parent)]
+
+
+COMMANDS: dict[str, Callable[[Setup], list[str]]] = {
+    "cluster2": _cluster2,
+    "uvicorn": _uvicorn,
+    "granian": _granian,
+    "gunicorn-sync": _gunicorn("sync"),
+    "gunicorn-gthread": _gunicorn("gthread"),
+    "gunicorn-asgi": _gunicorn("asgi"),
+    "uwsgi": _uwsgi,
+}
+"""By name: the command that starts it. Raises `NotAvailable` when it isn't installed or can't serve that application."""
+
+
+def command(name: str, setup: Setup) -> list[str]:
+    """The command that starts a server.
+
+    Raises:
+        NotAvailable: it isn't installed here, or can't serve this application.
+    """
+    if name not in COMMANDS:
+        raise BenchError(f"{name}: not one of the servers {', '.join(COMMANDS)}")
+    return COMMANDS[name](setup)
+
+
+def environment(extra: dict[str, str]) -> dict[str, str]:
+    """What a server finds in its environment: ours, without options of cluster2's, the checkout on the import path."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CLUSTER2_", "GRANIAN_", "UVICORN_"))}
+    return {**kept, "PYTHONPATH": str(ROOT), **extra}

@@ -1,0 +1,96 @@
+"""How long a killed worker is missing: from SIGKILL to its replacement's readiness.
+
+cluster2 says itself when a worker is ready, and is asked each millisecond. Other servers don't: for them the time is that to
+the first answer of a pid that nobody had seen before, over a connection a request. With several workers that is later than
+readiness by some milliseconds, since siblings take most connections; their times are hundreds.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import statistics
+import time
+from dataclasses import dataclass
+
+from bench import control
+from bench.client import Connection, Failed, Target, run
+from bench.errors import BenchError
+from bench.servers import Running, wait
+
+TIMEOUT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Heal:
+    """Milliseconds from SIGKILL to readiness, one for each kill."""
+
+    times: list[float]
+
+    @property
+    def median(self) -> float:
+        """The median."""
+        return statistics.median(self.times)
+
+    def __str__(self) -> str:
+        return f"median {self.median:.1f} ms of {self.times}"
+
+
+def measure(server: Running, *, kills: int = 5, pause: float = 2.0) -> Heal:
+    """Kills workers one after the other.
+
+    Args:
+        kills: how many; fewer than what the server takes for a crash loop.
+        pause: seconds between two of them.
+
+    Raises:
+        BenchError: a worker wasn't replaced within `TIMEOUT`.
+    """
+    kill = _kill_told if server.name == "cluster2" else _kill_seen
+    times = []
+    for number in range(kills):
+        if number:
+            time.sleep(pause)
+        times.append(round(kill(server) * 1000, 2))
+    return Heal(times)
+
+
+def _kill_told(server: Running) -> float:
+    with control.Master(server.pids) as master:
+        if not wait(lambda: len(master.status().ready) == server.workers, TIMEOUT):
+            raise BenchError(f"{server.name} has not all of its {server.workers} workers: {server.output()}")
+        before = master.status().ready
+        began = time.perf_counter()
+        os.kill(random.choice(sorted(before)), signal.SIGKILL)
+        if not wait(lambda: bool(master.status().ready - before), TIMEOUT, every=0.001):
+            raise BenchError(f"{server.name} has not replaced a worker within {TIMEOUT:.0f} s: {server.output()}")
+        return time.perf_counter() - began
+
+
+def _kill_seen(server: Running) -> float:
+    target = server.target.at("/pid")
+    before: set[int] = set()
+
+    def complete() -> bool:
+        before.add(run(_who(target)))
+        return len(before) >= server.workers
+
+    wait(complete, 5.0, every=0.002)
+    before.discard(0)
+    if not before:
+        raise BenchError(f"{server.name} doesn't answer {target.path}: {server.output()}")
+    began = time.perf_counter()
+    os.kill(random.choice(sorted(before)), signal.SIGKILL)
+    if not wait(lambda: run(_who(target)) not in before | {0}, TIMEOUT, every=0.001):
+        raise BenchError(f"{server.name} has not replaced a killed worker within {TIMEOUT:.0f} s: {server.output()}")
+    return time.perf_counter() - began
+
+
+async def _who(target: Target) -> int:
+    """The pid of the worker that takes a new connection; 0: none did."""
+    try:
+        connection = await Connection.open(target)
+        return int((await connection.exchange(target.request(close=True))).body)
+    except Failed:
+        return 0

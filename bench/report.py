@@ -1,0 +1,113 @@
+"""Figures, the marks that they are held against, and how both are written down."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+US = "cluster2"
+
+Values = Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A bound that a value is held against.
+
+    Attributes:
+        text: the bound as it is read: `≤ 0.95 × uvicorn`.
+        value: what is held against it, in the bound's own unit (often a ratio); None: not measured.
+    """
+
+    text: str
+    value: float | None
+    bound: float
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        """None: not measured."""
+        if self.value is None:
+            return None
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"{self.text}: not measured"
+        return f"{self.text}: {_number(self.value)}, {'met' if self.met else '**missed**'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A row of a table: one measure of several servers.
+
+    Attributes:
+        values: by server; None: not available, or it failed.
+        details: whatever else the measurement found, for the file of results.
+    """
+
+    name: str
+    unit: str
+    values: Values
+    marks: Sequence[Mark] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def at_most(bound: float, value: float | None, unit: str = "") -> Mark:
+    """An absolute bound from above."""
+    return Mark(f"≤ {bound:g}{' ' + unit if unit else ''}", value, bound)
+
+
+def ratio(values: Values, other: str) -> float | None:
+    """Ours through another's; None if either wasn't measured."""
+    ours, theirs = values.get(US), values.get(other)
+    return None if ours is None or not theirs else ours / theirs
+
+
+def against(bound: float, values: Values, other: str, *, at_least: bool = False) -> Mark:
+    """A bound on the ratio of ours to another's."""
+    return Mark(f"{'≥' if at_least else '≤'} {bound:g} × {other}", ratio(values, other), bound, at_least)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """The figures as a Markdown table; ours is the first column of values."""
+    names = sorted({name for figure in figures for name in figure.values}, key=lambda name: (name != US, name))
+    lines = [["", *names, "mark"], ["---"] * (len(names) + 2)]
+    for figure in figures:
+        cells = [_number(figure.values.get(name)) for name in names]
+        lines.append([f"{figure.name}, {figure.unit}", *cells, "; ".join(map(str, figure.marks))])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+
+
+def save(suite: str, figures: Iterable[Figure]) -> Path:
+    """Writes figures, marks and details to `results/SUITE.json`; returns its path."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{suite}.json"
+    rows = [{**asdict(figure), "marks": [{**asdict(mark), "met": mark.met} for mark in figure.marks]} for figure in figures]
+    path.write_text(json.dumps({"suite": suite, "machine": machine(), "figures": rows}, indent=1) + "\n")
+    return path

@@ -1,0 +1,112 @@
+"""Thousands of keep-alive connections that do nothing, then wake up one by one at a given rate."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench.client import Connection, Failed, Target, raise_descriptor_limit
+from bench.errors import BenchError
+from bench.stats import Latencies
+
+AT_ONCE = 100
+"""How many connections are being opened at a time: fewer than any server's backlog."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What became of the connections.
+
+    Attributes:
+        opened: connections that had their first request answered.
+        lost: of those that were to wake up, how many got no answer.
+        closed: those that the server had closed, noticed by then, included in `lost`.
+        latency: of the first request after the rest.
+    """
+
+    opened: int
+    woken: int
+    lost: int
+    closed: int
+    latency: Latencies
+
+    def __str__(self) -> str:
+        return f"opened {self.opened} woken {self.woken} lost {self.lost} (closed {self.closed}) {self.latency}"
+
+
+async def _open(target: Target, message: bytes, number: int) -> list[Connection]:
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one() -> Connection:
+        async with gate:
+            connection = await Connection.open(target)
+            await connection.exchange(message)
+            return connection
+
+    try:
+        return await asyncio.gather(*(one() for _ in range(number)))
+    except Failed as why:
+        raise BenchError(f"{target.url}: not all of {number} connections could be opened: {why}") from None
+
+
+async def rest(
+    target: Target,
+    *,
+    connections: int = 2000,
+    settle: float = 4.0,
+    rate: float = 2000.0,
+    seconds: float = 6.0,
+    at_rest: Callable[[], None] | None = None,
+) -> Rest:
+    """Opens the connections, lets them rest, wakes them in random order.
+
+    Args:
+        settle: for how many seconds nothing happens.
+        rate: of the Poisson process that wakes them, a second.
+        seconds: the waking ends after so long, or with the last connection.
+        at_rest: called between the rest and the waking; it may block.
+
+    Raises:
+        BenchError: a connection can't be opened, or there are too few descriptors.
+    """
+    limit = raise_descriptor_limit()
+    if connections > limit - 100:
+        raise BenchError(f"{connections} connections need more descriptors than the {limit} allowed: ulimit -Hn")
+    message = target.request()
+    chance = random.Random(1)
+    resting = await _open(target, message, connections)
+    await asyncio.sleep(settle)
+    if at_rest is not None:
+        at_rest()
+    await asyncio.sleep(0.05)  # what was closed meanwhile is noticed
+    chance.shuffle(resting)
+    latencies: list[float] = []
+    lost = closed = 0
+
+    async def wake(connection: Connection) -> None:
+        nonlocal lost, closed
+        began = time.perf_counter()
+        closed += connection.closed
+        try:
+            await connection.exchange(message)
+            latencies.append(time.perf_counter() - began)
+        except Failed:
+            lost += 1
+
+    tasks = []
+    due = time.perf_counter()
+    end = due + seconds
+    for connection in resting:
+        due += chance.expovariate(rate)
+        if due > end:
+            break
+        if (wait := due - time.perf_counter()) > 0:
+            await asyncio.sleep(wait)
+        tasks.append(asyncio.ensure_future(wake(connection)))
+    await asyncio.gather(*tasks)
+    for connection in resting:
+        connection.close()
+    return Rest(len(resting), len(tasks), lost, closed, Latencies.of(latencies))

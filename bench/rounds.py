@@ -1,0 +1,111 @@
+"""Saturating rounds over several servers in turn: the ground of `cpu` and `throughput`.
+
+The servers run side by side, and each round loads one after the other with wrk, A B A B: what the machine does meanwhile hits
+all alike. Each round's values are set against those of the first server in the *same* round, and the median of these
+ratios is the result.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bench import proc, wrk
+from bench.servers import Running
+from bench.stats import median_ratio
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """How to load.
+
+    Attributes:
+        close: a connection for each request.
+        seconds: of load, for each server in each round.
+    """
+
+    connections: int = 64
+    seconds: int = 3
+    rounds: int = 5
+    close: bool = False
+    path: str = "/"
+
+
+@dataclass(slots=True)
+class Series:
+    """What one server gave, a value a round.
+
+    Attributes:
+        rate: requests a second.
+        cpu: CPU microseconds a request of its whole process tree.
+        errors: over all rounds; the figures of a server with errors are worth nothing.
+    """
+
+    rate: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One measure of several servers.
+
+    Attributes:
+        medians: by name.
+        ratios: by name, to the first server: medians of the ratios of pairs.
+        rounds: by name, all values.
+    """
+
+    unit: str
+    medians: dict[str, float]
+    ratios: dict[str, float]
+    rounds: dict[str, list[float]]
+    errors: dict[str, int]
+
+    def __str__(self) -> str:
+        cells = (
+            f"{name} {value:.2f}" + (f" ({self.ratios[name]:.3f} ×)" if name in self.ratios else "")
+            for name, value in self.medians.items()
+        )
+        errors = {name: number for name, number in self.errors.items() if number}
+        return f"{self.unit}: {', '.join(cells)}" + (f"; errors {errors}" if errors else "")
+
+
+def measure(servers: Sequence[Running], how: Rounds) -> dict[str, Series]:
+    """Loads the servers in turn; one short round before the first isn't counted."""
+    found = {server.name: Series() for server in servers}
+    for number in range(how.rounds + 1):
+        for server in servers:
+            used = proc.tree_cpu(server.pid)
+            report = wrk.load(
+                server.target.at(how.path).url,
+                connections=how.connections,
+                seconds=how.seconds if number else 1,
+                close=how.close,
+            )
+            used = proc.tree_cpu(server.pid) - used
+            if number and report.requests:
+                series = found[server.name]
+                series.rate.append(report.rate)
+                series.cpu.append(used / report.requests * 1e6)
+                series.errors += report.errors
+    return found
+
+
+def compare(found: dict[str, Series], *, cpu: bool) -> Comparison:
+    """CPU time a request, or throughput, of all servers; ratios are to the first."""
+    values = {name: series.cpu if cpu else series.rate for name, series in found.items()}
+    measured = {name: series for name, series in values.items() if series}
+    base = values[next(iter(values))] if values else []
+    return Comparison(
+        unit="CPU µs a request" if cpu else "requests a second",
+        medians={name: round(statistics.median(series), 3) for name, series in measured.items()},
+        ratios={
+            name: round(median_ratio(series, base), 4)
+            for name, series in measured.items()
+            if len(series) == len(base)
+        },
+        rounds={name: [round(value, 3) for value in series] for name, series in measured.items()},
+        errors={name: series.errors for name, series in found.items()},
+    )

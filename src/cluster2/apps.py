@@ -1,0 +1,203 @@
+"""What an app is, where it comes from, and of which kind it is.
+
+A target is `module:attr`, `path/file.py:attr` or the object itself. Its interface is read off its signature; the wrappers
+`asgi`, `wsgi`, `rsgi` and `tcp` say so explicitly where the signature can't.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+from .engines.base import Interface, is_async
+from .errors import AppError, ClusterError
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """An app that can be served.
+
+    Attributes:
+        call: the callable itself.
+        label: how messages name it.
+    """
+
+    call: Callable[..., Any]
+    interface: Interface
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """An app whose interface its author has said."""
+
+    call: Callable[..., Any]
+    interface: Interface
+
+
+def asgi(app: Callable[..., Any]) -> Declared:
+    """Say that this is an ASGI 3 app: `await app(scope, receive, send)`."""
+    return Declared(app, Interface.ASGI)
+
+
+def wsgi(app: Callable[..., Any]) -> Declared:
+    """Say that this is a WSGI app: `app(environ, start_response)` (PEP 3333)."""
+    return Declared(app, Interface.WSGI)
+
+
+def rsgi(app: Callable[..., Any]) -> Declared:
+    """Say that this is an RSGI app: `await app(scope, protocol)`, or an object with `__rsgi__`."""
+    return Declared(app, Interface.RSGI)
+
+
+def tcp(app: Callable[..., Any]) -> Declared:
+    """Say that this serves TCP: `async def handler(reader, writer)`, or a callable that returns an asyncio.Protocol."""
+    return Declared(app, Interface.TCP)
+
+
+def load(target: str | object, *, factory: bool = False) -> App:
+    """The app that a target names.
+
+    Raises:
+        AppError: it can't be imported (`detail` has the app's own traceback), or it isn't an app.
+    """
+    label = target if isinstance(target, str) else _label(target)
+    found = _import(target) if isinstance(target, str) else target
+    if factory:
+        found = _made_by(found, label)
+    interface = detect(found, label)
+    call = found.call if isinstance(found, Declared) else found
+    assert callable(call)
+    return App(call, interface, label)
+
+
+def detect(app: object, label: str) -> Interface:
+    """Tell an app's interface by its signature. Raises AppError, naming `label`, if it has none that we know."""
+    if isinstance(app, Declared):
+        if not callable(app.call):
+            raise AppError(f"{label} wraps a {type(app.call).__name__}, which can't be called")
+        return app.interface
+    if not callable(app):
+        raise AppError(f"{label} is a {type(app).__name__}, which can't be called; name an ASGI or WSGI app, or a TCP handler")
+    if hasattr(app, "__rsgi__"):
+        return Interface.RSGI
+    if inspect.isclass(app) and issubclass(app, asyncio.BaseProtocol):
+        return Interface.TCP
+    names = _positional(app)
+    match len(names):
+        case 3:
+            return Interface.ASGI
+        case 2 if is_async(app):
+            return Interface.RSGI if names[0] == "scope" else Interface.TCP
+        case 2:
+            return Interface.WSGI
+        case 0:
+            raise AppError(f"{label} takes no argument: if it is a factory that returns the app, add --factory")
+    raise AppError(
+        f"{label} looks like no app that cluster2 knows (it takes {len(names)} arguments); "
+        "say what it is by cluster2.asgi(app), .wsgi(app), .rsgi(app) or .tcp(app)"
+    )
+
+
+def _positional(app: Callable[..., Any]) -> list[str]:
+    """Names of the arguments that must be given by position."""
+    try:
+        parameters = inspect.signature(app).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [
+        each.name
+        for each in parameters
+        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) and each.default is each.empty
+    ]
+
+
+def _label(app: object) -> str:
+    call = app.call if isinstance(app, Declared) else app
+    return str(getattr(call, "__qualname__", type(call).__qualname__))
+
+
+def _import(target: str) -> object:
+    source, colon, path = target.rpartition(":")
+    if not colon or not source or not path:
+        raise AppError(f"{target!r} names no app: write module:attribute or path/file.py:attribute")
+    found: object = _module(source, target)
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise AppError(f"{source} has no attribute {path!r} (wanted by {target!r})") from None
+    return found
+
+
+def _module(source: str, target: str) -> ModuleType:
+    try:
+        return _from_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+    except ClusterError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is not None and (source == error.name or source.startswith(error.name + ".")):
+            raise AppError(f"there is no module {error.name!r} (wanted by {target!r}); it is searched in {_searched()}") from None
+        raise _broken(source, error) from error
+    except BaseException as error:  # an app's module may raise anything, SystemExit included; the exit code is ours
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise _broken(source, error) from error
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise AppError(f"there is no file {str(path)!r} (looked for in {Path.cwd()})")
+    if path.stem in sys.modules:
+        raise AppError(f"{path} can't be imported: a module named {path.stem!r} is loaded already; rename the file")
+    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    spec.loader.exec_module(module)
+    return module
+
+
+def _made_by(factory: object, label: str) -> object:
+    if not callable(factory):
+        raise AppError(f"{label} is a {type(factory).__name__}, which can't be called as a factory; leave --factory out")
+    try:
+        return factory()
+    except Exception as error:
+        raise AppError(f"the factory {label} raised {_said(error)}", detail=_trace(error)) from error
+
+
+def _broken(source: str, error: BaseException) -> AppError:
+    return AppError(f"{source} can't be imported: it raised {_said(error)}", detail=_trace(error))
+
+
+def _said(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _searched() -> str:
+    return sys.path[0] or str(Path.cwd())
+
+
+def _trace(error: BaseException) -> str:
+    """The traceback from the app's own first line on: the import machinery's and our frames tell the reader nothing."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None and _foreign(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace)).rstrip()
+
+
+def _foreign(filename: str) -> bool:
+    return filename.startswith("<frozen importlib") or filename in (__file__, importlib.__file__)

@@ -1,0 +1,161 @@
+"""From a configuration to a running cluster, and back to nothing.
+
+Everything that a cluster leaves in the system (the lock, pid files, listeners, socket files) is taken here, in one place, and
+given back in the reverse order, whatever happens in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import uvloop
+
+from . import events, logs, single
+from .config import Config
+from .emitter import Emitter
+from .kernel import processes
+from .kernel.listeners import Listener, open_all, systemd_fds
+from .kernel.pidfiles import PidsDirectory
+from .kernel.scoreboard import Scoreboard
+from .master.loop import Estate, Master
+from .master.nursery import default_argv
+from .settings import Address, FdAddress
+
+logger = logging.getLogger("cluster2.master")
+
+
+def run(
+    config: Config,
+    *,
+    emitter: Emitter | None = None,
+    argv: Sequence[str] | None = None,
+    targets: Sequence[object] | None = None,
+    on_ready: Callable[[], None] | None = None,
+) -> int:
+    """Serve in the foreground until told to end. Returns the exit code.
+
+    Args:
+        argv: the program that loads the apps; None: ours, for apps that are named by text.
+        targets: the apps as objects, for the case that there is no master.
+        on_ready: called once, when all workers serve.
+
+    Raises:
+        ClusterError: what a user can do wrong; nothing is left behind.
+    """
+    emitter = emitter or Emitter()
+    prepare(config)
+    if not config.settings.cluster:
+        with listening(config) as listeners:
+            return single.run(config, listeners, targets, on_ready or _nothing)
+    with estate(config, argv or default_argv()) as owned:
+        return uvloop.run(supervise(owned, emitter, on_ready or _nothing, owns_process=True))
+
+
+def prepare(config: Config) -> None:
+    """What a process does before it becomes a master."""
+    logs.configure(config.settings)
+    for warning in config.warnings:
+        logger.warning("%s", warning)
+    processes.raise_file_limit()
+
+
+async def supervise(
+    owned: Estate, emitter: Emitter, on_ready: Callable[[], None], *, owns_process: bool, started: Callable[[Master], None] | None = None
+) -> int:
+    """Be the master until it has ended. Returns the exit code; raises as `run` does."""
+
+    def emit(event: events.Event) -> None:
+        _log(event)
+        emitter.emit(event)
+
+    def ready() -> None:
+        where = ", ".join(str(listener.address) for _, listener in owned.listeners)
+        logger.info("serving on %s with %d workers", where, owned.settings.workers)
+        on_ready()
+
+    master = Master(owned, emit=emit, on_ready=ready, owns_process=owns_process)
+    if started is not None:
+        started(master)
+    code = 1
+    try:
+        code = await master.run()
+        return code
+    finally:
+        emit(events.Stopped(time=time.time(), code=code))
+        await emitter.settle()
+        owned.pids.release()
+        await master.close()
+
+
+@contextlib.contextmanager
+def estate(config: Config, argv: Sequence[str]) -> Iterator[Estate]:
+    """Everything that a master owns."""
+    settings = config.settings
+    pids = PidsDirectory(settings.pids)
+    pids.acquire()
+    with contextlib.ExitStack() as stack:
+        stack.callback(pids.release)
+        pids.write_master(os.getpid())
+        listeners = stack.enter_context(listening(config))
+        processes.become_subreaper()
+        board = Scoreboard.create()
+        stack.callback(board.close)
+        yield Estate(settings, explicit(config), listeners, board, pids, argv)
+
+
+@contextlib.contextmanager
+def listening(config: Config) -> Iterator[list[tuple[int, Listener]]]:
+    """The listeners of each app, by its index."""
+    places = _places(config)
+    flat = [address for addresses in places for address in addresses]
+    listeners = open_all(flat, backlog=config.settings.backlog)
+    sites = [site for site, addresses in enumerate(places) for _ in addresses]
+    try:
+        yield list(zip(sites, listeners, strict=True))
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def explicit(config: Config) -> dict[str, str]:
+    """The source of each option that was set on purpose."""
+    return {name: source for name, source in config.sources.items() if config.explicit(name)}
+
+
+def _places(config: Config) -> list[Sequence[Address]]:
+    """The addresses of each app. Sockets that systemd hands over count where no address was asked for."""
+    handed = systemd_fds(os.environ, os.getpid())
+    asked = any(config.explicit(name) for name in ("bind", "host", "port", "apps"))
+    if handed and not asked:
+        return [[FdAddress(number) for number in handed]]
+    return [addresses for _, addresses in config.settings.targets()]
+
+
+def _log(event: events.Event) -> None:
+    """One line for each event that a reader of the log wants to see. Warnings are logged where they arise."""
+    match event:
+        case events.Listening():
+            logger.info(
+                "worker %d serves (slot %d, generation %d, ready after %.0f ms)",
+                event.pid, event.slot, event.generation, event.boot * 1000,
+            )  # fmt: skip
+        case events.Died():
+            how = event.signal or f"exit code {event.code}"
+            level = logging.WARNING if event.reason in ("crash", "hang") else logging.INFO
+            logger.log(level, "worker %d is gone (slot %d, %s, %s)", event.pid, event.slot, event.reason, how)
+        case events.Signalled():
+            logger.info("%s: %s", event.signal, event.action)
+        case events.ShuttingDown():
+            logger.info("shutting down %s", "gracefully" if event.graceful else "at once")
+        case events.Recovered():
+            logger.info("recovered: %d workers serve", event.ready)
+        case _:
+            pass
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,77 @@
+"""What the processes that the master executes run: the zygote, and through it the workers.
+
+Here, and only here, the zygote and the worker meet; the packages don't know each other. `python -m cluster2.child` is
+executed with the channel's descriptor in `_CLUSTER2_CHANNEL`; in script mode it is the user's own script that is executed,
+and `Cluster.listen` comes here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+from . import wire
+from .kernel import processes
+from .kernel.descriptors import Packets
+from .kernel.scoreboard import Scoreboard
+from .settings import Settings
+from .worker import runtime
+from .zygote import image, main
+
+CHANNEL = "_CLUSTER2_CHANNEL"
+
+
+def is_child() -> bool:
+    """Whether this process was executed by a master."""
+    return CHANNEL in os.environ
+
+
+def run(settings: Settings | None = None, targets: Sequence[object] | None = None) -> int:
+    """Be the child. Returns its exit code.
+
+    Args:
+        settings: the options as this process read them (script mode); None: as the master sends them.
+        targets: the apps as objects (script mode); None: as the options name them.
+    """
+    # Out of the environment, so that what the app starts doesn't take itself for one of us.
+    channel = Packets.attach(int(os.environ.pop(CHANNEL)))
+    processes.raise_file_limit()
+
+    def prepare(order: wire.Prepare) -> image.Image:
+        options = settings or Settings.from_wire(order.settings)
+        title(options, f"zygote g{order.generation}")
+        return image.build(options, order.sources, targets or [target for target, _ in options.targets()])
+
+    return main.main(channel, prepare, _serve)
+
+
+def title(settings: Settings, role: str) -> None:
+    """Name this process for `ps` and `top`."""
+    import setproctitle
+
+    setproctitle.setproctitle(f"{settings.proc_name or 'cluster2'}: {role}")
+
+
+def _serve(made: image.Image, order: wire.Order, descriptors: list[int]) -> int:
+    title(made.settings, f"worker {order.slot} g{order.generation}")
+    talk, board, *listening = descriptors
+    sockets = [
+        (spec.site, socket.socket(fileno=descriptor))
+        for spec, descriptor in zip(order.sockets, listening, strict=True)
+    ]
+    return runtime.serve(
+        runtime.Birth(
+            order=order,
+            settings=made.settings,
+            sites=[runtime.Staffed(app, engine) for app, engine in made.sites],
+            board=Scoreboard.attach(board),
+            talk=socket.socket(fileno=talk),
+            sockets=sockets,
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run())

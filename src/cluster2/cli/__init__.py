@@ -1,0 +1,83 @@
+"""The shell: the command `cluster2`.
+
+Each command is a function in a module of its own room, imported when it is called: `cluster2 status` needs neither the
+options nor the master, and must answer at once. A command returns its exit code, or raises the error that has one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from .. import __version__
+from ..errors import ClusterError
+
+COMMANDS = {
+    "run": "serve",
+    "start": "serve",
+    "status": "control",
+    "stop": "control",
+    "shutdown": "control",
+    "check": "examine",
+    "config": "examine",
+}
+"""The module that has a command."""
+
+INTERRUPTED = 130
+"""128 + SIGINT, as the shell counts a program that Ctrl-C ended."""
+
+
+class _Commands(click.Group):
+    """The commands, imported on demand, and what their errors look like."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f".{COMMANDS[cmd_name]}", __name__), cmd_name)
+        return command
+
+    def main(self, *args: Any, **extra: Any) -> NoReturn:
+        """Run a command and leave with its exit code."""
+        try:
+            code = super().main(*args, **{"prog_name": "cluster2", **extra, "standalone_mode": False})
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code
+        except click.Abort:
+            code = INTERRUPTED
+        except ClusterError as error:
+            complain("error", error.message)
+            if error.detail:
+                click.echo(error.detail, err=True)
+            code = error.exit_code
+        sys.exit(code or 0)
+
+
+def complain(kind: str, message: str) -> None:
+    """Say a line on standard error, as this command does: `cluster2: warning: …`."""
+    click.echo(f"cluster2: {kind}: {message}", err=True)
+
+
+def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        click.echo(f"cluster2 {__version__}")
+        ctx.exit()
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version and leave."
+)
+def cli() -> None:
+    """Serve Python apps on all cores, and lose no request."""
+
+
+def main() -> NoReturn:
+    """The console script."""
+    cli.main()

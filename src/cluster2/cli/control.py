@@ -1,0 +1,114 @@
+"""`status`, `stop`, `shutdown`: what is asked of a running master."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..client import Client
+from ..config import lookup
+
+_pids = click.option(
+    "--pids", metavar="PATH", help="The directory of pid files that the master was started with.  [./pids]"
+)
+
+
+@click.command()
+@_pids
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def status(pids: str | None, as_json: bool) -> int:
+    """Show the master and its workers."""
+    found = _client(pids).call("status", timeout=10)
+    click.echo(json.dumps(found, indent=2) if as_json else describe(found))
+    return 0
+
+
+@click.command()
+@_pids
+def stop(pids: str | None) -> int:
+    """Stop at once, return when all are gone."""
+    _client(pids).gone("stop", progress=_reporter())
+    return 0
+
+
+@click.command()
+@_pids
+def shutdown(pids: str | None) -> int:
+    """Stop gracefully, return when the master is gone."""
+    _client(pids).gone("shutdown", progress=_reporter())
+    return 0
+
+
+def _client(pids: str | None) -> Client:
+    return Client(Path(lookup("pids", pids)))
+
+
+def _reporter() -> Callable[[dict[str, Any]], None] | None:
+    """What shows progress on a terminal; None in a pipe."""
+    if not sys.stderr.isatty():
+        return None
+    return lambda said: click.echo("  ".join(f"{key} {value}" for key, value in said.items()), err=True)
+
+
+def describe(found: dict[str, Any]) -> str:
+    """A master's answer to `status` for people: three lines on the whole, then a table of the workers."""
+    master, workers = found["master"], found["workers"]
+    ready = sum(worker["state"] == "ready" for worker in workers)
+    lines = [
+        f"master {master['pid']}  {master['state']}, up {_span(master['uptime'])}, cluster2 {master['version']}",
+        f"generation {found['generation']}  {ready} of {found['wanted']} workers ready, traffic {found['traffic']}",
+        "listening  " + ", ".join(found["addresses"]),
+    ]
+    rows: list[tuple[str, ...]] = [("PID", "SLOT", "GEN", "STATE", "UP", "REQUESTS", "OPEN", "BUSY", "MEMORY")]
+    rows += [
+        (
+            _cell(worker["pid"]),
+            _cell(worker["slot"]),
+            _cell(worker["generation"]),
+            _cell(worker["state"]),
+            _span(worker["uptime"]),
+            _cell(worker["requests"]),
+            _cell(worker["connections"]),
+            _cell(worker["in_flight"]),
+            _memory(worker["memory"]),
+        )
+        for worker in workers
+    ]
+    return "\n".join([*lines, "", *_aligned(rows)])
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Lines in columns: words to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(_pad(cell, at, width) for at, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+
+
+def _pad(cell: str, column: int, width: int) -> str:
+    return cell.ljust(width) if column == 3 else cell.rjust(width)
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def _span(seconds: float | None) -> str:
+    """A time in its two largest units: `3d4h`, `2m05s`, `7s`."""
+    if seconds is None:
+        return "-"
+    whole = int(seconds)
+    for size, unit, below, below_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // below:02d}{below_unit}"
+    return f"{whole}s"
+
+
+def _memory(size: float | None) -> str:
+    return "-" if size is None else f"{size / 2**20:.0f} MiB"

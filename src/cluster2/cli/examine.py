@@ -1,0 +1,70 @@
+"""`check` and `config`: what would be served, and how, without serving it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import click
+
+from ..config import Config, read_env_file
+from ..settings import OPTIONS
+from .flags import OptionCommand, gather, require_target, with_options
+
+
+@click.command(cls=OptionCommand)
+@with_options
+def check(**flags: Any) -> int:
+    """Validate options and app, serve nothing."""
+    config = require_target(gather(flags))
+    settings = config.settings
+    _enter(config)
+
+    from .. import apps
+
+    for target, addresses in settings.targets():
+        app = apps.load(target, factory=settings.factory)
+        click.echo(f"ok: {app.interface} app {target} on {', '.join(map(str, addresses))}")
+    return 0
+
+
+def _enter(config: Config) -> None:
+    """Make this process's surroundings those of a worker."""
+    from pathlib import Path
+
+    os.chdir(config.settings.chdir)
+    sys.path.insert(0, config.settings.chdir)
+    if config.settings.env_file is not None:
+        os.environ.update(read_env_file(Path(config.settings.env_file)))
+
+
+@click.command(cls=OptionCommand)
+@with_options
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def config(as_json: bool, **flags: Any) -> int:
+    """Show all options, each with its source."""
+    found = gather(flags, check=False)
+    values = found.settings.to_wire()
+    if as_json:
+        shown = {name: {"value": _shown(name, values), "source": found.sources[name]} for name in OPTIONS}
+        click.echo(json.dumps(shown, indent=2))
+        return 0
+    rows = [(name, _line(name, found), found.sources[name]) for name in OPTIONS]
+    left, middle = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for name, value, source in rows:
+        click.echo(f"{name:<{left}}  {value:<{middle}}  {source}")
+    return 0
+
+
+def _shown(name: str, values: dict[str, Any]) -> Any:
+    option = OPTIONS[name]
+    value = values[option.field]
+    return "***" if option.secret and value is not None else value
+
+
+def _line(name: str, config: Config) -> str:
+    option = OPTIONS[name]
+    value = getattr(config.settings, option.field)
+    return option.show(value) if value not in (None, ()) else "-"

@@ -1,0 +1,95 @@
+"""The flags of commands that take options: all derived from `settings.OPTIONS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..config import Config, load
+from ..settings import FLAG, OPTIONS, Option
+from . import complain
+
+
+class _Flag(click.Option):
+    """The flag of an option. Its value stays a text here: `config.load` reads it, and says what is wrong with it."""
+
+    def __init__(self, option: Option) -> None:
+        assert option.flag is not None
+        names = [option.field, option.flag, *([option.short] if option.short else [])]
+        default = option.show(option.default)
+        shown = f"{option.help}  [{default}]" if default else option.help
+        if option.kind is FLAG:
+            names[1] += option.flag.replace("--", "/--no-", 1)
+            super().__init__(names, default=None, help=shown)
+        else:
+            label = option.kind.label
+            super().__init__(names, default=None, help=shown, metavar=label, multiple=option.repeatable)
+        self.heading = option.group
+
+
+class OptionCommand(click.Command):
+    """A command whose flags are the options, shown under headings. It keeps the arguments as they were written."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, and remember."""
+        ctx.meta["cluster2.arguments"] = tuple(args)
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the flags by heading."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                groups.setdefault(getattr(param, "heading", "Command"), []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records, col_max=42)
+
+
+def with_options(function: Callable[..., int]) -> Callable[..., int]:
+    """Give a command TARGET, `--config` and a flag for each option; `gather` makes a configuration of what they say."""
+    for option in reversed(list(OPTIONS.values())):
+        if option.flag:
+            _add(function, _Flag(option))
+    help = "read options from FILE, not from cluster2.toml or pyproject.toml"
+    _add(function, click.Option(["file", "-c", "--config"], metavar="FILE", help=help))
+    _add(function, click.Argument(["app"], metavar="TARGET", required=False))
+    return function
+
+
+def _add(function: Callable[..., int], param: click.Parameter) -> None:
+    # Where click's own decorators leave parameters, the last one first, for the command to collect.
+    vars(function).setdefault("__click_params__", []).append(param)
+
+
+def gather(flags: Mapping[str, Any], *, check: bool = True) -> Config:
+    """The configuration that flags, environment and file make together; its warnings are said on standard error.
+
+    Raises:
+        ConfigError: see `config.load`.
+    """
+    names = {option.field: option for option in OPTIONS.values()}
+    given = {names[field].name: value for field, value in flags.items() if field in names and value not in (None, ())}
+
+    def origin(name: str) -> str:
+        option = OPTIONS[name]
+        if option.flag is None:
+            return "argument TARGET"
+        return "flag " + (option.flag.replace("--", "--no-", 1) if given[name] is False else option.flag)
+
+    file = flags.get("file")
+    config = load(given, origin=origin, file=None if file is None else Path(file), check=check)
+    for warning in config.warnings:
+        complain("warning", warning)
+    return config
+
+
+def require_target(config: Config) -> Config:
+    """The same configuration, if it names an app. Raises click.UsageError if not."""
+    if config.settings.app is None and not config.settings.apps:
+        raise click.UsageError("name the app: TARGET is module:attr or path/file.py:attr", click.get_current_context())
+    return config

@@ -1,0 +1,111 @@
+"""`run` and `start`: a master in the foreground, or in the background."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+
+from ..errors import ClusterError
+from .flags import OptionCommand, gather, require_target, with_options
+
+READY_FD = "_CLUSTER2_READY_FD"
+"""The variable by which `start` tells `run` the descriptor of a pipe; `run` says on it that the workers are ready."""
+
+
+@click.command(cls=OptionCommand)
+@with_options
+def run(**flags: Any) -> int:
+    """Serve TARGET in the foreground.
+
+    TARGET is module:attr or path/file.py:attr: an ASGI or WSGI app, a TCP handler, or with --factory a callable that
+    returns one.
+    """
+    # First of all: nothing that this process starts may inherit the descriptor or its name.
+    on_ready = _announcer(os.environ.pop(READY_FD, None))
+    config = require_target(gather(flags))
+
+    from .. import boot
+
+    code: int = boot.run(config, on_ready=on_ready)
+    return code
+
+
+@click.command(cls=OptionCommand)
+@with_options
+def start(**flags: Any) -> int:
+    """Serve TARGET in the background.
+
+    Returns when the workers are ready, or with the exit code of what went wrong. TARGET and options are those of `run`;
+    what the processes write goes to cluster2.log in the directory of logs.
+    """
+    config = require_target(gather(flags))
+    path = Path(config.settings.logs) / "cluster2.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = path.open("ab")
+    except OSError as error:
+        raise ClusterError(f"can't write the log {path} (logs, {config.sources['logs']}): {error.strerror}") from None
+    with log:
+        before = log.tell()
+        code = _launch(click.get_current_context().meta["cluster2.arguments"], log)
+    if code:
+        with path.open("rb") as said:
+            said.seek(before)
+            sys.stderr.write(said.read().decode(errors="replace"))
+    return code
+
+
+def _launch(arguments: tuple[str, ...], log: BinaryIO) -> int:
+    """Start `cluster2 run` in a session of its own; 0 when it is ready, else its exit code when it has ended."""
+    # -P: the working directory gets on the import path as `chdir` says, not ahead of cluster2 itself.
+    command = [sys.executable, "-P", "-m", "cluster2", "run", *arguments]
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as ready:
+        try:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=[writer],
+                env=os.environ | {READY_FD: str(writer)},
+            )
+        finally:
+            os.close(writer)
+        try:
+            if ready.readline() == b"ready\n":
+                child.returncode = 0  # it lives on, on purpose: subprocess need not warn of it
+                return 0
+            code = child.wait()
+        except KeyboardInterrupt:
+            child.terminate()
+            child.wait()
+            raise
+    return code if code >= 0 else 128 - code
+
+
+def _announcer(number: str | None) -> Callable[[], None] | None:
+    """What says on the pipe of that number that we are ready; None if nobody waits for it."""
+    if number is None:
+        return None
+    try:
+        descriptor = int(number)
+        os.set_inheritable(descriptor, False)
+    except (ValueError, OSError):
+        return None
+
+    def announce() -> None:
+        try:
+            os.write(descriptor, b"ready\n")
+        except BrokenPipeError:
+            pass  # who waited has left; we serve all the same
+        os.close(descriptor)
+
+    return announce

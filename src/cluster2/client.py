@@ -1,0 +1,144 @@
+"""How to talk to a running master: JSON lines over `master.sock` in its pids directory.
+
+A request is one line, `{"verb": "status", "params": {}}`. The answer is any number of `{"progress": {…}}`, and then
+either `{"ok": true, "result": {…}}` or `{"ok": false, "error": {"message": "…", "detail": "…", "exit_code": 1}}`. To a
+verb that ends the master the answer is complete only with the end of the connection, which is that of the master.
+
+The path of a Unix socket may have 107 bytes, which a directory of tests or of a container's volume easily exceeds. So
+the directory is opened first (`O_PATH`: no right to list it is needed), and the socket is named relative to that
+descriptor, through `/proc/self/fd`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import ClusterError, NotRunning
+
+SOCKET = "master.sock"
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class Client:
+    """The master of one pids directory, seen from another process. Each call is a connection of its own.
+
+    Args:
+        pids: the directory.
+    """
+
+    def __init__(self, pids: Path) -> None:
+        self.pids = pids
+
+    def call(
+        self,
+        verb: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Any]:
+        """Ask the master for something and return the result.
+
+        Args:
+            progress: called with what the master says before it answers.
+            timeout: seconds for the whole; None waits as long as it takes.
+
+        Raises:
+            NotRunning: no master is there.
+            ClusterError: the master's own error, with its exit code; or it didn't answer, or not in time.
+        """
+        with self._connect() as connection:
+            lines = _exchange(connection, verb, params, timeout)
+            answer = self._answer(lines, progress)
+        if answer is None:
+            raise ClusterError(f"the master at {self.pids} left without an answer to {verb!r}")
+        return answer
+
+    def gone(self, verb: str, *, progress: Progress | None = None, timeout: float | None = None) -> dict[str, Any]:
+        """Tell the master to leave (`stop`, `shutdown`), return when it is gone: what it answered, or nothing.
+
+        Raises:
+            NotRunning: no master is there.
+            ClusterError: it refuses, or is still there after `timeout` seconds.
+        """
+        with self._connect() as connection:
+            lines = _exchange(connection, verb, None, timeout)
+            answer = self._answer(lines, progress)
+            for _ in lines:
+                pass  # whatever it says now, the end of the connection is what counts
+        return answer or {}
+
+    def _connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            directory = os.open(self.pids, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                connection.connect(f"/proc/self/fd/{directory}/{SOCKET}")
+            finally:
+                os.close(directory)
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+            connection.close()
+            raise NotRunning(f"no master is running on {self.pids}: name its directory with --pids") from None
+        except OSError as error:
+            connection.close()
+            raise ClusterError(f"can't talk to the master at {self.pids}: {error.strerror}") from None
+        return connection
+
+    def _answer(self, lines: Iterator[bytes], progress: Progress | None) -> dict[str, Any] | None:
+        """The result, or None if the connection ended first."""
+        for line in lines:
+            try:
+                said = json.loads(line)
+                kind, content = next((key, said[key]) for key in ("progress", "result", "error") if key in said)
+                error = _error(content) if kind == "error" else None
+                content = dict(content)
+            except (ValueError, TypeError, KeyError, StopIteration):
+                speaker = f"{self.pids}/{SOCKET}"
+                raise ClusterError(f"who listens at {speaker} doesn't speak as a master: {line!r:.80}") from None
+            if error is not None:
+                raise error
+            if kind == "result":
+                return content
+            if progress is not None:
+                progress(content)
+        return None
+
+
+def _exchange(
+    connection: socket.socket, verb: str, params: Mapping[str, Any] | None, timeout: float | None
+) -> Iterator[bytes]:
+    """Send a request, yield the lines of the answer until the connection ends. Raises ClusterError when time is up."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    request = json.dumps({"verb": verb, "params": dict(params or {})}).encode() + b"\n"
+    pending = b""
+    try:
+        connection.settimeout(timeout)
+        connection.sendall(request)
+        while True:
+            if deadline is not None:
+                connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            received = connection.recv(65536)
+            if not received:
+                return
+            *lines, pending = (pending + received).split(b"\n")
+            yield from lines
+    except TimeoutError:
+        raise ClusterError(f"the master didn't finish {verb!r} within {timeout:g} s") from None
+    except ConnectionError:
+        return  # killed with our request unread: that is the end of the connection, too
+
+
+def _error(said: Mapping[str, Any]) -> ClusterError:
+    """The master's error as ours: of the class that has its exit code, if there is one."""
+    code = int(said.get("exit_code", 1))
+    classes: dict[int, type[ClusterError]] = {each.exit_code: each for each in ClusterError.__subclasses__()}
+    error = classes.get(code, ClusterError)(str(said["message"]), detail=str(said.get("detail") or ""))
+    vars(error)["exit_code"] = code  # for a code that no class has
+    return error

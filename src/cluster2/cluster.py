@@ -1,0 +1,231 @@
+"""The API: a cluster, from the script that starts it or from any other process that talks to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, TypeVar
+
+from . import boot, child, config
+from .apps import Declared
+from .client import Client
+from .config import Config
+from .emitter import Emitter
+from .errors import ClusterError, ConfigError
+from .master.loop import Master
+from .master.nursery import default_argv, script_argv
+
+H = TypeVar("H", bound=Callable[[Any], Any])
+
+
+class Cluster:
+    """A cluster of workers that serve one app or several.
+
+    Args:
+        options: as in the reference of options; nested ones as dictionaries (`ecv={"control": True}`).
+
+    Raises:
+        ConfigError: an option is unknown or has a bad value.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+        self._config = config.load(options, check=False)
+        self._emitter = Emitter()
+
+    @property
+    def config(self) -> Config:
+        """The effective options and where each came from."""
+        return self._config
+
+    # Serving
+
+    def listen(self, app: object = None, *, factory: bool | Callable[..., object] = False) -> None:
+        """Serve until told to end; then return. Call it in a script's main thread.
+
+        This process becomes the master. An app that is given as an object is loaded by executing this very script again:
+        there, this call becomes the process that forks workers, and never returns. So what stands before it runs in
+        both, and what stands behind it only in the master.
+
+        Args:
+            app: the app, or `module:attr`, or None if the options name it.
+            factory: a callable that returns the app; or true, if `app` is one.
+
+        Raises:
+            SystemExit: with the exit code of the error, after a line on standard error, if it can't serve.
+        """
+        try:
+            configured, targets = self._with(app, factory)
+            if child.is_child():
+                sys.exit(child.run(configured.settings, targets))
+            argv = default_argv() if targets is None else _own_script()
+            code = boot.run(configured, emitter=self._emitter, argv=argv, targets=targets)
+        except ClusterError as error:
+            report(error)
+            raise SystemExit(error.exit_code) from None
+        if code:
+            raise SystemExit(code)
+
+    async def serve(self, app: object = None) -> int:
+        """The same inside a running event loop, whose signals stay its own. Cancel it, or call `shutdown`, to end it.
+
+        The app must be importable: `module:attr`, or an object that is an attribute of its module.
+
+        Raises:
+            ClusterError: it can't serve.
+        """
+        async with self.running(app) as running:
+            return await running.ended()
+
+    @contextlib.asynccontextmanager
+    async def running(self, app: object = None) -> AsyncIterator[Running]:
+        """`async with cluster.running(app) as running:` serves for as long as the block lasts; for tests, mostly.
+
+        Raises:
+            ClusterError: it can't serve.
+        """
+        target = app if app is None or isinstance(app, str) else _importable(app)
+        configured, _ = self._with(target, False)
+        boot.prepare(configured)
+        with boot.estate(configured, default_argv()) as owned:
+            running = Running(owned)
+            task = asyncio.ensure_future(
+                boot.supervise(owned, self._emitter, running.ready.set, owns_process=False, started=running.started)
+            )
+            running.task = task
+            try:
+                waiting = asyncio.ensure_future(running.ready.wait())
+                await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
+                if task.done():
+                    task.result()
+                yield running
+            finally:
+                running.shut_down()
+                if not task.done():
+                    await task
+
+    # Events
+
+    def on(self, name: str, handler: H | None = None) -> Any:
+        """Call a handler, sync or async, when an event happens: `@cluster.on("died")`, or `cluster.on("died", handler)`."""
+        if handler is None:
+            return lambda decorated: self.on(name, decorated)
+        self._emitter.on(name, handler)
+        return handler
+
+    def off(self, name: str, handler: Callable[[Any], Any]) -> None:
+        """Call it no more. Raises ValueError if it wasn't called on that event."""
+        self._emitter.off(name, handler)
+
+    # From any process
+
+    def status(self) -> dict[str, Any]:
+        """What `cluster2 status --json` shows. Raises NotRunning."""
+        return self._client().call("status")
+
+    def shutdown(self) -> None:
+        """End the cluster gracefully; returns when its master is gone. Raises NotRunning."""
+        self._client().gone("shutdown")
+
+    def stop(self) -> None:
+        """End the cluster at once; returns when its master is gone. Raises NotRunning."""
+        self._client().gone("stop")
+
+    def _client(self) -> Client:
+        return Client(Path(self._config.settings.pids))
+
+    def _with(self, app: object, factory: bool | Callable[..., object]) -> tuple[Config, list[object] | None]:
+        """The configuration for that app; and the apps as objects, or None if all are named by text."""
+        given = dict(self._options)
+        if callable(factory):
+            app, factory = factory, True
+        if factory:
+            given["factory"] = True
+        if isinstance(app, str):
+            given["app"] = app
+        loaded = config.load(given)
+        if app is not None and not isinstance(app, str):
+            return loaded, [app]
+        named = [target for target, _ in loaded.settings.targets()]
+        if None in named:
+            raise ConfigError("no app is named: give one to listen(), or set `app`")
+        return loaded, None if all(isinstance(target, str) for target in named) else named
+
+
+class Running:
+    """A cluster that serves inside of this program."""
+
+    def __init__(self, owned: boot.Estate) -> None:
+        self._owned = owned
+        self.ready = asyncio.Event()
+        self.task: asyncio.Future[int]
+        self._master: Master | None = None
+
+    def started(self, master: Master) -> None:
+        """Called once, by the master."""
+        self._master = master
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it serves, with the real ports."""
+        return [str(listener.address) for _, listener in self._owned.listeners]
+
+    def shut_down(self) -> None:
+        """Begin to end gracefully; `ended` returns when it has."""
+        if self._master is not None and not self.task.done():
+            self._master.shut_down()
+
+    async def ended(self) -> int:
+        """The exit code, when it has ended."""
+        return await asyncio.shield(self.task)
+
+
+def run(configured: Config, *, on_ready: Callable[[], None] | None = None) -> int:
+    """What `cluster2 run` does: `setup` is called with the cluster, then it serves. Returns the exit code.
+
+    Raises:
+        ClusterError: it can't serve.
+    """
+    cluster = Cluster.__new__(Cluster)
+    cluster._options, cluster._config, cluster._emitter = {}, configured, Emitter()
+    setup: Any = configured.settings.setup
+    if setup is not None:
+        _set_up(setup, cluster, configured)
+    return boot.run(configured, emitter=cluster._emitter, on_ready=on_ready)
+
+
+def report(error: ClusterError) -> None:
+    """Say on standard error what went wrong: one line, and the detail below it."""
+    sys.stderr.write(f"cluster2: error: {error.message}\n" + (f"{error.detail}\n" if error.detail else ""))
+
+
+def _set_up(setup: Any, cluster: Cluster, configured: Config) -> None:
+    sys.path.insert(0, configured.settings.chdir)
+    source = configured.sources["setup"]
+    try:
+        (resolve_name(setup) if isinstance(setup, str) else setup)(cluster)
+    except Exception as error:
+        raise ConfigError(f"setup = {setup} ({source}): it raised {type(error).__name__}: {error}") from error
+
+
+def _own_script() -> list[str]:
+    if hasattr(sys, "ps1") or not sys.argv[0]:
+        raise ConfigError("an app object can be served from a script file only; here, name it as module:attr")
+    return script_argv()
+
+
+def _importable(app: object) -> str:
+    """`module:attr` of an object, found among the modules that are loaded."""
+    inner = app.call if isinstance(app, Declared) else app
+    for name, module in list(sys.modules.items()):
+        for attribute, value in list(vars(module).items()) if inspect.ismodule(module) else ():
+            if value is app or value is inner:
+                file = getattr(module, "__file__", None)
+                return f"{file if name == '__main__' and file else name}:{attribute}"
+    raise ConfigError(f"{app!r} isn't an attribute of a module, so workers can't import it: name it as module:attr")

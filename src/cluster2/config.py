@@ -1,0 +1,341 @@
+"""Where the values of options come from: code or flags, the environment, the file, defaults, in this order.
+
+`load` gathers them, checks each, and notes for each where it came from, since a message that names the line, the
+variable or the flag spares a search.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from .errors import ConfigError
+from .settings import OPTIONS, PATH, Option, Settings, validate
+
+PREFIX = "CLUSTER2_"
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings, and how they came about.
+
+    Attributes:
+        sources: for each option by dotted name where its value is from: "default", "flag --workers",
+            "CLUSTER2_WORKERS", "cluster2.toml:3", "code".
+        warnings: what looks like a mistake but need not be one, a line each.
+    """
+
+    settings: Settings
+    sources: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+
+    def explicit(self, name: str) -> bool:
+        """Whether the option of that dotted name was set on purpose, be it to its default."""
+        return self.sources[name] != "default"
+
+
+class _Given(NamedTuple):
+    """A raw value; of two, the one with the higher rank (1 file, 2 environment, 3 code or flag) counts."""
+
+    raw: object
+    source: str
+    rank: int
+
+
+def _code(name: str) -> str:
+    return "code"
+
+
+def load(
+    given: Mapping[str, Any] = _NOTHING,
+    *,
+    origin: Callable[[str], str] = _code,
+    environ: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+    file: Path | None = None,
+    check: bool = True,
+) -> Config:
+    """Gather the settings.
+
+    Relative paths become absolute, so that they mean the same after a change of the working directory (those of Unix
+    sockets do not: their length is limited).
+
+    Args:
+        given: values from code or flags, nested (`{"ecv": {"control": True}}`) or by dotted name, as text or native;
+            None is as good as not given.
+        origin: says for a dotted name in `given` how the user wrote it, for messages.
+        environ: instead of the process's environment.
+        directory: instead of the working directory: where the file is looked for and what paths are relative to.
+        file: a file of options to read instead of `cluster2.toml`, or of `[tool.cluster2]` in `pyproject.toml`.
+        check: whether the files that options name must be readable now (see `check_files`).
+
+    Raises:
+        ConfigError: an option is unknown, has a bad value, or contradicts another.
+    """
+    directory = Path.cwd() if directory is None else directory
+    warnings: list[str] = []
+    found = _from_file(directory, file, warnings)
+    found |= _from_environment(os.environ if environ is None else environ, warnings)
+    found |= _from_code(given, origin)
+    _settle_addresses(found)
+    complete = {name: found.get(name, _Given(option.default, "default", 0)) for name, option in OPTIONS.items()}
+    values = {OPTIONS[name].field: _value(OPTIONS[name], each, directory) for name, each in complete.items()}
+    settings = Settings(**values | {"workers": values["workers"] or _usable_cpus()})
+    sources = {name: each.source for name, each in complete.items()}
+    validate(settings, sources)
+    if check:
+        check_files(settings, sources)
+    return Config(settings, MappingProxyType(sources), tuple(warnings))
+
+
+def lookup(
+    name: str, given: object = None, *, environ: Mapping[str, str] | None = None, directory: Path | None = None
+) -> Any:
+    """The value of one option, whatever may be wrong with the others: to find a master, `lookup("pids", flag)`.
+
+    Args:
+        given: its value from code or a flag, which comes first; None if there is none.
+
+    Raises:
+        ConfigError: its value is bad, or the file can't be parsed.
+    """
+    option = OPTIONS[name]
+    directory = Path.cwd() if directory is None else directory
+    environ = os.environ if environ is None else environ
+    if given is not None:
+        return _value(option, _Given(given, option.flag or "code", 3), directory)
+    if option.variable is not None and option.variable in environ:
+        return _value(option, _Given(environ[option.variable], option.variable, 2), directory)
+    for key, each in _read_file(directory, None, []):
+        if key == name:
+            return _value(option, each, directory)
+    return _value(option, _Given(option.default, "default", 0), directory)
+
+
+def check_files(settings: Settings, sources: Mapping[str, str] = _NOTHING) -> None:
+    """See that the files that options name can be used, by using them.
+
+    Args:
+        sources: where options come from, by dotted name, for the message.
+
+    Raises:
+        ConfigError: one can't be read, a certificate and its key don't match, or `chdir` is no directory.
+    """
+
+    def refused(name: str, reason: object) -> ConfigError:
+        source = f" ({sources[name]})" if name in sources else ""
+        return ConfigError(f"{name} = {getattr(settings, name)!r}{source}: {reason}")
+
+    if not os.path.isdir(settings.chdir):
+        raise refused("chdir", "there is no such directory")
+    for name in ("env_file", "ssl_certfile", "ssl_keyfile", "ssl_ca_certs"):
+        if (path := getattr(settings, name)) is not None:
+            try:
+                Path(path).open("rb").close()
+            except OSError as error:
+                raise refused(name, f"can't be read: {error.strerror}") from None
+    if settings.env_file is not None:
+        read_env_file(Path(settings.env_file))
+    if settings.ssl_certfile is not None:
+        _check_certificate(settings, refused)
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """The variables of a file of lines `NAME=value`; `#` begins a comment line, quotes around a value are taken off.
+
+    Raises:
+        ConfigError: naming the first line that is neither, or that the file can't be read.
+    """
+    found = {}
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = re.fullmatch(r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(.*?)\s*", line)
+        if match is None or "\0" in line:
+            raise ConfigError(f"{path}:{number}: expected NAME=value")
+        value = match[2]
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        found[match[1]] = value[1:-1] if quoted else value
+    return found
+
+
+def _check_certificate(settings: Settings, refused: Callable[[str, object], ConfigError]) -> None:
+    # Imported here: it takes milliseconds that a cluster without TLS need not spend.
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate, key = settings.ssl_certfile, settings.ssl_keyfile
+    assert certificate is not None
+    try:
+        # An empty password, where none is given, keeps OpenSSL from asking for one on the terminal.
+        context.load_cert_chain(certificate, key, settings.ssl_keyfile_password or (lambda: ""))
+    except (ssl.SSLError, ValueError) as error:
+        reason = str(getattr(error, "reason", None) or error).replace("_", " ").lower()
+        beside = f" with ssl_keyfile = {key!r}" if key else ", which must hold the key too, without ssl_keyfile"
+        raise refused("ssl_certfile", f"can't be loaded{beside}: {reason}") from None
+    if settings.ssl_ca_certs is not None:
+        try:
+            context.load_verify_locations(settings.ssl_ca_certs)
+        except ssl.SSLError as error:
+            raise refused("ssl_ca_certs", f"can't be loaded: {error.reason or 'no certificate in it'}") from None
+
+
+def _usable_cpus() -> int:
+    from .kernel.processes import usable_cpus
+
+    return usable_cpus()
+
+
+# The values, and what is wrong with them
+
+
+def _value(option: Option, given: _Given, directory: Path) -> Any:
+    try:
+        value = option.parse(given.raw) if given.rank else given.raw
+    except ValueError as error:
+        raw = "***" if option.secret else repr(given.raw)
+        raise ConfigError(f"{option.name} = {raw} ({given.source}): {error}") from None
+    return os.path.abspath(directory / str(value)) if option.kind is PATH and value is not None else value
+
+
+def _settle_addresses(found: dict[str, _Given]) -> None:
+    """Of options that say the same in different ways keep the one nearest to the user; two equally near clash.
+
+    So a flag --port means what it says where a file has `bind`, and the other way round.
+    """
+    for whole, part in (("apps", "app"), ("apps", "bind"), ("apps", "port"), ("bind", "port"), ("bind", "host")):
+        if whole not in found or part not in found or not found[whole].raw:
+            continue
+        if found[whole].rank == found[part].rank:
+            one, other = (f"{name} ({found[name].source})" for name in (part, whole))
+            raise ConfigError(f"{one} and {other} are both set: leave one out")
+        del found[min(whole, part, key=lambda name: found[name].rank)]
+
+
+def _unknown(name: str) -> str:
+    closest = difflib.get_close_matches(name.replace("-", "_"), OPTIONS, 1, 0.5)
+    return f"unknown option {name!r}" + (f"; did you mean {closest[0]!r}?" if closest else "")
+
+
+# The sources
+
+
+def _from_code(given: Mapping[str, Any], origin: Callable[[str], str]) -> dict[str, _Given]:
+    found = {}
+    for name, raw in flatten(given):
+        if name not in OPTIONS:
+            raise ConfigError(f"{_unknown(name)} ({origin(name)})")
+        if raw is not None:
+            found[name] = _Given(raw, origin(name), 3)
+    return found
+
+
+def _from_environment(environ: Mapping[str, str], warnings: list[str]) -> dict[str, _Given]:
+    options = {option.variable: name for name, option in OPTIONS.items() if option.variable}
+    found = {}
+    for variable, raw in environ.items():
+        if not variable.startswith(PREFIX):
+            continue
+        # Kubernetes announces a service named cluster2 by a variable that has the name of our option.
+        announced = variable == "CLUSTER2_PORT" and re.match("(tcp|udp|sctp)://", raw)
+        if variable in options and not announced:
+            found[options[variable]] = _Given(raw, variable, 2)
+        else:
+            closest = [] if announced else difflib.get_close_matches(variable, list(options), 1, 0.8)
+            hint = f"; did you mean {closest[0]}?" if closest else ""
+            warnings.append(f"environment variable {variable} is no option of cluster2 and is ignored{hint}")
+    return found
+
+
+def _from_file(directory: Path, file: Path | None, warnings: list[str]) -> dict[str, _Given]:
+    found = {}
+    for name, given in _read_file(directory, file, warnings):
+        if name not in OPTIONS:
+            raise ConfigError(f"{given.source}: {_unknown(name)}")
+        found[name] = given
+    return found
+
+
+def _read_file(directory: Path, file: Path | None, warnings: list[str]) -> Iterator[tuple[str, _Given]]:
+    """What the file says, unchecked: dotted names with their values."""
+    own, shared = directory / "cluster2.toml", directory / "pyproject.toml"
+    if file is not None:
+        yield from _located(directory / file, str(file))
+    elif own.exists():
+        if shared.exists() and _parse(shared):
+            warnings.append("cluster2.toml is used; [tool.cluster2] in pyproject.toml is ignored")
+        yield from _located(own, own.name)
+    elif shared.exists():
+        yield from _located(shared, shared.name)
+
+
+def _parse(path: Path) -> Mapping[str, Any]:
+    import tomllib
+
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid TOML: {error}") from None
+    table = document.get("tool", {}).get("cluster2", {}) if _shared(path) else document
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: tool.cluster2 must be a table, [tool.cluster2]")
+    return table
+
+
+def _shared(path: Path) -> bool:
+    """Whether the file belongs to the whole project, so that our part of it is a table of its own."""
+    return path.name == "pyproject.toml"
+
+
+def _located(path: Path, shown: str) -> Iterator[tuple[str, _Given]]:
+    table = _parse(path)
+    text = path.read_text("utf-8") if table else ""
+    for name, raw in flatten(table):
+        line = line_of(text, f"tool.cluster2.{name}" if _shared(path) else name)
+        yield name, _Given(raw, f"{shown}:{line}" if line else shown, 1)
+
+
+def flatten(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested tables: `{"ecv": {"control": True}}` has `("ecv.control", True)`."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{within}{key}.")
+        else:
+            yield within + key, value
+
+
+def line_of(text: str, name: str) -> int | None:
+    """The line, counted from 1, on which a TOML text sets a dotted key (or the inline table that has it), or None.
+
+    It reads lines, not TOML: what looks like a key inside a multi-line string can mislead it, which costs a wrong line
+    number in a message and no more.
+    """
+    found, nearest, table = None, 0, ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[+\s*([^]]+?)\s*]", line):
+            table = _bare(header[1])
+            key = table
+        elif entry := re.match(r"\s*([\w.\s\"'-]+?)\s*=", line):
+            key = f"{table}.{_bare(entry[1])}".removeprefix(".")
+        else:
+            continue
+        if f"{name}.".startswith(f"{key}.") and len(key) > nearest:
+            found, nearest = number, len(key)
+    return found
+
+
+def _bare(key: str) -> str:
+    return ".".join(part.strip().strip("\"'") for part in key.split("."))

@@ -1,0 +1,1 @@
+"""Servers that run an app inside a worker, behind one Protocol."""

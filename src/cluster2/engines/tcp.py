@@ -1,0 +1,134 @@
+"""The engine for raw TCP: a stream handler, or a factory of asyncio protocols, on uvloop's transports.
+
+Raw TCP has no boundary that we could see, so there is no request to wait for. To drain means to tell each connection's app
+that its client has finished sending (`shutdown(SHUT_RD)`: it reads what has arrived, then end of file) and to let it answer
+and close in its own time. A protocol that has a method `drain()` is told by that instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from .base import Capability, Census, Interface, Site, is_async
+
+Factory = Callable[[], asyncio.BaseProtocol]
+
+logger = logging.getLogger("cluster2.tcp")
+
+
+class TcpEngine:
+    """Serves a stream handler or a protocol factory."""
+
+    name: ClassVar[str] = "tcp"
+    interfaces: ClassVar[frozenset[Interface]] = frozenset({Interface.TCP})
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.TLS})
+
+    def __init__(self, site: Site) -> None:
+        self._open: dict[asyncio.BaseProtocol, asyncio.BaseTransport] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._classes: dict[type, type] = {}
+        self._factory: Factory = self._streams(site.app) if is_async(site.app) else site.app
+        self._drained_at: float | None = None
+
+    @staticmethod
+    def preload() -> None:
+        """Nothing beyond asyncio is needed."""
+
+    async def start(self) -> None:
+        """There is nothing to start."""
+
+    def protocol(self) -> asyncio.BaseProtocol:
+        """The app's protocol, in a subclass that reports when its connection opens and closes."""
+        protocol = self._factory()
+        protocol.__class__ = self._counted(type(protocol))
+        return protocol
+
+    def tick(self) -> None:
+        """There is nothing to do now and then."""
+
+    def census(self) -> Census:
+        """Connections; there are no requests that could be counted."""
+        return Census(None, len(self._open), len(self._open))
+
+    def drain(self) -> None:
+        """Protocols that can drain are told to; the others go on until `sweep` ends them."""
+        self._drained_at = time.monotonic()
+        for protocol in list(self._open):
+            told = getattr(protocol, "drain", None)
+            if callable(told):
+                told()
+
+    def sweep(self, grace: float) -> None:
+        """When the grace is over, tell each app that its client has finished sending. To close is then the app's part."""
+        if self._drained_at is None or time.monotonic() - self._drained_at < grace:
+            return
+        for protocol, transport in list(self._open.items()):
+            if not callable(getattr(protocol, "drain", None)):
+                _end_reading(transport)
+
+    def idle(self) -> bool:
+        """Whether all connections are closed and their handlers are through."""
+        return not self._open and not self._tasks
+
+    async def stop(self) -> None:
+        """There is nothing to stop."""
+
+    def _streams(self, handler: Callable[..., Any]) -> Factory:
+        def factory() -> asyncio.BaseProtocol:
+            loop = asyncio.get_running_loop()
+            reader = asyncio.StreamReader(loop=loop)
+            return asyncio.StreamReaderProtocol(reader, self._tracked(handler), loop=loop)
+
+        return factory
+
+    def _tracked(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        async def run(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            self._tasks.add(task)
+            try:
+                await handler(reader, writer)
+            except (ConnectionError, asyncio.IncompleteReadError):
+                pass  # the client left in the middle: nobody's fault, and nothing to be done
+            except Exception:
+                logger.exception("the TCP handler raised; its connection is closed")
+            finally:
+                self._tasks.discard(task)
+                writer.close()
+
+        return run
+
+    def _counted(self, kind: type) -> type:
+        """The app's class with our two hooks; made once for each class."""
+        found = self._classes.get(kind)
+        if found is None:
+            is_open = self._open
+
+            def connection_made(self: Any, transport: asyncio.BaseTransport) -> None:
+                is_open[self] = transport
+                kind.connection_made(self, transport)  # type: ignore[attr-defined]
+
+            def connection_lost(self: Any, error: Exception | None) -> None:
+                is_open.pop(self, None)
+                kind.connection_lost(self, error)  # type: ignore[attr-defined]
+
+            # No slots of its own, so that an instance of a class with __slots__ can change over to it, too.
+            hooks = {"__slots__": (), "connection_made": connection_made, "connection_lost": connection_lost}
+            found = self._classes[kind] = type(kind.__name__, (kind,), hooks)
+        return found
+
+
+def _end_reading(transport: asyncio.BaseTransport) -> None:
+    borrowed = transport.get_extra_info("socket")
+    if borrowed is None or transport.is_closing():
+        return
+    # uvloop hands out a stand-in without shutdown(); a duplicate of the descriptor shuts down the same connection.
+    with socket.socket(fileno=os.dup(borrowed.fileno())) as twin, contextlib.suppress(OSError):
+        twin.shutdown(socket.SHUT_RD)  # fails if the client has gone meanwhile: the transport notices by itself

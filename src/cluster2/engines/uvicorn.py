@@ -1,0 +1,165 @@
+"""The engine for ASGI and WSGI: uvicorn's HTTP, without its manager.
+
+uvicorn parses HTTP and runs the app; processes, listeners, accepting, draining and time limits are ours. Of uvicorn's own
+`Server` nothing but the state that its protocols share is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from email.utils import formatdate
+from typing import Any, ClassVar, cast
+
+from uvicorn.config import Config
+from uvicorn.lifespan.off import LifespanOff
+from uvicorn.lifespan.on import LifespanOn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from ..errors import AppError
+from .base import Capability, Census, Interface, Site
+
+
+class UvicornEngine:
+    """Serves ASGI apps, and WSGI apps through a bridge over threads."""
+
+    name: ClassVar[str] = "uvicorn"
+    interfaces: ClassVar[frozenset[Interface]] = frozenset({Interface.ASGI, Interface.WSGI})
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {
+            Capability.TLS,
+            Capability.LIFESPAN,
+            Capability.WEBSOCKETS,
+            Capability.IDLE_TIMEOUT,
+            Capability.PROXY_HEADERS,
+            Capability.ACCESS_LOG,
+        }
+    )
+
+    def __init__(self, site: Site) -> None:
+        self._config = _config(site)
+        self._state = ServerState()
+        self._lifespan = _lifespan(self._config)
+        self._idle_since: dict[Any, float] = {}
+        self._draining = False
+
+    @staticmethod
+    def preload() -> None:
+        """Importing this module has imported uvicorn; what it imports by name only is left to do."""
+        import a2wsgi  # noqa: F401
+        import httptools  # noqa: F401
+        import uvicorn.protocols.websockets.auto  # noqa: F401
+
+    async def start(self) -> None:
+        """Run the app's lifespan to the end of its startup."""
+        await self._lifespan.startup()
+        if self._lifespan.should_exit:
+            detail = getattr(self._lifespan, "said", "")
+            reason = detail.strip().splitlines()[-1] if detail.strip() else "it said no reason"
+            raise AppError(f"the app's lifespan failed at startup: {reason}", detail=detail)
+        self.tick()
+
+    def protocol(self) -> asyncio.BaseProtocol:
+        """uvicorn's protocol over httptools; it changes to the websocket's by itself."""
+        return HttpToolsProtocol(
+            config=self._config,
+            server_state=self._state,
+            app_state=self._lifespan.state,
+            _loop=asyncio.get_running_loop(),
+        )
+
+    def tick(self) -> None:
+        """Renew the date header."""
+        date = formatdate(time.time(), usegmt=True).encode()
+        self._state.default_headers = [(b"date", date), *self._config.encoded_headers]
+
+    def census(self) -> Census:
+        """uvicorn counts already; nothing is added to the path of a request."""
+        state = self._state
+        return Census(state.total_requests, len(state.connections), len(state.tasks))
+
+    def drain(self) -> None:
+        """Requests under way end their connections; those that come from now on are told so by the app's wrapper."""
+        self._draining = True
+        for connection in list(self._state.connections):
+            cycle = getattr(connection, "cycle", None)
+            # A response whose head is out has not announced the end: such a connection becomes an idle one instead.
+            if cycle is not None and not cycle.response_started:
+                cycle.keep_alive = False
+
+    def sweep(self, grace: float) -> None:
+        """Close HTTP connections that were idle, and websockets that were open (1012), for `grace` seconds of the drain."""
+        now = time.monotonic()
+        known, self._idle_since = self._idle_since, {}
+        for connection in list(self._state.connections):
+            if not _between_requests(connection):
+                continue
+            since = self._idle_since[connection] = known.get(connection, now)
+            if now - since >= grace:
+                connection.shutdown()
+
+    def idle(self) -> bool:
+        """Whether no connection is open and no request's task is running."""
+        return not self._state.connections and not self._state.tasks
+
+    async def stop(self) -> None:
+        """Run the app's lifespan to its end."""
+        await self._lifespan.shutdown()
+
+
+class _Lifespan(LifespanOn):
+    """uvicorn's, which keeps what the app said when it failed."""
+
+    said = ""
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "lifespan.startup.failed":
+            self.said = str(message.pop("message", ""))  # ours to report; uvicorn would log it as well
+        await super().send(message)
+
+
+def _config(site: Site) -> Config:
+    settings = site.settings
+    app = site.app
+    if site.interface is Interface.WSGI:
+        from a2wsgi import WSGIMiddleware
+
+        app = WSGIMiddleware(cast(Any, app), workers=8)
+    config = Config(
+        app,
+        interface="asgi3",
+        http=HttpToolsProtocol,
+        lifespan="off" if site.interface is Interface.WSGI else cast(Any, settings.lifespan),
+        log_config=None,
+        access_log=settings.access_log,
+        forwarded_allow_ips=settings.forwarded_allow_ips,
+        root_path=settings.root_path,
+        timeout_keep_alive=cast(Any, settings.timeout),
+    )
+    _silence_factory_probe(config)
+    return config
+
+
+def _silence_factory_probe(config: Config) -> None:
+    """Load the configuration without uvicorn's guess that a callable might be a factory: it calls the app to find out."""
+    app = config.app
+    config.app = lambda: app
+    config.factory = True
+    config.load()
+
+
+def _lifespan(config: Config) -> LifespanOn | LifespanOff:
+    return LifespanOff(config) if config.lifespan == "off" else _Lifespan(config)
+
+
+def _between_requests(connection: Any) -> bool:
+    """Whether a connection waits for its client; a websocket always does."""
+    if not isinstance(connection, HttpToolsProtocol):
+        return True
+    cycle = connection.cycle
+    if cycle is None:
+        return connection.scope is None
+    return bool(cycle.response_complete and cycle.scope is connection.scope)
+
+

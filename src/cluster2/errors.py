@@ -1,0 +1,68 @@
+"""What can go wrong, and the exit code that says so.
+
+Every error that a user can cause is a `ClusterError`: its text is one line that names the thing, where it came from and the
+way out; its `exit_code` is part of the contract of the command line (see `docs/reference/exit-codes.md`).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ClusterError(Exception):
+    """The base of all errors that cluster2 raises on purpose.
+
+    Attributes:
+        exit_code: what a command that ends with this error returns to the shell.
+        detail: more than one line, shown below the message where there is room for it (the traceback of the app's own
+            import, for one); empty where there is none.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, detail: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+
+
+class UsageError(ClusterError):
+    """The command was called in a way that it doesn't have."""
+
+    exit_code = 2
+
+
+class AppError(ClusterError):
+    """The app can't be imported, isn't an app, or failed to start."""
+
+    exit_code = 3
+
+
+class AddressInUse(ClusterError):
+    """Somebody else listens on an address that we were told to bind."""
+
+    exit_code = 4
+
+
+class ConfigError(ClusterError):
+    """An option has a value that can't be used, or that the engine can't honour."""
+
+    exit_code = 5
+
+
+class NotRunning(ClusterError):
+    """No master is running on that pids directory."""
+
+    exit_code = 6
+
+
+class AlreadyRunning(ClusterError):
+    """A master is running on that pids directory."""
+
+    exit_code = 7
+
+
+def by_exit_code(code: int, message: str, *, detail: str = "") -> ClusterError:
+    """The error of the kind that has this exit code; it has crossed a wire."""
+    kinds = {kind.exit_code: kind for kind in ClusterError.__subclasses__()}
+    return kinds.get(code, ClusterError)(message, detail=detail)

@@ -1,0 +1,133 @@
+"""What happens to a cluster, as values.
+
+Each event is one frozen class, declared here and nowhere else: its name, its fields and its meaning. `Cluster.on(name)`
+takes the names; the master makes the values; the documentation is generated from this file.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import msgspec
+
+Reason = Literal["exit", "crash", "hang", "recycle", "reload", "scale", "shutdown", "stop"]
+"""Why a worker ended: it left by itself with code 0, it failed, or the master wanted it so."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """The base of all events.
+
+    Attributes:
+        time: seconds since the epoch.
+    """
+
+    name: ClassVar[str]
+    time: float
+
+
+class Forked(Event, frozen=True, kw_only=True):
+    """A worker's process exists; it isn't ready yet."""
+
+    name: ClassVar[str] = "forked"
+    pid: int
+    slot: int
+    generation: int
+
+
+class Listening(Event, frozen=True, kw_only=True):
+    """A worker is ready: it takes connections from now on.
+
+    Attributes:
+        boot: seconds from the order to fork until it was ready.
+    """
+
+    name: ClassVar[str] = "listening"
+    pid: int
+    slot: int
+    generation: int
+    boot: float
+
+
+class Died(Event, frozen=True, kw_only=True):
+    """A worker is gone.
+
+    Attributes:
+        code: its exit code, or None if a signal ended it.
+        signal: the name of that signal, or None.
+        uptime: seconds since it was forked.
+        stacks: the Python stacks of its threads if it hung, else None.
+    """
+
+    name: ClassVar[str] = "died"
+    pid: int
+    slot: int
+    generation: int
+    code: int | None
+    signal: str | None
+    uptime: float
+    reason: Reason
+    stacks: str | None = None
+
+
+class Warned(Event, frozen=True, kw_only=True):
+    """Something that an operator should know; nothing has failed yet."""
+
+    name: ClassVar[str] = "warning"
+    text: str
+
+
+class Degraded(Event, frozen=True, kw_only=True):
+    """Workers crash faster than `restart_limit` allows: restarts back off, the rest serves on.
+
+    Attributes:
+        crashes: how many within `restart_window`.
+        ready: workers that serve now.
+        wanted: workers that should.
+    """
+
+    name: ClassVar[str] = "degraded"
+    crashes: int
+    ready: int
+    wanted: int
+
+
+class Recovered(Event, frozen=True, kw_only=True):
+    """A degraded cluster has all its workers again, and no crash was seen for `restart_window`."""
+
+    name: ClassVar[str] = "recovered"
+    ready: int
+
+
+class Signalled(Event, frozen=True, kw_only=True):
+    """The master received a signal. Listeners name the signal itself: `cluster.on("SIGTERM")`."""
+
+    name: ClassVar[str] = "signal"
+    signal: str
+    action: str
+
+
+class ShuttingDown(Event, frozen=True, kw_only=True):
+    """The master begins to leave.
+
+    Attributes:
+        graceful: whether requests under way are finished first.
+    """
+
+    name: ClassVar[str] = "shutdown"
+    graceful: bool
+
+
+class Stopped(Event, frozen=True, kw_only=True):
+    """Everything has ended; the last event there is."""
+
+    name: ClassVar[str] = "stopped"
+    code: int
+
+
+def name_of(event: Event) -> str:
+    """The name under which listeners are found: a signal's own, else the event's."""
+    return event.signal if isinstance(event, Signalled) else event.name
+
+
+EVENTS: dict[str, type[Event]] = {kind.name: kind for kind in Event.__subclasses__()}
+"""All events by name."""

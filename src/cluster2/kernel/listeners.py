@@ -1,0 +1,330 @@
+"""Listeners: the sockets that the master binds, keeps for its whole life, and shuts before it leaves.
+
+**Binding.** SO_REUSEADDR, so that connections of a former life in TIME_WAIT don't keep us out. Never SO_REUSEPORT: with
+it a second master of the same user binds the same port without an error, and each loses half of its connections to the
+other. IPV6_V6ONLY, so that `0.0.0.0` and `[::]` may stand beside each other on one port. Both of two sockets with
+SO_REUSEADDR may *bind* a port that neither listens on yet: so EADDRINUSE is looked for in `listen`, too. A host name
+with several addresses gives one listener, on the first, IPv4 before IPv6 (as in Go).
+
+**Unix sockets.** A file that is left over looks like one in use: only a connect tells (ECONNREFUSED: nobody listens).
+The file's mode is set by `fchmod` before `bind` and under an umask of 0, so that it never has another: 0666 unless told
+otherwise, as other servers do, since a proxy runs as another user; the directory around it says who may come near. A
+file is removed only if it is still the one that we made (device and inode).
+
+**Shutting the door.** Before a cluster leaves, nobody new may come in, while all that is in the accept queue must be
+served, and so must handshakes under way: those clients believe that they are connected, and some have sent their
+request. What was tried for TCP (6.18, IPv4 and IPv6):
+- `close`: resets all that is in the queue.
+- `shutdown(SHUT_RD)`: the same, the socket leaves LISTEN and `accept` gives EINVAL (a test shows it).
+- `listen(0)`: newcomers get in again as soon as the queue is drained, and while it is full the last step of handshakes
+  is dropped: the client believes that it is connected, the server doesn't.
+- a classic BPF filter on the listening socket (SO_ATTACH_FILTER, no privilege needed) that drops segments with SYN and
+  without ACK: that does it. The filter sees a segment from its TCP header on, so the flags are byte 13, with IPv4 as
+  with IPv6. The last ACK of a handshake has no SYN and passes. A client that comes now sends its SYN again after 1 s:
+  it is refused then if the listener is closed, or finds a successor on the port, and never knows that we were between.
+  Accepted sockets inherit the filter; in an established connection no such segment means anything. The filter belongs
+  to the socket: one call shuts it for all processes that share it. For Unix sockets `shutdown(SHUT_RD)` is right:
+  newcomers get ECONNREFUSED, the queue can be accepted. But the socket counts as readable from then on: who polls it
+  has to stop at the first EAGAIN, or spins.
+
+**Inherited descriptors** are somebody else's: systemd keeps the socket and its queue for the next instance. So their
+door stays open, and nothing is unlinked.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import os
+import socket
+import stat
+import struct
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, NoReturn
+
+from cluster2.errors import AddressInUse, ConfigError
+from cluster2.settings import Address, FdAddress, TcpAddress, UnixAddress
+
+PATH_BYTES: Final = 107
+"""The longest path of a Unix socket: `sun_path` has 108 bytes, the last of them zero."""
+
+_SO_ATTACH_FILTER: Final = 26
+# What getaddrinfo gives; the third, raw bytes, where Python was built without IPv6.
+_Resolved = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
+
+_TCPI_UNACKED: Final = 24  # the offset in struct tcp_info: 8 bytes of flags, then rto, ato, snd_mss, rcv_mss
+
+# struct sock_filter {u16 code; u8 jt; u8 jf; u32 k}, SYN = 0x02, ACK = 0x10.
+_DROP_SYN: Final = (
+    (0x30, 0, 0, 13),  # A = the byte at 13: the flags
+    (0x54, 0, 0, 0x12),  # A &= SYN | ACK
+    (0x15, 0, 1, 0x02),  # SYN alone?
+    (0x06, 0, 0, 0),  # drop
+    (0x06, 0, 0, 0xFFFFFFFF),  # keep all of it
+)
+
+
+@dataclass
+class Listener:
+    """A listening stream socket: non-blocking, close-on-exec.
+
+    Attributes:
+        sock: the socket.
+        address: where it listens, with the real port; `FdAddress` as given.
+        owned: we bound it, so its door and its file are ours.
+    """
+
+    sock: socket.socket
+    address: Address
+    owned: bool
+    _file: tuple[str, int, int] | None = field(default=None, repr=False)  # absolute path, device, inode
+
+    def shut_door(self) -> None:
+        """Let no new handshake begin; what waits, and handshakes under way, can still be accepted. For good.
+
+        Nothing happens to a socket that we don't own.
+        """
+        if not self.owned:
+            return
+        if self.sock.family == socket.AF_UNIX:
+            self.sock.shutdown(socket.SHUT_RD)
+            return
+        program = array.array("B", b"".join(struct.pack("HBBI", *step) for step in _DROP_SYN))
+        address, _ = program.buffer_info()
+        self.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_DROP_SYN), address))
+
+    def close(self) -> None:
+        """Close our descriptor, and remove the socket file if it is still ours; a second call does nothing."""
+        self.sock.close()
+        if self._file is not None:
+            path, *identity = self._file
+            self._file = None
+            with contextlib.suppress(OSError):  # gone, or not ours to remove any more: then it is the finder's
+                found = os.lstat(path)
+                if [found.st_dev, found.st_ino] == identity:
+                    os.unlink(path)
+
+
+def open_all(addresses: Sequence[Address], *, backlog: int, unix_mode: int = 0o666) -> list[Listener]:
+    """Bind and listen: one listener for each address, in their order. All or none: an error closes what was opened.
+
+    Args:
+        backlog: the length of each accept queue (the kernel bounds it by `net.core.somaxconn`).
+        unix_mode: the mode of socket files.
+    Raises:
+        AddressInUse: somebody listens there.
+        ConfigError: an address that can't be bound, or an inherited descriptor that is no listening stream socket.
+    """
+    listeners: list[Listener] = []
+    try:
+        for address in addresses:
+            match address:
+                case TcpAddress():
+                    listeners.append(_open_tcp(address, backlog))
+                case UnixAddress():
+                    listeners.append(_open_unix(address, backlog, unix_mode))
+                case FdAddress():
+                    if any(address == other.address for other in listeners):
+                        raise ConfigError(f"{address} is given twice")
+                    listeners.append(_adopt(address))
+    except BaseException:
+        for listener in listeners:
+            if listener.owned:
+                listener.close()
+            else:
+                listener.sock.detach()
+        raise
+    return listeners
+
+
+def queue_length(sock: socket.socket) -> int:
+    """How many connections wait in the accept queue of a listening TCP socket (TCP_INFO: `tcpi_unacked`).
+
+    Raises:
+        OSError: EOPNOTSUPP: it is a Unix socket, whose queue the kernel doesn't tell that way.
+    """
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED + 4)
+    return int(struct.unpack_from("I", info, _TCPI_UNACKED)[0])
+
+
+def systemd_fds(environ: MutableMapping[str, str], pid: int) -> list[int]:
+    """The sockets that a service manager passed on, as sd_listen_fds(3) tells; they are close-on-exec afterwards.
+
+    LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES are removed: they are not for our children.
+
+    Args:
+        environ: where to look, `os.environ` usually.
+        pid: ours; descriptors meant for another process aren't taken.
+    Raises:
+        ConfigError: the variables are no numbers, or a descriptor isn't open.
+    """
+    meant_for, count, _ = (environ.pop(name, None) for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    if meant_for is None or count is None:
+        return []
+    if not meant_for.isdecimal() or not count.isdecimal():
+        raise ConfigError(f"LISTEN_PID={meant_for} LISTEN_FDS={count} in the environment: both must be numbers")
+    if int(meant_for) != pid:
+        return []
+    fds = list(range(3, 3 + int(count)))
+    for fd in fds:
+        try:
+            os.set_inheritable(fd, False)
+        except OSError as error:
+            raise ConfigError(f"LISTEN_FDS={count} in the environment: descriptor {fd} is not open") from error
+    return fds
+
+
+def _open_tcp(address: TcpAddress, backlog: int) -> Listener:
+    family, resolved = _resolve(address)
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        _refuse_tcp(address, resolved, error)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(resolved)
+        sock.listen(backlog)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        _refuse_tcp(address, resolved, error)
+    host, port = sock.getsockname()[:2]
+    return Listener(sock, replace(address, host=host, port=port), owned=True)
+
+
+def _resolve(address: TcpAddress) -> tuple[socket.AddressFamily, _Resolved]:
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, socket.gaierror) else "not a host name"
+        raise ConfigError(
+            f"{address}: the host {address.host!r} can't be resolved: {reason}; give an IP address"
+        ) from error
+    best = min(found, key=lambda entry: entry[0] != socket.AF_INET)  # min keeps the resolver's order otherwise
+    return best[0], best[4]
+
+
+def _refuse_tcp(address: TcpAddress, resolved: _Resolved, error: OSError) -> NoReturn:
+    match error.errno:
+        case errno.EADDRINUSE:
+            holder = _holder(str(resolved[0]), address.port)
+            raise AddressInUse(f"{address} is in use{holder}; stop that, or choose another port") from error
+        case errno.EACCES | errno.EPERM:
+            reason = "ports below 1024 need root or CAP_NET_BIND_SERVICE" if address.port < 1024 else "not permitted"
+        case errno.EADDRNOTAVAIL:
+            reason = f"no interface of this machine has the address {resolved[0]}"
+        case errno.EAFNOSUPPORT:
+            reason = f"this machine has no {'IPv6' if ':' in str(resolved[0]) else 'IPv4'}"
+        case _:
+            reason = os.strerror(error.errno or errno.EIO)
+    raise ConfigError(f"{address} can't be bound: {reason}; choose another address") from error
+
+
+def _holder(host: str, port: int) -> str:
+    """Who listens there, as a piece of a sentence; empty where /proc doesn't tell."""
+    import psutil  # 10 ms, for an error only
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.suppress(psutil.Error, OSError):
+        for found in psutil.net_connections("tcp"):
+            if found.status != psutil.CONN_LISTEN or not found.laddr or found.laddr.port != port:
+                continue
+            # [::] without V6ONLY takes the port of IPv4 as well.
+            same = found.family == family and (host in ("0.0.0.0", "::", found.laddr.ip) or found.laddr.ip == "0.0.0.0")
+            if not same and found.laddr.ip != "::":
+                continue
+            if found.pid == os.getpid():
+                return ": another address of this configuration takes it"
+            if found.pid is not None:
+                return f" by process {found.pid} ({psutil.Process(found.pid).name()})"
+    return ""
+
+
+def _open_unix(address: UnixAddress, backlog: int, mode: int) -> Listener:
+    path = os.path.abspath(address.path)
+    size = len(os.fsencode(address.path))
+    if size > PATH_BYTES:
+        raise ConfigError(
+            f"{address}: the path has {size} bytes, a Unix socket's may have {PATH_BYTES}; choose a shorter one"
+        )
+    _make_room(address)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _bind_unix(sock, address.path, mode)
+        found = os.lstat(path)
+        listener = Listener(sock, address, True, (path, found.st_dev, found.st_ino))
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUse(
+                f"{address} was taken by another server just now; stop that, or choose another path"
+            ) from error
+        reason = "its directory doesn't exist" if error.errno == errno.ENOENT else error.strerror
+        raise ConfigError(f"{address} can't be bound: {reason}; choose another path or create it") from error
+    sock.listen(backlog)
+    sock.setblocking(False)
+    return listener
+
+
+def _bind_unix(sock: socket.socket, path: str, mode: int) -> None:
+    os.fchmod(sock.fileno(), mode)
+    umask = os.umask(0)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(umask)
+
+
+def _make_room(address: UnixAddress) -> None:
+    """Remove the file that a dead server left; refuse all else that has the path."""
+    try:
+        mode = os.lstat(address.path).st_mode
+    except OSError:
+        return  # nothing there, or not for us to see: bind will tell
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"{address}: there is a file that is no socket; remove it, or choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        result = probe.connect_ex(address.path)
+    if result == errno.ECONNREFUSED:
+        try:
+            os.unlink(address.path)
+        except OSError as error:
+            raise ConfigError(f"{address}: a dead server's socket can't be removed: {error.strerror}") from error
+    elif result in (errno.EACCES, errno.EPERM):
+        raise ConfigError(f"{address}: there is a socket that we may not connect to; choose another path")
+    elif result != errno.ENOENT:  # 0; EAGAIN: its queue is full; EPROTOTYPE: it is no stream socket, but alive
+        raise AddressInUse(f"{address} is in use: a server answers there; stop it, or choose another path")
+
+
+def _adopt(address: FdAddress) -> Listener:
+    try:
+        mode = os.fstat(address.fd).st_mode
+    except OSError as error:
+        raise ConfigError(f"{address}: there is no open descriptor {address.fd}; have the parent pass it on") from error
+    if not stat.S_ISSOCK(mode):
+        kinds = {
+            stat.S_IFREG: "a file",
+            stat.S_IFDIR: "a directory",
+            stat.S_IFIFO: "a pipe",
+            stat.S_IFCHR: "a terminal or device",
+        }
+        _refuse_fd(address, kinds.get(stat.S_IFMT(mode), "no socket"))
+    sock = socket.socket(fileno=address.fd)
+    kind = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+    listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if kind != socket.SOCK_STREAM or not listening:
+        sock.detach()
+        names = {socket.SOCK_STREAM: "a stream socket that doesn't listen", socket.SOCK_DGRAM: "a datagram socket"}
+        _refuse_fd(address, names.get(socket.SocketKind(kind), "a socket of another type"))
+    sock.set_inheritable(False)
+    sock.setblocking(False)
+    return Listener(sock, address, owned=False)
+
+
+def _refuse_fd(address: FdAddress, found: str) -> NoReturn:
+    raise ConfigError(f"{address}: descriptor {address.fd} is {found}, not a listening stream socket")

@@ -1,0 +1,100 @@
+"""The life of one worker, as a table.
+
+A worker, seen from the master, is in one state; what happens to it is one event; the table tells the next state and what
+the master has to do. It is total: each pair of state and event stands in it, so that no fact can arrive that nobody thought
+of. Nothing here touches a process: `master.actions` carries out what the table says.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum
+from typing import NamedTuple
+
+
+class State(IntEnum):
+    """Where a worker is. The numbers stand in the scoreboard."""
+
+    SPAWNING = 1  # asked for; no process is known yet
+    BOOTING = 2  # its process exists; it starts the engine
+    READY = 3  # it serves
+    DRAINING = 4  # it takes nothing new and finishes what it has
+    DYING = 5  # it was sent SIGKILL
+    DEAD = 6  # reaped
+
+    @property
+    def label(self) -> str:
+        """The name that users see."""
+        return self.name.lower()
+
+
+class Event(Enum):
+    """What can happen to a worker."""
+
+    FORKED = "its process exists"
+    READY = "it says that it serves"
+    DRAIN = "it is to leave, politely"
+    KILL = "it is to leave at once"
+    EXITED = "it was reaped, or never came to be"
+
+
+class Action(Enum):
+    """What the master does about it."""
+
+    WATCH = "watch the process, write its pid file"
+    ANNOUNCE = "tell that it serves"
+    TELL_DRAIN = "send it the order to drain"
+    SIGKILL = "send it SIGKILL, if it has a process"
+    BURY = "forget it: row, channel, pid file"
+
+
+class Step(NamedTuple):
+    """A cell of the table."""
+
+    state: State
+    actions: tuple[Action, ...] = ()
+
+
+_S, _E, _A = State, Event, Action
+
+TABLE: dict[tuple[State, Event], Step] = {
+    (_S.SPAWNING, _E.FORKED): Step(_S.BOOTING, (_A.WATCH,)),
+    (_S.SPAWNING, _E.READY): Step(_S.READY, (_A.ANNOUNCE,)),
+    (_S.SPAWNING, _E.DRAIN): Step(_S.DRAINING, (_A.TELL_DRAIN,)),
+    (_S.SPAWNING, _E.KILL): Step(_S.DYING),
+    (_S.SPAWNING, _E.EXITED): Step(_S.DEAD, (_A.BURY,)),
+    (_S.BOOTING, _E.FORKED): Step(_S.BOOTING),
+    (_S.BOOTING, _E.READY): Step(_S.READY, (_A.ANNOUNCE,)),
+    (_S.BOOTING, _E.DRAIN): Step(_S.DRAINING, (_A.TELL_DRAIN,)),
+    (_S.BOOTING, _E.KILL): Step(_S.DYING, (_A.SIGKILL,)),
+    (_S.BOOTING, _E.EXITED): Step(_S.DEAD, (_A.BURY,)),
+    (_S.READY, _E.FORKED): Step(_S.READY, (_A.WATCH,)),
+    (_S.READY, _E.READY): Step(_S.READY),
+    (_S.READY, _E.DRAIN): Step(_S.DRAINING, (_A.TELL_DRAIN,)),
+    (_S.READY, _E.KILL): Step(_S.DYING, (_A.SIGKILL,)),
+    (_S.READY, _E.EXITED): Step(_S.DEAD, (_A.BURY,)),
+    (_S.DRAINING, _E.FORKED): Step(_S.DRAINING, (_A.WATCH,)),
+    (_S.DRAINING, _E.READY): Step(_S.DRAINING),
+    (_S.DRAINING, _E.DRAIN): Step(_S.DRAINING),
+    (_S.DRAINING, _E.KILL): Step(_S.DYING, (_A.SIGKILL,)),
+    (_S.DRAINING, _E.EXITED): Step(_S.DEAD, (_A.BURY,)),
+    # Killed before its pid was known: the signal is sent when it becomes known.
+    (_S.DYING, _E.FORKED): Step(_S.DYING, (_A.WATCH, _A.SIGKILL)),
+    (_S.DYING, _E.READY): Step(_S.DYING),
+    (_S.DYING, _E.DRAIN): Step(_S.DYING),
+    (_S.DYING, _E.KILL): Step(_S.DYING, (_A.SIGKILL,)),
+    (_S.DYING, _E.EXITED): Step(_S.DEAD, (_A.BURY,)),
+    (_S.DEAD, _E.FORKED): Step(_S.DEAD),
+    (_S.DEAD, _E.READY): Step(_S.DEAD),
+    (_S.DEAD, _E.DRAIN): Step(_S.DEAD),
+    (_S.DEAD, _E.KILL): Step(_S.DEAD),
+    (_S.DEAD, _E.EXITED): Step(_S.DEAD),
+}
+
+
+def step(state: State, event: Event) -> Step:
+    """What follows from an event in a state."""
+    return TABLE[state, event]
+
+
+LIVE = frozenset({State.SPAWNING, State.BOOTING, State.READY})
+"""States of a worker that serves or is about to."""

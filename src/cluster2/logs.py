@@ -1,0 +1,65 @@
+"""How processes of a cluster write their log: one line an event on standard error, as text or as JSON."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+import msgspec
+
+from .settings import Settings
+
+_OURS = ("cluster2", "uvicorn")
+_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
+
+
+def configure(settings: Settings) -> None:
+    """Set up our loggers and the engines'. The app's own logging is the app's: the root logger isn't touched."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
+    level = settings.log_level.upper()
+    for name in _OURS:
+        log = logging.getLogger(name)
+        log.handlers[:] = [handler]
+        log.setLevel(level)
+        log.propagate = False
+    # What uvicorn says at info is about a start and a stop that we announce ourselves.
+    logging.getLogger("uvicorn.error").setLevel("DEBUG" if level == "DEBUG" else max(logging.WARNING, _number(level)))
+    logging.getLogger("uvicorn.access").setLevel("INFO")
+
+
+def _number(level: str) -> int:
+    return logging.getLevelNamesMapping()[level]
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-31 12:00:00.123 [pid] level  text`; local time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, with the traceback below it where there is one."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+        level = record.levelname.lower()
+        line = f"{stamp}.{int(record.msecs):03d} [{os.getpid()}] {level:<7} {record.getMessage()}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (seconds since the epoch), pid, level, logger, message, what `extra` gave, exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        entry: dict[str, Any] = {
+            "time": record.created,
+            "pid": os.getpid(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        entry |= {key: value for key, value in record.__dict__.items() if key not in _FIELDS}
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(entry, enc_hook=str).decode()

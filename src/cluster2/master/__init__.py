@@ -1,0 +1,1 @@
+"""The process that supervises; it never serves."""

@@ -1,0 +1,145 @@
+"""Carries out what the lifecycle's table says. Each action of the table is one method here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+
+from .. import events, lifecycle, wire
+from ..events import Reason
+from ..kernel import processes
+from ..kernel.pidfiles import PidsDirectory
+from ..kernel.processes import ExitStatus
+from ..kernel.scoreboard import Scoreboard
+from ..lifecycle import Action, State
+from ..policy import SHORT_LIFE
+from ..settings import Settings
+from .facts import Exited, Fact, Overdue
+from .handle import Handle
+from .roster import Roster
+
+logger = logging.getLogger("cluster2.master")
+
+DRAIN_MARGIN = 2.0
+"""Seconds beyond `drain_timeout` for a worker to stop its engine and leave by itself, before it is killed."""
+
+
+class Actions:
+    """What the master does to workers."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        board: Scoreboard,
+        pids: PidsDirectory,
+        roster: Roster,
+        put: Callable[[Fact], None],
+        emit: Callable[[events.Event], None],
+    ) -> None:
+        self._settings = settings
+        self._board = board
+        self._pids = pids
+        self._roster = roster
+        self._put = put
+        self._emit = emit
+        self._loop = asyncio.get_running_loop()
+        self.last_drain = False
+
+    def apply(self, handle: Handle, event: lifecycle.Event, status: ExitStatus | None = None) -> None:
+        """Something happened to a worker: go to the next state and do what belongs to it."""
+        before = handle.state
+        handle.state, actions = lifecycle.step(before, event)
+        if handle.state is not before:
+            self.limit(handle)
+        for action in actions:
+            match action:
+                case Action.WATCH:
+                    self._watch(handle)
+                case Action.ANNOUNCE:
+                    self._announce(handle)
+                case Action.TELL_DRAIN:
+                    self._tell_drain(handle)
+                case Action.SIGKILL:
+                    self._kill(handle)
+                case Action.BURY:
+                    self._bury(handle, status)
+
+    def limit(self, handle: Handle) -> None:
+        """Bound the time that a worker may stay in its state."""
+        if handle.timer is not None:
+            handle.timer.cancel()
+            handle.timer = None
+        bound = {
+            State.SPAWNING: self._settings.boot_timeout,
+            State.BOOTING: self._settings.boot_timeout,
+            State.READY: SHORT_LIFE,
+            State.DRAINING: self._settings.drain_timeout + DRAIN_MARGIN,
+        }.get(handle.state)
+        if bound is not None:
+            handle.timer = self._loop.call_later(bound, self._put, Overdue(handle))
+
+    def _watch(self, handle: Handle) -> None:
+        assert handle.pid is not None
+        self._pids.write_worker(handle.pid)
+        handle.pidfd = processes.open_pidfd(handle.pid)
+        self._loop.add_reader(handle.pidfd, self._put, Exited(handle))
+        self._emit(events.Forked(time=time.time(), pid=handle.pid, slot=handle.slot, generation=handle.generation))
+
+    def _announce(self, handle: Handle) -> None:
+        handle.ready_at = time.monotonic()
+        assert handle.pid is not None
+        self._emit(
+            events.Listening(
+                time=time.time(),
+                pid=handle.pid,
+                slot=handle.slot,
+                generation=handle.generation,
+                boot=handle.ready_at - handle.born,
+            )
+        )
+
+    def _tell_drain(self, handle: Handle) -> None:
+        if handle.talk is not None:
+            handle.talk.write(wire.pack(wire.Drain(self.last_drain)))
+
+    def _kill(self, handle: Handle) -> None:
+        if handle.pidfd is not None:
+            processes.send_signal(handle.pidfd, signal.SIGKILL)
+
+    def _bury(self, handle: Handle, status: ExitStatus | None) -> None:
+        if handle.pidfd is not None:
+            self._loop.remove_reader(handle.pidfd)
+            os.close(handle.pidfd)
+        if handle.talk is not None:
+            handle.talk.close()
+        self._board.release(handle.row)
+        self._roster.remove(handle)
+        if handle.pid is None:
+            return
+        self._pids.remove_worker(handle.pid)
+        self._emit(_died(handle, status))
+
+
+def _died(handle: Handle, status: ExitStatus | None) -> events.Died:
+    assert handle.pid is not None
+    return events.Died(
+        time=time.time(),
+        pid=handle.pid,
+        slot=handle.slot,
+        generation=handle.generation,
+        code=None if status is None else status.code,
+        signal=None if status is None or status.signal is None else signal.Signals(status.signal).name,
+        uptime=handle.uptime(time.monotonic()),
+        reason=reason_of(handle, status),
+    )
+
+
+def reason_of(handle: Handle, status: ExitStatus | None) -> Reason:
+    """Why a worker ended: the master's reason if it had one, else what its exit tells."""
+    if handle.reason is not None:
+        return handle.reason
+    return "exit" if status is not None and status.code == 0 else "crash"

@@ -1,0 +1,97 @@
+"""`master.sock`: commands from the shell, the API and the monitor, as JSON lines.
+
+A line `{"verb": …, "params": {…}}` is answered by one line, `{"ok": true, "result": …}` or `{"ok": false, "error": …}`. Only
+the user that the master runs as, and root, may speak: the socket's mode says so, and the peer's credentials are checked as
+well. A connection stays open after its answer; its end tells that the master is gone, which is what `stop` waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ..errors import ClusterError, UsageError
+from .facts import Command, Fact
+
+logger = logging.getLogger("cluster2.master")
+LINE = 1 << 16
+"""The longest request in bytes."""
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What a client sends."""
+
+    verb: str
+    params: dict[str, Any] = {}
+
+
+class Control:
+    """The master's end of the control socket."""
+
+    def __init__(self, put: Callable[[Fact], None]) -> None:
+        self._put = put
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.StreamWriter] = set()
+
+    async def open(self, listener: socket.socket) -> None:
+        """Take clients from a listening Unix socket."""
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=LINE)
+
+    async def close(self) -> None:
+        """The master is as good as gone: end all connections."""
+        if self._server is not None:
+            self._server.close()
+        for writer in list(self._clients):
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients.add(writer)
+        try:
+            if not _may_speak(writer):
+                _answer(writer, ClusterError("only the user of the master, and root, may control it"))
+                return
+            while line := await reader.readline():
+                await self._ask(line, writer)
+        except (ConnectionError, ValueError, asyncio.LimitOverrunError) as error:
+            logger.debug("a control connection was given up: %s", error)
+        finally:
+            self._clients.discard(writer)
+            writer.close()
+
+    async def _ask(self, line: bytes, writer: asyncio.StreamWriter) -> None:
+        try:
+            request = msgspec.json.decode(line, type=Request)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            _answer(writer, UsageError(f"not a request: {error}"))
+            return
+        answered: asyncio.Future[dict[str, Any] | ClusterError] = asyncio.get_running_loop().create_future()
+
+        def answer(result: dict[str, Any] | ClusterError) -> None:
+            if not answered.done():
+                answered.set_result(result)
+
+        self._put(Command(request.verb, request.params, answer))
+        _answer(writer, await answered)
+        await writer.drain()
+
+
+def _may_speak(writer: asyncio.StreamWriter) -> bool:
+    sock = writer.get_extra_info("socket")
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return uid in (0, os.geteuid())
+
+
+def _answer(writer: asyncio.StreamWriter, result: dict[str, Any] | ClusterError) -> None:
+    if isinstance(result, ClusterError):
+        error = {"message": result.message, "detail": result.detail, "exit_code": result.exit_code}
+        line = {"ok": False, "error": error}
+    else:
+        line = {"ok": True, "result": result}
+    writer.write(msgspec.json.encode(line) + b"\n")

@@ -1,0 +1,84 @@
+"""What the master learns, as values in one queue.
+
+Signal handlers, timers, sockets and processes only put facts there; one is handled at a time. So there is no place where two
+things happen to the master at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import wire
+from ..errors import ClusterError
+from .handle import Handle
+
+
+@dataclass(frozen=True, slots=True)
+class FromZygote:
+    """A zygote said something; None: its channel has ended."""
+
+    generation: int
+    message: wire.Orders | None
+
+
+@dataclass(frozen=True, slots=True)
+class FromWorker:
+    """A worker said something."""
+
+    worker: Handle
+    message: wire.Talk
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """A worker said something that is no message."""
+
+    worker: Handle
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """A worker's channel has ended: it closed it, or it is gone."""
+
+    worker: Handle
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A worker's process has ended and wants to be reaped."""
+
+    worker: Handle
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A worker has been in a state for longer than it may."""
+
+    worker: Handle
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """The master was sent a signal."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Some time has passed: something may be due."""
+
+
+@dataclass(slots=True)
+class Command:
+    """Somebody asks for something through the control socket. `answer` is called once, with a result or an error."""
+
+    verb: str
+    params: dict[str, Any]
+    answer: Callable[[dict[str, Any] | ClusterError], None] = field(repr=False)
+
+
+Fact = FromZygote | FromWorker | Garbage | Silent | Exited | Overdue | Signal | Tick | Command

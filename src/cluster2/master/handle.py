@@ -1,0 +1,51 @@
+"""A worker as the master sees it. (`worker.life.Life` is the same worker seen from inside.)"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from ..events import Reason
+from ..lifecycle import State
+from ..policy import Seen
+
+
+@dataclass(slots=True, eq=False)
+class Handle:
+    """One life of one worker, from the order to fork until it is buried.
+
+    Attributes:
+        row: its row of the scoreboard.
+        pid: None until the zygote has reported it.
+        born: monotonic time of the order.
+        ready_at: monotonic time when it said that it serves, or None.
+        reason: why the master ends it, or None if it doesn't.
+        replace: it is to be replaced within its generation.
+        talk: the transport of the channel, or None when that has closed.
+        timer: bounds the state that it is in.
+    """
+
+    incarnation: int
+    slot: int
+    generation: int
+    row: int
+    born: float
+    state: State = State.SPAWNING
+    pid: int | None = None
+    pidfd: int | None = None
+    ready_at: float | None = None
+    reason: Reason | None = None
+    replace: bool = False
+    talk: asyncio.Transport | None = field(default=None, repr=False)
+    timer: asyncio.TimerHandle | None = field(default=None, repr=False)
+
+    def seen(self) -> Seen:
+        """What decisions need to know of it."""
+        return Seen(self.incarnation, self.slot, self.generation, self.state, self.replace)
+
+    def uptime(self, now: float) -> float:
+        """Seconds since the order to fork it."""
+        return now - self.born
+
+    def __str__(self) -> str:
+        return f"worker {self.pid or '?'} (slot {self.slot}, generation {self.generation})"

@@ -1,0 +1,441 @@
+"""The master: one loop over one queue of facts.
+
+What is *wanted* (how many workers, of which generation) is kept apart from what is *seen* (the roster). A fact changes one of
+the two; then the loop converges: it asks `policy.plan` what is missing and does it. Nothing else starts or ends a worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from .. import events, lifecycle, policy, wire
+from ..errors import AppError, ClusterError, UsageError, by_exit_code
+from ..kernel import processes
+from ..kernel.listeners import Listener
+from ..kernel.pidfiles import PidsDirectory
+from ..kernel.processes import ExitStatus
+from ..kernel.scoreboard import Scoreboard
+from ..lifecycle import State
+from ..settings import Settings
+from .actions import Actions, reason_of
+from .control import Control
+from .facts import Command, Exited, Fact, FromWorker, FromZygote, Garbage, Overdue, Signal, Silent, Tick
+from .handle import Handle
+from .nursery import Nursery
+from .roster import Roster
+from .status import status
+from .talk import TalkToWorker
+
+logger = logging.getLogger("cluster2.master")
+
+CONTROL_BACKLOG = 64
+TICK = 1.0
+"""Seconds between two looks at what may be due although nothing has happened."""
+ZYGOTE_PATIENCE = 2.0
+"""Seconds that a zygote may take to leave at the end; it may be in the middle of the app's import."""
+RELOAD_PAUSE = 1.0
+"""Seconds between two attempts to start a zygote that died or can't load what was loaded before."""
+
+
+class Phase(Enum):
+    """Where the cluster is."""
+
+    BOOTING = "booting"  # not all workers have been ready yet: what fails now ends it
+    SERVING = "serving"
+    DRAINING = "draining"  # a graceful shutdown
+    STOPPING = "stopping"  # at once
+
+
+@dataclass(slots=True)
+class Estate:
+    """What the master owns, made before it starts and closed after it has ended.
+
+    Attributes:
+        sources: of options that were set on purpose.
+        listeners: each with the index of the app that it belongs to.
+        argv: the program that loads the app (`nursery`).
+    """
+
+    settings: Settings
+    sources: Mapping[str, str]
+    listeners: Sequence[tuple[int, Listener]]
+    board: Scoreboard
+    pids: PidsDirectory
+    argv: Sequence[str]
+
+
+class Master:
+    """Keeps the workers serving."""
+
+    def __init__(
+        self,
+        estate: Estate,
+        *,
+        emit: Callable[[events.Event], None],
+        on_ready: Callable[[], None],
+        owns_process: bool,
+    ) -> None:
+        """Make it inside a running event loop.
+
+        Args:
+            emit: takes the events.
+            on_ready: called once, when all workers serve.
+            owns_process: whether signals and stray children are ours; false inside somebody else's program.
+        """
+        self._estate = estate
+        self._emit = emit
+        self._on_ready = on_ready
+        self._owns_process = owns_process
+        self._facts: asyncio.Queue[Fact] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        settings = estate.settings
+        self._roster = Roster()
+        self._nursery = Nursery(estate.argv, self.put)
+        self._actions = Actions(settings, estate.board, estate.pids, self._roster, self.put, emit)
+        self._restarts = policy.Restarts(settings.restart_limit, settings.restart_window)
+        self._wanted = policy.Wanted(settings.workers, 1)
+        self._control = Control(self.put)
+        self._phase = Phase.BOOTING
+        self._failure: ClusterError | None = None
+        self._load_again_at: float | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+
+    def put(self, fact: Fact) -> None:
+        """Something happened."""
+        self._facts.put_nowait(fact)
+
+    async def run(self) -> int:
+        """Serve until told to end. Returns the exit code.
+
+        Raises:
+            ClusterError: the first workers could not be made ready.
+        """
+        await self._control.open(self._estate.pids.bind_control(CONTROL_BACKLOG))
+        self._estate.board.header.generation = self._wanted.generation
+        self._estate.board.header.started = time.time()
+        self._estate.board.header.traffic = 1
+        if self._owns_process:
+            self._catch_signals()
+        self._load()
+        self._tick()
+        while not (self._phase in (Phase.DRAINING, Phase.STOPPING) and not len(self._roster)):
+            fact = await self._facts.get()
+            self._handle(fact)
+            await self._converge()
+        return await self._leave()
+
+    # Facts
+
+    def _handle(self, fact: Fact) -> None:
+        match fact:
+            case FromZygote():
+                self._from_zygote(fact.message)
+            case FromWorker():
+                self._from_worker(fact.worker, fact.message)
+            case Garbage():
+                logger.warning("%s sent garbage and is replaced: %s", fact.worker, fact.text)
+                self._end(fact.worker, lifecycle.Event.KILL, "crash")
+            case Silent():
+                self._silent(fact.worker)
+            case Exited():
+                self._exited(fact.worker)
+            case Overdue():
+                self._overdue(fact.worker)
+            case Signal():
+                self._signalled(fact.number)
+            case Command():
+                self._command(fact)
+            case Tick():
+                self._look_around()
+
+    def _from_zygote(self, message: wire.Orders | None) -> None:
+        match message:
+            case wire.Prepared():
+                self._prepared(message)
+            case wire.PrepareFailed():
+                self._not_prepared(by_exit_code(message.exit_code, message.message, detail=message.detail))
+            case wire.Forked():
+                self._forked(message.incarnation, message.pid)
+            case wire.ForkFailed():
+                self._warn(f"a worker can't be forked: {message.message}")
+                if (handle := self._roster.find(message.incarnation)) is not None:
+                    self._buried(handle, None)
+            case None:
+                self._not_prepared(AppError("the process that imports the app died; its log says why"))
+                for handle in list(self._roster):
+                    if handle.pid is None and handle.talk is None:
+                        self._buried(handle, None)
+            case _:
+                logger.warning("a zygote said what only a master says: %r", message)
+
+    def _prepared(self, message: wire.Prepared) -> None:
+        self._load_again_at = None
+        if message.threads:
+            names = ", ".join(message.threads[:4])
+            self._warn(
+                f"importing the app started threads ({names}): forking it is unsafe, so each worker imports it for itself; "
+                "start threads in worker.on_start, or set preload = false to silence this"
+            )
+        if message.threads or not self._estate.settings.preload:
+            self._nursery.each_executed()
+
+    def _not_prepared(self, error: ClusterError) -> None:
+        if self._phase is Phase.BOOTING:
+            self._fail(error)
+        elif self._phase is Phase.SERVING and self._load_again_at is None:
+            self._warn(f"no new worker can be made now: {error.message}; trying again")
+            if error.detail:
+                logger.error("%s", error.detail)
+            self._load_again_at = time.monotonic() + RELOAD_PAUSE
+
+    def _forked(self, incarnation: int, pid: int) -> None:
+        handle = self._roster.find(incarnation)
+        if handle is None or handle.pid is not None:
+            return  # told twice, by the zygote and by the worker itself
+        handle.pid = pid
+        self._actions.apply(handle, lifecycle.Event.FORKED)
+
+    def _from_worker(self, handle: Handle, message: wire.Talk) -> None:
+        match message:
+            case wire.Born():
+                self._forked(handle.incarnation, message.pid)
+            case wire.Ready():
+                self._actions.apply(handle, lifecycle.Event.READY)
+                if self._phase is Phase.BOOTING and self._roster.ready() == self._wanted.slots:
+                    self._phase = Phase.SERVING
+                    self._on_ready()
+            case wire.BootFailed():
+                error = by_exit_code(message.exit_code, message.message, detail=message.detail)
+                if self._phase is Phase.BOOTING:
+                    self._fail(error)
+                else:
+                    self._warn(f"{handle} can't serve: {error.message}")
+            case wire.Note():
+                self._warn(f"{handle}: {message.text}")
+            case _:
+                logger.warning("%s said what only a master says: %r", handle, message)
+
+    def _silent(self, handle: Handle) -> None:
+        handle.talk = None
+        # With a pid its exit will tell. Without one the zygote's word is awaited, if there is one to give it.
+        if handle.pid is None and not self._nursery.ready and handle.state is not State.DEAD:
+            self._buried(handle, None)
+
+    def _exited(self, handle: Handle) -> None:
+        if handle.pidfd is None or handle.state is State.DEAD:
+            return
+        status = processes.exit_of(handle.pidfd)
+        if status is not None:
+            self._buried(handle, status)
+
+    def _buried(self, handle: Handle, status: ExitStatus | None) -> None:
+        meant = handle.reason is not None and handle.reason != "crash"
+        self._actions.apply(handle, lifecycle.Event.EXITED, status)
+        if meant or self._phase in (Phase.DRAINING, Phase.STOPPING):
+            return
+        now = time.monotonic()
+        was_degraded = self._restarts.degraded
+        self._restarts.crashed(handle.slot, handle.uptime(now), now)
+        if self._restarts.degraded and not was_degraded:
+            self._degraded(handle, status, now)
+
+    def _degraded(self, handle: Handle, status: ExitStatus | None, now: float) -> None:
+        if self._phase is Phase.BOOTING:
+            self._fail(AppError(f"workers die before they are ready ({reason_of(handle, status)}: {status}); their log says why"))
+            return
+        crashes = self._restarts.crashes(now)
+        logger.error("degraded: %d workers crashed within %.0f s; restarts back off", crashes, self._restarts.window)
+        self._emit(
+            events.Degraded(time=time.time(), crashes=crashes, ready=self._roster.ready(), wanted=self._wanted.slots)
+        )
+
+    def _overdue(self, handle: Handle) -> None:
+        settings = self._estate.settings
+        match handle.state:
+            case State.READY:
+                self._restarts.settled(handle.slot)
+            case State.SPAWNING | State.BOOTING:
+                text = f"{handle} wasn't ready within boot_timeout ({settings.boot_timeout:g} s)"
+                if self._phase is Phase.BOOTING:
+                    self._fail(AppError(text))
+                else:
+                    self._warn(f"{text}; it is replaced")
+                    self._end(handle, lifecycle.Event.KILL, "crash")
+            case State.DRAINING:
+                self._warn(f"{handle} hasn't left within drain_timeout ({settings.drain_timeout:g} s); it is killed")
+                self._end(handle, lifecycle.Event.KILL, handle.reason)
+            case _:
+                pass
+
+    # Commands and signals
+
+    def _command(self, command: Command) -> None:
+        match command.verb:
+            case "status":
+                command.answer(self._status())
+            case "shutdown":
+                self.shut_down()
+                command.answer({})
+            case "stop":
+                self._stop()
+                command.answer({})
+            case _:
+                command.answer(UsageError(f"the master knows no command {command.verb!r}"))
+
+    def _status(self) -> dict[str, Any]:
+        return status(
+            self._estate.board,
+            self._roster,
+            state="degraded" if self._restarts.degraded else self._phase.value,
+            wanted=self._wanted.slots,
+            addresses=[str(listener.address) for _, listener in self._estate.listeners],
+        )
+
+    def _catch_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            self._loop.add_signal_handler(number, self.put, Signal(number))
+
+    def _signalled(self, number: int) -> None:
+        again = number == signal.SIGINT and self._phase is Phase.DRAINING
+        at_once = number == signal.SIGQUIT or again
+        action = "stop" if at_once else "shutdown"
+        self._emit(events.Signalled(time=time.time(), signal=signal.Signals(number).name, action=action))
+        if at_once:
+            self._stop()
+        else:
+            self.shut_down()
+
+    def shut_down(self) -> None:
+        """Gracefully: no new connections, then each worker ends what it has."""
+        if self._phase in (Phase.DRAINING, Phase.STOPPING):
+            return
+        self._phase = Phase.DRAINING
+        self._emit(events.ShuttingDown(time=time.time(), graceful=True))
+        for _, listener in self._estate.listeners:
+            listener.shut_door()
+        self._actions.last_drain = True
+        for handle in self._roster:
+            self._end(handle, lifecycle.Event.DRAIN, "shutdown")
+
+    def _stop(self) -> None:
+        """At once."""
+        if self._phase is Phase.STOPPING:
+            return
+        self._phase = Phase.STOPPING
+        self._emit(events.ShuttingDown(time=time.time(), graceful=False))
+        for handle in self._roster:
+            self._end(handle, lifecycle.Event.KILL, "stop")
+
+    def _fail(self, error: ClusterError) -> None:
+        """The cluster can't start: end it, with this error."""
+        self._failure = self._failure or error
+        self._stop()
+
+    def _end(self, handle: Handle, event: lifecycle.Event, reason: events.Reason | None) -> None:
+        handle.reason = reason
+        self._actions.apply(handle, event)
+
+    # Convergence
+
+    async def _converge(self) -> None:
+        """Do what is missing between what is seen and what is wanted."""
+        if self._phase in (Phase.DRAINING, Phase.STOPPING) or not self._nursery.ready:
+            return
+        now = time.monotonic()
+        for decision in policy.plan(self._wanted, self._roster.seen(), barred=self._restarts.barred(now)):
+            match decision:
+                case policy.Spawn():
+                    await self._spawn(decision.slot)
+                case policy.Retire():
+                    handle = self._roster.find(decision.incarnation)
+                    if handle is not None:
+                        self._end(handle, lifecycle.Event.DRAIN, "scale")
+        self._wake_at(self._restarts.next_time(now))
+
+    async def _spawn(self, slot: int) -> None:
+        handle = Handle(
+            incarnation=self._roster.next_incarnation(),
+            slot=slot,
+            generation=self._wanted.generation,
+            row=self._estate.board.claim(),
+            born=time.monotonic(),
+        )
+        self._roster.add(handle)
+        self._actions.limit(handle)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            handle.talk, _ = await self._loop.create_unix_connection(lambda: TalkToWorker(handle, self.put), sock=ours)
+            sockets = [wire.Socket(site, str(listener.address)) for site, listener in self._estate.listeners]
+            order = wire.Order(
+                incarnation=handle.incarnation,
+                slot=slot,
+                generation=handle.generation,
+                row=handle.row,
+                master=os.getpid(),
+                sockets=sockets,
+            )
+            listening = [listener.sock.fileno() for _, listener in self._estate.listeners]
+            try:
+                self._nursery.spawn(order, [theirs.fileno(), self._estate.board.fd, *listening])
+            except OSError as error:  # the zygote has died, which the next fact tells; or its queue is full
+                self._warn(f"no worker can be made: {error.strerror}")
+                self._buried(handle, None)
+
+    def _load(self) -> None:
+        settings = self._estate.settings
+        self._load_again_at = None
+        self._nursery.load(
+            wire.Prepare(self._wanted.generation, settings.to_wire(), dict(self._estate.sources)),
+        )
+
+    def _tick(self) -> None:
+        self.put(Tick())
+        self._loop.call_later(TICK, self._tick)
+
+    def _wake_at(self, when: float | None) -> None:
+        """A slot that backs off is looked at again in time, not only at the next tick."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if when is not None:
+            self._alarm = self._loop.call_later(max(0.0, when - time.monotonic()), self.put, Tick())
+
+    def _look_around(self) -> None:
+        now = time.monotonic()
+        if self._owns_process:
+            processes.reap_strays(self._known())
+        if self._load_again_at is not None and now >= self._load_again_at and self._phase is Phase.SERVING:
+            self._load()
+        if self._restarts.recovered(now):
+            self._emit(events.Recovered(time=time.time(), ready=self._roster.ready()))
+
+    def _known(self) -> set[int]:
+        return {handle.pid for handle in self._roster if handle.pid is not None} | self._nursery.pids()
+
+    # The end
+
+    async def _leave(self) -> int:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._nursery.close()
+        await self._nursery.gone(0.0 if self._phase is Phase.STOPPING else ZYGOTE_PATIENCE)
+        if self._failure is not None:
+            raise self._failure
+        return 0
+
+    async def close(self) -> None:
+        """End the control connections: whoever waits for our end learns of it."""
+        await self._control.close()
+
+    def _warn(self, text: str) -> None:
+        logger.warning("%s", text)
+        self._emit(events.Warned(time=time.time(), text=text))

@@ -1,0 +1,197 @@
+"""Where workers come from: a zygote for each generation, or, where forking is unsafe, an executed process for each worker.
+
+Both are the same program given the same orders (`child`): a zygote is told to prepare and then to fork; an executed worker
+is told to prepare and then to become the worker itself. So there is one way in which an app is loaded and a worker starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from .. import wire
+from ..kernel import processes
+from ..kernel.descriptors import Packets
+from .facts import Fact, FromZygote
+
+CHANNEL = "_CLUSTER2_CHANNEL"
+NUMBER = 3
+"""The descriptor that an executed child finds its channel at."""
+
+
+@dataclass(slots=True, eq=False)
+class Brood:
+    """A process of ours that loads the app: a zygote, or a worker before it has become one."""
+
+    pid: int
+    pidfd: int
+    channel: Packets
+    pending: list[tuple[wire.Order, list[int]]] = field(default_factory=list)
+    prepared: bool = False
+
+
+class Nursery:
+    """Loads a generation and makes its workers."""
+
+    def __init__(self, argv: Sequence[str], put: Callable[[Fact], None]) -> None:
+        """
+        Args:
+            argv: the program that is the child: absolute path and arguments.
+            put: takes the facts about it.
+        """
+        self._argv = argv
+        self._put = put
+        self._loop = asyncio.get_running_loop()
+        self._zygote: Brood | None = None
+        self._hatching: dict[int, Brood] = {}
+        self._prepare: wire.Prepare | None = None
+        self._leaving: list[Brood] = []
+        self.forks = True
+        self.ready = False
+
+    def load(self, prepare: wire.Prepare) -> None:
+        """Start a zygote for this generation. A fact says whether it is prepared."""
+        self.close()
+        self._prepare = prepare
+        self.ready = False
+        zygote = self._zygote = self._execute(prepare)
+        self._watch(zygote, lambda message: self._from_zygote(zygote, message))
+
+    def each_executed(self) -> None:
+        """From now on make no forks: each worker is executed and loads the app for itself."""
+        self.forks, self.ready = False, True
+        if self._zygote is not None:
+            self._end(self._zygote)
+            self._zygote = None
+
+    def spawn(self, order: wire.Order, descriptors: Sequence[int]) -> None:
+        """Make a worker. A fact tells its pid, or that there is none. The descriptors remain the caller's."""
+        if self.forks:
+            assert self._zygote is not None
+            self._zygote.channel.send(wire.pack_order(order), descriptors)
+            return
+        assert self._prepare is not None
+        brood = self._hatching[order.incarnation] = self._execute(self._prepare)
+        copies = [os.dup(descriptor) for descriptor in descriptors]
+        brood.pending.append((msgspec.structs.replace(order, become=True), copies))
+        self._watch(brood, lambda message: self._from_hatching(order.incarnation, message))
+        self._put(FromZygote(order.generation, wire.Forked(order.incarnation, brood.pid)))
+
+    def pids(self) -> set[int]:
+        """Processes that this object reaps by itself."""
+        return {brood.pid for brood in (*self._leaving, *([self._zygote] if self._zygote else []))}
+
+    def close(self) -> None:
+        """Let the zygote go: the end of its channel tells it."""
+        if self._zygote is not None:
+            self._end(self._zygote)
+            self._zygote = None
+        for brood in list(self._hatching.values()):
+            self._dismiss(brood)
+            os.close(brood.pidfd)
+        self._hatching.clear()
+        self.ready = False
+
+    async def gone(self, patience: float) -> None:
+        """Wait for what was let go; what hangs (in the app's import, say) is killed after `patience` seconds."""
+        deadline = time.monotonic() + patience
+        while self._leaving:
+            if time.monotonic() > deadline:
+                for brood in self._leaving:
+                    processes.send_signal(brood.pidfd, 9)
+            self._reap()
+            await asyncio.sleep(0.005)
+
+    def _from_zygote(self, zygote: Brood, message: wire.Orders | None) -> None:
+        if zygote is not self._zygote:
+            return
+        assert self._prepare is not None
+        if isinstance(message, wire.Prepared):
+            self.ready = True
+        if message is None:
+            self._end(zygote)
+            self._zygote, self.ready = None, False
+        self._put(FromZygote(self._prepare.generation, message))
+
+    def _from_hatching(self, incarnation: int, message: wire.Orders | None) -> None:
+        brood = self._hatching.get(incarnation)
+        if brood is None:
+            return
+        if isinstance(message, wire.Prepared):
+            for order, descriptors in brood.pending:
+                with contextlib.suppress(OSError):  # it died meanwhile: its exit tells
+                    brood.channel.send(wire.pack_order(order), descriptors)
+        del self._hatching[incarnation]
+        self._dismiss(brood)
+        os.close(brood.pidfd)
+        if isinstance(message, wire.PrepareFailed):
+            assert self._prepare is not None
+            self._put(FromZygote(self._prepare.generation, message))
+
+    def _execute(self, prepare: wire.Prepare) -> Brood:
+        ours, theirs = Packets.pair(buffer=1 << 18)
+        try:
+            environ = {**os.environ, CHANNEL: str(NUMBER)}
+            pid = processes.execute(self._argv, fds={NUMBER: theirs.fileno()}, environ=environ)
+        finally:
+            theirs.close()
+        ours.send(wire.pack_order(prepare))
+        ours.set_blocking(False)
+        return Brood(pid, processes.open_pidfd(pid), ours)
+
+    def _watch(self, brood: Brood, receive: Callable[[wire.Orders | None], None]) -> None:
+        def readable() -> None:
+            try:
+                packet, descriptors = brood.channel.receive()
+            except BlockingIOError:
+                return
+            except OSError:
+                packet, descriptors = b"", []
+            for descriptor in descriptors:
+                os.close(descriptor)
+            receive(wire.unpack_order(packet) if packet else None)
+
+        self._loop.add_reader(brood.channel.fileno(), readable)
+
+    def _end(self, zygote: Brood) -> None:
+        """Close a zygote's channel; it is reaped when it has left."""
+        self._dismiss(zygote)
+        self._leaving.append(zygote)
+        self._loop.add_reader(zygote.pidfd, self._reap)
+
+    def _dismiss(self, brood: Brood) -> None:
+        """Close a channel, and what was to travel over it."""
+        self._loop.remove_reader(brood.channel.fileno())
+        brood.channel.close()
+        for _, descriptors in brood.pending:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        brood.pending.clear()
+
+    def _reap(self) -> None:
+        for brood in list(self._leaving):
+            try:
+                left = processes.exit_of(brood.pidfd) is not None
+            except ChildProcessError:
+                left = True
+            if left:
+                self._leaving.remove(brood)
+                self._loop.remove_reader(brood.pidfd)
+                os.close(brood.pidfd)
+
+
+def default_argv() -> list[str]:
+    """The child for apps that are named by text."""
+    return [sys.executable, "-m", "cluster2.child"]
+
+
+def script_argv() -> list[str]:
+    """The child in script mode: this very script, executed again."""
+    return [sys.executable, *sys.orig_argv[1:]]

@@ -1,0 +1,60 @@
+"""What `cluster2 status` shows, read off the scoreboard and the roster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import Any
+
+from .. import __version__
+from ..kernel import processes
+from ..kernel.scoreboard import Scoreboard
+from .handle import Handle
+from .roster import Roster
+
+
+def status(board: Scoreboard, roster: Roster, *, state: str, wanted: int, addresses: list[str]) -> dict[str, Any]:
+    """The cluster as plain data: times in seconds, memory in bytes (proportional set size)."""
+    header = board.header
+    return {
+        "master": {
+            "pid": os.getpid(),
+            "state": state,
+            "uptime": time.time() - header.started,
+            "version": __version__,
+            "memory": _memory(os.getpid()),
+        },
+        "generation": header.generation,
+        "wanted": wanted,
+        "traffic": "enabled" if header.traffic else "disabled",
+        "addresses": addresses,
+        "workers": [_worker(board, handle) for handle in roster if handle.pid is not None],
+    }
+
+
+def _worker(board: Scoreboard, handle: Handle) -> dict[str, Any]:
+    row = board.row(handle.row)
+    assert handle.pid is not None
+    return {
+        "pid": handle.pid,
+        "slot": handle.slot,
+        "generation": handle.generation,
+        "state": handle.state.label,
+        "requests": _known(row.requests),
+        "connections": _known(row.connections),
+        "accepted": row.accepted,
+        "in_flight": row.in_flight,
+        "uptime": handle.uptime(time.monotonic()),
+        "memory": _memory(handle.pid),
+    }
+
+
+def _known(count: int) -> int | None:
+    return None if count < 0 else count
+
+
+def _memory(pid: int) -> int | None:
+    with contextlib.suppress(ProcessLookupError):
+        return processes.memory(pid)
+    return None

@@ -1,0 +1,165 @@
+"""What the master decides, as pure functions of what it knows and the time.
+
+`plan` compares what is wanted with what is there and says what to do next; `Restarts` says when a crashed worker may be
+replaced. Both are tested without a process and with a clock of the test's own.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from .lifecycle import LIVE, State
+
+FIRST_BACKOFF = 0.1
+BACKOFF_FACTOR = 1.5
+LONGEST_BACKOFF = 15.0
+SHORT_LIFE = 1.0
+"""A worker that lived for less has achieved nothing: its slot's next one waits a little longer each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the cluster should be.
+
+    Attributes:
+        slots: how many workers.
+        generation: of all of them.
+        surge: how many may be replaced at a time.
+    """
+
+    slots: int
+    generation: int
+    surge: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One worker, as far as decisions need to know it.
+
+    Attributes:
+        replace: it is to be replaced within its generation.
+    """
+
+    incarnation: int
+    slot: int
+    generation: int
+    state: State
+    replace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """A worker is needed in this slot."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """This worker is to leave politely: its successor serves, or nobody wants its slot."""
+
+    incarnation: int
+
+
+Decision = Spawn | Retire
+
+
+def plan(wanted: Wanted, workers: Iterable[Seen], *, barred: frozenset[int] = frozenset()) -> list[Decision]:
+    """What to do next.
+
+    Each wanted slot has one live worker of the wanted generation. One that is outdated is retired only after its successor
+    is ready, and at most `surge` slots are between the two at a time. Slots beyond the wanted number are retired.
+
+    Args:
+        barred: slots in which nothing may be spawned yet (they back off).
+    """
+    decisions: list[Decision] = []
+    by_slot: dict[int, list[Seen]] = {}
+    for worker in workers:
+        if worker.state in LIVE:
+            by_slot.setdefault(worker.slot, []).append(worker)
+    outdated: list[int] = []
+    rolling = 0
+    for slot in range(wanted.slots):
+        old, new = _divide(by_slot.pop(slot, []), wanted.generation)
+        if not old and not new:
+            if slot not in barred:
+                decisions.append(Spawn(slot))
+        elif old and not new:
+            outdated.append(slot)
+        elif old:
+            if any(worker.state is State.READY for worker in new):
+                decisions += [Retire(worker.incarnation) for worker in old]
+            else:
+                rolling += 1
+    room = max(0, wanted.surge - rolling)
+    decisions += [Spawn(slot) for slot in outdated if slot not in barred][:room]
+    decisions += [Retire(worker.incarnation) for extra in by_slot.values() for worker in extra]
+    return decisions
+
+
+def _divide(workers: Sequence[Seen], generation: int) -> tuple[list[Seen], list[Seen]]:
+    """The outdated ones and the current ones of a slot."""
+    old = [worker for worker in workers if worker.replace or worker.generation != generation]
+    return old, [worker for worker in workers if worker not in old]
+
+
+@dataclass(slots=True)
+class Restarts:
+    """When a crashed worker may be replaced.
+
+    The first crash in a slot costs nothing: the successor is forked at once. A slot whose workers die young waits longer each
+    time (×1.5, at most 15 s; the idea of PM2 and einhorn). More than `limit` crashes of the whole cluster within `window`
+    seconds make it *degraded* (Erlang's restart intensity): then every restart waits, until the window has passed.
+    """
+
+    limit: int
+    window: float
+    _crashes: deque[float] = field(default_factory=deque)
+    _young: dict[int, int] = field(default_factory=dict)
+    _not_before: dict[int, float] = field(default_factory=dict)
+    degraded: bool = False
+
+    def crashed(self, slot: int, uptime: float, now: float) -> None:
+        """A worker died that wasn't meant to. `uptime` and `now` in seconds, `now` from a monotonic clock."""
+        self._crashes.append(now)
+        self._forget(now)
+        young = self._young.get(slot, 0) + 1 if uptime < SHORT_LIFE else 0
+        self._young[slot] = young
+        wait = 0.0 if young <= 1 else min(LONGEST_BACKOFF, FIRST_BACKOFF * BACKOFF_FACTOR ** (young - 2))
+        if len(self._crashes) > self.limit:
+            self.degraded = True
+            excess = len(self._crashes) - self.limit
+            wait = max(wait, min(LONGEST_BACKOFF, BACKOFF_FACTOR ** (excess - 1)))
+        self._not_before[slot] = now + wait
+
+    def settled(self, slot: int) -> None:
+        """The slot's worker is ready and has lived for long enough to count as healthy."""
+        self._young.pop(slot, None)
+        self._not_before.pop(slot, None)
+
+    def barred(self, now: float) -> frozenset[int]:
+        """Slots that have to wait still."""
+        return frozenset(slot for slot, when in self._not_before.items() if when > now)
+
+    def next_time(self, now: float) -> float | None:
+        """When the first of them may go on, or None."""
+        return min((when for when in self._not_before.values() if when > now), default=None)
+
+    def crashes(self, now: float) -> int:
+        """How many within the window."""
+        self._forget(now)
+        return len(self._crashes)
+
+    def recovered(self, now: float) -> bool:
+        """Whether a degraded cluster may be called healthy again; it is so from then on."""
+        if self.degraded and not self.crashes(now):
+            self.degraded = False
+            return True
+        return False
+
+    def _forget(self, now: float) -> None:
+        while self._crashes and self._crashes[0] <= now - self.window:
+            self._crashes.popleft()

@@ -1,0 +1,53 @@
+"""`cluster = false`: one process that loads the app and serves it, without a master. For debuggers, and for hosts that bring
+their own supervisor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from . import wire
+from .config import Config
+from .errors import ClusterError, by_exit_code
+from .kernel.listeners import Listener
+from .kernel.scoreboard import Scoreboard
+from .worker import runtime
+from .zygote import image
+
+
+def run(
+    config: Config,
+    listeners: Sequence[tuple[int, Listener]],
+    targets: Sequence[object] | None,
+    on_ready: Callable[[], None],
+) -> int:
+    """Serve until TERM or INT. Returns the exit code.
+
+    Raises:
+        ClusterError: the app can't be loaded or started.
+    """
+    settings = config.settings
+    sources = {name: source for name, source in config.sources.items() if config.explicit(name)}
+    made = image.build(settings, sources, targets or [target for target, _ in settings.targets()])
+    failures: list[ClusterError] = []
+
+    def heard(message: wire.Talk) -> None:
+        if isinstance(message, wire.Ready):
+            on_ready()
+        elif isinstance(message, wire.BootFailed):
+            failures.append(by_exit_code(message.exit_code, message.message, detail=message.detail))
+
+    board = Scoreboard.create()
+    birth = runtime.Birth(
+        order=wire.Order(1, 0, 1, board.claim(), os.getppid(), []),
+        settings=settings,
+        sites=[runtime.Staffed(app, engine) for app, engine in made.sites],
+        board=board,
+        talk=None,
+        sockets=[(site, listener.sock) for site, listener in listeners],
+        heard=heard,
+    )
+    code = runtime.serve(birth)
+    if failures:
+        raise failures[0]
+    return code

@@ -1,0 +1,25 @@
+"""The TLS context of a worker's listeners."""
+
+from __future__ import annotations
+
+import ssl
+
+from ..settings import Settings
+
+
+def context(settings: Settings) -> ssl.SSLContext | None:
+    """The context that the options describe, or None for plain connections.
+
+    The files were looked at when the options were read; here they are read again, in each new worker, so that a renewed
+    certificate is served by a reload.
+    """
+    if settings.ssl_certfile is None:
+        return None
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    made.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, settings.ssl_keyfile_password)
+    made.set_alpn_protocols(["http/1.1"])
+    if settings.ssl_ca_certs is not None:
+        made.load_verify_locations(settings.ssl_ca_certs)
+        made.verify_mode = ssl.CERT_REQUIRED
+    return made

@@ -1,0 +1,1 @@
+"""The process that imports the app once and forks workers."""

@@ -1,0 +1,124 @@
+"""What a generation's workers share: the app, imported once, with everything that serving it needs.
+
+Loading happens in one process before anything is forked (or, with `preload=false`, in each worker by itself). Order matters:
+the working directory and the import path first, then the app, the engine, `warm_up`; the heap is collected and frozen last,
+so that reference counts and the collector leave the shared pages alone.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import os
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from .. import logs
+from ..apps import App, load
+from ..config import read_env_file
+from ..engines import base
+from ..engines.base import Engine
+from ..errors import AppError, ClusterError, ConfigError
+from ..kernel import processes
+from ..settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A generation, ready to serve.
+
+    Attributes:
+        sites: each app with its engine, in the order of the options.
+        threads: names of threads that are running although nothing serves yet; with any, forking is unsafe.
+    """
+
+    settings: Settings
+    sites: Sequence[tuple[App, type[Engine]]]
+    threads: list[str]
+
+
+def build(settings: Settings, sources: Mapping[str, str], targets: Sequence[object]) -> Image:
+    """Import the apps and get everything ready to fork.
+
+    Args:
+        settings: the effective options.
+        sources: of options that were set on purpose.
+        targets: the apps: `module:attr` each, or the object itself (script mode).
+
+    Raises:
+        AppError: an app can't be imported, or `warm_up` raised.
+        ConfigError: the engine can't take the app, or an option.
+    """
+    gc.disable()
+    own_name = Path("/proc/self/comm").read_text().strip()
+    _enter(settings)
+    logs.configure(settings)
+    sites = [_site(settings, sources, target) for target in targets]
+    _warm_up(settings)
+    return Image(settings, sites, _threads(own_name))
+
+
+def freeze() -> None:
+    """Keep the heap of the image out of the collector's sight, for as long as processes are forked from it."""
+    gc.collect()
+    gc.freeze()
+
+
+def _enter(settings: Settings) -> None:
+    """Privileges first, so that no line of the app runs with more of them than its requests will."""
+    if settings.user is not None or settings.group is not None:
+        processes.drop_privileges(settings.user, settings.group)
+    if settings.umask is not None:
+        os.umask(settings.umask)
+    if settings.env_file is not None:
+        os.environ.update(read_env_file(Path(settings.env_file)))
+    try:
+        os.chdir(settings.chdir)
+    except OSError as error:
+        raise ConfigError(f"chdir = {settings.chdir!r}: {error.strerror}") from error
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def _site(settings: Settings, sources: Mapping[str, str], target: object) -> tuple[App, type[Engine]]:
+    app = load(target, factory=settings.factory)
+    engine = base.choose(settings.engine, app.interface)
+    base.check_options(engine, sources.items())
+    engine.preload()
+    return app, engine
+
+
+def _warm_up(settings: Settings) -> None:
+    warm_up: Any = settings.warm_up
+    if warm_up is None:
+        return
+    label = warm_up if isinstance(warm_up, str) else getattr(warm_up, "__qualname__", repr(warm_up))
+    try:
+        function = resolve_name(warm_up) if isinstance(warm_up, str) else warm_up
+        result = function()
+        if inspect.iscoroutine(result):
+            result.close()
+            raise ConfigError(f"warm_up = {label}: it is async; no event loop runs before the fork, so make it a plain function")
+    except ClusterError:
+        raise
+    except Exception as error:
+        raise AppError(f"warm_up = {label} raised {type(error).__name__}: {error}") from error
+
+
+def _threads(own_name: str) -> list[str]:
+    """Threads that a fork would lose with their locks held.
+
+    Python's own are known by name. Of native ones only those count that somebody named on purpose (gRPC does): the unnamed
+    helpers of OpenBLAS and OpenMP bear the process's own name, and these libraries rebuild them after a fork
+    (`pthread_atfork`), so that NumPy may be imported before it.
+    """
+    python = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if python:
+        return python
+    return [name for name in processes.running_threads() if name != own_name]

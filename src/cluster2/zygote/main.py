@@ -1,0 +1,87 @@
+"""The zygote: a fresh interpreter for each generation, which imports the app once and forks workers from that image.
+
+It has one thread and no event loop, and does one thing at a time: read an order, carry it out, say so. It forks twice, so
+that the worker is adopted by the master (a child subreaper): reaped by it, seen by its `waitpid`, and safe when the zygote
+dies. The end of its channel means that the master is gone, or wants another generation: it leaves.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from .. import wire
+from ..errors import ClusterError
+from ..kernel import processes
+from ..kernel.descriptors import Packets
+from .image import Image, freeze
+
+Serve = Callable[[Image, wire.Order, list[int]], int]
+"""Be the worker of an order: (image, order, its descriptors) → exit code. Injected: this package knows no worker."""
+
+
+def main(channel: Packets, prepare: Callable[[wire.Prepare], Image], serve: Serve) -> int:
+    """Be a zygote until the channel ends. Returns the exit code; in a worker it never returns."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the master ends us by closing the channel
+    order, _ = _receive(channel)
+    if not isinstance(order, wire.Prepare):
+        return 0
+    try:
+        image = prepare(order)
+    except ClusterError as error:
+        channel.send(wire.pack_order(wire.PrepareFailed(error.message, error.detail[-MOST_DETAIL:], error.exit_code)))
+        return error.exit_code
+    freeze()
+    interfaces = [app.interface for app, _ in image.sites]
+    engines = [engine.name for _, engine in image.sites]
+    channel.send(wire.pack_order(wire.Prepared([str(each) for each in interfaces], engines, image.threads)))
+    while True:
+        order, descriptors = _receive(channel)
+        if not isinstance(order, wire.Order):
+            return 0
+        if order.become:
+            channel.close()
+            leave(serve(image, order, descriptors))
+        channel.send(wire.pack_order(_fork(channel, image, order, descriptors, serve)))
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+MOST_DETAIL = 60_000
+"""Characters of a traceback that travel: a packet must fit the socket's buffer."""
+
+
+def _receive(channel: Packets) -> tuple[wire.Orders | None, list[int]]:
+    packet, descriptors = channel.receive()
+    return (wire.unpack_order(packet) if packet else None), descriptors
+
+
+def _fork(
+    channel: Packets, image: Image, order: wire.Order, descriptors: list[int], serve: Serve
+) -> wire.Forked | wire.ForkFailed:
+    try:
+        pid = processes.fork_orphan()
+    except OSError as error:
+        return wire.ForkFailed(order.incarnation, str(error))
+    if pid:
+        return wire.Forked(order.incarnation, pid)
+    channel.close()
+    leave(serve(image, order, descriptors))
+
+
+def leave(code: int) -> NoReturn:
+    """End this process without unwinding the zygote's frames, but with the app's `atexit` functions run and buffers flushed.
+
+    Threads aren't waited for, and the interpreter isn't torn down: that would touch, and so copy, the shared pages.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or the reader has gone
+            stream.flush()
+    os._exit(code)

@@ -1,0 +1,24 @@
+"""What all tests share: asyncio as anyio's backend, and a process that nobody's orphan can escape."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+import pytest
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Run async tests on asyncio: it is what the master and the workers run on."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _adopt_orphans() -> None:
+    """Become the parent of every orphan that a test makes: then a test can see that it left no process."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -1,0 +1,231 @@
+"""The scoreboard, with real mappings and real processes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cluster2.errors import ClusterError
+from cluster2.kernel.scoreboard import CELL, CELLS, MAGIC, ROWS, SIZE, Header, Integer, Row, Scoreboard
+
+
+@pytest.fixture
+def board() -> Iterator[Scoreboard]:
+    board = Scoreboard.create()
+    yield board
+    board.close()
+
+
+def wait(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_the_declaration_is_a_table() -> None:
+    """Every field has a cell of its own, a kind, a writer and a meaning."""
+    for cells in (Header, Row):
+        indices = [field.index for field in cells.FIELDS.values()]
+        assert len(set(indices)) == len(indices)
+        assert all(0 <= index < CELLS for index in indices)
+        for name, field in cells.FIELDS.items():
+            assert field.name == name
+            assert field.kind == ("q" if isinstance(field, Integer) else "d")
+            assert field.writer in ("master", "worker")
+            assert field.meaning
+
+
+def test_a_new_one_is_empty(board: Scoreboard) -> None:
+    """All is zero but the magic number, and the descriptor is not for programs that we execute."""
+    assert board.header.as_dict() == {"magic": MAGIC, "generation": 0, "traffic": 0, "started": 0.0, "high_water": 0}
+    assert board.column("pid") == []
+    assert os.fstat(board.fd).st_size == SIZE
+    assert not os.get_inheritable(board.fd)
+
+
+def test_fields_keep_their_values_and_types(board: Scoreboard) -> None:
+    """Integers and doubles come back as written, the extremes too; a neighbour doesn't change."""
+    row = board.row(board.claim())
+    for number, (name, field) in enumerate(Row.FIELDS.items()):
+        setattr(row, name, number if field.kind == "q" else number + 0.5)
+    assert row.as_dict() == {
+        name: number if field.kind == "q" else number + 0.5 for number, (name, field) in enumerate(Row.FIELDS.items())
+    }
+    row.requests = 2**63 - 1
+    row.connections = -(2**63)
+    row.heartbeat = float("inf")
+    assert (row.requests, row.connections, row.heartbeat) == (2**63 - 1, -(2**63), float("inf"))
+    row.requests = 1
+    row.requests += 1
+    assert row.requests == 2
+    assert not any(board.row(1).as_dict().values())
+
+
+def test_the_wrong_type_is_refused(board: Scoreboard) -> None:
+    """An integer cell takes no float, and no number that needs more than 64 bits."""
+    row = board.row(0)
+    with pytest.raises(TypeError):
+        row.requests = 1.5  # type: ignore[assignment]
+    with pytest.raises(ValueError):
+        row.requests = 2**63
+
+
+def test_rows_are_claimed_from_below_and_zeroed(board: Scoreboard) -> None:
+    """A released row is free again and empty, the lowest goes first, and the high-water mark stays."""
+    assert [board.claim() for _ in range(3)] == [0, 1, 2]
+    board.row(1).requests = 7
+    board.release(1)
+    assert not any(board.row(1).as_dict().values())
+    assert board.header.high_water == 3
+    assert board.claim() == 1
+    assert board.claim() == 3
+    assert board.header.high_water == 4
+
+
+def test_rows_run_out(board: Scoreboard) -> None:
+    """The row after the last is refused; one that comes back can be had."""
+    for _ in range(ROWS):
+        board.claim()
+    with pytest.raises(ClusterError, match="full: 1024 workers"):
+        board.claim()
+    board.release(500)
+    assert board.claim() == 500
+
+
+def test_a_row_is_released_once(board: Scoreboard) -> None:
+    """A row that nobody claimed can't be released, nor one that doesn't exist."""
+    for row in (0, -1, ROWS):
+        with pytest.raises(ClusterError, match="isn't claimed"):
+            board.release(row)
+
+
+def test_rows_have_bounds(board: Scoreboard) -> None:
+    """There is no row before the first or after the last; the last one is inside the memory."""
+    for index in (-1, ROWS):
+        with pytest.raises(IndexError):
+            board.row(index)
+    board.row(ROWS - 1).draining = 1
+    assert os.pread(board.fd, CELL, SIZE - (CELLS - Row.draining.index) * CELL) == (1).to_bytes(8, sys.byteorder)
+
+
+def test_a_column_stops_at_the_high_water_mark(board: Scoreboard) -> None:
+    """A column has one item for each row ever used, free ones included as zeros, by name or by field."""
+    for connections in (5, 6, 7):
+        row = board.row(board.claim())
+        row.connections, row.longest_step = connections, connections / 10
+    board.release(1)
+    assert board.column("connections") == board.column(Row.connections) == [5, 0, 7]
+    assert board.column(Row.longest_step) == [0.5, 0.0, 0.7]
+    with pytest.raises(KeyError):
+        board.column("speed")
+
+
+def test_its_size_is_sealed(board: Scoreboard) -> None:
+    """Nobody can shrink or grow it, so that no reader dies of SIGBUS, or lift the seal."""
+    for size in (0, SIZE - 1, SIZE + 1):
+        with pytest.raises(PermissionError):
+            os.ftruncate(board.fd, size)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(board.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+
+
+def test_only_the_creator_claims(board: Scoreboard) -> None:
+    """Who attaches reads and writes the same cells, but hands out no rows."""
+    board.row(board.claim()).requests = 3
+    other = Scoreboard.attach(os.dup(board.fd))
+    assert other.column("requests") == [3]
+    other.row(0).requests += 1
+    assert board.row(0).requests == 4
+    with pytest.raises(ClusterError, match="only the process that created"):
+        other.claim()
+    with pytest.raises(ClusterError):
+        other.release(0)
+    other.close()
+
+
+def test_what_is_no_scoreboard_is_refused(board: Scoreboard) -> None:
+    """A pipe, memory of another size, another layout: each is told apart, and the descriptor stays the caller's."""
+    reader, writer = os.pipe()
+    small = os.memfd_create("small")
+    other = os.memfd_create("other")
+    os.ftruncate(other, SIZE)
+    for fd, reason in ((reader, "0 bytes"), (small, "0 bytes"), (other, "magic 0x0")):
+        with pytest.raises(ClusterError, match=reason):
+            Scoreboard.attach(fd)
+        os.fstat(fd)
+    for fd in (reader, writer, small, other):
+        os.close(fd)
+    with pytest.raises(ClusterError, match="Bad file descriptor"):
+        Scoreboard.attach(other)
+
+
+def test_after_close_nothing_can_be_read() -> None:
+    """A closed scoreboard raises instead of reading freed memory; closing twice is harmless; no descriptor leaks."""
+    before = len(os.listdir("/proc/self/fd"))
+    board = Scoreboard.create()
+    row = board.row(board.claim())
+    board.close()
+    board.close()
+    for read in (lambda: row.pid, lambda: board.header.traffic):
+        with pytest.raises(ValueError):
+            read()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_fork_shares_it(board: Scoreboard) -> None:
+    """What a forked child writes, its parent reads, and the other way round."""
+    row = board.row(board.claim())
+    row.slot = 3
+    pid = os.fork()
+    if pid == 0:
+        row.requests = row.slot + 39
+        os._exit(0)
+    assert wait(pid) == 0
+    assert row.requests == 42
+
+
+def test_it_survives_an_exec(board: Scoreboard) -> None:
+    """A program that was executed attaches to the descriptor that it was given."""
+    row = board.row(board.claim())
+    row.slot = 3
+    program = (
+        "from cluster2.kernel.scoreboard import Scoreboard\n"
+        "board = Scoreboard.attach(9)\n"
+        "row = board.row(0)\n"
+        "row.requests = row.slot + 39\n"
+    )
+    pid = os.posix_spawn(
+        sys.executable, [sys.executable, "-c", program], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, board.fd, 9)]
+    )
+    assert wait(pid) == 0
+    assert row.requests == 42
+
+
+def test_no_value_is_ever_torn(board: Scoreboard) -> None:
+    """While another process writes two values by turns, a reader sees one of them, whole, and never a mixture."""
+    row = board.row(board.claim())
+    integers = 0x0102030405060708, -0x0102030405060708
+    reals = 1.0 / 3, -2.0e300 / 7
+    row.requests, row.heartbeat = integers[0], reals[0]
+    deadline = time.monotonic() + 30  # the writer's, should the reader die
+    pid = os.fork()
+    if pid == 0:
+        while not row.draining and time.monotonic() < deadline:
+            for integer, real in zip(integers, reals, strict=True):
+                row.requests, row.heartbeat = integer, real
+                row.accepted += 1
+        os._exit(0)
+    seen_integers, seen_reals = set(), set()
+    reads = 0
+    while (reads < 50_000 or len(seen_integers) < 2) and time.monotonic() < deadline:
+        seen_integers.add(row.requests)
+        seen_reals.update(board.column(Row.heartbeat))
+        reads += 1
+    row.draining = 1
+    assert wait(pid) == 0
+    assert row.accepted > 0
+    assert seen_integers == set(integers)
+    assert seen_reals == set(reals)

@@ -1,0 +1,149 @@
+"""Workers that die come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.system.clients import Connection, Load, get
+from tests.system.conftest import Serve
+from tests.system.harness import Running, descendants, sample, wait_until
+
+
+def replaced(running: Running, old: int, workers: int = 2) -> bool:
+    """Whether a worker is gone and all slots are served again."""
+    pids = {row["pid"] for row in running.workers()}
+    return old not in pids and len(pids) == workers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep_alive", [True, False], ids=["keep-alive", "connection-per-request"])
+def test_killed_under_load(run: Serve, keep_alive: bool) -> None:
+    """A worker killed under load comes back in its slot; only what was under way fails, and nothing is refused."""
+    running = run(sample("plain")).ready()
+    victim = running.workers()[0]
+    with Load(running.address, clients=12, keep_alive=keep_alive) as load:
+        wait_until(lambda: load.counts.answered > 200, "the load runs")
+        os.kill(victim["pid"], signal.SIGKILL)
+        wait_until(lambda: replaced(running, victim["pid"]), lambda: f"a successor is ready: {running.status()}")
+        before = load.counts.answered
+        successor = next(row for row in running.workers() if row["slot"] == victim["slot"])
+        wait_until(lambda: load.counts.answered > before + 200, "the load goes on")
+        if not keep_alive:
+            wait_until(lambda: successor["pid"] in load.counts.workers, "the successor answers as well")
+    assert len(load.counts.failed) + load.counts.closed <= 12
+    assert load.counts.refused == []
+    assert successor["generation"] == victim["generation"]
+
+
+def test_only_the_killed_workers_requests_fail(run: Serve) -> None:
+    """Exactly the requests that the killed worker was working on fail; those of the other are answered."""
+    running = run(sample("plain")).ready()
+    connections = [Connection(running.address) for _ in range(12)]
+    for number, connection in enumerate(connections):
+        connection.send(f"/held/{number}")
+    marks = wait_until(lambda: _held(running.directory, 12), "all twelve are in their handlers")
+    shares = Counter(marks.values())
+    assert sorted(shares) == sorted(row["pid"] for row in running.workers()), "both have some"
+    victim = running.workers()[0]["pid"]
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: replaced(running, victim), "a successor is ready")
+    running.release()
+    for number, connection in enumerate(connections):
+        with connection:
+            if marks[number] == victim:
+                assert connection.closed()
+            else:
+                assert connection.receive().body == b"released"
+
+
+def _held(directory: Path, wanted: int) -> dict[int, int]:
+    """Pid by request, once all wanted requests are in their handlers."""
+    marks = {int(path.name.split(".")[1]): int(path.name.split(".")[2]) for path in directory.glob("held.*")}
+    return marks if len(marks) == wanted else {}
+
+
+def test_worker_that_exits(run: Serve) -> None:
+    """A worker that exits by itself, mid-request, is replaced, and the master says so."""
+    running = run(sample("plain")).ready()
+    pids = {row["pid"] for row in running.workers()}
+    with Connection(running.address) as connection:
+        connection.send("/crash")
+        assert connection.closed()
+    wait_until(lambda: len({row["pid"] for row in running.workers()} - pids) == 1, "a successor is ready")
+    assert len(running.workers()) == 2
+    assert get(running.address).body == b"hello"
+    assert any(str(pid) in running.stderr for pid in pids)
+
+
+def test_worker_told_to_leave(run: Serve) -> None:
+    """A worker that receives TERM drains, leaves and is replaced."""
+    running = run(sample("plain")).ready()
+    victim = running.workers()[1]["pid"]
+    os.kill(victim, signal.SIGTERM)
+    wait_until(lambda: replaced(running, victim), "a successor is ready")
+
+
+def test_executed_worker_comes_back(run: Serve) -> None:
+    """With preload=false a killed worker is replaced as well."""
+    running = run(sample("plain"), "--no-preload").ready()
+    victim = running.workers()[0]["pid"]
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: replaced(running, victim), "a successor is ready")
+
+
+def test_zygote_is_replaceable(run: Serve) -> None:
+    """A killed zygote costs nothing: workers serve on, and a worker that is killed afterwards still comes back."""
+    running = run(sample("plain")).ready()
+    workers = {row["pid"] for row in running.workers()}
+    for pid in descendants() - workers - {running.process.pid}:
+        os.kill(pid, signal.SIGKILL)
+    assert get(running.address).body == b"hello"
+    victim = min(workers)
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: replaced(running, victim), lambda: f"a successor is ready:\n{running.stderr}")
+
+
+@pytest.mark.slow
+def test_crash_loop_degrades(run: Serve, tmp_path: Path) -> None:
+    """Workers that crash too often make the cluster degraded: it says so, backs off, and serves with what it has."""
+    (tmp_path / "crashing.py").write_text(
+        "import os, pathlib\n"
+        "from tests.system.sample_apps import answer\n"
+        "async def app(scope, receive, send):\n"
+        "    if scope['type'] == 'lifespan':\n"
+        "        await receive()\n"
+        "        if pathlib.Path('broken').exists():\n"
+        "            os._exit(9)\n"
+        "        await send({'type': 'lifespan.startup.complete'})\n"
+        "        await receive()\n"
+        "        await send({'type': 'lifespan.shutdown.complete'})\n"
+        "    else:\n"
+        "        await answer(send, b'hello')\n"
+    )
+    root = str(Path(__file__).parents[2])
+    running = run("crashing:app", "--restart-limit", "3", directory=tmp_path, env={"PYTHONPATH": root}).ready()
+    (tmp_path / "broken").touch()
+    victim = running.workers()[0]["pid"]
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: "degraded" in running.stderr, "the master says that it is degraded")
+    assert get(running.address).body == b"hello"
+    assert running.shutdown() == 0
+
+
+def test_killed_master_orphans_nobody(run: Serve) -> None:
+    """When the master is killed all its processes leave by themselves."""
+    running = run(sample("plain")).ready()
+    with Connection(running.address) as connection:
+        connection.get()
+        running.process.kill()
+        running.wait()
+        wait_until(lambda: not descendants() - running._before, "workers and zygote have left")
+        assert connection.closed()
+    # The next master on this directory clears what the killed one could not.
+    successor = run(sample("plain"), directory=running.directory).ready()
+    assert successor.shutdown() == 0

@@ -1,0 +1,218 @@
+"""Graceful shutdown drops nothing, stop is at once, and neither leaves anything behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from tests.system.clients import Connection, Load, get
+from tests.system.conftest import Serve
+from tests.system.harness import sample, wait_until
+
+
+@pytest.mark.parametrize("name", ["plain", "wsgi"])
+def test_request_in_flight_is_finished(run: Serve, name: str) -> None:
+    """A request that is under way at TERM is answered, with `connection: close`; then all leave with 0."""
+    running = run(sample(name)).ready()
+    with Connection(running.address) as connection:
+        connection.send("/held/a")
+        running.held("a")
+        running.signal(signal.SIGTERM)
+        running.draining()
+        running.release()
+        answer = connection.receive()
+        assert (answer.status, answer.body) == (200, b"released")
+        assert answer.headers["connection"] == "close"
+        assert connection.closed()
+    assert running.wait() == 0
+
+
+@pytest.mark.parametrize("name", ["plain", "wsgi"])
+def test_idle_connection_may_ask_once_more(run: Serve, name: str) -> None:
+    """A kept-alive connection that asks within drain_idle after TERM is answered, with `connection: close`."""
+    running = run(sample(name), "--drain-idle", "20s").ready()
+    with Connection(running.address) as connection:
+        connection.get()
+        running.signal(signal.SIGTERM)
+        running.draining()
+        answer = connection.get()
+        assert (answer.status, answer.body) == (200, b"hello")
+        assert answer.headers["connection"] == "close"
+        assert connection.closed()
+        answered = time.monotonic()
+        assert running.wait() == 0
+    assert time.monotonic() - answered < 15, "nothing was left to wait for"
+
+
+def test_idle_connections_are_closed_after_drain_idle(run: Serve) -> None:
+    """Connections that stay silent are closed after drain_idle, whether they have sent a request before or not."""
+    running = run(sample("plain"), "--drain-idle", "500ms").ready()
+    with Connection(running.address) as silent, Connection(running.address) as served:
+        served.get()
+        running.signal(signal.SIGTERM)
+        assert silent.closed()
+        assert served.closed()
+    assert running.wait() == 0
+
+
+def test_no_connections_no_waiting(run: Serve) -> None:
+    """With no connection open a shutdown waits for nothing."""
+    running = run(sample("plain"), "--drain-idle", "30s").ready()
+    get(running.address, headers="Connection: close\r\n")
+    began = time.monotonic()
+    assert running.shutdown() == 0
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("name", ["plain", "wsgi"])
+def test_accept_queue_is_served(run: Serve, name: str) -> None:
+    """Clients that connected before TERM but wait in the accept queue are answered."""
+    running = run(sample(name)).ready()
+    pids = [row["pid"] for row in running.workers()]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(Connection(running.address)) for _ in range(30)]
+        for connection in waiting:
+            connection.send()
+        running.signal(signal.SIGTERM)
+        running.draining(2)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        answers = [connection.receive() for connection in waiting]
+    assert [each.status for each in answers] == [200] * 30
+    assert running.wait() == 0
+
+
+def test_drain_timeout_bounds_it(run: Serve) -> None:
+    """A request that doesn't end is cut off after drain_timeout."""
+    running = run(sample("plain"), "--drain-timeout", "1s").ready()
+    with Connection(running.address) as connection:
+        connection.send("/held/a")
+        running.held("a")
+        began = time.monotonic()
+        running.signal(signal.SIGTERM)
+        assert connection.closed()
+        assert running.wait() == 0
+        assert 0.9 < time.monotonic() - began < 15
+
+
+def test_drain_timeout_bounds_a_blocked_worker(run: Serve) -> None:
+    """A worker that is stopped altogether doesn't hold up a shutdown for longer than drain_timeout."""
+    running = run(sample("plain"), "--drain-timeout", "1s").ready()
+    os.kill(running.workers()[0]["pid"], signal.SIGSTOP)
+    began = time.monotonic()
+    assert running.shutdown() == 0
+    assert time.monotonic() - began < 15
+
+
+def test_tcp_in_flight_is_finished(run: Serve) -> None:
+    """A TCP handler that works at TERM sends its answer before its worker leaves."""
+    running = run(sample("tcp"), "--drain-timeout", "10s").ready()
+    with socket.create_connection(running.address, 30) as client, client.makefile("rb") as lines:
+        client.sendall(b"hold a\n")
+        pid = running.held("a")
+        running.signal(signal.SIGTERM)
+        running.draining()
+        running.release()
+        assert lines.readline() == b"%d hold a\n" % pid
+        client.shutdown(socket.SHUT_WR)
+        assert lines.read() == b""
+    assert running.wait() == 0
+
+
+def test_tcp_accept_queue_is_served(run: Serve) -> None:
+    """TCP clients in the accept queue are served at a shutdown as well."""
+    running = run(sample("tcp")).ready()
+    pids = [row["pid"] for row in running.workers()]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(socket.create_connection(running.address, 30)) for _ in range(10)]
+        for client in waiting:
+            client.sendall(b"ping\n")
+            client.shutdown(socket.SHUT_WR)
+        running.signal(signal.SIGTERM)
+        running.draining(2)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        for client in waiting:
+            with client.makefile("rb") as lines:
+                assert lines.read().endswith(b" ping\n")
+    assert running.wait() == 0
+
+
+def test_tcp_drain_timeout(run: Serve) -> None:
+    """A TCP connection that stays open is cut off after drain_timeout."""
+    running = run(sample("tcp"), "--drain-timeout", "1s").ready()
+    with socket.create_connection(running.address, 30) as client:
+        client.sendall(b"ping\n")
+        assert client.recv(100).endswith(b" ping\n")
+        running.signal(signal.SIGTERM)
+        assert running.wait() == 0
+
+
+@pytest.mark.slow
+def test_shutdown_under_load(run: Serve) -> None:
+    """Under load over kept-alive connections no request fails: each client is told to close, none is cut off."""
+    running = run(sample("plain")).ready()
+    with Load(running.address, clients=12, reconnect=False) as load:
+        wait_until(lambda: load.counts.answered > 500, "the load runs")
+        assert running.shutdown() == 0
+    assert load.counts.failed == []
+    assert load.counts.closed == 0
+
+
+@pytest.mark.slow
+def test_shutdown_under_new_connections(run: Serve) -> None:
+    """Under load with a connection for each request none fails either: who has connected is answered."""
+    running = run(sample("plain")).ready()
+    with Load(running.address, clients=12, keep_alive=False) as load:
+        wait_until(lambda: load.counts.answered > 500, "the load runs")
+        assert running.shutdown() == 0
+    assert load.counts.failed == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_shuts_down(run: Serve, number: signal.Signals) -> None:
+    """INT and TERM shut down gracefully, with exit code 0."""
+    running = run(sample("plain")).ready()
+    running.signal(number)
+    assert running.wait() == 0
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGQUIT])
+def test_second_signal_stops_at_once(run: Serve, second: signal.Signals) -> None:
+    """A second INT, or a QUIT, ends a shutdown that waits for a request."""
+    running = run(sample("plain")).ready()
+    with Connection(running.address) as connection:
+        connection.send("/held/a")
+        running.held("a")
+        running.signal(signal.SIGINT)
+        running.draining()
+        running.signal(second)
+        running.wait()
+        assert connection.closed()
+
+
+def test_quit_stops_at_once(run: Serve) -> None:
+    """QUIT doesn't wait for requests."""
+    running = run(sample("plain")).ready()
+    with Connection(running.address) as connection:
+        connection.send("/held/a")
+        running.held("a")
+        running.signal(signal.SIGQUIT)
+        running.wait()
+        assert connection.closed()
+
+
+def test_term_while_booting(run: Serve) -> None:
+    """TERM that arrives while workers start ends it as well."""
+    running = run(sample("never_starts"))
+    wait_until(lambda: running.workers("booting"), lambda: f"workers boot:\n{running.stderr}")
+    assert running.shutdown() == 0

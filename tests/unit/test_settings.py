@@ -1,0 +1,279 @@
+"""Options: what their values may be, what is derived from a declaration, and what contradicts what."""
+
+from __future__ import annotations
+
+import ipaddress
+import string
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster2 import settings as declared
+from cluster2.errors import ConfigError
+from cluster2.settings import (
+    OPTIONS,
+    Address,
+    FdAddress,
+    Kind,
+    Settings,
+    TcpAddress,
+    UnixAddress,
+    option,
+    options_of,
+    parse_address,
+    validate,
+)
+
+HOSTS = st.one_of(
+    st.ip_addresses().map(str),
+    st.text(string.ascii_lowercase + string.digits + "-.", min_size=1),
+)
+ADDRESSES = st.one_of(
+    st.builds(TcpAddress, HOSTS, st.integers(0, 65535)),
+    st.builds(UnixAddress, st.text(min_size=1).filter(lambda path: "\0" not in path)),
+    st.builds(FdAddress, st.integers(0, 999_999_999)),
+)
+
+
+@given(ADDRESSES)
+def test_an_address_is_the_inverse_of_its_text(address: Address) -> None:
+    """Whatever an address is, its text means that address."""
+    assert parse_address(str(address)) == address
+
+
+@given(st.text())
+def test_a_text_that_is_an_address_comes_back(text: str) -> None:
+    """A text either is refused with what is allowed, or means an address whose text means the same."""
+    try:
+        address = parse_address(text)
+    except ValueError as error:
+        assert "host:port" in str(error)
+    else:
+        assert parse_address(str(address)) == address
+
+
+def test_ipv6_stands_in_brackets() -> None:
+    """Only brackets tell an IPv6 address from its port."""
+    assert str(TcpAddress("::", 3000)) == "[::]:3000"
+    assert parse_address("[::1]:3000") == TcpAddress("::1", 3000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "3000", ":3000", "host", "host:", "host:port", "host:65536", "::1:3000", "[host]:1", "unix:", "unix:a\0", "fd://", "fd://x"],
+)
+def test_what_is_no_address(text: str) -> None:
+    """Each near miss is refused."""
+    with pytest.raises(ValueError, match="expected host:port"):
+        parse_address(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw", "value"),
+    [
+        (declared.FLAG, "yes", True),
+        (declared.FLAG, " OFF ", False),
+        (declared.FLAG, True, True),
+        (declared.COUNT, "12", 12),
+        (declared.COUNT, 0, 0),
+        (declared.PORT, "65535", 65535),
+        (declared.PORTS, "3000,3001", (3000, 3001)),
+        (declared.PORTS, ["3000"], 3000),
+        (declared.WORKERS, "auto", 0),
+        (declared.DURATION, "30s", 30.0),
+        (declared.DURATION, "5m", 300.0),
+        (declared.DURATION, "24h", 86400.0),
+        (declared.DURATION, "250ms", 0.25),
+        (declared.DURATION, "5ms", 0.005),
+        (declared.DURATION, "1.5", 1.5),
+        (declared.DURATION, 30, 30.0),
+        (declared.SIZE, "512MiB", 512 * 2**20),
+        (declared.SIZE, "1GiB", 2**30),
+        (declared.SIZE, "100MB", 100_000_000),
+        (declared.SIZE, "1.5kib", 1536),
+        (declared.SIZE, 4096, 4096),
+        (declared.RATIO, "0.5", 0.5),
+        (declared.UMASK, "022", 0o22),
+        (declared.UMASK, 0o27, 0o27),
+        (declared.PATH, Path("a/b"), "a/b"),
+        (declared.ACCOUNT, 1000, "1000"),
+        (declared.HOST, "[::]", "::"),
+        (declared.ADDRESSES, "a:1, unix:b", ("a:1", "unix:b")),
+        (declared.ADDRESSES, [TcpAddress("a", 1)], ("a:1",)),
+        (declared.REFERENCE, "pkg.module:function", "pkg.module:function"),
+        (declared.REFERENCE, len, len),
+        (declared.APPS, [["a:app", 3000], ("b:app", "unix:b")], (("a:app", (3000,)), ("b:app", ("unix:b",)))),
+        (declared.choice("text", "json"), "JSON", "json"),
+    ],
+)
+def test_what_a_value_means(kind: Kind, raw: object, value: object) -> None:
+    """Texts and native values mean what the documentation says."""
+    found = kind.parse(raw)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw", "message"),
+    [
+        (declared.FLAG, "maybe", "true or false"),
+        (declared.FLAG, 1, "true or false"),
+        (declared.COUNT, "many", "a whole number of at least 0"),
+        (declared.COUNT, "-1", "a whole number"),
+        (declared.COUNT, 1.5, "a whole number"),
+        (declared.COUNT, True, "a whole number"),
+        (declared.WORKERS, "many", "expected a whole number of at least 1"),
+        (declared.PORT, 65536, "0 to 65535"),
+        (declared.PORTS, [], "a port"),
+        (declared.DURATION, "5 parsecs", "unknown unit 'parsecs'; expected a duration"),
+        (declared.DURATION, "-1s", "a duration"),
+        (declared.DURATION, float("nan"), "a duration"),
+        (declared.DURATION, True, "a duration"),
+        (declared.POSITIVE, "0s", "above zero"),
+        (declared.SIZE, "512", "unit missing; expected a size such as 512MiB"),
+        (declared.SIZE, "512 apples", "unknown unit 'apples'"),
+        (declared.RATIO, "1.1", "from 0 to 1"),
+        (declared.UMASK, "8", "octal"),
+        (declared.TEXT, 5, "a text"),
+        (declared.PATH, "", "a path"),
+        (declared.REFERENCE, "module.function", "module:function"),
+        (declared.APPS, "a:app", "a list of pairs"),
+        (declared.APPS, [["a:app"]], "a list of pairs"),
+        (declared.HOST, "a b", "a host name"),
+        (declared.choice("text", "json"), "xml", "one of text, json"),
+    ],
+)
+def test_what_a_value_cannot_be(kind: Kind, raw: object, message: str) -> None:
+    """A bad value is refused with what is allowed."""
+    with pytest.raises(ValueError, match=message):
+        kind.parse(raw)
+
+
+@given(st.floats(0, allow_infinity=False, allow_nan=False))
+def test_a_duration_survives_its_text(seconds: float) -> None:
+    """What is shown of a duration means exactly that duration."""
+    assert declared.DURATION.parse(declared.DURATION.show(seconds)) == seconds
+
+
+@given(st.integers(0, 10**6), st.sampled_from([("ms", 0.001), ("s", 1), ("m", 60), ("h", 3600), ("d", 86400)]))
+def test_a_duration_scales_with_its_unit(number: int, unit: tuple[str, float]) -> None:
+    """A number with a unit is that many of the unit."""
+    assert declared.DURATION.parse(f"{number}{unit[0]}") == pytest.approx(number * unit[1])
+
+
+@given(st.integers(0, 2**63))
+def test_a_size_survives_its_text(size: int) -> None:
+    """What is shown of a size means that size."""
+    assert declared.SIZE.parse(declared.SIZE.show(size)) == size
+
+
+@given(st.text())
+def test_no_text_breaks_a_kind(text: str) -> None:
+    """Any text is either a value or refused with a ValueError that says what is allowed."""
+    for each in OPTIONS.values():
+        try:
+            each.parse(text)
+        except ValueError as error:
+            assert "expected" in str(error)
+
+
+@pytest.mark.parametrize("name", [name for name, each in OPTIONS.items() if not each.code_only])
+def test_a_default_survives_its_text(name: str) -> None:
+    """The text of each default, as the reference page shows it, means the default."""
+    assert OPTIONS[name].parse(OPTIONS[name].show(OPTIONS[name].default)) == OPTIONS[name].default
+
+
+def test_flags_and_variables_are_unique() -> None:
+    """No two options share a name in any form."""
+    for names in ([each.flag for each in OPTIONS.values()], [each.short for each in OPTIONS.values()]):
+        given_names = [name for name in names if name]
+        assert len(given_names) == len(set(given_names))
+
+
+def test_a_nested_option_is_derived_from_its_field() -> None:
+    """The field `ecv_control` within `ecv` has a dotted name, a flag and a variable."""
+
+    @dataclass(frozen=True)
+    class Toy:
+        ecv_control: bool = option(False, declared.FLAG, "…", "ECV", within="ecv")
+
+    found = options_of(Toy)["ecv.control"]
+    assert (found.field, found.flag, found.variable) == ("ecv_control", "--ecv-control", "CLUSTER2_ECV_CONTROL")
+
+
+def test_settings_cross_a_wire() -> None:
+    """Plain values come back from MessagePack as they were; callables and app objects become None."""
+    settings = Settings(workers=4, bind=("a:1", "unix:b"), timeout=1.5, warm_up=len, apps=((object(), (3000,)),))
+    wire = msgspec.msgpack.decode(msgspec.msgpack.encode(settings.to_wire()))
+    back = Settings.from_wire(wire)
+    assert back.bind == ("a:1", "unix:b")
+    assert back.timeout == 1.5
+    assert back.warm_up is None
+    assert back.apps == ((None, (3000,)),)
+    assert Settings.from_wire(Settings(workers=4).to_wire()) == Settings(workers=4)
+
+
+def test_a_wire_of_another_version_is_read() -> None:
+    """Unknown fields are ignored and missing ones have their default: a reload may meet a newer version."""
+    assert Settings.from_wire({"workers": 3, "of_tomorrow": 1}) == Settings(workers=3)
+
+
+@pytest.mark.parametrize(
+    ("values", "addresses"),
+    [
+        ({}, ["0.0.0.0:3000"]),
+        ({"host": "::1", "port": (1, 2)}, ["[::1]:1", "[::1]:2"]),
+        ({"bind": ("unix:a", "fd://3")}, ["unix:a", "fd://3"]),
+        ({"apps": (("a:app", (4000,)), ("b:app", ("unix:b",)))}, ["0.0.0.0:4000", "unix:b"]),
+    ],
+)
+def test_addresses(values: dict[str, Any], addresses: list[str]) -> None:
+    """`apps` with its places, else `bind`, else `host` with each port."""
+    assert [str(each) for each in Settings(**values).addresses()] == addresses
+
+
+def test_each_app_has_its_addresses() -> None:
+    """`targets` pairs every app with where it is served."""
+    settings = Settings(apps=(("a:app", (4000,)), ("b:app", ("unix:b",))))
+    assert settings.targets() == (("a:app", (TcpAddress("0.0.0.0", 4000),)), ("b:app", (UnixAddress("b"),)))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"port": 3001}, r"mon_port = 3001 is the app's port too \(0.0.0.0:3001\); choose another, or 0"),
+        ({"bind": ("unix:a", "localhost:3001")}, "mon_port"),
+        ({"ssl_keyfile": "k.pem"}, "ssl_keyfile = k.pem needs ssl_certfile"),
+        ({"ssl_keyfile_password": "hush"}, r"ssl_keyfile_password = \*\*\* needs ssl_certfile"),
+        ({"bind": ("unix:a", "unix:a")}, "unix:a is listed twice"),
+        ({"app": "a:app", "apps": (("b:app", (1,)),)}, "app = a:app and apps are both set"),
+        ({"bind": ("a:1",), "apps": (("b:app", (1,)),)}, "bind = a:1 and apps are both set"),
+    ],
+)
+def test_contradictions(values: dict[str, Any], message: str) -> None:
+    """Settings that contradict each other are refused by a line that names them."""
+    with pytest.raises(ConfigError, match=message):
+        validate(Settings(**values))
+
+
+@pytest.mark.parametrize("values", [{}, {"port": 0, "mon_port": 0}, {"port": (0, 0)}, {"port": 3001, "mon_port": 0}])
+def test_no_contradiction(values: dict[str, Any]) -> None:
+    """Port 0 means another one each time, and a monitor that is off has no port."""
+    validate(Settings(**values))
+
+
+def test_a_contradiction_names_the_source() -> None:
+    """Where the source is known, the message has it."""
+    with pytest.raises(ConfigError, match=r"mon_port = 3000 \(CLUSTER2_MON_PORT\)"):
+        validate(Settings(mon_port=3000), {"mon_port": "CLUSTER2_MON_PORT"})
+
+
+def test_ipv6_texts_are_kept() -> None:
+    """The kind of `bind` keeps an address's spelling."""
+    address = str(ipaddress.IPv6Address("2001:db8::1"))
+    assert declared.ADDRESS.parse(f"[{address}]:80") == f"[{address}]:80"
