@@ -1,6 +1,7 @@
 """The balance probe: how many keep-alive connections each worker has, moment by moment.
 
-All connections are opened at once, and each asks `/pid` ten times a second; where its last answer came from is where it is.
+All connections are opened at once, and each asks `/pid` ten times a second; where its last answer came from is where
+it is.
 """
 
 from __future__ import annotations

@@ -96,7 +96,15 @@ def _gunicorn(kind: str) -> Callable[[Setup], list[str]]:
 def _uwsgi(setup: Setup) -> list[str]:
     command = [_peer("uwsgi"), "--http", f"127.0.0.1:{setup.port}", "--http-keepalive", "--http-timeout"]
     command += [str(KEEP_ALIVE), "--master", "--die-on-term", "--processes", str(setup.workers), "--need-app"]
-    command += ["--module", _wsgi("uwsgi", setup.app), "--pythonpath", str(ROOT), "--disable-logging", "--listen", "1024"]
+    command += [
+        "--module",
+        _wsgi("uwsgi", setup.app),
+        "--pythonpath",
+        str(ROOT),
+        "--disable-logging",
+        "--listen",
+        "1024",
+    ]
     return [*command, "--virtualenv", str(PEERS.parent)]
 
 
@@ -109,7 +117,7 @@ COMMANDS: dict[str, Callable[[Setup], list[str]]] = {
     "gunicorn-asgi": _gunicorn("asgi"),
     "uwsgi": _uwsgi,
 }
-"""By name: the command that starts it. Raises `NotAvailable` when it isn't installed or can't serve that application."""
+"""By name: what makes the command that starts it; raises `NotAvailable`."""
 
 
 def command(name: str, setup: Setup) -> list[str]:
@@ -125,5 +133,7 @@ def command(name: str, setup: Setup) -> list[str]:
 
 def environment(extra: dict[str, str]) -> dict[str, str]:
     """What a server finds in its environment: ours, without options of cluster2's, the checkout on the import path."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CLUSTER2_", "GRANIAN_", "UVICORN_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("CLUSTER2_", "GRANIAN_", "UVICORN_"))
+    }
     return {**kept, "PYTHONPATH": str(ROOT), **extra}

@@ -1,7 +1,7 @@
 """A client connection that tells its failures apart, and costs little.
 
-The load generator runs on the same cores as the servers that it measures, so each microsecond here is taken from them. A
-bare `asyncio.Protocol` needs about half of what streams need for an exchange.
+The load generator runs on the same cores as the servers that it measures, so each microsecond here is taken from
+them. A bare `asyncio.Protocol` needs about half of what streams need for an exchange.
 """
 
 from __future__ import annotations

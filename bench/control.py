@@ -78,7 +78,7 @@ class Master:
         self._lines = self._socket.makefile("rb")
 
     def status(self) -> Status:
-        """Asks. Without the workers' memory: finding that out takes the master milliseconds, in which it heals nobody."""
+        """Asks, but not for memory: finding that out takes the master milliseconds, in which it heals nobody."""
         try:
             self._socket.sendall(b'{"verb": "status", "params": {"memory": false}}\n')
             line = self._lines.readline()

@@ -3,10 +3,9 @@
 What a client of a server that reloads, recycles or dies can see is three things, and they are not the same:
 
 - a *failed* request: it was sent, and no whole, right answer came;
-- a connection *closed* by the server: announced in a response (`Connection: close`), or silently, found out before the next
-  request was sent. No request is lost, but the client has to connect again;
-- a *reconnect*: what the client does about either.
-"""
+- a connection *closed* by the server: announced in a response (`Connection: close`), or silently, found out before
+  the next request was sent. No request is lost, but the client has to connect again;
+- a *reconnect*: what the client does about either."""
 
 from __future__ import annotations
 
@@ -69,7 +68,9 @@ class Count:
     def __str__(self) -> str:
         kinds = f" {self.kinds}" if self.kinds else ""
         closed = f"closed {self.closed_announced} announced {self.closed_silent} silently"
-        return f"requests {self.requests} failed {self.failed}{kinds} {closed} reconnects {self.reconnects} {self.latency}"
+        return (
+            f"requests {self.requests} failed {self.failed}{kinds} {closed} reconnects {self.reconnects} {self.latency}"
+        )
 
 
 @dataclass(slots=True)
@@ -116,6 +117,7 @@ class _Tally:
 
     async def client(self) -> None:
         connection: Connection | None = None
+        await asyncio.sleep(random.random() * min(self.load.think, 1.0))  # thousands don't come at the same moment
         while time.monotonic() < self.end:
             if connection is None:
                 connection = await self.connect()

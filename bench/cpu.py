@@ -1,7 +1,7 @@
 """CPU time a request of whole process trees, master and all, under wrk.
 
-Far steadier than requests a second: when the load generator shares the cores with the server, throughput also measures how
-the scheduler deals them out; the CPU time that a request takes hardly depends on it.
+Far steadier than requests a second: when the load generator shares the cores with the server, throughput also
+measures how the scheduler deals them out; the CPU time that a request takes hardly depends on it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """FastAPI endpoints that are plain functions: the framework runs them in threads.
 
-`/` does next to nothing, `/slow` computes for 30 ms, `/pid` tells the worker's pid. Such a thread holds the GIL in turns
-with the event loop, so that the loop is late although none of its own handlers is long.
+`/` does next to nothing, `/slow` computes for 30 ms, `/pid` tells the worker's pid. Such a thread holds the GIL in
+turns with the event loop, so that the loop is late although none of its own handlers is long.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Memory of a whole process tree, before and after many requests.
 
-The proportional set size (PSS) counts a page that several processes share in parts, so that the sum over the tree is what
-it takes from the machine. Sharing that the first requests undo (reference counts written into shared pages) is why it
-is measured again afterwards. Run servers one after the other for this: pages of the same files are shared between trees, too.
+The proportional set size (PSS) counts a page that several processes share in parts, so that the sum over the tree is
+what it takes from the machine. Sharing that the first requests undo (reference counts written into shared pages) is
+why it is measured again afterwards. Run servers one after the other for this: pages of the same files are shared
+between trees, too.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def measure(server: Running, *, requests: int = 100_000, connections: int = 16, 
     while done < requests:
         report = wrk.load(server.target.url, connections=connections, seconds=5 if requests > 10_000 else 1)
         if report.errors or not report.requests or time.monotonic() > end:
-            raise BenchError(f"{server.name}: {done + report.requests} requests, {report.errors} errors: {server.output()}")
+            raise BenchError(
+                f"{server.name}: {done + report.requests} requests, {report.errors} errors: {server.output()}"
+            )
         done += report.requests
     processes = [round(proc.pss(member.pid) / MIB, 1) for member in proc.tree(server.pid)]
     return Memory(round(before / MIB, 1), round(sum(processes), 1), done, processes)

@@ -1,8 +1,8 @@
 """The open loop with a connection for each request: arrivals don't wait for answers.
 
-A closed loop asks less of a server that is slow, and so hides its tail. Here requests arrive at random (Poisson) at a given
-rate whatever happens to those before, as those of many independent users do. One in ten or so asks for `/slow`, which holds its worker; what is
-of interest is what the others wait.
+A closed loop asks less of a server that is slow, and so hides its tail. Here requests arrive at random (Poisson) at a
+given rate whatever happens to those before, as those of many independent users do. One in ten or so asks for `/slow`,
+which holds its worker; what is of interest is what the others wait.
 """
 
 from __future__ import annotations

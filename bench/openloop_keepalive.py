@@ -1,7 +1,8 @@
 """The open loop over a pool of keep-alive connections.
 
-Each request takes a random idle connection of the pool, or a new one if none is idle: then the pool grows. A connection that
-stays with a worker for good makes its requests wait for that worker, however idle the others are; this shows it.
+Each request takes a random idle connection of the pool, or a new one if none is idle: then the pool grows. A
+connection that stays with a worker for good makes its requests wait for that worker, however idle the others are;
+this shows it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Process trees, as /proc shows them: who belongs to one, the CPU time that it used, the memory that it has.
 
-CPU time is read from the process's own clock (`clock_getcpuclockid`), which counts nanoseconds, ended threads included; the
-fields of /proc/PID/stat count ticks of 10 ms, too coarse for a tree of six processes over some seconds. Only what children
-left behind that have ended meanwhile is known in ticks alone.
+CPU time is read from the process's own clock (`clock_getcpuclockid`), which counts nanoseconds, ended threads
+included; the fields of /proc/PID/stat count ticks of 10 ms, too coarse for a tree of six processes over some seconds.
+Only what children left behind that have ended meanwhile is known in ticks alone.
 """
 
 from __future__ import annotations

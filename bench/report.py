@@ -108,6 +108,8 @@ def save(suite: str, figures: Iterable[Figure]) -> Path:
     """Writes figures, marks and details to `results/SUITE.json`; returns its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{suite}.json"
-    rows = [{**asdict(figure), "marks": [{**asdict(mark), "met": mark.met} for mark in figure.marks]} for figure in figures]
+    rows = [
+        {**asdict(figure), "marks": [{**asdict(mark), "met": mark.met} for mark in figure.marks]} for figure in figures
+    ]
     path.write_text(json.dumps({"suite": suite, "machine": machine(), "figures": rows}, indent=1) + "\n")
     return path

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from bench import control, proc
 from bench.counting import Count, Load, count
 from bench.errors import BenchError
+from bench.report import US
 from bench.servers import Running
 
 
@@ -63,7 +64,7 @@ async def roll(server: Running, load: Load, *, times: int = 2) -> Roll:
     before = proc.tree(server.pid)
     watch = _Watch(server)
     thread = threading.Thread(target=watch.run, daemon=True)
-    if server.name == "cluster2" and times:
+    if server.name == US and times:
         thread.start()
 
     async def disturb() -> None:

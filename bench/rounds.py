@@ -1,8 +1,8 @@
 """Saturating rounds over several servers in turn: the ground of `cpu` and `throughput`.
 
-The servers run side by side, and each round loads one after the other with wrk, A B A B: what the machine does meanwhile hits
-all alike. Each round's values are set against those of the first server in the *same* round, and the median of these
-ratios is the result.
+The servers run side by side, and each round loads one after the other with wrk, A B A B: what the machine does
+meanwhile hits all alike. Each round's values are set against those of the first server in the *same* round, and the
+median of these ratios is the result.
 """
 
 from __future__ import annotations
@@ -102,9 +102,7 @@ def compare(found: dict[str, Series], *, cpu: bool) -> Comparison:
         unit="CPU µs a request" if cpu else "requests a second",
         medians={name: round(statistics.median(series), 3) for name, series in measured.items()},
         ratios={
-            name: round(median_ratio(series, base), 4)
-            for name, series in measured.items()
-            if len(series) == len(base)
+            name: round(median_ratio(series, base), 4) for name, series in measured.items() if len(series) == len(base)
         },
         rounds={name: [round(value, 3) for value in series] for name, series in measured.items()},
         errors={name: series.errors for name, series in found.items()},

@@ -1,8 +1,8 @@
 """Starts and stops servers under test: real process trees on loopback.
 
-A measurement is worth nothing if a server of the last one still answers, so a port that somebody listens on is refused, and
-a tree is ended by the pids that were seen in it, the stragglers with SIGKILL. Should this process die, its servers get
-SIGTERM from the kernel.
+A measurement is worth nothing if a server of the last one still answers, so a port that somebody listens on is
+refused, and a tree is ended by the pids that were seen in it, the stragglers with SIGKILL. Should this process die,
+its servers get SIGTERM from the kernel.
 """
 
 from __future__ import annotations
@@ -71,6 +71,10 @@ class Running:
     def roll(self) -> None:
         """Tells it to replace its workers one by one: SIGHUP, to all of these servers."""
         self.process.send_signal(signal.SIGHUP)
+
+    def add_worker(self) -> None:
+        """Tells it to start one worker more: SIGTTIN, to those that can."""
+        self.process.send_signal(signal.SIGTTIN)
 
     def output(self) -> str:
         """The end of what it printed."""

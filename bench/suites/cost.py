@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.report import US, Figure, Mark, against
+from bench.report import US, Figure, Mark, against, at_most
 from bench.rounds import Comparison, Rounds, compare, measure
 from bench.servers import Running, all_running
 from bench.suites.plan import Plan, say
@@ -45,5 +45,7 @@ def figure(name: str, unit: str, found: Comparison, bound: float, *, at_least: b
     marks: list[Mark] = []
     if "uvicorn" in found.ratios:
         marks.append(against(bound, found.ratios, "uvicorn", at_least=at_least))
+    if found.errors.get(US):
+        marks.append(at_most(0, found.errors[US], "errors"))
     details = {"ratios": found.ratios, "rounds": found.rounds, "errors": found.errors}
     return Figure(name, unit, found.medians, marks, details)

@@ -55,7 +55,7 @@ def say(text: str) -> None:
 
 
 def each(names: Sequence[str], measure: Callable[[str], T]) -> dict[str, T | None]:
-    """What each server gave; None, with the reason on standard error, for one that can't be measured: the others go on."""
+    """What each server gave; None, with the reason on standard error, for one that can't be measured."""
     found: dict[str, T | None] = {}
     for name in names:
         found[name] = None

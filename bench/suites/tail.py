@@ -1,7 +1,7 @@
 """The tail: what a request waits for because one in ten of the others holds its worker for 30 ms.
 
-Once the slow ones sleep, so that four workers have four at a time and the cores are free; once they compute, so that the cores
-are the capacity. Utilisation is the share of that capacity that slow requests take.
+Once the slow ones sleep, so that four workers have four at a time and the cores are free; once they compute, so that
+the cores are the capacity. Utilisation is the share of that capacity that slow requests take.
 """
 
 from __future__ import annotations

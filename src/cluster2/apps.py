@@ -87,10 +87,12 @@ def detect(app: object, label: str) -> Interface:
             raise AppError(f"{label} wraps a {type(app.call).__name__}, which can't be called")
         return app.interface
     if not callable(app):
-        raise AppError(f"{label} is a {type(app).__name__}, which can't be called; name an ASGI or WSGI app, or a TCP handler")
+        raise AppError(
+            f"{label} is a {type(app).__name__}, which can't be called; name an ASGI or WSGI app, or a TCP handler"
+        )
     if hasattr(app, "__rsgi__"):
         return Interface.RSGI
-    if inspect.isclass(app) and issubclass(app, asyncio.BaseProtocol):
+    if isinstance(app, type) and issubclass(app, asyncio.BaseProtocol):
         return Interface.TCP
     names = _positional(app)
     match len(names):
@@ -146,7 +148,9 @@ def _module(source: str, target: str) -> ModuleType:
         raise
     except ModuleNotFoundError as error:
         if error.name is not None and (source == error.name or source.startswith(error.name + ".")):
-            raise AppError(f"there is no module {error.name!r} (wanted by {target!r}); it is searched in {_searched()}") from None
+            raise AppError(
+                f"there is no module {error.name!r} (wanted by {target!r}); it is searched in {_searched()}"
+            ) from None
         raise _broken(source, error) from error
     except BaseException as error:  # an app's module may raise anything, SystemExit included; the exit code is ours
         if isinstance(error, KeyboardInterrupt):
@@ -171,7 +175,9 @@ def _from_file(path: Path) -> ModuleType:
 
 def _made_by(factory: object, label: str) -> object:
     if not callable(factory):
-        raise AppError(f"{label} is a {type(factory).__name__}, which can't be called as a factory; leave --factory out")
+        raise AppError(
+            f"{label} is a {type(factory).__name__}, which can't be called as a factory; leave --factory out"
+        )
     try:
         return factory()
     except Exception as error:

@@ -64,7 +64,12 @@ def prepare(config: Config) -> None:
 
 
 async def supervise(
-    owned: Estate, emitter: Emitter, on_ready: Callable[[], None], *, owns_process: bool, started: Callable[[Master], None] | None = None
+    owned: Estate,
+    emitter: Emitter,
+    on_ready: Callable[[], None],
+    *,
+    owns_process: bool,
+    started: Callable[[Master], None] | None = None,
 ) -> int:
     """Be the master until it has ended. Returns the exit code; raises as `run` does."""
 

@@ -58,8 +58,7 @@ def _serve(made: image.Image, order: wire.Order, descriptors: list[int]) -> int:
     title(made.settings, f"worker {order.slot} g{order.generation}")
     talk, board, *listening = descriptors
     sockets = [
-        (spec.site, socket.socket(fileno=descriptor))
-        for spec, descriptor in zip(order.sockets, listening, strict=True)
+        (spec.site, socket.socket(fileno=descriptor)) for spec, descriptor in zip(order.sockets, listening, strict=True)
     ]
     return runtime.serve(
         runtime.Birth(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from .client import Client
 from .config import Config
 from .emitter import Emitter
 from .errors import ClusterError, ConfigError
-from .master.loop import Master
+from .master.loop import Estate, Master
 from .master.nursery import default_argv, script_argv
 
 H = TypeVar("H", bound=Callable[[Any], Any])
@@ -161,7 +160,7 @@ class Cluster:
 class Running:
     """A cluster that serves inside of this program."""
 
-    def __init__(self, owned: boot.Estate) -> None:
+    def __init__(self, owned: Estate) -> None:
         self._owned = owned
         self.ready = asyncio.Event()
         self.task: asyncio.Future[int]
@@ -224,7 +223,7 @@ def _importable(app: object) -> str:
     """`module:attr` of an object, found among the modules that are loaded."""
     inner = app.call if isinstance(app, Declared) else app
     for name, module in list(sys.modules.items()):
-        for attribute, value in list(vars(module).items()) if inspect.ismodule(module) else ():
+        for attribute, value in list(getattr(module, "__dict__", {}).items()):
             if value is app or value is inner:
                 file = getattr(module, "__file__", None)
                 return f"{file if name == '__main__' and file else name}:{attribute}"

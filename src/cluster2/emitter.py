@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 from collections.abc import Callable
@@ -43,14 +44,14 @@ class Emitter:
             if inspect.isawaitable(result):
                 task = asyncio.ensure_future(result)
                 self._running.add(task)
-                task.add_done_callback(lambda done, name=name: self._done(done, name))
+                task.add_done_callback(functools.partial(self._done, name))
 
     async def settle(self) -> None:
         """Wait for async handlers that are still running, for a bounded time."""
         if self._running:
             await asyncio.wait(self._running, timeout=LAST_WORDS)
 
-    def _done(self, task: asyncio.Future[Any], name: str) -> None:
+    def _done(self, name: str, task: asyncio.Future[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a handler of %r raised", name, exc_info=error)

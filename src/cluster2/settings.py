@@ -138,6 +138,9 @@ def _whole(raw: object, least: int = 0, most: float = math.inf, base: int = 10) 
     return raw
 
 
+_FOREVER = 1e9
+"""Seconds, 31 years: the kernel's timers overflow not far above."""
+
 _SECONDS = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600), "d": Fraction(86400)}
 
 
@@ -150,7 +153,7 @@ def _duration(raw: object) -> float:
             raise _HintError(f"unknown unit {match[2]!r}")
         # Exact until the last step, so that 5ms is 0.005 and not its neighbour.
         raw = float(Fraction(match[1]) * _SECONDS[match[2] or "s"])
-    if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 <= raw < math.inf:
+    if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 <= raw <= _FOREVER:
         raise ValueError
     return float(raw)
 

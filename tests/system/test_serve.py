@@ -149,7 +149,7 @@ def test_several_addresses(run: Serve) -> None:
 
 def test_several_ports(run: Serve) -> None:
     """Several ports share the host."""
-    running = run(sample("plain"), "--host", "127.0.0.1", "--port", "0,0", bind=()).ready()
+    running = run(sample("plain"), "--host", "127.0.0.1", "--port", "0", "--port", "0", bind=()).ready()
     assert len(set(running.tcp_addresses())) == 2
     assert {get(address).body for address in running.tcp_addresses()} == {b"hello"}
 

@@ -81,7 +81,9 @@ def test_a_path_longer_than_a_socket_may_have(tmp_path: Path) -> None:
         assert Client(deep).call("status") == {}
 
 
-@pytest.mark.parametrize(("code", "error"), [(1, ClusterError), (4, AddressInUse), (5, ConfigError), (42, ClusterError)])
+@pytest.mark.parametrize(
+    ("code", "error"), [(1, ClusterError), (4, AddressInUse), (5, ConfigError), (42, ClusterError)]
+)
 def test_the_masters_error(tmp_path: Path, code: int, error: type[ClusterError]) -> None:
     """An error of the master is raised here with its class, exit code and detail."""
     said = {"ok": False, "error": {"message": "no", "detail": "why", "exit_code": code}}
@@ -168,5 +170,8 @@ def test_gone_needs_no_answer(tmp_path: Path) -> None:
 def test_gone_passes_a_refusal_on(tmp_path: Path) -> None:
     """A master that won't leave says why."""
     said = {"ok": False, "error": {"message": "not now", "detail": "", "exit_code": 1}}
-    with master(tmp_path, lambda connection, request: say(connection, said)), pytest.raises(ClusterError, match="not now"):
+    with (
+        master(tmp_path, lambda connection, request: say(connection, said)),
+        pytest.raises(ClusterError, match="not now"),
+    ):
         Client(tmp_path).gone("shutdown")

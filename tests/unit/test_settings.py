@@ -65,7 +65,21 @@ def test_ipv6_stands_in_brackets() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "3000", ":3000", "host", "host:", "host:port", "host:65536", "::1:3000", "[host]:1", "unix:", "unix:a\0", "fd://", "fd://x"],
+    [
+        "",
+        "3000",
+        ":3000",
+        "host",
+        "host:",
+        "host:port",
+        "host:65536",
+        "::1:3000",
+        "[host]:1",
+        "unix:",
+        "unix:a\0",
+        "fd://",
+        "fd://x",
+    ],
 )
 def test_what_is_no_address(text: str) -> None:
     """Each near miss is refused."""
@@ -134,6 +148,7 @@ def test_what_a_value_means(kind: Kind, raw: object, value: object) -> None:
         (declared.DURATION, "-1s", "a duration"),
         (declared.DURATION, float("nan"), "a duration"),
         (declared.DURATION, True, "a duration"),
+        (declared.DURATION, "9" * 400, "a duration"),
         (declared.POSITIVE, "0s", "above zero"),
         (declared.SIZE, "512", "unit missing; expected a size such as 512MiB"),
         (declared.SIZE, "512 apples", "unknown unit 'apples'"),
@@ -154,13 +169,13 @@ def test_what_a_value_cannot_be(kind: Kind, raw: object, message: str) -> None:
         kind.parse(raw)
 
 
-@given(st.floats(0, allow_infinity=False, allow_nan=False))
+@given(st.floats(0, 1e9))
 def test_a_duration_survives_its_text(seconds: float) -> None:
     """What is shown of a duration means exactly that duration."""
     assert declared.DURATION.parse(declared.DURATION.show(seconds)) == seconds
 
 
-@given(st.integers(0, 10**6), st.sampled_from([("ms", 0.001), ("s", 1), ("m", 60), ("h", 3600), ("d", 86400)]))
+@given(st.integers(0, 10_000), st.sampled_from([("ms", 0.001), ("s", 1), ("m", 60), ("h", 3600), ("d", 86400)]))
 def test_a_duration_scales_with_its_unit(number: int, unit: tuple[str, float]) -> None:
     """A number with a unit is that many of the unit."""
     assert declared.DURATION.parse(f"{number}{unit[0]}") == pytest.approx(number * unit[1])

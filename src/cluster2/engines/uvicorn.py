@@ -7,7 +7,10 @@ uvicorn parses HTTP and runs the app; processes, listeners, accepting, draining 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
+from collections.abc import Iterator
 from email.utils import formatdate
 from typing import Any, ClassVar, cast
 
@@ -53,7 +56,8 @@ class UvicornEngine:
 
     async def start(self) -> None:
         """Run the app's lifespan to the end of its startup."""
-        await self._lifespan.startup()
+        with _quiet():
+            await self._lifespan.startup()
         if self._lifespan.should_exit:
             detail = getattr(self._lifespan, "said", "")
             reason = detail.strip().splitlines()[-1] if detail.strip() else "it said no reason"
@@ -61,7 +65,7 @@ class UvicornEngine:
         self.tick()
 
     def protocol(self) -> asyncio.BaseProtocol:
-        """uvicorn's protocol over httptools; it changes to the websocket's by itself."""
+        """Uvicorn's protocol over httptools; it changes to the websocket's by itself."""
         return HttpToolsProtocol(
             config=self._config,
             server_state=self._state,
@@ -75,7 +79,7 @@ class UvicornEngine:
         self._state.default_headers = [(b"date", date), *self._config.encoded_headers]
 
     def census(self) -> Census:
-        """uvicorn counts already; nothing is added to the path of a request."""
+        """Uvicorn counts already; nothing is added to the path of a request."""
         state = self._state
         return Census(state.total_requests, len(state.connections), len(state.tasks))
 
@@ -119,6 +123,21 @@ class _Lifespan(LifespanOn):
         await super().send(message)
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep uvicorn from announcing that it exits: that is ours to decide, and the error to report."""
+    log = logging.getLogger("uvicorn.error")
+    log.addFilter(_no_farewell)
+    try:
+        yield
+    finally:
+        log.removeFilter(_no_farewell)
+
+
+def _no_farewell(record: logging.LogRecord) -> bool:
+    return record.msg != "Application startup failed. Exiting."
+
+
 def _config(site: Site) -> Config:
     settings = site.settings
     app = site.app
@@ -155,11 +174,9 @@ def _lifespan(config: Config) -> LifespanOn | LifespanOff:
 
 def _between_requests(connection: Any) -> bool:
     """Whether a connection waits for its client; a websocket always does."""
-    if not isinstance(connection, HttpToolsProtocol):
+    if not isinstance(connection, HttpToolsProtocol):  # a websocket
         return True
     cycle = connection.cycle
     if cycle is None:
         return connection.scope is None
     return bool(cycle.response_complete and cycle.scope is connection.scope)
-
-

@@ -1,4 +1,4 @@
-"""A worker as the master sees it. (`worker.life.Life` is the same worker seen from inside.)"""
+"""A worker as the master sees it; `worker.life.Life` is the same worker seen from inside."""
 
 from __future__ import annotations
 

@@ -250,7 +250,11 @@ class Master:
 
     def _degraded(self, handle: Handle, status: ExitStatus | None, now: float) -> None:
         if self._phase is Phase.BOOTING:
-            self._fail(AppError(f"workers die before they are ready ({reason_of(handle, status)}: {status}); their log says why"))
+            self._fail(
+                AppError(
+                    f"workers die before they are ready ({reason_of(handle, status)}: {status}); their log says why"
+                )
+            )
             return
         crashes = self._restarts.crashes(now)
         logger.error("degraded: %d workers crashed within %.0f s; restarts back off", crashes, self._restarts.window)
@@ -330,15 +334,18 @@ class Master:
         """At once."""
         if self._phase is Phase.STOPPING:
             return
-        self._phase = Phase.STOPPING
         self._emit(events.ShuttingDown(time=time.time(), graceful=False))
-        for handle in self._roster:
-            self._end(handle, lifecycle.Event.KILL, "stop")
+        self._kill_all()
 
     def _fail(self, error: ClusterError) -> None:
         """The cluster can't start: end it, with this error."""
         self._failure = self._failure or error
-        self._stop()
+        self._kill_all()
+
+    def _kill_all(self) -> None:
+        self._phase = Phase.STOPPING
+        for handle in self._roster:
+            self._end(handle, lifecycle.Event.KILL, "stop")
 
     def _end(self, handle: Handle, event: lifecycle.Event, reason: events.Reason | None) -> None:
         handle.reason = reason

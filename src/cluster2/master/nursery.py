@@ -41,7 +41,8 @@ class Nursery:
     """Loads a generation and makes its workers."""
 
     def __init__(self, argv: Sequence[str], put: Callable[[Fact], None]) -> None:
-        """
+        """Nothing is started yet.
+
         Args:
             argv: the program that is the child: absolute path and arguments.
             put: takes the facts about it.

@@ -24,7 +24,9 @@ PAUSE = 0.1
 class Acceptor:
     """Takes connections from one listening socket and gives each a protocol of the engine."""
 
-    def __init__(self, listener: socket.socket, protocol: Callable[[], asyncio.BaseProtocol], tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, listener: socket.socket, protocol: Callable[[], asyncio.BaseProtocol], tls: ssl.SSLContext | None
+    ) -> None:
         self._listener = listener
         self._protocol = protocol
         self._tls = tls

@@ -23,7 +23,9 @@ def current(fact: str) -> Any:
     if _life is None:
         if fact == "draining":
             return False
-        raise RuntimeError(f"worker.{fact}: this process is no worker; such facts exist only inside of one, after the fork")
+        raise RuntimeError(
+            f"worker.{fact}: this process is no worker; such facts exist only inside of one, after the fork"
+        )
     return getattr(_life, fact)
 
 

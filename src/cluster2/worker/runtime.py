@@ -87,7 +87,8 @@ def serve(birth: Birth) -> int:
 
 async def _cancel_rest() -> None:
     """Give tasks that the app left running a chance to clean up. Threads of the executor aren't waited for: a stuck one
-    would keep the worker for ever."""
+    would keep the worker for ever.
+    """
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     for task in rest:
         task.cancel()
@@ -268,5 +269,3 @@ def _arrange_signals(birth: Birth) -> None:
     processes.set_parent_death_signal(signal.SIGUSR2)
     if os.getppid() != birth.order.master:
         signal.raise_signal(signal.SIGUSR2)
-
-

@@ -104,7 +104,9 @@ def _warm_up(settings: Settings) -> None:
         result = function()
         if inspect.iscoroutine(result):
             result.close()
-            raise ConfigError(f"warm_up = {label}: it is async; no event loop runs before the fork, so make it a plain function")
+            raise ConfigError(
+                f"warm_up = {label}: it is async; no event loop runs before the fork, so make it a plain function"
+            )
     except ClusterError:
         raise
     except Exception as error:

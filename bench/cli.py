@@ -1,0 +1,73 @@
+"""`python -m bench`: tools that take one measurement, and suites that take many and hold them against the marks.
+
+A tool prints what it found as one line of JSON on standard output and one readable line on standard error. A suite
+prints a Markdown table on standard output and writes `bench/results/SUITE.json`; its progress goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from bench import tools
+from bench.catalogue import COMMANDS
+from bench.errors import BenchError
+from bench.report import Figure, save, table
+from bench.suites import cost, keeper, rolling, serve, shares, tail, wakes
+from bench.suites.plan import Plan, Suite, say
+
+SUITES: dict[str, tuple[str, Suite]] = {
+    "serve": ("throughput, the master's cost, memory, healing", serve.figures),
+    "cost": ("CPU time a request and throughput on an empty handler", cost.figures),
+    "tail": ("p99 when one request in ten blocks its worker", tail.figures),
+    "threads": ("the same when they compute in threads", tail.threads),
+    "rolling": ("thousands of idle clients while workers are replaced", rolling.figures),
+    "shares": ("connections a worker", shares.figures),
+    "keeper": ("thousands of connections at rest, and over a kill -9", keeper.figures),
+    "wakes": ("4, 16 and 48 workers at a low rate", wakes.figures),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0] if __doc__ else None)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    tools.add_to(commands)
+    for name, (text, _) in [*SUITES.items(), ("all", ("all of these suites", None))]:
+        command = commands.add_parser(name, help=f"suite: {text}")
+        command.add_argument("--quick", action="store_true", help="short runs, rough figures: does all work?")
+        command.add_argument("--passes", type=int, help="how often an interleaved run goes around")
+        command.add_argument("--workers", type=int, default=4, help="of each server [4]")
+        command.add_argument("--servers", default=",".join(COMMANDS), help="only these, separated by commas [all]")
+        command.set_defaults(run=_suites)
+    return parser
+
+
+def _suites(options: argparse.Namespace) -> None:
+    servers = options.servers.split(",")
+    for name in servers:
+        if name not in COMMANDS:
+            raise BenchError(f"--servers {name}: not one of {', '.join(COMMANDS)}")
+    plan = Plan(servers, options.quick, options.passes, options.workers)
+    for name in SUITES if options.command == "all" else [options.command]:
+        say(f"== {name}: {SUITES[name][0]}")
+        figures: list[Figure] = []
+        try:
+            for figure in SUITES[name][1](plan):
+                figures.append(figure)
+                say(table([figure]).splitlines()[-1])
+        finally:  # hours of measuring are not lost with the last of them
+            say(f"written to {save(name, figures)}")
+            print(f"\n{table(figures)}\n", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 0 fine, 1 it couldn't be measured, 2 usage, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0

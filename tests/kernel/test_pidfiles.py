@@ -1,0 +1,326 @@
+"""The pids directory, on a real file system."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import socket
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster2.errors import AlreadyRunning, ConfigError, NotRunning
+from cluster2.kernel.pidfiles import PidsDirectory, connect_control, held, master_pid
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "pids"
+
+
+@pytest.fixture
+def pids(path: Path) -> Iterator[PidsDirectory]:
+    """A directory of ours, acquired."""
+    pids = PidsDirectory(path)
+    pids.acquire()
+    yield pids
+    pids.release()
+
+
+@pytest.fixture(autouse=True)
+def _no_descriptor_leaks() -> Iterator[None]:
+    before = os.listdir("/proc/self/fd")
+    yield
+    assert os.listdir("/proc/self/fd") == before
+
+
+def names(path: Path) -> set[str]:
+    return {entry.name for entry in path.iterdir()}
+
+
+def test_a_life(path: Path) -> None:
+    """Created, locked, filled, emptied, unlocked: the directory itself stays, empty."""
+    pids = PidsDirectory(path)
+    assert not held(path)
+    assert master_pid(path) is None
+    pids.acquire()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755 & ~_umask()
+    assert names(path) == set()
+    assert held(path)
+    assert master_pid(path) is None
+    pids.write_master(100)
+    pids.write_worker(101)
+    pids.write_worker(102)
+    pids.remove_worker(101)
+    pids.remove_worker(101)
+    assert names(path) == {"master.100.pid", "worker.102.pid"}
+    assert (path / "worker.102.pid").read_text() == "102\n"
+    assert master_pid(path) == 100
+    pids.release()
+    pids.release()
+    assert names(path) == set()
+    assert not held(path)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def test_a_second_master(pids: PidsDirectory, path: Path) -> None:
+    """It is refused with the directory and the pid of the first, and touches nothing."""
+    with pytest.raises(AlreadyRunning, match="just starting"):
+        PidsDirectory(path).acquire()
+    pids.write_master(100)
+    with pytest.raises(AlreadyRunning, match=f"{path}: a master with pid 100 runs here"):
+        PidsDirectory(path).acquire()
+    assert names(path) == {"master.100.pid"}
+
+
+def test_the_lock_goes_with_the_process(path: Path) -> None:
+    """A master that was killed holds nothing: its files are stale, and its successor clears them."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        pids = PidsDirectory(path)
+        pids.acquire()
+        pids.write_master(os.getpid())
+        pids.write_worker(1234)
+        pids.bind_control(5)
+        os.write(writer, b"x")
+        while True:
+            select.select([], [], [])
+    os.read(reader, 1)
+    os.close(reader)
+    os.close(writer)
+    assert master_pid(path) == child
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    assert names(path) == {f"master.{child}.pid", "worker.1234.pid", "master.sock"}
+    assert not held(path)
+    assert master_pid(path) is None
+    pids = PidsDirectory(path)
+    pids.acquire()
+    assert names(path) == set()
+    pids.release()
+
+
+def test_a_program_that_we_execute_has_no_lock(pids: PidsDirectory, path: Path) -> None:
+    """The lock isn't kept by a process that was executed while it was held."""
+    reader, writer = os.pipe()
+    child = os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-c", "import sys; sys.stdin.read()"],
+        os.environ,
+        file_actions=[(os.POSIX_SPAWN_DUP2, reader, 0)],
+    )
+    pids.release()
+    assert not held(path)
+    os.close(reader)
+    os.close(writer)
+    os.waitpid(child, 0)
+
+
+def test_visitors_do_not_keep_a_master_out(path: Path) -> None:
+    """While others ask all the time whether a master runs, one can start; they never take each other for it."""
+    path.mkdir()
+    leave = threading.Event()
+    seen: list[bool] = []
+
+    def visit() -> None:
+        while not leave.is_set():
+            seen.append(held(path))
+
+    visitors = [threading.Thread(target=visit) for _ in range(2)]
+    for visitor in visitors:
+        visitor.start()
+    try:
+        for _ in range(20):
+            assert not any(seen)
+            seen.clear()
+            pids = PidsDirectory(path)
+            pids.acquire()
+            pids.release()
+            # What was seen meanwhile was right either way; from here on nobody holds it.
+            while seen[-1:] != [False]:
+                leave.wait(0.001)
+            seen.clear()
+    finally:
+        leave.set()
+        for visitor in visitors:
+            visitor.join()
+
+
+def test_what_is_not_ours_stays(path: Path) -> None:
+    """Files with other names, and things that only look like ours, are neither followed nor removed."""
+    path.mkdir()
+    precious = path.parent / "precious"
+    precious.write_text("precious")
+    kept = ["notes.txt", "worker.pid", "worker.0.pid", "worker.07.pid", "master.1.pid.bak", "worker.1.pid\n", "logs"]
+    for name in kept:
+        (path / name).write_text("")
+    (path / "master.5.pid").symlink_to(precious)
+    (path / "worker.6.pid").mkdir()
+    (path / "master.sock").write_text("no socket")
+    (path / "worker.7.pid").write_text("")
+    (path / "master.8.pid").write_text("8\n")
+    pids = PidsDirectory(path)
+    pids.acquire()
+    assert names(path) == {*kept, "master.5.pid", "worker.6.pid", "master.sock"}
+    assert precious.read_text() == "precious"
+    assert master_pid(path) is None
+    pids.release()
+
+
+def test_nothing_is_written_through_a_link(pids: PidsDirectory, path: Path) -> None:
+    """A link or a directory with the name of a pid file is an error that names it, and stays as it is."""
+    precious = path.parent / "precious"
+    precious.write_text("precious")
+    (path / "master.5.pid").symlink_to(precious)
+    (path / "worker.6.pid").mkdir()
+    with pytest.raises(ConfigError, match=r"master\.5\.pid: can't be written: something that is no pid file"):
+        pids.write_master(5)
+    with pytest.raises(ConfigError, match=r"worker\.6\.pid"):
+        pids.write_worker(6)
+    pids.remove_worker(6)
+    assert precious.read_text() == "precious"
+    assert names(path) == {"master.5.pid", "worker.6.pid"}
+
+
+def test_a_pid_that_comes_again(pids: PidsDirectory, path: Path) -> None:
+    """A pid file that was left by a process of the same number is replaced."""
+    (path / "worker.7.pid").write_text("old and longer\n")
+    pids.write_worker(7)
+    assert (path / "worker.7.pid").read_text() == "7\n"
+
+
+def test_the_newest_master_counts(pids: PidsDirectory, path: Path) -> None:
+    """If a stale file lies beside the master's, the newer one is told."""
+    pids.write_master(5)
+    os.utime(path / "master.5.pid", ns=(1, 1))
+    pids.write_master(4)
+    assert master_pid(path) == 4
+
+
+def test_a_directory_that_can_not_be(tmp_path: Path) -> None:
+    """A file in its place or above it: the error names the directory and the reason."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=f"pids = {tmp_path}/file: can't be created: it is no directory"):
+        PidsDirectory(tmp_path / "file").acquire()
+    with pytest.raises(ConfigError, match="Not a directory"):
+        PidsDirectory(tmp_path / "file" / "pids").acquire()
+    for asked in (tmp_path / "file", tmp_path / "nothing"):
+        assert not held(asked)
+        assert master_pid(asked) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_directory_that_may_not_be_written(tmp_path: Path, exists: bool) -> None:
+    """Who may not create or write it is told so at once, and a running master isn't disturbed."""
+    if exists:
+        (tmp_path / "pids").mkdir()
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o755)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.setresuid(65534, 65534, 65534)
+        try:
+            PidsDirectory("pids").acquire()
+        except ConfigError as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader) as file:
+        action = "written" if exists else "created"
+        assert file.read() == f"pids = {tmp_path}/pids: can't be {action}: Permission denied; name another directory"
+    os.waitpid(child, 0)
+    assert not held(tmp_path / "pids")
+
+
+def test_a_link_to_a_directory(tmp_path: Path) -> None:
+    """The directory itself may be reached by a link, as people do with /run: the lock is the real one's."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    pids = PidsDirectory(tmp_path / "link")
+    pids.acquire()
+    assert held(tmp_path / "real")
+    pids.release()
+
+
+def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It means the directory that it meant at the beginning."""
+    monkeypatch.chdir(tmp_path)
+    pids = PidsDirectory("pids")
+    monkeypatch.chdir("/")
+    assert pids.path == str(tmp_path / "pids")
+
+
+def test_the_control_socket(pids: PidsDirectory, path: Path) -> None:
+    """It takes connections, is for its owner only from the first moment, doesn't block, and is cleared."""
+    control = pids.bind_control(5)
+    assert stat.S_IMODE((path / "master.sock").stat().st_mode) == 0o600
+    assert not control.getblocking()
+    assert not control.get_inheritable()
+    client = connect_control(path)
+    sock, _ = control.accept()
+    client.sendall(b"x")
+    assert sock.recv(1) == b"x"
+    for each in (client, sock, control):
+        each.close()
+    with pytest.raises(NotRunning, match=f"no master runs on {path}"):
+        connect_control(path)
+    pids.clear()
+    with pytest.raises(NotRunning):
+        connect_control(path)
+    with pytest.raises(NotRunning):
+        connect_control(path / "nowhere")
+
+
+def test_a_deep_directory(tmp_path: Path) -> None:
+    """A path of 1,000 bytes is no obstacle to the control socket."""
+    path = tmp_path.joinpath(*["directory-of-a-long-name"] * 40)
+    pids = PidsDirectory(path)
+    pids.acquire()
+    with pids.bind_control(5) as control, connect_control(path, timeout=10) as client:
+        sock, _ = control.accept()
+        sock.sendall(b"x")
+        assert client.recv(1) == b"x"
+        sock.close()
+    pids.release()
+    assert names(path) == set()
+
+
+def test_a_control_socket_that_can_not_be_bound(pids: PidsDirectory, path: Path) -> None:
+    """A file of its name is not removed but named."""
+    (path / "master.sock").write_text("precious")
+    with pytest.raises(ConfigError, match=r"master\.sock: the control socket can't be bound: its name is taken"):
+        pids.bind_control(5)
+    assert (path / "master.sock").read_text() == "precious"
+
+
+def test_a_file_system_that_can_not_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a directory can't be locked (NFS says EBADF), that is the error, not a second master."""
+
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ConfigError, match="its file system can't lock a directory"):
+        PidsDirectory(path).acquire()
+
+
+def test_a_foreign_socket_is_cleared(pids: PidsDirectory, path: Path) -> None:
+    """A socket left by a dead master makes room for the next one's."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path / "master.sock"))
+    pids.clear()
+    assert names(path) == set()
