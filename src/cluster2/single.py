@@ -1,5 +1,6 @@
-"""`cluster = false`: one process that loads the app and serves it, without a master. For debuggers, and for hosts that bring
-their own supervisor.
+"""`cluster = false`: one process that loads the app and serves it, without a master.
+
+For debuggers, and for hosts that bring their own supervisor.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class ForkFailed(Message, frozen=True):
 
 
 class Born(Message, frozen=True):
-    """The worker's process exists: its first message. (The zygote says so as well, but it can die before it does.)"""
+    """The worker's process exists: its first message. The zygote says so as well, but it can die before it does."""
 
     pid: int
 

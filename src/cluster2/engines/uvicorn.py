@@ -176,7 +176,7 @@ def _between_requests(connection: Any) -> bool:
     """Whether a connection waits for its client; a websocket always does."""
     if not isinstance(connection, HttpToolsProtocol):  # a websocket
         return True
-    cycle = connection.cycle
+    cycle: Any = connection.cycle  # None before the first request, whatever its annotation says
     if cycle is None:
         return connection.scope is None
     return bool(cycle.response_complete and cycle.scope is connection.scope)

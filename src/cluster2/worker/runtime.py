@@ -86,8 +86,9 @@ def serve(birth: Birth) -> int:
 
 
 async def _cancel_rest() -> None:
-    """Give tasks that the app left running a chance to clean up. Threads of the executor aren't waited for: a stuck one
-    would keep the worker for ever.
+    """Give tasks that the app left running a chance to clean up.
+
+    Threads of the executor aren't waited for: a stuck one would keep the worker for ever.
     """
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     for task in rest:
