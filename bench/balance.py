@@ -98,9 +98,10 @@ async def probe(
 
     async def sampler() -> list[Sample]:
         samples = []
-        while (left := seconds - (time.monotonic() - began)) > 0:
-            await asyncio.sleep(min(every, left))
-            samples.append(Sample(round(time.monotonic() - began, 3), dict(collections.Counter(where.values()))))
+        for number in range(1, int(seconds / every) + 1):
+            await asyncio.sleep(max(0.0, began + number * every - time.monotonic()))
+            at = round(time.monotonic() - began, 3)
+            samples.append(Sample(at, dict(collections.Counter(where.values()))))
         return samples
 
     disturbance = asyncio.ensure_future(during()) if during is not None else None

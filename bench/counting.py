@@ -5,7 +5,8 @@ What a client of a server that reloads, recycles or dies can see is three things
 - a *failed* request: it was sent, and no whole, right answer came;
 - a connection *closed* by the server: announced in a response (`Connection: close`), or silently, found out before
   the next request was sent. No request is lost, but the client has to connect again;
-- a *reconnect*: what the client does about either."""
+- a *reconnect*: what the client does about either.
+"""
 
 from __future__ import annotations
 

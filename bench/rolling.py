@@ -76,5 +76,7 @@ async def roll(server: Running, load: Load, *, times: int = 2) -> Roll:
     watch.over.set()
     if thread.is_alive():
         thread.join(control.TIMEOUT + 1)
+    if server.process.poll() is not None:
+        raise BenchError(f"{server.name} ended with {server.process.returncode} when it was rolled: {server.output()}")
     gone = sum(not proc.alive(member) for member in before)
     return Roll(counted, gone, sorted(watch.left.values()))

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 def show(tool: str, found: Any, **more: Any) -> None:
     """One line of JSON, and one to read."""
-    print(json.dumps({"tool": tool, **more, **asdict(found)}), flush=True)
-    named = " ".join(str(value) for value in more.values())
-    print(f"{tool} {named}: {found}", file=sys.stderr, flush=True)
+    print(json.dumps({"tool": tool, **more, **asdict(found)}, ensure_ascii=False), flush=True)
+    named = " ".join([tool, *map(str, more.values())])
+    print(f"{named}: {found}", file=sys.stderr, flush=True)
 
 
 @contextmanager

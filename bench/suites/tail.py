@@ -125,7 +125,7 @@ def _cold(plan: Plan, hold: str, capacity: int, each: Values) -> Figure:
 
 
 def threads(plan: Plan) -> Iterator[Figure]:
-    """The same where the slow ones compute in threads, 45 % of the cores; and the throughput of trivial ones in threads."""
+    """The same where the slow ones compute in threads, 45 % of the cores; and throughput of trivial work in threads."""
     names = plan.pick("uvicorn", US, "granian", "gunicorn-asgi")
     with all_running(names, ENDPOINTS, plan.workers) as servers:
         for way in (EACH, KEPT):

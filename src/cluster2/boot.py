@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import uvloop
 
-from . import events, logs, single
+from . import events, logs
 from .config import Config
 from .emitter import Emitter
 from .kernel import processes
@@ -49,6 +49,8 @@ def run(
     emitter = emitter or Emitter()
     prepare(config)
     if not config.settings.cluster:
+        from . import single  # the engines and what they bring would cost the master 2 MiB
+
         with listening(config) as listeners:
             return single.run(config, listeners, targets, on_ready or _nothing)
     with estate(config, argv or default_argv()) as owned:

@@ -23,11 +23,6 @@ from .zygote import image, main
 CHANNEL = "_CLUSTER2_CHANNEL"
 
 
-def is_child() -> bool:
-    """Whether this process was executed by a master."""
-    return CHANNEL in os.environ
-
-
 def run(settings: Settings | None = None, targets: Sequence[object] | None = None) -> int:
     """Be the child. Returns its exit code.
 

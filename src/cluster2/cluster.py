@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, TypeVar
 
-from . import boot, child, config
+from . import boot, config
 from .apps import Declared
 from .client import Client
 from .config import Config
 from .emitter import Emitter
 from .errors import ClusterError, ConfigError
 from .master.loop import Estate, Master
-from .master.nursery import default_argv, script_argv
+from .master.nursery import CHANNEL, default_argv, script_argv
 
 H = TypeVar("H", bound=Callable[[Any], Any])
 
@@ -60,7 +61,9 @@ class Cluster:
         """
         try:
             configured, targets = self._with(app, factory)
-            if child.is_child():
+            if CHANNEL in os.environ:
+                from . import child  # what serves and what loads, which a master doesn't need
+
                 sys.exit(child.run(configured.settings, targets))
             argv = default_argv() if targets is None else _own_script()
             code = boot.run(configured, emitter=self._emitter, argv=argv, targets=targets)

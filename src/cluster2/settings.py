@@ -165,10 +165,11 @@ def _positive(raw: object) -> float:
 
 
 def _show_duration(seconds: float) -> str:
-    for text in (f"{seconds / 3600:.0f}h", f"{seconds / 60:.0f}m", f"{seconds:.0f}s", f"{seconds * 1000:.0f}ms"):
-        if _duration(text) == seconds and text not in ("0h", "0m", "1m"):  # 0s and 60s read better
-            return text
-    return f"{Decimal(repr(seconds)):f}s"
+    exact = Decimal(repr(seconds))
+    for unit, scale, least in (("h", 3600, 3600), ("m", 60, 61), ("s", 1, 0)):  # 60s reads better than 1m
+        if exact >= least and exact % scale == 0:
+            return f"{exact / scale:.0f}{unit}"
+    return f"{exact * 1000:.0f}ms" if exact * 1000 % 1 == 0 else f"{exact:f}s"
 
 
 _BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -9,6 +10,7 @@ import socket
 import stat
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,18 @@ import pytest
 
 from cluster2.errors import AlreadyRunning, ConfigError, NotRunning
 from cluster2.kernel.pidfiles import PidsDirectory, connect_control, held, master_pid
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """What a forked child does, and no more: it must not go on as a second pytest."""
+    try:
+        yield
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(99)
 
 
 @pytest.fixture
@@ -88,14 +102,15 @@ def test_the_lock_goes_with_the_process(path: Path) -> None:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        pids = PidsDirectory(path)
-        pids.acquire()
-        pids.write_master(os.getpid())
-        pids.write_worker(1234)
-        pids.bind_control(5)
-        os.write(writer, b"x")
-        while True:
-            select.select([], [], [])
+        with leaving():
+            pids = PidsDirectory(path)
+            pids.acquire()
+            pids.write_master(os.getpid())
+            pids.write_worker(1234)
+            pids.bind_control(5)
+            os.write(writer, b"x")
+            while True:
+                select.select([], [], [])
     os.read(reader, 1)
     os.close(reader)
     os.close(writer)
@@ -231,13 +246,13 @@ def test_a_directory_that_may_not_be_written(tmp_path: Path, exists: bool) -> No
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.chdir(tmp_path)
-        os.setresuid(65534, 65534, 65534)
-        try:
-            PidsDirectory("pids").acquire()
-        except ConfigError as error:
-            os.write(writer, str(error).encode())
-        os._exit(0)
+        with leaving():
+            os.chdir(tmp_path)
+            os.setresuid(65534, 65534, 65534)
+            try:
+                PidsDirectory("pids").acquire()
+            except ConfigError as error:
+                os.write(writer, str(error).encode())
     os.close(writer)
     with open(reader) as file:
         action = "written" if exists else "created"

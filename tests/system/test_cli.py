@@ -60,7 +60,7 @@ def test_status_fields(run: Serve) -> None:
         assert row["memory"] > 1 << 20
         assert row["uptime"] > 0
         assert row["generation"] == 1
-    assert [row["slot"] for row in running.workers()] == [1, 2]
+    assert [row["slot"] for row in running.workers()] == [0, 1]
     running.close()
 
 

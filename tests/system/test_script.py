@@ -148,7 +148,7 @@ def test_handlers(script: Callable[[str], Running]) -> None:
     second = running.workers()[0]["pid"]
     assert running.shutdown() == 0
     notes = (running.directory / "notes").read_text().splitlines()
-    assert notes[:2] == [f"forked {first} 1 1", f"listening {first}"]
+    assert notes[:2] == [f"forked {first} 0 1", f"listening {first}"]
     assert f"died {first} SIGKILL crash" in notes
     assert notes[-3:] == ["shutdown True", f"died {second} None shutdown", "stopped 0"]
     assert "the handler is broken" in running.stderr
@@ -162,8 +162,9 @@ def test_unknown_event(script: Callable[[str], Running]) -> None:
     assert "port" in running.stderr
 
 
-def test_serve_in_a_loop(script: Callable[[str], Running]) -> None:
-    """`await cluster.serve(app)` serves from a running event loop and returns when it was shut down."""
+@pytest.mark.parametrize("ending", ["shutdown", "cancel"])
+def test_serve_in_a_loop(script: Callable[[str], Running], ending: str) -> None:
+    """`await cluster.serve(app)` serves from a running event loop, whose signals stay its own, until told to or cancelled."""
     running = script(
         """
         import asyncio
@@ -171,15 +172,23 @@ def test_serve_in_a_loop(script: Callable[[str], Running]) -> None:
 
         async def main():
             cluster = Cluster(host="127.0.0.1", port=0, workers=2, mon_port=0)
-            await cluster.serve("tests.system.sample_apps:plain")
-            print("served", flush=True)
+            try:
+                await cluster.serve("tests.system.sample_apps:plain")
+            finally:
+                print("left", flush=True)
 
         asyncio.run(main())
         """
     ).ready()
     assert get(running.address).body == b"hello"
-    assert running.shutdown() == 0
-    assert "served" in (running.directory / "stdout").read_text()
+    if ending == "shutdown":
+        assert running.cli("shutdown").returncode == 0
+        assert running.wait() == 0
+    else:
+        running.signal(signal.SIGINT)  # asyncio.run cancels its task
+        running.wait()
+    assert "left" in (running.directory / "stdout").read_text()
+    running.assert_gone()
 
 
 def test_running(script: Callable[[str], Running]) -> None:

@@ -90,13 +90,14 @@ def test_accept_queue_is_served(run: Serve, name: str) -> None:
 
 
 def test_drain_timeout_bounds_it(run: Serve) -> None:
-    """A request that doesn't end is cut off after drain_timeout."""
+    """A request that doesn't end is cut off after drain_timeout: cancelled, and answered with 500."""
     running = run(sample("plain"), "--drain-timeout", "1s").ready()
     with Connection(running.address) as connection:
         connection.send("/held/a")
         running.held("a")
         began = time.monotonic()
         running.signal(signal.SIGTERM)
+        assert connection.receive().status == 500
         assert connection.closed()
         assert running.wait() == 0
         assert 0.9 < time.monotonic() - began < 15

@@ -131,7 +131,7 @@ def test_time_is_bounded(tmp_path: Path) -> None:
     over = threading.Event()
     with master(tmp_path, lambda connection, request: over.wait(10) and None):
         try:
-            with pytest.raises(ClusterError, match="within 0.05 s"):
+            with pytest.raises(ClusterError, match=r"within 0\.05 s"):
                 Client(tmp_path).call("status", timeout=0.05)
         finally:
             over.set()

@@ -42,7 +42,7 @@ def test_defaults(tmp_path: Path) -> None:
     )
 )
 def test_precedence(tmp_path: Path, values: dict[str, int]) -> None:
-    """Code counts before the environment, that before the file, that before the default; the source says which it was."""
+    """Code counts before the environment, that before the file, that before the default; the source says so."""
     (tmp_path / "cluster2.toml").write_text(f"backlog = {values['file']}\n" if "file" in values else "")
     found = load(
         tmp_path,

@@ -66,8 +66,12 @@ def _add(function: Callable[..., int], param: click.Parameter) -> None:
     vars(function).setdefault("__click_params__", []).append(param)
 
 
-def gather(flags: Mapping[str, Any], *, check: bool = True) -> Config:
-    """The configuration that flags, environment and file make together; its warnings are said on standard error.
+def gather(flags: Mapping[str, Any], *, check: bool = True, warn: bool = True) -> Config:
+    """The configuration that flags, environment and file make together.
+
+    Args:
+        check: see `config.load`.
+        warn: whether to say its warnings on standard error. A master says them in its own log.
 
     Raises:
         ConfigError: see `config.load`.
@@ -83,7 +87,7 @@ def gather(flags: Mapping[str, Any], *, check: bool = True) -> Config:
 
     file = flags.get("file")
     config = load(given, origin=origin, file=None if file is None else Path(file), check=check)
-    for warning in config.warnings:
+    for warning in config.warnings if warn else ():
         complain("warning", warning)
     return config
 

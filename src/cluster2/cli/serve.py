@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from ..errors import ClusterError
+from ..errors import ConfigError
 from .flags import OptionCommand, gather, require_target, with_options
 
 READY_FD = "_CLUSTER2_READY_FD"
@@ -28,11 +28,11 @@ def run(**flags: Any) -> int:
     """
     # First of all: nothing that this process starts may inherit the descriptor or its name.
     on_ready = _announcer(os.environ.pop(READY_FD, None))
-    config = require_target(gather(flags))
+    config = require_target(gather(flags, warn=False))
 
-    from .. import boot
+    from .. import cluster
 
-    code: int = boot.run(config, on_ready=on_ready)
+    code: int = cluster.run(config, on_ready=on_ready)
     return code
 
 
@@ -50,7 +50,7 @@ def start(**flags: Any) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         log = path.open("ab")
     except OSError as error:
-        raise ClusterError(f"can't write the log {path} (logs, {config.sources['logs']}): {error.strerror}") from None
+        raise ConfigError(f"can't write the log {path} (logs, {config.sources['logs']}): {error.strerror}") from None
     with log:
         before = log.tell()
         code = _launch(click.get_current_context().meta["cluster2.arguments"], log)

@@ -3,8 +3,10 @@
 Why the lock is on the directory itself. A lock file would have to stay behind (removing it lets two masters lock two
 files of one name), and the directory has to be empty after a stop. `flock` works on any descriptor, also on a
 directory's, dies with the last process that holds the descriptor, and so is never stale. Workers are children of a
-zygote that was *executed*: the descriptor is close-on-exec, and nobody but the master has it. (Tried: NFS emulates
-flock by byte ranges, which need a descriptor open for writing, and gives EBADF for a directory. That is said.)
+zygote that was *executed*: the descriptor is close-on-exec, and nobody but the master has it (`posix_spawn` returns
+some microseconds before the kernel closes it in the child, as a test showed: so the lock is given up by LOCK_UN, not
+only by `close`). (Tried: NFS emulates flock by byte ranges, which need a descriptor open for writing, and gives EBADF
+for a directory. That is said.)
 
 Who asks whether a master runs takes the lock *shared* for a moment. A master that starts just then fails to get it
 exclusively; it tells such a visitor from another master by asking for a shared lock itself, which a visitor doesn't
@@ -115,6 +117,7 @@ class PidsDirectory:
         """Clear the directory and give the lock up; a second call does nothing."""
         if self._fd >= 0:
             self.clear()
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # a program that is just being executed may share the descriptor still
             os.close(self._fd)
             self._fd = -1
 

@@ -74,20 +74,12 @@ class ExitStatus:
 
 
 def become_subreaper() -> None:
-    """Orphans among our descendants become our children from now on. Kept over exec, not inherited by children.
-
-    Raises:
-        OSError: the kernel doesn't know it.
-    """
+    """Orphans among our descendants become our children from now on. Kept over exec, not inherited by children."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def set_parent_death_signal(sig: int) -> None:
-    """Have the kernel send us `sig` when our parent ends; 0: none. It says nothing if the parent has ended already.
-
-    Raises:
-        OSError: no such signal.
-    """
+    """Have the kernel send us `sig` when our parent ends; 0: none. Nothing comes if the parent has ended already."""
     _prctl(_PR_SET_PDEATHSIG, sig)
 
 
@@ -197,11 +189,7 @@ def exit_of(pidfd: int) -> ExitStatus | None:
 
 
 def send_signal(pidfd: int, sig: int) -> bool:
-    """Send a signal to the process behind a pidfd; false: it has been reaped already.
-
-    Raises:
-        PermissionError: it is another user's.
-    """
+    """Send a signal to the process behind a pidfd; false: it has been reaped already."""
     try:
         signal.pidfd_send_signal(pidfd, sig)
     except ProcessLookupError:

@@ -1,0 +1,200 @@
+"""Shutting the door of a listener, over real sockets on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from cluster2.kernel.listeners import Listener, open_all, queue_length
+from cluster2.settings import Address, FdAddress, TcpAddress, UnixAddress
+
+Open = Callable[..., list[Listener]]
+
+LOOPBACKS = ["127.0.0.1", "::1"]
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """What a forked child does, and no more: it must not go on as a second pytest."""
+    try:
+        yield
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(99)
+
+
+@pytest.fixture
+def listen() -> Iterator[Open]:
+    """`open_all`, with the listeners closed after the test."""
+    opened: list[Listener] = []
+
+    def listen(*addresses: Address, backlog: int = 16) -> list[Listener]:
+        listeners = open_all(addresses, backlog=backlog)
+        opened.extend(listeners)
+        return listeners
+
+    yield listen
+    for listener in opened:
+        listener.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_descriptor_leaks() -> Iterator[None]:
+    before = os.listdir("/proc/self/fd")
+    yield
+    assert os.listdir("/proc/self/fd") == before
+
+
+def connect(listener: Listener) -> socket.socket:
+    """A connected client."""
+    client = socket.socket(listener.sock.family)
+    client.settimeout(10)
+    try:
+        client.connect(listener.sock.getsockname())
+    except OSError:
+        client.close()
+        raise
+    return client
+
+
+def accept(listener: Listener) -> socket.socket:
+    """The next connection; it is waited for, since a connect over loopback may return first."""
+    assert select.select([listener.sock], [], [], 10)[0]
+    sock, _ = listener.sock.accept()
+    sock.settimeout(10)
+    return sock
+
+
+def serve(listener: Listener, clients: Sequence[socket.socket]) -> None:
+    """Accept all clients in turn, and pass a word each way."""
+    for number, client in enumerate(clients):
+        sock = accept(listener)
+        assert sock.recv(100) == b"question %d" % number
+        sock.sendall(b"answer")
+        assert client.recv(100) == b"answer"
+        sock.close()
+        client.close()
+
+
+def ask(listener: Listener, count: int) -> list[socket.socket]:
+    clients = [connect(listener) for _ in range(count)]
+    for number, client in enumerate(clients):
+        client.sendall(b"question %d" % number)
+    return clients
+
+
+@pytest.mark.parametrize("host", LOOPBACKS)
+def test_a_shut_door_of_tcp(listen: Open, host: str) -> None:
+    """No newcomer gets in any more; all who wait in the queue are served."""
+    (listener,) = listen(TcpAddress(host, 0))
+    clients = ask(listener, 5)
+    listener.shut_door()
+    newcomer = socket.socket(listener.sock.family)
+    newcomer.setblocking(False)
+    assert newcomer.connect_ex(listener.sock.getsockname()) == errno.EINPROGRESS
+    assert select.select([], [newcomer], [], 0.1)[1] == []
+    assert queue_length(listener.sock) == 5
+    serve(listener, clients)
+    assert queue_length(listener.sock) == 0
+    listener.close()
+    newcomer.close()
+
+
+@pytest.mark.parametrize("host", LOOPBACKS)
+def test_a_handshake_under_way_ends_behind_a_shut_door(listen: Open, host: str) -> None:
+    """A client whose handshake has begun is accepted and served (TCP_DEFER_ACCEPT holds the handshake open for us)."""
+    (listener,) = listen(TcpAddress(host, 0))
+    listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
+    client = connect(listener)
+    assert queue_length(listener.sock) == 0
+    listener.shut_door()
+    client.sendall(b"question 0")
+    serve(listener, [client])
+
+
+def test_an_accepted_connection_is_not_hurt(listen: Open) -> None:
+    """Connections from before and from behind the shut door go on; the filter, which they inherit, drops nothing."""
+    (listener,) = listen(TcpAddress("127.0.0.1", 0))
+    before, waiting = connect(listener), connect(listener)
+    served = [accept(listener)]
+    listener.shut_door()
+    served.append(accept(listener))
+    for client, sock in zip((before, waiting), served, strict=True):
+        client.sendall(b"x" * 1000)
+        assert sock.recv(1000, socket.MSG_WAITALL) == b"x" * 1000
+        sock.sendall(b"y")
+        assert client.recv(10) == b"y"
+        client.close()
+        sock.close()
+
+
+def test_one_process_shuts_the_door_for_all(listen: Open) -> None:
+    """The door is the socket's: what a child shuts is shut for the parent that shares it."""
+    (listener,) = listen(TcpAddress("127.0.0.1", 0))
+    child = os.fork()
+    if child == 0:
+        with leaving():
+            listener.shut_door()
+    assert os.waitpid(child, 0)[1] == 0
+    with socket.socket() as newcomer:
+        newcomer.setblocking(False)
+        newcomer.connect_ex(listener.sock.getsockname())
+        assert select.select([], [newcomer], [], 0.1)[1] == []
+        listener.close()
+
+
+def test_why_not_shutdown(listen: Open) -> None:
+    """shutdown(SHUT_RD) on a TCP listener resets those who wait: the reason for the filter."""
+    (listener,) = listen(TcpAddress("127.0.0.1", 0))
+    client = connect(listener)
+    listener.sock.shutdown(socket.SHUT_RD)
+    with pytest.raises(OSError, match="Invalid argument"):
+        listener.sock.accept()
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    client.close()
+
+
+def test_why_not_a_backlog_of_zero(listen: Open) -> None:
+    """listen(0) lets newcomers in once the queue is drained: another reason for the filter."""
+    (listener,) = listen(TcpAddress("127.0.0.1", 0))
+    client = connect(listener)
+    listener.sock.listen(0)
+    accept(listener).close()
+    client.close()
+    connect(listener).close()
+
+
+def test_a_shut_door_of_a_unix_socket(listen: Open, tmp_path: Path) -> None:
+    """Newcomers are refused, those who wait are served, and then accept says that there is nothing."""
+    (listener,) = listen(UnixAddress(str(tmp_path / "a.sock")))
+    clients = ask(listener, 3)
+    listener.shut_door()
+    with pytest.raises(ConnectionRefusedError):
+        connect(listener)
+    serve(listener, clients)
+    assert select.select([listener.sock], [], [], 0)[0], "readable without end, as the module says"
+    with pytest.raises(BlockingIOError):
+        listener.sock.accept()
+
+
+def test_an_inherited_door_stays_open(listen: Open) -> None:
+    """A socket that somebody else owns goes on taking connections for its next user."""
+    owner = socket.create_server(("127.0.0.1", 0))
+    (listener,) = listen(FdAddress(os.dup(owner.fileno())))
+    listener.shut_door()
+    client = connect(listener)
+    listener.close()
+    sock, _ = owner.accept()
+    for each in (client, sock, owner):
+        each.close()

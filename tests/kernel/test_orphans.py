@@ -1,0 +1,203 @@
+"""Forking orphans. The test session is a subreaper, so that every orphan becomes its child."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import select
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cluster2.kernel.processes import (
+    become_subreaper,
+    fork_orphan,
+    raise_file_limit,
+    set_parent_death_signal,
+)
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change users and control groups")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """Neither a descriptor nor a child, alive or dead."""
+    become_subreaper()
+    before = os.listdir("/proc/self/fd")
+    yield
+    assert os.listdir("/proc/self/fd") == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def fork(body: Callable[[], object]) -> int:
+    """The pid of a child that runs `body` and leaves, with what it returns as its exit code if that is a number."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            result = body()
+            code = result if isinstance(result, int) else 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def wait(pid: int) -> int:
+    """The exit code of a child, or minus its signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def told(body: Callable[[], object]) -> object:
+    """What `body` returns in a child of its own (as JSON can say it), errors as their text."""
+    reader, writer = os.pipe()
+
+    def tell() -> None:
+        try:
+            answer = body()
+        except Exception as error:
+            answer = f"{type(error).__name__}: {error}"
+        os.write(writer, json.dumps(answer).encode())
+
+    pid = fork(tell)
+    os.close(writer)
+    with open(reader) as file:
+        answer = json.load(file)
+    assert wait(pid) == 0
+    return answer
+
+
+def orphan(body: Callable[[], int]) -> int:
+    """The pid of an orphan that runs `body`, forked from here."""
+    pid = fork_orphan()
+    if pid is None:
+        code = 99
+        try:
+            code = body()
+        finally:
+            os._exit(code)
+    return pid
+
+
+def test_an_orphan_is_the_subreapers_child() -> None:
+    """It begins after its adoption: its parent is the subreaper, from its first look on."""
+    us = os.getpid()
+    for _ in range(20):
+        assert wait(orphan(lambda: int(os.getppid() != us))) == 0
+
+
+def test_an_orphan_passes_over_its_zygote() -> None:
+    """Forked by a child of ours, it becomes ours; the zygote has no child left, and may die."""
+    us = os.getpid()
+    reader, writer = os.pipe()
+
+    def zygote() -> int:
+        pid = orphan(lambda: 7 if os.getppid() == us else 1)
+        os.write(writer, str(pid).encode())
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+            return 1
+        return 0
+
+    assert wait(fork(zygote)) == 0
+    pid = int(os.read(reader, 100))
+    assert wait(pid) == 7
+    os.close(reader)
+    os.close(writer)
+
+
+def test_an_orphan_has_no_descriptor_more() -> None:
+    """Neither it nor its caller keeps an end of the pipe between them."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    assert wait(orphan(lambda: int(sorted(os.listdir("/proc/self/fd")) != before))) == 0
+
+
+def test_the_parent_death_signal_of_an_orphan() -> None:
+    """Set at once after the fork, it isn't triggered by the intermediate process's end."""
+    reader, writer = os.pipe()
+
+    def body() -> int:
+        set_parent_death_signal(signal.SIGKILL)
+        os.close(writer)
+        return os.read(reader, 1)[0] if select.select([reader], [], [], 10)[0] else 1
+
+    pids = [orphan(body) for _ in range(10)]
+    os.write(writer, bytes(10))
+    assert [wait(pid) for pid in pids] == [0] * 10
+    os.close(reader)
+    os.close(writer)
+
+
+def test_an_orphan_from_a_process_with_many_files() -> None:
+    """Descriptor numbers above 1023 are no obstacle."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("the limit of open files is low here")
+
+    def body() -> int:
+        raise_file_limit()
+        for _ in range(1500):
+            os.dup(0)
+        return wait(orphan(lambda: 7))
+
+    # The body's orphan is the session's child, unless the body is a subreaper itself.
+    def subreaper() -> int:
+        become_subreaper()
+        return body()
+
+    assert wait(fork(subreaper)) == 7
+
+
+@pytest.mark.parametrize("fails", ["first", "second"])
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.ENOMEM])
+def test_no_room_for_a_process(monkeypatch: pytest.MonkeyPatch, fails: str, code: int) -> None:
+    """Whichever of the two forks fails, the caller gets the error, and no child and no descriptor is left."""
+    real = os.fork
+    us = os.getpid()
+
+    def failing() -> int:
+        if (os.getpid() == us) == (fails == "first"):
+            raise OSError(code, os.strerror(code))
+        return real()
+
+    monkeypatch.setattr(os, "fork", failing)
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        fork_orphan()
+    assert caught.value.errno == code
+
+
+@root
+def test_no_room_for_a_second_process() -> None:
+    """The same with the kernel's own limit: a user who may have one process more can't fork twice."""
+
+    def body() -> list[int | None]:
+        os.setresuid(61_234, 61_234, 61_234)  # nobody else has this one
+        resource.setrlimit(resource.RLIMIT_NPROC, (2, 2))
+        before = os.listdir("/proc/self/fd")
+        try:
+            if fork_orphan() is None:
+                os._exit(0)
+        except OSError as error:
+            return [error.errno, int(os.listdir("/proc/self/fd") == before)]
+        return [None]
+
+    assert told(body) == [errno.EAGAIN, 1]
+
+
+def test_a_killed_intermediate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the intermediate dies before it reports, that is an error, not a hang."""
+    real = os.fork
+    us = os.getpid()
+
+    def dying() -> int:
+        if os.getpid() != us:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real()
+
+    monkeypatch.setattr(os, "fork", dying)
+    with pytest.raises(ChildProcessError):
+        fork_orphan()

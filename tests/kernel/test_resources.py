@@ -1,0 +1,322 @@
+"""What processes may use and who they are: CPUs, files, memory, threads, users. Real ones, in children."""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import pwd
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster2.errors import ConfigError
+from cluster2.kernel import processes
+from cluster2.kernel.processes import (
+    become_subreaper,
+    drop_privileges,
+    memory,
+    raise_file_limit,
+    running_threads,
+    usable_cpus,
+)
+
+DAEMON = pwd.getpwnam("daemon")
+BIN = grp.getgrnam("bin").gr_gid
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change users and control groups")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """Neither a descriptor nor a child, alive or dead."""
+    become_subreaper()
+    before = os.listdir("/proc/self/fd")
+    yield
+    assert os.listdir("/proc/self/fd") == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def fork(body: Callable[[], object]) -> int:
+    """The pid of a child that runs `body` and leaves, with what it returns as its exit code if that is a number."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            result = body()
+            code = result if isinstance(result, int) else 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def wait(pid: int) -> int:
+    """The exit code of a child, or minus its signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def wait_ended(pid: int) -> None:
+    """Until the child has ended; it isn't reaped."""
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def told(body: Callable[[], object]) -> object:
+    """What `body` returns in a child of its own (as JSON can say it), errors as their text."""
+    reader, writer = os.pipe()
+
+    def tell() -> None:
+        try:
+            answer = body()
+        except Exception as error:
+            answer = f"{type(error).__name__}: {error}"
+        os.write(writer, json.dumps(answer).encode())
+
+    pid = fork(tell)
+    os.close(writer)
+    with open(reader) as file:
+        answer = json.load(file)
+    assert wait(pid) == 0
+    return answer
+
+
+# ------------------------------------------------------------------------------------------------------------ resources
+
+
+def test_cpus_by_affinity() -> None:
+    """A process that is bound to one CPU may use one."""
+
+    def body() -> int:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        return usable_cpus()
+
+    assert 1 <= usable_cpus() <= len(os.sched_getaffinity(0))
+    assert told(body) == 1
+
+
+def groups(tmp_path: Path, cgroup: str, mountinfo: str, files: dict[str, str]) -> str:
+    """A made-up /proc/self whose control groups are mounted below tmp_path."""
+    (tmp_path / "cgroup").write_text(cgroup)
+    (tmp_path / "mountinfo").write_text(mountinfo.replace("MOUNT", str(tmp_path / "mount")))
+    for name, content in files.items():
+        file = tmp_path / "mount" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    return str(tmp_path)
+
+
+V2 = "30 23 0:26 / MOUNT rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
+V1 = "33 32 0:29 {root} MOUNT rw - cgroup cgroup rw,cpu,cpuacct\n34 32 0:30 / /elsewhere rw - cgroup cgroup rw,cpuset\n"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "mountinfo", "files", "expected"),
+    [
+        ("0::/a/b\n", V2, {"a/b/cpu.max": "150000 100000\n"}, 2),
+        ("0::/a/b\n", V2, {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "20000 100000\n"}, 1),
+        ("0::/a/b\n", V2, {"a/b/cpu.max": "max 100000\n"}, 64),
+        ("0::/a/b\n", V2, {}, 64),
+        ("0::/../x\n", V2, {"cpu.max": "300000 100000\n"}, 3),
+        ("0::/\n", V2, {"cpu.max": "100000 100000\n"}, 1),
+        ("4:cpu,cpuacct:/d/c1\n0::/\n", V1.format(root="/d/c1"), {"cpu.cfs_quota_us": "250000\n"}, 3),
+        ("4:cpu,cpuacct:/d/c1\n", V1.format(root="/"), {"d/c1/cpu.cfs_quota_us": "-1\n"}, 64),
+        ("4:cpuset:/d\n", V1.format(root="/"), {"d/cpu.cfs_quota_us": "100000\n"}, 64),
+        ("", "", {}, 64),
+    ],
+)
+def test_cpus_by_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cgroup: str, mountinfo: str, files: dict[str, str], expected: int
+) -> None:
+    """On a machine of 64 CPUs the smallest quota from our group upwards counts, rounded up; none: all CPUs."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    files = files | {name.replace("quota", "period"): "100000\n" for name in files if name.endswith("cpu.cfs_quota_us")}
+    assert usable_cpus(groups(tmp_path, cgroup, mountinfo, files)) == expected
+
+
+@root
+def test_cpus_of_a_real_control_group() -> None:
+    """A process in a group with a quota of one CPU may use one."""
+    parent = next(iter(processes._cpu_groups("/proc/self")), None)
+    if parent is None:
+        pytest.skip("there is no CPU control group here")
+    group = Path(parent) / f"cluster2-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        try:
+            name, value = (
+                ("cpu.max", "100000 100000") if (group / "cpu.max").exists() else ("cpu.cfs_quota_us", "100000")
+            )
+            (group / name).write_text(value)
+        except OSError as error:
+            pytest.skip(f"no quota can be set here: {error}")
+
+        def body() -> int:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+            return usable_cpus()
+
+        assert told(body) == 1
+    finally:
+        group.rmdir()
+
+
+def test_the_file_limit() -> None:
+    """Soft becomes hard, and hard stays."""
+
+    def body() -> list[object]:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        return [raise_file_limit() == hard, resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)]
+
+    assert told(body) == [True, True]
+
+
+def test_memory_counts_shared_pages_by_share() -> None:
+    """A page that two processes share counts half for each: so a fork of a large process isn't large."""
+    block = bytearray(b"x") * (64 << 20)
+    alone = memory(os.getpid())
+    assert alone > 64 << 20
+    child = fork(signal.pause)
+    assert memory(child) < alone * 3 / 4
+    assert memory(os.getpid()) < alone * 3 / 4
+    os.kill(child, signal.SIGKILL)
+    wait_ended(child)
+    assert memory(child) == 0
+    os.waitpid(child, 0)
+    with pytest.raises(ProcessLookupError):
+        memory(child)
+    del block
+
+
+def test_memory_without_permission() -> None:
+    """Where the proportional size may not be read, the resident size is told."""
+    if os.geteuid() != 0:
+        assert memory(1) > 0
+        return
+
+    def body() -> int:
+        os.setresuid(65534, 65534, 65534)
+        return memory(os.getppid())
+
+    with open("/proc/self/statm") as file:
+        resident = int(file.read().split()[1]) * resource.getpagesize()
+    answer = told(body)
+    assert isinstance(answer, int)
+    assert 0.5 * resident < answer < 2 * resident
+
+
+def test_threads_that_run() -> None:
+    """Other threads are named, a native one that Python doesn't know of included; the main one isn't counted."""
+    program = (
+        "import ctypes, threading, json\n"
+        "from cluster2.kernel.processes import running_threads\n"
+        "before = running_threads()\n"
+        "import socket\n"
+        "one, other = socket.socketpair()\n"
+        "libc = ctypes.CDLL(None)\n"
+        "thread = ctypes.c_ulong()\n"
+        "pause = ctypes.cast(libc.pause, ctypes.c_void_p)\n"
+        "assert libc.pthread_create(ctypes.byref(thread), None, pause, None) == 0\n"
+        "libc.pthread_setname_np(thread, b'native')\n"
+        "assert threading.active_count() == 1\n"
+        "print(json.dumps([before, running_threads()]))\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=30)
+    assert json.loads(answer.stdout) == [[], ["native"]]
+
+
+def test_python_threads_run_too() -> None:
+    """A thread of `threading` is seen while it lives, and not afterwards."""
+    before = len(running_threads())
+    leave = threading.Event()
+    thread = threading.Thread(target=leave.wait)
+    thread.start()
+    assert len(running_threads()) == before + 1
+    leave.set()
+    thread.join()
+    # `join` returns when Python is done with it; the kernel needs a moment more.
+    while len(running_threads()) > before:
+        os.sched_yield()
+
+
+# ----------------------------------------------------------------------------------------------------------- privileges
+
+
+def identity() -> list[object]:
+    return [os.getresuid(), os.getresgid(), sorted(os.getgroups())]
+
+
+@root
+@pytest.mark.parametrize(
+    ("user", "group", "uid", "gid"),
+    [
+        ("daemon", None, DAEMON.pw_uid, DAEMON.pw_gid),
+        ("daemon", "bin", DAEMON.pw_uid, BIN),
+        ("daemon", 54321, DAEMON.pw_uid, 54321),
+        (DAEMON.pw_uid, None, DAEMON.pw_uid, DAEMON.pw_gid),
+        (str(DAEMON.pw_uid), str(BIN), DAEMON.pw_uid, BIN),
+        (54321, 54322, 54321, 54322),
+        (None, "bin", 0, BIN),
+    ],
+)
+def test_privileges_are_dropped(user: str | int | None, group: str | int | None, uid: int, gid: int) -> None:
+    """By name or number, known to the databases or not: real, effective and saved ids change, groups with them."""
+
+    def body() -> list[object]:
+        drop_privileges(user, group)
+        return identity()
+
+    answer = told(body)
+    assert isinstance(answer, list)
+    assert answer[:2] == [[uid] * 3, [gid] * 3]
+    assert gid in answer[2]
+    if uid != 0:
+        assert 0 not in answer[2]
+
+
+@root
+def test_privileges_are_gone_for_good() -> None:
+    """There is no way back to root."""
+
+    def body() -> None:
+        drop_privileges("daemon", None)
+        os.setuid(0)
+
+    assert told(body) == "PermissionError: [Errno 1] Operation not permitted"
+
+
+@root
+def test_privileges_that_were_dropped_before() -> None:
+    """Who is that user already needs no privilege; who wants to be another is refused by name."""
+
+    def same() -> list[object]:
+        drop_privileges("daemon", None)
+        drop_privileges("daemon", "daemon")
+        return identity()
+
+    def other() -> None:
+        drop_privileges("daemon", None)
+        drop_privileges("bin", None)
+
+    assert told(same) == [[DAEMON.pw_uid] * 3, [DAEMON.pw_gid] * 3, [DAEMON.pw_gid]]
+    refusal = "ConfigError: user = 'bin', group = None: only root can change them; start as root or as that user"
+    assert told(other) == refusal
+
+
+def test_unknown_users_and_groups() -> None:
+    """They are named, and nothing has changed; nothing asked for, nothing done."""
+    before = identity()
+    with pytest.raises(ConfigError, match="user = 'no-such-user': there is no such user"):
+        drop_privileges("no-such-user", None)
+    with pytest.raises(ConfigError, match="group = 'no-such-group': there is no such group"):
+        drop_privileges(None, "no-such-group")
+    drop_privileges(None, None)
+    assert identity() == before

@@ -1,0 +1,448 @@
+"""The command line: what it prints, and what it returns to the shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cluster2 import reference
+from cluster2.cli import cli
+from cluster2.cli.control import describe
+from cluster2.client import Client
+from cluster2.config import Config, load
+from cluster2.errors import AddressInUse, AppError, ClusterError, NotRunning
+from cluster2.settings import OPTIONS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has an empty working directory, and an environment without options."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("CLUSTER2_")]:
+        monkeypatch.delenv(name)
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments)
+
+
+def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "cluster2", *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+class Fake(ModuleType):
+    """Stands in for the master: remembers what it was started with."""
+
+    def __init__(self) -> None:
+        super().__init__("cluster2.cluster")
+        self.config: Config | None = None
+        self.failure: BaseException | None = None
+
+    def run(self, config: Config, *, on_ready: Any = None) -> int:
+        self.config = config
+        if self.failure is not None:
+            raise self.failure
+        if on_ready is not None:
+            on_ready()
+        return 0
+
+
+@pytest.fixture
+def master(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    module = Fake()
+    monkeypatch.setitem(sys.modules, "cluster2.cluster", module)
+    monkeypatch.setattr("cluster2.cluster", module, raising=False)
+    return module
+
+
+def test_run_passes_all_flags_on(master: Fake) -> None:
+    """Flags become settings, and their sources are the flags as written."""
+    result = call("run", "a:app", "-w", "3", "-b", "a:1", "-b", "unix:b", "--no-keeper", "--drain-timeout", "5m")
+    assert result.exit_code == 0, result.output
+    assert master.config is not None
+    settings, sources = master.config.settings, master.config.sources
+    assert (settings.app, settings.workers, settings.bind) == ("a:app", 3, ("a:1", "unix:b"))
+    assert (settings.keeper, settings.drain_timeout) == (False, 300.0)
+    assert (sources["app"], sources["workers"], sources["keeper"]) == (
+        "argument TARGET",
+        "flag --workers",
+        "flag --no-keeper",
+    )
+    assert not master.config.explicit("timeout")
+
+
+def test_run_says_when_it_is_ready(master: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipe of `start` gets one line and is closed; its name is out of the environment."""
+    reader, writer = os.pipe()
+    monkeypatch.setenv("_CLUSTER2_READY_FD", str(writer))
+    assert call("run", "a:app").exit_code == 0
+    with os.fdopen(reader, "rb") as ready:
+        assert ready.read() == b"ready\n"
+    assert "_CLUSTER2_READY_FD" not in os.environ
+
+
+@pytest.mark.parametrize("number", ["many", "9999"])
+def test_a_stray_ready_variable_is_ignored(master: Fake, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    """What names no descriptor does no harm."""
+    monkeypatch.setenv("_CLUSTER2_READY_FD", number)
+    assert call("run", "a:app").exit_code == 0
+
+
+def test_a_reader_that_left_is_no_error(master: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waited may have gone: we serve all the same."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setenv("_CLUSTER2_READY_FD", str(writer))
+    assert call("run", "a:app").exit_code == 0
+
+
+def test_run_takes_its_target_from_the_file(master: Fake, tmp_path: Path) -> None:
+    """A file that names the app makes TARGET superfluous; `run` leaves warnings to the master, `config` says them."""
+    (tmp_path / "cluster2.toml").write_text("app = 'a:app'\n")
+    (tmp_path / "pyproject.toml").write_text("[tool.cluster2]\napp = 'b:app'\n")
+    result = call("run")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert call("config").stderr.startswith("cluster2: warning: cluster2.toml is used;")
+    assert master.config is not None
+    assert master.config.settings.app == "a:app"
+
+
+def test_errors_are_said_with_their_exit_code(master: Fake) -> None:
+    """An error is one line, with its detail below it, and never a traceback."""
+    master.failure = AppError("app raised", detail="Traceback: theirs")
+    result = call("run", "a:app")
+    assert result.exit_code == 3
+    assert result.stderr == "cluster2: error: app raised\nTraceback: theirs\n"
+
+
+def test_ctrl_c(master: Fake) -> None:
+    """Ctrl-C leaves with 130 and no traceback."""
+    master.failure = KeyboardInterrupt()
+    result = call("run", "a:app")
+    assert result.exit_code == 130
+    assert result.output.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["bogus"], 2, "No such command 'bogus'"),
+        (["run", "--bogus"], 2, "No such option"),
+        (["run"], 2, "name the app"),
+        (["check"], 2, "name the app"),
+        (["start"], 2, "name the app"),
+        (["run", "a:app", "b:app"], 2, "unexpected extra argument"),
+        (
+            ["run", "a:app", "-w", "many"],
+            5,
+            "cluster2: error: workers = 'many' (flag --workers): expected a whole number",
+        ),
+        (
+            ["start", "a:app", "--timeout", "3x"],
+            5,
+            "timeout = '3x' (flag --timeout): unknown unit 'x'; expected a duration",
+        ),
+        (["run", "a:app", "--port", "3001"], 5, "mon_port = 3001 (default) is the app's port too (0.0.0.0:3001)"),
+        (["run", "a:app", "--port", "1", "-b", "a:2"], 5, "port (flag --port) and bind (flag --bind) are both set"),
+        (["run", "a:app", "-c", "none.toml"], 5, "none.toml can't be read"),
+        (["status"], 6, "no master is running on"),
+        (["stop", "--pids", "there"], 6, "no master is running on"),
+        (["shutdown"], 6, "no master is running on"),
+    ],
+)
+def test_what_the_user_did_wrong(arguments: list[str], code: int, said: str) -> None:
+    """Each mistake has its exit code and a line that says what it was."""
+    result = call(*arguments)
+    assert result.exit_code == code
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_mistakes_as_processes() -> None:
+    """The same from a real shell: usage 2, configuration 5, standard output clean."""
+    for arguments, code in ((["run", "--bogus"], 2), (["config", "-w", "x"], 5), (["status"], 6)):
+        result = shell(*arguments)
+        assert (result.returncode, result.stdout) == (code, "")
+        assert "Traceback" not in result.stderr
+
+
+def test_version_and_help() -> None:
+    """--version and --help answer, and help shows every flag under its heading."""
+    assert shell("--version").stdout.startswith("cluster2 ")
+    shown = call("run", "--help").output
+    for option in OPTIONS.values():
+        assert option.flag is None or option.flag in shown
+        assert option.code_only or f"{option.group}:" in shown
+    assert "Commands" in call("--help").output
+
+
+def test_status_is_light() -> None:
+    """`status` needs no TLS, no asyncio and no message library: it must answer at once."""
+    program = "import sys; from cluster2.cli import control; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "cluster2.client" in loaded
+    assert not {"ssl", "asyncio", "msgspec", "uvicorn", "cluster2.boot", "cluster2.cluster", "cluster2.master"} & set(
+        loaded
+    )
+
+
+def test_config_shows_sources(tmp_path: Path) -> None:
+    """Each option stands there with its value and where that comes from; a password does not."""
+    (tmp_path / "cluster2.toml").write_text("\nbacklog = 5\n")
+    flags = ["--timeout", "90s", "--ssl-certfile", "c.pem", "--ssl-keyfile-password", "hush"]
+    result = shell("config", *flags, CLUSTER2_WORKERS="3")
+    assert result.returncode == 0, result.stderr
+    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in result.stdout.splitlines()}
+    assert list(rows) == [option.name for option in OPTIONS.values()]
+    assert rows["backlog"].split() == ["5", "cluster2.toml:2"]
+    assert rows["workers"].split() == ["3", "CLUSTER2_WORKERS"]
+    assert rows["timeout"].split() == ["90s", "flag", "--timeout"]
+    assert "hush" not in result.stdout
+
+
+def test_config_as_json(tmp_path: Path) -> None:
+    """The same for programs: native values."""
+    found = json.loads(
+        call("config", "a:app", "-b", "a:1", "--ssl-keyfile-password", "hush", "--ssl-certfile", "c", "--json").stdout
+    )
+    assert found["app"] == {"value": "a:app", "source": "argument TARGET"}
+    assert found["bind"] == {"value": ["a:1"], "source": "flag --bind"}
+    assert found["ssl_keyfile_password"] == {"value": "***", "source": "flag --ssl-keyfile-password"}
+    assert found["timeout"] == {"value": 30.0, "source": "default"}
+    assert found["logs"]["value"] == str(tmp_path / "logs")
+
+
+def test_check(tmp_path: Path) -> None:
+    """`check` imports the app from `chdir`, with the environment that the app will have, and says what it is."""
+    app = "import os\nassert os.environ['SECRET'] == 'x y'\nasync def app(scope, receive, send): ...\n"
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "shop.py").write_text(app)
+    (tmp_path / "app.env").write_text("SECRET='x y'\n")
+    result = shell("check", "shop:app", "--chdir", "code", "--env-file", "app.env")
+    assert (result.returncode, result.stdout) == (0, "ok: asgi app shop:app on 0.0.0.0:3000\n"), result.stderr
+    assert not (tmp_path / "pids").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("", "no attribute 'app'"),
+        ("app = 3\n", "can't be called"),
+        ("1 / 0\n", "ZeroDivisionError"),
+        (None, "no module"),
+    ],
+)
+def test_check_of_a_broken_app(tmp_path: Path, source: str | None, said: str) -> None:
+    """What is wrong with the app is exit code 3, a line, and at most the app's own traceback."""
+    if source is not None:
+        (tmp_path / "shop.py").write_text(source)
+    result = shell("check", "shop:app")
+    assert result.returncode == 3
+    first = result.stderr.splitlines()[0]
+    assert first.startswith("cluster2: error: ")
+    assert said in first
+    assert "src/cluster2" not in result.stderr
+
+
+STATUS: dict[str, Any] = {
+    "master": {"pid": 10, "uptime": 93784.2, "version": "0.1.0", "state": "serving"},
+    "generation": 7,
+    "wanted": 2,
+    "traffic": "enabled",
+    "addresses": ["0.0.0.0:3000"],
+    "workers": [
+        {"pid": 11, "slot": 0, "generation": 7, "state": "ready", "requests": 123456, "connections": 12}
+        | {"in_flight": 3, "uptime": 65.0, "memory": 50 * 2**20},
+        {"pid": 12, "slot": 1, "generation": 7, "state": "booting", "requests": 0, "connections": None}
+        | {"in_flight": 0, "uptime": None, "memory": None},
+    ],
+}
+
+
+def test_status_for_people() -> None:
+    """The table is aligned, and what isn't known is a dash."""
+    assert describe(STATUS).splitlines() == [
+        "master 10  serving, up 1d02h, cluster2 0.1.0",
+        "generation 7  1 of 2 workers ready, traffic enabled",
+        "listening  0.0.0.0:3000",
+        "",
+        "PID  SLOT  GEN  STATE       UP  REQUESTS  OPEN  BUSY  MEMORY",
+        " 11     0    7  ready    1m05s    123456    12     3  50 MiB",
+        " 12     1    7  booting      -         0     -     0       -",
+    ]
+
+
+def test_control_commands_ask_the_master(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`status` prints what the master answers, `stop` and `shutdown` wait for its end; all find it by --pids."""
+    asked: list[tuple[str, str]] = []
+
+    def answer(self: Client, verb: str, **more: Any) -> dict[str, Any]:
+        asked.append((verb, str(self.pids)))
+        return STATUS
+
+    monkeypatch.setattr(Client, "call", answer)
+    monkeypatch.setattr(Client, "gone", answer)
+    (tmp_path / "cluster2.toml").write_text("pids = 'by-file'\n")
+    assert json.loads(call("status", "--json").stdout) == STATUS
+    assert call("status", "--pids", "by-flag").stdout == describe(STATUS) + "\n"
+    assert (call("stop").output, call("shutdown").output) == ("", "")
+    places = [str(tmp_path / each) for each in ("by-file", "by-flag", "by-file", "by-file")]
+    assert asked == list(zip(["status", "status", "stop", "shutdown"], places, strict=True))
+
+
+def test_a_refusal_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the master ends the command with its exit code."""
+
+    def refuse(self: Client, verb: str, **more: Any) -> dict[str, Any]:
+        raise ClusterError("not now", detail="busy")
+
+    monkeypatch.setattr(Client, "gone", refuse)
+    result = call("stop")
+    assert (result.exit_code, result.stderr) == (1, "cluster2: error: not now\nbusy\n")
+
+
+FAKE = """
+import os, signal, sys, types
+from cluster2.errors import AddressInUse
+
+def run(config, *, on_ready=None):
+    print("booting", flush=True)
+    if config.settings.app == "busy:app":
+        raise AddressInUse("port 3000 is taken")
+    if config.settings.app == "killed:app":
+        os.kill(os.getpid(), signal.SIGKILL)
+    with open("pid", "w") as file:
+        print(os.getpid(), os.getsid(0), os.path.realpath("/proc/self/fd/0"), file=file)
+    if config.settings.app == "slow:app":
+        os.kill(os.getppid(), signal.SIGINT)
+        signal.pause()
+    on_ready()
+    signal.pause()
+
+sys.modules["cluster2.cluster"] = fake = types.ModuleType("cluster2.cluster")
+fake.run = run
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An environment whose processes have a master that does little; what still runs in the end is ended."""
+    place = tmp_path / "site"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(FAKE)
+    yield {"PYTHONPATH": os.pathsep.join([str(place), str(ROOT / "src")])}
+    if (tmp_path / "pid").exists():
+        end(int((tmp_path / "pid").read_text().split()[0]))
+
+
+def end(pid: int) -> None:
+    """Kill a process that we adopted, and reap it."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        return  # it ended, and was reaped, before
+
+
+def test_start_returns_when_ready(fake: dict[str, str], tmp_path: Path) -> None:
+    """`start` leaves a process behind, detached and logging, as soon as that says that it is ready."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "cluster2.log").write_text("before\n")
+    result = shell("start", "a:app", **fake)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    pid, session, stdin = (tmp_path / "pid").read_text().split()
+    assert pid == session
+    assert stdin == "/dev/null"
+    os.kill(int(pid), 0)
+    assert (tmp_path / "logs" / "cluster2.log").read_text() == "before\nbooting\n"
+
+
+def test_start_fails_as_run_does(fake: dict[str, str], tmp_path: Path) -> None:
+    """If it doesn't become ready, `start` says what it wrote, and returns its exit code."""
+    result = shell("start", "busy:app", "--logs", "l", **fake)
+    assert result.returncode == AddressInUse.exit_code
+    assert result.stderr == "booting\ncluster2: error: port 3000 is taken\n"
+    assert (tmp_path / "l" / "cluster2.log").read_text() == result.stderr
+
+
+def test_start_of_a_process_that_is_killed(fake: dict[str, str]) -> None:
+    """A signal becomes an exit code as in the shell."""
+    assert shell("start", "killed:app", **fake).returncode == 128 + signal.SIGKILL
+
+
+def test_start_interrupted(fake: dict[str, str], tmp_path: Path) -> None:
+    """Ctrl-C while it starts ends what was begun, and leaves with 130."""
+    result = shell("start", "slow:app", **fake)
+    assert result.returncode == 130
+    assert "Traceback" not in result.stderr
+    pid = int((tmp_path / "pid").read_text().split()[0])
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_start_without_a_place_for_its_log(tmp_path: Path) -> None:
+    """A directory of logs that can't be made is one line."""
+    (tmp_path / "file").touch()
+    result = call("start", "a:app", "--logs", "file/logs")
+    assert result.exit_code == 5
+    assert f"can't write the log {tmp_path}/file/logs/cluster2.log (logs, flag --logs)" in result.stderr
+
+
+def test_the_reference_page_is_up_to_date() -> None:
+    """docs/reference/options.md is what the options make of it."""
+    page = (ROOT / "docs" / "reference" / "options.md").read_text("utf-8")
+    assert page == reference.options(), "run: python -m cluster2.reference options > docs/reference/options.md"
+    assert all(f"`{name}`" in page for name in OPTIONS)
+
+
+def test_the_sample_file_is_valid(tmp_path: Path) -> None:
+    """With each option uncommented in turn the sample is a file that is read without an error."""
+    lines = reference.sample().splitlines()
+    assert tomllib.loads("\n".join(lines)) == {}
+    assignments = [line.removeprefix("# ") for line in lines if " = " in line]
+    assert [each.split(" = ")[0] for each in assignments] == [option.name for option in OPTIONS.values()]
+    for each in assignments:
+        (tmp_path / "cluster2.toml").write_text(
+            each + "\nssl_certfile = 'x'\n" * (each.startswith("ssl_") and "certfile" not in each)
+        )
+        found = load(directory=tmp_path, environ={}, check=False)
+        name = each.split(" = ")[0]
+        default = getattr(load(directory=tmp_path / "none", environ={}, check=False).settings, OPTIONS[name].field)
+        if OPTIONS[name].default not in (None, ()) and OPTIONS[name].kind.label != "PATH":
+            assert getattr(found.settings, OPTIONS[name].field) == default
+
+
+def test_the_reference_command() -> None:
+    """`python -m cluster2.reference` prints either page, and says how it is used."""
+    command = [sys.executable, "-m", "cluster2.reference"]
+    printed = subprocess.run([*command, "sample"], capture_output=True, text=True, check=True).stdout
+    assert printed == reference.sample()
+    wrong = subprocess.run([*command, "poem"], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, wrong.stderr) == (1, "usage: python -m cluster2.reference options|sample\n")
+
+
+def test_exit_codes_are_the_contracts() -> None:
+    """No master is 6, wherever that is found out."""
+    assert NotRunning.exit_code == 6

@@ -1,0 +1,156 @@
+"""Messages through arbitrary cuts of the stream, and everything that is no message."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster2 import wire
+
+# Text that UTF-8 can't encode (lone surrogates) can't travel.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+NUMBERS = st.integers(0, 2**40)
+PLAIN: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+TALK = st.one_of(
+    st.builds(wire.Born, NUMBERS),
+    st.builds(wire.Ready),
+    st.builds(wire.BootFailed, TEXT, TEXT, NUMBERS),
+    st.builds(wire.Note, TEXT),
+    st.builds(wire.Drain, st.booleans()),
+)
+ORDERS = st.one_of(
+    st.builds(wire.Prepare, NUMBERS, st.dictionaries(TEXT, PLAIN, max_size=4), st.dictionaries(TEXT, TEXT, max_size=4)),
+    st.builds(
+        wire.Order, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS,
+        st.lists(st.builds(wire.Socket, NUMBERS, TEXT), max_size=3), st.booleans(),
+    ),
+    st.builds(wire.Prepared, st.lists(TEXT), st.lists(TEXT), st.lists(TEXT)),
+    st.builds(wire.PrepareFailed, TEXT, TEXT, NUMBERS),
+    st.builds(wire.Forked, NUMBERS, NUMBERS),
+    st.builds(wire.ForkFailed, NUMBERS, TEXT),
+)  # fmt: skip
+NESTED = b"\x91" * 200_000
+"""An array in an array in an array…: deeper than any decoder's stack."""
+
+
+def framed(body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + body
+
+
+@given(st.lists(TALK, max_size=8), st.data())
+def test_talk_survives_any_cut(messages: list[wire.Talk], data: st.DataObject) -> None:
+    """However the stream is cut, the messages come out whole, in order, each as soon as its last byte is there."""
+    stream = b"".join(wire.pack(message) for message in messages)
+    ends = [sum(len(wire.pack(each)) for each in messages[: count + 1]) for count in range(len(messages))]
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=20)))
+    unpacker, found = wire.Unpacker(), []
+    for start, end in pairwise([0, *cuts, len(stream)]):
+        found += unpacker.feed(stream[start:end])
+        assert len(found) == sum(each <= end for each in ends)
+    assert found == messages
+
+
+@given(ORDERS)
+def test_orders_round_trip(order: wire.Orders) -> None:
+    """An order comes out of its packet as it went in."""
+    assert wire.unpack_order(wire.pack_order(order)) == order
+
+
+@given(TALK, st.integers(0, 40))
+def test_a_truncated_message_is_nothing_yet(message: wire.Talk, missing: int) -> None:
+    """A message whose end hasn't come yet is not given out, and costs nobody who asks again."""
+    stream = wire.pack(message)
+    cut = max(0, len(stream) - 1 - missing)
+    unpacker = wire.Unpacker()
+    assert unpacker.feed(stream[:cut]) == []
+    assert unpacker.feed(b"") == []
+    assert unpacker.feed(stream[cut:]) == [message]
+
+
+@pytest.mark.parametrize("length", [wire.LIMIT + 1, 2**31, 2**32 - 1])
+def test_an_announcement_that_is_too_long(length: int) -> None:
+    """Who announces more than the limit is refused at once, before a byte of it is waited for."""
+    with pytest.raises(wire.Garbled, match=f"{length} bytes .* at most {wire.LIMIT}"):
+        wire.Unpacker().feed(length.to_bytes(4, "big"))
+
+
+def test_the_limit_itself() -> None:
+    """A message of exactly the limit travels; a longer one is refused where it is sent."""
+    frame = len(wire.pack(wire.Note("")))  # the length of a text of that size takes four bytes more
+    longest = wire.Note("x" * (wire.LIMIT - (frame - 4) - 4))
+    packed = wire.pack(longest)
+    assert len(packed) == wire.LIMIT + 4
+    assert wire.Unpacker().feed(packed) == [longest]
+    with pytest.raises(ValueError, match="at most"):
+        wire.pack(wire.Note(longest.text + "x"))
+
+
+GARBAGE = {
+    "not MessagePack": b"\xc1\xc1\xc1",
+    "empty": b"",
+    "truncated inside": msgspec.msgpack.encode(wire.Ready())[:-1],
+    "something behind it": msgspec.msgpack.encode(wire.Ready()) + b"\x00",
+    "another type": msgspec.msgpack.encode([1, 2, 3]),
+    "unknown tag": msgspec.msgpack.encode({"type": "Explode"}),
+    "no tag": msgspec.msgpack.encode({"pid": 3}),
+    "field missing": msgspec.msgpack.encode({"type": "Born"}),
+    "field of another type": msgspec.msgpack.encode({"type": "Born", "pid": "three"}),
+    "text that isn't UTF-8": b"\x82\xa4type\xa4Note\xa4text\xa2\xff\xfe",
+    "an order": wire.pack_order(wire.Forked(1, 2)),
+    "nested without end": NESTED,
+    "nested without end in a field": b"\x82\xa4type\xa5Ready\xa1x" + NESTED,
+}
+
+
+@pytest.mark.parametrize("body", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_in_the_talk(body: bytes) -> None:
+    """What is no message of the talk is Garbled, and nothing else is ever raised."""
+    with pytest.raises(wire.Garbled):
+        wire.Unpacker().feed(framed(body))
+
+
+ORDER_GARBAGE = GARBAGE | {
+    "an order": wire.pack(wire.Ready())[4:],
+    "nested without end in a field": b"\x84\xa4type\xa7Prepare\xaageneration\x01\xa8settings\x81\xa1x" + NESTED,
+}
+
+
+@pytest.mark.parametrize("packet", ORDER_GARBAGE.values(), ids=ORDER_GARBAGE)
+def test_garbage_among_the_orders(packet: bytes) -> None:
+    """What is no order is Garbled, and nothing else is ever raised."""
+    with pytest.raises(wire.Garbled):
+        wire.unpack_order(packet)
+
+
+@given(st.binary(max_size=200))
+def test_noise(noise: bytes) -> None:
+    """Random bytes are waited for, or are Garbled; or they happen to be a message."""
+    for read in (wire.Unpacker().feed, wire.unpack_order):
+        try:
+            read(noise)
+        except wire.Garbled:
+            pass
+
+
+@given(st.lists(TALK, min_size=1, max_size=3), st.binary(min_size=1, max_size=3))
+def test_a_flipped_byte_harms_nobody_else(messages: list[wire.Talk], noise: bytes) -> None:
+    """A spoilt message spoils what comes behind it on its own stream, and no other stream."""
+    spoilt, sound = wire.Unpacker(), wire.Unpacker()
+    with pytest.raises(wire.Garbled):
+        spoilt.feed(framed(b"\xc1" + noise))
+    assert sound.feed(b"".join(map(wire.pack, messages))) == messages
+
+
+def test_unknown_fields_are_skipped() -> None:
+    """A field that this version doesn't know is passed over, so that messages can grow."""
+    body = msgspec.msgpack.encode({"type": "Born", "pid": 3, "mood": {"deep": [1, 2, {"x": None}]}})
+    assert wire.Unpacker().feed(framed(body)) == [wire.Born(3)]
