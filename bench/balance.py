@@ -11,7 +11,7 @@ import collections
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bench.client import Connection, Failed, Target
 
@@ -59,6 +59,44 @@ class Balance:
         return f"{'; '.join(rows)}; closed {self.closed} failed {self.failed}"
 
 
+@dataclass(slots=True)
+class _Probe:
+    target: Target
+    seconds: float
+    began: float = field(default_factory=time.monotonic)
+    where: dict[int, int] = field(default_factory=dict)
+    closed: int = 0
+    failed: int = 0
+
+    async def client(self, number: int) -> None:
+        message = self.target.at("/pid").request()
+        connection: Connection | None = None
+        while time.monotonic() - self.began < self.seconds:
+            try:
+                if connection is None or connection.closed:
+                    self.closed += connection is not None
+                    connection = await Connection.open(self.target)
+                response = await connection.exchange(message)
+            except Failed:
+                self.failed += 1
+                self.where.pop(number, None)
+                connection = None
+                await asyncio.sleep(0.01)
+                continue
+            self.where[number] = int(response.body)
+            await asyncio.sleep(PERIOD * random.uniform(0.5, 1.5))
+        if connection is not None:
+            connection.close()
+
+    async def sample(self, every: float) -> list[Sample]:
+        samples = []
+        for number in range(1, int(self.seconds / every) + 1):
+            await asyncio.sleep(max(0.0, self.began + number * every - time.monotonic()))
+            at = round(time.monotonic() - self.began, 3)
+            samples.append(Sample(at, dict(collections.Counter(self.where.values()))))
+        return samples
+
+
 async def probe(
     target: Target,
     *,
@@ -73,41 +111,10 @@ async def probe(
         every: seconds between two samples.
         during: what to do to the server meanwhile.
     """
-    message = target.at("/pid").request()
-    where: dict[int, int] = {}
-    seen: collections.Counter[str] = collections.Counter()
-    began = time.monotonic()
-
-    async def client(number: int) -> None:
-        connection: Connection | None = None
-        while time.monotonic() - began < seconds:
-            try:
-                if connection is None or connection.closed:
-                    seen["closed"] += connection is not None
-                    connection = await Connection.open(target)
-                response = await connection.exchange(message)
-            except Failed:
-                seen["failed"] += 1
-                where.pop(number, None)
-                connection = None
-                continue
-            where[number] = int(response.body)
-            await asyncio.sleep(PERIOD * random.uniform(0.5, 1.5))
-        if connection is not None:
-            connection.close()
-
-    async def sampler() -> list[Sample]:
-        samples = []
-        for number in range(1, int(seconds / every) + 1):
-            await asyncio.sleep(max(0.0, began + number * every - time.monotonic()))
-            at = round(time.monotonic() - began, 3)
-            samples.append(Sample(at, dict(collections.Counter(where.values()))))
-        return samples
-
+    run = _Probe(target, seconds)
+    sampling = asyncio.ensure_future(run.sample(every))
     disturbance = asyncio.ensure_future(during()) if during is not None else None
-    sampling = asyncio.ensure_future(sampler())
-    await asyncio.gather(*(client(number) for number in range(connections)))
-    samples = await sampling
+    await asyncio.gather(*(run.client(number) for number in range(connections)))
     if disturbance is not None:
         await disturbance
-    return Balance(samples, seen["closed"], seen["failed"])
+    return Balance(await sampling, run.closed, run.failed)

@@ -12,7 +12,7 @@ import sys
 from bench import tools
 from bench.catalogue import COMMANDS
 from bench.errors import BenchError
-from bench.report import Figure, save, table
+from bench.report import RESULTS, Figure, load, save, table
 from bench.suites import cost, keeper, rolling, serve, shares, tail, wakes
 from bench.suites.plan import Plan, Suite, say
 
@@ -39,7 +39,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--workers", type=int, default=4, help="of each server [4]")
         command.add_argument("--servers", default=",".join(COMMANDS), help="only these, separated by commas [all]")
         command.set_defaults(run=_suites)
+    command = commands.add_parser("tables", help="the last results of all suites as Markdown")
+    command.set_defaults(run=_tables)
     return parser
+
+
+def _tables(options: argparse.Namespace) -> None:
+    for name, (text, _) in SUITES.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            print(f"### {name}: {text}\n\n{table(load(path))}\n")
 
 
 def _suites(options: argparse.Namespace) -> None:
@@ -56,7 +65,8 @@ def _suites(options: argparse.Namespace) -> None:
                 figures.append(figure)
                 say(table([figure]).splitlines()[-1])
         finally:  # hours of measuring are not lost with the last of them
-            say(f"written to {save(name, figures)}")
+            # Rough figures have a file of their own, so that `tables` never shows them.
+            say(f"written to {save(f'{name}-quick' if plan.quick else name, figures)}")
             print(f"\n{table(figures)}\n", flush=True)
 
 

@@ -113,3 +113,11 @@ def save(suite: str, figures: Iterable[Figure]) -> Path:
     ]
     path.write_text(json.dumps({"suite": suite, "machine": machine(), "figures": rows}, indent=1) + "\n")
     return path
+
+
+def load(path: Path) -> list[Figure]:
+    """Reads figures back that `save` wrote."""
+    rows = json.loads(path.read_text())["figures"]
+    for row in rows:
+        row["marks"] = [Mark(**{name: mark[name] for name in Mark.__slots__}) for mark in row["marks"]]
+    return [Figure(**row) for row in rows]

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bench.client import Connection, Failed, Target, raise_descriptor_limit
 from bench.errors import BenchError
@@ -52,6 +52,40 @@ async def _open(target: Target, message: bytes, number: int) -> list[Connection]
         raise BenchError(f"{target.url}: not all of {number} connections could be opened: {why}") from None
 
 
+@dataclass(slots=True)
+class _Waking:
+    message: bytes
+    latencies: list[float] = field(default_factory=list)
+    woken: int = 0
+    lost: int = 0
+    closed: int = 0
+
+    async def one(self, connection: Connection) -> None:
+        began = time.perf_counter()
+        self.woken += 1
+        self.closed += connection.closed
+        try:
+            await connection.exchange(self.message)
+        except Failed:
+            self.lost += 1
+        else:
+            self.latencies.append(time.perf_counter() - began)
+
+    async def run(self, resting: list[Connection], rate: float, seconds: float) -> None:
+        chance = random.Random(1)
+        due = time.perf_counter()
+        end = due + seconds
+        tasks = []
+        for connection in chance.sample(resting, len(resting)):
+            due += chance.expovariate(rate)
+            if due > end:
+                break
+            if (wait := due - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            tasks.append(asyncio.ensure_future(self.one(connection)))
+        await asyncio.gather(*tasks)
+
+
 async def rest(
     target: Target,
     *,
@@ -76,37 +110,13 @@ async def rest(
     if connections > limit - 100:
         raise BenchError(f"{connections} connections need more descriptors than the {limit} allowed: ulimit -Hn")
     message = target.request()
-    chance = random.Random(1)
     resting = await _open(target, message, connections)
     await asyncio.sleep(settle)
     if at_rest is not None:
         at_rest()
-    await asyncio.sleep(0.05)  # what was closed meanwhile is noticed
-    chance.shuffle(resting)
-    latencies: list[float] = []
-    lost = closed = 0
-
-    async def wake(connection: Connection) -> None:
-        nonlocal lost, closed
-        began = time.perf_counter()
-        closed += connection.closed
-        try:
-            await connection.exchange(message)
-            latencies.append(time.perf_counter() - began)
-        except Failed:
-            lost += 1
-
-    tasks = []
-    due = time.perf_counter()
-    end = due + seconds
-    for connection in resting:
-        due += chance.expovariate(rate)
-        if due > end:
-            break
-        if (wait := due - time.perf_counter()) > 0:
-            await asyncio.sleep(wait)
-        tasks.append(asyncio.ensure_future(wake(connection)))
-    await asyncio.gather(*tasks)
+        await asyncio.sleep(0.05)  # what was closed meanwhile is noticed
+    waking = _Waking(message)
+    await waking.run(resting, rate, seconds)
     for connection in resting:
         connection.close()
-    return Rest(len(resting), len(tasks), lost, closed, Latencies.of(latencies))
+    return Rest(len(resting), waking.woken, waking.lost, waking.closed, Latencies.of(waking.latencies))

@@ -77,8 +77,9 @@ class Running:
         self.process.send_signal(signal.SIGTTIN)
 
     def output(self) -> str:
-        """The end of what it printed."""
-        return (self.directory / "output").read_text(errors="replace").strip()[-1500:]
+        """The end of what it printed, in one line."""
+        lines = (self.directory / "output").read_text(errors="replace").strip().splitlines()
+        return " | ".join(lines[-3:])
 
 
 def free(port: int) -> bool:
@@ -208,7 +209,7 @@ def running(
 def all_running(
     names: Sequence[str], app: catalogue.App = catalogue.HELLO, workers: int = 4, *, env: dict[str, str] | None = None
 ) -> Iterator[list[Running]]:
-    """Several servers at a time, for interleaved measurements; those that aren't installed are left out."""
+    """Several servers at a time, for interleaved measurements; those that don't start are left out, and told."""
     with ExitStack() as stack:
         servers = []
         for name in names:
@@ -216,4 +217,6 @@ def all_running(
                 servers.append(stack.enter_context(running(name, app, workers, env=env)))
             except NotAvailable as why:
                 print(f"{name}: not available: {why}", file=sys.stderr)
+            except BenchError as why:
+                print(f"{name}: failed: {why}", file=sys.stderr)
         yield servers

@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import importlib.util
 import inspect
+import pkgutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,6 +21,9 @@ from typing import Any
 
 from .engines.base import Interface, is_async
 from .errors import AppError, ClusterError
+
+MOST_SAID = 500
+"""Characters of an error's text that a message repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,32 +99,34 @@ def detect(app: object, label: str) -> Interface:
     if isinstance(app, type) and issubclass(app, asyncio.BaseProtocol):
         return Interface.TCP
     names = _positional(app)
-    match len(names):
-        case 3:
+    match names:
+        case [_, _, _]:
             return Interface.ASGI
-        case 2 if is_async(app):
-            return Interface.RSGI if names[0] == "scope" else Interface.TCP
-        case 2:
+        case [first, _] if is_async(app):
+            return Interface.RSGI if first == "scope" else Interface.TCP
+        case [_, _]:
             return Interface.WSGI
-        case 0:
+        case []:
             raise AppError(f"{label} takes no argument: if it is a factory that returns the app, add --factory")
+    takes = "its signature doesn't say what it takes" if names is None else f"it takes {len(names)} arguments"
     raise AppError(
-        f"{label} looks like no app that cluster2 knows (it takes {len(names)} arguments); "
+        f"{label} looks like no app that cluster2 knows ({takes}); "
         "say what it is by cluster2.asgi(app), .wsgi(app), .rsgi(app) or .tcp(app)"
     )
 
 
-def _positional(app: Callable[..., Any]) -> list[str]:
-    """Names of the arguments that must be given by position."""
+def _positional(app: Callable[..., Any]) -> list[str] | None:
+    """Names of the arguments that must be given by position; None: it takes whatever it is given, or doesn't tell."""
     try:
         parameters = inspect.signature(app).parameters.values()
     except (TypeError, ValueError):
-        return []
-    return [
+        return None
+    names = [
         each.name
         for each in parameters
         if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) and each.default is each.empty
     ]
+    return None if not names and any(each.kind is each.VAR_POSITIONAL for each in parameters) else names
 
 
 def _label(app: object) -> str:
@@ -138,6 +144,8 @@ def _import(target: str) -> object:
             found = getattr(found, name)
         except AttributeError:
             raise AppError(f"{source} has no attribute {path!r} (wanted by {target!r})") from None
+        except Exception as error:  # a module's own __getattr__ may import, and so raise, anything
+            raise _broken(target, error) from error
     return found
 
 
@@ -161,7 +169,10 @@ def _module(source: str, target: str) -> ModuleType:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise AppError(f"there is no file {str(path)!r} (looked for in {Path.cwd()})")
-    if path.stem in sys.modules:
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None:
+        if loaded.__dict__.get("__file__") == str(path.resolve()):
+            return loaded  # by another of our apps
         raise AppError(f"{path} can't be imported: a module named {path.stem!r} is loaded already; rename the file")
     spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
     assert spec is not None
@@ -169,7 +180,11 @@ def _from_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     sys.path.insert(0, str(path.resolve().parent))
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
     return module
 
 
@@ -180,30 +195,36 @@ def _made_by(factory: object, label: str) -> object:
         )
     try:
         return factory()
-    except Exception as error:
-        raise AppError(f"the factory {label} raised {_said(error)}", detail=_trace(error)) from error
+    except (Exception, SystemExit) as error:
+        raise AppError(f"the factory {label} raised {said(error)}", detail=trace(error)) from error
 
 
 def _broken(source: str, error: BaseException) -> AppError:
-    return AppError(f"{source} can't be imported: it raised {_said(error)}", detail=_trace(error))
+    return AppError(f"{source} can't be imported: it raised {said(error)}", detail=trace(error))
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
+    """An error's kind and the first line of its text, for a message of one line."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {text[0][:MOST_SAID]}" if text else type(error).__name__
 
 
 def _searched() -> str:
     return sys.path[0] or str(Path.cwd())
 
 
-def _trace(error: BaseException) -> str:
-    """The traceback from the app's own first line on: the import machinery's and our frames tell the reader nothing."""
-    trace: TracebackType | None = error.__traceback__
-    while trace is not None and _foreign(trace.tb_frame.f_code.co_filename):
-        trace = trace.tb_next
-    return "".join(traceback.format_exception(type(error), error, trace)).rstrip()
+def trace(error: BaseException, *ours: str) -> str:
+    """The traceback from the app's own first line on: the import machinery's and our frames tell the reader nothing.
+
+    Args:
+        ours: files of the callers of the app, besides this one.
+    """
+    foreign = {__file__, importlib.__file__, pkgutil.__file__, *ours}
+    first: TracebackType | None = error.__traceback__
+    while first is not None and _foreign(first.tb_frame.f_code.co_filename, foreign):
+        first = first.tb_next
+    return "".join(traceback.format_exception(type(error), error, first)).rstrip()
 
 
-def _foreign(filename: str) -> bool:
-    return filename.startswith("<frozen importlib") or filename in (__file__, importlib.__file__)
+def _foreign(filename: str, files: set[str]) -> bool:
+    return filename.startswith("<frozen importlib") or filename in files

@@ -20,8 +20,6 @@ from .settings import Settings
 from .worker import runtime
 from .zygote import image, main
 
-CHANNEL = "_CLUSTER2_CHANNEL"
-
 
 def run(settings: Settings | None = None, targets: Sequence[object] | None = None) -> int:
     """Be the child. Returns its exit code.
@@ -31,7 +29,7 @@ def run(settings: Settings | None = None, targets: Sequence[object] | None = Non
         targets: the apps as objects (script mode); None: as the options name them.
     """
     # Out of the environment, so that what the app starts doesn't take itself for one of us.
-    channel = Packets.attach(int(os.environ.pop(CHANNEL)))
+    channel = Packets.attach(int(os.environ.pop(wire.CHANNEL)))
     processes.raise_file_limit()
 
     def prepare(order: wire.Prepare) -> image.Image:
@@ -51,10 +49,9 @@ def title(settings: Settings, role: str) -> None:
 
 def _serve(made: image.Image, order: wire.Order, descriptors: list[int]) -> int:
     title(made.settings, f"worker {order.slot} g{order.generation}")
-    talk, board, *listening = descriptors
-    sockets = [
-        (spec.site, socket.socket(fileno=descriptor)) for spec, descriptor in zip(order.sockets, listening, strict=True)
-    ]
+    talk, board, *others = descriptors
+    sockets = [socket.socket(fileno=descriptor) for descriptor in others]
+    doors, ways = sockets[: len(order.sockets)], sockets[len(order.sockets) :]
     return runtime.serve(
         runtime.Birth(
             order=order,
@@ -62,7 +59,9 @@ def _serve(made: image.Image, order: wire.Order, descriptors: list[int]) -> int:
             sites=[runtime.Staffed(app, engine) for app, engine in made.sites],
             board=Scoreboard.attach(board),
             talk=socket.socket(fileno=talk),
-            sockets=sockets,
+            sockets=[(spec.site, door) for spec, door in zip(order.sockets, doors, strict=True)],
+            rest=ways[0] if ways else None,
+            ready=ways[1:],
         )
     )
 

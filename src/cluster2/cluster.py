@@ -18,7 +18,8 @@ from .config import Config
 from .emitter import Emitter
 from .errors import ClusterError, ConfigError
 from .master.loop import Estate, Master
-from .master.nursery import CHANNEL, default_argv, script_argv
+from .master.nursery import default_argv, script_argv
+from .wire import CHANNEL
 
 H = TypeVar("H", bound=Callable[[Any], Any])
 

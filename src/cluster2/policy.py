@@ -15,6 +15,8 @@ from .lifecycle import LIVE, State
 FIRST_BACKOFF = 0.1
 BACKOFF_FACTOR = 1.5
 LONGEST_BACKOFF = 15.0
+MOST_STEPS = 50
+"""Steps of growth after which every back-off has reached its longest."""
 SHORT_LIFE = 1.0
 """A worker that lived for less has achieved nothing: its slot's next one waits a little longer each time."""
 
@@ -128,11 +130,11 @@ class Restarts:
         self._forget(now)
         young = self._young.get(slot, 0) + 1 if uptime < SHORT_LIFE else 0
         self._young[slot] = young
-        wait = 0.0 if young <= 1 else min(LONGEST_BACKOFF, FIRST_BACKOFF * BACKOFF_FACTOR ** (young - 2))
+        wait = 0.0 if young <= 1 else _backoff(FIRST_BACKOFF, young - 2)
         if len(self._crashes) > self.limit:
             self.degraded = True
             excess = len(self._crashes) - self.limit
-            wait = max(wait, min(LONGEST_BACKOFF, BACKOFF_FACTOR ** (excess - 1)))
+            wait = max(wait, _backoff(1.0, excess - 1))
         self._not_before[slot] = now + wait
 
     def settled(self, slot: int) -> None:
@@ -163,3 +165,9 @@ class Restarts:
     def _forget(self, now: float) -> None:
         while self._crashes and self._crashes[0] <= now - self.window:
             self._crashes.popleft()
+
+
+def _backoff(first: float, steps: int) -> float:
+    """Seconds to wait after so many steps of growth."""
+    # Bounded before the power is taken: a night of crashes would take it beyond what a float can hold.
+    return min(LONGEST_BACKOFF, first * BACKOFF_FACTOR ** min(steps, MOST_STEPS))

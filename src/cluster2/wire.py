@@ -21,6 +21,9 @@ class Message(msgspec.Struct, frozen=True, tag=True):
     """The base of all messages."""
 
 
+CHANNEL = "_CLUSTER2_CHANNEL"
+"""The variable that tells an executed child the descriptor of its channel."""
+
 # Orders: master → zygote.
 
 
@@ -51,12 +54,16 @@ class Socket(msgspec.Struct, frozen=True):
 
 
 class Order(Message, frozen=True, tag="Fork"):
-    """Make a worker. Its descriptors: the talk channel, the scoreboard, then one for each of `sockets`.
+    """Make a worker.
+
+    Its descriptors: the talk channel, the scoreboard, one for each of `sockets`, and where there is a keeper the entry of
+    the rest queue and the exit of each app's ready queue.
 
     Attributes:
         incarnation: names this worker in all messages; never used twice.
         row: its row of the scoreboard.
         master: pid of the master, which adopts the worker.
+        keeper: whether there is one.
         become: true: the process that receives this order is to become the worker itself instead of forking.
     """
 
@@ -66,6 +73,7 @@ class Order(Message, frozen=True, tag="Fork"):
     row: int
     master: int
     sockets: list[Socket]
+    keeper: bool = False
     become: bool = False
 
 
@@ -148,13 +156,23 @@ class Drain(Message, frozen=True):
     last: bool
 
 
+class Deserted(Message, frozen=True):
+    """The keeper is gone for good: no connection comes back any more."""
+
+
 Orders = Prepare | Order | Prepared | PrepareFailed | Forked | ForkFailed
-Talk = Born | Ready | BootFailed | Note | Drain
+Talk = Born | Ready | BootFailed | Note | Drain | Deserted
 
 _M = TypeVar("_M")
 _encode = msgspec.msgpack.Encoder().encode
 _orders: msgspec.msgpack.Decoder[Orders] = msgspec.msgpack.Decoder(Orders)
 _talk: msgspec.msgpack.Decoder[Talk] = msgspec.msgpack.Decoder(Talk)
+
+
+def clip(text: str, limit: int, *, end: bool = False) -> str:
+    """A text that fits into `limit` bytes: its beginning, or its end; what UTF-8 can't encode is escaped."""
+    encoded = text.encode(errors="backslashreplace")
+    return (encoded[-limit:] if end else encoded[:limit]).decode(errors="ignore")
 
 
 class Garbled(ValueError):
@@ -206,5 +224,5 @@ class Unpacker:
 def _decode(decoder: msgspec.msgpack.Decoder[_M], body: bytes) -> _M:
     try:
         return decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Garbled(f"not a message: {error}") from error

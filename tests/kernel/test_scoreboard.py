@@ -48,13 +48,15 @@ def test_the_declaration_is_a_table() -> None:
         for name, field in cells.FIELDS.items():
             assert field.name == name
             assert field.kind == ("q" if isinstance(field, Integer) else "d")
-            assert field.writer in ("master", "worker")
+            assert field.writer in ("master", "worker", "keeper")
             assert field.meaning
 
 
 def test_a_new_one_is_empty(board: Scoreboard) -> None:
     """All is zero but the magic number, and the descriptor is not for programs that we execute."""
-    assert board.header.as_dict() == {"magic": MAGIC, "generation": 0, "traffic": 0, "started": 0.0, "high_water": 0}
+    cells = board.header.as_dict()
+    assert cells.pop("magic") == MAGIC
+    assert not any(cells.values())
     assert board.column("pid") == []
     assert os.fstat(board.fd).st_size == SIZE
     assert not os.get_inheritable(board.fd)

@@ -43,6 +43,7 @@ class Capability(StrEnum):
     IDLE_TIMEOUT = "idle-timeout"
     PROXY_HEADERS = "proxy-headers"
     ACCESS_LOG = "access-log"
+    KEEPER = "keeper"
 
 
 class Census(NamedTuple):
@@ -64,7 +65,8 @@ class Site:
     """One app with what its engine needs to know.
 
     Attributes:
-        app: the callable, already wrapped (`worker.wrapper`).
+        app: the callable as the engine calls it: adapted, and wrapped (`worker.wrapper`).
+        interface: of the app itself.
         tls: the context of its listeners, or None for plain connections.
     """
 
@@ -74,12 +76,37 @@ class Site:
     tls: ssl.SSLContext | None
 
 
+class Movable(Protocol):
+    """A connection that may outlive its worker (`kernel.handover` tells how)."""
+
+    def may_move(self) -> bool:
+        """Whether another process could go on with it now."""
+
+    def idle_since(self) -> float:
+        """When it was last used, on the monotonic clock, as coarse as the tick."""
+
+    def place(self) -> tuple[int, int]:
+        """Its descriptor and address family."""
+
+    def let_go(self) -> None:
+        """Another process has it: close our copy, without a word to the client."""
+
+
+Served = Callable[[object], None]
+"""Called with a protocol that `Engine.taken` made, when its request has begun or never will."""
+
+
 class Engine(Protocol):
-    """A server of one app inside a worker's event loop. All methods run on that loop."""
+    """A server of one app inside a worker's event loop. All methods run on that loop.
+
+    Attributes:
+        reads_first: the acceptor may read from a connection before its protocol exists (no TLS, and the client speaks first).
+    """
 
     name: ClassVar[str]
     interfaces: ClassVar[frozenset[Interface]]
     capabilities: ClassVar[frozenset[Capability]]
+    reads_first: bool
 
     def __init__(self, site: Site) -> None: ...
 
@@ -87,17 +114,40 @@ class Engine(Protocol):
     def preload() -> None:
         """Import all that serving needs. Called in the zygote, so that workers share it."""
 
+    @staticmethod
+    def adapt(app: Callable[..., Any], interface: Interface) -> tuple[Callable[..., Any], Interface]:
+        """The app as this engine calls it: itself, or behind a bridge from its interface to the engine's own."""
+
     async def start(self) -> None:
         """Start the app. Raises AppError if it refuses."""
 
     def protocol(self) -> asyncio.BaseProtocol:
         """The protocol object of a new connection."""
 
-    def tick(self) -> None:
-        """Called now and then while there is work, once a second at rest: for dates and time limits."""
+    def taken(self, first: bytes | None, served: Served) -> asyncio.BaseProtocol:
+        """The same for a connection that our acceptor took.
+
+        Args:
+            first: what was read already, if anything; given only if `reads_first`.
+        """
+
+    def tick(self, now: float) -> None:
+        """Called about every 10 ms while there is work: the time, on the monotonic clock."""
+
+    def second(self) -> None:
+        """Called about once a second: for dates and time limits."""
 
     def census(self) -> Census:
         """What it is doing."""
+
+    def movable(self) -> Iterable[Movable]:
+        """Its connections, as far as they are of a kind that can move at all."""
+
+    def park(self, freed: Callable[[Movable], None] | None) -> None:
+        """From now on call `freed` with each connection soon after its response; None: no more."""
+
+    def shed(self, count: int) -> int:
+        """End up to so many connections politely, with their next response; for balance. Returns how many will."""
 
     def drain(self) -> None:
         """From now on each connection ends politely as soon as it can, and no new ones come."""

@@ -13,10 +13,10 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
-from .base import Capability, Census, Interface, Site, is_async
+from .base import Capability, Census, Interface, Movable, Served, Site, is_async
 
 Factory = Callable[[], asyncio.BaseProtocol]
 
@@ -31,7 +31,8 @@ class TcpEngine:
     capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.TLS})
 
     def __init__(self, site: Site) -> None:
-        self._open: dict[asyncio.BaseProtocol, asyncio.BaseTransport] = {}
+        # By id, since an app's protocol need not be hashable (a dataclass isn't).
+        self._open: dict[int, tuple[asyncio.BaseProtocol, asyncio.BaseTransport]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._classes: dict[type, type] = {}
         self._factory: Factory = self._streams(site.app) if is_async(site.app) else site.app
@@ -40,6 +41,11 @@ class TcpEngine:
     @staticmethod
     def preload() -> None:
         """Nothing beyond asyncio is needed."""
+
+    @staticmethod
+    def adapt(app: Callable[..., Any], interface: Interface) -> tuple[Callable[..., Any], Interface]:
+        """Apps are called as they are."""
+        return app, interface
 
     async def start(self) -> None:
         """There is nothing to start."""
@@ -50,8 +56,26 @@ class TcpEngine:
         protocol.__class__ = self._counted(type(protocol))
         return protocol
 
-    def tick(self) -> None:
+    def taken(self, first: bytes | None, served: Served) -> asyncio.BaseProtocol:
+        """The same: there is no request whose beginning could be told, so the acceptor waits its two milliseconds."""
+        return self.protocol()
+
+    def tick(self, now: float) -> None:
         """There is nothing to do now and then."""
+
+    def second(self) -> None:
+        """There is nothing to do now and then."""
+
+    def movable(self) -> Iterable[Movable]:
+        """None: the bytes of a raw stream belong to the app that reads them."""
+        return ()
+
+    def park(self, freed: Callable[[Movable], None] | None) -> None:
+        """There is nothing that could be parked."""
+
+    def shed(self, count: int) -> int:
+        """A raw stream can't be ended politely."""
+        return 0
 
     def census(self) -> Census:
         """Connections; there are no requests that could be counted."""
@@ -60,7 +84,7 @@ class TcpEngine:
     def drain(self) -> None:
         """Protocols that can drain are told to; the others go on until `sweep` ends them."""
         self._drained_at = time.monotonic()
-        for protocol in list(self._open):
+        for protocol, _ in list(self._open.values()):
             told = getattr(protocol, "drain", None)
             if callable(told):
                 told()
@@ -69,7 +93,7 @@ class TcpEngine:
         """When the grace is over, tell each app that its client has finished sending. To close is then the app's part."""
         if self._drained_at is None or time.monotonic() - self._drained_at < grace:
             return
-        for protocol, transport in list(self._open.items()):
+        for protocol, transport in list(self._open.values()):
             if not callable(getattr(protocol, "drain", None)):
                 _end_reading(transport)
 
@@ -112,11 +136,11 @@ class TcpEngine:
             is_open = self._open
 
             def connection_made(self: Any, transport: asyncio.BaseTransport) -> None:
-                is_open[self] = transport
+                is_open[id(self)] = self, transport
                 kind.connection_made(self, transport)  # type: ignore[attr-defined]
 
             def connection_lost(self: Any, error: Exception | None) -> None:
-                is_open.pop(self, None)
+                is_open.pop(id(self), None)
                 kind.connection_lost(self, error)  # type: ignore[attr-defined]
 
             # No slots of its own, so that an instance of a class with __slots__ can change over to it, too.

@@ -10,18 +10,23 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.utils import formatdate
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from uvicorn.config import Config
 from uvicorn.lifespan.off import LifespanOff
 from uvicorn.lifespan.on import LifespanOn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from ..errors import AppError
-from .base import Capability, Census, Interface, Site
+from .base import Capability, Census, Interface, Movable, Served, Site
+from .uvicorn_http import Clock, HttpConnection, TakenConnection, check
+
+THREADS = 8
+"""Threads of a worker that serves a WSGI app."""
+
+_C = TypeVar("_C", bound=HttpConnection)
 
 
 class UvicornEngine:
@@ -37,15 +42,22 @@ class UvicornEngine:
             Capability.IDLE_TIMEOUT,
             Capability.PROXY_HEADERS,
             Capability.ACCESS_LOG,
+            Capability.KEEPER,
         }
     )
 
     def __init__(self, site: Site) -> None:
-        self._config = _config(site)
+        check()
+        self._timeout = site.settings.timeout
+        self._clock = Clock()
+        # Classes of this engine's own: which hooks they have depends on its worker's mode.
+        self._plain: type[HttpConnection] = type("HttpConnection", (HttpConnection,), {"clock": self._clock})
+        self._taken: type[TakenConnection] = type("TakenConnection", (TakenConnection, self._plain), {})
+        self._config = _config(site, self._plain)
         self._state = ServerState()
         self._lifespan = _lifespan(self._config)
         self._idle_since: dict[Any, float] = {}
-        self._draining = False
+        self.reads_first = site.tls is None
 
     @staticmethod
     def preload() -> None:
@@ -53,6 +65,15 @@ class UvicornEngine:
         import a2wsgi  # noqa: F401
         import httptools  # noqa: F401
         import uvicorn.protocols.websockets.auto  # noqa: F401
+
+    @staticmethod
+    def adapt(app: Callable[..., Any], interface: Interface) -> tuple[Callable[..., Any], Interface]:
+        """ASGI apps as they are; WSGI apps run in threads."""
+        if interface is Interface.WSGI:
+            from a2wsgi import WSGIMiddleware
+
+            return WSGIMiddleware(cast(Any, app), workers=THREADS), Interface.ASGI
+        return app, interface
 
     async def start(self) -> None:
         """Run the app's lifespan to the end of its startup."""
@@ -62,30 +83,67 @@ class UvicornEngine:
             detail = getattr(self._lifespan, "said", "")
             reason = detail.strip().splitlines()[-1] if detail.strip() else "it said no reason"
             raise AppError(f"the app's lifespan failed at startup: {reason}", detail=detail)
-        self.tick()
+        self.second()
 
     def protocol(self) -> asyncio.BaseProtocol:
         """Uvicorn's protocol over httptools; it changes to the websocket's by itself."""
-        return HttpToolsProtocol(
-            config=self._config,
-            server_state=self._state,
-            app_state=self._lifespan.state,
-            _loop=asyncio.get_running_loop(),
-        )
+        return self._make(self._plain)
 
-    def tick(self) -> None:
-        """Renew the date header."""
+    def taken(self, first: bytes | None, served: Served) -> asyncio.BaseProtocol:
+        """The same, which reads what came already, and tells when its request has begun."""
+        connection = self._make(self._taken)
+        connection.served, connection.first = served, first
+        return connection
+
+    def tick(self, now: float) -> None:
+        """Set the clock."""
+        self._clock.now = now
+
+    def second(self) -> None:
+        """Renew the date header, and close what is idle for too long."""
         date = formatdate(time.time(), usegmt=True).encode()
         self._state.default_headers = [(b"date", date), *self._config.encoded_headers]
+        self._clock.now = now = time.monotonic()
+        if self._timeout:
+            for connection in self.movable():
+                if now - connection.idle_since() > self._timeout and connection.idle():
+                    connection.transport.close()
 
     def census(self) -> Census:
         """Uvicorn counts already; nothing is added to the path of a request."""
         state = self._state
         return Census(state.total_requests, len(state.connections), len(state.tasks))
 
+    def movable(self) -> list[HttpConnection]:
+        """HTTP connections; whether one may move is asked of it (with TLS it never may)."""
+        return [each for each in self._state.connections if isinstance(each, HttpConnection)]
+
+    def park(self, freed: Callable[[Movable], None] | None) -> None:
+        """Put a hook behind each response, or take it out."""
+        if freed is None:
+            if "on_response_complete" in vars(self._plain):
+                del self._plain.on_response_complete
+            return
+        loop = asyncio.get_running_loop()
+
+        def on_response_complete(self: HttpConnection) -> None:
+            HttpConnection.on_response_complete(self)
+            loop.call_soon(freed, self)  # uvloop writes at the end of this turn
+
+        self._plain.on_response_complete = on_response_complete  # type: ignore[method-assign]
+
+    def shed(self, count: int) -> int:
+        """Responses that haven't begun yet announce the end of their connection."""
+        shed = 0
+        for connection in self.movable():
+            cycle: Any = connection.cycle
+            if shed < count and cycle is not None and not cycle.response_started and cycle.keep_alive:
+                cycle.keep_alive = False
+                shed += 1
+        return shed
+
     def drain(self) -> None:
         """Requests under way end their connections; those that come from now on are told so by the app's wrapper."""
-        self._draining = True
         for connection in list(self._state.connections):
             cycle = getattr(connection, "cycle", None)
             # A response whose head is out has not announced the end: such a connection becomes an idle one instead.
@@ -97,7 +155,7 @@ class UvicornEngine:
         now = time.monotonic()
         known, self._idle_since = self._idle_since, {}
         for connection in list(self._state.connections):
-            if not _between_requests(connection):
+            if isinstance(connection, HttpConnection) and not connection.idle():
                 continue
             since = self._idle_since[connection] = known.get(connection, now)
             if now - since >= grace:
@@ -110,6 +168,14 @@ class UvicornEngine:
     async def stop(self) -> None:
         """Run the app's lifespan to its end."""
         await self._lifespan.shutdown()
+
+    def _make(self, kind: type[_C]) -> _C:
+        return kind(
+            config=self._config,
+            server_state=self._state,
+            app_state=self._lifespan.state,
+            _loop=asyncio.get_running_loop(),
+        )
 
 
 class _Lifespan(LifespanOn):
@@ -138,17 +204,12 @@ def _no_farewell(record: logging.LogRecord) -> bool:
     return record.msg != "Application startup failed. Exiting."
 
 
-def _config(site: Site) -> Config:
+def _config(site: Site, protocol: type[HttpConnection]) -> Config:
     settings = site.settings
-    app = site.app
-    if site.interface is Interface.WSGI:
-        from a2wsgi import WSGIMiddleware
-
-        app = WSGIMiddleware(cast(Any, app), workers=8)
     config = Config(
-        app,
+        site.app,
         interface="asgi3",
-        http=HttpToolsProtocol,
+        http=protocol,
         lifespan="off" if site.interface is Interface.WSGI else cast(Any, settings.lifespan),
         log_config=None,
         access_log=settings.access_log,
@@ -170,13 +231,3 @@ def _silence_factory_probe(config: Config) -> None:
 
 def _lifespan(config: Config) -> LifespanOn | LifespanOff:
     return LifespanOff(config) if config.lifespan == "off" else _Lifespan(config)
-
-
-def _between_requests(connection: Any) -> bool:
-    """Whether a connection waits for its client; a websocket always does."""
-    if not isinstance(connection, HttpToolsProtocol):  # a websocket
-        return True
-    cycle: Any = connection.cycle  # None before the first request, whatever its annotation says
-    if cycle is None:
-        return connection.scope is None
-    return bool(cycle.response_complete and cycle.scope is connection.scope)

@@ -16,8 +16,8 @@ served, and so must handshakes under way: those clients believe that they are co
 request. What was tried for TCP (6.18, IPv4 and IPv6):
 - `close`: resets all that is in the queue.
 - `shutdown(SHUT_RD)`: the same, the socket leaves LISTEN and `accept` gives EINVAL (a test shows it).
-- `listen(0)`: newcomers get in again as soon as the queue is drained, and while it is full the last step of handshakes
-  is dropped: the client believes that it is connected, the server doesn't.
+- `listen(0)`: newcomers get in again as soon as the queue is drained, and while it is full (by the kernel's source, not
+  tried) the last step of handshakes is dropped: the client believes that it is connected, the server doesn't.
 - a classic BPF filter on the listening socket (SO_ATTACH_FILTER, no privilege needed) that drops segments with SYN and
   without ACK: that does it. The filter sees a segment from its TCP header on, so the flags are byte 13, with IPv4 as
   with IPv6. The last ACK of a handshake has no SYN and passes. A client that comes now sends its SYN again after 1 s:

@@ -10,11 +10,11 @@ close-on-exec, but what *we* inherited isn't: that is closed in the child, one b
 untouched when the zygote dies. So the zygote forks an intermediate that forks the worker and exits at once; the kernel
 gives the orphan to the nearest subreaper, the master. A worker must not go on before that: `PR_SET_PDEATHSIG` would
 fire for the intermediate's death, and `getppid` would name it. It waits on a pidfd of the intermediate, which turns
-readable only after the kernel has moved its children (the end of a pipe comes earlier: files are closed first; asking
-`getppid` in a loop works as well, at the cost of a core that is needed just then). Not chosen: `clone(CLONE_PARENT)`
-makes the master the parent with one fork, but doesn't go through `os.fork`, so that neither glibc's nor CPython's fork
-handlers run. Measured, from the call to the caller's return: 1.3 ms with a small zygote, 7 with 100 MiB of touched
-memory, 16 with 200: each of the two forks copies the page tables.
+readable only after the kernel has moved its children (by its source; `getppid` is asked again anyway) (the end of a
+pipe comes earlier: files are closed first; asking `getppid` in a loop works as well, at the cost of a core that is
+needed just then). Not chosen: `clone(CLONE_PARENT)` makes the master the parent with one fork, but doesn't go through
+`os.fork`, so that neither glibc's nor CPython's fork handlers run. Measured, from the call to the caller's return: 1.3
+ms with a small zygote, 7 with 100 MiB of touched memory, 16 with 200: each of the two forks copies the page tables.
 
 **Waiting.** A pid may be another process's by the time that it is used; a pidfd can't. `waitid` on it,
 `pidfd_send_signal` through it, and it is readable in the event loop when the process has ended.

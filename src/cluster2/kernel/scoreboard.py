@@ -17,10 +17,10 @@ Why no lock. Each cell is 8 bytes wide and lies on a multiple of 8, and CPython 
 aligned. So a reader sees the old value or the new one, never half of each (a test lets two processes try). Nothing is
 promised about *two* cells: a reader may see the new `requests` with the old `accepted`.
 
-Invariant: a cell has one writer at a time. The header is the master's. A row is the master's from `claim` until it
-tells the worker about it, the worker's until that has been reaped, and the master's again for `release`; `Field.writer`
-says who fills a cell in a life without accidents. `x += 1` is a load and a store: it is right only because of this
-invariant.
+Invariant: a cell has one writer at a time. A cell of the header is the master's or the keeper's. A row is the master's
+from `claim` until it tells the worker about it, the worker's until that has been reaped, and the master's again for
+`release`; `Field.writer` says who fills a cell in a life without accidents. `x += 1` is a load and a store: it is right
+only because of this invariant.
 
 Times are `time.monotonic()`, which is one clock for all processes of a machine, unless a field says otherwise.
 """
@@ -43,7 +43,7 @@ ROWS: Final = 1024
 SIZE: Final = ROW_BYTES * (1 + ROWS)
 
 # The last byte is the version of the layout: it changes whenever a cell gets another meaning.
-MAGIC: Final = int.from_bytes(b"cluster\x01", "big")
+MAGIC: Final = int.from_bytes(b"cluster\x02", "big")
 
 _MFD_NOEXEC_SEAL: Final = 0x0008
 
@@ -57,13 +57,13 @@ class Field(Generic[T]):
         name: the attribute's name.
         index: which of the 32 cells.
         kind: "q", a signed 64-bit integer, or "d", a double.
-        writer: who fills it, "master" or "worker".
+        writer: who fills it: "master", "worker" or "keeper".
         meaning: what it says, with its unit.
     """
 
     kind: ClassVar[Literal["q", "d"]]
 
-    def __init__(self, index: int, writer: Literal["master", "worker"], meaning: str) -> None:
+    def __init__(self, index: int, writer: Literal["master", "worker", "keeper"], meaning: str) -> None:
         self.name = ""
         self.index = index
         self.writer = writer
@@ -134,7 +134,7 @@ class Cells:
 
 
 class Header(Cells):
-    """What is true for the whole cluster. The master writes it, all others read."""
+    """What is true for the whole cluster. Each cell has one writer, the master or the keeper; all others read."""
 
     __slots__ = ()
 
@@ -143,6 +143,13 @@ class Header(Cells):
     traffic = Integer(2, "master", "1 enabled, 0 disabled: what ECV answers")
     started = Real(3, "master", "when the master started: seconds since the epoch, wall time")
     high_water = Integer(4, "master", "the highest row ever claimed, plus 1: readers stop here")
+    keeper_pid = Integer(5, "keeper", "its process id; 0: there is no keeper")
+    resting = Integer(6, "keeper", "connections that rest there")
+    keeper_beat = Real(7, "keeper", "monotonic time of its last sign of life")
+    keeper_rate = Real(8, "keeper", "connections a second that woke there, lately")
+    keeper_expired = Integer(9, "keeper", "connections that it closed because they were idle for too long")
+    keeper_lost = Integer(10, "keeper", "connections lost because it had no descriptor left")
+    keeper_restarts = Integer(11, "master", "how often it had to be started again")
 
 
 class Row(Cells):

@@ -61,6 +61,14 @@ class Overdue:
 
 
 @dataclass(frozen=True, slots=True)
+class KeeperGone:
+    """The keeper has ended, with so many connections."""
+
+    lost: int
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
 class Signal:
     """The master was sent a signal."""
 
@@ -81,4 +89,4 @@ class Command:
     answer: Callable[[dict[str, Any] | ClusterError], None] = field(repr=False)
 
 
-Fact = FromZygote | FromWorker | Garbage | Silent | Exited | Overdue | Signal | Tick | Command
+Fact = FromZygote | FromWorker | Garbage | Silent | Exited | Overdue | KeeperGone | Signal | Tick | Command

@@ -28,8 +28,9 @@ from ..lifecycle import State
 from ..settings import Settings
 from .actions import Actions, reason_of
 from .control import Control
-from .facts import Command, Exited, Fact, FromWorker, FromZygote, Garbage, Overdue, Signal, Silent, Tick
+from .facts import Command, Exited, Fact, FromWorker, FromZygote, Garbage, KeeperGone, Overdue, Signal, Silent, Tick
 from .handle import Handle
+from .keeping import Keeping
 from .nursery import Nursery
 from .roster import Roster
 from .status import status
@@ -104,9 +105,11 @@ class Master:
         self._restarts = policy.Restarts(settings.restart_limit, settings.restart_window)
         self._wanted = policy.Wanted(settings.workers, 1)
         self._control = Control(self.put)
+        self._keeping = self._make_keeping()
         self._phase = Phase.BOOTING
         self._failure: ClusterError | None = None
         self._load_again_at: float | None = None
+        self._looked_at = 0.0
         self._alarm: asyncio.TimerHandle | None = None
 
     def put(self, fact: Fact) -> None:
@@ -125,13 +128,21 @@ class Master:
         self._estate.board.header.traffic = 1
         if self._owns_process:
             self._catch_signals()
+        if self._keeping is not None:
+            self._keeping.start()
         self._load()
         self._tick()
-        while not (self._phase in (Phase.DRAINING, Phase.STOPPING) and not len(self._roster)):
+        while not self._finished():
             fact = await self._facts.get()
             self._handle(fact)
             await self._converge()
         return await self._leave()
+
+    def _finished(self) -> bool:
+        """Whether we are leaving, and everybody else has left."""
+        if self._phase in (Phase.BOOTING, Phase.SERVING) or len(self._roster):
+            return False
+        return self._keeping is None or not self._keeping.alive()
 
     # Facts
 
@@ -150,6 +161,8 @@ class Master:
                 self._exited(fact.worker)
             case Overdue():
                 self._overdue(fact.worker)
+            case KeeperGone():
+                self._keeper_gone(fact)
             case Signal():
                 self._signalled(fact.number)
             case Command():
@@ -280,6 +293,24 @@ class Master:
             case _:
                 pass
 
+    def _make_keeping(self) -> Keeping | None:
+        settings = self._estate.settings
+        sites = 1 + max(site for site, _ in self._estate.listeners)
+        return Keeping(self._estate.board, sites, settings.timeout, self.put) if settings.keeper else None
+
+    def _keeper_gone(self, fact: KeeperGone) -> None:
+        """Start another one; at the end of the cluster tell the workers that nothing comes back any more."""
+        assert self._keeping is not None
+        if self._phase in (Phase.BOOTING, Phase.SERVING):
+            self._warn(
+                f"the keeper is gone ({fact.status}): {fact.lost} connections at rest are lost; another is started"
+            )
+            self._estate.board.header.keeper_restarts += 1
+            self._keeping.start()
+        for handle in self._roster if self._phase is Phase.DRAINING else ():
+            if handle.talk is not None:
+                handle.talk.write(wire.pack(wire.Deserted()))
+
     # Commands and signals
 
     def _command(self, command: Command) -> None:
@@ -329,6 +360,8 @@ class Master:
         self._actions.last_drain = True
         for handle in self._roster:
             self._end(handle, lifecycle.Event.DRAIN, "shutdown")
+        if self._keeping is not None:
+            self._keeping.drain(self._estate.settings.drain_idle)
 
     def _stop(self) -> None:
         """At once."""
@@ -344,6 +377,8 @@ class Master:
 
     def _kill_all(self) -> None:
         self._phase = Phase.STOPPING
+        if self._keeping is not None:
+            self._keeping.kill()
         for handle in self._roster:
             self._end(handle, lifecycle.Event.KILL, "stop")
 
@@ -389,10 +424,12 @@ class Master:
                 row=handle.row,
                 master=os.getpid(),
                 sockets=sockets,
+                keeper=self._keeping is not None,
             )
+            ways = self._keeping.descriptors() if self._keeping is not None else []
             listening = [listener.sock.fileno() for _, listener in self._estate.listeners]
             try:
-                self._nursery.spawn(order, [theirs.fileno(), self._estate.board.fd, *listening])
+                self._nursery.spawn(order, [theirs.fileno(), self._estate.board.fd, *listening, *ways])
             except OSError as error:  # the zygote has died, which the next fact tells; or its queue is full
                 self._warn(f"no worker can be made: {error.strerror}")
                 self._buried(handle, None)
@@ -418,6 +455,10 @@ class Master:
 
     def _look_around(self) -> None:
         now = time.monotonic()
+        if self._keeping is not None and self._keeping.is_stuck(now) and now - self._looked_at < 2 * TICK:
+            self._warn("the keeper gives no sign of life; it is killed")
+            self._keeping.kill()
+        self._looked_at = now
         if self._owns_process:
             processes.reap_strays(self._known())
         if self._load_again_at is not None and now >= self._load_again_at and self._phase is Phase.SERVING:
@@ -426,13 +467,16 @@ class Master:
             self._emit(events.Recovered(time=time.time(), ready=self._roster.ready()))
 
     def _known(self) -> set[int]:
-        return {handle.pid for handle in self._roster if handle.pid is not None} | self._nursery.pids()
+        keeper = self._keeping.pids() if self._keeping is not None else set()
+        return {handle.pid for handle in self._roster if handle.pid is not None} | self._nursery.pids() | keeper
 
     # The end
 
     async def _leave(self) -> int:
         if self._alarm is not None:
             self._alarm.cancel()
+        if self._keeping is not None:
+            self._keeping.close()
         self._nursery.close()
         await self._nursery.gone(0.0 if self._phase is Phase.STOPPING else ZYGOTE_PATIENCE)
         if self._failure is not None:

@@ -21,7 +21,6 @@ from ..kernel import processes
 from ..kernel.descriptors import Packets
 from .facts import Fact, FromZygote
 
-CHANNEL = "_CLUSTER2_CHANNEL"
 NUMBER = 3
 """The descriptor that an executed child finds its channel at."""
 
@@ -139,7 +138,7 @@ class Nursery:
     def _execute(self, prepare: wire.Prepare) -> Brood:
         ours, theirs = Packets.pair(buffer=1 << 18)
         try:
-            environ = {**os.environ, CHANNEL: str(NUMBER)}
+            environ = {**os.environ, wire.CHANNEL: str(NUMBER)}
             pid = processes.execute(self._argv, fds={NUMBER: theirs.fileno()}, environ=environ)
         finally:
             theirs.close()

@@ -13,6 +13,9 @@ from ..kernel.scoreboard import Scoreboard
 from .handle import Handle
 from .roster import Roster
 
+MODES = ("eager", "held", "parking")
+"""How a worker takes connections, by the number in its row (`worker.pace`)."""
+
 
 def status(board: Scoreboard, roster: Roster, *, state: str, wanted: int, addresses: list[str]) -> dict[str, Any]:
     """The cluster as plain data: times in seconds, memory in bytes (proportional set size)."""
@@ -29,6 +32,16 @@ def status(board: Scoreboard, roster: Roster, *, state: str, wanted: int, addres
         "wanted": wanted,
         "traffic": "enabled" if header.traffic else "disabled",
         "addresses": addresses,
+        "keeper": {
+            "pid": header.keeper_pid,
+            "resting": header.resting,
+            "expired": header.keeper_expired,
+            "lost": header.keeper_lost,
+            "restarts": header.keeper_restarts,
+            "memory": _memory(header.keeper_pid),
+        }
+        if header.keeper_pid
+        else None,
         "workers": [_worker(board, handle) for handle in roster if handle.pid is not None],
     }
 
@@ -45,6 +58,11 @@ def _worker(board: Scoreboard, handle: Handle) -> dict[str, Any]:
         "connections": _known(row.connections),
         "accepted": row.accepted,
         "in_flight": row.in_flight,
+        "mode": MODES[row.mode],
+        "longest_step": row.longest_step,
+        "parked": row.parked,
+        "moved_in": row.moved_in,
+        "moved_out": row.moved_out,
         "uptime": handle.uptime(time.monotonic()),
         "memory": _memory(handle.pid),
     }

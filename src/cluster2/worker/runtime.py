@@ -1,13 +1,14 @@
 """A worker's life from the fork to the exit, read from top to bottom.
 
-Start the engines, watch the listeners, say that it is ready; then serve, with a tick that writes heartbeats; when told to
-drain (or when the master is gone), take nothing new, let each connection end politely, stop the engines, leave.
+Start the engines, watch the listeners, say that it is ready, serve. When told to drain, take nothing new; every connection
+goes to the keeper as soon as it may, what can't move ends politely; stop the engines, leave. When told so for the last time (or
+when the master is gone) no connection goes anywhere: serve what waits in the accept queue, and what the keeper gives back,
+end each connection politely.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
@@ -15,7 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import uvloop
 
@@ -24,23 +25,25 @@ from ..apps import App
 from ..engines.base import Engine, Site
 from ..errors import AppError, ClusterError
 from ..kernel import processes
-from ..kernel.scoreboard import Row, Scoreboard
+from ..kernel.handover import Inlet, Outlet
+from ..kernel.scoreboard import Scoreboard
 from ..lifecycle import State
 from ..settings import Settings
 from . import api
-from .acceptor import Acceptor
+from .acceptor import Acceptor, Door, Exit
 from .life import Life
+from .moves import Moves
+from .pace import Pace
+from .pulse import Pulse
+from .steps import Watch
 from .talk import TalkChannel
 from .tls import context
 from .wrapper import wrap
 
 logger = logging.getLogger("cluster2.worker")
 
-TICK = 0.1
-"""Seconds between two looks at the engines while there is work."""
-REST = 1.0
-"""The same at rest."""
-DRAIN_TICK = 0.02
+DRAIN_TICK = 0.002
+"""Seconds between two looks for connections that may leave by now."""
 LAST_WORDS = 1.0
 """Seconds for tasks that are cancelled at the end."""
 ORPHAN_GRACE = 5.0
@@ -62,6 +65,8 @@ class Birth:
     Attributes:
         sockets: listening sockets with the index of the app that each belongs to.
         talk: its end of the channel to the master; None: there is no master (`cluster = false`).
+        rest: the entry of the rest queue, if there is a keeper.
+        ready: the exit of each app's ready queue, if there is a keeper.
         heard: takes what it would tell a master, where there is none.
     """
 
@@ -71,6 +76,8 @@ class Birth:
     board: Scoreboard
     talk: socket.socket | None
     sockets: Sequence[tuple[int, socket.socket]]
+    rest: socket.socket | None = None
+    ready: Sequence[socket.socket] = ()
     heard: Callable[[wire.Talk], None] = lambda message: None
 
 
@@ -97,42 +104,39 @@ async def _cancel_rest() -> None:
         await asyncio.wait(rest, timeout=LAST_WORDS)
 
 
-@dataclass(slots=True)
 class Worker:
-    """One worker."""
+    """One worker. `run` tells its life; the parts do the work."""
 
-    birth: Birth
-    life: Life = field(init=False)
-    row: Row = field(init=False)
-    engines: list[Engine] = field(default_factory=list)
-    acceptors: list[Acceptor] = field(default_factory=list)
-    told: asyncio.Event = field(default_factory=asyncio.Event)
-    say: Callable[[wire.Talk], None] = field(init=False)
-    last: bool = False
-
-    def __post_init__(self) -> None:
-        order = self.birth.order
-        self.life = Life(os.getpid(), order.slot, order.generation)
-        self.row = self.birth.board.row(order.row)
+    def __init__(self, birth: Birth) -> None:
+        """Nothing happens yet."""
+        order = birth.order
+        self._birth = birth
+        self._settings = birth.settings
+        self._life = Life(os.getpid(), order.slot, order.generation)
+        self._row = birth.board.row(order.row)
+        self._told = asyncio.Event()
+        self._last = False
+        self._deserted = not order.keeper
+        self._say = birth.heard
 
     async def run(self) -> int:
         """Serve until told to drain; returns the exit code."""
         self._fill_row()
-        api.begin(self.life)
+        api.begin(self._life)
         channel = await self._open_channel()
-        self.say(wire.Born(self.life.pid))
+        self._say(wire.Born(self._life.pid))
         try:
             await self._start()
         except ClusterError as error:
-            self.say(wire.BootFailed(error.message, error.detail[-wire.LIMIT // 2 :], error.exit_code))
+            self._say(wire.BootFailed(error.message, error.detail[-wire.LIMIT // 2 :], error.exit_code))
             if channel is not None:
                 await channel.close()
             return error.exit_code
-        self.row.state = State.READY
-        self.say(wire.Ready())
-        await self._beat_until_told()
+        self._row.state = State.READY
+        self._say(wire.Ready())
+        await self._told.wait()
         if not await self._drain():
-            self.say(wire.Note(f"drain_timeout is over: {self._leftover()} cut"))
+            self._say(wire.Note(f"drain_timeout is over: {self._leftover()} cut"))
         await self._stop()
         if channel is not None:
             await channel.close()
@@ -141,117 +145,134 @@ class Worker:
     async def _open_channel(self) -> TalkChannel | None:
         """Get ready to be told to drain: by the master, or by signals where there is none. TERM always works."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._drain_soon, self.birth.talk is None)
-        if self.birth.talk is None:
+        loop.add_signal_handler(signal.SIGTERM, self._drain_soon, self._birth.talk is None)
+        if self._birth.talk is None:
             loop.add_signal_handler(signal.SIGINT, self._drain_soon, True)
-            self.say = self.birth.heard
             return None
-        channel = await TalkChannel.open(self.birth.talk, self._receive, self._orphaned)
-        self.say = channel.send
+        channel = await TalkChannel.open(self._birth.talk, self._receive, self._orphaned)
+        self._say = channel.send
         return channel
 
     async def _start(self) -> None:
-        settings = self.birth.settings
-        tls = context(settings)
         try:
             await api.hooks.run_start()
         except Exception as error:
             raise AppError(f"a hook of worker.on_start raised {type(error).__name__}: {error}") from error
-        for site in self.birth.sites:
-            call = wrap(site.app.call, site.app.interface, self.life)
-            engine = site.engine(Site(call, site.app.interface, settings, tls))
+        self._watch = Watch(self._long_step, 2 * self._settings.park_above)
+        self._engines = [self._engine(site) for site in self._birth.sites]
+        for engine in self._engines:
             await engine.start()
-            self.engines.append(engine)
-        for index, listener in self.birth.sockets:
+        outlet = None if self._birth.rest is None else Outlet(self._birth.rest)
+        self._moves = Moves(outlet, self._engines, self._birth.board.header)
+        self._acceptor = Acceptor(self._doors(), self._exits(), self._woken)
+        self._pulse = Pulse(
+            self._birth.board,
+            self._row,
+            self._engines,
+            self._acceptor,
+            self._moves,
+            Pace(self._settings.park_above if outlet else 0.0),
+            self._watch,
+            self._settings.rest_after,
+        )
+        await self._acceptor.start()
+        self._pulse.start()
+
+    def _engine(self, site: Staffed) -> Engine:
+        call, native = site.engine.adapt(site.app.call, site.app.interface)
+        wrapped = wrap(call, native, self._life, self._watch, self._woken)
+        return site.engine(Site(wrapped, site.app.interface, self._settings, context(self._settings)))
+
+    def _doors(self) -> list[Door]:
+        tls = context(self._settings)
+        return [
             # A Unix socket's peer is on this machine: TLS would only be in its way.
-            over = tls if listener.family != socket.AF_UNIX else None
-            self.acceptors.append(Acceptor(listener, self.engines[index].protocol, over))
-        for acceptor in self.acceptors:
-            acceptor.start()
+            Door(listener, self._engines[site], tls if listener.family != socket.AF_UNIX else None)
+            for site, listener in self._birth.sockets
+        ]
 
-    async def _beat_until_told(self) -> None:
-        """Write heartbeats and counts. It runs on the loop, so that a blocked loop looks late."""
-        seen = -1
-        while not self.told.is_set():
-            accepted = self._publish()
-            busy = accepted != seen or self.row.in_flight > 0
-            seen = accepted
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.told.wait(), TICK if busy else REST)
+    def _exits(self) -> list[Exit]:
+        return [Exit(Inlet(sock), self._engines[site]) for site, sock in enumerate(self._birth.ready)]
 
-    def _publish(self) -> int:
-        """Bring the row up to date. Returns a number that changes while there is work."""
-        row = self.row
-        row.heartbeat = time.monotonic() + 2 * REST
-        requests, connections, in_flight = 0, 0, 0
-        for engine in self.engines:
-            engine.tick()
-            census = engine.census()
-            requests = -1 if census.requests is None or requests < 0 else requests + census.requests
-            connections = -1 if census.connections is None or connections < 0 else connections + census.connections
-            in_flight += census.in_flight
-        row.requests, row.connections, row.in_flight = requests, connections, in_flight
-        row.accepted = sum(acceptor.accepted for acceptor in self.acceptors)
-        return row.accepted + requests
+    def _woken(self) -> None:
+        if self._pulse.resting:
+            self._pulse.wake()
+
+    def _long_step(self, step: float, now: float) -> None:
+        self._pulse.long_step(step, now)
 
     async def _drain(self) -> bool:
         """Let everything under way end. Returns whether it did within `drain_timeout`."""
-        settings = self.birth.settings
-        self.life.draining = True
-        self.row.draining, self.row.state = 1, State.DRAINING
-        deadline = time.monotonic() + settings.drain_timeout
-        for acceptor in self.acceptors:
-            if self.last:
-                acceptor.serve_queue()
-            acceptor.stop()
+        self._life.draining = True
+        self._row.draining, self._row.state = 1, State.DRAINING
+        self._pulse.drain()
+        deadline = time.monotonic() + self._settings.drain_timeout
+        if self._last:
+            self._moves.park_no_more()
+            self._acceptor.stop_listening()
+            self._acceptor.serve_queue()
+        else:
+            self._acceptor.stop()
         await self._settle(deadline)
-        for engine in self.engines:
+        for engine in self._engines:
             engine.drain()
         while not self._idle():
             if time.monotonic() >= deadline:
                 return False
-            for engine in self.engines:
-                engine.sweep(settings.drain_idle)
-            self._publish()
+            if not self._last:
+                self._moves.retire(time.monotonic())
+            for engine in self._engines:
+                engine.sweep(self._settings.drain_idle)
             await asyncio.sleep(DRAIN_TICK)
         return True
 
     async def _settle(self, deadline: float) -> None:
         """Wait for connections just taken to reach their engines."""
-        while any(acceptor.joining() for acceptor in self.acceptors) and time.monotonic() < deadline:
+        while self._acceptor.joining() and time.monotonic() < deadline:
             await asyncio.sleep(0.001)
 
     def _idle(self) -> bool:
-        return all(engine.idle() for engine in self.engines)
+        """Whether all is done; at the end of the cluster not before the keeper has given back what it had."""
+        waiting = self._last and not self._deserted
+        return not waiting and not self._acceptor.joining() and all(engine.idle() for engine in self._engines)
 
     def _leftover(self) -> str:
-        censuses = [engine.census() for engine in self.engines]
+        censuses = [engine.census() for engine in self._engines]
         requests = sum(census.in_flight for census in censuses)
         connections = sum(census.connections or 0 for census in censuses)
         return f"{connections} connections with {requests} requests under way are"
 
     async def _stop(self) -> None:
-        for engine in reversed(self.engines):
+        self._acceptor.stop()
+        for engine in reversed(self._engines):
             await engine.stop()
         await api.hooks.run_stop()
-        self._publish()
+        self._pulse.publish()
+        self._pulse.stop()
 
     def _fill_row(self) -> None:
-        row, order = self.row, self.birth.order
-        row.pid, row.slot, row.generation = self.life.pid, order.slot, order.generation
+        row, order = self._row, self._birth.order
+        row.pid, row.slot, row.generation = self._life.pid, order.slot, order.generation
         row.started = time.monotonic()
         row.state = State.BOOTING
 
     def _receive(self, message: wire.Talk) -> None:
-        if isinstance(message, wire.Drain):
-            self._drain_soon(message.last)
+        match message:
+            case wire.Drain():
+                self._drain_soon(message.last)
+            case wire.Deserted():
+                self._acceptor.empty_exits()
+                self._deserted = True
+            case _:
+                logger.warning("the master said what only a worker says: %r", message)
 
     def _drain_soon(self, last: bool) -> None:
-        self.last = self.last or last
-        self.told.set()
+        self._last = self._last or last
+        self._told.set()
 
     def _orphaned(self) -> None:
-        logger.warning("the master is gone; worker %d drains and leaves", self.life.pid)
+        logger.warning("the master is gone; worker %d drains and leaves", self._life.pid)
+        self._deserted = True
         self._drain_soon(True)
 
 

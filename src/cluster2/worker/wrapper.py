@@ -1,8 +1,8 @@
-"""What cluster2 adds around an app: one thin layer, alike on every engine.
+"""What cluster2 adds around an app: one thin layer.
 
-While a worker serves, the layer is one test of a flag and returns the app's own awaitable: nothing is wrapped, nothing is
-counted here (engines count already, and the worker's tick reads them). Only while it drains does it touch a response: each
-says `Connection: close`, so that the client sends its next request elsewhere.
+For nearly all requests the layer is one test of a number, and returns the app's own awaitable: nothing is wrapped, nothing is
+counted here (engines count already, and the worker's tick reads them). A few are measured (`steps`). Only while the worker
+drains does the layer touch a response: each says `Connection: close`, so that the client sends its next request elsewhere.
 """
 
 from __future__ import annotations
@@ -10,28 +10,40 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..engines.base import Interface
+from ..engines.base import Interface, is_async
 from .life import Life
+from .steps import Watch
 
 Call = Callable[..., Any]
 
 
-def wrap(app: Call, interface: Interface, life: Life) -> Call:
-    """The app as its engine shall see it."""
+def wrap(app: Call, interface: Interface, life: Life, watch: Watch, woken: Callable[[], None]) -> Call:
+    """The app as its engine shall see it.
+
+    Args:
+        interface: by which the engine calls it (a bridge of the engine's, if it has one, is part of the app here).
+        woken: called when a request is noticed, at the latest with the first one after a rest.
+    """
     match interface:
         case Interface.ASGI:
-            return _asgi(app, life)
-        case Interface.WSGI:
-            return _wsgi(app, life)
+            return _asgi(app, life, watch, woken)
         case _:
-            return app
+            return _tcp(app, watch, woken) if is_async(app) else app
 
 
-def _asgi(app: Call, life: Life) -> Call:
+def _asgi(app: Call, life: Life, watch: Watch, woken: Callable[[], None]) -> Call:
     def wrapped(scope: Any, receive: Call, send: Call) -> Any:
-        if life.draining and scope["type"] == "http":
-            send = _closing(send)
+        if watch.due:
+            return special(scope, receive, send)
         return app(scope, receive, send)
+
+    def special(scope: Any, receive: Call, send: Call) -> Any:
+        if scope["type"] != "http":
+            return app(scope, receive, send)
+        woken()
+        if life.draining:
+            return app(scope, receive, _closing(send))
+        return watch.measured(app(scope, receive, send))
 
     return wrapped
 
@@ -46,14 +58,9 @@ def _closing(send: Call) -> Call:
     return sending
 
 
-def _wsgi(app: Call, life: Life) -> Call:
-    def wrapped(environ: Any, start_response: Call) -> Any:
-        if not life.draining:
-            return app(environ, start_response)
-
-        def starting(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
-            return start_response(status, [*headers, ("Connection", "close")], *exc_info)
-
-        return app(environ, starting)
+def _tcp(handler: Call, watch: Watch, woken: Callable[[], None]) -> Call:
+    async def wrapped(reader: Any, writer: Any) -> None:
+        woken()
+        await (watch.measured(handler(reader, writer)) if watch.due else handler(reader, writer))
 
     return wrapped

@@ -19,7 +19,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from .. import logs
-from ..apps import App, load
+from ..apps import App, load, said, trace
 from ..config import read_env_file
 from ..engines import base
 from ..engines.base import Engine
@@ -109,8 +109,8 @@ def _warm_up(settings: Settings) -> None:
             )
     except ClusterError:
         raise
-    except Exception as error:
-        raise AppError(f"warm_up = {label} raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise AppError(f"warm_up = {label} raised {said(error)}", detail=trace(error, __file__)) from error
 
 
 def _threads(own_name: str) -> list[str]:

@@ -35,7 +35,8 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare], Image], serve: Serv
     try:
         image = prepare(order)
     except ClusterError as error:
-        channel.send(wire.pack_order(wire.PrepareFailed(error.message, error.detail[-MOST_DETAIL:], error.exit_code)))
+        message, detail = wire.clip(error.message, MOST_MESSAGE), wire.clip(error.detail, MOST_DETAIL, end=True)
+        channel.send(wire.pack_order(wire.PrepareFailed(message, detail, error.exit_code)))
         return error.exit_code
     freeze()
     interfaces = [app.interface for app, _ in image.sites]
@@ -53,12 +54,15 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare], Image], serve: Serv
             os.close(descriptor)
 
 
-MOST_DETAIL = 60_000
-"""Characters of a traceback that travel: a packet must fit the socket's buffer."""
+MOST_MESSAGE, MOST_DETAIL = 4_000, 60_000
+"""Bytes of a message and of a traceback that travel: a packet holds no more."""
 
 
 def _receive(channel: Packets) -> tuple[wire.Orders | None, list[int]]:
-    packet, descriptors = channel.receive()
+    try:
+        packet, descriptors = channel.receive()
+    except ConnectionResetError:  # the master was killed before it had read what we said
+        return None, []
     return (wire.unpack_order(packet) if packet else None), descriptors
 
 

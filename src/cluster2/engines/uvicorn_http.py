@@ -1,0 +1,186 @@
+"""uvicorn's HTTP/1.1 connection, made fit to outlive its worker.
+
+Three things differ from uvicorn's own: there is no keep-alive timer for each request (the worker's tick sweeps), somebody who
+asks can derive whether the connection is between two requests, and one that was taken by our acceptor tells when its request
+has begun. Nothing is noted on the way of a request that isn't needed there.
+
+Of uvicorn, these internals are used; `check` looks for them at start, `tests/unit/test_uvicorn_internals.py` pins them:
+
+- the protocol's `parser`, `transport`, `flow.read_paused`, `scope`, `cycle`, `pipeline`, `scheme`, `server_state`, and its
+  methods `on_headers_complete`, `on_response_complete`, `connection_made`, `connection_lost`, `data_received`,
+  `send_400_response`, `_should_upgrade`, `handle_websocket_upgrade`, `_unsupported_upgrade_warning`,
+  `_unset_keepalive_if_required`;
+- a cycle's `scope`, `response_started`, `response_complete`, `more_body`, `keep_alive`; that a message's beginning puts a new
+  `scope` on the protocol, that the end of its head puts a new `cycle`, and that `cycle.scope` is the message's;
+- `on_response_complete` is looked up on the protocol when a cycle is made; the parser's callbacks when the protocol is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from typing import Any, ClassVar
+
+import httptools
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from ..errors import ConfigError
+from .base import Served
+
+TESTED = ((0, 54), (0, 55))
+"""From the first version of uvicorn, up to and without the second."""
+
+logger = logging.getLogger("uvicorn.error")
+
+
+class Clock:
+    """The time, as the worker's tick last saw it: coarse, and free to read."""
+
+    __slots__ = ("now",)
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+
+class HttpConnection(HttpToolsProtocol):
+    """A connection. Each engine makes a subclass, so that its hooks are its own.
+
+    Attributes:
+        used: when its last response was complete, by the clock; 0: not known yet.
+        left: it was handed over; our copy is closing.
+    """
+
+    clock: ClassVar[Clock] = Clock()
+    used: float = 0.0
+    left: bool = False
+
+    def data_received(self, data: bytes) -> None:
+        """uvicorn's, without its timer."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            logger.warning("Invalid HTTP request received.")
+            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserUpgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+            else:
+                self._unsupported_upgrade_warning()
+
+    def on_response_complete(self) -> None:
+        """uvicorn's, without its timer."""
+        self.used = self.clock.now
+        if self.pipeline or self.flow.read_paused:
+            super().on_response_complete()
+            self._unset_keepalive_if_required()
+        else:
+            self.server_state.total_requests += 1
+
+    def idle(self) -> bool:
+        """Whether it waits for its client: no request has begun, or the last one was answered."""
+        cycle: Any = self.cycle  # None before the first request, whatever its annotation says
+        if cycle is None:
+            return self.scope is None
+        return bool(cycle.response_complete and cycle.scope is self.scope and not self.pipeline)
+
+    def between(self) -> bool:
+        """Whether it is idle, and nothing of the last request is still to be read."""
+        cycle: Any = self.cycle
+        return self.idle() and (cycle is None or not cycle.more_body)
+
+    def may_move(self) -> bool:
+        """Whether another process could go on with it."""
+        transport = self.transport
+        return (
+            self.between()
+            and not self.left
+            and self.scheme == "http"
+            and not transport.is_closing()
+            and not transport.get_write_buffer_size()
+        )
+
+    def idle_since(self) -> float:
+        """When it was last used. It counts as used when somebody first asks, if nobody knows."""
+        if not self.used:
+            self.used = self.clock.now
+        return self.used
+
+    def place(self) -> tuple[int, int]:
+        """Its descriptor and address family."""
+        sock = self.transport.get_extra_info("socket")
+        return sock.fileno(), sock.family
+
+    def let_go(self) -> None:
+        """Another process has it: close our copy. With uvloop, abort() is close(2) without shutdown(2)."""
+        self.left = True
+        self._unset_keepalive_if_required()
+        self.transport.abort()
+
+
+class TakenConnection(HttpConnection):
+    """One that our acceptor took: it may bring its first bytes with it, and tells when its request has begun."""
+
+    served: Served
+    first: bytes | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Read at once what came before the transport existed."""
+        super().connection_made(transport)
+        first, self.first = self.first, None
+        if first is not None:
+            self.data_received(first)
+
+    def on_headers_complete(self) -> None:
+        """The handler's task exists; its first step is due."""
+        super().on_headers_complete()
+        self.served(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It won't ask any more."""
+        super().connection_lost(exc)
+        self.served(self)
+
+
+def check() -> None:
+    """See that uvicorn is what this file was written for. Raises ConfigError."""
+    version = tuple(int(part) for part in uvicorn.__version__.split(".")[:2])
+    least, above = TESTED
+    if not least <= version < above:
+        tested = f">={least[0]}.{least[1]},<{above[0]}.{above[1]}"
+        raise ConfigError(f"uvicorn {uvicorn.__version__} is installed, cluster2 is tested with {tested}; install that")
+    missing = [name for name in _METHODS if not callable(getattr(HttpToolsProtocol, name, None))]
+    said = inspect.getsource(HttpToolsProtocol.__init__) + inspect.getsource(RequestResponseCycle.__init__)
+    missing += [name for name in _ATTRIBUTES if f"self.{name}" not in said]
+    if missing:
+        raise ConfigError(f"uvicorn {uvicorn.__version__} lacks what cluster2 builds on: {', '.join(missing)}")
+
+
+_METHODS = [
+    "on_headers_complete",
+    "on_response_complete",
+    "connection_made",
+    "connection_lost",
+    "data_received",
+    "send_400_response",
+    "_should_upgrade",
+    "handle_websocket_upgrade",
+    "_unsupported_upgrade_warning",
+    "_unset_keepalive_if_required",
+]
+_ATTRIBUTES = [
+    "parser",
+    "transport",
+    "flow",
+    "scope",
+    "cycle",
+    "pipeline",
+    "scheme",
+    "server_state",
+    "response_started",
+    "response_complete",
+    "more_body",
+    "keep_alive",
+    "on_response",
+]

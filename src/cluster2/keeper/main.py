@@ -1,0 +1,211 @@
+"""The keeper's loop: take connections in, watch them, hand back those that become readable.
+
+One epoll watches the rest queue, the connections, the control channel, and the ready queues that are full. What happens to a
+connection, and what if it can't, is told in `kernel.handover`; this is the code of its third place.
+
+It has no reason to die: no app, no HTTP, no parsing, no library beyond the standard one. It wakes when something happens,
+when a connection's time is over, and every few seconds to show the master that it isn't stuck.
+
+A descriptor must leave the epoll before it is closed: its file lives on in the message that carries it, and so would its
+registration.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections import deque
+
+from ..kernel.handover import MOST, Inlet, Outlet, Parcel
+from ..kernel.processes import raise_file_limit
+from ..kernel.scoreboard import Scoreboard
+from ..lifecycle import State
+from .resting import FAR, Resting
+
+BEAT = 2.0
+"""Seconds between two signs of life."""
+RESERVE = MOST + 32
+"""Descriptors that are left free: the rest queue isn't read when fewer are."""
+ROUND = 16
+"""Messages taken from the rest queue before connections have their turn again."""
+HURRY = 0.01
+"""Seconds between two looks whether everybody knows that the end has come."""
+READY = int(State.READY)
+_WATCH = select.EPOLLIN | select.EPOLLRDHUP
+_GONE = select.EPOLLHUP | select.EPOLLERR
+
+
+class Keeper:
+    """The connections at rest, and the ways in and out."""
+
+    def __init__(
+        self, control: int, rest: Inlet, ready: list[Outlet], board: Scoreboard, timeout: float, limit: int
+    ) -> None:
+        """Watch nothing yet but the ways in.
+
+        Args:
+            control: descriptor of the channel to the master.
+            ready: the ready queue of each app.
+            timeout: seconds that a connection may be idle; 0: for ever.
+            limit: how many descriptors this process may have.
+        """
+        self._control = control
+        self._rest = rest
+        self._ready = ready
+        self._board = board
+        self._header = board.header
+        self._timeout = timeout
+        self._room = limit - RESERVE
+        self._resting = Resting()
+        self._late: list[deque[Parcel]] = [deque() for _ in ready]
+        self._epoll = select.epoll()
+        self._epoll.register(control, select.EPOLLIN)
+        self._epoll.register(rest.fileno(), select.EPOLLIN)
+        self._outlets = {outlet.fileno(): site for site, outlet in enumerate(ready)}
+        self._full = False
+        self._leave_at: float | None = None
+        self._moved = 0
+        self._since = time.monotonic()
+
+    def run(self) -> None:
+        """Keep until the master is gone, or until the last connection has left after it said `drain`."""
+        while not self._finished():
+            for descriptor, events in self._epoll.poll(self._patience()):
+                if descriptor == self._rest.fileno():
+                    self._take_in()
+                elif descriptor in self._resting:
+                    self._woken(descriptor, events)
+                elif descriptor in self._outlets:
+                    self._catch_up(self._outlets[descriptor])
+                elif descriptor == self._control and not self._obey():
+                    return
+            self._look_around(time.monotonic())
+
+    def _finished(self) -> bool:
+        if self._leave_at is None:
+            return False
+        if time.monotonic() >= self._leave_at:
+            return True
+        if READY in self._states():
+            return False  # a worker that hasn't heard yet may still send something
+        self._take_in()
+        return not self._resting and not any(self._late)
+
+    def _states(self) -> list[int]:
+        return self._board.column("state")
+
+    def _patience(self) -> float:
+        """Seconds until something is due."""
+        now = time.monotonic()
+        due = [BEAT]
+        if (deadline := self._resting.next_deadline()) is not None:
+            due.append(deadline - now)
+        if self._leave_at is not None:
+            due += [self._leave_at - now, HURRY]
+        return max(0.0, min(due))
+
+    def _take_in(self) -> None:
+        """Connections that come to rest."""
+        now = time.monotonic()
+        for _ in range(ROUND):
+            if len(self._resting) >= self._room:
+                self._full = True
+                self._epoll.modify(self._rest.fileno(), 0)
+                return
+            parcels = self._rest.take_all()
+            if not parcels:
+                break
+            for parcel in parcels:
+                self._keep(parcel, now)
+        if self._rest.ended:
+            self._epoll.unregister(self._rest.fileno())
+
+    def _keep(self, parcel: Parcel, now: float) -> None:
+        deadline = now + self._timeout - parcel.age if self._timeout else float(FAR)
+        try:
+            if parcel.site >= len(self._ready):
+                raise OSError("no such app")
+            self._epoll.register(parcel.descriptor, _WATCH)
+        except OSError:  # a file, or something else that can't be watched: nothing that a worker of ours has sent
+            os.close(parcel.descriptor)
+            return
+        self._resting.add(parcel.descriptor, (parcel.site, parcel.family), deadline)
+
+    def _woken(self, descriptor: int, events: int) -> None:
+        """A connection has something to say, or is over."""
+        self._epoll.unregister(descriptor)
+        site, family = self._resting.remove(descriptor)
+        if events & _GONE or not events & select.EPOLLIN:
+            os.close(descriptor)
+            return
+        self._moved += 1
+        late = self._late[site]
+        if not late and self._ready[site].send(descriptor, site, family, 0.0):
+            os.close(descriptor)
+            return
+        if not late:
+            self._epoll.register(self._ready[site].fileno(), select.EPOLLOUT)
+        late.append(Parcel(descriptor, site, family, 0.0))
+
+    def _catch_up(self, site: int) -> None:
+        """The ready queue of an app has room again."""
+        late = self._late[site]
+        while late:
+            if not self._ready[site].send(*late[0]):
+                return
+            os.close(late.popleft().descriptor)
+        self._epoll.unregister(self._ready[site].fileno())
+
+    def _obey(self) -> bool:
+        """What the master says; false: it is gone."""
+        said = os.read(self._control, 64).split()
+        if not said:
+            return False
+        if said[0] == b"drain":
+            self._leave_at = time.monotonic() + float(said[1])
+        return True
+
+    def _look_around(self, now: float) -> None:
+        """Close what was idle for too long, publish how it goes."""
+        deadline = self._resting.next_deadline()
+        if deadline is not None and now >= deadline:
+            for descriptor in self._resting.expired(now):
+                self._epoll.unregister(descriptor)
+                self._resting.remove(descriptor)
+                os.close(descriptor)
+                self._header.keeper_expired += 1
+        if self._full and len(self._resting) < self._room:
+            self._full = False
+            self._epoll.modify(self._rest.fileno(), select.EPOLLIN)
+        header = self._header
+        header.keeper_beat = now
+        header.resting = len(self._resting) + sum(map(len, self._late))
+        header.keeper_lost = self._rest.truncated
+        if now - self._since >= 1.0:
+            header.keeper_rate = self._moved / (now - self._since)
+            self._moved, self._since = 0, now
+
+
+def main(arguments: list[str]) -> None:
+    """Run as a process: descriptors 3 control, 4 rest queue, 5 scoreboard, from 6 on the ready queues.
+
+    Args:
+        arguments: how many apps there are, and the idle timeout in seconds.
+    """
+    import signal
+    import socket
+
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the master ends us by closing the channel
+    sites, timeout = int(arguments[0]), float(arguments[1])
+    rest = Inlet(socket.socket(fileno=4))
+    ready = [Outlet(socket.socket(fileno=6 + site)) for site in range(sites)]
+    board = Scoreboard.attach(5)
+    board.header.keeper_pid = os.getpid()
+    Keeper(3, rest, ready, board, timeout, raise_file_limit()).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

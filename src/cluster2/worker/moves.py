@@ -1,0 +1,126 @@
+"""When a connection leaves this worker for the keeper, and why. How it does is told in `kernel.handover`.
+
+- *Retire*: the worker leaves; everything that may move goes, the rest as soon as it may.
+- *Park*: handlers hold the loop for long; each connection goes after its response, and all idle ones at once when that is
+  first noticed.
+- *Share*: the worker has more connections than its siblings; some of the idle ones go, and come back to whoever is free.
+- *Rest*: a connection was idle for some seconds; it is safe at the keeper even from a `kill -9` of its worker.
+
+Otherwise it stays: a busy connection with short handlers never leaves its worker. The last two are a matter of choice, so
+their rate is bounded: the time to rest grows with the keeper's load. Connections that can't move (TLS, for one) are balanced by
+ending some politely, with the next response, at a bounded rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..engines.base import Engine, Movable
+from ..kernel.handover import Outlet, Parcel
+from ..kernel.scoreboard import Header
+
+EASY = 1000.0
+"""Connections a second that may wake at the keeper before the time to rest grows with their number."""
+SLACK = 1.02
+"""Share of the mean that a worker may have before it gives away; and it must have more than one too many."""
+SHED = 4
+"""Of those too many, one in so many is ended at a time where they can't move."""
+
+
+class Moves:
+    """The ways out of a worker.
+
+    Attributes:
+        moved: connections handed over, for any reason.
+        parked: those of them that were parked.
+    """
+
+    def __init__(self, outlet: Outlet | None, engines: Sequence[Engine], header: Header) -> None:
+        """Without an outlet nothing moves; connections are balanced by ending some."""
+        self._outlet = outlet
+        self._engines = engines
+        self._header = header
+        self.moved = 0
+        self.parked = 0
+
+    def park_from_now_on(self, now: float) -> None:
+        """Handlers hold the loop for long."""
+        if self._outlet is None:
+            return
+        for site, engine in enumerate(self._engines):
+            engine.park(lambda connection, site=site: self._park(site, connection))  # type: ignore[misc]
+        self.parked += self._send_idle(now)
+
+    def park_no_more(self) -> None:
+        """They don't any more."""
+        for engine in self._engines:
+            engine.park(None)
+
+    def park_late(self, now: float) -> None:
+        """Park those that couldn't go when their response was complete (it wasn't written yet, or the queue was full)."""
+        self.parked += self._send_idle(now)
+
+    def rest(self, now: float, after: float) -> None:
+        """Send what has been idle for `after` seconds, or longer if the keeper is busy."""
+        if self._outlet is not None and after:
+            patience = after * max(1.0, self._header.keeper_rate / EASY)
+            self._send_idle(now, patience)
+
+    def share(self, now: float, counts: Sequence[int], mine: int) -> None:
+        """Give some away if this worker has more than its share.
+
+        Args:
+            counts: connections of each worker that serves, this one included.
+            mine: of this one.
+        """
+        mean = sum(counts) / max(1, len(counts))
+        if mine <= mean + 1 or mine <= mean * SLACK:
+            return
+        surplus = int(mine - mean)
+        sent = self._send_idle(now, most=surplus)
+        if sent < surplus and (self._outlet is None or not self._can_move()):
+            for engine in self._engines:
+                engine.shed(max(1, (surplus - sent) // SHED))
+
+    def retire(self, now: float) -> None:
+        """Send everything that may go now; and each of the others as soon as it may."""
+        if self._outlet is None:
+            return
+        for site, engine in enumerate(self._engines):
+            engine.park(lambda connection, site=site: self._park(site, connection))  # type: ignore[misc]
+        self._send_idle(now)
+
+    def _park(self, site: int, connection: Movable) -> None:
+        assert self._outlet is not None
+        if connection.may_move():
+            descriptor, family = connection.place()
+            if self._outlet.send(descriptor, site, family, 0.0):
+                connection.let_go()
+                self.moved += 1
+                self.parked += 1
+
+    def _send_idle(self, now: float, patience: float = 0.0, most: int | None = None) -> int:
+        """Send what may move and has been idle for `patience` seconds; returns how many went."""
+        if self._outlet is None:
+            return 0
+        parcels: list[Parcel] = []
+        leaving: list[Movable] = []
+        for site, connection in self._movable():
+            if len(leaving) == most:
+                break
+            since = connection.idle_since()
+            if connection.may_move() and (not patience or now - since >= patience):
+                descriptor, family = connection.place()
+                parcels.append(Parcel(descriptor, site, family, max(0.0, now - since)))
+                leaving.append(connection)
+        sent = self._outlet.send_all(parcels)
+        for connection in leaving[:sent]:
+            connection.let_go()
+        self.moved += sent
+        return sent
+
+    def _movable(self) -> Iterable[tuple[int, Movable]]:
+        return ((site, connection) for site, engine in enumerate(self._engines) for connection in engine.movable())
+
+    def _can_move(self) -> bool:
+        return any(connection.may_move() for _, connection in self._movable())

@@ -1,0 +1,179 @@
+"""The worker's tick: heartbeats, counts, and everything that is done now and then.
+
+It runs on the loop, so that a blocked loop looks late. It is quick (10 ms) while there is work, slower when connections are
+open but nothing happens, and once a second at rest; the first request after a rest wakes it. So an idle worker costs nothing,
+and no request pays for a clock, a counter or a timer of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from ..engines.base import Engine
+from ..kernel.scoreboard import Row, Scoreboard
+from ..lifecycle import State
+from .acceptor import Acceptor
+from .moves import Moves
+from .pace import Mode, Pace
+from .steps import Watch
+
+QUICK = 0.01
+SLOW = 0.1
+REST = 1.0
+LATE = 0.004
+"""Seconds by which a quick tick must be late before a long step is suspected."""
+CROWD = 8
+"""Connections taken between two ticks after which the balance is looked at at once."""
+
+
+class Pulse:
+    """Keeps the row of the scoreboard up to date, and tells the other parts the time."""
+
+    def __init__(
+        self,
+        board: Scoreboard,
+        row: Row,
+        engines: Sequence[Engine],
+        acceptor: Acceptor,
+        moves: Moves,
+        pace: Pace,
+        watch: Watch,
+        rest_after: float,
+    ) -> None:
+        """Nothing ticks yet."""
+        self._board = board
+        self._row = row
+        self._engines = engines
+        self._acceptor = acceptor
+        self._moves = moves
+        self._pace = pace
+        self._watch = watch
+        self._rest_after = rest_after
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._wait = REST
+        self._due = 0.0
+        self._work = -1
+        self._accepted = 0
+        self._slow_at = 0.0
+        self._second_at = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.resting = True
+        self.draining = False
+
+    def start(self) -> None:
+        """Tick from now on."""
+        self._tick()
+
+    def drain(self) -> None:
+        """Only tell the time from now on."""
+        self.draining = True
+        self._watch.every()
+
+    def stop(self) -> None:
+        """Tick no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def wake(self) -> None:
+        """Something has begun: the worker isn't at rest."""
+        if self.resting:
+            self.resting = False
+            self.stop()
+            self._again(time.monotonic(), QUICK)
+
+    def long_step(self, step: float, now: float) -> None:
+        """A handler held the loop for long."""
+        row = self._row
+        before = self._pace.mode
+        if self._pace.is_proof(step):
+            row.long_at = now
+        elsewhere = [when for when in self._others_long_at() if when]
+        mode = self._pace.step(step, now, elsewhere)
+        row.longest_step = self._pace.longest
+        if mode is before or self.draining:
+            return
+        row.mode = mode
+        if before is Mode.EAGER:
+            self._acceptor.hold(mode)
+        if mode is Mode.PARKING:
+            self._moves.park_from_now_on(now)
+
+    def publish(self) -> int:
+        """Bring the row up to date. Returns a number that changes while there is work."""
+        row = self._row
+        requests, connections, in_flight, work = 0, 0, 0, 0
+        for engine in self._engines:
+            census = engine.census()
+            work += census.requests or 0
+            requests = -1 if census.requests is None or requests < 0 else requests + census.requests
+            connections = -1 if census.connections is None or connections < 0 else connections + census.connections
+            in_flight += census.in_flight
+        row.requests, row.connections, row.in_flight = requests, connections, in_flight
+        row.accepted, row.moved_in = self._acceptor.accepted, self._acceptor.returned
+        row.moved_out, row.parked = self._moves.moved, self._moves.parked
+        row.heartbeat = time.monotonic() + 2 * REST
+        return work + row.accepted + row.moved_in
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        for engine in self._engines:
+            engine.tick(now)
+        if self._wait == QUICK and now - self._due > LATE and not self.draining:
+            self._watch.late(now)
+        work = self.publish()
+        busy = work != self._work
+        self._work = work
+        if busy and not self.draining:
+            self._watch.tick(now)
+        crowd = self._acceptor.accepted - self._accepted
+        self._accepted = self._acceptor.accepted
+        if now - self._slow_at >= 0.95 * SLOW or crowd >= CROWD:
+            self._slow_at = now
+            self._slow(now)
+        if now - self._second_at >= 0.95 * REST:
+            self._second_at = now
+            for engine in self._engines:
+                engine.second()
+        self._again(now, QUICK if busy else SLOW if self._row.connections > 0 or self._pace.mode else REST)
+
+    def _again(self, now: float, wait: float) -> None:
+        if wait != QUICK and not self.draining:
+            self._watch.rested()
+        self.resting = wait != QUICK
+        self._wait = wait
+        self._due = now + wait
+        self._timer = self._loop.call_later(wait, self._tick)
+
+    def _slow(self, now: float) -> None:
+        if self.draining:
+            return
+        before = self._pace.mode
+        mode = self._pace.relax(now)
+        if mode is not before:
+            self._row.mode, self._row.longest_step = mode, self._pace.longest
+            if before is Mode.PARKING:
+                self._moves.park_no_more()
+            task = self._loop.create_task(self._acceptor.change(mode))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if mode is Mode.PARKING:
+            self._moves.park_late(now)
+        else:
+            self._moves.rest(now, self._rest_after)
+        if self._row.connections > 1:
+            self._moves.share(now, self._counts(), self._row.connections)
+
+    def _others_long_at(self) -> list[float]:
+        own = self._row.long_at
+        found = self._board.column("long_at")
+        if own in found:
+            found.remove(own)
+        return found
+
+    def _counts(self) -> list[int]:
+        """Connections of each worker that serves."""
+        states, counts = self._board.column("state"), self._board.column("connections")
+        return [count for state, count in zip(states, counts, strict=True) if state == State.READY]

@@ -1,0 +1,134 @@
+"""For how long do the app's handlers hold the loop? Measured on few requests, so that the others pay nothing.
+
+A handler's awaitable is wrapped only when a sample is due: one request in a tick (10 ms while there is work), and 64 in a row
+after a pause or when a tick came late, so that blocking is found within a few requests of its beginning. The wrapper times
+each step: what the handler does between two returns to the loop.
+
+A step that is long by the wall clock may only have been preempted; then it held nothing that another worker could use. So it
+counts for the CPU time that its thread used, or in full if the thread gave up the processor by itself (`ru_nvcsw`): then it
+slept, or waited for something. Where other threads are busy, a voluntary switch may be no more than waiting for the GIL: then
+only CPU time counts.
+
+Threads that compute (FastAPI's `def` endpoints) hold the GIL and make the loop late in a way that no step shows. A tick
+sees them: CPU time of the process less that of the loop's thread, if it is more than a tenth of the time, and more than 0.5 ms
+for each voluntary switch of those threads (short work in threads stays below that even when it saturates the processor).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Awaitable, Callable, Generator
+from resource import RUSAGE_SELF, RUSAGE_THREAD, getrusage
+from typing import Any
+
+from .pace import LONG
+
+BURST = 64
+"""Requests in a row that are measured after a pause, or when a tick came late."""
+CROWDED = 0.1
+BUSY = 0.05
+"""Shares of a processor that other threads use: above the first they may be long, above the second they are in the way."""
+
+_now = time.monotonic
+
+
+class Watch:
+    """Decides which requests are measured, and reports long steps.
+
+    Attributes:
+        due: how many of the next requests are to be measured. The wrapper around the app reads it for each request.
+        report: takes the length of a long step in seconds, and the time.
+    """
+
+    def __init__(self, report: Callable[[float, float], None], proof: float) -> None:
+        """Measure the first requests.
+
+        Args:
+            proof: seconds: what to report for threads that compute for long, since no step tells.
+        """
+        self.due = BURST
+        self.report = report
+        self._proof = proof
+        self._crowded = False
+        self._others = 0.0
+        self._switches = 0
+        self._at = 0.0
+        self._quiet_until = 0.0
+
+    def measured(self, awaitable: Awaitable[Any]) -> Steps:
+        """The handler's awaitable, timed."""
+        self.due -= 1
+        return Steps(awaitable, self)
+
+    def every(self) -> None:
+        """From now on notice every request: the worker drains."""
+        self.due = sys.maxsize
+
+    def late(self, now: float) -> None:
+        """A tick came late: is the loop held, or only busy? Look closely, once a second at most."""
+        if now >= self._quiet_until:
+            self.due = BURST
+            self._quiet_until = now + 1.0
+
+    def rested(self) -> None:
+        """Nothing has happened for a while: look at the first ones that come."""
+        self.due = BURST
+
+    def tick(self, now: float) -> None:
+        """Have one request measured before the next tick, and look at what other threads do."""
+        self.due = self.due or 1
+        whole, own = getrusage(RUSAGE_SELF), getrusage(RUSAGE_THREAD)
+        others = whole.ru_utime + whole.ru_stime - own.ru_utime - own.ru_stime
+        switches = whole.ru_nvcsw - own.ru_nvcsw
+        passed, used, switched = now - self._at, others - self._others, switches - self._switches
+        if passed < 1.0 and used > CROWDED * passed and used > LONG * switched:
+            self.report(self._proof, now)
+        self._crowded = used > BUSY * passed
+        self._at, self._others, self._switches = now, others, switches
+
+    def long_step(self, wall: float, now: float, before: Any) -> None:
+        """A step was long by the wall clock; `before` is the thread's usage when it began."""
+        after = getrusage(RUSAGE_THREAD)
+        cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+        held = wall if after.ru_nvcsw != before.ru_nvcsw and not self._crowded else cpu
+        if held > LONG:
+            self.report(held, now)
+
+
+class Steps:
+    """Awaits a handler and times each of its steps."""
+
+    __slots__ = ("_inner", "_watch")
+
+    def __init__(self, awaitable: Awaitable[Any], watch: Watch) -> None:
+        self._inner: Generator[Any, Any, Any] = awaitable.__await__()
+        self._watch = watch
+
+    def __await__(self) -> Steps:
+        return self
+
+    def __iter__(self) -> Steps:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+    def send(self, value: Any) -> Any:
+        """One step."""
+        began = _now()
+        before = getrusage(RUSAGE_THREAD)
+        try:
+            return self._inner.send(value)
+        finally:
+            now = _now()
+            if now - began > LONG:
+                self._watch.long_step(now - began, now, before)
+
+    def throw(self, *error: Any) -> Any:
+        """A cancellation, usually; not timed."""
+        return self._inner.throw(*error)
+
+    def close(self) -> None:
+        """End the handler."""
+        self._inner.close()

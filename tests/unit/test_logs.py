@@ -1,0 +1,109 @@
+"""Log lines, as text and as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import sys
+
+import pytest
+
+from cluster2 import logs
+from cluster2.settings import Settings
+
+pytestmark = pytest.mark.usefixtures("own_process")
+
+
+def configured(monkeypatch: pytest.MonkeyPatch, **options: object) -> io.StringIO:
+    """Set up the loggers so that they write into a buffer."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    logs.configure(Settings(**options))  # type: ignore[arg-type]
+    return stream
+
+
+def test_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line has the local time with milliseconds, the pid, the level and the text."""
+    stream = configured(monkeypatch)
+    logging.getLogger("cluster2.master").warning("%d are gone", 3)
+    line = rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{{3}} \[{os.getpid()}\] warning 3 are gone\n"
+    assert re.fullmatch(line, stream.getvalue())
+
+
+def test_text_with_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback stands below its line."""
+    stream = configured(monkeypatch)
+    try:
+        raise KeyError("name")
+    except KeyError:
+        logging.getLogger("cluster2.worker").exception("it failed")
+    first, *rest = stream.getvalue().splitlines()
+    assert first.endswith("error   it failed")
+    assert rest[0] == "Traceback (most recent call last):"
+    assert rest[-1] == "KeyError: 'name'"
+
+
+def test_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line is one object with the facts, what `extra` gave, and the exception."""
+    stream = configured(monkeypatch, log_format="json")
+    log = logging.getLogger("cluster2.tcp")
+    log.info("two\nlines", extra={"slot": 3, "odd": object, "nested": {"a": [1, None]}})
+    try:
+        raise KeyError("name")
+    except KeyError:
+        log.exception("it failed")
+    one, two = map(json.loads, stream.getvalue().splitlines())
+    assert (one["level"], one["logger"], one["message"]) == ("info", "cluster2.tcp", "two\nlines")
+    assert (one["pid"], one["slot"], one["odd"], one["nested"]) == (os.getpid(), 3, str(object), {"a": [1, None]})
+    assert abs(one["time"] - two["time"]) < 60
+    assert "exception" not in one
+    assert two["exception"].endswith("KeyError: 'name'")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_text_that_is_not_unicode(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """A file name that isn't UTF-8 (a lone surrogate in Python's eyes) costs neither the line nor the next one."""
+    stream = configured(monkeypatch, log_format=form)
+    logging.getLogger("cluster2.worker").warning("file %s", os.fsdecode(b"a\xff"), extra={"odd": {(1, 2): 2**70}})
+    logging.getLogger("cluster2.worker").warning("next")
+    first, second = stream.getvalue().splitlines()
+    assert "file a" in first
+    assert "next" in second
+
+
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [("debug", {"debug", "info", "warning"}), ("info", {"info", "warning"}), ("error", set[str]())],
+)
+def test_levels(monkeypatch: pytest.MonkeyPatch, level: str, shown: set[str]) -> None:
+    """`log_level` says what is shown of ours."""
+    stream = configured(monkeypatch, log_level=level)
+    for each in ("debug", "info", "warning"):
+        getattr(logging.getLogger("cluster2.any"), each)(each)
+    assert {line.split()[-1] for line in stream.getvalue().splitlines()} == shown
+
+
+def test_uvicorn_is_quiet_about_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvicorn's announcements of start and stop are left out; its warnings and its access log aren't."""
+    stream = configured(monkeypatch)
+    logging.getLogger("uvicorn.error").info("Started server process")
+    logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+    logging.getLogger("uvicorn.access").info("GET /")
+    assert [line.split("  ")[-1].strip() for line in stream.getvalue().splitlines()] != []
+    assert "Started" not in stream.getvalue()
+    assert "Invalid HTTP request" in stream.getvalue()
+    assert "GET /" in stream.getvalue()
+
+
+def test_the_apps_logging_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root logger isn't touched, nothing of ours reaches it, and a second call doesn't double the lines."""
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level)
+    configured(monkeypatch)
+    stream = configured(monkeypatch)
+    assert (root.handlers, root.level) == before
+    logging.getLogger("cluster2.master").warning("once")
+    assert stream.getvalue().count("once") == 1

@@ -1,0 +1,98 @@
+"""What a worker knows of itself, and the app's hooks around its life."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from cluster2 import worker
+from cluster2.worker import api
+from cluster2.worker.life import Hooks, Life
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> Hooks:
+    """The process's hooks, without those of other tests."""
+    found = Hooks()
+    monkeypatch.setattr(api, "hooks", found)
+    return found
+
+
+@pytest.mark.parametrize("fact", ["pid", "slot", "generation"])
+def test_outside_of_a_worker(fact: str) -> None:
+    """Facts about the worker don't exist where there is none, and the message says why; `draining` is false."""
+    with pytest.raises(RuntimeError, match=rf"worker\.{fact}: this process is no worker"):
+        getattr(worker, fact)
+    assert worker.draining is False
+
+
+def test_inside_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a worker they are its own, and `draining` follows its life."""
+    monkeypatch.setattr(api, "_life", None)  # so that it is undone
+    life = Life(pid=7, slot=3, generation=2)
+    api.begin(life)
+    assert (worker.pid, worker.slot, worker.generation, worker.draining) == (7, 3, 2, False)
+    life.draining = True
+    assert worker.draining is True
+
+
+def test_no_such_fact() -> None:
+    """Anything else is an ordinary missing attribute."""
+    with pytest.raises(AttributeError, match="no attribute 'pod'"):
+        worker.pod  # noqa: B018
+
+
+@pytest.mark.anyio
+async def test_hooks_in_order(hooks: Hooks) -> None:
+    """Hooks of the start run in order of registration, those of the end in reverse, sync and async alike."""
+    called: list[str] = []
+
+    @worker.on_start
+    def pool() -> None:
+        called.append("pool")
+
+    @worker.on_start
+    async def threads() -> None:
+        called.append("threads")
+
+    @worker.on_stop
+    def close_pool() -> None:
+        called.append("close pool")
+
+    @worker.on_stop
+    async def end_threads() -> None:
+        called.append("end threads")
+
+    await hooks.run_start()
+    await hooks.run_stop()
+    assert called == ["pool", "threads", "end threads", "close pool"]
+    assert callable(pool), "a decorated function stays what it is"
+
+
+@pytest.mark.anyio
+async def test_a_hook_of_the_start_that_raises(hooks: Hooks) -> None:
+    """What raises at the start keeps the worker from serving: the error passes, and later hooks don't run."""
+    called: list[str] = []
+
+    @worker.on_start
+    async def broken() -> None:
+        raise LookupError("no database")
+
+    worker.on_start(lambda: called.append("later"))
+    with pytest.raises(LookupError, match="no database"):
+        await hooks.run_start()
+    assert called == []
+
+
+@pytest.mark.anyio
+async def test_a_hook_of_the_end_that_raises(hooks: Hooks, caplog: pytest.LogCaptureFixture) -> None:
+    """What raises at the end is logged, and the other hooks run all the same."""
+    called: list[str] = []
+    worker.on_stop(lambda: called.append("first"))
+    worker.on_stop(lambda: 1 // 0)
+    await hooks.run_stop()
+    assert called == ["first"]
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.ERROR, "a hook of worker.on_stop raised")
+    ]
