@@ -8,17 +8,32 @@ import pytest
 
 from cluster2.engines.base import Interface
 from cluster2.worker.life import Life
+from cluster2.worker.steps import BURST, Watch
 from cluster2.worker.wrapper import wrap
 
 pytestmark = pytest.mark.anyio
 Message = dict[str, Any]
 
 
-def life(*, draining: bool) -> Life:
-    return Life(1, 0, 1, draining)
+class Around:
+    """What the layer reports to."""
+
+    def __init__(self, *, draining: bool = False, due: int = 0) -> None:
+        self.life = Life(1, 0, 1, draining)
+        self.watch = Watch(lambda step, now: None, 0.01)
+        self.watch.due = due
+        self.woken = 0
+        if draining:
+            self.watch.every()
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def wrap(self, app: Any, interface: Interface) -> Any:
+        return wrap(app, interface, self.life, self.watch, self.wake)
 
 
-async def asgi_answer(headers: list[tuple[bytes, bytes]] | None, lives: Life, kind: str = "http") -> list[Message]:
+async def asgi_answer(headers: list[tuple[bytes, bytes]] | None, around: Around, kind: str = "http") -> list[Message]:
     """What reaches the engine of a response with these headers."""
     sent: list[Message] = []
 
@@ -33,85 +48,92 @@ async def asgi_answer(headers: list[tuple[bytes, bytes]] | None, lives: Life, ki
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await wrap(app, Interface.ASGI, lives)({"type": kind}, receive, send)
+    await around.wrap(app, Interface.ASGI)({"type": kind}, receive, send)
     return sent
 
 
-async def test_asgi_serving() -> None:
-    """While the worker serves, the app is given the engine's own `send`, and its awaitable is returned as it is."""
+async def test_serving() -> None:
+    """While no sample is due, the app is given the engine's own `send`, and its awaitable is returned as it is."""
     calls: list[tuple[Any, ...]] = []
     answer = object()
-    wrapped = wrap(lambda *arguments: calls.append(arguments) or answer, Interface.ASGI, life(draining=False))
+    wrapped = Around().wrap(lambda *arguments: calls.append(arguments) or answer, Interface.ASGI)
     scope, receive, send = {"type": "http"}, object(), object()
     assert wrapped(scope, receive, send) is answer
     assert calls == [(scope, receive, send)]
 
 
-async def test_asgi_draining() -> None:
-    """While it drains, the head of each response says that the connection ends; the body passes untouched."""
-    start, body = await asgi_answer([(b"content-type", b"text/plain")], life(draining=True))
+async def test_a_sample() -> None:
+    """A request that is measured is answered as any other; it uses up one sample and wakes the worker."""
+    around = Around(due=BURST)
+    start, body = await asgi_answer([(b"x", b"1")], around)
+    assert start["headers"] == [(b"x", b"1")]
+    assert body["body"] == b"x"
+    assert around.watch.due == BURST - 1
+    assert around.woken == 1
+
+
+async def test_a_sample_that_fails() -> None:
+    """What a measured handler raises arrives as it is."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise LookupError("no such key")
+
+    with pytest.raises(LookupError, match="no such key"):
+        await Around(due=1).wrap(app, Interface.ASGI)({"type": "http"}, None, None)
+
+
+async def test_draining() -> None:
+    """While the worker drains, the head of each response says that the connection ends; the body passes untouched."""
+    start, body = await asgi_answer([(b"content-type", b"text/plain")], Around(draining=True))
     assert start["headers"] == [(b"content-type", b"text/plain"), (b"connection", b"close")]
     assert start["status"] == 200
     assert body == {"type": "http.response.body", "body": b"x"}
 
 
-async def test_asgi_draining_replaces_what_the_app_said() -> None:
-    """An app's own `Connection` header, however it is written, gives way; one without headers gets them."""
-    start, _ = await asgi_answer([(b"Connection", b"keep-alive"), (b"x", b"1")], life(draining=True))
+async def test_draining_replaces_what_the_app_said() -> None:
+    """An app's own `Connection` header, however it is written, gives way; a response without headers gets them."""
+    start, _ = await asgi_answer([(b"Connection", b"keep-alive"), (b"x", b"1")], Around(draining=True))
     assert start["headers"] == [(b"x", b"1"), (b"connection", b"close")]
-    start, _ = await asgi_answer(None, life(draining=True))
+    start, _ = await asgi_answer(None, Around(draining=True))
     assert start["headers"] == [(b"connection", b"close")]
 
 
-async def test_asgi_the_apps_message_is_not_changed() -> None:
-    """The app's own message and list of headers stay as they are: it may send them again."""
+async def test_the_apps_message_is_not_changed() -> None:
+    """The app's own list of headers stays as it is: it may send it again."""
     headers = [(b"x", b"1")]
-    await asgi_answer(headers, life(draining=True))
+    await asgi_answer(headers, Around(draining=True))
     assert headers == [(b"x", b"1")]
 
 
-async def test_asgi_websockets_pass() -> None:
-    """A websocket's denial response, and a lifespan, are not touched."""
-    start, _ = await asgi_answer([(b"x", b"1")], life(draining=True), kind="websocket")
-    assert start["headers"] == [(b"x", b"1")]
-
-
 @pytest.mark.parametrize("draining", [False, True])
-def test_wsgi(draining: bool) -> None:
-    """A WSGI response says that the connection ends while the worker drains, and only then."""
-    started: list[tuple[Any, ...]] = []
-
-    def app(environ: Any, start_response: Any) -> list[bytes]:
-        start_response("200 OK", [("X", "1")])
-        return [b"x"]
-
-    wrapped = wrap(app, Interface.WSGI, life(draining=draining))
-    assert wrapped({}, lambda *arguments: started.append(arguments)) == [b"x"]
-    assert started == [("200 OK", [("X", "1"), ("Connection", "close")] if draining else [("X", "1")])]
+async def test_websockets_pass(draining: bool) -> None:
+    """A websocket's denial response is not touched, and no websocket is measured: it may last for hours."""
+    around = Around(draining=draining, due=5)
+    due = around.watch.due
+    start, _ = await asgi_answer([(b"x", b"1")], around, kind="websocket")
+    assert start["headers"] == [(b"x", b"1")]
+    assert around.watch.due == due
 
 
-def test_wsgi_exc_info_passes() -> None:
-    """The third argument of `start_response`, and its result, pass through."""
-    error = (ValueError, ValueError("x"), None)
-    started: list[tuple[Any, ...]] = []
-    results: list[Any] = []
+@pytest.mark.parametrize("due", [0, 3])
+async def test_stream_handlers(due: int) -> None:
+    """A stream handler is called with its streams, measured or not, and what it raises arrives as it is."""
+    around = Around(due=due)
+    called: list[tuple[Any, Any]] = []
 
-    def app(environ: Any, start_response: Any) -> list[bytes]:
-        results.append(start_response("500 Oh", [], error))
-        return []
+    async def handler(reader: Any, writer: Any) -> None:
+        called.append((reader, writer))
+        raise LookupError("no such key")
 
-    def start_response(*arguments: Any) -> str:
-        started.append(arguments)
-        return "write"
-
-    wrap(app, Interface.WSGI, life(draining=True))({}, start_response)
-    assert started == [("500 Oh", [("Connection", "close")], error)]
-    assert results == ["write"]
+    with pytest.raises(LookupError, match="no such key"):
+        await around.wrap(handler, Interface.TCP)("reader", "writer")
+    assert called == [("reader", "writer")]
+    assert around.watch.due == max(0, due - 1)
 
 
-def test_others_are_not_wrapped() -> None:
-    """TCP handlers are the engine's to drain."""
+def test_protocol_factories_are_not_wrapped() -> None:
+    """What a protocol of the app's does is not to be seen from here."""
 
-    def app(reader: Any, writer: Any) -> None: ...
+    def factory() -> Any: ...
 
-    assert wrap(app, Interface.TCP, life(draining=True)) is app
+    assert Around(draining=True).wrap(factory, Interface.TCP) is factory

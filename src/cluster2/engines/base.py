@@ -82,6 +82,9 @@ class Movable(Protocol):
     def may_move(self) -> bool:
         """Whether another process could go on with it now."""
 
+    def kept_alive(self) -> bool:
+        """Whether it has brought a request already: then it is likely to bring another."""
+
     def idle_since(self) -> float:
         """When it was last used, on the monotonic clock, as coarse as the tick."""
 

@@ -101,6 +101,11 @@ class HttpConnection(HttpToolsProtocol):
             and not transport.get_write_buffer_size()
         )
 
+    def kept_alive(self) -> bool:
+        """Whether it has brought a request already."""
+        cycle: Any = self.cycle
+        return cycle is not None
+
     def idle_since(self) -> float:
         """When it was last used. It counts as used when somebody first asks, if nobody knows."""
         if not self.used:

@@ -77,7 +77,8 @@ class Moves:
         if mine <= mean + 1 or mine <= mean * SLACK:
             return
         surplus = int(mine - mean)
-        sent = self._send_idle(now, most=surplus)
+        # Those that brought no request yet don't count: where each request has a connection of its own, all would be moved.
+        sent = self._send_idle(now, most=surplus, kept=True)
         if sent < surplus and (self._outlet is None or not self._can_move()):
             for engine in self._engines:
                 engine.shed(max(1, (surplus - sent) // SHED))
@@ -99,8 +100,13 @@ class Moves:
                 self.moved += 1
                 self.parked += 1
 
-    def _send_idle(self, now: float, patience: float = 0.0, most: int | None = None) -> int:
-        """Send what may move and has been idle for `patience` seconds; returns how many went."""
+    def _send_idle(self, now: float, patience: float = 0.0, most: int | None = None, kept: bool = False) -> int:
+        """Send what may move and has been idle for `patience` seconds; returns how many went.
+
+        Args:
+            most: how many at most.
+            kept: only those that have brought a request already.
+        """
         if self._outlet is None:
             return 0
         parcels: list[Parcel] = []
@@ -109,7 +115,8 @@ class Moves:
             if len(leaving) == most:
                 break
             since = connection.idle_since()
-            if connection.may_move() and (not patience or now - since >= patience):
+            wanted = connection.kept_alive() if kept else not patience or now - since >= patience
+            if wanted and connection.may_move():
                 descriptor, family = connection.place()
                 parcels.append(Parcel(descriptor, site, family, max(0.0, now - since)))
                 leaving.append(connection)

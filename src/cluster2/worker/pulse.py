@@ -25,7 +25,7 @@ REST = 1.0
 LATE = 0.004
 """Seconds by which a quick tick must be late before a long step is suspected."""
 CROWD = 8
-"""Connections taken between two ticks after which the balance is looked at at once."""
+"""Connections more than at the last tick with which the balance is looked at at once."""
 
 
 class Pulse:
@@ -56,7 +56,7 @@ class Pulse:
         self._wait = REST
         self._due = 0.0
         self._work = -1
-        self._accepted = 0
+        self._connections = 0
         self._slow_at = 0.0
         self._second_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -128,8 +128,8 @@ class Pulse:
         self._work = work
         if busy and not self.draining:
             self._watch.tick(now)
-        crowd = self._acceptor.accepted - self._accepted
-        self._accepted = self._acceptor.accepted
+        crowd = self._row.connections - self._connections
+        self._connections = self._row.connections
         if now - self._slow_at >= 0.95 * SLOW or crowd >= CROWD:
             self._slow_at = now
             self._slow(now)

@@ -6,7 +6,8 @@ each step: what the handler does between two returns to the loop.
 
 A step that is long by the wall clock may only have been preempted; then it held nothing that another worker could use. So it
 counts for the CPU time that its thread used, or in full if the thread gave up the processor by itself (`ru_nvcsw`): then it
-slept, or waited for something. Where other threads are busy, a voluntary switch may be no more than waiting for the GIL: then
+slept, or waited for something. (CPU time is read from the thread's clock. getrusage(2) knows it only as of the last tick or
+switch of the kernel, up to 4 ms ago: by that, any step that was preempted looked long.) Where other threads are busy, a voluntary switch may be no more than waiting for the GIL: then
 only CPU time counts.
 
 Threads that compute (FastAPI's `def` endpoints) hold the GIL and make the loop late in a way that no step shows. A tick
@@ -31,6 +32,7 @@ BUSY = 0.05
 """Shares of a processor that other threads use: above the first they may be long, above the second they are in the way."""
 
 _now = time.monotonic
+_cpu = time.thread_time
 
 
 class Watch:
@@ -78,20 +80,22 @@ class Watch:
     def tick(self, now: float) -> None:
         """Have one request measured before the next tick, and look at what other threads do."""
         self.due = self.due or 1
-        whole, own = getrusage(RUSAGE_SELF), getrusage(RUSAGE_THREAD)
-        others = whole.ru_utime + whole.ru_stime - own.ru_utime - own.ru_stime
-        switches = whole.ru_nvcsw - own.ru_nvcsw
+        others = time.process_time() - _cpu()
+        switches = getrusage(RUSAGE_SELF).ru_nvcsw - getrusage(RUSAGE_THREAD).ru_nvcsw
         passed, used, switched = now - self._at, others - self._others, switches - self._switches
         if passed < 1.0 and used > CROWDED * passed and used > LONG * switched:
             self.report(self._proof, now)
         self._crowded = used > BUSY * passed
         self._at, self._others, self._switches = now, others, switches
 
-    def long_step(self, wall: float, now: float, before: Any) -> None:
-        """A step was long by the wall clock; `before` is the thread's usage when it began."""
-        after = getrusage(RUSAGE_THREAD)
-        cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-        held = wall if after.ru_nvcsw != before.ru_nvcsw and not self._crowded else cpu
+    def long_step(self, wall: float, now: float, cpu: float, switches: int) -> None:
+        """A step was long by the wall clock.
+
+        Args:
+            cpu, switches: CPU time and voluntary switches of the thread when it began.
+        """
+        slept = getrusage(RUSAGE_THREAD).ru_nvcsw != switches
+        held = wall if slept and not self._crowded else _cpu() - cpu
         if held > LONG:
             self.report(held, now)
 
@@ -116,14 +120,15 @@ class Steps:
 
     def send(self, value: Any) -> Any:
         """One step."""
+        switches = getrusage(RUSAGE_THREAD).ru_nvcsw
+        cpu = _cpu()
         began = _now()
-        before = getrusage(RUSAGE_THREAD)
         try:
             return self._inner.send(value)
         finally:
             now = _now()
             if now - began > LONG:
-                self._watch.long_step(now - began, now, before)
+                self._watch.long_step(now - began, now, cpu, switches)
 
     def throw(self, *error: Any) -> Any:
         """A cancellation, usually; not timed."""

@@ -1,0 +1,349 @@
+"""The engine for ASGI and WSGI, over real connections in a uvloop: requests, counts, draining, lifespan."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import pytest
+from uvicorn.lifespan.off import LifespanOff
+
+from cluster2.engines.base import Interface, Site
+from cluster2.engines.uvicorn import UvicornEngine
+from cluster2.errors import AppError
+from cluster2.settings import Settings
+from cluster2.worker.life import Life
+from cluster2.worker.steps import Watch
+from cluster2.worker.wrapper import wrap
+from tests.unit.waiting import PATIENCE, until
+
+pytestmark = pytest.mark.anyio
+Message = dict[str, Any]
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """Workers run on uvloop."""
+    return "asyncio", {"use_uvloop": True}
+
+
+class App:
+    """Answers "hello"; /held waits for `gate`, /stream does so when its head is out; /ws echoes."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.held = 0
+        self.types: list[str] = []
+
+    async def __call__(self, scope: Message, receive: Callable[[], Any], send: Callable[[Message], Any]) -> None:
+        self.types.append(scope["type"])
+        if scope["type"] == "lifespan":
+            for phase in ("startup", "shutdown"):
+                self.types.append((await receive())["type"])
+                await send({"type": f"lifespan.{phase}.complete"})
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            while (message := await receive())["type"] == "websocket.receive":
+                await send({"type": "websocket.send", "text": message["text"]})
+        else:
+            if scope["path"] == "/held":
+                await self.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+            if scope["path"] == "/stream":
+                await send({"type": "http.response.body", "body": b"he", "more_body": True})
+                await self.wait()
+            await send({"type": "http.response.body", "body": b"llo" if scope["path"] == "/stream" else b"hello"})
+
+    async def wait(self) -> None:
+        self.held += 1
+        await self.gate.wait()
+
+
+class Served:
+    """An engine around an app, as a worker arranges it."""
+
+    def __init__(self, app: Any, interface: Interface = Interface.ASGI, **options: Any) -> None:
+        self.life = Life(1, 0, 1)
+        self.watch = Watch(lambda step, now: None, 0.01)
+        call, native = UvicornEngine.adapt(app, interface)
+        wrapped = wrap(call, native, self.life, self.watch, lambda: None)
+        self.engine = UvicornEngine(Site(wrapped, interface, Settings(**options), None))
+
+    def drain(self) -> None:
+        """What a worker does."""
+        self.life.draining = True
+        self.watch.every()
+        self.engine.drain()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        await self.engine.start()
+        yield self
+        await self.engine.stop()
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Client]:
+        """A client, over a real connection of the loopback."""
+        loop = asyncio.get_running_loop()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            ours = socket.create_connection(listener.getsockname())
+            theirs, _ = listener.accept()
+        theirs.setblocking(False)
+        await loop.connect_accepted_socket(self.engine.protocol, theirs)
+        client = Client(*await asyncio.open_connection(sock=ours))
+        try:
+            yield client
+        finally:
+            client.writer.close()
+            try:
+                await client.writer.wait_closed()
+            except ConnectionError:
+                pass  # the server was faster
+
+
+class Client:
+    """A client that sees every byte."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, path: str = "/", headers: str = "") -> None:
+        self.writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n".encode())
+
+    async def head(self) -> str:
+        """The head of an answer, in lower case."""
+        return (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), PATIENCE)).decode().lower()
+
+    async def receive(self) -> tuple[str, bytes]:
+        """An answer with five bytes of body."""
+        return await self.head(), await asyncio.wait_for(self.reader.readexactly(5), PATIENCE)
+
+    async def get(self, path: str = "/") -> tuple[str, bytes]:
+        self.send(path)
+        return await self.receive()
+
+    async def rest(self) -> bytes:
+        """What comes until the server closes."""
+        return await asyncio.wait_for(self.reader.read(), PATIENCE)
+
+
+async def test_requests_are_answered_and_counted() -> None:
+    """Requests over kept connections are answered; requests, connections and what is under way are counted."""
+    app = App()
+    async with Served(app).running() as served:
+        engine = served.engine
+        async with served.connected() as one, served.connected() as two:
+            for _ in range(3):
+                head, body = await one.get()
+                assert head.startswith("http/1.1 200 ok\r\n")
+                assert "date: " in head
+                assert "connection: close" not in head
+                assert body == b"hello"
+            await until(lambda: engine.census() == (3, 2, 0))
+            two.send("/held")
+            await until(lambda: app.held == 1)
+            assert engine.census() == (3, 2, 1)
+            assert not engine.idle()
+            app.gate.set()
+            await two.receive()
+            await until(lambda: engine.census() == (4, 2, 0))
+        await until(engine.idle)
+        assert engine.census() == (4, 0, 0)
+
+
+async def test_drain_with_a_request_in_flight() -> None:
+    """A request under way is finished, says that the connection ends, and ends it."""
+    app = App()
+    async with Served(app).running() as served, served.connected() as client:
+        client.send("/held")
+        await until(lambda: app.held == 1)
+        served.drain()
+        served.engine.sweep(0)
+        assert not served.engine.idle()
+        app.gate.set()
+        head, body = await client.receive()
+        assert "connection: close" in head
+        assert body == b"hello"
+        assert await client.rest() == b""
+        await until(served.engine.idle)
+
+
+async def test_drain_of_an_idle_connection() -> None:
+    """An idle connection may send one more request within the grace; its answer says that the connection ends."""
+    async with Served(App()).running() as served, served.connected() as client:
+        await client.get()
+        served.drain()
+        served.engine.sweep(60)
+        assert not served.engine.idle()
+        head, body = await client.get()
+        assert "connection: close" in head
+        assert body == b"hello"
+        assert await client.rest() == b""
+        await until(served.engine.idle)
+
+
+async def test_sweep_of_an_idle_connection() -> None:
+    """When the grace is over, idle connections are closed, those that never asked included."""
+    async with Served(App()).running() as served:
+        async with served.connected() as used, served.connected() as unused:
+            await used.get()
+            served.drain()
+            served.engine.sweep(0)
+            assert await used.rest() == b""
+            assert await unused.rest() == b""
+        await until(served.engine.idle)
+
+
+async def test_drain_with_a_response_that_has_begun() -> None:
+    """A response whose head is out is finished and its connection, which wasn't told to end, becomes an idle one."""
+    app = App()
+    async with Served(app).running() as served, served.connected() as client:
+        client.send("/stream")
+        head = await client.head()
+        assert "connection: close" not in head
+        await until(lambda: app.held == 1)
+        served.drain()
+        served.engine.sweep(0)
+        app.gate.set()
+        assert await asyncio.wait_for(client.reader.readexactly(5), PATIENCE) == b"hello"
+        head, _ = await client.get()
+        assert "connection: close" in head
+        assert await client.rest() == b""
+        await until(served.engine.idle)
+
+
+async def test_a_head_half_sent_is_no_idle_connection() -> None:
+    """A client in the middle of its request's head is not cut off by the sweep; the request is answered."""
+    async with Served(App()).running() as served, served.connected() as client:
+        await client.get()
+        client.writer.write(b"GET / HTTP/1.1\r\nHost: te")
+        connection = next(iter(served.engine.movable()))
+        await until(lambda: not connection.idle())
+        served.drain()
+        served.engine.sweep(0)
+        served.engine.sweep(0)
+        client.writer.write(b"st\r\n\r\n")
+        head, body = await client.receive()
+        assert body == b"hello"
+        assert "connection: close" in head
+
+
+async def test_pipelined_requests_are_all_answered() -> None:
+    """Requests that came in one piece before the drain are answered one by one, and none is lost to the sweep."""
+    app = App()
+    async with Served(app).running() as served, served.connected() as client:
+        client.writer.write(b"GET /held HTTP/1.1\r\nHost: t\r\n\r\nGET / HTTP/1.1\r\nHost: t\r\n\r\n")
+        await until(lambda: app.held == 1)
+        served.engine.sweep(0)
+        app.gate.set()
+        assert (await client.receive())[1] == b"hello"
+        assert (await client.receive())[1] == b"hello"
+
+
+async def test_websockets_end_with_1012() -> None:
+    """An open websocket works on through the drain's grace, then is closed with "service restart"."""
+    async with Served(App()).running() as served, served.connected() as client:
+        key = "Upgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+        client.send("/ws", key + "dGhlIHNhbXBsZSBub25jZQ==\r\n")
+        assert (await client.head()).startswith("http/1.1 101 ")
+        served.drain()
+        served.engine.sweep(60)
+        client.writer.write(b"\x81\x85" + bytes(4) + b"hello")
+        assert await asyncio.wait_for(client.reader.readexactly(7), PATIENCE) == b"\x81\x05hello"
+        served.engine.sweep(0)
+        assert (await asyncio.wait_for(client.reader.readexactly(4), PATIENCE))[2:] == (1012).to_bytes(2, "big")
+        client.writer.write(b"\x88\x82" + bytes(4) + (1012).to_bytes(2, "big"))
+        await client.rest()
+        await until(served.engine.idle)
+
+
+async def test_lifespan() -> None:
+    """The app's lifespan runs to the end of its startup before `start` returns, and to its end in `stop`."""
+    app = App()
+    async with Served(app).running():
+        assert app.types == ["lifespan", "lifespan.startup"]
+    assert app.types == ["lifespan", "lifespan.startup", "lifespan.shutdown"]
+
+
+async def test_the_app_is_not_called_to_find_out_what_it_is() -> None:
+    """An app is called for its lifespan and its requests only."""
+    app = App()
+    async with Served(app, lifespan="off").running() as served, served.connected() as client:
+        assert app.types == []
+        await client.get()
+        assert app.types == ["http"]
+
+
+def failing(message: str | None) -> Any:
+    async def app(scope: Message, receive: Callable[[], Any], send: Callable[[Message], Any]) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed"} | ({} if message is None else {"message": message}))
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("the database is away", "the database is away"),
+        ("Traceback (most recent call last):\n  File\nValueError: no\n", "ValueError: no"),
+        ("", "it said no reason"),
+        (None, "it said no reason"),
+    ],
+)
+async def test_a_lifespan_that_fails(message: str | None, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It is the app's error, with the reason in the line and the whole text as detail; uvicorn doesn't say it again."""
+    with pytest.raises(AppError, match=f"^the app's lifespan failed at startup: {reason}$") as raised:
+        await Served(failing(message)).engine.start()
+    assert raised.value.detail == (message or "")
+    assert caplog.records == []
+
+
+async def test_a_lifespan_that_raises(caplog: pytest.LogCaptureFixture) -> None:
+    """With `lifespan=on` an app that raises there fails; with auto it simply has none. A reason is always given."""
+
+    async def app(scope: Message, receive: Callable[[], Any], send: Callable[[Message], Any]) -> None:
+        raise LookupError("no such table")
+
+    with pytest.raises(AppError, match="^the app's lifespan failed at startup: ") as raised:
+        await Served(app, lifespan="on").engine.start()
+    assert "LookupError: no such table" in raised.value.message + caplog.text
+    async with Served(app).running():
+        pass
+
+
+async def test_wsgi() -> None:
+    """A WSGI app is served as well, without a lifespan."""
+
+    def app(environ: Message, start_response: Callable[..., Any]) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", "5")])
+        return [environ["PATH_INFO"].encode()]
+
+    async with Served(app, Interface.WSGI).running() as served, served.connected() as client:
+        assert isinstance(served.engine._lifespan, LifespanOff)
+        assert (await client.get("/four"))[1] == b"/four"
+        served.drain()
+        head, body = await client.get("/five")
+        assert body == b"/five"
+        assert "connection: close" in head
+
+
+async def test_garbage() -> None:
+    """What is no HTTP is answered with 400, and its connection ends."""
+    async with Served(App()).running() as served, served.connected() as client:
+        client.writer.write(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
+        assert (await client.head()).startswith("http/1.1 400 ")
+        await client.rest()
+        await until(served.engine.idle)
+
+
+def test_preload() -> None:
+    """All that serving needs is imported by `preload`, so that workers share it."""
+    UvicornEngine.preload()
+    assert {"httptools", "uvicorn.protocols.websockets.auto"} <= set(sys.modules)
