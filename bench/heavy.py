@@ -68,3 +68,11 @@ async def total(request: Request, first: int = 1, count: int = 10) -> dict[str, 
 async def pid() -> Response:
     """Who answers."""
     return Response(str(os.getpid()), media_type="text/plain")
+
+
+def warm_up() -> None:
+    """Run once around before workers are forked (`--warm-up bench.heavy:warm_up`): what code does only once happens here."""
+    engine = _database()
+    with Session(engine) as session:
+        float(np.array([item.price for item in session.scalars(select(Item))]) @ WEIGHTS[:100])
+    engine.dispose()

@@ -152,7 +152,8 @@ def _log(event: events.Event) -> None:
             )  # fmt: skip
         case events.Died():
             how = event.signal or f"exit code {event.code}"
-            level = logging.WARNING if event.reason in ("crash", "hang") else logging.INFO
+            fine = event.code == 0 or event.reason == "stop"
+            level = logging.INFO if fine else logging.WARNING
             logger.log(level, "worker %d is gone (slot %d, %s, %s)", event.pid, event.slot, event.reason, how)
         case events.Signalled():
             logger.info("%s: %s", event.signal, event.action)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -71,8 +72,16 @@ class Client:
         with self._connect() as connection:
             lines = _exchange(connection, verb, None, timeout)
             answer = self._answer(lines, progress)
-            for _ in lines:
-                pass  # whatever it says now, the end of the connection is what counts
+            leaving = _open_process(answer or {})
+            try:
+                for _ in lines:
+                    pass  # whatever it says now, the end of the connection is what counts
+                if leaving is not None:
+                    # The connection ends a moment before the process: who starts another master now must find all free.
+                    select.select([leaving], [], [], timeout)
+            finally:
+                if leaving is not None:
+                    os.close(leaving)
         return answer or {}
 
     def _connect(self) -> socket.socket:
@@ -133,6 +142,14 @@ def _exchange(
         raise ClusterError(f"the master didn't finish {verb!r} within {timeout:g} s") from None
     except ConnectionError:
         return  # killed with our request unread: that is the end of the connection, too
+
+
+def _open_process(answer: Mapping[str, Any]) -> int | None:
+    """A pidfd of the process that the master says will end; None: it lives on, or has ended."""
+    try:
+        return os.pidfd_open(int(answer["leaves"])) if answer.get("leaves") else None
+    except ProcessLookupError:
+        return None
 
 
 def _error(said: Mapping[str, Any]) -> ClusterError:

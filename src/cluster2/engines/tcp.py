@@ -29,6 +29,7 @@ class TcpEngine:
     name: ClassVar[str] = "tcp"
     interfaces: ClassVar[frozenset[Interface]] = frozenset({Interface.TCP})
     capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.TLS})
+    reads_first = False
 
     def __init__(self, site: Site) -> None:
         # By id, since an app's protocol need not be hashable (a dataclass isn't).

@@ -39,6 +39,8 @@ class Control:
         self._put = put
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[Any]] = set()
+        self._unanswered: set[asyncio.Future[dict[str, Any] | ClusterError]] = set()
 
     async def open(self, listener: socket.socket) -> None:
         """Take clients from a listening Unix socket."""
@@ -48,10 +50,18 @@ class Control:
         """The master is as good as gone: end all connections."""
         if self._server is not None:
             self._server.close()
+        for answered in [each for each in self._unanswered if not each.done()]:
+            answered.set_result(ClusterError("the master has left"))
         for writer in list(self._clients):
             writer.close()
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=1.0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
         self._clients.add(writer)
         try:
             if not _may_speak(writer):
@@ -77,8 +87,11 @@ class Control:
             if not answered.done():
                 answered.set_result(result)
 
+        self._unanswered.add(answered)
         self._put(Command(request.verb, request.params, answer))
-        _answer(writer, await answered)
+        result = await answered
+        self._unanswered.discard(answered)
+        _answer(writer, result)
         await writer.drain()
 
 

@@ -316,23 +316,28 @@ class Master:
     def _command(self, command: Command) -> None:
         match command.verb:
             case "status":
-                command.answer(self._status())
+                command.answer(self._status(memory=bool(command.params.get("memory", True))))
             case "shutdown":
                 self.shut_down()
-                command.answer({})
+                command.answer(self._farewell())
             case "stop":
                 self._stop()
-                command.answer({})
+                command.answer(self._farewell())
             case _:
                 command.answer(UsageError(f"the master knows no command {command.verb!r}"))
 
-    def _status(self) -> dict[str, Any]:
+    def _farewell(self) -> dict[str, Any]:
+        """Which process ends when the connection has; none where the master lives in somebody else's program."""
+        return {"leaves": os.getpid() if self._owns_process else None}
+
+    def _status(self, *, memory: bool) -> dict[str, Any]:
         return status(
             self._estate.board,
             self._roster,
             state="degraded" if self._restarts.degraded else self._phase.value,
             wanted=self._wanted.slots,
             addresses=[str(listener.address) for _, listener in self._estate.listeners],
+            memory=memory,
         )
 
     def _catch_signals(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from .. import __version__
@@ -17,16 +18,23 @@ MODES = ("eager", "held", "parking")
 """How a worker takes connections, by the number in its row (`worker.pace`)."""
 
 
-def status(board: Scoreboard, roster: Roster, *, state: str, wanted: int, addresses: list[str]) -> dict[str, Any]:
-    """The cluster as plain data: times in seconds, memory in bytes (proportional set size)."""
+def status(
+    board: Scoreboard, roster: Roster, *, state: str, wanted: int, addresses: list[str], memory: bool
+) -> dict[str, Any]:
+    """The cluster as plain data: times in seconds, memory in bytes (proportional set size).
+
+    Args:
+        memory: whether to measure it; that is a walk over the page tables of each process, a millisecond per 100 MiB.
+    """
     header = board.header
+    weigh = _memory if memory else _unweighed
     return {
         "master": {
             "pid": os.getpid(),
             "state": state,
             "uptime": time.time() - header.started,
             "version": __version__,
-            "memory": _memory(os.getpid()),
+            "memory": weigh(os.getpid()),
         },
         "generation": header.generation,
         "wanted": wanted,
@@ -38,15 +46,15 @@ def status(board: Scoreboard, roster: Roster, *, state: str, wanted: int, addres
             "expired": header.keeper_expired,
             "lost": header.keeper_lost,
             "restarts": header.keeper_restarts,
-            "memory": _memory(header.keeper_pid),
+            "memory": weigh(header.keeper_pid),
         }
         if header.keeper_pid
         else None,
-        "workers": [_worker(board, handle) for handle in roster if handle.pid is not None],
+        "workers": [_worker(board, handle, weigh) for handle in roster if handle.pid is not None],
     }
 
 
-def _worker(board: Scoreboard, handle: Handle) -> dict[str, Any]:
+def _worker(board: Scoreboard, handle: Handle, weigh: Callable[[int], int | None]) -> dict[str, Any]:
     row = board.row(handle.row)
     assert handle.pid is not None
     return {
@@ -64,12 +72,16 @@ def _worker(board: Scoreboard, handle: Handle) -> dict[str, Any]:
         "moved_in": row.moved_in,
         "moved_out": row.moved_out,
         "uptime": handle.uptime(time.monotonic()),
-        "memory": _memory(handle.pid),
+        "memory": weigh(handle.pid),
     }
 
 
 def _known(count: int) -> int | None:
     return None if count < 0 else count
+
+
+def _unweighed(pid: int) -> None:
+    return None
 
 
 def _memory(pid: int) -> int | None:

@@ -125,12 +125,17 @@ class Worker:
         api.begin(self._life)
         channel = await self._open_channel()
         self._say(wire.Born(self._life.pid))
+        code = await self._live()
+        if channel is not None:
+            await channel.close()
+        return code
+
+    async def _live(self) -> int:
         try:
-            await self._start()
+            if not await self._start_unless_told():
+                return 0
         except ClusterError as error:
             self._say(wire.BootFailed(error.message, error.detail[-wire.LIMIT // 2 :], error.exit_code))
-            if channel is not None:
-                await channel.close()
             return error.exit_code
         self._row.state = State.READY
         self._say(wire.Ready())
@@ -138,9 +143,19 @@ class Worker:
         if not await self._drain():
             self._say(wire.Note(f"drain_timeout is over: {self._leftover()} cut"))
         await self._stop()
-        if channel is not None:
-            await channel.close()
         return 0
+
+    async def _start_unless_told(self) -> bool:
+        """Start, but don't wait for an app that hangs in its startup when told to leave. Returns whether it has started."""
+        starting = asyncio.ensure_future(self._start())
+        told = asyncio.ensure_future(self._told.wait())
+        await asyncio.wait({starting, told}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        if not starting.done():
+            starting.cancel()
+            return False
+        starting.result()
+        return True
 
     async def _open_channel(self) -> TalkChannel | None:
         """Get ready to be told to drain: by the master, or by signals where there is none. TERM always works."""

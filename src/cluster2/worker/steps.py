@@ -6,9 +6,9 @@ each step: what the handler does between two returns to the loop.
 
 A step that is long by the wall clock may only have been preempted; then it held nothing that another worker could use. So it
 counts for the CPU time that its thread used, or in full if the thread gave up the processor by itself (`ru_nvcsw`): then it
-slept, or waited for something. (CPU time is read from the thread's clock. getrusage(2) knows it only as of the last tick or
-switch of the kernel, up to 4 ms ago: by that, any step that was preempted looked long.) Where other threads are busy, a voluntary switch may be no more than waiting for the GIL: then
-only CPU time counts.
+slept, or waited for something. Where other threads are busy, a voluntary switch may be no more than waiting for the GIL: then
+only CPU time counts. CPU time is read from the thread's clock: getrusage(2) knows it only as of the kernel's last tick or
+switch, up to 4 ms ago, and by that any step that was preempted looked long.
 
 Threads that compute (FastAPI's `def` endpoints) hold the GIL and make the loop late in a way that no step shows. A tick
 sees them: CPU time of the process less that of the loop's thread, if it is more than a tenth of the time, and more than 0.5 ms
