@@ -147,7 +147,7 @@ class Engine(Protocol):
         """Its connections, as far as they are of a kind that can move at all."""
 
     def park(self, freed: Callable[[Movable], None] | None) -> None:
-        """From now on call `freed` with each connection soon after its response; None: no more."""
+        """From now on call `freed` with each connection when its response is complete (perhaps not written yet); None: no more."""
 
     def shed(self, count: int) -> int:
         """End up to so many connections politely, with their next response; for balance. Returns how many will."""

@@ -124,11 +124,10 @@ class UvicornEngine:
             if "on_response_complete" in vars(self._plain):
                 del self._plain.on_response_complete
             return
-        loop = asyncio.get_running_loop()
 
         def on_response_complete(self: HttpConnection) -> None:
             HttpConnection.on_response_complete(self)
-            loop.call_soon(freed, self)  # uvloop writes at the end of this turn
+            freed(self)
 
         self._plain.on_response_complete = on_response_complete  # type: ignore[method-assign]
 

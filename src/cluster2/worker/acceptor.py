@@ -31,9 +31,11 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from ..engines.base import Engine
 from ..kernel.handover import Inlet
+from .direct import Direct
 from .pace import Mode
 
 logger = logging.getLogger("cluster2.worker")
@@ -219,7 +221,8 @@ class Acceptor:
             else:
                 taken, tls = self._receive(source), None
             if taken is not None:
-                self._hold_back(self._join(taken, source.engine, tls))
+                if not self._join(taken, source.engine, tls):
+                    self._loop.call_soon(self._take)
                 return
         self._pending = None
         self._arm()
@@ -232,9 +235,7 @@ class Acceptor:
         """Take the next one when this one's request has begun, or after a moment."""
         self._pending = connection
         self._pending_since = self._loop.time()
-        if connection is None:
-            self._loop.call_soon(self._take)
-        elif self._timer is None:
+        if self._timer is None:
             self._timer = self._loop.call_later(HOLD, self._waited)
 
     def _waited(self) -> None:
@@ -264,6 +265,7 @@ class Acceptor:
                 self._pause(error)
                 return None
             raise
+        connection.setblocking(False)
         self.accepted += 1
         return connection
 
@@ -277,27 +279,31 @@ class Acceptor:
         except OSError:
             return None
 
-    def _join(self, connection: socket.socket, engine: Engine, tls: ssl.SSLContext | None) -> object:
-        """Give a connection its protocol; returns that, or None if the client has gone."""
+    def _join(self, connection: socket.socket, engine: Engine, tls: ssl.SSLContext | None) -> bool:
+        """Give a connection its protocol; false if the client has gone."""
         self._woken()
-        connection.setblocking(False)
         first: bytes | None = None
         if tls is None and engine.reads_first:
             try:
-                first = connection.recv(FIRST)
+                first = connection.recv(FIRST, socket.MSG_DONTWAIT)
             except (BlockingIOError, InterruptedError):
                 pass
             except OSError:  # reset; or no socket at all, which only a foreign hand can have put there
                 connection.close()
-                return None
+                return False
             if first == b"":
                 connection.close()
-                return None
+                return False
         protocol = engine.taken(first, self._served)
+        if self._mode is not Mode.EAGER:
+            self._hold_back(protocol)
+        if first is not None and self._mode is Mode.PARKING:
+            Direct(self._loop, connection, cast(asyncio.Protocol, protocol)).begin()
+            return True
         task = self._loop.create_task(self._connect(protocol, connection, tls))
         self._joining.add(task)
         task.add_done_callback(self._joining.discard)
-        return protocol
+        return True
 
     async def _connect(
         self, protocol: asyncio.BaseProtocol, connection: socket.socket, tls: ssl.SSLContext | None

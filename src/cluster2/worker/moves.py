@@ -13,6 +13,7 @@ ending some politely, with the next response, at a bounded rate.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 
 from ..engines.base import Engine, Movable
@@ -40,6 +41,7 @@ class Moves:
         self._outlet = outlet
         self._engines = engines
         self._header = header
+        self._loop = asyncio.get_running_loop()
         self.moved = 0
         self.parked = 0
 
@@ -91,9 +93,12 @@ class Moves:
             engine.park(lambda connection, site=site: self._park(site, connection))  # type: ignore[misc]
         self._send_idle(now)
 
-    def _park(self, site: int, connection: Movable) -> None:
+    def _park(self, site: int, connection: Movable, again: bool = True) -> None:
         assert self._outlet is not None
-        if connection.may_move():
+        if not connection.may_move():
+            if again:  # uvloop writes at the end of this turn
+                self._loop.call_soon(self._park, site, connection, False)
+        else:
             descriptor, family = connection.place()
             if self._outlet.send(descriptor, site, family, 0.0):
                 connection.let_go()
