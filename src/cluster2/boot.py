@@ -21,9 +21,10 @@ from .kernel import processes
 from .kernel.listeners import Listener, open_all, systemd_fds
 from .kernel.pidfiles import PidsDirectory
 from .kernel.scoreboard import Scoreboard
+from .kinds import Address, FdAddress
 from .master.loop import Estate, Master
 from .master.nursery import default_argv
-from .settings import Address, FdAddress
+from .settings import OPTIONS, Settings
 
 logger = logging.getLogger("cluster2.master")
 
@@ -111,7 +112,14 @@ def estate(config: Config, argv: Sequence[str]) -> Iterator[Estate]:
         processes.become_subreaper()
         board = Scoreboard.create()
         stack.callback(board.close)
-        yield Estate(settings, explicit(config), listeners, board, pids, argv)
+
+        def reread() -> tuple[Settings, dict[str, str]]:
+            again = config.again()
+            for name in changed(config, again):
+                logger.warning("%s has changed (%s): that takes effect only by a restart", name, again.sources[name])
+            return again.settings, explicit(again)
+
+        yield Estate(settings, explicit(config), reread, listeners, board, pids, argv)
 
 
 @contextlib.contextmanager
@@ -126,6 +134,15 @@ def listening(config: Config) -> Iterator[list[tuple[int, Listener]]]:
     finally:
         for listener in listeners:
             listener.close()
+
+
+def changed(before: Config, after: Config) -> list[str]:
+    """Options that differ although a reload can't change them."""
+    return [
+        name
+        for name, option in OPTIONS.items()
+        if option.restart and getattr(before.settings, option.field) != getattr(after.settings, option.field)
+    ]
 
 
 def explicit(config: Config) -> dict[str, str]:

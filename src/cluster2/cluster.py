@@ -132,6 +132,18 @@ class Cluster:
         """What `cluster2 status --json` shows. Raises NotRunning."""
         return self._client().call("status")
 
+    def reload(self) -> dict[str, Any]:
+        """Load the code again; returns when the new generation serves. Raises ClusterError if it was abandoned, NotRunning."""
+        return self._client().call("reload")
+
+    def recycle(self, worker: int | None = None) -> dict[str, Any]:
+        """Replace the worker of that pid or slot, or all in turn; returns when it is done. Raises NotRunning."""
+        return self._client().call("recycle", {"worker": worker})
+
+    def scale(self, workers: int) -> dict[str, Any]:
+        """Set the number of workers; returns when there are so many. Raises NotRunning."""
+        return self._client().call("scale", {"workers": workers})
+
     def shutdown(self) -> None:
         """End the cluster gracefully; returns when its master is gone. Raises NotRunning."""
         self._client().gone("shutdown")

@@ -10,16 +10,21 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .errors import ConfigError
-from .settings import OPTIONS, PATH, Option, Settings, validate
+from .kinds import PATH
+from .settings import OPTIONS, Option, Settings, validate
 
 PREFIX = "CLUSTER2_"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def _never() -> Config:
+    raise AssertionError("this configuration was not loaded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +35,13 @@ class Config:
         sources: for each option by dotted name where its value is from: "default", "flag --workers",
             "CLUSTER2_WORKERS", "cluster2.toml:3", "code".
         warnings: what looks like a mistake but need not be one, a line each.
+        again: gathers them again, as they are now; raises ConfigError as `load` does.
     """
 
     settings: Settings
     sources: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    again: Callable[[], Config] = field(default=_never, repr=False, compare=False)
 
     def explicit(self, name: str) -> bool:
         """Whether the option of that dotted name was set on purpose, be it to its default."""
@@ -92,7 +99,11 @@ def load(
     validate(settings, sources)
     if check:
         check_files(settings, sources)
-    return Config(settings, MappingProxyType(sources), tuple(warnings))
+
+    def again() -> Config:
+        return load(given, origin=origin, environ=environ, directory=directory, file=file, check=check)
+
+    return Config(settings, MappingProxyType(sources), tuple(warnings), again)
 
 
 def lookup(

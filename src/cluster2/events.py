@@ -98,6 +98,39 @@ class Recovered(Event, frozen=True, kw_only=True):
     ready: int
 
 
+class Reloading(Event, frozen=True, kw_only=True):
+    """New code is being loaded, as this generation."""
+
+    name: ClassVar[str] = "reloading"
+    generation: int
+
+
+class Reloaded(Event, frozen=True, kw_only=True):
+    """All workers are of the new generation.
+
+    Attributes:
+        seconds: from the request on.
+    """
+
+    name: ClassVar[str] = "reloaded"
+    generation: int
+    seconds: float
+
+
+class ReloadFailed(Event, frozen=True, kw_only=True):
+    """A reload was abandoned; the old generation goes on.
+
+    Attributes:
+        generation: the new one, which isn't used.
+        traceback: of the app's own error, or None.
+    """
+
+    name: ClassVar[str] = "reload-failed"
+    generation: int
+    reason: str
+    traceback: str | None
+
+
 class Signalled(Event, frozen=True, kw_only=True):
     """The master received a signal. Listeners name the signal itself: `cluster.on("SIGTERM")`."""
 

@@ -41,14 +41,14 @@ class Seen:
     """One worker, as far as decisions need to know it.
 
     Attributes:
-        replace: it is to be replaced within its generation.
+        replace: since when it is to be replaced within its generation; None: it isn't. First come, first served.
     """
 
     incarnation: int
     slot: int
     generation: int
     state: State
-    replace: bool = False
+    replace: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,9 @@ class Retire:
 Decision = Spawn | Retire
 
 
-def plan(wanted: Wanted, workers: Iterable[Seen], *, barred: frozenset[int] = frozenset()) -> list[Decision]:
+def plan(
+    wanted: Wanted, workers: Iterable[Seen], *, barred: frozenset[int] = frozenset(), retire: bool = True
+) -> list[Decision]:
     """What to do next.
 
     Each wanted slot has one live worker of the wanted generation. One that is outdated is retired only after its successor
@@ -76,13 +78,14 @@ def plan(wanted: Wanted, workers: Iterable[Seen], *, barred: frozenset[int] = fr
 
     Args:
         barred: slots in which nothing may be spawned yet (they back off).
+        retire: false: successors may be made, but predecessors stay (the new generation has to prove itself first).
     """
     decisions: list[Decision] = []
     by_slot: dict[int, list[Seen]] = {}
     for worker in workers:
         if worker.state in LIVE:
             by_slot.setdefault(worker.slot, []).append(worker)
-    outdated: list[int] = []
+    outdated: list[tuple[float, int]] = []
     rolling = 0
     for slot in range(wanted.slots):
         old, new = _divide(by_slot.pop(slot, []), wanted.generation)
@@ -90,21 +93,21 @@ def plan(wanted: Wanted, workers: Iterable[Seen], *, barred: frozenset[int] = fr
             if slot not in barred:
                 decisions.append(Spawn(slot))
         elif old and not new:
-            outdated.append(slot)
+            outdated.append((min(worker.replace or 0.0 for worker in old), slot))
         elif old:
-            if any(worker.state is State.READY for worker in new):
+            if retire and any(worker.state is State.READY for worker in new):
                 decisions += [Retire(worker.incarnation) for worker in old]
             else:
                 rolling += 1
     room = max(0, wanted.surge - rolling)
-    decisions += [Spawn(slot) for slot in outdated if slot not in barred][:room]
+    decisions += [Spawn(slot) for _, slot in sorted(outdated) if slot not in barred][:room]
     decisions += [Retire(worker.incarnation) for extra in by_slot.values() for worker in extra]
     return decisions
 
 
 def _divide(workers: Sequence[Seen], generation: int) -> tuple[list[Seen], list[Seen]]:
     """The outdated ones and the current ones of a slot."""
-    old = [worker for worker in workers if worker.replace or worker.generation != generation]
+    old = [worker for worker in workers if worker.replace is not None or worker.generation != generation]
     return old, [worker for worker in workers if worker not in old]
 
 

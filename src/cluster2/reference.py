@@ -1,12 +1,24 @@
-"""Writes what is derived from the options: their page, and a sample file (`python -m cluster2.reference sample`)."""
+"""Writes what is derived from the code: the reference pages of options, events and commands, and a sample file.
+
+`python -m cluster2.reference options > docs/reference/options.md`; a test fails while a page isn't what this file makes.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import sys
 from itertools import groupby
+from typing import Any, get_args
 
-from .settings import OPTIONS, UMASK, Option
+import click
+
+from . import cli
+from .cli.flags import OptionCommand
+from .events import EVENTS, Event, Reason
+from .kinds import UMASK
+from .settings import OPTIONS, Option
 
 _HEAD = """\
 # Options
@@ -37,7 +49,7 @@ _FOOT = """
 
 
 def options() -> str:
-    """The reference page, Markdown."""
+    """The reference page of options, Markdown."""
     parts = [_HEAD]
     for heading, group in groupby(OPTIONS.values(), lambda option: option.group):
         parts.append(f"\n## {heading}\n\n| option | value | default | meaning |\n|---|---|---|---|\n")
@@ -99,8 +111,103 @@ _EXAMPLES = {
 }
 
 
+_EVENTS_HEAD = """\
+# Events
+
+This page is made by `python -m cluster2.reference events`; don't edit it.
+
+`cluster.on(name, handler)`, or the decorator `@cluster.on(name)`, calls `handler(event)` in the master; the name `*` means
+every event. Handlers may be sync or async; one that raises is logged and hurts nobody. From the shell,
+`setup = "module:function"` names a function that is called with the cluster and can do the same.
+
+Each event is frozen and has `name` and `time` (seconds since the epoch), and the fields below.
+"""
+_USUAL = {
+    "pid": "process id of the worker",
+    "slot": "its place in the cluster, from 0; its successor has the same",
+    "generation": "which load of the app's code, counted from 1",
+    "text": "one line",
+    "signal": "the name of the signal",
+    "action": "what the master does about it, in a word",
+    "ready": "workers that serve now",
+    "code": "the exit code of the master",
+    "reason": "why, in one line",
+}
+"""What a field means where the event's own docstring needn't say it."""
+
+
+def events() -> str:
+    """The reference page of events, Markdown."""
+    return "".join([_EVENTS_HEAD, *(_event(kind) for kind in EVENTS.values())])
+
+
+def _event(kind: type[Event]) -> str:
+    summary, own = _documented(kind)
+    types = inspect.get_annotations(kind)
+    reasons = {"reason": "one of " + ", ".join(f"`{each}`" for each in get_args(Reason))}
+    meanings = _USUAL | (reasons if types.get("reason") == "Reason" else {}) | own
+    rows = [
+        f"| `{name}` | {_type(types[name])} | {meanings[name]} |\n"
+        for name in kind.__struct_fields__
+        if name in types and name != "time"
+    ]
+    table = "\n| field | type | meaning |\n|---|---|---|\n" + "".join(rows) if rows else ""
+    return f"\n## `{kind.name}`\n\n{summary}\n{table}"
+
+
+def _documented(kind: type) -> tuple[str, dict[str, str]]:
+    """What a docstring says of a class, and of each of its attributes."""
+    said, _, attributes = inspect.cleandoc(kind.__doc__ or "").partition("\n\nAttributes:\n")
+    found = re.findall(r"^ {4}(\w+): (.*)\.$", re.sub(r"\n {8,}", " ", attributes), re.MULTILINE)
+    return said, dict(found)
+
+
+def _type(annotation: Any) -> str:
+    text = "str" if annotation == "Reason" else str(annotation)
+    return f"`{text}`".replace("|", "\\|")
+
+
+_COMMANDS_HEAD = """\
+# Commands
+
+This page is made by `python -m cluster2.reference commands`; don't edit it.
+
+A command returns 0 when it has done what it says, else the [exit code](../signals.md#exit-codes) of what went wrong, after
+one line on standard error that says it. Those that speak to a running master find it by `--pids DIR`, by `CLUSTER2_PIDS`, or
+by `pids` in the file of options.
+"""
+
+
+def commands() -> str:
+    """The reference page of commands, Markdown."""
+    parent = click.Context(cli.cli, info_name="cluster2")
+    found = [cli.cli.get_command(parent, name) for name in cli.cli.list_commands(parent)]
+    return "".join([_COMMANDS_HEAD, *(_command(each, parent) for each in found if each is not None)])
+
+
+def _command(command: click.Command, parent: click.Context) -> str:
+    assert command.name is not None
+    context = click.Context(command, info_name=command.name, parent=parent)
+    usage = " ".join(["cluster2", command.name, *command.collect_usage_pieces(context)])
+    help = inspect.cleandoc(command.help or "").replace("\b", "")
+    parts = [f"\n## `{command.name}`\n\n```sh\n{usage}\n```\n\n{help}\n"]
+    # Flags that are options have the page of their own; they alone bear a heading.
+    flags = [each for each in command.params if isinstance(each, click.Option) and not hasattr(each, "heading")]
+    records = [record for each in flags if (record := each.get_help_record(context)) is not None]
+    if records:
+        rows = "".join(f"| `{names}` | {help} |\n" for names, help in records)
+        parts.append(f"\n| flag | |\n|---|---|\n{rows}")
+    if isinstance(command, OptionCommand):
+        parts.append("\nIt takes a flag for each of the [options](options.md).\n")
+    return "".join(parts)
+
+
+PAGES = {"options": options, "events": events, "commands": commands}
+"""The pages in docs/reference, by name."""
+
+
 if __name__ == "__main__":
-    pages = {"options": options, "sample": sample}
+    pages = PAGES | {"sample": sample}
     if len(sys.argv) != 2 or sys.argv[1] not in pages:
         sys.exit(f"usage: python -m cluster2.reference {'|'.join(pages)}")
     sys.stdout.write(pages[sys.argv[1]]())

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cluster2.kernel.listeners import Listener, open_all, queue_length
-from cluster2.settings import Address, FdAddress, TcpAddress, UnixAddress
+from cluster2.kinds import Address, FdAddress, TcpAddress, UnixAddress
 
 Open = Callable[..., list[Listener]]
 

@@ -14,7 +14,7 @@ import pytest
 
 from cluster2.errors import AddressInUse, ConfigError
 from cluster2.kernel.listeners import Listener, open_all, systemd_fds
-from cluster2.settings import Address, FdAddress, TcpAddress, UnixAddress
+from cluster2.kinds import Address, FdAddress, TcpAddress, UnixAddress
 
 Open = Callable[..., list[Listener]]
 

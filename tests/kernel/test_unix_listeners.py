@@ -15,7 +15,7 @@ import pytest
 
 from cluster2.errors import AddressInUse, ConfigError
 from cluster2.kernel.listeners import PATH_BYTES, Listener, open_all
-from cluster2.settings import Address, UnixAddress
+from cluster2.kinds import Address, UnixAddress
 
 Open = Callable[..., list[Listener]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -142,6 +143,15 @@ def processes() -> dict[int, str]:
     return found
 
 
+async def nobody_is_left(before: set[int]) -> None:
+    """Wait until all processes but those before are gone; kill what is left when that fails."""
+    try:
+        await until(lambda: not set(processes()) - before, lambda: f"left: {processes()}")
+    finally:
+        for pid in set(processes()) - before:
+            os.kill(pid, signal.SIGKILL)
+
+
 def options_for(directory: Path, **options: Any) -> dict[str, Any]:
     """Two workers on a free port of the loopback, everything else in a directory."""
     defaults = {
@@ -161,5 +171,5 @@ async def observed(directory: Path, text: str = APP, **options: Any) -> AsyncIte
         async with found.cluster.running(f"{directory}/site_of_test.py:app") as found.running:
             yield found
     finally:
-        await until(lambda: not set(processes()) - before, lambda: f"left: {processes()}")
+        await nobody_is_left(before)
         assert list((directory / "pids").iterdir()) == []

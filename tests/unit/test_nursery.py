@@ -41,9 +41,9 @@ class Ward:
     def __init__(self, directory: Path, text: str = HELLO, argv: list[str] | None = None) -> None:
         (directory / "site_of_test.py").write_text(text)
         self.facts: list[Fact] = []
-        self.nursery = Nursery(argv or default_argv(), self.facts.append)
         settings = Settings(app="site_of_test.py:app", chdir=str(directory), workers=1)
-        self.prepare = wire.Prepare(1, settings.to_wire(), {})
+        prepare = wire.Prepare(1, settings.to_wire(), {})
+        self.nursery = Nursery(prepare, argv or default_argv(), self.facts.append)
 
     async def said(self, number: int = 0) -> wire.Orders | None:
         """What the children said, in order."""
@@ -59,7 +59,7 @@ async def ward(directory: Path, text: str = HELLO, argv: list[str] | None = None
     """A nursery that has loaded; everything of it is gone afterwards."""
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     found = Ward(directory, text, argv)
-    found.nursery.load(found.prepare)
+    found.nursery.load()
     try:
         yield found
     finally:
@@ -214,7 +214,7 @@ async def test_a_zygote_that_is_killed(tmp_path: Path, birth: Birth) -> None:
         assert await w.said(2) is None
         assert not w.nursery.ready
         assert await birth.greeting() == b"hello"
-        w.nursery.load(w.prepare)
+        w.nursery.load()
         assert isinstance(await w.said(3), wire.Prepared)
         os.kill(born.pid, signal.SIGKILL)
         await asyncio.to_thread(os.waitpid, born.pid, 0)
@@ -237,7 +237,7 @@ async def test_a_new_load_replaces_the_old_one(tmp_path: Path) -> None:
     """Of two loads the second counts: the first zygote leaves, and what it says is not heard any more."""
     async with ward(tmp_path) as w:
         (first,) = w.nursery.pids()
-        w.nursery.load(w.prepare)
+        w.nursery.load()
         assert isinstance(await w.said(), wire.Prepared)
         await until(lambda: not psutil.pid_exists(first))
         assert len(w.facts) == 1

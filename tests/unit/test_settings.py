@@ -13,21 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2 import settings as declared
+from cluster2 import kinds
 from cluster2.errors import ConfigError
-from cluster2.settings import (
-    OPTIONS,
-    Address,
-    FdAddress,
-    Kind,
-    Settings,
-    TcpAddress,
-    UnixAddress,
-    option,
-    options_of,
-    parse_address,
-    validate,
-)
+from cluster2.kinds import Address, FdAddress, Kind, TcpAddress, UnixAddress, parse_address
+from cluster2.settings import OPTIONS, Settings, option, options_of, validate
 
 HOSTS = st.one_of(
     st.ip_addresses().map(str),
@@ -92,39 +81,39 @@ def test_what_is_no_address(text: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "raw", "value"),
     [
-        (declared.FLAG, "yes", True),
-        (declared.FLAG, " OFF ", False),
-        (declared.FLAG, True, True),
-        (declared.COUNT, "12", 12),
-        (declared.COUNT, 0, 0),
-        (declared.PORT, "65535", 65535),
-        (declared.PORTS, "3000,3001", (3000, 3001)),
-        (declared.PORTS, ["3000"], 3000),
-        (declared.WORKERS, "auto", 0),
-        (declared.DURATION, "30s", 30.0),
-        (declared.DURATION, "5m", 300.0),
-        (declared.DURATION, "24h", 86400.0),
-        (declared.DURATION, "250ms", 0.25),
-        (declared.DURATION, "5ms", 0.005),
-        (declared.DURATION, "1.5", 1.5),
-        (declared.DURATION, 30, 30.0),
-        (declared.SIZE, "512MiB", 512 * 2**20),
-        (declared.SIZE, "1GiB", 2**30),
-        (declared.SIZE, "100MB", 100_000_000),
-        (declared.SIZE, "1.5kib", 1536),
-        (declared.SIZE, 4096, 4096),
-        (declared.RATIO, "0.5", 0.5),
-        (declared.UMASK, "022", 0o22),
-        (declared.UMASK, 0o27, 0o27),
-        (declared.PATH, Path("a/b"), "a/b"),
-        (declared.ACCOUNT, 1000, "1000"),
-        (declared.HOST, "[::]", "::"),
-        (declared.ADDRESSES, "a:1, unix:b", ("a:1", "unix:b")),
-        (declared.ADDRESSES, [TcpAddress("a", 1)], ("a:1",)),
-        (declared.REFERENCE, "pkg.module:function", "pkg.module:function"),
-        (declared.REFERENCE, len, len),
-        (declared.APPS, [["a:app", 3000], ("b:app", "unix:b")], (("a:app", (3000,)), ("b:app", ("unix:b",)))),
-        (declared.choice("text", "json"), "JSON", "json"),
+        (kinds.FLAG, "yes", True),
+        (kinds.FLAG, " OFF ", False),
+        (kinds.FLAG, True, True),
+        (kinds.COUNT, "12", 12),
+        (kinds.COUNT, 0, 0),
+        (kinds.PORT, "65535", 65535),
+        (kinds.PORTS, "3000,3001", (3000, 3001)),
+        (kinds.PORTS, ["3000"], 3000),
+        (kinds.WORKERS, "auto", 0),
+        (kinds.DURATION, "30s", 30.0),
+        (kinds.DURATION, "5m", 300.0),
+        (kinds.DURATION, "24h", 86400.0),
+        (kinds.DURATION, "250ms", 0.25),
+        (kinds.DURATION, "5ms", 0.005),
+        (kinds.DURATION, "1.5", 1.5),
+        (kinds.DURATION, 30, 30.0),
+        (kinds.SIZE, "512MiB", 512 * 2**20),
+        (kinds.SIZE, "1GiB", 2**30),
+        (kinds.SIZE, "100MB", 100_000_000),
+        (kinds.SIZE, "1.5kib", 1536),
+        (kinds.SIZE, 4096, 4096),
+        (kinds.RATIO, "0.5", 0.5),
+        (kinds.UMASK, "022", 0o22),
+        (kinds.UMASK, 0o27, 0o27),
+        (kinds.PATH, Path("a/b"), "a/b"),
+        (kinds.ACCOUNT, 1000, "1000"),
+        (kinds.HOST, "[::]", "::"),
+        (kinds.ADDRESSES, "a:1, unix:b", ("a:1", "unix:b")),
+        (kinds.ADDRESSES, [TcpAddress("a", 1)], ("a:1",)),
+        (kinds.REFERENCE, "pkg.module:function", "pkg.module:function"),
+        (kinds.REFERENCE, len, len),
+        (kinds.APPS, [["a:app", 3000], ("b:app", "unix:b")], (("a:app", (3000,)), ("b:app", ("unix:b",)))),
+        (kinds.choice("text", "json"), "JSON", "json"),
     ],
 )
 def test_what_a_value_means(kind: Kind, raw: object, value: object) -> None:
@@ -137,32 +126,32 @@ def test_what_a_value_means(kind: Kind, raw: object, value: object) -> None:
 @pytest.mark.parametrize(
     ("kind", "raw", "message"),
     [
-        (declared.FLAG, "maybe", "true or false"),
-        (declared.FLAG, 1, "true or false"),
-        (declared.COUNT, "many", "a whole number of at least 0"),
-        (declared.COUNT, "-1", "a whole number"),
-        (declared.COUNT, 1.5, "a whole number"),
-        (declared.COUNT, True, "a whole number"),
-        (declared.WORKERS, "many", "expected a whole number of at least 1"),
-        (declared.PORT, 65536, "0 to 65535"),
-        (declared.PORTS, [], "a port"),
-        (declared.DURATION, "5 parsecs", "unknown unit 'parsecs'; expected a duration"),
-        (declared.DURATION, "-1s", "a duration"),
-        (declared.DURATION, float("nan"), "a duration"),
-        (declared.DURATION, True, "a duration"),
-        (declared.DURATION, "9" * 400, "a duration"),
-        (declared.POSITIVE, "0s", "above zero"),
-        (declared.SIZE, "512", "unit missing; expected a size such as 512MiB"),
-        (declared.SIZE, "512 apples", "unknown unit 'apples'"),
-        (declared.RATIO, "1.1", "from 0 to 1"),
-        (declared.UMASK, "8", "octal"),
-        (declared.TEXT, 5, "a text"),
-        (declared.PATH, "", "a path"),
-        (declared.REFERENCE, "module.function", "module:function"),
-        (declared.APPS, "a:app", "a list of pairs"),
-        (declared.APPS, [["a:app"]], "a list of pairs"),
-        (declared.HOST, "a b", "a host name"),
-        (declared.choice("text", "json"), "xml", "one of text, json"),
+        (kinds.FLAG, "maybe", "true or false"),
+        (kinds.FLAG, 1, "true or false"),
+        (kinds.COUNT, "many", "a whole number of at least 0"),
+        (kinds.COUNT, "-1", "a whole number"),
+        (kinds.COUNT, 1.5, "a whole number"),
+        (kinds.COUNT, True, "a whole number"),
+        (kinds.WORKERS, "many", "expected a whole number of at least 1"),
+        (kinds.PORT, 65536, "0 to 65535"),
+        (kinds.PORTS, [], "a port"),
+        (kinds.DURATION, "5 parsecs", "unknown unit 'parsecs'; expected a duration"),
+        (kinds.DURATION, "-1s", "a duration"),
+        (kinds.DURATION, float("nan"), "a duration"),
+        (kinds.DURATION, True, "a duration"),
+        (kinds.DURATION, "9" * 400, "a duration"),
+        (kinds.POSITIVE, "0s", "above zero"),
+        (kinds.SIZE, "512", "unit missing; expected a size such as 512MiB"),
+        (kinds.SIZE, "512 apples", "unknown unit 'apples'"),
+        (kinds.RATIO, "1.1", "from 0 to 1"),
+        (kinds.UMASK, "8", "octal"),
+        (kinds.TEXT, 5, "a text"),
+        (kinds.PATH, "", "a path"),
+        (kinds.REFERENCE, "module.function", "module:function"),
+        (kinds.APPS, "a:app", "a list of pairs"),
+        (kinds.APPS, [["a:app"]], "a list of pairs"),
+        (kinds.HOST, "a b", "a host name"),
+        (kinds.choice("text", "json"), "xml", "one of text, json"),
     ],
 )
 def test_what_a_value_cannot_be(kind: Kind, raw: object, message: str) -> None:
@@ -174,19 +163,19 @@ def test_what_a_value_cannot_be(kind: Kind, raw: object, message: str) -> None:
 @given(st.floats(0, 1e9))
 def test_a_duration_survives_its_text(seconds: float) -> None:
     """What is shown of a duration means exactly that duration."""
-    assert declared.DURATION.parse(declared.DURATION.show(seconds)) == seconds
+    assert kinds.DURATION.parse(kinds.DURATION.show(seconds)) == seconds
 
 
 @given(st.integers(0, 10_000), st.sampled_from([("ms", 0.001), ("s", 1), ("m", 60), ("h", 3600), ("d", 86400)]))
 def test_a_duration_scales_with_its_unit(number: int, unit: tuple[str, float]) -> None:
     """A number with a unit is that many of the unit."""
-    assert declared.DURATION.parse(f"{number}{unit[0]}") == pytest.approx(number * unit[1])
+    assert kinds.DURATION.parse(f"{number}{unit[0]}") == pytest.approx(number * unit[1])
 
 
 @given(st.integers(0, 2**63))
 def test_a_size_survives_its_text(size: int) -> None:
     """What is shown of a size means that size."""
-    assert declared.SIZE.parse(declared.SIZE.show(size)) == size
+    assert kinds.SIZE.parse(kinds.SIZE.show(size)) == size
 
 
 @given(st.text())
@@ -219,7 +208,7 @@ def test_a_nested_option_is_derived_from_its_field() -> None:
 
     @dataclass(frozen=True)
     class Toy:
-        ecv_control: bool = option(False, declared.FLAG, "…", "ECV", within="ecv")
+        ecv_control: bool = option(False, kinds.FLAG, "…", "ECV", within="ecv")
 
     found = options_of(Toy)["ecv.control"]
     assert (found.field, found.flag, found.variable) == ("ecv_control", "--ecv-control", "CLUSTER2_ECV_CONTROL")
@@ -295,4 +284,4 @@ def test_a_contradiction_names_the_source() -> None:
 def test_ipv6_texts_are_kept() -> None:
     """The kind of `bind` keeps an address's spelling."""
     address = str(ipaddress.IPv6Address("2001:db8::1"))
-    assert declared.ADDRESS.parse(f"[{address}]:80") == f"[{address}]:80"
+    assert kinds.ADDRESS.parse(f"[{address}]:80") == f"[{address}]:80"

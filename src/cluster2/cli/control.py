@@ -44,6 +44,35 @@ def shutdown(pids: str | None) -> int:
     return 0
 
 
+@click.command()
+@_pids
+def reload(pids: str | None) -> int:
+    """Load the code again: a new generation of workers, each ready before its predecessor leaves.
+
+    Returns when the old generation has left; with 1 and the reason if the new one was no good and the old one goes on.
+    """
+    _client(pids).call("reload", progress=_reporter())
+    return 0
+
+
+@click.command()
+@_pids
+@click.argument("workers", type=click.IntRange(min=1), metavar="N")
+def scale(pids: str | None, workers: int) -> int:
+    """Set the number of workers to N; returns when there are so many."""
+    _client(pids).call("scale", {"workers": workers}, progress=_reporter())
+    return 0
+
+
+@click.command()
+@_pids
+@click.argument("worker", type=click.IntRange(min=0), required=False, metavar="[PID|SLOT]")
+def recycle(pids: str | None, worker: int | None) -> int:
+    """Replace one worker by another of the same generation, or all in turn."""
+    _client(pids).call("recycle", {"worker": worker}, progress=_reporter())
+    return 0
+
+
 def _client(pids: str | None) -> Client:
     return Client(Path(lookup("pids", pids)))
 

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from ..config import Config, load
-from ..settings import FLAG, OPTIONS, Option
+from ..kinds import FLAG
+from ..settings import OPTIONS, Option
 from . import complain
 
 

@@ -147,13 +147,17 @@ class Engine(Protocol):
         """Its connections, as far as they are of a kind that can move at all."""
 
     def park(self, freed: Callable[[Movable], None] | None) -> None:
-        """From now on call `freed` with each connection when its response is complete (perhaps not written yet); None: no more."""
+        """From now on call `freed` with each connection when its response is complete, if not written; None: no more."""
 
     def shed(self, count: int) -> int:
         """End up to so many connections politely, with their next response; for balance. Returns how many will."""
 
-    def drain(self) -> None:
-        """From now on each connection ends politely as soon as it can, and no new ones come."""
+    def drain(self, *, moving: bool) -> None:
+        """From now on each connection ends politely as soon as it can, and no new ones come.
+
+        Args:
+            moving: connections that may move are taken away meanwhile: they needn't end.
+        """
 
     def sweep(self, grace: float) -> None:
         """Called again and again while draining: end what has been idle for `grace` seconds of it."""

@@ -82,7 +82,7 @@ class TcpEngine:
         """Connections; there are no requests that could be counted."""
         return Census(None, len(self._open), len(self._open))
 
-    def drain(self) -> None:
+    def drain(self, *, moving: bool) -> None:
         """Protocols that can drain are told to; the others go on until `sweep` ends them."""
         self._drained_at = time.monotonic()
         for protocol, _ in list(self._open.values()):

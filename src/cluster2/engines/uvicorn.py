@@ -141,12 +141,22 @@ class UvicornEngine:
                 shed += 1
         return shed
 
-    def drain(self) -> None:
-        """Requests under way end their connections; those that come from now on are told so by the app's wrapper."""
-        for connection in list(self._state.connections):
-            cycle = getattr(connection, "cycle", None)
+    def drain(self, *, moving: bool) -> None:
+        """Requests under way, and those that come from now on, end their connections, unless these can move instead."""
+
+        def ends(connection: HttpConnection) -> bool:
+            return not moving or connection.scheme != "http"
+
+        def _start_asgi_task(self: HttpConnection, cycle: Any, app: Any) -> None:
+            if ends(self):
+                cycle.keep_alive = False
+            HttpConnection._start_asgi_task(self, cycle, app)
+
+        self._plain._start_asgi_task = _start_asgi_task  # type: ignore[method-assign]
+        for connection in self.movable():
+            cycle: Any = connection.cycle
             # A response whose head is out has not announced the end: such a connection becomes an idle one instead.
-            if cycle is not None and not cycle.response_started:
+            if cycle is not None and not cycle.response_started and ends(connection):
                 cycle.keep_alive = False
 
     def sweep(self, grace: float) -> None:

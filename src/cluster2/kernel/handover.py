@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterable, Sequence
@@ -135,10 +136,7 @@ class Inlet:
     def take(self) -> Parcel | None:
         """One connection from a queue that carries one a message; None: there is none, or what came was no such thing."""
         parcels = self._receive(RECORD.size + 1, _ONE)
-        if not parcels:
-            return None
-        _close(parcels[1:])
-        return parcels[0]
+        return parcels[0] if parcels else None
 
     def take_all(self) -> list[Parcel]:
         """The connections of the next message; [] if there is none (or what came was nothing whole)."""
@@ -161,12 +159,15 @@ class Inlet:
             if (level, kind) == _RIGHTS:
                 descriptors.frombytes(content[: len(content) // _INT * _INT])
         if not data and not descriptors:
-            self.ended = True
+            self.ended = _hung_up(self._sock)  # a foreign message may be empty, and looks like the end
             return []
         count = len(data) // RECORD.size
-        if flags & socket.MSG_CTRUNC:
+        whole = (
+            len(data) == count * RECORD.size
+        )  # more is asked for than fits, so this tells a message that is too long
+        if whole and flags & socket.MSG_CTRUNC and len(descriptors) < count:
             self.truncated += count - len(descriptors)
-        elif len(data) != count * RECORD.size or count != len(descriptors):
+        elif not whole or count != len(descriptors):
             _close_all(descriptors)
             return []
         records = RECORD.iter_unpack(data[: len(descriptors) * RECORD.size])
@@ -176,8 +177,10 @@ class Inlet:
         ]
 
 
-def _close(parcels: Iterable[Parcel]) -> None:
-    _close_all(parcel.descriptor for parcel in parcels)
+def _hung_up(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _close_all(descriptors: Iterable[int]) -> None:

@@ -45,7 +45,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn
 
 from cluster2.errors import AddressInUse, ConfigError
-from cluster2.settings import Address, FdAddress, TcpAddress, UnixAddress
+from cluster2.kinds import Address, FdAddress, TcpAddress, UnixAddress
 
 PATH_BYTES: Final = 107
 """The longest path of a Unix socket: `sun_path` has 108 bytes, the last of them zero."""

@@ -87,8 +87,16 @@ class Control:
             if not answered.done():
                 answered.set_result(result)
 
+        said: dict[str, Any] = {}
+
+        def tell(progress: dict[str, Any]) -> None:
+            nonlocal said
+            if progress != said:
+                said = progress
+                writer.write(msgspec.json.encode({"progress": progress}) + b"\n")
+
         self._unanswered.add(answered)
-        self._put(Command(request.verb, request.params, answer))
+        self._put(Command(request.verb, request.params, answer, tell))
         result = await answered
         self._unanswered.discard(answered)
         _answer(writer, result)

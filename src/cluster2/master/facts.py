@@ -80,13 +80,19 @@ class Tick:
     """Some time has passed: something may be due."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Command:
-    """Somebody asks for something through the control socket. `answer` is called once, with a result or an error."""
+    """Somebody asks for something through the control socket.
+
+    Attributes:
+        answer: to be called once, with a result or an error.
+        tell: may be called before that, with how far it is.
+    """
 
     verb: str
     params: dict[str, Any]
     answer: Callable[[dict[str, Any] | ClusterError], None] = field(repr=False)
+    tell: Callable[[dict[str, Any]], None] = field(repr=False, default=lambda progress: None)
 
 
 Fact = FromZygote | FromWorker | Garbage | Silent | Exited | Overdue | KeeperGone | Signal | Tick | Command

@@ -20,7 +20,7 @@ class Handle:
         born: monotonic time of the order.
         ready_at: monotonic time when it said that it serves, or None.
         reason: why the master ends it, or None if it doesn't.
-        replace: it is to be replaced within its generation.
+        replace: monotonic time since when it is to be replaced within its generation, or None.
         talk: the transport of the channel, or None when that has closed.
         timer: bounds the state that it is in.
     """
@@ -35,7 +35,7 @@ class Handle:
     pidfd: int | None = None
     ready_at: float | None = None
     reason: Reason | None = None
-    replace: bool = False
+    replace: float | None = None
     talk: asyncio.Transport | None = field(default=None, repr=False)
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 

@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..kernel.listeners import Listener
 from ..kernel.pidfiles import PidsDirectory
 from ..kernel.processes import ExitStatus
 from ..kernel.scoreboard import Scoreboard
-from ..lifecycle import State
+from ..lifecycle import LIVE, State
 from ..settings import Settings
 from .actions import Actions, reason_of
 from .control import Control
@@ -32,6 +32,7 @@ from .facts import Command, Exited, Fact, FromWorker, FromZygote, Garbage, Keepe
 from .handle import Handle
 from .keeping import Keeping
 from .nursery import Nursery
+from .reload import Reloader
 from .roster import Roster
 from .status import status
 from .talk import TalkToWorker
@@ -45,6 +46,19 @@ ZYGOTE_PATIENCE = 2.0
 """Seconds that a zygote may take to leave at the end; it may be in the middle of the app's import."""
 RELOAD_PAUSE = 1.0
 """Seconds between two attempts to start a zygote that died or can't load what was loaded before."""
+
+
+MOST_WORKERS = 512
+"""The scoreboard has a row for each, and for their successors."""
+SIGNALS = {
+    signal.SIGTERM: "shutdown",
+    signal.SIGINT: "shutdown",
+    signal.SIGQUIT: "stop",
+    signal.SIGHUP: "reload",
+    signal.SIGTTIN: "one worker more",
+    signal.SIGTTOU: "one worker less",
+}
+"""What each signal asks for. A second INT stops."""
 
 
 class Phase(Enum):
@@ -62,16 +76,27 @@ class Estate:
 
     Attributes:
         sources: of options that were set on purpose.
+        reread: reads both again, for a reload; raises ClusterError if something is wrong.
         listeners: each with the index of the app that it belongs to.
         argv: the program that loads the app (`nursery`).
     """
 
     settings: Settings
     sources: Mapping[str, str]
+    reread: Callable[[], tuple[Settings, Mapping[str, str]]]
     listeners: Sequence[tuple[int, Listener]]
     board: Scoreboard
     pids: PidsDirectory
     argv: Sequence[str]
+
+
+@dataclass(slots=True)
+class Request:
+    """A command that is answered when something has come true."""
+
+    command: Command
+    done: Callable[[], bool]
+    result: dict[str, Any]
 
 
 class Master:
@@ -99,8 +124,12 @@ class Master:
         self._facts: asyncio.Queue[Fact] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         settings = estate.settings
+        self._options: dict[int, tuple[Settings, Mapping[str, str]]] = {1: (settings, estate.sources)}
         self._roster = Roster()
-        self._nursery = Nursery(estate.argv, self.put)
+        self._nurseries: dict[int, Nursery] = {}
+        self._closed: list[Nursery] = []
+        self._reloader = Reloader(self._load, self._want, self._drop, emit)
+        self._requests: list[Request] = []
         self._actions = Actions(settings, estate.board, estate.pids, self._roster, self.put, emit)
         self._restarts = policy.Restarts(settings.restart_limit, settings.restart_window)
         self._wanted = policy.Wanted(settings.workers, 1)
@@ -130,12 +159,13 @@ class Master:
             self._catch_signals()
         if self._keeping is not None:
             self._keeping.start()
-        self._load()
+        self._load(self._wanted.generation)
         self._tick()
         while not self._finished():
             fact = await self._facts.get()
             self._handle(fact)
             await self._converge()
+            self._answer_requests()
         return await self._leave()
 
     def _finished(self) -> bool:
@@ -149,7 +179,7 @@ class Master:
     def _handle(self, fact: Fact) -> None:
         match fact:
             case FromZygote():
-                self._from_zygote(fact.message)
+                self._from_zygote(fact.generation, fact.message)
             case FromWorker():
                 self._from_worker(fact.worker, fact.message)
             case Garbage():
@@ -170,12 +200,13 @@ class Master:
             case Tick():
                 self._look_around()
 
-    def _from_zygote(self, message: wire.Orders | None) -> None:
+    def _from_zygote(self, generation: int, message: wire.Orders | None) -> None:
         match message:
             case wire.Prepared():
-                self._prepared(message)
+                self._prepared(generation, message)
             case wire.PrepareFailed():
-                self._not_prepared(by_exit_code(message.exit_code, message.message, detail=message.detail))
+                error = by_exit_code(message.exit_code, message.message, detail=message.detail)
+                self._not_prepared(generation, error)
             case wire.Forked():
                 self._forked(message.incarnation, message.pid)
             case wire.ForkFailed():
@@ -183,14 +214,14 @@ class Master:
                 if (handle := self._roster.find(message.incarnation)) is not None:
                     self._buried(handle, None)
             case None:
-                self._not_prepared(AppError("the process that imports the app died; its log says why"))
+                self._not_prepared(generation, AppError("the process that imports the app died; its log says why"))
                 for handle in list(self._roster):
-                    if handle.pid is None and handle.talk is None:
+                    if handle.generation == generation and handle.pid is None and handle.talk is None:
                         self._buried(handle, None)
             case _:
                 logger.warning("a zygote said what only a master says: %r", message)
 
-    def _prepared(self, message: wire.Prepared) -> None:
+    def _prepared(self, generation: int, message: wire.Prepared) -> None:
         self._load_again_at = None
         if message.threads:
             names = ", ".join(message.threads[:4])
@@ -198,13 +229,17 @@ class Master:
                 f"importing the app started threads ({names}): forking it is unsafe, so each worker imports it for itself; "
                 "start threads in worker.on_start, or set preload = false to silence this"
             )
-        if message.threads or not self._estate.settings.preload:
-            self._nursery.each_executed()
+        if message.threads or not self._settings.preload:
+            self._nurseries[generation].each_executed()
+        if self._reloader.proves(generation):
+            self._reloader.prepared()
 
-    def _not_prepared(self, error: ClusterError) -> None:
+    def _not_prepared(self, generation: int, error: ClusterError) -> None:
         if self._phase is Phase.BOOTING:
             self._fail(error)
-        elif self._phase is Phase.SERVING and self._load_again_at is None:
+        elif self._reloader.proves(generation):
+            self._reloader.abandon(error)
+        elif self._phase is Phase.SERVING and generation == self._wanted.generation and self._load_again_at is None:
             self._warn(f"no new worker can be made now: {error.message}; trying again")
             if error.detail:
                 logger.error("%s", error.detail)
@@ -223,6 +258,8 @@ class Master:
                 self._forked(handle.incarnation, message.pid)
             case wire.Ready():
                 self._actions.apply(handle, lifecycle.Event.READY)
+                if self._reloader.rolling is not None:
+                    self._reloader.rolling.ready(handle.generation, time.monotonic())
                 if self._phase is Phase.BOOTING and self._roster.ready() == self._wanted.slots:
                     self._phase = Phase.SERVING
                     self._on_ready()
@@ -230,6 +267,8 @@ class Master:
                 error = by_exit_code(message.exit_code, message.message, detail=message.detail)
                 if self._phase is Phase.BOOTING:
                     self._fail(error)
+                elif self._reloader.proves(handle.generation):
+                    self._reloader.abandon(error)
                 else:
                     self._warn(f"{handle} can't serve: {error.message}")
             case wire.Note():
@@ -240,7 +279,8 @@ class Master:
     def _silent(self, handle: Handle) -> None:
         handle.talk = None
         # With a pid its exit will tell. Without one the zygote's word is awaited, if there is one to give it.
-        if handle.pid is None and not self._nursery.ready and handle.state is not State.DEAD:
+        nursery = self._nurseries.get(handle.generation)
+        if handle.pid is None and (nursery is None or not nursery.ready) and handle.state is not State.DEAD:
             self._buried(handle, None)
 
     def _exited(self, handle: Handle) -> None:
@@ -254,6 +294,10 @@ class Master:
         meant = handle.reason is not None and handle.reason != "crash"
         self._actions.apply(handle, lifecycle.Event.EXITED, status)
         if meant or self._phase in (Phase.DRAINING, Phase.STOPPING):
+            return
+        if self._reloader.proves(handle.generation):
+            how = status or "it could not be made"
+            self._reloader.abandon(AppError(f"a worker of the new generation died ({how}); its log says why"))
             return
         now = time.monotonic()
         was_degraded = self._restarts.degraded
@@ -284,9 +328,11 @@ class Master:
                 text = f"{handle} wasn't ready within boot_timeout ({settings.boot_timeout:g} s)"
                 if self._phase is Phase.BOOTING:
                     self._fail(AppError(text))
-                else:
-                    self._warn(f"{text}; it is replaced")
-                    self._end(handle, lifecycle.Event.KILL, "crash")
+                    return
+                if self._reloader.proves(handle.generation):
+                    self._reloader.abandon(AppError(text))
+                self._warn(f"{text}; it is killed")
+                self._end(handle, lifecycle.Event.KILL, "crash")
             case State.DRAINING:
                 self._warn(f"{handle} hasn't left within drain_timeout ({settings.drain_timeout:g} s); it is killed")
                 self._end(handle, lifecycle.Event.KILL, handle.reason)
@@ -317,6 +363,12 @@ class Master:
         match command.verb:
             case "status":
                 command.answer(self._status(memory=bool(command.params.get("memory", True))))
+            case "reload":
+                self._reload(command)
+            case "recycle":
+                self._recycle(command)
+            case "scale":
+                self._scale(command)
             case "shutdown":
                 self.shut_down()
                 command.answer(self._farewell())
@@ -341,24 +393,76 @@ class Master:
         )
 
     def _catch_signals(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        for number in SIGNALS:
             self._loop.add_signal_handler(number, self.put, Signal(number))
 
     def _signalled(self, number: int) -> None:
-        again = number == signal.SIGINT and self._phase is Phase.DRAINING
-        at_once = number == signal.SIGQUIT or again
-        action = "stop" if at_once else "shutdown"
+        action = SIGNALS[signal.Signals(number)]
+        if number == signal.SIGINT and self._phase is Phase.DRAINING:
+            action = "stop"
         self._emit(events.Signalled(time=time.time(), signal=signal.Signals(number).name, action=action))
-        if at_once:
-            self._stop()
+        match action:
+            case "stop":
+                self._stop()
+            case "shutdown":
+                self.shut_down()
+            case "reload":
+                if self._phase is Phase.SERVING:
+                    self._reloader.ask(None)
+            case _:
+                self._resize(self._wanted.slots + (1 if action == "one worker more" else -1))
+
+    def _reload(self, command: Command) -> None:
+        if self._phase is Phase.SERVING:
+            self._reloader.ask(command)
         else:
-            self.shut_down()
+            command.answer(ClusterError(f"the cluster is {self._phase.value}: nothing can be reloaded now"))
+
+    def _recycle(self, command: Command) -> None:
+        """Replace one worker, named by pid or slot, or all in turn."""
+        which = command.params.get("worker")
+        named = [each for each in self._roster if which in (None, each.pid, each.slot) and each.state in LIVE]
+        if not named:
+            command.answer(UsageError(f"no worker has the pid or slot {which}"))
+            return
+        now = time.monotonic()
+        for handle in named:
+            handle.replace = handle.replace or now
+            handle.reason = "recycle"
+        waiting = {handle.incarnation for handle in named}
+        self._requests.append(
+            Request(command, lambda: not any(map(self._roster.find, waiting)), {"replaced": len(waiting)})
+        )
+
+    def _scale(self, command: Command) -> None:
+        slots = command.params.get("workers")
+        if not isinstance(slots, int) or not 1 <= slots <= MOST_WORKERS:
+            command.answer(UsageError(f"workers = {slots!r}: expected a whole number from 1 to {MOST_WORKERS}"))
+            return
+        self._resize(slots)
+
+        def done() -> bool:
+            return self._wanted.slots != slots or (self._roster.ready() == slots == len(self._roster))
+
+        self._requests.append(Request(command, done, {"workers": slots}))
+
+    def _resize(self, slots: int) -> None:
+        if self._phase is Phase.SERVING and slots >= 1:
+            self._wanted = replace(self._wanted, slots=slots)
+
+    def _answer_requests(self) -> None:
+        """Answer those whose wish has come true."""
+        for request in list(self._requests):
+            if request.done():
+                self._requests.remove(request)
+                request.command.answer(request.result)
 
     def shut_down(self) -> None:
         """Gracefully: no new connections, then each worker ends what it has."""
         if self._phase in (Phase.DRAINING, Phase.STOPPING):
             return
         self._phase = Phase.DRAINING
+        self._reloader.cancel("the cluster shuts down")
         self._emit(events.ShuttingDown(time=time.time(), graceful=True))
         for _, listener in self._estate.listeners:
             listener.shut_door()
@@ -382,6 +486,7 @@ class Master:
 
     def _kill_all(self) -> None:
         self._phase = Phase.STOPPING
+        self._reloader.cancel("the cluster stops")
         if self._keeping is not None:
             self._keeping.kill()
         for handle in self._roster:
@@ -395,18 +500,30 @@ class Master:
 
     async def _converge(self) -> None:
         """Do what is missing between what is seen and what is wanted."""
-        if self._phase in (Phase.DRAINING, Phase.STOPPING) or not self._nursery.ready:
+        if self._phase in (Phase.DRAINING, Phase.STOPPING):
             return
         now = time.monotonic()
-        for decision in policy.plan(self._wanted, self._roster.seen(), barred=self._restarts.barred(now)):
+        self._reloader.look(now, self._roster.seen())
+        nursery = self._nurseries.get(self._wanted.generation)
+        if nursery is None or not nursery.ready:
+            return
+        barred = self._restarts.barred(now)
+        decisions = policy.plan(self._wanted, self._roster.seen(), barred=barred, retire=self._reloader.may_retire())
+        for decision in decisions:
             match decision:
                 case policy.Spawn():
                     await self._spawn(decision.slot)
                 case policy.Retire():
                     handle = self._roster.find(decision.incarnation)
                     if handle is not None:
-                        self._end(handle, lifecycle.Event.DRAIN, "scale")
-        self._wake_at(self._restarts.next_time(now))
+                        self._end(handle, lifecycle.Event.DRAIN, self._why_retired(handle))
+        times = [when for when in (self._restarts.next_time(now), self._reloader.wake_at()) if when is not None]
+        self._wake_at(min(times, default=None))
+
+    def _why_retired(self, handle: Handle) -> events.Reason:
+        if handle.slot >= self._wanted.slots:
+            return "scale"
+        return "recycle" if handle.replace is not None else "reload"
 
     async def _spawn(self, slot: int) -> None:
         handle = Handle(
@@ -433,18 +550,45 @@ class Master:
             )
             ways = self._keeping.descriptors() if self._keeping is not None else []
             listening = [listener.sock.fileno() for _, listener in self._estate.listeners]
+            nursery = self._nurseries[handle.generation]
             try:
-                self._nursery.spawn(order, [theirs.fileno(), self._estate.board.fd, *listening, *ways])
+                nursery.spawn(order, [theirs.fileno(), self._estate.board.fd, *listening, *ways])
             except OSError as error:  # the zygote has died, which the next fact tells; or its queue is full
                 self._warn(f"no worker can be made: {error.strerror}")
                 self._buried(handle, None)
 
-    def _load(self) -> None:
-        settings = self._estate.settings
+    def _load(self, generation: int) -> None:
+        """Start to load the app as it is now. Raises ClusterError if the options, read again, are bad."""
         self._load_again_at = None
-        self._nursery.load(
-            wire.Prepare(self._wanted.generation, settings.to_wire(), dict(self._estate.sources)),
-        )
+        if generation not in self._options:
+            self._options[generation] = self._estate.reread()
+        settings, sources = self._options[generation]
+        prepare = wire.Prepare(generation, settings.to_wire(), dict(sources))
+        if generation in self._nurseries:
+            self._drop(generation)  # its zygote has died
+        nursery = self._nurseries[generation] = Nursery(prepare, self._estate.argv, self.put)
+        nursery.load()
+
+    def _want(self, generation: int) -> None:
+        """All workers are to be of that generation, and as many as its options say, if those say something new."""
+        before, after = self._settings.workers, self._options[generation][0].workers
+        slots = after if after != before else self._wanted.slots
+        self._wanted = replace(self._wanted, generation=generation, slots=slots)
+        self._estate.board.header.generation = generation
+
+    def _drop(self, generation: int) -> None:
+        """No worker of that generation is made any more."""
+        nursery = self._nurseries.pop(generation, None)
+        if generation != self._wanted.generation:
+            self._options.pop(generation, None)
+        if nursery is not None:
+            nursery.close()
+            self._closed = [each for each in self._closed if each.pids()] + [nursery]
+
+    @property
+    def _settings(self) -> Settings:
+        """The options of the generation that is wanted."""
+        return self._options[self._wanted.generation][0]
 
     def _tick(self) -> None:
         self.put(Tick())
@@ -467,13 +611,14 @@ class Master:
         if self._owns_process:
             processes.reap_strays(self._known())
         if self._load_again_at is not None and now >= self._load_again_at and self._phase is Phase.SERVING:
-            self._load()
+            self._load(self._wanted.generation)
         if self._restarts.recovered(now):
             self._emit(events.Recovered(time=time.time(), ready=self._roster.ready()))
 
     def _known(self) -> set[int]:
         keeper = self._keeping.pids() if self._keeping is not None else set()
-        return {handle.pid for handle in self._roster if handle.pid is not None} | self._nursery.pids() | keeper
+        zygotes = {pid for nursery in (*self._nurseries.values(), *self._closed) for pid in nursery.pids()}
+        return {handle.pid for handle in self._roster if handle.pid is not None} | zygotes | keeper
 
     # The end
 
@@ -482,8 +627,12 @@ class Master:
             self._alarm.cancel()
         if self._keeping is not None:
             self._keeping.close()
-        self._nursery.close()
-        await self._nursery.gone(0.0 if self._phase is Phase.STOPPING else ZYGOTE_PATIENCE)
+        for generation in list(self._nurseries):
+            self._drop(generation)
+        for nursery in self._closed:
+            await nursery.gone(0.0 if self._phase is Phase.STOPPING else ZYGOTE_PATIENCE)
+        for request in self._requests:
+            request.command.answer(ClusterError("the cluster has ended before that was done"))
         if self._failure is not None:
             raise self._failure
         return 0

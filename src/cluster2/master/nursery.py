@@ -1,4 +1,4 @@
-"""Where workers come from: a zygote for each generation, or, where forking is unsafe, an executed process for each worker.
+"""Where the workers of one generation come from: a zygote, or, where forking is unsafe, an executed process for each.
 
 Both are the same program given the same orders (`child`): a zygote is told to prepare and then to fork; an executed worker
 is told to prepare and then to become the worker itself. So there is one way in which an app is loaded and a worker starts.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from .facts import Fact, FromZygote
 
 NUMBER = 3
 """The descriptor that an executed child finds its channel at."""
+BUFFER = 1 << 18
+"""Of the channel, in bytes: a traceback must fit."""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,56 +36,60 @@ class Brood:
     pidfd: int
     channel: Packets
     pending: list[tuple[wire.Order, list[int]]] = field(default_factory=list)
-    prepared: bool = False
 
 
 class Nursery:
-    """Loads a generation and makes its workers."""
+    """Loads one generation and makes its workers.
 
-    def __init__(self, argv: Sequence[str], put: Callable[[Fact], None]) -> None:
+    Attributes:
+        ready: workers can be ordered.
+    """
+
+    def __init__(self, prepare: wire.Prepare, argv: Sequence[str], put: Callable[[Fact], None]) -> None:
         """Nothing is started yet.
 
         Args:
+            prepare: what to load.
             argv: the program that is the child: absolute path and arguments.
             put: takes the facts about it.
         """
+        self._prepare = prepare
         self._argv = argv
         self._put = put
         self._loop = asyncio.get_running_loop()
         self._zygote: Brood | None = None
         self._hatching: dict[int, Brood] = {}
-        self._prepare: wire.Prepare | None = None
         self._leaving: list[Brood] = []
-        self.forks = True
+        self._forks = True
         self.ready = False
 
-    def load(self, prepare: wire.Prepare) -> None:
-        """Start a zygote for this generation. A fact says whether it is prepared."""
-        self.close()
-        self._prepare = prepare
-        self.ready = False
-        zygote = self._zygote = self._execute(prepare)
+    def load(self) -> None:
+        """Start the zygote. A fact says whether it is prepared."""
+        zygote = self._zygote = self._execute()
         self._watch(zygote, lambda message: self._from_zygote(zygote, message))
 
     def each_executed(self) -> None:
         """From now on make no forks: each worker is executed and loads the app for itself."""
-        self.forks, self.ready = False, True
+        self._forks, self.ready = False, True
         if self._zygote is not None:
             self._end(self._zygote)
             self._zygote = None
 
     def spawn(self, order: wire.Order, descriptors: Sequence[int]) -> None:
-        """Make a worker. A fact tells its pid, or that there is none. The descriptors remain the caller's."""
-        if self.forks:
+        """Make a worker. A fact tells its pid, or that there is none. The descriptors remain the caller's.
+
+        Raises:
+            OSError: the zygote has died, or its queue is full.
+        """
+        if self._forks:
             assert self._zygote is not None
             self._zygote.channel.send(wire.pack_order(order), descriptors)
             return
-        assert self._prepare is not None
-        brood = self._hatching[order.incarnation] = self._execute(self._prepare)
+        brood = self._hatching[order.incarnation] = self._execute()
         copies = [os.dup(descriptor) for descriptor in descriptors]
         brood.pending.append((msgspec.structs.replace(order, become=True), copies))
         self._watch(brood, lambda message: self._from_hatching(order.incarnation, message))
-        self._put(FromZygote(order.generation, wire.Forked(order.incarnation, brood.pid)))
+        self._say(wire.Forked(order.incarnation, brood.pid))
 
     def pids(self) -> set[int]:
         """Processes that this object reaps by itself."""
@@ -90,14 +97,14 @@ class Nursery:
 
     def close(self) -> None:
         """Let the zygote go: the end of its channel tells it."""
+        self.ready = False
         if self._zygote is not None:
             self._end(self._zygote)
             self._zygote = None
-        for brood in list(self._hatching.values()):
+        for brood in self._hatching.values():
             self._dismiss(brood)
             os.close(brood.pidfd)
         self._hatching.clear()
-        self.ready = False
 
     async def gone(self, patience: float) -> None:
         """Wait for what was let go; what hangs (in the app's import, say) is killed after `patience` seconds."""
@@ -105,44 +112,45 @@ class Nursery:
         while self._leaving:
             if time.monotonic() > deadline:
                 for brood in self._leaving:
-                    processes.send_signal(brood.pidfd, 9)
+                    processes.send_signal(brood.pidfd, signal.SIGKILL)
             self._reap()
             await asyncio.sleep(0.005)
+
+    def _say(self, message: wire.Orders | None) -> None:
+        self._put(FromZygote(self._prepare.generation, message))
 
     def _from_zygote(self, zygote: Brood, message: wire.Orders | None) -> None:
         if zygote is not self._zygote:
             return
-        assert self._prepare is not None
         if isinstance(message, wire.Prepared):
             self.ready = True
         if message is None:
             self._end(zygote)
             self._zygote, self.ready = None, False
-        self._put(FromZygote(self._prepare.generation, message))
+        self._say(message)
 
     def _from_hatching(self, incarnation: int, message: wire.Orders | None) -> None:
-        brood = self._hatching.get(incarnation)
+        brood = self._hatching.pop(incarnation, None)
         if brood is None:
             return
         if isinstance(message, wire.Prepared):
             for order, descriptors in brood.pending:
                 with contextlib.suppress(OSError):  # it died meanwhile: its exit tells
                     brood.channel.send(wire.pack_order(order), descriptors)
-        del self._hatching[incarnation]
         self._dismiss(brood)
         os.close(brood.pidfd)
         if isinstance(message, wire.PrepareFailed):
-            assert self._prepare is not None
-            self._put(FromZygote(self._prepare.generation, message))
+            self._say(message)
 
-    def _execute(self, prepare: wire.Prepare) -> Brood:
-        ours, theirs = Packets.pair(buffer=1 << 18)
+    def _execute(self) -> Brood:
+        ours, theirs = Packets.pair(buffer=BUFFER)
         try:
             environ = {**os.environ, wire.CHANNEL: str(NUMBER)}
             pid = processes.execute(self._argv, fds={NUMBER: theirs.fileno()}, environ=environ)
         finally:
             theirs.close()
-        ours.send(wire.pack_order(prepare))
+        with contextlib.suppress(OSError):  # dead already: the end of the channel tells
+            ours.send(wire.pack_order(self._prepare))
         ours.set_blocking(False)
         return Brood(pid, processes.open_pidfd(pid), ours)
 
@@ -150,13 +158,14 @@ class Nursery:
         def readable() -> None:
             try:
                 packet, descriptors = brood.channel.receive()
+                message = wire.unpack_order(packet) if packet else None
             except BlockingIOError:
                 return
-            except OSError:
-                packet, descriptors = b"", []
+            except (OSError, wire.Garbled):  # what speaks like that is as good as gone
+                message, descriptors = None, []
             for descriptor in descriptors:
                 os.close(descriptor)
-            receive(wire.unpack_order(packet) if packet else None)
+            receive(message)
 
         self._loop.add_reader(brood.channel.fileno(), readable)
 

@@ -45,6 +45,11 @@ class Moves:
         self.moved = 0
         self.parked = 0
 
+    @property
+    def possible(self) -> bool:
+        """Whether there is a keeper that connections could go to."""
+        return self._outlet is not None
+
     def park_from_now_on(self, now: float) -> None:
         """Handlers hold the loop for long."""
         if self._outlet is None:

@@ -70,7 +70,6 @@ class Pulse:
     def drain(self) -> None:
         """Only tell the time from now on."""
         self.draining = True
-        self._watch.every()
 
     def stop(self) -> None:
         """Tick no more."""

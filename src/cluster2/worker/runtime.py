@@ -195,7 +195,7 @@ class Worker:
 
     def _engine(self, site: Staffed) -> Engine:
         call, native = site.engine.adapt(site.app.call, site.app.interface)
-        wrapped = wrap(call, native, self._life, self._watch, self._woken)
+        wrapped = wrap(call, native, self._watch, self._woken)
         return site.engine(Site(wrapped, site.app.interface, self._settings, context(self._settings)))
 
     def _doors(self) -> list[Door]:
@@ -230,7 +230,7 @@ class Worker:
             self._acceptor.stop()
         await self._settle(deadline)
         for engine in self._engines:
-            engine.drain()
+            engine.drain(moving=self._moves.possible and not self._last)
         while not self._idle():
             if time.monotonic() >= deadline:
                 return False

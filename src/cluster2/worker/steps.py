@@ -17,7 +17,6 @@ for each voluntary switch of those threads (short work in threads stays below th
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Awaitable, Callable, Generator
 from resource import RUSAGE_SELF, RUSAGE_THREAD, getrusage
@@ -62,10 +61,6 @@ class Watch:
         """The handler's awaitable, timed."""
         self.due -= 1
         return Steps(awaitable, self)
-
-    def every(self) -> None:
-        """From now on notice every request: the worker drains."""
-        self.due = sys.maxsize
 
     def late(self, now: float) -> None:
         """A tick came late: is the loop held, or only busy? Look closely, once a second at most."""

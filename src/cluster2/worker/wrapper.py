@@ -1,8 +1,7 @@
 """What cluster2 adds around an app: one thin layer.
 
 For nearly all requests the layer is one test of a number, and returns the app's own awaitable: nothing is wrapped, nothing is
-counted here (engines count already, and the worker's tick reads them). A few are measured (`steps`). Only while the worker
-drains does the layer touch a response: each says `Connection: close`, so that the client sends its next request elsewhere.
+counted here (engines count already, and the worker's tick reads them). A few are measured (`steps`).
 """
 
 from __future__ import annotations
@@ -11,13 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ..engines.base import Interface, is_async
-from .life import Life
 from .steps import Watch
 
 Call = Callable[..., Any]
 
 
-def wrap(app: Call, interface: Interface, life: Life, watch: Watch, woken: Callable[[], None]) -> Call:
+def wrap(app: Call, interface: Interface, watch: Watch, woken: Callable[[], None]) -> Call:
     """The app as its engine shall see it.
 
     Args:
@@ -26,36 +24,19 @@ def wrap(app: Call, interface: Interface, life: Life, watch: Watch, woken: Calla
     """
     match interface:
         case Interface.ASGI:
-            return _asgi(app, life, watch, woken)
+            return _asgi(app, watch, woken)
         case _:
             return _tcp(app, watch, woken) if is_async(app) else app
 
 
-def _asgi(app: Call, life: Life, watch: Watch, woken: Callable[[], None]) -> Call:
+def _asgi(app: Call, watch: Watch, woken: Callable[[], None]) -> Call:
     def wrapped(scope: Any, receive: Call, send: Call) -> Any:
-        if watch.due:
-            return special(scope, receive, send)
+        if watch.due and scope["type"] == "http":
+            woken()
+            return watch.measured(app(scope, receive, send))
         return app(scope, receive, send)
 
-    def special(scope: Any, receive: Call, send: Call) -> Any:
-        if scope["type"] != "http":
-            return app(scope, receive, send)
-        woken()
-        if life.draining:
-            return app(scope, receive, _closing(send))
-        return watch.measured(app(scope, receive, send))
-
     return wrapped
-
-
-def _closing(send: Call) -> Call:
-    def sending(message: Any) -> Any:
-        if message["type"] == "http.response.start":
-            headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"connection"]
-            message = {**message, "headers": [*headers, (b"connection", b"close")]}
-        return send(message)
-
-    return sending
 
 
 def _tcp(handler: Call, watch: Watch, woken: Callable[[], None]) -> Call:

@@ -1,0 +1,303 @@
+"""Addresses, and the kinds of values that options may have.
+
+A kind reads a value from a text (of a flag, a variable, a file) or from a native one, says what is allowed, and shows a value
+as the text that would be read as that value. Which option is of which kind stands in `settings`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import PurePath
+from typing import Any
+
+Read = Callable[[object], Any]
+
+# Addresses
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """A host (name, IPv4 or IPv6 address without brackets) and a port; port 0 lets the kernel pick one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """The path of a Unix socket."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class FdAddress:
+    """A listening socket that our parent opened, by its descriptor."""
+
+    fd: int
+
+    def __str__(self) -> str:
+        return f"fd://{self.fd}"
+
+
+Address = TcpAddress | UnixAddress | FdAddress
+
+
+def parse_address(text: str) -> Address:
+    """The address that a text such as `host:port`, `[::]:port`, `unix:path` or `fd://3` means: the inverse of `str`.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if text.startswith("unix:") and len(text) > 5 and "\0" not in text:
+        return UnixAddress(text[5:])
+    if match := re.fullmatch(r"fd://([0-9]{1,9})", text):
+        return FdAddress(int(match[1]))
+    if match := re.fullmatch(r"(?:\[([^][]+)]|([^][:/\s]+)):([0-9]{1,5})", text):
+        port = int(match[3])
+        if port <= 65535 and (match[1] is None or _is_ipv6(match[1])):
+            return TcpAddress(match[1] or match[2], port)
+    raise ValueError(f"expected {ADDRESS.describe}")
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+# Kinds of values
+
+
+class _HintError(ValueError):
+    """What is wrong with a value, where that is more than being of another kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What the values of an option may be.
+
+    Attributes:
+        label: one word for a column, or a flag's argument.
+        describe: what is allowed, to follow "expected".
+        read: makes a value of a text or of a native one; raises ValueError or TypeError.
+        show: makes of a value the text that reads as that value.
+    """
+
+    label: str
+    describe: str
+    read: Read
+    show: Callable[[Any], str] = str
+
+    def parse(self, raw: object) -> Any:
+        """The value that `raw` (a text from flag or environment, or a native value) means.
+
+        Raises:
+            ValueError: it means none; the text says what is allowed.
+        """
+        try:
+            return self.read(raw)
+        except _HintError as error:
+            raise ValueError(f"{error}; expected {self.describe}") from None
+        except (ValueError, TypeError, OverflowError):
+            raise ValueError(f"expected {self.describe}") from None
+
+
+def _flag(raw: object) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if isinstance(raw, bool):
+        return raw
+    if isinstance(raw, str) and raw.strip().lower() in words:
+        return words[raw.strip().lower()]
+    raise ValueError
+
+
+def _whole(raw: object, least: int = 0, most: float = math.inf, base: int = 10) -> int:
+    if isinstance(raw, str) and re.fullmatch(r"[0-9a-z]+", raw.strip().lower()):
+        raw = int(raw.strip(), base)
+    if not isinstance(raw, int) or isinstance(raw, bool) or not least <= raw <= most:
+        raise ValueError
+    return raw
+
+
+_FOREVER = 1e9
+"""Seconds, 31 years: the kernel's timers overflow not far above."""
+
+_SECONDS = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600), "d": Fraction(86400)}
+
+
+def _duration(raw: object) -> float:
+    if isinstance(raw, str):
+        match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-z]*)", raw.strip().lower())
+        if match is None:
+            raise ValueError
+        if match[2] not in _SECONDS and match[2]:
+            raise _HintError(f"unknown unit {match[2]!r}")
+        # Exact until the last step, so that 5ms is 0.005 and not its neighbour.
+        raw = float(Fraction(match[1]) * _SECONDS[match[2] or "s"])
+    if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 <= raw <= _FOREVER:
+        raise ValueError
+    return float(raw)
+
+
+def _positive(raw: object) -> float:
+    if not (seconds := _duration(raw)):
+        raise ValueError
+    return seconds
+
+
+def _show_duration(seconds: float) -> str:
+    exact = Decimal(repr(seconds))
+    for unit, scale, least in (("h", 3600, 3600), ("m", 60, 61), ("s", 1, 0)):  # 60s reads better than 1m
+        if exact >= least and exact % scale == 0:
+            return f"{exact / scale:.0f}{unit}"
+    return f"{exact * 1000:.0f}ms" if exact * 1000 % 1 == 0 else f"{exact:f}s"
+
+
+_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_BYTES |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def _size(raw: object) -> int:
+    if isinstance(raw, str):
+        match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-z]*)", raw.strip().lower())
+        if match is None:
+            raise ValueError
+        if match[2] not in _BYTES:
+            raise _HintError(f"unknown unit {match[2]!r}" if match[2] else "unit missing")
+        raw = int(Fraction(match[1]) * _BYTES[match[2]])
+    return _whole(raw)
+
+
+def _ratio(raw: object) -> float:
+    number = float(raw) if isinstance(raw, str) else raw
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1:
+        raise ValueError
+    return float(number)
+
+
+def _text(raw: object) -> str:
+    if not isinstance(raw, str) or "\0" in raw:
+        raise ValueError
+    return raw
+
+
+def _name(raw: object) -> str:
+    if not _text(raw):
+        raise ValueError
+    return _text(raw)
+
+
+def _path(raw: object) -> str:
+    return _name(str(raw) if isinstance(raw, PurePath) else raw)
+
+
+def _account(raw: object) -> str:
+    return str(_whole(raw)) if isinstance(raw, int) else _name(raw)
+
+
+def _host(raw: object) -> str:
+    host = _text(raw).removeprefix("[").removesuffix("]")
+    return str(_tcp(TcpAddress(host, 0)).host)
+
+
+def _tcp(address: TcpAddress) -> TcpAddress:
+    if parse_address(str(address)) != address:
+        raise ValueError
+    return address
+
+
+def _address(raw: object) -> str:
+    return str(parse_address(str(raw) if isinstance(raw, TcpAddress | UnixAddress | FdAddress) else _text(raw)))
+
+
+def _reference(raw: object) -> Any:
+    if callable(raw) or (isinstance(raw, str) and re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", raw)):
+        return raw
+    raise ValueError
+
+
+def _items(raw: object) -> Iterable[object]:
+    """What is in a list; a text is a list with commas, any other value a list of one."""
+    if isinstance(raw, str):
+        return [item.strip() for item in raw.split(",") if item.strip()]
+    return raw if isinstance(raw, list | tuple) else [raw]
+
+
+def _ports(raw: object) -> int | tuple[int, ...]:
+    ports = tuple(PORT.read(item) for item in _items(raw))
+    if not ports:
+        raise ValueError
+    return ports[0] if len(ports) == 1 else ports
+
+
+def _place(raw: object) -> int | str:
+    digits = isinstance(raw, str) and raw.isdecimal()
+    return int(PORT.read(raw)) if digits or not isinstance(raw, str) else _address(raw)
+
+
+def _apps(raw: object) -> Any:
+    if not isinstance(raw, list | tuple):
+        raise ValueError
+    return tuple((target, tuple(_place(place) for place in _items(places))) for target, places in raw)
+
+
+def count(least: int = 0) -> Kind:
+    """Whole numbers that are not below `least`."""
+    return Kind("COUNT", f"a whole number of at least {least}", lambda raw: _whole(raw, least))
+
+
+def choice(*values: str) -> Kind:
+    """One of these words."""
+
+    def read(raw: object) -> str:
+        return values[values.index(_text(raw).strip().lower())]
+
+    return Kind("|".join(values), f"one of {', '.join(values)}", read)
+
+
+def _auto(raw: object) -> int:
+    return 0 if isinstance(raw, str) and raw.strip().lower() == "auto" else _whole(raw)
+
+
+def _joined(values: object) -> str:
+    return ",".join(str(value) for value in _items(values))
+
+
+FLAG = Kind("FLAG", "true or false (also yes, no, on, off, 1, 0)", _flag, lambda value: str(value).lower())
+COUNT = count()
+WORKERS = Kind("COUNT", "a whole number of at least 1, or auto", _auto, lambda value: str(value or "auto"))
+PORT = Kind("PORT", "a port from 0 to 65535", lambda raw: _whole(raw, 0, 65535))
+PORTS = Kind("PORT", "a port from 0 to 65535, or several", _ports, _joined)
+DURATION = Kind("DURATION", "a duration such as 30s, 5m, 24h or 250ms, or seconds", _duration, _show_duration)
+POSITIVE = Kind(
+    "DURATION", "a duration above zero such as 30s, 5m, 24h or 250ms, or seconds", _positive, _show_duration
+)
+SIZE = Kind("SIZE", "a size such as 512MiB, 1GiB or 100MB", _size, lambda value: f"{value}B")
+RATIO = Kind("RATIO", "a number from 0 to 1", _ratio, repr)
+TEXT = Kind("TEXT", "a text", _text)
+NAME = Kind("NAME", "a name", _name)
+PATH = Kind("PATH", "a path", _path)
+ACCOUNT = Kind("NAME", "a name or a numeric id", _account)
+UMASK = Kind(
+    "OCTAL", "an octal number from 0 to 777", lambda raw: _whole(raw, 0, 0o777, 8), lambda value: f"{value:04o}"
+)
+HOST = Kind("HOST", "a host name or an IP address", _host)
+ADDRESS = Kind("ADDRESS", "host:port, [ipv6]:port, unix:path or fd://3", _address)
+ADDRESSES = Kind("ADDRESS", ADDRESS.describe, lambda raw: tuple(_address(item) for item in _items(raw)), _joined)
+REFERENCE = Kind("REFERENCE", "module:function", _reference)
+APPS = Kind("LIST", 'a list of pairs such as ["module:attr", 3000], with a port, an address or several', _apps)

@@ -1,0 +1,148 @@
+"""Carries a change of generation through (`rolling` decides), and answers those who asked for it.
+
+One that is asked for while another is under way is put off until that has ended, and all who asked in the meantime share it:
+the code that they want may be newer than the code that is being loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from .. import events
+from ..errors import ClusterError
+from ..policy import Seen
+from ..rolling import Rolling, Stage
+from .facts import Command
+
+logger = logging.getLogger("cluster2.master")
+
+
+class Reloader:
+    """At most one change of generation at a time.
+
+    Attributes:
+        rolling: the one that is under way, or None.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[int], None],
+        want: Callable[[int], None],
+        drop: Callable[[int], None],
+        emit: Callable[[events.Event], None],
+    ) -> None:
+        """Nothing is under way.
+
+        Args:
+            begin: start to load the code of that generation; raises ClusterError if the options are bad.
+            want: that generation is wanted from now on.
+            drop: that generation's zygote isn't needed any more.
+        """
+        self._begin = begin
+        self._want = want
+        self._drop = drop
+        self._emit = emit
+        self._callers: list[Command] = []
+        self._next: list[Command] = []
+        self._asked_again = False
+        self._last = 1
+        self._began = 0.0
+        self._current = 1
+        self.rolling: Rolling | None = None
+
+    def ask(self, command: Command | None) -> None:
+        """Somebody (None: a signal) wants the code loaded again."""
+        if self.rolling is not None:
+            self._asked_again = True
+            self._next += [command] if command else []
+            return
+        self._callers = [command] if command else []
+        self._start()
+
+    def prepared(self) -> None:
+        """The new code is loaded: make a first worker of it."""
+        assert self.rolling is not None
+        self.rolling.prepared()
+        self._want(self.rolling.new)
+
+    def look(self, now: float, workers: Iterable[Seen]) -> None:
+        """Something has happened: go on, or be done."""
+        if self.rolling is None:
+            return
+        seen = list(workers)
+        before = self.rolling.replaced(seen)
+        self.rolling.look(now)
+        for command in self._callers:
+            command.tell({"replaced": before})
+        if self.rolling.finished(seen):
+            self._done()
+
+    def abandon(self, error: ClusterError) -> None:
+        """The new code is no good: go on with the old."""
+        assert self.rolling is not None
+        rolling, self.rolling = self.rolling, None
+        self._want(rolling.old)
+        self._drop(rolling.new)
+        logger.error("reload abandoned, generation %d goes on: %s", rolling.old, error.message)
+        if error.detail:
+            logger.error("%s", error.detail)
+        self._emit(
+            events.ReloadFailed(
+                time=time.time(), generation=rolling.new, reason=error.message, traceback=error.detail or None
+            )
+        )
+        self._answer(
+            ClusterError(f"reload abandoned, the old generation goes on: {error.message}", detail=error.detail)
+        )
+
+    def cancel(self, reason: str) -> None:
+        """The cluster ends: nothing comes of it any more."""
+        self.rolling = None
+        self._asked_again = False
+        self._callers += self._next
+        self._answer(ClusterError(reason))
+
+    def proves(self, generation: int) -> bool:
+        """Whether what becomes of a worker of that generation decides about the change."""
+        return self.rolling is not None and generation == self.rolling.new
+
+    def may_retire(self) -> bool:
+        """Whether predecessors may be retired."""
+        return self.rolling is None or self.rolling.may_retire()
+
+    def wake_at(self) -> float | None:
+        """When `look` has something to do although nothing happens."""
+        if self.rolling is None or self.rolling.stage is not Stage.PROVING:
+            return None
+        return self.rolling.settles_at
+
+    def _start(self) -> None:
+        self._last += 1
+        self.rolling = Rolling(self._current, self._last)
+        self._began = time.monotonic()
+        self._emit(events.Reloading(time=time.time(), generation=self._last))
+        try:
+            self._begin(self._last)
+        except ClusterError as error:
+            self.abandon(error)
+
+    def _done(self) -> None:
+        assert self.rolling is not None
+        rolling, self.rolling = self.rolling, None
+        self._current = rolling.new
+        self._drop(rolling.old)
+        took = time.monotonic() - self._began
+        logger.info("reloaded: generation %d serves, after %.2f s", rolling.new, took)
+        self._emit(events.Reloaded(time=time.time(), generation=rolling.new, seconds=took))
+        self._answer({"generation": rolling.new, "seconds": took})
+
+    def _answer(self, result: dict[str, object] | ClusterError) -> None:
+        callers, self._callers = self._callers, []
+        for command in callers:
+            command.answer(result)
+        if self._asked_again:
+            self._asked_again = False
+            self._callers, self._next = self._next, []
+            self._start()

@@ -1,0 +1,183 @@
+"""The acceptor on real listening sockets: its modes, the accept queue at the end, descriptors that run out."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from cluster2.engines.base import Interface, Site
+from cluster2.engines.tcp import TcpEngine
+from cluster2.settings import Settings
+from cluster2.worker.acceptor import Acceptor, Door
+from cluster2.worker.pace import Mode
+from tests.unit.waiting import PATIENCE, until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """Workers run on uvloop."""
+    return "asyncio", {"use_uvloop": True}
+
+
+async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"hello")
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as found:
+        found.setblocking(False)
+        yield found
+
+
+class Taking:
+    """An acceptor before a TCP engine."""
+
+    def __init__(self, *listeners: socket.socket) -> None:
+        self.engine = TcpEngine(Site(greet, Interface.TCP, Settings(), None))
+        self.woken = 0
+        self.acceptor = Acceptor([Door(each, self.engine, None) for each in listeners], [], self.wake)
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    async def idle(self) -> None:
+        await until(lambda: not self.acceptor.joining() and self.engine.idle())
+
+
+async def greeting(listener: socket.socket) -> bytes:
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    try:
+        return await asyncio.wait_for(reader.read(), PATIENCE)
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("mode", Mode)
+async def test_every_mode_takes(listener: socket.socket, mode: Mode) -> None:
+    """In each mode all connections are taken and counted, and the worker is told that it isn't at rest."""
+    taking = Taking(listener)
+    await taking.acceptor.start()
+    await taking.acceptor.change(mode)
+    assert await asyncio.gather(*(greeting(listener) for _ in range(20))) == [b"hello"] * 20
+    assert taking.acceptor.accepted == 20
+    assert taking.woken >= 20
+    await taking.idle()
+    taking.acceptor.stop()
+
+
+async def test_from_mode_to_mode(listener: socket.socket) -> None:
+    """Whatever the modes that follow each other, no connection is left out."""
+    taking = Taking(listener)
+    await taking.acceptor.start()
+    for mode in (Mode.HELD, Mode.PARKING, Mode.EAGER, Mode.HELD, Mode.HELD, Mode.EAGER, Mode.EAGER, Mode.PARKING):
+        await taking.acceptor.change(mode)
+        assert await greeting(listener) == b"hello"
+    assert taking.acceptor.accepted == 8
+    taking.acceptor.stop()
+
+
+async def test_several_doors() -> None:
+    """All listening sockets are served in turn, in either kind of mode."""
+    with ExitStack() as stack:
+        doors = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        for door in doors:
+            door.setblocking(False)
+        taking = Taking(*doors)
+        await taking.acceptor.start()
+        for mode in (Mode.EAGER, Mode.HELD):
+            await taking.acceptor.change(mode)
+            assert await asyncio.gather(*map(greeting, doors * 4)) == [b"hello"] * 12
+        taking.acceptor.stop()
+
+
+@pytest.mark.parametrize("mode", [Mode.EAGER, Mode.HELD])
+async def test_the_queue_at_the_end(listener: socket.socket, mode: Mode) -> None:
+    """When no successor will take what waits, all of it is taken, and nothing that comes later."""
+    taking = Taking(listener)
+    await taking.acceptor.start()
+    await taking.acceptor.change(mode)
+    taking.acceptor.stop_listening()
+    with ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(50)]
+        taking.acceptor.serve_queue()
+        assert taking.acceptor.accepted == 50
+        late = stack.enter_context(socket.create_connection(listener.getsockname()))
+        late.setblocking(False)
+        for client in clients:
+            client.settimeout(PATIENCE)
+            assert await asyncio.to_thread(client.recv, 5) == b"hello"
+        await taking.idle()
+        with pytest.raises(BlockingIOError):
+            late.recv(5)
+    taking.acceptor.stop()
+
+
+async def test_another_worker_takes_what_a_stopped_one_leaves(listener: socket.socket) -> None:
+    """A stopped acceptor leaves the listening socket open and what waits there to its sibling."""
+    stopped, sibling = Taking(listener), Taking(listener)
+    await stopped.acceptor.start()
+    stopped.acceptor.stop()
+    waiting = asyncio.ensure_future(greeting(listener))
+    await sibling.acceptor.start()
+    assert await waiting == b"hello"
+    assert (stopped.acceptor.accepted, sibling.acceptor.accepted) == (0, 1)
+    sibling.acceptor.stop()
+
+
+OUT_OF_FILES = """
+import asyncio, logging, os, resource, socket, uvloop
+from tests.unit.test_acceptor import Taking, Mode, greeting, until
+
+async def main():
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    taking = Taking(listener)
+    await taking.acceptor.start()
+    await taking.acceptor.change(Mode.HELD)
+    assert await greeting(listener) == b"hello"
+    client = socket.socket()
+    client.settimeout(10)
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    try:
+        while True:
+            taken.append(os.dup(0))
+    except OSError:
+        pass
+    client.connect(listener.getsockname())
+    await until(lambda: paused)
+    assert taking.acceptor.accepted == 1
+    for each in taken:
+        os.close(each)
+    assert await asyncio.to_thread(client.recv, 5) == b"hello"
+    assert taking.acceptor.accepted == 2
+    taking.acceptor.stop()
+    print("recovered", len(paused))
+
+paused = []
+
+class Handler(logging.Handler):
+    def emit(self, record):
+        paused.append(record.getMessage())
+logging.getLogger("cluster2.worker").addHandler(Handler())
+uvloop.run(main())
+assert all("no connection can be taken for 0.1 s" in each for each in paused), paused
+"""
+
+
+def test_descriptors_run_out() -> None:
+    """Without a free descriptor a worker that holds back waits a little instead of spinning, and goes on when there is one."""
+    ended = subprocess.run([sys.executable, "-c", OUT_OF_FILES], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("recovered ")
+    assert int(ended.stdout.split()[1]) < 100

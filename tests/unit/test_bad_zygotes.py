@@ -1,0 +1,149 @@
+"""Zygotes and workers that misbehave: programs that take their place and lie. The master ends with one line, or serves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.clusters import options_for, processes
+
+MASTER = """
+import sys
+from cluster2 import boot, config
+from cluster2.errors import ClusterError
+
+try:
+    sys.exit(boot.run(config.load({options!r}, environ={{}}), argv=[sys.executable, {zygote!r}]))
+except ClusterError as error:
+    print(error.message)
+    sys.exit(error.exit_code)
+"""
+ZYGOTE = """
+import os, socket, sys, time
+from cluster2 import wire
+from cluster2.kernel.descriptors import Packets
+
+channel = Packets.attach(int(os.environ.pop(wire.CHANNEL)))
+
+def hear():
+    packet, descriptors = channel.receive()
+    return (wire.unpack_order(packet) if packet else None), descriptors
+
+def say(message):
+    channel.send(wire.pack_order(message))
+
+def orders():
+    while (heard := hear())[0] is not None:
+        yield heard
+
+def wait_for_the_end():
+    for _ in orders():
+        pass
+
+hear()
+say(wire.Prepared(["asgi"], ["uvicorn"], []))
+"""
+DEAD = "the process that imports the app died; its log says why"
+
+
+def run_with(directory: Path, zygote: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """What becomes of a master whose zygote is this program; nothing of it may be left."""
+    before = set(processes())
+    script = directory / "zygote.py"
+    script.write_text(ZYGOTE + textwrap.dedent(zygote))
+    program = MASTER.format(options=options_for(directory, app="a:app", **options), zygote=str(script))
+    try:
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, cwd=directory)
+    finally:
+        left = set(processes()) - before
+    assert not left
+    return ended
+
+
+def refused(directory: Path, zygote: str, **options: Any) -> str:
+    """The error of the app with which the master ended, as the user sees it."""
+    ended = run_with(directory, zygote, **options)
+    assert "Traceback" not in ended.stderr, ended.stderr
+    assert ended.returncode == 3
+    assert len(ended.stdout.splitlines()) == 1
+    return ended.stdout.strip()
+
+
+@pytest.mark.parametrize("workers", [1, 60])
+def test_one_that_dies_of_an_order(tmp_path: Path, workers: int) -> None:
+    """A zygote that dies of its first order, while the master gives it more, ends the first boot."""
+    assert refused(tmp_path, "hear(); os._exit(1)", workers=workers) == DEAD
+
+
+def test_one_that_dies_when_it_has_loaded(tmp_path: Path) -> None:
+    """A zygote that ends as soon as it has loaded the app, before or between the orders, ends the first boot."""
+    assert refused(tmp_path, "os._exit(0)", workers=60) == DEAD
+
+
+def test_one_that_can_not_fork(tmp_path: Path) -> None:
+    """What the kernel refuses is warned of and tried again, until it has failed too often."""
+    zygote = """
+        for order, _ in orders():
+            say(wire.ForkFailed(order.incarnation, "Cannot allocate memory"))
+        """
+    assert refused(tmp_path, zygote, restart_limit=2).startswith("workers die before they are ready")
+
+
+def test_one_that_speaks_of_workers_that_nobody_asked_for(tmp_path: Path) -> None:
+    """Numbers that the master doesn't know, and messages that only a master sends, are passed over."""
+    zygote = """
+        say(wire.Forked(999, 1))
+        say(wire.ForkFailed(999, "no"))
+        say(wire.Prepare(1, {}, {}))
+        hear()
+        os._exit(1)
+        """
+    assert refused(tmp_path, zygote) == DEAD
+
+
+@pytest.mark.xfail(reason="Nursery._watch: garbage raises in a callback of the loop, and the zygote is waited for")
+def test_one_that_sends_garbage(tmp_path: Path) -> None:
+    """A zygote that says what is no order is as good as dead."""
+    zygote = """
+        channel.send(b"garbage")
+        wait_for_the_end()
+        """
+    assert refused(tmp_path, zygote, boot_timeout=1.0) == DEAD
+
+
+@pytest.mark.xfail(reason="Actions._watch: a pid that is gone already raises ProcessLookupError in the master's loop")
+def test_a_worker_that_is_gone_before_it_is_known(tmp_path: Path) -> None:
+    """A worker that was reaped before the master heard of it counts as one that died."""
+    zygote = """
+        for order, descriptors in orders():
+            pid = os.fork()
+            if not pid:
+                os._exit(0)
+            os.waitpid(pid, 0)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            say(wire.Forked(order.incarnation, pid))
+        """
+    assert refused(tmp_path, zygote, restart_limit=2).startswith("workers die before they are ready")
+
+
+@pytest.mark.xfail(reason="Actions._announce asserts that a worker that is ready has a pid")
+def test_a_worker_that_is_ready_before_it_was_born(tmp_path: Path) -> None:
+    """A worker that says that it is ready before anybody has told its pid doesn't bring the master down."""
+    zygote = """
+        order, descriptors = hear()
+        socket.socket(fileno=descriptors[0]).send(wire.pack(wire.Ready()))
+        hear()
+        os._exit(1)
+        """
+    assert "Traceback" not in run_with(tmp_path, zygote, workers=1, boot_timeout=1.0).stderr
+
+
+def test_a_worker_that_never_says_a_word(tmp_path: Path) -> None:
+    """An order that nobody carries out is given up after boot_timeout."""
+    assert "wasn't ready within boot_timeout (0.3 s)" in refused(tmp_path, "wait_for_the_end()", boot_timeout=0.3)
