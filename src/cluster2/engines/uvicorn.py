@@ -147,7 +147,7 @@ class UvicornEngine:
         def ends(connection: HttpConnection) -> bool:
             return not moving or connection.scheme != "http"
 
-        def _start_asgi_task(self: HttpConnection, cycle: Any, app: Any) -> None:
+        def _start_asgi_task(self: Any, cycle: Any, app: Any) -> None:
             if ends(self):
                 cycle.keep_alive = False
             HttpConnection._start_asgi_task(self, cycle, app)
