@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from . import wire
-from .kernel import processes
+from .kernel import processes, stacks
 from .kernel.descriptors import Packets
 from .kernel.scoreboard import Scoreboard
 from .settings import Settings
@@ -49,7 +49,8 @@ def title(settings: Settings, role: str) -> None:
 
 def _serve(made: image.Image, order: wire.Order, descriptors: list[int]) -> int:
     title(made.settings, f"worker {order.slot} g{order.generation}")
-    talk, board, *others = descriptors
+    talk, board, stack_file, *others = descriptors
+    stacks.arm(stack_file)
     sockets = [socket.socket(fileno=descriptor) for descriptor in others]
     doors, ways = sockets[: len(order.sockets)], sockets[len(order.sockets) :]
     return runtime.serve(

@@ -27,7 +27,9 @@ from .kinds import (
     PORT,
     PORTS,
     POSITIVE,
+    RATIO,
     REFERENCE,
+    SIZE,
     TEXT,
     UMASK,
     WORKERS,
@@ -121,7 +123,7 @@ def options_of(declarations: type) -> Mapping[str, Option]:
     return MappingProxyType(found)
 
 
-_APP, _PROCESSES, _LISTEN, _FILES = "App", "Processes", "Addresses", "Files and identity"
+_APP, _PROCESSES, _RECYCLE, _LISTEN, _FILES = "App", "Processes", "Recycling", "Addresses", "Files and identity"
 _TIME, _KEEPER, _ENGINE, _TLS, _LOG = "Time limits", "Connections", "Engine", "TLS", "Logging"
 
 
@@ -154,6 +156,30 @@ class Settings:
         seed="noWorkers",
     )
     boot_timeout: float = option(60.0, POSITIVE, "how long a worker may take to become ready", _PROCESSES)
+    max_surge: int = option(1, count(1), "how many workers may be replaced at a time", _PROCESSES)
+    conn_threshold: int = option(
+        0, COUNT, "replace a worker after so many connections; 0: never", _RECYCLE, seed="connThreshold"
+    )
+    request_threshold: int = option(0, COUNT, "replace a worker after so many requests; 0: never", _RECYCLE)
+    uptime_threshold: float = option(
+        0.0, DURATION, "replace a worker after so long; 0: never", _RECYCLE, seed="uptimeThreshold"
+    )
+    memory_threshold: int = option(0, SIZE, "replace a worker that has so much memory (PSS); 0: never", _RECYCLE)
+    recycle_when: str | Callable[..., Any] | None = option(
+        None, REFERENCE, "called in the master with a worker's status; true: replace it", _RECYCLE, seed="shouldKill"
+    )
+    threshold_jitter: float = option(
+        0.5,
+        RATIO,
+        "thresholds are stretched at random by up to this share, so that workers don't leave together",
+        _RECYCLE,
+    )
+    max_heartbeat_delay: float = option(
+        30.0, POSITIVE, "a worker whose loop is stuck for so long is replaced", _TIME, seed="maxHeartbeatDelay"
+    )
+    request_timeout: float = option(
+        0.0, DURATION, "a worker with a request older than this is replaced; 0: never", _TIME, needs="request-age"
+    )
     restart_limit: int = option(
         10,
         COUNT,

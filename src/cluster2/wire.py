@@ -56,8 +56,8 @@ class Socket(msgspec.Struct, frozen=True):
 class Order(Message, frozen=True, tag="Fork"):
     """Make a worker.
 
-    Its descriptors: the talk channel, the scoreboard, one for each of `sockets`, and where there is a keeper the entry of
-    the rest queue and the exit of each app's ready queue.
+    Its descriptors: the talk channel, the scoreboard, the file for its stacks, one for each of `sockets`, and where there is a
+    keeper the entry of the rest queue and the exit of each app's ready queue.
 
     Attributes:
         incarnation: names this worker in all messages; never used twice.

@@ -136,7 +136,20 @@ async def test_another_worker_takes_what_a_stopped_one_leaves(listener: socket.s
 
 OUT_OF_FILES = """
 import asyncio, logging, os, resource, socket, uvloop
-from tests.unit.test_acceptor import Taking, Mode, greeting, until
+from tests.unit.test_acceptor import Taking, Mode, greeting
+
+taken, paused = [], []
+
+class Handler(logging.Handler):
+    def emit(self, record):
+        paused.append(record.getMessage())
+
+def take_all():
+    try:
+        while True:
+            taken.append(os.dup(0))
+    except OSError:
+        pass
 
 async def main():
     listener = socket.create_server(("127.0.0.1", 0))
@@ -145,33 +158,27 @@ async def main():
     await taking.acceptor.start()
     await taking.acceptor.change(Mode.HELD)
     assert await greeting(listener) == b"hello"
-    client = socket.socket()
-    client.settimeout(10)
-    taken = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    try:
-        while True:
-            taken.append(os.dup(0))
-    except OSError:
-        pass
-    client.connect(listener.getsockname())
-    await until(lambda: paused)
-    assert taking.acceptor.accepted == 1
+    clients = [socket.socket() for _ in range(20)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    for client in clients:
+        take_all()  # again: connections that close give back their descriptors
+        client.settimeout(10)
+        client.connect(listener.getsockname())
+        await asyncio.sleep(0.05)
+        if paused:
+            break
+    before = taking.acceptor.accepted
+    await asyncio.sleep(0.15)
+    assert taking.acceptor.accepted == before
     for each in taken:
         os.close(each)
     assert await asyncio.to_thread(client.recv, 5) == b"hello"
-    assert taking.acceptor.accepted == 2
     taking.acceptor.stop()
-    print("recovered", len(paused))
 
-paused = []
-
-class Handler(logging.Handler):
-    def emit(self, record):
-        paused.append(record.getMessage())
 logging.getLogger("cluster2.worker").addHandler(Handler())
 uvloop.run(main())
 assert all("no connection can be taken for 0.1 s" in each for each in paused), paused
+print(len(paused))
 """
 
 
@@ -179,5 +186,4 @@ def test_descriptors_run_out() -> None:
     """Without a free descriptor a worker that holds back waits a little instead of spinning, and goes on when there is one."""
     ended = subprocess.run([sys.executable, "-c", OUT_OF_FILES], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith("recovered ")
-    assert int(ended.stdout.split()[1]) < 100
+    assert 1 <= int(ended.stdout) < 10

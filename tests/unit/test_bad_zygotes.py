@@ -106,7 +106,6 @@ def test_one_that_speaks_of_workers_that_nobody_asked_for(tmp_path: Path) -> Non
     assert refused(tmp_path, zygote) == DEAD
 
 
-@pytest.mark.xfail(reason="Nursery._watch: garbage raises in a callback of the loop, and the zygote is waited for")
 def test_one_that_sends_garbage(tmp_path: Path) -> None:
     """A zygote that says what is no order is as good as dead."""
     zygote = """

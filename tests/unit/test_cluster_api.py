@@ -239,8 +239,8 @@ def test_scripts_that_fail(tmp_path: Path, text: str, code: int, says: str) -> N
 
 
 def test_an_object_without_a_script(tmp_path: Path) -> None:
-    """Without a script file (`python -c`) an app object can't be made again by another process: that is said."""
-    text = "from cluster2 import Cluster\nCluster(port=0, mon_port=0).listen(lambda environ, start_response: [])"
-    ended = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    """Without a script (a program on standard input) an app object can't be made again by another process: that is said."""
+    text = "from cluster2 import Cluster\nCluster(port=0, mon_port=0).listen(lambda environ, start_response: [])\n"
+    ended = subprocess.run([sys.executable], input=text, cwd=tmp_path, capture_output=True, text=True, timeout=30)
     assert ended.returncode == 5, ended.stderr
     assert "an app object can be served from a script file only; here, name it as module:attr" in ended.stderr

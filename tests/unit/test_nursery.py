@@ -233,16 +233,6 @@ async def test_an_import_that_hangs(tmp_path: Path) -> None:
         assert w.facts == []
 
 
-async def test_a_new_load_replaces_the_old_one(tmp_path: Path) -> None:
-    """Of two loads the second counts: the first zygote leaves, and what it says is not heard any more."""
-    async with ward(tmp_path) as w:
-        (first,) = w.nursery.pids()
-        w.nursery.load()
-        assert isinstance(await w.said(), wire.Prepared)
-        await until(lambda: not psutil.pid_exists(first))
-        assert len(w.facts) == 1
-
-
 async def test_nothing_leaks(tmp_path: Path) -> None:
     """Loading and closing leaves no descriptor open."""
     async with ward(tmp_path) as w:

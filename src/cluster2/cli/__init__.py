@@ -22,6 +22,7 @@ COMMANDS = {
     "reload": "control",
     "scale": "control",
     "recycle": "control",
+    "stacks": "control",
     "stop": "control",
     "shutdown": "control",
     "check": "examine",

@@ -73,6 +73,22 @@ def recycle(pids: str | None, worker: int | None) -> int:
     return 0
 
 
+@click.command()
+@_pids
+@click.argument("worker", type=click.IntRange(min=0), required=False, metavar="[PID|SLOT]")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def stacks(pids: str | None, worker: int | None, as_json: bool) -> int:
+    """Show the Python stacks of all workers, or of one; also of one that is stuck."""
+    found = _client(pids).call("stacks", {"worker": worker})
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        click.echo(
+            "\n\n".join(f"worker {each['pid']} (slot {each['slot']})\n{each['stacks']}" for each in found["workers"])
+        )
+    return 0
+
+
 def _client(pids: str | None) -> Client:
     return Client(Path(lookup("pids", pids)))
 

@@ -44,6 +44,7 @@ class Capability(StrEnum):
     PROXY_HEADERS = "proxy-headers"
     ACCESS_LOG = "access-log"
     KEEPER = "keeper"
+    REQUEST_AGE = "request-age"
 
 
 class Census(NamedTuple):
@@ -142,6 +143,9 @@ class Engine(Protocol):
 
     def census(self) -> Census:
         """What it is doing."""
+
+    def oldest(self, now: float) -> float | None:
+        """Since when, on the monotonic clock, the oldest request is under way, as seen by calls of this; None: there is none."""
 
     def movable(self) -> Iterable[Movable]:
         """Its connections, as far as they are of a kind that can move at all."""

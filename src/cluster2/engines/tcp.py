@@ -82,6 +82,10 @@ class TcpEngine:
         """Connections; there are no requests that could be counted."""
         return Census(None, len(self._open), len(self._open))
 
+    def oldest(self, now: float) -> float | None:
+        """A stream has no requests."""
+        return None
+
     def drain(self, *, moving: bool) -> None:
         """Protocols that can drain are told to; the others go on until `sweep` ends them."""
         self._drained_at = time.monotonic()

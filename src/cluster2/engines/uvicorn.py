@@ -43,6 +43,7 @@ class UvicornEngine:
             Capability.PROXY_HEADERS,
             Capability.ACCESS_LOG,
             Capability.KEEPER,
+            Capability.REQUEST_AGE,
         }
     )
 
@@ -57,6 +58,7 @@ class UvicornEngine:
         self._state = ServerState()
         self._lifespan = _lifespan(self._config)
         self._idle_since: dict[Any, float] = {}
+        self._begun: dict[Any, float] = {}
         self.reads_first = site.tls is None
 
     @staticmethod
@@ -113,6 +115,16 @@ class UvicornEngine:
         """Uvicorn counts already; nothing is added to the path of a request."""
         state = self._state
         return Census(state.total_requests, len(state.connections), len(state.tasks))
+
+    def oldest(self, now: float) -> float | None:
+        """Seen by looking at the cycles; nothing is noted on the way of a request."""
+        seen = {}
+        for connection in self.movable():
+            cycle: Any = connection.cycle
+            if cycle is not None and not cycle.response_complete:
+                seen[cycle] = self._begun.get(cycle, now)
+        self._begun = seen
+        return min(seen.values(), default=None)
 
     def movable(self) -> list[HttpConnection]:
         """HTTP connections; whether one may move is asked of it (with TLS it never may)."""

@@ -32,6 +32,8 @@ ROUND = 16
 """Messages taken from the rest queue before connections have their turn again."""
 HURRY = 0.01
 """Seconds between two looks whether everybody knows that the end has come."""
+AGAIN = 0.05
+"""Seconds between two attempts to hand back what couldn't be, if no room in the queue shows before."""
 READY = int(State.READY)
 _WATCH = select.EPOLLIN | select.EPOLLRDHUP
 _GONE = select.EPOLLHUP | select.EPOLLERR
@@ -99,7 +101,7 @@ class Keeper:
     def _patience(self) -> float:
         """Seconds until something is due."""
         now = time.monotonic()
-        due = [BEAT]
+        due = [AGAIN if any(self._late) else BEAT]
         if (deadline := self._resting.next_deadline()) is not None:
             due.append(deadline - now)
         if self._leave_at is not None:
@@ -108,9 +110,11 @@ class Keeper:
 
     def _take_in(self) -> None:
         """Connections that come to rest."""
+        if self._rest.ended:
+            return
         now = time.monotonic()
         for _ in range(ROUND):
-            if len(self._resting) >= self._room:
+            if self._held() >= self._room:
                 self._full = True
                 self._epoll.modify(self._rest.fileno(), 0)
                 return
@@ -120,10 +124,17 @@ class Keeper:
             for parcel in parcels:
                 self._keep(parcel, now)
         if self._rest.ended:
+            self._full = False
             self._epoll.unregister(self._rest.fileno())
 
+    def _held(self) -> int:
+        """Connections in our hands."""
+        return len(self._resting) + sum(map(len, self._late))
+
     def _keep(self, parcel: Parcel, now: float) -> None:
-        deadline = now + self._timeout - parcel.age if self._timeout else float(FAR)
+        # 0.0 stands first because a foreign age may be no number, and nothing is greater than that.
+        age = min(self._timeout, max(0.0, parcel.age))
+        deadline = now + self._timeout - age if self._timeout else float(FAR)
         try:
             if parcel.site >= len(self._ready):
                 raise OSError("no such app")
@@ -146,7 +157,8 @@ class Keeper:
             os.close(descriptor)
             return
         if not late:
-            self._epoll.register(self._ready[site].fileno(), select.EPOLLOUT)
+            # By edges: with too many descriptors in flight nothing goes, although the queue says that it has room.
+            self._epoll.register(self._ready[site].fileno(), select.EPOLLOUT | select.EPOLLET)
         late.append(Parcel(descriptor, site, family, 0.0))
 
     def _catch_up(self, site: int) -> None:
@@ -176,12 +188,15 @@ class Keeper:
                 self._resting.remove(descriptor)
                 os.close(descriptor)
                 self._header.keeper_expired += 1
-        if self._full and len(self._resting) < self._room:
+        for site, late in enumerate(self._late):
+            if late:
+                self._catch_up(site)
+        if self._full and self._held() < self._room:
             self._full = False
             self._epoll.modify(self._rest.fileno(), select.EPOLLIN)
         header = self._header
         header.keeper_beat = now
-        header.resting = len(self._resting) + sum(map(len, self._late))
+        header.resting = self._held()
         header.keeper_lost = self._rest.truncated
         if now - self._since >= 1.0:
             header.keeper_rate = self._moved / (now - self._since)

@@ -151,8 +151,8 @@ class Inlet:
             data, control, flags, _ = self._sock.recvmsg(size, space, _TAKE)
         except (BlockingIOError, InterruptedError):
             return []
-        except OSError:
-            self.ended = True
+        except OSError:  # no memory, perhaps: that isn't the end
+            self.ended = _hung_up(self._sock)
             return []
         descriptors = array.array("i")
         for level, kind, content in control:

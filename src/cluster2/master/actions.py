@@ -116,6 +116,7 @@ class Actions:
             os.close(handle.pidfd)
         if handle.talk is not None:
             handle.talk.close()
+        os.close(handle.stacks_file)
         self._board.release(handle.row)
         self._roster.remove(handle)
         if handle.pid is None:
@@ -135,6 +136,7 @@ def _died(handle: Handle, status: ExitStatus | None) -> events.Died:
         signal=None if status is None or status.signal is None else signal.Signals(status.signal).name,
         uptime=handle.uptime(time.monotonic()),
         reason=reason_of(handle, status),
+        stacks=handle.stacks,
     )
 
 

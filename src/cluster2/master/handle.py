@@ -21,6 +21,9 @@ class Handle:
         ready_at: monotonic time when it said that it serves, or None.
         reason: why the master ends it, or None if it doesn't.
         replace: monotonic time since when it is to be replaced within its generation, or None.
+        stacks_file: where it writes its stacks when asked.
+        stacks: what it wrote when it was found to be stuck, or None.
+        drain_first: it is told to drain when its successor is ready; false: it is killed then, since it wouldn't hear.
         talk: the transport of the channel, or None when that has closed.
         timer: bounds the state that it is in.
     """
@@ -36,6 +39,9 @@ class Handle:
     ready_at: float | None = None
     reason: Reason | None = None
     replace: float | None = None
+    stacks_file: int = -1
+    stacks: str | None = None
+    drain_first: bool = True
     talk: asyncio.Transport | None = field(default=None, repr=False)
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from .. import events, lifecycle, policy, wire
 from ..errors import AppError, ClusterError, UsageError, by_exit_code
-from ..kernel import processes
+from ..health import Trouble
+from ..kernel import processes, stacks
 from ..kernel.listeners import Listener
 from ..kernel.pidfiles import PidsDirectory
 from ..kernel.processes import ExitStatus
@@ -27,6 +28,7 @@ from ..kernel.scoreboard import Scoreboard
 from ..lifecycle import LIVE, State
 from ..settings import Settings
 from .actions import Actions, reason_of
+from .checkup import Checkup
 from .control import Control
 from .facts import Command, Exited, Fact, FromWorker, FromZygote, Garbage, KeeperGone, Overdue, Signal, Silent, Tick
 from .handle import Handle
@@ -130,9 +132,11 @@ class Master:
         self._closed: list[Nursery] = []
         self._reloader = Reloader(self._load, self._want, self._drop, emit)
         self._requests: list[Request] = []
+        self._checkup = Checkup(estate.board, settings)
+        self._captures: set[asyncio.Task[Any]] = set()
         self._actions = Actions(settings, estate.board, estate.pids, self._roster, self.put, emit)
         self._restarts = policy.Restarts(settings.restart_limit, settings.restart_window)
-        self._wanted = policy.Wanted(settings.workers, 1)
+        self._wanted = policy.Wanted(settings.workers, 1, settings.max_surge)
         self._control = Control(self.put)
         self._keeping = self._make_keeping()
         self._phase = Phase.BOOTING
@@ -293,6 +297,7 @@ class Master:
     def _buried(self, handle: Handle, status: ExitStatus | None) -> None:
         meant = handle.reason is not None and handle.reason != "crash"
         self._actions.apply(handle, lifecycle.Event.EXITED, status)
+        self._checkup.forget(handle)
         if meant or self._phase in (Phase.DRAINING, Phase.STOPPING):
             return
         if self._reloader.proves(handle.generation):
@@ -367,6 +372,8 @@ class Master:
                 self._reload(command)
             case "recycle":
                 self._recycle(command)
+            case "stacks":
+                self._tell_stacks(command)
             case "scale":
                 self._scale(command)
             case "shutdown":
@@ -516,7 +523,8 @@ class Master:
                 case policy.Retire():
                     handle = self._roster.find(decision.incarnation)
                     if handle is not None:
-                        self._end(handle, lifecycle.Event.DRAIN, self._why_retired(handle))
+                        how = lifecycle.Event.DRAIN if handle.drain_first else lifecycle.Event.KILL
+                        self._end(handle, how, handle.reason or self._why_retired(handle))
         times = [when for when in (self._restarts.next_time(now), self._reloader.wake_at()) if when is not None]
         self._wake_at(min(times, default=None))
 
@@ -532,6 +540,7 @@ class Master:
             generation=self._wanted.generation,
             row=self._estate.board.claim(),
             born=time.monotonic(),
+            stacks_file=stacks.create(),
         )
         self._roster.add(handle)
         self._actions.limit(handle)
@@ -552,7 +561,7 @@ class Master:
             listening = [listener.sock.fileno() for _, listener in self._estate.listeners]
             nursery = self._nurseries[handle.generation]
             try:
-                nursery.spawn(order, [theirs.fileno(), self._estate.board.fd, *listening, *ways])
+                nursery.spawn(order, [theirs.fileno(), self._estate.board.fd, handle.stacks_file, *listening, *ways])
             except OSError as error:  # the zygote has died, which the next fact tells; or its queue is full
                 self._warn(f"no worker can be made: {error.strerror}")
                 self._buried(handle, None)
@@ -573,7 +582,9 @@ class Master:
         """All workers are to be of that generation, and as many as its options say, if those say something new."""
         before, after = self._settings.workers, self._options[generation][0].workers
         slots = after if after != before else self._wanted.slots
-        self._wanted = replace(self._wanted, generation=generation, slots=slots)
+        surge = self._options[generation][0].max_surge
+        self._wanted = policy.Wanted(slots, generation, surge)
+        self._checkup = Checkup(self._estate.board, self._settings)
         self._estate.board.header.generation = generation
 
     def _drop(self, generation: int) -> None:
@@ -604,9 +615,9 @@ class Master:
 
     def _look_around(self) -> None:
         now = time.monotonic()
-        if self._keeping is not None and self._keeping.is_stuck(now) and now - self._looked_at < 2 * TICK:
-            self._warn("the keeper gives no sign of life; it is killed")
-            self._keeping.kill()
+        # Who was suspended or starved saw nothing for a while: that the others gave no sign then proves nothing.
+        if now - self._looked_at < 2 * TICK:
+            self._check_health(now)
         self._looked_at = now
         if self._owns_process:
             processes.reap_strays(self._known())
@@ -614,6 +625,57 @@ class Master:
             self._load(self._wanted.generation)
         if self._restarts.recovered(now):
             self._emit(events.Recovered(time=time.time(), ready=self._roster.ready()))
+
+    def _check_health(self, now: float) -> None:
+        if self._keeping is not None and self._keeping.is_stuck(now):
+            self._warn("the keeper gives no sign of life; it is killed")
+            self._keeping.kill()
+        if self._phase is not Phase.SERVING:
+            return
+        for handle in self._roster:
+            if handle.state is not State.READY or handle.reason == "hang":
+                continue
+            if (trouble := self._checkup.trouble(handle, now)) is not None:
+                self._stuck(handle, trouble, now)
+            elif handle.replace is None and (why := self._checkup.passed(handle, now)) is not None:
+                logger.info("%s is recycled (%s)", handle, why)
+                handle.replace, handle.reason = now, "recycle"
+
+    def _stuck(self, handle: Handle, trouble: Trouble, now: float) -> None:
+        """Replace it: first its stacks, which tell why, then a successor, then it goes."""
+        handle.reason, handle.replace = "hang", now
+        handle.drain_first = trouble is Trouble.REQUEST
+        self._warn(f"{handle} is replaced: {trouble.value}")
+        task = self._loop.create_task(self._capture(handle))
+        self._captures.add(task)
+        task.add_done_callback(self._captures.discard)
+
+    async def _capture(self, handle: Handle) -> str:
+        assert handle.pidfd is not None
+        assert handle.pid is not None
+        handle.stacks = await stacks.capture(handle.stacks_file, handle.pidfd, handle.pid)
+        logger.warning("stacks of %s:\n%s", handle, handle.stacks)
+        return handle.stacks
+
+    def _tell_stacks(self, command: Command) -> None:
+        """The stacks of one worker, or of all."""
+        which = command.params.get("worker")
+        named = [each for each in self._roster if which in (None, each.pid, each.slot) and each.pidfd is not None]
+
+        async def tell() -> None:
+            found = []
+            for handle in named:
+                if handle.pidfd is not None and handle.pid is not None:
+                    text = await stacks.capture(handle.stacks_file, handle.pidfd, handle.pid)
+                    found.append({"pid": handle.pid, "slot": handle.slot, "stacks": text})
+            command.answer({"workers": found})
+
+        if not named:
+            command.answer(UsageError(f"no worker has the pid or slot {which}"))
+            return
+        task = self._loop.create_task(tell())
+        self._captures.add(task)
+        task.add_done_callback(self._captures.discard)
 
     def _known(self) -> set[int]:
         keeper = self._keeping.pids() if self._keeping is not None else set()

@@ -41,6 +41,7 @@ class Pulse:
         pace: Pace,
         watch: Watch,
         rest_after: float,
+        request_timeout: float,
     ) -> None:
         """Nothing ticks yet."""
         self._board = board
@@ -51,6 +52,7 @@ class Pulse:
         self._pace = pace
         self._watch = watch
         self._rest_after = rest_after
+        self._request_timeout = request_timeout
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._wait = REST
@@ -162,6 +164,9 @@ class Pulse:
             self._moves.park_late(now)
         else:
             self._moves.rest(now, self._rest_after)
+        if self._request_timeout:
+            begun = [when for engine in self._engines if (when := engine.oldest(now)) is not None]
+            self._row.request_deadline = min(begun) + self._request_timeout if begun else 0.0
         if self._row.connections > 1:
             self._moves.share(now, self._counts(), self._row.connections)
 

@@ -189,6 +189,7 @@ class Worker:
             Pace(self._settings.park_above if outlet else 0.0),
             self._watch,
             self._settings.rest_after,
+            self._settings.request_timeout,
         )
         await self._acceptor.start()
         self._pulse.start()

@@ -1,0 +1,86 @@
+"""Which worker has to be replaced, and why: thresholds that it has passed, and signs that it is stuck.
+
+Pure functions of what is known about a worker. Thresholds are stretched at random, once for each worker, so that workers that
+were started together don't leave together (the seed multiplied by 1 to 1.5 as well).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a worker has done enough. 0: no limit.
+
+    Attributes:
+        uptime: seconds.
+        memory: bytes.
+    """
+
+    connections: float = 0.0
+    requests: float = 0.0
+    uptime: float = 0.0
+    memory: float = 0.0
+
+    def stretched(self, factor: float) -> Limits:
+        """All limits times a factor."""
+        return Limits(self.connections * factor, self.requests * factor, self.uptime * factor, self.memory * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """What is known of a worker.
+
+    Attributes:
+        connections: accepted so far.
+        requests: answered so far; -1: not known.
+        uptime: seconds.
+        memory: bytes; None: not measured.
+        heartbeat: monotonic deadline of the next heartbeat; 0: none was promised yet.
+        request_deadline: monotonic deadline of the oldest request; 0: none.
+    """
+
+    connections: int
+    requests: int
+    uptime: float
+    memory: int | None
+    heartbeat: float
+    request_deadline: float
+
+
+class Trouble(Enum):
+    """Ways to be stuck."""
+
+    LOOP = "its loop is stuck"
+    REQUEST = "a request is older than request_timeout"
+
+
+def passed(limits: Limits, vitals: Vitals) -> str | None:
+    """The first threshold that the worker has passed, as text for the log; None if it has passed none."""
+    for name, limit, value in (
+        ("conn_threshold", limits.connections, vitals.connections),
+        ("request_threshold", limits.requests, vitals.requests),
+        ("uptime_threshold", limits.uptime, vitals.uptime),
+        ("memory_threshold", limits.memory, vitals.memory or 0),
+    ):
+        if limit and value >= limit:
+            return f"{name}: {value:.0f}"
+    return None
+
+
+def trouble(vitals: Vitals, now: float, *, max_delay: float, request_timeout: float) -> Trouble | None:
+    """Whether the worker is stuck.
+
+    Args:
+        now: on the monotonic clock.
+        max_delay: seconds by which a heartbeat may be late.
+        request_timeout: seconds; 0: no limit. A loop that is stuck for so long is stuck in a request of that age.
+    """
+    late = now - vitals.heartbeat if vitals.heartbeat else 0.0
+    if late > min(max_delay, request_timeout or max_delay):
+        return Trouble.LOOP
+    if request_timeout and vitals.request_deadline and now > vitals.request_deadline:
+        return Trouble.REQUEST
+    return None

@@ -1,0 +1,64 @@
+"""The Python stacks of another process, also if it is stuck in C or in a loop that never lets go of the GIL.
+
+A signal handler in Python runs only between two bytecodes of the main thread, so it says nothing about a thread in C. The
+standard library's `faulthandler` has one in C that reads the frames of all threads without the GIL and writes them with
+write(2). It is registered for SIGUSR1 with a memfd that master and worker share: the master empties it, sends the signal and
+reads what appears. A process that is stopped writes nothing: then its state in /proc says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import os
+import signal
+import time
+
+PATIENCE = 1.0
+"""Seconds to wait for a process to write its stacks."""
+QUIET = 0.03
+"""Seconds without growth after which they are taken for complete."""
+MOST = 1 << 18
+"""Bytes that are read of them."""
+_STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "waiting in the kernel", "Z": "a zombie"}
+
+
+def create() -> int:
+    """A file for one process's stacks; the descriptor is close-on-exec."""
+    return os.memfd_create("cluster2-stacks", os.MFD_CLOEXEC)
+
+
+def arm(descriptor: int) -> None:
+    """Write this process's stacks there whenever it is sent SIGUSR1."""
+    faulthandler.register(signal.SIGUSR1, file=descriptor, all_threads=True)
+
+
+async def capture(descriptor: int, pidfd: int, pid: int) -> str:
+    """The stacks of a process that has armed itself, or a line that says why there are none."""
+    os.ftruncate(descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)  # the offset is shared with the process that writes
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGUSR1)
+    except ProcessLookupError:
+        return f"no stacks: process {pid} has ended"
+    deadline = time.monotonic() + PATIENCE
+    size, since = 0, time.monotonic()
+    while (now := time.monotonic()) < deadline:
+        grown = os.fstat(descriptor).st_size
+        if grown != size:
+            size, since = grown, now
+        elif size and now - since >= QUIET:
+            break
+        await asyncio.sleep(0.01)
+    if not size:
+        return f"no stacks: process {pid} doesn't react; it is {_state(pid)}"
+    return os.pread(descriptor, MOST, 0).decode(errors="replace").rstrip()
+
+
+def _state(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            letter = file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return "gone"
+    return _STATES.get(letter, f"in state {letter}")
