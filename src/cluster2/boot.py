@@ -22,7 +22,8 @@ from .kernel.listeners import Listener, open_all, systemd_fds
 from .kernel.pidfiles import PidsDirectory
 from .kernel.scoreboard import Scoreboard
 from .kinds import Address, FdAddress
-from .master.loop import Estate, Master
+from .master.estate import Estate
+from .master.loop import Master
 from .master.nursery import default_argv
 from .settings import OPTIONS, Settings
 
@@ -55,7 +56,7 @@ def run(
         with listening(config) as listeners:
             return single.run(config, listeners, targets, on_ready or _nothing)
     with estate(config, argv or default_argv()) as owned:
-        return uvloop.run(supervise(owned, emitter, on_ready or _nothing, owns_process=True))
+        return uvloop.run(supervise(owned, emitter, on_ready or _nothing))
 
 
 def prepare(config: Config) -> None:
@@ -71,7 +72,6 @@ async def supervise(
     emitter: Emitter,
     on_ready: Callable[[], None],
     *,
-    owns_process: bool,
     started: Callable[[Master], None] | None = None,
 ) -> int:
     """Be the master until it has ended. Returns the exit code; raises as `run` does."""
@@ -82,10 +82,10 @@ async def supervise(
 
     def ready() -> None:
         where = ", ".join(str(listener.address) for _, listener in owned.listeners)
-        logger.info("serving on %s with %d workers", where, owned.settings.workers)
+        logger.info("serving on %s with %d workers", where, owned.options[0].workers)
         on_ready()
 
-    master = Master(owned, emit=emit, on_ready=ready, owns_process=owns_process)
+    master = Master(owned, emit=emit, on_ready=ready)
     if started is not None:
         started(master)
     code = 1
@@ -100,7 +100,7 @@ async def supervise(
 
 
 @contextlib.contextmanager
-def estate(config: Config, argv: Sequence[str]) -> Iterator[Estate]:
+def estate(config: Config, argv: Sequence[str], *, owns_process: bool = True) -> Iterator[Estate]:
     """Everything that a master owns."""
     settings = config.settings
     pids = PidsDirectory(settings.pids)
@@ -119,7 +119,15 @@ def estate(config: Config, argv: Sequence[str]) -> Iterator[Estate]:
                 logger.warning("%s has changed (%s): that takes effect only by a restart", name, again.sources[name])
             return again.settings, explicit(again)
 
-        yield Estate(settings, explicit(config), reread, listeners, board, pids, argv)
+        yield Estate(
+            options=(settings, explicit(config)),
+            reread=reread,
+            listeners=listeners,
+            board=board,
+            pids=pids,
+            argv=argv,
+            owns_process=owns_process,
+        )
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ from .client import Client
 from .config import Config
 from .emitter import Emitter
 from .errors import ClusterError, ConfigError
-from .master.loop import Estate, Master
+from .master.estate import Estate
+from .master.loop import Master
 from .master.nursery import default_argv, script_argv
 from .wire import CHANNEL
 
@@ -95,10 +96,10 @@ class Cluster:
         target = app if app is None or isinstance(app, str) else _importable(app)
         configured, _ = self._with(target, False)
         boot.prepare(configured)
-        with boot.estate(configured, default_argv()) as owned:
+        with boot.estate(configured, default_argv(), owns_process=False) as owned:
             running = Running(owned)
             task = asyncio.ensure_future(
-                boot.supervise(owned, self._emitter, running.ready.set, owns_process=False, started=running.started)
+                boot.supervise(owned, self._emitter, running.ready.set, started=running.started)
             )
             running.task = task
             try:

@@ -165,7 +165,7 @@ class Settings:
         0.0, DURATION, "replace a worker after so long; 0: never", _RECYCLE, seed="uptimeThreshold"
     )
     memory_threshold: int = option(0, SIZE, "replace a worker that has so much memory (PSS); 0: never", _RECYCLE)
-    recycle_when: str | Callable[..., Any] | None = option(
+    recycle_when: str | Callable[..., Any] | None = option(  # noqa: RUF009
         None, REFERENCE, "called in the master with a worker's status; true: replace it", _RECYCLE, seed="shouldKill"
     )
     threshold_jitter: float = option(

@@ -180,7 +180,10 @@ def test_declared(declare: Callable[..., Any], interface: Interface) -> None:
         (3, "int is a int, which can't be called; name an ASGI or WSGI app, or a TCP handler"),
         (None, "NoneType is a NoneType, which can't be called"),
         (no_argument, "no_argument takes no argument: if it is a factory that returns the app, add --factory"),
-        (four, r"four looks like no app that cluster2 knows \(it takes 4 arguments\); say what it is by cluster2\.asgi"),
+        (
+            four,
+            r"four looks like no app that cluster2 knows \(it takes 4 arguments\); say what it is by cluster2\.asgi",
+        ),
         (opaque, r"opaque looks like no app .*\(its signature doesn't say what it takes\); say what .*cluster2\.asgi"),
         (dict.fromkeys, "looks like no app"),
         (cluster2.wsgi(3), "int wraps a int, which can't be called"),  # type: ignore[arg-type]
@@ -257,7 +260,10 @@ def test_two_apps_in_one_file(module: Callable[..., None]) -> None:
         (":app", "':app' names no app"),
         ("site_of_test:", "'site_of_test:' names no app"),
         ("", "'' names no app"),
-        ("no_such_module:app", r"there is no module 'no_such_module' \(wanted by 'no_such_module:app'\); it is searched"),
+        (
+            "no_such_module:app",
+            r"there is no module 'no_such_module' \(wanted by 'no_such_module:app'\); it is searched",
+        ),
         ("no_such.inner:app", "there is no module 'no_such'"),
         ("site_of_test.inner:app", r"there is no module 'site_of_test\.inner'"),
         ("site_of_test:absent", r"site_of_test has no attribute 'absent' \(wanted by 'site_of_test:absent'\)"),

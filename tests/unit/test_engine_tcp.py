@@ -148,7 +148,7 @@ async def test_drain_by_method() -> None:
     engine = engine_of(Polite)
     async with connected(engine) as client:
         assert await ask(client, b"hello\n") == b"HELLO\n"
-        engine.drain()
+        engine.drain(moving=False)
         assert await asyncio.wait_for(client[0].read(), 10) == b"draining\n"
     await until(engine.idle)
 
@@ -159,7 +159,7 @@ async def test_drain_by_end_of_input() -> None:
     async with connected(engine) as client:
         assert await ask(client, b"hello\n") == b"hello\n"
         engine.sweep(0)
-        engine.drain()
+        engine.drain(moving=False)
         engine.sweep(60)
         assert await ask(client, b"within the grace\n") == b"within the grace\n"
         engine.sweep(0)
@@ -180,7 +180,7 @@ async def test_what_has_arrived_is_still_read() -> None:
     async with connected(engine) as (reader, writer):
         writer.write(b"one\ntwo\n")
         await writer.drain()
-        engine.drain()
+        engine.drain(moving=False)
         engine.sweep(0)
         gate.set()
         assert await asyncio.wait_for(reader.read(), 10) == b"one\ntwo\nbye\n"
@@ -191,7 +191,7 @@ async def test_sweep_of_a_connection_that_is_gone() -> None:
     """A connection whose client left at that very moment hurts nobody."""
     engine = engine_of(Upper)
     async with connected(engine) as (_, writer):
-        engine.drain()
+        engine.drain(moving=False)
         writer.transport.abort()
         engine.sweep(0)
         await until(engine.idle)

@@ -16,7 +16,6 @@ from cluster2.engines.base import Interface, Site
 from cluster2.engines.uvicorn import UvicornEngine
 from cluster2.errors import AppError
 from cluster2.settings import Settings
-from cluster2.worker.life import Life
 from cluster2.worker.steps import Watch
 from cluster2.worker.wrapper import wrap
 from tests.unit.waiting import PATIENCE, until
@@ -68,17 +67,9 @@ class Served:
     """An engine around an app, as a worker arranges it."""
 
     def __init__(self, app: Any, interface: Interface = Interface.ASGI, **options: Any) -> None:
-        self.life = Life(1, 0, 1)
-        self.watch = Watch(lambda step, now: None, 0.01)
         call, native = UvicornEngine.adapt(app, interface)
-        wrapped = wrap(call, native, self.life, self.watch, lambda: None)
+        wrapped = wrap(call, native, Watch(lambda step, now: None, 0.01), lambda: None)
         self.engine = UvicornEngine(Site(wrapped, interface, Settings(**options), None))
-
-    def drain(self) -> None:
-        """What a worker does."""
-        self.life.draining = True
-        self.watch.every()
-        self.engine.drain()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
@@ -163,7 +154,7 @@ async def test_drain_with_a_request_in_flight() -> None:
     async with Served(app).running() as served, served.connected() as client:
         client.send("/held")
         await until(lambda: app.held == 1)
-        served.drain()
+        served.engine.drain(moving=False)
         served.engine.sweep(0)
         assert not served.engine.idle()
         app.gate.set()
@@ -178,7 +169,7 @@ async def test_drain_of_an_idle_connection() -> None:
     """An idle connection may send one more request within the grace; its answer says that the connection ends."""
     async with Served(App()).running() as served, served.connected() as client:
         await client.get()
-        served.drain()
+        served.engine.drain(moving=False)
         served.engine.sweep(60)
         assert not served.engine.idle()
         head, body = await client.get()
@@ -193,11 +184,23 @@ async def test_sweep_of_an_idle_connection() -> None:
     async with Served(App()).running() as served:
         async with served.connected() as used, served.connected() as unused:
             await used.get()
-            served.drain()
+            served.engine.drain(moving=False)
             served.engine.sweep(0)
             assert await used.rest() == b""
             assert await unused.rest() == b""
         await until(served.engine.idle)
+
+
+async def test_drain_while_connections_move() -> None:
+    """Where connections are taken away by the keeper, answers don't say that they end; one that may not move is swept."""
+    async with Served(App()).running() as served, served.connected() as client:
+        await client.get()
+        served.engine.drain(moving=True)
+        head, body = await client.get()
+        assert "connection: close" not in head
+        assert body == b"hello"
+        served.engine.sweep(0)
+        assert await client.rest() == b""
 
 
 async def test_drain_with_a_response_that_has_begun() -> None:
@@ -208,7 +211,7 @@ async def test_drain_with_a_response_that_has_begun() -> None:
         head = await client.head()
         assert "connection: close" not in head
         await until(lambda: app.held == 1)
-        served.drain()
+        served.engine.drain(moving=False)
         served.engine.sweep(0)
         app.gate.set()
         assert await asyncio.wait_for(client.reader.readexactly(5), PATIENCE) == b"hello"
@@ -225,7 +228,7 @@ async def test_a_head_half_sent_is_no_idle_connection() -> None:
         client.writer.write(b"GET / HTTP/1.1\r\nHost: te")
         connection = next(iter(served.engine.movable()))
         await until(lambda: not connection.idle())
-        served.drain()
+        served.engine.drain(moving=False)
         served.engine.sweep(0)
         served.engine.sweep(0)
         client.writer.write(b"st\r\n\r\n")
@@ -252,7 +255,7 @@ async def test_websockets_end_with_1012() -> None:
         key = "Upgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
         client.send("/ws", key + "dGhlIHNhbXBsZSBub25jZQ==\r\n")
         assert (await client.head()).startswith("http/1.1 101 ")
-        served.drain()
+        served.engine.drain(moving=False)
         served.engine.sweep(60)
         client.writer.write(b"\x81\x85" + bytes(4) + b"hello")
         assert await asyncio.wait_for(client.reader.readexactly(7), PATIENCE) == b"\x81\x05hello"
@@ -328,7 +331,7 @@ async def test_wsgi() -> None:
     async with Served(app, Interface.WSGI).running() as served, served.connected() as client:
         assert isinstance(served.engine._lifespan, LifespanOff)
         assert (await client.get("/four"))[1] == b"/four"
-        served.drain()
+        served.engine.drain(moving=False)
         head, body = await client.get("/five")
         assert body == b"/five"
         assert "connection: close" in head

@@ -74,7 +74,9 @@ async def test_a_killed_zygote(tmp_path: Path) -> None:
 
 async def test_threads_at_import(tmp_path: Path) -> None:
     """An app whose import leaves a thread is not forked: a warning says so, workers are executed, and come back."""
-    text = APP + "import threading\nthreading.Thread(target=threading.Event().wait, name='poller', daemon=True).start()\n"
+    text = (
+        APP + "import threading\nthreading.Thread(target=threading.Event().wait, name='poller', daemon=True).start()\n"
+    )
     async with observed(tmp_path, text) as cluster:
         (warned,) = cluster.of(events.Warned)
         assert "importing the app started threads (poller)" in warned.text
@@ -127,7 +129,7 @@ async def test_a_worker_that_hangs_at_a_later_boot(tmp_path: Path) -> None:
         (tmp_path / "hanging").touch()
         os.kill(before[0], signal.SIGKILL)
         warned = await cluster.event(events.Warned)
-        assert "wasn't ready within boot_timeout (0.5 s); it is replaced" in warned.text
+        assert "wasn't ready within boot_timeout (0.5 s)" in warned.text
         (tmp_path / "hanging").unlink()
         assert await cluster.get() == b"%d" % before[1]
         await cluster.whole(without=[before[0]])
@@ -143,7 +145,10 @@ async def test_degraded_and_recovered(tmp_path: Path) -> None:
         degraded = await cluster.event(events.Degraded)
         assert (degraded.crashes, degraded.ready, degraded.wanted) == (3, 1, 2)
         assert (await cluster.status())["master"]["state"] == "degraded"
-        assert "can't serve: the app's lifespan failed at startup: the database is away" in cluster.of(events.Warned)[0].text
+        assert (
+            "can't serve: the app's lifespan failed at startup: the database is away"
+            in cluster.of(events.Warned)[0].text
+        )
         assert await cluster.get() == b"%d" % before[1]
         (tmp_path / "broken").unlink()
         await cluster.whole(without=[before[0]])
@@ -157,7 +162,12 @@ async def test_degraded_and_recovered(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "said",
-    [b"\xff\xff\xff\xff", b"\x00\x00\x00\x02\xc1\xc1", b"\x00\x04\x00\x00" + b"\x91" * 8 + b"\xc1", b"GET / HTTP/1.1\r\n"],
+    [
+        b"\xff\xff\xff\xff",
+        b"\x00\x00\x00\x02\xc1\xc1",
+        b"\x00\x04\x00\x00" + b"\x91" * 8 + b"\xc1",
+        b"GET / HTTP/1.1\r\n",
+    ],
     ids=["too long", "not MessagePack", "half a message", "HTTP"],
 )
 async def test_garbage_from_a_worker(tmp_path: Path, said: bytes) -> None:
@@ -170,7 +180,7 @@ async def test_garbage_from_a_worker(tmp_path: Path, said: bytes) -> None:
             assert await cluster.workers() == before
             return
         died = await cluster.event(events.Died)
-        assert (died.signal, died.reason) == ("SIGKILL", "crash")
+        assert died.reason == "crash"  # by SIGKILL, if it wasn't faster to leave when its channel was closed
         after = await cluster.whole(without=[died.pid])
         assert len(set(after.values()) & set(before.values())) == 1
 
@@ -248,7 +258,9 @@ async def test_shutdown_by_command(tmp_path: Path) -> None:
 
 async def test_a_shutdown_in_the_middle_of_the_boot(tmp_path: Path) -> None:
     """A cluster whose app is still being imported ends when it is told to."""
-    text = f"import pathlib, threading\npathlib.Path({str(tmp_path)!r}, 'importing').touch()\nthreading.Event().wait()\n"
+    text = (
+        f"import pathlib, threading\npathlib.Path({str(tmp_path)!r}, 'importing').touch()\nthreading.Event().wait()\n"
+    )
 
     async def serve() -> None:
         async with observed(tmp_path, text):

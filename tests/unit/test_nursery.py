@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from cluster2 import wire
+from cluster2.kernel import stacks
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.master.facts import Fact, FromZygote
 from cluster2.master.nursery import Nursery, default_argv
@@ -91,6 +92,7 @@ class Birth:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.board = Scoreboard.create()
         self.row = self.board.claim()
+        self.stacks = stacks.create()
         self._unpacker = wire.Unpacker()
         self._heard: list[wire.Talk] = []
 
@@ -98,7 +100,7 @@ class Birth:
         return wire.Order(incarnation, 0, 1, self.row, os.getpid(), [wire.Socket(0, "127.0.0.1:0")])
 
     def descriptors(self) -> list[int]:
-        return [self.theirs.fileno(), self.board.fd, self.listener.fileno()]
+        return [self.theirs.fileno(), self.board.fd, self.stacks, self.listener.fileno()]
 
     async def hears(self) -> wire.Talk:
         """The next message of the worker."""
@@ -119,6 +121,7 @@ class Birth:
     def close(self) -> None:
         for each in (self.ours, self.theirs, self.listener, self.board):
             each.close()
+        os.close(self.stacks)
 
 
 @pytest.fixture
@@ -247,5 +250,3 @@ async def test_a_program_that_is_no_child(tmp_path: Path) -> None:
     """A program that ends without a word (the script has a `sys.exit` before `listen`) is a zygote that died."""
     async with ward(tmp_path, argv=[sys.executable, "-c", "raise SystemExit(3)"]) as w:
         assert await w.said() is None
-
-

@@ -14,7 +14,8 @@ from cluster2.policy import LONGEST_BACKOFF, SHORT_LIFE, Restarts, Retire, Seen,
 
 WANTED = st.builds(Wanted, st.integers(1, 6), st.integers(1, 3), st.integers(1, 3))
 STATES = st.sampled_from([state for state in State if state is not State.DEAD])
-WORKERS = st.lists(st.builds(Seen, st.just(0), st.integers(0, 7), st.integers(1, 3), STATES, st.booleans()), max_size=12)
+REPLACE = st.none() | st.floats(0, 100)
+WORKERS = st.lists(st.builds(Seen, st.just(0), st.integers(0, 7), st.integers(1, 3), STATES, REPLACE), max_size=12)
 BARRED = st.frozensets(st.integers(0, 7))
 
 
@@ -25,7 +26,7 @@ def numbered(workers: list[Seen]) -> list[Seen]:
 
 def current(worker: Seen, wanted: Wanted) -> bool:
     """Whether it is as it should be."""
-    return worker.generation == wanted.generation and not worker.replace
+    return worker.generation == wanted.generation and worker.replace is None
 
 
 @given(WANTED, WORKERS, BARRED)
@@ -49,6 +50,18 @@ def test_never_retires_what_nobody_replaces(wanted: Wanted, workers: list[Seen],
             worker = workers[decision.incarnation]
             assert worker.state in LIVE
             assert worker.slot >= wanted.slots or (not current(worker, wanted) and worker.slot in ready)
+
+
+@given(WANTED, WORKERS, BARRED)
+def test_predecessors_stay_while_they_may_not_retire(
+    wanted: Wanted, workers: list[Seen], barred: frozenset[int]
+) -> None:
+    """While the new generation has to prove itself, no worker of a wanted slot is retired; spawning goes on the same."""
+    workers = numbered(workers)
+    decisions = plan(wanted, workers, barred=barred, retire=False)
+    assert all(workers[each.incarnation].slot >= wanted.slots for each in decisions if isinstance(each, Retire))
+    allowed = [each for each in plan(wanted, workers, barred=barred) if isinstance(each, Spawn)]
+    assert {each.slot for each in decisions if isinstance(each, Spawn)} <= {each.slot for each in allowed}
 
 
 @given(WANTED, WORKERS, BARRED)
@@ -133,7 +146,9 @@ class Cluster:
 
     def serving(self, wanted: Wanted) -> int:
         """Wanted slots with a worker that serves."""
-        return len({each.slot for each in self.workers.values() if each.state is State.READY} & set(range(wanted.slots)))
+        return len(
+            {each.slot for each in self.workers.values() if each.state is State.READY} & set(range(wanted.slots))
+        )
 
     def between(self, wanted: Wanted) -> int:
         """Wanted slots with more than one live worker."""
@@ -163,18 +178,18 @@ def test_converges(history: list[Wanted], seed: int, crashes: float) -> None:
 
 
 def test_recycling_in_turn() -> None:
-    """Workers marked for replacement within their generation go one after the other, each behind its ready successor."""
+    """Workers marked for replacement go one after the other, those that wait for longest first, behind ready successors."""
     cluster, wanted = Cluster(random.Random(1)), Wanted(3, 1)
     for slot in range(3):
         cluster.add(slot, 1, State.READY)
     for incarnation in (1, 2, 3):
-        cluster.workers[incarnation] = replace(cluster.workers[incarnation], replace=True)
-    gone: list[set[int]] = []
+        cluster.workers[incarnation] = replace(cluster.workers[incarnation], replace=10.0 - incarnation)
+    gone: list[int] = []
     while cluster.apply(wanted) | cluster.advance(0):
         assert cluster.serving(wanted) == 3
-        gone.append({1, 2, 3} - set(cluster.workers))
-    assert gone[-1] == {1, 2, 3}
-    assert sorted({len(each) for each in gone}) == [0, 1, 2, 3]
+        ready = {each for each, worker in cluster.workers.items() if worker.state is State.READY}
+        gone += [each for each in (1, 2, 3) if each not in ready and each not in gone]
+    assert gone == [3, 2, 1]
 
 
 def test_first_crash_costs_nothing() -> None:

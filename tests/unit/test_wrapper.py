@@ -1,4 +1,4 @@
-"""The layer around an app: invisible while the worker serves, `Connection: close` while it drains."""
+"""The layer around an app: invisible, but for the requests that are measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from cluster2.engines.base import Interface
-from cluster2.worker.life import Life
 from cluster2.worker.steps import BURST, Watch
 from cluster2.worker.wrapper import wrap
 
@@ -18,19 +17,16 @@ Message = dict[str, Any]
 class Around:
     """What the layer reports to."""
 
-    def __init__(self, *, draining: bool = False, due: int = 0) -> None:
-        self.life = Life(1, 0, 1, draining)
+    def __init__(self, *, due: int = 0) -> None:
         self.watch = Watch(lambda step, now: None, 0.01)
         self.watch.due = due
         self.woken = 0
-        if draining:
-            self.watch.every()
 
     def wake(self) -> None:
         self.woken += 1
 
     def wrap(self, app: Any, interface: Interface) -> Any:
-        return wrap(app, interface, self.life, self.watch, self.wake)
+        return wrap(app, interface, self.watch, self.wake)
 
 
 async def asgi_answer(headers: list[tuple[bytes, bytes]] | None, around: Around, kind: str = "http") -> list[Message]:
@@ -82,37 +78,12 @@ async def test_a_sample_that_fails() -> None:
         await Around(due=1).wrap(app, Interface.ASGI)({"type": "http"}, None, None)
 
 
-async def test_draining() -> None:
-    """While the worker drains, the head of each response says that the connection ends; the body passes untouched."""
-    start, body = await asgi_answer([(b"content-type", b"text/plain")], Around(draining=True))
-    assert start["headers"] == [(b"content-type", b"text/plain"), (b"connection", b"close")]
-    assert start["status"] == 200
-    assert body == {"type": "http.response.body", "body": b"x"}
-
-
-async def test_draining_replaces_what_the_app_said() -> None:
-    """An app's own `Connection` header, however it is written, gives way; a response without headers gets them."""
-    start, _ = await asgi_answer([(b"Connection", b"keep-alive"), (b"x", b"1")], Around(draining=True))
-    assert start["headers"] == [(b"x", b"1"), (b"connection", b"close")]
-    start, _ = await asgi_answer(None, Around(draining=True))
-    assert start["headers"] == [(b"connection", b"close")]
-
-
-async def test_the_apps_message_is_not_changed() -> None:
-    """The app's own list of headers stays as it is: it may send it again."""
-    headers = [(b"x", b"1")]
-    await asgi_answer(headers, Around(draining=True))
-    assert headers == [(b"x", b"1")]
-
-
-@pytest.mark.parametrize("draining", [False, True])
-async def test_websockets_pass(draining: bool) -> None:
-    """A websocket's denial response is not touched, and no websocket is measured: it may last for hours."""
-    around = Around(draining=draining, due=5)
-    due = around.watch.due
+async def test_websockets_pass() -> None:
+    """No websocket is measured: it may last for hours."""
+    around = Around(due=5)
     start, _ = await asgi_answer([(b"x", b"1")], around, kind="websocket")
     assert start["headers"] == [(b"x", b"1")]
-    assert around.watch.due == due
+    assert around.watch.due == 5
 
 
 @pytest.mark.parametrize("due", [0, 3])
@@ -136,4 +107,4 @@ def test_protocol_factories_are_not_wrapped() -> None:
 
     def factory() -> Any: ...
 
-    assert Around(draining=True).wrap(factory, Interface.TCP) is factory
+    assert Around(due=3).wrap(factory, Interface.TCP) is factory

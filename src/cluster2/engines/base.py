@@ -153,8 +153,12 @@ class Engine(Protocol):
     def park(self, freed: Callable[[Movable], None] | None) -> None:
         """From now on call `freed` with each connection when its response is complete, if not written; None: no more."""
 
-    def shed(self, count: int) -> int:
-        """End up to so many connections politely, with their next response; for balance. Returns how many will."""
+    def shed(self, count: int, *, fixed: bool) -> int:
+        """End up to so many connections politely, with their next response; for balance. Returns how many will.
+
+        Args:
+            fixed: only connections of a kind that can't move.
+        """
 
     def drain(self, *, moving: bool) -> None:
         """From now on each connection ends politely as soon as it can, and no new ones come.

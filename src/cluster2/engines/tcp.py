@@ -74,7 +74,7 @@ class TcpEngine:
     def park(self, freed: Callable[[Movable], None] | None) -> None:
         """There is nothing that could be parked."""
 
-    def shed(self, count: int) -> int:
+    def shed(self, count: int, *, fixed: bool) -> int:
         """A raw stream can't be ended politely."""
         return 0
 

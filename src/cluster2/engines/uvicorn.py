@@ -143,11 +143,13 @@ class UvicornEngine:
 
         self._plain.on_response_complete = on_response_complete  # type: ignore[method-assign]
 
-    def shed(self, count: int) -> int:
+    def shed(self, count: int, *, fixed: bool) -> int:
         """Responses that haven't begun yet announce the end of their connection."""
         shed = 0
         for connection in self.movable():
             cycle: Any = connection.cycle
+            if fixed and connection.scheme == "http":
+                continue
             if shed < count and cycle is not None and not cycle.response_started and cycle.keep_alive:
                 cycle.keep_alive = False
                 shed += 1

@@ -123,7 +123,8 @@ class Keeper:
                 break
             for parcel in parcels:
                 self._keep(parcel, now)
-        if self._rest.ended:
+        ended: bool = self._rest.ended  # take_all() may have found out
+        if ended:
             self._full = False
             self._epoll.unregister(self._rest.fileno())
 

@@ -49,6 +49,10 @@ class Actions:
         self._loop = asyncio.get_running_loop()
         self.last_drain = False
 
+    def heed(self, settings: Settings) -> None:
+        """These options count from now on."""
+        self._settings = settings
+
     def apply(self, handle: Handle, event: lifecycle.Event, status: ExitStatus | None = None) -> None:
         """Something happened to a worker: go to the next state and do what belongs to it."""
         before = handle.state

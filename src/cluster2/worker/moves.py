@@ -86,9 +86,9 @@ class Moves:
         surplus = int(mine - mean)
         # Those that brought no request yet don't count: where each request has a connection of its own, all would be moved.
         sent = self._send_idle(now, most=surplus, kept=True)
-        if sent < surplus and (self._outlet is None or not self._can_move()):
+        if sent < surplus:
             for engine in self._engines:
-                engine.shed(max(1, (surplus - sent) // SHED))
+                engine.shed(max(1, (surplus - sent) // SHED), fixed=self.possible)
 
     def retire(self, now: float) -> None:
         """Send everything that may go now; and each of the others as soon as it may."""
@@ -138,6 +138,3 @@ class Moves:
 
     def _movable(self) -> Iterable[tuple[int, Movable]]:
         return ((site, connection) for site, engine in enumerate(self._engines) for connection in engine.movable())
-
-    def _can_move(self) -> bool:
-        return any(connection.may_move() for _, connection in self._movable())

@@ -1,19 +1,29 @@
-"""The regular look at each worker that serves: whether it has passed a threshold, whether it is stuck."""
+"""The regular look at each worker that serves: whether it has passed a threshold, whether it is stuck.
+
+A worker that is stuck is replaced in this order: its stacks are taken, since they tell why; its successor is made; when that
+is ready, it goes: at once if its loop is stuck, and with a drain if it is one request of many that takes too long.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import random
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine, Iterable
 from pkgutil import resolve_name
 from typing import Any
 
 from .. import health
 from ..errors import ConfigError
-from ..kernel import processes
+from ..health import Trouble
+from ..kernel import processes, stacks
 from ..kernel.scoreboard import Scoreboard
+from ..lifecycle import State
 from ..settings import Settings
+from .facts import Command, Fact, Tick
 from .handle import Handle
 
 logger = logging.getLogger("cluster2.master")
@@ -22,7 +32,7 @@ MEMORY_EVERY = 5.0
 """Seconds between two measurements of a worker's memory: each walks its page tables."""
 
 
-class Checkup:
+class Judge:
     """What is to be known of workers to judge them."""
 
     def __init__(self, board: Scoreboard, settings: Settings) -> None:
@@ -102,6 +112,82 @@ class Checkup:
         except Exception:
             logger.exception("recycle_when raised")
             return False
+
+
+class Watchman:
+    """Looks at the workers, and sees to those that have to go."""
+
+    def __init__(self, board: Scoreboard, put: Callable[[Fact], None], warn: Callable[[str], None]) -> None:
+        """Nothing is looked at before `heed`.
+
+        Args:
+            put: takes the fact that a stuck worker's stacks have been taken.
+        """
+        self._board = board
+        self._put = put
+        self._warn = warn
+        self._judge: Judge | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def heed(self, settings: Settings) -> None:
+        """Judge by these options from now on. Raises ConfigError."""
+        self._judge = Judge(self._board, settings)
+
+    def look(self, roster: Iterable[Handle], now: float) -> None:
+        """Look at each worker that serves."""
+        assert self._judge is not None
+        for handle in roster:
+            if handle.state is not State.READY or handle.reason == "hang":
+                continue
+            if (trouble := self._judge.trouble(handle, now)) is not None:
+                self._stuck(handle, trouble)
+            elif handle.replace is None and (why := self._judge.passed(handle, now)) is not None:
+                logger.info("%s is recycled (%s)", handle, why)
+                handle.replace, handle.reason = now, "recycle"
+
+    def forget(self, handle: Handle) -> None:
+        """The worker is gone."""
+        if self._judge is not None:
+            self._judge.forget(handle)
+
+    def tell_stacks(self, workers: list[Handle], command: Command) -> None:
+        """Answer with the stacks of these workers."""
+
+        async def tell() -> None:
+            found = [{"pid": handle.pid, "slot": handle.slot, "stacks": await _stacks_of(handle)} for handle in workers]
+            command.answer({"workers": found})
+
+        self._start(tell())
+
+    def _stuck(self, handle: Handle, trouble: Trouble) -> None:
+        handle.reason = "hang"
+        handle.drain_first = trouble is Trouble.REQUEST
+        self._warn(f"{handle} is replaced: {trouble.value}")
+
+        async def take() -> None:
+            handle.stacks = await _stacks_of(handle)
+            logger.warning("stacks of %s:\n%s", handle, handle.stacks)
+            handle.replace = time.monotonic()
+            self._put(Tick())
+
+        self._start(take())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _stacks_of(handle: Handle) -> str:
+    if handle.pidfd is None or handle.pid is None or handle.state is State.DEAD:
+        return "no stacks: it has ended"
+    # Copies, since it may be buried while we wait.
+    pidfd, file = os.dup(handle.pidfd), os.dup(handle.stacks_file)
+    try:
+        return await stacks.capture(file, pidfd, handle.pid)
+    finally:
+        os.close(pidfd)
+        os.close(file)
 
 
 def _predicate(settings: Settings) -> Callable[[dict[str, Any]], Any] | None:

@@ -1,0 +1,44 @@
+"""What the master owns and where it is: made before it starts, closed after it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from ..kernel.listeners import Listener
+from ..kernel.pidfiles import PidsDirectory
+from ..kernel.scoreboard import Scoreboard
+from ..settings import Settings
+
+Options = tuple[Settings, Mapping[str, str]]
+"""The effective options, and the source of each that was set on purpose."""
+
+
+class Phase(Enum):
+    """Where the cluster is."""
+
+    BOOTING = "booting"  # not all workers have been ready yet: what fails now ends it
+    SERVING = "serving"
+    DRAINING = "draining"  # a graceful shutdown
+    STOPPING = "stopping"  # at once
+
+
+@dataclass(slots=True)
+class Estate:
+    """What the master owns.
+
+    Attributes:
+        reread: reads the options again, for a reload; raises ClusterError if something is wrong with them.
+        listeners: each with the index of the app that it belongs to.
+        argv: the program that loads the app (`nursery`).
+        owns_process: whether signals and stray children are the master's; false inside somebody else's program.
+    """
+
+    options: Options
+    reread: Callable[[], Options]
+    listeners: Sequence[tuple[int, Listener]]
+    board: Scoreboard
+    pids: PidsDirectory
+    argv: Sequence[str]
+    owns_process: bool

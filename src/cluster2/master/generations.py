@@ -1,0 +1,75 @@
+"""The generations that workers can be made of: of each the options, and where its workers come from.
+
+Usually there is one; while a reload is under way there are two, so that the old one can go on if the new one is no good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .. import wire
+from ..settings import Settings
+from .estate import Estate, Options
+from .facts import Fact
+from .nursery import Nursery
+
+
+class Generations:
+    """Nurseries by generation."""
+
+    def __init__(self, estate: Estate, put: Callable[[Fact], None]) -> None:
+        """The first generation has the options that the master was started with."""
+        self._estate = estate
+        self._put = put
+        self._options: dict[int, Options] = {1: estate.options}
+        self._nurseries: dict[int, Nursery] = {}
+        self._leaving: list[Nursery] = []
+
+    def load(self, generation: int) -> None:
+        """Start to load the app as it is now (again, if its zygote has died).
+
+        Raises:
+            ClusterError: the options of a new generation, read again, are bad.
+        """
+        if generation not in self._options:
+            self._options[generation] = self._estate.reread()
+        settings, sources = self._options[generation]
+        self._close(generation)
+        prepare = wire.Prepare(generation, settings.to_wire(), dict(sources))
+        nursery = self._nurseries[generation] = Nursery(prepare, self._estate.argv, self._put)
+        nursery.load()
+
+    def drop(self, generation: int) -> None:
+        """No worker of that generation is made any more."""
+        self._close(generation)
+        self._options.pop(generation, None)
+
+    def settings(self, generation: int) -> Settings:
+        """Its options."""
+        return self._options[generation][0]
+
+    def nursery(self, generation: int) -> Nursery | None:
+        """Where its workers come from, if workers can be ordered there now."""
+        nursery = self._nurseries.get(generation)
+        return nursery if nursery is not None and nursery.ready else None
+
+    def each_executed(self, generation: int) -> None:
+        """Its workers are executed from now on, not forked."""
+        self._nurseries[generation].each_executed()
+
+    def pids(self) -> set[int]:
+        """Processes that are reaped here."""
+        return {pid for nursery in (*self._nurseries.values(), *self._leaving) for pid in nursery.pids()}
+
+    async def gone(self, patience: float) -> None:
+        """Let all zygotes go and wait for them; those that hang are killed after `patience` seconds."""
+        for generation in list(self._nurseries):
+            self._close(generation)
+        for nursery in self._leaving:
+            await nursery.gone(patience)
+
+    def _close(self, generation: int) -> None:
+        nursery = self._nurseries.pop(generation, None)
+        if nursery is not None:
+            nursery.close()
+            self._leaving = [each for each in self._leaving if each.pids()] + [nursery]

@@ -1,0 +1,163 @@
+"""What can be asked of a master: by a command on the control socket, or by a signal.
+
+Each verb is one method. A command whose wish takes time to come true is answered when it has.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .. import events
+from ..errors import ClusterError, UsageError
+from ..lifecycle import LIVE
+from .estate import Phase
+from .facts import Command
+from .handle import Handle
+
+if TYPE_CHECKING:
+    from .loop import Master
+
+MOST_WORKERS = 512
+"""The scoreboard has a row for each, and for their successors."""
+SIGNALS = {
+    signal.SIGTERM: "shutdown",
+    signal.SIGINT: "shutdown",
+    signal.SIGQUIT: "stop",
+    signal.SIGHUP: "reload",
+    signal.SIGTTIN: "one worker more",
+    signal.SIGTTOU: "one worker less",
+}
+"""What each signal asks for. A second INT stops."""
+
+
+@dataclass(slots=True)
+class Wish:
+    """A command that is answered when something has come true."""
+
+    command: Command
+    true: Callable[[], bool]
+    result: dict[str, Any]
+
+
+class Verbs:
+    """Carries out commands and signals on a master."""
+
+    def __init__(self, master: Master) -> None:
+        """Nothing is asked yet."""
+        self._master = master
+        self._wishes: list[Wish] = []
+
+    def command(self, command: Command) -> None:
+        """Somebody asks for something."""
+        verb: Callable[[Command], None] | None = getattr(self, f"_do_{command.verb}", None)
+        if verb is None:
+            command.answer(UsageError(f"the master knows no command {command.verb!r}"))
+        else:
+            verb(command)
+
+    def signal(self, number: int) -> None:
+        """The master was sent a signal."""
+        master = self._master
+        action = SIGNALS[signal.Signals(number)]
+        if number == signal.SIGINT and master.phase is Phase.DRAINING:
+            action = "stop"
+        master.emit(events.Signalled(time=time.time(), signal=signal.Signals(number).name, action=action))
+        match action:
+            case "stop":
+                master.stop()
+            case "shutdown":
+                master.shut_down()
+            case "reload":
+                if master.phase is Phase.SERVING:
+                    master.reloader.ask(None)
+            case "one worker more":
+                master.resize(master.wanted.slots + 1)
+            case _:
+                master.resize(master.wanted.slots - 1)
+
+    def answer(self) -> None:
+        """Something has happened: answer those whose wish has come true."""
+        for wish in list(self._wishes):
+            if wish.true():
+                self._wishes.remove(wish)
+                wish.command.answer(wish.result)
+
+    def give_up(self) -> None:
+        """The cluster has ended."""
+        for wish in self._wishes:
+            wish.command.answer(ClusterError(f"the cluster has ended before {wish.command.verb!r} was done"))
+
+    def _do_status(self, command: Command) -> None:
+        command.answer(self._master.status(memory=bool(command.params.get("memory", True))))
+
+    def _do_shutdown(self, command: Command) -> None:
+        self._master.shut_down()
+        command.answer(self._farewell())
+
+    def _do_stop(self, command: Command) -> None:
+        self._master.stop()
+        command.answer(self._farewell())
+
+    def _do_reload(self, command: Command) -> None:
+        if self._serving(command):
+            self._master.reloader.ask(command)
+
+    def _do_recycle(self, command: Command) -> None:
+        """Replace one worker, named by pid or slot, or all in turn."""
+        named = self._named(command, lambda handle: handle.state in LIVE)
+        if not named or not self._serving(command):
+            return
+        now = time.monotonic()
+        for handle in named:
+            if handle.replace is None:
+                handle.replace, handle.reason = now, "recycle"
+        find = self._master.roster.find
+        waiting = [handle.incarnation for handle in named]
+        self._wishes.append(Wish(command, lambda: not any(map(find, waiting)), {"replaced": len(waiting)}))
+
+    def _do_scale(self, command: Command) -> None:
+        slots = command.params.get("workers")
+        if not isinstance(slots, int) or not 1 <= slots <= MOST_WORKERS:
+            command.answer(UsageError(f"workers = {slots!r}: expected a whole number from 1 to {MOST_WORKERS}"))
+            return
+        if not self._serving(command):
+            return
+        master = self._master
+        master.resize(slots)
+
+        def true() -> bool:
+            return master.wanted.slots != slots or master.roster.ready() == slots == len(master.roster)
+
+        self._wishes.append(Wish(command, true, {"workers": slots}))
+
+    def _do_stacks(self, command: Command) -> None:
+        """The stacks of one worker, or of all."""
+        named = self._named(command, lambda handle: handle.pidfd is not None)
+        if named:
+            self._master.watchman.tell_stacks(named, command)
+
+    def _named(self, command: Command, suits: Callable[[Handle], bool]) -> list[Handle]:
+        """The workers that a command is about; if there are none it is answered."""
+        which = command.params.get("worker")
+        found = [each for each in self._master.roster if which in (None, each.pid, each.slot) and suits(each)]
+        if not found:
+            command.answer(
+                UsageError("no worker is there" if which is None else f"no worker has the pid or slot {which}")
+            )
+        return found
+
+    def _serving(self, command: Command) -> bool:
+        """Whether something can be changed now; if not, the command is answered."""
+        phase = self._master.phase
+        if phase is not Phase.SERVING:
+            command.answer(ClusterError(f"the cluster is {phase.value}: {command.verb!r} can't be done now"))
+        return phase is Phase.SERVING
+
+    def _farewell(self) -> dict[str, Any]:
+        """Which process ends when the connection has; none where the master lives in somebody else's program."""
+        return {"leaves": os.getpid() if self._master.estate.owns_process else None}
