@@ -95,9 +95,10 @@ def _toml(option: Option) -> str:
     """The default as TOML, or where there is none an example."""
     if option.default in (None, ()):
         return _EXAMPLES[option.kind.label]
-    if isinstance(option.default, int):  # true and false, too
-        return option.kind.show(option.default) if option.kind.show(option.default) != "auto" else '"auto"'
-    return json.dumps(option.kind.show(option.default), ensure_ascii=False)
+    shown = option.kind.show(option.default)
+    if isinstance(option.default, int) and (shown.isdecimal() or isinstance(option.default, bool)):
+        return shown
+    return json.dumps(shown, ensure_ascii=False)
 
 
 _EXAMPLES = {

@@ -157,6 +157,15 @@ class Settings:
     )
     boot_timeout: float = option(60.0, POSITIVE, "how long a worker may take to become ready", _PROCESSES)
     max_surge: int = option(1, count(1), "how many workers may be replaced at a time", _PROCESSES)
+    restart_limit: int = option(
+        10,
+        COUNT,
+        "crashes within the window above which the cluster is degraded and backs off",
+        _PROCESSES,
+        restart=True,
+    )
+    restart_window: float = option(60.0, POSITIVE, "the window of the restart limit", _PROCESSES, restart=True)
+
     conn_threshold: int = option(
         0, COUNT, "replace a worker after so many connections; 0: never", _RECYCLE, seed="connThreshold"
     )
@@ -174,20 +183,6 @@ class Settings:
         "thresholds are stretched at random by up to this share, so that workers don't leave together",
         _RECYCLE,
     )
-    max_heartbeat_delay: float = option(
-        30.0, POSITIVE, "a worker whose loop is stuck for so long is replaced", _TIME, seed="maxHeartbeatDelay"
-    )
-    request_timeout: float = option(
-        0.0, DURATION, "a worker with a request older than this is replaced; 0: never", _TIME, needs="request-age"
-    )
-    restart_limit: int = option(
-        10,
-        COUNT,
-        "crashes within the window above which the cluster is degraded and backs off",
-        _PROCESSES,
-        restart=True,
-    )
-    restart_window: float = option(60.0, POSITIVE, "the window of the restart limit", _PROCESSES, restart=True)
 
     host: str = option("0.0.0.0", HOST, "where to listen", _LISTEN, seed="host", restart=True)
     port: int | tuple[int, ...] = option(
@@ -211,6 +206,12 @@ class Settings:
     )
     drain_timeout: float = option(30.0, DURATION, "bound of a graceful end: what isn't finished then is cut off", _TIME)
     drain_idle: float = option(2.0, DURATION, "how long a draining worker waits for one more request", _TIME)
+    max_heartbeat_delay: float = option(
+        30.0, POSITIVE, "a worker whose loop is stuck for so long is replaced", _TIME, seed="maxHeartbeatDelay"
+    )
+    request_timeout: float = option(
+        0.0, DURATION, "a worker with a request older than this is replaced; 0: never", _TIME, needs="request-age"
+    )
 
     keeper: bool = option(True, FLAG, "connections outlive their worker", _KEEPER, restart=True)
     rest_after: float = option(2.0, DURATION, "idle for so long: to the keeper; 0: never", _KEEPER)

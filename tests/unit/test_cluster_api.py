@@ -85,7 +85,7 @@ async def test_serve(tmp_path: Path, site: str) -> None:
     listening = []
     cluster.on("listening", listening.append)
     serving = asyncio.ensure_future(cluster.serve(site))
-    await until(lambda: len(listening) == 2)
+    await until(lambda: len(listening) == 2 or serving.done())
     await asyncio.to_thread(Cluster(pids=str(tmp_path / "pids")).shutdown)
     assert await asyncio.wait_for(serving, PATIENCE) == 0
 
@@ -97,7 +97,7 @@ async def test_serve_that_is_cancelled(tmp_path: Path, site: str) -> None:
     seen: list[events.Event] = []
     cluster.on("*", seen.append)
     serving = asyncio.ensure_future(cluster.serve(site))
-    await until(lambda: sum(isinstance(event, events.Listening) for event in seen) == 2)
+    await until(lambda: sum(isinstance(event, events.Listening) for event in seen) == 2 or serving.done())
     serving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(serving, PATIENCE)

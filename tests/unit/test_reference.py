@@ -1,7 +1,8 @@
-"""The reference pages: they say what the code says."""
+"""The reference pages, and the tables of the tour: they say what the code says."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import pytest
 from cluster2 import reference
 from cluster2.cli import COMMANDS
 from cluster2.events import EVENTS
+from cluster2.lifecycle import TABLE, Action, Event, State
 from cluster2.settings import OPTIONS
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
+SOURCE = Path(reference.__file__).parent
 
 
 @pytest.mark.parametrize("name", reference.PAGES)
@@ -30,6 +33,36 @@ def test_all_options_are_told() -> None:
     """The page of options names each of them."""
     page = reference.options()
     assert all(f"`{name}`" in page for name in OPTIONS)
+
+
+def test_options_stand_under_their_heading() -> None:
+    """Options of one group are declared together: each heading stands once, on the page and in the sample file."""
+    headings = [line for line in reference.options().splitlines() if line.startswith("## ")]
+    assert len(headings) == len(set(headings)) == len({option.group for option in OPTIONS.values()})
+
+
+def test_the_tables_of_the_tour() -> None:
+    """The lifecycle's table in the tour of the house is the one in the code."""
+    page = (FOLDER.parent / "design.md").read_text("utf-8")
+    for state in State:
+        cells = [_cell(state, *TABLE[state, event]) for event in Event]
+        assert f"| **{state.label}** | {' | '.join(cells)} |" in page
+
+
+def test_the_tour_names_what_there_is() -> None:
+    """Where the tour names a file with something in it, there is such a file, and that stands in it."""
+    named = re.findall(r"`([\w/]+\.py): ([^`]+)`", (FOLDER.parent / "design.md").read_text("utf-8").replace("\n", " "))
+    assert len(named) > 20
+    for file, names in named:
+        code = (SOURCE / file).read_text("utf-8")
+        missing = [name for name in re.findall(r"\w+", names) if not re.search(rf"\b{name}\b", code)]
+        assert not missing, f"{file} has no {missing}"
+
+
+def _cell(before: State, after: State, actions: tuple[Action, ...]) -> str:
+    if before is after and not actions:
+        return "–"
+    return after.label + (": " + ", ".join(action.name for action in actions) if actions else "")
 
 
 def test_all_events_are_told() -> None:

@@ -96,6 +96,7 @@ class Acceptor:
         self._timer: asyncio.TimerHandle | None = None
         self._joining: set[asyncio.Task[object]] = set()
         self._listening = True
+        self._paused = False
         self._inner = select.epoll()
         self._gate = select.epoll()
         self.accepted = 0
@@ -228,7 +229,7 @@ class Acceptor:
         self._arm()
 
     def _arm(self) -> None:
-        if self._listening:
+        if self._listening and not self._paused:
             self._gate.modify(self._inner, _ONCE)
 
     def _hold_back(self, connection: object) -> None:
@@ -317,10 +318,12 @@ class Acceptor:
 
     def _pause(self, error: OSError) -> None:
         logger.warning("no connection can be taken for %.1f s: %s", PAUSE, error)
+        self._paused = True
         self._gate.modify(self._inner, 0)
         self._loop.call_later(PAUSE, self._resume)
 
     def _resume(self) -> None:
+        self._paused = False
         if self._mode is Mode.EAGER:
             self._gate.modify(self._inner, select.EPOLLIN)
         else:

@@ -1,0 +1,360 @@
+"""For how long handlers hold the loop: which requests are measured, what counts as long, and that nothing else changes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from cluster2.worker import steps
+from cluster2.worker.pace import LONG
+from cluster2.worker.steps import BURST, BUSY, CROWDED, Steps, Watch
+
+PROOF = 0.0123
+
+
+class Reports:
+    """A watch, and what it reported."""
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self.watch = Watch(lambda step, now: self.steps.append(step), PROOF)
+
+    def run(self, handler: Callable[[], Awaitable[Any]]) -> Any:
+        """The result of a handler that is measured."""
+
+        async def measured() -> Any:
+            return await self.watch.measured(handler())
+
+        return asyncio.run(measured())
+
+
+@dataclass
+class Usage:
+    ru_nvcsw: int
+
+
+class Clocks:
+    """The clocks and counters that `steps` reads, under the test's hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wall = 100.0
+        self.cpu = 5.0
+        self.cpu_of_others = 0.0
+        self.switches = 10
+        self.switches_of_others = 0
+        monkeypatch.setattr(steps, "_now", lambda: self.wall)
+        monkeypatch.setattr(steps, "_cpu", lambda: self.cpu)
+        monkeypatch.setattr(steps, "time", self)
+        monkeypatch.setattr(steps, "getrusage", self._usage)
+
+    def process_time(self) -> float:
+        return self.cpu + self.cpu_of_others
+
+    def _usage(self, who: int) -> Usage:
+        return Usage(self.switches + (self.switches_of_others if who == steps.RUSAGE_SELF else 0))
+
+    def step(self, wall: float, cpu: float, switches: int) -> Callable[[], Awaitable[None]]:
+        """A handler of one step that takes so much."""
+
+        async def handler() -> None:
+            self.wall += wall
+            self.cpu += cpu
+            self.switches += switches
+
+        return handler
+
+    def crowd(self, watch: Watch, *, used: float, switches: int, passed: float = 0.01) -> None:
+        """A tick after which other threads have used so many seconds of CPU, with so many voluntary switches."""
+        self.wall += passed
+        self.cpu_of_others += used
+        self.switches_of_others += switches
+        watch.tick(self.wall)
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    return Clocks(monkeypatch)
+
+
+# What a step is, by real clocks
+
+
+def test_a_handler_that_sleeps_holds_the_loop() -> None:
+    """A blocking sleep counts in full, although it uses no CPU time."""
+
+    async def handler() -> str:
+        time.sleep(0.003)  # noqa: ASYNC251: to hold the loop is what it's for
+        return "done"
+
+    reports = Reports()
+    assert reports.run(handler) == "done"
+    assert len(reports.steps) == 1
+    assert reports.steps[0] >= 0.003
+
+
+def test_a_handler_that_computes_holds_the_loop() -> None:
+    """CPU time counts, as much as was used."""
+
+    async def handler() -> None:
+        end = time.thread_time() + 0.003
+        while time.thread_time() < end:
+            pass
+
+    reports = Reports()
+    reports.run(handler)
+    assert len(reports.steps) == 1
+    assert reports.steps[0] >= 0.003
+
+
+def test_each_step_counts_for_itself(clocks: Clocks) -> None:
+    """Many short steps are no long one, whatever passes between them."""
+
+    async def handler() -> None:
+        for _ in range(20):
+            clocks.wall += LONG * 0.9
+            clocks.cpu += LONG * 0.9
+            await asyncio.sleep(0)
+            clocks.wall += 0.0
+
+    reports = Reports()
+    reports.run(handler)
+    assert reports.steps == []
+
+
+def test_what_passes_between_steps_does_not_count(clocks: Clocks) -> None:
+    """A handler that waits for something holds nothing."""
+
+    async def handler() -> None:
+        loop = asyncio.get_running_loop()
+        waited = loop.create_future()
+
+        def elapse() -> None:
+            clocks.wall += 10
+            clocks.cpu += 10
+            waited.set_result(None)
+
+        loop.call_soon(elapse)
+        await waited
+
+    reports = Reports()
+    reports.run(handler)
+    assert reports.steps == []
+
+
+# What counts as long
+
+
+@pytest.mark.parametrize(
+    ("wall", "cpu", "switches", "held"),
+    [
+        (0.0004, 0.0004, 0, []),
+        (0.03, 0.03, 0, [0.03]),  # computed
+        (0.03, 0.0, 1, [0.03]),  # slept
+        (0.03, 0.02, 1, [0.03]),  # both
+        (0.03, 0.0001, 0, []),  # preempted: another process had the processor
+        (0.03, 0.01, 0, [0.01]),  # computed, and was preempted
+    ],
+)
+def test_what_a_step_held(clocks: Clocks, wall: float, cpu: float, switches: int, held: list[float]) -> None:
+    """Wall time counts if the thread gave the processor up by itself, else its CPU time; what was preempted held nothing."""
+    reports = Reports()
+    reports.run(clocks.step(wall, cpu, switches))
+    assert reports.steps == pytest.approx(held)
+
+
+@pytest.mark.parametrize(("cpu", "held"), [(0.0001, []), (0.02, [0.02])])
+def test_beside_busy_threads_cpu_time_counts(clocks: Clocks, cpu: float, held: list[float]) -> None:
+    """Where other threads are busy, a voluntary switch may be a wait for the GIL: then only CPU time counts."""
+    reports = Reports()
+    clocks.crowd(reports.watch, used=0.0, switches=0)
+    clocks.crowd(reports.watch, used=1.5 * BUSY * 0.01, switches=100)
+    reports.run(clocks.step(0.03, cpu, 1))
+    assert reports.steps == pytest.approx(held)
+    clocks.crowd(reports.watch, used=0.0, switches=0)
+    reports.run(clocks.step(0.03, cpu, 1))
+    assert reports.steps[len(held) :] == pytest.approx([0.03]), "the crowd has gone"
+
+
+# Threads that compute
+
+
+def test_threads_that_compute_are_proof(clocks: Clocks) -> None:
+    """Other threads that use much of the processor, for long at a time, are reported as proof."""
+    reports = Reports()
+    clocks.crowd(reports.watch, used=0.0, switches=0)
+    clocks.crowd(reports.watch, used=0.006, switches=3)
+    assert reports.steps == [PROOF]
+
+
+def test_short_work_in_threads_is_no_proof(clocks: Clocks) -> None:
+    """Short work in threads is none, even where it saturates the processor: they switch too often for that."""
+    reports = Reports()
+    clocks.crowd(reports.watch, used=0.0, switches=0)
+    clocks.crowd(reports.watch, used=0.009, switches=int(0.009 / LONG) + 1)
+    assert reports.steps == []
+
+
+def test_a_little_work_in_threads_is_no_proof(clocks: Clocks) -> None:
+    """A tenth of the processor is left to them."""
+    reports = Reports()
+    clocks.crowd(reports.watch, used=0.0, switches=0)
+    clocks.crowd(reports.watch, used=0.9 * CROWDED * 0.01, switches=0)
+    assert reports.steps == []
+
+
+def test_what_threads_did_long_ago(clocks: Clocks) -> None:
+    """After a pause of more than a second nobody can tell when they did it."""
+    reports = Reports()
+    clocks.crowd(reports.watch, used=0.0, switches=0)
+    clocks.crowd(reports.watch, used=3.0, switches=0, passed=5.0)
+    assert reports.steps == []
+
+
+# Which requests are measured
+
+
+def test_how_many_are_due(clocks: Clocks) -> None:
+    """The first 64 requests; then one a tick; 64 after a pause, or when a tick was late, but only once a second for that."""
+    watch = Watch(lambda step, now: None, PROOF)
+
+    def measure() -> int:
+        count = 0
+        while watch.due:
+            watch.measured(_nothing()).close()
+            count += 1
+        return count
+
+    assert measure() == BURST
+    watch.tick(100.0)
+    assert measure() == 1
+    watch.tick(100.01)
+    watch.tick(100.02)
+    assert measure() == 1
+    watch.late(200.0)
+    assert measure() == BURST
+    watch.late(200.5)
+    assert measure() == 0
+    watch.late(201.0)
+    assert measure() == BURST
+    watch.rested()
+    assert measure() == BURST
+
+
+def test_a_tick_does_not_lessen_what_is_due(clocks: Clocks) -> None:
+    """A burst that isn't through goes on after a tick."""
+    watch = Watch(lambda step, now: None, PROOF)
+    watch.tick(100.0)
+    assert watch.due == BURST
+
+
+class _nothing:
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+# Nothing else changes
+
+
+def test_the_result_passes() -> None:
+    """What the handler returns, and what it is sent, passes through."""
+
+    async def handler() -> int:
+        return await asyncio.wait_for(asyncio.sleep(0, 7), 10)
+
+    assert Reports().run(handler) == 7
+
+
+def test_an_error_passes(clocks: Clocks) -> None:
+    """What the handler raises passes through, and its step is measured all the same."""
+
+    async def handler() -> None:
+        clocks.wall += 0.03
+        clocks.cpu += 0.03
+        raise LookupError("no such thing")
+
+    reports = Reports()
+    with pytest.raises(LookupError, match="no such thing"):
+        reports.run(handler)
+    assert reports.steps == pytest.approx([0.03])
+
+
+def test_a_cancellation_reaches_the_handler() -> None:
+    """Cancelling the task cancels the handler where it waits; it may clean up, which may take a while."""
+    seen: list[str] = []
+
+    async def handler() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            await asyncio.sleep(0)
+            seen.append("cleaned up")
+            raise
+
+    async def main() -> None:
+        watch = Watch(lambda step, now: None, PROOF)
+
+        async def measured() -> None:
+            await watch.measured(handler())
+
+        task = asyncio.create_task(measured())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert seen == ["cancelled", "cleaned up"]
+
+
+def test_a_swallowed_cancellation() -> None:
+    """A handler that swallows its cancellation goes on, and returns."""
+
+    async def handler() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "went on"
+        return "never"
+
+    async def main() -> str:
+        watch = Watch(lambda step, now: None, PROOF)
+
+        async def measured() -> str:
+            result: str = await watch.measured(handler())
+            return result
+
+        task = asyncio.create_task(measured())
+        await asyncio.sleep(0)
+        task.cancel()
+        return await task
+
+    assert asyncio.run(main()) == "went on"
+
+
+def test_close_reaches_the_handler() -> None:
+    """A handler that is given up in the middle is closed: its `finally` runs."""
+    seen: list[str] = []
+
+    async def handler() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            seen.append("closed")
+
+    class Sleepless:
+        def __await__(self) -> Generator[None, None, None]:
+            try:
+                yield
+            finally:
+                seen.append("closed")
+
+    measured: Any = Steps(Sleepless(), Watch(lambda step, now: None, PROOF))
+    next(iter(measured))
+    measured.close()
+    assert seen == ["closed"]
