@@ -60,7 +60,7 @@ def _serve(made: image.Image, order: wire.Order, descriptors: list[int]) -> int:
             sites=[runtime.Staffed(app, engine) for app, engine in made.sites],
             board=Scoreboard.attach(board),
             talk=socket.socket(fileno=talk),
-            sockets=[(spec.site, door) for spec, door in zip(order.sockets, doors, strict=True)],
+            sockets=list(zip(order.sockets, doors, strict=True)),
             rest=ways[0] if ways else None,
             ready=ways[1:],
         )

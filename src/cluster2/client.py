@@ -3,10 +3,6 @@
 A request is one line, `{"verb": "status", "params": {}}`. The answer is any number of `{"progress": {…}}`, and then
 either `{"ok": true, "result": {…}}` or `{"ok": false, "error": {"message": "…", "detail": "…", "exit_code": 1}}`. To a
 verb that ends the master the answer is complete only with the end of the connection, which is that of the master.
-
-The path of a Unix socket may have 107 bytes, which a directory of tests or of a container's volume easily exceeds. So
-the directory is opened first (`O_PATH`: no right to list it is needed), and the socket is named relative to that
-descriptor, through `/proc/self/fd`.
 """
 
 from __future__ import annotations
@@ -20,9 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import ClusterError, NotRunning
-
-SOCKET = "master.sock"
+from .errors import ClusterError, by_exit_code
+from .kernel.pidfiles import CONTROL, connect_control
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -85,20 +80,10 @@ class Client:
         return answer or {}
 
     def _connect(self) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            directory = os.open(self.pids, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                connection.connect(f"/proc/self/fd/{directory}/{SOCKET}")
-            finally:
-                os.close(directory)
-        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
-            connection.close()
-            raise NotRunning(f"no master is running on {self.pids}: name its directory with --pids") from None
+            return connect_control(self.pids)
         except OSError as error:
-            connection.close()
             raise ClusterError(f"can't talk to the master at {self.pids}: {error.strerror}") from None
-        return connection
 
     def _answer(self, lines: Iterator[bytes], progress: Progress | None) -> dict[str, Any] | None:
         """The result, or None if the connection ended first."""
@@ -109,7 +94,7 @@ class Client:
                 error = _error(content) if kind == "error" else None
                 content = dict(content)
             except (ValueError, TypeError, KeyError, StopIteration):
-                speaker = f"{self.pids}/{SOCKET}"
+                speaker = f"{self.pids}/{CONTROL}"
                 raise ClusterError(f"who listens at {speaker} doesn't speak as a master: {line!r:.80}") from None
             if error is not None:
                 raise error
@@ -155,7 +140,6 @@ def _open_process(answer: Mapping[str, Any]) -> int | None:
 def _error(said: Mapping[str, Any]) -> ClusterError:
     """The master's error as ours: of the class that has its exit code, if there is one."""
     code = int(said.get("exit_code", 1))
-    classes: dict[int, type[ClusterError]] = {each.exit_code: each for each in ClusterError.__subclasses__()}
-    error = classes.get(code, ClusterError)(str(said["message"]), detail=str(said.get("detail") or ""))
+    error = by_exit_code(code, str(said["message"]), detail=str(said.get("detail") or ""))
     vars(error)["exit_code"] = code  # for a code that no class has
     return error

@@ -1,7 +1,7 @@
 """What can go wrong, and the exit code that says so.
 
 Every error that a user can cause is a `ClusterError`: its text is one line that names the thing, where it came from and the
-way out; its `exit_code` is part of the contract of the command line (see `docs/reference/exit-codes.md`).
+way out; its `exit_code` is part of the contract of the command line (see `docs/signals.md`).
 """
 
 from __future__ import annotations
@@ -64,5 +64,8 @@ class AlreadyRunning(ClusterError):
 
 def by_exit_code(code: int, message: str, *, detail: str = "") -> ClusterError:
     """The error of the kind that has this exit code; it has crossed a wire."""
-    kinds = {kind.exit_code: kind for kind in ClusterError.__subclasses__()}
+    kinds: dict[int, type[ClusterError]] = {kind.exit_code: kind for kind in _KINDS}
     return kinds.get(code, ClusterError)(message, detail=detail)
+
+
+_KINDS = (ClusterError, UsageError, AppError, AddressInUse, ConfigError, NotRunning, AlreadyRunning)

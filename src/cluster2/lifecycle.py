@@ -74,7 +74,8 @@ TABLE: dict[tuple[State, Event], Step] = {
     (_S.READY, _E.EXITED): Step(_S.DEAD, (_A.BURY,)),
     (_S.DRAINING, _E.FORKED): Step(_S.DRAINING, (_A.WATCH,)),
     (_S.DRAINING, _E.READY): Step(_S.DRAINING),
-    (_S.DRAINING, _E.DRAIN): Step(_S.DRAINING),
+    # Once more: this time it may be for the last time, and then nothing goes to the keeper any more.
+    (_S.DRAINING, _E.DRAIN): Step(_S.DRAINING, (_A.TELL_DRAIN,)),
     (_S.DRAINING, _E.KILL): Step(_S.DYING, (_A.SIGKILL,)),
     (_S.DRAINING, _E.EXITED): Step(_S.DEAD, (_A.BURY,)),
     # Killed before its pid was known: the signal is sent when it becomes known.

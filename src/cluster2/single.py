@@ -46,7 +46,9 @@ def run(
         sites=[runtime.Staffed(app, engine) for app, engine in made.sites],
         board=board,
         talk=None,
-        sockets=[(site, listener.sock) for site, listener in listeners],
+        sockets=[
+            (wire.Socket(site, str(listener.address), listener.owned), listener.sock) for site, listener in listeners
+        ],
         heard=heard,
     )
     code = runtime.serve(birth)

@@ -47,10 +47,12 @@ class Socket(msgspec.Struct, frozen=True):
     Attributes:
         site: index of the app that it belongs to.
         address: as a user would write it.
+        owned: we opened it; else somebody will go on with its queue when we are gone.
     """
 
     site: int
     address: str
+    owned: bool
 
 
 class Order(Message, frozen=True, tag="Fork"):
@@ -129,6 +131,10 @@ class Ready(Message, frozen=True):
     """The worker serves."""
 
 
+class Leaving(Message, frozen=True):
+    """The worker drains although nobody told it to: it was sent TERM."""
+
+
 class BootFailed(Message, frozen=True):
     """The worker can't serve and leaves."""
 
@@ -161,7 +167,7 @@ class Deserted(Message, frozen=True):
 
 
 Orders = Prepare | Order | Prepared | PrepareFailed | Forked | ForkFailed
-Talk = Born | Ready | BootFailed | Note | Drain | Deserted
+Talk = Born | Ready | Leaving | BootFailed | Note | Drain | Deserted
 
 _M = TypeVar("_M")
 _encode = msgspec.msgpack.Encoder().encode

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.system.conftest import Serve, run, start  # noqa: F401: fixtures
+from tests.system.conftest import Serve, run, start  # noqa: F401
 from tests.system.moving import Habits, drive
 from tests.system.test_moving import MOVING, PARKING
 

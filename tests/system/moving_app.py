@@ -16,7 +16,7 @@ def expected(nonce: str, body: bytes, size: int) -> bytes:
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """`/KIND/NONCE/SIZE/BLOCK`: KIND echo, stream, unread or late; BLOCK: ms that the handler holds the loop. Websockets: echo."""
+    """`/KIND/NONCE/SIZE/BLOCK`: KIND echo, stream, unread or late; BLOCK ms of holding the loop. Websockets: echo."""
     if scope["type"] == "websocket":
         await socket(receive, send)
     if scope["type"] != "http":
@@ -24,7 +24,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     _, kind, nonce, size, block = scope["path"].split("/")
     body = b"" if kind in ("unread", "late") else await read(receive)
     if float(block):
-        time.sleep(float(block) / 1000)  # noqa: ASYNC251: to hold the loop is what it's for
+        time.sleep(float(block) / 1000)
     whole = expected(nonce, body, int(size))
     headers = [(b"x-nonce", nonce.encode()), (b"x-worker", b"%d" % os.getpid())]
     if kind == "stream":

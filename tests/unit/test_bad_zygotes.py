@@ -35,11 +35,17 @@ from cluster2.kernel.descriptors import Packets
 channel = Packets.attach(int(os.environ.pop(wire.CHANNEL)))
 
 def hear():
-    packet, descriptors = channel.receive()
+    try:
+        packet, descriptors = channel.receive()
+    except ConnectionError:
+        return None, []
     return (wire.unpack_order(packet) if packet else None), descriptors
 
 def say(message):
-    channel.send(wire.pack_order(message))
+    try:
+        channel.send(wire.pack_order(message))
+    except ConnectionError:
+        pass  # the master has given up
 
 def orders():
     while (heard := hear())[0] is not None:
@@ -79,18 +85,12 @@ def refused(directory: Path, zygote: str, **options: Any) -> str:
     return ended.stdout.strip()
 
 
-NO_ZYGOTE = pytest.mark.xfail(
-    reason="Nursery.spawn asserts that there is a zygote, which may have died while Master._spawn waited", strict=False
-)
-
-
-@pytest.mark.parametrize("workers", [1, pytest.param(60, marks=NO_ZYGOTE)])
+@pytest.mark.parametrize("workers", [1, 60])
 def test_one_that_dies_of_an_order(tmp_path: Path, workers: int) -> None:
     """A zygote that dies of its first order, while the master gives it more, ends the first boot."""
     assert refused(tmp_path, "hear(); os._exit(1)", workers=workers) == DEAD
 
 
-@NO_ZYGOTE
 def test_one_that_dies_when_it_has_loaded(tmp_path: Path) -> None:
     """A zygote that ends as soon as it has loaded the app, before or between the orders, ends the first boot."""
     assert refused(tmp_path, "os._exit(0)", workers=60) == DEAD
@@ -126,7 +126,6 @@ def test_one_that_sends_garbage(tmp_path: Path) -> None:
     assert refused(tmp_path, zygote, boot_timeout=1.0) == DEAD
 
 
-@pytest.mark.xfail(reason="Actions._watch: a pid that is gone already raises ProcessLookupError in the master's loop")
 def test_a_worker_that_is_gone_before_it_is_known(tmp_path: Path) -> None:
     """A worker that was reaped before the master heard of it counts as one that died."""
     zygote = """
@@ -142,7 +141,6 @@ def test_a_worker_that_is_gone_before_it_is_known(tmp_path: Path) -> None:
     assert refused(tmp_path, zygote, restart_limit=2).startswith("workers die before they are ready")
 
 
-@pytest.mark.xfail(reason="Actions._announce asserts that a worker that is ready has a pid")
 def test_a_worker_that_is_ready_before_it_was_born(tmp_path: Path) -> None:
     """A worker that says that it is ready before anybody has told its pid doesn't bring the master down."""
     zygote = """
@@ -154,9 +152,6 @@ def test_a_worker_that_is_ready_before_it_was_born(tmp_path: Path) -> None:
     assert "Traceback" not in run_with(tmp_path, zygote, workers=1, boot_timeout=1.0).stderr
 
 
-@pytest.mark.xfail(
-    reason="Master._kill_all: a worker that has no pid is never buried while its zygote lives and is silent"
-)
 def test_a_worker_that_never_says_a_word(tmp_path: Path) -> None:
     """An order that nobody carries out is given up after boot_timeout."""
     assert "wasn't ready within boot_timeout (0.3 s)" in refused(tmp_path, "wait_for_the_end()", boot_timeout=0.3)

@@ -433,7 +433,10 @@ def test_the_reference_command() -> None:
     printed = subprocess.run([*command, "sample"], capture_output=True, text=True, check=True).stdout
     assert printed == reference.sample()
     wrong = subprocess.run([*command, "poem"], capture_output=True, text=True, check=False)
-    assert (wrong.returncode, wrong.stderr) == (1, "usage: python -m cluster2.reference options|events|commands|sample\n")
+    assert (wrong.returncode, wrong.stderr) == (
+        1,
+        "usage: python -m cluster2.reference options|events|commands|sample\n",
+    )
 
 
 def test_exit_codes_are_the_contracts() -> None:

@@ -58,7 +58,7 @@ def test_never_back_to_life(state: State, event: Event) -> None:
         (S.READY, E.DRAIN, Step(S.DRAINING, (A.TELL_DRAIN,))),
         (S.READY, E.KILL, Step(S.DYING, (A.SIGKILL,))),
         (S.DRAINING, E.KILL, Step(S.DYING, (A.SIGKILL,))),
-        (S.DRAINING, E.DRAIN, Step(S.DRAINING)),
+        (S.DRAINING, E.DRAIN, Step(S.DRAINING, (A.TELL_DRAIN,))),
         (S.DRAINING, E.READY, Step(S.DRAINING)),
         (S.SPAWNING, E.KILL, Step(S.DYING)),
         (S.DYING, E.FORKED, Step(S.DYING, (A.WATCH, A.SIGKILL))),
@@ -83,7 +83,7 @@ def test_announced_at_most_once(history: list[Event]) -> None:
     """A worker is announced once, however often it says that it is ready, and never after it was told to leave."""
     _, done = run(history)
     assert done.count(Action.ANNOUNCE) <= 1
-    assert done.count(Action.TELL_DRAIN) <= 1
+    assert done.count(Action.TELL_DRAIN) <= history.count(Event.DRAIN)
     if Action.ANNOUNCE in done:
         assert not {Action.TELL_DRAIN, Action.SIGKILL} & set(done[: done.index(Action.ANNOUNCE)])
 

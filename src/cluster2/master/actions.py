@@ -18,7 +18,7 @@ from ..kernel.scoreboard import Scoreboard
 from ..lifecycle import Action, State
 from ..policy import SHORT_LIFE
 from ..settings import Settings
-from .facts import Exited, Fact, Overdue
+from .facts import Exited, Fact, Overdue, Vanished
 from .handle import Handle
 from .roster import Roster
 
@@ -88,8 +88,12 @@ class Actions:
 
     def _watch(self, handle: Handle) -> None:
         assert handle.pid is not None
+        try:
+            handle.pidfd = processes.open_pidfd(handle.pid)
+        except ProcessLookupError:  # gone, and reaped by somebody else: it never was a child of ours
+            self._put(Vanished(handle))
+            return
         self._pids.write_worker(handle.pid)
-        handle.pidfd = processes.open_pidfd(handle.pid)
         self._loop.add_reader(handle.pidfd, self._put, Exited(handle))
         self._emit(events.Forked(time=time.time(), pid=handle.pid, slot=handle.slot, generation=handle.generation))
 

@@ -78,7 +78,7 @@ class Control:
     async def _ask(self, line: bytes, writer: asyncio.StreamWriter) -> None:
         try:
             request = msgspec.json.decode(line, type=Request)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             _answer(writer, UsageError(f"not a request: {error}"))
             return
         answered: asyncio.Future[dict[str, Any] | ClusterError] = asyncio.get_running_loop().create_future()

@@ -54,6 +54,13 @@ class Exited:
 
 
 @dataclass(frozen=True, slots=True)
+class Vanished:
+    """A worker had gone before it could be watched."""
+
+    worker: Handle
+
+
+@dataclass(frozen=True, slots=True)
 class Overdue:
     """A worker has been in a state for longer than it may."""
 
@@ -95,4 +102,4 @@ class Command:
     tell: Callable[[dict[str, Any]], None] = field(repr=False, default=lambda progress: None)
 
 
-Fact = FromZygote | FromWorker | Garbage | Silent | Exited | Overdue | KeeperGone | Signal | Tick | Command
+Fact = FromZygote | FromWorker | Garbage | Silent | Exited | Vanished | Overdue | KeeperGone | Signal | Tick | Command

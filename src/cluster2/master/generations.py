@@ -61,10 +61,14 @@ class Generations:
         """Processes that are reaped here."""
         return {pid for nursery in (*self._nurseries.values(), *self._leaving) for pid in nursery.pids()}
 
-    async def gone(self, patience: float) -> None:
-        """Let all zygotes go and wait for them; those that hang are killed after `patience` seconds."""
+    def close(self) -> None:
+        """Let all zygotes go: no worker is made any more."""
         for generation in list(self._nurseries):
             self._close(generation)
+
+    async def gone(self, patience: float) -> None:
+        """Wait for zygotes that were let go; those that hang are killed after `patience` seconds."""
+        self.close()
         for nursery in self._leaving:
             await nursery.gone(patience)
 

@@ -23,7 +23,20 @@ from ..settings import Settings
 from .actions import Actions, reason_of
 from .control import Control
 from .estate import Estate, Phase
-from .facts import Command, Exited, Fact, FromWorker, FromZygote, Garbage, KeeperGone, Overdue, Signal, Silent, Tick
+from .facts import (
+    Command,
+    Exited,
+    Fact,
+    FromWorker,
+    FromZygote,
+    Garbage,
+    KeeperGone,
+    Overdue,
+    Signal,
+    Silent,
+    Tick,
+    Vanished,
+)
 from .generations import Generations
 from .handle import Handle
 from .keeping import Keeping
@@ -75,6 +88,7 @@ class Master:
         self._failure: ClusterError | None = None
         self._load_again_at: float | None = None
         self._looked_at = 0.0
+        self._ticker: asyncio.TimerHandle | None = None
         self._alarm: asyncio.TimerHandle | None = None
 
     def put(self, fact: Fact) -> None:
@@ -124,6 +138,8 @@ class Master:
                 self._silent(fact.worker)
             case Exited():
                 self._exited(fact.worker)
+            case Vanished():
+                self._buried(fact.worker, None)
             case Overdue():
                 self._overdue(fact.worker)
             case KeeperGone():
@@ -191,6 +207,8 @@ class Master:
         match message:
             case wire.Born():
                 self._forked(handle.incarnation, message.pid)
+            case wire.Ready() if handle.pid is None:
+                self.put(Garbage(handle, "it is ready, and was never born"))
             case wire.Ready():
                 self._actions.apply(handle, lifecycle.Event.READY)
                 if self.reloader.rolling is not None:
@@ -198,6 +216,10 @@ class Master:
                 if self.phase is Phase.BOOTING and self.roster.ready() == self.wanted.slots:
                     self.phase = Phase.SERVING
                     self._on_ready()
+            case wire.Leaving():
+                if handle.reason is None and handle.state is State.READY:
+                    logger.info("%s leaves by itself", handle)
+                    self._end(handle, lifecycle.Event.DRAIN, "exit")
             case wire.BootFailed():
                 error = by_exit_code(message.exit_code, message.message, detail=message.detail)
                 if self.phase is Phase.BOOTING:
@@ -229,7 +251,7 @@ class Master:
             self._buried(handle, status)
 
     def _buried(self, handle: Handle, status: ExitStatus | None) -> None:
-        meant = handle.reason is not None and handle.reason != "crash"
+        meant = handle.reason not in (None, "crash")
         self._actions.apply(handle, lifecycle.Event.EXITED, status)
         self.watchman.forget(handle)
         if meant or self.phase in (Phase.DRAINING, Phase.STOPPING):
@@ -272,6 +294,8 @@ class Master:
                     self.reloader.abandon(AppError(text))
                 self._warn(f"{text}; it is killed")
                 self._end(handle, lifecycle.Event.KILL, "crash")
+                if handle.pid is None:  # nobody knows of a process; if there is one, it finds its channel closed
+                    self._buried(handle, None)
             case State.DRAINING:
                 self._warn(f"{handle} hasn't left within drain_timeout ({settings.drain_timeout:g} s); it is killed")
                 self._end(handle, lifecycle.Event.KILL, handle.reason)
@@ -341,6 +365,7 @@ class Master:
         self.reloader.cancel("the cluster stops")
         if self._keeping is not None:
             self._keeping.kill()
+        self._generations.close()
         for handle in self.roster:
             self._end(handle, lifecycle.Event.KILL, "stop")
 
@@ -391,7 +416,9 @@ class Master:
         ours, theirs = socket.socketpair()
         with theirs:
             handle.talk, _ = await self._loop.create_unix_connection(lambda: TalkToWorker(handle, self.put), sock=ours)
-            sockets = [wire.Socket(site, str(listener.address)) for site, listener in self.estate.listeners]
+            sockets = [
+                wire.Socket(site, str(listener.address), listener.owned) for site, listener in self.estate.listeners
+            ]
             order = wire.Order(
                 incarnation=handle.incarnation,
                 slot=slot,
@@ -404,10 +431,14 @@ class Master:
             ways = self._keeping.descriptors() if self._keeping is not None else []
             listening = [listener.sock.fileno() for _, listener in self.estate.listeners]
             nursery = self._generations.nursery(handle.generation)
-            assert nursery is not None
+            if nursery is None:  # the zygote has died meanwhile: that is no crash of a worker
+                self._actions.apply(handle, lifecycle.Event.EXITED)
+                return
             try:
                 nursery.spawn(order, [theirs.fileno(), self.estate.board.fd, handle.stacks_file, *listening, *ways])
-            except OSError as error:  # the zygote has died, which the next fact tells; or its queue is full
+            except ConnectionError:  # it is dying just now, which the next fact tells
+                self._actions.apply(handle, lifecycle.Event.EXITED)
+            except OSError as error:  # its queue is full
                 self._warn(f"no worker can be made: {error.strerror}")
                 self._buried(handle, None)
 
@@ -427,7 +458,7 @@ class Master:
 
     def _tick(self) -> None:
         self.put(Tick())
-        self._loop.call_later(TICK, self._tick)
+        self._ticker = self._loop.call_later(TICK, self._tick)
 
     def _wake_at(self, when: float | None) -> None:
         """A slot that backs off is looked at again in time, not only at the next tick."""
@@ -465,8 +496,9 @@ class Master:
     # The end
 
     async def _leave(self) -> int:
-        if self._alarm is not None:
-            self._alarm.cancel()
+        for timer in (self._alarm, self._ticker):
+            if timer is not None:
+                timer.cancel()
         if self._keeping is not None:
             self._keeping.close()
         await self._generations.gone(0.0 if self.phase is Phase.STOPPING else ZYGOTE_PATIENCE)

@@ -54,11 +54,16 @@ _ONCE = select.EPOLLIN | select.EPOLLONESHOT
 
 @dataclass(slots=True, eq=False)
 class Door:
-    """A listening socket, with the engine behind it."""
+    """A listening socket, with the engine behind it.
+
+    Attributes:
+        owned: nobody will accept from it after us.
+    """
 
     listener: socket.socket
     engine: Engine
     tls: ssl.SSLContext | None
+    owned: bool = True
     native: asyncio.Server | None = field(default=None, repr=False)
 
 
@@ -148,9 +153,15 @@ class Acceptor:
             self._inner.modify(door.listener, 0)
         self._gate.modify(self._inner, select.EPOLLIN)
 
-    def serve_queue(self) -> None:
-        """Take all that waits in the accept queues: nobody will after us."""
-        for door in self._doors:
+    def serve_queue(self, *, everything: bool = False) -> None:
+        """Take all that waits in the accept queues, since nobody will after us.
+
+        Called again and again while draining: handshakes that were under way may end at any time.
+
+        Args:
+            everything: once, also from sockets that somebody else goes on with.
+        """
+        for door in self._doors if everything else [door for door in self._doors if door.owned]:
             while (taken := self._accept(door)) is not None:
                 self._join(taken, door.engine, door.tls)
 
@@ -262,6 +273,8 @@ class Acceptor:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return None  # a sibling was faster, or the client has gone
         except OSError as error:
+            if error.errno == errno.EINVAL:
+                return None  # a Unix socket whose door is shut
             if error.errno in _OUT_OF_FILES:
                 self._pause(error)
                 return None

@@ -63,7 +63,7 @@ class Birth:
     """What a worker is born with.
 
     Attributes:
-        sockets: listening sockets with the index of the app that each belongs to.
+        sockets: listening sockets, each with what the order says about it.
         talk: its end of the channel to the master; None: there is no master (`cluster = false`).
         rest: the entry of the rest queue, if there is a keeper.
         ready: the exit of each app's ready queue, if there is a keeper.
@@ -75,7 +75,7 @@ class Birth:
     sites: Sequence[Staffed]
     board: Scoreboard
     talk: socket.socket | None
-    sockets: Sequence[tuple[int, socket.socket]]
+    sockets: Sequence[tuple[wire.Socket, socket.socket]]
     rest: socket.socket | None = None
     ready: Sequence[socket.socket] = ()
     heard: Callable[[wire.Talk], None] = lambda message: None
@@ -160,7 +160,7 @@ class Worker:
     async def _open_channel(self) -> TalkChannel | None:
         """Get ready to be told to drain: by the master, or by signals where there is none. TERM always works."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._drain_soon, self._birth.talk is None)
+        loop.add_signal_handler(signal.SIGTERM, self._terminated)
         if self._birth.talk is None:
             loop.add_signal_handler(signal.SIGINT, self._drain_soon, True)
             return None
@@ -203,8 +203,8 @@ class Worker:
         tls = context(self._settings)
         return [
             # A Unix socket's peer is on this machine: TLS would only be in its way.
-            Door(listener, self._engines[site], tls if listener.family != socket.AF_UNIX else None)
-            for site, listener in self._birth.sockets
+            Door(listener, self._engines[spec.site], tls if listener.family != socket.AF_UNIX else None, spec.owned)
+            for spec, listener in self._birth.sockets
         ]
 
     def _exits(self) -> list[Exit]:
@@ -226,16 +226,24 @@ class Worker:
         if self._last:
             self._moves.park_no_more()
             self._acceptor.stop_listening()
-            self._acceptor.serve_queue()
+            self._acceptor.serve_queue(everything=True)
         else:
             self._acceptor.stop()
         await self._settle(deadline)
         for engine in self._engines:
             engine.drain(moving=self._moves.possible and not self._last)
+        last = self._last
         while not self._idle():
             if time.monotonic() >= deadline:
                 return False
-            if not self._last:
+            if self._last and not last:  # the cluster ends while this worker retires: the keeper takes no more
+                last = True
+                self._moves.park_no_more()
+                for engine in self._engines:
+                    engine.drain(moving=False)
+            if self._last:
+                self._acceptor.serve_queue()
+            else:
                 self._moves.retire(time.monotonic())
             for engine in self._engines:
                 engine.sweep(self._settings.drain_idle)
@@ -281,6 +289,11 @@ class Worker:
                 self._deserted = True
             case _:
                 logger.warning("the master said what only a worker says: %r", message)
+
+    def _terminated(self) -> None:
+        """TERM: leave. With a master around, a successor is made and connections move; without one, nobody comes after us."""
+        self._say(wire.Leaving())
+        self._drain_soon(self._birth.talk is None)
 
     def _drain_soon(self, last: bool) -> None:
         self._last = self._last or last

@@ -41,7 +41,7 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare], Image], serve: Serv
     freeze()
     interfaces = [app.interface for app, _ in image.sites]
     engines = [engine.name for _, engine in image.sites]
-    channel.send(wire.pack_order(wire.Prepared([str(each) for each in interfaces], engines, image.threads)))
+    _say(channel, wire.Prepared([str(each) for each in interfaces], engines, image.threads))
     while True:
         order, descriptors = _receive(channel)
         if not isinstance(order, wire.Order):
@@ -49,7 +49,7 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare], Image], serve: Serv
         if order.become:
             channel.close()
             leave(serve(image, order, descriptors))
-        channel.send(wire.pack_order(_fork(channel, image, order, descriptors, serve)))
+        _say(channel, _fork(channel, image, order, descriptors, serve))
         for descriptor in descriptors:
             os.close(descriptor)
 
