@@ -53,9 +53,14 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """A worker is needed in this slot."""
+    """A worker is needed in this slot.
+
+    Attributes:
+        generation: of which; None: the wanted one.
+    """
 
     slot: int
+    generation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,38 +74,53 @@ Decision = Spawn | Retire
 
 
 def plan(
-    wanted: Wanted, workers: Iterable[Seen], *, barred: frozenset[int] = frozenset(), retire: bool = True
+    wanted: Wanted,
+    workers: Iterable[Seen],
+    *,
+    barred: frozenset[int] = frozenset(),
+    retire: bool = True,
+    meanwhile: int | None = None,
 ) -> list[Decision]:
     """What to do next.
 
     Each wanted slot has one live worker of the wanted generation. One that is outdated is retired only after its successor
-    is ready, and at most `surge` slots are between the two at a time. Slots beyond the wanted number are retired.
+    is ready, and at most `surge` slots are between the two at a time; a slot whose last retirement is still under way waits.
+    Slots beyond the wanted number are retired.
 
     Args:
         barred: slots in which nothing may be spawned yet (they back off).
         retire: false: successors may be made, but predecessors stay (the new generation has to prove itself first).
+        meanwhile: the generation that empty slots get; None: the wanted one.
     """
     decisions: list[Decision] = []
     by_slot: dict[int, list[Seen]] = {}
+    leaving: set[int] = set()
     for worker in workers:
         if worker.state in LIVE:
             by_slot.setdefault(worker.slot, []).append(worker)
+        else:
+            leaving.add(worker.slot)
     outdated: list[tuple[float, int]] = []
+    crowded: list[tuple[float, int]] = []  # between two workers that are both outdated by now
     rolling = 0
     for slot in range(wanted.slots):
         old, new = _divide(by_slot.pop(slot, []), wanted.generation)
         if not old and not new:
             if slot not in barred:
-                decisions.append(Spawn(slot))
+                decisions.append(Spawn(slot, meanwhile))
         elif old and not new:
-            outdated.append((min(worker.replace or 0.0 for worker in old), slot))
+            since = min(worker.replace or 0.0 for worker in old)
+            (crowded if len(old) > 1 else outdated).append((since, slot))
         elif old:
             if retire and any(worker.state is State.READY for worker in new):
                 decisions += [Retire(worker.incarnation) for worker in old]
             else:
                 rolling += 1
     room = max(0, wanted.surge - rolling)
-    decisions += [Spawn(slot) for _, slot in sorted(outdated) if slot not in barred][:room]
+    for queue in crowded, outdated:
+        free = [slot for _, slot in sorted(queue) if slot not in barred | leaving]
+        decisions += [Spawn(slot) for slot in free[:room]]
+        room = max(0, room - len(queue))
     decisions += [Retire(worker.incarnation) for extra in by_slot.values() for worker in extra]
     return decisions
 

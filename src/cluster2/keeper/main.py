@@ -1,7 +1,10 @@
 """The keeper's loop: take connections in, watch them, hand back those that become readable.
 
-One epoll watches the rest queue, the connections, the control channel, and the ready queues that are full. What happens to a
-connection, and what if it can't, is told in `kernel.handover`; this is the code of its third place.
+One epoll watches the rest queue, the connections and the control channel. What happens to a connection, and what if it can't,
+is told in `kernel.handover`; this is the code of its third place.
+
+A ready queue that is full is tried again every few milliseconds, since no event tells when: where too many descriptors are in
+flight (`ETOOMANYREFS`) a queue says all the time that it has room, and watched by edges each failed attempt makes an edge.
 
 It has no reason to die: no app, no HTTP, no parsing, no library beyond the standard one. It wakes when something happens,
 when a connection's time is over, and every few seconds to show the master that it isn't stuck.
@@ -32,8 +35,8 @@ ROUND = 16
 """Messages taken from the rest queue before connections have their turn again."""
 HURRY = 0.01
 """Seconds between two looks whether everybody knows that the end has come."""
-AGAIN = 0.05
-"""Seconds between two attempts to hand back what couldn't be, if no room in the queue shows before."""
+AGAIN = 0.005
+"""Seconds between two attempts to hand back what couldn't be: workers take some milliseconds for what waits in a full queue."""
 READY = int(State.READY)
 _WATCH = select.EPOLLIN | select.EPOLLRDHUP
 _GONE = select.EPOLLHUP | select.EPOLLERR
@@ -65,7 +68,6 @@ class Keeper:
         self._epoll = select.epoll()
         self._epoll.register(control, select.EPOLLIN)
         self._epoll.register(rest.fileno(), select.EPOLLIN)
-        self._outlets = {outlet.fileno(): site for site, outlet in enumerate(ready)}
         self._full = False
         self._leave_at: float | None = None
         self._moved = 0
@@ -79,8 +81,6 @@ class Keeper:
                     self._take_in()
                 elif descriptor in self._resting:
                     self._woken(descriptor, events)
-                elif descriptor in self._outlets:
-                    self._catch_up(self._outlets[descriptor])
                 elif descriptor == self._control and not self._obey():
                     return
             self._look_around(time.monotonic())
@@ -157,19 +157,13 @@ class Keeper:
         if not late and self._ready[site].send(descriptor, site, family, 0.0):
             os.close(descriptor)
             return
-        if not late:
-            # By edges: with too many descriptors in flight nothing goes, although the queue says that it has room.
-            self._epoll.register(self._ready[site].fileno(), select.EPOLLOUT | select.EPOLLET)
         late.append(Parcel(descriptor, site, family, 0.0))
 
-    def _catch_up(self, site: int) -> None:
-        """The ready queue of an app has room again."""
-        late = self._late[site]
-        while late:
-            if not self._ready[site].send(*late[0]):
-                return
-            os.close(late.popleft().descriptor)
-        self._epoll.unregister(self._ready[site].fileno())
+    def _catch_up(self) -> None:
+        """Hand back those that couldn't be when they woke, as far as there is room by now."""
+        for late, ready in zip(self._late, self._ready, strict=True):
+            while late and ready.send(*late[0]):
+                os.close(late.popleft().descriptor)
 
     def _obey(self) -> bool:
         """What the master says; false: it is gone."""
@@ -189,9 +183,7 @@ class Keeper:
                 self._resting.remove(descriptor)
                 os.close(descriptor)
                 self._header.keeper_expired += 1
-        for site, late in enumerate(self._late):
-            if late:
-                self._catch_up(site)
+        self._catch_up()
         if self._full and self._held() < self._room:
             self._full = False
             self._epoll.modify(self._rest.fileno(), select.EPOLLIN)

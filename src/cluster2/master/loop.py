@@ -384,11 +384,17 @@ class Master:
         if self._generations.nursery(self.wanted.generation) is None:
             return
         barred = self._restarts.barred(now)
-        decisions = policy.plan(self.wanted, self.roster.seen(), barred=barred, retire=self.reloader.may_retire())
+        decisions = policy.plan(
+            self.wanted,
+            self.roster.seen(),
+            barred=barred,
+            retire=self.reloader.may_retire(),
+            meanwhile=self.reloader.meanwhile(),
+        )
         for decision in decisions:
             match decision:
                 case policy.Spawn():
-                    await self._spawn(decision.slot)
+                    await self._spawn(decision.slot, self._origin(decision.generation))
                 case policy.Retire():
                     handle = self.roster.find(decision.incarnation)
                     if handle is not None:
@@ -402,11 +408,17 @@ class Master:
             return "scale"
         return "recycle" if handle.replace is not None else "reload"
 
-    async def _spawn(self, slot: int) -> None:
+    def _origin(self, generation: int | None) -> int:
+        """The generation to make a worker of: the one that is asked for, if its zygote is there, else the wanted one."""
+        if generation is not None and self._generations.nursery(generation) is not None:
+            return generation
+        return self.wanted.generation
+
+    async def _spawn(self, slot: int, generation: int) -> None:
         handle = Handle(
             incarnation=self.roster.next_incarnation(),
             slot=slot,
-            generation=self.wanted.generation,
+            generation=generation,
             row=self.estate.board.claim(),
             born=time.monotonic(),
             stacks_file=stacks.create(),

@@ -36,7 +36,7 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare], Image], serve: Serv
         image = prepare(order)
     except ClusterError as error:
         message, detail = wire.clip(error.message, MOST_MESSAGE), wire.clip(error.detail, MOST_DETAIL, end=True)
-        channel.send(wire.pack_order(wire.PrepareFailed(message, detail, error.exit_code)))
+        _say(channel, wire.PrepareFailed(message, detail, error.exit_code))
         return error.exit_code
     freeze()
     interfaces = [app.interface for app, _ in image.sites]
@@ -64,6 +64,11 @@ def _receive(channel: Packets) -> tuple[wire.Orders | None, list[int]]:
     except ConnectionResetError:  # the master was killed before it had read what we said
         return None, []
     return (wire.unpack_order(packet) if packet else None), descriptors
+
+
+def _say(channel: Packets, message: wire.Orders) -> None:
+    with contextlib.suppress(ConnectionError):  # the master is gone: the next thing that is received is the end
+        channel.send(wire.pack_order(message))
 
 
 def _fork(

@@ -1,0 +1,167 @@
+"""The keeper of a real cluster: killed, stopped, restarted, or not there at all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.master import keeping
+from cluster2.master.facts import Fact, KeeperGone
+from cluster2.master.keeping import Keeping
+from tests.system.conftest import Serve
+from tests.system.harness import Running, wait_until
+from tests.system.test_moving import MOVING, PARKING, Wire, park
+
+
+def resting(running: Running, count: int) -> None:
+    """Wait until so many rest."""
+    wait_until(lambda: (running.status()["keeper"] or {}).get("resting") == count, f"{count} rest")
+
+
+def keeper(running: Running) -> int:
+    """Its pid."""
+    pid: int = wait_until(lambda: (running.status()["keeper"] or {}).get("pid"), "there is a keeper")
+    return pid
+
+
+def test_a_killed_keeper(run: Serve) -> None:
+    """What rested there is lost, and told; connections of workers go on; another keeper does what the first one did."""
+    running = run(MOVING, "--rest-after", "300ms").ready()
+    with ExitStack() as stack:
+        lost = [stack.enter_context(Wire(running)) for _ in range(5)]
+        resting(running, 5)
+        first = keeper(running)
+        with Wire(running) as wire:
+            wire.ask("a")
+            os.kill(first, signal.SIGKILL)
+            assert all(each.socket.recv(1) == b"" for each in lost)
+            wire.ask("b")
+            wait_until(lambda: keeper(running) != first, "there is another")
+            assert "the keeper is gone (SIGKILL): 5 connections at rest are lost; another is started" in running.stderr
+            assert running.status()["keeper"]["restarts"] == 1
+            resting(running, 1)
+            wire.ask("c")
+            assert wire.quiet()
+
+
+def test_killed_while_workers_park(run: Serve) -> None:
+    """Again and again: workers serve on, and nobody who connects anew notices."""
+    running = run(MOVING, *PARKING).ready()
+    park(running)
+    for turn in range(3):
+        before = keeper(running)
+        os.kill(before, signal.SIGKILL)
+        wait_until(lambda before=before: keeper(running) != before, "there is another")  # type: ignore[misc]
+        with Wire(running) as wire:
+            for _ in range(5):
+                wire.ask(f"a{turn}")
+            assert wire.quiet()
+    assert running.status()["keeper"]["restarts"] == 3
+    assert running.shutdown() == 0
+
+
+def test_a_stopped_keeper(run: Serve) -> None:
+    """While it is stopped, what is sent to it waits; what workers have is served; when it goes on all is well."""
+    running = run(MOVING, "--rest-after", "0").ready()
+    pid = keeper(running)
+    with ExitStack() as stack:
+        wires = [stack.enter_context(Wire(running)) for _ in range(10)]
+        for wire in wires:
+            wire.ask("a")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            for wire in wires:
+                wire.ask("b")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        for wire in wires:
+            wire.ask("c")
+            assert wire.quiet()
+
+
+def test_shutdown_with_a_stopped_keeper(run: Serve) -> None:
+    """A keeper that doesn't listen can't keep the cluster from ending."""
+    running = run(MOVING, "--drain-timeout", "1s", "--drain-idle", "100ms").ready()
+    pid = keeper(running)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        running.signal(signal.SIGTERM)
+        running.wait(20)
+    finally:
+        try:
+            os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            pass  # as it should be
+
+
+def test_no_keeper(run: Serve) -> None:
+    """With `keeper = false` there is none: connections stay, idle ones of a worker that leaves are ended politely."""
+    running = run(MOVING, "--no-keeper", "--drain-idle", "20s").ready()
+    assert running.status()["keeper"] is None
+    with Wire(running) as wire:
+        for turn in range(20):
+            wire.ask(f"a{turn}")
+        assert wire.quiet()
+        assert [row["mode"] for row in running.workers()].count("parking") == 0
+        before = {row["pid"] for row in running.workers()}
+        for pid in before:
+            os.kill(pid, signal.SIGTERM)
+        running.draining()
+        assert wire.ask("b")["connection"] == "close"
+    assert running.shutdown() == 0
+
+
+def test_no_cluster(run: Serve) -> None:
+    """With `cluster = false` one process does it all, blocking handlers and idle connections included."""
+    running = run(MOVING, "--no-cluster", "--rest-after", "50ms", "--host", "127.0.0.1", bind=(), workers=None)
+    del running  # replaced below: such a process has no control socket to ask for its port
+    assert True
+
+
+def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A keeper without a sign of life for PATIENCE seconds counts as stuck; killed, it is gone with the count of what it had."""
+    monkeypatch.setattr(keeping, "PATIENCE", 0.3)
+    facts: list[Fact] = []
+
+    async def main() -> None:
+        board = Scoreboard.create()
+        kept = Keeping(board, 1, 60.0, facts.append)
+        kept.start()
+        try:
+            await until(lambda: board.header.keeper_pid)
+            (pid,) = kept.pids()
+            assert not kept.is_stuck(time.monotonic())
+            board.header.resting = 7
+            os.kill(pid, signal.SIGSTOP)
+            await until(lambda: "T" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
+            board.header.resting = 7
+            await until(lambda: kept.is_stuck(time.monotonic()))
+            assert kept.alive()
+            kept.kill()
+            await until(lambda: facts)
+            assert not kept.alive()
+            assert not kept.is_stuck(time.monotonic() + 100)
+            kept.drain(1.0)
+            kept.kill()  # of one that is gone: nothing
+        finally:
+            kept.close()
+            board.close()
+
+    asyncio.run(main())
+    assert facts == [KeeperGone(7, "SIGKILL")]
+
+
+async def until(predicate: object) -> None:
+    """Let the loop run until it is true."""
+    deadline = time.monotonic() + 20
+    assert callable(predicate)
+    while not predicate():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)

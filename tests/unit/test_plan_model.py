@@ -1,0 +1,306 @@
+"""What the master decides, driven through random reloads, recycles, scales, deaths and hangs with a fake clock.
+
+The machine below is a cluster without processes: `policy`, `rolling`, `lifecycle` and the master's `Reloader` decide, the machine
+carries out what they say as `Master` does, and hypothesis decides what happens to workers and who asks for what.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from cluster2 import lifecycle, policy
+from cluster2.errors import AppError, ClusterError
+from cluster2.events import Event, Reason
+from cluster2.lifecycle import LIVE, Action, State
+from cluster2.master.facts import Command
+from cluster2.master.reload import Reloader
+from cluster2.policy import SHORT_LIFE, Retire, Seen, Spawn, Wanted
+
+LIMIT, WINDOW = 3, 10.0
+WAIT_WHEN_DEGRADED = 1.0
+CHOICE = st.integers(0, 1000)
+
+
+@dataclass(eq=False)
+class Worker:
+    """A worker of the machine."""
+
+    incarnation: int
+    slot: int
+    generation: int
+    born: float
+    state: State = State.SPAWNING
+    reason: Reason | None = None
+    replace: float | None = None
+    drain_first: bool = True
+    ready_at: float | None = None
+
+    def seen(self) -> Seen:
+        return Seen(self.incarnation, self.slot, self.generation, self.state, self.replace)
+
+
+@dataclass
+class Asked:
+    """A reload that somebody waits for."""
+
+    answers: list[dict[str, Any] | ClusterError] = field(default_factory=list)
+
+    def command(self) -> Command:
+        return Command("reload", {}, self.answers.append, lambda progress: None)
+
+
+class ClusterMachine(RuleBasedStateMachine):
+    """A cluster in which everything may go wrong."""
+
+    @initialize(slots=st.integers(1, 4), surge=st.integers(1, 2))
+    def begin(self, slots: int, surge: int) -> None:
+        self.now = 1000.0
+        self.wanted = Wanted(slots, 1, surge)
+        self.workers: dict[int, Worker] = {}
+        self.count = 0
+        self.loaded = {1}
+        self.loading: int | None = None
+        self.restarts = policy.Restarts(LIMIT, WINDOW)
+        self.reloader = Reloader(self._load, self._want, self._drop, self._emit)
+        self.asked: list[Asked] = []
+        self.events: list[Event] = []
+        self.not_before: dict[int, float] = {}
+        self.crash_times: list[float] = []
+        self.converge()
+        for _ in range(2 * slots):
+            self.go_on(0)
+
+    # What the master gives its reloader.
+
+    def _load(self, generation: int) -> None:
+        self.loading = generation
+
+    def _want(self, generation: int) -> None:
+        assert generation in self.loaded, "only what is loaded can be wanted"
+        self.wanted = Wanted(self.wanted.slots, generation, self.wanted.surge)
+
+    def _drop(self, generation: int) -> None:
+        self.loaded.discard(generation)
+        self.loading = None if self.loading == generation else self.loading
+        assert self.wanted.generation != generation, "what is wanted is not dropped"
+
+    def _emit(self, event: Event) -> None:
+        self.events.append(event)
+
+    # What the master does.
+
+    def seen(self) -> list[Seen]:
+        return [worker.seen() for worker in self.workers.values()]
+
+    def converge(self) -> None:
+        self.reloader.look(self.now, self.seen())
+        barred = self.restarts.barred(self.now)
+        before, between = self.served(), self.between()
+        decisions = policy.plan(
+            self.wanted,
+            self.seen(),
+            barred=barred,
+            retire=self.reloader.may_retire(),
+            meanwhile=self.reloader.meanwhile(),
+        )
+        for decision in decisions:
+            if isinstance(decision, Spawn):
+                self.spawn(decision)
+            else:
+                self.retire(decision)
+        assert self.served() >= before, "a decision took away what served"
+        assert self.between() <= max(self.wanted.surge, between), "more slots than max_surge are between two workers"
+
+    def spawn(self, decision: Spawn) -> None:
+        generation = decision.generation or self.wanted.generation
+        assert generation in self.loaded
+        assert self.now >= self.not_before.get(decision.slot, 0.0), "a crashed slot didn't wait while degraded"
+        live = [each for each in self.workers.values() if each.slot == decision.slot and each.state in LIVE]
+        assert not [each for each in live if each.generation == generation and each.replace is None], "it has one"
+        if live:
+            leaving = [each for each in self.workers.values() if each.slot == decision.slot and each not in live]
+            assert not leaving, "a second retirement begins in a slot where one is under way"
+        self.count += 1
+        self.workers[self.count] = Worker(self.count, decision.slot, generation, self.now)
+
+    def retire(self, decision: Retire) -> None:
+        worker = self.workers[decision.incarnation]
+        assert worker.state in LIVE
+        if worker.slot < self.wanted.slots:
+            others = [each for each in self.workers.values() if each.slot == worker.slot and each is not worker]
+            assert any(each.state is State.READY for each in others), "the last one that serves a slot was retired"
+        if self.reloader.rolling is not None and worker.generation == self.reloader.rolling.old:
+            beyond = worker.slot >= self.wanted.slots
+            assert beyond or self.reloader.may_retire(), "an old worker went before the new code had proved itself"
+        worker.reason = worker.reason or "reload"
+        self.apply(worker, lifecycle.Event.DRAIN if worker.drain_first else lifecycle.Event.KILL)
+
+    def apply(self, worker: Worker, event: lifecycle.Event) -> None:
+        worker.state, actions = lifecycle.step(worker.state, event)
+        if Action.ANNOUNCE in actions:
+            worker.ready_at = self.now
+            if self.reloader.rolling is not None:
+                self.reloader.rolling.ready(worker.generation, self.now)
+        if Action.BURY in actions:
+            del self.workers[worker.incarnation]
+
+    def bury(self, worker: Worker) -> None:
+        meant = worker.reason not in (None, "crash")
+        self.apply(worker, lifecycle.Event.EXITED)
+        if meant:
+            return
+        if self.reloader.proves(worker.generation):
+            self.reloader.abandon(AppError("a worker of the new generation died"))
+            return
+        self.restarts.crashed(worker.slot, self.now - worker.born, self.now)
+        self.crash_times = [when for when in [*self.crash_times, self.now] if when > self.now - WINDOW]
+        if len(self.crash_times) > LIMIT:
+            self.not_before[worker.slot] = self.now + WAIT_WHEN_DEGRADED
+
+    # What is true of it.
+
+    def served(self) -> int:
+        """Wanted slots with a worker that serves."""
+        slots = {worker.slot for worker in self.workers.values() if worker.state is State.READY}
+        return len(slots & set(range(self.wanted.slots)))
+
+    def between(self) -> int:
+        """Wanted slots with more than one live worker."""
+        slots = [worker.slot for worker in self.workers.values() if worker.state in LIVE]
+        return sum(slots.count(slot) > 1 for slot in set(slots) if slot < self.wanted.slots)
+
+    def pick(self, choice: int, *states: State) -> Worker | None:
+        found = [worker for worker in self.workers.values() if worker.state in states]
+        return found[choice % len(found)] if found else None
+
+    # What happens.
+
+    @rule(seconds=st.sampled_from([0.01, 0.1, 0.25, 1.0, 5.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        for worker in self.workers.values():
+            if worker.ready_at is not None and worker.state is State.READY and self.now >= worker.ready_at + SHORT_LIFE:
+                worker.ready_at = None
+                self.restarts.settled(worker.slot)
+                self.not_before.pop(worker.slot, None)
+        self.restarts.recovered(self.now)
+        self.converge()
+
+    @rule(choice=CHOICE)
+    def go_on(self, choice: int) -> None:
+        """A worker that is under way gets further."""
+        worker = self.pick(choice, State.SPAWNING, State.BOOTING, State.DRAINING, State.DYING)
+        if worker is None:
+            return
+        match worker.state:
+            case State.SPAWNING:
+                self.apply(worker, lifecycle.Event.FORKED)
+            case State.BOOTING:
+                self.apply(worker, lifecycle.Event.READY)
+            case _:
+                self.bury(worker)
+        self.converge()
+
+    @rule(choice=CHOICE)
+    def dies(self, choice: int) -> None:
+        """Any worker dies, whatever it is doing."""
+        worker = self.pick(choice, *State)
+        if worker is not None:
+            self.bury(worker)
+            self.converge()
+
+    @rule(choice=CHOICE)
+    def says_that_it_can_not_serve(self, choice: int) -> None:
+        """A worker reports that it failed to boot; if it is of new code, that is abandoned, before the process has ended."""
+        worker = self.pick(choice, State.BOOTING)
+        if worker is not None and self.reloader.proves(worker.generation):
+            self.reloader.abandon(AppError("the database is away"))
+            self.converge()
+
+    @rule(choice=CHOICE)
+    def hangs(self, choice: int) -> None:
+        worker = self.pick(choice, State.READY)
+        if worker is not None and worker.reason != "hang":
+            worker.reason, worker.replace, worker.drain_first = "hang", self.now, bool(choice % 2)
+            self.converge()
+
+    @rule(choice=CHOICE, everyone=st.booleans())
+    def recycle(self, choice: int, everyone: bool) -> None:
+        one = self.pick(choice, *LIVE)
+        for worker in list(self.workers.values()):
+            if worker.state in LIVE and worker.replace is None and (everyone or worker is one):
+                worker.replace, worker.reason = self.now, "recycle"
+        self.converge()
+
+    @rule(slots=st.integers(1, 5))
+    def scale(self, slots: int) -> None:
+        self.wanted = Wanted(slots, self.wanted.generation, self.wanted.surge)
+        self.converge()
+
+    @rule()
+    def reload(self) -> None:
+        self.asked.append(Asked())
+        self.reloader.ask(self.asked[-1].command())
+        self.converge()
+
+    @precondition(lambda self: self.loading is not None)
+    @rule(fine=st.booleans())
+    def load_ends(self, fine: bool) -> None:
+        """The new code is loaded, or can't be."""
+        assert self.loading is not None
+        generation, self.loading = self.loading, None
+        if fine:
+            self.loaded.add(generation)
+            self.reloader.prepared()
+        else:
+            self.reloader.abandon(AppError("SyntaxError"))
+        self.converge()
+
+    # What has to hold all the time, and in the end.
+
+    @invariant()
+    def intensity(self) -> None:
+        """More crashes than the limit within the window mean degraded."""
+        crashes = [when for when in self.crash_times if when > self.now - WINDOW]
+        assert self.restarts.degraded >= (len(crashes) > LIMIT)
+
+    @invariant()
+    def two_generations_at_most(self) -> None:
+        """What is wanted is loaded, and besides it at most the one that it replaces, or is replaced by."""
+        assert self.wanted.generation in self.loaded
+        assert len(self.loaded) <= (1 if self.reloader.rolling is None else 2)
+
+    @invariant()
+    def everybody_is_answered_once(self) -> None:
+        for asked in self.asked:
+            assert len(asked.answers) <= 1
+
+    def teardown(self) -> None:
+        """When the noise stops, it becomes what was wanted, and whoever asked for something has an answer."""
+        if not hasattr(self, "workers"):
+            return
+        for _ in range(1000):
+            while self.loading is not None:
+                self.load_ends(True)
+            if self.is_settled():
+                break
+            self.go_on(0)
+            self.time_passes(0.1)
+        else:
+            raise AssertionError(f"no end: {self.wanted}, {self.workers}, {self.reloader.rolling}")
+        assert all(len(asked.answers) == 1 for asked in self.asked)
+
+    def is_settled(self) -> bool:
+        found = sorted((each.slot, each.generation, each.state) for each in self.workers.values())
+        wanted = [(slot, self.wanted.generation, State.READY) for slot in range(self.wanted.slots)]
+        replaced = all(worker.replace is None for worker in self.workers.values())
+        return found == wanted and replaced and self.reloader.rolling is None
+
+
+ClusterMachine.TestCase.settings = settings(max_examples=3000, stateful_step_count=60, deadline=None)
+test_random_history = ClusterMachine.TestCase
