@@ -18,6 +18,7 @@ from .config import Config
 from .emitter import Emitter
 from .errors import ClusterError, ConfigError
 from .master.estate import Estate
+from .master.facts import Command
 from .master.loop import Master
 from .master.nursery import default_argv, script_argv
 from .wire import CHANNEL
@@ -195,7 +196,7 @@ class Running:
     def shut_down(self) -> None:
         """Begin to end gracefully; `ended` returns when it has."""
         if self._master is not None and not self.task.done():
-            self._master.shut_down()
+            self._master.put(Command("shutdown", {}, lambda result: None))
 
     async def ended(self) -> int:
         """The exit code, when it has ended."""

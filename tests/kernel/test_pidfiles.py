@@ -291,7 +291,7 @@ def test_the_control_socket(pids: PidsDirectory, path: Path) -> None:
     assert sock.recv(1) == b"x"
     for each in (client, sock, control):
         each.close()
-    with pytest.raises(NotRunning, match=f"no master runs on {path}"):
+    with pytest.raises(NotRunning, match=f"no master is running on {path}"):
         connect_control(path)
     pids.clear()
     with pytest.raises(NotRunning):

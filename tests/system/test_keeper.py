@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -119,10 +120,28 @@ def test_no_keeper(run: Serve) -> None:
 
 
 def test_no_cluster(run: Serve) -> None:
-    """With `cluster = false` one process does it all, blocking handlers and idle connections included."""
-    running = run(MOVING, "--no-cluster", "--rest-after", "50ms", "--host", "127.0.0.1", bind=(), workers=None)
-    del running  # replaced below: such a process has no control socket to ask for its port
-    assert True
+    """With `cluster = false` one process does it all: blocking handlers, idle connections, and a polite end."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = free.getsockname()
+    running = run(MOVING, "--no-cluster", "--rest-after", "50ms", bind=[f"127.0.0.1:{address[1]}"], workers=None)
+    wait_until(lambda: answers(address), lambda: running.stderr)
+    with Wire(address) as wire:
+        for turn in range(30):
+            wire.ask(f"a{turn}")
+        assert wire.quiet()
+        running.signal(signal.SIGTERM)
+        wait_until(lambda: not answers(address), "it takes nothing new")
+        assert wire.ask("b")["connection"] == "close"
+    assert running.wait() == 0
+
+
+def answers(address: tuple[str, int]) -> bool:
+    try:
+        with Wire(address) as wire:
+            wire.ask("a")
+            return True
+    except OSError:
+        return False
 
 
 def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,8 +33,8 @@ Way = Callable[[str], tuple[Running, Disturb]]
 class Wire:
     """A connection of which every byte is accounted for."""
 
-    def __init__(self, running: Running, context: ssl.SSLContext | None = None) -> None:
-        self.socket = socket.create_connection(running.address, 30)
+    def __init__(self, to: Running | tuple[str, int], context: ssl.SSLContext | None = None) -> None:
+        self.socket = socket.create_connection(to.address if isinstance(to, Running) else to, 30)
         if context is not None:
             self.socket = context.wrap_socket(self.socket, server_hostname="localhost")
         self._file = self.socket.makefile("rb")
@@ -230,7 +230,6 @@ def test_a_large_answer_that_is_read_late(way: Way) -> None:
     """A connection doesn't move before its answer is written: a client that reads late gets all of it."""
     running, disturb = way(MOVING)
     with Wire(running) as wire:
-        wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
         wire.socket.sendall(get("a", size=20_000_000))
         head = wire.head()
         disturb()

@@ -40,8 +40,8 @@ async def app(scope, receive, send):
             return
         if pathlib.Path("crashing").exists():
             os._exit(9)
-        if pathlib.Path("hanging").exists():
-            await asyncio.Event().wait()
+        while pathlib.Path("hanging").exists():
+            await asyncio.sleep(0.01)
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await send({"type": "lifespan.shutdown.complete"})

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster2 import events, wire
+from cluster2 import boot, config, events, wire
+from cluster2.emitter import Emitter
 from cluster2.errors import AppError, UsageError
 from cluster2.master import actions
-from tests.unit.clusters import APP, observed, processes
+from cluster2.master.loop import Master
+from cluster2.master.nursery import default_argv
+from tests.unit.clusters import APP, nobody_is_left, observed, options_for, processes
 from tests.unit.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("own_process")]
@@ -271,6 +274,39 @@ async def test_a_shutdown_in_the_middle_of_the_boot(tmp_path: Path) -> None:
     serving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(serving, PATIENCE)
+
+
+async def test_a_shutdown_while_a_worker_boots(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A worker that is told to leave while its app still starts does so in peace, as soon as the app has started."""
+    async with observed(tmp_path) as cluster:
+        (tmp_path / "hanging").touch()
+        os.kill((await cluster.workers())[0], signal.SIGKILL)
+        await until(lambda: len(cluster.of(events.Forked)) == 3)
+        cluster.running.shut_down()
+        await until(lambda: len(cluster.of(events.Died)) == 2, "the worker that serves has left")
+        (tmp_path / "hanging").unlink()
+        assert await cluster.running.ended() == 0
+    assert [(event.code, event.reason) for event in cluster.of(events.Died)][1:] == [(0, "shutdown")] * 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+async def test_a_shutdown_between_two_spawns(tmp_path: Path) -> None:
+    """A program that ends its cluster while workers are being made leaves none of them behind, and doesn't wait for one."""
+    (tmp_path / "site_of_test.py").write_text(APP)
+    options = options_for(tmp_path, app=f"{tmp_path}/site_of_test.py:app", workers=12)
+    before, made = set(processes()), list[Master]()
+    configured = config.load(options, environ={})
+    boot.prepare(configured)
+    with boot.estate(configured, default_argv()) as owned:
+        running = asyncio.ensure_future(boot.supervise(owned, Emitter(), lambda: None, started=made.append))
+        while not made or not len(made[0].roster):
+            await asyncio.sleep(0)
+        made[0].shut_down()
+        ended, _ = await asyncio.wait({running}, timeout=5)
+        made[0].stop()
+        assert await running == 0
+    await nobody_is_left(before)
+    assert ended
 
 
 async def test_the_end_leaves_no_descriptor(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def connect_control(path: str | os.PathLike[str], timeout: float | None = None) 
     except (FileNotFoundError, ConnectionRefusedError) as error:
         sock.close()
         raise NotRunning(
-            f"no master runs on {os.path.abspath(path)}; start one, or name its --pids directory"
+            f"no master is running on {os.path.abspath(path)}; start one, or name its directory with --pids"
         ) from error
     except BaseException:
         sock.close()

@@ -392,6 +392,8 @@ class Master:
             meanwhile=self.reloader.meanwhile(),
         )
         for decision in decisions:
+            if self.phase in (Phase.DRAINING, Phase.STOPPING):
+                return
             match decision:
                 case policy.Spawn():
                     await self._spawn(decision.slot, self._origin(decision.generation))
@@ -443,7 +445,8 @@ class Master:
             ways = self._keeping.descriptors() if self._keeping is not None else []
             listening = [listener.sock.fileno() for _, listener in self.estate.listeners]
             nursery = self._generations.nursery(handle.generation)
-            if nursery is None:  # the zygote has died meanwhile: that is no crash of a worker
+            # Meanwhile the zygote may have died, or the cluster been told to end: that is no crash of a worker.
+            if nursery is None or handle.state is not State.SPAWNING:
                 self._actions.apply(handle, lifecycle.Event.EXITED)
                 return
             try:
@@ -462,6 +465,9 @@ class Master:
         self.watchman.heed(after)
         self._actions.heed(after)
         self.estate.board.header.generation = generation
+        if self._generations.nursery(generation) is None:
+            # Its zygote died while another generation was tried out.
+            self._load_again_at = time.monotonic()
 
     @property
     def _settings(self) -> Settings:

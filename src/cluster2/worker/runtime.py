@@ -233,7 +233,13 @@ class Worker:
         for engine in self._engines:
             engine.drain(moving=self._moves.possible and not self._last)
         last = self._last
-        while not self._idle():
+        while True:
+            if self._last:
+                self._acceptor.serve_queue()
+                if self._deserted:
+                    self._acceptor.empty_exits()
+            if self._idle():
+                return True
             if time.monotonic() >= deadline:
                 return False
             if self._last and not last:  # the cluster ends while this worker retires: the keeper takes no more
@@ -241,14 +247,11 @@ class Worker:
                 self._moves.park_no_more()
                 for engine in self._engines:
                     engine.drain(moving=False)
-            if self._last:
-                self._acceptor.serve_queue()
-            else:
+            if not self._last:
                 self._moves.retire(time.monotonic())
             for engine in self._engines:
                 engine.sweep(self._settings.drain_idle)
             await asyncio.sleep(DRAIN_TICK)
-        return True
 
     async def _settle(self, deadline: float) -> None:
         """Wait for connections just taken to reach their engines."""
@@ -285,7 +288,6 @@ class Worker:
             case wire.Drain():
                 self._drain_soon(message.last)
             case wire.Deserted():
-                self._acceptor.empty_exits()
                 self._deserted = True
             case _:
                 logger.warning("the master said what only a worker says: %r", message)

@@ -1,0 +1,334 @@
+"""No request is dropped, and over plain HTTP/1.1 no connection is even closed, whatever is done to the cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import trustme
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
+
+from tests.system.clients import Connection
+from tests.system.conftest import Serve
+from tests.system.counting import Mix, Seen
+from tests.system.harness import Running, wait_until
+
+APP = Path(__file__).with_name("rolling_app.py")
+QUICK = ("--rest-after", "200ms", "--drain-idle", "500ms")
+
+
+def roll(running: Running, mix: Mix, *, reloads: int, recycles: int, scales: tuple[int, ...]) -> None:
+    """Do it all, one after the other, in a mixed order; the load goes on in between."""
+    todo: list[tuple[str, dict[str, int]]] = [("reload", {})] * reloads
+    todo += [("recycle", {"worker": number % 2}) for number in range(recycles)]
+    random.Random(reloads + recycles).shuffle(todo)
+    todo[len(todo) // 2 : len(todo) // 2] = [("scale", {"workers": number}) for number in scales]
+    for verb, params in todo:
+        running.ask(verb, **params)
+        before = mix.seen.answered
+        wait_until(lambda before=before: mix.seen.answered > before + 10, "the load goes on")  # type: ignore[misc]
+
+
+@contextmanager
+def loaded(running: Running, **how: object) -> Iterator[Mix]:
+    """Load it; the block begins when the load runs."""
+    with Mix(running.address, **how) as mix:  # type: ignore[arg-type]
+        wait_until(lambda: mix.seen.answered > 50, lambda: f"the load runs: {mix.seen}")
+        yield mix
+
+
+def nothing_dropped(seen: Seen) -> None:
+    """No request failed, no connection was refused."""
+    print(seen)
+    assert not seen.failed, seen
+    assert not seen.refused, seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("attr", "options"), [("app", ()), ("make_flask", ("--factory",))], ids=["asgi", "flask"])
+def test_rolling_drops_nothing(run: Serve, attr: str, options: tuple[str, ...]) -> None:
+    """Through reloads, recycles and scaling each request is answered, and no kept-alive connection is closed."""
+    running = run(f"{APP}:{attr}", *options, *QUICK).ready()
+    with loaded(running) as mix:
+        roll(running, mix, reloads=3, recycles=8, scales=(6, 2))
+    nothing_dropped(mix.seen)
+    assert mix.seen.closed == 0, mix.seen
+    assert running.status()["generation"] == 4
+    assert len(mix.seen.workers) >= 10, "new workers answered"
+    assert running.shutdown() == 0
+
+
+@pytest.fixture
+def certified(tmp_path: Path) -> tuple[tuple[str, ...], ssl.SSLContext]:
+    """Options for TLS, and what a client trusts."""
+    authority = trustme.CA()
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "site.pem")
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    return ("--ssl-certfile", str(tmp_path / "site.pem")), trusting
+
+
+@pytest.mark.slow
+def test_rolling_with_tls(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLContext]) -> None:
+    """With TLS, where connections can't move, each is ended politely: with an answer, and no request is lost."""
+    options, trusting = certified
+    running = run(f"{APP}:app", *options, *QUICK).ready()
+    with loaded(running, tls=trusting) as mix:
+        roll(running, mix, reloads=2, recycles=4, scales=(4, 2))
+    nothing_dropped(mix.seen)
+    assert mix.seen.said > 0
+    assert running.shutdown() == 0
+
+
+def test_websockets_are_told(run: Serve) -> None:
+    """A websocket of a worker that leaves serves on for drain_idle, then it is closed with 1012: connect again."""
+    running = run(f"{APP}:app", "--drain-idle", "1s").ready()
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(running.url("/", "ws"))) for _ in range(4)]
+        reload = threading.Thread(target=running.ask, args=("reload",))
+        reload.start()
+        running.draining()
+        for client in clients:
+            client.send("still here?")
+            assert client.recv(10) == "still here?"
+        for client in clients:
+            with pytest.raises(ConnectionClosedError) as raised:
+                client.recv(20)
+            assert raised.value.rcvd is not None
+            assert raised.value.rcvd.code == 1012
+        reload.join()
+    with connect(running.url("/", "ws")) as client:
+        client.send("again")
+        assert client.recv(10) == "again"
+
+
+def test_long_answers_are_finished(run: Serve) -> None:
+    """Requests that are under way in a worker that leaves are finished, and their connections go on with its successor."""
+    running = run(f"{APP}:app", *QUICK).ready()
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(Connection(running.address)) for _ in range(6)]
+        for number, connection in enumerate(waiting):
+            connection.send(f"/wait/{number}")
+        pids = {running.held(str(number)) for number in range(6)}
+        reload = threading.Thread(target=running.ask, args=("reload",))
+        reload.start()
+        running.draining(len(pids))
+        assert reload.is_alive(), "it waits for them"
+        running.release()
+        for number, connection in enumerate(waiting):
+            answer = connection.receive()
+            assert (answer.body, answer.headers["x-worker"] in map(str, pids)) == (b"wait %d" % number, True)
+            assert "connection" not in answer.headers
+        reload.join()
+        for connection in waiting:
+            answer = connection.get("/small/1")
+            assert int(answer.headers["x-worker"]) in {row["pid"] for row in running.workers()} - pids
+
+
+def test_shutdown_answers_every_connection(run: Serve) -> None:
+    """At a shutdown each connection that was made before may ask once more: new, used, or at rest with the keeper."""
+    running = run(f"{APP}:app", "--rest-after", "100ms", "--drain-idle", "10s").ready()
+    with ExitStack() as stack:
+        resting = [stack.enter_context(Connection(running.address)) for _ in range(20)]
+        for connection in resting:
+            connection.get("/small/1")
+        wait_until(lambda: running.status()["keeper"]["resting"] == 20, lambda: f"all rest: {running.status()}")
+        fresh = [stack.enter_context(Connection(running.address)) for _ in range(10)]
+        used = [stack.enter_context(Connection(running.address)) for _ in range(10)]
+        for connection in used:
+            connection.get("/small/2")
+        busy = [stack.enter_context(Connection(running.address)) for _ in range(4)]
+        for number, connection in enumerate(busy):
+            connection.send(f"/wait/{number}")
+            running.held(str(number))
+        running.signal(signal.SIGTERM)
+        running.draining(2)
+        for connection in [*resting, *fresh, *used]:
+            connection.send("/small/3")
+        for connection in [*resting, *fresh, *used]:
+            answer = connection.receive()
+            assert (answer.status, answer.body) == (200, b"small 3")
+            assert answer.headers["connection"] == "close"
+        running.release()
+        for number, connection in enumerate(busy):
+            assert connection.receive().body == b"wait %d" % number
+    assert running.wait() == 0
+
+
+def test_shutdown_in_the_middle_of_a_reload(run: Serve) -> None:
+    """A shutdown while workers retire for a reload answers what is at the keeper, and what those workers still have."""
+    running = run(f"{APP}:app", "--rest-after", "100ms", "--drain-idle", "10s").ready()
+    with ExitStack() as stack:
+        busy = [stack.enter_context(Connection(running.address)) for _ in range(4)]
+        idle = [stack.enter_context(Connection(running.address)) for _ in range(10)]
+        for connection in idle:
+            connection.get("/small/1")
+        for number, connection in enumerate(busy):
+            connection.send(f"/wait/{number}")
+            running.held(str(number))
+        running.signal(signal.SIGHUP)
+        running.draining()
+        running.signal(signal.SIGTERM)
+        wait_until(lambda: not running.workers(), "all drain")
+        for connection in idle:
+            answer = connection.get("/small/2")
+            assert (answer.body, answer.headers["connection"]) == (b"small 2", "close")
+        running.release()
+        for number, connection in enumerate(busy):
+            assert connection.receive().body == b"wait %d" % number
+    assert running.wait() == 0
+
+
+def test_killed_keeper(run: Serve) -> None:
+    """When the keeper is killed, what rested there is closed, and nothing else: busy connections notice nothing."""
+    running = run(f"{APP}:app", "--rest-after", "300ms").ready()
+    with ExitStack() as stack:
+        resting = [stack.enter_context(Connection(running.address)) for _ in range(10)]
+        for connection in resting:
+            connection.get("/small/1")
+        wait_until(lambda: running.status()["keeper"]["resting"] == 10, lambda: f"all rest: {running.status()}")
+        with loaded(running, closing=2, think=0.01) as mix:
+            old = running.status()["keeper"]["pid"]
+            os.kill(old, signal.SIGKILL)
+            assert all(connection.closed() for connection in resting)
+            wait_until(lambda: (running.status()["keeper"] or {"pid": old})["pid"] != old, "another one is there")
+            before = mix.seen.answered
+            wait_until(lambda: mix.seen.answered > before + 100, "the load goes on")
+    nothing_dropped(mix.seen)
+    assert mix.seen.closed == 0
+    assert running.status()["keeper"]["restarts"] == 1
+
+
+class Killer:
+    """Kills workers one after the other, and remembers what each held at that moment.
+
+    A worker is stopped first, so that what it holds can be read off /proc and no longer changes.
+
+    Attributes:
+        held: client ports of the connections that the killed workers held.
+    """
+
+    def __init__(self, running: Running, rng: random.Random) -> None:
+        self._running = running
+        self._rng = rng
+        self._port = running.address[1]
+        self.killed: list[int] = []
+        self.held: list[int] = []
+
+    def kill(self) -> None:
+        """One of those that serve, if there is one."""
+        ready = [row["pid"] for row in self._running.ask("status", memory=False)["workers"] if row["state"] == "ready"]
+        if not ready:
+            return
+        pid = self._rng.choice(ready)
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "it is stopped")
+        self.held += self._ports_of(pid)
+        os.kill(pid, signal.SIGKILL)
+        self.killed.append(pid)
+
+    def begun(self) -> set[str]:
+        """Requests whose handlers began in the killed workers."""
+        files = [self._running.directory / f"begun.{pid}" for pid in self.killed]
+        return {line for file in files if file.exists() for line in file.read_text().split()}
+
+    def _ports_of(self, pid: int) -> list[int]:
+        inodes = set()
+        for entry in os.listdir(f"/proc/{pid}/fd"):
+            link = os.readlink(f"/proc/{pid}/fd/{entry}")
+            if link.startswith("socket:["):
+                inodes.add(link[8:-1])
+        ports = []
+        for row in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, remote, _, _, _, _, _, _, inode, *_ = row.split()
+            if inode in inodes and int(local.rpartition(":")[2], 16) == self._port:
+                ports.append(int(remote.rpartition(":")[2], 16))
+        return ports
+
+
+def killing(running: Running, seconds: float, every: float, seed: int = 1) -> tuple[Killer, Seen]:
+    """Kill workers under load, and see to it that what fails is what it must be. Returns what was killed and seen."""
+    with loaded(running, clients=16, closing=4) as mix:
+        killer = Killer(running, random.Random(seed))
+        pause, end = threading.Event(), time.monotonic() + seconds
+        while time.monotonic() < end:
+            killer.kill()
+            pause.wait(every)
+        wait_until(lambda: len(running.workers()) == 4, "all are back")
+        before = mix.seen.answered
+        wait_until(lambda: mix.seen.answered > before + 100, "the load goes on")
+    seen, begun = mix.seen, killer.begun()
+    in_flight = [each for each in seen.failed if each.number in begun]
+    unread = [each for each in seen.failed if each.number not in begun]
+    print(f"{len(killer.killed)} killed; {len(in_flight)} failed in flight, {len(unread)} unread; {seen}")
+    assert not seen.refused, seen
+    strangers = [each for each in seen.failed if each.port not in killer.held]
+    assert not strangers, f"failed, though no killed worker held their connections: {strangers}"
+    assert len(seen.failed) + seen.closed <= len(killer.held)
+    return killer, seen
+
+
+@pytest.mark.slow
+def test_kill_after_kill(run: Serve, tmp_path: Path) -> None:
+    """Under `kill -9` of a random worker every 200 ms only requests of connections that the killed workers held fail."""
+    (tmp_path / "note").touch()
+    running = run(f"{APP}:app", "--restart-limit", "1000", *QUICK, workers=4, directory=tmp_path).ready(4)
+    killer, seen = killing(running, seconds=4.0, every=0.2)
+    assert len(killer.killed) >= 8
+    assert seen.answered > 200
+    assert running.shutdown() == 0
+
+
+def test_resting_connections_outlive_kills(run: Serve) -> None:
+    """Connections that rest at the keeper survive a `kill -9` of every worker."""
+    running = run(f"{APP}:app", "--rest-after", "100ms").ready()
+    with ExitStack() as stack:
+        resting = [stack.enter_context(Connection(running.address)) for _ in range(20)]
+        for connection in resting:
+            connection.get("/small/1")
+        wait_until(lambda: running.status()["keeper"]["resting"] == 20, lambda: f"all rest: {running.status()}")
+        old = {row["pid"] for row in running.workers()}
+        for pid in old:
+            os.kill(pid, signal.SIGKILL)
+        for connection in resting:
+            connection.send("/small/2")
+        assert [connection.receive().body for connection in resting] == [b"small 2"] * 20
+        wait_until(lambda: len({row["pid"] for row in running.workers()} - old) == 2, "both are back")
+
+
+def test_slow_requests_do_not_hold_up_a_reload_of_others(run: Serve) -> None:
+    """A reload whose first worker can't leave yet goes on with the next; clients of the new code are served meanwhile."""
+    running = run(f"{APP}:app", *QUICK).ready()
+    with Connection(running.address) as connection:
+        connection.send("/wait/a")
+        running.held("a")
+        reload = threading.Thread(target=running.ask, args=("reload",))
+        reload.start()
+        wait_until(lambda: {row["generation"] for row in running.workers()} == {2}, "the new generation serves")
+        assert len(running.workers()) == 2
+        assert reload.is_alive()
+        running.release()
+        assert connection.receive().body == b"wait a"
+        reload.join()
+    assert asyncio.run(_answers(running.address)) == 10
+
+
+async def _answers(address: tuple[str, int]) -> int:
+    """How many of ten requests, each with a connection of its own, are answered."""
+    bodies = await asyncio.gather(*(asyncio.to_thread(_one, address) for _ in range(10)))
+    return bodies.count(b"small 9")
+
+
+def _one(address: tuple[str, int]) -> bytes:
+    with Connection(address) as connection:
+        return connection.get("/small/9").body
