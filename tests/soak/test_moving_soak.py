@@ -28,5 +28,8 @@ def test_a_hundred_thousand_moves(run: Serve, habits: Habits) -> None:  # noqa: 
     assert not tally.wrong, tally.wrong[:5]
     assert not tally.lost, tally.lost[:5]
     assert not tally.refused
+    assert (tally.said_close, tally.closed) == (0, 0)
+    assert tally.answers == tally.requests
+    assert not tally.slow, tally.slow
     assert roller.moves >= MOVES
     assert running.shutdown() == 0

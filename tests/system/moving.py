@@ -13,6 +13,7 @@ import os
 import random
 import re
 import signal
+import time
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -21,6 +22,8 @@ from tests.system.moving_app import expected
 
 PATIENCE = 60.0
 """Seconds after which an answer is missing."""
+SLOW = 5.0
+"""Seconds after which a request is worth to be told about."""
 _numbers = itertools.count()
 
 
@@ -36,6 +39,8 @@ class Tally:
         behind: requests in a pipeline behind such an answer, which HTTP leaves unanswered.
         closed: connections that were closed between two requests, without a word.
         by_worker: workers that answered.
+        slowest: seconds that a request took at most, all its pieces and pauses included.
+        slow: requests that took longer than SLOW.
     """
 
     requests: int = 0
@@ -48,6 +53,8 @@ class Tally:
     closed: int = 0
     by_worker: set[int] = field(default_factory=set)
     moved_from_one_to_another: int = 0
+    slowest: float = 0.0
+    slow: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         shown = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -190,8 +197,15 @@ class Client:
                 return
             request = self._maker.make()
             self._tally.requests += len(request.answers)
+            began = time.monotonic()
             try:
-                if not await asyncio.wait_for(self._exchange(reader, writer, request), PATIENCE):
+                goes_on = await asyncio.wait_for(self._exchange(reader, writer, request), PATIENCE)
+                took = time.monotonic() - began
+                self._tally.slowest = max(self._tally.slowest, took)
+                if took > SLOW:
+                    pieces = [piece and piece[:60] for piece in request.pieces]
+                    self._tally.slow.append(f"{took:.1f} s, by {self._last}: {request.answers[0][0]} {pieces}")
+                if not goes_on:
                     return
             except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
                 self._tally.lost.append(f"{error!r}: {request.answers[0][0]} {(request.pieces[0] or b'')[:80]!r}")

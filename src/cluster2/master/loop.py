@@ -117,9 +117,13 @@ class Master:
             self._verbs.answer()
         return await self._leave()
 
+    def _ending(self) -> bool:
+        """Whether the cluster is to leave."""
+        return self.phase in (Phase.DRAINING, Phase.STOPPING)
+
     def _finished(self) -> bool:
         """Whether we are leaving, and everybody else has left."""
-        if self.phase in (Phase.BOOTING, Phase.SERVING) or len(self.roster):
+        if not self._ending() or len(self.roster):
             return False
         return self._keeping is None or not self._keeping.alive()
 
@@ -254,7 +258,7 @@ class Master:
         meant = handle.reason not in (None, "crash")
         self._actions.apply(handle, lifecycle.Event.EXITED, status)
         self.watchman.forget(handle)
-        if meant or self.phase in (Phase.DRAINING, Phase.STOPPING):
+        if meant or self._ending():
             return
         if self.reloader.proves(handle.generation):
             how = status or "it could not be made"
@@ -305,7 +309,7 @@ class Master:
     def _keeper_gone(self, fact: KeeperGone) -> None:
         """Start another one; at the end of the cluster tell the workers that nothing comes back any more."""
         assert self._keeping is not None
-        if self.phase in (Phase.BOOTING, Phase.SERVING):
+        if not self._ending():
             self._warn(
                 f"the keeper is gone ({fact.status}): {fact.lost} connections at rest are lost; another is started"
             )
@@ -335,7 +339,7 @@ class Master:
 
     def shut_down(self) -> None:
         """Gracefully: no new connections, then each worker ends what it has."""
-        if self.phase in (Phase.DRAINING, Phase.STOPPING):
+        if self._ending():
             return
         self.phase = Phase.DRAINING
         self.reloader.cancel("the cluster shuts down")
@@ -377,7 +381,7 @@ class Master:
 
     async def _converge(self) -> None:
         """Do what is missing between what is seen and what is wanted."""
-        if self.phase in (Phase.DRAINING, Phase.STOPPING):
+        if self._ending():
             return
         now = time.monotonic()
         self.reloader.look(now, self.roster.seen())
@@ -392,7 +396,7 @@ class Master:
             meanwhile=self.reloader.meanwhile(),
         )
         for decision in decisions:
-            if self.phase in (Phase.DRAINING, Phase.STOPPING):
+            if self._ending():
                 return
             match decision:
                 case policy.Spawn():

@@ -1,0 +1,365 @@
+"""The worker's tick: the row of the scoreboard, the modes, who is told what, and that an idle worker is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+
+from cluster2.engines.base import Census, Engine
+from cluster2.kernel.scoreboard import Row, Scoreboard
+from cluster2.lifecycle import State
+from cluster2.worker.acceptor import Acceptor
+from cluster2.worker.moves import Moves
+from cluster2.worker.pace import LONG, PROOF, Mode, Pace
+from cluster2.worker.pulse import CROWD, QUICK, REST, SLOW, Pulse
+from cluster2.worker.steps import BURST, Watch
+from tests.unit.waiting import until
+
+pytestmark = pytest.mark.anyio
+ABOVE = 0.005
+
+
+class Home:
+    """An engine that does what it is told to have done."""
+
+    def __init__(self) -> None:
+        self.now = Census(0, 0, 0)
+        self.ticks = 0
+        self.seconds = 0
+        self.begun: float | None = None
+
+    def census(self) -> Census:
+        return self.now
+
+    def tick(self, now: float) -> None:
+        self.ticks += 1
+
+    def second(self) -> None:
+        self.seconds += 1
+
+    def oldest(self, now: float) -> float | None:
+        return self.begun
+
+
+class Taker:
+    """An acceptor that notes its modes."""
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.returned = 0
+        self.modes: list[str] = []
+
+    def hold(self, mode: Mode) -> None:
+        self.modes.append(f"hold {mode.name}")
+
+    async def change(self, mode: Mode) -> None:
+        self.modes.append(f"change {mode.name}")
+
+
+class Ways:
+    """Moves that note why."""
+
+    def __init__(self) -> None:
+        self.moved = 0
+        self.parked = 0
+        self.done: list[str] = []
+        self.shared: list[tuple[list[int], int]] = []
+
+    def park_from_now_on(self, now: float) -> None:
+        self.done.append("park")
+
+    def park_no_more(self) -> None:
+        self.done.append("park no more")
+
+    def park_late(self, now: float) -> None:
+        self.done.append("park late")
+
+    def rest(self, now: float, after: float) -> None:
+        self.done.append(f"rest {after:g}")
+
+    def share(self, now: float, counts: list[int], mine: int) -> None:
+        self.shared.append((counts, mine))
+
+
+class Worker:
+    """A pulse with parts that only note what they are told."""
+
+    def __init__(self, board: Scoreboard, *, request_timeout: float = 0.0, park_above: float = ABOVE) -> None:
+        self.board = board
+        self.row: Row = board.row(board.claim())
+        self.row.state = State.READY
+        self.homes = [Home(), Home()]
+        self.taker = Taker()
+        self.ways = Ways()
+        self.pace = Pace(park_above)
+        self.watch = Watch(lambda step, now: self.pulse.long_step(step, now), 2 * ABOVE)
+        self.pulse = Pulse(
+            board,
+            self.row,
+            cast(list[Engine], self.homes),
+            cast(Acceptor, self.taker),
+            cast(Moves, self.ways),
+            self.pace,
+            self.watch,
+            rest_after=2.0,
+            request_timeout=request_timeout,
+        )
+
+    def works(self, requests: int = 1) -> None:
+        home = self.homes[0]
+        home.now = home.now._replace(requests=(home.now.requests or 0) + requests)
+
+    async def busy(self, predicate: Callable[[], Any], why: str = "") -> None:
+        """Let the loop run with a request every few milliseconds until it is true."""
+
+        def working() -> Any:
+            self.works()
+            return predicate()
+
+        await until(working, why)
+
+
+@pytest.fixture
+def board() -> Iterator[Scoreboard]:
+    board = Scoreboard.create()
+    yield board
+    board.close()
+
+
+async def test_publish(board: Scoreboard) -> None:
+    """The row holds the sums over all engines, what was taken and moved, and a deadline for the next heartbeat."""
+    worker = Worker(board)
+    worker.homes[0].now, worker.homes[1].now = Census(10, 3, 1), Census(5, 2, 2)
+    worker.taker.accepted, worker.taker.returned = 7, 4
+    worker.ways.moved, worker.ways.parked = 6, 5
+    before = time.monotonic()
+    worker.pulse.publish()
+    row = worker.row
+    assert (row.requests, row.connections, row.in_flight) == (15, 5, 3)
+    assert (row.accepted, row.moved_in, row.moved_out, row.parked) == (7, 4, 6, 5)
+    assert before + 2 * REST <= row.heartbeat <= time.monotonic() + 2 * REST
+
+
+@pytest.mark.parametrize("unknown", [0, 1])
+async def test_publish_what_nobody_knows(board: Scoreboard, unknown: int) -> None:
+    """One engine that can't know makes the sum unknown, whichever it is; what is in flight is known."""
+    worker = Worker(board)
+    worker.homes[unknown].now, worker.homes[1 - unknown].now = Census(None, None, 2), Census(5, 2, 2)
+    worker.pulse.publish()
+    assert (worker.row.requests, worker.row.connections, worker.row.in_flight) == (-1, -1, 4)
+
+
+async def test_work_is_a_number_that_changes(board: Scoreboard) -> None:
+    """What `publish` returns changes with each request, each connection accepted and each one that came back; else not."""
+    worker = Worker(board)
+    seen = [worker.pulse.publish(), worker.pulse.publish()]
+    assert seen[0] == seen[1]
+    worker.works()
+    seen.append(worker.pulse.publish())
+    worker.taker.accepted += 1
+    seen.append(worker.pulse.publish())
+    worker.taker.returned += 1
+    seen.append(worker.pulse.publish())
+    assert len(set(seen)) == 4
+
+
+# The tick's pace
+
+
+async def test_a_worker_at_rest(board: Scoreboard) -> None:
+    """Without connections and without work it ticks once a second only; all first requests will be measured."""
+    worker = Worker(board)
+    worker.pulse.start()
+    await until(lambda: worker.pulse._wait == REST)
+    assert worker.pulse.resting
+    assert worker.watch.due == BURST
+    worker.pulse.stop()
+
+
+async def test_quick_while_there_is_work(board: Scoreboard) -> None:
+    """While requests come it ticks quickly; when none comes and connections are open it does slowly."""
+    worker = Worker(board)
+    worker.homes[0].now = Census(0, 1, 0)
+    worker.pulse.start()
+    await worker.busy(lambda: worker.homes[0].ticks > 5)
+    assert worker.pulse._wait == QUICK
+    assert not worker.pulse.resting
+    await until(lambda: worker.pulse._wait == SLOW)
+    assert worker.pulse.resting
+    worker.pulse.stop()
+
+
+async def test_wake(board: Scoreboard) -> None:
+    """The first request after a rest brings the next tick near; the others cost nothing."""
+    worker = Worker(board)
+    worker.pulse.start()
+    await until(lambda: worker.pulse._wait == REST)
+    worker.pulse.wake()
+    assert not worker.pulse.resting
+    assert worker.pulse._wait == QUICK
+    timer = worker.pulse._timer
+    worker.pulse.wake()
+    assert worker.pulse._timer is timer
+    worker.pulse.stop()
+
+
+async def test_a_mode_keeps_it_awake(board: Scoreboard) -> None:
+    """While it isn't eager it goes on ticking, or it would never become so again."""
+    worker = Worker(board)
+    worker.pulse.start()
+    worker.pulse.long_step(2 * LONG, time.monotonic())
+    worker.pulse.wake()
+    await until(lambda: worker.pulse._wait == SLOW)
+    worker.pulse.stop()
+
+
+async def test_stop(board: Scoreboard) -> None:
+    """Stopped, it ticks no more."""
+    worker = Worker(board)
+    worker.pulse.start()
+    worker.pulse.wake()
+    worker.pulse.stop()
+    ticks = worker.homes[0].ticks
+    for _ in range(20):
+        await asyncio.sleep(QUICK / 5)
+    assert worker.homes[0].ticks == ticks
+
+
+# Modes
+
+
+async def test_a_long_step(board: Scoreboard) -> None:
+    """The first long step holds the acceptor at once, and stands in the row; a second one changes nothing."""
+    worker = Worker(board)
+    now = time.monotonic()
+    worker.pulse.long_step(2 * LONG, now)
+    worker.pulse.long_step(3 * LONG, now)
+    assert worker.taker.modes == ["hold HELD"]
+    assert (worker.row.mode, worker.row.longest_step) == (Mode.HELD, 3 * LONG)
+    assert worker.row.long_at == 0.0, "it is no proof"
+    assert worker.ways.done == []
+
+
+async def test_proof_parks(board: Scoreboard) -> None:
+    """The third proof parks; the row tells the others when the last one was."""
+    worker = Worker(board)
+    now = time.monotonic()
+    for number in range(PROOF):
+        assert worker.ways.done == []
+        worker.pulse.long_step(2 * ABOVE, now + number / 100)
+    assert worker.ways.done == ["park"]
+    assert worker.row.mode == Mode.PARKING
+    assert worker.row.long_at == now + 0.02
+
+
+async def test_proof_of_siblings_parks(board: Scoreboard) -> None:
+    """Two siblings with proof and one of its own are three; its own row doesn't count twice, an empty one not at all."""
+    siblings = [board.row(board.claim()) for _ in range(4)]
+    worker = Worker(board)
+    now = time.monotonic()
+    siblings[0].long_at = now - 0.1
+    worker.pulse.long_step(2 * ABOVE, now)
+    assert worker.ways.done == []
+    siblings[1].long_at = now - 0.1
+    worker.row.long_at = 0.0
+    worker.pulse.long_step(2 * ABOVE, now + 0.1)
+    assert worker.ways.done == ["park"]
+
+
+async def test_modes_end(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is calm parking ends, then holding; the acceptor and the ways out are told, and the row."""
+    monkeypatch.setattr("cluster2.worker.pace.CALM", 0.2)
+    worker = Worker(board)
+    worker.pulse.start()
+    for _ in range(PROOF):
+        worker.pulse.long_step(2 * ABOVE, time.monotonic())
+    worker.pulse.wake()
+    await until(lambda: worker.row.mode == Mode.EAGER)
+    await until(lambda: worker.taker.modes[-1] == "change EAGER")
+    assert worker.taker.modes[0].startswith("hold ")
+    assert [each for each in worker.ways.done if each in ("park", "park no more")] == ["park", "park no more"]
+    assert worker.row.longest_step == 0.0
+    worker.pulse.stop()
+
+
+async def test_a_worker_that_drains(board: Scoreboard) -> None:
+    """It only tells the time from then on: no mode is begun, nothing is moved; heartbeats go on."""
+    worker = Worker(board)
+    worker.pulse.start()
+    await until(lambda: worker.pulse._wait == REST)
+    worker.pulse.drain()
+    worker.ways.done.clear()
+    for _ in range(PROOF):
+        worker.pulse.long_step(2 * ABOVE, time.monotonic())
+    worker.row.heartbeat = 0.0
+    worker.pulse.wake()
+    await worker.busy(lambda: worker.row.heartbeat)
+    assert worker.taker.modes == []
+    assert worker.ways.done == []
+    worker.pulse.stop()
+
+
+# Now and then
+
+
+async def test_what_is_done_now_and_then(board: Scoreboard) -> None:
+    """Engines hear each tick, once a second the second; what is idle rests; while it parks the late ones go instead."""
+    worker = Worker(board)
+    worker.homes[0].now = Census(0, 1, 0)
+    worker.pulse.start()
+    await worker.busy(lambda: worker.homes[1].ticks > 20)
+    assert worker.homes[1].seconds < worker.homes[1].ticks
+    assert set(worker.ways.done) == {"rest 2"}
+    for _ in range(PROOF):
+        worker.pulse.long_step(2 * ABOVE, time.monotonic())
+    worker.ways.done.clear()
+    await worker.busy(lambda: worker.ways.done)
+    assert set(worker.ways.done) == {"park late"}
+    worker.pulse.stop()
+
+
+async def test_share_by_the_counts_of_those_that_serve(board: Scoreboard) -> None:
+    """A worker compares itself with those that serve; those that boot or drain, and free rows, don't count."""
+    for state, connections in ((State.READY, 3), (State.DRAINING, 50), (State.BOOTING, 0)):
+        row = board.row(board.claim())
+        row.state, row.connections = state, connections
+    board.claim()
+    worker = Worker(board)
+    worker.homes[0].now = Census(0, 9, 0)
+    worker.pulse.start()
+    await until(lambda: worker.ways.shared)
+    assert worker.ways.shared[0] == ([3, 9], 9)
+    worker.pulse.stop()
+
+
+async def test_a_crowd_is_looked_at_at_once(board: Scoreboard) -> None:
+    """Many new connections since the last tick are shared with that tick, not with the next slow one."""
+    worker = Worker(board)
+    worker.homes[0].now = Census(0, 2, 0)
+    worker.pulse.start()
+    await worker.busy(lambda: worker.ways.shared)
+    looks = []
+    for _ in range(5):
+        worker.homes[0].now = worker.homes[0].now._replace(connections=(worker.homes[0].now.connections or 0) + CROWD)
+        count = len(worker.ways.shared)
+        began = worker.homes[0].ticks
+        await worker.busy(lambda count=count: len(worker.ways.shared) > count)
+        looks.append(worker.homes[0].ticks - began)
+    assert max(looks) <= 2, "each crowd was looked at with the next tick or the one after it"
+    worker.pulse.stop()
+
+
+async def test_the_oldest_request(board: Scoreboard) -> None:
+    """With a time limit for requests the row has the deadline of the oldest one of all engines; 0 when there is none."""
+    worker = Worker(board, request_timeout=10.0)
+    worker.homes[0].now = Census(0, 1, 1)
+    worker.homes[0].begun, worker.homes[1].begun = 500.0, 400.0
+    worker.pulse.start()
+    await worker.busy(lambda: worker.row.request_deadline == 410.0)
+    worker.homes[0].begun = worker.homes[1].begun = None
+    await worker.busy(lambda: worker.row.request_deadline == 0.0)
+    worker.pulse.stop()
