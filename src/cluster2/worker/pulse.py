@@ -102,13 +102,12 @@ class Pulse:
         if mode is Mode.PARKING:
             self._moves.park_from_now_on(now)
 
-    def publish(self) -> int:
-        """Bring the row up to date. Returns a number that changes while there is work."""
+    def publish(self) -> None:
+        """Bring the row up to date."""
         row = self._row
-        requests, connections, in_flight, work = 0, 0, 0, 0
+        requests, connections, in_flight = 0, 0, 0
         for engine in self._engines:
             census = engine.census()
-            work += census.requests or 0
             requests = -1 if census.requests is None or requests < 0 else requests + census.requests
             connections = -1 if census.connections is None or connections < 0 else connections + census.connections
             in_flight += census.in_flight
@@ -116,7 +115,6 @@ class Pulse:
         row.accepted, row.moved_in = self._acceptor.accepted, self._acceptor.returned
         row.moved_out, row.parked = self._moves.moved, self._moves.parked
         row.heartbeat = time.monotonic() + 2 * REST
-        return work + row.accepted + row.moved_in
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -124,21 +122,26 @@ class Pulse:
             engine.tick(now)
         if self._wait == QUICK and now - self._due > LATE and not self.draining:
             self._watch.late(now)
-        work = self.publish()
+        work, connections = self._acceptor.accepted + self._acceptor.returned, 0
+        for engine in self._engines:
+            census = engine.census()
+            work += census.requests or 0
+            connections += census.connections or 0
         busy = work != self._work
         self._work = work
         if busy and not self.draining:
             self._watch.tick(now)
-        crowd = self._row.connections - self._connections
-        self._connections = self._row.connections
+        crowd = connections - self._connections
+        self._connections = connections
         if now - self._slow_at >= 0.95 * SLOW or crowd >= CROWD:
             self._slow_at = now
+            self.publish()
             self._slow(now)
         if now - self._second_at >= 0.95 * REST:
             self._second_at = now
             for engine in self._engines:
                 engine.second()
-        self._again(now, QUICK if busy else SLOW if self._row.connections > 0 or self._pace.mode else REST)
+        self._again(now, QUICK if busy else SLOW if connections or self._pace.mode else REST)
 
     def _again(self, now: float, wait: float) -> None:
         if wait != QUICK and not self.draining:
