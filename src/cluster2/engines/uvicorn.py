@@ -7,10 +7,9 @@ uvicorn parses HTTP and runs the app; processes, listeners, accepting, draining 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from email.utils import formatdate
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -79,10 +78,10 @@ class UvicornEngine:
 
     async def start(self) -> None:
         """Run the app's lifespan to the end of its startup."""
-        with _quiet():
+        with _Quiet() as quiet:
             await self._lifespan.startup()
         if self._lifespan.should_exit:
-            detail = getattr(self._lifespan, "said", "")
+            detail = getattr(self._lifespan, "said", "") or quiet.cause
             reason = detail.strip().splitlines()[-1] if detail.strip() else "it said no reason"
             raise AppError(f"the app's lifespan failed at startup: {reason}", detail=detail)
         self.second()
@@ -212,19 +211,25 @@ class _Lifespan(LifespanOn):
         await super().send(message)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep uvicorn from announcing that it exits: that is ours to decide, and the error to report."""
-    log = logging.getLogger("uvicorn.error")
-    log.addFilter(_no_farewell)
-    try:
-        yield
-    finally:
-        log.removeFilter(_no_farewell)
+class _Quiet(logging.Filter):
+    """Keeps uvicorn from announcing that it exits: that is ours to decide, and the error to report. Notes the cause."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.cause = ""
 
-def _no_farewell(record: logging.LogRecord) -> bool:
-    return record.msg != "Application startup failed. Exiting."
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[0] is not None:
+            self.cause = logging.Formatter().formatException(record.exc_info)
+            return False
+        return record.msg != "Application startup failed. Exiting."
+
+    def __enter__(self) -> _Quiet:
+        logging.getLogger("uvicorn.error").addFilter(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("uvicorn.error").removeFilter(self)
 
 
 def _config(site: Site, protocol: type[HttpConnection]) -> Config:

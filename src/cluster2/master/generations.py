@@ -36,7 +36,7 @@ class Generations:
         settings, sources = self._options[generation]
         self._close(generation)
         prepare = wire.Prepare(generation, settings.to_wire(), dict(sources))
-        nursery = self._nurseries[generation] = Nursery(prepare, self._estate.argv, self._put)
+        nursery = self._nurseries[generation] = Nursery(prepare, self._estate.argv, self._put, settings.boot_timeout)
         nursery.load()
 
     def drop(self, generation: int) -> None:

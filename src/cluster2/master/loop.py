@@ -7,20 +7,16 @@ the two; then the loop converges: it asks `policy.plan` what is missing and does
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
 from .. import events, lifecycle, policy, wire
 from ..errors import AppError, ClusterError, by_exit_code
-from ..kernel import processes, stacks
-from ..kernel.processes import ExitStatus
-from ..lifecycle import State
+from ..kernel import processes
 from ..settings import Settings
-from .actions import Actions, reason_of
 from .control import Control
 from .estate import Estate, Phase
 from .facts import (
@@ -38,12 +34,11 @@ from .facts import (
     Vanished,
 )
 from .generations import Generations
-from .handle import Handle
 from .keeping import Keeping
+from .lives import Lives
 from .reload import Reloader
 from .roster import Roster
 from .status import status
-from .talk import TalkToWorker
 from .verbs import SIGNALS, Verbs
 from .watchman import Watchman
 
@@ -54,6 +49,8 @@ TICK = 1.0
 """Seconds between two looks at what may be due although nothing has happened."""
 ZYGOTE_PATIENCE = 2.0
 """Seconds that a zygote may take to leave at the end; it may be in the middle of the app's import."""
+LAST_PATIENCE = 5.0
+"""Seconds for everybody to end who is killed because `run` failed."""
 RELOAD_PAUSE = 1.0
 """Seconds between two attempts to start a zygote that died or can't load what was loaded before."""
 
@@ -77,12 +74,11 @@ class Master:
         self.phase = Phase.BOOTING
         self.wanted = policy.Wanted(settings.workers, 1, settings.max_surge)
         self.roster = Roster()
-        self._generations = Generations(estate, self.put)
-        self._restarts = policy.Restarts(settings.restart_limit, settings.restart_window)
-        self._actions = Actions(settings, estate.board, estate.pids, self.roster, self.put, emit)
-        self._keeping = _keeping(estate, self.put)
-        self.watchman = Watchman(estate.board, self.put, self._warn)
-        self.reloader = Reloader(self._generations.load, self._want, self._generations.drop, emit)
+        self.generations = Generations(estate, self.put)
+        self._lives = Lives(self)
+        self.keeping = _keeping(estate, self.put)
+        self.watchman = Watchman(estate.board, self.put, self.warn)
+        self.reloader = Reloader(self.generations.load, self._want, self.generations.drop, emit)
         self._verbs = Verbs(self)
         self._control = Control(self.put)
         self._failure: ClusterError | None = None
@@ -103,13 +99,13 @@ class Master:
         """
         header = self.estate.board.header
         header.generation, header.started, header.traffic = self.wanted.generation, time.time(), 1
-        self.watchman.heed(self._settings)
+        self.watchman.heed(self.settings)
         await self._control.open(self.estate.pids.bind_control(CONTROL_BACKLOG))
         for number in SIGNALS if self.estate.owns_process else ():
             self._loop.add_signal_handler(number, self.put, Signal(number))
-        if self._keeping is not None:
-            self._keeping.start()
-        self._generations.load(self.wanted.generation)
+        if self.keeping is not None:
+            self.keeping.start()
+        self.generations.load(self.wanted.generation)
         self._tick()
         while not self._finished():
             self._handle(await self._facts.get())
@@ -117,15 +113,21 @@ class Master:
             self._verbs.answer()
         return await self._leave()
 
-    def _ending(self) -> bool:
+    def one_more_serves(self) -> None:
+        """A worker has become ready; with the last of the first ones the cluster serves."""
+        if self.phase is Phase.BOOTING and self.roster.ready() == self.wanted.slots:
+            self.phase = Phase.SERVING
+            self._on_ready()
+
+    def ending(self) -> bool:
         """Whether the cluster is to leave."""
         return self.phase in (Phase.DRAINING, Phase.STOPPING)
 
     def _finished(self) -> bool:
         """Whether we are leaving, and everybody else has left."""
-        if not self._ending() or len(self.roster):
+        if not self.ending() or len(self.roster):
             return False
-        return self._keeping is None or not self._keeping.alive()
+        return self.keeping is None or not self.keeping.alive()
 
     # Facts
 
@@ -134,18 +136,18 @@ class Master:
             case FromZygote():
                 self._from_zygote(fact.generation, fact.message)
             case FromWorker():
-                self._from_worker(fact.worker, fact.message)
+                self._lives.from_worker(fact.worker, fact.message)
             case Garbage():
                 logger.warning("%s sent garbage and is replaced: %s", fact.worker, fact.text)
-                self._end(fact.worker, lifecycle.Event.KILL, "crash")
+                self._lives.end(fact.worker, lifecycle.Event.KILL, "crash")
             case Silent():
-                self._silent(fact.worker)
+                self._lives.silent(fact.worker)
             case Exited():
-                self._exited(fact.worker)
+                self._lives.exited(fact.worker)
             case Vanished():
-                self._buried(fact.worker, None)
+                self._lives.buried(fact.worker, None)
             case Overdue():
-                self._overdue(fact.worker)
+                self._lives.overdue(fact.worker)
             case KeeperGone():
                 self._keeper_gone(fact)
             case Signal():
@@ -163,16 +165,16 @@ class Master:
                 error = by_exit_code(message.exit_code, message.message, detail=message.detail)
                 self._not_prepared(generation, error)
             case wire.Forked():
-                self._forked(message.incarnation, message.pid)
+                self._lives.forked(message.incarnation, message.pid)
             case wire.ForkFailed():
-                self._warn(f"a worker can't be forked: {message.message}")
+                self.warn(f"a worker can't be forked: {message.message}")
                 if (handle := self.roster.find(message.incarnation)) is not None:
-                    self._buried(handle, None)
+                    self._lives.buried(handle, None)
             case None:
                 self._not_prepared(generation, AppError("the process that imports the app died; its log says why"))
                 for handle in list(self.roster):
                     if handle.generation == generation and handle.pid is None and handle.talk is None:
-                        self._buried(handle, None)
+                        self._lives.buried(handle, None)
             case _:
                 logger.warning("a zygote said what only a master says: %r", message)
 
@@ -180,141 +182,37 @@ class Master:
         self._load_again_at = None
         if message.threads:
             names = ", ".join(message.threads[:4])
-            self._warn(
+            self.warn(
                 f"importing the app started threads ({names}): forking it is unsafe, so each worker imports it for itself; "
                 "start threads in worker.on_start, or set preload = false to silence this"
             )
-        if message.threads or not self._settings.preload:
-            self._generations.each_executed(generation)
+        if message.threads or not self.settings.preload:
+            self.generations.each_executed(generation)
         if self.reloader.proves(generation):
             self.reloader.prepared()
 
     def _not_prepared(self, generation: int, error: ClusterError) -> None:
         if self.phase is Phase.BOOTING:
-            self._fail(error)
+            self.fail(error)
         elif self.reloader.proves(generation):
             self.reloader.abandon(error)
         elif self.phase is Phase.SERVING and generation == self.wanted.generation and self._load_again_at is None:
-            self._warn(f"no new worker can be made now: {error.message}; trying again")
+            self.warn(f"no new worker can be made now: {error.message}; trying again")
             if error.detail:
                 logger.error("%s", error.detail)
+            if self.generations.nursery(generation) is not None:
+                return  # each worker is executed: only that one is concerned, and its exit is counted
             self._load_again_at = time.monotonic() + RELOAD_PAUSE
-
-    def _forked(self, incarnation: int, pid: int) -> None:
-        handle = self.roster.find(incarnation)
-        if handle is None or handle.pid is not None:
-            return  # told twice, by the zygote and by the worker itself
-        handle.pid = pid
-        self._actions.apply(handle, lifecycle.Event.FORKED)
-
-    def _from_worker(self, handle: Handle, message: wire.Talk) -> None:
-        match message:
-            case wire.Born():
-                self._forked(handle.incarnation, message.pid)
-            case wire.Ready() if handle.pid is None:
-                self.put(Garbage(handle, "it is ready, and was never born"))
-            case wire.Ready():
-                self._actions.apply(handle, lifecycle.Event.READY)
-                if self.reloader.rolling is not None:
-                    self.reloader.rolling.ready(handle.generation, time.monotonic())
-                if self.phase is Phase.BOOTING and self.roster.ready() == self.wanted.slots:
-                    self.phase = Phase.SERVING
-                    self._on_ready()
-            case wire.Leaving():
-                if handle.reason is None and handle.state is State.READY:
-                    logger.info("%s leaves by itself", handle)
-                    self._end(handle, lifecycle.Event.DRAIN, "exit")
-            case wire.BootFailed():
-                error = by_exit_code(message.exit_code, message.message, detail=message.detail)
-                if self.phase is Phase.BOOTING:
-                    self._fail(error)
-                elif self.reloader.proves(handle.generation):
-                    self.reloader.abandon(error)
-                else:
-                    self._warn(f"{handle} can't serve: {error.message}")
-            case wire.Note():
-                self._warn(f"{handle}: {message.text}")
-            case _:
-                logger.warning("%s said what only a master says: %r", handle, message)
-
-    def _silent(self, handle: Handle) -> None:
-        handle.talk = None
-        # With a pid its exit will tell. Without one the zygote's word is awaited, if there is one to give it.
-        if (
-            handle.pid is None
-            and self._generations.nursery(handle.generation) is None
-            and handle.state is not State.DEAD
-        ):
-            self._buried(handle, None)
-
-    def _exited(self, handle: Handle) -> None:
-        if handle.pidfd is None or handle.state is State.DEAD:
-            return
-        status = processes.exit_of(handle.pidfd)
-        if status is not None:
-            self._buried(handle, status)
-
-    def _buried(self, handle: Handle, status: ExitStatus | None) -> None:
-        meant = handle.reason not in (None, "crash")
-        self._actions.apply(handle, lifecycle.Event.EXITED, status)
-        self.watchman.forget(handle)
-        if meant or self._ending():
-            return
-        if self.reloader.proves(handle.generation):
-            how = status or "it could not be made"
-            self.reloader.abandon(AppError(f"a worker of the new generation died ({how}); its log says why"))
-            return
-        now = time.monotonic()
-        was_degraded = self._restarts.degraded
-        self._restarts.crashed(handle.slot, handle.uptime(now), now)
-        if self._restarts.degraded and not was_degraded:
-            self._degraded(handle, status, now)
-
-    def _degraded(self, handle: Handle, status: ExitStatus | None, now: float) -> None:
-        if self.phase is Phase.BOOTING:
-            self._fail(
-                AppError(
-                    f"workers die before they are ready ({reason_of(handle, status)}: {status}); their log says why"
-                )
-            )
-            return
-        crashes = self._restarts.crashes(now)
-        logger.error("degraded: %d workers crashed within %.0f s; restarts back off", crashes, self._restarts.window)
-        self.emit(
-            events.Degraded(time=time.time(), crashes=crashes, ready=self.roster.ready(), wanted=self.wanted.slots)
-        )
-
-    def _overdue(self, handle: Handle) -> None:
-        settings = self._settings
-        match handle.state:
-            case State.READY:
-                self._restarts.settled(handle.slot)
-            case State.SPAWNING | State.BOOTING:
-                text = f"{handle} wasn't ready within boot_timeout ({settings.boot_timeout:g} s)"
-                if self.phase is Phase.BOOTING:
-                    self._fail(AppError(text))
-                    return
-                if self.reloader.proves(handle.generation):
-                    self.reloader.abandon(AppError(text))
-                self._warn(f"{text}; it is killed")
-                self._end(handle, lifecycle.Event.KILL, "crash")
-                if handle.pid is None:  # nobody knows of a process; if there is one, it finds its channel closed
-                    self._buried(handle, None)
-            case State.DRAINING:
-                self._warn(f"{handle} hasn't left within drain_timeout ({settings.drain_timeout:g} s); it is killed")
-                self._end(handle, lifecycle.Event.KILL, handle.reason)
-            case _:
-                pass
 
     def _keeper_gone(self, fact: KeeperGone) -> None:
         """Start another one; at the end of the cluster tell the workers that nothing comes back any more."""
-        assert self._keeping is not None
-        if not self._ending():
-            self._warn(
+        assert self.keeping is not None
+        if not self.ending():
+            self.warn(
                 f"the keeper is gone ({fact.status}): {fact.lost} connections at rest are lost; another is started"
             )
             self.estate.board.header.keeper_restarts += 1
-            self._keeping.start()
+            self.keeping.start()
         for handle in self.roster if self.phase is Phase.DRAINING else ():
             if handle.talk is not None:
                 handle.talk.write(wire.pack(wire.Deserted()))
@@ -326,7 +224,7 @@ class Master:
         return status(
             self.estate.board,
             self.roster,
-            state="degraded" if self._restarts.degraded else self.phase.value,
+            state="degraded" if self._lives.restarts.degraded else self.phase.value,
             wanted=self.wanted.slots,
             addresses=[str(listener.address) for _, listener in self.estate.listeners],
             memory=memory,
@@ -339,18 +237,18 @@ class Master:
 
     def shut_down(self) -> None:
         """Gracefully: no new connections, then each worker ends what it has."""
-        if self._ending():
+        if self.ending():
             return
         self.phase = Phase.DRAINING
         self.reloader.cancel("the cluster shuts down")
         self.emit(events.ShuttingDown(time=time.time(), graceful=True))
         for _, listener in self.estate.listeners:
             listener.shut_door()
-        self._actions.last_drain = True
+        self._lives.actions.last_drain = True
         for handle in self.roster:
-            self._end(handle, lifecycle.Event.DRAIN, "shutdown")
-        if self._keeping is not None:
-            self._keeping.drain(self._settings.drain_idle)
+            self._lives.end(handle, lifecycle.Event.DRAIN, "shutdown")
+        if self.keeping is not None:
+            self.keeping.drain(self.settings.drain_idle)
 
     def stop(self) -> None:
         """At once."""
@@ -359,7 +257,7 @@ class Master:
         self.emit(events.ShuttingDown(time=time.time(), graceful=False))
         self._kill_all()
 
-    def _fail(self, error: ClusterError) -> None:
+    def fail(self, error: ClusterError) -> None:
         """The cluster can't start: end it, with this error."""
         self._failure = self._failure or error
         self._kill_all()
@@ -367,27 +265,23 @@ class Master:
     def _kill_all(self) -> None:
         self.phase = Phase.STOPPING
         self.reloader.cancel("the cluster stops")
-        if self._keeping is not None:
-            self._keeping.kill()
-        self._generations.close()
+        if self.keeping is not None:
+            self.keeping.kill()
+        self.generations.close()
         for handle in self.roster:
-            self._end(handle, lifecycle.Event.KILL, "stop")
-
-    def _end(self, handle: Handle, event: lifecycle.Event, reason: events.Reason | None) -> None:
-        handle.reason = reason
-        self._actions.apply(handle, event)
+            self._lives.end(handle, lifecycle.Event.KILL, "stop")
 
     # Convergence
 
     async def _converge(self) -> None:
         """Do what is missing between what is seen and what is wanted."""
-        if self._ending():
+        if self.ending():
             return
         now = time.monotonic()
         self.reloader.look(now, self.roster.seen())
-        if self._generations.nursery(self.wanted.generation) is None:
+        if self.generations.nursery(self.wanted.generation) is None:
             return
-        barred = self._restarts.barred(now)
+        barred = self._lives.restarts.barred(now)
         decisions = policy.plan(
             self.wanted,
             self.roster.seen(),
@@ -396,87 +290,38 @@ class Master:
             meanwhile=self.reloader.meanwhile(),
         )
         for decision in decisions:
-            if self._ending():
+            if self.ending():
                 return
             match decision:
                 case policy.Spawn():
-                    await self._spawn(decision.slot, self._origin(decision.generation))
+                    await self._lives.spawn(decision.slot, self._origin(decision.generation))
                 case policy.Retire():
-                    handle = self.roster.find(decision.incarnation)
-                    if handle is not None:
-                        how = lifecycle.Event.DRAIN if handle.drain_first else lifecycle.Event.KILL
-                        self._end(handle, how, handle.reason or self._why_retired(handle))
-        times = [when for when in (self._restarts.next_time(now), self.reloader.wake_at()) if when is not None]
+                    self._lives.retire(decision.incarnation)
+        times = [when for when in (self._lives.restarts.next_time(now), self.reloader.wake_at()) if when is not None]
         self._wake_at(min(times, default=None))
-
-    def _why_retired(self, handle: Handle) -> events.Reason:
-        if handle.slot >= self.wanted.slots:
-            return "scale"
-        return "recycle" if handle.replace is not None else "reload"
 
     def _origin(self, generation: int | None) -> int:
         """The generation to make a worker of: the one that is asked for, if its zygote is there, else the wanted one."""
-        if generation is not None and self._generations.nursery(generation) is not None:
+        if generation is not None and self.generations.nursery(generation) is not None:
             return generation
         return self.wanted.generation
 
-    async def _spawn(self, slot: int, generation: int) -> None:
-        handle = Handle(
-            incarnation=self.roster.next_incarnation(),
-            slot=slot,
-            generation=generation,
-            row=self.estate.board.claim(),
-            born=time.monotonic(),
-            stacks_file=stacks.create(),
-        )
-        self.roster.add(handle)
-        self._actions.limit(handle)
-        ours, theirs = socket.socketpair()
-        with theirs:
-            handle.talk, _ = await self._loop.create_unix_connection(lambda: TalkToWorker(handle, self.put), sock=ours)
-            sockets = [
-                wire.Socket(site, str(listener.address), listener.owned) for site, listener in self.estate.listeners
-            ]
-            order = wire.Order(
-                incarnation=handle.incarnation,
-                slot=slot,
-                generation=handle.generation,
-                row=handle.row,
-                master=os.getpid(),
-                sockets=sockets,
-                keeper=self._keeping is not None,
-            )
-            ways = self._keeping.descriptors() if self._keeping is not None else []
-            listening = [listener.sock.fileno() for _, listener in self.estate.listeners]
-            nursery = self._generations.nursery(handle.generation)
-            # Meanwhile the zygote may have died, or the cluster been told to end: that is no crash of a worker.
-            if nursery is None or handle.state is not State.SPAWNING:
-                self._actions.apply(handle, lifecycle.Event.EXITED)
-                return
-            try:
-                nursery.spawn(order, [theirs.fileno(), self.estate.board.fd, handle.stacks_file, *listening, *ways])
-            except ConnectionError:  # it is dying just now, which the next fact tells
-                self._actions.apply(handle, lifecycle.Event.EXITED)
-            except OSError as error:  # its queue is full
-                self._warn(f"no worker can be made: {error.strerror}")
-                self._buried(handle, None)
-
     def _want(self, generation: int) -> None:
         """All workers are to be of that generation, and as many as its options say, if those say something new."""
-        before, after = self._settings, self._generations.settings(generation)
+        before, after = self.settings, self.generations.settings(generation)
         slots = after.workers if after.workers != before.workers else self.wanted.slots
         self.wanted = policy.Wanted(slots, generation, after.max_surge)
         self.watchman.heed(after)
-        self._actions.heed(after)
+        self._lives.actions.heed(after)
         self.estate.board.header.generation = generation
-        if self._generations.nursery(generation) is None:
+        if self.generations.nursery(generation) is None:
             # Its zygote died while another generation was tried out.
             self._load_again_at = time.monotonic()
 
     @property
-    def _settings(self) -> Settings:
+    def settings(self) -> Settings:
         """The options of the generation that is wanted."""
-        return self._generations.settings(self.wanted.generation)
+        return self.generations.settings(self.wanted.generation)
 
     def _tick(self) -> None:
         self.put(Tick())
@@ -500,20 +345,20 @@ class Master:
             processes.reap_strays(self._known())
         if self._load_again_at is not None and now >= self._load_again_at and self.phase is Phase.SERVING:
             self._load_again_at = None
-            self._generations.load(self.wanted.generation)
-        if self._restarts.recovered(now):
+            self.generations.load(self.wanted.generation)
+        if self.roster.ready() >= self.wanted.slots and self._lives.restarts.recovered(now):
             self.emit(events.Recovered(time=time.time(), ready=self.roster.ready()))
 
     def _check_health(self, now: float) -> None:
-        if self._keeping is not None and self._keeping.is_stuck(now):
-            self._warn("the keeper gives no sign of life; it is killed")
-            self._keeping.kill()
+        if self.keeping is not None and self.keeping.is_stuck(now):
+            self.warn("the keeper gives no sign of life; it is killed")
+            self.keeping.kill()
         if self.phase is Phase.SERVING:
             self.watchman.look(self.roster, now)
 
     def _known(self) -> set[int]:
-        keeper = self._keeping.pids() if self._keeping is not None else set()
-        return {handle.pid for handle in self.roster if handle.pid is not None} | self._generations.pids() | keeper
+        keeper = self.keeping.pids() if self.keeping is not None else set()
+        return {handle.pid for handle in self.roster if handle.pid is not None} | self.generations.pids() | keeper
 
     # The end
 
@@ -521,19 +366,31 @@ class Master:
         for timer in (self._alarm, self._ticker):
             if timer is not None:
                 timer.cancel()
-        if self._keeping is not None:
-            self._keeping.close()
-        await self._generations.gone(0.0 if self.phase is Phase.STOPPING else ZYGOTE_PATIENCE)
+        if self.keeping is not None:
+            self.keeping.close()
+        await self.generations.gone(0.0 if self.phase is Phase.STOPPING else ZYGOTE_PATIENCE)
         self._verbs.give_up()
         if self._failure is not None:
             raise self._failure
         return 0
 
     async def close(self) -> None:
-        """End the control connections: whoever waits for our end learns of it."""
+        """End what is left, which is nothing unless `run` was cancelled or failed; then the control connections.
+
+        Whoever waits for our end learns of it by theirs.
+        """
+        if not self._finished():
+            self._failure = None
+            self._kill_all()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_PATIENCE):
+                    while not self._finished():
+                        self._handle(await self._facts.get())
+            await self._leave()
         await self._control.close()
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
+        """Tell operators something."""
         logger.warning("%s", text)
         self.emit(events.Warned(time=time.time(), text=text))
 

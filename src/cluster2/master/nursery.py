@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from .. import wire
+from ..errors import AppError
 from ..kernel import processes
 from ..kernel.descriptors import Packets
 from .facts import Fact, FromZygote
@@ -45,14 +46,19 @@ class Nursery:
         ready: workers can be ordered.
     """
 
-    def __init__(self, prepare: wire.Prepare, argv: Sequence[str], put: Callable[[Fact], None]) -> None:
+    def __init__(
+        self, prepare: wire.Prepare, argv: Sequence[str], put: Callable[[Fact], None], patience: float = 60.0
+    ) -> None:
         """Nothing is started yet.
 
         Args:
             prepare: what to load.
             argv: the program that is the child: absolute path and arguments.
             put: takes the facts about it.
+            patience: seconds that loading may take.
         """
+        self._patience = patience
+        self._limit: asyncio.TimerHandle | None = None
         self._prepare = prepare
         self._argv = argv
         self._put = put
@@ -66,6 +72,7 @@ class Nursery:
     def load(self) -> None:
         """Start the zygote. A fact says whether it is prepared."""
         zygote = self._zygote = self._execute()
+        self._limit = self._loop.call_later(self._patience, self._too_slow)
         self._watch(zygote, lambda message: self._from_zygote(zygote, message))
 
     def each_executed(self) -> None:
@@ -98,6 +105,9 @@ class Nursery:
     def close(self) -> None:
         """Let the zygote go: the end of its channel tells it."""
         self.ready = False
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
         if self._zygote is not None:
             self._end(self._zygote)
             self._zygote = None
@@ -119,9 +129,20 @@ class Nursery:
     def _say(self, message: wire.Orders | None) -> None:
         self._put(FromZygote(self._prepare.generation, message))
 
+    def _too_slow(self) -> None:
+        assert self._zygote is not None
+        processes.send_signal(self._zygote.pidfd, signal.SIGKILL)
+        self._end(self._zygote)
+        self._zygote = None
+        message = f"the app wasn't imported within boot_timeout ({self._patience:g} s)"
+        self._say(wire.PrepareFailed(message, "", AppError.exit_code))
+
     def _from_zygote(self, zygote: Brood, message: wire.Orders | None) -> None:
         if zygote is not self._zygote:
             return
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
         if isinstance(message, wire.Prepared):
             self.ready = True
         if message is None:

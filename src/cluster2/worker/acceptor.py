@@ -273,12 +273,10 @@ class Acceptor:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return None  # a sibling was faster, or the client has gone
         except OSError as error:
-            if error.errno == errno.EINVAL:
-                return None  # a Unix socket whose door is shut
+            # All else is about that one connection (accept(2) lists what the network may report), or a door that is shut.
             if error.errno in _OUT_OF_FILES:
                 self._pause(error)
-                return None
-            raise
+            return None
         connection.setblocking(False)
         self.accepted += 1
         return connection

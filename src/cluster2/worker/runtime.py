@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import uvloop
 
 from .. import wire
-from ..apps import App
+from ..apps import App, said, trace
 from ..engines.base import Engine, Site
 from ..errors import AppError, ClusterError
 from ..kernel import processes
@@ -46,6 +46,8 @@ DRAIN_TICK = 0.002
 """Seconds between two looks for connections that may leave by now."""
 LAST_WORDS = 1.0
 """Seconds for tasks that are cancelled at the end."""
+MOST_SAID = wire.LIMIT // 4
+"""Bytes of an error's message, and of its detail, that are told to the master."""
 ORPHAN_GRACE = 5.0
 """Seconds beyond `drain_timeout` that an orphaned worker may take before the kernel ends it."""
 
@@ -135,7 +137,8 @@ class Worker:
             if not await self._start_unless_told():
                 return 0
         except ClusterError as error:
-            self._say(wire.BootFailed(error.message, error.detail[-wire.LIMIT // 2 :], error.exit_code))
+            message, detail = wire.clip(error.message, MOST_SAID), wire.clip(error.detail, MOST_SAID, end=True)
+            self._say(wire.BootFailed(message, detail, error.exit_code))
             return error.exit_code
         self._row.state = State.READY
         self._say(wire.Ready())
@@ -172,7 +175,7 @@ class Worker:
         try:
             await api.hooks.run_start()
         except Exception as error:
-            raise AppError(f"a hook of worker.on_start raised {type(error).__name__}: {error}") from error
+            raise AppError(f"a hook of worker.on_start raised {said(error)}", detail=trace(error)) from error
         self._watch = Watch(self._long_step, 2 * self._settings.park_above)
         self._engines = [self._engine(site) for site in self._birth.sites]
         for engine in self._engines:

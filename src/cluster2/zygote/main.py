@@ -18,7 +18,7 @@ from typing import NoReturn
 from .. import wire
 from ..errors import ClusterError
 from ..kernel import processes
-from ..kernel.descriptors import Packets
+from ..kernel.descriptors import MAX_DESCRIPTORS, Packets
 from .image import Image, freeze
 
 Serve = Callable[[Image, wire.Order, list[int]], int]
@@ -60,7 +60,7 @@ MOST_MESSAGE, MOST_DETAIL = 4_000, 60_000
 
 def _receive(channel: Packets) -> tuple[wire.Orders | None, list[int]]:
     try:
-        packet, descriptors = channel.receive()
+        packet, descriptors = channel.receive(MAX_DESCRIPTORS)
     except ConnectionResetError:  # the master was killed before it had read what we said
         return None, []
     return (wire.unpack_order(packet) if packet else None), descriptors

@@ -1,0 +1,224 @@
+"""What becomes of workers: from the order to make one to its burial.
+
+Facts about a worker come here; the lifecycle's table says what follows (`lifecycle`), and `actions` does it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from .. import events, lifecycle, policy, wire
+from ..errors import AppError, by_exit_code
+from ..kernel import processes, stacks
+from ..kernel.processes import ExitStatus
+from ..lifecycle import State
+from .actions import Actions, reason_of
+from .estate import Phase
+from .facts import Garbage
+from .handle import Handle
+from .talk import TalkToWorker
+
+if TYPE_CHECKING:
+    from .loop import Master
+
+logger = logging.getLogger("cluster2.master")
+
+
+class Lives:
+    """The workers of a master, as they come and go.
+
+    Attributes:
+        restarts: when a crashed one may be replaced.
+        actions: what is done to them.
+    """
+
+    def __init__(self, master: Master) -> None:
+        """There is no worker yet."""
+        self._master = master
+        estate = master.estate
+        settings = estate.options[0]
+        self.restarts = policy.Restarts(settings.restart_limit, settings.restart_window)
+        self.actions = Actions(settings, estate.board, estate.pids, master.roster, master.put, master.emit)
+
+    def forked(self, incarnation: int, pid: int) -> None:
+        """A worker has a process, says its zygote or the worker itself; the first to say so counts."""
+        handle = self._master.roster.find(incarnation)
+        if handle is None or handle.pid is not None:
+            return  # told twice, by the zygote and by the worker itself
+        handle.pid = pid
+        self.actions.apply(handle, lifecycle.Event.FORKED)
+
+    def from_worker(self, handle: Handle, message: wire.Talk) -> None:
+        """A worker said something."""
+        match message:
+            case wire.Born():
+                self.forked(handle.incarnation, message.pid)
+            case wire.Ready() if handle.pid is None:
+                self._master.put(Garbage(handle, "it is ready, and was never born"))
+            case wire.Ready():
+                self.actions.apply(handle, lifecycle.Event.READY)
+                if self._master.reloader.rolling is not None:
+                    self._master.reloader.rolling.ready(handle.generation, time.monotonic())
+                self._master.one_more_serves()
+            case wire.Leaving():
+                if handle.reason is None and handle.state is State.READY:
+                    logger.info("%s leaves by itself", handle)
+                    self.end(handle, lifecycle.Event.DRAIN, "exit")
+            case wire.BootFailed():
+                error = by_exit_code(message.exit_code, message.message, detail=message.detail)
+                if self._master.phase is Phase.BOOTING:
+                    self._master.fail(error)
+                elif self._master.reloader.proves(handle.generation):
+                    self._master.reloader.abandon(error)
+                else:
+                    self._master.warn(f"{handle} can't serve: {error.message}")
+            case wire.Note():
+                self._master.warn(f"{handle}: {message.text}")
+            case _:
+                logger.warning("%s said what only a master says: %r", handle, message)
+
+    def silent(self, handle: Handle) -> None:
+        """A worker's channel has ended."""
+        handle.talk = None
+        # With a pid its exit will tell. Without one the zygote's word is awaited, if there is one to give it.
+        if (
+            handle.pid is None
+            and self._master.generations.nursery(handle.generation) is None
+            and handle.state is not State.DEAD
+        ):
+            self.buried(handle, None)
+
+    def exited(self, handle: Handle) -> None:
+        """A worker's process has ended."""
+        if handle.pidfd is None or handle.state is State.DEAD:
+            return
+        status = processes.exit_of(handle.pidfd)
+        if status is not None:
+            self.buried(handle, status)
+
+    def buried(self, handle: Handle, status: ExitStatus | None) -> None:
+        """A worker is over; None: it never came to be. If it wasn't meant to be, that counts as a crash."""
+        meant = handle.reason not in (None, "crash")
+        self.actions.apply(handle, lifecycle.Event.EXITED, status)
+        self._master.watchman.forget(handle)
+        if meant or self._master.ending():
+            return
+        if self._master.reloader.proves(handle.generation):
+            how = status or "it could not be made"
+            self._master.reloader.abandon(AppError(f"a worker of the new generation died ({how}); its log says why"))
+            return
+        now = time.monotonic()
+        was_degraded = self.restarts.degraded
+        self.restarts.crashed(handle.slot, handle.uptime(now), now)
+        if self.restarts.degraded and not was_degraded:
+            self._degraded(handle, status, now)
+
+    def _degraded(self, handle: Handle, status: ExitStatus | None, now: float) -> None:
+        if self._master.phase is Phase.BOOTING:
+            self._master.fail(
+                AppError(
+                    f"workers die before they are ready ({reason_of(handle, status)}: {status}); their log says why"
+                )
+            )
+            return
+        crashes = self.restarts.crashes(now)
+        logger.error("degraded: %d workers crashed within %.0f s; restarts back off", crashes, self.restarts.window)
+        self._master.emit(
+            events.Degraded(
+                time=time.time(), crashes=crashes, ready=self._master.roster.ready(), wanted=self._master.wanted.slots
+            )
+        )
+
+    def overdue(self, handle: Handle) -> None:
+        """A worker has been in its state for as long as it may."""
+        settings = self._master.settings
+        match handle.state:
+            case State.READY:
+                self.restarts.settled(handle.slot)
+            case State.SPAWNING | State.BOOTING:
+                text = f"{handle} wasn't ready within boot_timeout ({settings.boot_timeout:g} s)"
+                if self._master.phase is Phase.BOOTING:
+                    self._master.fail(AppError(text))
+                    return
+                if self._master.reloader.proves(handle.generation):
+                    self._master.reloader.abandon(AppError(text))
+                self._master.warn(f"{text}; it is killed")
+                self.end(handle, lifecycle.Event.KILL, "crash")
+                if handle.pid is None:  # nobody knows of a process; if there is one, it finds its channel closed
+                    self.buried(handle, None)
+            case State.DRAINING:
+                self._master.warn(
+                    f"{handle} hasn't left within drain_timeout ({settings.drain_timeout:g} s); it is killed"
+                )
+                self.end(handle, lifecycle.Event.KILL, handle.reason)
+            case _:
+                pass
+
+    def retire(self, incarnation: int) -> None:
+        """A worker's successor serves, or nobody wants its slot any more."""
+        handle = self._master.roster.find(incarnation)
+        if handle is not None:
+            how = lifecycle.Event.DRAIN if handle.drain_first else lifecycle.Event.KILL
+            self.end(handle, how, handle.reason or self._why_retired(handle))
+
+    def _why_retired(self, handle: Handle) -> events.Reason:
+        if handle.slot >= self._master.wanted.slots:
+            return "scale"
+        return "recycle" if handle.replace is not None else "reload"
+
+    async def spawn(self, slot: int, generation: int) -> None:
+        """Order a worker."""
+        handle = Handle(
+            incarnation=self._master.roster.next_incarnation(),
+            slot=slot,
+            generation=generation,
+            row=self._master.estate.board.claim(),
+            born=time.monotonic(),
+            stacks_file=stacks.create(),
+        )
+        self._master.roster.add(handle)
+        self.actions.limit(handle)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            handle.talk, _ = await asyncio.get_running_loop().create_unix_connection(
+                lambda: TalkToWorker(handle, self._master.put), sock=ours
+            )
+            sockets = [
+                wire.Socket(site, str(listener.address), listener.owned)
+                for site, listener in self._master.estate.listeners
+            ]
+            order = wire.Order(
+                incarnation=handle.incarnation,
+                slot=slot,
+                generation=handle.generation,
+                row=handle.row,
+                master=os.getpid(),
+                sockets=sockets,
+                keeper=self._master.keeping is not None,
+            )
+            ways = self._master.keeping.descriptors() if self._master.keeping is not None else []
+            listening = [listener.sock.fileno() for _, listener in self._master.estate.listeners]
+            nursery = self._master.generations.nursery(handle.generation)
+            # Meanwhile the zygote may have died, or the cluster been told to end: that is no crash of a worker.
+            if nursery is None or handle.state is not State.SPAWNING:
+                self.actions.apply(handle, lifecycle.Event.EXITED)
+                return
+            try:
+                nursery.spawn(
+                    order, [theirs.fileno(), self._master.estate.board.fd, handle.stacks_file, *listening, *ways]
+                )
+            except ConnectionError:  # it is dying just now, which the next fact tells
+                self.actions.apply(handle, lifecycle.Event.EXITED)
+            except OSError as error:  # its queue is full
+                self._master.warn(f"no worker can be made: {error.strerror}")
+                self.buried(handle, None)
+
+    def end(self, handle: Handle, event: lifecycle.Event, reason: events.Reason | None) -> None:
+        """A worker is to leave, for this reason."""
+        handle.reason = reason
+        self.actions.apply(handle, event)
