@@ -28,7 +28,9 @@ def configure(settings: Settings) -> None:
         log.propagate = False
     # What uvicorn says at info is about a start and a stop that we announce ourselves.
     logging.getLogger("uvicorn.error").setLevel("DEBUG" if level == "DEBUG" else max(logging.WARNING, _number(level)))
-    logging.getLogger("uvicorn.access").setLevel("INFO")
+    access = logging.getLogger("uvicorn.access")
+    access.handlers[:], access.propagate = [], True  # where uvicorn has switched it off, in this very process
+    access.setLevel("INFO")
 
 
 def _number(level: str) -> int:

@@ -153,20 +153,6 @@ async def test_publish_what_nobody_knows(board: Scoreboard, unknown: int) -> Non
     assert (worker.row.requests, worker.row.connections, worker.row.in_flight) == (-1, -1, 4)
 
 
-async def test_work_is_a_number_that_changes(board: Scoreboard) -> None:
-    """What `publish` returns changes with each request, each connection accepted and each one that came back; else not."""
-    worker = Worker(board)
-    seen = [worker.pulse.publish(), worker.pulse.publish()]
-    assert seen[0] == seen[1]
-    worker.works()
-    seen.append(worker.pulse.publish())
-    worker.taker.accepted += 1
-    seen.append(worker.pulse.publish())
-    worker.taker.returned += 1
-    seen.append(worker.pulse.publish())
-    assert len(set(seen)) == 4
-
-
 # The tick's pace
 
 

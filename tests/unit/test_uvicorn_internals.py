@@ -1,4 +1,4 @@
-"""What we use of uvicorn that it promises nobody. A failure here means: read `engines.uvicorn_http` before allowing that release."""
+"""What we use of uvicorn that it promises nobody. If one fails, read `engines.uvicorn_http` before you allow that release."""
 
 from __future__ import annotations
 

@@ -4,6 +4,9 @@ Three things differ from uvicorn's own: there is no keep-alive timer for each re
 asks can derive whether the connection is between two requests, and one that was taken by our acceptor tells when its request
 has begun. Nothing is noted on the way of a request that isn't needed there.
 
+uvicorn has several parsers. Measured with an empty handler, CPU time a request of one worker, interleaved: httptools 1, zttp
+0.0.35 1.04 (a connection per request: 0.96), h11 3.2. httptools is the one with a history, so it is the one that is used.
+
 Of uvicorn, these internals are used; `check` looks for them at start, `tests/unit/test_uvicorn_internals.py` pins them:
 
 - the protocol's `parser`, `transport`, `flow.read_paused`, `scope`, `cycle`, `pipeline`, `scheme`, `server_state`, and its
@@ -164,6 +167,7 @@ def check() -> None:
 
 
 _METHODS = [
+    "_start_asgi_task",
     "on_headers_complete",
     "on_response_complete",
     "connection_made",

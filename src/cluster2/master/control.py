@@ -41,6 +41,7 @@ class Control:
         self._clients: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[Any]] = set()
         self._unanswered: set[asyncio.Future[dict[str, Any] | ClusterError]] = set()
+        self._closed = False
 
     async def open(self, listener: socket.socket) -> None:
         """Take clients from a listening Unix socket."""
@@ -48,6 +49,7 @@ class Control:
 
     async def close(self) -> None:
         """The master is as good as gone: end all connections."""
+        self._closed = True
         if self._server is not None:
             self._server.close()
         for answered in [each for each in self._unanswered if not each.done()]:
@@ -80,6 +82,9 @@ class Control:
             request = msgspec.json.decode(line, type=Request)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             _answer(writer, UsageError(f"not a request: {error}"))
+            return
+        if self._closed:  # it was under way: nobody handles it any more
+            _answer(writer, ClusterError("the master has left"))
             return
         answered: asyncio.Future[dict[str, Any] | ClusterError] = asyncio.get_running_loop().create_future()
 
