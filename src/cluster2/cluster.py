@@ -8,12 +8,9 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from pkgutil import resolve_name
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import boot, config
-from .apps import Declared
-from .client import Client
 from .config import Config
 from .emitter import Emitter
 from .errors import ClusterError, ConfigError
@@ -22,6 +19,9 @@ from .master.facts import Command
 from .master.loop import Master
 from .master.nursery import default_argv, script_argv
 from .wire import CHANNEL
+
+if TYPE_CHECKING:
+    from .client import Client
 
 H = TypeVar("H", bound=Callable[[Any], Any])
 
@@ -155,6 +155,8 @@ class Cluster:
         self._client().gone("stop")
 
     def _client(self) -> Client:
+        from .client import Client  # a master is no client of itself: it stays smaller without
+
         return Client(Path(self._config.settings.pids))
 
     def _with(self, app: object, factory: bool | Callable[..., object]) -> tuple[Config, list[object] | None]:
@@ -223,6 +225,8 @@ def report(error: ClusterError) -> None:
 
 
 def _set_up(setup: Any, cluster: Cluster, configured: Config) -> None:
+    from pkgutil import resolve_name
+
     sys.path.insert(0, configured.settings.chdir)
     source = configured.sources["setup"]
     try:
@@ -239,6 +243,8 @@ def _own_script() -> list[str]:
 
 def _importable(app: object) -> str:
     """`module:attr` of an object, found among the modules that are loaded."""
+    from .apps import Declared
+
     inner = app.call if isinstance(app, Declared) else app
     for name, module in list(sys.modules.items()):
         for attribute, value in list(getattr(module, "__dict__", {}).items()):

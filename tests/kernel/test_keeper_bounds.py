@@ -82,9 +82,9 @@ def test_late_ones_take_room_as_well(keep_in_thread: Make) -> None:
     clients = [kept.put() for _ in range(40)]
     for client in clients:
         client.sendall(b"x")
-    kept.rests(4)
     keeper: Keeper = kept.keeper  # type: ignore[attr-defined]
-    assert len(keeper._resting) + len(keeper._late[0]) == 4
+    wait_until(lambda: len(keeper._late[0]) == 4, "it has no room left")
+    assert len(keeper._resting) == 0
     for _ in clients:
         assert kept.take()[1].recv(9) == b"x"
     kept.rests(0)

@@ -70,6 +70,14 @@ def held() -> None:
         time.sleep(0.01)
 
 
+def make() -> Any:
+    return app
+
+
+def make_wsgi() -> Any:
+    return wsgi
+
+
 def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     """For WSGI: in threads."""
     _, kind, name = [*environ["PATH_INFO"].split("/"), "", ""][:3]
@@ -83,7 +91,7 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
     return [b"released"]
 
 
-def fastapi() -> Any:
+def make_fastapi() -> Any:
     """A FastAPI app with `def` endpoints: in threads."""
     from fastapi import FastAPI, Response
 

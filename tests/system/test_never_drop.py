@@ -84,7 +84,7 @@ def test_rolling_with_tls(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLC
     options, trusting = certified
     running = run(f"{APP}:app", *options, *QUICK).ready()
     with loaded(running, tls=trusting) as mix:
-        roll(running, mix, reloads=2, recycles=4, scales=(4, 2))
+        roll(running, mix, reloads=1, recycles=4, scales=(3, 2))
     nothing_dropped(mix.seen)
     assert mix.seen.said > 0
     assert running.shutdown() == 0

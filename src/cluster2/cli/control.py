@@ -1,4 +1,4 @@
-"""`status`, `stop`, `shutdown`: what is asked of a running master."""
+"""What is asked of a running master: `status`, `reload`, `scale`, `recycle`, `stacks`, `shutdown`, `stop`."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _reporter() -> Callable[[dict[str, Any]], None] | None:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """A master's answer to `status` for people: three lines on the whole, then a table of the workers."""
+    """A master's answer to `status` for people: some lines on the whole, then a table of the workers."""
     master, workers = found["master"], found["workers"]
     ready = sum(worker["state"] == "ready" for worker in workers)
     lines = [
@@ -109,6 +109,8 @@ def describe(found: dict[str, Any]) -> str:
         f"generation {found['generation']}  {ready} of {found['wanted']} workers ready, traffic {found['traffic']}",
         "listening  " + ", ".join(found["addresses"]),
     ]
+    if keeper := found.get("keeper"):
+        lines.append(f"keeper {keeper['pid']}  {keeper['resting']} connections at rest, {_memory(keeper['memory'])}")
     rows: list[tuple[str, ...]] = [("PID", "SLOT", "GEN", "STATE", "UP", "REQUESTS", "OPEN", "BUSY", "MEMORY")]
     rows += [
         (

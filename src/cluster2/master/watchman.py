@@ -13,7 +13,6 @@ import random
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from pkgutil import resolve_name
 from typing import Any
 
 from .. import health
@@ -194,6 +193,8 @@ def _predicate(settings: Settings) -> Callable[[dict[str, Any]], Any] | None:
     named: Any = settings.recycle_when
     if named is None or callable(named):
         return named  # type: ignore[no-any-return]
+    from pkgutil import resolve_name
+
     if settings.chdir not in sys.path:
         sys.path.insert(0, settings.chdir)
     try:
