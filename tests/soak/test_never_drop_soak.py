@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import Serve, run, start  # noqa: F401: fixtures
+from tests.system.conftest import Serve, run, start  # noqa: F401 - fixtures
 from tests.system.harness import wait_until
-from tests.system.test_never_drop import APP, QUICK, certified, killing, loaded, nothing_dropped, roll  # noqa: F401
+from tests.system.test_never_drop import APP, QUICK, certified, killing, loaded, nothing_dropped, roll  # noqa: F401 - fixtures
 
 ROUNDS = int(os.environ.get("ROUNDS", "10"))
 
