@@ -90,7 +90,8 @@ def plan(
     Args:
         barred: slots in which nothing may be spawned yet (they back off).
         retire: false: successors may be made, but predecessors stay (the new generation has to prove itself first).
-        meanwhile: the generation that empty slots get; None: the wanted one.
+        meanwhile: the generation that slots get which nobody serves, while the wanted one has to prove itself; None: that
+            one.
     """
     decisions: list[Decision] = []
     by_slot: dict[int, list[Seen]] = {}
@@ -104,8 +105,11 @@ def plan(
     crowded: list[tuple[float, int]] = []  # between two workers that are both outdated by now
     rolling = 0
     for slot in range(wanted.slots):
-        old, new = _divide(by_slot.pop(slot, []), wanted.generation)
-        if not old and not new:
+        live = by_slot.pop(slot, [])
+        old, new = _divide(live, wanted.generation)
+        if not any(meanwhile in (None, worker.generation) or worker.state is State.READY for worker in live):
+            # Nobody is there; or only one by which new code is tried, beside which the old one has died.
+            rolling += bool(live)
             if slot not in barred:
                 decisions.append(Spawn(slot, meanwhile))
         elif old and not new:

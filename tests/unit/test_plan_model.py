@@ -115,6 +115,14 @@ class ClusterMachine(RuleBasedStateMachine):
                 self.retire(decision)
         assert self.served() >= before, "a decision took away what served"
         assert self.between() <= max(self.wanted.surge, between), "more slots than max_surge are between two workers"
+        self.nobody_waits_for_the_new_code(barred)
+
+    def nobody_waits_for_the_new_code(self, barred: frozenset[int]) -> None:
+        """While it has to prove itself, each slot has a worker that serves, or one of the old code that will."""
+        old = self.reloader.meanwhile()
+        live = [worker for worker in self.workers.values() if worker.state in LIVE]
+        fine = {each.slot for each in live if each.generation == old or each.state is State.READY}
+        assert old is None or fine | barred >= set(range(self.wanted.slots)), "a slot waits for what isn't proved"
 
     def spawn(self, decision: Spawn) -> None:
         generation = decision.generation or self.wanted.generation
@@ -122,7 +130,7 @@ class ClusterMachine(RuleBasedStateMachine):
         assert self.now >= self.not_before.get(decision.slot, 0.0), "a crashed slot didn't wait while degraded"
         live = [each for each in self.workers.values() if each.slot == decision.slot and each.state in LIVE]
         assert not [each for each in live if each.generation == generation and each.replace is None], "it has one"
-        if live:
+        if live and decision.generation is None:
             leaving = [each for each in self.workers.values() if each.slot == decision.slot and each not in live]
             assert not leaving, "a second retirement begins in a slot where one is under way"
         self.count += 1

@@ -111,7 +111,7 @@ class Actions:
         )
 
     def _tell_drain(self, handle: Handle) -> None:
-        if handle.talk is not None:
+        if handle.talk is not None and not handle.talk.is_closing():
             handle.talk.write(wire.pack(wire.Drain(self.last_drain)))
 
     def _kill(self, handle: Handle) -> None:

@@ -18,6 +18,8 @@ from .facts import Fact, KeeperGone
 PATIENCE = 10.0
 """Seconds without a sign of life (it gives one every two) after which a keeper is stuck: connections at rest would wait for
 ever, which is worse than to lose them."""
+MARGIN = 1.0
+"""Seconds beyond its patience that a keeper which drains may take to leave."""
 _ROOM = str(Path(__file__).resolve().parent.parent / "keeper")
 
 
@@ -42,6 +44,7 @@ class Keeping:
         self._pid: int | None = None
         self._pidfd = -1
         self._control: socket.socket | None = None
+        self._bound: asyncio.TimerHandle | None = None
 
     def descriptors(self) -> list[int]:
         """What each worker gets: the entry of the rest queue, the exit of each ready queue."""
@@ -73,6 +76,8 @@ class Keeping:
         """It is to give back what wakes, and to leave when nothing rests any more, or after `patience` seconds."""
         if self._control is not None:
             try:
+                # One that is stuck must not hold up the end.
+                self._bound = self._loop.call_later(patience + MARGIN, self.kill)
                 self._control.send(f"drain {patience}".encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except OSError:
                 self.kill()  # dead already, or it doesn't listen
@@ -92,6 +97,8 @@ class Keeping:
 
     def close(self) -> None:
         """Close all queues; whatever waits there is closed, too."""
+        if self._bound is not None:
+            self._bound.cancel()
         for into, out in [self._rest, *self._ready]:
             into.close()
             out.close()

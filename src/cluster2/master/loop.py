@@ -214,7 +214,7 @@ class Master:
             self.estate.board.header.keeper_restarts += 1
             self.keeping.start()
         for handle in self.roster if self.phase is Phase.DRAINING else ():
-            if handle.talk is not None:
+            if handle.talk is not None and not handle.talk.is_closing():
                 handle.talk.write(wire.pack(wire.Deserted()))
 
     # What the verbs do

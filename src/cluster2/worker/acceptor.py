@@ -26,12 +26,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import select
 import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 from ..engines.base import Engine
 from ..kernel.handover import Inlet
@@ -46,6 +47,8 @@ ROUND = 16
 """Connections taken from a ready queue at a time while eager."""
 FIRST = 16384
 """Bytes read from a connection before its transport exists."""
+FAREWELL = 1.0
+"""Seconds that a client may take to answer the end of a TLS connection; some never do."""
 PAUSE = 0.1
 """Seconds to wait when descriptors have run out: to try on would spin."""
 _OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -90,6 +93,10 @@ class Acceptor:
             woken: called with each connection that comes: the worker isn't at rest.
         """
         self._doors = doors
+        for door in doors:
+            # Python takes a socket made of a descriptor for a blocking one, and dup() would make it so: the flag is of the
+            # open file, which all processes share, and a sibling that loses a race would hang in accept(2).
+            door.listener.setblocking(False)
         self._exits = exits
         self._woken = woken
         self._loop = asyncio.get_running_loop()
@@ -180,7 +187,7 @@ class Acceptor:
         for door in self._doors:
             twin = door.listener.dup()
             door.native = await self._loop.create_server(
-                self._native(door.engine), sock=twin, ssl=door.tls, backlog=4096
+                self._native(door.engine), sock=twin, backlog=4096, **self._tls(door.tls)
             )
         if self._mode is not Mode.EAGER or not self._listening:
             self._close_native()  # the mode has changed meanwhile
@@ -288,7 +295,8 @@ class Acceptor:
         self.returned += 1
         try:
             return socket.socket(parcel.family, socket.SOCK_STREAM, 0, fileno=parcel.descriptor)
-        except OSError:
+        except OSError:  # no socket: only a foreign hand can have put it there
+            os.close(parcel.descriptor)
             return None
 
     def _join(self, connection: socket.socket, engine: Engine, tls: ssl.SSLContext | None) -> bool:
@@ -321,7 +329,7 @@ class Acceptor:
         self, protocol: asyncio.BaseProtocol, connection: socket.socket, tls: ssl.SSLContext | None
     ) -> None:
         try:
-            await self._loop.connect_accepted_socket(lambda: protocol, connection, ssl=tls)
+            await self._loop.connect_accepted_socket(lambda: protocol, connection, **_secured(tls))
         except (OSError, ValueError) as error:  # the client has left, or failed the handshake; or it is no connection
             logger.debug("a connection was given up: %s", error)
             connection.close()
@@ -339,3 +347,8 @@ class Acceptor:
             self._gate.modify(self._inner, select.EPOLLIN)
         else:
             self._take()
+
+
+def _secured(tls: ssl.SSLContext | None) -> dict[str, Any]:
+    """What the loop needs to know about TLS."""
+    return {} if tls is None else {"ssl": tls, "ssl_shutdown_timeout": FAREWELL}

@@ -21,7 +21,7 @@ from typing import Any, cast
 class Direct(asyncio.Transport):
     """What a protocol writes to. Invariant: bytes are written in order, by us before the change, by the loop's after it."""
 
-    __slots__ = ("_closing", "_loop", "_out", "_paused", "_promotion", "_protocol", "_real", "_sock")
+    __slots__ = ("_aborted", "_closing", "_loop", "_out", "_paused", "_promotion", "_protocol", "_real", "_sock")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, protocol: asyncio.Protocol) -> None:
         """Take the socket over; `begin` is to follow."""
@@ -30,6 +30,7 @@ class Direct(asyncio.Transport):
         self._protocol = protocol
         self._out: list[bytes] = []
         self._closing = False
+        self._aborted = False
         self._paused = False
         self._real: asyncio.Transport | None = None
         self._promotion: asyncio.Task[None] | None = None
@@ -65,13 +66,14 @@ class Direct(asyncio.Transport):
         elif not self._closing:
             if self.get_write_buffer_size():
                 self._closing = True
-                self._promote()
+                if self._promotion is None:
+                    self._promote()
             else:
                 self.abort()
 
     def abort(self) -> None:
         """Close now: close(2), without shutdown(2), so that another process's copy lives on."""
-        self._closing = True
+        self._closing = self._aborted = True
         if self._real is not None:
             self._real.abort()
         elif self._promotion is None and self._sock.fileno() >= 0:
@@ -151,7 +153,9 @@ class Direct(asyncio.Transport):
             real.write(b"".join(out))
         if self._paused:
             real.pause_reading()
-        if self._closing:
+        if self._aborted:
+            real.abort()
+        elif self._closing:
             real.close()
 
     def _flush(self) -> None:
@@ -160,7 +164,7 @@ class Direct(asyncio.Transport):
             return
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
         try:
-            sent = self._sock.send(data)
+            sent = self._sock.send(data, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:  # the client has gone; the loop's transport, which reads, will tell the protocol
