@@ -94,13 +94,7 @@ def plan(
             one.
     """
     decisions: list[Decision] = []
-    by_slot: dict[int, list[Seen]] = {}
-    leaving: set[int] = set()
-    for worker in workers:
-        if worker.state in LIVE:
-            by_slot.setdefault(worker.slot, []).append(worker)
-        else:
-            leaving.add(worker.slot)
+    by_slot, leaving = _by_slot(workers)
     outdated: list[tuple[float, int]] = []
     crowded: list[tuple[float, int]] = []  # between two workers that are both outdated by now
     rolling = 0
@@ -110,16 +104,14 @@ def plan(
         if not any(meanwhile in (None, worker.generation) or worker.state is State.READY for worker in live):
             # Nobody is there; or only one by which new code is tried, beside which the old one has died.
             rolling += bool(live)
-            if slot not in barred:
-                decisions.append(Spawn(slot, meanwhile))
+            decisions += [Spawn(slot, meanwhile)] if slot not in barred else []
         elif old and not new:
             since = min(worker.replace or 0.0 for worker in old)
             (crowded if len(old) > 1 else outdated).append((since, slot))
+        elif old and retire and any(worker.state is State.READY for worker in new):
+            decisions += [Retire(worker.incarnation) for worker in old]
         elif old:
-            if retire and any(worker.state is State.READY for worker in new):
-                decisions += [Retire(worker.incarnation) for worker in old]
-            else:
-                rolling += 1
+            rolling += 1
     room = max(0, wanted.surge - rolling)
     for queue in crowded, outdated:
         free = [slot for _, slot in sorted(queue) if slot not in barred | leaving]
@@ -127,6 +119,18 @@ def plan(
         room = max(0, room - len(queue))
     decisions += [Retire(worker.incarnation) for extra in by_slot.values() for worker in extra]
     return decisions
+
+
+def _by_slot(workers: Iterable[Seen]) -> tuple[dict[int, list[Seen]], set[int]]:
+    """The live workers of each slot, and the slots in which others are still leaving."""
+    live: dict[int, list[Seen]] = {}
+    leaving = set()
+    for worker in workers:
+        if worker.state in LIVE:
+            live.setdefault(worker.slot, []).append(worker)
+        else:
+            leaving.add(worker.slot)
+    return live, leaving
 
 
 def _divide(workers: Sequence[Seen], generation: int) -> tuple[list[Seen], list[Seen]]:

@@ -10,11 +10,12 @@ uvicorn has several parsers. Measured with an empty handler, CPU time a request 
 Of uvicorn, these internals are used; `check` looks for them at start, `tests/unit/test_uvicorn_internals.py` pins them:
 
 - the protocol's `parser`, `transport`, `flow.read_paused`, `scope`, `cycle`, `pipeline`, `scheme`, `server_state`, and its
-  methods `_start_asgi_task`, `on_headers_complete`, `on_message_complete`, `on_response_complete`, `connection_made`, `connection_lost`,
-  `data_received`, `send_400_response`, `_should_upgrade`, `handle_websocket_upgrade`, `_unsupported_upgrade_warning`,
-  `_unset_keepalive_if_required`;
-- a cycle's `scope`, `response_started`, `response_complete`, `more_body`, `message_event`, `keep_alive`; that a message's beginning puts a new
-  `scope` on the protocol, that the end of its head puts a new `cycle`, and that `cycle.scope` is the message's;
+  methods `_start_asgi_task`, `on_headers_complete`, `on_message_complete`, `on_response_complete`, `connection_made`,
+  `connection_lost`, `data_received`, `send_400_response`, `_should_upgrade`, `handle_websocket_upgrade`,
+  `_unsupported_upgrade_warning`, `_unset_keepalive_if_required`;
+- a cycle's `scope`, `response_started`, `response_complete`, `more_body`, `message_event`, `keep_alive`; that a message's
+  beginning puts a new `scope` on the protocol, that the end of its head puts a new `cycle`, and that `cycle.scope` is the
+  message's;
 - `on_response_complete` and `_start_asgi_task` are looked up on the protocol for each request; the parser's callbacks when
   the protocol is made.
 """

@@ -187,7 +187,7 @@ class Acceptor:
         for door in self._doors:
             twin = door.listener.dup()
             door.native = await self._loop.create_server(
-                self._native(door.engine), sock=twin, backlog=4096, **self._tls(door.tls)
+                self._native(door.engine), sock=twin, backlog=4096, **_secured(door.tls)
             )
         if self._mode is not Mode.EAGER or not self._listening:
             self._close_native()  # the mode has changed meanwhile
