@@ -6,9 +6,13 @@ each step: what the handler does between two returns to the loop.
 
 A step that is long by the wall clock may only have been preempted; then it held nothing that another worker could use. So it
 counts for the CPU time that its thread used, or in full if the thread gave up the processor by itself (`ru_nvcsw`): then it
-slept, or waited for something. Where other threads are busy, a voluntary switch may be no more than waiting for the GIL: then
-only CPU time counts. CPU time is read from the thread's clock: getrusage(2) knows it only as of the kernel's last tick or
-switch, up to 4 ms ago, and by that any step that was preempted looked long.
+slept, or waited for something. Where other threads are busy, during the step or lately, a voluntary switch may be no more
+than waiting for the GIL: then only CPU time counts. CPU time is read from the thread's clock: getrusage(2) knows it only as
+of the kernel's last tick or switch, up to 4 ms ago, and by that any step that was preempted looked long.
+
+Two kinds of long steps are no evidence. The first requests of a worker pay for what happens only once (late imports, caches:
+15–20 ms with FastAPI), in all workers at the same time. And a collection of the garbage collector's older generations takes
+2–9 ms in an app of some size: under load that happened often enough, in enough workers, to look like handlers that block.
 
 Threads that compute (FastAPI's `def` endpoints) hold the GIL and make the loop late in a way that no step shows. A tick
 sees them: CPU time of the process less that of the loop's thread, if it is more than a tenth of the time, and more than 0.5 ms
@@ -17,21 +21,48 @@ for each voluntary switch of those threads (short work in threads stays below th
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Awaitable, Callable, Generator
 from resource import RUSAGE_SELF, RUSAGE_THREAD, getrusage
-from typing import Any
+from typing import Any, NamedTuple
 
 from .pace import LONG
 
+FIRST = 2
+"""Requests of a worker's life that aren't measured."""
 BURST = 64
 """Requests in a row that are measured after a pause, or when a tick came late."""
+ALONE = 0.00002
+"""Seconds of CPU time that other threads may use during a step without being in its way."""
 CROWDED = 0.1
 BUSY = 0.05
 """Shares of a processor that other threads use: above the first they may be long, above the second they are in the way."""
 
 _now = time.monotonic
 _cpu = time.thread_time
+_whole = time.process_time
+
+
+class Before(NamedTuple):
+    """What was known when a step began.
+
+    Attributes:
+        cpu: CPU time of the thread.
+        whole: CPU time of the process.
+        switches: voluntary switches of the thread.
+        collections: of the garbage collector's older generations.
+    """
+
+    cpu: float
+    whole: float
+    switches: int
+    collections: int
+
+
+def _collections() -> int:
+    _, middle, old = gc.get_stats()
+    return int(middle["collections"]) + int(old["collections"])
 
 
 class Watch:
@@ -51,15 +82,19 @@ class Watch:
         self.due = BURST
         self.report = report
         self._proof = proof
+        self._first = FIRST
         self._crowded = False
         self._others = 0.0
         self._switches = 0
         self._at = 0.0
         self._quiet_until = 0.0
 
-    def measured(self, awaitable: Awaitable[Any]) -> Steps:
+    def measured(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
         """The handler's awaitable, timed."""
         self.due -= 1
+        if self._first:
+            self._first -= 1
+            return awaitable
         return Steps(awaitable, self)
 
     def late(self, now: float) -> None:
@@ -75,7 +110,7 @@ class Watch:
     def tick(self, now: float) -> None:
         """Have one request measured before the next tick, and look at what other threads do."""
         self.due = self.due or 1
-        others = time.process_time() - _cpu()
+        others = _whole() - _cpu()
         switches = getrusage(RUSAGE_SELF).ru_nvcsw - getrusage(RUSAGE_THREAD).ru_nvcsw
         passed, used, switched = now - self._at, others - self._others, switches - self._switches
         if passed < 1.0 and used > CROWDED * passed and used > LONG * switched:
@@ -83,14 +118,15 @@ class Watch:
         self._crowded = used > BUSY * passed
         self._at, self._others, self._switches = now, others, switches
 
-    def long_step(self, wall: float, now: float, cpu: float, switches: int) -> None:
-        """A step was long by the wall clock.
-
-        Args:
-            cpu, switches: CPU time and voluntary switches of the thread when it began.
-        """
-        slept = getrusage(RUSAGE_THREAD).ru_nvcsw != switches
-        held = wall if slept and not self._crowded else _cpu() - cpu
+    def long_step(self, wall: float, now: float, before: Before) -> None:
+        """A step was long by the wall clock."""
+        if _collections() != before.collections:
+            return
+        cpu, whole, switches, _ = before
+        used = _cpu() - cpu
+        others = _whole() - whole - used
+        slept = getrusage(RUSAGE_THREAD).ru_nvcsw != switches and others < ALONE
+        held = wall if slept and not self._crowded else used
         if held > LONG:
             self.report(held, now)
 
@@ -115,15 +151,14 @@ class Steps:
 
     def send(self, value: Any) -> Any:
         """One step."""
-        switches = getrusage(RUSAGE_THREAD).ru_nvcsw
-        cpu = _cpu()
+        before = Before(_cpu(), _whole(), getrusage(RUSAGE_THREAD).ru_nvcsw, _collections())
         began = _now()
         try:
             return self._inner.send(value)
         finally:
             now = _now()
             if now - began > LONG:
-                self._watch.long_step(now - began, now, cpu, switches)
+                self._watch.long_step(now - began, now, before)
 
     def throw(self, *error: Any) -> Any:
         """A cancellation, usually; not timed."""
