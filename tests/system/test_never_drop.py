@@ -190,7 +190,7 @@ def test_shutdown_in_the_middle_of_a_reload(run: Serve) -> None:
 
 
 def test_killed_keeper(run: Serve) -> None:
-    """When the keeper is killed, what rested there is closed, and nothing else: busy connections notice nothing."""
+    """When the keeper is killed, what is with it at that moment is lost, and nothing else; another one is started."""
     running = run(f"{APP}:app", "--rest-after", "300ms").ready()
     with ExitStack() as stack:
         resting = [stack.enter_context(Connection(running.address)) for _ in range(10)]
@@ -199,14 +199,41 @@ def test_killed_keeper(run: Serve) -> None:
         wait_until(lambda: running.status()["keeper"]["resting"] == 10, lambda: f"all rest: {running.status()}")
         with loaded(running, closing=2, think=0.01) as mix:
             old = running.status()["keeper"]["pid"]
+            stop(old)
+            held = ports_of(old, running.address[1])
             os.kill(old, signal.SIGKILL)
             assert all(connection.closed() for connection in resting)
             wait_until(lambda: (running.status()["keeper"] or {"pid": old})["pid"] != old, "another one is there")
             before = mix.seen.answered
             wait_until(lambda: mix.seen.answered > before + 100, "the load goes on")
-    nothing_dropped(mix.seen)
-    assert mix.seen.closed == 0
+    print(mix.seen)
+    assert set(held) >= {connection.socket.getsockname()[1] for connection in resting}
+    # Of the busy ones some may just have been on their way to a worker that has fewer.
+    assert {each.port for each in mix.seen.failed} <= set(held), mix.seen
+    assert len(mix.seen.failed) + mix.seen.closed <= len(held) - len(resting), mix.seen
+    assert not mix.seen.refused
     assert running.status()["keeper"]["restarts"] == 1
+
+
+def stop(pid: int) -> None:
+    """Stop a process, so that what it holds no longer changes."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "it is stopped")
+
+
+def ports_of(pid: int, port: int) -> list[int]:
+    """Client ports of the connections to this port that a process holds."""
+    inodes = set()
+    for entry in os.listdir(f"/proc/{pid}/fd"):
+        link = os.readlink(f"/proc/{pid}/fd/{entry}")
+        if link.startswith("socket:["):
+            inodes.add(link[8:-1])
+    ports = []
+    for row in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, _, _, _, _, _, inode, *_ = row.split()
+        if inode in inodes and int(local.rpartition(":")[2], 16) == port:
+            ports.append(int(remote.rpartition(":")[2], 16))
+    return ports
 
 
 class Killer:
@@ -231,9 +258,8 @@ class Killer:
         if not ready:
             return
         pid = self._rng.choice(ready)
-        os.kill(pid, signal.SIGSTOP)
-        wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "it is stopped")
-        self.held += self._ports_of(pid)
+        stop(pid)
+        self.held += ports_of(pid, self._port)
         os.kill(pid, signal.SIGKILL)
         self.killed.append(pid)
 
@@ -241,19 +267,6 @@ class Killer:
         """Requests whose handlers began in the killed workers."""
         files = [self._running.directory / f"begun.{pid}" for pid in self.killed]
         return {line for file in files if file.exists() for line in file.read_text().split()}
-
-    def _ports_of(self, pid: int) -> list[int]:
-        inodes = set()
-        for entry in os.listdir(f"/proc/{pid}/fd"):
-            link = os.readlink(f"/proc/{pid}/fd/{entry}")
-            if link.startswith("socket:["):
-                inodes.add(link[8:-1])
-        ports = []
-        for row in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            _, local, remote, _, _, _, _, _, _, inode, *_ = row.split()
-            if inode in inodes and int(local.rpartition(":")[2], 16) == self._port:
-                ports.append(int(remote.rpartition(":")[2], 16))
-        return ports
 
 
 def killing(running: Running, seconds: float, every: float, seed: int = 1) -> tuple[Killer, Seen]:

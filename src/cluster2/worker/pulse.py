@@ -133,10 +133,13 @@ class Pulse:
             self._watch.tick(now)
         crowd = connections - self._connections
         self._connections = connections
-        if now - self._slow_at >= 0.95 * SLOW or crowd >= CROWD:
+        if now - self._slow_at >= 0.95 * SLOW:
             self._slow_at = now
             self.publish()
             self._slow(now)
+        elif crowd >= CROWD and not self.draining:
+            self._row.connections = connections
+            self._moves.share(now, self._counts(), connections)
         if now - self._second_at >= 0.95 * REST:
             self._second_at = now
             for engine in self._engines:
