@@ -53,7 +53,7 @@ def test_kill_after_kill(run: Serve, tmp_path: Path, seed: int) -> None:  # noqa
     (tmp_path / "note").touch()
     running = run(f"{APP}:app", "--restart-limit", "100000", *QUICK, workers=4, directory=tmp_path).ready(4)
     killer, seen = killing(running, seconds=6.0 * ROUNDS, every=0.2, seed=seed)
-    assert len(killer.killed) > 8 * ROUNDS
+    assert len(killer.killed) >= 6 * ROUNDS
     assert seen.answered > 100 * ROUNDS
     assert running.shutdown() == 0
 
