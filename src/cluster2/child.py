@@ -47,7 +47,7 @@ def title(settings: Settings, role: str) -> None:
     setproctitle.setproctitle(f"{settings.proc_name or 'cluster2'}: {role}")
 
 
-def _serve(made: image.Image, order: wire.Order, descriptors: list[int]) -> int:
+def _serve(made: image.Image, order: wire.Fork, descriptors: list[int]) -> int:
     title(made.settings, f"worker {order.slot} g{order.generation}")
     talk, board, stack_file, *others = descriptors
     stacks.arm(stack_file)

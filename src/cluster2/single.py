@@ -41,7 +41,7 @@ def run(
 
     board = Scoreboard.create()
     birth = runtime.Birth(
-        order=wire.Order(1, 0, 1, board.claim(), os.getppid(), []),
+        order=wire.Fork(1, 0, 1, board.claim(), os.getppid(), []),
         settings=settings,
         sites=[runtime.Staffed(app, engine) for app, engine in made.sites],
         board=board,

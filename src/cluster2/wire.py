@@ -55,7 +55,7 @@ class Socket(msgspec.Struct, frozen=True):
     owned: bool
 
 
-class Order(Message, frozen=True, tag="Fork"):
+class Fork(Message, frozen=True):
     """Make a worker.
 
     Its descriptors: the talk channel, the scoreboard, the file for its stacks, one for each of `sockets`, and where there is a
@@ -166,7 +166,7 @@ class Deserted(Message, frozen=True):
     """The keeper is gone for good: no connection comes back any more."""
 
 
-Orders = Prepare | Order | Prepared | PrepareFailed | Forked | ForkFailed
+Orders = Prepare | Fork | Prepared | PrepareFailed | Forked | ForkFailed
 Talk = Born | Ready | Leaving | BootFailed | Note | Drain | Deserted
 
 _M = TypeVar("_M")

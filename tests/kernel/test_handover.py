@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster2.kernel.handover import MOST, RECORD, Inlet, Outlet, Parcel, queue
+from cluster2.kernel.handover import BATCH, RECORD, Inlet, Outlet, Parcel, queue
 
 SRC = Path(__file__).parents[2] / "src"
 SCM_MAX = 253
@@ -102,7 +102,7 @@ def test_one_travels_whole(ways: tuple[socket.socket, Outlet, Inlet], leaving: E
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.integers(0, 255), st.integers(0, 255), st.floats(0, 1e6, width=32)), min_size=0, max_size=3 * MOST
+        st.tuples(st.integers(0, 255), st.integers(0, 255), st.floats(0, 1e6, width=32)), min_size=0, max_size=3 * BATCH
     )
 )
 def test_many_travel_in_order(about: list[tuple[int, int, float]]) -> None:
@@ -116,7 +116,7 @@ def test_many_travel_in_order(about: list[tuple[int, int, float]]) -> None:
         arrived: list[Parcel] = []
         inlet = Inlet(out)
         while some := inlet.take_all():
-            assert len(some) <= MOST
+            assert len(some) <= BATCH
             arrived += some
         assert [each[1:] for each in arrived] == [each[1:] for each in parcels]
         assert [inode(each.descriptor) for each in arrived] == [inode(each.descriptor) for each in parcels]
@@ -149,7 +149,7 @@ def test_more_than_fit(ways: tuple[socket.socket, Outlet, Inlet], leaving: ExitS
     parcels = [Parcel(server.fileno(), 0, socket.AF_INET, float(age)) for age in range(200_000)]
     sent = outlet.send_all(parcels)
     assert 0 < sent < len(parcels)
-    assert sent % MOST == 0
+    assert sent % BATCH == 0
     received = 0
     while some := close(inlet.take_all()):
         assert [int(each.age) for each in some] == list(range(received, received + len(some)))
@@ -235,7 +235,7 @@ GARBAGE: dict[str, tuple[bytes, int]] = {
     "three descriptors": (WHOLE, 3),
     "as many as the kernel lets pass": (WHOLE, SCM_MAX),
     "two records and a descriptor": (2 * WHOLE, 1),
-    "more records than there may be": ((MOST + 1) * WHOLE, MOST + 1),
+    "more records than there may be": ((BATCH + 1) * WHOLE, BATCH + 1),
     "a whole book": (b"x" * 100_000, 5),
 }
 
@@ -278,7 +278,7 @@ def test_any_bytes(data: bytes, count: int, many: bool) -> None:
         raw(into, data, [reader] * count)
         inlet = Inlet(out)
         found = inlet.take_all() if many else [parcel for parcel in [inlet.take()] if parcel]
-        fits = len(data) == RECORD.size * count and 0 < count <= (MOST if many else 1)
+        fits = len(data) == RECORD.size * count and 0 < count <= (BATCH if many else 1)
         assert len(found) == (count if fits else 0)
         close(found)
         assert not inlet.ended

@@ -96,8 +96,8 @@ class Birth:
         self._unpacker = wire.Unpacker()
         self._heard: list[wire.Talk] = []
 
-    def order(self, incarnation: int = 1) -> wire.Order:
-        return wire.Order(incarnation, 0, 1, self.row, os.getpid(), [wire.Socket(0, "127.0.0.1:0", True)])
+    def order(self, incarnation: int = 1) -> wire.Fork:
+        return wire.Fork(incarnation, 0, 1, self.row, os.getpid(), [wire.Socket(0, "127.0.0.1:0", True)])
 
     def descriptors(self) -> list[int]:
         return [self.theirs.fileno(), self.board.fd, self.stacks, self.listener.fileno()]

@@ -30,7 +30,7 @@ TALK = st.one_of(
 ORDERS = st.one_of(
     st.builds(wire.Prepare, NUMBERS, st.dictionaries(TEXT, PLAIN, max_size=4), st.dictionaries(TEXT, TEXT, max_size=4)),
     st.builds(
-        wire.Order, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS,
+        wire.Fork, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS,
         st.lists(st.builds(wire.Socket, NUMBERS, TEXT), max_size=3), st.booleans(),
     ),
     st.builds(wire.Prepared, st.lists(TEXT), st.lists(TEXT), st.lists(TEXT)),

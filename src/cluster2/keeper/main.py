@@ -21,7 +21,7 @@ import sys
 import time
 from collections import deque
 
-from ..kernel.handover import MOST, Inlet, Outlet, Parcel
+from ..kernel.handover import BATCH, Inlet, Outlet, Parcel
 from ..kernel.processes import raise_file_limit
 from ..kernel.scoreboard import Scoreboard
 from ..lifecycle import State
@@ -29,7 +29,7 @@ from .resting import FAR, Resting
 
 BEAT = 2.0
 """Seconds between two signs of life."""
-RESERVE = MOST + 32
+RESERVE = BATCH + 32
 """Descriptors that are left free: the rest queue isn't read when fewer are."""
 ROUND = 16
 """Messages taken from the rest queue before connections have their turn again."""

@@ -41,13 +41,13 @@ from typing import NamedTuple
 
 RECORD = struct.Struct("=BBxxf")
 """Of each connection: index of its app, address family, seconds that it has been idle."""
-MOST = 128
+BATCH = 128
 """Connections in one message. The kernel's bound is 253 (SCM_MAX_FD)."""
 BUFFER = 1 << 20
 """Bytes of SO_SNDBUF asked for; the kernel may give less. A message of one connection takes about 800."""
 
 _INT = array.array("i").itemsize
-_SPACE = socket.CMSG_SPACE(MOST * _INT)
+_SPACE = socket.CMSG_SPACE(BATCH * _INT)
 _ONE = socket.CMSG_SPACE(_INT)
 _RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
 _NOWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -101,7 +101,7 @@ class Outlet:
         """Send as many as can be taken, in order; returns how many. The caller closes its copies of those."""
         sent = 0
         while sent < len(parcels):
-            some = parcels[sent : sent + MOST]
+            some = parcels[sent : sent + BATCH]
             records = b"".join(RECORD.pack(each.site, each.family, each.age) for each in some)
             rights = array.array("i", [each.descriptor for each in some])
             try:
@@ -140,7 +140,7 @@ class Inlet:
 
     def take_all(self) -> list[Parcel]:
         """The connections of the next message; [] if there is none (or what came was nothing whole)."""
-        return self._receive(RECORD.size * MOST + 1, _SPACE)
+        return self._receive(RECORD.size * BATCH + 1, _SPACE)
 
     def close(self) -> None:
         """Close this end."""

@@ -18,7 +18,7 @@ PATIENCE = 1.0
 """Seconds to wait for a process to write its stacks."""
 QUIET = 0.03
 """Seconds without growth after which they are taken for complete."""
-MOST = 1 << 18
+LONGEST = 1 << 18
 """Bytes that are read of them."""
 _STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "waiting in the kernel", "Z": "a zombie"}
 
@@ -52,7 +52,7 @@ async def capture(descriptor: int, pidfd: int, pid: int) -> str:
         await asyncio.sleep(0.01)
     if not size:
         return f"no stacks: process {pid} doesn't react; it is {_state(pid)}"
-    return os.pread(descriptor, MOST, 0).decode(errors="replace").rstrip()
+    return os.pread(descriptor, LONGEST, 0).decode(errors="replace").rstrip()
 
 
 def _state(pid: int) -> str:

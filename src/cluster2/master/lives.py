@@ -192,7 +192,7 @@ class Lives:
                 wire.Socket(site, str(listener.address), listener.owned)
                 for site, listener in self._master.estate.listeners
             ]
-            order = wire.Order(
+            order = wire.Fork(
                 incarnation=handle.incarnation,
                 slot=slot,
                 generation=handle.generation,

@@ -23,20 +23,20 @@ from ..kernel import processes
 from ..kernel.descriptors import Packets
 from .facts import Fact, FromZygote
 
-NUMBER = 3
+CHANNEL_FD = 3
 """The descriptor that an executed child finds its channel at."""
 BUFFER = 1 << 18
 """Of the channel, in bytes: a traceback must fit."""
 
 
 @dataclass(slots=True, eq=False)
-class Brood:
+class Child:
     """A process of ours that loads the app: a zygote, or a worker before it has become one."""
 
     pid: int
     pidfd: int
     channel: Packets
-    pending: list[tuple[wire.Order, list[int]]] = field(default_factory=list)
+    pending: list[tuple[wire.Fork, list[int]]] = field(default_factory=list)
 
 
 class Nursery:
@@ -63,9 +63,9 @@ class Nursery:
         self._argv = argv
         self._put = put
         self._loop = asyncio.get_running_loop()
-        self._zygote: Brood | None = None
-        self._hatching: dict[int, Brood] = {}
-        self._leaving: list[Brood] = []
+        self._zygote: Child | None = None
+        self._alone: dict[int, Child] = {}
+        self._leaving: list[Child] = []
         self._forks = True
         self.ready = False
 
@@ -82,7 +82,7 @@ class Nursery:
             self._end(self._zygote)
             self._zygote = None
 
-    def spawn(self, order: wire.Order, descriptors: Sequence[int]) -> None:
+    def spawn(self, order: wire.Fork, descriptors: Sequence[int]) -> None:
         """Make a worker. A fact tells its pid, or that there is none. The descriptors remain the caller's.
 
         Raises:
@@ -92,15 +92,15 @@ class Nursery:
             assert self._zygote is not None
             self._zygote.channel.send(wire.pack_order(order), descriptors)
             return
-        brood = self._hatching[order.incarnation] = self._execute()
+        child = self._alone[order.incarnation] = self._execute()
         copies = [os.dup(descriptor) for descriptor in descriptors]
-        brood.pending.append((msgspec.structs.replace(order, become=True), copies))
-        self._watch(brood, lambda message: self._from_hatching(order.incarnation, message))
-        self._say(wire.Forked(order.incarnation, brood.pid))
+        child.pending.append((msgspec.structs.replace(order, become=True), copies))
+        self._watch(child, lambda message: self._from_alone(order.incarnation, message))
+        self._say(wire.Forked(order.incarnation, child.pid))
 
     def pids(self) -> set[int]:
         """Processes that this object reaps by itself."""
-        return {brood.pid for brood in (*self._leaving, *([self._zygote] if self._zygote else []))}
+        return {child.pid for child in (*self._leaving, *([self._zygote] if self._zygote else []))}
 
     def close(self) -> None:
         """Let the zygote go: the end of its channel tells it."""
@@ -111,18 +111,18 @@ class Nursery:
         if self._zygote is not None:
             self._end(self._zygote)
             self._zygote = None
-        for brood in self._hatching.values():
-            self._dismiss(brood)
-            os.close(brood.pidfd)
-        self._hatching.clear()
+        for child in self._alone.values():
+            self._dismiss(child)
+            os.close(child.pidfd)
+        self._alone.clear()
 
     async def gone(self, patience: float) -> None:
         """Wait for what was let go; what hangs (in the app's import, say) is killed after `patience` seconds."""
         deadline = time.monotonic() + patience
         while self._leaving:
             if time.monotonic() > deadline:
-                for brood in self._leaving:
-                    processes.send_signal(brood.pidfd, signal.SIGKILL)
+                for child in self._leaving:
+                    processes.send_signal(child.pidfd, signal.SIGKILL)
             self._reap()
             await asyncio.sleep(0.005)
 
@@ -137,7 +137,7 @@ class Nursery:
         message = f"the app wasn't imported within boot_timeout ({self._patience:g} s)"
         self._say(wire.PrepareFailed(message, "", AppError.exit_code))
 
-    def _from_zygote(self, zygote: Brood, message: wire.Orders | None) -> None:
+    def _from_zygote(self, zygote: Child, message: wire.Orders | None) -> None:
         if zygote is not self._zygote:
             return
         if self._limit is not None:
@@ -150,35 +150,35 @@ class Nursery:
             self._zygote, self.ready = None, False
         self._say(message)
 
-    def _from_hatching(self, incarnation: int, message: wire.Orders | None) -> None:
-        brood = self._hatching.pop(incarnation, None)
-        if brood is None:
+    def _from_alone(self, incarnation: int, message: wire.Orders | None) -> None:
+        child = self._alone.pop(incarnation, None)
+        if child is None:
             return
         if isinstance(message, wire.Prepared):
-            for order, descriptors in brood.pending:
+            for order, descriptors in child.pending:
                 with contextlib.suppress(OSError):  # it died meanwhile: its exit tells
-                    brood.channel.send(wire.pack_order(order), descriptors)
-        self._dismiss(brood)
-        os.close(brood.pidfd)
+                    child.channel.send(wire.pack_order(order), descriptors)
+        self._dismiss(child)
+        os.close(child.pidfd)
         if isinstance(message, wire.PrepareFailed):
             self._say(message)
 
-    def _execute(self) -> Brood:
+    def _execute(self) -> Child:
         ours, theirs = Packets.pair(buffer=BUFFER)
         try:
-            environ = {**os.environ, wire.CHANNEL: str(NUMBER)}
-            pid = processes.execute(self._argv, fds={NUMBER: theirs.fileno()}, environ=environ)
+            environ = {**os.environ, wire.CHANNEL: str(CHANNEL_FD)}
+            pid = processes.execute(self._argv, fds={CHANNEL_FD: theirs.fileno()}, environ=environ)
         finally:
             theirs.close()
         with contextlib.suppress(OSError):  # dead already: the end of the channel tells
             ours.send(wire.pack_order(self._prepare))
         ours.set_blocking(False)
-        return Brood(pid, processes.open_pidfd(pid), ours)
+        return Child(pid, processes.open_pidfd(pid), ours)
 
-    def _watch(self, brood: Brood, receive: Callable[[wire.Orders | None], None]) -> None:
+    def _watch(self, child: Child, receive: Callable[[wire.Orders | None], None]) -> None:
         def readable() -> None:
             try:
-                packet, descriptors = brood.channel.receive()
+                packet, descriptors = child.channel.receive()
                 message = wire.unpack_order(packet) if packet else None
             except BlockingIOError:
                 return
@@ -188,33 +188,33 @@ class Nursery:
                 os.close(descriptor)
             receive(message)
 
-        self._loop.add_reader(brood.channel.fileno(), readable)
+        self._loop.add_reader(child.channel.fileno(), readable)
 
-    def _end(self, zygote: Brood) -> None:
+    def _end(self, zygote: Child) -> None:
         """Close a zygote's channel; it is reaped when it has left."""
         self._dismiss(zygote)
         self._leaving.append(zygote)
         self._loop.add_reader(zygote.pidfd, self._reap)
 
-    def _dismiss(self, brood: Brood) -> None:
+    def _dismiss(self, child: Child) -> None:
         """Close a channel, and what was to travel over it."""
-        self._loop.remove_reader(brood.channel.fileno())
-        brood.channel.close()
-        for _, descriptors in brood.pending:
+        self._loop.remove_reader(child.channel.fileno())
+        child.channel.close()
+        for _, descriptors in child.pending:
             for descriptor in descriptors:
                 os.close(descriptor)
-        brood.pending.clear()
+        child.pending.clear()
 
     def _reap(self) -> None:
-        for brood in list(self._leaving):
+        for child in list(self._leaving):
             try:
-                left = processes.exit_of(brood.pidfd) is not None
+                left = processes.exit_of(child.pidfd) is not None
             except ChildProcessError:
                 left = True
             if left:
-                self._leaving.remove(brood)
-                self._loop.remove_reader(brood.pidfd)
-                os.close(brood.pidfd)
+                self._leaving.remove(child)
+                self._loop.remove_reader(child.pidfd)
+                os.close(child.pidfd)
 
 
 def default_argv() -> list[str]:

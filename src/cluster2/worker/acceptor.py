@@ -71,7 +71,7 @@ class Door:
 
 
 @dataclass(slots=True, eq=False)
-class Exit:
+class ReadyQueue:
     """The exit of a ready queue, with the engine behind it."""
 
     inlet: Inlet
@@ -79,14 +79,14 @@ class Exit:
 
 
 class Acceptor:
-    """Takes connections from all doors and exits of a worker.
+    """Takes connections from all doors and ready queues of a worker.
 
     Attributes:
         accepted: connections taken from doors.
-        returned: connections taken from exits.
+        returned: connections taken from ready queues.
     """
 
-    def __init__(self, doors: Sequence[Door], exits: Sequence[Exit], woken: Callable[[], None]) -> None:
+    def __init__(self, doors: Sequence[Door], ready_queues: Sequence[ReadyQueue], woken: Callable[[], None]) -> None:
         """Watch nothing yet.
 
         Args:
@@ -97,11 +97,11 @@ class Acceptor:
             # Python takes a socket made of a descriptor for a blocking one, and dup() would make it so: the flag is of the
             # open file, which all processes share, and a sibling that loses a race would hang in accept(2).
             door.listener.setblocking(False)
-        self._exits = exits
+        self._ready_queues = ready_queues
         self._woken = woken
         self._loop = asyncio.get_running_loop()
         self._mode = Mode.EAGER
-        self._sources: list[Door | Exit] = [*doors, *exits]
+        self._sources: list[Door | ReadyQueue] = [*doors, *ready_queues]
         self._turn = 0
         self._pending: object = None
         self._pending_since = 0.0
@@ -118,7 +118,7 @@ class Acceptor:
         """Begin to take connections, eagerly."""
         for door in self._doors:
             self._inner.register(door.listener, 0)
-        for way in self._exits:
+        for way in self._ready_queues:
             self._inner.register(way.inlet, select.EPOLLIN)
         self._gate.register(self._inner, select.EPOLLIN)
         self._loop.add_reader(self._gate, self._readable)
@@ -172,9 +172,9 @@ class Acceptor:
             while (taken := self._accept(door)) is not None:
                 self._join(taken, door.engine, door.tls)
 
-    def empty_exits(self) -> None:
+    def empty_ready_queues(self) -> None:
         """Take all that waits in the ready queues: nothing comes after it."""
-        for way in self._exits:
+        for way in self._ready_queues:
             while (taken := self._receive(way)) is not None:
                 self._join(taken, way.engine, None)
 
@@ -212,18 +212,18 @@ class Acceptor:
     def _readable(self) -> None:
         """The gate is open."""
         if self._mode is Mode.EAGER:
-            for way in self._exits:
+            for way in self._ready_queues:
                 self._take_returned(way)
         elif self._gate.poll(0, 1):  # which shuts it
             self._take()
 
-    def _take_returned(self, way: Exit) -> None:
+    def _take_returned(self, way: ReadyQueue) -> None:
         for _ in range(ROUND):
             taken = self._receive(way)
             if taken is None:
                 if way.inlet.ended:
                     self._inner.unregister(way.inlet)
-                    self._exits = [each for each in self._exits if each is not way]
+                    self._ready_queues = [each for each in self._ready_queues if each is not way]
                 return
             self._join(taken, way.engine, None)
 
@@ -288,7 +288,7 @@ class Acceptor:
         self.accepted += 1
         return connection
 
-    def _receive(self, way: Exit) -> socket.socket | None:
+    def _receive(self, way: ReadyQueue) -> socket.socket | None:
         parcel = way.inlet.take()
         if parcel is None:
             return None

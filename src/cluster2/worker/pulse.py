@@ -62,7 +62,7 @@ class Pulse:
         self._slow_at = 0.0
         self._second_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
-        self.resting = True
+        self.slow = True
         self.draining = False
 
     def start(self) -> None:
@@ -80,8 +80,8 @@ class Pulse:
 
     def wake(self) -> None:
         """Something has begun: the worker isn't at rest."""
-        if self.resting:
-            self.resting = False
+        if self.slow:
+            self.slow = False
             self.stop()
             self._again(time.monotonic(), QUICK)
 
@@ -149,7 +149,7 @@ class Pulse:
     def _again(self, now: float, wait: float) -> None:
         if wait != QUICK and not self.draining:
             self._watch.rested()
-        self.resting = wait != QUICK
+        self.slow = wait != QUICK
         self._wait = wait
         self._due = now + wait
         self._timer = self._loop.call_later(wait, self._tick)

@@ -30,7 +30,7 @@ from ..kernel.scoreboard import Scoreboard
 from ..lifecycle import State
 from ..settings import Settings
 from . import api
-from .acceptor import Acceptor, Door, Exit
+from .acceptor import Acceptor, Door, ReadyQueue
 from .life import Life
 from .moves import Moves
 from .pace import Pace
@@ -72,7 +72,7 @@ class Birth:
         heard: takes what it would tell a master, where there is none.
     """
 
-    order: wire.Order
+    order: wire.Fork
     settings: Settings
     sites: Sequence[Staffed]
     board: Scoreboard
@@ -182,7 +182,7 @@ class Worker:
             await engine.start()
         outlet = None if self._birth.rest is None else Outlet(self._birth.rest)
         self._moves = Moves(outlet, self._engines, self._birth.board.header)
-        self._acceptor = Acceptor(self._doors(), self._exits(), self._woken)
+        self._acceptor = Acceptor(self._doors(), self._ready_queues(), self._woken)
         self._pulse = Pulse(
             self._birth.board,
             self._row,
@@ -210,11 +210,11 @@ class Worker:
             for spec, listener in self._birth.sockets
         ]
 
-    def _exits(self) -> list[Exit]:
-        return [Exit(Inlet(sock), self._engines[site]) for site, sock in enumerate(self._birth.ready)]
+    def _ready_queues(self) -> list[ReadyQueue]:
+        return [ReadyQueue(Inlet(sock), self._engines[site]) for site, sock in enumerate(self._birth.ready)]
 
     def _woken(self) -> None:
-        if self._pulse.resting:
+        if self._pulse.slow:
             self._pulse.wake()
 
     def _long_step(self, step: float, now: float) -> None:
@@ -240,7 +240,7 @@ class Worker:
             if self._last:
                 self._acceptor.serve_queue()
                 if self._deserted:
-                    self._acceptor.empty_exits()
+                    self._acceptor.empty_ready_queues()
             if self._idle():
                 return True
             if time.monotonic() >= deadline:

@@ -21,7 +21,7 @@ from ..kernel import processes
 from ..kernel.descriptors import MAX_DESCRIPTORS, Packets
 from .image import Image, freeze
 
-Serve = Callable[[Image, wire.Order, list[int]], int]
+Serve = Callable[[Image, wire.Fork, list[int]], int]
 """Be the worker of an order: (image, order, its descriptors) → exit code. Injected: this package knows no worker."""
 
 
@@ -44,7 +44,7 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare], Image], serve: Serv
     _say(channel, wire.Prepared([str(each) for each in interfaces], engines, image.threads))
     while True:
         order, descriptors = _receive(channel)
-        if not isinstance(order, wire.Order):
+        if not isinstance(order, wire.Fork):
             return 0
         if order.become:
             channel.close()
@@ -72,7 +72,7 @@ def _say(channel: Packets, message: wire.Orders) -> None:
 
 
 def _fork(
-    channel: Packets, image: Image, order: wire.Order, descriptors: list[int], serve: Serve
+    channel: Packets, image: Image, order: wire.Fork, descriptors: list[int], serve: Serve
 ) -> wire.Forked | wire.ForkFailed:
     try:
         pid = processes.fork_orphan()
