@@ -161,7 +161,7 @@ async def test_a_worker_at_rest(board: Scoreboard) -> None:
     worker = Worker(board)
     worker.pulse.start()
     await until(lambda: worker.pulse._wait == REST)
-    assert worker.pulse.resting
+    assert worker.pulse.slow
     assert worker.watch.due == BURST
     worker.pulse.stop()
 
@@ -173,9 +173,9 @@ async def test_quick_while_there_is_work(board: Scoreboard) -> None:
     worker.pulse.start()
     await worker.busy(lambda: worker.homes[0].ticks > 5)
     assert worker.pulse._wait == QUICK
-    assert not worker.pulse.resting
+    assert not worker.pulse.slow
     await until(lambda: worker.pulse._wait == SLOW)
-    assert worker.pulse.resting
+    assert worker.pulse.slow
     worker.pulse.stop()
 
 
@@ -185,7 +185,7 @@ async def test_wake(board: Scoreboard) -> None:
     worker.pulse.start()
     await until(lambda: worker.pulse._wait == REST)
     worker.pulse.wake()
-    assert not worker.pulse.resting
+    assert not worker.pulse.slow
     assert worker.pulse._wait == QUICK
     timer = worker.pulse._timer
     worker.pulse.wake()
