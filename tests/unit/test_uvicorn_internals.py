@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from cluster2.engines import uvicorn_http
-from cluster2.engines.uvicorn_http import TESTED, HttpConnection, check
+from cluster2.engines.uvicorn_http import TESTED, HttpConnection, check, template_of
 from cluster2.errors import ConfigError
 
 pytestmark = pytest.mark.anyio
@@ -71,10 +71,17 @@ def connection(app: Any, kind: type[HttpToolsProtocol] = HttpToolsProtocol) -> t
     """A protocol object with a transport that is none."""
     config = Config(app, interface="asgi3", lifespan="off", log_config=None)
     config.load()
-    protocol = kind(config=config, server_state=ServerState(), app_state={}, _loop=asyncio.get_running_loop())
+    protocol = _made(kind, config)
     transport = Transport()
     protocol.connection_made(transport)
     return protocol, transport
+
+
+def _made(kind: type[HttpToolsProtocol], config: Config) -> HttpToolsProtocol:
+    if issubclass(kind, HttpConnection):
+        template = template_of(config, ServerState(), {})
+        return type(kind.__name__, (kind,), {"template": template})()  # type: ignore[call-arg]
+    return kind(config, ServerState(), {}, asyncio.get_running_loop())
 
 
 async def settle(protocol: Any) -> None:
@@ -321,3 +328,25 @@ def test_a_release_without_an_attribute(monkeypatch: pytest.MonkeyPatch, name: s
 def test_cycles_have_no_slots() -> None:
     """Attributes of a cycle are looked for in its constructor: it must be where they are made."""
     assert not hasattr(RequestResponseCycle, "__slots__")
+
+
+@pytest.mark.anyio
+async def test_what_connections_have_in_common() -> None:
+    """A connection copied from the template has every attribute that uvicorn's own constructor gives it."""
+    ours, _ = connection(App(), HttpConnection)
+    theirs, _ = connection(App())
+    assert set(vars(theirs)) <= set(vars(ours))
+
+
+@pytest.mark.anyio
+async def test_a_release_that_keeps_more_for_each_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If uvicorn's constructor makes a thing for each connection that we don't know of, it is refused by name."""
+    real = HttpToolsProtocol.__init__
+
+    def init(self: Any, *args: Any) -> None:
+        real(self, *args)
+        self.novelty = []
+
+    monkeypatch.setattr(HttpToolsProtocol, "__init__", init)
+    with pytest.raises(ConfigError, match="novelty"):
+        connection(App(), HttpConnection)

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, cast
 
 from uvicorn.config import Config
 from uvicorn.lifespan.off import LifespanOff
@@ -20,12 +20,10 @@ from uvicorn.server import ServerState
 
 from ..errors import AppError
 from .base import Capability, Census, Interface, Movable, Served, Site
-from .uvicorn_http import Clock, HttpConnection, TakenConnection, check
+from .uvicorn_http import Clock, HttpConnection, TakenConnection, check, template_of
 
 THREADS = 8
 """Threads of a worker that serves a WSGI app."""
-
-_C = TypeVar("_C", bound=HttpConnection)
 
 
 class UvicornEngine:
@@ -84,15 +82,16 @@ class UvicornEngine:
             detail = getattr(self._lifespan, "said", "") or quiet.cause
             reason = detail.strip().splitlines()[-1] if detail.strip() else "it said no reason"
             raise AppError(f"the app's lifespan failed at startup: {reason}", detail=detail)
+        self._plain.template = template_of(self._config, self._state, self._lifespan.state)
         self.second()
 
     def protocol(self) -> asyncio.BaseProtocol:
         """Uvicorn's protocol over httptools; it changes to the websocket's by itself."""
-        return self._make(self._plain)
+        return self._plain()
 
     def taken(self, first: bytes | None, served: Served) -> asyncio.BaseProtocol:
         """The same, which reads what came already, and tells when its request has begun."""
-        connection = self._make(self._taken)
+        connection = self._taken()
         connection.served, connection.first = served, first
         return connection
 
@@ -190,14 +189,6 @@ class UvicornEngine:
     async def stop(self) -> None:
         """Run the app's lifespan to its end."""
         await self._lifespan.shutdown()
-
-    def _make(self, kind: type[_C]) -> _C:
-        return kind(
-            config=self._config,
-            server_state=self._state,
-            app_state=self._lifespan.state,
-            _loop=asyncio.get_running_loop(),
-        )
 
 
 class _Lifespan(LifespanOn):

@@ -101,10 +101,20 @@ class Direct(asyncio.Transport):
         return not self._paused and not self._closing
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """The socket; other things only the loop's transport knows."""
+        """The socket and its addresses; other things only the loop's transport knows."""
         if name == "socket":
             return self._sock
+        if name == "sockname":
+            return self._sock.getsockname()
+        if name == "peername":
+            return self._peername()
         return default if self._real is None else self._real.get_extra_info(name, default)
+
+    def _peername(self) -> Any:
+        try:
+            return self._sock.getpeername()
+        except OSError:  # the client has left already
+            return None
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """Who reads."""
