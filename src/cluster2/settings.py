@@ -55,6 +55,7 @@ class Option:
         repeatable: whether the flag may be given several times, for a list.
         seed: what the Node.js cluster2 of 2012 called it, or None.
         needs: the engine's capability without which it can't be honoured, or None.
+        moot: values, besides None, that ask nothing of an engine, so that none refuses them.
         restart: whether a change needs a restart of the master; else a reload does.
         code_only: whether it has no form as a text, so that only code and files can set it.
         positional: whether the command line has it as an argument and not as a flag.
@@ -71,6 +72,7 @@ class Option:
     repeatable: bool = False
     seed: str | None = None
     needs: str | None = None
+    moot: tuple[Any, ...] = ()
     restart: bool = False
     code_only: bool = False
     positional: bool = False
@@ -202,7 +204,13 @@ class Settings:
     mon_port: int = option(3001, PORT, "the monitor's port; 0: no monitor", _LISTEN, seed="monPort", restart=True)
 
     timeout: float = option(
-        30.0, DURATION, "close a connection that is silent for so long", _TIME, seed="timeout", needs="idle-timeout"
+        30.0,
+        DURATION,
+        "close a connection that is silent for so long",
+        _TIME,
+        seed="timeout",
+        needs="idle-timeout",
+        moot=(0.0,),
     )
     drain_timeout: float = option(30.0, DURATION, "bound of a graceful end: what isn't finished then is cut off", _TIME)
     drain_idle: float = option(2.0, DURATION, "how long a draining worker waits for one more request", _TIME)
@@ -210,22 +218,54 @@ class Settings:
         30.0, POSITIVE, "a worker whose loop is stuck for so long is replaced", _TIME, seed="maxHeartbeatDelay"
     )
     request_timeout: float = option(
-        0.0, DURATION, "a worker with a request older than this is replaced; 0: never", _TIME, needs="request-age"
+        0.0,
+        DURATION,
+        "a worker with a request older than this is replaced; 0: never",
+        _TIME,
+        needs="request-age",
+        moot=(0.0,),
     )
 
-    keeper: bool = option(True, FLAG, "connections outlive their worker", _KEEPER, restart=True)
-    rest_after: float = option(2.0, DURATION, "idle for so long: to the keeper; 0: never", _KEEPER)
+    keep_alive: bool = option(
+        True,
+        FLAG,
+        "connections stay open for more requests; off: every response ends its own",
+        _KEEPER,
+        needs="keep-alive",
+        moot=(True,),
+    )
+    keeper: bool = option(
+        True, FLAG, "connections outlive their worker", _KEEPER, restart=True, needs="keeper", moot=(False,)
+    )
+    rest_after: float = option(
+        2.0, DURATION, "idle for so long: to the keeper; 0: never", _KEEPER, needs="keeper", moot=(0.0,)
+    )
     park_above: float = option(
-        0.005, DURATION, "handlers hold the loop for longer: to the keeper after each response; 0: never", _KEEPER
+        0.005,
+        DURATION,
+        "handlers hold the loop for longer: to the keeper after each response; 0: never",
+        _KEEPER,
+        needs="keeper",
+        moot=(0.0,),
     )
 
     engine: str = option("auto", NAME, "auto, uvicorn, tcp, or the name of an installed one", _ENGINE)
-    lifespan: str = option("auto", choice("auto", "on", "off"), "ASGI lifespan events", _ENGINE, needs="lifespan")
+    threads: int = option(
+        8,
+        COUNT,
+        "threads of a worker that serves a WSGI app; 0: the app runs inline, one request at a time",
+        _ENGINE,
+        needs="threads",
+    )
+    http2: bool = option(False, FLAG, "speak HTTP/2 as well", _ENGINE, needs="http2", moot=(False,))
+    lifespan: str = option(
+        "auto", choice("auto", "on", "off"), "ASGI lifespan events", _ENGINE, needs="lifespan", moot=("auto", "off")
+    )
     forwarded_allow_ips: str | None = option(
         None, TEXT, "proxies whose X-Forwarded-* are believed, with commas; * for all", _ENGINE, needs="proxy-headers"
     )
     root_path: str = option(
-        "", TEXT, "the path under which a proxy has mounted the app", _ENGINE, needs="proxy-headers"
+        "", TEXT, "the path under which a proxy has mounted the app", _ENGINE, needs="proxy-headers", moot=("",)
     )
 
     ssl_certfile: str | None = option(None, PATH, "certificate chain, PEM", _TLS, needs="tls")
@@ -252,7 +292,7 @@ class Settings:
         restart=True,
     )
     log_format: str = option("text", choice("text", "json"), "form of log lines", _LOG, restart=True)
-    access_log: bool = option(False, FLAG, "log each request", _LOG, needs="access-log")
+    access_log: bool = option(False, FLAG, "log each request", _LOG, needs="access-log", moot=(False,))
 
     @property
     def ports(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from cluster2.engines.base import Capability, Interface
 from cluster2.engines.tcp import TcpEngine
 from cluster2.engines.uvicorn import UvicornEngine
 from cluster2.errors import ConfigError
-from cluster2.settings import OPTIONS
+from cluster2.settings import OPTIONS, Settings
 
 
 @pytest.fixture
@@ -68,15 +68,94 @@ def test_engine_that_can_not_be_imported() -> None:
         base.find("broken")
 
 
-@pytest.mark.parametrize("engine", [UvicornEngine, TcpEngine])
-def test_options_that_an_engine_can_not_honour(engine: type[base.Engine]) -> None:
-    """Each option that was set on purpose and needs what the engine lacks is refused, naming option and source."""
+def staff(*engines: tuple[Interface, type[base.Engine]]) -> list[base.Staff]:
+    return [base.Staff(f"site:{interface}", interface, engine) for interface, engine in engines]
+
+
+ASGI = (Interface.ASGI, UvicornEngine)
+WSGI = (Interface.WSGI, UvicornEngine)
+TCP = (Interface.TCP, TcpEngine)
+
+
+@pytest.mark.parametrize("each", [ASGI, WSGI, TCP], ids=str)
+def test_options_that_an_engine_can_not_honour(each: tuple[Interface, type[base.Engine]]) -> None:
+    """Each option that was set on purpose and needs what the engine lacks is refused, naming option, source and engine."""
+    interface, engine = each
     for name, option in OPTIONS.items():
-        if option.needs is None or option.needs in engine.capabilities:
-            base.check_options(engine, [(name, "flag")])
+        asked = Settings(**{option.field: object()})  # a value that certainly asks for something
+        if option.needs is None or option.needs in engine.capabilities[interface]:
+            assert base.check_options(staff(each), asked, {name: "flag"}) == []
         else:
-            with pytest.raises(ConfigError, match=rf"{name} \(flag\): engine '{engine.name}' has no {option.needs}"):
-                base.check_options(engine, [("workers", "flag"), (name, "flag")])
+            says = (
+                rf"^{name} \(flag\): engine '{engine.name}' has no {option.needs} for {interface.upper()} apps; leave"
+            )
+            with pytest.raises(ConfigError, match=says):
+                base.check_options(staff(each), asked, {"workers": "flag", name: "flag"})
+
+
+@pytest.mark.parametrize("each", [ASGI, WSGI, TCP], ids=str)
+@pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.moot])
+def test_values_that_ask_nothing(each: tuple[Interface, type[base.Engine]], name: str) -> None:
+    """Every engine takes a value that asks nothing of it, and no value at all."""
+    for value in (*OPTIONS[name].moot, None):
+        assert base.check_options(staff(each), Settings(**{OPTIONS[name].field: value}), {name: "flag"}) == []
+
+
+def test_several_apps() -> None:
+    """What one app's engine honours is taken for all, and a line says for which app it means nothing."""
+    settings = Settings(timeout=3.0)
+    assert base.check_options(staff(ASGI, TCP), settings, {"timeout": "flag --timeout"}) == [
+        "timeout (flag --timeout): engine 'tcp' has no idle-timeout for TCP apps, so it means nothing to site:tcp"
+    ]
+    with pytest.raises(ConfigError, match=r"timeout \(flag --timeout\): engine 'tcp' has no idle-timeout"):
+        base.check_options(staff(TCP, TCP), settings, {"timeout": "flag --timeout"})
+
+
+class Plain(TcpEngine):
+    """An engine that can do nothing."""
+
+    name = "plain"
+    capabilities = {Interface.TCP: frozenset()}  # noqa: RUF012 - as a third party would write it
+
+
+def test_what_protects_must_hold_for_all() -> None:
+    """TLS is refused if one of several apps would be left without it."""
+    with pytest.raises(ConfigError, match=r"ssl_certfile \(file:1\): engine 'plain' has no tls for TCP apps; leave"):
+        base.check_options(
+            staff(ASGI, (Interface.TCP, Plain)), Settings(ssl_certfile="x.pem"), {"ssl_certfile": "file:1"}
+        )
+
+
+def test_the_way_out_names_an_engine_that_can() -> None:
+    """A refusal names the installed engines that could honour the option."""
+
+    class Lean(UvicornEngine):
+        name = "lean"
+        capabilities = {Interface.ASGI: frozenset()}  # noqa: RUF012
+
+    with pytest.raises(ConfigError, match="root_path .* leave the option out, or choose engine 'uvicorn'$"):
+        base.check_options(staff((Interface.ASGI, Lean)), Settings(root_path="/x"), {"root_path": "flag"})
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("json:JSONDecoder", "engine 'odd' lacks adapt, capabilities, census, .*: it isn't made for this version"),
+        ("cluster2.engines.tcp:NoSuch", "engine 'odd' can't be imported: .*NoSuch"),
+    ],
+)
+def test_what_is_no_engine(monkeypatch: pytest.MonkeyPatch, target: str, says: str) -> None:
+    """What an entry point leads to is looked at before it is used."""
+    monkeypatch.setitem(base.BUILT_IN, "odd", target)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=says):
+        base.find("odd")
+
+
+def test_an_engine_of_an_older_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Capabilities that aren't told for each interface are refused."""
+    monkeypatch.setattr(TcpEngine, "capabilities", frozenset({Capability.TLS}))
+    with pytest.raises(ConfigError, match="engine 'tcp' must declare its capabilities for each interface"):
+        base.find("tcp")
 
 
 def test_needs_are_capabilities() -> None:

@@ -203,6 +203,29 @@ async def test_drain_while_connections_move() -> None:
         assert await client.rest() == b""
 
 
+@pytest.mark.parametrize("drained", [False, True])
+@pytest.mark.parametrize("interface", [Interface.ASGI, Interface.WSGI])
+async def test_no_keep_alive(interface: Interface, drained: bool) -> None:
+    """With `keep_alive = false` each response announces the end of its connection and brings it; also while others move."""
+
+    def wsgi(environ: Message, start_response: Callable[..., Any]) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", "5")])
+        return [b"hello"]
+
+    async with Served(App() if interface is Interface.ASGI else wsgi, interface, keep_alive=False).running() as served:
+        freed: list[Any] = []
+        served.engine.park(freed.append)
+        if drained:
+            served.engine.drain(moving=True)
+        async with served.connected() as client:
+            assert [each.may_move() for each in served.engine.movable()] == [True], "nothing has been asked yet"
+            head, body = await client.get()
+            assert "connection: close\r\n" in head
+            assert (body, await client.rest()) == (b"hello", b"")
+        assert not any(each.may_move() for each in freed)
+        await until(served.engine.idle)
+
+
 async def test_drain_with_a_response_that_has_begun() -> None:
     """A response whose head is out is finished and its connection, which wasn't told to end, becomes an idle one."""
     app = App()

@@ -100,7 +100,7 @@ def test_options_of_another_engine(build: Build) -> None:
     text = "async def app(reader, writer): ...\n"
     build(text)
     with pytest.raises(ConfigError, match=r"lifespan \(cluster2\.toml:3\): engine 'tcp' has no lifespan"):
-        build(text, {"workers": "flag --workers", "lifespan": "cluster2.toml:3"})
+        build(text, {"workers": "flag --workers", "lifespan": "cluster2.toml:3"}, lifespan="on")
 
 
 def test_a_directory_that_is_not_there(build: Build, tmp_path: Path) -> None:

@@ -23,10 +23,18 @@ def check(**flags: Any) -> int:
     _enter(config)
 
     from .. import apps
+    from ..engines import base
 
-    for target, addresses in settings.targets():
+    staff = []
+    for target, _ in settings.targets():
         app = apps.load(target, factory=settings.factory)
-        click.echo(f"ok: {app.interface} app {target} on {', '.join(map(str, addresses))}")
+        staff.append(base.Staff(app.label, app.interface, base.choose(settings.engine, app.interface)))
+    given = {name: source for name, source in config.sources.items() if config.explicit(name)}
+    notes = base.check_options(staff, settings, given)
+    for each, (target, addresses) in zip(staff, settings.targets(), strict=True):
+        click.echo(f"ok: {each.interface} app {target} on {', '.join(map(str, addresses))}")
+    for note in notes:
+        click.echo(f"note: {note}")
     return 0
 
 

@@ -2,7 +2,18 @@
 
 An engine turns apps into connections' protocols inside a worker: it starts the app (lifespan), makes a protocol object for
 each connection, says what it is doing, drains and stops. It doesn't accept: who takes a connection is decided by the
-worker's acceptor. An engine declares what it can do; an option that needs more is refused at start, never ignored.
+worker's acceptor.
+
+An engine declares, for each interface that it serves, what it can do; an option names the capability that it needs
+(`settings.Option.needs`). An option that was set on purpose is honoured or refused, never ignored:
+
+- A value that asks nothing of the engine (`Option.moot`: `keeper = false`, `timeout = 0`) is honoured by all.
+- One app: refused if its engine hasn't the capability for its interface.
+- Several apps that differ (HTTP beside raw TCP): options are the cluster's, not an app's, and each app has of them what
+  makes sense for it. So one is refused only if no app could honour it; else the log says for which app it has no meaning.
+- But what protects must hold for every app (`PROTECTS`): where TLS was asked for, no port is left plain.
+
+`docs/reference/engines.md` has the table.
 
 A third party adds an engine by an entry point in the group `cluster2.engines`; its object is a class that satisfies `Engine`.
 """
@@ -12,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pkgutil import resolve_name
@@ -45,6 +56,13 @@ class Capability(StrEnum):
     ACCESS_LOG = "access-log"
     KEEPER = "keeper"
     REQUEST_AGE = "request-age"
+    KEEP_ALIVE = "keep-alive"
+    THREADS = "threads"
+    HTTP2 = "http2"
+
+
+PROTECTS = frozenset({Capability.TLS})
+"""What an app can't be left without, if it was asked for, because another app has it."""
 
 
 class Census(NamedTuple):
@@ -104,12 +122,12 @@ class Engine(Protocol):
     """A server of one app inside a worker's event loop. All methods run on that loop.
 
     Attributes:
+        capabilities: what it can do, for each interface that it serves.
         reads_first: the acceptor may read from a connection before its protocol exists (no TLS, and the client speaks first).
     """
 
     name: ClassVar[str]
-    interfaces: ClassVar[frozenset[Interface]]
-    capabilities: ClassVar[frozenset[Capability]]
+    capabilities: ClassVar[Mapping[Interface, frozenset[Capability]]]
     reads_first: bool
 
     def __init__(self, site: Site) -> None: ...
@@ -201,7 +219,22 @@ def _entry_points() -> Iterable[EntryPoint]:
 
 
 def find(name: str) -> type[Engine]:
-    """The engine of that name. Raises ConfigError if there is none, or if it can't be imported."""
+    """The engine of that name. Raises ConfigError if there is none, it can't be imported, or it isn't an engine."""
+    found = _named(name)
+    lacking = sorted(each for each in _PARTS if not hasattr(found, each))
+    if lacking:
+        raise ConfigError(f"engine {name!r} lacks {', '.join(lacking)}: it isn't made for this version of cluster2")
+    if not isinstance(found.capabilities, Mapping):
+        raise ConfigError(
+            f"engine {name!r} must declare its capabilities for each interface; it isn't made for this version"
+        )
+    return found
+
+
+_PARTS = {each for each in vars(Engine) if not each.startswith("_")} | {"name", "capabilities"}
+
+
+def _named(name: str) -> type[Engine]:
     try:
         if name in BUILT_IN:
             found: type[Engine] = resolve_name(BUILT_IN[name])
@@ -210,7 +243,7 @@ def find(name: str) -> type[Engine]:
             if point.name == name:
                 found = point.load()
                 return found
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise ConfigError(f"engine {name!r} can't be imported: {error}; install what it needs") from error
     raise ConfigError(f"engine {name!r} is unknown; installed are {', '.join(names())}")
 
@@ -224,24 +257,67 @@ def choose(name: str, interface: Interface) -> type[Engine]:
             )
         name = _DEFAULT[interface]
     engine = find(name)
-    if interface not in engine.interfaces:
-        takes = ", ".join(sorted(each.upper() for each in engine.interfaces))
+    if interface not in engine.capabilities:
+        takes = ", ".join(sorted(each.upper() for each in engine.capabilities))
         raise ConfigError(
             f"engine {name!r} can't serve a {interface.upper()} app (it takes {takes}); leave `engine` out to let cluster2 choose"
         )
     return engine
 
 
-def check_options(engine: type[Engine], given: Iterable[tuple[str, str]]) -> None:
-    """Refuse options that the engine can't honour.
+class Staff(NamedTuple):
+    """An app's interface, and the engine that will serve it.
+
+    Attributes:
+        label: how messages name the app.
+    """
+
+    label: str
+    interface: Interface
+    engine: type[Engine]
+
+    def can(self, needs: str) -> bool:
+        """Whether the engine has this capability for apps of this interface."""
+        return needs in self.engine.capabilities[self.interface]
+
+
+def check_options(staff: Sequence[Staff], settings: Settings, given: Mapping[str, str]) -> list[str]:
+    """Refuse options that can't be honoured; the rules stand on top.
 
     Args:
-        given: name and source of each option that was set on purpose.
+        given: the source of each option that was set on purpose, by dotted name.
+
+    Returns:
+        Lines that say which of them has no meaning for which app.
 
     Raises:
-        ConfigError: naming the first one.
+        ConfigError: naming the first one, its source, the engine, and the way out.
     """
-    for name, source in given:
-        needs = OPTIONS[name].needs
-        if needs is not None and needs not in engine.capabilities:
-            raise ConfigError(f"{name} ({source}): engine {engine.name!r} has no {needs}; leave the option out")
+    notes: list[str] = []
+    for name, source in given.items():
+        option = OPTIONS[name]
+        value = getattr(settings, option.field)
+        if option.needs is None or value is None or value in option.moot:
+            continue
+        lacking = [each for each in staff if not each.can(option.needs)]
+        if not lacking:
+            continue
+        _, interface, engine = lacking[0]
+        reason = f"{name} ({source}): engine {engine.name!r} has no {option.needs} for {interface.upper()} apps"
+        if len(lacking) == len(staff) or option.needs in PROTECTS:
+            raise ConfigError(f"{reason}; leave the option out{_elsewhere(interface, option.needs)}")
+        notes.extend(f"{reason}, so it means nothing to {each.label}" for each in lacking)
+    return notes
+
+
+def _elsewhere(interface: Interface, needs: str) -> str:
+    """The engines that could honour it."""
+    able = []
+    for name in names():
+        try:
+            engine = find(name)
+        except ConfigError:
+            continue  # one that can't be had is no way out
+        if needs in engine.capabilities.get(interface, ()):
+            able.append(repr(name))
+    return f", or choose engine {' or '.join(able)}" if able else ""

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from .base import Capability, Census, Interface, Movable, Served, Site, is_async
@@ -27,8 +27,7 @@ class TcpEngine:
     """Serves a stream handler or a protocol factory."""
 
     name: ClassVar[str] = "tcp"
-    interfaces: ClassVar[frozenset[Interface]] = frozenset({Interface.TCP})
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.TLS})
+    capabilities: ClassVar[Mapping[Interface, frozenset[Capability]]] = {Interface.TCP: frozenset({Capability.TLS})}
     reads_first = False
 
     def __init__(self, site: Site) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from typing import Any, ClassVar, cast
 
@@ -25,31 +25,38 @@ from .uvicorn_http import Clock, HttpConnection, TakenConnection, check, templat
 THREADS = 8
 """Threads of a worker that serves a WSGI app."""
 
+_HTTP = frozenset(
+    {
+        Capability.TLS,
+        Capability.IDLE_TIMEOUT,
+        Capability.PROXY_HEADERS,
+        Capability.ACCESS_LOG,
+        Capability.KEEPER,
+        Capability.REQUEST_AGE,
+        Capability.KEEP_ALIVE,
+    }
+)
+"""What it can do for apps of both interfaces."""
+
 
 class UvicornEngine:
     """Serves ASGI apps, and WSGI apps through a bridge over threads."""
 
     name: ClassVar[str] = "uvicorn"
-    interfaces: ClassVar[frozenset[Interface]] = frozenset({Interface.ASGI, Interface.WSGI})
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.TLS,
-            Capability.LIFESPAN,
-            Capability.WEBSOCKETS,
-            Capability.IDLE_TIMEOUT,
-            Capability.PROXY_HEADERS,
-            Capability.ACCESS_LOG,
-            Capability.KEEPER,
-            Capability.REQUEST_AGE,
-        }
-    )
+    capabilities: ClassVar[Mapping[Interface, frozenset[Capability]]] = {
+        Interface.ASGI: _HTTP | {Capability.LIFESPAN, Capability.WEBSOCKETS},
+        Interface.WSGI: _HTTP,
+    }
 
     def __init__(self, site: Site) -> None:
         check()
         self._timeout = site.settings.timeout
+        self._keep_alive = site.settings.keep_alive
         self._clock = Clock()
         # Classes of this engine's own: which hooks they have depends on its worker's mode.
         self._plain: type[HttpConnection] = type("HttpConnection", (HttpConnection,), {"clock": self._clock})
+        if not self._keep_alive:
+            self._end_each(lambda connection: True)
         self._taken: type[TakenConnection] = type("TakenConnection", (TakenConnection, self._plain), {})
         self._config = _config(site, self._plain)
         self._state = ServerState()
@@ -157,14 +164,9 @@ class UvicornEngine:
         """Requests under way, and those that come from now on, end their connections, unless these can move instead."""
 
         def ends(connection: HttpConnection) -> bool:
-            return not moving or connection.scheme != "http"
+            return not (moving and self._keep_alive) or connection.scheme != "http"
 
-        def _start_asgi_task(self: Any, cycle: Any, app: Any) -> None:
-            if ends(self):
-                cycle.keep_alive = False
-            HttpConnection._start_asgi_task(self, cycle, app)
-
-        self._plain._start_asgi_task = _start_asgi_task  # type: ignore[method-assign]
+        self._end_each(ends)
         for connection in self.movable():
             cycle: Any = connection.cycle
             # A response whose head is out has not announced the end: such a connection becomes an idle one instead.
@@ -189,6 +191,16 @@ class UvicornEngine:
     async def stop(self) -> None:
         """Run the app's lifespan to its end."""
         await self._lifespan.shutdown()
+
+    def _end_each(self, ends: Callable[[HttpConnection], bool]) -> None:
+        """From now on the response to a new request ends its connection, where `ends` says so."""
+
+        def _start_asgi_task(self: Any, cycle: Any, app: Any) -> None:
+            if ends(self):
+                cycle.keep_alive = False
+            HttpConnection._start_asgi_task(self, cycle, app)
+
+        self._plain._start_asgi_task = _start_asgi_task  # type: ignore[method-assign]
 
 
 class _Lifespan(LifespanOn):

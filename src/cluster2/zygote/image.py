@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import logging
 import os
 import sys
 import threading
@@ -26,6 +27,8 @@ from ..engines.base import Engine
 from ..errors import AppError, ClusterError, ConfigError
 from ..kernel import processes
 from ..settings import Settings
+
+logger = logging.getLogger("cluster2.zygote")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ def build(settings: Settings, sources: Mapping[str, str], targets: Sequence[obje
     own_name = Path("/proc/self/comm").read_text().strip()
     _enter(settings)
     logs.configure(settings)
-    sites = [_site(settings, sources, target) for target in targets]
+    sites = _sites(settings, sources, targets)
     _warm_up(settings)
     return Image(settings, sites, _threads(own_name))
 
@@ -86,12 +89,14 @@ def _enter(settings: Settings) -> None:
         sys.path.insert(0, here)
 
 
-def _site(settings: Settings, sources: Mapping[str, str], target: object) -> tuple[App, type[Engine]]:
-    app = load(target, factory=settings.factory)
-    engine = base.choose(settings.engine, app.interface)
-    base.check_options(engine, sources.items())
-    engine.preload()
-    return app, engine
+def _sites(settings: Settings, sources: Mapping[str, str], targets: Sequence[object]) -> list[tuple[App, type[Engine]]]:
+    apps = [load(target, factory=settings.factory) for target in targets]
+    staff = [base.Staff(app.label, app.interface, base.choose(settings.engine, app.interface)) for app in apps]
+    for note in base.check_options(staff, settings, sources):
+        logger.info(note)
+    for each in staff:
+        each.engine.preload()
+    return [(app, each.engine) for app, each in zip(apps, staff, strict=True)]
 
 
 def _warm_up(settings: Settings) -> None:
