@@ -24,6 +24,7 @@ class Arrivals:
     Attributes:
         rate: requests a second, on average.
         slow: the share (0 to 1) of them that asks for `/slow`.
+        fast: the path of the others.
         seed: the same seed gives the same arrivals, so that two servers get the same load.
     """
 
@@ -31,6 +32,7 @@ class Arrivals:
     slow: float = 0.1
     seconds: float = 5.0
     seed: int = 1
+    fast: str = "/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ async def arrive(arrivals: Arrivals, record: Record, one: Callable[[bool], Await
 async def load(target: Target, arrivals: Arrivals) -> Tail:
     """Runs the load with a connection for each request; a latency includes connecting."""
     record = Record()
-    targets = {slow: target.at("/slow" if slow else "/") for slow in (False, True)}
+    targets = {slow: target.at("/slow" if slow else arrivals.fast) for slow in (False, True)}
     messages = {slow: targets[slow].request(close=True) for slow in (False, True)}
 
     async def one(slow: bool) -> None:

@@ -46,7 +46,7 @@ async def load(target: Target, arrivals: Arrivals, *, pool: int = 64, warm: bool
         warm: each of them has one request answered first; without it the load begins cold.
     """
     record = Record()
-    messages = {slow: target.at("/slow" if slow else "/").request() for slow in (False, True)}
+    messages = {slow: target.at("/slow" if slow else arrivals.fast).request() for slow in (False, True)}
     connections = _Pool(target, record, random.Random(arrivals.seed + 1))
     connections.idle += await asyncio.gather(*(connections.open() for _ in range(pool)))
     if warm:

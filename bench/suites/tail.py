@@ -60,18 +60,18 @@ def figures(plan: Plan) -> Iterator[Figure]:
         yield _cold(plan, hold, capacity, at_sixty)
 
 
-def _arrivals(plan: Plan, share: float, capacity: int, seed: int) -> Arrivals:
-    return Arrivals(rate(share, HOLD, SLOW, capacity), SLOW, plan.size(8, 2), seed)
+def _arrivals(plan: Plan, share: float, capacity: int, seed: int, fast: str = "/") -> Arrivals:
+    return Arrivals(rate(share, HOLD, SLOW, capacity), SLOW, plan.size(8, 2), seed, fast)
 
 
 def _tails(
-    plan: Plan, servers: list[Running], hold: str, share: float, capacity: int, way: Way
+    plan: Plan, servers: list[Running], hold: str, share: float, capacity: int, way: Way, fast: str = "/"
 ) -> dict[str, list[Tail]]:
     """Some passes over all servers in turn, each pass with the same arrivals for all."""
     found: dict[str, list[Tail]] = {server.name: [] for server in servers}
     for number in range(plan.times(3)):
         for server in servers:
-            tail = way.load(server.target, _arrivals(plan, share, capacity, number + 1))
+            tail = way.load(server.target, _arrivals(plan, share, capacity, number + 1, fast))
             say(f"{server.name}, {hold}, {share:.0%}, {way.name}: {tail}")
             found[server.name].append(tail)
     return found
@@ -128,9 +128,12 @@ def threads(plan: Plan) -> Iterator[Figure]:
     """The same where the slow ones compute in threads, 45 % of the cores; and throughput of trivial work in threads."""
     names = plan.pick("uvicorn", US, "granian", "gunicorn-asgi")
     with all_running(names, ENDPOINTS, plan.workers) as servers:
-        for way in (EACH, KEPT):
-            found = _tails(plan, servers, "compute in threads", 0.45, CORES, way)
-            yield _row("compute in threads", 0.45, way, found, [against(0.6, _p99(found), "uvicorn")])
+        for fast, others in (("/async", "on the loop"), ("/", "in threads, too")):
+            for way in (EACH, KEPT):
+                hold = f"compute in threads, the others {others}"
+                found = _tails(plan, servers, hold, 0.45, CORES, way, fast)
+                marks = [against(0.6, _p99(found), "uvicorn")] if fast == "/async" else []
+                yield _row(hold, 0.45, way, found, marks)
         for connections in (64, 500):
             how = Rounds(connections, int(plan.size(3, 1)), plan.times(7, 3))
             rounds = compare(measure(servers, how), cpu=False)
