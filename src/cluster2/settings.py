@@ -206,7 +206,7 @@ class Settings:
     timeout: float = option(
         30.0,
         DURATION,
-        "close a connection that is silent for so long",
+        "end a connection whose client makes no progress for so long; also bounds a head",
         _TIME,
         seed="timeout",
         needs="idle-timeout",

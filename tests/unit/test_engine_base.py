@@ -103,12 +103,12 @@ def test_values_that_ask_nothing(each: tuple[Interface, type[base.Engine]], name
 
 def test_several_apps() -> None:
     """What one app's engine honours is taken for all, and a line says for which app it means nothing."""
-    settings = Settings(timeout=3.0)
-    assert base.check_options(staff(ASGI, TCP), settings, {"timeout": "flag --timeout"}) == [
-        "timeout (flag --timeout): engine 'tcp' has no idle-timeout for TCP apps, so it means nothing to site:tcp"
+    settings = Settings(access_log=True)
+    assert base.check_options(staff(ASGI, TCP), settings, {"access_log": "flag --access-log"}) == [
+        "access_log (flag --access-log): engine 'tcp' has no access-log for TCP apps, so it means nothing to site:tcp"
     ]
-    with pytest.raises(ConfigError, match=r"timeout \(flag --timeout\): engine 'tcp' has no idle-timeout"):
-        base.check_options(staff(TCP, TCP), settings, {"timeout": "flag --timeout"})
+    with pytest.raises(ConfigError, match=r"access_log \(flag --access-log\): engine 'tcp' has no access-log"):
+        base.check_options(staff(TCP, TCP), settings, {"access_log": "flag --access-log"})
 
 
 class Plain(TcpEngine):

@@ -72,11 +72,15 @@ class Census(NamedTuple):
         requests: answered since the start; None where the engine can't know.
         connections: open now; None where the engine can't know.
         in_flight: requests (for TCP: connections) under way.
+        timed_out: connections that were given up because their client took too long (`timeout`).
+        stalled: of these, the ones that were in the middle of something.
     """
 
     requests: int | None
     connections: int | None
     in_flight: int
+    timed_out: int = 0
+    stalled: int = 0
 
 
 @dataclass(frozen=True, slots=True)

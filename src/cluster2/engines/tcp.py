@@ -14,9 +14,11 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+from ..kernel.progress import transferred
 from .base import Capability, Census, Interface, Movable, Served, Site, is_async
+from .patience import For, Patience, Wait
 
 Factory = Callable[[], asyncio.BaseProtocol]
 
@@ -27,7 +29,9 @@ class TcpEngine:
     """Serves a stream handler or a protocol factory."""
 
     name: ClassVar[str] = "tcp"
-    capabilities: ClassVar[Mapping[Interface, frozenset[Capability]]] = {Interface.TCP: frozenset({Capability.TLS})}
+    capabilities: ClassVar[Mapping[Interface, frozenset[Capability]]] = {
+        Interface.TCP: frozenset({Capability.TLS, Capability.IDLE_TIMEOUT})
+    }
     reads_first = False
 
     def __init__(self, site: Site) -> None:
@@ -37,6 +41,8 @@ class TcpEngine:
         self._classes: dict[type, type] = {}
         self._factory: Factory = self._streams(site.app) if is_async(site.app) else site.app
         self._drained_at: float | None = None
+        self._patience = Patience(site.settings.timeout)
+        self._asked: dict[int, _Stream] = {}
 
     @staticmethod
     def preload() -> None:
@@ -64,7 +70,13 @@ class TcpEngine:
         """There is nothing to do now and then."""
 
     def second(self) -> None:
-        """There is nothing to do now and then."""
+        """Close what neither side has sent anything on for too long."""
+        # The same object for a connection each time: patience knows it by that.
+        known, self._asked = self._asked, {}
+        for key, (_, transport) in self._open.items():
+            stream = known.get(key)
+            self._asked[key] = stream if stream is not None and stream.transport is transport else _Stream(transport)
+        self._patience.look(self._asked.values(), time.monotonic())
 
     def movable(self) -> Iterable[Movable]:
         """None: the bytes of a raw stream belong to the app that reads them."""
@@ -79,7 +91,7 @@ class TcpEngine:
 
     def census(self) -> Census:
         """Connections; there are no requests that could be counted."""
-        return Census(None, len(self._open), len(self._open))
+        return Census(None, len(self._open), len(self._open), self._patience.given_up, self._patience.stalled)
 
     def oldest(self, now: float) -> float | None:
         """A stream has no requests."""
@@ -151,6 +163,23 @@ class TcpEngine:
             hooks = {"__slots__": (), "connection_made": connection_made, "connection_lost": connection_lost}
             found = self._classes[kind] = type(kind.__name__, (kind,), hooks)
         return found
+
+
+class _Stream:
+    """A connection as `patience` sees it."""
+
+    def __init__(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def waits(self) -> Wait | None:
+        """For a byte, in either direction, as the kernel counts them. Unix sockets aren't counted: those are never given up."""
+        sock = self.transport.get_extra_info("socket")
+        counts = None if sock is None else transferred(sock.fileno())
+        return None if counts is None else Wait(For.STREAM, counts)
+
+    def give_up(self, what: For) -> None:
+        """At once: to write the rest would have to wait for the client."""
+        cast(asyncio.Transport, self.transport).abort()
 
 
 def _end_reading(transport: asyncio.BaseTransport) -> None:

@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 
 from ..errors import AppError
 from .base import Capability, Census, Interface, Movable, Served, Site
+from .patience import Patience
 from .uvicorn_http import Clock, HttpConnection, TakenConnection, check, template_of
 
 THREADS = 8
@@ -50,7 +51,7 @@ class UvicornEngine:
 
     def __init__(self, site: Site) -> None:
         check()
-        self._timeout = site.settings.timeout
+        self._patience = Patience(site.settings.timeout)
         self._keep_alive = site.settings.keep_alive
         self._clock = Clock()
         # Classes of this engine's own: which hooks they have depends on its worker's mode.
@@ -107,19 +108,17 @@ class UvicornEngine:
         self._clock.now = now
 
     def second(self) -> None:
-        """Renew the date header, and close what is idle for too long."""
+        """Renew the date header, and give up clients that take too long."""
         date = formatdate(time.time(), usegmt=True).encode()
         self._state.default_headers = [(b"date", date), *self._config.encoded_headers]
         self._clock.now = now = time.monotonic()
-        if self._timeout:
-            for connection in self.movable():
-                if now - connection.idle_since() > self._timeout and connection.idle():
-                    connection.transport.close()
+        self._patience.look(self.movable(), now)
 
     def census(self) -> Census:
         """Uvicorn counts already; nothing is added to the path of a request."""
         state = self._state
-        return Census(state.total_requests, len(state.connections), len(state.tasks))
+        given_up, stalled = self._patience.given_up, self._patience.stalled
+        return Census(state.total_requests, len(state.connections), len(state.tasks), given_up, stalled)
 
     def oldest(self, now: float) -> float | None:
         """Seen by looking at the cycles; nothing is noted on the way of a request."""

@@ -18,9 +18,10 @@ Of uvicorn, these internals are used; `check` looks for them at start, `tests/un
   `scheme`, `server_state`, and its methods `_start_asgi_task`, `on_headers_complete`, `on_message_complete`,
   `on_response_complete`, `connection_made`, `connection_lost`, `data_received`, `send_400_response`, `_should_upgrade`,
   `handle_websocket_upgrade`, `_unsupported_upgrade_warning`, `_unset_keepalive_if_required`;
-- a cycle's `scope`, `response_started`, `response_complete`, `more_body`, `message_event`, `keep_alive`; that a message's
-  beginning puts a new `scope` on the protocol, that the end of its head puts a new `cycle`, and that `cycle.scope` is the
-  message's;
+- a cycle's `scope`, `response_started`, `response_complete`, `body`, `more_body`, `message_event`, `keep_alive`, `disconnected`,
+  `waiting_for_100_continue`; that an app that wants more of a body waits for `message_event` (see its `_waiters`), and
+  gets `body`, which another one then replaces; that a message's beginning puts a new `scope` on the protocol, that the end of its
+  head puts a new `cycle`, and that `cycle.scope` is the message's;
 - `on_response_complete` and `_start_asgi_task` are looked up on the protocol for each request; the parser's callbacks when
   the protocol is made.
 """
@@ -42,10 +43,17 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from ..errors import ConfigError
+from ..kernel.progress import transferred, untaken
 from .base import Served
+from .patience import For, Wait
 
 TESTED = ((0, 54), (0, 55))
 """From the first version of uvicorn, up to and without the second."""
+
+_TOO_SLOW = (
+    b"HTTP/1.1 408 Request Timeout\r\n"
+    b"content-type: text/plain; charset=utf-8\r\ncontent-length: 15\r\nconnection: close\r\n\r\nRequest Timeout"
+)
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -152,6 +160,39 @@ class HttpConnection(HttpToolsProtocol):
             self.used = self.clock.now
         return self.used
 
+    def waits(self) -> Wait | None:
+        """See `patience`. Whether the app waits for a body is seen by its waiting for the event that tells of one."""
+        transport = self.transport
+        if size := transport.get_write_buffer_size():
+            sock = transport.get_extra_info("socket")
+            descriptor = -1 if sock is None else sock.fileno()
+            counts = transferred(descriptor)
+            return Wait(For.TAKING, size + untaken(descriptor) if counts is None else counts[0])
+        if transport.is_closing():
+            return None
+        cycle: Any = self.cycle
+        if self.idle():
+            return Wait(For.REQUEST, self.idle_since())
+        if cycle is None or (cycle.response_complete and not self.pipeline):
+            return Wait(For.HEAD, _Same(self.scope))
+        if cycle.more_body and not cycle.response_started and not cycle.waiting_for_100_continue and not self.pipeline:
+            # Bytes that come make this body longer; an app that takes them puts another in its place.
+            return Wait(For.BODY, (_Same(cycle.body), len(cycle.body))) if cycle.message_event._waiters else None
+        return None
+
+    def give_up(self, what: For) -> None:
+        """See `patience`."""
+        if what is For.TAKING:
+            self.transport.abort()
+            return
+        if what is not For.REQUEST:
+            cycle: Any = self.cycle
+            if what is For.BODY:
+                cycle.disconnected = True
+                cycle.message_event.set()
+            self.transport.write(_TOO_SLOW)
+        self.transport.close()
+
     def place(self) -> tuple[int, int]:
         """Its descriptor and address family."""
         sock = self.transport.get_extra_info("socket")
@@ -176,6 +217,20 @@ def template_of(config: Config, state: ServerState, app_state: dict[str, Any]) -
     if own != _OWN:
         raise ConfigError(f"uvicorn {uvicorn.__version__} keeps other things for each connection: {sorted(own ^ _OWN)}")
     return {name: value for name, value in one.items() if name not in own}
+
+
+class _Same:
+    """Equal to another of the same object only; it keeps that alive, so that no other can have its place."""
+
+    __slots__ = ("what",)
+
+    def __init__(self, what: object) -> None:
+        self.what = what
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.what is self.what
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class TakenConnection(HttpConnection):
@@ -245,7 +300,11 @@ _ATTRIBUTES = [
     "server_state",
     "response_started",
     "response_complete",
+    "body",
     "more_body",
+    "message_event",
+    "disconnected",
+    "waiting_for_100_continue",
     "keep_alive",
     "on_response",
 ]

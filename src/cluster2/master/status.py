@@ -66,6 +66,7 @@ def _worker(board: Scoreboard, handle: Handle, weigh: Callable[[int], int | None
         "connections": _known(row.connections),
         "accepted": row.accepted,
         "in_flight": row.in_flight,
+        "timed_out": row.timed_out,
         "mode": MODES[row.mode],
         "longest_step": row.longest_step,
         "parked": row.parked,

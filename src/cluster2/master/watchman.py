@@ -1,4 +1,4 @@
-"""The regular look at each worker that serves: whether it has passed a threshold, whether it is stuck.
+"""The regular look at each worker that serves: whether it has passed a threshold, whether it is stuck, whether its clients are.
 
 A worker that is stuck is replaced in this order: its stacks are taken, since they tell why; its successor is made; when that
 is ready, it goes: at once if its loop is stuck, and with a drain if it is one request of many that takes too long.
@@ -24,6 +24,7 @@ from ..lifecycle import State
 from ..settings import Settings
 from .facts import Command, Fact, Tick
 from .handle import Handle
+from .stalls import Stalls
 
 logger = logging.getLogger("cluster2.master")
 
@@ -126,6 +127,7 @@ class Watchman:
         self._put = put
         self._warn = warn
         self._judge: Judge | None = None
+        self._stalls = Stalls(board)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def heed(self, settings: Settings) -> None:
@@ -135,6 +137,8 @@ class Watchman:
     def look(self, roster: Iterable[Handle], now: float) -> None:
         """Look at each worker that serves."""
         assert self._judge is not None
+        if (told := self._stalls.look(roster, now)) is not None:
+            self._warn(told)
         for handle in roster:
             if handle.state is not State.READY or handle.reason == "hang":
                 continue

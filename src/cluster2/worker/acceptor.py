@@ -86,12 +86,20 @@ class Acceptor:
         returned: connections taken from ready queues.
     """
 
-    def __init__(self, doors: Sequence[Door], ready_queues: Sequence[ReadyQueue], woken: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        doors: Sequence[Door],
+        ready_queues: Sequence[ReadyQueue],
+        woken: Callable[[], None],
+        handshake: float = 0.0,
+    ) -> None:
         """Watch nothing yet.
 
         Args:
             woken: called with each connection that comes: the worker isn't at rest.
+            handshake: seconds that a TLS handshake may take; 0: as many as the loop allows (60).
         """
+        self._handshake = handshake or None
         self._doors = doors
         for door in doors:
             # Python takes a socket made of a descriptor for a blocking one, and dup() would make it so: the flag is of the
@@ -187,7 +195,7 @@ class Acceptor:
         for door in self._doors:
             twin = door.listener.dup()
             door.native = await self._loop.create_server(
-                self._native(door.engine), sock=twin, backlog=4096, **_secured(door.tls)
+                self._native(door.engine), sock=twin, backlog=4096, **self._secured(door.tls)
             )
         if self._mode is not Mode.EAGER or not self._listening:
             self._close_native()  # the mode has changed meanwhile
@@ -329,7 +337,7 @@ class Acceptor:
         self, protocol: asyncio.BaseProtocol, connection: socket.socket, tls: ssl.SSLContext | None
     ) -> None:
         try:
-            await self._loop.connect_accepted_socket(lambda: protocol, connection, **_secured(tls))
+            await self._loop.connect_accepted_socket(lambda: protocol, connection, **self._secured(tls))
         except (OSError, ValueError) as error:  # the client has left, or failed the handshake; or it is no connection
             logger.debug("a connection was given up: %s", error)
             connection.close()
@@ -348,7 +356,8 @@ class Acceptor:
         else:
             self._take()
 
-
-def _secured(tls: ssl.SSLContext | None) -> dict[str, Any]:
-    """What the loop needs to know about TLS."""
-    return {} if tls is None else {"ssl": tls, "ssl_shutdown_timeout": FAREWELL}
+    def _secured(self, tls: ssl.SSLContext | None) -> dict[str, Any]:
+        """What the loop needs to know about TLS."""
+        if tls is None:
+            return {}
+        return {"ssl": tls, "ssl_handshake_timeout": self._handshake, "ssl_shutdown_timeout": FAREWELL}

@@ -105,12 +105,15 @@ class Pulse:
     def publish(self) -> None:
         """Bring the row up to date."""
         row = self._row
-        requests, connections, in_flight = 0, 0, 0
+        requests, connections, in_flight, timed_out, stalled = 0, 0, 0, 0, 0
         for engine in self._engines:
             census = engine.census()
             requests = -1 if census.requests is None or requests < 0 else requests + census.requests
             connections = -1 if census.connections is None or connections < 0 else connections + census.connections
             in_flight += census.in_flight
+            timed_out += census.timed_out
+            stalled += census.stalled
+        row.timed_out, row.stalled = timed_out, stalled
         row.requests, row.connections, row.in_flight = requests, connections, in_flight
         row.accepted, row.moved_in = self._acceptor.accepted, self._acceptor.returned
         row.moved_out, row.parked = self._moves.moved, self._moves.parked

@@ -182,7 +182,7 @@ class Worker:
             await engine.start()
         outlet = None if self._birth.rest is None else Outlet(self._birth.rest)
         self._moves = Moves(outlet, self._engines, self._birth.board.header)
-        self._acceptor = Acceptor(self._doors(), self._ready_queues(), self._woken)
+        self._acceptor = Acceptor(self._doors(), self._ready_queues(), self._woken, self._settings.timeout)
         self._pulse = Pulse(
             self._birth.board,
             self._row,

@@ -1,0 +1,382 @@
+"""Whose turn it is on a connection: real engines over real connections, and a clock of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster2.engines.base import Engine, Interface, Site
+from cluster2.engines.patience import For, Patience, Wait
+from cluster2.engines.tcp import TcpEngine
+from cluster2.engines.uvicorn import UvicornEngine
+from cluster2.kernel.progress import transferred, untaken
+from cluster2.settings import Settings
+from tests.unit.waiting import PATIENCE, until
+
+pytestmark = pytest.mark.anyio
+LIMIT = 30.0
+TURNS = 10
+"""Turns of the loop after which bytes that were written before have been read: one to write, one to read, and some."""
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """Workers run on uvloop."""
+    return "asyncio", {"use_uvloop": True}
+
+
+class App:
+    """/body reads all of it; /held waits for `gate`; /large answers with 64 MiB; others with "hello"."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.began: list[str] = []
+        self.gone = 0
+
+    async def __call__(self, scope: dict[str, Any], receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
+        if scope["type"] != "http":
+            return
+        self.began.append(scope["path"])
+        body = b"hello"
+        if scope["path"] == "/body":
+            body = b""
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    self.gone += 1
+                    return
+                body += message["body"]
+                if not message["more_body"]:
+                    break
+        elif scope["path"] == "/held":
+            await self.gate.wait()
+        elif scope["path"] == "/large":
+            body = bytes(1 << 26)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
+
+
+class Bench:
+    """An engine, and the time as the test says."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.engine = engine
+        self.now = 1000.0
+        for module in ("uvicorn", "tcp"):
+            monkeypatch.setattr(f"cluster2.engines.{module}.time", self)
+        self.engine.tick(self.now)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1.7e9
+
+    async def later(self, seconds: float) -> None:
+        """Let time pass, in steps as the worker's tick makes them, once what was sent has arrived."""
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        for _ in range(int(seconds)):
+            self.now += 1
+            self.engine.tick(self.now)
+            self.engine.second()
+        await asyncio.sleep(0)
+
+    @asynccontextmanager
+    async def connected(self, family: socket.AddressFamily = socket.AF_INET) -> AsyncIterator[Client]:
+        if family == socket.AF_INET:
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                ours = socket.create_connection(listener.getsockname())
+                theirs, _ = listener.accept()
+        else:
+            ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        await asyncio.get_running_loop().connect_accepted_socket(self.engine.protocol, theirs)
+        reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 16)
+        try:
+            yield Client(reader, writer)
+        finally:
+            writer.close()
+            try:
+                await writer.wait_closed()
+            except ConnectionError:
+                pass  # it was cut off
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Connections given up; those that stalled."""
+        census = self.engine.census()
+        return census.timed_out, census.stalled
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, text: bytes) -> None:
+        self.writer.write(text)
+
+    async def rest(self) -> bytes:
+        """All that comes until the end."""
+        try:
+            return await asyncio.wait_for(self.reader.read(), PATIENCE)
+        except ConnectionResetError:
+            return b""
+
+
+@pytest.fixture
+async def http(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Bench, App]]:
+    app = App()
+    engine = UvicornEngine(Site(app, Interface.ASGI, Settings(timeout=LIMIT), None))
+    bench = Bench(engine, monkeypatch)
+    await engine.start()
+    yield bench, app
+    app.gate.set()
+    await until(engine.idle, "all connections are closed")
+    await engine.stop()
+
+
+Http = tuple[Bench, App]
+ANSWER = b"HTTP/1.1 200 OK"
+
+
+def connection(bench: Bench) -> Any:
+    """The only one."""
+    (found,) = bench.engine.movable()
+    return found
+
+
+async def test_silent_from_the_beginning(http: Http) -> None:
+    """A client that connects and says nothing is closed when its time is over, without a word."""
+    bench, _ = http
+    async with bench.connected() as client:
+        await bench.later(LIMIT)
+        assert bench.counts == (0, 0)
+        await bench.later(2)
+        assert await client.rest() == b""
+    assert bench.counts == (1, 0)
+
+
+async def test_silent_after_a_response(http: Http) -> None:
+    """The time between two requests counts from the response; then the connection is closed without a word."""
+    bench, _ = http
+    async with bench.connected() as client:
+        await bench.later(20)
+        client.send(b"GET / HTTP/1.1\r\n\r\n")
+        await client.reader.readuntil(b"hello")
+        await bench.later(20)
+        assert bench.counts == (0, 0)
+        await bench.later(12)
+        assert await client.rest() == b""
+    assert bench.counts == (1, 0)
+
+
+@pytest.mark.parametrize("before", [b"", b"GET / HTTP/1.1\r\n\r\n"])
+async def test_a_head_that_trickles(http: Http, before: bytes) -> None:
+    """A head has to come whole in time: a byte now and then doesn't help. It is answered 408, on first and later requests."""
+    bench, app = http
+    async with bench.connected() as client:
+        if before:
+            client.send(before)
+            await client.reader.readuntil(b"hello")
+        client.send(b"GET /slow HTTP/1.1\r\n")
+        await until(lambda: connection(bench).scope is not None and not connection(bench).idle(), "it has begun")
+        for _ in range(16):
+            client.send(b"X")
+            await bench.later(2)
+        answer = await client.rest()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in answer
+    assert bench.counts == (1, 1)
+    assert "/slow" not in app.began
+
+
+async def test_a_body_that_stops(http: Http) -> None:
+    """A body may take as long as it goes on; when nothing has come for the time it is 408, and the app is told."""
+    bench, app = http
+    async with bench.connected() as client:
+        client.send(b"POST /body HTTP/1.1\r\ncontent-length: 1000\r\n\r\n")
+        await until(lambda: app.began, "the app has begun")
+        for number in range(1, 6):
+            client.send(b"x")
+            await until(lambda: connection(bench).cycle.message_event._waiters, "the app waits")
+            await bench.later(LIMIT - 1)
+            assert bench.counts == (0, 0), number
+        await bench.later(3)
+        answer = await client.rest()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert bench.counts == (1, 1)
+    await until(lambda: app.gone, "the app has been told")
+
+
+async def test_a_body_that_the_app_does_not_wait_for(http: Http) -> None:
+    """As long as the app works and hasn't asked for the body, no time counts, whatever is missing of it."""
+    bench, app = http
+    async with bench.connected() as client:
+        client.send(b"POST /held HTTP/1.1\r\ncontent-length: 1000\r\n\r\nx")
+        await until(lambda: app.began, "the app has begun")
+        await bench.later(10 * LIMIT)
+        app.gate.set()
+        assert (await client.reader.readuntil(b"hello")).startswith(ANSWER)
+    assert bench.counts == (0, 0)
+
+
+async def test_continue_is_ours_to_say(http: Http) -> None:
+    """A client that waits for "100 Continue" waits for the app."""
+    bench, app = http
+    async with bench.connected() as client:
+        client.send(b"POST /held HTTP/1.1\r\ncontent-length: 1\r\nexpect: 100-continue\r\n\r\n")
+        await until(lambda: app.began, "the app has begun")
+        await bench.later(10 * LIMIT)
+        app.gate.set()
+        assert (await client.reader.readuntil(b"hello")).startswith(ANSWER)
+    assert bench.counts == (0, 0)
+
+
+async def test_an_app_that_works(http: Http) -> None:
+    """A request that is under way is never timed out, nor are those that were sent behind it."""
+    bench, app = http
+    async with bench.connected() as client:
+        client.send(b"GET /held HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n")
+        await until(lambda: app.began, "the app has begun")
+        await bench.later(10 * LIMIT)
+        app.gate.set()
+        for _ in range(2):
+            assert (await client.reader.readuntil(b"hello")).startswith(ANSWER)
+    assert bench.counts == (0, 0)
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+@pytest.mark.parametrize("close", [b"", b"connection: close\r\n"])
+async def test_a_reader_that_stops(http: Http, family: socket.AddressFamily, close: bytes) -> None:
+    """A client that takes its response slowly has all the time; one that takes nothing of it is cut off."""
+    bench, app = http
+    async with bench.connected(family) as client:
+        client.send(b"GET /large HTTP/1.1\r\n%s\r\n" % close)
+        await until(lambda: app.began and connection(bench).transport.get_write_buffer_size(), "it is waiting")
+        for number in range(5):
+            await client.reader.readexactly(1 << 21)
+            await bench.later(LIMIT - 1)
+            assert bench.counts == (0, 0), number
+        left = connection(bench)
+        await bench.later(LIMIT + 2)
+        assert bench.counts == (1, 1)
+        await until(lambda: left not in list(bench.engine.movable()), "it is gone")
+        assert len(await client.rest()) < 1 << 26
+
+
+async def test_timeout_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With timeout = 0 nobody is ever given up."""
+    engine = UvicornEngine(Site(App(), Interface.ASGI, Settings(timeout=0.0), None))
+    bench = Bench(engine, monkeypatch)
+    await engine.start()
+    async with bench.connected() as client:
+        client.send(b"GET / HT")
+        await bench.later(1000)
+        client.send(b"TP/1.1\r\n\r\n")
+        await client.reader.readuntil(b"hello")
+    await until(engine.idle, "it is closed")
+    assert bench.counts == (0, 0)
+
+
+# Raw TCP
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Echoes lines; "say N" says so many bytes."""
+    while line := await reader.readline():
+        writer.write(bytes(int(line[4:])) if line.startswith(b"say ") else line)
+        await writer.drain()
+
+
+@pytest.fixture
+async def tcp(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    bench = Bench(TcpEngine(Site(echo, Interface.TCP, Settings(timeout=LIMIT), None)), monkeypatch)
+    yield bench
+    await until(bench.engine.idle, "all connections are closed")
+
+
+async def test_a_silent_stream(tcp: Bench) -> None:
+    """A stream on which neither side has sent anything for the time is closed; each byte gives it the whole time again."""
+    async with tcp.connected() as client:
+        for number in range(3):
+            client.send(b"hello\n")
+            await client.reader.readuntil(b"\n")
+            await tcp.later(LIMIT - 1)
+            assert tcp.counts == (0, 0), number
+        await tcp.later(3)
+        assert await client.rest() == b""
+    assert tcp.counts == (1, 0)
+
+
+async def test_a_stream_that_is_taken_slowly(tcp: Bench) -> None:
+    """As long as the client takes something it isn't silent; when it takes nothing it is closed."""
+    async with tcp.connected() as client:
+        client.send(b"say 67108864\n")
+        for number in range(3):
+            await client.reader.readexactly(1 << 22)
+            await tcp.later(LIMIT - 1)
+            assert tcp.counts == (0, 0), number
+        await tcp.later(LIMIT + 2)
+        assert tcp.counts == (1, 0)
+        assert len(await client.rest()) < 1 << 26
+
+
+# What the kernel counts
+
+
+def test_what_the_kernel_counts() -> None:
+    """Bytes delivered and received of a TCP connection; nothing for others; what a Unix socket's reader has left."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as one:
+        other, _ = listener.accept()
+        with other:
+            assert transferred(other.fileno()) == (0, 0)
+            one.sendall(b"x" * 100)
+            other.sendall(b"y" * 7)
+            assert other.recv(200) + one.recv(200) == b"x" * 100 + b"y" * 7
+            assert transferred(other.fileno()) == (7, 100)
+    one, other = socket.socketpair()
+    with one, other:
+        assert transferred(one.fileno()) is None
+        assert untaken(one.fileno()) == 0
+        one.sendall(b"x" * 100)
+        assert untaken(one.fileno()) > 0
+        other.recv(200)
+        assert untaken(one.fileno()) == 0
+    with Path("/dev/null").open() as file:
+        assert (transferred(file.fileno()), untaken(file.fileno())) == (None, 0)
+    assert (transferred(-1), untaken(-1)) == (None, 0)
+
+
+def test_patience_forgets() -> None:
+    """A connection that had its app's turn in between begins anew; one that is gone isn't remembered."""
+
+    class One:
+        wait: Wait | None = Wait(For.HEAD, 1)
+        given_up: For | None = None
+
+        def waits(self) -> Wait | None:
+            return self.wait
+
+        def give_up(self, what: For) -> None:
+            self.given_up = what
+
+    one, patience = One(), Patience(10)
+    patience.look([one], 0)
+    one.wait = None
+    patience.look([one], 9)
+    one.wait = Wait(For.HEAD, 1)
+    patience.look([one], 11)
+    patience.look([one], 21)
+    assert one.given_up is None
+    patience.look([one], 22)
+    assert one.given_up is For.HEAD
+    patience.look([], 23)
+    assert not patience._since
