@@ -54,7 +54,7 @@ def run(
         from . import single  # the engines and what they bring would cost the master 2 MiB
 
         with listening(config) as listeners:
-            return single.run(config, listeners, targets, on_ready or _nothing)
+            return single.run(config, listeners, targets, on_ready or _nothing, emitter.emit)
     with estate(config, argv or default_argv()) as owned:
         return uvloop.run(supervise(owned, emitter, on_ready or _nothing))
 
@@ -184,6 +184,8 @@ def _log(event: events.Event) -> None:
             logger.info("%s: %s", event.signal, event.action)
         case events.ShuttingDown():
             logger.info("shutting down %s", "gracefully" if event.graceful else "at once")
+        case events.Enabled() | events.Disabled():
+            logger.info("traffic %s", event.name)
         case events.Recovered():
             logger.info("recovered: %d workers serve", event.ready)
         case _:

@@ -63,6 +63,7 @@ def _serve(made: image.Image, order: wire.Fork, descriptors: list[int]) -> int:
             sockets=list(zip(order.sockets, doors, strict=True)),
             rest=ways[0] if ways else None,
             ready=ways[1:],
+            validator=made.validator,
         )
     )
 

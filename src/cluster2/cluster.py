@@ -146,6 +146,14 @@ class Cluster:
         """Set the number of workers; returns when there are so many. Raises NotRunning."""
         return self._client().call("scale", {"workers": workers})
 
+    def enable(self) -> dict[str, Any]:
+        """Let health checks answer that the cluster serves: in all workers, when this returns. Raises NotRunning."""
+        return self._client().call("enable")
+
+    def disable(self) -> dict[str, Any]:
+        """Let health checks answer that it wants no traffic; it serves on. Raises NotRunning."""
+        return self._client().call("disable")
+
     def shutdown(self) -> None:
         """End the cluster gracefully; returns when its master is gone. Raises NotRunning."""
         self._client().gone("shutdown")

@@ -131,6 +131,18 @@ class ReloadFailed(Event, frozen=True, kw_only=True):
     traceback: str | None
 
 
+class Enabled(Event, frozen=True, kw_only=True):
+    """Traffic is enabled: health checks answer that the cluster serves."""
+
+    name: ClassVar[str] = "enabled"
+
+
+class Disabled(Event, frozen=True, kw_only=True):
+    """Traffic is disabled: health checks answer so. The cluster serves on."""
+
+    name: ClassVar[str] = "disabled"
+
+
 class Signalled(Event, frozen=True, kw_only=True):
     """The master received a signal. Listeners name the signal itself: `cluster.on("SIGTERM")`."""
 

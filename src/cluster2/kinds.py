@@ -206,6 +206,27 @@ def _path(raw: object) -> str:
     return _name(str(raw) if isinstance(raw, PurePath) else raw)
 
 
+def _url_path(raw: object) -> str:
+    path = _text(raw)
+    if not re.fullmatch(r"/[!-~]*", path) or "#" in path:
+        raise ValueError
+    return path
+
+
+def _token(raw: object) -> str:
+    token = _text(raw)
+    if not re.fullmatch(r"[!-~]{8,}", token):
+        raise ValueError
+    return token
+
+
+def _bare_path(raw: object) -> str:
+    path = _url_path(raw)
+    if "?" in path or "%" in path:
+        raise ValueError
+    return path
+
+
 def _account(raw: object) -> str:
     return str(_whole(raw)) if isinstance(raw, int) else _name(raw)
 
@@ -292,6 +313,9 @@ RATIO = Kind("RATIO", "a number from 0 to 1", _ratio, repr)
 TEXT = Kind("TEXT", "a text", _text)
 NAME = Kind("NAME", "a name", _name)
 PATH = Kind("PATH", "a path", _path)
+URL_PATH = Kind("/PATH", "a path such as /healthy, or /healthy?deep=1", _url_path)
+BARE_PATH = Kind("/PATH", "a path such as /ecv, without a query, and without %", _bare_path)
+TOKEN = Kind("TOKEN", "8 or more printable ASCII characters without spaces", _token)
 ACCOUNT = Kind("NAME", "a name or a numeric id", _account)
 UMASK = Kind(
     "OCTAL", "an octal number from 0 to 777", lambda raw: _whole(raw, 0, 0o777, 8), lambda value: f"{value:04o}"
@@ -301,3 +325,11 @@ ADDRESS = Kind("ADDRESS", "host:port, [ipv6]:port, unix:path or fd://3", _addres
 ADDRESSES = Kind("ADDRESS", ADDRESS.describe, lambda raw: tuple(_address(item) for item in _items(raw)), _joined)
 REFERENCE = Kind("REFERENCE", "module:function", _reference)
 APPS = Kind("LIST", 'a list of pairs such as ["module:attr", 3000], with a port, an address or several', _apps)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether that is certain to name this machine alone; a name other than `localhost` may mean anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

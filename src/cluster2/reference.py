@@ -104,7 +104,9 @@ def _toml(option: Option) -> str:
 _EXAMPLES = {
     "TEXT": '"…"',
     "PATH": '"path"',
+    "/PATH": '"/healthy"',
     "NAME": '"www-data"',
+    "TOKEN": '"a-long-random-secret"',
     "REFERENCE": '"module:function"',
     "ADDRESS": '["127.0.0.1:3000", "unix:/run/app.sock"]',
     "LIST": '[["module:attr", 3000], ["other:attr", "unix:/run/other.sock"]]',

@@ -18,6 +18,7 @@ from .kinds import (
     ADDRESS,
     ADDRESSES,
     APPS,
+    BARE_PATH,
     COUNT,
     DURATION,
     FLAG,
@@ -31,13 +32,16 @@ from .kinds import (
     REFERENCE,
     SIZE,
     TEXT,
+    TOKEN,
     UMASK,
+    URL_PATH,
     WORKERS,
     Address,
     Kind,
     TcpAddress,
     choice,
     count,
+    is_loopback,
     parse_address,
 )
 
@@ -126,6 +130,7 @@ def options_of(declarations: type) -> Mapping[str, Option]:
 
 
 _APP, _PROCESSES, _RECYCLE, _LISTEN, _FILES = "App", "Processes", "Recycling", "Addresses", "Files and identity"
+_ECV = "Health checks"
 _TIME, _KEEPER, _ENGINE, _TLS, _LOG = "Time limits", "Connections", "Engine", "TLS", "Logging"
 
 
@@ -202,6 +207,32 @@ class Settings:
     backlog: int = option(2048, count(1), "length of each accept queue", _LISTEN, restart=True)
     mon_host: str = option("127.0.0.1", HOST, "where the monitor listens", _LISTEN, seed="monHost", restart=True)
     mon_port: int = option(3001, PORT, "the monitor's port; 0: no monitor", _LISTEN, seed="monPort", restart=True)
+    mon_path: str = option("/", BARE_PATH, "the path under which the monitor answers", _LISTEN, restart=True)
+    mon_token: str | None = option(
+        None, TOKEN, "what changes need, and everything but health checks where others can reach it", _LISTEN,
+        restart=True, secret=True,
+    )  # fmt: skip
+
+    ecv_path: str = option(
+        "/ecv", BARE_PATH, "where load balancers ask for the health", _ECV, within="ecv", seed="path"
+    )
+    ecv_monitor: str | None = option(
+        None, URL_PATH, "a path of the app that must answer below 300", _ECV, within="ecv", seed="monitor", needs="ecv"
+    )
+    ecv_validator: str | Callable[..., Any] | None = option(  # noqa: RUF009
+        None, REFERENCE, "called with status, headers and body of that answer; true: it is fine", _ECV,
+        within="ecv", seed="validator", needs="ecv",
+    )  # fmt: skip
+    ecv_control: bool = option(
+        False, FLAG, "whether POST to PATH/disable and PATH/enable steers traffic", _ECV, within="ecv", seed="control"
+    )
+    ecv_token: str | None = option(
+        None, TOKEN, "what these POSTs must bear; unset: they must come from this machine", _ECV,
+        within="ecv", secret=True,
+    )  # fmt: skip
+    ecv_agent_port: int = option(
+        0, PORT, "where HAProxy's agent-check is answered; 0: nowhere", _ECV, within="ecv", restart=True
+    )
 
     timeout: float = option(
         30.0,
@@ -357,6 +388,13 @@ def validate(settings: Settings, sources: Mapping[str, str] = MappingProxyType({
     for name in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"):
         if getattr(settings, name) is not None and settings.ssl_certfile is None:
             raise ConfigError(f"{said(name)} needs ssl_certfile, which isn't set")
+    for name, other in (("ecv.validator", "ecv.monitor"), ("ecv.token", "ecv.control")):
+        if getattr(settings, OPTIONS[name].field) is not None and not getattr(settings, OPTIONS[other].field):
+            raise ConfigError(f"{said(name)} needs {other}, which isn't set")
+    if settings.mon_port and settings.mon_token is None and not is_loopback(settings.mon_host):
+        raise ConfigError(
+            f"{said('mon_host')} lets other machines reach the monitor: that needs mon_token; or set mon_port = 0"
+        )
     seen: set[Address] = set()
     for address in settings.addresses():
         port = getattr(address, "port", None)

@@ -149,6 +149,12 @@ class Note(Message, frozen=True):
     text: str
 
 
+class SetTraffic(Message, frozen=True):
+    """Somebody who may has told the worker to enable or disable traffic, for the whole cluster."""
+
+    enabled: bool
+
+
 # Talk: master → worker.
 
 
@@ -166,8 +172,14 @@ class Deserted(Message, frozen=True):
     """The keeper is gone for good: no connection comes back any more."""
 
 
+class TrafficSet(Message, frozen=True):
+    """It is so, in all workers. Answers come in the order of the questions."""
+
+    enabled: bool
+
+
 Orders = Prepare | Fork | Prepared | PrepareFailed | Forked | ForkFailed
-Talk = Born | Ready | Leaving | BootFailed | Note | Drain | Deserted
+Talk = Born | Ready | Leaving | BootFailed | Note | SetTraffic | Drain | Deserted | TrafficSet
 
 _M = TypeVar("_M")
 _encode = msgspec.msgpack.Encoder().encode

@@ -414,14 +414,19 @@ def test_the_sample_file_is_valid(tmp_path: Path) -> None:
     """With each option uncommented in turn the sample is a file that is read without an error."""
     lines = reference.sample().splitlines()
     assert tomllib.loads("\n".join(lines)) == {}
-    assignments = [line.removeprefix("# ") for line in lines if " = " in line]
-    assert [each.split(" = ")[0] for each in assignments] == [option.name for option in OPTIONS.values()]
-    for each in assignments:
-        (tmp_path / "cluster2.toml").write_text(
-            each + "\nssl_certfile = 'x'\n" * (each.startswith("ssl_") and "certfile" not in each)
-        )
+    table, assignments = "", {}
+    for line in (each.removeprefix("# ") for each in lines):
+        if line.startswith("["):
+            table = line.strip("[]") + "."
+        elif " = " in line:
+            key, _, value = line.partition(" = ")
+            assignments[table + key] = value
+    assert list(assignments) == sorted(OPTIONS, key=lambda name: "." in name)
+    needed = {"ssl_": "ssl_certfile = 'x'", "ecv.validator": "ecv.monitor = '/x'", "ecv.token": "ecv.control = true"}
+    for name, value in assignments.items():
+        more = [line for start, line in needed.items() if name.startswith(start) and not line.startswith(name)]
+        (tmp_path / "cluster2.toml").write_text("\n".join([f"{name} = {value}", *more]))
         found = load(directory=tmp_path, environ={}, check=False)
-        name = each.split(" = ")[0]
         default = getattr(load(directory=tmp_path / "none", environ={}, check=False).settings, OPTIONS[name].field)
         if OPTIONS[name].default not in (None, ()) and OPTIONS[name].kind.label != "PATH":
             assert getattr(found.settings, OPTIONS[name].field) == default

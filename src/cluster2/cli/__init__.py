@@ -22,6 +22,8 @@ COMMANDS = {
     "reload": "control",
     "scale": "control",
     "recycle": "control",
+    "enable": "control",
+    "disable": "control",
     "stacks": "control",
     "stop": "control",
     "shutdown": "control",

@@ -1,4 +1,4 @@
-"""What is asked of a running master: `status`, `reload`, `scale`, `recycle`, `stacks`, `shutdown`, `stop`."""
+"""What is asked of a running master: `status`, `reload`, `scale`, `recycle`, `enable`, `stacks`, `shutdown` and so on."""
 
 from __future__ import annotations
 
@@ -70,6 +70,22 @@ def scale(pids: str | None, workers: int) -> int:
 def recycle(pids: str | None, worker: int | None) -> int:
     """Replace one worker by another of the same generation, or all in turn."""
     _client(pids).call("recycle", {"worker": worker}, progress=_reporter())
+    return 0
+
+
+@click.command()
+@_pids
+def enable(pids: str | None) -> int:
+    """Let health checks answer that this cluster serves."""
+    _client(pids).call("enable")
+    return 0
+
+
+@click.command()
+@_pids
+def disable(pids: str | None) -> int:
+    """Let health checks answer that this cluster wants no traffic. It serves on, also after reload, recycle and scale."""
+    _client(pids).call("disable")
     return 0
 
 

@@ -56,6 +56,7 @@ class Capability(StrEnum):
     ACCESS_LOG = "access-log"
     KEEPER = "keeper"
     REQUEST_AGE = "request-age"
+    ECV = "ecv"
     KEEP_ALIVE = "keep-alive"
     THREADS = "threads"
     HTTP2 = "http2"
@@ -143,6 +144,14 @@ class Engine(Protocol):
     @staticmethod
     def adapt(app: Callable[..., Any], interface: Interface) -> tuple[Callable[..., Any], Interface]:
         """The app as this engine calls it: itself, or behind a bridge from its interface to the engine's own."""
+
+    @staticmethod
+    def peer(scope: Any, receive: Any) -> str | None:
+        """The host at the other end of the socket of a request that the app is called with, whatever headers say.
+
+        Returns:
+            "" for a Unix socket, None if it can't be known.
+        """
 
     async def start(self) -> None:
         """Start the app. Raises AppError if it refuses."""

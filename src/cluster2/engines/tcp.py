@@ -53,6 +53,11 @@ class TcpEngine:
         """Apps are called as they are."""
         return app, interface
 
+    @staticmethod
+    def peer(scope: Any, receive: Any) -> str | None:
+        """There are no requests."""
+        return None
+
     async def start(self) -> None:
         """There is nothing to start."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
@@ -35,6 +36,7 @@ _HTTP = frozenset(
         Capability.KEEPER,
         Capability.REQUEST_AGE,
         Capability.KEEP_ALIVE,
+        Capability.ECV,
     }
 )
 """What it can do for apps of both interfaces."""
@@ -81,6 +83,16 @@ class UvicornEngine:
 
             return WSGIMiddleware(cast(Any, app), workers=THREADS), Interface.ASGI
         return app, interface
+
+    @staticmethod
+    def peer(scope: Any, receive: Any) -> str | None:
+        """Asked of the socket: `scope["client"]` is what a header said, if a proxy is believed."""
+        transport: asyncio.BaseTransport = receive.__self__.transport
+        sock = transport.get_extra_info("socket")
+        try:
+            return "" if sock.family == socket.AF_UNIX else str(sock.getpeername()[0])
+        except OSError:  # it has gone
+            return None
 
     async def start(self) -> None:
         """Run the app's lifespan to the end of its startup."""

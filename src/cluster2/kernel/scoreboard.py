@@ -150,6 +150,9 @@ class Header(Cells):
     keeper_expired = Integer(9, "keeper", "connections that it closed because they were idle for too long")
     keeper_lost = Integer(10, "keeper", "connections lost because it had no descriptor left")
     keeper_restarts = Integer(11, "master", "how often it had to be started again")
+    leaving = Integer(12, "master", "1: the cluster is about to shut down, and health checks say so")
+    wanted = Integer(13, "master", "how many workers are wanted")
+    beat = Real(14, "master", "monotonic time of its last look around")
 
 
 class Row(Cells):

@@ -77,6 +77,10 @@ class Lives:
                     self._master.reloader.abandon(error)
                 else:
                     self._master.warn(f"{handle} can't serve: {error.message}")
+            case wire.SetTraffic():
+                self._master.set_traffic(message.enabled)
+                if handle.talk is not None and not handle.talk.is_closing():
+                    handle.talk.write(wire.pack(wire.TrafficSet(message.enabled)))
             case wire.Note():
                 self._master.warn(f"{handle}: {message.text}")
             case _:

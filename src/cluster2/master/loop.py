@@ -99,6 +99,7 @@ class Master:
         """
         header = self.estate.board.header
         header.generation, header.started, header.traffic = self.wanted.generation, time.time(), 1
+        header.wanted, header.beat = self.wanted.slots, time.monotonic()
         self.watchman.heed(self.settings)
         await self._control.open(self.estate.pids.bind_control(CONTROL_BACKLOG))
         for number in SIGNALS if self.estate.owns_process else ():
@@ -230,6 +231,14 @@ class Master:
             memory=memory,
         )
 
+    def set_traffic(self, enabled: bool) -> None:
+        """What health checks answer, from now on, in all workers that are and will be."""
+        header = self.estate.board.header
+        if bool(header.traffic) != enabled:
+            header.traffic = int(enabled)
+            event = events.Enabled if enabled else events.Disabled
+            self.emit(event(time=time.time()))
+
     def resize(self, slots: int) -> None:
         """So many workers are wanted."""
         if self.phase is Phase.SERVING and slots >= 1:
@@ -240,6 +249,7 @@ class Master:
         if self.ending():
             return
         self.phase = Phase.DRAINING
+        self.estate.board.header.leaving = 1
         self.reloader.cancel("the cluster shuts down")
         self.emit(events.ShuttingDown(time=time.time(), graceful=True))
         for _, listener in self.estate.listeners:
@@ -275,6 +285,7 @@ class Master:
 
     async def _converge(self) -> None:
         """Do what is missing between what is seen and what is wanted."""
+        self.estate.board.header.wanted = self.wanted.slots
         if self.ending():
             return
         now = time.monotonic()
@@ -340,7 +351,7 @@ class Master:
         # Who was suspended or starved saw nothing for a while: that the others gave no sign then proves nothing.
         if now - self._looked_at < 2 * TICK:
             self._check_health(now)
-        self._looked_at = now
+        self._looked_at = self.estate.board.header.beat = now
         if self.estate.owns_process:
             processes.reap_strays(self._known())
         if self._load_again_at is not None and now >= self._load_again_at and self.phase is Phase.SERVING:

@@ -135,6 +135,14 @@ class Verbs:
 
         self._wishes.append(Wish(command, true, {"workers": slots}))
 
+    def _do_enable(self, command: Command) -> None:
+        self._master.set_traffic(True)
+        command.answer({"traffic": "enabled"})
+
+    def _do_disable(self, command: Command) -> None:
+        self._master.set_traffic(False)
+        command.answer({"traffic": "disabled"})
+
     def _do_stacks(self, command: Command) -> None:
         """The stacks of one worker, or of all."""
         named = self._named(command, lambda handle: handle.pidfd is not None)

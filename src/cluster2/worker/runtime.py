@@ -17,12 +17,13 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import uvloop
 
 from .. import wire
 from ..apps import App, said, trace
-from ..engines.base import Engine, Site
+from ..engines.base import Engine, Interface, Site
 from ..errors import AppError, ClusterError
 from ..kernel import processes
 from ..kernel.handover import Inlet, Outlet
@@ -31,6 +32,8 @@ from ..lifecycle import State
 from ..settings import Settings
 from . import api
 from .acceptor import Acceptor, Door, ReadyQueue
+from .check import Check
+from .ecv import Ecv, Served, Traffic
 from .life import Life
 from .moves import Moves
 from .pace import Pace
@@ -69,6 +72,7 @@ class Birth:
         talk: its end of the channel to the master; None: there is no master (`cluster = false`).
         rest: the entry of the rest queue, if there is a keeper.
         ready: the exit of each app's ready queue, if there is a keeper.
+        validator: says whether the app's answer to the health check is fine.
         heard: takes what it would tell a master, where there is none.
     """
 
@@ -80,6 +84,7 @@ class Birth:
     sockets: Sequence[tuple[wire.Socket, socket.socket]]
     rest: socket.socket | None = None
     ready: Sequence[socket.socket] = ()
+    validator: Callable[..., Any] | None = None
     heard: Callable[[wire.Talk], None] = lambda message: None
 
 
@@ -120,6 +125,7 @@ class Worker:
         self._last = False
         self._deserted = not order.keeper
         self._say = birth.heard
+        self._traffic = Traffic(birth.board.header, lambda message: self._say(message), alone=birth.talk is None)
 
     async def run(self) -> int:
         """Serve until told to drain; returns the exit code."""
@@ -199,8 +205,24 @@ class Worker:
 
     def _engine(self, site: Staffed) -> Engine:
         call, native = site.engine.adapt(site.app.call, site.app.interface)
-        wrapped = wrap(call, native, self._watch, self._woken)
+        ecv = None if native is Interface.TCP else self._ecv(site, call)
+        wrapped = wrap(call, native, self._watch, self._woken, ecv)
         return site.engine(Site(wrapped, site.app.interface, self._settings, context(self._settings)))
+
+    def _ecv(self, site: Staffed, call: Callable[..., Any]) -> Ecv:
+        check = None
+        if self._settings.ecv_monitor is not None:
+            threaded = site.app.interface is Interface.WSGI
+            check = Check(self._birth.validator, cancellable=not threaded, told=self._checked)
+        served = Served(call, site.engine.peer, check)
+        return Ecv(self._settings, self._birth.board.header.started, self._traffic, served, self._settings.root_path)
+
+    def _checked(self, reason: str | None) -> None:
+        """The app's own check has another outcome than last time."""
+        if reason is None:
+            logger.info("the ECV check passes again")
+        else:
+            self._say(wire.Note(wire.clip(f"the ECV check of {self._settings.ecv_monitor} fails: {reason}", MOST_SAID)))
 
     def _doors(self) -> list[Door]:
         tls = context(self._settings)
@@ -292,6 +314,8 @@ class Worker:
                 self._drain_soon(message.last)
             case wire.Deserted():
                 self._deserted = True
+            case wire.TrafficSet():
+                self._traffic.confirmed()
             case _:
                 logger.warning("the master said what only a worker says: %r", message)
 
@@ -307,6 +331,7 @@ class Worker:
     def _orphaned(self) -> None:
         logger.warning("the master is gone; worker %d drains and leaves", self._life.pid)
         self._deserted = True
+        self._traffic.orphaned()
         self._drain_soon(True)
 
 

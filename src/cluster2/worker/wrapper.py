@@ -1,7 +1,8 @@
 """What cluster2 adds around an app: one thin layer.
 
-For nearly all requests the layer is one test of a number, and returns the app's own awaitable: nothing is wrapped, nothing is
-counted here (engines count already, and the worker's tick reads them). A few are measured (`steps`).
+For nearly all requests the layer is a comparison of the path and one test of a number, and returns the app's own awaitable:
+nothing is wrapped, nothing is counted here (engines count already, and the worker's tick reads them). A few are measured
+(`steps`), and those that ask for the health are answered (`ecv`).
 """
 
 from __future__ import annotations
@@ -10,27 +11,34 @@ from collections.abc import Callable
 from typing import Any
 
 from ..engines.base import Interface, is_async
+from .ecv import Ecv
 from .steps import Watch
 
 Call = Callable[..., Any]
 
 
-def wrap(app: Call, interface: Interface, watch: Watch, woken: Callable[[], None]) -> Call:
+def wrap(app: Call, interface: Interface, watch: Watch, woken: Callable[[], None], ecv: Ecv | None = None) -> Call:
     """The app as its engine shall see it.
 
     Args:
         interface: by which the engine calls it (a bridge of the engine's, if it has one, is part of the app here).
+        ecv: answers requests for the health; None: the app has all paths.
         woken: called when a request is noticed, at the latest with the first one after a rest.
     """
     match interface:
         case Interface.ASGI:
-            return _asgi(app, watch, woken)
+            return _asgi(app, watch, woken, ecv)
         case _:
             return _tcp(app, watch, woken) if is_async(app) else app
 
 
-def _asgi(app: Call, watch: Watch, woken: Callable[[], None]) -> Call:
+def _asgi(app: Call, watch: Watch, woken: Callable[[], None], ecv: Ecv | None) -> Call:
+    ours = frozenset[str]() if ecv is None else ecv.paths
+
     def wrapped(scope: Any, receive: Call, send: Call) -> Any:
+        if scope.get("path") in ours and scope["type"] == "http":
+            assert ecv is not None
+            return ecv.asgi(scope, receive, send)
         if watch.due and scope["type"] == "http":
             woken()
             return watch.measured(app(scope, receive, send))

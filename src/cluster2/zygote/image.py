@@ -13,11 +13,11 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, cast
 
 from .. import logs
 from ..apps import App, load, said, trace
@@ -37,12 +37,14 @@ class Image:
 
     Attributes:
         sites: each app with its engine, in the order of the options.
+        validator: of the health check, if there is one.
         threads: names of threads that are running although nothing serves yet; with any, forking is unsafe.
     """
 
     settings: Settings
     sites: Sequence[tuple[App, type[Engine]]]
     threads: list[str]
+    validator: Callable[..., Any] | None = None
 
 
 def build(settings: Settings, sources: Mapping[str, str], targets: Sequence[object]) -> Image:
@@ -62,8 +64,9 @@ def build(settings: Settings, sources: Mapping[str, str], targets: Sequence[obje
     _enter(settings)
     logs.configure(settings)
     sites = _sites(settings, sources, targets)
+    validator = _validator(settings)
     _warm_up(settings)
-    return Image(settings, sites, _threads(own_name))
+    return Image(settings, sites, _threads(own_name), validator)
 
 
 def freeze() -> None:
@@ -116,6 +119,19 @@ def _warm_up(settings: Settings) -> None:
         raise
     except (Exception, SystemExit) as error:
         raise AppError(f"warm_up = {label} raised {said(error)}", detail=trace(error, __file__)) from error
+
+
+def _validator(settings: Settings) -> Callable[..., Any] | None:
+    named: Any = settings.ecv_validator
+    if named is None or not isinstance(named, str):
+        return None if named is None else cast(Callable[..., Any], named)
+    try:
+        found = resolve_name(named)
+    except Exception as error:
+        raise AppError(f"ecv.validator = {named} raised {said(error)}", detail=trace(error, __file__)) from error
+    if not callable(found):
+        raise ConfigError(f"ecv.validator = {named}: it is a {type(found).__name__}, which can't be called")
+    return cast(Callable[..., Any], found)
 
 
 def _threads(own_name: str) -> list[str]:

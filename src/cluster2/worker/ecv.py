@@ -1,0 +1,201 @@
+"""ECV on the app's own port, in each worker. `ecv` says what is answered; `check` asks the app how it is.
+
+Traffic is one cell of the scoreboard's header, which each worker reads when it is asked: so what is true for one is true for all,
+for those that are forked later as well. The cell is the master's. A worker that is told to change it passes that on and answers
+when the master has done it; without a master (`cluster = false`) the worker does it itself, since there is nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .. import ecv, wire
+from ..ecv import Answer, Asked, Health
+from ..kernel.scoreboard import Header
+from ..settings import Settings
+from .check import Ask, Check, ask_asgi, ask_rsgi
+
+Call = Callable[..., Any]
+Peer = Callable[[Any, Any], str | None]
+READ = ("GET", "HEAD")
+
+logger = logging.getLogger("cluster2.worker")
+
+CONFIRMATION = 5.0
+"""Seconds in which the master must have confirmed; a stuck one must not keep the caller."""
+BODY = 1 << 16
+"""Bytes of a request's body that are read and ignored; a longer one is refused."""
+BODY_PATIENCE = 5.0
+"""Seconds for that body to arrive."""
+
+
+class Traffic:
+    """The switch, seen from a worker.
+
+    Args:
+        say: tells the master, or whoever is there.
+        alone: there is no master.
+    """
+
+    def __init__(self, header: Header, say: Callable[[wire.Talk], None], *, alone: bool) -> None:
+        self._header = header
+        self._say = say
+        self._alone = alone
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def health(self, *, able: bool) -> Health:
+        """What holds now."""
+        return ecv.health(traffic=bool(self._header.traffic), leaving=bool(self._header.leaving), able=able)
+
+    async def switch(self, enabled: bool) -> bool:
+        """Returns whether it is done, in all workers; false: the master is gone, or doesn't answer."""
+        if self._alone:
+            changed = bool(self._header.traffic) != enabled
+            self._header.traffic = int(enabled)
+            if changed:
+                self._say(wire.SetTraffic(enabled))
+            return True
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(done)
+        self._say(wire.SetTraffic(enabled))
+        await asyncio.wait({done}, timeout=CONFIRMATION)
+        return done.done() and not done.cancelled()
+
+    def confirmed(self) -> None:
+        """The master has done what it was told first."""
+        if self._waiting and not (first := self._waiting.popleft()).done():
+            first.set_result(None)
+
+    def orphaned(self) -> None:
+        """The master is gone: nobody does anything any more."""
+        while self._waiting:
+            self._waiting.popleft().cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An app whose health is asked for.
+
+    Attributes:
+        app: as its engine calls it.
+        peer: `Engine.peer` of that engine.
+        check: decides whether it is well; None: it always is.
+    """
+
+    app: Call
+    peer: Peer
+    check: Check | None = None
+
+
+class Ecv:
+    """Answers for one app.
+
+    Attributes:
+        paths: what it answers; all else is the app's.
+    """
+
+    def __init__(self, settings: Settings, since: float, traffic: Traffic, served: Served, root: str = "") -> None:
+        """Args: since: wall time of the cluster's start; root: what the engine puts before each path."""
+        self._page = ecv.Page(settings.ecv_path, since, socket.gethostname())
+        self._traffic = traffic
+        self._served = served
+        self._root = root
+        self._monitor = settings.ecv_monitor
+        self._token = settings.ecv_token
+        self._switches = ecv.switches(root + settings.ecv_path) if settings.ecv_control else {}
+        self.paths = frozenset({root + settings.ecv_path, *self._switches})
+
+    async def asgi(self, scope: Any, receive: Call, send: Call) -> None:
+        """Answer a request whose path is one of ours."""
+        method, path = scope["method"], scope["path"]
+        if method in READ and path not in self._switches:
+            answer = await self._read(scope.get("server"), lambda: self._ask_asgi(scope))
+        else:
+            asked = Asked.of(method, path, self._served.peer(scope, receive), scope["headers"])
+            answer = self._refused(asked) or await _swallow(self._page, scope, receive) or await self._switch(asked)
+        if answer.status >= 400 and _brings_body(scope):
+            answer = answer.closing()  # what wasn't read stands in the way of the next request
+        start = {"type": "http.response.start", "status": answer.status, "headers": list(answer.headers)}
+        await send(start)
+        await send({"type": "http.response.body", "body": answer.body})
+
+    async def rsgi(self, scope: Any, protocol: Any) -> None:
+        """The same for RSGI."""
+        method, path = scope.method, scope.path
+        if method in READ and path not in self._switches:
+            answer = await self._read(_place(scope.server), lambda: self._ask_rsgi(scope))
+        else:
+            headers = [
+                (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in scope.headers.items()
+            ]
+            asked = Asked.of(method, path, self._served.peer(scope, protocol), headers)
+            answer = self._refused(asked) or await self._switch(asked)
+        text = [(name.decode(), value.decode()) for name, value in answer.headers]
+        protocol.response_bytes(answer.status, text, b"" if method == "HEAD" else answer.body)
+
+    async def _read(self, server: Any, ask: Ask) -> Answer:
+        able = self._traffic.health(able=True)
+        if able is Health.FINE and self._served.check is not None and not await self._served.check.passes(ask):
+            able = self._traffic.health(able=False)
+        ip, port = (server[0], server[1]) if server and server[1] else ("", 0)
+        return self._page.state(able, ip, port, time.time())
+
+    def _refused(self, asked: Asked) -> Answer | None:
+        if asked.path not in self._switches:
+            return self._page.wrong_method(*READ)
+        if asked.method != "POST":
+            return self._page.wrong_method("POST")
+        status = ecv.refusal(asked, self._token)
+        if status is None:
+            return None
+        logger.warning("%s %s from %s is refused (%d)", asked.method, asked.path, asked.peer or "unknown", status)
+        return self._page.refused(status)
+
+    async def _switch(self, asked: Asked) -> Answer:
+        enabled = self._switches[asked.path]
+        if await self._traffic.switch(enabled):
+            return self._page.switched(enabled)
+        return self._page.said(503, b"the master doesn't answer\n").closing()
+
+    async def _ask_asgi(self, scope: Any) -> Any:
+        return await ask_asgi(self._served.app, scope, self._root, self._monitor or "/")
+
+    async def _ask_rsgi(self, scope: Any) -> Any:
+        return await ask_rsgi(self._served.app, scope, self._monitor or "/")
+
+
+def _place(server: str) -> tuple[str, int]:
+    """Host and port of `host:port`."""
+    host, _, port = server.rpartition(":")
+    return host.strip("[]"), int(port) if port.isdecimal() else 0
+
+
+def _brings_body(scope: Any) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0")
+        for name, value in scope["headers"]
+    )
+
+
+async def _swallow(page: ecv.Page, scope: Any, receive: Call) -> Answer | None:
+    """Read the body, which says nothing to us, so that the connection can go on. Returns an answer if it is too much."""
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_PATIENCE):
+            while _brings_body(scope):
+                message = await receive()
+                size += len(message.get("body", b""))
+                if size > BODY:
+                    return page.said(413, b"no body is needed\n").closing()
+                if not message.get("more_body", False):
+                    break
+    except TimeoutError:
+        return page.said(408, b"the body didn't arrive\n").closing()
+    return None

@@ -1,0 +1,324 @@
+"""The question whether an app is well: requests without a socket, validators that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cluster2.worker import check as module
+from cluster2.worker.check import LARGEST, Check, Reply, Unfit, ask_asgi, ask_rsgi
+from tests.unit.waiting import until
+
+pytestmark = pytest.mark.anyio
+FINE = Reply(200, [("x", "y")], b"fine")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Don't wait for two seconds."""
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+
+
+class Judge:
+    """A check, and what it has told."""
+
+    def __init__(self, validator: Any = None, *, cancellable: bool = True) -> None:
+        self.reasons: list[str | None] = []
+        self.check = Check(validator, cancellable=cancellable, told=self.reasons.append)
+        self.asked = 0
+
+    async def passes(self, reply: Reply | Exception = FINE) -> bool:
+        async def ask() -> Reply:
+            self.asked += 1
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+
+        return await self.check.passes(ask)
+
+
+@pytest.mark.parametrize("status", [200, 204, 299])
+async def test_fine(status: int) -> None:
+    """Below 300 is fine, and not worth a word."""
+    judge = Judge()
+    assert await judge.passes(Reply(status, [], b""))
+    assert judge.reasons == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (Reply(300, [], b""), "it answered 300"),
+        (Reply(503, [], b""), "it answered 503"),
+        (Unfit("it ended without an answer"), "it ended without an answer"),
+        (ValueError("no table"), "it raised ValueError: no table"),
+        (TimeoutError("of its own"), "it raised TimeoutError: of its own"),
+    ],
+)
+async def test_unwell(reply: Reply | Exception, reason: str) -> None:
+    """Anything else fails; the reason is told once, and so is the recovery."""
+    judge = Judge()
+    assert not await judge.passes(reply)
+    assert not await judge.passes(reply)
+    assert judge.reasons == [reason]
+    assert await judge.passes()
+    assert judge.reasons == [reason, None]
+
+
+async def test_slow(impatient: None) -> None:
+    """An app that doesn't answer in time is cancelled, and asked again the next time."""
+    judge = Judge()
+    cancelled = asyncio.Event()
+
+    async def ask() -> Reply:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        raise AssertionError
+
+    assert not await judge.check.passes(ask)
+    await asyncio.wait_for(cancelled.wait(), 10)
+    assert judge.reasons == ["no verdict within 0.05 s"]
+    assert await judge.passes()
+
+
+async def test_slow_in_a_thread(impatient: None) -> None:
+    """What can't be cancelled goes on, and nothing else is asked until it has ended: one thread is stuck, not all."""
+    judge = Judge(cancellable=False)
+    go = asyncio.Event()
+
+    async def ask() -> Reply:
+        await go.wait()
+        return FINE
+
+    assert not await judge.check.passes(ask)
+    assert not await judge.passes()
+    assert judge.asked == 0
+    go.set()
+    await until(lambda: not judge.check._stuck)
+    assert await judge.passes()
+
+
+async def test_one_at_a_time() -> None:
+    """Who asks while a check is under way gets its result, also if the first one has gone away."""
+    judge = Judge()
+    go, asked = asyncio.Event(), 0
+
+    async def ask() -> Reply:
+        nonlocal asked
+        asked += 1
+        await go.wait()
+        return FINE
+
+    first = asyncio.ensure_future(judge.check.passes(ask))
+    others = [asyncio.ensure_future(judge.check.passes(ask)) for _ in range(5)]
+    await until(lambda: asked)
+    first.cancel()
+    go.set()
+    assert await asyncio.gather(*others) == [True] * 5
+    assert asked == 1
+
+
+async def async_true(status: int, headers: dict[str, str], body: bytes) -> bool:
+    return (status, headers, body) == (200, {"x": "y"}, b"fine")
+
+
+def sync_true(status: int, headers: dict[str, str], body: bytes) -> bool:
+    return (status, headers, body) == (
+        200,
+        {"x": "y"},
+        b"fine",
+    ) and threading.current_thread() is not threading.main_thread()
+
+
+def raises(status: int, headers: dict[str, str], body: bytes) -> bool:
+    raise KeyError("field")
+
+
+def leaves(status: int, headers: dict[str, str], body: bytes) -> bool:
+    raise SystemExit(3)
+
+
+async def async_raises(status: int, headers: dict[str, str], body: bytes) -> bool:
+    raise KeyError("field")
+
+
+@pytest.mark.parametrize(
+    ("validator", "reason"),
+    [
+        (async_true, None),
+        (sync_true, None),
+        (lambda *arguments: async_true(*arguments), None),
+        (lambda *arguments: False, "ecv.validator refused its answer"),
+        (lambda *arguments: None, "ecv.validator refused its answer"),
+        (raises, "ecv.validator raised KeyError: 'field'"),
+        (async_raises, "ecv.validator raised KeyError: 'field'"),
+        (lambda *arguments: async_raises(*arguments), "ecv.validator raised KeyError: 'field'"),
+        (leaves, "ecv.validator raised RuntimeError: SystemExit: 3"),
+        (lambda status: True, "ecv.validator raised TypeError"),
+    ],
+)
+async def test_validator(validator: Callable[..., Any], reason: str | None) -> None:
+    """It is asked with status, headers and body, sync (in a thread) or async; whatever isn't true fails."""
+    judge = Judge(validator)
+    assert await judge.passes() is (reason is None)
+    assert judge.reasons == ([] if reason is None else judge.reasons)
+    if reason is not None:
+        assert judge.reasons[0] is not None
+        assert judge.reasons[0].startswith(reason)
+
+
+async def test_validator_isnt_asked_about_a_failure() -> None:
+    """An answer of 300 or more has failed already."""
+    judge = Judge(lambda *arguments: 1 // 0)
+    assert not await judge.passes(Reply(500, [], b""))
+    assert judge.reasons == ["it answered 500"]
+
+
+async def test_validator_that_never_ends(impatient: None) -> None:
+    """It blocks neither the loop nor, by coming again and again, more than one thread."""
+    go = threading.Event()
+    calls: list[int] = []
+
+    def stuck(*arguments: object) -> bool:
+        calls.append(1)
+        go.wait(30)
+        return True
+
+    judge = Judge(stuck)
+    assert not await judge.passes()
+    assert not await judge.passes()
+    assert len(calls) == 1
+    go.set()
+    await until(lambda: not judge.check._stuck)
+    assert await judge.passes()
+
+
+# ASGI
+
+SCOPE = {
+    "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "server": ("127.0.0.1", 3000),
+    "client": ("127.0.0.1", 1), "method": "GET", "path": "/root/ecv", "raw_path": b"/root/ecv", "root_path": "/root",
+    "query_string": b"", "headers": [(b"host", b"me"), (b"authorization", b"secret")], "state": {"pool": 1},
+}  # fmt: skip
+
+
+async def asked(app: Any, target: str = "/a%20b?x=1") -> Reply:
+    return await asyncio.wait_for(ask_asgi(app, SCOPE, "/root", target), 10)
+
+
+async def test_asgi_request() -> None:
+    """The app sees a GET of that path and query, with the lifespan's state, and none of the asker's credentials."""
+    seen: dict[str, Any] = {}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.update(scope)
+        seen["message"] = await receive()
+        scope["state"]["mine"] = 1
+        await send({"type": "http.response.start", "status": 201, "headers": [(b"X-A", b"b")]})
+        await send({"type": "http.response.body", "body": b"1", "more_body": True})
+        await send({"type": "http.response.body", "body": b"2"})
+
+    assert await asked(app) == Reply(201, [("x-a", "b")], b"12")
+    assert (seen["method"], seen["path"], seen["raw_path"]) == ("GET", "/root/a b", b"/root/a%20b")
+    assert seen["query_string"] == b"x=1"
+    assert seen["headers"] == [(b"host", b"me"), (b"user-agent", b"cluster2-ecv")]
+    assert seen["message"] == {"type": "http.request", "body": b"", "more_body": False}
+    assert seen["state"]["pool"] == 1
+    assert SCOPE["state"] == {"pool": 1}
+
+
+async def test_asgi_listens_for_the_end() -> None:
+    """An app that waits for the client's disconnection gets it when its response is complete, not before."""
+    heard: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        waiting = asyncio.ensure_future(receive())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body"})
+        heard.append((await waiting)["type"])
+
+    assert (await asked(app)).status == 200
+    await until(lambda: heard == ["http.disconnect"])
+
+
+async def test_asgi_that_ends_without_an_answer() -> None:
+    """It is unfit; one that raises is told by its own error."""
+
+    async def silent(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise ValueError("broken")
+
+    with pytest.raises(Unfit, match="without an answer"):
+        await asked(silent)
+    with pytest.raises(ValueError, match="broken"):
+        await asked(broken)
+
+
+async def test_asgi_answer_without_end() -> None:
+    """A body that is larger than any health check's is given up."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        while True:
+            await send({"type": "http.response.body", "body": b"x" * (LARGEST // 4), "more_body": True})
+
+    with pytest.raises(Unfit, match="more than"):
+        await asked(app)
+
+
+# RSGI
+
+
+class Outer:
+    """The scope of the request for the health."""
+
+    proto, http_version, scheme, server, client = "http", "1.1", "http", "127.0.0.1:3000", "127.0.0.1:1"
+    method, path, query_string, headers = "HEAD", "/ecv", "", {"host": "me"}
+
+
+async def test_rsgi_answers() -> None:
+    """Each way to answer is understood, and the scope is that of a GET with the rest of the outer one's."""
+
+    async def text(scope: Any, protocol: Any) -> None:
+        assert (scope.method, scope.path, scope.query_string, scope.scheme) == ("GET", "/a b", "x=1", "http")
+        assert scope.headers.get("host") == "me"
+        assert scope.headers.get_all("host") == ["me"]
+        assert await protocol() == b""
+        assert [piece async for piece in protocol] == []
+        protocol.response_str(200, [("X-A", "b")], "ok")
+
+    async def empty(scope: Any, protocol: Any) -> None:
+        protocol.response_empty(204, [])
+
+    async def stream(scope: Any, protocol: Any) -> None:
+        transport = protocol.response_stream(200, [])
+        await transport.send_bytes(b"1")
+        await transport.send_str("2")
+
+    async def file(scope: Any, protocol: Any) -> None:
+        protocol.response_file(200, [], __file__)
+
+    async def part(scope: Any, protocol: Any) -> None:
+        protocol.response_file_range(206, [], __file__, 3, 6)
+
+    async def silent(scope: Any, protocol: Any) -> None:
+        pass
+
+    assert await ask_rsgi(text, Outer(), "/a%20b?x=1") == Reply(200, [("x-a", "b")], b"ok")
+    assert (await ask_rsgi(empty, Outer(), "/")).status == 204
+    assert (await ask_rsgi(stream, Outer(), "/")).body == b"12"
+    assert (await ask_rsgi(file, Outer(), "/")).body.startswith(b'"""The question')
+    assert (await ask_rsgi(part, Outer(), "/")).body == b"The"
+    with pytest.raises(Unfit):
+        await ask_rsgi(silent, Outer(), "/")
