@@ -54,7 +54,7 @@ def run(
         from . import single  # the engines and what they bring would cost the master 2 MiB
 
         with listening(config) as listeners:
-            return single.run(config, listeners, targets, on_ready or _nothing, emitter.emit)
+            return single.run(config, listeners, targets, on_ready or _nothing, _teller(emitter), emitter.settle)
     with estate(config, argv or default_argv()) as owned:
         return uvloop.run(supervise(owned, emitter, on_ready or _nothing))
 
@@ -75,10 +75,7 @@ async def supervise(
     started: Callable[[Master], None] | None = None,
 ) -> int:
     """Be the master until it has ended. Returns the exit code; raises as `run` does."""
-
-    def emit(event: events.Event) -> None:
-        _log(event)
-        emitter.emit(event)
+    emit = _teller(emitter)
 
     def ready() -> None:
         where = ", ".join(str(listener.address) for _, listener in owned.listeners)
@@ -165,6 +162,16 @@ def _places(config: Config) -> list[Sequence[Address]]:
     if handed and not asked:
         return [[FdAddress(number) for number in handed]]
     return [addresses for _, addresses in config.settings.targets()]
+
+
+def _teller(emitter: Emitter) -> Callable[[events.Event], None]:
+    """Takes each event that happens: to the log, then to those who listen."""
+
+    def tell(event: events.Event) -> None:
+        _log(event)
+        emitter.emit(event)
+
+    return tell
 
 
 def _log(event: events.Event) -> None:

@@ -1,6 +1,7 @@
 """`cluster = false`: one process that loads the app and serves it, without a master.
 
-For debuggers, and for hosts that bring their own supervisor.
+For debuggers, and for hosts that bring their own supervisor. Events happen here as well, as far as there is something that they
+could tell: it serves, it was sent a signal, it leaves, it warns. The process is its own worker, of slot 0 and generation 1.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from . import events, wire
 from .config import Config
@@ -17,6 +18,8 @@ from .kernel.listeners import Listener
 from .kernel.scoreboard import Scoreboard
 from .worker import runtime
 from .zygote import image
+
+SLOT, GENERATION = 0, 1
 
 logger = logging.getLogger("cluster2.worker")
 
@@ -27,11 +30,14 @@ def run(
     targets: Sequence[object] | None,
     on_ready: Callable[[], None],
     emit: Callable[[events.Event], None],
+    settle: Callable[[], Awaitable[None]],
 ) -> int:
     """Serve until TERM or INT. Returns the exit code.
 
     Args:
-        emit: takes the events, of which there are few without a master: `enabled` and `disabled`.
+        on_ready: called once, when it serves.
+        emit: takes what happens, on the loop that serves.
+        settle: awaited after the last event.
 
     Raises:
         ClusterError: the app can't be loaded or started.
@@ -39,22 +45,16 @@ def run(
     settings = config.settings
     sources = {name: source for name, source in config.sources.items() if config.explicit(name)}
     made = image.build(settings, sources, targets or [target for target, _ in settings.targets()])
-    failures: list[ClusterError] = []
+    told = _Told(on_ready, emit)
 
-    def heard(message: wire.Talk) -> None:
-        if isinstance(message, wire.Ready):
-            on_ready()
-        elif isinstance(message, wire.BootFailed):
-            failures.append(by_exit_code(message.exit_code, message.message, detail=message.detail))
-        elif isinstance(message, wire.SetTraffic):
-            emit((events.Enabled if message.enabled else events.Disabled)(time=time.time()))
-        elif isinstance(message, wire.Note):
-            logger.warning("%s", message.text)
+    async def ended(code: int) -> None:
+        emit(events.Stopped(time=time.time(), code=code))
+        await settle()
 
     board = Scoreboard.create()
     board.header.started, board.header.traffic, board.header.wanted = time.time(), 1, 1
     birth = runtime.Birth(
-        order=wire.Fork(1, 0, 1, board.claim(), os.getppid(), []),
+        order=wire.Fork(1, SLOT, GENERATION, board.claim(), os.getppid(), []),
         settings=settings,
         sites=[runtime.Staffed(app, engine) for app, engine in made.sites],
         board=board,
@@ -63,9 +63,52 @@ def run(
             (wire.Socket(site, str(listener.address), listener.owned), listener.sock) for site, listener in listeners
         ],
         validator=made.validator,
-        heard=heard,
+        heard=told.hear,
     )
-    code = runtime.serve(birth)
-    if failures:
-        raise failures[0]
+    code = runtime.serve(birth, ended)
+    if told.failures:
+        raise told.failures[0]
     return code
+
+
+class _Told:
+    """Hears what the worker would tell a master, and makes of it what a master would.
+
+    Attributes:
+        failures: why it couldn't start, if it couldn't.
+    """
+
+    def __init__(self, on_ready: Callable[[], None], emit: Callable[[events.Event], None]) -> None:
+        self._on_ready = on_ready
+        self._emit = emit
+        self._born = time.monotonic()
+        self._leaving = False
+        self.failures: list[ClusterError] = []
+
+    def hear(self, message: wire.Talk) -> None:
+        """Take a message."""
+        now = time.time()
+        match message:
+            case wire.Born():
+                self._emit(events.Forked(time=now, pid=message.pid, slot=SLOT, generation=GENERATION))
+            case wire.Ready():
+                boot = time.monotonic() - self._born
+                self._emit(events.Listening(time=now, pid=os.getpid(), slot=SLOT, generation=GENERATION, boot=boot))
+                self._on_ready()
+            case wire.Leaving():
+                self._leave(message.signal, now)
+            case wire.BootFailed():
+                self.failures.append(by_exit_code(message.exit_code, message.message, detail=message.detail))
+            case wire.SetTraffic():
+                self._emit((events.Enabled if message.enabled else events.Disabled)(time=now))
+            case wire.Note():
+                logger.warning("%s", message.text)
+                self._emit(events.Warned(time=now, text=message.text))
+            case _:
+                logger.warning("without a master nobody can say %r", message)
+
+    def _leave(self, number: str, now: float) -> None:
+        if not self._leaving:  # the first signal counts: it is leaving already
+            self._emit(events.Signalled(time=now, signal=number, action="shutdown"))
+            self._emit(events.ShuttingDown(time=now, graceful=True))
+        self._leaving = True

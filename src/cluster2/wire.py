@@ -132,7 +132,13 @@ class Ready(Message, frozen=True):
 
 
 class Leaving(Message, frozen=True):
-    """The worker drains although nobody told it to: it was sent TERM."""
+    """The worker drains although nobody told it to: it was sent TERM.
+
+    Attributes:
+        signal: the name of what it was sent.
+    """
+
+    signal: str
 
 
 class BootFailed(Message, frozen=True):

@@ -42,6 +42,22 @@ async def plain(scope: Scope, receive: Receive, send: Send) -> None:
         await answer(send, b"hello")
 
 
+async def unending(scope: Scope, receive: Receive, send: Send) -> None:
+    """/held/NAME, /stream/NAME: never an end, before or after the head of the answer; notes when it is cancelled."""
+    if scope["type"] != "http":
+        return
+    _, kind, name = scope["path"].split("/")
+    name = name.strip()
+    Path(f"held.{name}.{os.getpid()}").touch()
+    if kind == "stream":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"so far", "more_body": True})
+    try:
+        await asyncio.Event().wait()
+    finally:
+        Path(f"cancelled.{name}").touch()
+
+
 async def other(scope: Scope, receive: Receive, send: Send) -> None:
     """Answers "other"."""
     if scope["type"] == "http":

@@ -244,6 +244,41 @@ def test_threads_left_by_the_import(run: Serve, tmp_path: Path) -> None:
     assert running.shutdown() == 0
 
 
+def test_events_of_one_process(run: Serve, tmp_path: Path) -> None:
+    """With cluster=false events tell that it serves, leaves, cuts and has stopped; async handlers are waited for."""
+    (tmp_path / "site.py").write_text("from tests.system.sample_apps import unending as app\n")
+    (tmp_path / "listening.py").write_text(
+        "import asyncio\n"
+        "def setup(cluster):\n"
+        "    @cluster.on('*')\n"
+        "    async def note(event):\n"
+        "        await asyncio.sleep(0.01)\n"
+        "        with open('events', 'a') as file:\n"
+        "            print(event.name, getattr(event, 'text', ''), file=file)\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = probe.getsockname()
+    options = ("--no-cluster", "--setup", "listening:setup", "--drain-timeout", "300ms")
+    running = run(
+        "site:app",
+        *options,
+        bind=[f"127.0.0.1:{address[1]}"],
+        workers=None,
+        directory=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    noted = tmp_path / "events"
+    wait_until(lambda: noted.exists() and "listening" in noted.read_text(), lambda: f"it serves:\n{running.stderr}")
+    with Connection(address) as connection:
+        connection.send("/held/a")
+        running.held("a")
+        assert running.shutdown() == 0
+    names = [line.split(" ", 1) for line in noted.read_text().splitlines()]
+    assert [name for name, _ in names] == ["forked", "listening", "signal", "shutdown", "warning", "stopped"]
+    assert "1 connections with 1 requests under way were reset: /held/a" in names[4][1]
+    assert names[4][1].strip() in running.stderr
+
+
 @pytest.mark.parametrize("name", ["plain", "wsgi"])
 def test_one_process(run: Serve, name: str) -> None:
     """With cluster=false the process serves the app itself, without a master, and leaves on TERM."""

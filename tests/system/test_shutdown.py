@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 from contextlib import ExitStack
 
@@ -89,18 +90,49 @@ def test_accept_queue_is_served(run: Serve, name: str) -> None:
     assert running.wait() == 0
 
 
-def test_drain_timeout_bounds_it(run: Serve) -> None:
-    """A request that doesn't end is cut off after drain_timeout: cancelled, and answered with 500."""
-    running = run(sample("plain"), "--drain-timeout", "1s").ready()
-    with Connection(running.address) as connection:
-        connection.send("/held/a")
-        running.held("a")
+def read_to_the_end(connection: Connection) -> bytes:
+    """All that comes."""
+    read = b""
+    while more := connection.socket.recv(1 << 16):
+        read += more
+    return read
+
+
+@pytest.mark.parametrize("verb", ["shutdown", "reload"])
+def test_drain_timeout_bounds_it(run: Serve, verb: str) -> None:
+    """What doesn't end is cut off after drain_timeout: cancelled, its connection reset; one warning says what it was."""
+    running = run(sample("unending"), "--drain-timeout", "1s").ready()
+    with ExitStack() as stack:
+        silent, streaming, old = (stack.enter_context(Connection(running.address)) for _ in range(3))
+        silent.send("/held/a?password=b%0A")
+        streaming.send("/stream/%0Ab")
+        old.socket.sendall(b"GET /stream/c HTTP/1.0\r\n\r\n")
+        for number in ("a", "b", "c"):
+            running.held(number)
+        for begun in (streaming, old):
+            assert begun.socket.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
         began = time.monotonic()
-        running.signal(signal.SIGTERM)
-        assert connection.receive().status == 500
-        assert connection.closed()
-        assert running.wait() == 0
+        asked = threading.Thread(target=running.ask, args=(verb,))
+        asked.start()
+        for connection in (silent, streaming, old):
+            # Never a FIN: without a length or chunks that would be the proper end of a body.
+            with pytest.raises(ConnectionResetError):
+                read_to_the_end(connection)
+        asked.join()
         assert 0.9 < time.monotonic() - began < 15
+    assert running.shutdown() == 0
+    assert sorted(path.name for path in running.directory.glob("cancelled.*")) == [
+        "cancelled.a",
+        "cancelled.b",
+        "cancelled.c",
+    ]
+    said = [line for line in running.stderr.splitlines() if " warning " in line or " error " in line]
+    assert all("drain_timeout (1 s) is over: " in line for line in said), said
+    assert sum(int(line.split(" connections with ")[0].split()[-1]) for line in said) == 3
+    for path in ("/held/a", "/stream/%0Ab", "/stream/c"):
+        assert sum(path in line for line in said) == 1, said
+    assert "password" not in running.stderr
+    assert "Traceback" not in running.stderr
 
 
 def test_drain_timeout_bounds_a_blocked_worker(run: Serve) -> None:
@@ -149,13 +181,17 @@ def test_tcp_accept_queue_is_served(run: Serve) -> None:
 
 
 def test_tcp_drain_timeout(run: Serve) -> None:
-    """A TCP connection that stays open is cut off after drain_timeout."""
+    """A TCP handler that doesn't end is cut off after drain_timeout: its connection is reset, and a warning says so."""
     running = run(sample("tcp"), "--drain-timeout", "1s").ready()
     with socket.create_connection(running.address, 30) as client:
-        client.sendall(b"ping\n")
-        assert client.recv(100).endswith(b" ping\n")
+        client.sendall(b"hold a\n")
+        running.held("a")
         running.signal(signal.SIGTERM)
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
         assert running.wait() == 0
+    assert "drain_timeout (1 s) is over: 1 connections with 1 requests under way were reset" in running.stderr
+    assert "Traceback" not in running.stderr
 
 
 @pytest.mark.slow

@@ -204,6 +204,16 @@ class Engine(Protocol):
     def idle(self) -> bool:
         """Whether nothing is under way and no connection is open."""
 
+    async def cut(self, patience: float) -> list[str]:
+        """Its time is over: reset every connection (`engines.ending`), cancel what is under way.
+
+        Args:
+            patience: seconds that what was cancelled may take to clean up.
+
+        Returns:
+            What was under way, as far as there are names: paths of requests, fit for a log.
+        """
+
     async def stop(self) -> None:
         """Stop the app, after the last connection has gone."""
 

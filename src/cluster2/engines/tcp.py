@@ -18,6 +18,7 @@ from typing import Any, ClassVar, cast
 
 from ..kernel.progress import transferred
 from .base import Capability, Census, Interface, Movable, Served, Site, is_async
+from .ending import cancel, reset
 from .patience import For, Patience, Wait
 
 Factory = Callable[[], asyncio.BaseProtocol]
@@ -41,6 +42,7 @@ class TcpEngine:
         self._classes: dict[type, type] = {}
         self._factory: Factory = self._streams(site.app) if is_async(site.app) else site.app
         self._drained_at: float | None = None
+        self._cut = False
         self._patience = Patience(site.settings.timeout)
         self._asked: dict[int, _Stream] = {}
 
@@ -122,6 +124,14 @@ class TcpEngine:
         """Whether all connections are closed and their handlers are through."""
         return not self._open and not self._tasks
 
+    async def cut(self, patience: float) -> list[str]:
+        """Reset all connections, cancel their handlers."""
+        self._cut = True
+        for _, transport in list(self._open.values()):
+            reset(transport)
+        await cancel(self._tasks, patience)
+        return []
+
     async def stop(self) -> None:
         """There is nothing to stop."""
 
@@ -142,6 +152,9 @@ class TcpEngine:
                 await handler(reader, writer)
             except (ConnectionError, asyncio.IncompleteReadError):
                 pass  # the client left in the middle: nobody's fault, and nothing to be done
+            except asyncio.CancelledError:
+                if not self._cut:  # asyncio's streams would report it as an error
+                    raise
             except Exception:
                 logger.exception("the TCP handler raised; its connection is closed")
             finally:

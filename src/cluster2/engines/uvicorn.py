@@ -21,6 +21,7 @@ from uvicorn.server import ServerState
 
 from ..errors import AppError
 from .base import Capability, Census, Interface, Movable, Served, Site
+from .ending import cancel, cancellation_is_no_news, readable, reset
 from .patience import Patience
 from .uvicorn_http import Clock, HttpConnection, TakenConnection, check, template_of
 
@@ -198,6 +199,20 @@ class UvicornEngine:
     def idle(self) -> bool:
         """Whether no connection is open and no request's task is running."""
         return not self._state.connections and not self._state.tasks
+
+    async def cut(self, patience: float) -> list[str]:
+        """Reset all connections; the tasks of requests are cancelled, and nobody is answered any more."""
+        paths = []
+        for connection in list(self._state.connections):
+            if isinstance(connection, HttpConnection) and not connection.idle():
+                cycle: Any = connection.cycle
+                if cycle is not None and not cycle.response_complete:
+                    paths.append(readable(cycle.scope["raw_path"]))
+                    cycle.disconnected = True  # else uvicorn would write a 500 to what is closing
+            reset(connection.transport)
+        with cancellation_is_no_news("uvicorn.error"):
+            await cancel(self._state.tasks, patience)
+        return paths
 
     async def stop(self) -> None:
         """Run the app's lifespan to its end."""

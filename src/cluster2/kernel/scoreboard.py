@@ -179,6 +179,7 @@ class Row(Cells):
     moved_in = Integer(16, "worker", "connections taken from the ready queue")
     moved_out = Integer(17, "worker", "connections sent to the keeper, for any reason")
     draining = Integer(18, "worker", "1: it retires and takes nothing new")
+    lost = Integer(19, "worker", "connections from the ready queue that were lost because it had no descriptor left")
     timed_out = Integer(24, "worker", "connections given up because the client took too long")
     stalled = Integer(25, "worker", "of these, the ones in the middle of a request or a response")
 

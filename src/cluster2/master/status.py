@@ -72,6 +72,7 @@ def _worker(board: Scoreboard, handle: Handle, weigh: Callable[[int], int | None
         "parked": row.parked,
         "moved_in": row.moved_in,
         "moved_out": row.moved_out,
+        "lost": row.lost,
         "uptime": handle.uptime(time.monotonic()),
         "memory": weigh(handle.pid),
     }

@@ -122,6 +122,11 @@ class Acceptor:
         self.accepted = 0
         self.returned = 0
 
+    @property
+    def lost(self) -> int:
+        """Connections that were in ready queues, and couldn't be taken because no descriptor was left."""
+        return sum(way.inlet.truncated for way in self._ready_queues)
+
     async def start(self) -> None:
         """Begin to take connections, eagerly."""
         for door in self._doors:

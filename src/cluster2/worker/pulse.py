@@ -115,7 +115,7 @@ class Pulse:
             stalled += census.stalled
         row.timed_out, row.stalled = timed_out, stalled
         row.requests, row.connections, row.in_flight = requests, connections, in_flight
-        row.accepted, row.moved_in = self._acceptor.accepted, self._acceptor.returned
+        row.accepted, row.moved_in, row.lost = self._acceptor.accepted, self._acceptor.returned, self._acceptor.lost
         row.moved_out, row.parked = self._moves.moved, self._moves.parked
         row.heartbeat = time.monotonic() + 2 * REST
 

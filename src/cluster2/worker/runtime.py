@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,8 @@ DRAIN_TICK = 0.002
 """Seconds between two looks for connections that may leave by now."""
 LAST_WORDS = 1.0
 """Seconds for tasks that are cancelled at the end."""
+MOST_NAMED = 5
+"""Requests whose paths are told when they are cut."""
 MOST_SAID = wire.LIMIT // 4
 """Bytes of an error's message, and of its detail, that are told to the master."""
 ORPHAN_GRACE = 5.0
@@ -88,13 +90,19 @@ class Birth:
     heard: Callable[[wire.Talk], None] = lambda message: None
 
 
-def serve(birth: Birth) -> int:
-    """Be the worker until it has drained. Returns the exit code."""
+def serve(birth: Birth, ended: Callable[[int], Awaitable[None]] | None = None) -> int:
+    """Be the worker until it has drained. Returns the exit code.
+
+    Args:
+        ended: awaited on the worker's loop with that code, last of all that the app can notice.
+    """
     gc.enable()  # the zygote switched it off to keep its heap in one piece
     if birth.talk is not None:
         _arrange_signals(birth)
     loop = uvloop.new_event_loop()
     code = loop.run_until_complete(Worker(birth).run())
+    if ended is not None:
+        loop.run_until_complete(ended(code))
     loop.run_until_complete(_cancel_rest())
     return code
 
@@ -150,7 +158,7 @@ class Worker:
         self._say(wire.Ready())
         await self._told.wait()
         if not await self._drain():
-            self._say(wire.Note(f"drain_timeout is over: {self._leftover()} cut"))
+            self._say(wire.Note(await self._cut()))
         await self._stop()
         return 0
 
@@ -169,9 +177,9 @@ class Worker:
     async def _open_channel(self) -> TalkChannel | None:
         """Get ready to be told to drain: by the master, or by signals where there is none. TERM always works."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._terminated)
+        loop.add_signal_handler(signal.SIGTERM, self._terminated, signal.SIGTERM)
         if self._birth.talk is None:
-            loop.add_signal_handler(signal.SIGINT, self._drain_soon, True)
+            loop.add_signal_handler(signal.SIGINT, self._terminated, signal.SIGINT)
             return None
         channel = await TalkChannel.open(self._birth.talk, self._receive, self._orphaned)
         self._say = channel.send
@@ -288,11 +296,16 @@ class Worker:
         waiting = self._last and not self._deserted
         return not waiting and not self._acceptor.joining() and all(engine.idle() for engine in self._engines)
 
-    def _leftover(self) -> str:
+    async def _cut(self) -> str:
+        """End what isn't finished; returns what an operator should know about it."""
         censuses = [engine.census() for engine in self._engines]
         requests = sum(census.in_flight for census in censuses)
         connections = sum(census.connections or 0 for census in censuses)
-        return f"{connections} connections with {requests} requests under way are"
+        cut = [path for engine in self._engines for path in await engine.cut(LAST_WORDS)]
+        more = f" and {len(cut) - MOST_NAMED} more" if len(cut) > MOST_NAMED else ""
+        named = f": {', '.join(cut[:MOST_NAMED])}{more}" if cut else ""
+        bound = f"drain_timeout ({self._settings.drain_timeout:g} s) is over"
+        return f"{bound}: {connections} connections with {requests} requests under way were reset{named}"
 
     async def _stop(self) -> None:
         self._acceptor.stop()
@@ -319,9 +332,9 @@ class Worker:
             case _:
                 logger.warning("the master said what only a worker says: %r", message)
 
-    def _terminated(self) -> None:
+    def _terminated(self, number: signal.Signals) -> None:
         """TERM: leave. With a master around, a successor is made and connections move; without one, nobody comes after us."""
-        self._say(wire.Leaving())
+        self._say(wire.Leaving(number.name))
         self._drain_soon(self._birth.talk is None)
 
     def _drain_soon(self, last: bool) -> None:
