@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.system.harness import Running, command
 
@@ -58,3 +60,13 @@ def run(start: Callable[..., Running]) -> Serve:
         return start(argv, directory=directory, env=env, listeners=listeners)
 
     return run
+
+
+@pytest.fixture
+def certified(tmp_path: Path) -> tuple[tuple[str, ...], ssl.SSLContext]:
+    """Options for TLS, and what a client trusts."""
+    authority = trustme.CA()
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "site.pem")
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    return ("--ssl-certfile", str(tmp_path / "site.pem")), trusting

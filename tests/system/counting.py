@@ -22,6 +22,12 @@ from typing import Self
 from tests.system.rolling_app import expected
 
 KINDS = ("small", "small", "big", "stream", "slow", "upload")
+APART = ("small", "big", "stream", "slow", "upload", "trickle")
+"""Each once, for `Matrix`; a trickle is an upload that comes slowly."""
+SENT = {"upload": 100_000, "trickle": 4_000}
+"""Bytes of what is sent with a request."""
+TRICKLE = 0.01
+"""Seconds between the four parts of a trickle."""
 PATIENCE = 30.0
 """Seconds after which an answer is missing."""
 _numbers = itertools.count()
@@ -60,12 +66,85 @@ class Seen:
         return f"{counts}, {ends}, {len(self.failed)} failed {self.failed[:4]}, {len(self.refused)} refused"
 
 
-class Mix:
-    """So many clients, from `with` on until its end; a request under way then is finished.
+class _Clients:
+    """Clients, from `with` on until its end; a request under way then is finished.
+
+    Args:
+        think: each waits for a random time of 0 to so many seconds before each request.
+    """
+
+    def __init__(self, address: tuple[str, int], think: float, tls: ssl.SSLContext | None) -> None:
+        self._address = address
+        self._think = think
+        self._tls = tls
+        self._ended = False
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = True
+        self._thread.join()
+
+    async def _run(self) -> None:
+        raise NotImplementedError
+
+    async def _client(self, seen: Seen, kinds: tuple[str, ...], rng: random.Random, *, closing: bool) -> None:
+        while not self._ended:
+            try:
+                reader, writer = await asyncio.open_connection(
+                    *self._address, ssl=self._tls, server_hostname="localhost" if self._tls else None
+                )
+            except OSError as error:
+                seen.refused.append(repr(error))
+                await asyncio.sleep(0.01)
+                continue
+            seen.opened += 1
+            try:
+                await self._ask(seen, kinds, reader, writer, rng, closing)
+            finally:
+                writer.transport.abort()
+
+    async def _ask(
+        self,
+        seen: Seen,
+        kinds: tuple[str, ...],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        rng: random.Random,
+        closing: bool,
+    ) -> None:
+        port = writer.get_extra_info("sockname")[1]
+        while not self._ended:
+            await asyncio.sleep(rng.random() * self._think)
+            if reader.at_eof():
+                seen.silent += 1
+                return
+            kind, number = rng.choice(kinds), str(next(_numbers))
+            try:
+                head, right = await asyncio.wait_for(_exchange(reader, writer, kind, number, closing), PATIENCE)
+            except (OSError, EOFError, TimeoutError, ValueError) as error:
+                seen.failed.append(Failure(number, kind, port, repr(error)))
+                return
+            if not right:
+                seen.failed.append(Failure(number, kind, port, f"wrong answer: {head!r}"))
+                return
+            seen.answered += 1
+            seen.workers.add(int(_value(head, b"x-worker") or 0))
+            if closing:
+                return
+            if (_value(head, b"connection") or b"").lower() == b"close":
+                seen.said += 1
+                return
+
+
+class Mix(_Clients):
+    """So many clients, each of which asks for things of all kinds, with one account for all.
 
     Args:
         closing: how many of them use a connection for each request.
-        think: each waits for a random time of 0 to so many seconds before each request.
     """
 
     def __init__(
@@ -79,83 +158,61 @@ class Mix:
         tls: ssl.SSLContext | None = None,
         seed: int = 1,
     ) -> None:
+        super().__init__(address, think, tls)
         self.seen = Seen()
-        self._address = address
         self._clients = clients
         self._closing = closing
         self._kinds = kinds
-        self._think = think
-        self._tls = tls
         self._seed = seed
-        self._ended = False
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended = True
-        self._thread.join()
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
             for number in range(self._clients):
                 rng = random.Random(self._seed * 1000 + number)
-                group.create_task(self._client(rng, closing=number < self._closing))
+                group.create_task(self._client(self.seen, self._kinds, rng, closing=number < self._closing))
 
-    async def _client(self, rng: random.Random, *, closing: bool) -> None:
-        while not self._ended:
-            try:
-                reader, writer = await asyncio.open_connection(
-                    *self._address, ssl=self._tls, server_hostname="localhost" if self._tls else None
-                )
-            except OSError as error:
-                self.seen.refused.append(repr(error))
-                await asyncio.sleep(0.01)
-                continue
-            self.seen.opened += 1
-            try:
-                await self._ask(reader, writer, rng, closing)
-            finally:
-                writer.transport.abort()
 
-    async def _ask(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rng: random.Random, closing: bool
-    ) -> None:
-        port = writer.get_extra_info("sockname")[1]
-        while not self._ended:
-            await asyncio.sleep(rng.random() * self._think)
-            if reader.at_eof():
-                self.seen.silent += 1
-                return
-            kind, number = rng.choice(self._kinds), str(next(_numbers))
-            try:
-                head, right = await asyncio.wait_for(_exchange(reader, writer, kind, number, closing), PATIENCE)
-            except (OSError, EOFError, TimeoutError, ValueError) as error:
-                self.seen.failed.append(Failure(number, kind, port, repr(error)))
-                return
-            if not right:
-                self.seen.failed.append(Failure(number, kind, port, f"wrong answer: {head!r}"))
-                return
-            self.seen.answered += 1
-            self.seen.workers.add(int(_value(head, b"x-worker") or 0))
-            if closing:
-                return
-            if (_value(head, b"connection") or b"").lower() == b"close":
-                self.seen.said += 1
-                return
+class Matrix(_Clients):
+    """Some clients for each kind of request, with kept-alive connections and with one a request; each of these has an account.
+
+    Attributes:
+        cells: by kind, and whether each request has a connection of its own.
+        each: clients of a cell.
+    """
+
+    def __init__(self, address: tuple[str, int], *, each: int = 2, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(address, 0.05, tls)
+        self.each = each
+        self.cells = {(kind, closing): Seen() for kind in APART for closing in (False, True)}
+
+    @property
+    def workers(self) -> set[int]:
+        """All that have answered."""
+        return set[int]().union(*(seen.workers for seen in self.cells.values()))
+
+    def __str__(self) -> str:
+        return "; ".join(f"{kind}{' closing' * closing}: {seen}" for (kind, closing), seen in self.cells.items())
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for number, ((kind, closing), seen) in enumerate(self.cells.items()):
+                for client in range(self.each):
+                    rng = random.Random(number * 1000 + client)
+                    group.create_task(self._client(seen, (kind,), rng, closing=closing))
 
 
 async def _exchange(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kind: str, number: str, closing: bool
 ) -> tuple[bytes, bool]:
     """The head of the answer, and whether it is right."""
-    sent = random.Random(number).randbytes(100_000) if kind == "upload" else b""
+    sent = random.Random(number).randbytes(SENT.get(kind, 0))
     head = f"{'POST' if sent else 'GET'} /{kind}/{number} HTTP/1.1\r\nHost: test\r\n"
     head += f"Content-Length: {len(sent)}\r\n" if sent else ""
     head += "Connection: close\r\n" if closing else ""
-    writer.write(head.encode() + b"\r\n" + sent)
+    writer.write(head.encode() + b"\r\n")
+    for part in (sent[at : at + 1000] for at in range(0, len(sent), 1000)) if kind == "trickle" else (sent,):
+        writer.write(part)
+        await asyncio.sleep(TRICKLE * (kind == "trickle"))
     await writer.drain()
     found = await reader.readuntil(b"\r\n\r\n")
     body = await read_body(reader, found)

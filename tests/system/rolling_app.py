@@ -1,7 +1,7 @@
 """The app that the tests of rolling serve: answers of all kinds, each of which says what it must look like.
 
-`/small/ID`, `/big/ID` (1 MiB), `/stream/ID` (in pieces, with pauses), `/slow/ID` (50 ms), `/upload/ID` (a hash of what was
-sent), `/wait/ID` (when the file `release` is there). Each answer tells the worker and the client's port. If the file `note` is
+`/small/ID`, `/big/ID` (1 MiB), `/stream/ID` (in pieces, with pauses), `/slow/ID` (50 ms), `/upload/ID` and
+`/trickle/ID` (a hash of what was sent), `/wait/ID` (when the file `release` is there). Each answer tells the worker and the client's port. If the file `note` is
 there, each request's ID is noted in `begun.PID` when its handler begins.
 """
 
@@ -24,7 +24,9 @@ _notes: dict[int, int] = {}
 
 def expected(kind: str, number: str, sent: bytes) -> bytes:
     """The body of the right answer."""
-    bodies = {"big": MIB, "stream": b"".join(PIECES), "upload": hashlib.sha256(sent).hexdigest().encode()}
+    if kind in ("upload", "trickle"):
+        return hashlib.sha256(sent).hexdigest().encode()
+    bodies = {"big": MIB, "stream": b"".join(PIECES)}
     return bodies.get(kind, f"{kind} {number}".encode())
 
 
@@ -36,6 +38,10 @@ def note(number: str) -> None:
         _notes[pid] = os.open(f"begun.{pid}", os.O_WRONLY | os.O_CREAT | os.O_APPEND) if wanted else -1
     if _notes[pid] >= 0:
         os.write(_notes[pid], f"{number}\n".encode())
+
+
+def _mark(number: str) -> None:
+    Path(f"held.{number}.{os.getpid()}").touch()
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -58,7 +64,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if kind == "slow":
         await asyncio.sleep(SLOW)
     if kind == "wait":
-        Path(f"held.{number}.{os.getpid()}").touch()
+        _mark(number)
         while not Path("release").exists():
             await asyncio.sleep(0.01)
     body = expected(kind, number, sent)
@@ -98,6 +104,10 @@ def make_flask() -> Callable[..., Iterable[bytes]]:
             return Response(_pieces(), headers=headers)
         if kind == "slow":
             time.sleep(SLOW)
+        if kind == "wait":
+            _mark(number)
+            while not Path("release").exists():
+                time.sleep(0.01)
         return Response(expected(kind, number, sent), headers=headers)
 
     return flask

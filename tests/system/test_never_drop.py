@@ -6,88 +6,20 @@ import asyncio
 import os
 import random
 import signal
-import ssl
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import trustme
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
 from tests.system.clients import Connection
 from tests.system.conftest import Serve
-from tests.system.counting import Mix, Seen
+from tests.system.counting import Seen
 from tests.system.harness import Running, wait_until
-
-APP = Path(__file__).with_name("rolling_app.py")
-QUICK = ("--rest-after", "200ms", "--drain-idle", "500ms")
-
-
-def roll(running: Running, mix: Mix, *, reloads: int, recycles: int, scales: tuple[int, ...]) -> None:
-    """Do it all, one after the other, in a mixed order; the load goes on in between."""
-    todo: list[tuple[str, dict[str, int]]] = [("reload", {})] * reloads
-    todo += [("recycle", {"worker": number % 2}) for number in range(recycles)]
-    random.Random(reloads + recycles).shuffle(todo)
-    todo[len(todo) // 2 : len(todo) // 2] = [("scale", {"workers": number}) for number in scales]
-    for verb, params in todo:
-        running.ask(verb, **params)
-        before = mix.seen.answered
-        wait_until(lambda before=before: mix.seen.answered > before + 10, "the load goes on")  # type: ignore[misc]
-
-
-@contextmanager
-def loaded(running: Running, **how: object) -> Iterator[Mix]:
-    """Load it; the block begins when the load runs."""
-    with Mix(running.address, **how) as mix:  # type: ignore[arg-type]
-        wait_until(lambda: mix.seen.answered > 50, lambda: f"the load runs: {mix.seen}")
-        yield mix
-
-
-def nothing_dropped(seen: Seen) -> None:
-    """No request failed, no connection was refused."""
-    print(seen)
-    assert not seen.failed, seen
-    assert not seen.refused, seen
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("attr", "options"), [("app", ()), ("make_flask", ("--factory",))], ids=["asgi", "flask"])
-def test_rolling_drops_nothing(run: Serve, attr: str, options: tuple[str, ...]) -> None:
-    """Through reloads, recycles and scaling each request is answered, and no kept-alive connection is closed."""
-    running = run(f"{APP}:{attr}", *options, *QUICK).ready()
-    with loaded(running) as mix:
-        roll(running, mix, reloads=3, recycles=8, scales=(6, 2))
-    nothing_dropped(mix.seen)
-    assert mix.seen.closed == 0, mix.seen
-    assert running.status()["generation"] == 4
-    assert len(mix.seen.workers) >= 10, "new workers answered"
-    assert running.shutdown() == 0
-
-
-@pytest.fixture
-def certified(tmp_path: Path) -> tuple[tuple[str, ...], ssl.SSLContext]:
-    """Options for TLS, and what a client trusts."""
-    authority = trustme.CA()
-    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "site.pem")
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
-    return ("--ssl-certfile", str(tmp_path / "site.pem")), trusting
-
-
-@pytest.mark.slow
-def test_rolling_with_tls(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLContext]) -> None:
-    """With TLS, where connections can't move, each is ended politely: with an answer, and no request is lost."""
-    options, trusting = certified
-    running = run(f"{APP}:app", *options, *QUICK).ready()
-    with loaded(running, tls=trusting) as mix:
-        roll(running, mix, reloads=1, recycles=4, scales=(3, 2))
-    nothing_dropped(mix.seen)
-    assert mix.seen.said > 0
-    assert running.shutdown() == 0
+from tests.system.rolling import APP, QUICK, WAYS, loaded
 
 
 def test_websockets_are_told(run: Serve) -> None:
@@ -135,9 +67,11 @@ def test_long_answers_are_finished(run: Serve) -> None:
             assert int(answer.headers["x-worker"]) in {row["pid"] for row in running.workers()} - pids
 
 
-def test_shutdown_answers_every_connection(run: Serve) -> None:
+@pytest.mark.parametrize("name", WAYS)
+def test_shutdown_answers_every_connection(run: Serve, name: str) -> None:
     """At a shutdown each connection that was made before may ask once more: new, used, or at rest with the keeper."""
-    running = run(f"{APP}:app", "--rest-after", "100ms", "--drain-idle", "10s").ready()
+    way = WAYS[name]
+    running = run(way.target, *way.options, "--rest-after", "100ms", "--drain-idle", "10s").ready()
     with ExitStack() as stack:
         resting = [stack.enter_context(Connection(running.address)) for _ in range(20)]
         for connection in resting:

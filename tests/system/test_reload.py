@@ -124,11 +124,16 @@ def test_a_worker_that_is_not_ready_in_time(site: Site) -> None:
     old = pids(running)
     (running.directory / "cluster2.toml").write_text('boot_timeout = "700ms"\n')
     write(running.directory, "two", startup="Path('hangs.%d' % os.getpid()).touch(); await asyncio.Event().wait()")
-    done = running.cli("reload")
-    assert done.returncode == 1
-    assert "wasn't ready within boot_timeout (0.7 s)" in done.stderr
-    (mark,) = running.directory.glob("hangs.*")
-    wait_until(lambda: not Path("/proc", mark.suffix[1:]).exists(), "the one that hung is gone")
+
+    def tried() -> bool:
+        done = running.cli("reload")
+        assert done.returncode == 1
+        # On a busy machine the import alone, which is bounded as well, may take that long.
+        return "wasn't ready within boot_timeout (0.7 s)" in done.stderr
+
+    wait_until(tried, "the worker's time is up, not that of the import")
+    for mark in running.directory.glob("hangs.*"):
+        wait_until(lambda mark=mark: not Path("/proc", mark.suffix[1:]).exists(), "the one that hung is gone")  # type: ignore[misc]
     assert pids(running) == old
     assert get(running.address).body == b"one"
 
