@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.client import HTTPResponse
 from typing import Any, Self
@@ -159,8 +161,27 @@ class Load:
 
 def wrk(url: str, *options: str, seconds: int = 2) -> dict[str, Any]:
     """Run wrk for a moment; requests answered and its complaints (none: an empty list)."""
-    argv = ["wrk", "-t1", "-c16", f"-d{seconds}s", *options, url]
-    output = subprocess.run(argv, capture_output=True, text=True, timeout=seconds + 30, check=True).stdout
+    return _said_by(subprocess.Popen(_wrk(url, options, seconds), stdout=subprocess.PIPE, text=True), seconds + 30)
+
+
+def wrk_while(do: Callable[[], None], url: str, *options: str) -> dict[str, Any]:
+    """Run it while something is done; the same."""
+    process = subprocess.Popen(_wrk(url, options, 60), stdout=subprocess.PIPE, text=True)
+    try:
+        do()
+        assert process.poll() is None, "wrk has ended before"
+    finally:
+        process.send_signal(signal.SIGINT)  # it says what it has seen so far
+        seen = _said_by(process, 30)
+    return seen
+
+
+def _wrk(url: str, options: tuple[str, ...], seconds: int) -> list[str]:
+    return ["wrk", "-t1", "-c16", f"-d{seconds}s", *options, url]
+
+
+def _said_by(process: subprocess.Popen[str], timeout: float) -> dict[str, Any]:
+    output, _ = process.communicate(timeout=timeout)
     answered = re.search(r"(\d+) requests in", output)
     assert answered is not None, output
     complaints = re.findall(r"(?:Non-2xx|Socket errors).*", output)

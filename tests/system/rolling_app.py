@@ -1,8 +1,8 @@
 """The app that the tests of rolling serve: answers of all kinds, each of which says what it must look like.
 
 `/small/ID`, `/big/ID` (1 MiB), `/stream/ID` (in pieces, with pauses), `/slow/ID` (50 ms), `/upload/ID` and
-`/trickle/ID` (a hash of what was sent), `/wait/ID` (when the file `release` is there). Each answer tells the worker and the client's port. If the file `note` is
-there, each request's ID is noted in `begun.PID` when its handler begins.
+`/trickle/ID` (a hash of what was sent), `/wait/ID` (when the file `release` is there). Each answer tells the worker and the
+client's port. If the file `note` is there, each request's ID is noted in `begun.PID` when its handler begins.
 """
 
 from __future__ import annotations

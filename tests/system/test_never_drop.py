@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import ssl
 import threading
 import time
 from contextlib import ExitStack
@@ -251,6 +252,24 @@ def test_resting_connections_outlive_kills(run: Serve) -> None:
             connection.send("/small/2")
         assert [connection.receive().body for connection in resting] == [b"small 2"] * 20
         wait_until(lambda: len({row["pid"] for row in running.workers()} - old) == 2, "both are back")
+
+
+def test_tls_handshakes_under_way(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLContext]) -> None:
+    """A client whose TLS handshake isn't over when its worker has to leave is served; one that never ends it waits for nobody."""
+    options, trusting = certified
+    running = run(f"{APP}:app", *options, "--drain-idle", "4s").ready()
+    with ExitStack() as stack:
+        begun, silent = ([stack.enter_context(Connection(running.address)) for _ in range(4)] for _ in range(2))
+        wait_until(lambda: sum(row["accepted"] for row in running.workers()) == 8, "they are accepted")
+        reload = threading.Thread(target=running.ask, args=("reload",))
+        reload.start()
+        running.draining()
+        for connection in begun:
+            connection.socket = trusting.wrap_socket(connection.socket, server_hostname="localhost")
+            assert connection.get("/small/1").body == b"small 1"
+        reload.join()
+        assert all(connection.closed() for connection in silent)
+    assert running.status()["generation"] == 2
 
 
 def test_slow_requests_do_not_hold_up_a_reload_of_others(run: Serve) -> None:

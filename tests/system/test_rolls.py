@@ -7,11 +7,10 @@ where connections can move, none is closed. Each kind has an account of its own,
 from __future__ import annotations
 
 import ssl
-import threading
 
 import pytest
 
-from tests.system.clients import wrk
+from tests.system.clients import wrk_while
 from tests.system.conftest import Serve
 from tests.system.counting import Matrix
 from tests.system.harness import Running, wait_until
@@ -78,13 +77,14 @@ def test_with_tls(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLContext])
 def test_at_saturation(run: Serve, headers: tuple[str, ...]) -> None:
     """A client that isn't ours, as fast as it can, notices nothing of a reload and of recycles either."""
     running = run(WAYS["asgi"].target, *QUICK).ready()
-    found: list[dict[str, object]] = []
-    load = threading.Thread(target=lambda: found.append(wrk(running.url("/small/1"), *headers, seconds=2)))
-    load.start()
-    wait_until(lambda: any(row["requests"] for row in running.workers()), "the load runs")
-    running.ask("reload")
-    running.ask("recycle")
-    assert load.is_alive(), "all of that was done under load"
-    load.join()
-    assert found[0]["complaints"] == []
+
+    def roll() -> None:
+        wait_until(lambda: sum(row["requests"] for row in running.workers()) > 1000, "the load runs")
+        running.ask("reload")
+        running.ask("recycle")
+        wait_until(lambda: sum(row["requests"] for row in running.workers()) > 1000, "the load goes on")
+
+    seen = wrk_while(roll, running.url("/small/1"), *headers)
+    assert seen["complaints"] == []
+    assert seen["requests"] > 2000
     assert running.shutdown() == 0

@@ -32,6 +32,11 @@ async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.write(b"hello")
 
 
+async def greet_and_wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"hello")
+    await reader.read()
+
+
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0), backlog=128) as found:
@@ -42,8 +47,8 @@ def listener() -> Iterator[socket.socket]:
 class Taking:
     """An acceptor before a TCP engine."""
 
-    def __init__(self, *listeners: socket.socket) -> None:
-        self.engine = TcpEngine(Site(greet, Interface.TCP, Settings(), None))
+    def __init__(self, *listeners: socket.socket, handler: Any = greet) -> None:
+        self.engine = TcpEngine(Site(handler, Interface.TCP, Settings(), None))
         self.woken = 0
         self.acceptor = Acceptor([Door(each, self.engine, None) for each in listeners], [], self.wake)
 
@@ -73,6 +78,23 @@ async def test_every_mode_takes(listener: socket.socket, mode: Mode) -> None:
     assert taking.woken >= 20
     await taking.idle()
     taking.acceptor.stop()
+
+
+@pytest.mark.parametrize("mode", Mode)
+async def test_none_is_overlooked(listener: socket.socket, mode: Mode) -> None:
+    """At whatever turn of the loop it stops: each connection that it has taken by then is known to it or to the engine."""
+    for turns in range(12):
+        taking = Taking(listener, handler=greet_and_wait)
+        await taking.acceptor.start()
+        await taking.acceptor.change(mode)
+        with socket.create_connection(listener.getsockname()) as client:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            taking.acceptor.stop()
+            assert taking.acceptor.open() or taking.acceptor.accepted == 0 or not taking.engine.idle()
+            taking.acceptor.serve_queue(everything=True)
+            assert await asyncio.to_thread(client.recv, 10) == b"hello"
+        await until(lambda taking=taking: not taking.acceptor.open() and taking.engine.idle())  # type: ignore[misc]
 
 
 async def test_from_mode_to_mode(listener: socket.socket) -> None:

@@ -115,6 +115,7 @@ class Acceptor:
         self._pending_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._joining: set[asyncio.Task[object]] = set()
+        self._native_open: set[asyncio.Task[None]] = set()
         self._listening = True
         self._paused = False
         self._inner = select.epoll()
@@ -195,6 +196,14 @@ class Acceptor:
         """Whether a connection was taken that its engine doesn't know yet (a TLS handshake, for one)."""
         return bool(self._joining)
 
+    def open(self) -> bool:
+        """Whether a connection that the loop's own server has accepted is open, or was taken that its engine doesn't know yet.
+
+        Beside an engine without connections this tells of those that are on their way to it: accepted in this very turn, or in
+        the middle of a TLS handshake. To be asked after `stop` or `stop_listening` only.
+        """
+        return bool(self._joining or self._native_open)
+
     async def _open_native(self) -> None:
         """Let the loop's own server accept."""
         for door in self._doors:
@@ -202,6 +211,11 @@ class Acceptor:
             door.native = await self._loop.create_server(
                 self._native(door.engine), sock=twin, backlog=4096, **self._secured(door.tls)
             )
+            # Ends when the server is closed and the last of its connections as well, if it has begun by then.
+            waiting = self._loop.create_task(door.native.wait_closed())
+            self._native_open.add(waiting)
+            waiting.add_done_callback(self._native_open.discard)
+        await asyncio.sleep(0)
         if self._mode is not Mode.EAGER or not self._listening:
             self._close_native()  # the mode has changed meanwhile
 

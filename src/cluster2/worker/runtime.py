@@ -255,14 +255,16 @@ class Worker:
         self._life.draining = True
         self._row.draining, self._row.state = 1, State.DRAINING
         self._pulse.drain()
-        deadline = time.monotonic() + self._settings.drain_timeout
+        began = time.monotonic()
+        deadline = began + self._settings.drain_timeout
+        grace = min(deadline, began + self._settings.drain_idle)
         if self._last:
             self._moves.park_no_more()
             self._acceptor.stop_listening()
             self._acceptor.serve_queue(everything=True)
         else:
             self._acceptor.stop()
-        await self._settle(deadline)
+        await self._settle(grace)
         for engine in self._engines:
             engine.drain(moving=self._moves.possible and not self._last)
         last = self._last
@@ -271,7 +273,7 @@ class Worker:
                 self._acceptor.serve_queue()
                 if self._deserted:
                     self._acceptor.empty_ready_queues()
-            if self._idle():
+            if self._idle(grace):
                 return True
             if time.monotonic() >= deadline:
                 return False
@@ -286,15 +288,20 @@ class Worker:
                 engine.sweep(self._settings.drain_idle)
             await asyncio.sleep(DRAIN_TICK)
 
-    async def _settle(self, deadline: float) -> None:
+    async def _settle(self, grace: float) -> None:
         """Wait for connections just taken to reach their engines."""
-        while self._acceptor.joining() and time.monotonic() < deadline:
+        while self._acceptor.joining() and time.monotonic() < grace:
             await asyncio.sleep(0.001)
 
-    def _idle(self) -> bool:
-        """Whether all is done; at the end of the cluster not before the keeper has given back what it had."""
+    def _idle(self, grace: float) -> bool:
+        """Whether all is done; at the end of the cluster not before the keeper has given back what it had.
+
+        Connections that are on their way to an engine are waited for, those that don't get there (a TLS handshake that never
+        ends) until `grace` only.
+        """
         waiting = self._last and not self._deserted
-        return not waiting and not self._acceptor.joining() and all(engine.idle() for engine in self._engines)
+        arriving = self._acceptor.open() and time.monotonic() < grace
+        return not waiting and not arriving and all(engine.idle() for engine in self._engines)
 
     async def _cut(self) -> str:
         """End what isn't finished; returns what an operator should know about it."""
