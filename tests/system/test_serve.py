@@ -246,7 +246,7 @@ def test_threads_left_by_the_import(run: Serve, tmp_path: Path) -> None:
 
 def test_events_of_one_process(run: Serve, tmp_path: Path) -> None:
     """With cluster=false events tell that it serves, leaves, cuts and has stopped; async handlers are waited for."""
-    (tmp_path / "site.py").write_text("from tests.system.sample_apps import unending as app\n")
+    (tmp_path / "endless.py").write_text("from tests.system.sample_apps import unending as app\n")
     (tmp_path / "listening.py").write_text(
         "import asyncio\n"
         "def setup(cluster):\n"
@@ -260,7 +260,7 @@ def test_events_of_one_process(run: Serve, tmp_path: Path) -> None:
         address = probe.getsockname()
     options = ("--no-cluster", "--setup", "listening:setup", "--drain-timeout", "300ms")
     running = run(
-        "site:app",
+        "endless:app",
         *options,
         bind=[f"127.0.0.1:{address[1]}"],
         workers=None,
