@@ -82,9 +82,12 @@ def listening_ports() -> set[int]:
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment without options of cluster2 that the developer may have set."""
+    """The environment without options of cluster2 that the developer may have set; an import path goes before theirs."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("CLUSTER2_", "LISTEN_"))}
-    return kept | {"PYTHONFAULTHANDLER": "1"} | dict(extra or {})
+    made = kept | {"PYTHONFAULTHANDLER": "1"} | dict(extra or {})
+    if extra and "PYTHONPATH" in extra and "PYTHONPATH" in kept:
+        made["PYTHONPATH"] = f"{extra['PYTHONPATH']}{os.pathsep}{kept['PYTHONPATH']}"
+    return made
 
 
 class Running:
