@@ -25,6 +25,7 @@ from .kinds import Address, FdAddress
 from .master.estate import Estate
 from .master.loop import Master
 from .master.nursery import default_argv
+from .master.switchboard import Switchboard
 from .settings import OPTIONS, Settings
 
 logger = logging.getLogger("cluster2.master")
@@ -33,7 +34,7 @@ logger = logging.getLogger("cluster2.master")
 def run(
     config: Config,
     *,
-    emitter: Emitter | None = None,
+    switchboard: Switchboard | None = None,
     argv: Sequence[str] | None = None,
     targets: Sequence[object] | None = None,
     on_ready: Callable[[], None] | None = None,
@@ -48,15 +49,18 @@ def run(
     Raises:
         ClusterError: what a user can do wrong; nothing is left behind.
     """
-    emitter = emitter or Emitter()
+    switchboard = switchboard or Switchboard()
     prepare(config)
     if not config.settings.cluster:
         from . import single  # the engines and what they bring would cost the master 2 MiB
 
         with listening(config) as listeners:
-            return single.run(config, listeners, targets, on_ready or _nothing, _teller(emitter), emitter.settle)
+            emitter = switchboard.emitter
+            return single.run(
+                config, listeners, targets, on_ready or _nothing, _teller(emitter), emitter.settle, switchboard
+            )
     with estate(config, argv or default_argv()) as owned:
-        return uvloop.run(supervise(owned, emitter, on_ready or _nothing))
+        return uvloop.run(supervise(owned, switchboard, on_ready or _nothing))
 
 
 def prepare(config: Config) -> None:
@@ -69,20 +73,20 @@ def prepare(config: Config) -> None:
 
 async def supervise(
     owned: Estate,
-    emitter: Emitter,
+    switchboard: Switchboard,
     on_ready: Callable[[], None],
     *,
     started: Callable[[Master], None] | None = None,
 ) -> int:
     """Be the master until it has ended. Returns the exit code; raises as `run` does."""
-    emit = _teller(emitter)
+    emit = _teller(switchboard.emitter)
 
     def ready() -> None:
         where = ", ".join(str(listener.address) for _, listener in owned.listeners)
         logger.info("serving on %s with %d workers", where, owned.options[0].workers)
         on_ready()
 
-    master = Master(owned, emit=emit, on_ready=ready)
+    master = Master(owned, emit=emit, on_ready=ready, switchboard=switchboard)
     if started is not None:
         started(master)
     code = 1
@@ -91,7 +95,7 @@ async def supervise(
         return code
     finally:
         emit(events.Stopped(time=time.time(), code=code))
-        await emitter.settle()
+        await switchboard.emitter.settle()
         owned.pids.release()
         await master.close()
 

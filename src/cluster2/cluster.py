@@ -6,24 +6,29 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from . import boot, config
+from . import boot, config, events
 from .config import Config
-from .emitter import Emitter
 from .errors import ClusterError, ConfigError
+from .master.delegates import LIMIT
 from .master.estate import Estate
 from .master.facts import Command
 from .master.loop import Master
 from .master.nursery import default_argv, script_argv
+from .master.statuses import ComponentStatus
+from .master.switchboard import Switchboard
+from .reducers import Reducer
 from .wire import CHANNEL
 
 if TYPE_CHECKING:
     from .client import Client
 
 H = TypeVar("H", bound=Callable[[Any], Any])
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Cluster:
@@ -39,7 +44,7 @@ class Cluster:
     def __init__(self, **options: Any) -> None:
         self._options = options
         self._config = config.load(options, check=False)
-        self._emitter = Emitter()
+        self._switchboard = Switchboard()
 
     @property
     def config(self) -> Config:
@@ -69,7 +74,7 @@ class Cluster:
 
                 sys.exit(child.run(configured.settings, targets))
             argv = default_argv() if targets is None else _own_script()
-            code = boot.run(configured, emitter=self._emitter, argv=argv, targets=targets)
+            code = boot.run(configured, switchboard=self._switchboard, argv=argv, targets=targets)
         except ClusterError as error:
             report(error)
             raise SystemExit(error.exit_code) from None
@@ -100,7 +105,7 @@ class Cluster:
         with boot.estate(configured, default_argv(), owns_process=False) as owned:
             running = Running(owned)
             task = asyncio.ensure_future(
-                boot.supervise(owned, self._emitter, running.ready.set, started=running.started)
+                boot.supervise(owned, self._switchboard, running.ready.set, started=running.started)
             )
             running.task = task
             try:
@@ -121,18 +126,134 @@ class Cluster:
         """Call a handler, sync or async, when an event happens: `@cluster.on("died")`, or `cluster.on("died", handler)`."""
         if handler is None:
             return lambda decorated: self.on(name, decorated)
-        self._emitter.on(name, handler)
+        self._switchboard.emitter.on(name, handler)
         return handler
 
     def off(self, name: str, handler: Callable[[Any], Any]) -> None:
         """Call it no more. Raises ValueError if it wasn't called on that event."""
-        self._emitter.off(name, handler)
+        self._switchboard.emitter.off(name, handler)
+
+    def once(self, name: str, handler: H | None = None) -> Any:
+        """Call it the next time only."""
+        if handler is None:
+            return lambda decorated: self.once(name, decorated)
+        self._switchboard.emitter.once(name, handler)
+        return handler
+
+    def emit(self, event: str, data: object = None, targets: Iterable[int] | None = None) -> None:
+        """Tell workers that something has happened: those of these pids, or all. From any thread of the master.
+
+        They hear it by `worker.on(event, handler)`. From another process it goes by way of the master.
+
+        Raises:
+            NotRunning: no master is running, here or on this pids directory.
+            ClusterError: the data can't travel.
+            ValueError: the name is one of the master's own events.
+        """
+        pids = None if targets is None else list(targets)
+        if self._switchboard.running:
+            self._switchboard.emit(event, data, pids)
+        else:
+            self._client().call("emit", {"event": events.own(event), "data": data, "targets": pids})
+
+    def notify(self, event: str, value: object, targets: Iterable[int] | None = None) -> None:
+        """Publish a change of something that workers have asked for before: the same as `emit`."""
+        self.emit(event, value, targets)
+
+    # Delegated work
+
+    def delegate(self, name: str, handler: F | None = None, *, limit: int = LIMIT, single: bool = True) -> Any:
+        """Do the work that workers delegate under that name: `@cluster.delegate("read-config")`.
+
+        The handler is called in the master, with the message, and with a `Request` if it takes two arguments. What it returns is
+        the answer; what it raises travels back as a DelegateError. If it is sync it runs in a thread. Equal requests that are
+        under way at the same time are one call.
+
+        Args:
+            limit: how many are done at a time; the others wait for their turn.
+            single: false: each request is done, equal or not.
+
+        Raises:
+            ConfigError: that name has a handler already.
+        """
+        if handler is None:
+            return lambda decorated: self.delegate(name, decorated, limit=limit, single=single)
+        self._switchboard.delegates.handle(name, handler, limit=limit, single=single)
+        return handler
 
     # From any process
 
-    def status(self) -> dict[str, Any]:
-        """What `cluster2 status --json` shows. Raises NotRunning."""
-        return self._client().call("status")
+    @overload
+    def status(self) -> dict[str, Any]: ...
+    @overload
+    def status(
+        self,
+        component: str,
+        *,
+        worker: int | None = None,
+        params: object = None,
+        reducer: str | Reducer | None = None,
+    ) -> Coroutine[Any, Any, ComponentStatus]: ...
+    def status(
+        self,
+        component: str | None = None,
+        *,
+        worker: int | None = None,
+        params: object = None,
+        reducer: str | Reducer | None = None,
+    ) -> dict[str, Any] | Coroutine[Any, Any, ComponentStatus]:
+        """What `cluster2 status --json` shows; or, awaited, the status of a component (`worker.status`).
+
+        Args:
+            component: its name.
+            worker: only that of this pid or slot.
+            params: plain data for the component's view.
+            reducer: instead of the component's own: a name, or a function of the list of values.
+
+        Raises:
+            NotRunning: no master is running.
+            ClusterError: no worker has such a component.
+            ValueError: there is no such reducer.
+        """
+        if component is None:
+            return self._client().call("status")
+        return self._component(component, worker, params, reducer)
+
+    def statuses(self) -> list[str]:
+        """The names of all components. Raises NotRunning."""
+        if self._switchboard.running:
+            return self._switchboard.statuses.names()
+        names: list[str] = self._client().call("statuses")["names"]
+        return names
+
+    def set_status(self, component: str, value: object, *, worker: int | None = None) -> None:
+        """Set a component in all workers, also those that come later, or only in that of this pid or slot.
+
+        Raises:
+            NotRunning: no master is running.
+            ClusterError: the value can't travel.
+        """
+        if self._switchboard.running:
+            statuses = self._switchboard.statuses
+            self._switchboard.soon(lambda: statuses.update(component, value, worker))
+        else:
+            self._client().call("set-status", {"component": component, "value": value, "worker": worker})
+
+    async def _component(
+        self, name: str, worker: int | None, params: object, reducer: str | Reducer | None
+    ) -> ComponentStatus:
+        board = self._switchboard
+        if board.running:
+            found = await board.in_master(lambda: board.statuses.view(name, worker, params, reducer))
+            return cast(ComponentStatus, found)
+        asked = {"component": name, "worker": worker, "params": params}
+        if isinstance(reducer, str):
+            asked["reducer"] = reducer
+        answer = await asyncio.to_thread(self._client().call, "component", asked)
+        found = ComponentStatus.from_plain(answer)
+        if callable(reducer):  # a function can't travel: what it reduces has come here
+            return replace(found, value=reducer(list(found.workers.values())))
+        return found
 
     def reload(self) -> dict[str, Any]:
         """Load the code again; returns when the new generation serves. Raises ClusterError if it was abandoned, NotRunning."""
@@ -220,11 +341,11 @@ def run(configured: Config, *, on_ready: Callable[[], None] | None = None) -> in
         ClusterError: it can't serve.
     """
     cluster = Cluster.__new__(Cluster)
-    cluster._options, cluster._config, cluster._emitter = {}, configured, Emitter()
+    cluster._options, cluster._config, cluster._switchboard = {}, configured, Switchboard()
     setup: Any = configured.settings.setup
     if setup is not None:
         _set_up(setup, cluster, configured)
-    return boot.run(configured, emitter=cluster._emitter, on_ready=on_ready)
+    return boot.run(configured, switchboard=cluster._switchboard, on_ready=on_ready)
 
 
 def report(error: ClusterError) -> None:

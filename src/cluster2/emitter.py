@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,10 @@ from .events import Event, name_of
 
 logger = logging.getLogger("cluster2.master")
 Handler = Callable[[Any], Any]
+MOST_RUNNING = 4096
+"""Async handlers under way above which no more events should come in."""
+LONG = 0.1
+"""Seconds that a sync handler may take without a warning: it holds the loop that calls it."""
 LAST_WORDS = 5.0
 """Seconds that async handlers may take after the last event."""
 
@@ -22,6 +27,7 @@ class Emitter:
 
     def __init__(self) -> None:
         self._handlers: dict[str, list[Handler]] = {}
+        self._firsts: dict[tuple[str, Handler], list[Handler]] = {}
         self._running: set[asyncio.Future[Any]] = set()
 
     def on(self, name: str, handler: Handler) -> None:
@@ -30,17 +36,42 @@ class Emitter:
 
     def off(self, name: str, handler: Handler) -> None:
         """Call it no more. Raises ValueError if it wasn't called on that event."""
-        self._handlers.get(name, []).remove(handler)
+        firsts = self._firsts.get((name, handler))
+        if firsts:
+            first = firsts.pop(0)
+            if not firsts:
+                del self._firsts[name, handler]
+            self._handlers[name].remove(first)
+        else:
+            self._handlers.get(name, []).remove(handler)
+
+    def once(self, name: str, handler: Handler) -> None:
+        """Call it the next time only."""
+
+        def first(event: Any) -> Any:
+            self.off(name, handler)
+            return handler(event)
+
+        self._handlers.setdefault(name, []).append(first)
+        self._firsts.setdefault((name, handler), []).append(first)
+
+    def crowded(self) -> bool:
+        """Whether so many async handlers are under way that no more events should come in."""
+        return len(self._running) > MOST_RUNNING
 
     def emit(self, event: Event) -> None:
         """Call the handlers of an event, in order of registration. Called on the master's loop."""
         name = name_of(event)
         for handler in [*self._handlers.get(name, ()), *self._handlers.get("*", ())]:
+            begun = time.monotonic()
             try:
                 result = handler(event)
             except Exception:
                 logger.exception("a handler of %r raised", name)
                 continue
+            finally:
+                if (took := time.monotonic() - begun) > LONG:
+                    logger.warning("a handler of %r held the event loop for %.2f s; make it async", name, took)
             if inspect.isawaitable(result):
                 task = asyncio.ensure_future(result)
                 self._running.add(task)

@@ -62,6 +62,32 @@ class AlreadyRunning(ClusterError):
     exit_code = 7
 
 
+class DelegateError(ClusterError):
+    """Delegated work failed: its handler raised, there is none, or nobody is there to do it.
+
+    Attributes:
+        type: the name of the type of what was raised.
+        traceback: of what was raised, as text; "" where there is none.
+    """
+
+    def __init__(self, message: str, *, type: str = "", traceback: str = "") -> None:
+        super().__init__(message, detail=traceback)
+        self.type = type
+        self.traceback = traceback
+
+
+class DelegateTimeout(DelegateError, TimeoutError):
+    """No answer came in time."""
+
+
+class ChannelFull(ClusterError):
+    """The master takes less than this worker says: so much waits already that no more is accepted."""
+
+
+class NotAWorker(ClusterError, RuntimeError):
+    """What only a worker can do was asked of another process."""
+
+
 def by_exit_code(code: int, message: str, *, detail: str = "") -> ClusterError:
     """The error of the kind that has this exit code; it has crossed a wire."""
     kinds: dict[int, type[ClusterError]] = {kind.exit_code: kind for kind in _KINDS}

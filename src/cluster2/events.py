@@ -6,7 +6,7 @@ takes the names; the master makes the values; the documentation is generated fro
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -169,10 +169,47 @@ class Stopped(Event, frozen=True, kw_only=True):
     code: int
 
 
+class Emitted(Event, frozen=True, kw_only=True):
+    """A user's own event: `worker.emit("name", data)`, or `cluster.emit`. Listeners name it by its own name.
+
+    Attributes:
+        event: its name.
+        data: what was emitted with it.
+        pid: of the worker that emitted it; 0: the master.
+        slot: of that worker; None: it came by way of the master.
+    """
+
+    name: ClassVar[str] = "emitted"
+    event: str
+    data: Any = None
+    pid: int = 0
+    slot: int | None = None
+
+
 def name_of(event: Event) -> str:
-    """The name under which listeners are found: a signal's own, else the event's."""
+    """The name under which listeners are found: that of a signal, or of a user's event, itself; else the event's."""
+    if isinstance(event, Emitted):
+        return event.event
     return event.signal if isinstance(event, Signalled) else event.name
+
+
+def plain(event: Event) -> dict[str, Any]:
+    """An event as plain data, for JSON: its name as `event`, and its fields."""
+    try:
+        fields = msgspec.json.decode(msgspec.json.encode(event))
+    except (TypeError, ValueError):  # a user's data that JSON hasn't
+        fields = {"time": event.time, "data": repr(getattr(event, "data", None))}
+    return {"event": name_of(event), **{name: value for name, value in fields.items() if name != "event"}}
 
 
 EVENTS: dict[str, type[Event]] = {kind.name: kind for kind in Event.__subclasses__()}
 """All events by name."""
+
+
+def own(name: object) -> str:
+    """A name for an event of the user's own. Raises ValueError if it can't be one."""
+    if not isinstance(name, str) or not name or name == "*" or len(name) > 200:
+        raise ValueError(f"event {name!r}: expected a text of 1 to 200 characters, other than *")
+    if name in EVENTS or name.startswith("SIG"):
+        raise ValueError(f"event {name!r} is the master's: choose another name")
+    return name

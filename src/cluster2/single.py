@@ -6,8 +6,10 @@ could tell: it serves, it was sent a signal, it leaves, it warns. The process is
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -16,10 +18,16 @@ from .config import Config
 from .errors import ClusterError, by_exit_code
 from .kernel.listeners import Listener
 from .kernel.scoreboard import Scoreboard
+from .master.facts import Fact
+from .master.handle import Handle
+from .master.switchboard import Switchboard
+from .master.talk import TalkToWorker
 from .worker import runtime
 from .zygote import image
 
 SLOT, GENERATION = 0, 1
+LAST_WORDS = 5.0
+"""Seconds for delegated work that is under way at the end."""
 
 logger = logging.getLogger("cluster2.worker")
 
@@ -31,6 +39,7 @@ def run(
     on_ready: Callable[[], None],
     emit: Callable[[events.Event], None],
     settle: Callable[[], Awaitable[None]],
+    switchboard: Switchboard,
 ) -> int:
     """Serve until TERM or INT. Returns the exit code.
 
@@ -38,6 +47,7 @@ def run(
         on_ready: called once, when it serves.
         emit: takes what happens, on the loop that serves.
         settle: awaited after the last event.
+        switchboard: has the handlers of delegated work.
 
     Raises:
         ClusterError: the app can't be loaded or started.
@@ -64,6 +74,7 @@ def run(
         ],
         validator=made.validator,
         heard=told.hear,
+        loopback=Loopback(switchboard, emit),
     )
     code = runtime.serve(birth, ended)
     if told.failures:
@@ -112,3 +123,29 @@ class _Told:
             self._emit(events.Signalled(time=now, signal=number, action="shutdown"))
             self._emit(events.ShuttingDown(time=now, graceful=True))
         self._leaving = True
+
+
+class Loopback:
+    """The master's end of the channel in the worker's own loop: delegation, events and status work without a master."""
+
+    def __init__(self, switchboard: Switchboard, emit: Callable[[events.Event], None]) -> None:
+        self._switchboard = switchboard
+        self._emit = emit
+
+    async def open(self) -> socket.socket:
+        """The worker's end."""
+        self._switchboard.start(self._emit)
+        handle = Handle(incarnation=1, slot=SLOT, generation=GENERATION, row=0, born=time.monotonic())
+        ours, theirs = socket.socketpair()
+        await asyncio.get_running_loop().create_unix_connection(
+            lambda: TalkToWorker(handle, _unsupervised, self._switchboard), sock=ours
+        )
+        return theirs
+
+    async def close(self) -> None:
+        """Let handlers end."""
+        await self._switchboard.close(LAST_WORDS)
+
+
+def _unsupervised(fact: Fact) -> None:
+    """What a master would decide by; nobody decides here."""

@@ -1,20 +1,26 @@
-"""What processes of a cluster say to each other: the messages, and their framing.
+"""What processes of a cluster say to each other: the messages. `codec` makes bytes of them.
 
 Messages are MessagePack of tagged msgspec structs; nothing is ever unpickled. Two kinds of channel carry them:
 
 - *orders* between the master and a zygote travel as one packet each over a SEQPACKET pair, because descriptors travel with
   them (`kernel.descriptors`);
 - *talk* between the master and a worker is a byte stream: four bytes of length, most significant first, then the message.
+
+The talk can grow: unknown fields are passed over, and a message of an unknown type is `Unknown`, which the receiver ignores with
+a warning. What can't be understood that way changes VERSION, which a worker tells first of all.
+
+What users say through it (the payloads: `origin`, `data`, `value`) stays `msgspec.Raw` in the messages: who only passes it on
+never decodes it, and two equal payloads are equal bytes, since keys are sorted.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 
-LIMIT = 1 << 20
-"""The longest message in bytes. A peer that announces more is broken or hostile: its channel is closed."""
+VERSION = 1
+"""Of the talk. A worker of another version can't be talked to: a reload after an upgrade that changes it is abandoned."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
@@ -122,9 +128,14 @@ class ForkFailed(Message, frozen=True):
 
 
 class Born(Message, frozen=True):
-    """The worker's process exists: its first message. The zygote says so as well, but it can die before it does."""
+    """The worker's process exists: its first message. The zygote says so as well, but it can die before it does.
+
+    Attributes:
+        version: of the talk that it speaks.
+    """
 
     pid: int
+    version: int = 0
 
 
 class Ready(Message, frozen=True):
@@ -184,69 +195,124 @@ class TrafficSet(Message, frozen=True):
     enabled: bool
 
 
+NOTHING = msgspec.Raw()
+"""The payload that isn't there. (msgspec can't decode `Raw | None`.)"""
+
+# Talk both ways: events, delegated work, component status. Payloads are MessagePack of plain data.
+
+
+class Emit(Message, frozen=True, tag="event", omit_defaults=True):
+    """An event of the user's.
+
+    Attributes:
+        event: its name.
+        targets: pids of the workers that are to have it; None: all. From a worker: None for the master's listeners alone,
+            unless it is for `all`.
+        origin: pid of the worker that emitted it; 0: the master.
+    """
+
+    event: str
+    data: msgspec.Raw
+    targets: list[int] | None = None
+    all: bool = False
+    origin: int = 0
+
+
+class Delegate(Message, frozen=True, tag="delegate", omit_defaults=True):
+    """Work for the master. The fields are those of the seed's message, and the number.
+
+    Attributes:
+        delegate: what kind of work.
+        origin: the message itself.
+        number: names it on this channel; in the answer.
+        expect: the kind of answer that is waited for; None: none.
+        matches: what makes it equal to another one; NOTHING: the whole of `origin`.
+        timeout: seconds that the asker waits; None: for as long as it takes.
+        notification: the event by which later changes may be published; None: none are wanted.
+        targets: pids of the workers that are to have that event; None: all.
+    """
+
+    delegate: str
+    origin: msgspec.Raw
+    number: int = 0
+    expect: str | None = None
+    matches: msgspec.Raw = NOTHING
+    timeout: float | None = None
+    notification: str | None = None
+    targets: list[int] | None = None
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """An error that has travelled: the name of its type, its text, and its traceback as text."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+
+class Answer(Message, frozen=True, tag="answer", omit_defaults=True):
+    """What came of delegated work: a value, or a failure."""
+
+    number: int
+    value: msgspec.Raw = NOTHING
+    failure: Failure | None = None
+
+
+class GiveUp(Message, frozen=True, tag="give-up"):
+    """Nobody waits for that answer any more."""
+
+    number: int
+
+
+class Component(Message, frozen=True, tag="component"):
+    """The worker can tell the status of that component, from now on."""
+
+    name: str
+
+
+class View(Message, frozen=True, tag="view", omit_defaults=True):
+    """The master asks for the status of that component."""
+
+    number: int
+    name: str
+    params: msgspec.Raw = NOTHING
+
+
+class Reduce(Message, frozen=True, tag="reduce"):
+    """Reduce these values by the component's own function, which only workers have."""
+
+    number: int
+    name: str
+    values: list[msgspec.Raw]
+
+
+class Viewed(Message, frozen=True, tag="viewed", omit_defaults=True):
+    """The answer to both.
+
+    Attributes:
+        reducer: its name; "" if it is a function of the app's.
+        error: why there is no value, or None.
+    """
+
+    number: int
+    value: msgspec.Raw = NOTHING
+    reducer: str = "array"
+    error: str | None = None
+
+
+class Update(Message, frozen=True, tag="update"):
+    """Set that component to this value."""
+
+    name: str
+    value: msgspec.Raw
+
+
+class Unknown(NamedTuple):
+    """A message of a type that this version doesn't know."""
+
+    type: str
+
+
 Orders = Prepare | Fork | Prepared | PrepareFailed | Forked | ForkFailed
-Talk = Born | Ready | Leaving | BootFailed | Note | SetTraffic | Drain | Deserted | TrafficSet
-
-_M = TypeVar("_M")
-_encode = msgspec.msgpack.Encoder().encode
-_orders: msgspec.msgpack.Decoder[Orders] = msgspec.msgpack.Decoder(Orders)
-_talk: msgspec.msgpack.Decoder[Talk] = msgspec.msgpack.Decoder(Talk)
-
-
-def clip(text: str, limit: int, *, end: bool = False) -> str:
-    """A text that fits into `limit` bytes: its beginning, or its end; what UTF-8 can't encode is escaped."""
-    encoded = text.encode(errors="backslashreplace")
-    return (encoded[-limit:] if end else encoded[:limit]).decode(errors="ignore")
-
-
-class Garbled(ValueError):
-    """A peer sent something that is no message."""
-
-
-def pack_order(message: Orders) -> bytes:
-    """The packet of an order."""
-    return _encode(message)
-
-
-def unpack_order(packet: bytes) -> Orders:
-    """The order in a packet. Raises Garbled."""
-    return _decode(_orders, packet)
-
-
-def pack(message: Talk) -> bytes:
-    """The bytes of a message on a stream. Raises ValueError if it is longer than LIMIT."""
-    body = _encode(message)
-    if len(body) > LIMIT:
-        raise ValueError(f"a message of {len(body)} bytes; at most {LIMIT} are allowed")
-    return len(body).to_bytes(4, "big") + body
-
-
-class Unpacker:
-    """Cuts a stream into messages, whatever the pieces it arrives in."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[Talk]:
-        """The messages that are complete now. Raises Garbled; the stream can't be used after that."""
-        buffer = self._buffer
-        buffer += data
-        found: list[Talk] = []
-        start = 0
-        while len(buffer) - start >= 4:
-            length = int.from_bytes(buffer[start : start + 4], "big")
-            if length > LIMIT:
-                raise Garbled(f"a message of {length} bytes was announced; at most {LIMIT} are allowed")
-            if len(buffer) - start - 4 < length:
-                break
-            found.append(_decode(_talk, bytes(buffer[start + 4 : start + 4 + length])))
-            start += 4 + length
-        del buffer[:start]
-        return found
-
-
-def _decode(decoder: msgspec.msgpack.Decoder[_M], body: bytes) -> _M:
-    try:
-        return decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Garbled(f"not a message: {error}") from error
+Both = Emit | Delegate | Answer | GiveUp | Component | View | Reduce | Viewed | Update
+Talk = Born | Ready | Leaving | BootFailed | Note | SetTraffic | Drain | Deserted | TrafficSet | Both

@@ -29,7 +29,7 @@ except ClusterError as error:
 """
 ZYGOTE = """
 import os, socket, sys, time
-from cluster2 import wire
+from cluster2 import codec, wire
 from cluster2.kernel.descriptors import Packets
 
 channel = Packets.attach(int(os.environ.pop(wire.CHANNEL)))
@@ -39,11 +39,11 @@ def hear():
         packet, descriptors = channel.receive()
     except ConnectionError:
         return None, []
-    return (wire.unpack_order(packet) if packet else None), descriptors
+    return (codec.unpack_order(packet) if packet else None), descriptors
 
 def say(message):
     try:
-        channel.send(wire.pack_order(message))
+        channel.send(codec.pack_order(message))
     except ConnectionError:
         pass  # the master has given up
 
@@ -145,7 +145,7 @@ def test_a_worker_that_is_ready_before_it_was_born(tmp_path: Path) -> None:
     """A worker that says that it is ready before anybody has told its pid doesn't bring the master down."""
     zygote = """
         order, descriptors = hear()
-        socket.socket(fileno=descriptors[0]).send(wire.pack(wire.Ready()))
+        socket.socket(fileno=descriptors[0]).send(codec.pack(wire.Ready()))
         hear()
         os._exit(1)
         """

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster2 import boot, config, events, wire
-from cluster2.emitter import Emitter
+from cluster2 import boot, codec, config, events, wire
 from cluster2.errors import AppError, UsageError
 from cluster2.master import actions
 from cluster2.master.loop import Master
 from cluster2.master.nursery import default_argv
+from cluster2.master.switchboard import Switchboard
 from tests.unit.clusters import APP, nobody_is_left, observed, options_for, processes
 from tests.unit.waiting import PATIENCE, until
 
@@ -190,14 +190,14 @@ async def test_garbage_from_a_worker(tmp_path: Path, said: bytes) -> None:
 
 @pytest.mark.parametrize(
     "message",
-    [wire.Ready(), wire.Drain(True), wire.Born(1), wire.Note("look"), wire.BootFailed("late", "", 3)],
+    [wire.Ready(), wire.Drain(True), wire.Born(1, wire.VERSION), wire.Note("look"), wire.BootFailed("late", "", 3)],
     ids=lambda message: type(message).__name__,
 )
 async def test_messages_out_of_turn(tmp_path: Path, message: wire.Talk) -> None:
     """What a worker says at the wrong time, or what only a master says, changes nothing; a note becomes a warning."""
     async with observed(tmp_path) as cluster:
         before = await cluster.workers()
-        assert int(await cluster.get(f"/say/{wire.pack(message).hex()}")) in before.values()
+        assert int(await cluster.get(f"/say/{codec.pack(message).hex()}")) in before.values()
         if isinstance(message, wire.Note):
             assert (await cluster.event(events.Warned)).text.endswith("look")
         assert await cluster.workers() == before
@@ -297,7 +297,7 @@ async def test_a_shutdown_between_two_spawns(tmp_path: Path) -> None:
     configured = config.load(options, environ={})
     boot.prepare(configured)
     with boot.estate(configured, default_argv()) as owned:
-        running = asyncio.ensure_future(boot.supervise(owned, Emitter(), lambda: None, started=made.append))
+        running = asyncio.ensure_future(boot.supervise(owned, Switchboard(), lambda: None, started=made.append))
         while not made or not len(made[0].roster):
             await asyncio.sleep(0)
         made[0].shut_down()

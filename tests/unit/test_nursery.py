@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster2 import wire
+from cluster2 import codec, wire
 from cluster2.kernel import stacks
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.master.facts import Fact, FromZygote
@@ -93,7 +93,7 @@ class Birth:
         self.board = Scoreboard.create()
         self.row = self.board.claim()
         self.stacks = stacks.create()
-        self._unpacker = wire.Unpacker()
+        self._unpacker = codec.Unpacker()
         self._heard: list[wire.Talk] = []
 
     def order(self, incarnation: int = 1) -> wire.Fork:
@@ -144,7 +144,7 @@ async def test_a_zygote_forks_workers(tmp_path: Path, birth: Birth) -> None:
         assert psutil.Process(born.pid).ppid() == os.getpid()
         assert await birth.hears() == wire.Ready()
         assert await birth.greeting() == b"hello"
-        birth.ours.send(wire.pack(wire.Drain(True)) + wire.pack(wire.Deserted()))
+        birth.ours.send(codec.pack(wire.Drain(True)) + codec.pack(wire.Deserted()))
         assert await asyncio.to_thread(os.waitpid, born.pid, 0) == (born.pid, 0)
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2 import wire
+from cluster2 import codec, wire
+from cluster2.errors import ClusterError
 
 # Text that UTF-8 can't encode (lone surrogates) can't travel.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -26,7 +27,22 @@ TALK = st.one_of(
     st.builds(wire.BootFailed, TEXT, TEXT, NUMBERS),
     st.builds(wire.Note, TEXT),
     st.builds(wire.Drain, st.booleans()),
+    st.builds(wire.GiveUp, NUMBERS),
+    st.builds(wire.Component, TEXT),
 )
+RAW = st.builds(codec.payload, PLAIN)
+WITH_PAYLOADS = st.one_of(
+    st.builds(wire.Emit, TEXT, RAW, st.none() | st.lists(NUMBERS, max_size=3), st.booleans(), NUMBERS),
+    st.builds(
+        wire.Delegate, TEXT, RAW, NUMBERS, st.none() | TEXT, st.just(wire.NOTHING) | RAW, st.none() | st.floats(0.1, 9.0),
+        st.none() | TEXT, st.none() | st.lists(NUMBERS, max_size=3),
+    ),
+    st.builds(wire.Answer, NUMBERS, st.just(wire.NOTHING) | RAW, st.none() | st.builds(wire.Failure, TEXT, TEXT, TEXT)),
+    st.builds(wire.View, NUMBERS, TEXT, st.just(wire.NOTHING) | RAW),
+    st.builds(wire.Reduce, NUMBERS, TEXT, st.lists(RAW, max_size=3)),
+    st.builds(wire.Viewed, NUMBERS, st.just(wire.NOTHING) | RAW, TEXT, st.none() | TEXT),
+    st.builds(wire.Update, TEXT, RAW),
+)  # fmt: skip
 ORDERS = st.one_of(
     st.builds(wire.Prepare, NUMBERS, st.dictionaries(TEXT, PLAIN, max_size=4), st.dictionaries(TEXT, TEXT, max_size=4)),
     st.builds(
@@ -49,10 +65,10 @@ def framed(body: bytes) -> bytes:
 @given(st.lists(TALK, max_size=8), st.data())
 def test_talk_survives_any_cut(messages: list[wire.Talk], data: st.DataObject) -> None:
     """However the stream is cut, the messages come out whole, in order, each as soon as its last byte is there."""
-    stream = b"".join(wire.pack(message) for message in messages)
-    ends = [sum(len(wire.pack(each)) for each in messages[: count + 1]) for count in range(len(messages))]
+    stream = b"".join(codec.pack(message) for message in messages)
+    ends = [sum(len(codec.pack(each)) for each in messages[: count + 1]) for count in range(len(messages))]
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=20)))
-    unpacker, found = wire.Unpacker(), []
+    unpacker, found = codec.Unpacker(), []
     for start, end in pairwise([0, *cuts, len(stream)]):
         found += unpacker.feed(stream[start:end])
         assert len(found) == sum(each <= end for each in ends)
@@ -62,36 +78,36 @@ def test_talk_survives_any_cut(messages: list[wire.Talk], data: st.DataObject) -
 @given(ORDERS)
 def test_orders_round_trip(order: wire.Orders) -> None:
     """An order comes out of its packet as it went in."""
-    assert wire.unpack_order(wire.pack_order(order)) == order
+    assert codec.unpack_order(codec.pack_order(order)) == order
 
 
 @given(TALK, st.integers(0, 40))
 def test_a_truncated_message_is_nothing_yet(message: wire.Talk, missing: int) -> None:
     """A message whose end hasn't come yet is not given out, and costs nobody who asks again."""
-    stream = wire.pack(message)
+    stream = codec.pack(message)
     cut = max(0, len(stream) - 1 - missing)
-    unpacker = wire.Unpacker()
+    unpacker = codec.Unpacker()
     assert unpacker.feed(stream[:cut]) == []
     assert unpacker.feed(b"") == []
     assert unpacker.feed(stream[cut:]) == [message]
 
 
-@pytest.mark.parametrize("length", [wire.LIMIT + 1, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("length", [codec.LIMIT + 1, 2**31, 2**32 - 1])
 def test_an_announcement_that_is_too_long(length: int) -> None:
     """Who announces more than the limit is refused at once, before a byte of it is waited for."""
-    with pytest.raises(wire.Garbled, match=f"{length} bytes .* at most {wire.LIMIT}"):
-        wire.Unpacker().feed(length.to_bytes(4, "big"))
+    with pytest.raises(codec.Garbled, match=f"{length} bytes .* at most {codec.LIMIT}"):
+        codec.Unpacker().feed(length.to_bytes(4, "big"))
 
 
 def test_the_limit_itself() -> None:
     """A message of exactly the limit travels; a longer one is refused where it is sent."""
-    frame = len(wire.pack(wire.Note("")))  # the length of a text of that size takes four bytes more
-    longest = wire.Note("x" * (wire.LIMIT - (frame - 4) - 4))
-    packed = wire.pack(longest)
-    assert len(packed) == wire.LIMIT + 4
-    assert wire.Unpacker().feed(packed) == [longest]
+    frame = len(codec.pack(wire.Note("")))  # the length of a text of that size takes four bytes more
+    longest = wire.Note("x" * (codec.LIMIT - (frame - 4) - 4))
+    packed = codec.pack(longest)
+    assert len(packed) == codec.LIMIT + 4
+    assert codec.Unpacker().feed(packed) == [longest]
     with pytest.raises(ValueError, match="at most"):
-        wire.pack(wire.Note(longest.text + "x"))
+        codec.pack(wire.Note(longest.text + "x"))
 
 
 GARBAGE = {
@@ -100,12 +116,10 @@ GARBAGE = {
     "truncated inside": msgspec.msgpack.encode(wire.Ready())[:-1],
     "something behind it": msgspec.msgpack.encode(wire.Ready()) + b"\x00",
     "another type": msgspec.msgpack.encode([1, 2, 3]),
-    "unknown tag": msgspec.msgpack.encode({"type": "Explode"}),
     "no tag": msgspec.msgpack.encode({"pid": 3}),
     "field missing": msgspec.msgpack.encode({"type": "Born"}),
     "field of another type": msgspec.msgpack.encode({"type": "Born", "pid": "three"}),
     "text that isn't UTF-8": b"\x82\xa4type\xa4Note\xa4text\xa2\xff\xfe",
-    "an order": wire.pack_order(wire.Forked(1, 2)),
     "nested without end": NESTED,
     "nested without end in a field": b"\x82\xa4type\xa5Ready\xa1x" + NESTED,
 }
@@ -114,12 +128,13 @@ GARBAGE = {
 @pytest.mark.parametrize("body", GARBAGE.values(), ids=GARBAGE)
 def test_garbage_in_the_talk(body: bytes) -> None:
     """What is no message of the talk is Garbled, and nothing else is ever raised."""
-    with pytest.raises(wire.Garbled):
-        wire.Unpacker().feed(framed(body))
+    with pytest.raises(codec.Garbled):
+        codec.Unpacker().feed(framed(body))
 
 
 ORDER_GARBAGE = GARBAGE | {
-    "an order": wire.pack(wire.Ready())[4:],
+    "unknown tag": msgspec.msgpack.encode({"type": "Explode"}),
+    "a word of the talk": codec.pack(wire.Ready())[4:],
     "nested without end in a field": b"\x84\xa4type\xa7Prepare\xaageneration\x01\xa8settings\x81\xa1x" + NESTED,
 }
 
@@ -127,30 +142,96 @@ ORDER_GARBAGE = GARBAGE | {
 @pytest.mark.parametrize("packet", ORDER_GARBAGE.values(), ids=ORDER_GARBAGE)
 def test_garbage_among_the_orders(packet: bytes) -> None:
     """What is no order is Garbled, and nothing else is ever raised."""
-    with pytest.raises(wire.Garbled):
-        wire.unpack_order(packet)
+    with pytest.raises(codec.Garbled):
+        codec.unpack_order(packet)
 
 
 @given(st.binary(max_size=200))
 def test_noise(noise: bytes) -> None:
     """Random bytes are waited for, or are Garbled; or they happen to be a message."""
-    for read in (wire.Unpacker().feed, wire.unpack_order):
+    for read in (codec.Unpacker().feed, codec.unpack_order):
         try:
             read(noise)
-        except wire.Garbled:
+        except codec.Garbled:
             pass
 
 
 @given(st.lists(TALK, min_size=1, max_size=3), st.binary(min_size=1, max_size=3))
 def test_a_flipped_byte_harms_nobody_else(messages: list[wire.Talk], noise: bytes) -> None:
     """A spoilt message spoils what comes behind it on its own stream, and no other stream."""
-    spoilt, sound = wire.Unpacker(), wire.Unpacker()
-    with pytest.raises(wire.Garbled):
+    spoilt, sound = codec.Unpacker(), codec.Unpacker()
+    with pytest.raises(codec.Garbled):
         spoilt.feed(framed(b"\xc1" + noise))
-    assert sound.feed(b"".join(map(wire.pack, messages))) == messages
+    assert sound.feed(b"".join(map(codec.pack, messages))) == messages
 
 
 def test_unknown_fields_are_skipped() -> None:
     """A field that this version doesn't know is passed over, so that messages can grow."""
     body = msgspec.msgpack.encode({"type": "Born", "pid": 3, "mood": {"deep": [1, 2, {"x": None}]}})
-    assert wire.Unpacker().feed(framed(body)) == [wire.Born(3)]
+    assert codec.Unpacker().feed(framed(body)) == [wire.Born(3)]
+
+
+def plain(message: Any) -> Any:
+    """A message with its payloads decoded: two Raws are never equal."""
+    if isinstance(message, msgspec.Raw):
+        return ("payload", codec.value(message))
+    if isinstance(message, list):
+        return [plain(each) for each in message]
+    if isinstance(message, msgspec.Struct):
+        return (type(message), [plain(getattr(message, name)) for name in message.__struct_fields__])
+    return message
+
+
+@given(st.lists(WITH_PAYLOADS, max_size=6), st.data())
+def test_payloads_survive_any_cut(messages: list[Any], data: st.DataObject) -> None:
+    """However the stream is cut, what users say comes out whole and in order."""
+    buffer = bytearray()
+    for message in messages:
+        codec.pack_into(buffer, message)
+    stream = bytes(buffer)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=20)))
+    unpacker = codec.Unpacker()
+    found = [each for start, end in pairwise([0, *cuts, len(stream)]) for each in unpacker.feed(stream[start:end])]
+    assert plain(found) == plain(messages)
+
+
+@given(PLAIN)
+def test_equal_payloads_are_equal_bytes(value: Any) -> None:
+    """The order in which a dictionary was filled doesn't matter: that is how equal requests are found."""
+
+    def reordered(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: reordered(value[key]) for key in reversed(value)}
+        return [reordered(each) for each in value] if isinstance(value, list) else value
+
+    assert bytes(codec.payload(value)) == bytes(codec.payload(reordered(value)))
+
+
+def test_a_message_that_is_refused_leaves_no_trace() -> None:
+    """A buffer to which a message couldn't be added is as it was."""
+    buffer = bytearray(codec.pack(wire.Ready()))
+    before = bytes(buffer)
+    for bad, error in ((wire.Note("x" * codec.LIMIT), ValueError), (wire.Note(object()), TypeError)):  # type: ignore[arg-type]
+        with pytest.raises(error):
+            codec.pack_into(buffer, bad)
+        assert buffer == before
+
+
+@pytest.mark.parametrize("body", [{"type": "Explode", "x": [1]}, {"type": "Forked", "pid": 1}])
+def test_an_unknown_type_is_told(body: dict[str, Any]) -> None:
+    """A message of a type that this version doesn't know is given out as such, and those behind it as ever."""
+    stream = framed(msgspec.msgpack.encode(body)) + codec.pack(wire.Ready())
+    assert codec.Unpacker().feed(stream) == [wire.Unknown(body["type"]), wire.Ready()]
+
+
+@pytest.mark.parametrize("value", [object(), {1j: 2}, 2**70, "\ud800"])
+def test_what_cannot_travel(value: object) -> None:
+    """A value without a form on the wire is refused with a message that names it."""
+    with pytest.raises(ClusterError, match="the data of event 'x' can't travel between processes"):
+        codec.sendable(value, "the data of event 'x'")
+
+
+def test_what_is_too_long_to_travel() -> None:
+    """So is one that is longer than a message may be."""
+    with pytest.raises(ClusterError, match=r"the answer has \d+ bytes; at most"):
+        codec.sendable("x" * codec.LIMIT, "the answer")

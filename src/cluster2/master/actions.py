@@ -111,8 +111,7 @@ class Actions:
         )
 
     def _tell_drain(self, handle: Handle) -> None:
-        if handle.talk is not None and not handle.talk.is_closing():
-            handle.talk.write(wire.pack(wire.Drain(self.last_drain)))
+        handle.tell(wire.Drain(self.last_drain))
 
     def _kill(self, handle: Handle) -> None:
         if handle.pidfd is not None:
@@ -123,7 +122,7 @@ class Actions:
             self._loop.remove_reader(handle.pidfd)
             os.close(handle.pidfd)
         if handle.talk is not None:
-            handle.talk.close()
+            handle.talk.finish()
         os.close(handle.stacks_file)
         self._board.release(handle.row)
         self._roster.remove(handle)

@@ -23,6 +23,8 @@ from .facts import Command, Fact
 logger = logging.getLogger("cluster2.master")
 LINE = 1 << 16
 """The longest request in bytes."""
+MOST_UNREAD = 1 << 20
+"""Bytes that may wait for a client who follows; one that is slower is left behind."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -94,11 +96,16 @@ class Control:
 
         said: dict[str, Any] = {}
 
-        def tell(progress: dict[str, Any]) -> None:
+        def tell(progress: dict[str, Any]) -> bool:
             nonlocal said
+            if writer.transport.get_write_buffer_size() > MOST_UNREAD:
+                writer.transport.abort()
+            if writer.is_closing():
+                return False
             if progress != said:
                 said = progress
                 writer.write(msgspec.json.encode({"progress": progress}) + b"\n")
+            return True
 
         self._unanswered.add(answered)
         self._put(Command(request.verb, request.params, answer, tell))

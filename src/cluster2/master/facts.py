@@ -93,13 +93,13 @@ class Command:
 
     Attributes:
         answer: to be called once, with a result or an error.
-        tell: may be called before that, with how far it is.
+        tell: may be called before that, with how far it is; returns whether somebody still listens.
     """
 
     verb: str
     params: dict[str, Any]
     answer: Callable[[dict[str, Any] | ClusterError], None] = field(repr=False)
-    tell: Callable[[dict[str, Any]], None] = field(repr=False, default=lambda progress: None)
+    tell: Callable[[dict[str, Any]], object] = field(repr=False, default=lambda progress: None)
 
 
 Fact = FromZygote | FromWorker | Garbage | Silent | Exited | Vanished | Overdue | KeeperGone | Signal | Tick | Command

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from .. import wire
 from ..events import Reason
 from ..lifecycle import State
 from ..policy import Seen
+
+if TYPE_CHECKING:
+    from .talk import TalkToWorker
 
 
 @dataclass(slots=True, eq=False)
@@ -24,7 +29,7 @@ class Handle:
         stacks_file: where it writes its stacks when asked.
         stacks: what it wrote when it was found to be stuck, or None.
         drain_first: it is told to drain when its successor is ready; false: it is killed then, since it wouldn't hear.
-        talk: the transport of the channel, or None when that has closed.
+        talk: the link to it, or None when its channel has closed.
         timer: bounds the state that it is in.
     """
 
@@ -42,8 +47,13 @@ class Handle:
     stacks_file: int = -1
     stacks: str | None = None
     drain_first: bool = True
-    talk: asyncio.Transport | None = field(default=None, repr=False)
+    talk: TalkToWorker | None = field(default=None, repr=False)
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
+
+    def tell(self, message: wire.Talk) -> None:
+        """Say something to it; lost if it is gone."""
+        if self.talk is not None:
+            self.talk.tell(message)
 
     def seen(self) -> Seen:
         """What decisions need to know of it."""

@@ -55,7 +55,12 @@ class Lives:
 
     def from_worker(self, handle: Handle, message: wire.Talk) -> None:
         """A worker said something."""
+        if handle.state is State.DEAD:
+            return  # said before its end, read after it
         match message:
+            case wire.Born() if message.version != wire.VERSION:
+                text = f"it speaks version {message.version} of the talk, the master {wire.VERSION}"
+                self._master.put(Garbage(handle, f"{text}: restart the cluster"))
             case wire.Born():
                 self.forked(handle.incarnation, message.pid)
             case wire.Ready() if handle.pid is None:
@@ -79,8 +84,7 @@ class Lives:
                     self._master.warn(f"{handle} can't serve: {error.message}")
             case wire.SetTraffic():
                 self._master.set_traffic(message.enabled)
-                if handle.talk is not None and not handle.talk.is_closing():
-                    handle.talk.write(wire.pack(wire.TrafficSet(message.enabled)))
+                handle.tell(wire.TrafficSet(message.enabled))
             case wire.Note():
                 self._master.warn(f"{handle}: {message.text}")
             case _:
@@ -189,8 +193,11 @@ class Lives:
         self.actions.limit(handle)
         ours, theirs = socket.socketpair()
         with theirs:
-            handle.talk, _ = await asyncio.get_running_loop().create_unix_connection(
-                lambda: TalkToWorker(handle, self._master.put), sock=ours
+            _, handle.talk = await asyncio.get_running_loop().create_unix_connection(
+                lambda: TalkToWorker(
+                    handle, self._master.put, self._master.switchboard, self._master.settings.max_heartbeat_delay
+                ),
+                sock=ours,
             )
             sockets = [
                 wire.Socket(site, str(listener.address), listener.owned)

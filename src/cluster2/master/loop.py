@@ -39,6 +39,7 @@ from .lives import Lives
 from .reload import Reloader
 from .roster import Roster
 from .status import status
+from .switchboard import Switchboard
 from .verbs import SIGNALS, Verbs
 from .watchman import Watchman
 
@@ -49,6 +50,8 @@ TICK = 1.0
 """Seconds between two looks at what may be due although nothing has happened."""
 ZYGOTE_PATIENCE = 2.0
 """Seconds that a zygote may take to leave at the end; it may be in the middle of the app's import."""
+HANDLERS_PATIENCE = 5.0
+"""Seconds for what workers have delegated last, and don't wait for."""
 LAST_PATIENCE = 5.0
 """Seconds for everybody to end who is killed because `run` failed."""
 RELOAD_PAUSE = 1.0
@@ -58,15 +61,26 @@ RELOAD_PAUSE = 1.0
 class Master:
     """Keeps the workers serving."""
 
-    def __init__(self, estate: Estate, *, emit: Callable[[events.Event], None], on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        estate: Estate,
+        *,
+        emit: Callable[[events.Event], None],
+        on_ready: Callable[[], None],
+        switchboard: Switchboard | None = None,
+    ) -> None:
         """Make it inside a running event loop.
 
         Args:
             emit: takes the events.
             on_ready: called once, when all workers serve.
+            switchboard: what users' code says to workers, and hears from them.
         """
         self.estate = estate
-        self.emit = emit
+        self._emit = emit
+        self.followers: list[Command] = []
+        self.switchboard = switchboard or Switchboard()
+        self.switchboard.start(self.emit)
         self._on_ready = on_ready
         self._facts: asyncio.Queue[Fact] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -78,7 +92,7 @@ class Master:
         self._lives = Lives(self)
         self.keeping = _keeping(estate, self.put)
         self.watchman = Watchman(estate.board, self.put, self.warn)
-        self.reloader = Reloader(self.generations.load, self._want, self.generations.drop, emit)
+        self.reloader = Reloader(self.generations.load, self._want, self.generations.drop, self.emit)
         self._verbs = Verbs(self)
         self._control = Control(self.put)
         self._failure: ClusterError | None = None
@@ -90,6 +104,16 @@ class Master:
     def put(self, fact: Fact) -> None:
         """Something happened."""
         self._facts.put_nowait(fact)
+
+    def emit(self, event: events.Event) -> None:
+        """Tell everybody who listens: handlers in this process, and followers on the control socket."""
+        self._emit(event)
+        if self.followers:
+            told = events.plain(event)
+            for follower in list(self.followers):
+                if not follower.tell(told):
+                    self.followers.remove(follower)
+                    follower.answer(ClusterError("it has left, or is too slow"))
 
     async def run(self) -> int:
         """Serve until told to end. Returns the exit code.
@@ -215,8 +239,7 @@ class Master:
             self.estate.board.header.keeper_restarts += 1
             self.keeping.start()
         for handle in self.roster if self.phase is Phase.DRAINING else ():
-            if handle.talk is not None and not handle.talk.is_closing():
-                handle.talk.write(wire.pack(wire.Deserted()))
+            handle.tell(wire.Deserted())
 
     # What the verbs do
 
@@ -380,6 +403,7 @@ class Master:
         if self.keeping is not None:
             self.keeping.close()
         await self.generations.gone(0.0 if self.phase is Phase.STOPPING else ZYGOTE_PATIENCE)
+        await self.switchboard.close(0.0 if self.phase is Phase.STOPPING else HANDLERS_PATIENCE)
         self._verbs.give_up()
         if self._failure is not None:
             raise self._failure

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from .. import wire
+from .. import codec, wire
 from ..errors import AppError
 from ..kernel import processes
 from ..kernel.descriptors import Packets
@@ -90,7 +90,7 @@ class Nursery:
         """
         if self._forks:
             assert self._zygote is not None
-            self._zygote.channel.send(wire.pack_order(order), descriptors)
+            self._zygote.channel.send(codec.pack_order(order), descriptors)
             return
         child = self._alone[order.incarnation] = self._execute()
         copies = [os.dup(descriptor) for descriptor in descriptors]
@@ -157,7 +157,7 @@ class Nursery:
         if isinstance(message, wire.Prepared):
             for order, descriptors in child.pending:
                 with contextlib.suppress(OSError):  # it died meanwhile: its exit tells
-                    child.channel.send(wire.pack_order(order), descriptors)
+                    child.channel.send(codec.pack_order(order), descriptors)
         self._dismiss(child)
         os.close(child.pidfd)
         if isinstance(message, wire.PrepareFailed):
@@ -171,7 +171,7 @@ class Nursery:
         finally:
             theirs.close()
         with contextlib.suppress(OSError):  # dead already: the end of the channel tells
-            ours.send(wire.pack_order(self._prepare))
+            ours.send(codec.pack_order(self._prepare))
         ours.set_blocking(False)
         return Child(pid, processes.open_pidfd(pid), ours)
 
@@ -179,10 +179,10 @@ class Nursery:
         def readable() -> None:
             try:
                 packet, descriptors = child.channel.receive()
-                message = wire.unpack_order(packet) if packet else None
+                message = codec.unpack_order(packet) if packet else None
             except BlockingIOError:
                 return
-            except (OSError, wire.Garbled):  # what speaks like that is as good as gone
+            except (OSError, codec.Garbled):  # what speaks like that is as good as gone
                 message, descriptors = None, []
             for descriptor in descriptors:
                 os.close(descriptor)

@@ -1,39 +1,219 @@
-"""The master's end of its channel to a worker."""
+"""The master's end of its channel to a worker: the link.
+
+The worker on the other side may be slow, stuck, mad or dead; nobody else shall notice, and the master's memory stays bounded:
+
+- *out*: messages of one turn of the loop are one write. When more than FULL bytes wait, what can be spared (events) is dropped
+  and counted, and beyond CROWDED also answers; the loop never waits. A link that stays full for `patience` is garbage.
+- *in*: a turn reads one piece and lets the others have theirs. Reading pauses while the worker has more than MOST_ASKED pieces of
+  work under way: then its own buffers fill, and its `delegate` waits. That isn't a fault, so nobody is replaced for it.
+- what concerns supervision (`Ready`, `Note`, …) becomes a fact in the master's queue: more than SUPERVISION of those within
+  PERIOD are a flood. So are more than UNKNOWN messages of unknown types.
+- what is no message, or longer than `codec.LIMIT`, is garbage. The worker is replaced.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from .. import wire
+from .. import codec, wire
 from .facts import Fact, FromWorker, Garbage, Silent
 from .handle import Handle
 
+if TYPE_CHECKING:
+    from .switchboard import Switchboard
+
+logger = logging.getLogger("cluster2.master")
+
+FULL = 1 << 20
+CROWDED = 16 << 20
+PIECE = 1 << 16
+"""A piece of at least so many bytes means that more is waiting: the others have their turn first."""
+MOST_ASKED = 8192
+LEAST_ASKED = 4096
+SUPERVISION = 1000
+PERIOD = 10.0
+UNKNOWN = 100
+LAST_WORDS = 5.0
+"""Seconds that what a dead worker has said may take to arrive: a child of its own may hold the channel open."""
+
 
 class TalkToWorker(asyncio.Protocol):
-    """Turns what a worker says into facts."""
+    """Gives what a worker says to the switchboard, or makes facts of it.
 
-    def __init__(self, worker: Handle, put: Callable[[Fact], None]) -> None:
+    Attributes:
+        pid, slot: of the worker; the pid is 0 until it has told it.
+        asked: what it has asked for and waits for, by number; the switchboard's.
+        lone: work of its that nobody waits for.
+        dropped: messages that were dropped because it doesn't read.
+    """
+
+    def __init__(
+        self, worker: Handle, put: Callable[[Fact], None], switchboard: Switchboard, patience: float = 30.0
+    ) -> None:
         self._worker = worker
         self._put = put
-        self._unpacker = wire.Unpacker()
+        self._switchboard = switchboard
+        self._patience = patience
+        self._loop = asyncio.get_running_loop()
+        self._unpacker = codec.Unpacker()
+        self._transport: asyncio.Transport | None = None
+        self._out = bytearray()
+        self._flushing = False
+        self._full = self._held = self._over = False
+        self._stalled: asyncio.TimerHandle | None = None
+        self._supervision, self._period = 0, 0.0
+        self._unknown: dict[str, int] = {}
+        self.pid = 0
+        self.slot = worker.slot
+        self.asked: dict[int, object] = {}
+        self.lone = 0
+        self.dropped = 0
+
+    # To the worker
+
+    def tell(self, message: wire.Talk) -> None:
+        """Say something; lost if the worker is gone. Raises ValueError if it is too long."""
+        codec.pack_into(self._out, message)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def tell_if_room(self, message: wire.Talk, bound: int = FULL) -> bool:
+        """Say something that can be spared. Returns whether it was said; a worker that doesn't read misses it."""
+        if self.is_closing() or len(self._out) > bound or (self._full and self._waiting() > bound):
+            self.dropped += 1
+            if self.dropped == 1:
+                logger.warning("%s doesn't read what it is told: messages to it are dropped", self._worker)
+            return False
+        self.tell(message)
+        return True
+
+    def is_closing(self) -> bool:
+        """Whether nothing that is said arrives any more."""
+        return self._transport is None or self._transport.is_closing()
+
+    def _waiting(self) -> int:
+        return len(self._out) + (self._transport.get_write_buffer_size() if self._transport is not None else 0)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        out, self._out = self._out, bytearray()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(out)
+
+    def pause_writing(self) -> None:
+        """Called by the loop: more than FULL bytes wait."""
+        self._full = True
+        self._stalled = self._loop.call_later(self._patience, self._is_stalled)
+
+    def resume_writing(self) -> None:
+        """Called by the loop."""
+        self._full = False
+        if self._stalled is not None:
+            self._stalled.cancel()
+
+    def _is_stalled(self) -> None:
+        self._garbage(f"it hasn't read what it was told for {self._patience:g} s")
+
+    # From the worker
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own class, with the same methods
+        self._transport.set_write_buffer_limits(FULL)
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""
         try:
-            messages = self._unpacker.feed(data)
-        except wire.Garbled as error:
-            self._transport.abort()
-            self._put(Garbage(self._worker, str(error)))
+            for message in self._unpacker.feed(data):
+                self._receive(message)
+        except codec.Garbled as error:
+            self._garbage(str(error))
             return
-        for message in messages:
-            self._put(FromWorker(self._worker, message))
+        if len(self.asked) + self.lone > MOST_ASKED:
+            self._hold()
+        elif len(data) >= PIECE and not self._held:
+            self._hold()
+            self._loop.call_soon(self.release)
+
+    def _receive(self, message: wire.Talk | wire.Unknown) -> None:
+        if self._switchboard.receive(self, message):
+            return
+        match message:
+            case wire.Unknown():
+                self._strange(message.type)
+            case _ if self._over:
+                pass  # it is buried: what it was up to is of no interest any more
+            case _:
+                now = self._loop.time()
+                if now - self._period > PERIOD:
+                    self._supervision, self._period = 0, now
+                self._supervision += 1
+                if self._supervision > SUPERVISION:
+                    raise codec.Garbled(f"a flood: more than {SUPERVISION} messages within {PERIOD:g} s")
+                if isinstance(message, wire.Born):
+                    self.pid = message.pid
+                    self._switchboard.joined(self)
+                self._put(FromWorker(self._worker, message))
+
+    def _strange(self, kind: str) -> None:
+        seen = self._unknown[kind] = self._unknown.get(kind, 0) + 1
+        if seen == 1:
+            logger.warning(
+                "%s said something that this version doesn't know, and it is ignored: %r", self._worker, kind
+            )
+        if sum(self._unknown.values()) > UNKNOWN:
+            raise codec.Garbled(f"more than {UNKNOWN} messages of unknown types")
+
+    def _hold(self) -> None:
+        if not self._held and self._transport is not None and not self._transport.is_closing():
+            self._held = True
+            self._transport.pause_reading()
+
+    def release(self) -> None:
+        """Read on, if there is room for what comes."""
+        if self._held and self._transport is not None and len(self.asked) + self.lone <= LEAST_ASKED:
+            self._held = False
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def hold_until(self, ready: Callable[[], bool], look: float = 0.01) -> None:
+        """Read nothing until that is true."""
+        self._hold()
+        if ready():
+            self.release()
+        else:
+            self._loop.call_later(look, self.hold_until, ready)
+
+    def _garbage(self, text: str) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+        if not self._over:
+            self._put(Garbage(self._worker, text))
+
+    # The end
+
+    def finish(self) -> None:
+        """The worker is over: what it has said is still read, to the end of the stream."""
+        self._over = True
+        if self._transport is not None:
+            self._held, held = False, self._held
+            if held and not self._transport.is_closing():
+                self._transport.resume_reading()
+            self._loop.call_later(LAST_WORDS, self.close)
+
+    def close(self) -> None:
+        """End it at once."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Called by the loop."""
+        self._transport = None
+        if self._stalled is not None:
+            self._stalled.cancel()
+        self._switchboard.left(self)
         self._put(Silent(self._worker))

@@ -5,6 +5,7 @@ Each verb is one method. A command whose wish takes time to come true is answere
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -51,10 +52,11 @@ class Verbs:
         """Nothing is asked yet."""
         self._master = master
         self._wishes: list[Wish] = []
+        self._asking: set[asyncio.Future[None]] = set()
 
     def command(self, command: Command) -> None:
         """Somebody asks for something."""
-        verb: Callable[[Command], None] | None = getattr(self, f"_do_{command.verb}", None)
+        verb: Callable[[Command], None] | None = getattr(self, f"_do_{command.verb.replace('-', '_')}", None)
         if verb is None:
             command.answer(UsageError(f"the master knows no command {command.verb!r}"))
         else:
@@ -149,6 +151,47 @@ class Verbs:
         if named:
             self._master.watchman.tell_stacks(named, command)
 
+    def _do_emit(self, command: Command) -> None:
+        """An event for workers."""
+        params = command.params
+        self._try(command, lambda: self._master.switchboard.emit(params["event"], params["data"], params["targets"]))
+
+    def _do_statuses(self, command: Command) -> None:
+        command.answer({"names": self._master.switchboard.statuses.names()})
+
+    def _do_set_status(self, command: Command) -> None:
+        params = command.params
+        update = self._master.switchboard.statuses.update
+        self._try(command, lambda: {"workers": update(params["component"], params["value"], params.get("worker"))})
+
+    def _do_component(self, command: Command) -> None:
+        """The status of a component: it takes as long as workers take to answer."""
+        params = command.params
+        view = self._master.switchboard.statuses.view
+
+        async def answer() -> None:
+            try:
+                name, worker = params["component"], params.get("worker")
+                found = await view(name, worker, params.get("params"), params.get("reducer"))
+                command.answer(found.plain())
+            except Exception as error:
+                command.answer(_as_error(command, error))
+
+        task = asyncio.ensure_future(answer())
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    def _try(self, command: Command, act: Callable[[], dict[str, Any] | None]) -> None:
+        try:
+            command.answer(act() or {})
+        except Exception as error:
+            command.answer(_as_error(command, error))
+
+    def _do_events(self, command: Command) -> None:
+        """Tell everything that happens, until the client leaves."""
+        self._master.followers.append(command)
+        command.tell({"following": os.getpid()})
+
     def _named(self, command: Command, suits: Callable[[Handle], bool]) -> list[Handle]:
         """The workers that a command is about; if there are none it is answered."""
         which = command.params.get("worker")
@@ -169,3 +212,11 @@ class Verbs:
     def _farewell(self) -> dict[str, Any]:
         """Which process ends when the connection has; none where the master lives in somebody else's program."""
         return {"leaves": os.getpid() if self._master.estate.owns_process else None}
+
+
+def _as_error(command: Command, error: Exception) -> ClusterError:
+    """What a client did wrong, as what it is told."""
+    if isinstance(error, ClusterError):
+        return error
+    what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return UsageError(f"{command.verb}: {what}")

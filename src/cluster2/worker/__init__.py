@@ -1,8 +1,12 @@
 """The worker that this process is: `from cluster2 import worker`.
 
 It can be imported anywhere. Hooks are registered while the app is imported, in the zygote, and run in each worker. Facts
-about the worker (`pid`, `slot`, `generation`, `draining`) exist only inside of one; elsewhere they raise RuntimeError, except
+about the worker (`pid`, `slot`, `generation`, `draining`) exist only inside of one; elsewhere they raise NotAWorker, except
 that `draining` is false.
+
+Handlers of events (`on`, `once`) and components (`status`) may be registered anywhere as well. What talks to the master
+(`emit`, `delegate`, `delegate_sync`, `delegate_nowait`) works from async and from threaded code, and only inside of a
+worker. `simulated` makes this process one, for tests.
 
 (The rest of this package is the process that serves; it is imported only where workers are made.)
 """
@@ -11,7 +15,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from .api import FACTS, current, on_start, on_stop
+from .api import (
+    FACTS,
+    current,
+    delegate,
+    delegate_nowait,
+    delegate_sync,
+    emit,
+    off,
+    on,
+    on_start,
+    on_stop,
+    once,
+    status,
+    transaction,
+)
+from .simulation import simulated
 
 pid: int
 """Its process id."""
@@ -22,7 +41,24 @@ generation: int
 draining: bool
 """Whether it retires (the seed's server "close")."""
 
-__all__ = ["draining", "generation", "on_start", "on_stop", "pid", "slot"]
+__all__ = [
+    "delegate",
+    "delegate_nowait",
+    "delegate_sync",
+    "draining",
+    "emit",
+    "generation",
+    "off",
+    "on",
+    "on_start",
+    "on_stop",
+    "once",
+    "pid",
+    "simulated",
+    "slot",
+    "status",
+    "transaction",
+]
 
 
 def __getattr__(name: str) -> Any:

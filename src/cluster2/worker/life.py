@@ -27,6 +27,20 @@ class Life:
 
 
 @dataclass(slots=True)
+class Counters:
+    """What the app counts itself (`worker.transaction`).
+
+    Attributes:
+        duration: seconds of all transactions together.
+        errors: how many of them failed.
+    """
+
+    transactions: int = 0
+    duration: float = 0.0
+    errors: int = 0
+
+
+@dataclass(slots=True)
 class Hooks:
     """What the app wants to be done in each worker, after the fork and before the end."""
 

@@ -17,11 +17,11 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import uvloop
 
-from .. import wire
+from .. import codec, wire
 from ..apps import App, said, trace
 from ..engines.base import Engine, Interface, Site
 from ..errors import AppError, ClusterError
@@ -36,6 +36,7 @@ from .check import Check
 from .ecv import Ecv, Served, Traffic
 from .life import Life
 from .moves import Moves
+from .office import Office
 from .pace import Pace
 from .pulse import Pulse
 from .steps import Watch
@@ -51,7 +52,7 @@ LAST_WORDS = 1.0
 """Seconds for tasks that are cancelled at the end."""
 MOST_NAMED = 5
 """Requests whose paths are told when they are cut."""
-MOST_SAID = wire.LIMIT // 4
+MOST_SAID = codec.LIMIT // 4
 """Bytes of an error's message, and of its detail, that are told to the master."""
 ORPHAN_GRACE = 5.0
 """Seconds beyond `drain_timeout` that an orphaned worker may take before the kernel ends it."""
@@ -65,6 +66,16 @@ class Staffed:
     engine: type[Engine]
 
 
+class Loopback(Protocol):
+    """The other end of the channel, in this process."""
+
+    async def open(self) -> socket.socket:
+        """The end for the worker."""
+
+    async def close(self) -> None:
+        """The worker's end is closed: do what was asked for last."""
+
+
 @dataclass(slots=True)
 class Birth:
     """What a worker is born with.
@@ -76,6 +87,7 @@ class Birth:
         ready: the exit of each app's ready queue, if there is a keeper.
         validator: says whether the app's answer to the health check is fine.
         heard: takes what it would tell a master, where there is none.
+        loopback: what does the master's part in talking, where there is none.
     """
 
     order: wire.Fork
@@ -88,6 +100,7 @@ class Birth:
     ready: Sequence[socket.socket] = ()
     validator: Callable[..., Any] | None = None
     heard: Callable[[wire.Talk], None] = lambda message: None
+    loopback: Loopback | None = None
 
 
 def serve(birth: Birth, ended: Callable[[int], Awaitable[None]] | None = None) -> int:
@@ -134,16 +147,19 @@ class Worker:
         self._deserted = not order.keeper
         self._say = birth.heard
         self._traffic = Traffic(birth.board.header, lambda message: self._say(message), alone=birth.talk is None)
+        self._office: Office | None = None
 
     async def run(self) -> int:
         """Serve until told to drain; returns the exit code."""
         self._fill_row()
-        api.begin(self._life)
         channel = await self._open_channel()
-        self._say(wire.Born(self._life.pid))
+        api.begin(self._life, self._office)
+        self._say(wire.Born(self._life.pid, wire.VERSION))
         code = await self._live()
         if channel is not None:
             await channel.close()
+        if self._birth.loopback is not None:
+            await self._birth.loopback.close()
         return code
 
     async def _live(self) -> int:
@@ -151,7 +167,7 @@ class Worker:
             if not await self._start_unless_told():
                 return 0
         except ClusterError as error:
-            message, detail = wire.clip(error.message, MOST_SAID), wire.clip(error.detail, MOST_SAID, end=True)
+            message, detail = codec.clip(error.message, MOST_SAID), codec.clip(error.detail, MOST_SAID, end=True)
             self._say(wire.BootFailed(message, detail, error.exit_code))
             return error.exit_code
         self._row.state = State.READY
@@ -178,11 +194,16 @@ class Worker:
         """Get ready to be told to drain: by the master, or by signals where there is none. TERM always works."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._terminated, signal.SIGTERM)
-        if self._birth.talk is None:
+        if self._birth.talk is not None:
+            channel = await TalkChannel.open(self._birth.talk, self._receive, self._orphaned)
+            self._say = channel.send
+        else:
             loop.add_signal_handler(signal.SIGINT, self._terminated, signal.SIGINT)
-            return None
-        channel = await TalkChannel.open(self._birth.talk, self._receive, self._orphaned)
-        self._say = channel.send
+            if self._birth.loopback is None:
+                return None
+            channel = await TalkChannel.open(await self._birth.loopback.open(), self._receive, lambda: None)
+            channel.send(wire.Born(self._life.pid, wire.VERSION))
+        self._office = Office(channel, api.emitter, api.components)
         return channel
 
     async def _start(self) -> None:
@@ -230,7 +251,7 @@ class Worker:
         if reason is None:
             logger.info("the ECV check passes again")
         else:
-            self._say(wire.Note(wire.clip(f"the ECV check of {self._settings.ecv_monitor} fails: {reason}", MOST_SAID)))
+            self._say(wire.Note(codec.clip(f"the ECV check of {self._settings.ecv_monitor} fails: {reason}", MOST_SAID)))
 
     def _doors(self) -> list[Door]:
         tls = context(self._settings)
@@ -328,7 +349,9 @@ class Worker:
         row.started = time.monotonic()
         row.state = State.BOOTING
 
-    def _receive(self, message: wire.Talk) -> None:
+    def _receive(self, message: wire.Talk | wire.Unknown) -> None:
+        if self._office is not None and self._office.receive(message):
+            return
         match message:
             case wire.Drain():
                 self._drain_soon(message.last)
@@ -352,6 +375,8 @@ class Worker:
         logger.warning("the master is gone; worker %d drains and leaves", self._life.pid)
         self._deserted = True
         self._traffic.orphaned()
+        if self._office is not None:
+            self._office.questions.orphaned()
         self._drain_soon(True)
 
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from .. import wire
+from .. import codec, wire
 from ..errors import ClusterError
 from ..kernel import processes
 from ..kernel.descriptors import MAX_DESCRIPTORS, Packets
@@ -35,7 +35,7 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare], Image], serve: Serv
     try:
         image = prepare(order)
     except ClusterError as error:
-        message, detail = wire.clip(error.message, MOST_MESSAGE), wire.clip(error.detail, MOST_DETAIL, end=True)
+        message, detail = codec.clip(error.message, MOST_MESSAGE), codec.clip(error.detail, MOST_DETAIL, end=True)
         _say(channel, wire.PrepareFailed(message, detail, error.exit_code))
         return error.exit_code
     freeze()
@@ -63,12 +63,12 @@ def _receive(channel: Packets) -> tuple[wire.Orders | None, list[int]]:
         packet, descriptors = channel.receive(MAX_DESCRIPTORS)
     except ConnectionResetError:  # the master was killed before it had read what we said
         return None, []
-    return (wire.unpack_order(packet) if packet else None), descriptors
+    return (codec.unpack_order(packet) if packet else None), descriptors
 
 
 def _say(channel: Packets, message: wire.Orders) -> None:
     with contextlib.suppress(ConnectionError):  # the master is gone: the next thing that is received is the end
-        channel.send(wire.pack_order(message))
+        channel.send(codec.pack_order(message))
 
 
 def _fork(

@@ -1,0 +1,279 @@
+"""Work that workers hand to the master, and who gets the answer (`flights` has the decisions).
+
+A handler runs as a task if it is async, else in a thread: the loop waits for neither. What it returns or raises goes to everybody
+who asked for the same; whoever has left meanwhile (it died, it gave up, its time is over) gets nothing, and an answer that nobody
+waits for is dropped and counted. When nobody waits any more, an async handler is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from .. import codec, wire
+from ..errors import ConfigError
+from ..flights import Flight, Flights
+from .threads import Threads
+
+if TYPE_CHECKING:
+    from .switchboard import Link
+
+logger = logging.getLogger("cluster2.master")
+
+LIMIT = 64
+"""Pieces of work of one kind that are done at a time, unless the handler says otherwise."""
+LOOK = 0.25
+"""Seconds between two looks for deadlines. Who asked keeps its own to the millisecond, and says that it gave up."""
+CROWDED = 16 << 20
+"""Bytes that may wait for a worker before answers to it are dropped."""
+MOST_TRACEBACK = 1 << 16
+
+Handler = Callable[..., Any]
+Asker = tuple["Link", int]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a handler may want to know besides the message, if it takes a second argument.
+
+    Attributes:
+        delegate: the kind of work.
+        pid, slot: of the worker that asked first.
+        expects: whether anybody waits for the answer.
+        timeout: seconds that it waits, or None.
+        notification: the event by which it wants to hear of later changes, or None.
+        targets: pids of the workers that want to, or None for all.
+    """
+
+    delegate: str
+    pid: int
+    slot: int
+    expects: bool
+    timeout: float | None
+    notification: str | None
+    targets: list[int] | None
+    _emit: Callable[[str, object, list[int] | None], None]
+
+    def notify(self, value: object) -> None:
+        """Tell those who want to know that something has changed; now or later. Does nothing if nobody wants to."""
+        if self.notification is not None:
+            self._emit(self.notification, value, self.targets)
+
+
+class Kind:
+    """One kind of work."""
+
+    def __init__(self, name: str, handler: Handler, limit: int, single: bool) -> None:
+        self.name = name
+        self.handler = handler
+        self.single = single
+        called = handler if inspect.isroutine(handler) else getattr(handler, "__call__", handler)  # noqa: B004
+        self.is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(called)
+        self.wants_request = _takes_two(handler)
+        self.flights: Flights[Asker] = Flights(limit)
+
+
+class Delegates:
+    """Handlers by kind of work, and what is under way.
+
+    Attributes:
+        late: answers that nobody waited for any more.
+        handled: pieces of work that were begun.
+    """
+
+    def __init__(self, emit: Callable[..., None]) -> None:
+        self._emit = emit
+        self._kinds: dict[str, Kind] = {}
+        self._threads = Threads()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self.late = 0
+        self.handled = 0
+
+    def handle(self, name: str, handler: Handler, *, limit: int = LIMIT, single: bool = True) -> None:
+        """Have work of this kind done by a handler. Raises ConfigError if it has one."""
+        if name in self._kinds:
+            raise ConfigError(f"delegate({name!r}): that kind of work has a handler already")
+        if limit < 1:
+            raise ConfigError(f"delegate({name!r}): limit = {limit}: expected a whole number from 1")
+        self._kinds[name] = Kind(name, handler, limit, single)
+
+    def start(self) -> None:
+        """The master runs."""
+        self._loop, self._closed, self._threads = asyncio.get_running_loop(), False, Threads()
+
+    def unfinished(self) -> int:
+        """Pieces of work that wait or are under way."""
+        return sum(len(kind.flights) for kind in self._kinds.values())
+
+    def close(self) -> None:
+        """The master leaves: what is under way is cancelled, and what hangs in a thread is abandoned."""
+        self._closed = True
+        if self._looking is not None:
+            self._looking.cancel()
+        for task in self._tasks:
+            task.cancel()
+        self._threads.close()
+
+    # What workers say
+
+    def asked(self, link: Link, message: wire.Delegate) -> None:
+        """A worker delegates."""
+        number = message.number if message.expect is not None else 0
+        kind = self._kinds.get(message.delegate)
+        if kind is None:
+            self._no_handler(link, number, message.delegate)
+            return
+        if not number:
+            link.lone += 1
+            kind.flights.ask((link, message), None, None, inf)
+        else:
+            key = None
+            if kind.single:
+                key = bytes(message.matches or message.origin)
+            deadline = inf
+            if message.timeout is not None:
+                assert self._loop is not None
+                deadline = self._loop.time() + message.timeout
+                if self._looking is None:
+                    self._looking = self._loop.call_later(LOOK, self._look)
+            flight = kind.flights.ask((link, message), key, (link, number), deadline)
+            link.asked[number] = (kind, flight)
+            if flight.begun:
+                return
+        self._begin(kind)
+
+    def gave_up(self, link: Link, number: int) -> None:
+        """A worker doesn't wait for that any more."""
+        found = link.asked.pop(number, None)
+        if found is not None:
+            kind, flight = found
+            if kind.flights.leave(flight, (link, number)):
+                self._cancel(flight)
+            link.release()
+
+    def left(self, link: Link) -> None:
+        """A worker is gone, and waits for nothing."""
+        for number in list(link.asked):
+            self.gave_up(link, number)
+
+    # Doing it
+
+    def _begin(self, kind: Kind) -> None:
+        assert self._loop is not None
+        while (flight := kind.flights.turn()) is not None:
+            self.handled += 1
+            task = self._loop.create_task(self._do(kind, flight))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _do(self, kind: Kind, flight: Flight[Asker]) -> None:
+        link, message = flight.request
+        value = wire.NOTHING
+        failure: wire.Failure | None = None
+        try:
+            if flight.over:  # everybody has left before its first step
+                raise asyncio.CancelledError
+            flight.runner = asyncio.current_task()
+            given = [codec.value(message.origin)]
+            if kind.wants_request:
+                given.append(self._request(link, message))
+            if kind.is_async:
+                result = await kind.handler(*given)
+            else:
+                result = await self._in_thread(kind.handler, given, flight)
+            value = codec.payload(result)
+        except asyncio.CancelledError:
+            failure = wire.Failure("CancelledError", "the master gave it up")
+        except Exception as error:
+            failure = _failure(error)
+            if flight.lone:
+                logger.exception("work that nobody waits for failed: %r", kind.name)
+        lone = flight.lone
+        askers = kind.flights.end(flight)
+        if lone:
+            link.lone -= 1
+            link.release()
+        elif not askers:
+            self.late += 1
+        for asker, number in askers:
+            self._answer(asker, number, value, failure)
+        self._begin(kind)
+
+    async def _in_thread(self, handler: Handler, given: list[Any], flight: Flight[Asker]) -> Any:
+        """Run it in a thread. That can't be cancelled: whoever has left, it goes on, and counts as under way until it ends."""
+        future = self._threads.run(lambda: handler(*given))
+        while not future.done():
+            try:
+                await asyncio.shield(future)
+            except asyncio.CancelledError:
+                if future.done() or not flight.over or self._closed:
+                    raise
+        result = future.result()
+        return await result if inspect.isawaitable(result) else result
+
+    def _request(self, link: Link, message: wire.Delegate) -> Request:
+        return Request(
+            message.delegate, link.pid, link.slot, message.expect is not None, message.timeout,
+            message.notification, message.targets, self._emit,
+        )  # fmt: skip
+
+    def _answer(self, link: Link, number: int, value: msgspec.Raw, failure: wire.Failure | None) -> None:
+        if link.asked.pop(number, None) is None:
+            return
+        try:
+            link.tell_if_room(wire.Answer(number, value, failure), CROWDED)
+        except ValueError as error:
+            link.tell(wire.Answer(number, failure=wire.Failure("ValueError", f"the answer is {error}")))
+        link.release()
+
+    def _no_handler(self, link: Link, number: int, name: str) -> None:
+        if number:
+            text = f"the master has no handler for {name!r}: register one by cluster.delegate({name!r})"
+            link.tell_if_room(wire.Answer(number, failure=wire.Failure("LookupError", text)), CROWDED)
+        else:
+            logger.warning("worker %d delegates %r, which has no handler: it is dropped", link.pid, name)
+
+    def _cancel(self, flight: Flight[Asker]) -> None:
+        if flight.runner is not None:
+            flight.runner.cancel()
+
+    def _look(self) -> None:
+        assert self._loop is not None
+        self._looking = None
+        now, some = self._loop.time(), False
+        for kind in self._kinds.values():
+            for _flight, (link, number) in list(kind.flights.expired(now)):
+                self.gave_up(link, number)
+            some = some or len(kind.flights) > 0
+        if some:
+            self._looking = self._loop.call_later(LOOK, self._look)
+
+
+def _failure(error: Exception) -> wire.Failure:
+    trace = codec.clip("".join(traceback.format_exception(error)), MOST_TRACEBACK, end=True)
+    try:
+        text = str(error)
+    except Exception as another:  # an error whose text is an error
+        text = f"(its text can't be told: {type(another).__name__})"
+    return wire.Failure(type(error).__name__, codec.clip(text, MOST_TRACEBACK), trace)
+
+
+def _takes_two(handler: Handler) -> bool:
+    """Whether it has two positional parameters without a default."""
+    try:
+        parameters = inspect.signature(handler).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    needed = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    return len([each for each in needed if each.default is each.empty]) > 1

@@ -1,0 +1,73 @@
+"""Threads for users' sync handlers, so that the master's loop never waits for one.
+
+Not a ThreadPoolExecutor: the interpreter waits for its threads at the end, and so would a master with a handler that hangs.
+These are daemons: what hangs in one is abandoned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+MOST = 16
+Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
+
+
+class Threads:
+    """Some threads, made when they are needed."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._made = 0
+        self._idle = 0
+
+    def run(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Call it in a thread; the future has what it returned or raised."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        with self._lock:
+            if self._idle:
+                self._idle -= 1  # promised to this job
+            elif self._made < self._most:
+                self._made += 1
+                threading.Thread(target=self._work, name=f"cluster2-handler-{self._made}", daemon=True).start()
+            else:
+                self._idle -= 1
+        self._jobs.put((loop, future, call))
+        return future
+
+    def close(self) -> None:
+        """Let the threads end when they have done what waits."""
+        for _ in range(self._made):
+            self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            loop, future, call = job
+            try:
+                done: tuple[Callable[..., None], Any] = (_succeed, call())
+            except BaseException as error:  # also SystemExit: it would end this thread, and nobody would be told
+                done = (_fail, error)
+            with self._lock:
+                self._idle += 1
+            try:
+                loop.call_soon_threadsafe(done[0], future, done[1])
+            except RuntimeError:  # the loop is closed: the master has left meanwhile
+                return
+            del job, done, future, call
+
+
+def _succeed(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        plain = isinstance(error, Exception) and not isinstance(error, StopIteration)  # which no future takes
+        future.set_exception(error if plain else RuntimeError(f"it raised {error!r}"))

@@ -1,0 +1,115 @@
+"""What this worker says to the master, and hears from it, on behalf of the app: one object behind the functions of `worker`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Iterable
+from typing import Any, Literal, Protocol
+
+from .. import codec, events, wire
+from ..emitter import Emitter
+from ..errors import ClusterError
+from .components import Components
+from .questions import Questions, refuse_if_full
+from .talk import TalkChannel
+
+logger = logging.getLogger("cluster2.worker")
+Targets = Iterable[int] | Literal["all"] | None
+
+
+class Post(Protocol):
+    """Who does it: the office of a real worker, or a simulated one."""
+
+    async def delegate(self, asked: wire.Delegate) -> Any:
+        """The answer."""
+
+    def delegate_sync(self, asked: wire.Delegate) -> Any:
+        """The answer, in a thread."""
+
+    def delegate_nowait(self, asked: wire.Delegate) -> None:
+        """No answer."""
+
+    def emit(self, message: wire.Emit) -> None:
+        """An event."""
+
+
+def emitted(event: str, data: object, targets: Targets) -> wire.Emit:
+    """The message of an event. Raises ClusterError if it can't travel, ValueError for a bad name."""
+    raw = codec.sendable(data, f"the data of event {event!r}")
+    if targets == "all":
+        return wire.Emit(events.own(event), raw, None, True)
+    if isinstance(targets, str):
+        raise ClusterError(f"emit({event!r}): targets = {targets!r}: expected pids, or 'all'")
+    return wire.Emit(events.own(event), raw, None if targets is None else list(targets))
+
+
+class Office:
+    """The app's side of the channel to the master.
+
+    Attributes:
+        questions: what was delegated and isn't answered yet.
+    """
+
+    def __init__(self, channel: TalkChannel, emitter: Emitter, components: Components) -> None:
+        self._channel = channel
+        self._emitter = emitter
+        self._components = components
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.questions = Questions(channel)
+        components.announce = self._announce
+        for name in components.names():
+            self._announce(name)
+
+    async def delegate(self, asked: wire.Delegate) -> Any:
+        """The answer; from any loop."""
+        return await self.questions.ask(asked)
+
+    def delegate_sync(self, asked: wire.Delegate) -> Any:
+        """The answer; in a thread."""
+        return self.questions.ask_sync(asked)
+
+    def delegate_nowait(self, asked: wire.Delegate) -> None:
+        """No answer. Raises ChannelFull."""
+        self.questions.tell(asked)
+
+    def emit(self, message: wire.Emit) -> None:
+        """An event. Raises ChannelFull."""
+        refuse_if_full(self._channel)
+        self._channel.send(message)
+
+    def receive(self, message: wire.Talk | wire.Unknown) -> bool:
+        """The master said something. Returns whether that is the office's business."""
+        match message:
+            case wire.Answer():
+                self.questions.answered(message)
+            case wire.Emit():
+                self._emitter.emit(
+                    events.Emitted(
+                        time=time.time(), event=message.event, data=codec.value(message.data), pid=message.origin
+                    )
+                )
+            case wire.View() | wire.Reduce():
+                self._run(self._view(message))
+            case wire.Update():
+                self._run(self._components.update(message.name, codec.value(message.value)))
+            case wire.Unknown():
+                logger.warning(
+                    "the master said something that this worker doesn't know, and it is ignored: %r", message
+                )
+            case _:
+                return False
+        return True
+
+    async def _view(self, question: wire.View | wire.Reduce) -> None:
+        self._channel.send(await self._components.viewed(question))
+
+    def _announce(self, name: str) -> None:
+        self._channel.send(wire.Component(name))
+        self._channel.loop.call_soon_threadsafe(lambda: self._run(self._components.update_late(name)))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._channel.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

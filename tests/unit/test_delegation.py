@@ -1,0 +1,208 @@
+"""Delegated work between real workers and a master in this process: answers, errors, deadlines, deaths, single flight."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster2 import events
+from tests.unit.clusters import Observed, observed
+from tests.unit.waiting import PATIENCE, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("own_process")]
+APP = Path(__file__).with_name("talking_app.py").read_text()
+
+
+class Talking:
+    """A cluster whose workers do what they are told over HTTP."""
+
+    def __init__(self, observed: Observed) -> None:
+        self.observed = observed
+        self.cluster = observed.cluster
+
+    async def ask(self, what: str, **given: Any) -> dict[str, Any]:
+        """Have some worker call it; what came of it."""
+        host, _, port = self.observed.running.addresses[0].rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        body = json.dumps(given).encode()
+        try:
+            head = f"POST /{what} HTTP/1.1\r\nHost: test\r\nContent-Length: {len(body)}\r\n\r\n"
+            writer.write(head.encode() + body)
+            whole = await asyncio.wait_for(reader.read(), PATIENCE)
+        except ConnectionResetError:
+            return {}
+        finally:
+            writer.close()
+        answer: dict[str, Any] = json.loads(whole.partition(b"\r\n\r\n")[2] or b"{}")
+        return answer
+
+    async def result(self, what: str, **given: Any) -> Any:
+        answer = await self.ask(what, **given)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    async def everybody(self) -> set[int]:
+        return set((await self.observed.whole(wanted=self.workers)).values())
+
+    @property
+    def workers(self) -> int:
+        return self.cluster.config.settings.workers
+
+
+@asynccontextmanager
+async def talking(directory: Path, **options: Any) -> AsyncIterator[Talking]:
+    async with observed(directory, APP, **options) as found:
+        yield Talking(found)
+
+
+async def test_answers(tmp_path: Path) -> None:
+    """What a handler returns is the answer: async or sync, asked from the loop, from a thread, from a loop in a thread."""
+    async with talking(tmp_path) as site:
+        threads = []
+
+        @site.cluster.delegate("async")
+        async def work(message: Any) -> Any:
+            await asyncio.sleep(0)
+            return {"got": message}
+
+        @site.cluster.delegate("sync")
+        def work_sync(message: Any) -> Any:
+            threads.append(threading.current_thread())
+            return {"got": message}
+
+        for how in ("delegate", "threaded", "other-loop"):
+            for name in ("async", "sync"):
+                message = {"how": how, "list": [1, None, 2.5, "ü"]}
+                assert await site.result(how, name=name, message=message) == {"got": message}
+        assert threading.main_thread() not in threads
+
+
+async def test_errors_travel(tmp_path: Path) -> None:
+    """What a handler raises is a DelegateError at the asker, with type, text and traceback; nothing else is harmed."""
+    async with talking(tmp_path) as site:
+
+        @site.cluster.delegate("broken")
+        async def broken(message: Any) -> Any:
+            raise LookupError(f"no {message}")
+
+        site.cluster.delegate("plain", lambda message: object())
+        site.cluster.delegate("long", lambda message: "x" * (1 << 20))
+        error = (await site.ask("delegate", name="broken", message="db"))["error"]
+        assert error[:3] == ["DelegateError", "'broken' failed in the master: LookupError: no db", "LookupError"]
+        assert 'raise LookupError(f"no {message}")' in error[3]
+        error = (await site.ask("delegate", name="plain"))["error"]
+        assert error[2] == "TypeError"
+        error = (await site.ask("delegate", name="long"))["error"]
+        assert "at most" in error[1]
+        error = (await site.ask("delegate", name="nobody"))["error"]
+        assert "register one by cluster.delegate('nobody')" in error[1]
+        error = (await site.ask("sync-on-loop", name="broken"))["error"]
+        assert error[0] == "ClusterError"
+        assert "thread that runs an event loop" in error[1]
+
+
+async def test_deadlines(tmp_path: Path) -> None:
+    """No answer in time is a DelegateTimeout; the handler is cancelled, and its place is free for the next."""
+    async with talking(tmp_path) as site:
+        cancelled = asyncio.Event()
+
+        @site.cluster.delegate("endless", limit=1)
+        async def endless(message: Any) -> Any:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+
+        for how in ("delegate", "threaded", "other-loop"):
+            cancelled.clear()
+            error = (await site.ask(how, name="endless", message=how, timeout=0.05))["error"]
+            assert error[0] == "DelegateTimeout"
+            assert "'endless' wasn't answered within 0.05 s" in error[1] or "in time" in error[1]
+            await asyncio.wait_for(cancelled.wait(), PATIENCE)
+
+
+async def test_single_flight(tmp_path: Path) -> None:
+    """Equal requests of all workers while one is under way run the handler once; others, and later ones, again."""
+    async with talking(tmp_path) as site:
+        runs, gate = [], asyncio.Event()
+
+        @site.cluster.delegate("config")
+        async def config(message: Any) -> Any:
+            runs.append(message)
+            await gate.wait()
+            return len(runs)
+
+        board = site.cluster._switchboard
+        asking = [asyncio.ensure_future(site.result("many", name="config", message="db", times=50)) for _ in range(8)]
+        await until(lambda: sum(len(link.asked) for link in board._links) == 400, "all have asked")
+        gate.set()
+        assert {answer for answers in await asyncio.gather(*asking) for answer in answers} == {1}
+        assert runs == ["db"]
+        assert await site.result("delegate", name="config", message="db") == 2
+        assert await site.result("delegate", name="config", message="other") == 3
+
+
+async def test_a_worker_killed_while_it_waits(tmp_path: Path) -> None:
+    """Its work is cancelled when nobody else waits for it; who asked for the same gets the answer."""
+    async with talking(tmp_path) as site:
+        runs, gate, over = [], asyncio.Event(), []
+
+        @site.cluster.delegate("slow")
+        async def slow(message: Any) -> Any:
+            runs.append(message)
+            try:
+                await gate.wait()
+            finally:
+                over.append(message)
+            return message
+
+        board = site.cluster._switchboard
+        first = asyncio.ensure_future(site.ask("delegate", name="slow", message="mine", timeout=60))
+        await until(lambda: runs, "it has begun")
+        victim = next(link for link in board._links if link.asked)
+        import os
+        import signal
+
+        os.kill(victim.pid, signal.SIGKILL)
+        await site.observed.event(events.Died, pid=victim.pid)
+        await until(lambda: over == ["mine"], "it was cancelled")
+        assert await first == {}
+        gate.set()
+        assert await site.result("delegate", name="slow", message="mine") == "mine"
+        assert board.delegates.unfinished() == 0
+
+
+async def test_supervision_goes_on(tmp_path: Path) -> None:
+    """While sync handlers hang in all their threads, a killed worker is back at once, and the status is told."""
+    async with talking(tmp_path) as site:
+        gate = threading.Event()
+
+        @site.cluster.delegate("hang")
+        def hang(message: Any) -> Any:
+            gate.wait(PATIENCE)
+            return message
+
+        asking = [
+            asyncio.ensure_future(site.ask("delegate", name="hang", message=number, timeout=60)) for number in range(40)
+        ]
+        board = site.cluster._switchboard
+        await until(lambda: sum(len(link.asked) for link in board._links) == 40, "all hang")
+        before = await site.observed.workers()
+        victim = next(iter(before.values()))
+        import os
+        import signal
+
+        os.kill(victim, signal.SIGKILL)
+        begun = time.monotonic()
+        await site.observed.whole(without=[victim])
+        assert time.monotonic() - begun < PATIENCE
+        gate.set()
+        await asyncio.gather(*asking)
