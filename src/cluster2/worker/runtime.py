@@ -251,7 +251,9 @@ class Worker:
         if reason is None:
             logger.info("the ECV check passes again")
         else:
-            self._say(wire.Note(codec.clip(f"the ECV check of {self._settings.ecv_monitor} fails: {reason}", MOST_SAID)))
+            self._say(
+                wire.Note(codec.clip(f"the ECV check of {self._settings.ecv_monitor} fails: {reason}", MOST_SAID))
+            )
 
     def _doors(self) -> list[Door]:
         tls = context(self._settings)
