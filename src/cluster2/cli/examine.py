@@ -31,6 +31,8 @@ def check(**flags: Any) -> int:
         staff.append(base.Staff(app.label, app.interface, base.choose(settings.engine, app.interface)))
     given = {name: source for name, source in config.sources.items() if config.explicit(name)}
     notes = base.check_options(staff, settings, given)
+    for each in staff:
+        each.engine.preload(settings)
     for each, (target, addresses) in zip(staff, settings.targets(), strict=True):
         click.echo(f"ok: {each.interface} app {target} on {', '.join(map(str, addresses))}")
     for note in notes:

@@ -138,8 +138,12 @@ class Engine(Protocol):
     def __init__(self, site: Site) -> None: ...
 
     @staticmethod
-    def preload() -> None:
-        """Import all that serving needs. Called in the zygote, so that workers share it."""
+    def preload(settings: Settings) -> None:
+        """Import all that serving needs. Called in the zygote, so that workers share it.
+
+        Raises:
+            ConfigError: an option needs something that isn't installed.
+        """
 
     @staticmethod
     def adapt(app: Callable[..., Any], interface: Interface) -> tuple[Callable[..., Any], Interface]:

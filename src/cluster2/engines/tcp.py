@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, cast
 
 from ..kernel.progress import transferred
+from ..settings import Settings
 from .base import Capability, Census, Interface, Movable, Served, Site, is_async
 from .ending import cancel, reset
 from .patience import For, Patience, Wait
@@ -47,7 +48,7 @@ class TcpEngine:
         self._asked: dict[int, _Stream] = {}
 
     @staticmethod
-    def preload() -> None:
+    def preload(settings: Settings) -> None:
         """Nothing beyond asyncio is needed."""
 
     @staticmethod

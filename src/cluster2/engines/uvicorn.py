@@ -12,18 +12,22 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from uvicorn.config import Config
 from uvicorn.lifespan.off import LifespanOff
 from uvicorn.lifespan.on import LifespanOn
 from uvicorn.server import ServerState
 
-from ..errors import AppError
+from ..errors import AppError, ConfigError
+from ..settings import Settings
 from .base import Capability, Census, Interface, Movable, Served, Site
 from .ending import cancel, cancellation_is_no_news, readable, reset
 from .patience import Patience
 from .uvicorn_http import Clock, HttpConnection, TakenConnection, check, template_of
+
+if TYPE_CHECKING:
+    from .uvicorn_http2 import Http2
 
 THREADS = 8
 """Threads of a worker that serves a WSGI app."""
@@ -38,6 +42,7 @@ _HTTP = frozenset(
         Capability.REQUEST_AGE,
         Capability.KEEP_ALIVE,
         Capability.ECV,
+        Capability.HTTP2,
     }
 )
 """What it can do for apps of both interfaces."""
@@ -58,20 +63,24 @@ class UvicornEngine:
         self._keep_alive = site.settings.keep_alive
         self._clock = Clock()
         # Classes of this engine's own: which hooks they have depends on its worker's mode.
-        self._plain: type[HttpConnection] = type("HttpConnection", (HttpConnection,), {"clock": self._clock})
+        self._state = ServerState()
+        self._http2 = _http2(site, self._clock, self._state)
+        base = HttpConnection if self._http2 is None else self._http2.either
+        self._plain: type[HttpConnection] = type("HttpConnection", (base,), {"clock": self._clock})
         if not self._keep_alive:
             self._end_each(lambda connection: True)
         self._taken: type[TakenConnection] = type("TakenConnection", (TakenConnection, self._plain), {})
         self._config = _config(site, self._plain)
-        self._state = ServerState()
         self._lifespan = _lifespan(self._config)
         self._idle_since: dict[Any, float] = {}
         self._begun: dict[Any, float] = {}
         self.reads_first = site.tls is None
 
     @staticmethod
-    def preload() -> None:
+    def preload(settings: Settings) -> None:
         """Importing this module has imported uvicorn; what it imports by name only is left to do."""
+        if settings.http2:
+            _import_http2()
         import a2wsgi  # noqa: F401
         import httptools  # noqa: F401
         import uvicorn.protocols.websockets.auto  # noqa: F401
@@ -125,7 +134,9 @@ class UvicornEngine:
         date = formatdate(time.time(), usegmt=True).encode()
         self._state.default_headers = [(b"date", date), *self._config.encoded_headers]
         self._clock.now = now = time.monotonic()
-        self._patience.look(self.movable(), now)
+        self._patience.look(self.movable() if self._http2 is None else [*self.movable(), *self._http2.patients()], now)
+        if self._http2 is not None:
+            self._http2.press(now)
 
     def census(self) -> Census:
         """Uvicorn counts already; nothing is added to the path of a request."""
@@ -135,12 +146,11 @@ class UvicornEngine:
 
     def oldest(self, now: float) -> float | None:
         """Seen by looking at the cycles; nothing is noted on the way of a request."""
-        seen = {}
-        for connection in self.movable():
-            cycle: Any = connection.cycle
-            if cycle is not None and not cycle.response_complete:
-                seen[cycle] = self._begun.get(cycle, now)
-        self._begun = seen
+        cycles: list[Any] = [connection.cycle for connection in self.movable()]
+        if self._http2 is not None:
+            cycles += self._http2.cycles()
+        under_way = [cycle for cycle in cycles if cycle is not None and not cycle.response_complete]
+        self._begun = seen = {cycle: self._begun.get(cycle, now) for cycle in under_way}
         return min(seen.values(), default=None)
 
     def movable(self) -> list[HttpConnection]:
@@ -161,8 +171,8 @@ class UvicornEngine:
         self._plain.on_response_complete = on_response_complete  # type: ignore[method-assign]
 
     def shed(self, count: int, *, fixed: bool) -> int:
-        """Responses that haven't begun yet announce the end of their connection."""
-        shed = 0
+        """Responses that haven't begun yet announce the end of their connection; those of HTTP/2 say GOAWAY."""
+        shed = 0 if self._http2 is None else self._http2.shed(count)
         for connection in self.movable():
             cycle: Any = connection.cycle
             if fixed and connection.scheme == "http":
@@ -184,13 +194,19 @@ class UvicornEngine:
             # A response whose head is out has not announced the end: such a connection becomes an idle one instead.
             if cycle is not None and not cycle.response_started and ends(connection):
                 cycle.keep_alive = False
+        if self._http2 is not None:
+            self._http2.drain()
 
     def sweep(self, grace: float) -> None:
         """Close HTTP connections that were idle, and websockets that were open (1012), for `grace` seconds of the drain."""
         now = time.monotonic()
         known, self._idle_since = self._idle_since, {}
+        if self._http2 is not None:
+            self._http2.press(now)
         for connection in list(self._state.connections):
             if isinstance(connection, HttpConnection) and not connection.idle():
+                continue
+            if self._http2 is not None and self._http2.has(connection):
                 continue
             since = self._idle_since[connection] = known.get(connection, now)
             if now - since >= grace:
@@ -259,6 +275,23 @@ class _Quiet(logging.Filter):
 
     def __exit__(self, *_: object) -> None:
         logging.getLogger("uvicorn.error").removeFilter(self)
+
+
+def _import_http2() -> type[Http2]:
+    try:
+        from .uvicorn_http2 import Http2
+    except ModuleNotFoundError as error:
+        if error.name != "zttp":
+            raise
+        raise ConfigError(
+            "http2: zttp, which speaks it, isn't installed: pip install 'cluster2[http2]', or leave the option out"
+        ) from None
+    return Http2
+
+
+def _http2(site: Site, clock: Clock, state: ServerState) -> Http2 | None:
+    settings = site.settings
+    return _import_http2()(state, clock, settings.drain_idle, settings.keep_alive) if settings.http2 else None
 
 
 def _config(site: Site, protocol: type[HttpConnection]) -> Config:

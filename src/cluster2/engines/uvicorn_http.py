@@ -164,20 +164,17 @@ class HttpConnection(HttpToolsProtocol):
         """See `patience`. Whether the app waits for a body is seen by its waiting for the event that tells of one."""
         transport = self.transport
         if size := transport.get_write_buffer_size():
-            sock = transport.get_extra_info("socket")
-            descriptor = -1 if sock is None else sock.fileno()
-            counts = transferred(descriptor)
-            return Wait(For.TAKING, size + untaken(descriptor) if counts is None else counts[0])
+            return Wait(For.TAKING, taken_of(transport, size))
         if transport.is_closing():
             return None
         cycle: Any = self.cycle
         if self.idle():
             return Wait(For.REQUEST, self.idle_since())
         if cycle is None or (cycle.response_complete and not self.pipeline):
-            return Wait(For.HEAD, _Same(self.scope))
+            return Wait(For.HEAD, Same(self.scope))
         if cycle.more_body and not cycle.response_started and not cycle.waiting_for_100_continue and not self.pipeline:
             # Bytes that come make this body longer; an app that takes them puts another in its place.
-            return Wait(For.BODY, (_Same(cycle.body), len(cycle.body))) if cycle.message_event._waiters else None
+            return Wait(For.BODY, (Same(cycle.body), len(cycle.body))) if cycle.message_event._waiters else None
         return None
 
     def give_up(self, what: For) -> None:
@@ -219,7 +216,15 @@ def template_of(config: Config, state: ServerState, app_state: dict[str, Any]) -
     return {name: value for name, value in one.items() if name not in own}
 
 
-class _Same:
+def taken_of(transport: asyncio.Transport, size: int) -> int:
+    """A number that changes as soon as the client takes something of what was sent to it, `size` bytes of it by the transport."""
+    sock = transport.get_extra_info("socket")
+    descriptor = -1 if sock is None else sock.fileno()
+    counts = transferred(descriptor)
+    return size + untaken(descriptor) if counts is None else counts[0]
+
+
+class Same:
     """Equal to another of the same object only; it keeps that alive, so that no other can have its place."""
 
     __slots__ = ("what",)
@@ -228,7 +233,7 @@ class _Same:
         self.what = what
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.what is self.what
+        return isinstance(other, Same) and other.what is self.what
 
     __hash__ = None  # type: ignore[assignment]
 

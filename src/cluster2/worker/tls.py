@@ -18,7 +18,8 @@ def context(settings: Settings) -> ssl.SSLContext | None:
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     made.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, settings.ssl_keyfile_password)
-    made.set_alpn_protocols(["http/1.1"])
+    made.options |= ssl.OP_NO_RENEGOTIATION  # RFC 9113, 9.2.1; and nobody else needs it
+    made.set_alpn_protocols(["h2", "http/1.1"] if settings.http2 else ["http/1.1"])
     if settings.ssl_ca_certs is not None:
         made.load_verify_locations(settings.ssl_ca_certs)
         made.verify_mode = ssl.CERT_REQUIRED

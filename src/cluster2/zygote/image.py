@@ -98,7 +98,7 @@ def _sites(settings: Settings, sources: Mapping[str, str], targets: Sequence[obj
     for note in base.check_options(staff, settings, sources):
         logger.info(note)
     for each in staff:
-        each.engine.preload()
+        each.engine.preload(settings)
     return [(app, each.engine) for app, each in zip(apps, staff, strict=True)]
 
 
