@@ -7,15 +7,17 @@ of this process. `Upgrade: h2c` isn't answered (RFC 9113 has dropped it): such a
 
 *Leaving.* GOAWAY tells the client which stream was the last that was served: whatever it has sent beyond that was not begun, and
 it may send it again elsewhere. It is said at a moment without an open stream, if one comes within the grace; else with streams
-open: these are finished, new ones are refused (REFUSED_STREAM). Two things were tried and left:
+open: these are finished, new ones are ignored. Three things were tried and left:
 
 - the two steps that RFC 9113, 6.8 suggests (first with the greatest number possible, then with the true one): clients built on
   Python's h2, httpx among them, take nothing any more after a GOAWAY, and with the first one even fail a request that comes
   later;
-- GOAWAY at once, whatever is open: the same clients fail what they have open.
+- GOAWAY at once, whatever is open: the same clients fail what they have open;
+- RST_STREAM (REFUSED_STREAM) for each stream beyond the last: to the same clients that is an error, and GOAWAY has said it all.
 
-Then a PING is sent; when it is answered, the client has read all that there was, and the connection is closed. To close at once
-might lose the end of a response: the kernel resets a connection that is closed while something unread arrives.
+With it a PING is sent (before it: Python's h2 takes that for an error as well if it comes later); when it is answered, the client
+has read all that there was, and the connection is closed. To close at once might lose the end of a response: the kernel resets a
+connection that is closed while something unread arrives.
 
 *Back-pressure.* zttp keeps what a stream's window doesn't let out, without a bound. So a stream's app waits while more than
 `HELD_BACK` bytes of that stream are kept; other streams aren't touched. What is kept when the response is complete belongs to
@@ -118,7 +120,9 @@ class Http2Connection(ZttpH2Protocol):
     def handle_request(self, event: Any) -> None:
         """uvicorn's, if the stream is to be served at all."""
         number = event.stream_id
-        if self.last is not None or self._running >= MOST_RUNNING:
+        if self.last is not None:
+            return  # GOAWAY has refused it
+        if self._running >= MOST_RUNNING:
             self.conn.stream(number).reset(zttp.H2ErrorCode.REFUSED_STREAM)
             return
         self._highest = number
@@ -197,11 +201,11 @@ class Http2Connection(ZttpH2Protocol):
     def _without_stream(self) -> None:
         """Go on leaving, if that is wanted and nothing is under way."""
         if self.leaving and not self.busy() and not self.transport.is_closing():
-            if self.last is None:
-                self._say_goaway()
             if not self._pinged:
                 self._pinged = True
                 self.transport.write(ANSWER_ME)
+                if self.last is None:
+                    self._say_goaway()
             elif self._answered:
                 self.transport.close()
 
