@@ -371,5 +371,5 @@ async def test_garbage() -> None:
 
 def test_preload() -> None:
     """All that serving needs is imported by `preload`, so that workers share it."""
-    UvicornEngine.preload()
+    UvicornEngine.preload(Settings())
     assert {"httptools", "uvicorn.protocols.websockets.auto"} <= set(sys.modules)
