@@ -17,11 +17,12 @@ import uvloop
 from . import events, logs
 from .config import Config
 from .emitter import Emitter
+from .errors import ClusterError
 from .kernel import processes
 from .kernel.listeners import Listener, open_all, systemd_fds
 from .kernel.pidfiles import PidsDirectory
 from .kernel.scoreboard import Scoreboard
-from .kinds import Address, FdAddress
+from .kinds import Address, FdAddress, TcpAddress
 from .master.estate import Estate
 from .master.loop import Master
 from .master.nursery import default_argv
@@ -54,11 +55,10 @@ def run(
     if not config.settings.cluster:
         from . import single  # the engines and what they bring would cost the master 2 MiB
 
-        with listening(config) as listeners:
-            emitter = switchboard.emitter
-            return single.run(
-                config, listeners, targets, on_ready or _nothing, _teller(emitter), emitter.settle, switchboard
-            )
+        with listening(config) as listeners, monitor_listening(config) as monitor:
+            ready, tell = on_ready or _nothing, _teller(switchboard.emitter)
+            settle = switchboard.emitter.settle
+            return single.run(config, listeners, monitor, targets, ready, tell, settle, switchboard)
     with estate(config, argv or default_argv()) as owned:
         return uvloop.run(supervise(owned, switchboard, on_ready or _nothing))
 
@@ -110,6 +110,7 @@ def estate(config: Config, argv: Sequence[str], *, owns_process: bool = True) ->
         stack.callback(pids.release)
         pids.write_master(os.getpid())
         listeners = stack.enter_context(listening(config))
+        monitor = stack.enter_context(monitor_listening(config))
         processes.become_subreaper()
         board = Scoreboard.create()
         stack.callback(board.close)
@@ -124,6 +125,7 @@ def estate(config: Config, argv: Sequence[str], *, owns_process: bool = True) ->
             options=(settings, explicit(config)),
             reread=reread,
             listeners=listeners,
+            monitor=monitor,
             board=board,
             pids=pids,
             argv=argv,
@@ -143,6 +145,24 @@ def listening(config: Config) -> Iterator[list[tuple[int, Listener]]]:
     finally:
         for listener in listeners:
             listener.close()
+
+
+@contextlib.contextmanager
+def monitor_listening(config: Config) -> Iterator[Listener | None]:
+    """The listener of the monitor's port, or None if there shall be none."""
+    settings = config.settings
+    if not settings.mon_port:
+        yield None
+        return
+    try:
+        [listener] = open_all([TcpAddress(settings.mon_host, settings.mon_port)], backlog=settings.backlog)
+    except ClusterError as error:
+        source = config.sources["mon_port"]
+        raise type(error)(f"{error.message} (mon_port, {source}; 0: no monitor)") from error
+    try:
+        yield listener
+    finally:
+        listener.close()
 
 
 def changed(before: Config, after: Config) -> list[str]:

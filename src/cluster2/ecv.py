@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -149,6 +149,10 @@ class Page:
             return self.said(401, b"a valid bearer token is needed\n", (b"www-authenticate", b"Bearer"))
         return self.said(403, b"only from this machine, and not from a browser's page\n")
 
+    def unanswered(self) -> Answer:
+        """503: the master, whose word it takes, doesn't answer."""
+        return self.said(503, b"the master doesn't answer\n").closing()
+
     def switched(self, enabled: bool) -> Answer:
         """It is done, in all workers."""
         answer = self.said(204)
@@ -159,6 +163,16 @@ def switches(path: str) -> dict[str, bool]:
     """The paths that steer traffic, and whether they enable it."""
     base = path.rstrip("/")
     return {f"{base}/enable": True, f"{base}/disable": False}
+
+
+def objection(page: Page, asked: Asked, switches: Mapping[str, bool], token: str | None) -> Answer | None:
+    """The answer to a request that isn't for the health if it is wrong or not allowed; None: traffic shall be switched."""
+    if asked.path not in switches:
+        return page.wrong_method("GET", "HEAD")
+    if asked.method != "POST":
+        return page.wrong_method("POST")
+    status = refusal(asked, token)
+    return None if status is None else page.refused(status)
 
 
 def refusal(asked: Asked, token: str | None) -> int | None:

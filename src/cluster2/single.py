@@ -22,6 +22,7 @@ from .master.facts import Fact
 from .master.handle import Handle
 from .master.switchboard import Switchboard
 from .master.talk import TalkToWorker
+from .settings import Settings
 from .worker import runtime
 from .zygote import image
 
@@ -35,6 +36,7 @@ logger = logging.getLogger("cluster2.worker")
 def run(
     config: Config,
     listeners: Sequence[tuple[int, Listener]],
+    monitor: Listener | None,
     targets: Sequence[object] | None,
     on_ready: Callable[[], None],
     emit: Callable[[events.Event], None],
@@ -44,6 +46,7 @@ def run(
     """Serve until TERM or INT. Returns the exit code.
 
     Args:
+        monitor: of the monitor's port, which this process serves as well, on the same loop.
         on_ready: called once, when it serves.
         emit: takes what happens, on the loop that serves.
         settle: awaited after the last event.
@@ -55,14 +58,21 @@ def run(
     settings = config.settings
     sources = {name: source for name, source in config.sources.items() if config.explicit(name)}
     made = image.build(settings, sources, targets or [target for target, _ in settings.targets()])
-    told = _Told(on_ready, emit)
+    board = Scoreboard.create()
+    board.header.started, board.header.traffic, board.header.wanted = time.time(), 1, 1
+    beside: list[asyncio.Future[None]] = []
+
+    def ready() -> None:
+        if monitor is not None:
+            beside.append(asyncio.ensure_future(_monitor(monitor, listeners, settings, board, told)))
+        on_ready()
+
+    told = _Told(ready, emit, board)
 
     async def ended(code: int) -> None:
         emit(events.Stopped(time=time.time(), code=code))
         await settle()
 
-    board = Scoreboard.create()
-    board.header.started, board.header.traffic, board.header.wanted = time.time(), 1, 1
     birth = runtime.Birth(
         order=wire.Fork(1, SLOT, GENERATION, board.claim(), os.getppid(), []),
         settings=settings,
@@ -89,7 +99,8 @@ class _Told:
         failures: why it couldn't start, if it couldn't.
     """
 
-    def __init__(self, on_ready: Callable[[], None], emit: Callable[[events.Event], None]) -> None:
+    def __init__(self, on_ready: Callable[[], None], emit: Callable[[events.Event], None], board: Scoreboard) -> None:
+        self._board = board
         self._on_ready = on_ready
         self._emit = emit
         self._born = time.monotonic()
@@ -123,6 +134,7 @@ class _Told:
             self._emit(events.Signalled(time=now, signal=number, action="shutdown"))
             self._emit(events.ShuttingDown(time=now, graceful=True))
         self._leaving = True
+        self._board.header.leaving = 1
 
 
 class Loopback:
@@ -149,3 +161,21 @@ class Loopback:
 
 def _unsupervised(fact: Fact) -> None:
     """What a master would decide by; nobody decides here."""
+
+
+async def _monitor(
+    listener: Listener, listeners: Sequence[tuple[int, Listener]], settings: Settings, board: Scoreboard, told: _Told
+) -> None:
+    """Serve the monitor's port until the worker's end cancels it."""
+    from .monitor import main
+    from .monitor.facts import Facts
+
+    async def switch(enabled: bool) -> bool:
+        if bool(board.header.traffic) != enabled:
+            board.header.traffic = int(enabled)
+            told.hear(wire.SetTraffic(enabled))
+        return True
+
+    port = next((port for _, each in listeners if (port := getattr(each.address, "port", 0))), 0)
+    # The loop closes what it serves; the listener is its owner's to close.
+    await main.serve(listener.sock.dup(), Facts(board, port, switch), settings, asyncio.Event())

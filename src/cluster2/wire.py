@@ -85,6 +85,20 @@ class Fork(Message, frozen=True):
     become: bool = False
 
 
+class Observe(Message, frozen=True):
+    """To the monitor, its only order. Its descriptors: the scoreboard, the listening socket of its port.
+
+    Attributes:
+        settings: the effective options (`Settings.to_wire`).
+        pids: the directory of pid files, where the master's control socket is; absolute.
+        port: the first TCP port of the first app that has one; 0: none has.
+    """
+
+    settings: dict[str, Any]
+    pids: str
+    port: int
+
+
 # Orders: zygote → master.
 
 
@@ -313,6 +327,6 @@ class Unknown(NamedTuple):
     type: str
 
 
-Orders = Prepare | Fork | Prepared | PrepareFailed | Forked | ForkFailed
+Orders = Prepare | Fork | Observe | Prepared | PrepareFailed | Forked | ForkFailed
 Both = Emit | Delegate | Answer | GiveUp | Component | View | Reduce | Viewed | Update
 Talk = Born | Ready | Leaving | BootFailed | Note | SetTraffic | Drain | Deserted | TrafficSet | Both

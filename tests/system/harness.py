@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -79,6 +80,19 @@ def listening_ports() -> set[int]:
             if state == "0A":
                 ports.add(int(local.rpartition(":")[2], 16))
     return ports
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody uses, below those that the kernel gives to clients."""
+    for port in random.sample(range(22000, 32000), 100):
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                trial.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -127,6 +127,8 @@ def describe(found: dict[str, Any]) -> str:
     ]
     if keeper := found.get("keeper"):
         lines.append(f"keeper {keeper['pid']}  {keeper['resting']} connections at rest, {_memory(keeper['memory'])}")
+    if monitor := found.get("monitor"):
+        lines.append(f"monitor {monitor['pid'] or 'starts'}  http://{monitor['address']}, {_memory(monitor['memory'])}")
     rows: list[tuple[str, ...]] = [("PID", "SLOT", "GEN", "STATE", "UP", "REQUESTS", "OPEN", "BUSY", "MEMORY")]
     rows += [
         (

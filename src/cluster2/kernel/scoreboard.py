@@ -17,8 +17,8 @@ Why no lock. Each cell is 8 bytes wide and lies on a multiple of 8, and CPython 
 aligned. So a reader sees the old value or the new one, never half of each (a test lets two processes try). Nothing is
 promised about *two* cells: a reader may see the new `requests` with the old `accepted`.
 
-Invariant: a cell has one writer at a time. A cell of the header is the master's or the keeper's. A row is the master's
-from `claim` until it tells the worker about it, the worker's until that has been reaped, and the master's again for
+Invariant: a cell has one writer at a time. A cell of the header is the master's, the keeper's or the monitor's. A row is the
+master's from `claim` until it tells the worker about it, the worker's until that has been reaped, and the master's again for
 `release`; `Field.writer` says who fills a cell in a life without accidents. `x += 1` is a load and a store: it is right
 only because of this invariant.
 
@@ -57,13 +57,13 @@ class Field(Generic[T]):
         name: the attribute's name.
         index: which of the 32 cells.
         kind: "q", a signed 64-bit integer, or "d", a double.
-        writer: who fills it: "master", "worker" or "keeper".
+        writer: who fills it: "master", "worker", "keeper" or "monitor".
         meaning: what it says, with its unit.
     """
 
     kind: ClassVar[Literal["q", "d"]]
 
-    def __init__(self, index: int, writer: Literal["master", "worker", "keeper"], meaning: str) -> None:
+    def __init__(self, index: int, writer: Literal["master", "worker", "keeper", "monitor"], meaning: str) -> None:
         self.name = ""
         self.index = index
         self.writer = writer
@@ -134,7 +134,7 @@ class Cells:
 
 
 class Header(Cells):
-    """What is true for the whole cluster. Each cell has one writer, the master or the keeper; all others read."""
+    """What is true for the whole cluster. Each cell has one writer: the master, the keeper or the monitor; all others read."""
 
     __slots__ = ()
 
@@ -153,6 +153,9 @@ class Header(Cells):
     leaving = Integer(12, "master", "1: the cluster is about to shut down, and health checks say so")
     wanted = Integer(13, "master", "how many workers are wanted")
     beat = Real(14, "master", "monotonic time of its last look around")
+    monitor_pid = Integer(15, "monitor", "its process id; 0: there is no monitor")
+    monitor_beat = Real(16, "monitor", "monotonic time of its last sign of life")
+    monitor_restarts = Integer(17, "master", "how often it had to be started again")
 
 
 class Row(Cells):

@@ -76,6 +76,13 @@ class KeeperGone:
 
 
 @dataclass(frozen=True, slots=True)
+class MonitorGone:
+    """The monitor has ended, or could not be started."""
+
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
 class Signal:
     """The master was sent a signal."""
 
@@ -102,4 +109,17 @@ class Command:
     tell: Callable[[dict[str, Any]], object] = field(repr=False, default=lambda progress: None)
 
 
-Fact = FromZygote | FromWorker | Garbage | Silent | Exited | Vanished | Overdue | KeeperGone | Signal | Tick | Command
+Fact = (
+    FromZygote
+    | FromWorker
+    | Garbage
+    | Silent
+    | Exited
+    | Vanished
+    | Overdue
+    | KeeperGone
+    | MonitorGone
+    | Signal
+    | Tick
+    | Command
+)

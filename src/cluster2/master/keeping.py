@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..kernel import handover, processes
 from ..kernel.scoreboard import Scoreboard
+from .estate import Estate
 from .facts import Fact, KeeperGone
 
 PATIENCE = 10.0
@@ -45,6 +46,15 @@ class Keeping:
         self._pidfd = -1
         self._control: socket.socket | None = None
         self._bound: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def of(cls, estate: Estate, put: Callable[[Fact], None]) -> Keeping | None:
+        """That of a cluster; None if it shall have none."""
+        settings = estate.options[0]
+        if not settings.keeper:
+            return None
+        sites = 1 + max(site for site, _ in estate.listeners)
+        return cls(estate.board, sites, settings.timeout, put)
 
     def descriptors(self) -> list[int]:
         """What each worker gets: the entry of the rest queue, the exit of each ready queue."""

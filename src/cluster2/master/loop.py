@@ -27,6 +27,7 @@ from .facts import (
     FromZygote,
     Garbage,
     KeeperGone,
+    MonitorGone,
     Overdue,
     Signal,
     Silent,
@@ -36,6 +37,7 @@ from .facts import (
 from .generations import Generations
 from .keeping import Keeping
 from .lives import Lives
+from .monitoring import Monitoring
 from .reload import Reloader
 from .roster import Roster
 from .status import status
@@ -52,6 +54,8 @@ ZYGOTE_PATIENCE = 2.0
 """Seconds that a zygote may take to leave at the end; it may be in the middle of the app's import."""
 HANDLERS_PATIENCE = 5.0
 """Seconds for what workers have delegated last, and don't wait for."""
+MONITOR_PATIENCE = 2.0
+"""Seconds for the monitor to leave at the end."""
 LAST_PATIENCE = 5.0
 """Seconds for everybody to end who is killed because `run` failed."""
 RELOAD_PAUSE = 1.0
@@ -90,7 +94,8 @@ class Master:
         self.roster = Roster()
         self.generations = Generations(estate, self.put)
         self._lives = Lives(self)
-        self.keeping = _keeping(estate, self.put)
+        self.keeping = Keeping.of(estate, self.put)
+        self.monitoring = Monitoring.of(estate, self.put)
         self.watchman = Watchman(estate.board, self.put, self.warn)
         self.reloader = Reloader(self.generations.load, self._want, self.generations.drop, self.emit)
         self._verbs = Verbs(self)
@@ -130,6 +135,8 @@ class Master:
             self._loop.add_signal_handler(number, self.put, Signal(number))
         if self.keeping is not None:
             self.keeping.start()
+        if self.monitoring is not None:
+            self.monitoring.start()
         self.generations.load(self.wanted.generation)
         self._tick()
         while not self._finished():
@@ -175,6 +182,8 @@ class Master:
                 self._lives.overdue(fact.worker)
             case KeeperGone():
                 self._keeper_gone(fact)
+            case MonitorGone():
+                self._monitor_gone(fact.how)
             case Signal():
                 self._verbs.signal(fact.number)
             case Command():
@@ -241,6 +250,15 @@ class Master:
         for handle in self.roster if self.phase is Phase.DRAINING else ():
             handle.tell(wire.Deserted())
 
+    def _monitor_gone(self, how: str) -> None:
+        assert self.monitoring is not None
+        if self.phase is Phase.STOPPING:
+            return
+        self.estate.board.header.monitor_restarts += 1
+        pause = self.monitoring.again()
+        self.warn(f"the monitor: {how}; another is started " + (f"in {pause:.0f} s" if pause else "now"))
+        self.monitoring.look(time.monotonic())
+
     # What the verbs do
 
     def status(self, *, memory: bool) -> dict[str, Any]:
@@ -251,6 +269,7 @@ class Master:
             state="degraded" if self._lives.restarts.degraded else self.phase.value,
             wanted=self.wanted.slots,
             addresses=[str(listener.address) for _, listener in self.estate.listeners],
+            monitor=None if self.monitoring is None else self.monitoring.address,
             memory=memory,
         )
 
@@ -374,6 +393,8 @@ class Master:
         # Who was suspended or starved saw nothing for a while: that the others gave no sign then proves nothing.
         if now - self._looked_at < 2 * TICK:
             self._check_health(now)
+        if self.monitoring is not None and (said := self.monitoring.look(now)) is not None:
+            self.warn(said)
         self._looked_at = self.estate.board.header.beat = now
         if self.estate.owns_process:
             processes.reap_strays(self._known())
@@ -392,7 +413,9 @@ class Master:
 
     def _known(self) -> set[int]:
         keeper = self.keeping.pids() if self.keeping is not None else set()
-        return {handle.pid for handle in self.roster if handle.pid is not None} | self.generations.pids() | keeper
+        monitor = self.monitoring.pids() if self.monitoring is not None else set()
+        workers = {handle.pid for handle in self.roster if handle.pid is not None}
+        return workers | self.generations.pids() | keeper | monitor
 
     # The end
 
@@ -404,6 +427,8 @@ class Master:
             self.keeping.close()
         await self.generations.gone(0.0 if self.phase is Phase.STOPPING else ZYGOTE_PATIENCE)
         await self.switchboard.close(0.0 if self.phase is Phase.STOPPING else HANDLERS_PATIENCE)
+        if self.monitoring is not None:
+            await self.monitoring.gone(0.0 if self.phase is Phase.STOPPING else MONITOR_PATIENCE)
         self._verbs.give_up()
         if self._failure is not None:
             raise self._failure
@@ -422,17 +447,11 @@ class Master:
                     while not self._finished():
                         self._handle(await self._facts.get())
             await self._leave()
+        if self.monitoring is not None:
+            await self.monitoring.gone(0.0)
         await self._control.close()
 
     def warn(self, text: str) -> None:
         """Tell operators something."""
         logger.warning("%s", text)
         self.emit(events.Warned(time=time.time(), text=text))
-
-
-def _keeping(estate: Estate, put: Callable[[Fact], None]) -> Keeping | None:
-    settings = estate.options[0]
-    if not settings.keeper:
-        return None
-    sites = 1 + max(site for site, _ in estate.listeners)
-    return Keeping(estate.board, sites, settings.timeout, put)

@@ -19,7 +19,14 @@ MODES = ("eager", "held", "parking")
 
 
 def status(
-    board: Scoreboard, roster: Roster, *, state: str, wanted: int, addresses: list[str], memory: bool
+    board: Scoreboard,
+    roster: Roster,
+    *,
+    state: str,
+    wanted: int,
+    addresses: list[str],
+    monitor: str | None,
+    memory: bool,
 ) -> dict[str, Any]:
     """The cluster as plain data: times in seconds, memory in bytes (proportional set size).
 
@@ -49,6 +56,14 @@ def status(
             "memory": weigh(header.keeper_pid),
         }
         if header.keeper_pid
+        else None,
+        "monitor": {
+            "pid": header.monitor_pid,
+            "address": monitor,
+            "restarts": header.monitor_restarts,
+            "memory": weigh(header.monitor_pid) if header.monitor_pid else None,
+        }
+        if monitor is not None
         else None,
         "workers": [_worker(board, handle, weigh) for handle in roster if handle.pid is not None],
     }

@@ -148,21 +148,16 @@ class Ecv:
         return self._page.state(able, ip, port, time.time())
 
     def _refused(self, asked: Asked) -> Answer | None:
-        if asked.path not in self._switches:
-            return self._page.wrong_method(*READ)
-        if asked.method != "POST":
-            return self._page.wrong_method("POST")
-        status = ecv.refusal(asked, self._token)
-        if status is None:
-            return None
-        logger.warning("%s %s from %s is refused (%d)", asked.method, asked.path, asked.peer or "unknown", status)
-        return self._page.refused(status)
+        answer = ecv.objection(self._page, asked, self._switches, self._token)
+        if answer is not None and answer.status != 405:
+            logger.warning("%s %s from %s: refused (%d)", asked.method, asked.path, asked.peer, answer.status)
+        return answer
 
     async def _switch(self, asked: Asked) -> Answer:
         enabled = self._switches[asked.path]
         if await self._traffic.switch(enabled):
             return self._page.switched(enabled)
-        return self._page.said(503, b"the master doesn't answer\n").closing()
+        return self._page.unanswered()
 
     async def _ask_asgi(self, scope: Any) -> Any:
         return await ask_asgi(self._served.app, scope, self._root, self._monitor or "/")

@@ -1,0 +1,72 @@
+"""What the monitor knows: read off the scoreboard when somebody asks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from .. import ecv
+from ..ecv import Health
+from ..kernel.scoreboard import Scoreboard
+from ..lifecycle import State
+
+BEAT = 30.0
+"""Seconds after which a master that hasn't looked around is stuck; it does so once a second."""
+
+
+class Facts:
+    """The cluster as the scoreboard has it.
+
+    Args:
+        board: the scoreboard.
+        port: of the app, for ECV's body; 0: it has none.
+        switch: enables or disables traffic; returns whether it is done.
+    """
+
+    def __init__(self, board: Scoreboard, port: int, switch: Callable[[bool], Awaitable[bool]]) -> None:
+        self.port = port
+        self.switch = switch
+        self._board = board
+        self._header = board.header
+
+    @property
+    def since(self) -> float:
+        """When the cluster started: seconds since the epoch."""
+        return self._header.started
+
+    @property
+    def ready(self) -> int:
+        """How many workers serve."""
+        return self._board.column("state").count(State.READY)
+
+    @property
+    def wanted(self) -> int:
+        """How many should."""
+        return self._header.wanted
+
+    @property
+    def traffic(self) -> bool:
+        """Whether nobody has disabled it."""
+        return bool(self._header.traffic)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the cluster is about to shut down."""
+        return bool(self._header.leaving)
+
+    def health(self) -> Health:
+        """What ECV answers: one worker that serves is enough."""
+        return ecv.health(traffic=self.traffic, leaving=self.leaving, able=self.ready > 0)
+
+    def not_ready(self) -> str | None:
+        """Why no traffic should come, or None if it may."""
+        if self.leaving:
+            return "shutting down"
+        if not self.traffic:
+            return "traffic is disabled"
+        return None if self.ready else "no worker is ready"
+
+    def not_alive(self) -> str | None:
+        """Why only a new start can help, or None if all is well."""
+        silence = time.monotonic() - self._header.beat
+        return f"the master has been stuck for {silence:.0f} s" if self._header.beat and silence > BEAT else None

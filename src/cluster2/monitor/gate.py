@@ -1,0 +1,96 @@
+"""Who may ask the monitor what.
+
+Three dangers. *Others on the network*: where they can reach the port (`mon_host` isn't loopback), everything but the answers
+to health checks needs `mon_token`; those say no more than the app's own port does, and a kubelet's probe can bear no secret.
+*Changes*: whatever isn't GET or HEAD needs the token everywhere. *Pages in a browser on this machine*: a page whose host's name
+was made to point to 127.0.0.1 (DNS rebinding) is of the same origin as we are, for the browser, and could read everything. It
+can't choose the `Host` header, though: that bears its name, which isn't ours.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from typing import Any
+
+from .. import ecv
+from ..kinds import is_loopback
+from ..settings import Settings
+
+READ = ("GET", "HEAD")
+
+
+class Gate:
+    """Stands around the whole app.
+
+    Args:
+        app: an ASGI app.
+        settings: `mon_host` and `mon_token` count.
+        probes: paths of health checks, open to whoever reaches the port.
+        switches: paths that have a rule of their own.
+    """
+
+    def __init__(
+        self, app: Callable[..., Any], settings: Settings, probes: frozenset[str], switches: frozenset[str]
+    ) -> None:
+        self._app = app
+        self._host = settings.mon_host.lower()
+        self._token = settings.mon_token
+        self._local = is_loopback(settings.mon_host)
+        self._probes = probes
+        self._switches = switches
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer at once what may not pass."""
+        if scope["type"] == "http":
+            status = self._refusal(scope)
+            if status is not None:
+                await _refuse(send, status)
+                return
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Any) -> int | None:
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1")
+        if self._local and not self._names_us(host):
+            return 421
+        path, reads = scope["path"], scope["method"] in READ
+        if path in self._probes or path in self._switches or (self._local and reads):
+            return None
+        if self._token is None:
+            return 403
+        return None if ecv.bears(headers.get(b"authorization", b"").decode("latin-1"), self._token) else 401
+
+    def _names_us(self, host: str) -> bool:
+        """Whether a `Host` header can't be a stranger's: no header at all, an address, or a name that is ours for certain."""
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() and not host.endswith("]") else host
+        if name.lower() in ("", "localhost", self._host):
+            return True
+        try:
+            ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+        except ValueError:
+            return False
+        return True
+
+
+_SAID = {
+    401: b"a valid bearer token is needed\n",
+    403: b"this needs mon_token, which isn't set\n",
+    421: b"the Host header names another host; ask for localhost or an address\n",
+}
+
+
+async def _refuse(send: Any, status: int) -> None:
+    body = _SAID[status]
+    headers = [
+        (b"content-type", b"text/plain"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),  # a body, if there was one, hasn't been read
+    ]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

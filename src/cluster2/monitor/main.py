@@ -1,0 +1,121 @@
+"""The monitor's process.
+
+It is executed by the master, with a channel, the scoreboard and the listening socket of its port, which the master keeps open: so
+the port answers again as soon as another monitor has been started, and connections wait meanwhile. The channel's end means that
+the master is gone, or wants us gone. Nothing here can hurt the cluster: it reads the scoreboard, and asks the master as
+anybody may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .. import codec, logs, wire
+from ..client import Client
+from ..engines.base import Interface, Site
+from ..engines.uvicorn import UvicornEngine
+from ..errors import ClusterError
+from ..kernel import processes
+from ..kernel.descriptors import Packets
+from ..kernel.scoreboard import Scoreboard
+from ..settings import Settings
+from .app import make
+from .facts import Facts
+
+logger = logging.getLogger("cluster2.monitor")
+
+BEAT = 1.0
+"""Seconds between two signs of life."""
+LAST_WORDS = 0.5
+"""Seconds for responses under way at the end."""
+ANSWER = 5.0
+"""Seconds for the master to answer."""
+
+
+def main() -> int:
+    """Serve until the channel ends. Returns the exit code."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)  # a terminal's ^C is the master's business
+    channel = Packets.attach(int(os.environ.pop(wire.CHANNEL)))
+    packet, descriptors = channel.receive()
+    if not packet:
+        return 0
+    processes.set_parent_death_signal(signal.SIGKILL)  # behind the end of the channel, for a loop that is stuck
+    order = codec.unpack_order(packet)
+    assert isinstance(order, wire.Observe)
+    settings = Settings.from_wire(order.settings)
+    logs.configure(settings)
+    _title(settings)
+    asyncio.run(
+        _observe(channel, Scoreboard.attach(descriptors[0]), socket.socket(fileno=descriptors[1]), order, settings)
+    )
+    return 0
+
+
+def _title(settings: Settings) -> None:
+    import setproctitle
+
+    setproctitle.setproctitle(f"{settings.proc_name or 'cluster2'}: monitor")
+
+
+async def _observe(
+    channel: Packets, board: Scoreboard, listener: socket.socket, order: wire.Observe, settings: Settings
+) -> None:
+    client = Client(Path(order.pids))
+
+    async def switch(enabled: bool) -> bool:
+        try:
+            await asyncio.to_thread(client.call, "enable" if enabled else "disable", timeout=ANSWER)
+        except ClusterError as error:
+            logger.warning("traffic can't be switched: %s", error.message)
+            return False
+        return True
+
+    left = asyncio.Event()
+    asyncio.get_running_loop().add_reader(channel.fileno(), left.set)
+    board.header.monitor_pid = os.getpid()
+
+    def beat() -> None:
+        board.header.monitor_beat = time.monotonic()
+
+    await serve(listener, Facts(board, order.port, switch), settings, left, beat)
+
+
+async def serve(
+    listener: socket.socket,
+    facts: Facts,
+    settings: Settings,
+    left: asyncio.Event,
+    beat: Callable[[], None] = lambda: None,
+) -> None:
+    """Answer on a listening socket until `left` is set. `beat` is called once a second."""
+    # The app's options say nothing about this app.
+    own = dataclasses.replace(
+        settings, lifespan="off", access_log=False, forwarded_allow_ips="", root_path="", keep_alive=True
+    )
+    engine = UvicornEngine(Site(make(facts, settings), Interface.ASGI, own, None))
+    await engine.start()
+    server = await asyncio.get_running_loop().create_server(engine.protocol, sock=listener)
+    while not left.is_set():
+        beat()
+        engine.tick(time.monotonic())
+        engine.second()
+        try:
+            await asyncio.wait_for(left.wait(), BEAT)
+        except TimeoutError:
+            pass  # another second
+    server.close()
+    engine.drain(moving=False)
+    deadline = time.monotonic() + LAST_WORDS
+    while not engine.idle() and time.monotonic() < deadline:
+        engine.sweep(0.0)
+        await asyncio.sleep(0.01)
+    await engine.stop()

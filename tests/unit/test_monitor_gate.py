@@ -1,0 +1,101 @@
+"""Who may ask the monitor what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cluster2.monitor.gate import Gate
+from cluster2.settings import Settings
+
+pytestmark = pytest.mark.anyio
+TOKEN = "a-secret-token"
+BEARS = (b"authorization", b"Bearer a-secret-token")
+
+
+async def status(settings: Settings, path: str, *headers: tuple[bytes, bytes], method: str = "GET") -> int:
+    """What is answered; 200 if the request reached the app."""
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    gate = Gate(app, settings, frozenset({"/livez", "/ecv"}), frozenset({"/ecv/disable"}))
+    scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
+    await gate(scope, None, send)
+    found: int = sent[0]["status"]
+    return found
+
+
+LOCAL, OPEN = Settings(mon_token=TOKEN), Settings(mon_host="0.0.0.0", mon_token=TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "path", "without", "bearing"),
+    [
+        (LOCAL, "GET", "/livez", 200, 200),
+        (LOCAL, "GET", "/", 200, 200),
+        (LOCAL, "HEAD", "/metrics", 200, 200),
+        (LOCAL, "POST", "/control/reload", 401, 200),
+        (LOCAL, "DELETE", "/livez", 200, 200),
+        (LOCAL, "POST", "/ecv/disable", 200, 200),
+        (Settings(), "GET", "/", 200, 200),
+        (Settings(), "POST", "/control/reload", 403, 403),
+        (OPEN, "GET", "/livez", 200, 200),
+        (OPEN, "HEAD", "/ecv", 200, 200),
+        (OPEN, "GET", "/", 401, 200),
+        (OPEN, "OPTIONS", "/", 401, 200),
+        (OPEN, "POST", "/control/reload", 401, 200),
+        (OPEN, "POST", "/ecv/disable", 200, 200),
+    ],
+)
+async def test_token(settings: Settings, method: str, path: str, without: int, bearing: int) -> None:
+    """Health checks are open, switches have a rule of their own; all else needs the token where others come, changes always."""
+    assert await status(settings, path, method=method) == without
+    assert await status(settings, path, BEARS, method=method) == bearing
+    assert await status(settings, path, (b"authorization", b"Bearer another-token"), method=method) == without
+
+
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [
+        (b"localhost", True),
+        (b"LocalHost:3001", True),
+        (b"127.0.0.1:3001", True),
+        (b"127.0.0.1", True),
+        (b"[::1]:3001", True),
+        (b"[::1]", True),
+        (b"10.1.2.3:3001", True),
+        (b"", True),
+        (b"evil.example", False),
+        (b"evil.example:3001", False),
+        (b"127.0.0.1.evil.example:3001", False),
+        (b"localhost.evil.example", False),
+        (b"localhost:evil", False),
+        (b"\xff\xfe", False),
+    ],
+)
+async def test_host(host: bytes, known: bool) -> None:
+    """On loopback a name that isn't ours is a page's from somewhere else (DNS rebinding), probe or not."""
+    assert await status(LOCAL, "/livez", (b"host", host)) == (200 if known else 421)
+    assert await status(OPEN, "/livez", (b"host", host)) == 200
+
+
+async def test_no_host() -> None:
+    """A probe in HTTP/1.0 brings none; browsers always do."""
+    assert await status(LOCAL, "/livez") == 200
+
+
+async def test_websocket() -> None:
+    """There are none."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await Gate(None, LOCAL, frozenset(), frozenset())({"type": "websocket"}, None, send)  # type: ignore[arg-type]
+    assert sent == [{"type": "websocket.close", "code": 1008}]
