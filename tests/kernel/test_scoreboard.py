@@ -48,7 +48,7 @@ def test_the_declaration_is_a_table() -> None:
         for name, field in cells.FIELDS.items():
             assert field.name == name
             assert field.kind == ("q" if isinstance(field, Integer) else "d")
-            assert field.writer in ("master", "worker", "keeper")
+            assert field.writer in ("master", "worker", "keeper", "monitor")
             assert field.meaning
 
 
