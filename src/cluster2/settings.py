@@ -174,7 +174,13 @@ class Settings:
     restart_window: float = option(60.0, POSITIVE, "the window of the restart limit", _PROCESSES, restart=True)
 
     conn_threshold: int = option(
-        0, COUNT, "replace a worker after so many connections; 0: never", _RECYCLE, seed="connThreshold"
+        0,
+        COUNT,
+        "replace a worker after so many connections; 0: never",
+        _RECYCLE,
+        seed="connThreshold",
+        needs="connection-count",
+        moot=(0,),
     )
     request_threshold: int = option(0, COUNT, "replace a worker after so many requests; 0: never", _RECYCLE)
     uptime_threshold: float = option(

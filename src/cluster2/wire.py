@@ -109,11 +109,13 @@ class Prepared(Message, frozen=True):
         interfaces: of each app, in order.
         engines: the engine that each will be served by.
         threads: names of threads that the import left running; with any, forking is unsafe.
+        steered: indices of the apps whose engine takes connections itself: each worker needs sockets of its own for them.
     """
 
     interfaces: list[str]
     engines: list[str]
     threads: list[str]
+    steered: list[int] = []
 
 
 class PrepareFailed(Message, frozen=True):

@@ -89,6 +89,29 @@ async def _socket(receive: Any, send: Any) -> None:
         await send({"type": "websocket.send", "text": message["text"]})
 
 
+async def rsgi(scope: Any, protocol: Any) -> None:
+    """For RSGI."""
+    if scope.proto != "http":
+        return
+    _, kind, number = scope.path.split("/")
+    note(number)
+    sent = b"" if scope.method == "GET" else await protocol()
+    headers = [("x-worker", str(os.getpid()))]
+    if kind == "stream":
+        transport = protocol.response_stream(200, headers)
+        for piece in PIECES:
+            await transport.send_bytes(piece)
+            await asyncio.sleep(PAUSE)
+        return
+    if kind == "slow":
+        await asyncio.sleep(SLOW)
+    if kind == "wait":
+        Path(f"held.{number}.{os.getpid()}").touch()
+        while not Path("release").exists():
+            await asyncio.sleep(0.01)
+    protocol.response_bytes(200, headers, expected(kind, number, sent))
+
+
 def make_flask() -> Callable[..., Iterable[bytes]]:
     """The same with Flask."""
     from flask import Flask, Response, request

@@ -1,8 +1,12 @@
 """The seam between cluster2 and the servers that it runs.
 
-An engine turns apps into connections' protocols inside a worker: it starts the app (lifespan), makes a protocol object for
-each connection, says what it is doing, drains and stops. It doesn't accept: who takes a connection is decided by the
-worker's acceptor.
+An engine turns an app into a server inside a worker: it starts the app (lifespan), says what it is doing, drains and stops
+(`Engine`). There are two kinds, by who takes connections:
+
+- One that is *fed* (`FedEngine`) makes a protocol object for each connection that the worker's acceptor takes. All workers
+  share the listeners, connections can move. That is the kind to write, if you can.
+- One that *owns* its accept loop (`OwnEngine`) is given listening sockets and takes from them as it likes. Each worker gets
+  sockets of its own, and the master steers connections to those that serve (`kernel.steering`).
 
 An engine declares, for each interface that it serves, what it can do; an option names the capability that it needs
 (`settings.Option.needs`). An option that was set on purpose is honoured or refused, never ignored:
@@ -22,12 +26,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeGuard
 
 from ..errors import ConfigError
 from ..settings import OPTIONS, Settings
@@ -45,6 +50,10 @@ class Interface(StrEnum):
     TCP = "tcp"
 
 
+RSGI_HOOKS = ("__rsgi_init__", "__rsgi_del__")
+"""What an RSGI app may have besides its call: what is wrapped around it has them, too."""
+
+
 class Capability(StrEnum):
     """What an engine may be able to do. Options name the one that they need (`Option.needs`)."""
 
@@ -60,6 +69,7 @@ class Capability(StrEnum):
     KEEP_ALIVE = "keep-alive"
     THREADS = "threads"
     HTTP2 = "http2"
+    CONNECTION_COUNT = "connection-count"
 
 
 PROTECTS = frozenset({Capability.TLS})
@@ -124,16 +134,14 @@ Served = Callable[[object], None]
 
 
 class Engine(Protocol):
-    """A server of one app inside a worker's event loop. All methods run on that loop.
+    """A server of one app inside a worker's event loop: what both kinds have. All methods run on that loop.
 
     Attributes:
         capabilities: what it can do, for each interface that it serves.
-        reads_first: the acceptor may read from a connection before its protocol exists (no TLS, and the client speaks first).
     """
 
     name: ClassVar[str]
     capabilities: ClassVar[Mapping[Interface, frozenset[Capability]]]
-    reads_first: bool
 
     def __init__(self, site: Site) -> None: ...
 
@@ -159,16 +167,6 @@ class Engine(Protocol):
 
     async def start(self) -> None:
         """Start the app. Raises AppError if it refuses."""
-
-    def protocol(self) -> asyncio.BaseProtocol:
-        """The protocol object of a new connection."""
-
-    def taken(self, first: bytes | None, served: Served) -> asyncio.BaseProtocol:
-        """The same for a connection that our acceptor took.
-
-        Args:
-            first: what was read already, if anything; given only if `reads_first`.
-        """
 
     def tick(self, now: float) -> None:
         """Called about every 10 ms while there is work: the time, on the monotonic clock."""
@@ -222,6 +220,51 @@ class Engine(Protocol):
         """Stop the app, after the last connection has gone."""
 
 
+class FedEngine(Engine, Protocol):
+    """An engine that is given connections.
+
+    Attributes:
+        reads_first: the acceptor may read from a connection before its protocol exists (no TLS, and the client speaks first).
+    """
+
+    reads_first: bool
+
+    def protocol(self) -> asyncio.BaseProtocol:
+        """The protocol object of a new connection."""
+
+    def taken(self, first: bytes | None, served: Served) -> asyncio.BaseProtocol:
+        """The same for a connection that our acceptor took.
+
+        Args:
+            first: what was read already, if anything; given only if `reads_first`.
+        """
+
+
+class OwnEngine(Engine, Protocol):
+    """An engine that takes connections itself."""
+
+    def listen(self, listener: socket.socket) -> None:
+        """Take connections from this socket, too, from now on until the drain is over. Called after `start`.
+
+        The worker's own socket remains open; take a duplicate. It may be that nobody is steered to it.
+        """
+
+
+def owns_accept(engine: type[Engine] | Engine) -> bool:
+    """Whether it takes connections itself."""
+    return hasattr(engine, "listen")
+
+
+def is_fed(engine: Engine) -> TypeGuard[FedEngine]:
+    """Whether it is given connections."""
+    return not owns_accept(engine)
+
+
+def is_own(engine: Engine) -> TypeGuard[OwnEngine]:
+    """Whether it takes connections itself."""
+    return owns_accept(engine)
+
+
 def is_async(app: Callable[..., Any]) -> bool:
     """Whether calling it makes a coroutine: an async function, or an object whose `__call__` is one."""
     return inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(type(app).__call__)
@@ -229,9 +272,15 @@ def is_async(app: Callable[..., Any]) -> bool:
 
 BUILT_IN: Mapping[str, str] = {
     "uvicorn": "cluster2.engines.uvicorn:UvicornEngine",
+    "granian": "cluster2.engines.granian:GranianEngine",
     "tcp": "cluster2.engines.tcp:TcpEngine",
 }
-_DEFAULT = {Interface.ASGI: "uvicorn", Interface.WSGI: "uvicorn", Interface.TCP: "tcp"}
+_DEFAULT = {
+    Interface.ASGI: "uvicorn",
+    Interface.WSGI: "uvicorn",
+    Interface.RSGI: "granian",
+    Interface.TCP: "tcp",
+}
 
 
 def names() -> list[str]:
@@ -248,7 +297,8 @@ def _entry_points() -> Iterable[EntryPoint]:
 def find(name: str) -> type[Engine]:
     """The engine of that name. Raises ConfigError if there is none, it can't be imported, or it isn't an engine."""
     found = _named(name)
-    lacking = sorted(each for each in _PARTS if not hasattr(found, each))
+    parts = _PARTS if owns_accept(found) else _PARTS | {"protocol", "taken"}
+    lacking = sorted(each for each in parts if not hasattr(found, each))
     if lacking:
         raise ConfigError(f"engine {name!r} lacks {', '.join(lacking)}: it isn't made for this version of cluster2")
     if not isinstance(found.capabilities, Mapping):

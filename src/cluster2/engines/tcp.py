@@ -32,7 +32,7 @@ class TcpEngine:
 
     name: ClassVar[str] = "tcp"
     capabilities: ClassVar[Mapping[Interface, frozenset[Capability]]] = {
-        Interface.TCP: frozenset({Capability.TLS, Capability.IDLE_TIMEOUT})
+        Interface.TCP: frozenset({Capability.TLS, Capability.IDLE_TIMEOUT, Capability.CONNECTION_COUNT})
     }
     reads_first = False
 

@@ -43,6 +43,7 @@ _HTTP = frozenset(
         Capability.KEEP_ALIVE,
         Capability.ECV,
         Capability.HTTP2,
+        Capability.CONNECTION_COUNT,
     }
 )
 """What it can do for apps of both interfaces."""

@@ -149,6 +149,31 @@ def queue_length(sock: socket.socket) -> int:
     return int(struct.unpack_from("I", info, _TCPI_UNACKED)[0])
 
 
+def established(listener: socket.socket) -> int:
+    """How many connections this process holds that came in through a listener, by looking at each of its descriptors.
+
+    About 3 µs a descriptor. For those that count their connections nowhere else.
+    """
+    here, count = listener.getsockname(), 0
+    wild = isinstance(here, tuple) and here[0] in ("0.0.0.0", "::")
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            # Told family and kind, Python asks the kernel for neither.
+            one = socket.socket(listener.family, socket.SOCK_STREAM, 0, int(name))
+        except OSError:  # no socket, or closed meanwhile
+            continue
+        try:
+            local = one.getsockname()
+            if local == here or (wild and local[1] == here[1]):
+                one.getpeername()
+                count += 1
+        except (OSError, TypeError, IndexError):
+            pass  # it is no such connection, or isn't connected any more
+        finally:
+            one.detach()
+    return count
+
+
 def systemd_fds(environ: MutableMapping[str, str], pid: int) -> list[int]:
     """The sockets that a service manager passed on, as sd_listen_fds(3) tells; they are close-on-exec afterwards.
 

@@ -172,7 +172,7 @@ class Row(Cells):
     started = Real(6, "worker", "when it was forked")
     requests = Integer(7, "worker", "requests begun; -1: the engine can't know")
     connections = Integer(8, "worker", "connections open now; -1: the engine can't know")
-    accepted = Integer(9, "worker", "connections accepted from a listener")
+    accepted = Integer(9, "worker", "connections accepted from a listener; -1: the engine can't know")
     in_flight = Integer(10, "worker", "requests that it is working on")
     errors = Integer(11, "worker", "requests that failed in the app")
     mode = Integer(12, "worker", "its acceptor's mode: 0 eager, 1 held")

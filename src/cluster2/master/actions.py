@@ -39,13 +39,20 @@ class Actions:
         roster: Roster,
         put: Callable[[Fact], None],
         emit: Callable[[events.Event], None],
+        moved: Callable[[], None],
     ) -> None:
+        """Nothing is done yet.
+
+        Args:
+            moved: called when a worker has come into another state, before anything else follows from that.
+        """
         self._settings = settings
         self._board = board
         self._pids = pids
         self._roster = roster
         self._put = put
         self._emit = emit
+        self._moved = moved
         self._loop = asyncio.get_running_loop()
         self.last_drain = False
 
@@ -59,6 +66,7 @@ class Actions:
         handle.state, actions = lifecycle.step(before, event)
         if handle.state is not before:
             self.limit(handle)
+            self._moved()
         for action in actions:
             match action:
                 case Action.WATCH:

@@ -21,6 +21,7 @@ class Handle:
 
     Attributes:
         row: its row of the scoreboard.
+        place: in the steered group, or None (`steering`).
         pid: None until the zygote has reported it.
         born: monotonic time of the order.
         ready_at: monotonic time when it said that it serves, or None.
@@ -38,6 +39,7 @@ class Handle:
     generation: int
     row: int
     born: float
+    place: int | None = None
     state: State = State.SPAWNING
     pid: int | None = None
     pidfd: int | None = None

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .. import events, lifecycle, policy, wire
-from ..errors import AppError, by_exit_code
+from ..errors import AppError, ConfigError, by_exit_code
 from ..kernel import processes, stacks
 from ..kernel.processes import ExitStatus
 from ..lifecycle import State
@@ -43,7 +43,11 @@ class Lives:
         estate = master.estate
         settings = estate.options[0]
         self.restarts = policy.Restarts(settings.restart_limit, settings.restart_window)
-        self.actions = Actions(settings, estate.board, estate.pids, master.roster, master.put, master.emit)
+        self.actions = Actions(settings, estate.board, estate.pids, master.roster, master.put, master.emit, self.steer)
+
+    def steer(self) -> None:
+        """Who serves has changed: so does who gets new connections."""
+        self._master.steering.steer(self._master.roster, time.monotonic())
 
     def forked(self, incarnation: int, pid: int) -> None:
         """A worker has a process, says its zygote or the worker itself; the first to say so counts."""
@@ -113,6 +117,7 @@ class Lives:
         """A worker is over; None: it never came to be. If it wasn't meant to be, that counts as a crash."""
         meant = handle.reason not in (None, "crash")
         self.actions.apply(handle, lifecycle.Event.EXITED, status)
+        self._master.steering.release(handle.place)
         self._master.watchman.forget(handle)
         if meant or self._master.ending():
             return
@@ -181,12 +186,19 @@ class Lives:
 
     async def spawn(self, slot: int, generation: int) -> None:
         """Order a worker."""
+        try:
+            place = self._master.steering.take(generation)
+        except ConfigError as error:
+            self._master.warn(f"no worker can be made: {error.message}")
+            self.restarts.crashed(slot, 0.0, time.monotonic())
+            return
         handle = Handle(
             incarnation=self._master.roster.next_incarnation(),
             slot=slot,
             generation=generation,
             row=self._master.estate.board.claim(),
             born=time.monotonic(),
+            place=place,
             stacks_file=stacks.create(),
         )
         self._master.roster.add(handle)
@@ -213,7 +225,7 @@ class Lives:
                 keeper=self._master.keeping is not None,
             )
             ways = self._master.keeping.descriptors() if self._master.keeping is not None else []
-            listening = [listener.sock.fileno() for _, listener in self._master.estate.listeners]
+            listening = self._master.steering.descriptors(handle)
             nursery = self._master.generations.nursery(handle.generation)
             # Meanwhile the zygote may have died, or the cluster been told to end: that is no crash of a worker.
             if nursery is None or handle.state is not State.SPAWNING:

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import events, lifecycle, policy, wire
-from ..errors import AppError, ClusterError, by_exit_code
+from ..errors import AppError, ClusterError, ConfigError, by_exit_code
 from ..kernel import processes
+from ..lifecycle import State
 from ..settings import Settings
 from .control import Control
 from .estate import Estate, Phase
@@ -41,6 +42,7 @@ from .monitoring import Monitoring
 from .reload import Reloader
 from .roster import Roster
 from .status import status
+from .steering import Steering
 from .switchboard import Switchboard
 from .verbs import SIGNALS, Verbs
 from .watchman import Watchman
@@ -93,6 +95,7 @@ class Master:
         self.wanted = policy.Wanted(settings.workers, 1, settings.max_surge)
         self.roster = Roster()
         self.generations = Generations(estate, self.put)
+        self.steering = Steering(estate.listeners, estate.board, settings.backlog)
         self._lives = Lives(self)
         self.keeping = Keeping.of(estate, self.put)
         self.monitoring = Monitoring.of(estate, self.put)
@@ -213,6 +216,12 @@ class Master:
                 logger.warning("a zygote said what only a master says: %r", message)
 
     def _prepared(self, generation: int, message: wire.Prepared) -> None:
+        try:
+            self.steering.open(generation, message.steered, self.generations.settings(generation).workers)
+        except ConfigError as error:
+            names = " and ".join(sorted({message.engines[site] for site in message.steered}))
+            self._not_prepared(generation, ConfigError(f"engine {names}: {error.message}"))
+            return
         self._load_again_at = None
         if message.threads:
             names = ", ".join(message.threads[:4])
@@ -296,6 +305,7 @@ class Master:
         self.emit(events.ShuttingDown(time=time.time(), graceful=True))
         for _, listener in self.estate.listeners:
             listener.shut_door()
+        self.steering.shut_doors()
         self._lives.actions.last_drain = True
         for handle in self.roster:
             self._lives.end(handle, lifecycle.Event.DRAIN, "shutdown")
@@ -410,6 +420,17 @@ class Master:
             self.keeping.kill()
         if self.phase is Phase.SERVING:
             self.watchman.look(self.roster, now)
+            self._lives.steer()
+            self._see_to_stranded(now)
+
+    def _see_to_stranded(self, now: float) -> None:
+        """Somebody waits where nobody accepts: the successor of one of the workers will."""
+        if not self.steering.stranded() or any(handle.replace is not None for handle in self.roster):
+            return
+        serving = [handle for handle in self.roster if handle.state is State.READY]
+        if serving and len(serving) == len(self.roster):
+            oldest = min(serving, key=lambda handle: handle.born)
+            oldest.replace, oldest.reason = now, "recycle"
 
     def _known(self) -> set[int]:
         keeper = self.keeping.pids() if self.keeping is not None else set()
@@ -449,6 +470,7 @@ class Master:
             await self._leave()
         if self.monitoring is not None:
             await self.monitoring.gone(0.0)
+        self.steering.close()
         await self._control.close()
 
     def warn(self, text: str) -> None:

@@ -79,7 +79,7 @@ def _worker(board: Scoreboard, handle: Handle, weigh: Callable[[int], int | None
         "state": handle.state.label,
         "requests": _known(row.requests),
         "connections": _known(row.connections),
-        "accepted": row.accepted,
+        "accepted": _known(row.accepted),
         "in_flight": row.in_flight,
         "timed_out": row.timed_out,
         "mode": MODES[row.mode],

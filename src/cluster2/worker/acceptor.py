@@ -34,7 +34,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from ..engines.base import Engine
+from ..engines.base import FedEngine
 from ..kernel.handover import Inlet
 from .direct import Direct
 from .pace import Mode
@@ -64,7 +64,7 @@ class Door:
     """
 
     listener: socket.socket
-    engine: Engine
+    engine: FedEngine
     tls: ssl.SSLContext | None
     owned: bool = True
     native: asyncio.Server | None = field(default=None, repr=False)
@@ -75,7 +75,7 @@ class ReadyQueue:
     """The exit of a ready queue, with the engine behind it."""
 
     inlet: Inlet
-    engine: Engine
+    engine: FedEngine
 
 
 class Acceptor:
@@ -225,7 +225,7 @@ class Acceptor:
                 door.native.close()
                 door.native = None
 
-    def _native(self, engine: Engine) -> Callable[[], asyncio.BaseProtocol]:
+    def _native(self, engine: FedEngine) -> Callable[[], asyncio.BaseProtocol]:
         make = engine.protocol
         woken = self._woken
 
@@ -326,7 +326,7 @@ class Acceptor:
             os.close(parcel.descriptor)
             return None
 
-    def _join(self, connection: socket.socket, engine: Engine, tls: ssl.SSLContext | None) -> bool:
+    def _join(self, connection: socket.socket, engine: FedEngine, tls: ssl.SSLContext | None) -> bool:
         """Give a connection its protocol; false if the client has gone."""
         self._woken()
         first: bytes | None = None

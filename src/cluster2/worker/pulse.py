@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from ..engines.base import Engine
+from ..engines.base import Engine, owns_accept
 from ..kernel.scoreboard import Row, Scoreboard
 from ..lifecycle import State
 from .acceptor import Acceptor
@@ -47,6 +47,7 @@ class Pulse:
         self._board = board
         self._row = row
         self._engines = engines
+        self._uncounted = any(map(owns_accept, engines))
         self._acceptor = acceptor
         self._moves = moves
         self._pace = pace
@@ -115,7 +116,8 @@ class Pulse:
             stalled += census.stalled
         row.timed_out, row.stalled = timed_out, stalled
         row.requests, row.connections, row.in_flight = requests, connections, in_flight
-        row.accepted, row.moved_in, row.lost = self._acceptor.accepted, self._acceptor.returned, self._acceptor.lost
+        row.accepted = -1 if self._uncounted else self._acceptor.accepted
+        row.moved_in, row.lost = self._acceptor.returned, self._acceptor.lost
         row.moved_out, row.parked = self._moves.moved, self._moves.parked
         row.heartbeat = time.monotonic() + 2 * REST
 

@@ -23,7 +23,7 @@ import uvloop
 
 from .. import codec, wire
 from ..apps import App, said, trace
-from ..engines.base import Engine, Interface, Site
+from ..engines.base import Engine, Interface, Site, is_fed, is_own
 from ..errors import AppError, ClusterError
 from ..kernel import processes
 from ..kernel.handover import Inlet, Outlet
@@ -230,6 +230,9 @@ class Worker:
             self._settings.request_timeout,
         )
         await self._acceptor.start()
+        for spec, listener in self._birth.sockets:
+            if is_own(engine := self._engines[spec.site]):
+                engine.listen(listener)
         self._pulse.start()
 
     def _engine(self, site: Staffed) -> Engine:
@@ -259,12 +262,17 @@ class Worker:
         tls = context(self._settings)
         return [
             # A Unix socket's peer is on this machine: TLS would only be in its way.
-            Door(listener, self._engines[spec.site], tls if listener.family != socket.AF_UNIX else None, spec.owned)
+            Door(listener, engine, tls if listener.family != socket.AF_UNIX else None, spec.owned)
             for spec, listener in self._birth.sockets
+            if is_fed(engine := self._engines[spec.site])
         ]
 
     def _ready_queues(self) -> list[ReadyQueue]:
-        return [ReadyQueue(Inlet(sock), self._engines[site]) for site, sock in enumerate(self._birth.ready)]
+        return [
+            ReadyQueue(Inlet(sock), engine)
+            for site, sock in enumerate(self._birth.ready)
+            if is_fed(engine := self._engines[site])
+        ]
 
     def _woken(self) -> None:
         if self._pulse.slow:
@@ -320,10 +328,11 @@ class Worker:
         """Whether all is done; at the end of the cluster not before the keeper has given back what it had.
 
         Connections that are on their way to an engine are waited for, those that don't get there (a TLS handshake that never
-        ends) until `grace` only.
+        ends) until `grace` only. Where an engine takes them itself one can't see whether any are.
         """
+        in_grace = time.monotonic() < grace
         waiting = self._last and not self._deserted
-        arriving = self._acceptor.open() and time.monotonic() < grace
+        arriving = in_grace and (self._acceptor.open() or (not self._last and any(map(is_own, self._engines))))
         return not waiting and not arriving and all(engine.idle() for engine in self._engines)
 
     async def _cut(self) -> str:

@@ -7,10 +7,11 @@ nothing is wrapped, nothing is counted here (engines count already, and the work
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
-from ..engines.base import Interface, is_async
+from ..engines.base import RSGI_HOOKS, Interface, is_async
 from .ecv import Ecv
 from .steps import Watch
 
@@ -28,6 +29,10 @@ def wrap(app: Call, interface: Interface, watch: Watch, woken: Callable[[], None
     match interface:
         case Interface.ASGI:
             return _asgi(app, watch, woken, ecv)
+        case Interface.RSGI:
+            return app if ecv is None else _rsgi(app, ecv)
+        case Interface.WSGI:
+            return app  # called in threads, by an engine that takes connections itself: no mode follows from its steps
         case _:
             return _tcp(app, watch, woken) if is_async(app) else app
 
@@ -45,6 +50,18 @@ def _asgi(app: Call, watch: Watch, woken: Callable[[], None], ecv: Ecv | None) -
         return app(scope, receive, send)
 
     return wrapped
+
+
+def _rsgi(app: Call, ecv: Ecv) -> Call:
+    """Nothing is measured: an engine that takes connections itself has no modes."""
+    ours = ecv.paths
+
+    def wrapped(scope: Any, protocol: Any) -> Any:
+        if scope.path in ours and scope.proto == "http":
+            return ecv.rsgi(scope, protocol)
+        return app(scope, protocol)
+
+    return functools.update_wrapper(wrapped, app, assigned=RSGI_HOOKS, updated=())
 
 
 def _tcp(handler: Call, watch: Watch, woken: Callable[[], None]) -> Call:

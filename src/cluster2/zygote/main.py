@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from .. import codec, wire
+from ..engines.base import owns_accept
 from ..errors import ClusterError
 from ..kernel import processes
 from ..kernel.descriptors import MAX_DESCRIPTORS, Packets
@@ -41,7 +42,8 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare], Image], serve: Serv
     freeze()
     interfaces = [app.interface for app, _ in image.sites]
     engines = [engine.name for _, engine in image.sites]
-    _say(channel, wire.Prepared([str(each) for each in interfaces], engines, image.threads))
+    steered = [site for site, (_, engine) in enumerate(image.sites) if owns_accept(engine)]
+    _say(channel, wire.Prepared([str(each) for each in interfaces], engines, image.threads, steered))
     while True:
         order, descriptors = _receive(channel)
         if not isinstance(order, wire.Fork):

@@ -1,0 +1,251 @@
+"""The engine for RSGI, and by choice for ASGI and WSGI: granian, whose HTTP is Rust's hyper.
+
+granian owns its accept loop: threads of Rust's take connections from a socket and parse, our loop (for WSGI, threads of a
+pool) runs the app. It takes all that comes, at once, so the queue is never work-conserving, and connections stay with their
+worker: the steered group (`kernel.steering`) is what makes it roll without a loss. What that means, part by part:
+
+*Heartbeats* are the loop's, so an ASGI or RSGI handler that blocks it looks late, as with uvicorn. WSGI handlers run in
+threads, so the loop tells only that the process lives and the GIL changes hands; stuck requests are found by their age.
+
+*Counts.* Requests are counted where each passes through Python anyhow. Connections are counted by looking at our own
+descriptors (`kernel.listeners.established`), once a second at most, and less often where that takes long; how many were
+*accepted* is not known, so `conn_threshold` is refused.
+
+*Draining.* It goes on accepting, since handshakes under way belong to its socket. A response over HTTP/1.1 says `Connection:
+close`: then for nearly all connections the end comes with an answer. When `drain_idle` is over the rest is closed, HTTP/2 by
+GOAWAY, requests under way end first. Websockets are cut then: granian gives us no way to say 1012.
+
+*Idle and silent connections* are closed by hyper's `header_read_timeout`, which counts between requests as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+from ..kernel.listeners import established, queue_length
+from .base import Capability, Census, Interface, Movable, Site
+from .granian_apps import Hooks, Lifespan, Under, by_rsgi, ending, native
+from .granian_internals import check, module
+
+_ANY = frozenset(
+    {
+        Capability.TLS,
+        Capability.IDLE_TIMEOUT,
+        Capability.ACCESS_LOG,
+        Capability.REQUEST_AGE,
+        Capability.KEEP_ALIVE,
+        Capability.HTTP2,
+    }
+)
+"""What it can do for apps of each interface."""
+
+LOOK_SHARE = 100
+"""To count connections may take one in so many parts of the time."""
+PATIENCE = 1.0
+"""Seconds that granian may take to stop when nothing is under way any more, or when the time for that is over."""
+POOL_IDLE = 30
+"""Seconds after which a thread of the pool that had nothing to do ends (granian's own default)."""
+RUST_BLOCKING = 512
+"""Threads for Rust's own blocking work, at most (granian's own default); they are made when needed."""
+
+
+class GranianEngine:
+    """Serves RSGI, ASGI and WSGI apps."""
+
+    name: ClassVar[str] = "granian"
+    capabilities: ClassVar[Mapping[Interface, frozenset[Capability]]] = {
+        Interface.RSGI: _ANY | {Capability.WEBSOCKETS, Capability.ECV},
+        Interface.ASGI: _ANY | {Capability.WEBSOCKETS, Capability.ECV, Capability.LIFESPAN},
+        Interface.WSGI: _ANY | {Capability.THREADS},
+    }
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._loop = asyncio.get_running_loop()
+        self._under = Under(remember=bool(site.settings.request_timeout))
+        self._begun: dict[object, float] = {}
+        self._lifespan = Lifespan(site) if site.interface is Interface.ASGI else None
+        self._hooks = Hooks(site.app, self._loop) if site.interface is Interface.RSGI else None
+        self._listeners: list[socket.socket] = []
+        self._running: list[tuple[Any, asyncio.Future[None]]] = []
+        self._numbers = itertools.count(1)
+        self._connections = 0
+        self._look_at = 0.0
+        self._drained_at: float | None = None
+        self._told = False
+
+    @staticmethod
+    def preload() -> None:
+        """Look whether it is a granian that we know, and import it."""
+        check()
+
+    @staticmethod
+    def adapt(app: Callable[..., Any], interface: Interface) -> tuple[Callable[..., Any], Interface]:
+        """Apps are called as they are; an object with `__rsgi__` by that."""
+        return (by_rsgi(app) if interface is Interface.RSGI else app), interface
+
+    @staticmethod
+    def peer(scope: Any, receive: Any) -> str | None:
+        """granian believes no header: what the scope says is the socket's."""
+        if isinstance(scope, Mapping):
+            client = scope.get("client")
+            return str(client[0]) if client else ""
+        return str(scope.client).rpartition(":")[0].strip("[]")
+
+    async def start(self) -> None:
+        """Run the lifespan's startup, or RSGI's hook."""
+        logging.getLogger("_granian.serve").setLevel(logging.WARNING)  # "Started worker-1": ours to say
+        if self._lifespan is not None:
+            await self._lifespan.startup()
+        if self._hooks is not None:
+            await self._hooks.init()
+
+    def listen(self, listener: socket.socket) -> None:
+        """Serve on this socket."""
+        inside = module("_granian")
+        unix = listener.family == socket.AF_UNIX
+        holder = inside.SocketHolder(os.dup(listener.fileno()), unix, self._site.settings.backlog)
+        worker = self._worker(inside, holder)
+        finished: asyncio.Future[None] = self._loop.create_future()
+        signal = inside.WorkerSignal()
+        signal.add_cb(lambda: self._loop.call_soon_threadsafe(finished.set_result, None))
+        scheduler = module("_futures")._new_cbscheduler(self._loop, self._called(), impl_asyncio=True)
+        # As granian chooses: with one thread of Rust's for RSGI over HTTP/1.1, else with a runtime of several.
+        single = self._site.interface is Interface.RSGI and not self._site.settings.http2
+        serve = f"serve_{'str' if single else 'mtr'}{'_uds' if unix else ''}"
+        getattr(worker, serve)(scheduler, self._loop, signal)
+        self._listeners.append(listener)
+        self._running.append((signal, finished))
+
+    def tick(self, now: float) -> None:
+        """There is nothing to do now and then."""
+
+    def second(self) -> None:
+        """Count connections, unless that is due later."""
+        self._look(time.monotonic())
+
+    def census(self) -> Census:
+        """Requests are exact, connections as of the last look."""
+        begun, ended = self._under.counts()
+        return Census(ended, self._connections, begun - ended)
+
+    def oldest(self, now: float) -> float | None:
+        """Seen by looking at the requests under way."""
+        seen = {request: self._begun.get(request, now) for request in self._under.way()}
+        self._begun = seen
+        return min(seen.values(), default=None)
+
+    def movable(self) -> Iterable[Movable]:
+        """None: they are Rust's."""
+        return ()
+
+    def park(self, freed: Callable[[Movable], None] | None) -> None:
+        """There is nothing that could be parked."""
+
+    def shed(self, count: int, *, fixed: bool) -> int:
+        """Connections are steered when they come; none is ended for balance."""
+        return 0
+
+    def drain(self, *, moving: bool) -> None:
+        """Each response from now on ends its connection."""
+        if self._drained_at is None:
+            self._drained_at = time.monotonic()
+            self._under.use(native(self._site, ending(self._site.app, self._site.interface), self._state()))
+
+    def sweep(self, grace: float) -> None:
+        """When the grace is over stop accepting, close what is idle, and finish what is under way."""
+        now = time.monotonic()
+        self._look(now)
+        if self._drained_at is not None and now - self._drained_at >= grace:
+            self._end()
+
+    def idle(self) -> bool:
+        """Whether no request is under way, and no connection is open or waiting, as far as one can see."""
+        begun, ended = self._under.counts()
+        if begun != ended:
+            return False
+        if self._told:
+            return all(finished.done() for _, finished in self._running)
+        return not self._connections and not any(map(_waiting, self._listeners))
+
+    async def stop(self) -> None:
+        """Stop granian, then the app."""
+        self._end()
+        if self._running:
+            await asyncio.wait([finished for _, finished in self._running], timeout=PATIENCE)
+        if self._lifespan is not None:
+            await self._lifespan.shutdown()
+        if self._hooks is not None:
+            await self._hooks.close()
+
+    def _end(self) -> None:
+        if not self._told:
+            self._told = True
+            for signal, _ in self._running:
+                signal.set()
+
+    def _look(self, now: float) -> None:
+        if now >= self._look_at:
+            self._connections = sum(map(established, self._listeners))
+            took = time.monotonic() - now
+            self._look_at = now + LOOK_SHARE * took
+
+    def _state(self) -> dict[str, Any]:
+        return self._lifespan.state if self._lifespan is not None else {}
+
+    def _called(self) -> Callable[..., Any]:
+        """What granian calls with each request."""
+        inner = native(self._site, self._site.app, self._state())
+        return self._under.threads(inner) if self._site.interface is Interface.WSGI else self._under.tasks(inner)
+
+    def _worker(self, inside: Any, holder: Any) -> Any:
+        settings, interface = self._site.settings, self._site.interface
+        http = module("http")
+        # hyper's timer of 0 would close at once; None is none at all, which granian can't say: a day is as good.
+        patience = round(settings.timeout * 1000) or 86_400_000
+        wsgi = interface is Interface.WSGI
+        return getattr(inside, f"{interface.upper()}Worker")(
+            next(self._numbers),
+            (None, holder),
+            None,
+            1,
+            RUST_BLOCKING,
+            max(1, settings.threads) if wsgi else 1,
+            POOL_IDLE,
+            _most_connections(),
+            "auto" if settings.http2 else "1",
+            http.HTTP1Settings(header_read_timeout=patience, keep_alive=settings.keep_alive),
+            http.HTTP2Settings(),
+            *(() if wsgi else (True,)),
+            None,
+            *_tls(self._site),
+            (None, None),
+        )
+
+
+def _waiting(listener: socket.socket) -> bool:
+    return listener.family != socket.AF_UNIX and queue_length(listener) > 0
+
+
+def _most_connections() -> int:
+    """As many as there may be descriptors: granian's own bound would leave keep-alive clients waiting at the door."""
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _tls(site: Site) -> tuple[Any, ...]:
+    """granian reads the files itself, in each new worker."""
+    settings = site.settings
+    if settings.ssl_certfile is None:
+        return (False, None, None, None, "tls12", None, [], False)
+    certificate, key = settings.ssl_certfile, settings.ssl_keyfile or settings.ssl_certfile
+    authorities = settings.ssl_ca_certs
+    return (True, certificate, key, settings.ssl_keyfile_password, "tls12", authorities, [], authorities is not None)

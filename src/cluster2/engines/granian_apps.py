@@ -1,0 +1,308 @@
+"""What stands between granian and an app: the counting, the end of connections while draining, lifespan and RSGI's hooks."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import traceback
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from ..errors import AppError
+from .base import RSGI_HOOKS, Interface, Site
+from .granian_internals import module
+
+Call = Callable[..., Any]
+_CLOSE = ("connection", "close")
+_CLOSE_BYTES = (b"connection", b"close")
+
+
+def native(site: Site, app: Call, state: dict[str, Any]) -> Call:
+    """The app as granian's scheduler calls it: `(scope, protocol)`, for WSGI `(protocol, scope)`."""
+    log = module("log").DEFAULT_ACCESSLOG_FMT if site.settings.access_log else None
+    made: Call
+    match site.interface:
+        case Interface.ASGI:
+            made = module("asgi")._callback_wrapper(app, {}, state, log)
+        case Interface.WSGI:
+            made = module("wsgi")._callback_wrapper(app, {}, log)
+        case _:
+            made = module("rsgi")._callback_wrapper(app, log)
+    return made
+
+
+def by_rsgi(app: Call) -> Call:
+    """What is called of an RSGI app: a function, or an object's `__rsgi__`; with its hooks."""
+    inner: Call | None = getattr(app, "__rsgi__", None)
+    if inner is None:
+        return app
+    call = inner
+
+    def called(scope: Any, protocol: Any) -> Any:
+        return call(scope, protocol)
+
+    return functools.update_wrapper(called, app, assigned=RSGI_HOOKS, updated=())
+
+
+class Under:
+    """Requests under way: how many have begun and ended, and, where their age matters, which.
+
+    The cost is two additions a request. They are made in the layer that granian needs anyhow to learn of the end.
+    """
+
+    def __init__(self, *, remember: bool) -> None:
+        """Nothing is under way.
+
+        Args:
+            remember: keep each request, for `way`.
+        """
+        self._remember = remember
+        self._way: set[object] = set()
+        self.counts: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self.use: Callable[[Call], None] = lambda inner: None
+
+    def way(self) -> Iterable[object]:
+        """Those under way, if they are remembered."""
+        return list(self._way)
+
+    def tasks(self, inner: Call) -> Call:
+        """For apps that are awaited: what makes a request's task."""
+        begun = ended = 0
+        way = self._way
+
+        async def watch(watcher: Any) -> None:
+            nonlocal begun, ended
+            begun += 1
+            try:
+                await inner(watcher.scope, watcher.proto)
+            except BaseException as error:  # granian answers 500 and logs it; a cancelled one must be told as well
+                watcher.err(error)
+            else:
+                watcher.done()
+            finally:
+                ended += 1
+
+        async def remembered(watcher: Any) -> None:
+            way.add(watcher)
+            try:
+                await watch(watcher)
+            finally:
+                way.discard(watcher)
+
+        def use(other: Call) -> None:
+            nonlocal inner
+            inner = other
+
+        self.counts, self.use = lambda: (begun, ended), use
+        return remembered if self._remember else watch
+
+    def threads(self, inner: Call) -> Call:
+        """For apps that run in threads of granian's."""
+        begin, end = itertools.count(), itertools.count()
+        way = self._way
+
+        def run(protocol: Any, scope: Any) -> Any:
+            next(begin)  # one step under the GIL, unlike an addition
+            try:
+                return inner(protocol, scope)
+            finally:
+                next(end)
+
+        def remembered(protocol: Any, scope: Any) -> Any:
+            token = object()
+            way.add(token)
+            try:
+                return run(protocol, scope)
+            finally:
+                way.discard(token)
+
+        def use(other: Call) -> None:
+            nonlocal inner
+            inner = other
+
+        self.counts, self.use = lambda: (_reading(begin), _reading(end)), use
+        return remembered if self._remember else run
+
+
+def _reading(counter: itertools.count[int]) -> int:
+    """What a count will give next, without taking it."""
+    _, state = counter.__reduce__()[:2]
+    return int(state[0])
+
+
+# Draining: each response ends its connection.
+
+
+def ending(app: Call, interface: Interface) -> Call:
+    """The app, whose responses over HTTP/1.1 say `Connection: close`. (HTTP/2 forbids the word, and has GOAWAY.)"""
+    match interface:
+        case Interface.ASGI:
+            return _ending_asgi(app)
+        case Interface.WSGI:
+            return _ending_wsgi(app)
+        case _:
+            return _ending_rsgi(app)
+
+
+def _ending_asgi(app: Call) -> Call:
+    def wrapped(scope: Any, receive: Call, send: Call) -> Any:
+        if scope["type"] != "http" or not scope["http_version"].startswith("1"):
+            return app(scope, receive, send)
+
+        async def closing(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), _CLOSE_BYTES]}
+            await send(message)
+
+        return app(scope, receive, closing)
+
+    return wrapped
+
+
+def _ending_wsgi(app: Call) -> Call:
+    def wrapped(environ: Any, start_response: Call) -> Any:
+        if not environ["SERVER_PROTOCOL"].startswith("HTTP/1"):
+            return app(environ, start_response)
+
+        def closing(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+            return start_response(status, [*headers, _CLOSE], *error)
+
+        return app(environ, closing)
+
+    return wrapped
+
+
+def _ending_rsgi(callback: Call) -> Call:
+    def wrapped(scope: Any, protocol: Any) -> Any:
+        if scope.proto == "http" and scope.http_version.startswith("1"):
+            protocol = _Closing(protocol)
+        return callback(scope, protocol)
+
+    return wrapped
+
+
+class _Closing:
+    """An RSGI protocol whose response ends its connection."""
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __call__(self) -> Any:
+        return self._inner()
+
+    def __aiter__(self) -> Any:
+        return self._inner.__aiter__()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if not name.startswith("response_"):
+            return found
+
+        def respond(status: int, headers: Iterable[tuple[str, str]], *more: Any, **named: Any) -> Any:
+            return found(status, [*headers, _CLOSE], *more, **named)
+
+        return respond
+
+
+# The app's own beginning and end.
+
+
+class Lifespan:
+    """ASGI's lifespan, by granian's own protocol.
+
+    Attributes:
+        state: what the app put there at startup; each request gets a copy.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._mode = site.settings.lifespan
+        self.said = ""
+        self._protocol = self._made(site.app)
+        self.state: dict[str, Any] = self._protocol.state
+
+    def _made(self, app: Call) -> Any:
+        base = module("asgi").LifespanProtocol
+
+        async def send(protocol: Any, message: Any) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                self.said = str(message.get("message", ""))
+                message = {**message, "message": ""}  # ours to report; granian would log it as well
+            await base.send(protocol, message)
+
+        return type("Lifespan", (base,), {"send": send})(app)
+
+    async def startup(self) -> None:
+        """Raises AppError if the app refuses, or has no lifespan although it must."""
+        if self._mode == "off":
+            return
+        protocol = self._protocol
+        await protocol.startup()
+        if protocol.interrupt or (protocol.errored and self._mode == "on"):
+            cause = "".join(traceback.format_exception(protocol.exc)) if protocol.exc is not None else ""
+            detail = self.said or cause
+            reason = detail.strip().splitlines()[-1] if detail.strip() else "it said no reason"
+            raise AppError(f"the app's lifespan failed at startup: {reason}", detail=detail)
+
+    async def shutdown(self) -> None:
+        """The app's own errors are logged by granian."""
+        if self._mode != "off":
+            await self._protocol.shutdown()
+
+
+class Hooks:
+    """RSGI's `__rsgi_init__(loop)` and `__rsgi_del__(loop)`.
+
+    granian calls them while the loop stands still, and apps use that to `loop.run_until_complete(...)`. Our loop runs: so a hook
+    runs in a thread, with a stand-in for the loop that waits there for what the loop does here.
+    """
+
+    def __init__(self, app: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._init: Call | None = getattr(app, "__rsgi_init__", None)
+        self._del: Call | None = getattr(app, "__rsgi_del__", None)
+        self._loop = loop
+
+    async def init(self) -> None:
+        """Raises AppError if the hook raises."""
+        try:
+            await self._run(self._init)
+        except Exception as error:
+            detail = "".join(traceback.format_exception(error))
+            raise AppError(f"the app's __rsgi_init__ raised {type(error).__name__}: {error}", detail=detail) from error
+
+    async def close(self) -> None:
+        """The end; what the hook raises is the app's last word, and is logged."""
+        try:
+            await self._run(self._del)
+        except Exception:
+            import logging
+
+            logging.getLogger("cluster2.granian").exception("the app's __rsgi_del__ raised")
+
+    async def _run(self, hook: Call | None) -> None:
+        if hook is not None:
+            await asyncio.to_thread(hook, _StandIn(self._loop))
+
+
+class _StandIn:
+    """A loop as seen from a thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.call_soon = loop.call_soon_threadsafe
+
+    def run_until_complete(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def create_task(self, work: Coroutine[Any, Any, Any], **named: Any) -> Any:
+        """From here a task can only be made by the loop itself: that is waited for."""
+
+        async def make() -> asyncio.Task[Any]:
+            return self._loop.create_task(work, **named)
+
+        return asyncio.run_coroutine_threadsafe(make(), self._loop).result()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)

@@ -1,0 +1,65 @@
+"""What the granian engine uses of granian's inside, gathered in one place, and the check that it is still there.
+
+granian has no public way to serve on a given socket inside a running loop; its own servers fork, and supervise. But their
+parts can be had: a `SocketHolder` is made of a descriptor (which it owns from then on), a worker object serves on it from
+threads of Rust's, a scheduler brings each request to our loop, and a `WorkerSignal` ends it: it stops accepting, closes idle
+connections, lets requests under way end (their responses say `Connection: close`), and calls back. None of this carries a
+promise, so the version is pinned to a tested range (pyproject.toml says the same) and `check` looks at each part.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ..errors import ConfigError
+
+TESTED = ((2, 8), (2, 9))
+"""Versions from the first, below the second."""
+INSTALL = "pip install 'cluster2[granian]'"
+
+_PARTS = {
+    "granian._granian": ("ASGIWorker", "RSGIWorker", "WSGIWorker", "SocketHolder", "WorkerSignal"),
+    "granian._futures": ("_new_cbscheduler",),
+    "granian.asgi": ("LifespanProtocol", "_callback_wrapper"),
+    "granian.rsgi": ("_callback_wrapper",),
+    "granian.wsgi": ("_callback_wrapper",),
+    "granian.http": ("HTTP1Settings", "HTTP2Settings"),
+    "granian.log": ("DEFAULT_ACCESSLOG_FMT",),
+}
+_METHODS = ("serve_mtr", "serve_str", "serve_mtr_uds", "serve_str_uds")
+
+
+def module(name: str) -> Any:
+    """One of granian's modules; untyped, since their stubs lag behind what is there."""
+    return importlib.import_module(f"granian.{name}")
+
+
+def check() -> None:
+    """See whether this granian is one that was tested, and has all its parts.
+
+    Raises:
+        ConfigError: it isn't installed, or it is another.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found = version("granian")
+    except PackageNotFoundError:
+        raise ConfigError(f"engine granian: granian isn't installed; {INSTALL}, or choose another engine") from None
+    low, high = (".".join(map(str, each)) for each in TESTED)
+    wanted = f"cluster2 is made for granian from {low} on, below {high}: {INSTALL}"
+    if not TESTED[0] <= tuple(int(each) for each in found.split(".")[:2] if each.isdigit()) < TESTED[1]:
+        raise ConfigError(f"engine granian: granian {found} is installed; {wanted}")
+    try:
+        missing = [f"{name}.{part}" for name, parts in _PARTS.items() for part in parts if not _has(name, part)]
+        worker = importlib.import_module("granian._granian").RSGIWorker
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"engine granian: granian {found} can't be imported: {error}; {wanted}") from error
+    missing += [f"RSGIWorker.{each}" for each in _METHODS if not hasattr(worker, each)]
+    if missing:
+        raise ConfigError(f"engine granian: granian {found} lacks {', '.join(missing)}; {wanted}")
+
+
+def _has(name: str, part: str) -> bool:
+    return hasattr(importlib.import_module(name), part)

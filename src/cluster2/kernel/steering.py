@@ -1,0 +1,200 @@
+"""A group of listening sockets on one address, of which a program of ours says who takes the next connection.
+
+For engines whose accept loop can't be ours. They take all that is pending at once, and can't stop taking without stopping
+altogether. So each worker gets a socket, a *place* in the group, of its own; whoever is to take nothing more is steered
+around, goes on accepting what is on its way to it, and stops when nothing is.
+
+Facts that this stands on (Linux 6.18, IPv4 and IPv6; each has a test in tests/kernel/test_steering.py):
+
+- **The group grows out of an ordinary listener.** SO_REUSEPORT may be set on a socket that is bound and listens already; the
+  kernel compares flags when the *next* one binds. So the master binds without the flag, which says honestly whether the port
+  is free (with it, a second master of the same user binds the same port without an error), and opens the group when it is
+  known that one is needed. The port is never given up in between, and what waits in the queue stays there. Who binds
+  without the flag is refused as before.
+- **The index of a socket in the group is the order of `listen()`**, the ordinary listener's is 0. When one is closed the last
+  one moves to its index, so none ever is, before all are. A stranger of the same user who sets the flag too may join at the
+  end; he gets nothing, but a place that is opened later would not be where it is thought to be: therefore the proof.
+- **SO_ATTACH_REUSEPORT_CBPF** sets a classic BPF program for the whole group; no privilege needed. To set another replaces it
+  at once, for all sockets (25 µs). It runs once for each SYN, and returns an index. One that is out of range falls back to
+  the kernel's hash over *all* sockets, those that nobody serves included: the program must never return one.
+- **A connection belongs to the socket that was chosen at its SYN.** Its handshake can end long after the program was
+  replaced, and it appears in the queue of the old socket then. `waiting` tells (TCP_INFO: `tcpi_unacked` is the length of
+  a listener's queue).
+- **The queue belongs to the socket, not to who accepts from it.** As long as the master holds the socket a worker may die: what
+  waited is served by whoever has that place next.
+
+The program looks at the client's port, halved: Linux gives ports that are free in steps of two, so connections that one client
+opens in a row go round all places in turn. (A random number, and the kernel's hash, are binomial: of 200 connections over 4
+places the fullest has 56 in the mean.) The data begins behind the TCP header here; the network header is reached by a
+negative offset.
+
+A proof, not a belief: `grow` connects to each new socket once through the program, and accepts that connection there. A kernel
+that can't do this (a sandbox's, for one) is found out at start.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+from cluster2.errors import ConfigError
+from cluster2.kernel.listeners import Listener, queue_length
+
+MOST_PLACES: Final = 2000
+"""A program may have 4096 instructions; each place takes two."""
+_SO_ATTACH_REUSEPORT_CBPF: Final = 51
+_NET: Final = -0x100000  # SKF_NET_OFF: offsets count from the network header
+_PATIENCE: Final = 0.25
+"""Seconds that a connection to ourselves may take; over loopback it takes microseconds."""
+
+Instruction = tuple[int, int, int, int]
+"""struct sock_filter: u16 code, u8 jt, u8 jf, u32 k."""
+
+
+class Group:
+    """The sockets of one address, in the order of their places.
+
+    Attributes:
+        listener: place 0, from which the group grew; it isn't closed with the group.
+    """
+
+    def __init__(self, listener: Listener, backlog: int) -> None:
+        """Only place 0 so far, and nothing steered.
+
+        Raises:
+            ConfigError: a socket that can't be steered: a Unix socket, or one that was inherited.
+        """
+        if listener.sock.family not in (socket.AF_INET, socket.AF_INET6):
+            raise ConfigError(f"{listener.address} can't be steered: it is no TCP address")
+        if not listener.owned:
+            raise ConfigError(
+                f"{listener.address} can't be steered: it was inherited, and its queue is somebody else's; bind a TCP address"
+            )
+        self.listener = listener
+        self._backlog = backlog
+        self._more: list[socket.socket] = []
+        self._steered: tuple[int, ...] = (0,)
+
+    def __len__(self) -> int:
+        """How many places there are."""
+        return 1 + len(self._more)
+
+    def socket(self, place: int) -> socket.socket:
+        """The socket of a place. Raises IndexError."""
+        return self._more[place - 1] if place else self.listener.sock
+
+    def grow(self, places: int) -> None:
+        """Have at least so many places, and prove that the new ones can be steered to.
+
+        Raises:
+            ConfigError: the kernel can't, or a stranger is in the way; the places that were proved remain.
+        """
+        if places > MOST_PLACES:
+            raise ConfigError(f"{self.listener.address}: {places} places are wanted, {MOST_PLACES} can be steered")
+        first = self.listener.sock
+        try:
+            if len(self) < places:
+                first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            while len(self) < places:
+                self._open(first)
+        except OSError as error:
+            raise ConfigError(f"{self.listener.address} can't be steered: {error.strerror or error}") from error
+        finally:
+            if len(self) > 1:
+                self.steer(self._steered)
+
+    def steer(self, places: Sequence[int]) -> None:
+        """From now on each new connection goes to one of these places, in turn.
+
+        Raises:
+            IndexError: there is no such place.
+            ValueError: there is none at all.
+        """
+        if not places:
+            raise ValueError("connections must go somewhere")
+        if max(places) >= len(self):
+            raise IndexError(f"there is no place {max(places)}")
+        self._steered = tuple(places)
+        if len(self) > 1:
+            self._attach(program(places, self.listener.sock.family))
+
+    def waiting(self, place: int) -> int:
+        """How many connections wait at a place to be accepted."""
+        return queue_length(self.socket(place))
+
+    def shut_doors(self) -> None:
+        """Let no new handshake begin at any place, for good (`Listener.shut_door`)."""
+        for place in range(len(self)):
+            Listener(self.socket(place), self.listener.address, owned=True).shut_door()
+
+    def close(self) -> None:
+        """Close all places but the first, whose owner is somebody else; what waits there is reset."""
+        for sock in self._more:
+            sock.close()
+        self._more.clear()
+
+    def _open(self, first: socket.socket) -> None:
+        place = len(self)
+        sock = socket.socket(first.family, socket.SOCK_STREAM)
+        self._more.append(sock)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if first.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(first.getsockname())
+            sock.listen(self._backlog)
+            sock.setblocking(False)
+            self._prove(place)
+        except BaseException:
+            # It is the last one, so no other changes its index.
+            self._more.pop().close()
+            raise
+
+    def _prove(self, place: int) -> None:
+        """Connect to a new place, which nobody is steered to yet, and find the connection there."""
+        name = self.listener.sock.getsockname()
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name[0], name[0])
+        with socket.socket(self.listener.sock.family, socket.SOCK_STREAM) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.settimeout(_PATIENCE)
+            client.bind((host, 0, *name[2:]))
+            mine = client.getsockname()
+            self._attach(program(self._steered, client.family, probe=(mine[1], place)))
+            client.connect((host, *name[1:]))
+            with contextlib.suppress(BlockingIOError):
+                taken, peer = self.socket(place).accept()
+                taken.close()
+                if peer == mine:
+                    return
+        raise ConfigError(
+            f"{self.listener.address} can't be steered: a connection to place {place} arrived elsewhere; "
+            "another server shares the port, or this kernel can't steer: choose engine uvicorn"
+        )
+
+    def _attach(self, steps: Sequence[Instruction]) -> None:
+        packed = array.array("B", b"".join(struct.pack("HBBI", *step) for step in steps))
+        address, _ = packed.buffer_info()
+        self.listener.sock.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, struct.pack("HP", len(steps), address)
+        )
+
+
+def program(places: Sequence[int], family: int, probe: tuple[int, int] | None = None) -> list[Instruction]:
+    """What sends connections to these places in turn.
+
+    Args:
+        probe: a client's port, and the place that it alone is sent to.
+    """
+    port = _NET + (20 if family == socket.AF_INET else 40)  # behind the IP header, which in a SYN has no options
+    steps: list[Instruction] = [(0x28, 0, 0, port & 0xFFFFFFFF)]  # A = the half-word there
+    if probe is not None:
+        steps += [(0x15, 0, 1, probe[0]), (0x06, 0, 0, probe[1])]
+    steps += [(0x74, 0, 0, 1), (0x94, 0, 0, len(places))]  # A >>= 1; A %= n
+    for turn, place in enumerate(places):
+        steps += [(0x15, 0, 1, turn), (0x06, 0, 0, place)]  # A == turn: return the place
+    return [*steps, (0x06, 0, 0, places[0])]

@@ -1,0 +1,228 @@
+"""The steered group, against the real kernel: each fact that it stands on."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cluster2.errors import AddressInUse, ConfigError
+from cluster2.kernel.listeners import Listener, established, open_all
+from cluster2.kernel.steering import MOST_PLACES, Group
+from cluster2.kinds import TcpAddress, UnixAddress
+
+HOSTS = ["127.0.0.1", "::1", "0.0.0.0", "::"]
+Make = Callable[..., Group]
+
+
+@pytest.fixture
+def group() -> Iterator[Make]:
+    """Make groups on a free port; they are closed after the test."""
+    made: list[Group] = []
+
+    def make(places: int = 4, host: str = "127.0.0.1") -> Group:
+        (listener,) = open_all([TcpAddress(host, 0)], backlog=512)
+        one = Group(listener, 512)
+        made.append(one)
+        one.grow(places)
+        return one
+
+    yield make
+    for each in made:
+        each.close()
+        each.listener.close()
+
+
+@pytest.fixture
+def clients() -> Iterator[list[socket.socket]]:
+    """Sockets put here are closed after the test."""
+    opened: list[socket.socket] = []
+    yield opened
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_descriptor_leaks() -> Iterator[None]:
+    before = os.listdir("/proc/self/fd")
+    yield
+    assert os.listdir("/proc/self/fd") == before
+
+
+def connect(one: Group, clients: list[socket.socket], number: int = 1) -> None:
+    """So many clients."""
+    host, *rest = one.listener.sock.getsockname()
+    for _ in range(number):
+        client = socket.socket(one.listener.sock.family)
+        clients.append(client)
+        client.settimeout(10)
+        client.connect(({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), *rest))
+
+
+def waiting(one: Group) -> list[int]:
+    """By place."""
+    return [one.waiting(place) for place in range(len(one))]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_steered(group: Make, clients: list[socket.socket], host: str) -> None:
+    """Every connection goes to the one place that it is steered to, whichever that is, from the next one on."""
+    one = group(4, host)
+    expected = [0, 0, 0, 0]
+    for place in (2, 0, 3, 1, 3):
+        one.steer([place])
+        connect(one, clients, 3)
+        expected[place] += 3
+        assert waiting(one) == expected
+
+
+def test_grows_out_of_a_listener(group: Make, clients: list[socket.socket]) -> None:
+    """What waits at an ordinary listener stays there when it becomes a group, and place 0 takes connections until told."""
+    (listener,) = open_all([TcpAddress("127.0.0.1", 0)], backlog=16)
+    one = Group(listener, 16)
+    try:
+        connect(one, clients, 2)
+        one.grow(3)
+        connect(one, clients, 2)
+        assert waiting(one) == [4, 0, 0]
+        assert listener.sock.accept()[1] == clients[0].getsockname()
+    finally:
+        one.close()
+        listener.close()
+
+
+def test_grows_while_it_is_steered(group: Make, clients: list[socket.socket]) -> None:
+    """More places can be opened at any time; until they are steered to nothing changes, and the proofs leave nothing behind."""
+    one = group(2)
+    one.steer([1])
+    connect(one, clients)
+    one.grow(7)
+    connect(one, clients)
+    assert waiting(one) == [0, 2, 0, 0, 0, 0, 0]
+    one.steer([6])
+    connect(one, clients)
+    assert waiting(one) == [0, 2, 0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_in_turn(group: Make, clients: list[socket.socket], host: str) -> None:
+    """Connections that one client opens in a row go round: of 200 over 4 places none has more than 1.15 × its share."""
+    one = group(8, host)
+    places = [0, 3, 4, 7]
+    one.steer(places)
+    connect(one, clients, 200)
+    counts = waiting(one)
+    assert sum(counts[place] for place in places) == 200
+    assert max(counts) <= 50 * 1.15, counts
+
+
+def test_the_index_is_the_order_of_listening(group: Make, clients: list[socket.socket]) -> None:
+    """Closing a socket in the middle moves the last one to its index: that is why none ever is."""
+    one = group(4)
+    gone = one._more.pop(0)
+    gone.close()
+    one.steer([1])
+    connect(one, clients)
+    assert waiting(one) == [0, 0, 1], "what was place 3 has index 1 now"
+
+
+def test_out_of_range_falls_back_to_all(group: Make, clients: list[socket.socket]) -> None:
+    """A program that returns no place's index leaves it to the kernel's hash over all sockets, so ours never does."""
+    one = group(4)
+    one.steer([1])
+    one._attach([(0x06, 0, 0, 4)])
+    connect(one, clients, 64)
+    assert sum(waiting(one)) == 64
+    assert sum(count > 0 for count in waiting(one)) > 1
+    with pytest.raises(IndexError):
+        one.steer([1, 4])
+    with pytest.raises(ValueError):
+        one.steer([])
+
+
+def test_a_stranger_gets_nothing_and_is_found_out(group: Make, clients: list[socket.socket]) -> None:
+    """A server of the same user that shares the port gets no connection; a place opened later is proved to be elsewhere."""
+    one = group(2)
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        stranger.bind(one.listener.sock.getsockname())
+        stranger.listen()
+        one.steer([0, 1])
+        connect(one, clients, 20)
+        assert sum(waiting(one)) == 20
+        with pytest.raises(ConfigError, match="arrived elsewhere; another server shares the port"):
+            one.grow(3)
+        assert len(one) == 2
+        connect(one, clients, 20)
+        assert sum(waiting(one)) == 40
+    one.grow(3)
+
+
+def test_who_binds_without_the_flag_is_refused(group: Make) -> None:
+    """A second master gets "address in use", though the group's sockets have SO_REUSEPORT."""
+    one = group()
+    address = one.listener.address
+    assert isinstance(address, TcpAddress)
+    with pytest.raises(AddressInUse):
+        open_all([address], backlog=16)
+
+
+def test_a_connection_stays_where_it_was(group: Make, clients: list[socket.socket]) -> None:
+    """What waits in the queue of a place that nobody is steered to any more can be accepted, by another process as well."""
+    one = group(2)
+    one.steer([1])
+    connect(one, clients)
+    one.steer([0])
+    assert waiting(one) == [0, 1]
+    with one.socket(1).dup() as successor:
+        taken, _ = successor.accept()
+    with taken:
+        clients[0].sendall(b"hello")
+        assert taken.recv(5) == b"hello"
+    assert waiting(one) == [0, 0]
+
+
+def test_the_door_of_each_place(group: Make, clients: list[socket.socket]) -> None:
+    """When the doors are shut nobody new comes in anywhere, and what waits can be accepted."""
+    one = group(2)
+    one.steer([0, 1])
+    connect(one, clients, 4)
+    one.shut_doors()
+    with socket.socket() as late:
+        late.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            late.connect(one.listener.sock.getsockname())
+    assert sum(waiting(one)) == 4
+    for place in (0, 1):
+        while one.waiting(place):
+            one.socket(place).accept()[0].close()
+
+
+def test_what_cant_be_steered(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Unix sockets and inherited ones are refused, with the reason and the way out; so are too many places."""
+    path = tmp_path_factory.mktemp("s") / "s"
+    (unix,) = open_all([UnixAddress(str(path))], backlog=1)
+    with pytest.raises(ConfigError, match="it is no TCP address"):
+        Group(unix, 1)
+    unix.close()
+    (listener,) = open_all([TcpAddress("127.0.0.1", 0)], backlog=1)
+    with pytest.raises(ConfigError, match="it was inherited"):
+        Group(Listener(listener.sock, listener.address, owned=False), 1)
+    with pytest.raises(ConfigError, match=f"{MOST_PLACES} can be steered"):
+        Group(listener, 1).grow(MOST_PLACES + 1)
+    listener.close()
+
+
+def test_established(group: Make, clients: list[socket.socket]) -> None:
+    """Connections that came in through a listener are told from all other descriptors."""
+    one, other = group(1, "0.0.0.0"), group(1)
+    assert established(one.listener.sock) == 0
+    connect(one, clients, 2)
+    connect(other, clients, 1)
+    taken = [one.listener.sock.accept()[0] for _ in range(2)] + [other.listener.sock.accept()[0]]
+    assert (established(one.listener.sock), established(other.listener.sock)) == (2, 1)
+    for each in taken:
+        each.close()
+    assert established(one.listener.sock) == 0
