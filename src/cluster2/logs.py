@@ -12,7 +12,7 @@ import msgspec
 
 from .settings import Settings
 
-_OURS = ("cluster2", "uvicorn")
+_OURS = ("cluster2", "uvicorn", "granian", "_granian")
 _FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
 
 
@@ -26,11 +26,13 @@ def configure(settings: Settings) -> None:
         log.handlers[:] = [handler]
         log.setLevel(level)
         log.propagate = False
-    # What uvicorn says at info is about a start and a stop that we announce ourselves.
-    logging.getLogger("uvicorn.error").setLevel("DEBUG" if level == "DEBUG" else max(logging.WARNING, _number(level)))
-    access = logging.getLogger("uvicorn.access")
-    access.handlers[:], access.propagate = [], True  # where uvicorn has switched it off, in this very process
-    access.setLevel("INFO")
+    # What engines say at info is about a start and a stop that we announce ourselves.
+    for name in ("uvicorn.error", "_granian"):
+        logging.getLogger(name).setLevel("DEBUG" if level == "DEBUG" else max(logging.WARNING, _number(level)))
+    for name in ("uvicorn.access", "granian.access"):
+        access = logging.getLogger(name)
+        access.handlers[:], access.propagate = [], True  # where an engine has switched it off, in this very process
+        access.setLevel("INFO")
 
 
 def _number(level: str) -> int:

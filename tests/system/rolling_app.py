@@ -53,7 +53,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     _, kind, number = scope["path"].split("/")
     note(number)
     sent = b"" if scope["method"] == "GET" else await _read(receive)
-    headers = [(b"x-worker", b"%d" % os.getpid()), (b"x-port", b"%d" % (scope["client"] or ("", 0))[1])]
+    headers = [(b"x-worker", b"%d" % os.getpid()), (b"x-port", b"%d" % int((scope["client"] or ("", 0))[1]))]
     if kind == "stream":
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for piece in PIECES:

@@ -10,6 +10,7 @@ import pytest
 
 from cluster2.engines import base
 from cluster2.engines.base import Capability, Interface
+from cluster2.engines.granian import GranianEngine
 from cluster2.engines.tcp import TcpEngine
 from cluster2.engines.uvicorn import UvicornEngine
 from cluster2.errors import ConfigError
@@ -33,6 +34,7 @@ def test_auto() -> None:
     assert base.choose("auto", Interface.ASGI) is UvicornEngine
     assert base.choose("auto", Interface.WSGI) is UvicornEngine
     assert base.choose("auto", Interface.TCP) is TcpEngine
+    assert base.choose("auto", Interface.RSGI) is GranianEngine
 
 
 def test_by_name() -> None:
@@ -42,15 +44,9 @@ def test_by_name() -> None:
         base.choose("tcp", Interface.ASGI)
 
 
-def test_no_engine_for_an_interface() -> None:
-    """An interface that no installed engine takes is refused, naming those that are installed."""
-    with pytest.raises(ConfigError, match="no engine for RSGI apps is installed; installed are uvicorn, tcp"):
-        base.choose("auto", Interface.RSGI)
-
-
 def test_unknown() -> None:
     """An unknown name is refused, with those that there are."""
-    with pytest.raises(ConfigError, match="engine 'steam' is unknown; installed are uvicorn, tcp"):
+    with pytest.raises(ConfigError, match="engine 'steam' is unknown; installed are uvicorn, granian, tcp"):
         base.find("steam")
 
 
@@ -58,7 +54,7 @@ def test_unknown() -> None:
 def test_third_parties() -> None:
     """An engine that another distribution brings is found by its entry point, and stands in the list."""
     assert base.find("steam") is TcpEngine
-    assert base.names() == ["uvicorn", "tcp", "broken", "steam"]
+    assert base.names() == ["uvicorn", "granian", "tcp", "broken", "steam"]
 
 
 @pytest.mark.usefixtures("installed")

@@ -328,10 +328,6 @@ def _named(name: str) -> type[Engine]:
 def choose(name: str, interface: Interface) -> type[Engine]:
     """The engine for an app, `auto` being the default of its interface. Raises ConfigError if it can't take such an app."""
     if name == "auto":
-        if interface not in _DEFAULT:
-            raise ConfigError(
-                f"no engine for {interface.upper()} apps is installed; installed are {', '.join(names())}"
-            )
         name = _DEFAULT[interface]
     engine = find(name)
     if interface not in engine.capabilities:

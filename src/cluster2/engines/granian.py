@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import os
 import socket
 import time
@@ -101,7 +100,6 @@ class GranianEngine:
 
     async def start(self) -> None:
         """Run the lifespan's startup, or RSGI's hook."""
-        logging.getLogger("_granian.serve").setLevel(logging.WARNING)  # "Started worker-1": ours to say
         if self._lifespan is not None:
             await self._lifespan.startup()
         if self._hooks is not None:

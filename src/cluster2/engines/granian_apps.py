@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import logging
 import traceback
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
@@ -14,6 +15,7 @@ from .base import RSGI_HOOKS, Interface, Site
 from .granian_internals import module
 
 Call = Callable[..., Any]
+logger = logging.getLogger("cluster2.granian")
 _CLOSE = ("connection", "close")
 _CLOSE_BYTES = (b"connection", b"close")
 
@@ -127,7 +129,7 @@ class Under:
 
 def _reading(counter: itertools.count[int]) -> int:
     """What a count will give next, without taking it."""
-    _, state = counter.__reduce__()[:2]
+    state: Any = counter.__reduce__()[1]
     return int(state[0])
 
 
@@ -135,7 +137,7 @@ def _reading(counter: itertools.count[int]) -> int:
 
 
 def ending(app: Call, interface: Interface) -> Call:
-    """The app, whose responses over HTTP/1.1 say `Connection: close`. (HTTP/2 forbids the word, and has GOAWAY.)"""
+    """The app, whose responses over HTTP/1.1 say `Connection: close`; HTTP/2 forbids the word, and has GOAWAY."""
     match interface:
         case Interface.ASGI:
             return _ending_asgi(app)
@@ -277,9 +279,7 @@ class Hooks:
         try:
             await self._run(self._del)
         except Exception:
-            import logging
-
-            logging.getLogger("cluster2.granian").exception("the app's __rsgi_del__ raised")
+            logger.exception("the app's __rsgi_del__ raised")
 
     async def _run(self, hook: Call | None) -> None:
         if hook is not None:

@@ -23,10 +23,10 @@ Facts that this stands on (Linux 6.18, IPv4 and IPv6; each has a test in tests/k
 - **The queue belongs to the socket, not to who accepts from it.** As long as the master holds the socket a worker may die: what
   waited is served by whoever has that place next.
 
-The program looks at the client's port, halved: Linux gives ports that are free in steps of two, so connections that one client
-opens in a row go round all places in turn. (A random number, and the kernel's hash, are binomial: of 200 connections over 4
-places the fullest has 56 in the mean.) The data begins behind the TCP header here; the network header is reached by a
-negative offset.
+The program looks at the client's port, halved, since Linux gives out even ones. So with SYN cookies, where a place is chosen
+again for the last ACK, it is the same one. The data begins behind the TCP header here; the network header is reached by a
+negative offset. No such program can count, so connections are spread as by chance: of 200 over 4 places the fullest has 56 in the
+mean. (Ports in a row would go round in turn; but the kernel skips some at random.)
 
 A proof, not a belief: `grow` connects to each new socket once through the program, and accepts that connection there. A kernel
 that can't do this (a sandbox's, for one) is found out at start.
@@ -83,7 +83,7 @@ class Group:
         """How many places there are."""
         return 1 + len(self._more)
 
-    def socket(self, place: int) -> socket.socket:
+    def at(self, place: int) -> socket.socket:
         """The socket of a place. Raises IndexError."""
         return self._more[place - 1] if place else self.listener.sock
 
@@ -124,12 +124,12 @@ class Group:
 
     def waiting(self, place: int) -> int:
         """How many connections wait at a place to be accepted."""
-        return queue_length(self.socket(place))
+        return queue_length(self.at(place))
 
     def shut_doors(self) -> None:
         """Let no new handshake begin at any place, for good (`Listener.shut_door`)."""
         for place in range(len(self)):
-            Listener(self.socket(place), self.listener.address, owned=True).shut_door()
+            Listener(self.at(place), self.listener.address, owned=True).shut_door()
 
     def close(self) -> None:
         """Close all places but the first, whose owner is somebody else; what waits there is reset."""
@@ -167,7 +167,7 @@ class Group:
             self._attach(program(self._steered, client.family, probe=(mine[1], place)))
             client.connect((host, *name[1:]))
             with contextlib.suppress(BlockingIOError):
-                taken, peer = self.socket(place).accept()
+                taken, peer = self.at(place).accept()
                 taken.close()
                 if peer == mine:
                     return

@@ -89,7 +89,7 @@ class Steering:
         """What a worker listens on, a descriptor for each listener of the cluster."""
         sites = self._sites.get(handle.generation, frozenset())
         return [
-            (self._groups[index].socket(handle.place) if site in sites and handle.place is not None else listener.sock)
+            (self._groups[index].at(handle.place) if site in sites and handle.place is not None else listener.sock)
             .fileno()
             for index, (site, listener) in enumerate(self._listeners)
         ]  # fmt: skip
