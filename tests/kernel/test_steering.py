@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cluster2.errors import AddressInUse, ConfigError
-from cluster2.kernel.listeners import Listener, established, open_all
+from cluster2.kernel.listeners import Listener, established, open_all, reset_established
 from cluster2.kernel.steering import MOST_PLACES, Group
 from cluster2.kinds import TcpAddress, UnixAddress
 
@@ -220,6 +220,12 @@ def test_established(group: Make, clients: list[socket.socket]) -> None:
     connect(other, clients, 1)
     taken = [one.listener.sock.accept()[0] for _ in range(2)] + [other.listener.sock.accept()[0]]
     assert (established(one.listener.sock), established(other.listener.sock)) == (2, 1)
+    reset_established(one.listener.sock)
+    for client in clients[:2]:
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    taken[2].sendall(b"!")
+    assert clients[2].recv(1) == b"!", "the other listener's connections are left alone"
     for each in taken:
         each.close()
     assert established(one.listener.sock) == 0

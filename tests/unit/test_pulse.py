@@ -51,6 +51,7 @@ class Taker:
     def __init__(self) -> None:
         self.accepted = 0
         self.returned = 0
+        self.lost = 0
         self.modes: list[str] = []
 
     def hold(self, mode: Mode) -> None:

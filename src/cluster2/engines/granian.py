@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
-from ..kernel.listeners import established, queue_length
+from ..kernel.listeners import established, queue_length, reset_established
 from .base import Capability, Census, Interface, Movable, Site
 from .granian_apps import Hooks, Lifespan, Under, by_rsgi, ending, native
 from .granian_internals import check, module
@@ -172,6 +172,12 @@ class GranianEngine:
         if self._told:
             return all(finished.done() for _, finished in self._running)
         return not self._connections and not any(map(_waiting, self._listeners))
+
+    async def cut(self, patience: float) -> list[str]:
+        """Reset all connections, behind granian's back; tasks are cancelled with all others of the loop."""
+        for listener in self._listeners:
+            reset_established(listener)
+        return []
 
     async def stop(self) -> None:
         """Stop granian, then the app."""
