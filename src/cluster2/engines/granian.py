@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from ..kernel.listeners import established, queue_length, reset_established
+from ..settings import Settings
 from .base import Capability, Census, Interface, Movable, Site
 from .granian_apps import Hooks, Lifespan, Under, by_rsgi, ending, native
 from .granian_internals import check, module
@@ -81,7 +82,7 @@ class GranianEngine:
         self._told = False
 
     @staticmethod
-    def preload() -> None:
+    def preload(settings: Settings) -> None:
         """Look whether it is a granian that we know, and import it."""
         check()
 
