@@ -20,10 +20,12 @@ from .emitter import Emitter
 from .errors import ClusterError
 from .kernel import processes
 from .kernel.listeners import Listener, open_all, systemd_fds
+from .kernel.notify import Notifier
 from .kernel.pidfiles import PidsDirectory
 from .kernel.scoreboard import Scoreboard
 from .kinds import Address, FdAddress, TcpAddress
 from .master.estate import Estate
+from .master.herald import Herald
 from .master.loop import Master
 from .master.nursery import default_argv
 from .master.switchboard import Switchboard
@@ -55,9 +57,15 @@ def run(
     if not config.settings.cluster:
         from . import single  # the engines and what they bring would cost the master 2 MiB
 
+        herald = Herald(Notifier.from_environment(os.environ), os.environ)
+
+        def ready() -> None:
+            herald.serves(1)
+            herald.live()
+            (on_ready or _nothing)()
+
         with listening(config) as listeners, monitor_listening(config) as monitor:
-            ready, tell = on_ready or _nothing, _teller(switchboard.emitter)
-            settle = switchboard.emitter.settle
+            tell, settle = _teller(switchboard.emitter, herald), switchboard.emitter.settle
             return single.run(config, listeners, monitor, targets, ready, tell, settle, switchboard)
     with estate(config, argv or default_argv()) as owned:
         return uvloop.run(supervise(owned, switchboard, on_ready or _nothing))
@@ -79,11 +87,13 @@ async def supervise(
     started: Callable[[Master], None] | None = None,
 ) -> int:
     """Be the master until it has ended. Returns the exit code; raises as `run` does."""
-    emit = _teller(switchboard.emitter)
+    herald = Herald(owned.notifier, os.environ)
+    emit = _teller(switchboard.emitter, herald)
 
     def ready() -> None:
         where = ", ".join(str(listener.address) for _, listener in owned.listeners)
         logger.info("serving on %s with %d workers", where, owned.options[0].workers)
+        herald.serves(owned.options[0].workers)
         on_ready()
 
     master = Master(owned, emit=emit, on_ready=ready, switchboard=switchboard)
@@ -104,11 +114,13 @@ async def supervise(
 def estate(config: Config, argv: Sequence[str], *, owns_process: bool = True) -> Iterator[Estate]:
     """Everything that a master owns."""
     settings = config.settings
+    notifier = Notifier.from_environment(os.environ if owns_process else {})
     pids = PidsDirectory(settings.pids)
     pids.acquire()
     with contextlib.ExitStack() as stack:
         stack.callback(pids.release)
         pids.write_master(os.getpid())
+        stack.callback(notifier.close)
         listeners = stack.enter_context(listening(config))
         monitor = stack.enter_context(monitor_listening(config))
         processes.become_subreaper()
@@ -130,6 +142,7 @@ def estate(config: Config, argv: Sequence[str], *, owns_process: bool = True) ->
             pids=pids,
             argv=argv,
             owns_process=owns_process,
+            notifier=notifier,
         )
 
 
@@ -188,11 +201,12 @@ def _places(config: Config) -> list[Sequence[Address]]:
     return [addresses for _, addresses in config.settings.targets()]
 
 
-def _teller(emitter: Emitter) -> Callable[[events.Event], None]:
+def _teller(emitter: Emitter, herald: Herald) -> Callable[[events.Event], None]:
     """Takes each event that happens: to the log, then to those who listen."""
 
     def tell(event: events.Event) -> None:
         _log(event)
+        herald.tell(event)
         emitter.emit(event)
 
     return tell
@@ -214,7 +228,8 @@ def _log(event: events.Event) -> None:
         case events.Signalled():
             logger.info("%s: %s", event.signal, event.action)
         case events.ShuttingDown():
-            logger.info("shutting down %s", "gracefully" if event.graceful else "at once")
+            first = f", serving on for {event.lame_duck:g} s first" if event.lame_duck else ""
+            logger.info("shutting down %s%s", "gracefully" if event.graceful else "at once", first)
         case events.Enabled() | events.Disabled():
             logger.info("traffic %s", event.name)
         case events.Recovered():

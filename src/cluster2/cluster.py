@@ -314,6 +314,7 @@ class Running:
         self.ready = asyncio.Event()
         self.task: asyncio.Future[int]
         self._master: Master | None = None
+        self._told = False
 
     def started(self, master: Master) -> None:
         """Called once, by the master."""
@@ -326,7 +327,8 @@ class Running:
 
     def shut_down(self) -> None:
         """Begin to end gracefully; `ended` returns when it has."""
-        if self._master is not None and not self.task.done():
+        if self._master is not None and not self._told and not self.task.done():
+            self._told = True  # to be told twice would cut a lame duck short
             self._master.put(Command("shutdown", {}, lambda result: None))
 
     async def ended(self) -> int:

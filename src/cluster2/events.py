@@ -156,10 +156,12 @@ class ShuttingDown(Event, frozen=True, kw_only=True):
 
     Attributes:
         graceful: whether requests under way are finished first.
+        lame_duck: seconds that it serves on before that, for load balancers to notice.
     """
 
     name: ClassVar[str] = "shutdown"
     graceful: bool
+    lame_duck: float = 0.0
 
 
 class Stopped(Event, frozen=True, kw_only=True):

@@ -249,6 +249,9 @@ class Settings:
         needs="idle-timeout",
         moot=(0.0,),
     )
+    lame_duck: float = option(
+        0.0, DURATION, "at a shutdown health checks fail first, and serving goes on for so long", _TIME
+    )
     drain_timeout: float = option(30.0, DURATION, "bound of a graceful end: what isn't finished then is cut off", _TIME)
     drain_idle: float = option(2.0, DURATION, "how long a draining worker waits for one more request", _TIME)
     max_heartbeat_delay: float = option(

@@ -67,7 +67,7 @@ def run(
             beside.append(asyncio.ensure_future(_monitor(monitor, listeners, settings, board, told)))
         on_ready()
 
-    told = _Told(ready, emit, board)
+    told = _Told(ready, emit, board, settings.lame_duck)
 
     async def ended(code: int) -> None:
         emit(events.Stopped(time=time.time(), code=code))
@@ -99,8 +99,11 @@ class _Told:
         failures: why it couldn't start, if it couldn't.
     """
 
-    def __init__(self, on_ready: Callable[[], None], emit: Callable[[events.Event], None], board: Scoreboard) -> None:
+    def __init__(
+        self, on_ready: Callable[[], None], emit: Callable[[events.Event], None], board: Scoreboard, lame_duck: float
+    ) -> None:
         self._board = board
+        self._lame_duck = lame_duck
         self._on_ready = on_ready
         self._emit = emit
         self._born = time.monotonic()
@@ -132,7 +135,7 @@ class _Told:
     def _leave(self, number: str, now: float) -> None:
         if not self._leaving:  # the first signal counts: it is leaving already
             self._emit(events.Signalled(time=now, signal=number, action="shutdown"))
-            self._emit(events.ShuttingDown(time=now, graceful=True))
+            self._emit(events.ShuttingDown(time=now, graceful=True, lame_duck=self._lame_duck))
         self._leaving = True
         self._board.header.leaving = 1
 

@@ -300,9 +300,9 @@ async def test_a_shutdown_between_two_spawns(tmp_path: Path) -> None:
         running = asyncio.ensure_future(boot.supervise(owned, Switchboard(), lambda: None, started=made.append))
         while not made or not len(made[0].roster):
             await asyncio.sleep(0)
-        made[0].shut_down()
+        made[0].departure.shut_down()
         ended, _ = await asyncio.wait({running}, timeout=5)
-        made[0].stop()
+        made[0].departure.stop()
         assert await running == 0
     await nobody_is_left(before)
     assert ended

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from ..kernel.listeners import Listener
+from ..kernel.notify import Notifier
 from ..kernel.pidfiles import PidsDirectory
 from ..kernel.scoreboard import Scoreboard
 from ..settings import Settings
@@ -20,8 +21,14 @@ class Phase(Enum):
 
     BOOTING = "booting"  # not all workers have been ready yet: what fails now ends it
     SERVING = "serving"
+    LEAVING = "leaving"  # a lame duck: health checks say so, and it serves on until its time is over
     DRAINING = "draining"  # a graceful shutdown
     STOPPING = "stopping"  # at once
+
+    @property
+    def serves(self) -> bool:
+        """Whether it does all that a cluster does."""
+        return self in (Phase.SERVING, Phase.LEAVING)
 
 
 @dataclass(slots=True)
@@ -33,6 +40,7 @@ class Estate:
         listeners: each with the index of the app that it belongs to.
         monitor: of the monitor's port; None: there is no monitor.
         argv: the program that loads the app (`nursery`).
+        notifier: tells the service manager.
         owns_process: whether signals and stray children are the master's; false inside somebody else's program.
     """
 
@@ -44,3 +52,4 @@ class Estate:
     pids: PidsDirectory
     argv: Sequence[str]
     owns_process: bool
+    notifier: Notifier = field(default_factory=lambda: Notifier(None))

@@ -90,6 +90,11 @@ class Signal:
 
 
 @dataclass(frozen=True, slots=True)
+class LameDuckOver:
+    """The cluster has served on for as long as it was to."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Some time has passed: something may be due."""
 
@@ -120,6 +125,7 @@ Fact = (
     | KeeperGone
     | MonitorGone
     | Signal
+    | LameDuckOver
     | Tick
     | Command
 )

@@ -81,7 +81,7 @@ class Lives:
             case wire.BootFailed():
                 error = by_exit_code(message.exit_code, message.message, detail=message.detail)
                 if self._master.phase is Phase.BOOTING:
-                    self._master.fail(error)
+                    self._master.departure.fail(error)
                 elif self._master.reloader.proves(handle.generation):
                     self._master.reloader.abandon(error)
                 else:
@@ -133,7 +133,7 @@ class Lives:
 
     def _degraded(self, handle: Handle, status: ExitStatus | None, now: float) -> None:
         if self._master.phase is Phase.BOOTING:
-            self._master.fail(
+            self._master.departure.fail(
                 AppError(
                     f"workers die before they are ready ({reason_of(handle, status)}: {status}); their log says why"
                 )
@@ -156,7 +156,7 @@ class Lives:
             case State.SPAWNING | State.BOOTING:
                 text = f"{handle} wasn't ready within boot_timeout ({settings.boot_timeout:g} s)"
                 if self._master.phase is Phase.BOOTING:
-                    self._master.fail(AppError(text))
+                    self._master.departure.fail(AppError(text))
                     return
                 if self._master.reloader.proves(handle.generation):
                     self._master.reloader.abandon(AppError(text))

@@ -19,6 +19,7 @@ from ..kernel import processes
 from ..lifecycle import State
 from ..settings import Settings
 from .control import Control
+from .departure import Departure
 from .estate import Estate, Phase
 from .facts import (
     Command,
@@ -28,6 +29,7 @@ from .facts import (
     FromZygote,
     Garbage,
     KeeperGone,
+    LameDuckOver,
     MonitorGone,
     Overdue,
     Signal,
@@ -96,18 +98,20 @@ class Master:
         self.roster = Roster()
         self.generations = Generations(estate, self.put)
         self.steering = Steering(estate.listeners, estate.board, settings.backlog)
-        self._lives = Lives(self)
+        self.lives = Lives(self)
         self.keeping = Keeping.of(estate, self.put)
         self.monitoring = Monitoring.of(estate, self.put)
         self.watchman = Watchman(estate.board, self.put, self.warn)
         self.reloader = Reloader(self.generations.load, self._want, self.generations.drop, self.emit)
+        self.departure = Departure(self)
         self._verbs = Verbs(self)
         self._control = Control(self.put)
-        self._failure: ClusterError | None = None
         self._load_again_at: float | None = None
         self._looked_at = 0.0
         self._ticker: asyncio.TimerHandle | None = None
         self._alarm: asyncio.TimerHandle | None = None
+        # A watchdog wants to hear of us twice in its time, however short that is.
+        self._every = min(TICK, estate.notifier.watchdog / 2 or TICK)
 
     def put(self, fact: Fact) -> None:
         """Something happened."""
@@ -171,18 +175,18 @@ class Master:
             case FromZygote():
                 self._from_zygote(fact.generation, fact.message)
             case FromWorker():
-                self._lives.from_worker(fact.worker, fact.message)
+                self.lives.from_worker(fact.worker, fact.message)
             case Garbage():
                 logger.warning("%s sent garbage and is replaced: %s", fact.worker, fact.text)
-                self._lives.end(fact.worker, lifecycle.Event.KILL, "crash")
+                self.lives.end(fact.worker, lifecycle.Event.KILL, "crash")
             case Silent():
-                self._lives.silent(fact.worker)
+                self.lives.silent(fact.worker)
             case Exited():
-                self._lives.exited(fact.worker)
+                self.lives.exited(fact.worker)
             case Vanished():
-                self._lives.buried(fact.worker, None)
+                self.lives.buried(fact.worker, None)
             case Overdue():
-                self._lives.overdue(fact.worker)
+                self.lives.overdue(fact.worker)
             case KeeperGone():
                 self._keeper_gone(fact)
             case MonitorGone():
@@ -191,6 +195,8 @@ class Master:
                 self._verbs.signal(fact.number)
             case Command():
                 self._verbs.command(fact)
+            case LameDuckOver():
+                self.departure.lame_duck_over()
             case Tick():
                 self._look_around()
 
@@ -202,16 +208,16 @@ class Master:
                 error = by_exit_code(message.exit_code, message.message, detail=message.detail)
                 self._not_prepared(generation, error)
             case wire.Forked():
-                self._lives.forked(message.incarnation, message.pid)
+                self.lives.forked(message.incarnation, message.pid)
             case wire.ForkFailed():
                 self.warn(f"a worker can't be forked: {message.message}")
                 if (handle := self.roster.find(message.incarnation)) is not None:
-                    self._lives.buried(handle, None)
+                    self.lives.buried(handle, None)
             case None:
                 self._not_prepared(generation, AppError("the process that imports the app died; its log says why"))
                 for handle in list(self.roster):
                     if handle.generation == generation and handle.pid is None and handle.talk is None:
-                        self._lives.buried(handle, None)
+                        self.lives.buried(handle, None)
             case _:
                 logger.warning("a zygote said what only a master says: %r", message)
 
@@ -236,10 +242,10 @@ class Master:
 
     def _not_prepared(self, generation: int, error: ClusterError) -> None:
         if self.phase is Phase.BOOTING:
-            self.fail(error)
+            self.departure.fail(error)
         elif self.reloader.proves(generation):
             self.reloader.abandon(error)
-        elif self.phase is Phase.SERVING and generation == self.wanted.generation and self._load_again_at is None:
+        elif self.phase.serves and generation == self.wanted.generation and self._load_again_at is None:
             self.warn(f"no new worker can be made now: {error.message}; trying again")
             if error.detail:
                 logger.error("%s", error.detail)
@@ -275,7 +281,7 @@ class Master:
         return status(
             self.estate.board,
             self.roster,
-            state="degraded" if self._lives.restarts.degraded else self.phase.value,
+            state="degraded" if self.lives.restarts.degraded else self.phase.value,
             wanted=self.wanted.slots,
             addresses=[str(listener.address) for _, listener in self.estate.listeners],
             monitor=None if self.monitoring is None else self.monitoring.address,
@@ -295,44 +301,6 @@ class Master:
         if self.phase is Phase.SERVING and slots >= 1:
             self.wanted = policy.Wanted(slots, self.wanted.generation, self.wanted.surge)
 
-    def shut_down(self) -> None:
-        """Gracefully: no new connections, then each worker ends what it has."""
-        if self.ending():
-            return
-        self.phase = Phase.DRAINING
-        self.estate.board.header.leaving = 1
-        self.reloader.cancel("the cluster shuts down")
-        self.emit(events.ShuttingDown(time=time.time(), graceful=True))
-        for _, listener in self.estate.listeners:
-            listener.shut_door()
-        self.steering.shut_doors()
-        self._lives.actions.last_drain = True
-        for handle in self.roster:
-            self._lives.end(handle, lifecycle.Event.DRAIN, "shutdown")
-        if self.keeping is not None:
-            self.keeping.drain(self.settings.drain_idle)
-
-    def stop(self) -> None:
-        """At once."""
-        if self.phase is Phase.STOPPING:
-            return
-        self.emit(events.ShuttingDown(time=time.time(), graceful=False))
-        self._kill_all()
-
-    def fail(self, error: ClusterError) -> None:
-        """The cluster can't start: end it, with this error."""
-        self._failure = self._failure or error
-        self._kill_all()
-
-    def _kill_all(self) -> None:
-        self.phase = Phase.STOPPING
-        self.reloader.cancel("the cluster stops")
-        if self.keeping is not None:
-            self.keeping.kill()
-        self.generations.close()
-        for handle in self.roster:
-            self._lives.end(handle, lifecycle.Event.KILL, "stop")
-
     # Convergence
 
     async def _converge(self) -> None:
@@ -344,7 +312,7 @@ class Master:
         self.reloader.look(now, self.roster.seen())
         if self.generations.nursery(self.wanted.generation) is None:
             return
-        barred = self._lives.restarts.barred(now)
+        barred = self.lives.restarts.barred(now)
         decisions = policy.plan(
             self.wanted,
             self.roster.seen(),
@@ -357,10 +325,10 @@ class Master:
                 return
             match decision:
                 case policy.Spawn():
-                    await self._lives.spawn(decision.slot, self._origin(decision.generation))
+                    await self.lives.spawn(decision.slot, self._origin(decision.generation))
                 case policy.Retire():
-                    self._lives.retire(decision.incarnation)
-        times = [when for when in (self._lives.restarts.next_time(now), self.reloader.wake_at()) if when is not None]
+                    self.lives.retire(decision.incarnation)
+        times = [when for when in (self.lives.restarts.next_time(now), self.reloader.wake_at()) if when is not None]
         self._wake_at(min(times, default=None))
 
     def _origin(self, generation: int | None) -> int:
@@ -375,7 +343,7 @@ class Master:
         slots = after.workers if after.workers != before.workers else self.wanted.slots
         self.wanted = policy.Wanted(slots, generation, after.max_surge)
         self.watchman.heed(after)
-        self._lives.actions.heed(after)
+        self.lives.actions.heed(after)
         self.estate.board.header.generation = generation
         if self.generations.nursery(generation) is None:
             # Its zygote died while another generation was tried out.
@@ -388,7 +356,7 @@ class Master:
 
     def _tick(self) -> None:
         self.put(Tick())
-        self._ticker = self._loop.call_later(TICK, self._tick)
+        self._ticker = self._loop.call_later(self._every, self._tick)
 
     def _wake_at(self, when: float | None) -> None:
         """A slot that backs off is looked at again in time, not only at the next tick."""
@@ -399,6 +367,7 @@ class Master:
             self._alarm = self._loop.call_later(max(0.0, when - time.monotonic()), self.put, Tick())
 
     def _look_around(self) -> None:
+        self.estate.notifier.alive()
         now = time.monotonic()
         # Who was suspended or starved saw nothing for a while: that the others gave no sign then proves nothing.
         if now - self._looked_at < 2 * TICK:
@@ -408,19 +377,19 @@ class Master:
         self._looked_at = self.estate.board.header.beat = now
         if self.estate.owns_process:
             processes.reap_strays(self._known())
-        if self._load_again_at is not None and now >= self._load_again_at and self.phase is Phase.SERVING:
+        if self._load_again_at is not None and now >= self._load_again_at and self.phase.serves:
             self._load_again_at = None
             self.generations.load(self.wanted.generation)
-        if self.roster.ready() >= self.wanted.slots and self._lives.restarts.recovered(now):
+        if self.roster.ready() >= self.wanted.slots and self.lives.restarts.recovered(now):
             self.emit(events.Recovered(time=time.time(), ready=self.roster.ready()))
 
     def _check_health(self, now: float) -> None:
         if self.keeping is not None and self.keeping.is_stuck(now):
             self.warn("the keeper gives no sign of life; it is killed")
             self.keeping.kill()
-        if self.phase is Phase.SERVING:
+        if self.phase.serves:
             self.watchman.look(self.roster, now)
-            self._lives.steer()
+            self.lives.steer()
             self._see_to_stranded(now)
 
     def _see_to_stranded(self, now: float) -> None:
@@ -444,6 +413,7 @@ class Master:
         for timer in (self._alarm, self._ticker):
             if timer is not None:
                 timer.cancel()
+        self.departure.close()
         if self.keeping is not None:
             self.keeping.close()
         await self.generations.gone(0.0 if self.phase is Phase.STOPPING else ZYGOTE_PATIENCE)
@@ -451,8 +421,8 @@ class Master:
         if self.monitoring is not None:
             await self.monitoring.gone(0.0 if self.phase is Phase.STOPPING else MONITOR_PATIENCE)
         self._verbs.give_up()
-        if self._failure is not None:
-            raise self._failure
+        if self.departure.failure is not None:
+            raise self.departure.failure
         return 0
 
     async def close(self) -> None:
@@ -461,8 +431,8 @@ class Master:
         Whoever waits for our end learns of it by theirs.
         """
         if not self._finished():
-            self._failure = None
-            self._kill_all()
+            self.departure.failure = None
+            self.departure.kill_all()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_PATIENCE):
                     while not self._finished():

@@ -33,16 +33,21 @@ SIGNALS = {
     signal.SIGTTIN: "one worker more",
     signal.SIGTTOU: "one worker less",
 }
-"""What each signal asks for. A second INT stops."""
+"""What each signal asks for. A second TERM or INT ends a lame duck, another INT stops."""
 
 
 @dataclass(slots=True)
 class Wish:
-    """A command that is answered when something has come true."""
+    """A command that is answered when something has come true.
+
+    Attributes:
+        progress: what is told to who waits, meanwhile.
+    """
 
     command: Command
     true: Callable[[], bool]
     result: dict[str, Any]
+    progress: Callable[[], dict[str, Any]] | None = None
 
 
 class Verbs:
@@ -71,9 +76,9 @@ class Verbs:
         master.emit(events.Signalled(time=time.time(), signal=signal.Signals(number).name, action=action))
         match action:
             case "stop":
-                master.stop()
+                master.departure.stop()
             case "shutdown":
-                master.shut_down()
+                master.departure.shut_down()
             case "reload":
                 if master.phase is Phase.SERVING:
                     master.reloader.ask(None)
@@ -88,6 +93,8 @@ class Verbs:
             if wish.true():
                 self._wishes.remove(wish)
                 wish.command.answer(wish.result)
+            elif wish.progress is not None:
+                wish.command.tell(wish.progress())
 
     def give_up(self) -> None:
         """The cluster has ended."""
@@ -98,11 +105,17 @@ class Verbs:
         command.answer(self._master.status(memory=bool(command.params.get("memory", True))))
 
     def _do_shutdown(self, command: Command) -> None:
-        self._master.shut_down()
-        command.answer(self._farewell())
+        """Answered when the drain begins: who asked sees the lame duck's time pass."""
+        master = self._master
+        master.departure.shut_down()
+
+        def left() -> dict[str, Any]:
+            return {"leaving": f"serves on for {master.departure.lame_duck_left():.0f} s"}
+
+        self._wishes.append(Wish(command, lambda: master.phase is not Phase.LEAVING, self._farewell(), left))
 
     def _do_stop(self, command: Command) -> None:
-        self._master.stop()
+        self._master.departure.stop()
         command.answer(self._farewell())
 
     def _do_reload(self, command: Command) -> None:

@@ -173,10 +173,22 @@ class Worker:
         self._row.state = State.READY
         self._say(wire.Ready())
         await self._told.wait()
+        if self._birth.talk is None and self._settings.lame_duck:
+            await self._serve_on(self._settings.lame_duck)
         if not await self._drain():
             self._say(wire.Note(await self._cut()))
         await self._stop()
         return 0
+
+    async def _serve_on(self, seconds: float) -> None:
+        """Without a master: be a lame duck (`master.departure`), until the time is over or somebody asks again."""
+        self._birth.board.header.leaving = 1
+        self._told.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._told.wait()
+        except TimeoutError:
+            pass  # the usual end of it
 
     async def _start_unless_told(self) -> bool:
         """Start, but don't wait for an app that hangs in its startup when told to leave. Returns whether it has started."""

@@ -1,0 +1,103 @@
+"""How a cluster ends: gracefully, perhaps as a lame duck first; at once; or because it couldn't start.
+
+*The lame duck.* A load balancer that polls finds out only at its next checks that a cluster leaves. Until then it sends new
+connections, which would be refused once the listeners are closed. So health checks fail first, and everything else goes on:
+workers that die are replaced, a reload that is under way is carried through. It is what Kubernetes needs as well: a pod's
+endpoints are withdrawn while TERM is being delivered, not before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from .. import events, lifecycle
+from ..errors import ClusterError
+from .estate import Phase
+from .facts import LameDuckOver
+
+if TYPE_CHECKING:
+    from .loop import Master
+
+
+class Departure:
+    """The end of a master's cluster.
+
+    Attributes:
+        failure: why it couldn't start, if that is why it ends.
+    """
+
+    def __init__(self, master: Master) -> None:
+        """Nobody wants to leave."""
+        self._master = master
+        self._drain_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self.failure: ClusterError | None = None
+
+    def shut_down(self) -> None:
+        """Gracefully, as a lame duck first if it is to be one; who asks again cuts that short."""
+        master = self._master
+        seconds = master.settings.lame_duck
+        if master.phase is Phase.SERVING and seconds:
+            master.phase = Phase.LEAVING
+            master.estate.board.header.leaving = 1
+            self._drain_at = time.monotonic() + seconds
+            self._timer = asyncio.get_running_loop().call_later(seconds, master.put, LameDuckOver())
+            master.emit(events.ShuttingDown(time=time.time(), graceful=True, lame_duck=seconds))
+        elif master.phase is Phase.LEAVING:
+            self._drain()
+        elif not master.ending():
+            master.emit(events.ShuttingDown(time=time.time(), graceful=True))
+            self._drain()
+
+    def lame_duck_left(self) -> float:
+        """Seconds that a lame duck still serves on."""
+        return max(0.0, self._drain_at - time.monotonic())
+
+    def lame_duck_over(self) -> None:
+        """Its time is over, unless somebody has cut it short."""
+        if self._master.phase is Phase.LEAVING:
+            self._drain()
+
+    def stop(self) -> None:
+        """At once."""
+        if self._master.phase is not Phase.STOPPING:
+            self._master.emit(events.ShuttingDown(time=time.time(), graceful=False))
+            self.kill_all()
+
+    def fail(self, error: ClusterError) -> None:
+        """The cluster can't start: end it, with this error."""
+        self.failure = self.failure or error
+        self.kill_all()
+
+    def kill_all(self) -> None:
+        """Wait for nothing."""
+        master = self._master
+        master.phase = Phase.STOPPING
+        master.reloader.cancel("the cluster stops")
+        if master.keeping is not None:
+            master.keeping.kill()
+        master.generations.close()
+        for handle in master.roster:
+            master.lives.end(handle, lifecycle.Event.KILL, "stop")
+
+    def close(self) -> None:
+        """All have left."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _drain(self) -> None:
+        """No new connections, then each worker ends what it has."""
+        master = self._master
+        master.phase = Phase.DRAINING
+        master.estate.board.header.leaving = 1
+        master.reloader.cancel("the cluster shuts down")
+        for _, listener in master.estate.listeners:
+            listener.shut_door()
+        master.steering.shut_doors()
+        master.lives.actions.last_drain = True
+        for handle in master.roster:
+            master.lives.end(handle, lifecycle.Event.DRAIN, "shutdown")
+        if master.keeping is not None:
+            master.keeping.drain(master.settings.drain_idle)
