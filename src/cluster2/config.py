@@ -6,10 +6,9 @@ variable or the flag spares a search.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -235,8 +234,14 @@ def _settle_addresses(found: dict[str, _Given]) -> None:
 
 
 def _unknown(name: str) -> str:
-    closest = difflib.get_close_matches(name.replace("-", "_"), OPTIONS, 1, 0.5)
+    closest = _closest(name.replace("-", "_"), OPTIONS, 0.5)
     return f"unknown option {name!r}" + (f"; did you mean {closest[0]!r}?" if closest else "")
+
+
+def _closest(name: str, known: Iterable[str], likeness: float) -> list[str]:
+    import difflib  # only who has made a mistake pays for it
+
+    return difflib.get_close_matches(name, list(known), 1, likeness)
 
 
 # The sources
@@ -263,7 +268,7 @@ def _from_environment(environ: Mapping[str, str], warnings: list[str]) -> dict[s
         if variable in options and not announced:
             found[options[variable]] = _Given(raw, variable, 2)
         else:
-            closest = [] if announced else difflib.get_close_matches(variable, list(options), 1, 0.8)
+            closest = [] if announced else _closest(variable, options, 0.8)
             hint = f"; did you mean {closest[0]}?" if closest else ""
             warnings.append(f"environment variable {variable} is no option of cluster2 and is ignored{hint}")
     return found

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal
-from fractions import Fraction
 from pathlib import PurePath
 from typing import Any
 
@@ -137,7 +136,7 @@ def _whole(raw: object, least: int = 0, most: float = math.inf, base: int = 10) 
 _FOREVER = 1e9
 """Seconds, 31 years: the kernel's timers overflow not far above."""
 
-_SECONDS = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600), "d": Fraction(86400)}
+_SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
 
 
 def _duration(raw: object) -> float:
@@ -148,7 +147,7 @@ def _duration(raw: object) -> float:
         if match[2] not in _SECONDS and match[2]:
             raise _HintError(f"unknown unit {match[2]!r}")
         # Exact until the last step, so that 5ms is 0.005 and not its neighbour.
-        raw = float(Fraction(match[1]) * _SECONDS[match[2] or "s"])
+        raw = float(Decimal(match[1]) * _SECONDS[match[2] or "s"])
     if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 <= raw <= _FOREVER:
         raise ValueError
     return float(raw)
@@ -179,7 +178,7 @@ def _size(raw: object) -> int:
             raise ValueError
         if match[2] not in _BYTES:
             raise _HintError(f"unknown unit {match[2]!r}" if match[2] else "unit missing")
-        raw = int(Fraction(match[1]) * _BYTES[match[2]])
+        raw = int(Decimal(match[1]) * _BYTES[match[2]])
     return _whole(raw)
 
 
