@@ -61,13 +61,20 @@ def _wsgi(name: str, app: App) -> str:
     return app.wsgi
 
 
-def _cluster2(setup: Setup) -> list[str]:
+def _cluster2(setup: Setup, target: str | None = None) -> list[str]:
     if find_spec("cluster2") is None:
         raise NotAvailable("cluster2 is not installed beside this interpreter: pip install -e .")
-    command = [sys.executable, "-m", "cluster2", "run", setup.app.asgi, "--workers", str(setup.workers)]
+    command = [sys.executable, "-m", "cluster2", "run", target or setup.app.asgi, "--workers", str(setup.workers)]
     command += ["--bind", f"127.0.0.1:{setup.port}", "--mon-port", "0", "--timeout", f"{KEEP_ALIVE}s"]
     command += ["--pids", str(setup.directory / "pids"), "--logs", str(setup.directory / "logs")]
     return [*command, "--log-level", "warning"]
+
+
+def _cluster2_wsgi(threads: int) -> Callable[[Setup], list[str]]:
+    def command(setup: Setup) -> list[str]:
+        return [*_cluster2(setup, _wsgi("cluster2-wsgi", setup.app)), "--threads", str(threads)]
+
+    return command
 
 
 def _uvicorn(setup: Setup) -> list[str]:
@@ -82,12 +89,12 @@ def _granian(setup: Setup) -> list[str]:
     return [*command, "--log-level", "warning"]
 
 
-def _gunicorn(kind: str) -> Callable[[Setup], list[str]]:
+def _gunicorn(kind: str, threads: int = 1) -> Callable[[Setup], list[str]]:
     def command(setup: Setup) -> list[str]:
         target = setup.app.asgi if kind == "asgi" else _wsgi(f"gunicorn-{kind}", setup.app)
         words = [_peer("gunicorn"), target, "-k", kind, "-w", str(setup.workers), "-b", f"127.0.0.1:{setup.port}"]
-        threads = ["--threads", "1"] if kind == "gthread" else []
-        words += [*threads, "--keep-alive", str(KEEP_ALIVE), "--no-control-socket", "--worker-tmp-dir", "/dev/shm"]
+        crew = ["--threads", str(threads)] if kind == "gthread" else []
+        words += [*crew, "--keep-alive", str(KEEP_ALIVE), "--no-control-socket", "--worker-tmp-dir", "/dev/shm"]
         return [*words, "--log-level", "warning"]
 
     return command
@@ -116,6 +123,10 @@ COMMANDS: dict[str, Callable[[Setup], list[str]]] = {
     "gunicorn-gthread": _gunicorn("gthread"),
     "gunicorn-asgi": _gunicorn("asgi"),
     "uwsgi": _uwsgi,
+    "cluster2-wsgi-8": _cluster2_wsgi(8),
+    "cluster2-wsgi-1": _cluster2_wsgi(1),
+    "cluster2-wsgi-0": _cluster2_wsgi(0),
+    "gunicorn-gthread-8": _gunicorn("gthread", 8),
 }
 """By name: what makes the command that starts it; raises `NotAvailable`."""
 
@@ -136,4 +147,4 @@ def environment(extra: dict[str, str]) -> dict[str, str]:
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("CLUSTER2_", "GRANIAN_", "UVICORN_"))
     }
-    return {**kept, "PYTHONPATH": str(ROOT), **extra}
+    return {**kept, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", **extra}

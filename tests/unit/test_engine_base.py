@@ -136,7 +136,7 @@ def test_the_way_out_names_an_engine_that_can() -> None:
 @pytest.mark.parametrize(
     ("target", "says"),
     [
-        ("json:JSONDecoder", "engine 'odd' lacks adapt, capabilities, census, .*: it isn't made for this version"),
+        ("json:JSONDecoder", "engine 'odd' lacks capabilities, census, cut, drain, .*: it isn't made for this version"),
         ("cluster2.engines.tcp:NoSuch", "engine 'odd' can't be imported: .*NoSuch"),
     ],
 )

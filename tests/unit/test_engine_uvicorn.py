@@ -67,9 +67,9 @@ class Served:
     """An engine around an app, as a worker arranges it."""
 
     def __init__(self, app: Any, interface: Interface = Interface.ASGI, **options: Any) -> None:
-        call, native = UvicornEngine.adapt(app, interface)
-        wrapped = wrap(call, native, Watch(lambda step, now: None, 0.01), lambda: None)
-        self.engine = UvicornEngine(Site(wrapped, interface, Settings(**options), None))
+        watch = Watch(lambda step, now: None, 0.01)
+        layer = lambda call, native: wrap(call, native, watch, lambda: None)  # noqa: E731
+        self.engine = UvicornEngine(Site(app, interface, Settings(**options), None, layer))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from cluster2.engines.base import Census, Engine
+from cluster2.engines.base import Census, Engine, Hold
 from cluster2.kernel.scoreboard import Row, Scoreboard
 from cluster2.lifecycle import State
 from cluster2.worker.acceptor import Acceptor
@@ -31,6 +31,10 @@ class Home:
         self.ticks = 0
         self.seconds = 0
         self.begun: float | None = None
+        self.hold: Hold | None = None
+
+    def held(self, now: float, above: float) -> Hold | None:
+        return self.hold
 
     def census(self) -> Census:
         return self.now

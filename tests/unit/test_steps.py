@@ -57,7 +57,7 @@ class Clocks:
         monkeypatch.setattr(steps, "_cpu", lambda: self.cpu)
         self.collections = 0
         monkeypatch.setattr(steps, "_whole", self.process_time)
-        monkeypatch.setattr(steps, "_collections", lambda: self.collections)
+        monkeypatch.setattr(steps, "collections", lambda: self.collections)
         monkeypatch.setattr(steps, "getrusage", self._usage)
 
     def process_time(self) -> float:

@@ -94,20 +94,41 @@ class Census(NamedTuple):
     stalled: int = 0
 
 
+class Hold(NamedTuple):
+    """For how long requests have held threads of an engine lately.
+
+    Attributes:
+        wall: seconds, the longest of them, by the clock: it may have waited for others to give it the GIL.
+        used: seconds of CPU time, the longest of those for which it is known.
+        full: at times no thread was free.
+    """
+
+    wall: float
+    used: float
+    full: bool
+
+
+def _as_it_is(app: Callable[..., Any], interface: Interface) -> Callable[..., Any]:
+    return app
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """One app with what its engine needs to know.
 
     Attributes:
-        app: the callable as the engine calls it: adapted, and wrapped (`worker.wrapper`).
-        interface: of the app itself.
+        app: the callable itself.
+        interface: of the app.
         tls: the context of its listeners, or None for plain connections.
+        wrap: puts the worker's layer (`worker.wrapper`) around what the engine calls: the app, or the engine's own bridge to
+            it, with the interface by which that is called.
     """
 
     app: Callable[..., Any]
     interface: Interface
     settings: Settings
     tls: ssl.SSLContext | None
+    wrap: Callable[[Callable[..., Any], Interface], Callable[..., Any]] = _as_it_is
 
 
 class Movable(Protocol):
@@ -152,10 +173,6 @@ class Engine(Protocol):
         Raises:
             ConfigError: an option needs something that isn't installed.
         """
-
-    @staticmethod
-    def adapt(app: Callable[..., Any], interface: Interface) -> tuple[Callable[..., Any], Interface]:
-        """The app as this engine calls it: itself, or behind a bridge from its interface to the engine's own."""
 
     @staticmethod
     def peer(scope: Any, receive: Any) -> str | None:
@@ -239,6 +256,19 @@ class FedEngine(Engine, Protocol):
             first: what was read already, if anything; given only if `reads_first`.
         """
 
+    def room(self) -> bool:
+        """Whether a request that came now could begin at once (a thread is free). If not, see `on_room`."""
+
+    def on_room(self, freed: Callable[[], None]) -> None:
+        """Call this each time when, after `room` has denied it, one more connection may be taken."""
+
+    def held(self, now: float, above: float) -> Hold | None:
+        """For how long requests have held threads since this was last asked; None: it has no threads.
+
+        Args:
+            above: seconds from which on one that still holds its thread counts; it does so once.
+        """
+
 
 class OwnEngine(Engine, Protocol):
     """An engine that takes connections itself."""
@@ -297,7 +327,7 @@ def _entry_points() -> Iterable[EntryPoint]:
 def find(name: str) -> type[Engine]:
     """The engine of that name. Raises ConfigError if there is none, it can't be imported, or it isn't an engine."""
     found = _named(name)
-    parts = _PARTS if owns_accept(found) else _PARTS | {"protocol", "taken"}
+    parts = _PARTS if owns_accept(found) else _PARTS | _FED_PARTS
     lacking = sorted(each for each in parts if not hasattr(found, each))
     if lacking:
         raise ConfigError(f"engine {name!r} lacks {', '.join(lacking)}: it isn't made for this version of cluster2")
@@ -309,6 +339,7 @@ def find(name: str) -> type[Engine]:
 
 
 _PARTS = {each for each in vars(Engine) if not each.startswith("_")} | {"name", "capabilities"}
+_FED_PARTS = {each for each in vars(FedEngine) if not each.startswith("_")}
 
 
 def _named(name: str) -> type[Engine]:

@@ -26,6 +26,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from ..kernel.listeners import established, queue_length, reset_established
@@ -67,7 +68,8 @@ class GranianEngine:
     }
 
     def __init__(self, site: Site) -> None:
-        self._site = site
+        call = by_rsgi(site.app) if site.interface is Interface.RSGI else site.app
+        self._site = site = replace(site, app=site.wrap(call, site.interface))
         self._loop = asyncio.get_running_loop()
         self._under = Under(remember=bool(site.settings.request_timeout))
         self._begun: dict[object, float] = {}
@@ -85,11 +87,6 @@ class GranianEngine:
     def preload(settings: Settings) -> None:
         """Look whether it is a granian that we know, and import it."""
         check()
-
-    @staticmethod
-    def adapt(app: Callable[..., Any], interface: Interface) -> tuple[Callable[..., Any], Interface]:
-        """Apps are called as they are; an object with `__rsgi__` by that."""
-        return (by_rsgi(app) if interface is Interface.RSGI else app), interface
 
     @staticmethod
     def peer(scope: Any, receive: Any) -> str | None:

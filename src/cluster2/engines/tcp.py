@@ -18,7 +18,7 @@ from typing import Any, ClassVar, cast
 
 from ..kernel.progress import transferred
 from ..settings import Settings
-from .base import Capability, Census, Interface, Movable, Served, Site, is_async
+from .base import Capability, Census, Hold, Interface, Movable, Served, Site, is_async
 from .ending import cancel, reset
 from .patience import For, Patience, Wait
 
@@ -41,7 +41,8 @@ class TcpEngine:
         self._open: dict[int, tuple[asyncio.BaseProtocol, asyncio.BaseTransport]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._classes: dict[type, type] = {}
-        self._factory: Factory = self._streams(site.app) if is_async(site.app) else site.app
+        app = site.wrap(site.app, Interface.TCP)
+        self._factory: Factory = self._streams(app) if is_async(app) else app
         self._drained_at: float | None = None
         self._cut = False
         self._patience = Patience(site.settings.timeout)
@@ -50,11 +51,6 @@ class TcpEngine:
     @staticmethod
     def preload(settings: Settings) -> None:
         """Nothing beyond asyncio is needed."""
-
-    @staticmethod
-    def adapt(app: Callable[..., Any], interface: Interface) -> tuple[Callable[..., Any], Interface]:
-        """Apps are called as they are."""
-        return app, interface
 
     @staticmethod
     def peer(scope: Any, receive: Any) -> str | None:
@@ -96,6 +92,17 @@ class TcpEngine:
     def shed(self, count: int, *, fixed: bool) -> int:
         """A raw stream can't be ended politely."""
         return 0
+
+    def room(self) -> bool:
+        """Always: handlers run on the loop."""
+        return True
+
+    def on_room(self, freed: Callable[[], None]) -> None:
+        """There always is."""
+
+    def held(self, now: float, above: float) -> Hold | None:
+        """There are no threads."""
+        return None
 
     def census(self) -> Census:
         """Connections; there are no requests that could be counted."""

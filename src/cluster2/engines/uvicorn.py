@@ -21,16 +21,15 @@ from uvicorn.server import ServerState
 
 from ..errors import AppError, ConfigError
 from ..settings import Settings
-from .base import Capability, Census, Interface, Movable, Served, Site
+from .base import Capability, Census, Hold, Interface, Movable, Served, Site
 from .ending import cancel, cancellation_is_no_news, readable, reset
 from .patience import Patience
 from .uvicorn_http import Clock, HttpConnection, TakenConnection, check, template_of
+from .wsgi import Bridge
+from .wsgi_client import Failed
 
 if TYPE_CHECKING:
     from .uvicorn_http2 import Http2
-
-THREADS = 8
-"""Threads of a worker that serves a WSGI app."""
 
 _HTTP = frozenset(
     {
@@ -50,12 +49,12 @@ _HTTP = frozenset(
 
 
 class UvicornEngine:
-    """Serves ASGI apps, and WSGI apps through a bridge over threads."""
+    """Serves ASGI apps, and WSGI apps through a bridge (`wsgi`)."""
 
     name: ClassVar[str] = "uvicorn"
     capabilities: ClassVar[Mapping[Interface, frozenset[Capability]]] = {
         Interface.ASGI: _HTTP | {Capability.LIFESPAN, Capability.WEBSOCKETS},
-        Interface.WSGI: _HTTP,
+        Interface.WSGI: _HTTP | {Capability.THREADS},
     }
 
     def __init__(self, site: Site) -> None:
@@ -71,7 +70,9 @@ class UvicornEngine:
         if not self._keep_alive:
             self._end_each(lambda connection: True)
         self._taken: type[TakenConnection] = type("TakenConnection", (TakenConnection, self._plain), {})
-        self._config = _config(site, self._plain)
+        self._bridge = _bridge(site) if site.interface is Interface.WSGI else None
+        self._config = _config(site, self._bridge, self._plain)
+        self._pool = None if self._bridge is None else self._bridge.pool
         self._lifespan = _lifespan(self._config)
         self._idle_since: dict[Any, float] = {}
         self._begun: dict[Any, float] = {}
@@ -82,18 +83,8 @@ class UvicornEngine:
         """Importing this module has imported uvicorn; what it imports by name only is left to do."""
         if settings.http2:
             _import_http2()
-        import a2wsgi  # noqa: F401
         import httptools  # noqa: F401
         import uvicorn.protocols.websockets.auto  # noqa: F401
-
-    @staticmethod
-    def adapt(app: Callable[..., Any], interface: Interface) -> tuple[Callable[..., Any], Interface]:
-        """ASGI apps as they are; WSGI apps run in threads."""
-        if interface is Interface.WSGI:
-            from a2wsgi import WSGIMiddleware
-
-            return WSGIMiddleware(cast(Any, app), workers=THREADS), Interface.ASGI
-        return app, interface
 
     @staticmethod
     def peer(scope: Any, receive: Any) -> str | None:
@@ -106,7 +97,7 @@ class UvicornEngine:
             return None
 
     async def start(self) -> None:
-        """Run the app's lifespan to the end of its startup."""
+        """Run the app's lifespan to the end of its startup; start its threads."""
         with _Quiet() as quiet:
             await self._lifespan.startup()
         if self._lifespan.should_exit:
@@ -114,6 +105,9 @@ class UvicornEngine:
             reason = detail.strip().splitlines()[-1] if detail.strip() else "it said no reason"
             raise AppError(f"the app's lifespan failed at startup: {reason}", detail=detail)
         self._plain.template = template_of(self._config, self._state, self._lifespan.state)
+        if self._bridge is not None:
+            logging.getLogger("uvicorn.error").addFilter(_TOLD)
+            self._bridge.start()
         self.second()
 
     def protocol(self) -> asyncio.BaseProtocol:
@@ -139,6 +133,19 @@ class UvicornEngine:
         if self._http2 is not None:
             self._http2.press(now)
 
+    def room(self) -> bool:
+        """An ASGI app runs as many requests as come; a WSGI app as many as it has threads."""
+        return self._bridge is None or self._bridge.room()
+
+    def on_room(self, freed: Callable[[], None]) -> None:
+        """Pass it on to those who know."""
+        if self._bridge is not None:
+            self._bridge.on_room(freed)
+
+    def held(self, now: float, above: float) -> Hold | None:
+        """The threads' own account."""
+        return None if self._pool is None else self._pool.held(now, above)
+
     def census(self) -> Census:
         """Uvicorn counts already; nothing is added to the path of a request."""
         state = self._state
@@ -152,7 +159,9 @@ class UvicornEngine:
             cycles += self._http2.cycles()
         under_way = [cycle for cycle in cycles if cycle is not None and not cycle.response_complete]
         self._begun = seen = {cycle: self._begun.get(cycle, now) for cycle in under_way}
-        return min(seen.values(), default=None)
+        # A thread may still be at a request whose client has left.
+        since = [*seen.values(), *([] if self._pool is None else self._pool.under_way())]
+        return min(since, default=None)
 
     def movable(self) -> list[HttpConnection]:
         """HTTP connections; whether one may move is asked of it (with TLS it never may)."""
@@ -214,8 +223,8 @@ class UvicornEngine:
                 connection.shutdown()
 
     def idle(self) -> bool:
-        """Whether no connection is open and no request's task is running."""
-        return not self._state.connections and not self._state.tasks
+        """Whether no connection is open, no request's task is running, and no thread is at work."""
+        return not self._state.connections and not self._state.tasks and not (self._pool and self._pool.busy)
 
     async def cut(self, patience: float) -> list[str]:
         """Reset all connections; the tasks of requests are cancelled, and nobody is answered any more."""
@@ -232,7 +241,9 @@ class UvicornEngine:
         return paths
 
     async def stop(self) -> None:
-        """Run the app's lifespan to its end."""
+        """Run the app's lifespan to its end. Threads that are stuck aren't waited for: the process ends without them."""
+        if self._bridge is not None:
+            self._bridge.stop()
         await self._lifespan.shutdown()
 
     def _end_each(self, ends: Callable[[HttpConnection], bool]) -> None:
@@ -244,6 +255,16 @@ class UvicornEngine:
             HttpConnection._start_asgi_task(self, cycle, app)
 
         self._plain._start_asgi_task = _start_asgi_task  # type: ignore[method-assign]
+
+
+class _Told(logging.Filter):
+    """Keeps uvicorn from logging what the bridge has logged already, with more to tell."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], Failed))
+
+
+_TOLD = _Told()
 
 
 class _Lifespan(LifespanOn):
@@ -295,13 +316,19 @@ def _http2(site: Site, clock: Clock, state: ServerState) -> Http2 | None:
     return _import_http2()(state, clock, settings.drain_idle, settings.keep_alive) if settings.http2 else None
 
 
-def _config(site: Site, protocol: type[HttpConnection]) -> Config:
+def _bridge(site: Site) -> Bridge:
+    settings = site.settings
+    return Bridge(site.app, settings.threads, root_path=settings.root_path, multiprocess=settings.cluster)
+
+
+def _config(site: Site, bridge: Bridge | None, protocol: type[HttpConnection]) -> Config:
     settings = site.settings
     config = Config(
-        site.app,
+        site.wrap(bridge or site.app, Interface.ASGI),
         interface="asgi3",
         http=protocol,
-        lifespan="off" if site.interface is Interface.WSGI else cast(Any, settings.lifespan),
+        lifespan=cast(Any, settings.lifespan if bridge is None else "off"),
+        ws="auto" if bridge is None else "none",
         log_config=None,
         access_log=settings.access_log,
         forwarded_allow_ips=settings.forwarded_allow_ips,

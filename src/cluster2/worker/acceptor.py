@@ -17,8 +17,13 @@ Arming a socket through uvloop makes a handle each time. So all sources sit in a
 with `EPOLLONESHOT`, the *gate*, and the loop watches the gate once and for all: to arm and to disarm is one epoll_ctl(2), however
 many sources there are.
 
-A worker never refuses the ready queue: one that did, on counts that were stale, stalled its clients for a tick (p99 80 ms in
-a trial). It takes, and balances afterwards.
+An engine that runs apps in threads may have no *room*. Then, in these two modes, nothing is taken for it until it has again:
+what it took would wait behind the requests that hold its threads, and a sibling may have a thread that is free. The engine
+invites (`Engine.on_room`); where its own connections keep it full, it invites now and then all the same, so that newcomers
+don't starve.
+
+A worker never refuses the ready queue for another reason: one that did, on counts that were stale, stalled its clients for a
+tick (p99 80 ms in a trial). It takes, and balances afterwards.
 """
 
 from __future__ import annotations
@@ -31,13 +36,12 @@ import select
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 from ..engines.base import FedEngine
-from ..kernel.handover import Inlet
 from .direct import Direct
 from .pace import Mode
+from .sources import Door, ReadyQueue
 
 logger = logging.getLogger("cluster2.worker")
 
@@ -53,29 +57,6 @@ PAUSE = 0.1
 """Seconds to wait when descriptors have run out: to try on would spin."""
 _OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ONCE = select.EPOLLIN | select.EPOLLONESHOT
-
-
-@dataclass(slots=True, eq=False)
-class Door:
-    """A listening socket, with the engine behind it.
-
-    Attributes:
-        owned: nobody will accept from it after us.
-    """
-
-    listener: socket.socket
-    engine: FedEngine
-    tls: ssl.SSLContext | None
-    owned: bool = True
-    native: asyncio.Server | None = field(default=None, repr=False)
-
-
-@dataclass(slots=True, eq=False)
-class ReadyQueue:
-    """The exit of a ready queue, with the engine behind it."""
-
-    inlet: Inlet
-    engine: FedEngine
 
 
 class Acceptor:
@@ -112,12 +93,14 @@ class Acceptor:
         self._sources: list[Door | ReadyQueue] = [*doors, *ready_queues]
         self._turn = 0
         self._pending: object = None
+        self._due = False
         self._pending_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._joining: set[asyncio.Task[object]] = set()
         self._native_open: set[asyncio.Task[None]] = set()
         self._listening = True
         self._paused = False
+        self._shut: list[Door | ReadyQueue] = []
         self._inner = select.epoll()
         self._gate = select.epoll()
         self.accepted = 0
@@ -136,6 +119,8 @@ class Acceptor:
             self._inner.register(way.inlet, select.EPOLLIN)
         self._gate.register(self._inner, select.EPOLLIN)
         self._loop.add_reader(self._gate, self._readable)
+        for engine in {id(source.engine): source.engine for source in self._sources}.values():
+            engine.on_room(lambda engine=engine: self._invited(engine))  # type: ignore[misc]
         await self._open_native()
 
     async def change(self, mode: Mode) -> None:
@@ -145,6 +130,7 @@ class Acceptor:
         elif self._mode is not Mode.EAGER and self._listening:
             self._mode = mode
             self._pending = None
+            self._open_again()
             for door in self._doors:
                 self._inner.modify(door.listener, 0)
             self._gate.modify(self._inner, select.EPOLLIN)
@@ -170,6 +156,7 @@ class Acceptor:
         self._listening = False
         self._mode = Mode.EAGER
         self._close_native()
+        self._open_again()
         for door in self._doors:
             self._inner.modify(door.listener, 0)
         self._gate.modify(self._inner, select.EPOLLIN)
@@ -251,27 +238,64 @@ class Acceptor:
                 if way.inlet.ended:
                     self._inner.unregister(way.inlet)
                     self._ready_queues = [each for each in self._ready_queues if each is not way]
+                    self._sources = [each for each in self._sources if each is not way]
                 return
             self._join(taken, way.engine, None)
 
-    def _take(self) -> None:
-        """Take one connection from the next source that has one; open the gate if none has."""
+    def _take(self, invited: FedEngine | None = None) -> None:
+        """Take one connection from the next source that has one, and room for it; open the gate if none has.
+
+        Args:
+            invited: takes one in any case.
+        """
+        self._due = False
         if self._mode is Mode.EAGER:
             return
-        sources = self._sources
+        sources, full = self._sources, 0
         for _ in sources:
             self._turn = (self._turn + 1) % len(sources)
             source = sources[self._turn]
+            if source.engine is not invited and not source.engine.room():
+                full += 1
+                continue
             if isinstance(source, Door):
                 taken, tls = self._accept(source), source.tls
             else:
                 taken, tls = self._receive(source), None
             if taken is not None:
                 if not self._join(taken, source.engine, tls):
-                    self._loop.call_soon(self._take)
+                    self._take_soon()
                 return
         self._pending = None
-        self._arm()
+        if not full:
+            self._arm()
+        elif full < len(sources):
+            self._shut_full()
+            self._arm()
+        # Else nothing is wanted: the gate stays shut until somebody has room.
+
+    def _take_soon(self) -> None:
+        """When what is under way has had its turn."""
+        self._due = True
+        self._loop.call_soon(self._take)
+
+    def _shut_full(self) -> None:
+        """Don't be woken by sources that we wouldn't take from."""
+        self._shut = [source for source in self._sources if not source.engine.room()]
+        for source in self._shut:
+            self._inner.modify(source.watched, 0)
+
+    def _open_again(self) -> None:
+        for source in self._shut:
+            self._inner.modify(source.watched, select.EPOLLIN)
+        self._shut = []
+
+    def _invited(self, engine: FedEngine) -> None:
+        """An engine has room again, or lets one in."""
+        if self._mode is not Mode.EAGER:
+            self._open_again()
+            if self._pending is None and not self._due and not self._paused:
+                self._take(engine)
 
     def _arm(self) -> None:
         if self._listening and not self._paused:
@@ -299,7 +323,7 @@ class Acceptor:
         """A connection's request has begun, or never will."""
         if self._pending is connection:
             self._pending = None
-            self._loop.call_soon(self._take)
+            self._take_soon()
 
     def _accept(self, door: Door) -> socket.socket | None:
         try:

@@ -44,6 +44,7 @@ class Pace:
     Attributes:
         mode: how it takes connections now.
         longest: the longest step since the mode was last relaxed, in seconds.
+        park_above: seconds; 0: never.
     """
 
     def __init__(self, park_above: float) -> None:
@@ -54,14 +55,14 @@ class Pace:
         """
         self.mode = Mode.EAGER
         self.longest = 0.0
-        self._park_above = park_above
+        self.park_above = park_above
         self._long_at = 0.0
         self._park_at = 0.0
         self._recent: deque[float] = deque(maxlen=PROOF)
 
     def is_proof(self, step: float) -> bool:
         """Whether a step of that length is evidence for parking, to be shared with the other workers."""
-        return 0 < self._park_above < step
+        return 0 < self.park_above < step
 
     def step(self, step: float, now: float, elsewhere: Iterable[float]) -> Mode:
         """A handler held the loop for `step` seconds, more than LONG. Returns the mode from now on.

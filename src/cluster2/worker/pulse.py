@@ -11,12 +11,13 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from ..engines.base import Engine, owns_accept
+from ..engines.base import Engine, Hold, is_fed, owns_accept
 from ..kernel.scoreboard import Row, Scoreboard
 from ..lifecycle import State
 from .acceptor import Acceptor
+from .holds import Holds
 from .moves import Moves
-from .pace import Mode, Pace
+from .pace import LONG, Mode, Pace
 from .steps import Watch
 
 QUICK = 0.01
@@ -54,6 +55,7 @@ class Pulse:
         self._watch = watch
         self._rest_after = rest_after
         self._request_timeout = request_timeout
+        self._holds = Holds()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._wait = REST
@@ -125,8 +127,10 @@ class Pulse:
         now = time.monotonic()
         for engine in self._engines:
             engine.tick(now)
-        if self._wait == QUICK and now - self._due > LATE and not self.draining:
+        late = now - self._due
+        if self._wait == QUICK and late > LATE and not self.draining:
             self._watch.late(now)
+        holds = self._look_at_threads(now, late)
         work, connections = self._acceptor.accepted + self._acceptor.returned, 0
         for engine in self._engines:
             census = engine.census()
@@ -135,7 +139,8 @@ class Pulse:
         busy = work != self._work
         self._work = work
         if busy and not self.draining:
-            self._watch.tick(now)
+            self._watch.tick(now, pooled=bool(holds))
+        busy = busy or any(hold.full for hold in holds)
         crowd = connections - self._connections
         self._connections = connections
         if now - self._slow_at >= 0.95 * SLOW:
@@ -150,6 +155,16 @@ class Pulse:
             for engine in self._engines:
                 engine.second()
         self._again(now, QUICK if busy else SLOW if connections or self._pace.mode else REST)
+
+    def _look_at_threads(self, now: float, late: float) -> list[Hold]:
+        """What engines with threads say of them; report it if it counts."""
+        held = (engine.held(now, self._pace.park_above or LATE) for engine in self._engines if is_fed(engine))
+        holds = [hold for hold in held if hold is not None]
+        for hold in holds:
+            step = self._holds.tick(hold, late)
+            if step > LONG and not self.draining:
+                self.long_step(step, now)
+        return holds
 
     def _again(self, now: float, wait: float) -> None:
         if wait != QUICK and not self.draining:

@@ -31,7 +31,7 @@ from ..kernel.scoreboard import Scoreboard
 from ..lifecycle import State
 from ..settings import Settings
 from . import api
-from .acceptor import Acceptor, Door, ReadyQueue
+from .acceptor import Acceptor
 from .check import Check
 from .ecv import Ecv, Served, Traffic
 from .life import Life
@@ -39,6 +39,7 @@ from .moves import Moves
 from .office import Office
 from .pace import Pace
 from .pulse import Pulse
+from .sources import Door, ReadyQueue
 from .steps import Watch
 from .talk import TalkChannel
 from .tls import context
@@ -248,10 +249,11 @@ class Worker:
         self._pulse.start()
 
     def _engine(self, site: Staffed) -> Engine:
-        call, native = site.engine.adapt(site.app.call, site.app.interface)
-        ecv = None if native is Interface.TCP else self._ecv(site, call)
-        wrapped = wrap(call, native, self._watch, self._woken, ecv)
-        return site.engine(Site(wrapped, site.app.interface, self._settings, context(self._settings)))
+        def around(call: Callable[..., Any], interface: Interface) -> Callable[..., Any]:
+            ecv = None if interface is Interface.TCP else self._ecv(site, call)
+            return wrap(call, interface, self._watch, self._woken, ecv)
+
+        return site.engine(Site(site.app.call, site.app.interface, self._settings, context(self._settings), around))
 
     def _ecv(self, site: Staffed, call: Callable[..., Any]) -> Ecv:
         check = None

@@ -21,12 +21,12 @@ for each voluntary switch of those threads (short work in threads stays below th
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Awaitable, Callable, Generator
 from resource import RUSAGE_SELF, RUSAGE_THREAD, getrusage
 from typing import Any, NamedTuple
 
+from ..engines.threads import collections
 from .pace import LONG
 
 FIRST = 2
@@ -58,11 +58,6 @@ class Before(NamedTuple):
     whole: float
     switches: int
     collections: int
-
-
-def _collections() -> int:
-    _, middle, old = gc.get_stats()
-    return int(middle["collections"]) + int(old["collections"])
 
 
 class Watch:
@@ -107,20 +102,24 @@ class Watch:
         """Nothing has happened for a while: look at the first ones that come."""
         self.due = BURST
 
-    def tick(self, now: float) -> None:
-        """Have one request measured before the next tick, and look at what other threads do."""
+    def tick(self, now: float, *, pooled: bool = False) -> None:
+        """Have one request measured before the next tick, and look at what other threads do.
+
+        Args:
+            pooled: they are an engine's, which accounts for them itself (`holds`).
+        """
         self.due = self.due or 1
         others = _whole() - _cpu()
         switches = getrusage(RUSAGE_SELF).ru_nvcsw - getrusage(RUSAGE_THREAD).ru_nvcsw
         passed, used, switched = now - self._at, others - self._others, switches - self._switches
-        if passed < 1.0 and used > CROWDED * passed and used > LONG * switched:
+        if not pooled and passed < 1.0 and used > CROWDED * passed and used > LONG * switched:
             self.report(self._proof, now)
         self._crowded = used > BUSY * passed
         self._at, self._others, self._switches = now, others, switches
 
     def long_step(self, wall: float, now: float, before: Before) -> None:
         """A step was long by the wall clock."""
-        if _collections() != before.collections:
+        if collections() != before.collections:
             return
         cpu, whole, switches, _ = before
         used = _cpu() - cpu
@@ -151,7 +150,7 @@ class Steps:
 
     def send(self, value: Any) -> Any:
         """One step."""
-        before = Before(_cpu(), _whole(), getrusage(RUSAGE_THREAD).ru_nvcsw, _collections())
+        before = Before(_cpu(), _whole(), getrusage(RUSAGE_THREAD).ru_nvcsw, collections())
         began = _now()
         try:
             return self._inner.send(value)

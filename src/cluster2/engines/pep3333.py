@@ -1,0 +1,344 @@
+"""What PEP 3333 says about a request and its response, without a thread, a loop or a socket.
+
+`Environs` turns an ASGI scope into an environ; `Response` is what an app starts, writes and ends, and refuses what the PEP
+forbids; `body_of` and `Reader` are `wsgi.input`. Where the PEP leaves room:
+
+- PATH_INFO is made of the raw path's bytes, percent-decoded and read as latin-1 (the PEP's "native strings"); SCRIPT_NAME is
+  `root_path`, REQUEST_URI and RAW_URI are what the client sent.
+- A header whose name has an underscore is dropped: it would pose as the one with a hyphen. Headers that come several times
+  are joined with commas, cookies with semicolons (RFC 9113, 8.2.3).
+- Hop-by-hop headers of the app are dropped, but for `Connection: close`: the engine frames the response.
+- A body that is all there (a list or a tuple) gets its Content-Length. One that is longer or shorter than the app has
+  declared is an error: before the first byte it becomes a 500, after it the connection ends, so that the client can't take a
+  part for the whole.
+- Status and reason: an ASGI server writes the reason that belongs to the code. 1xx is none of an app's.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, NoReturn, cast
+from urllib.parse import unquote_to_bytes
+
+Environ = dict[str, Any]
+Start = Callable[..., Callable[[bytes], None]]
+App = Callable[[Environ, Start], Iterable[bytes]]
+Header = tuple[bytes, bytes]
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
+
+BLOCK = 65536
+"""Bytes that are read at a time from a file that the app wraps, and from the client."""
+MOST_NAMES = 1000
+"""Names of headers that are remembered; clients can invent any number of them."""
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_HOP_BY_HOP = frozenset(
+    {"keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+)
+_PORTS = {"http": "80", "https": "443"}
+
+
+class Broken(Exception):
+    """The app broke PEP 3333."""
+
+
+class ClientGone(ConnectionResetError):
+    """The client has left while the app was reading from it or writing to it."""
+
+
+class FileWrapper:
+    """`wsgi.file_wrapper`: a file as an iterable of blocks."""
+
+    def __init__(self, filelike: Any, block_size: int = BLOCK) -> None:
+        self._read: Callable[[int], bytes] = filelike.read
+        self._size = block_size
+        if hasattr(filelike, "close"):
+            self.close = filelike.close
+
+    def __iter__(self) -> FileWrapper:
+        return self
+
+    def __next__(self) -> bytes:
+        """The next block."""
+        block = self._read(self._size)
+        if not block:
+            raise StopIteration
+        return block
+
+
+class Environs:
+    """Makes environs of scopes: those of one app."""
+
+    def __init__(self, *, root_path: str, multithread: bool, multiprocess: bool) -> None:
+        self._base: Environ = {
+            "SCRIPT_NAME": root_path.encode().decode("latin-1"),
+            "SERVER_SOFTWARE": "cluster2",
+            "wsgi.version": (1, 0),
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": multithread,
+            "wsgi.multiprocess": multiprocess,
+            "wsgi.run_once": False,
+            "wsgi.file_wrapper": FileWrapper,
+            "wsgi.input_terminated": True,
+        }
+        self._root = len(root_path)
+        self._keys: dict[bytes, str] = {}
+
+    def make(self, scope: Mapping[str, Any]) -> Environ:
+        """The environ of an HTTP request, but for `wsgi.input`."""
+        environ = self._base.copy()
+        raw: bytes = scope["raw_path"]
+        path: str = scope["path"]
+        if b"%" in raw:
+            path = unquote_to_bytes(raw).decode("latin-1")
+        query = scope["query_string"].decode("latin-1")
+        target = raw.decode("latin-1")
+        environ["REQUEST_METHOD"] = scope["method"]
+        environ["PATH_INFO"] = path[self._root :] if self._root else path
+        environ["QUERY_STRING"] = query
+        environ["RAW_URI"] = environ["REQUEST_URI"] = f"{target}?{query}" if query else target
+        environ["SERVER_PROTOCOL"] = "HTTP/" + scope["http_version"]
+        environ["wsgi.url_scheme"] = scheme = scope["scheme"]
+        self._put_headers(environ, scope["headers"])
+        client = scope["client"]
+        if client:
+            environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client[0], str(client[1])
+        else:  # of a Unix socket; frameworks expect to find something
+            environ["REMOTE_ADDR"] = ""
+        name, port = scope["server"] or ("", None)
+        if port is None:
+            name, port = _named(environ.get("HTTP_HOST", ""), scheme)
+        environ["SERVER_NAME"], environ["SERVER_PORT"] = name, str(port)
+        if scheme == "https":
+            environ["HTTPS"] = "on"
+        return environ
+
+    def _put_headers(self, environ: Environ, headers: Iterable[Header]) -> None:
+        keys = self._keys
+        for name, value in headers:
+            key = keys.get(name)
+            if key is None:
+                key = self._key(name)
+            if not key:
+                continue
+            text = value.decode("latin-1")
+            if key in environ:
+                text = environ[key] + ("; " if key == "HTTP_COOKIE" else ",") + text
+            environ[key] = text
+
+    def _key(self, name: bytes) -> str:
+        """The name by which an app finds a header; "": not at all."""
+        key = "" if b"_" in name else name.decode("latin-1").upper().replace("-", "_")
+        if key and key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            key = "HTTP_" + key
+        if len(self._keys) < MOST_NAMES:
+            self._keys[name] = key
+        return key
+
+
+def _named(host: str, scheme: str) -> tuple[str, str]:
+    """Name and port where the socket has none, by the request's own word."""
+    name, colon, port = host.rpartition(":")
+    if colon and port.isdigit():
+        return name or "localhost", port
+    return host or "localhost", _PORTS[scheme]
+
+
+def body_length(environ: Environ) -> int | None:
+    """Bytes of a request's body; None: only its end will tell."""
+    if "HTTP_TRANSFER_ENCODING" in environ:
+        return None
+    length = environ.get("CONTENT_LENGTH")
+    if length:
+        return int(length)  # the parser has checked it
+    return 0 if environ["SERVER_PROTOCOL"].startswith("HTTP/1") else None
+
+
+class Response:
+    """What an app answers to one request, piece by piece.
+
+    Attributes:
+        status: 0 before `start_response`.
+        bodiless: the answer has no body, whatever the app yields (HEAD, 204, 304).
+        begun: a part of the body was given away, so that the head can't change any more.
+        complete: all of the body that was declared has been given away.
+    """
+
+    __slots__ = ("_declared", "_emit", "_head", "_left", "begun", "bodiless", "complete", "headers", "status")
+
+    def __init__(self, method: str, emit: Callable[[bytes], None]) -> None:
+        """Nothing is known yet.
+
+        Args:
+            emit: takes each part of the body, none of them empty; `complete` and `begun` are up to date then.
+        """
+        self._emit = emit
+        self._head = method == "HEAD"
+        self._declared: int | None = None
+        self._left = 0
+        self.status = 0
+        self.headers: list[Header] = []
+        self.bodiless = self._head
+        self.begun = False
+        self.complete = False
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], None]:
+        """What the app calls before it answers."""
+        if exc_info:
+            try:
+                if self.begun:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # else this frame and the traceback keep each other alive
+        elif self.status:
+            raise Broken("the app called start_response twice, without exc_info")
+        code = _code(status)
+        self._declared = None
+        self.headers = self._encoded(headers)
+        self.status = code
+        self.bodiless = self._head
+        if code in (204, 304):
+            # An ASGI server would wait for the body that a length announces.
+            self.bodiless = True
+            self.headers = [header for header in self.headers if header[0] != b"content-length"]
+        return self.write
+
+    def write(self, data: bytes) -> None:
+        """A part of the body: what `start_response` returns, and what each part that the app yields goes through."""
+        if not isinstance(data, bytes):
+            raise Broken(f"the app's body has a part of type {type(data).__name__}; it must be bytes")
+        if not data:
+            return
+        if not self.status:
+            raise Broken("the app gave a part of its body before it called start_response")
+        if self.bodiless:
+            return
+        if self._declared is not None:
+            if len(data) > self._left:
+                self._lies("longer")
+            self._left -= len(data)
+            self.complete = not self._left
+        self.begun = True
+        self._emit(data)
+
+    def whole(self, parts: list[bytes] | tuple[bytes, ...]) -> bytes:
+        """The body, where all of it is there and nothing was given away."""
+        for part in parts:
+            if not isinstance(part, bytes):
+                raise Broken(f"the app's body has a part of type {type(part).__name__}; it must be bytes")
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        if not self.status:
+            self._never_started()
+        if self.bodiless:
+            return b""
+        if self._declared is None:
+            self.headers.append((b"content-length", b"%d" % len(body)))
+        elif len(body) != self._declared:
+            self._lies("longer" if len(body) > self._declared else "shorter")
+        self.begun = self.complete = True
+        return body
+
+    def finish(self) -> None:
+        """The app has nothing more to say."""
+        if not self.status:
+            self._never_started()
+        if self._left and not self.bodiless:
+            self._lies("shorter")
+
+    def _never_started(self) -> NoReturn:
+        raise Broken("the app returned without a call of start_response")
+
+    def _lies(self, how: str) -> NoReturn:
+        raise Broken(f"the app's body is {how} than its Content-Length, {self._declared}")
+
+    def _encoded(self, headers: list[tuple[str, str]]) -> list[Header]:
+        encoded: list[Header] = []
+        try:
+            for name, value in headers:
+                low = _lowered(name)
+                if not value.isprintable() and _CONTROL.search(value):
+                    raise Broken(f"the app's header {name!r} has a control character in its value")
+                if low == b"content-length":
+                    self._declare(value)
+                if low is not None and (low != b"connection" or value.strip().lower() == "close"):
+                    encoded.append((low, value.encode("latin-1")))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise Broken(f"the app's headers aren't pairs of texts in latin-1: {error}") from error
+        return encoded
+
+    def _declare(self, value: str) -> None:
+        text = value.strip()
+        if not (text.isascii() and text.isdigit()) or self._declared not in (None, int(text)):
+            raise Broken(f"the app's Content-Length {value!r} is no length, or not its only one")
+        self._declared = self._left = int(text)
+
+
+_known: dict[str, bytes | None] = {}
+
+
+def _lowered(name: str) -> bytes | None:
+    """A header's name for the wire; None: it isn't the app's to send."""
+    try:
+        return _known[name]
+    except KeyError:
+        pass
+    if not _TOKEN.fullmatch(name):
+        raise Broken(f"the app's header {name!r} has a name that HTTP doesn't allow")
+    low = name.lower()
+    found = None if low in _HOP_BY_HOP else low.encode()
+    if len(_known) < MOST_NAMES:
+        _known[name] = found
+    return found
+
+
+_codes: dict[str, int] = {}
+
+
+def _code(status: str) -> int:
+    try:
+        return _codes[status]
+    except (KeyError, TypeError):
+        pass
+    code = str(status)[:3]
+    if not isinstance(cast(object, status), str) or not (
+        code.isascii() and code.isdigit() and 200 <= int(code) <= 599 and status[3:4] in ("", " ")
+    ):
+        raise Broken(f"the app's status {status!r} isn't one that ends a request, such as '200 OK'")
+    if len(_codes) < MOST_NAMES:
+        _codes[status] = int(code)
+    return int(code)
+
+
+class Reader(io.RawIOBase):
+    """A request's body, read from the client when the app asks for it. `io.BufferedReader` around it makes lines of it."""
+
+    def __init__(self, more: Callable[[], bytes]) -> None:
+        """Read by `more`, which returns b"" at the end."""
+        self._more = more
+        self._rest = b""
+        self._ended = False
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """What came last, or what comes next. Raises ClientGone."""
+        if not self._rest and not self._ended:
+            self._rest = self._more()
+            self._ended = not self._rest
+        size = min(len(buffer), len(self._rest))
+        buffer[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        return size
+
+
+def body_of(more: Callable[[], bytes]) -> io.BufferedReader:
+    """`wsgi.input` over `more`, which returns b"" at the end."""
+    return io.BufferedReader(cast(Any, Reader(more)), BLOCK)

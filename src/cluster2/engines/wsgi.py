@@ -1,0 +1,139 @@
+"""The bridge from WSGI to an ASGI server: an ASGI callable around a WSGI app.
+
+The app runs in a thread of a pool (`threads`), or inline on the loop, one request at a time (`threads = 0`): for apps that
+compute and never wait, a thread is only a detour. All that goes to the client or comes from it does so on the loop, in the
+request's own coroutine; a thread says what it wants and waits.
+
+*Out.* What an app yields or writes is passed on at once, and the app goes on while it is sent; parts that come faster than
+the loop turns go out together. With `AHEAD` bytes under way the thread waits: so a client that doesn't read holds back its
+app. A body that is complete (a list, or as long as declared) goes out before `close()` is called, in one turn.
+
+*In.* A body of a declared length up to `AT_ONCE` is there before the app is called, so that a slow client holds no thread.
+What is longer, chunked, or announced by `Expect: 100-continue` is read when the app asks, and no faster. Inline there is
+nobody who could read meanwhile: there all of a body is read first, beyond `SPOOLED` bytes into a temporary file.
+
+*The end.* `close()` is called whatever happens: the app raises, the client leaves (its app then sees ClientGone from `write`
+or from `wsgi.input`, or is asked for no more), a HEAD needs no body. What an app does wrong is logged once, with method and
+path; before the first byte is out it becomes a 500, after it the connection ends. A thread survives whatever an app raises.
+
+What was measured, CPU a request, empty handler, keep-alive: the figures stand in `bench/README.md`. What helped: one future a
+request and one wake-up for all that threads say meanwhile; names of headers remembered both ways; parts joined in one write.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from tempfile import SpooledTemporaryFile
+
+from .pep3333 import App, Environ, Environs, body_length, body_of
+from .threads import Pool
+from .wsgi_client import AHEAD, Message, Receive, Send, begin
+from .wsgi_inline import Inline, Turn
+from .wsgi_threaded import Call, converse
+
+AT_ONCE = AHEAD
+"""Bytes of a request's body that are read before a thread is taken."""
+SPOOLED = 512 * 1024
+"""Bytes of a request's body that are kept in memory where all of it is read before the call."""
+
+
+class Bridge:
+    """A WSGI app as an ASGI callable.
+
+    Attributes:
+        pool: the threads that the app runs in; None: it runs inline.
+    """
+
+    def __init__(self, app: App, threads: int, *, root_path: str = "", multiprocess: bool = True) -> None:
+        """Bridge to an app.
+
+        Args:
+            threads: how many of its requests run at the same time; 0: one, on the loop.
+            multiprocess: other processes serve the app as well.
+        """
+        self._app = app
+        self._environs = Environs(root_path=root_path, multithread=threads > 1, multiprocess=multiprocess)
+        self._turn = Turn()
+        self.pool = Pool(threads) if threads else None
+
+    def start(self) -> None:
+        """Start the threads, on the running loop."""
+        if self.pool is not None:
+            self.pool.start()
+
+    def stop(self) -> None:
+        """Let the threads go."""
+        if self.pool is not None:
+            self.pool.stop()
+
+    def room(self) -> bool:
+        """Whether a request that came now could begin at once. If not, what `on_room` was given will be called."""
+        return (self.pool or self._turn).room()
+
+    def on_room(self, freed: Callable[[], None]) -> None:
+        """Call this when there is room again, or when one from outside is let in."""
+        (self.pool or self._turn).freed = freed
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request. Raises Failed."""
+        environ = self._environs.make(scope)
+        length = body_length(environ)
+        if self.pool is None:
+            if length == 0:
+                environ["wsgi.input"] = io.BytesIO()
+                if self._turn.busy:
+                    await self._turn.wait()
+                await Inline(self._app, environ, scope, self._turn, receive, send).run()
+            else:
+                await self._spooled(scope, environ, receive, send)
+            return
+        call = Call(self._app, environ, scope, self.pool)
+        if length == 0:
+            environ["wsgi.input"] = io.BytesIO()
+        elif length is None or length > AT_ONCE or "HTTP_EXPECT" in environ:
+            environ["wsgi.input"] = body_of(call.more)
+        else:
+            body = await _collected(receive)
+            if body is None:
+                return
+            environ["wsgi.input"] = body
+        self.pool.run(call)
+        try:
+            await call.news()
+            if call.complete and not call.failed:
+                await begin(call.response, send)
+                await send({"type": "http.response.body", "body": call.take()})
+            else:
+                await converse(call, receive, send)
+        finally:
+            if not call.complete:
+                call.leave()
+
+    async def _spooled(self, scope: Message, environ: Environ, receive: Receive, send: Send) -> None:
+        body = await _collected(receive)
+        if body is None:
+            return
+        with body:
+            environ["wsgi.input"] = body
+            await self._turn.wait()
+            await Inline(self._app, environ, scope, self._turn, receive, send).run()
+
+
+async def _collected(receive: Receive) -> io.BytesIO | SpooledTemporaryFile[bytes] | None:
+    """All of a request's body; None: the client left before it had said what it wants."""
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        return None
+    if not message.get("more_body"):
+        return io.BytesIO(message.get("body", b""))
+    spool: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(SPOOLED)  # noqa: SIM115 - the app reads it
+    while True:
+        spool.write(message.get("body", b""))
+        if not message.get("more_body"):
+            spool.seek(0)
+            return spool
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            spool.close()
+            return None

@@ -1,0 +1,94 @@
+"""The client of a WSGI app, as the bridge sees it: what it sends, what it gets, and what is said of its request when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from .pep3333 import Broken, Response
+
+AHEAD = 65536
+"""Bytes of a response that an app may be ahead of its client; and of a request that may come before the app asks for them."""
+
+Message = dict[str, Any]
+Receive = Callable[[], Any]
+Send = Callable[[Message], Any]
+GONE: Message = {"type": "http.disconnect"}
+
+logger = logging.getLogger("cluster2.wsgi")
+
+
+class Failed(Exception):
+    """The request has failed, and it was logged: the server has only to end it. The text says why."""
+
+
+def log(error: BaseException, scope: Message) -> str:
+    """Log what went wrong, with the request; returns what. The path is the raw one: it has no line ends to forge the log with."""
+    what = str(error) if isinstance(error, Broken) else f"the app raised {type(error).__name__}"
+    path = scope["raw_path"].decode("ascii", "replace")
+    logger.error("%s %s: %s", scope["method"], path, what, exc_info=error)
+    return what
+
+
+async def begin(response: Response, send: Send) -> None:
+    """Send the head."""
+    await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
+
+
+class Inbox:
+    """What a client sends, for an app that may ask for it, while somebody wants to know whether the client is still there."""
+
+    def __init__(self, receive: Receive, gone: Callable[[], None]) -> None:
+        """Nothing is received yet.
+
+        Args:
+            gone: called when the client has left while we listened.
+        """
+        self._receive = receive
+        self._gone = gone
+        self._early: deque[Message] = deque()
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._left = False
+
+    def listen(self) -> None:
+        """Notice from now on when the client leaves. What it sends meanwhile is kept, up to a bound."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._listen())
+
+    async def next(self) -> Message:
+        """The next message that has a body or ends it."""
+        while True:
+            if self._early:
+                return self._early.popleft()
+            if self._left:
+                return GONE
+            if self._task is not None and not self._task.done():
+                self._news.clear()
+                await self._news.wait()
+                continue
+            self._task = None
+            message: Message = await self._receive()
+            if message.get("body") or not message.get("more_body"):
+                return message
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _listen(self) -> None:
+        early = 0
+        while early < AHEAD:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self._left = True
+                self._news.set()
+                self._gone()
+                return
+            self._early.append(message)
+            early += len(message.get("body", b""))
+            self._news.set()

@@ -1,0 +1,127 @@
+"""A call of a WSGI app on the loop, and whose turn it is. Told in `wsgi`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .pep3333 import App, Environ, Response
+from .wsgi_client import Failed, Inbox, Message, Receive, Send, begin, log
+
+
+class Turn:
+    """Whose turn it is on the loop: the calls of an app that runs inline are never mixed.
+
+    Attributes:
+        busy: an app is in the middle of an answer that takes more than one step of the loop.
+        freed: called when there is room again after `room` has denied it.
+    """
+
+    def __init__(self) -> None:
+        self.busy = False
+        self.freed: Callable[[], None] | None = None
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._denied = False
+
+    def room(self) -> bool:
+        """Whether an app could be called now."""
+        self._denied = self._denied or self.busy
+        return not self.busy
+
+    async def wait(self) -> None:
+        """Until it can."""
+        while self.busy:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            await waiter
+
+    def over(self) -> None:
+        """The answer is through."""
+        self.busy = False
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiting.clear()
+        if self._denied and self.freed is not None:
+            self._denied = False
+            self.freed()
+
+
+class Inline:
+    """One request's call of the app, on the loop."""
+
+    def __init__(self, app: App, environ: Environ, scope: Message, turn: Turn, receive: Receive, send: Send) -> None:
+        self._app = app
+        self._environ = environ
+        self._scope = scope
+        self._turn = turn
+        self._send = send
+        self._parts: list[bytes] = []
+        self._response = Response(scope["method"], self._parts.append)
+        self._begun = False
+        self._gone = False
+        self._inbox = Inbox(receive, self._leave)
+
+    async def run(self) -> None:
+        """Call the app and send what it answers. Raises Failed."""
+        reason = ""
+        result: Any = None
+        try:
+            try:
+                result = self._app(self._environ, self._response.start_response)
+                await self._pass_on(result)
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                reason = log(error, self._scope)
+            finally:
+                self._close(result, quiet=bool(reason))
+        finally:
+            self._inbox.close()
+            if self._begun:
+                self._turn.over()
+        if self._gone:
+            return
+        if not reason:
+            await self._flush(last=True)
+            return
+        if self._response.begun:
+            await self._flush(last=False)
+        raise Failed(reason)
+
+    async def _pass_on(self, result: Iterable[bytes]) -> None:
+        response, parts = self._response, self._parts
+        if isinstance(result, list | tuple) and not response.begun:
+            parts.append(response.whole(result))
+            return
+        for part in result:
+            response.write(part)
+            if self._gone or (response.bodiless and response.status):
+                return
+            if parts and not response.complete:
+                self._turn.busy = True
+                await self._flush(last=False)
+                self._inbox.listen()
+                await asyncio.sleep(0)  # let it go out while the app makes the next part
+        response.finish()
+
+    async def _flush(self, *, last: bool) -> None:
+        if not self._begun:
+            self._begun = True
+            await begin(self._response, self._send)
+        data = b"".join(self._parts)
+        self._parts.clear()
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+
+    def _close(self, result: Any, *, quiet: bool) -> None:
+        try:
+            if hasattr(result, "close"):
+                result.close()
+        except BaseException as error:
+            if not quiet:
+                log(error, self._scope)
+
+    def _leave(self) -> None:
+        self._gone = True
