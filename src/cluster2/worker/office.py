@@ -58,8 +58,11 @@ class Office:
         self._components = components
         self._tasks: set[asyncio.Task[None]] = set()
         self.questions = Questions(channel)
-        components.announce = self._announce
-        for name in components.names():
+
+    def open(self) -> None:
+        """The master knows this worker: tell it what components there are, and each that comes."""
+        self._components.announce = self._announce
+        for name in self._components.names():
             self._announce(name)
 
     async def delegate(self, asked: wire.Delegate) -> Any:

@@ -156,6 +156,8 @@ class Worker:
         channel = await self._open_channel()
         api.begin(self._life, self._office)
         self._say(wire.Born(self._life.pid, wire.VERSION))
+        if self._office is not None:
+            self._office.open()
         code = await self._live()
         if channel is not None:
             await channel.close()

@@ -1,0 +1,122 @@
+"""The app whose workers are measured while they talk: told by an event what to do, they tell what they found by a status.
+
+A *driver* is one call to whoever answers: the master (by a delegated call), Redis, a `multiprocessing.Manager`. All return the same
+short text, and all run in the worker's own event loop, so that they pay the same for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from multiprocessing.managers import BaseManager
+from typing import Any
+
+from bench.apps import app as app
+from bench.stats import Latencies
+from cluster2 import worker
+
+VALUE = "x" * 32
+Call = Callable[[], Awaitable[Any]]
+found: list[dict[str, Any]] = []
+delays: list[float] = []
+
+
+class Manager(BaseManager):
+    """Serves `get`."""
+
+
+Manager.register("get")
+
+
+async def _delegate(place: str) -> Call:
+    # Each is work of its own: `key` makes the requests unequal, as a GET of Redis is answered each for itself.
+    numbers = iter(range(1 << 60))
+
+    async def call() -> Any:
+        return await worker.delegate("get", next(numbers))
+
+    return call
+
+
+async def _same(place: str) -> Call:
+    async def call() -> Any:
+        return await worker.delegate("slow-get", "key", timeout=60)
+
+    return call
+
+
+async def _redis(place: str) -> Call:
+    from redis.asyncio import Redis
+
+    client = Redis(unix_socket_path=place, max_connections=64)
+    await client.set("key", VALUE)
+    return lambda: client.get("key")
+
+
+async def _manager(place: str) -> Call:
+    manager = Manager(place, authkey=b"bench")
+    manager.connect()
+    proxy = manager.get()  # type: ignore[attr-defined]
+
+    async def call() -> Any:
+        return proxy.get("key")  # it has no other form than one that blocks
+
+    return call
+
+
+DRIVERS = {"cluster2": _delegate, "same": _same, "redis": _redis, "manager": _manager}
+
+
+async def _drive(call: Call, lanes: int, seconds: float) -> dict[str, Any]:
+    """Calls in so many lanes, one at a time in each, for so long."""
+    samples: list[float] = []
+    end = time.perf_counter() + seconds
+
+    async def lane() -> None:
+        begun = time.perf_counter()
+        while begun < end:
+            await call()
+            now = time.perf_counter()
+            samples.append(now - begun)
+            begun = now
+
+    cpu, wall = time.process_time(), time.perf_counter()
+    await asyncio.gather(*(lane() for _ in range(lanes)))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    latencies = Latencies.of(samples)
+    return {"calls": len(samples), "seconds": wall, "cpu": cpu, "p50": latencies.p50, "p99": latencies.p99}
+
+
+@worker.on("drive")
+async def drive(event: Any) -> None:
+    """Do what the event says: driver, place, lanes, seconds."""
+    asked = event.data
+    call = await DRIVERS[asked["driver"]](asked["place"])
+    await call()
+    if "times" in asked:
+        answers = await asyncio.gather(*(call() for _ in range(asked["times"])))
+        found.append({"run": asked["run"], "pid": os.getpid(), "calls": len(answers), "values": len(set(answers))})
+    else:
+        found.append({"run": asked["run"], "pid": os.getpid(), **await _drive(call, asked["lanes"], asked["seconds"])})
+
+
+@worker.on("ring")
+async def ring(event: Any) -> None:
+    """Send so many stamps to all workers, evenly over so many seconds."""
+    asked = event.data
+    if asked["pid"] == os.getpid():
+        for _ in range(asked["times"]):
+            worker.emit("stamp", time.monotonic(), targets="all")
+            await asyncio.sleep(asked["seconds"] / asked["times"])
+
+
+@worker.on("stamp")
+def stamp(event: Any) -> None:
+    """Note for how long it was on its way."""
+    delays.append(time.monotonic() - event.data)
+
+
+worker.status("found", view=lambda run: [each for each in found if each["run"] == run], reducer="concat")
+worker.status("delays", view=lambda: [delays], reducer="array")

@@ -1,0 +1,25 @@
+"""The master's side of the app that talks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from bench.talk_app import VALUE
+
+runs = 0
+
+
+def setup(cluster: Any) -> None:
+    """`cluster2 run --setup bench.talk_setup:setup`."""
+
+    @cluster.delegate("get", limit=100_000)
+    async def get(key: Any) -> str:
+        return VALUE
+
+    @cluster.delegate("slow-get")
+    async def slow_get(key: Any) -> int:
+        global runs
+        runs += 1
+        await asyncio.sleep(1.0)
+        return runs
