@@ -1,7 +1,7 @@
 """The app whose workers are measured while they talk: told by an event what to do, they tell what they found by a status.
 
-A *driver* is one call to whoever answers: the master (by a delegated call), Redis, a `multiprocessing.Manager`. All return the same
-short text, and all run in the worker's own event loop, so that they pay the same for it.
+A *driver* is one call to whoever answers: the master (by a delegated call), Redis, a `multiprocessing.Manager`. All return
+the same short text, and all run in the worker's own event loop, so that they pay the same for it.
 """
 
 from __future__ import annotations

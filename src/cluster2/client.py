@@ -57,6 +57,16 @@ class Client:
             raise ClusterError(f"the master at {self.pids} left without an answer to {verb!r}")
         return answer
 
+    def follow(self, verb: str, tell: Progress) -> None:
+        """Have the master tell things until it leaves, or leaves us behind because we are too slow.
+
+        Raises:
+            NotRunning: no master is there.
+            ClusterError: the master's own error.
+        """
+        with self._connect() as connection:
+            self._answer(_exchange(connection, verb, None, None), tell)
+
     def gone(self, verb: str, *, progress: Progress | None = None, timeout: float | None = None) -> dict[str, Any]:
         """Tell the master to leave (`stop`, `shutdown`), return when it is gone: what it answered, or nothing.
 

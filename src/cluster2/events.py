@@ -171,6 +171,39 @@ class Stopped(Event, frozen=True, kw_only=True):
     code: int
 
 
+class Heartbeat(Event, frozen=True, kw_only=True):
+    """What all workers did, every `heartbeat_interval`. Totals count from the cluster's start, over recycles and reloads.
+
+    Attributes:
+        interval: seconds since the last one.
+        workers: how many there are.
+        cpu: how much of a core a worker used in the interval, on average: 1 is all of it.
+        memory: resident bytes of a worker, on average, shared pages included.
+        connections: open now.
+        pending: requests under way now.
+        requests: total.
+        errors: total of requests and transactions that failed in the app.
+        timed_out: total of connections given up because the client took too long.
+        transactions: total of what the app has counted itself (`worker.transaction`).
+        duration: seconds that those took together.
+        each: the same for each worker, with its pid, slot and generation; its counts are those of its own life.
+    """
+
+    name: ClassVar[str] = "heartbeat"
+    interval: float
+    workers: int
+    cpu: float
+    memory: int
+    connections: int
+    pending: int
+    requests: int
+    errors: int
+    timed_out: int
+    transactions: int
+    duration: float
+    each: list[dict[str, Any]]
+
+
 class Emitted(Event, frozen=True, kw_only=True):
     """A user's own event: `worker.emit("name", data)`, or `cluster.emit`. Listeners name it by its own name.
 

@@ -254,6 +254,9 @@ class Settings:
     )
     drain_timeout: float = option(30.0, DURATION, "bound of a graceful end: what isn't finished then is cut off", _TIME)
     drain_idle: float = option(2.0, DURATION, "how long a draining worker waits for one more request", _TIME)
+    heartbeat_interval: float = option(
+        5.0, DURATION, "between two heartbeat events; 0: none", _TIME, seed="heartbeatInterval"
+    )
     max_heartbeat_delay: float = option(
         30.0, POSITIVE, "a worker whose loop is stuck for so long is replaced", _TIME, seed="maxHeartbeatDelay"
     )

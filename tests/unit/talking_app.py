@@ -33,7 +33,7 @@ worker.status("depth", view=lambda: depth["value"], reducer="sum", update=resize
 worker.status("pids", view=lambda: [os.getpid()], reducer="concat")
 worker.status("echo", view=lambda params: params, reducer="first")
 worker.status("spread", view=lambda: os.getpid(), reducer=lambda values: max(values) - min(values))
-worker.status("broken", view=lambda: 1 // 0)
+worker.status("broken", view=lambda: 1 / 0)
 
 
 @worker.on_start

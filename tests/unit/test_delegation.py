@@ -3,64 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import os
+import signal
 import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster2 import events
-from tests.unit.clusters import Observed, observed
+from tests.unit.talking import talking
 from tests.unit.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("own_process")]
-APP = Path(__file__).with_name("talking_app.py").read_text()
-
-
-class Talking:
-    """A cluster whose workers do what they are told over HTTP."""
-
-    def __init__(self, observed: Observed) -> None:
-        self.observed = observed
-        self.cluster = observed.cluster
-
-    async def ask(self, what: str, **given: Any) -> dict[str, Any]:
-        """Have some worker call it; what came of it."""
-        host, _, port = self.observed.running.addresses[0].rpartition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        body = json.dumps(given).encode()
-        try:
-            head = f"POST /{what} HTTP/1.1\r\nHost: test\r\nContent-Length: {len(body)}\r\n\r\n"
-            writer.write(head.encode() + body)
-            whole = await asyncio.wait_for(reader.read(), PATIENCE)
-        except ConnectionResetError:
-            return {}
-        finally:
-            writer.close()
-        answer: dict[str, Any] = json.loads(whole.partition(b"\r\n\r\n")[2] or b"{}")
-        return answer
-
-    async def result(self, what: str, **given: Any) -> Any:
-        answer = await self.ask(what, **given)
-        assert "error" not in answer, answer
-        return answer["result"]
-
-    async def everybody(self) -> set[int]:
-        return set((await self.observed.whole(wanted=self.workers)).values())
-
-    @property
-    def workers(self) -> int:
-        return self.cluster.config.settings.workers
-
-
-@asynccontextmanager
-async def talking(directory: Path, **options: Any) -> AsyncIterator[Talking]:
-    async with observed(directory, APP, **options) as found:
-        yield Talking(found)
 
 
 async def test_answers(tmp_path: Path) -> None:
@@ -168,9 +124,6 @@ async def test_a_worker_killed_while_it_waits(tmp_path: Path) -> None:
         first = asyncio.ensure_future(site.ask("delegate", name="slow", message="mine", timeout=60))
         await until(lambda: runs, "it has begun")
         victim = next(link for link in board._links if link.asked)
-        import os
-        import signal
-
         os.kill(victim.pid, signal.SIGKILL)
         await site.observed.event(events.Died, pid=victim.pid)
         await until(lambda: over == ["mine"], "it was cancelled")
@@ -197,9 +150,6 @@ async def test_supervision_goes_on(tmp_path: Path) -> None:
         await until(lambda: sum(len(link.asked) for link in board._links) == 40, "all hang")
         before = await site.observed.workers()
         victim = next(iter(before.values()))
-        import os
-        import signal
-
         os.kill(victim, signal.SIGKILL)
         begun = time.monotonic()
         await site.observed.whole(without=[victim])

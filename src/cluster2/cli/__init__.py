@@ -24,6 +24,7 @@ COMMANDS = {
     "recycle": "control",
     "enable": "control",
     "disable": "control",
+    "events": "control",
     "stacks": "control",
     "stop": "control",
     "shutdown": "control",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,36 @@ def stacks(pids: str | None, worker: int | None, as_json: bool) -> int:
             "\n\n".join(f"worker {each['pid']} (slot {each['slot']})\n{each['stacks']}" for each in found["workers"])
         )
     return 0
+
+
+@click.command()
+@_pids
+@click.option("--json", "as_json", is_flag=True, help="As JSON, one event a line.")
+def events(pids: str | None, as_json: bool) -> int:
+    """Follow what happens, until the master leaves or Ctrl-C.
+
+    Shows each event as it happens: workers that come and go, reloads, warnings, heartbeats, and those that the app emits.
+    """
+
+    def show(told: dict[str, Any]) -> None:
+        if "event" in told:
+            click.echo(json.dumps(told) if as_json else _event(told))
+
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        _client(pids).follow("events", show)
+    return 0
+
+
+def _event(told: dict[str, Any]) -> str:
+    """One line for people: when, what, and its fields; of the workers one by one only JSON tells."""
+    when = time.strftime("%H:%M:%S", time.localtime(told["time"]))
+    fields = [f"{name}={_brief(value)}" for name, value in told.items() if name not in ("event", "time", "each")]
+    return f"{when}  {told['event']:<14} {' '.join(fields)}".rstrip()
+
+
+def _brief(value: object) -> str:
+    text = f"{value:.3g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 120 and "\n" not in text else json.dumps(text[:117] + "…")
 
 
 def _client(pids: str | None) -> Client:

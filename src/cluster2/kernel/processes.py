@@ -295,6 +295,15 @@ def raise_file_limit() -> int:
     return hard
 
 
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def resident_memory() -> int:
+    """Resident memory of this process in bytes, shared pages included. Costs 10 µs, however large it is."""
+    with open("/proc/self/statm", "rb", buffering=0) as statm:
+        return int(statm.read(200).split()[1]) * _PAGE
+
+
 def memory(pid: int) -> int:
     """The memory of a process in bytes: its proportional set size (a page that n processes share counts 1/n for each).
 

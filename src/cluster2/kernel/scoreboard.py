@@ -174,7 +174,7 @@ class Row(Cells):
     connections = Integer(8, "worker", "connections open now; -1: the engine can't know")
     accepted = Integer(9, "worker", "connections accepted from a listener; -1: the engine can't know")
     in_flight = Integer(10, "worker", "requests that it is working on")
-    errors = Integer(11, "worker", "requests that failed in the app")
+    errors = Integer(11, "worker", "requests and transactions that failed in the app")
     mode = Integer(12, "worker", "its acceptor's mode: 0 eager, 1 held")
     longest_step = Real(13, "worker", "for how long a handler held the loop at most, recently: seconds")
     long_at = Real(14, "worker", "when a handler last held the loop for too long; 0: never")
@@ -185,6 +185,10 @@ class Row(Cells):
     lost = Integer(19, "worker", "connections from the ready queue that were lost because it had no descriptor left")
     timed_out = Integer(24, "worker", "connections given up because the client took too long")
     stalled = Integer(25, "worker", "of these, the ones in the middle of a request or a response")
+    cpu = Real(26, "worker", "CPU time that it has used: seconds")
+    memory = Integer(27, "worker", "its resident memory: bytes")
+    transactions = Integer(28, "worker", "transactions that the app has counted itself")
+    duration = Real(29, "worker", "how long those took together: seconds")
 
 
 class Scoreboard:

@@ -38,6 +38,7 @@ from .facts import (
     Vanished,
 )
 from .generations import Generations
+from .heartbeat import Heartbeats
 from .keeping import Keeping
 from .lives import Lives
 from .monitoring import Monitoring
@@ -104,6 +105,7 @@ class Master:
         self.watchman = Watchman(estate.board, self.put, self.warn)
         self.reloader = Reloader(self.generations.load, self._want, self.generations.drop, self.emit)
         self.departure = Departure(self)
+        self._heartbeats = Heartbeats(estate.board, time.monotonic())
         self._verbs = Verbs(self)
         self._control = Control(self.put)
         self._load_again_at: float | None = None
@@ -375,6 +377,8 @@ class Master:
         if self.monitoring is not None and (said := self.monitoring.look(now)) is not None:
             self.warn(said)
         self._looked_at = self.estate.board.header.beat = now
+        if (beat := self._heartbeats.look(self.roster, now, self.settings.heartbeat_interval)) is not None:
+            self.emit(beat)
         if self.estate.owns_process:
             processes.reap_strays(self._known())
         if self._load_again_at is not None and now >= self._load_again_at and self.phase.serves:

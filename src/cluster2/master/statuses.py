@@ -32,7 +32,7 @@ class ComponentStatus:
     """The status of a component over its workers.
 
     Attributes:
-        value: what the reducer made of the answers; None if there are none, or if they can't be reduced.
+        value: what the reducer made of the answers; None if they can't be reduced.
         workers: each answer, by pid, in the order of slots.
         missing: pids of workers that died meanwhile, or didn't answer in time.
         errors: why a worker has no value, by pid; by 0 why the values can't be reduced.

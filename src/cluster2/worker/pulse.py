@@ -12,10 +12,13 @@ import time
 from collections.abc import Sequence
 
 from ..engines.base import Engine, Hold, is_fed, owns_accept
+from ..kernel import processes
 from ..kernel.scoreboard import Row, Scoreboard
 from ..lifecycle import State
+from . import api
 from .acceptor import Acceptor
 from .holds import Holds
+from .failures import Failures
 from .moves import Moves
 from .pace import LONG, Mode, Pace
 from .steps import Watch
@@ -56,6 +59,7 @@ class Pulse:
         self._rest_after = rest_after
         self._request_timeout = request_timeout
         self._holds = Holds()
+        self._failures = Failures()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._wait = REST
@@ -70,6 +74,7 @@ class Pulse:
 
     def start(self) -> None:
         """Tick from now on."""
+        self._failures.install()
         self._tick()
 
     def drain(self) -> None:
@@ -78,6 +83,10 @@ class Pulse:
 
     def stop(self) -> None:
         """Tick no more."""
+        self._failures.remove()
+        self._rest()
+
+    def _rest(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
@@ -85,7 +94,7 @@ class Pulse:
         """Something has begun: the worker isn't at rest."""
         if self.slow:
             self.slow = False
-            self.stop()
+            self._rest()
             self._again(time.monotonic(), QUICK)
 
     def long_step(self, step: float, now: float) -> None:
@@ -121,6 +130,10 @@ class Pulse:
         row.accepted = -1 if self._uncounted else self._acceptor.accepted
         row.moved_in, row.lost = self._acceptor.returned, self._acceptor.lost
         row.moved_out, row.parked = self._moves.moved, self._moves.parked
+        counters = api.counters
+        row.errors = self._failures.count + counters.errors
+        row.transactions, row.duration = counters.transactions, counters.duration
+        row.cpu = time.process_time()
         row.heartbeat = time.monotonic() + 2 * REST
 
     def _tick(self) -> None:
@@ -152,6 +165,7 @@ class Pulse:
             self._moves.share(now, self._counts(), connections)
         if now - self._second_at >= 0.95 * REST:
             self._second_at = now
+            self._row.memory = processes.resident_memory()
             for engine in self._engines:
                 engine.second()
         self._again(now, QUICK if busy else SLOW if connections or self._pace.mode else REST)
