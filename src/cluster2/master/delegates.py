@@ -34,6 +34,8 @@ LOOK = 0.25
 """Seconds between two looks for deadlines. Who asked keeps its own to the millisecond, and says that it gave up."""
 CROWDED = 16 << 20
 """Bytes that may wait for a worker before answers to it are dropped."""
+LAST_WORDS = 1.0
+"""Seconds for handlers that are cancelled at the end."""
 MOST_TRACEBACK = 1 << 16
 
 Handler = Callable[..., Any]
@@ -116,13 +118,15 @@ class Delegates:
         """Pieces of work that wait or are under way."""
         return sum(len(kind.flights) for kind in self._kinds.values())
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """The master leaves: what is under way is cancelled, and what hangs in a thread is abandoned."""
         self._closed = True
         if self._looking is not None:
             self._looking.cancel()
         for task in self._tasks:
             task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=LAST_WORDS)
         self._threads.close()
 
     # What workers say
@@ -171,7 +175,7 @@ class Delegates:
 
     def _begin(self, kind: Kind) -> None:
         assert self._loop is not None
-        while (flight := kind.flights.turn()) is not None:
+        while not self._closed and (flight := kind.flights.turn()) is not None:
             self.handled += 1
             task = self._loop.create_task(self._do(kind, flight))
             self._tasks.add(task)

@@ -83,7 +83,7 @@ class Switchboard:
         deadline = time.monotonic() + patience
         while (self._links or self.delegates.unfinished()) and time.monotonic() < deadline:
             await asyncio.sleep(0.002)
-        self.delegates.close()
+        await self.delegates.close()
         for link in list(self._links):
             link.close()
         self._loop = None

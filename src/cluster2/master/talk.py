@@ -63,6 +63,7 @@ class TalkToWorker(asyncio.Protocol):
         self._out = bytearray()
         self._flushing = False
         self._full = self._held = self._over = False
+        self._awaited: Callable[[], bool] | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._supervision, self._period = 0, 0.0
         self._unknown: dict[str, int] = {}
@@ -137,7 +138,7 @@ class TalkToWorker(asyncio.Protocol):
             self._hold()
         elif len(data) >= PIECE and not self._held:
             self._hold()
-            self._loop.call_soon(self.release)
+            self._loop.call_soon(self.release, MOST_ASKED)
 
     def _receive(self, message: wire.Talk | wire.Unknown) -> None:
         if self._switchboard.receive(self, message):
@@ -173,9 +174,14 @@ class TalkToWorker(asyncio.Protocol):
             self._held = True
             self._transport.pause_reading()
 
-    def release(self) -> None:
-        """Read on, if there is room for what comes."""
-        if self._held and self._transport is not None and len(self.asked) + self.lone <= LEAST_ASKED:
+    def release(self, bound: int = LEAST_ASKED) -> None:
+        """Read on, if no more than so many pieces of work are under way."""
+        if (
+            self._held
+            and self._awaited is None
+            and self._transport is not None
+            and len(self.asked) + self.lone <= bound
+        ):
             self._held = False
             if not self._transport.is_closing():
                 self._transport.resume_reading()
@@ -183,10 +189,16 @@ class TalkToWorker(asyncio.Protocol):
     def hold_until(self, ready: Callable[[], bool], look: float = 0.01) -> None:
         """Read nothing until that is true."""
         self._hold()
-        if ready():
-            self.release()
+        if self._awaited is None:
+            self._awaited = ready
+            self._loop.call_later(look, self._look, look)
+
+    def _look(self, every: float) -> None:
+        if self._awaited is None or self._awaited():
+            self._awaited = None
+            self.release(MOST_ASKED)
         else:
-            self._loop.call_later(look, self.hold_until, ready)
+            self._loop.call_later(every, self._look, every)
 
     def _garbage(self, text: str) -> None:
         if self._transport is not None:
