@@ -17,8 +17,8 @@ from ..kernel.scoreboard import Row, Scoreboard
 from ..lifecycle import State
 from . import api
 from .acceptor import Acceptor
-from .holds import Holds
 from .failures import Failures
+from .holds import Holds
 from .moves import Moves
 from .pace import LONG, Mode, Pace
 from .steps import Watch
