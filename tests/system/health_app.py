@@ -79,3 +79,11 @@ def flask_health() -> tuple[str, int]:
     while Path("slow").exists():
         time.sleep(0.01)
     return "fine", 503 if Path("sick").exists() else 200
+
+
+async def rsgi(scope: Any, protocol: Any) -> None:
+    """The same for RSGI."""
+    while scope.path == "/health" and Path("slow").exists():
+        await asyncio.sleep(0.01)
+    status = {"/pid": 200, "/health": 503 if Path("sick").exists() else 200}.get(scope.path, 404)
+    protocol.response_str(status, [("content-type", "text/plain")], str(os.getpid()))

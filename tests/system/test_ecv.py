@@ -197,6 +197,30 @@ def test_a_page_in_a_browser(shared: Running) -> None:
     assert health(shared) == 200
 
 
+@pytest.mark.parametrize("target", ["rsgi", "app", "flask"])
+def test_granian(run: Serve, target: str) -> None:
+    """The same by an engine that takes connections itself: all answers, both methods, one word for all workers."""
+    options = ("--engine", "granian", "--ecv-control", "--ecv-monitor", "/health")
+    running = run(f"{APPS}:{target}", *options).ready()
+    assert health(running) == 200
+    assert post(running, "disable", Origin="http://evil.example") == 403
+    assert post(running, "disable") == 204
+    assert in_each_worker(running, 2) == {400}
+    assert health(running) == 400
+    assert answer(running, "HEAD", "/ecv")[0] == 400
+    assert answer(running, "DELETE", "/ecv")[1]["allow"] == "GET, HEAD"
+    assert answer(running, "GET", "/ecv/enable")[0] == 405
+    assert answer(running, "POST", "/ecv/enable", body=b"ignored")[0] == 204
+    assert in_each_worker(running, 2) == {200}
+    (running.directory / "sick").touch()
+    assert in_each_worker(running, 2) == {500}
+    (running.directory / "sick").unlink()
+    (running.directory / "slow").touch()
+    assert health(running) == 500
+    (running.directory / "slow").unlink()
+    wait_until(lambda: in_each_worker(running, 2) == {200}, "it is well again")
+
+
 @pytest.mark.parametrize("target", ["app", "flask"])
 def test_disabled_through_everything(run: Serve, target: str) -> None:
     """Disabled is disabled: through recycle, a crash, reload and scale, in workers that are forked later as well."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster2.worker import check as module
-from cluster2.worker.check import LARGEST, Check, Reply, Unfit, ask_asgi, ask_rsgi
+from cluster2.worker.check import LARGEST, Check, Reply, Unfit, ask_asgi, ask_rsgi, ask_wsgi
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -322,3 +322,53 @@ async def test_rsgi_answers() -> None:
     assert (await ask_rsgi(part, Outer(), "/")).body == b"The"
     with pytest.raises(Unfit):
         await ask_rsgi(silent, Outer(), "/")
+
+
+# WSGI
+
+ENVIRON = {
+    "REQUEST_METHOD": "POST", "PATH_INFO": "/ecv", "QUERY_STRING": "", "SERVER_NAME": "127.0.0.1", "SERVER_PORT": "3000",
+    "CONTENT_LENGTH": "3", "HTTP_HOST": "me", "HTTP_AUTHORIZATION": "secret", "wsgi.url_scheme": "http",
+}  # fmt: skip
+
+
+async def test_wsgi_request() -> None:
+    """The app is called in a thread with a GET that has no body and none of the asker's credentials; its result is closed."""
+    seen: dict[str, Any] = {}
+
+    class Result(list[bytes]):
+        def close(self) -> None:
+            seen["closed"] = True
+
+    def app(environ: Any, start_response: Any) -> Result:
+        seen.update(environ)
+        seen["input"] = environ["wsgi.input"].read()
+        assert threading.current_thread() is not threading.main_thread()
+        start_response("201 Created", [("X-A", "b")])(b"1")
+        return Result([b"2", b"3"])
+
+    assert await ask_wsgi(app, ENVIRON, "/%C3%A9?x=1") == Reply(201, [("x-a", "b")], b"123")
+    assert (seen["REQUEST_METHOD"], seen["PATH_INFO"], seen["QUERY_STRING"]) == ("GET", "/\u00c3\u00a9", "x=1")
+    assert (seen["HTTP_HOST"], seen["HTTP_USER_AGENT"], seen["input"], seen["closed"]) == (
+        "me",
+        "cluster2-ecv",
+        b"",
+        True,
+    )
+    assert not {"HTTP_AUTHORIZATION", "CONTENT_LENGTH"} & set(seen)
+
+
+async def test_wsgi_that_misbehaves() -> None:
+    """No head, an error, an answer without end: it isn't well, and nothing else happens."""
+    with pytest.raises(Unfit, match="without an answer"):
+        await ask_wsgi(lambda environ, start_response: [b"x"], ENVIRON, "/")
+    with pytest.raises(ZeroDivisionError):
+        await ask_wsgi(lambda environ, start_response: [1 // 0], ENVIRON, "/")  # type: ignore[arg-type]
+
+    def endless(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        while True:
+            yield b"x" * (LARGEST // 4)
+
+    with pytest.raises(Unfit, match="more than"):
+        await ask_wsgi(endless, ENVIRON, "/")

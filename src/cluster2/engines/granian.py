@@ -64,7 +64,7 @@ class GranianEngine:
     capabilities: ClassVar[Mapping[Interface, frozenset[Capability]]] = {
         Interface.RSGI: _ANY | {Capability.WEBSOCKETS, Capability.ECV},
         Interface.ASGI: _ANY | {Capability.WEBSOCKETS, Capability.ECV, Capability.LIFESPAN},
-        Interface.WSGI: _ANY | {Capability.THREADS},
+        Interface.WSGI: _ANY | {Capability.ECV, Capability.THREADS},
     }
 
     def __init__(self, site: Site) -> None:
@@ -92,9 +92,11 @@ class GranianEngine:
     def peer(scope: Any, receive: Any) -> str | None:
         """granian believes no header: what the scope says is the socket's."""
         if isinstance(scope, Mapping):
+            if "REMOTE_ADDR" in scope:  # WSGI
+                return str(scope["REMOTE_ADDR"]) or None
             client = scope.get("client")
-            return str(client[0]) if client else ""
-        return str(scope.client).rpartition(":")[0].strip("[]")
+            return str(client[0]) if client else None
+        return _host(scope.client)
 
     async def start(self) -> None:
         """Run the lifespan's startup, or RSGI's hook."""
@@ -230,6 +232,11 @@ class GranianEngine:
             *_tls(self._site),
             (None, None),
         )
+
+
+def _host(client: str) -> str | None:
+    """The host of `host:port`."""
+    return client.rpartition(":")[0].strip("[]") or None
 
 
 def _waiting(listener: socket.socket) -> bool:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import io
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 from ..engines.base import is_async
 
@@ -108,7 +109,7 @@ class Check:
             if is_async(self._validator):
                 verdict = await self._bounded(self._validator(*arguments), cancellable=True)
             else:
-                verdict = await self._in_thread(self._validator, arguments)
+                verdict = await self._bounded(in_thread(self._validator, *arguments), cancellable=False)
                 if inspect.iscoroutine(verdict):
                     verdict = await self._bounded(verdict, cancellable=True)
         except Exception as error:
@@ -131,36 +132,35 @@ class Check:
                 task.cancel()
             raise
 
-    async def _in_thread(self, function: Call, arguments: tuple[Any, ...]) -> Any:
-        """Its result. A thread of its own, and a daemon: one that never ends keeps neither the loop nor the worker."""
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[Any] = loop.create_future()
-        self._stuck.add(ended)
 
-        def finish(result: Any, error: BaseException | None) -> None:
-            self._stuck.discard(ended)
-            if ended.done():
-                return
-            if error is None:
-                ended.set_result(result)
-            else:
-                ended.set_exception(error)
+async def in_thread(function: Call, *arguments: Any) -> Any:
+    """What it returns, or raises. The thread is a daemon: one that never ends keeps neither the loop nor the worker."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[Any] = loop.create_future()
 
-        def run() -> None:
-            result, error = None, None
-            try:
-                result = function(*arguments)
-            except Exception as raised:
-                error = raised
-            except BaseException as raised:  # SystemExit would end this thread in silence, and the check with it
-                error = RuntimeError(f"{type(raised).__name__}: {raised}")
-            try:
-                loop.call_soon_threadsafe(finish, result, error)
-            except RuntimeError:
-                pass  # the loop has ended meanwhile: nobody wants to know
+    def finish(result: Any, error: BaseException | None) -> None:
+        if ended.done():
+            return
+        if error is None:
+            ended.set_result(result)
+        else:
+            ended.set_exception(error)
 
-        threading.Thread(target=run, name="cluster2-validator", daemon=True).start()
-        return await ended
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = function(*arguments)
+        except Exception as raised:
+            error = raised
+        except BaseException as raised:  # SystemExit would end this thread in silence, and the check with it
+            error = RuntimeError(f"{type(raised).__name__}: {raised}")
+        try:
+            loop.call_soon_threadsafe(finish, result, error)
+        except RuntimeError:
+            pass  # the loop has ended meanwhile: nobody wants to know
+
+    threading.Thread(target=run, name="cluster2-check", daemon=True).start()
+    return await ended
 
 
 # Requests without a socket
@@ -239,6 +239,45 @@ class _Response:
             (name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in self._start.get("headers", [])
         ]
         return Reply(self._start["status"], headers, bytes(self._body))
+
+
+async def ask_wsgi(app: Call, environ: Mapping[str, Any], target: str) -> Reply:
+    """Ask a WSGI app, in a thread of its own. Arguments as for `ask_asgi`."""
+    path, _, query = target.partition("?")
+    told = {name: value for name, value in environ.items() if not name.startswith(("HTTP_", "CONTENT_"))}
+    if "HTTP_HOST" in environ:
+        told["HTTP_HOST"] = environ["HTTP_HOST"]
+    told |= {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
+        "QUERY_STRING": query,
+        "HTTP_USER_AGENT": AGENT,
+        "wsgi.input": io.BytesIO(),
+    }
+    reply: Reply = await in_thread(_call_wsgi, app, told)
+    return reply
+
+
+def _call_wsgi(app: Call, environ: dict[str, Any]) -> Reply:
+    head: list[Any] = []
+    body = bytearray()
+
+    def start_response(status: str, headers: list[tuple[str, str]], error: Any = None) -> Call:
+        head[:] = [int(status[:3]), headers]
+        return body.extend
+
+    result = app(environ, start_response)
+    try:
+        for piece in result:
+            body += piece
+            if len(body) > LARGEST:
+                raise Unfit(f"its answer has more than {LARGEST} bytes")
+    finally:
+        if hasattr(result, "close"):
+            result.close()
+    if not head:
+        raise Unfit("it ended without an answer")
+    return Reply(head[0], [(name.lower(), value) for name, value in head[1]], bytes(body))
 
 
 async def ask_rsgi(app: Call, scope: Any, target: str) -> Reply:

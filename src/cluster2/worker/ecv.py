@@ -12,15 +12,16 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from .. import ecv, wire
 from ..ecv import Answer, Asked, Health
 from ..kernel.scoreboard import Header
 from ..settings import Settings
-from .check import Ask, Check, ask_asgi, ask_rsgi
+from .check import Ask, Check, ask_asgi, ask_rsgi, ask_wsgi
 
 Call = Callable[..., Any]
 Peer = Callable[[Any, Any], str | None]
@@ -103,6 +104,7 @@ class Ecv:
 
     def __init__(self, settings: Settings, since: float, traffic: Traffic, served: Served, root: str = "") -> None:
         """Args: since: wall time of the cluster's start; root: what the engine puts before each path."""
+        self._loop = asyncio.get_running_loop()
         self._page = ecv.Page(settings.ecv_path, since, socket.gethostname())
         self._traffic = traffic
         self._served = served
@@ -122,6 +124,7 @@ class Ecv:
             answer = self._refused(asked) or await _swallow(self._page, scope, receive) or await self._switch(asked)
         if answer.status >= 400 and _brings_body(scope):
             answer = answer.closing()  # what wasn't read stands in the way of the next request
+        answer = _for(scope["http_version"], answer)
         start = {"type": "http.response.start", "status": answer.status, "headers": list(answer.headers)}
         await send(start)
         await send({"type": "http.response.body", "body": answer.body})
@@ -137,8 +140,30 @@ class Ecv:
             ]
             asked = Asked.of(method, path, self._served.peer(scope, protocol), headers)
             answer = self._refused(asked) or await self._switch(asked)
+        answer = _for(scope.http_version, answer)
         text = [(name.decode(), value.decode()) for name, value in answer.headers]
         protocol.response_bytes(answer.status, text, b"" if method == "HEAD" else answer.body)
+
+    def wsgi(self, environ: Mapping[str, Any], start_response: Call) -> list[bytes]:
+        """The same for an engine that calls its app in threads: the loop decides, and the thread waits for it."""
+        answer = asyncio.run_coroutine_threadsafe(self._wsgi(environ), self._loop).result()
+        headers = [(name.decode(), value.decode()) for name, value in answer.headers]
+        start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers)
+        return [b"" if environ["REQUEST_METHOD"] == "HEAD" else answer.body]
+
+    async def _wsgi(self, environ: Mapping[str, Any]) -> Answer:
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        if method in READ and path not in self._switches:
+            port = str(environ["SERVER_PORT"])
+            place = (environ["SERVER_NAME"], int(port)) if port.isdecimal() else None
+            return _for(environ["SERVER_PROTOCOL"], await self._read(place, lambda: self._ask_wsgi(environ)))
+        headers = [
+            (name[5:].lower().replace("_", "-").encode("latin-1"), value.encode("latin-1"))
+            for name, value in environ.items()
+            if name.startswith("HTTP_")
+        ]
+        asked = Asked.of(method, path, self._served.peer(environ, None), headers)
+        return _for(environ["SERVER_PROTOCOL"], self._refused(asked) or await self._switch(asked))
 
     async def _read(self, server: Any, ask: Ask) -> Answer:
         able = self._traffic.health(able=True)
@@ -162,8 +187,19 @@ class Ecv:
     async def _ask_asgi(self, scope: Any) -> Any:
         return await ask_asgi(self._served.app, scope, self._root, self._monitor or "/")
 
+    async def _ask_wsgi(self, environ: Mapping[str, Any]) -> Any:
+        return await ask_wsgi(self._served.app, environ, self._monitor or "/")
+
     async def _ask_rsgi(self, scope: Any) -> Any:
         return await ask_rsgi(self._served.app, scope, self._monitor or "/")
+
+
+def _for(version: str, answer: Answer) -> Answer:
+    """HTTP/2 has no `Connection` header, and forbids it."""
+    if version.removeprefix("HTTP/").startswith("1") or (b"connection", b"close") not in answer.headers:
+        return answer
+    headers = tuple(header for header in answer.headers if header[0] != b"connection")
+    return Answer(answer.status, headers, answer.body)
 
 
 def _place(server: str) -> tuple[str, int]:

@@ -32,7 +32,7 @@ def wrap(app: Call, interface: Interface, watch: Watch, woken: Callable[[], None
         case Interface.RSGI:
             return app if ecv is None else _rsgi(app, ecv)
         case Interface.WSGI:
-            return app  # called in threads, by an engine that takes connections itself: no mode follows from its steps
+            return app if ecv is None else _wsgi(app, ecv)
         case _:
             return _tcp(app, watch, woken) if is_async(app) else app
 
@@ -62,6 +62,18 @@ def _rsgi(app: Call, ecv: Ecv) -> Call:
         return app(scope, protocol)
 
     return functools.update_wrapper(wrapped, app, assigned=RSGI_HOOKS, updated=())
+
+
+def _wsgi(app: Call, ecv: Ecv) -> Call:
+    """Called in threads, by an engine that takes connections itself: no mode follows from its steps."""
+    ours = ecv.paths
+
+    def wrapped(environ: Any, start_response: Call) -> Any:
+        if environ["PATH_INFO"] in ours:
+            return ecv.wsgi(environ, start_response)
+        return app(environ, start_response)
+
+    return wrapped
 
 
 def _tcp(handler: Call, watch: Watch, woken: Callable[[], None]) -> Call:
