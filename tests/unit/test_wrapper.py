@@ -108,3 +108,54 @@ def test_protocol_factories_are_not_wrapped() -> None:
     def factory() -> Any: ...
 
     assert Around(due=3).wrap(factory, Interface.TCP) is factory
+
+
+class Ours:
+    """Stands for what answers health checks."""
+
+    paths = frozenset({"/ecv", "/ecv/enable"})
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def asgi(self, *arguments: Any) -> None:
+        self.asked.append("asgi")
+
+    def rsgi(self, *arguments: Any) -> None:
+        self.asked.append("rsgi")
+
+    def wsgi(self, *arguments: Any) -> None:
+        self.asked.append("wsgi")
+
+
+async def test_health_checks() -> None:
+    """Requests for our paths don't reach the app; all others do, and so do websockets and lifespan events."""
+
+    class Rsgi:
+        def __init__(self, path: str, proto: str = "http") -> None:
+            self.path, self.proto = path, proto
+
+    def environ(path: str) -> dict[str, str]:
+        return {"PATH_INFO": path}
+
+    cases: dict[Interface, tuple[list[Any], list[Any]]] = {
+        Interface.ASGI: (
+            [{"type": "http", "path": "/ecv"}, {"type": "http", "path": "/ecv/enable"}],
+            [{"type": "http", "path": "/ecv/"}, {"type": "websocket", "path": "/ecv"}, {"type": "lifespan"}],
+        ),
+        Interface.RSGI: ([Rsgi("/ecv"), Rsgi("/ecv/enable")], [Rsgi("/"), Rsgi("/ecv", "ws")]),
+        Interface.WSGI: ([environ("/ecv"), environ("/ecv/enable")], [environ("/ecv/disable")]),
+    }
+    for interface, (ours, others) in cases.items():
+        around, ecv, reached = Around(), Ours(), 0
+
+        def app(*arguments: Any) -> None:
+            nonlocal reached
+            reached += 1
+
+        wrapped = wrap(app, interface, around.watch, around.wake, ecv)  # type: ignore[arg-type]
+        more = (None, None) if interface is Interface.ASGI else (None,)
+        for request in [*ours, *others]:
+            wrapped(request, *more)
+        assert ecv.asked == [interface.value] * len(ours)
+        assert reached == len(others)
