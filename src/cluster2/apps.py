@@ -17,9 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, Final
 
 from .engines.base import Interface, is_async
+from .engines.boundary import boundary
 from .errors import AppError, ClusterError
 
 MOST_SAID = 500
@@ -63,9 +64,18 @@ def rsgi(app: Callable[..., Any]) -> Declared:
     return Declared(app, Interface.RSGI)
 
 
-def tcp(app: Callable[..., Any]) -> Declared:
-    """Say that this serves TCP: `async def handler(reader, writer)`, or a callable that returns an asyncio.Protocol."""
-    return Declared(app, Interface.TCP)
+class _Tcp:
+    """What `cluster2.tcp` is: it says that an app serves TCP, and has `boundary`, by which the app says more."""
+
+    boundary: Final = boundary
+
+    def __call__(self, app: Callable[..., Any]) -> Declared:
+        """Say that this serves TCP: `async def handler(reader, writer)`, or a callable that returns an asyncio.Protocol."""
+        return Declared(app, Interface.TCP)
+
+
+tcp: Final = _Tcp()
+"""Says that an app serves raw TCP; `tcp.boundary`: where its connections may change their worker (`engines.boundary`)."""
 
 
 def load(target: str | object, *, factory: bool = False) -> App:

@@ -20,6 +20,7 @@ from tests.system.harness import ROOT, Running, command, example, sample, wait_u
 
 HTTP_EXAMPLES = ["fastapi_app.py:app", "flask_app.py:app", "django_app.py:application"]
 TCP_EXAMPLES = ["echo.py:handler", "echo_protocol.py:Echo"]
+MOVING_EXAMPLES = ["lines.py", "lines_protocol.py"]  # run by test_tcp_moving.py
 SCRIPTS = ["start.py", "stop.py", "shutdown.py", "events.py"]  # run by test_script.py
 
 
@@ -57,7 +58,7 @@ def test_tcp_example(run: Serve, target: str) -> None:
 
 def test_every_example_is_run() -> None:
     """No example is left out by the tests above and by test_script.py."""
-    named = {target.partition(":")[0] for target in HTTP_EXAMPLES + TCP_EXAMPLES} | set(SCRIPTS)
+    named = {target.partition(":")[0] for target in HTTP_EXAMPLES + TCP_EXAMPLES} | {*SCRIPTS, *MOVING_EXAMPLES}
     assert named == {path.name for path in (ROOT / "examples").glob("*.py")}
 
 

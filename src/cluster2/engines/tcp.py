@@ -3,22 +3,27 @@
 Raw TCP has no boundary that we could see, so there is no request to wait for. To drain means to tell each connection's app
 that its client has finished sending (`shutdown(SHUT_RD)`: it reads what has arrived, then end of file) and to let it answer
 and close in its own time. A protocol that has a method `drain()` is told by that instead.
+
+An app that knows its boundaries says so (`boundary`): then its connections move, unless TLS ends here. `shutdown(2)` is of the
+socket, not of a descriptor, so one that is yet to move must not be told that way: it stays until it comes to a boundary.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, cast
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from ..kernel.progress import transferred
 from ..settings import Settings
 from .base import Capability, Census, Hold, Interface, Movable, Served, Site, is_async
+from .boundary import Reader, marked
 from .ending import cancel, reset
 from .patience import For, Patience, Wait
 
@@ -32,21 +37,25 @@ class TcpEngine:
 
     name: ClassVar[str] = "tcp"
     capabilities: ClassVar[Mapping[Interface, frozenset[Capability]]] = {
-        Interface.TCP: frozenset({Capability.TLS, Capability.IDLE_TIMEOUT, Capability.CONNECTION_COUNT})
+        Interface.TCP: frozenset(
+            {Capability.TLS, Capability.IDLE_TIMEOUT, Capability.KEEPER, Capability.CONNECTION_COUNT}
+        )
     }
     reads_first = False
 
     def __init__(self, site: Site) -> None:
         # By id, since an app's protocol need not be hashable (a dataclass isn't).
-        self._open: dict[int, tuple[asyncio.BaseProtocol, asyncio.BaseTransport]] = {}
+        self._open: dict[int, Connection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._classes: dict[type, type] = {}
         app = site.wrap(site.app, Interface.TCP)
         self._factory: Factory = self._streams(app) if is_async(app) else app
         self._drained_at: float | None = None
+        self._moving = False
         self._cut = False
+        self._freed: Callable[[Movable], None] | None = None
         self._patience = Patience(site.settings.timeout)
-        self._asked: dict[int, _Stream] = {}
+        self._now = 0.0
 
     @staticmethod
     def preload(settings: Settings) -> None:
@@ -67,27 +76,31 @@ class TcpEngine:
         return protocol
 
     def taken(self, first: bytes | None, served: Served) -> asyncio.BaseProtocol:
-        """The same: there is no request whose beginning could be told, so the acceptor waits its two milliseconds."""
-        return self.protocol()
+        """The same. A handler with a boundary tells when a message has begun; else the acceptor waits its two milliseconds."""
+        protocol = self.protocol()
+        if isinstance(protocol, _Streams):
+            protocol.reader.begun = functools.partial(self._begun, protocol.reader, protocol, served)
+        return protocol
 
     def tick(self, now: float) -> None:
-        """There is nothing to do now and then."""
+        """Set the clock."""
+        self._now = now
 
     def second(self) -> None:
         """Close what neither side has sent anything on for too long."""
-        # The same object for a connection each time: patience knows it by that.
-        known, self._asked = self._asked, {}
-        for key, (_, transport) in self._open.items():
-            stream = known.get(key)
-            self._asked[key] = stream if stream is not None and stream.transport is transport else _Stream(transport)
-        self._patience.look(self._asked.values(), time.monotonic())
+        self._now = now = time.monotonic()
+        connections = self._connections()
+        for connection in connections:
+            connection.look(now)
+        self._patience.look(connections, now)
 
-    def movable(self) -> Iterable[Movable]:
-        """None: the bytes of a raw stream belong to the app that reads them."""
-        return ()
+    def movable(self) -> list[Movable]:
+        """Plain connections whose app knows its boundaries."""
+        return [connection for connection in self._connections() if connection.moves]
 
     def park(self, freed: Callable[[Movable], None] | None) -> None:
-        """There is nothing that could be parked."""
+        """Called at a handler's boundary behind a message. A protocol isn't asked then: it is found by the next tick."""
+        self._freed = freed
 
     def shed(self, count: int, *, fixed: bool) -> int:
         """A raw stream can't be ended politely."""
@@ -106,48 +119,60 @@ class TcpEngine:
 
     def census(self) -> Census:
         """Connections; there are no requests that could be counted."""
-        return Census(None, len(self._open), len(self._open), self._patience.given_up, self._patience.stalled)
+        count = len(self._connections())
+        return Census(None, count, count, self._patience.given_up, self._patience.stalled)
 
     def oldest(self, now: float) -> float | None:
         """A stream has no requests."""
         return None
 
     def drain(self, *, moving: bool) -> None:
-        """Protocols that can drain are told to; the others go on until `sweep` ends them."""
-        self._drained_at = time.monotonic()
-        for protocol, _ in list(self._open.values()):
-            told = getattr(protocol, "drain", None)
-            if callable(told):
-                told()
+        """Protocols that can drain are told to; the others go on until `sweep` ends them. Those that will move aren't told."""
+        if self._drained_at is None:
+            self._drained_at = time.monotonic()
+        self._moving = moving
+        for connection in self._connections():
+            if not self._will_move(connection):
+                connection.drain()
 
     def sweep(self, grace: float) -> None:
         """When the grace is over, tell each app that its client has finished sending. To close is then the app's part."""
         if self._drained_at is None or time.monotonic() - self._drained_at < grace:
             return
-        for protocol, transport in list(self._open.values()):
-            if not callable(getattr(protocol, "drain", None)):
-                _end_reading(transport)
+        for connection in self._connections():
+            if not self._will_move(connection) and not connection.can_drain:
+                connection.end_reading()
 
     def idle(self) -> bool:
         """Whether all connections are closed and their handlers are through."""
-        return not self._open and not self._tasks
+        return not self._connections() and not self._tasks
 
     async def cut(self, patience: float) -> list[str]:
         """Reset all connections, cancel their handlers."""
         self._cut = True
-        for _, transport in list(self._open.values()):
-            reset(transport)
+        for connection in self._connections():
+            connection.reset()
         await cancel(self._tasks, patience)
         return []
 
     async def stop(self) -> None:
         """There is nothing to stop."""
 
+    def _will_move(self, connection: Connection) -> bool:
+        return self._moving and connection.moves
+
+    def _connections(self) -> list[Connection]:
+        """Those that are open. If an app has put another protocol in the place of its first one, that isn't told of the end."""
+        gone = [key for key, connection in self._open.items() if connection.is_gone()]
+        for key in gone:
+            del self._open[key]
+        return list(self._open.values())
+
     def _streams(self, handler: Callable[..., Any]) -> Factory:
+        tracked = self._tracked(handler)
+
         def factory() -> asyncio.BaseProtocol:
-            loop = asyncio.get_running_loop()
-            reader = asyncio.StreamReader(loop=loop)
-            return asyncio.StreamReaderProtocol(reader, self._tracked(handler), loop=loop)
+            return _Streams(Reader(loop=asyncio.get_running_loop()), tracked)
 
         return factory
 
@@ -171,14 +196,32 @@ class TcpEngine:
 
         return run
 
+    def _made(self, protocol: Any, transport: asyncio.Transport, between: Callable[[Any], bool] | None) -> None:
+        """A connection is open."""
+        asked = None if between is None else functools.partial(between, protocol)
+        reader = protocol.reader if isinstance(protocol, _Streams) else None
+        self._open[id(protocol)] = connection = Connection(protocol, transport, reader, asked)
+        if reader is not None:
+            reader.arrived = functools.partial(self._arrived, connection, reader)
+
+    def _arrived(self, connection: Connection, reader: Reader) -> None:
+        """A handler has come to its boundary. Before its first message it isn't parked: it has just come from there."""
+        connection.used = self._now or time.monotonic()
+        if self._freed is not None and reader.messages:
+            asyncio.get_running_loop().call_soon(self._freed, connection)
+
+    def _begun(self, reader: Reader, protocol: asyncio.BaseProtocol, served: Served) -> None:
+        reader.begun = None
+        served(protocol)
+
     def _counted(self, kind: type) -> type:
         """The app's class with our two hooks; made once for each class."""
         found = self._classes.get(kind)
         if found is None:
-            is_open = self._open
+            is_open, made, between = self._open, self._made, marked(kind)
 
-            def connection_made(self: Any, transport: asyncio.BaseTransport) -> None:
-                is_open[id(self)] = self, transport
+            def connection_made(self: Any, transport: asyncio.Transport) -> None:
+                made(self, transport, between)
                 kind.connection_made(self, transport)  # type: ignore[attr-defined]
 
             def connection_lost(self: Any, error: Exception | None) -> None:
@@ -191,27 +234,139 @@ class TcpEngine:
         return found
 
 
-class _Stream:
-    """A connection as `patience` sees it."""
+class _Streams(asyncio.StreamReaderProtocol):
+    """Calls the handler; has its reader for as long as it lives."""
 
-    def __init__(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
+    def __init__(self, reader: Reader, handler: Callable[..., Any]) -> None:
+        super().__init__(reader, handler)
+        self.reader = reader
+
+
+class Connection:
+    """An open connection, as those see it who may move it (`Movable`) or lose patience with it (`Patient`).
+
+    Attributes:
+        used: when it was last used, by the clock: when a handler came to its boundary, else when it was last seen to differ.
+        moves: it may change its worker at times.
+        can_drain: its protocol has a method for that.
+    """
+
+    def __init__(
+        self,
+        protocol: Any,
+        transport: asyncio.Transport,
+        reader: Reader | None,
+        between: Callable[[], bool] | None,
+    ) -> None:
+        """It has been made.
+
+        Args:
+            reader: of a handler.
+            between: tells of a protocol whether it is at a boundary.
+        """
+        self._protocol = protocol
+        self._transport = transport
+        self._reader = reader
+        self._between = between
+        self._seen: tuple[int, int] | None = None
+        self._left = False
+        self._is_plain = transport.get_extra_info("sslcontext") is None
+        self.can_drain = callable(getattr(protocol, "drain", None))
+        self.used = 0.0
+
+    @property
+    def moves(self) -> bool:
+        """A handler shows that it has a boundary by coming to it."""
+        known = (
+            self._reader.waiting or self._reader.messages > 0 if self._reader is not None else self._between is not None
+        )
+        return known and self._is_plain
+
+    def look(self, now: float) -> None:
+        """Called once a second: note whether it was used."""
+        counts = self._counts()
+        if not self.used or (self._reader is None and counts != self._seen):
+            self.used = now
+        self._seen = counts
+
+    def may_move(self) -> bool:
+        """Whether another process could go on with it."""
+        transport = self._transport
+        return (
+            self._is_plain
+            and not self._left
+            and self._at_boundary()
+            and not transport.is_closing()
+            and not transport.get_write_buffer_size()
+            and transport.get_protocol() is self._protocol
+        )
+
+    def kept_alive(self) -> bool:
+        """Whether it has brought a message already."""
+        if self._reader is not None:
+            return self._reader.messages > 0
+        counts = self._counts()
+        return counts is None or counts[1] > 0
+
+    def idle_since(self) -> float:
+        """When it was last used; 0: long ago, as nobody has looked yet."""
+        return self.used or time.monotonic()
+
+    def place(self) -> tuple[int, int]:
+        """Its descriptor and address family."""
+        sock = self._transport.get_extra_info("socket")
+        return sock.fileno(), sock.family
+
+    def let_go(self) -> None:
+        """Another process has it: close our copy. With uvloop, abort() is close(2) without shutdown(2)."""
+        self._left = True
+        self._transport.abort()
 
     def waits(self) -> Wait | None:
         """For a byte, in either direction, as the kernel counts them. Unix sockets aren't counted: those are never given up."""
-        sock = self.transport.get_extra_info("socket")
-        counts = None if sock is None else transferred(sock.fileno())
+        counts = self._counts()
         return None if counts is None else Wait(For.STREAM, counts)
 
     def give_up(self, what: For) -> None:
         """At once: to write the rest would have to wait for the client."""
-        cast(asyncio.Transport, self.transport).abort()
+        self._transport.abort()
 
+    def reset(self) -> None:
+        """Its time is over."""
+        reset(self._transport)
 
-def _end_reading(transport: asyncio.BaseTransport) -> None:
-    borrowed = transport.get_extra_info("socket")
-    if borrowed is None or transport.is_closing():
-        return
-    # uvloop hands out a stand-in without shutdown(); a duplicate of the descriptor shuts down the same connection.
-    with socket.socket(fileno=os.dup(borrowed.fileno())) as twin, contextlib.suppress(OSError):
-        twin.shutdown(socket.SHUT_RD)  # fails if the client has gone meanwhile: the transport notices by itself
+    def is_gone(self) -> bool:
+        """Whether it is closed, as far as another protocol hides that from ours."""
+        transport = self._transport
+        closed = transport.is_closing() and not transport.get_write_buffer_size()
+        return closed and transport.get_protocol() is not self._protocol
+
+    def drain(self) -> None:
+        """Tell a protocol that can."""
+        if self.can_drain:
+            self._protocol.drain()
+
+    def end_reading(self) -> None:
+        """Tell the app that its client has finished sending."""
+        borrowed = self._transport.get_extra_info("socket")
+        if borrowed is None or self._transport.is_closing():
+            return
+        # uvloop hands out a stand-in without shutdown(); a duplicate of the descriptor shuts down the same connection.
+        with socket.socket(fileno=os.dup(borrowed.fileno())) as twin, contextlib.suppress(OSError):
+            twin.shutdown(socket.SHUT_RD)  # fails if the client has gone meanwhile: the transport notices by itself
+
+    def _at_boundary(self) -> bool:
+        if self._reader is not None:
+            return self._reader.between()
+        if self._between is None:
+            return False
+        try:
+            return bool(self._between())
+        except Exception:
+            logger.exception("the protocol's boundary raised; its connection stays in its worker")
+            self._between = None
+            return False
+
+    def _counts(self) -> tuple[int, int] | None:
+        sock = self._transport.get_extra_info("socket")
+        return None if sock is None else transferred(sock.fileno())

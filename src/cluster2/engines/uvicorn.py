@@ -236,6 +236,9 @@ class UvicornEngine:
                     paths.append(readable(cycle.scope["raw_path"]))
                     cycle.disconnected = True  # else uvicorn would write a 500 to what is closing
             reset(connection.transport)
+        for cycle in [] if self._http2 is None else self._http2.cycles():
+            paths.append(readable(cycle.scope["raw_path"]))
+            cycle.disconnected = True
         with cancellation_is_no_news("uvicorn.error"):
             await cancel(self._state.tasks, patience)
         return paths

@@ -92,6 +92,10 @@ class Watch:
             return awaitable
         return Steps(awaitable, self)
 
+    def stream(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
+        """The awaitable of a handler that lives as long as its connection: of its steps, those that are due are timed."""
+        return StreamSteps(awaitable, self)
+
     def late(self, now: float) -> None:
         """A tick came late: is the loop held, or only busy? Look closely, once a second at most."""
         if now >= self._quiet_until:
@@ -166,3 +170,17 @@ class Steps:
     def close(self) -> None:
         """End the handler."""
         self._inner.close()
+
+
+class StreamSteps(Steps):
+    """The same, but what is sampled is a step: one that was, because its connection was, would be timed for ever."""
+
+    __slots__ = ()
+
+    def send(self, value: Any) -> Any:
+        """One step."""
+        watch = self._watch
+        if not watch.due:
+            return self._inner.send(value)
+        watch.due -= 1
+        return super().send(value)

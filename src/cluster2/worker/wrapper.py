@@ -79,6 +79,6 @@ def _wsgi(app: Call, ecv: Ecv) -> Call:
 def _tcp(handler: Call, watch: Watch, woken: Callable[[], None]) -> Call:
     async def wrapped(reader: Any, writer: Any) -> None:
         woken()
-        await (watch.measured(handler(reader, writer)) if watch.due else handler(reader, writer))
+        await watch.stream(handler(reader, writer))
 
     return wrapped
