@@ -111,6 +111,10 @@ class HttpConnection(HttpToolsProtocol):
             else:
                 self._unsupported_upgrade_warning()
 
+    def on_chunk_header(self) -> None:
+        """What follows the last chunk are trailers: as headers they could pose as others (RFC 9110, 6.5.1), so they are dropped."""
+        self.headers = []
+
     def on_message_complete(self) -> None:
         """uvicorn's; but a body that ends after its response has ended, too, so that the connection can move again."""
         if not (self.parser.should_upgrade() and self._should_upgrade()):
