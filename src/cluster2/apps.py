@@ -7,6 +7,7 @@ A target is `module:attr`, `path/file.py:attr` or the object itself. Its interfa
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -104,39 +105,87 @@ def detect(app: object, label: str) -> Interface:
         raise AppError(
             f"{label} is a {type(app).__name__}, which can't be called; name an ASGI or WSGI app, or a TCP handler"
         )
-    if hasattr(app, "__rsgi__"):
+    if hasattr(app, "__rsgi__") and not isinstance(app, type):
         return Interface.RSGI
-    if isinstance(app, type) and issubclass(app, asyncio.BaseProtocol):
+    if _makes_protocols(app):
         return Interface.TCP
-    names = _positional(app)
-    match names:
+    match names := _positional(app):
         case [_, _, _]:
             return Interface.ASGI
-        case [first, _] if is_async(app):
-            return Interface.RSGI if first == "scope" else Interface.TCP
+        case [_, "start_response"] if is_async(app, through=False):
+            raise AppError(f"{label} is async, which a WSGI app can't be; make it a plain function, or an ASGI app")
+        case [_, "start_response"]:
+            return Interface.WSGI
+        case ["scope", _]:
+            return Interface.RSGI
+        case [_, _] if is_async(app):
+            return Interface.TCP
+        case ["reader", "writer"]:
+            raise AppError(
+                f"{label} looks like a TCP handler, but isn't async; make it `async def`, or say cluster2.tcp"
+            )
         case [_, _]:
             return Interface.WSGI
-        case []:
-            raise AppError(f"{label} takes no argument: if it is a factory that returns the app, add --factory")
-    takes = "its signature doesn't say what it takes" if names is None else f"it takes {len(names)} arguments"
-    raise AppError(
-        f"{label} looks like no app that cluster2 knows ({takes}); "
+    raise AppError(f"{label} {_refusal(app, names)}")
+
+
+def _refusal(app: Callable[..., Any], names: list[str] | None) -> str:
+    """What is told of something that can be called, but is no app."""
+    if names == ["scope"]:
+        return (
+            "takes `scope` alone, as ASGI 2 had it; wrap it in asgiref.compatibility.guarantee_single_callable to make "
+            "an ASGI 3 app of it"
+        )
+    if isinstance(app, type) and any("__call__" in vars(each) for each in app.__mro__):
+        return "is a class, not an app; make an object of it, and name that"
+    if names == []:
+        return (
+            "takes no argument: if it is a factory that returns the app, add --factory; "
+            "if it makes an asyncio.Protocol, say so by cluster2.tcp"
+        )
+    takes = "its signature doesn't say what it takes" if names is None else f"it takes {_counted(names)}"
+    return (
+        f"looks like no app that cluster2 knows ({takes}); "
         "say what it is by cluster2.asgi(app), .wsgi(app), .rsgi(app) or .tcp(app)"
     )
 
 
+def _counted(names: list[str]) -> str:
+    return f"{len(names)} argument{'s' if len(names) > 1 else ''}"
+
+
+def _makes_protocols(app: Callable[..., Any]) -> bool:
+    """Whether it is a class of asyncio protocols, a partial of one, or a function that says that it returns one."""
+    made: object = app
+    while isinstance(made, functools.partial):
+        made = made.func
+    if inspect.isroutine(made):
+        try:
+            made = inspect.signature(made, eval_str=True).return_annotation
+        except Exception:  # annotations are evaluated, and may raise anything: then they say nothing
+            return False
+    return isinstance(made, type) and issubclass(made, asyncio.BaseProtocol)
+
+
 def _positional(app: Callable[..., Any]) -> list[str] | None:
-    """Names of the arguments that must be given by position; None: it takes whatever it is given, or doesn't tell."""
-    try:
-        parameters = inspect.signature(app).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    names = [
-        each.name
-        for each in parameters
-        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) and each.default is each.empty
-    ]
-    return None if not names and any(each.kind is each.VAR_POSITIONAL for each in parameters) else names
+    """Names of the arguments that must be given by position; None: it takes whatever it is given, or doesn't tell.
+
+    What a wrapper says itself goes before what it wraps: a decorator may have changed the signature. One that passes on
+    whatever it is given (`*arguments`) has the signature of what it wraps (`functools.wraps`).
+    """
+    for through in (False, True):
+        try:
+            parameters = inspect.signature(app, follow_wrapped=through).parameters.values()
+        except (TypeError, ValueError):
+            return None
+        names = [
+            each.name
+            for each in parameters
+            if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) and each.default is each.empty
+        ]
+        if names or not any(each.kind is each.VAR_POSITIONAL for each in parameters):
+            return names
+    return None
 
 
 def _label(app: object) -> str:

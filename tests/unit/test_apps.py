@@ -77,6 +77,83 @@ def traced(app: Callable[..., Any]) -> Callable[..., Any]:
     return inner
 
 
+def passing(app: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that isn't async itself."""
+
+    @functools.wraps(app)
+    def inner(*arguments: Any, **options: Any) -> Any:
+        return app(*arguments, **options)
+
+    return inner
+
+
+def adapting(app: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that changes what is taken."""
+
+    @functools.wraps(app)
+    def inner(environ: Any, start_response: Any) -> Any:
+        return app(environ)
+
+    return inner
+
+
+async def view(request: Any) -> Any: ...
+
+
+class EchoWith(asyncio.Protocol):
+    def __init__(self, database: Any) -> None: ...
+
+
+def makes_protocols() -> asyncio.Protocol:
+    return Echo()
+
+
+def makes_something() -> NoSuchName: ...  # type: ignore[name-defined]  # noqa: F821
+
+
+def rsgi_sync(scope: Any, protocol: Any) -> Any: ...
+
+
+def stream_sync(reader: Any, writer: Any) -> Any: ...
+
+
+async def wsgi_async(environ: Any, start_response: Any) -> Any: ...
+
+
+class AsgiClass:
+    """Called, it is what is awaited."""
+
+    def __init__(self, scope: Any, receive: Any, send: Any) -> None: ...
+
+    def __await__(self) -> Any: ...
+
+
+class Asgi2:
+    def __init__(self, scope: Any) -> None: ...
+
+    async def __call__(self, receive: Any, send: Any) -> None: ...
+
+
+def asgi2(scope: Any) -> Any: ...
+
+
+class Derived(AsgiObject):
+    pass
+
+
+class Rsgi(RsgiObject):
+    def __init__(self, settings: Any) -> None: ...
+
+
+class Itself:
+    """Wraps itself."""
+
+    def __init__(self) -> None:
+        self.__wrapped__ = self
+
+    def __call__(self, a: Any, b: Any) -> Any: ...
+
+
 def opaque(*arguments: Any) -> Any: ...
 
 
@@ -122,17 +199,29 @@ def django(kind: str) -> Any:
         (AsgiObject().method, Interface.ASGI),
         (functools.partial(with_settings, {}), Interface.ASGI),
         (traced(asgi), Interface.ASGI),
+        (passing(asgi), Interface.ASGI),
+        (AsgiClass, Interface.ASGI),
         (wsgi, Interface.WSGI),
         (WsgiObject(), Interface.WSGI),
         (WsgiClass, Interface.WSGI),
         (lambda environ, start_response: [], Interface.WSGI),
+        (adapting(view), Interface.WSGI),
+        (passing(WsgiObject()), Interface.WSGI),
+        (Itself(), Interface.WSGI),
         (rsgi, Interface.RSGI),
+        (rsgi_sync, Interface.RSGI),
+        (passing(rsgi), Interface.RSGI),
         (RsgiObject(), Interface.RSGI),
         (stream, Interface.TCP),
         (stream_with_options, Interface.TCP),
         (StreamObject(), Interface.TCP),
         (traced(stream), Interface.TCP),
+        (passing(stream), Interface.TCP),
+        (passing(traced(stream)), Interface.TCP),
         (Echo, Interface.TCP),
+        (EchoWith, Interface.TCP),
+        (functools.partial(EchoWith, None), Interface.TCP),
+        (makes_protocols, Interface.TCP),
     ],
 )
 def test_by_signature(app: object, interface: Interface) -> None:
@@ -186,6 +275,21 @@ def test_declared(declare: Callable[..., Any], interface: Interface) -> None:
         ),
         (opaque, r"opaque looks like no app .*\(its signature doesn't say what it takes\); say what .*cluster2\.asgi"),
         (dict.fromkeys, "looks like no app"),
+        (view, r"view looks like no app that cluster2 knows \(it takes 1 argument\)"),
+        (Asgi2, "Asgi2 takes `scope` alone, as ASGI 2 had it; wrap it in asgiref.compatibility.guarantee_single"),
+        (asgi2, "asgi2 takes `scope` alone, as ASGI 2 had it"),
+        (AsgiObject, "AsgiObject is a class, not an app; make an object of it, and name that"),
+        (Derived, "Derived is a class, not an app"),
+        (Rsgi, "Rsgi is a class, not an app"),
+        (wsgi_async, "wsgi_async is async, which a WSGI app can't be; make it a plain function, or an ASGI app"),
+        (
+            stream_sync,
+            "stream_sync looks like a TCP handler, but isn't async; make it `async def`, or say cluster2.tcp",
+        ),
+        (
+            makes_something,
+            "makes_something takes no argument: .* if it makes an asyncio.Protocol, say so by cluster2.tcp",
+        ),
         (cluster2.wsgi(3), "int wraps a int, which can't be called"),  # type: ignore[arg-type]
     ],
 )

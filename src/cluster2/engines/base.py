@@ -295,9 +295,19 @@ def is_own(engine: Engine) -> TypeGuard[OwnEngine]:
     return owns_accept(engine)
 
 
-def is_async(app: Callable[..., Any]) -> bool:
-    """Whether calling it makes a coroutine: an async function, or an object whose `__call__` is one."""
-    return inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(type(app).__call__)
+def is_async(app: Callable[..., Any], *, through: bool = True) -> bool:
+    """Whether calling it makes a coroutine: an async function, or an object whose `__call__` is one.
+
+    Args:
+        through: a wrapper (`functools.wraps`) that isn't async itself is taken to return what it wraps returns.
+    """
+    if not through:
+        return inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(type(app).__call__)
+    try:
+        wrapped = inspect.unwrap(app, stop=lambda layer: is_async(layer, through=False))
+    except ValueError:  # it wraps itself
+        return False
+    return is_async(wrapped, through=False)
 
 
 BUILT_IN: Mapping[str, str] = {

@@ -112,7 +112,7 @@ class HttpConnection(HttpToolsProtocol):
                 self._unsupported_upgrade_warning()
 
     def on_chunk_header(self) -> None:
-        """What follows the last chunk are trailers: as headers they could pose as others (RFC 9110, 6.5.1), so they are dropped."""
+        """What follows the last chunk are trailers: as headers they could pose as others (RFC 9110, 6.5.1)."""
         self.headers = []
 
     def on_message_complete(self) -> None:
