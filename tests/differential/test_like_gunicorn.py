@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -218,7 +219,31 @@ DIFFERENT = {
 """Answers that may differ, and why: of these only the status is compared."""
 
 
-@pytest.mark.parametrize(("site", "name", "raw"), CASES, ids=[f"{site}: {name}" for site, name, _ in CASES])
+BRIDGE = {
+    "django": {
+        "path of wrong encoding",
+        "spaces around a value",
+        "underscores",
+        "HTTP/1.0",
+        "204",
+        "body read while answering",
+    },
+    "flask": {
+        *("spaces around a value", "underscores", "HTTP/1.0"),
+        *("chunks", "chunks with a trailer", "big chunks", "multipart in chunks"),
+    },
+    "plain": {"read in all ways", "read chunks in all ways", "replaced", "replaced too late", "twice", "wrapped file"},
+    "proxied": set[str](),
+}
+"""Answers that a2wsgi, today's bridge, gets wrong."""
+
+
+def _marked(site: str, name: str, raw: bytes) -> Any:
+    wrong = pytest.mark.xfail(reason="the bridge", strict=False)
+    return pytest.param(site, name, raw, id=f"{site}: {name}", marks=[wrong] if name in BRIDGE[site] else [])
+
+
+@pytest.mark.parametrize(("site", "name", "raw"), [_marked(*case) for case in CASES])
 def test_the_same_answer(ours: Addresses, theirs: Addresses, site: str, name: str, raw: bytes) -> None:
     """The same raw request has the same answer: status, headers, body, and whether it came to its end."""
     mine, other = exchange(ours[site], raw), exchange(theirs[site], raw)

@@ -65,7 +65,7 @@ async def litestar_echo(request: LitestarRequest[Any, Any, Any]) -> bytes:
     return await request.body()
 
 
-litestar_app = Litestar([litestar_index, litestar_echo])
+litestar_app = Litestar([litestar_index, litestar_echo], logging_config=None)  # its default starts a thread
 
 quart_app = quart.Quart("framework_apps")
 

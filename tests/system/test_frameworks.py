@@ -58,7 +58,6 @@ def asked_by_http(address: tuple[str, int]) -> None:
     with Connection(address) as connection:
         answer = connection.get()
         assert (answer.status, answer.body) == (200, b"hello")
-        # In one piece: asgiref's WsgiToAsgi fails under any server if the body comes after its head, on a kept connection.
         connection.socket.sendall(POST)
         answer = connection.receive()
         assert (answer.status, answer.body) == (200, b"\0\xff\r\n")

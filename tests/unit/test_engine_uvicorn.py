@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -270,6 +271,23 @@ async def test_pipelined_requests_are_all_answered() -> None:
         app.gate.set()
         assert (await client.receive())[1] == b"hello"
         assert (await client.receive())[1] == b"hello"
+
+
+async def test_pipelined_requests_have_contexts_of_their_own() -> None:
+    """What a request puts into context variables isn't seen by the next one, though that begins when the first one ends."""
+    user: contextvars.ContextVar[bytes] = contextvars.ContextVar("user", default=b"none.")
+
+    async def app(scope: Message, receive: Callable[[], Any], send: Callable[[Message], Any]) -> None:
+        if scope["type"] != "http":
+            return
+        seen = user.get()
+        user.set(b"alice")
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        await send({"type": "http.response.body", "body": seen})
+
+    async with Served(app).running() as served, served.connected() as client:
+        client.writer.write(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n" * 3)
+        assert [(await client.receive())[1] for _ in range(3)] == [b"none."] * 3
 
 
 async def test_websockets_end_with_1012() -> None:

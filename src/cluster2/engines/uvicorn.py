@@ -7,6 +7,7 @@ uvicorn parses HTTP and runs the app; processes, listeners, accepting, draining 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import socket
 import time
@@ -104,6 +105,7 @@ class UvicornEngine:
             detail = getattr(self._lifespan, "said", "") or quiet.cause
             reason = detail.strip().splitlines()[-1] if detail.strip() else "it said no reason"
             raise AppError(f"the app's lifespan failed at startup: {reason}", detail=detail)
+        self._plain.context = contextvars.copy_context()
         self._plain.template = template_of(self._config, self._state, self._lifespan.state)
         if self._bridge is not None:
             logging.getLogger("uvicorn.error").addFilter(_TOLD)

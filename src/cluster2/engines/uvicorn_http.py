@@ -29,6 +29,7 @@ Of uvicorn, these internals are used; `check` looks for them at start, `tests/un
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import logging
 from collections import deque
@@ -71,11 +72,13 @@ class HttpConnection(HttpToolsProtocol):
     """A connection. Each engine makes a subclass, so that its hooks are its own.
 
     Attributes:
+        context: what a request begins with: the context variables of the worker.
         used: when its last response was complete, by the clock; 0: not known yet.
         left: it was handed over; our copy is closing.
     """
 
     clock: ClassVar[Clock] = Clock()
+    context: ClassVar[contextvars.Context] = contextvars.Context()
     template: ClassVar[Mapping[str, Any]]
     used: float = 0.0
     left: bool = False
@@ -125,7 +128,8 @@ class HttpConnection(HttpToolsProtocol):
         """uvicorn's, without its timer."""
         self.used = self.clock.now
         if self.pipeline or self.flow.read_paused:
-            super().on_response_complete()
+            # Who has sent the last of the response has its own context variables: the next request must not begin with them.
+            self.context.copy().run(super().on_response_complete)
             self._unset_keepalive_if_required()
         else:
             self.server_state.total_requests += 1
