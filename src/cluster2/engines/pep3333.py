@@ -19,7 +19,7 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NoReturn, cast
 from urllib.parse import unquote_to_bytes
@@ -226,6 +226,17 @@ class Response:
             self.complete = not self._left
         self.begun = True
         self._emit(data)
+
+    def parts(self, result: Iterable[bytes]) -> Iterable[bytes]:
+        """What the app returned, part by part; of a wrapped file only as much as was declared, as the PEP has it."""
+        return self._clipped(result) if isinstance(result, FileWrapper) else result
+
+    def _clipped(self, file: FileWrapper) -> Iterator[bytes]:
+        for part in file:
+            if self._declared is not None and len(part) >= self._left:
+                yield part[: self._left]
+                return
+            yield part
 
     def whole(self, parts: list[bytes] | tuple[bytes, ...]) -> bytes:
         """The body, where all of it is there and nothing was given away."""

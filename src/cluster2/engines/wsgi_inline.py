@@ -96,7 +96,7 @@ class Inline:
         if isinstance(result, list | tuple) and not response.begun:
             parts.append(response.whole(result))
             return
-        for part in result:
+        for part in response.parts(result):
             response.write(part)
             if self._gone or (response.bodiless and response.status):
                 return

@@ -150,7 +150,7 @@ class Call:
 
     def _pass_on(self, result: Iterable[bytes]) -> None:
         response = self.response
-        for part in result:
+        for part in response.parts(result):
             response.write(part)
             if self.gone or (response.bodiless and response.status):
                 return
