@@ -15,7 +15,7 @@ import pytest
 
 from cluster2 import Cluster
 from tests.system.clients import Connection, get
-from tests.system.harness import Running, wait_until
+from tests.system.harness import Running, command, wait_until
 
 Serve = Callable[..., Running]
 APPS = Path(__file__).with_name("health_app.py")
@@ -242,6 +242,26 @@ def test_disabled_through_everything(run: Serve, target: str) -> None:
     assert in_each_worker(running, 3) == {400}
     assert post(running, "enable") == 204
     assert in_each_worker(running, 3) == {200}
+
+
+def test_start_ecv_stop(start: Callable[..., Running], tmp_path: Path) -> None:
+    """The seed's own case: start, ask, stop, and nobody is there any more."""
+    options = ("--bind", "127.0.0.1:0", "--mon-port", "0", "--workers", "2")
+    running = start(command("start", f"{APPS}:app", *options), directory=tmp_path).ready(background=True)
+    assert health(running) == 200
+    address = running.address
+    assert running.cli("stop").returncode == 0
+    with pytest.raises(ConnectionRefusedError):
+        get(address, "/ecv")
+
+
+def test_root_path(run: Serve) -> None:
+    """Below the path under which the app is mounted, ECV is where a proxy that strips it would ask; the app's check, too."""
+    running = run(f"{APPS}:app", "--root-path", "/api", "--ecv-monitor", "/health", "--ecv-control", workers=1).ready(1)
+    assert health(running) == 200
+    (running.directory / "sick").touch()
+    assert health(running) == 500
+    assert post(running, "disable") == 204
 
 
 def test_commands_and_events(run: Serve, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -226,6 +227,23 @@ def test_a_stranger_s_name(watched: Callable[..., Monitor]) -> None:
     monitor = watched(sample("plain"))
     assert monitor.status("/readyz", host="evil.example") == 421
     assert monitor.status("/readyz", host=f"localhost:{monitor.address[1]}") == 200
+
+
+def test_reload_brings_new_options(watched: Callable[..., Monitor], tmp_path: Path) -> None:
+    """Health checks are elsewhere after a reload that says so, on both ports; nothing is warned of."""
+    (tmp_path / "cluster2.toml").write_text("[ecv]\npath = '/old'\n")
+    monitor = watched(sample("plain"), directory=tmp_path)
+    running, pid = monitor.running, monitor.pid
+    assert (monitor.status("/old"), monitor.status("/new")) == (200, 404)
+    running.ask("reload")
+    assert monitor.pid == pid, "nothing has changed for it"
+    (tmp_path / "cluster2.toml").write_text("[ecv]\npath = '/new'\n")
+    running.ask("reload")
+    wait_until(lambda: monitor.pid not in (0, pid), "another one")
+    assert (monitor.status("/old"), monitor.status("/new")) == (404, 200)
+    assert get(running.address, "/new").body.startswith(b"status=AVAILABLE")
+    assert running.status()["monitor"]["restarts"] == 0
+    assert "another is started" not in running.stderr
 
 
 def test_below_a_path(watched: Callable[..., Monitor]) -> None:

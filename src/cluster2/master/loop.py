@@ -346,6 +346,8 @@ class Master:
         self.wanted = policy.Wanted(slots, generation, after.max_surge)
         self.watchman.heed(after)
         self.lives.actions.heed(after)
+        if self.monitoring is not None:
+            self.monitoring.heed(after)
         self.estate.board.header.generation = generation
         if self.generations.nursery(generation) is None:
             # Its zygote died while another generation was tried out.

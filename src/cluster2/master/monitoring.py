@@ -14,6 +14,7 @@ from ..kernel import processes
 from ..kernel.descriptors import PacketError, Packets
 from ..kernel.listeners import Listener
 from ..kernel.scoreboard import Scoreboard
+from ..settings import Settings
 from .estate import Estate
 from .facts import Fact, MonitorGone
 
@@ -23,6 +24,9 @@ SETTLED = 30.0
 """Seconds of life after which its end counts as the first one again."""
 PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds until it is started again: not at all after the first end, then doubled each time up to the second number."""
+
+_OURS = ("ecv_", "mon_", "timeout")
+"""Options, by the beginning of their name, that a reload can change and that mean something to it."""
 
 
 class Monitoring:
@@ -47,6 +51,7 @@ class Monitoring:
         self._born = 0.0
         self._pause = 0.0
         self._due: float | None = None
+        self._renewing = False
 
     @classmethod
     def of(cls, estate: Estate, put: Callable[[Fact], None]) -> Monitoring | None:
@@ -80,6 +85,16 @@ class Monitoring:
         self._pid, self._channel, self._pidfd = pid, ours, processes.open_pidfd(pid)
         self._loop.add_reader(self._pidfd, self._exited)
 
+    def heed(self, settings: Settings) -> None:
+        """These options count from now on. Where they concern it, another monitor takes its place; who asks meanwhile waits."""
+        values = settings.to_wire()
+        if all(values[name] == self._order.settings[name] for name in values if name.startswith(_OURS)):
+            return
+        self._order = wire.Observe(values, self._order.pids, self._order.port)
+        if self._channel is not None:
+            self._renewing = True
+            self._channel.close()
+
     def again(self) -> float:
         """It is gone: have it started again. Returns in how many seconds at the earliest."""
         now = time.monotonic()
@@ -106,7 +121,7 @@ class Monitoring:
 
     async def gone(self, patience: float) -> None:
         """End it for good; killed after `patience` seconds."""
-        self._due = None
+        self._due, self._renewing = None, False
         if self._channel is not None:
             self._channel.close()
         deadline = time.monotonic() + patience
@@ -125,4 +140,8 @@ class Monitoring:
             self._channel.close()
         self._pid, self._channel = None, None
         self._board.header.monitor_pid = 0
-        self._put(MonitorGone(f"it is gone ({status})"))
+        if self._renewing:
+            self._renewing = False
+            self.start()
+        else:
+            self._put(MonitorGone(f"it is gone ({status})"))

@@ -23,7 +23,7 @@ import uvloop
 
 from .. import codec, wire
 from ..apps import App, said, trace
-from ..engines.base import Engine, Interface, Site, is_fed, is_own
+from ..engines.base import Capability, Engine, Interface, Site, is_fed, is_own
 from ..errors import AppError, ClusterError
 from ..kernel import processes
 from ..kernel.handover import Inlet, Outlet
@@ -263,7 +263,9 @@ class Worker:
             threaded = site.app.interface is Interface.WSGI
             check = Check(self._birth.validator, cancellable=not threaded, told=self._checked)
         served = Served(call, site.engine.peer, check)
-        return Ecv(self._settings, self._birth.board.header.started, self._traffic, served, self._settings.root_path)
+        prefixes = Capability.PROXY_HEADERS in site.engine.capabilities[site.app.interface]
+        root = self._settings.root_path if prefixes else ""
+        return Ecv(self._settings, self._birth.board.header.started, self._traffic, served, root)
 
     def _checked(self, reason: str | None) -> None:
         """The app's own check has another outcome than last time."""
