@@ -287,6 +287,7 @@ class Master:
             wanted=self.wanted.slots,
             addresses=[str(listener.address) for _, listener in self.estate.listeners],
             monitor=None if self.monitoring is None else self.monitoring.address,
+            talk=self.switchboard.counters(),
             memory=memory,
         )
 

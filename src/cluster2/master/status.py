@@ -26,11 +26,13 @@ def status(
     wanted: int,
     addresses: list[str],
     monitor: str | None,
+    talk: dict[str, int],
     memory: bool,
 ) -> dict[str, Any]:
     """The cluster as plain data: times in seconds, memory in bytes (proportional set size).
 
     Args:
+        talk: counters of what workers and master say to each other.
         memory: whether to measure it; that is a walk over the page tables of each process, a millisecond per 100 MiB.
     """
     header = board.header
@@ -47,6 +49,7 @@ def status(
         "wanted": wanted,
         "traffic": "enabled" if header.traffic else "disabled",
         "addresses": addresses,
+        "talk": talk,
         "keeper": {
             "pid": header.keeper_pid,
             "resting": header.resting,

@@ -29,6 +29,7 @@ class Link(Protocol):
     slot: int
     asked: dict[int, Any]
     lone: int
+    dropped: int
 
     def tell(self, message: wire.Talk) -> None:
         """Say something."""
@@ -62,6 +63,7 @@ class Switchboard:
         self._links: dict[Link, None] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
+        self._dropped = 0
         self._heard: Callable[[events.Event], None] = self.emitter.emit
 
     @property
@@ -88,6 +90,15 @@ class Switchboard:
             link.close()
         self._loop = None
 
+    def counters(self) -> dict[str, int]:
+        """Pieces of work begun, unfinished and done too late, and messages dropped because workers don't read."""
+        return {
+            "delegated": self.delegates.handled,
+            "unfinished": self.delegates.unfinished(),
+            "late": self.delegates.late,
+            "dropped": self._dropped + sum(link.dropped for link in self._links),
+        }
+
     # Links
 
     def joined(self, link: Link) -> None:
@@ -99,7 +110,9 @@ class Switchboard:
 
     def left(self, link: Link) -> None:
         """It can't any more."""
-        self._links.pop(link, None)
+        if link in self._links:
+            del self._links[link]
+            self._dropped += link.dropped
         self.delegates.left(link)
         self.statuses.left(link)
 
