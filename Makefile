@@ -14,7 +14,7 @@ demo: ## serve the FastAPI example with two workers on http://127.0.0.1:3000/ (H
 	@exec $(BIN)/cluster2 run examples/fastapi_app.py:app --workers 2 --host $(HOST) --port $(PORT)
 
 test: ## set up, check the style, run all tests, print the coverage
-	@scripts/setup --apt wrk --apt nginx --apt ip=iproute2 dev
+	@scripts/setup --apt wrk --apt nginx --apt haproxy --apt ip=iproute2 dev
 	@scripts/lint
 	@scripts/test
 
@@ -32,7 +32,7 @@ bench: ## measure beside the others; see bench/README.md
 	@$(BIN)/python -m bench
 
 soak: ## the tests that run for minutes
-	@scripts/setup --apt wrk --apt nginx --apt ip=iproute2 dev
+	@scripts/setup --apt wrk --apt nginx --apt haproxy --apt ip=iproute2 dev
 	@$(BIN)/python -m pytest -m soak --timeout 3600
 
 docs: ## build the docs into site/

@@ -161,21 +161,20 @@ def listening(config: Config) -> Iterator[list[tuple[int, Listener]]]:
 
 
 @contextlib.contextmanager
-def monitor_listening(config: Config) -> Iterator[Listener | None]:
-    """The listener of the monitor's port, or None if there shall be none."""
+def monitor_listening(config: Config) -> Iterator[list[Listener]]:
+    """The listeners of the monitor: of its page, and of HAProxy's agent-check if there shall be one. None without a monitor."""
     settings = config.settings
-    if not settings.mon_port:
-        yield None
-        return
-    try:
-        [listener] = open_all([TcpAddress(settings.mon_host, settings.mon_port)], backlog=settings.backlog)
-    except ClusterError as error:
-        source = config.sources["mon_port"]
-        raise type(error)(f"{error.message} (mon_port, {source}; 0: no monitor)") from error
-    try:
-        yield listener
-    finally:
-        listener.close()
+    listeners: list[Listener] = []
+    with contextlib.ExitStack() as stack:
+        for name, port in (("mon_port", settings.mon_port), ("ecv.agent_port", settings.ecv_agent_port)):
+            if not port:
+                continue
+            try:
+                listeners += open_all([TcpAddress(settings.mon_host, port)], backlog=settings.backlog)
+            except ClusterError as error:
+                raise type(error)(f"{error.message} ({name}, {config.sources[name]}; 0: none)") from error
+            stack.callback(listeners[-1].close)
+        yield listeners
 
 
 def changed(before: Config, after: Config) -> list[str]:

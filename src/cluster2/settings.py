@@ -407,13 +407,16 @@ def validate(settings: Settings, sources: Mapping[str, str] = MappingProxyType({
         raise ConfigError(
             f"{said('mon_host')} lets other machines reach the monitor: that needs mon_token; or set mon_port = 0"
         )
+    if settings.ecv_agent_port and not settings.mon_port:
+        raise ConfigError(f"{said('ecv.agent_port')} is answered by the monitor: that needs mon_port")
+    if settings.ecv_agent_port and settings.ecv_agent_port == settings.mon_port:
+        raise ConfigError(f"{said('ecv.agent_port')} is the monitor's port too; choose another")
     seen: set[Address] = set()
     for address in settings.addresses():
         port = getattr(address, "port", None)
         if address in seen and port != 0:
             raise ConfigError(f"{address} is listed twice: each address can be bound once")
-        if port and port == settings.mon_port:
-            raise ConfigError(
-                f"{said('mon_port')} is the app's port too ({address}); choose another, or 0 for no monitor"
-            )
+        for name in ("mon_port", "ecv.agent_port"):
+            if port and port == getattr(settings, OPTIONS[name].field):
+                raise ConfigError(f"{said(name)} is the app's port too ({address}); choose another, or 0 for none")
         seen.add(address)

@@ -36,7 +36,7 @@ logger = logging.getLogger("cluster2.worker")
 def run(
     config: Config,
     listeners: Sequence[tuple[int, Listener]],
-    monitor: Listener | None,
+    monitor: Sequence[Listener],
     targets: Sequence[object] | None,
     on_ready: Callable[[], None],
     emit: Callable[[events.Event], None],
@@ -46,7 +46,7 @@ def run(
     """Serve until TERM or INT. Returns the exit code.
 
     Args:
-        monitor: of the monitor's port, which this process serves as well, on the same loop.
+        monitor: of the monitor's ports, which this process serves as well, on the same loop.
         on_ready: called once, when it serves.
         emit: takes what happens, on the loop that serves.
         settle: awaited after the last event.
@@ -63,7 +63,7 @@ def run(
     beside: list[asyncio.Future[None]] = []
 
     def ready() -> None:
-        if monitor is not None:
+        if monitor:
             beside.append(asyncio.ensure_future(_monitor(monitor, listeners, settings, board, told)))
         on_ready()
 
@@ -167,9 +167,13 @@ def _unsupervised(fact: Fact) -> None:
 
 
 async def _monitor(
-    listener: Listener, listeners: Sequence[tuple[int, Listener]], settings: Settings, board: Scoreboard, told: _Told
+    own: Sequence[Listener],
+    listeners: Sequence[tuple[int, Listener]],
+    settings: Settings,
+    board: Scoreboard,
+    told: _Told,
 ) -> None:
-    """Serve the monitor's port until the worker's end cancels it."""
+    """Serve the monitor's ports until the worker's end cancels it."""
     from .monitor import main
     from .monitor.facts import Facts
 
@@ -180,5 +184,5 @@ async def _monitor(
         return True
 
     port = next((port for _, each in listeners if (port := getattr(each.address, "port", 0))), 0)
-    # The loop closes what it serves; the listener is its owner's to close.
-    await main.serve(listener.sock.dup(), Facts(board, port, switch), settings, asyncio.Event())
+    # The loop closes what it serves; the listeners are their owner's to close.
+    await main.serve([each.sock.dup() for each in own], Facts(board, port, switch), settings, asyncio.Event())

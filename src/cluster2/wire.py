@@ -86,7 +86,9 @@ class Fork(Message, frozen=True):
 
 
 class Observe(Message, frozen=True):
-    """To the monitor, its only order. Its descriptors: the scoreboard, the listening socket of its port.
+    """To the monitor, its only order.
+
+    Its descriptors: the scoreboard, the listening sockets of its page and, if there is one, of the agent-check.
 
     Attributes:
         settings: the effective options (`Settings.to_wire`).

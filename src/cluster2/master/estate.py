@@ -38,7 +38,7 @@ class Estate:
     Attributes:
         reread: reads the options again, for a reload; raises ClusterError if something is wrong with them.
         listeners: each with the index of the app that it belongs to.
-        monitor: of the monitor's port; None: there is no monitor.
+        monitor: of the monitor: its page's, and the one of HAProxy's agent-check, if there is one; none: there is no monitor.
         argv: the program that loads the app (`nursery`).
         notifier: tells the service manager.
         owns_process: whether signals and stray children are the master's; false inside somebody else's program.
@@ -47,7 +47,7 @@ class Estate:
     options: Options
     reread: Callable[[], Options]
     listeners: Sequence[tuple[int, Listener]]
-    monitor: Listener | None
+    monitor: Sequence[Listener]
     board: Scoreboard
     pids: PidsDirectory
     argv: Sequence[str]

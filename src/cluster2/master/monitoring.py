@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .. import codec, wire
 from ..kernel import processes
@@ -32,16 +32,18 @@ _OURS = ("ecv_", "mon_", "timeout")
 class Monitoring:
     """Starts the monitor, again if need be."""
 
-    def __init__(self, board: Scoreboard, listener: Listener, order: wire.Observe, put: Callable[[Fact], None]) -> None:
+    def __init__(
+        self, board: Scoreboard, listeners: Sequence[Listener], order: wire.Observe, put: Callable[[Fact], None]
+    ) -> None:
         """Nothing is started yet.
 
         Args:
-            listener: of its port; stays open here, so that nobody else takes the port and who asks meanwhile waits.
+            listeners: of its ports; stay open here, so that nobody else takes the ports and who asks meanwhile waits.
             put: takes the fact that it is gone.
         """
-        self.address = str(listener.address)
+        self.address = str(listeners[0].address)
         self._board = board
-        self._listener = listener
+        self._listeners = listeners
         self._order = order
         self._put = put
         self._loop = asyncio.get_running_loop()
@@ -56,7 +58,7 @@ class Monitoring:
     @classmethod
     def of(cls, estate: Estate, put: Callable[[Fact], None]) -> Monitoring | None:
         """That of a cluster; None if it shall have none."""
-        if estate.monitor is None:
+        if not estate.monitor:
             return None
         ports = [getattr(listener.address, "port", 0) for _, listener in estate.listeners]
         port = next((port for port in ports if port), 0)
@@ -74,7 +76,9 @@ class Monitoring:
         argv = [sys.executable, "-P", "-m", "cluster2.monitor"]
         try:
             ours.set_blocking(False)
-            ours.send(codec.pack_order(self._order), [self._board.fd, self._listener.sock.fileno()])
+            ours.send(
+                codec.pack_order(self._order), [self._board.fd, *(each.sock.fileno() for each in self._listeners)]
+            )
             pid = processes.execute(argv, fds={3: theirs.fileno()}, environ=os.environ | {wire.CHANNEL: "3"})
         except (OSError, PacketError) as error:
             ours.close()

@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .. import codec, logs, wire
@@ -27,6 +27,7 @@ from ..kernel import processes
 from ..kernel.descriptors import Packets
 from ..kernel.scoreboard import Scoreboard
 from ..settings import Settings
+from .agent import Agent
 from .app import make
 from .facts import Facts
 
@@ -54,9 +55,8 @@ def main() -> int:
     settings = Settings.from_wire(order.settings)
     logs.configure(settings)
     _title(settings)
-    asyncio.run(
-        _observe(channel, Scoreboard.attach(descriptors[0]), socket.socket(fileno=descriptors[1]), order, settings)
-    )
+    listeners = [socket.socket(fileno=each) for each in descriptors[1:]]
+    asyncio.run(_observe(channel, Scoreboard.attach(descriptors[0]), listeners, order, settings))
     return 0
 
 
@@ -67,7 +67,7 @@ def _title(settings: Settings) -> None:
 
 
 async def _observe(
-    channel: Packets, board: Scoreboard, listener: socket.socket, order: wire.Observe, settings: Settings
+    channel: Packets, board: Scoreboard, listeners: Sequence[socket.socket], order: wire.Observe, settings: Settings
 ) -> None:
     client = Client(Path(order.pids))
 
@@ -86,24 +86,33 @@ async def _observe(
     def beat() -> None:
         board.header.monitor_beat = time.monotonic()
 
-    await serve(listener, Facts(board, order.port, switch), settings, left, beat)
+    await serve(listeners, Facts(board, order.port, switch), settings, left, beat)
 
 
 async def serve(
-    listener: socket.socket,
+    listeners: Sequence[socket.socket],
     facts: Facts,
     settings: Settings,
     left: asyncio.Event,
     beat: Callable[[], None] = lambda: None,
 ) -> None:
-    """Answer on a listening socket until `left` is set. `beat` is called once a second."""
+    """Answer until `left` is set. `beat` is called once a second.
+
+    Args:
+        listeners: of the page and, if there is one, of the agent-check.
+    """
     # The app's options say nothing about this app.
     own = dataclasses.replace(
         settings, lifespan="off", access_log=False, forwarded_allow_ips="", root_path="", keep_alive=True
     )
     engine = UvicornEngine(Site(make(facts, settings), Interface.ASGI, own, None))
     await engine.start()
-    server = await asyncio.get_running_loop().create_server(engine.protocol, sock=listener)
+    loop = asyncio.get_running_loop()
+    protocols: list[Callable[[], asyncio.BaseProtocol]] = [engine.protocol, lambda: Agent(facts)]
+    servers = [
+        await loop.create_server(make_one, sock=listener)
+        for make_one, listener in zip(protocols, listeners, strict=False)
+    ]
     while not left.is_set():
         beat()
         engine.tick(time.monotonic())
@@ -112,7 +121,8 @@ async def serve(
             await asyncio.wait_for(left.wait(), BEAT)
         except TimeoutError:
             pass  # another second
-    server.close()
+    for server in servers:
+        server.close()
     engine.drain(moving=False)
     deadline = time.monotonic() + LAST_WORDS
     while not engine.idle() and time.monotonic() < deadline:

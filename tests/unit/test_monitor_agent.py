@@ -1,0 +1,73 @@
+"""What HAProxy's agent-check is told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cluster2.errors import ConfigError
+from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.lifecycle import State
+from cluster2.monitor.agent import line, share
+from cluster2.monitor.facts import Facts
+from cluster2.settings import Settings, validate
+
+
+@pytest.fixture
+def board() -> Iterator[Scoreboard]:
+    board = Scoreboard.create()
+    board.header.traffic, board.header.wanted, board.header.beat = 1, 4, time.monotonic()
+    for _ in range(3):
+        board.row(board.claim()).state = State.READY
+    yield board
+    board.close()
+
+
+def facts(board: Scoreboard) -> Facts:
+    async def switch(enabled: bool) -> bool:
+        return False
+
+    return Facts(board, 3000, switch)
+
+
+def test_what_is_said(board: Scoreboard) -> None:
+    """The share of ready workers while it serves; drain when disabled, maint when it leaves, down when it can't serve."""
+    assert line(facts(board)) == b"up ready 75%\n"
+    board.header.traffic = 0
+    assert line(facts(board)) == b"drain\n"
+    board.header.leaving = 1
+    assert line(facts(board)) == b"maint\n"
+    board.header.traffic, board.header.leaving = 1, 0
+    for index in range(3):
+        board.row(index).state = State.DRAINING
+    assert line(facts(board)) == b"down\n"
+
+
+def test_a_master_that_is_stuck(board: Scoreboard) -> None:
+    """Then nobody looks after the workers: it is down."""
+    board.header.beat = time.monotonic() - 60
+    assert line(facts(board)) == b"down\n"
+
+
+@pytest.mark.parametrize(
+    ("ready", "wanted", "percent"), [(4, 4, 100), (5, 4, 100), (1, 512, 1), (2, 3, 67), (0, 4, 0), (1, 0, 100)]
+)
+def test_share(ready: int, wanted: int, percent: int) -> None:
+    """In percent, rounded up, 100 at most."""
+    assert share(ready, wanted) == percent
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"mon_port": 0}, "ecv.agent_port = 3002 is answered by the monitor: that needs mon_port"),
+        ({"mon_port": 3002}, "ecv.agent_port = 3002 is the monitor's port too"),
+        ({"port": 3002}, "ecv.agent_port = 3002 is the app's port too"),
+    ],
+)
+def test_ports_that_can_not_be(options: dict[str, int], says: str) -> None:
+    """The port must be its own, and needs a monitor."""
+    with pytest.raises(ConfigError, match=says):
+        validate(Settings(ecv_agent_port=3002, **options))
