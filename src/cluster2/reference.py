@@ -1,4 +1,4 @@
-"""Writes what is derived from the code: the reference pages of options, events and commands, and a sample file.
+"""Writes what is derived from the code: the reference pages of options, events, commands and engines, and a sample file.
 
 `python -m cluster2.reference options > docs/reference/options.md`; a test fails while a page isn't what this file makes.
 """
@@ -16,6 +16,7 @@ import click
 
 from . import cli
 from .cli.flags import OptionCommand
+from .engines.base import BUILT_IN, Capability, find
 from .events import EVENTS, Event, Reason
 from .kinds import UMASK
 from .settings import OPTIONS, Option
@@ -44,7 +45,7 @@ started.
 """
 _FOOT = """
 ¹ Fixed for the life of the master: a change needs a restart.
-² Refused at start by an engine that can't honour it.
+² Refused at start by an [engine](engines.md) that can't honour it.
 """
 
 
@@ -205,7 +206,54 @@ def _command(command: click.Command, parent: click.Context) -> str:
     return "".join(parts)
 
 
-PAGES = {"options": options, "events": events, "commands": commands}
+_ENGINES_HEAD = """\
+# Engines
+
+This page is made by `python -m cluster2.reference engines` from what the engines declare; don't edit it.
+
+Which engine serves an app follows from the app's interface, which is read off its signature, or from `engine`. What an engine
+can do depends on the interface as well. An option that was set on purpose and that the engine can't honour is refused at start,
+by `cluster2 check` too; its default is taken as "where it has a meaning". Options that aren't in the table work with every
+engine.
+
+With several apps that differ, such as HTTP beside raw TCP, an option is refused only if none of them could honour it; the log
+says for which app it means nothing. TLS must hold for all.
+
+"""
+_ENGINES_FOOT = """
+An engine of another package, named by an entry point in the group `cluster2.engines`, declares the same
+([how](../design.md#engines)).
+"""
+_CAPABILITIES = {
+    Capability.TLS: "TLS is ended here",
+    Capability.LIFESPAN: "ASGI lifespan events",
+    Capability.WEBSOCKETS: "websockets",
+    Capability.IDLE_TIMEOUT: "silent clients are cut off",
+    Capability.PROXY_HEADERS: "a proxy's word for client, scheme and path",
+    Capability.ACCESS_LOG: "a line for each request",
+    Capability.KEEPER: "connections outlive their worker",
+    Capability.REQUEST_AGE: "the oldest request's age is known",
+    Capability.ECV: "the app itself is asked for health",
+    Capability.KEEP_ALIVE: "connections may be ended with each response",
+    Capability.THREADS: "the app runs in threads, or inline",
+    Capability.HTTP2: "HTTP/2",
+    Capability.CONNECTION_COUNT: "connections are counted",
+}
+
+
+def engines() -> str:
+    """The reference page of engines, Markdown. Raises ConfigError if what a built-in engine needs isn't installed."""
+    columns = [(name, interface, can) for name in BUILT_IN for interface, can in find(name).capabilities.items()]
+    heads = ["| can | options |", *(f" {name} {interface.upper()} |" for name, interface, _ in columns)]
+    parts = [_ENGINES_HEAD, "".join(heads), "\n|---|---|", ":-:|" * len(columns), "\n"]
+    for capability, meaning in _CAPABILITIES.items():
+        options = ", ".join(f"`{option.name}`" for option in OPTIONS.values() if option.needs == capability)
+        cells = "".join(f" {'✓' if capability in can else '–'} |" for _, _, can in columns)
+        parts.append(f"| {meaning} | {options} |{cells}\n")
+    return "".join([*parts, _ENGINES_FOOT])
+
+
+PAGES = {"options": options, "events": events, "commands": commands, "engines": engines}
 """The pages in docs/reference, by name."""
 
 

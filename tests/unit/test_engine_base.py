@@ -73,7 +73,10 @@ WSGI = (Interface.WSGI, UvicornEngine)
 TCP = (Interface.TCP, TcpEngine)
 
 
-@pytest.mark.parametrize("each", [ASGI, WSGI, TCP], ids=str)
+CELLS = [(interface, engine) for engine in map(base.find, base.BUILT_IN) for interface in engine.capabilities]
+
+
+@pytest.mark.parametrize("each", CELLS, ids=[f"{engine.name} {interface}" for interface, engine in CELLS])
 def test_options_that_an_engine_can_not_honour(each: tuple[Interface, type[base.Engine]]) -> None:
     """Each option that was set on purpose and needs what the engine lacks is refused, naming option, source and engine."""
     interface, engine = each

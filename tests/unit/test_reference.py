@@ -9,6 +9,7 @@ import pytest
 
 from cluster2 import reference
 from cluster2.cli import COMMANDS
+from cluster2.engines.base import Capability
 from cluster2.events import EVENTS
 from cluster2.lifecycle import TABLE, Action, Event, State
 from cluster2.settings import OPTIONS
@@ -83,3 +84,10 @@ def test_all_commands_are_told() -> None:
     assert "| `--json` |" in page
     assert "`-c, --config FILE`" in page
     assert "--drain-timeout" not in page
+
+
+def test_all_capabilities_are_told() -> None:
+    """The page of engines has a row for each capability, in which each option that needs it is named."""
+    rows = [line for line in reference.engines().splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == len(Capability)
+    assert all(any(f"`{option.name}`" in row for row in rows) for option in OPTIONS.values() if option.needs)
