@@ -4,9 +4,11 @@
 |---|---|
 | `/` | `hello`, at once |
 | `/slow` | `hello`, after holding its worker for 30 ms: asleep, or computing if `BENCH_SLOW=compute` |
+| `/stuck` | `hello`, after computing for a second |
 | `/pid` | the pid of the worker that answers |
 
-They import the standard library alone, so that they add nothing to what a server costs.
+They import the standard library alone, so that they add nothing to what a server costs. `BENCH_IMPORT_SECONDS` makes the import
+take so long.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from typing import Any
 
 HOLD = 0.030
 """For how many seconds a slow request holds its worker."""
+STUCK = 1.0
+"""For how many seconds `/stuck` computes."""
 
 Message = MutableMapping[str, Any]
 
@@ -28,6 +32,8 @@ def compute(seconds: float = HOLD) -> None:
     while time.thread_time() < end:
         pass
 
+
+time.sleep(float(os.environ.get("BENCH_IMPORT_SECONDS", "0")))
 
 COMPUTES = os.environ.get("BENCH_SLOW") == "compute"
 
@@ -44,6 +50,8 @@ def answer(path: str) -> bytes:
     """The body for a path."""
     if path == "/slow":
         hold()
+    if path == "/stuck":
+        compute(STUCK)
     return str(os.getpid()).encode() if path == "/pid" else b"hello"
 
 

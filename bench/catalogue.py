@@ -7,6 +7,7 @@ that can use uvloop, and the fastest parser that they have.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,6 +116,64 @@ def _uwsgi(setup: Setup) -> list[str]:
     return [*command, "--virtualenv", str(PEERS.parent)]
 
 
+def _program(name: str) -> str:
+    path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if path is None:
+        raise NotAvailable(f"{name} is not installed: apt-get install {name}")
+    return path
+
+
+def _hello_alone(name: str, app: App) -> None:
+    if app is not HELLO:
+        raise NotAvailable(f"{name} runs no applications: it answers hello by itself")
+
+
+def _nginx(setup: Setup) -> list[str]:
+    _hello_alone("nginx", setup.app)
+    places = " ".join(
+        f"{kind}_temp_path {setup.directory}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    text = f"""
+        daemon off; pid {setup.directory}/nginx.pid; error_log {setup.directory}/error.log;
+        worker_processes {setup.workers};
+        events {{ worker_connections 16384; }}
+        http {{
+            access_log off; {places}
+            server {{
+                listen 127.0.0.1:{setup.port} backlog=2048;
+                keepalive_timeout {KEEP_ALIVE}s; keepalive_requests 1000000000;
+                location / {{ default_type text/plain; return 200 "hello"; }}
+            }}
+        }}
+    """
+    path = setup.directory / "nginx.conf"
+    path.write_text(text)
+    return [_program("nginx"), "-p", str(setup.directory), "-c", str(path), "-e", str(setup.directory / "error.log")]
+
+
+def _haproxy(setup: Setup) -> list[str]:
+    _hello_alone("haproxy", setup.app)
+    text = f"""
+global
+    nbthread {setup.workers}
+    maxconn 8000
+    stats socket {setup.directory}/control expose-fd listeners
+defaults
+    mode http
+    timeout client {KEEP_ALIVE}s
+    timeout http-keep-alive {KEEP_ALIVE}s
+    timeout http-request 30s
+frontend hello
+    bind 127.0.0.1:{setup.port} backlog 2048
+    http-request return status 200 content-type text/plain string hello
+"""
+    path = setup.directory / "haproxy.cfg"
+    path.write_text(text.lstrip())
+    return [_program("haproxy"), "-W", "-f", str(path)]
+
+
+THREADED = frozenset({"haproxy"})
+"""One process has as many threads as others have workers."""
 COMMANDS: dict[str, Callable[[Setup], list[str]]] = {
     "cluster2": _cluster2,
     "uvicorn": _uvicorn,
@@ -127,6 +186,8 @@ COMMANDS: dict[str, Callable[[Setup], list[str]]] = {
     "cluster2-wsgi-1": _cluster2_wsgi(1),
     "cluster2-wsgi-0": _cluster2_wsgi(0),
     "gunicorn-gthread-8": _gunicorn("gthread", 8),
+    "nginx": _nginx,
+    "haproxy": _haproxy,
 }
 """By name: what makes the command that starts it; raises `NotAvailable`."""
 

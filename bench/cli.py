@@ -13,7 +13,7 @@ from bench import tools
 from bench.catalogue import COMMANDS
 from bench.errors import BenchError
 from bench.report import RESULTS, Figure, load, save, table
-from bench.suites import cost, keeper, rolling, serve, shares, tail, wakes
+from bench.suites import cost, keeper, reload, rolling, serve, shares, tail, wakes
 from bench.suites.plan import Plan, Suite, say
 
 SUITES: dict[str, tuple[str, Suite]] = {
@@ -22,6 +22,7 @@ SUITES: dict[str, tuple[str, Suite]] = {
     "tail": ("p99 when one request in ten blocks its worker", tail.figures),
     "threads": ("the same when they compute in threads", tail.threads),
     "rolling": ("thousands of idle clients while workers are replaced", rolling.figures),
+    "reload": ("what clients see while servers reload, nginx and HAProxy among them; how fast it is", reload.figures),
     "shares": ("connections a worker", shares.figures),
     "keeper": ("thousands of connections at rest, and over a kill -9", keeper.figures),
     "wakes": ("4, 16 and 48 workers at a low rate", wakes.figures),

@@ -96,6 +96,53 @@ class Master:
         self._socket.close()
 
 
+class Asking:
+    """A verb that takes its time, asked over a connection of its own; a context.
+
+    Raises:
+        BenchError: no master answers there.
+    """
+
+    def __init__(self, pids: Path, verb: str, params: dict[str, Any]) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._buffer = b""
+        try:
+            self._socket.connect(str(pids / "master.sock"))
+            self._socket.sendall(json.dumps({"verb": verb, "params": params}).encode() + b"\n")
+        except OSError as error:
+            self._socket.close()
+            raise BenchError(f"the master of {pids} doesn't answer: {error}") from None
+
+    def answered(self, seconds: float) -> dict[str, Any] | None:
+        """The answer, if it comes within so many seconds; progress is skipped. Raises BenchError if the master refused."""
+        self._socket.settimeout(seconds)
+        try:
+            more = self._socket.recv(65536)
+        except TimeoutError:
+            return None
+        if not more:
+            raise BenchError("the master is gone")
+        *lines, self._buffer = (self._buffer + more).split(b"\n")
+        for line in lines:
+            if "progress" not in json.loads(line):
+                return read_answer(line)
+        return None
+
+    def __enter__(self) -> Asking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+def ask(pids: Path, verb: str, params: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a verb, however long it takes."""
+    with Asking(pids, verb, params) as asking:
+        while (answer := asking.answered(TIMEOUT)) is None:
+            pass
+        return answer
+
+
 def status(pids: Path) -> Status:
     """Asks once."""
     with Master(pids) as master:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -28,6 +29,7 @@ class Load:
 
     Attributes:
         connections: clients, each with one connection.
+        seconds: for how long; infinite: as long as what is done meanwhile.
         think: a client waits for a random time of 0 to so many seconds before each request.
         close: a connection for each request.
         expect: the body that a right answer has; None: any.
@@ -83,6 +85,10 @@ class _Tally:
     seen: collections.Counter[str] = field(default_factory=collections.Counter)
     kinds: collections.Counter[str] = field(default_factory=collections.Counter)
     latencies: list[float] = field(default_factory=list)
+    moments: list[tuple[float, float]] | None = None
+
+    def finish(self) -> None:
+        self.end = 0.0
 
     async def connect(self) -> Connection | None:
         try:
@@ -102,7 +108,10 @@ class _Tally:
         except Failed as why:
             self.kinds[str(why)] += 1
             return False
-        self.latencies.append(time.perf_counter() - began)
+        took = time.perf_counter() - began
+        self.latencies.append(took)
+        if self.moments is not None:
+            self.moments.append((began, took))
         self.judge(response)
         if self.load.close:
             return False
@@ -135,15 +144,23 @@ class _Tally:
             connection.close()
 
 
-async def count(target: Target, load: Load, during: Callable[[], Awaitable[None]] | None = None) -> Count:
+async def count(
+    target: Target,
+    load: Load,
+    during: Callable[[], Awaitable[None]] | None = None,
+    moments: list[tuple[float, float]] | None = None,
+) -> Count:
     """Loads a server for a while and counts what the clients saw.
 
     Args:
         during: what to do to the server meanwhile; started with the load, and awaited.
+        moments: gets, of each answer, when its request was sent (`time.perf_counter`) and for how many seconds it took.
     """
     message = target.request(close=load.close, method=load.method)
-    tally = _Tally(load, time.monotonic() + load.seconds, message, target)
+    tally = _Tally(load, time.monotonic() + load.seconds, message, target, moments=moments)
     disturbance = asyncio.ensure_future(during()) if during is not None else None
+    if disturbance is not None and load.seconds == math.inf:
+        disturbance.add_done_callback(lambda _: tally.finish())
     await asyncio.gather(*(tally.client() for _ in range(load.connections)))
     if disturbance is not None:
         await disturbance

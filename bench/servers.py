@@ -59,6 +59,11 @@ class Running:
         return self.process.pid
 
     @property
+    def processes(self) -> int:
+        """How many of its processes serve."""
+        return 1 if self.name in catalogue.THREADED else self.workers
+
+    @property
     def target(self) -> Target:
         """Where it serves."""
         return Target("127.0.0.1", self.port)
@@ -122,7 +127,7 @@ def wait(condition: Callable[[], bool], seconds: float, every: float = 0.02) -> 
     return True
 
 
-def _settled(pid: int, workers: int) -> bool:
+def _settled(pid: int, processes: int) -> bool:
     """All processes are there, and none is busy starting: the whole tree uses next to no CPU for a while.
 
     One answer says only that one worker serves. This tells it of all, for every server alike.
@@ -132,7 +137,7 @@ def _settled(pid: int, workers: int) -> bool:
         time.sleep(0.15)
         if proc.tree_cpu(pid) - used > 0.04 * (time.monotonic() - began):
             return False
-    return len(proc.tree(pid)) > workers
+    return len(proc.tree(pid)) > processes
 
 
 def _wait_ready(server: Running) -> None:
@@ -144,7 +149,7 @@ def _wait_ready(server: Running) -> None:
         return answers(server.target)
 
     if not wait(serves, READY_TIMEOUT) or not wait(
-        lambda: _settled(server.pid, server.workers), end - time.monotonic()
+        lambda: _settled(server.pid, server.processes), end - time.monotonic()
     ):
         raise BenchError(f"{server.name} was not ready within {READY_TIMEOUT:.0f} s: {server.output()}")
 
