@@ -14,6 +14,8 @@ from tests.system.harness import Running, wait_until
 
 APP = Path(__file__).with_name("rolling_app.py")
 QUICK = ("--rest-after", "200ms", "--drain-idle", "500ms")
+PATIENT = ("--drain-idle", "10s")
+"""Where connections can't move: a client that a busy machine keeps from asking isn't taken for an idle one."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class Way:
     moves: bool = True
 
     @property
+    def all_options(self) -> tuple[str, ...]:
+        """Those of the way, and those with which it rolls without much waiting."""
+        return (*self.options, *(QUICK if self.moves else PATIENT))
+
+    @property
     def target(self) -> str:
         """What to run."""
         return f"{APP}:{self.attr}"
@@ -39,6 +46,7 @@ WAYS = {
     "asgi": Way("app"),
     "flask": Way("make_flask", ("--factory",)),
 }
+MOVING = {name: way for name, way in WAYS.items() if way.moves}
 
 
 @contextmanager

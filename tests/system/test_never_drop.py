@@ -19,7 +19,7 @@ from tests.system.clients import Connection
 from tests.system.conftest import Serve
 from tests.system.counting import Seen
 from tests.system.harness import Running, wait_until
-from tests.system.rolling import APP, QUICK, WAYS, loaded
+from tests.system.rolling import APP, MOVING, QUICK, loaded
 
 
 def test_websockets_are_told(run: Serve) -> None:
@@ -67,10 +67,10 @@ def test_long_answers_are_finished(run: Serve) -> None:
             assert int(answer.headers["x-worker"]) in {row["pid"] for row in running.workers()} - pids
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", MOVING)
 def test_shutdown_answers_every_connection(run: Serve, name: str) -> None:
     """At a shutdown each connection that was made before may ask once more: new, used, or at rest with the keeper."""
-    way = WAYS[name]
+    way = MOVING[name]
     running = run(way.target, *way.options, "--rest-after", "100ms", "--drain-idle", "10s").ready()
     with ExitStack() as stack:
         resting = [stack.enter_context(Connection(running.address)) for _ in range(20)]

@@ -14,7 +14,7 @@ from tests.system.clients import wrk_while
 from tests.system.conftest import Serve
 from tests.system.counting import Matrix
 from tests.system.harness import Running, wait_until
-from tests.system.rolling import QUICK, WAYS, loaded_in_every_way, meanwhile, nothing_dropped
+from tests.system.rolling import PATIENT, QUICK, WAYS, loaded_in_every_way, meanwhile, nothing_dropped
 
 
 def roll(running: Running, matrix: Matrix, *, reloads: int, recycles: int, scales: tuple[int, ...]) -> None:
@@ -46,7 +46,7 @@ def account(matrix: Matrix) -> None:
 def test_nothing_is_dropped(run: Serve, name: str) -> None:
     """Through reloads, recycles and scaling nothing fails; where connections can move, the server closes none."""
     way = WAYS[name]
-    running = run(way.target, *way.options, *QUICK).ready()
+    running = run(way.target, *way.all_options).ready()
     with loaded_in_every_way(running) as matrix:
         roll(running, matrix, reloads=5, recycles=20, scales=(6, 2))
     account(matrix)
@@ -64,7 +64,7 @@ def test_nothing_is_dropped(run: Serve, name: str) -> None:
 def test_with_tls(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLContext]) -> None:
     """With TLS, where connections can't move, each is ended politely: with an answer, and no request is lost."""
     options, trusting = certified
-    running = run(WAYS["asgi"].target, *options, *QUICK).ready()
+    running = run(WAYS["asgi"].target, *options, *PATIENT).ready()
     with loaded_in_every_way(running, trusting) as matrix:
         roll(running, matrix, reloads=1, recycles=4, scales=(3, 2))
     account(matrix)
