@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 
 from tests.http2_client import Http2Client, opened
 from tests.system.conftest import Serve
-from tests.system.harness import Running, wait_until
+from tests.system.harness import Running, sample, wait_until
 from tests.system.moving_app import expected
 
 MOVING = f"{Path(__file__).with_name('moving_app.py')}:app"
@@ -103,7 +103,7 @@ async def _batch(client: Http2Client, name: str, number: int, seen: Counter[str]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["eager", "parking"])
+@pytest.mark.parametrize("mode", ["held", "parking"])
 def test_no_client_notices_a_reload(run: Serve, mode: str) -> None:
     """Two reloads under load, and workers told to leave: each request is answered, or refused before it has begun."""
     options = ["--park-above", "0.6ms"] if mode == "parking" else ["--park-above", "0"]
@@ -163,6 +163,20 @@ def test_shutdown_finishes_streams(run: Serve) -> None:
 
     asyncio.run(across())
     assert running.wait() == 0
+
+
+@pytest.mark.parametrize("threads", ["0", "4"])
+def test_wsgi(run: Serve, threads: str) -> None:
+    """WSGI apps are served as well, streams of one connection side by side."""
+    running = run(sample("wsgi"), "--http2", "--threads", threads, workers=1).ready(1)
+
+    async def several() -> None:
+        async with httpx.AsyncClient(http1=False, http2=True, timeout=PATIENCE) as client:
+            answers = await asyncio.gather(*(client.get(running.url()) for _ in range(5)))
+            assert {(each.status_code, each.http_version) for each in answers} == {(200, "HTTP/2")}
+
+    asyncio.run(several())
+    assert running.shutdown() == 0
 
 
 def test_without_zttp(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -269,11 +270,25 @@ async def test_a_client_that_answers_no_ping() -> None:
 
 
 async def test_shedding() -> None:
-    """For balance so many connections are ended, each once."""
+    """For balance so many connections are ended, each once; but none that has, or just had, a stream open."""
     served = await Served().start()
     async with served.client() as one, served.client() as two:
         await one.get()
         await two.get()
+        now = time.monotonic()
+        served.engine.tick(now)
+        assert served.engine.shed(5, fixed=True) == 0
+        held = one.ask("/held")
+        await until(lambda: served.app.begun == 3)
+        served.engine.tick(now + 100)
+        assert served.engine.shed(5, fixed=True) == 1
+        await two.end()
+        served.app.gate.set()
+        await one.answer(held)
+    async with served.client() as one, served.client() as two:
+        await one.get()
+        await two.get()
+        served.engine.tick(now + 200)
         assert served.engine.shed(1, fixed=True) == 1
         assert served.engine.shed(5, fixed=True) == 1
         await one.end()
@@ -338,6 +353,26 @@ async def test_a_response_that_nobody_reads() -> None:
                 await client.answer(slow)
         await until(lambda: served.engine.census().in_flight == 0)
     assert served.engine.census().stalled == 1
+
+
+async def test_the_rest_of_a_response_that_nobody_reads() -> None:
+    """A client that leaves the end of a complete response unread is given up, also if its connection was to end anyway."""
+    for leaving in (False, True):
+        served = await Served(timeout=0.001).start()
+        async with served.client(window=100) as client:
+            client.grants = False
+            client.ask("/49152")
+            await until(lambda served=served: served.engine.census().requests == 1)  # type: ignore[misc]
+            if leaving:
+                served.engine.drain(moving=True)
+
+            async def seconds(served: Served = served) -> None:
+                while not served.engine.idle():
+                    served.engine.second()
+                    await asyncio.sleep(0.01)
+
+            await asyncio.wait_for(seconds(), 30)
+            assert served.engine.census().stalled == 1
 
 
 async def test_request_ages() -> None:

@@ -58,6 +58,8 @@ HELD_BACK = 65536
 """Bytes of a stream that may wait for its window before its app has to wait."""
 MOST_RUNNING = 256
 """Handlers of one connection that may run: those of cancelled streams count, or a client could start any number."""
+QUIET = 0.1
+"""Seconds without a stream after which a connection may be ended for balance."""
 ANSWER_ME = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00cluster2"
 """A PING (RFC 9113, 6.7); zttp can't make one."""
 
@@ -172,10 +174,12 @@ class Http2Connection(ZttpH2Protocol):
         transport = self.transport
         if size := transport.get_write_buffer_size():
             return Wait(For.TAKING, taken_of(transport, size))
-        if self.cycles or self.leaving or transport.is_closing():
+        if self.cycles or transport.is_closing():
             return None
         if self.conn.has_pending_send():
             return Wait(For.TAKING, taken_of(transport, 0))
+        if self.leaving:
+            return None  # it has its grace
         return Wait(For.REQUEST, self.idle_since())
 
     def give_up(self, what: For) -> None:
@@ -193,6 +197,8 @@ class Http2Connection(ZttpH2Protocol):
 
     def hurry(self) -> None:
         """The grace is over: refuse new streams, or close if nothing is under way."""
+        if self.transport.is_closing():
+            return
         if self.last is None:
             self._say_goaway()
         elif not self.busy():
@@ -366,8 +372,16 @@ class Http2:
         return [*connections, *(cycle.flow for each in connections for cycle in each.cycles.values())]  # type: ignore[list-item]
 
     def shed(self, count: int) -> int:
-        """End so many politely, for balance. Returns how many will."""
-        chosen = [connection for connection in self._all() if not connection.leaving][:count]
+        """End up to so many, for balance; returns how many.
+
+        Only those that have been without a stream for a moment: a busy client would have a request on the way that is refused
+        then, and not all clients repeat it.
+        """
+        now = self._clock.now
+        chosen = [
+            each for each in self._all() if not each.leaving and not each.busy() and now - each.idle_since() >= QUIET
+        ]
+        chosen = chosen[:count]
         for connection in chosen:
             connection.leave()
         return len(chosen)
