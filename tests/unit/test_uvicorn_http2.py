@@ -242,6 +242,26 @@ async def test_when_the_grace_is_over() -> None:
     await until(served.engine.idle)
 
 
+async def test_draining_one_that_has_just_come() -> None:
+    """A connection that has brought no request yet may bring one within the grace."""
+    for grace, last in ((60, 1), (0, 0)):
+        served = await Served(drain_idle=grace).start()
+        async with served.client() as client:
+            await until(lambda served=served: any(map(served.engine._http2.has, served.engine._state.connections)))  # type: ignore[misc, union-attr]
+            served.engine.drain(moving=True)
+            served.engine.sweep(0)
+            if grace:
+                assert (await client.get()).status == "200"
+            await asyncio.gather(client.end(), _swept(served))
+            assert client.last == last
+
+
+async def _swept(served: Served) -> None:
+    while not served.engine.idle():
+        served.engine.sweep(0)
+        await asyncio.sleep(0.002)
+
+
 async def test_one_that_comes_while_draining() -> None:
     """A connection that becomes HTTP/2 while all leave is served, and ends behind its first response."""
     served = await Served(drain_idle=60).start()

@@ -7,7 +7,8 @@ of this process. `Upgrade: h2c` isn't answered (RFC 9113 has dropped it): such a
 
 *Leaving.* GOAWAY tells the client which stream was the last that was served: whatever it has sent beyond that was not begun, and
 it may send it again elsewhere. It is said at a moment without an open stream, if one comes within the grace; else with streams
-open: these are finished, new ones are ignored. Three things were tried and left:
+open: these are finished, new ones are ignored. Nor is it said before a first request, within the grace: to Python's h2 a last
+stream of 0 means that all has failed. Three things were tried and left:
 
 - the two steps that RFC 9113, 6.8 suggests (first with the greatest number possible, then with the true one): clients built on
   Python's h2, httpx among them, take nothing any more after a GOAWAY, and with the first one even fail a request that comes
@@ -205,8 +206,13 @@ class Http2Connection(ZttpH2Protocol):
             self.transport.close()
 
     def _without_stream(self) -> None:
-        """Go on leaving, if that is wanted and nothing is under way."""
-        if self.leaving and not self.busy() and not self.transport.is_closing():
+        """Go on leaving, if that is wanted and nothing is under way. A client that just came has its grace for a request."""
+        if (
+            self.leaving
+            and (self._highest or self.last is not None)
+            and not self.busy()
+            and not self.transport.is_closing()
+        ):
             if not self._pinged:
                 self._pinged = True
                 self.transport.write(ANSWER_ME)
