@@ -32,7 +32,7 @@ bench: ## measure beside the others; see bench/README.md
 	@$(BIN)/python -m bench
 
 soak: ## the tests that run for minutes
-	@scripts/setup --apt wrk --apt nginx --apt haproxy --apt ip=iproute2 dev
+	@scripts/setup --apt wrk --apt nginx --apt haproxy --apt slowhttptest --apt ip=iproute2 dev
 	@$(BIN)/python -m pytest -m soak --timeout 3600
 
 docs: ## build the docs into site/

@@ -24,7 +24,7 @@ async def answer(send: Send, body: bytes, status: int = 200) -> None:
 
 
 async def plain(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers "hello"; /scope: facts of the request; /crash: never; /held/NAME: when the file `release` is there."""
+    """Answers "hello"; /scope: facts of the request; /crash: never; /held/NAME, /waiting: when the file `release` is there."""
     if scope["type"] != "http":
         return
     path = scope["path"]
@@ -33,10 +33,11 @@ async def plain(scope: Scope, receive: Receive, send: Send) -> None:
         await answer(send, json.dumps(facts).encode())
     elif path == "/crash":
         os._exit(9)
-    elif path.startswith("/held/"):
-        Path(f"held.{path.rpartition('/')[2]}.{os.getpid()}").touch()
+    elif path.startswith("/held/") or path == "/waiting":
+        if path != "/waiting":
+            Path(f"held.{path.rpartition('/')[2]}.{os.getpid()}").touch()
         while not Path("release").exists():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01 if path != "/waiting" else 0.5)
         await answer(send, b"released")
     else:
         await answer(send, b"hello")
@@ -56,6 +57,16 @@ async def unending(scope: Scope, receive: Receive, send: Send) -> None:
         await asyncio.Event().wait()
     finally:
         Path(f"cancelled.{name}").touch()
+
+
+async def slow_targets(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers "hello"; /body when the whole body is there; /large with 8 MiB."""
+    if scope["type"] != "http":
+        return
+    while scope["path"] == "/body" and (message := await receive())["type"] == "http.request":
+        if not message["more_body"]:
+            break
+    await answer(send, bytes(1 << 23) if scope["path"] == "/large" else b"hello")
 
 
 async def other(scope: Scope, receive: Receive, send: Send) -> None:

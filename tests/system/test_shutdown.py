@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -253,3 +254,36 @@ def test_term_while_booting(run: Serve) -> None:
     running = run(sample("never_starts"))
     wait_until(lambda: running.workers("booting"), lambda: f"workers boot:\n{running.stderr}")
     assert running.shutdown() == 0
+
+
+@pytest.mark.slow
+def test_two_thousand_in_flight(run: Serve) -> None:
+    """2,000 requests that are under way at TERM are all answered, each with `connection: close`; then all leave with 0."""
+    running = run(sample("plain"), "--drain-timeout", "60s").ready()
+
+    async def ask(began: asyncio.Semaphore) -> bytes:
+        reader, writer = await asyncio.open_connection(*running.address)
+        writer.write(b"GET /waiting HTTP/1.1\r\nHost: test\r\n\r\n")
+        began.release()
+        try:
+            return await reader.read()
+        finally:
+            writer.close()
+
+    async def all_of_them() -> list[bytes]:
+        began = asyncio.Semaphore(0)
+        asking = [asyncio.create_task(ask(began)) for _ in range(2000)]
+        for _ in asking:
+            await began.acquire()
+        await asyncio.to_thread(
+            wait_until, lambda: sum(row["in_flight"] for row in running.workers()) == 2000, "all are under way"
+        )
+        running.signal(signal.SIGTERM)
+        await asyncio.to_thread(running.draining)
+        running.release()
+        return await asyncio.gather(*asking)
+
+    answers = asyncio.run(all_of_them())
+    assert all(answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b"released") for answer in answers)
+    assert all(b"connection: close" in answer for answer in answers)
+    assert running.wait() == 0
