@@ -23,16 +23,18 @@ KEEP_ALIVE = 75
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """An application; `wsgi` is its twin, where it has one."""
+    """An application; `wsgi` is its twin, where it has one; some are WSGI alone."""
 
-    asgi: str
+    asgi: str | None
     wsgi: str | None = None
 
 
 HELLO = App("bench.apps:app", "bench.apps:wsgi")
 ENDPOINTS = App("bench.endpoints:app")
 HEAVY = App("bench.heavy:app")
-APPS = {"hello": HELLO, "endpoints": ENDPOINTS, "heavy": HEAVY}
+FLASK = App(None, "bench.frameworks:flask")
+DJANGO = App(None, "bench.frameworks:django")
+APPS = {"hello": HELLO, "endpoints": ENDPOINTS, "heavy": HEAVY, "flask": FLASK, "django": DJANGO}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,12 @@ def _peer(program: str) -> str:
     return str(path)
 
 
+def _asgi(name: str, app: App) -> str:
+    if app.asgi is None:
+        raise NotAvailable(f"{name} is asked for ASGI; {app.wsgi} is WSGI")
+    return app.asgi
+
+
 def _wsgi(name: str, app: App) -> str:
     if app.wsgi is None:
         raise NotAvailable(f"{name} serves WSGI alone; {app.asgi} is ASGI")
@@ -65,7 +73,15 @@ def _wsgi(name: str, app: App) -> str:
 def _cluster2(setup: Setup, target: str | None = None) -> list[str]:
     if find_spec("cluster2") is None:
         raise NotAvailable("cluster2 is not installed beside this interpreter: pip install -e .")
-    command = [sys.executable, "-m", "cluster2", "run", target or setup.app.asgi, "--workers", str(setup.workers)]
+    command = [
+        sys.executable,
+        "-m",
+        "cluster2",
+        "run",
+        target or _asgi("cluster2", setup.app),
+        "--workers",
+        str(setup.workers),
+    ]
     command += ["--bind", f"127.0.0.1:{setup.port}", "--mon-port", "0", "--timeout", f"{KEEP_ALIVE}s"]
     command += ["--pids", str(setup.directory / "pids"), "--logs", str(setup.directory / "logs")]
     return [*command, "--log-level", "warning"]
@@ -79,20 +95,27 @@ def _cluster2_wsgi(threads: int) -> Callable[[Setup], list[str]]:
 
 
 def _uvicorn(setup: Setup) -> list[str]:
-    command = [_peer("uvicorn"), setup.app.asgi, "--workers", str(setup.workers), "--port", str(setup.port)]
+    command = [
+        _peer("uvicorn"),
+        _asgi("uvicorn", setup.app),
+        "--workers",
+        str(setup.workers),
+        "--port",
+        str(setup.port),
+    ]
     command += ["--loop", "uvloop", "--http", "httptools", "--timeout-keep-alive", str(KEEP_ALIVE)]
     return [*command, "--no-access-log", "--log-level", "warning"]
 
 
 def _granian(setup: Setup) -> list[str]:
-    command = [_peer("granian"), "--interface", "asgi", setup.app.asgi, "--workers", str(setup.workers)]
+    command = [_peer("granian"), "--interface", "asgi", _asgi("granian", setup.app), "--workers", str(setup.workers)]
     command += ["--host", "127.0.0.1", "--port", str(setup.port), "--loop", "uvloop", "--respawn-failed-workers"]
     return [*command, "--log-level", "warning"]
 
 
 def _gunicorn(kind: str, threads: int = 1) -> Callable[[Setup], list[str]]:
     def command(setup: Setup) -> list[str]:
-        target = setup.app.asgi if kind == "asgi" else _wsgi(f"gunicorn-{kind}", setup.app)
+        target = _asgi("gunicorn-asgi", setup.app) if kind == "asgi" else _wsgi(f"gunicorn-{kind}", setup.app)
         words = [_peer("gunicorn"), target, "-k", kind, "-w", str(setup.workers), "-b", f"127.0.0.1:{setup.port}"]
         crew = ["--threads", str(threads)] if kind == "gthread" else []
         words += [*crew, "--keep-alive", str(KEEP_ALIVE), "--no-control-socket", "--worker-tmp-dir", "/dev/shm"]

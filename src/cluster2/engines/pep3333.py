@@ -284,10 +284,10 @@ class Response:
         return encoded
 
     def _declare(self, value: str) -> None:
-        text = value.strip()
-        if not (text.isascii() and text.isdigit()) or self._declared not in (None, int(text)):
+        length = int(value) if value.isascii() and value.strip().isdigit() else -1
+        if length < 0 or self._declared not in (None, length):
             raise Broken(f"the app's Content-Length {value!r} is no length, or not its only one")
-        self._declared = self._left = int(text)
+        self._declared = self._left = length
 
 
 _known: dict[str, bytes | None] = {}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .pep3333 import App, Environ, Response
-from .wsgi_client import Failed, Inbox, Message, Receive, Send, begin, log
+from .wsgi_client import Failed, Inbox, Message, Receive, Send, log
 
 
 class Turn:
@@ -62,7 +62,8 @@ class Inline:
         self._response = Response(scope["method"], self._parts.append)
         self._begun = False
         self._gone = False
-        self._inbox = Inbox(receive, self._leave)
+        self._receive = receive
+        self._inbox: Inbox | None = None
 
     async def run(self) -> None:
         """Call the app and send what it answers. Raises Failed."""
@@ -71,7 +72,10 @@ class Inline:
         try:
             try:
                 result = self._app(self._environ, self._response.start_response)
-                await self._pass_on(result)
+                if isinstance(result, list | tuple) and not self._response.begun:
+                    self._parts.append(self._response.whole(result))
+                else:
+                    await self._pass_on(result)
             except asyncio.CancelledError:
                 raise
             except BaseException as error:
@@ -79,8 +83,8 @@ class Inline:
             finally:
                 self._close(result, quiet=bool(reason))
         finally:
-            self._inbox.close()
-            if self._begun:
+            if self._inbox is not None:
+                self._inbox.close()
                 self._turn.over()
         if self._gone:
             return
@@ -93,15 +97,14 @@ class Inline:
 
     async def _pass_on(self, result: Iterable[bytes]) -> None:
         response, parts = self._response, self._parts
-        if isinstance(result, list | tuple) and not response.begun:
-            parts.append(response.whole(result))
-            return
         for part in response.parts(result):
             response.write(part)
             if self._gone or (response.bodiless and response.status):
                 return
             if parts and not response.complete:
-                self._turn.busy = True
+                if self._inbox is None:
+                    self._turn.busy = True
+                    self._inbox = Inbox(self._receive, self._leave)
                 await self._flush(last=False)
                 self._inbox.listen()
                 await asyncio.sleep(0)  # let it go out while the app makes the next part
@@ -110,7 +113,8 @@ class Inline:
     async def _flush(self, *, last: bool) -> None:
         if not self._begun:
             self._begun = True
-            await begin(self._response, self._send)
+            response = self._response
+            await self._send({"type": "http.response.start", "status": response.status, "headers": response.headers})
         data = b"".join(self._parts)
         self._parts.clear()
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})

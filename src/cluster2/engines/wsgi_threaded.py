@@ -59,7 +59,7 @@ class Call:
         self._waiter: asyncio.Future[None] | None = None
         self._said = self._body_ended = False
         self._event: threading.Event | None = None
-        self._answers: SimpleQueue[Message] = SimpleQueue()
+        self._answers: SimpleQueue[Message] | None = None
         self._parts: list[bytes] = []
         self._produced = self._consumed = 0
         self.context = copy_context()
@@ -100,12 +100,14 @@ class Call:
     def answer(self, message: Message) -> None:
         """What the client has sent, for the thread that waits for it."""
         self.asked = False
+        assert self._answers is not None
         self._answers.put(message)
 
     def leave(self) -> None:
         """Nobody wants the rest. The thread notices when it next writes, reads or yields."""
         self.gone = self._said = True
-        self._answers.put(GONE)
+        if self._answers is not None:
+            self._answers.put(GONE)
         if self._event is not None:
             self._event.set()
         self.told()
@@ -139,11 +141,14 @@ class Call:
             return b""
         if self._environ is None:
             raise ValueError("the request is over: its wsgi.input can't be read any more")
+        answers = self._answers = self._answers or SimpleQueue()
+        if self.gone:  # before there was a queue to say it, perhaps
+            answers.put(GONE)
         self.asked = True
         self._tell()
-        message = self._answers.get()
+        message = answers.get()
         if message["type"] == "http.disconnect":
-            self._answers.put(GONE)
+            answers.put(GONE)
             raise ClientGone("the client left before its request was complete")
         self._body_ended = not message.get("more_body")
         return bytes(message.get("body", b""))
