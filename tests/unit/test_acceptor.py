@@ -6,7 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -209,3 +209,65 @@ def test_descriptors_run_out() -> None:
     ended = subprocess.run([sys.executable, "-c", OUT_OF_FILES], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     assert 1 <= int(ended.stdout) < 10
+
+
+class Narrow(TcpEngine):
+    """An engine that has room when it is told so."""
+
+    def __init__(self) -> None:
+        super().__init__(Site(greet, Interface.TCP, Settings(), None))
+        self.free = False
+        self.denied = 0
+        self.freed: Callable[[], None] = lambda: None
+
+    def room(self) -> bool:
+        self.denied += not self.free
+        return self.free
+
+    def on_room(self, freed: Callable[[], None]) -> None:
+        self.freed = freed
+
+
+async def test_nothing_is_taken_without_room(listener: socket.socket) -> None:
+    """In held mode a connection is left to siblings until its engine has room, or invites it all the same."""
+    engine = Narrow()
+    acceptor = Acceptor([Door(listener, engine, None)], [], lambda: None)
+    await acceptor.start()
+    await acceptor.change(Mode.HELD)
+    waiting = [asyncio.ensure_future(greeting(listener)) for _ in range(3)]
+    await until(lambda: engine.denied)
+    denied = engine.denied
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert (acceptor.accepted, engine.denied) == (0, denied), "it looks again only when it is told to"
+    engine.freed()
+    await until(lambda: acceptor.accepted == 1)
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    assert acceptor.accepted == 1, "an invitation is for one"
+    engine.free = True
+    engine.freed()
+    assert await asyncio.gather(*waiting) == [b"hello"] * 3
+    acceptor.stop()
+
+
+async def test_engines_without_room_dont_hold_up_others(listener: socket.socket) -> None:
+    """While one engine has no room, the other's connections are taken, and nobody spins."""
+    narrow, wide = Narrow(), TcpEngine(Site(greet, Interface.TCP, Settings(), None))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        acceptor = Acceptor([Door(listener, narrow, None), Door(other, wide, None)], [], lambda: None)
+        await acceptor.start()
+        await acceptor.change(Mode.HELD)
+        waiting = asyncio.ensure_future(greeting(listener))
+        await until(lambda: narrow.denied)
+        assert [await greeting(other) for _ in range(5)] == [b"hello"] * 5
+        before = narrow.denied
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        assert narrow.denied <= before + 4
+        assert not waiting.done()
+        narrow.free = True
+        narrow.freed()
+        assert await waiting == b"hello"
+        await acceptor.change(Mode.EAGER)
+        assert await greeting(listener) == await greeting(other) == b"hello"
+        acceptor.stop()

@@ -354,3 +354,16 @@ async def test_the_oldest_request(board: Scoreboard) -> None:
     worker.homes[0].begun = worker.homes[1].begun = None
     await worker.busy(lambda: worker.row.request_deadline == 0.0)
     worker.pulse.stop()
+
+
+async def test_threads_that_are_held(board: Scoreboard) -> None:
+    """Requests that hold threads for long are evidence like steps that hold the loop, and keep the tick quick."""
+    worker = Worker(board)
+    worker.pulse.start()
+    worker.homes[0].hold = Hold(wall=4 * ABOVE, used=4 * ABOVE, full=True)
+    await until(lambda: worker.pace.mode is Mode.PARKING)
+    assert worker.row.long_at > 0
+    assert not worker.pulse.slow, "it would miss what threads do"
+    worker.homes[0].hold = Hold(wall=0.0, used=0.0, full=False)
+    await until(lambda: worker.pulse.slow)
+    worker.pulse.stop()

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from cluster2.engines import uvicorn_http
+from cluster2.engines.uvicorn_answer import answer
 from cluster2.engines.uvicorn_http import TESTED, HttpConnection, check, template_of
 from cluster2.errors import ConfigError
 
@@ -350,3 +351,61 @@ async def test_a_release_that_keeps_more_for_each_connection(monkeypatch: pytest
     monkeypatch.setattr(HttpToolsProtocol, "__init__", init)
     with pytest.raises(ConfigError, match="novelty"):
         connection(App(), HttpConnection)
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+@pytest.mark.parametrize(
+    ("method", "status", "headers", "body"),
+    [
+        ("GET", 200, [(b"content-type", b"text/plain"), (b"content-length", b"5")], b"hello"),
+        ("HEAD", 200, [(b"content-length", b"5")], b""),
+        ("GET", 204, [], b""),
+        ("GET", 304, [(b"etag", b"x")], b""),
+        ("POST", 500, [(b"content-length", b"0")], b""),
+    ],
+)
+async def test_the_short_cut(version: str, method: str, status: int, headers: Any, body: bytes) -> None:
+    """What goes past `send` is what `send` would have written, and leaves the connection in the same state."""
+    found = []
+    for short in (True, False):
+
+        async def app(scope: Any, receive: Any, send: Any, short: bool = short) -> None:
+            if short:
+                assert answer(send, status, headers, body)
+            else:
+                await send({"type": "http.response.start", "status": status, "headers": headers})
+                await send({"type": "http.response.body", "body": body})
+
+        protocol, transport = connection(app)
+        protocol.access_log = False
+        protocol.server_state.default_headers = [(b"date", b"now"), (b"server", b"us")]
+        protocol.data_received(f"{method} / HTTP/{version}\r\nHost: t\r\nContent-Length: 0\r\n\r\n".encode())
+        await asyncio.gather(*protocol.tasks)
+        state = {
+            name: getattr(protocol.cycle, name) for name in ("response_started", "response_complete", "disconnected")
+        }
+        told = (protocol.cycle.waiting_for_100_continue, protocol.cycle.message_event.is_set())
+        found.append((transport.written, transport.closed, state, told, protocol.server_state.total_requests))
+    assert found[0] == found[1]
+    assert found[0][0].startswith(b"HTTP/1.1 %d " % status)
+
+
+async def test_no_short_cut() -> None:
+    """Where it isn't the cycle's own `send`, or the app ends the connection, nothing happens past it."""
+    seen: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def wrapped(message: Any) -> None:
+            await send(message)
+
+        seen.append(answer(wrapped, 200, [], b""))
+        seen.append(answer(send, 200, [(b"connection", b"close")], b""))
+        send.__self__.access_log = True
+        seen.append(answer(send, 200, [], b""))
+
+    protocol, transport = connection(app)
+    protocol.access_log = False
+    protocol.data_received(GET % 1)
+    await asyncio.gather(*protocol.tasks)
+    assert seen == [False] * 3
+    assert transport.written.startswith(b"HTTP/1.1 500 "), "uvicorn answers for an app that doesn't"

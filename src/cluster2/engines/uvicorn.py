@@ -25,6 +25,7 @@ from ..settings import Settings
 from .base import Capability, Census, Hold, Interface, Movable, Served, Site
 from .ending import cancel, cancellation_is_no_news, readable, reset
 from .patience import Patience
+from .uvicorn_answer import answer
 from .uvicorn_http import Clock, HttpConnection, TakenConnection, check, template_of
 from .wsgi import Bridge
 from .wsgi_client import Failed
@@ -323,7 +324,9 @@ def _http2(site: Site, clock: Clock, state: ServerState) -> Http2 | None:
 
 def _bridge(site: Site) -> Bridge:
     settings = site.settings
-    return Bridge(site.app, settings.threads, root_path=settings.root_path, multiprocess=settings.cluster)
+    return Bridge(
+        site.app, settings.threads, root_path=settings.root_path, multiprocess=settings.cluster, answer=answer
+    )
 
 
 def _config(site: Site, bridge: Bridge | None, protocol: type[HttpConnection]) -> Config:

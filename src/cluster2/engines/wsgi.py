@@ -28,7 +28,7 @@ from tempfile import SpooledTemporaryFile
 
 from .pep3333 import App, Environ, Environs, body_length, body_of
 from .threads import Pool
-from .wsgi_client import AHEAD, Message, Receive, Send, begin
+from .wsgi_client import AHEAD, Answer, Message, Receive, Send, no_short_cut, send_whole
 from .wsgi_inline import Inline, Turn
 from .wsgi_threaded import Call, converse
 
@@ -45,13 +45,17 @@ class Bridge:
         pool: the threads that the app runs in; None: it runs inline.
     """
 
-    def __init__(self, app: App, threads: int, *, root_path: str = "", multiprocess: bool = True) -> None:
+    def __init__(
+        self, app: App, threads: int, *, root_path: str = "", multiprocess: bool = True, answer: Answer = no_short_cut
+    ) -> None:
         """Bridge to an app.
 
         Args:
             threads: how many of its requests run at the same time; 0: one, on the loop.
             multiprocess: other processes serve the app as well.
+            answer: the server's short cut for a whole response.
         """
+        self._answer = answer
         self._app = app
         self._environs = Environs(root_path=root_path, multithread=threads > 1, multiprocess=multiprocess)
         self._turn = Turn()
@@ -84,7 +88,7 @@ class Bridge:
                 environ["wsgi.input"] = io.BytesIO()
                 if self._turn.busy:
                     await self._turn.wait()
-                await Inline(self._app, environ, scope, self._turn, receive, send).run()
+                await Inline(self._app, environ, scope, self._turn, receive, send, self._answer).run()
             else:
                 await self._spooled(scope, environ, receive, send)
             return
@@ -102,8 +106,7 @@ class Bridge:
         try:
             await call.news()
             if call.complete and not call.failed:
-                await begin(call.response, send)
-                await send({"type": "http.response.body", "body": call.take()})
+                await send_whole(call.response, call.take(), send, self._answer)
             else:
                 await converse(call, receive, send)
         finally:
@@ -117,7 +120,7 @@ class Bridge:
         with body:
             environ["wsgi.input"] = body
             await self._turn.wait()
-            await Inline(self._app, environ, scope, self._turn, receive, send).run()
+            await Inline(self._app, environ, scope, self._turn, receive, send, self._answer).run()
 
 
 async def _collected(receive: Receive) -> io.BytesIO | SpooledTemporaryFile[bytes] | None:

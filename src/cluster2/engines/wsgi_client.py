@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from .pep3333 import Broken, Response
+from .pep3333 import Broken, Header, Response
 
 AHEAD = 65536
 """Bytes of a response that an app may be ahead of its client; and of a request that may come before the app asks for them."""
@@ -16,6 +16,8 @@ AHEAD = 65536
 Message = dict[str, Any]
 Receive = Callable[[], Any]
 Send = Callable[[Message], Any]
+Answer = Callable[[Send, int, list[Header], bytes], bool]
+"""Sends status, headers and body of a whole response past `send`; returns whether it could."""
 GONE: Message = {"type": "http.disconnect"}
 
 logger = logging.getLogger("cluster2.wsgi")
@@ -36,6 +38,19 @@ def log(error: BaseException, scope: Message) -> str:
 async def begin(response: Response, send: Send) -> None:
     """Send the head."""
     await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
+
+
+def no_short_cut(send: Send, status: int, headers: list[Header], body: bytes) -> bool:
+    """There is none."""
+    return False
+
+
+async def send_whole(response: Response, body: bytes, send: Send, answer: Answer) -> None:
+    """Send a response that is all there."""
+    if (response.complete or response.bodiless) and answer(send, response.status, response.headers, body):
+        return
+    await begin(response, send)
+    await send({"type": "http.response.body", "body": body})
 
 
 class Inbox:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .pep3333 import App, Environ, Response
-from .wsgi_client import Failed, Inbox, Message, Receive, Send, log
+from .wsgi_client import Answer, Failed, Inbox, Message, Receive, Send, begin, log, send_whole
 
 
 class Turn:
@@ -52,7 +52,10 @@ class Turn:
 class Inline:
     """One request's call of the app, on the loop."""
 
-    def __init__(self, app: App, environ: Environ, scope: Message, turn: Turn, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, app: App, environ: Environ, scope: Message, turn: Turn, receive: Receive, send: Send, answer: Answer
+    ) -> None:
+        self._answer = answer
         self._app = app
         self._environ = environ
         self._scope = scope
@@ -89,7 +92,10 @@ class Inline:
         if self._gone:
             return
         if not reason:
-            await self._flush(last=True)
+            if self._begun:
+                await self._flush(last=True)
+            else:
+                await send_whole(self._response, b"".join(self._parts), self._send, self._answer)
             return
         if self._response.begun:
             await self._flush(last=False)
@@ -113,8 +119,7 @@ class Inline:
     async def _flush(self, *, last: bool) -> None:
         if not self._begun:
             self._begun = True
-            response = self._response
-            await self._send({"type": "http.response.start", "status": response.status, "headers": response.headers})
+            await begin(self._response, self._send)
         data = b"".join(self._parts)
         self._parts.clear()
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})

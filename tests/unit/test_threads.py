@@ -1,0 +1,170 @@
+"""The pool of threads: every call is made, rooms are told, holds are measured."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from contextvars import copy_context
+
+import pytest
+
+from cluster2.engines.threads import Pool
+from tests.unit.waiting import PATIENCE, until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """Workers run on uvloop."""
+    return "asyncio", {"use_uvloop": True}
+
+
+class Task:
+    """A call of a function."""
+
+    def __init__(self, pool: Pool, call: Callable[[], object]) -> None:
+        self.context = copy_context()
+        self.pool = pool
+        self.call = call
+        self.heard = 0
+
+    def work(self) -> None:
+        self.call()
+        self.pool.tell(self)
+
+    def told(self) -> None:
+        self.heard += 1
+
+
+@asynccontextmanager
+async def pool_of(size: int) -> AsyncIterator[Pool]:
+    pool = Pool(size)
+    before = threading.active_count()
+    pool.start()
+    yield pool
+    await until(lambda: not pool.busy, "calls are under way")
+    pool.stop()
+    await until(lambda: threading.active_count() <= before, "threads are left")
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+async def test_every_call_is_made(size: int) -> None:
+    """However calls come, each is made once and heard of once, and all threads leave when they are let go."""
+    async with pool_of(size) as pool:
+        tasks = []
+        for number in range(500):
+            tasks.append(Task(pool, (lambda: time.sleep(0.0005)) if number % 7 == 0 else (lambda: None)))
+            pool.run(tasks[-1])
+            if number % 50 == 0:
+                await asyncio.sleep(0)
+        await until(lambda: not pool.busy)
+        assert [task.heard for task in tasks] == [1] * 500
+
+
+async def test_all_threads_work_at_once() -> None:
+    """Calls that block get a thread each, as many as there are, although they came in one batch."""
+    barrier = threading.Barrier(4)
+    async with pool_of(4) as pool:
+        for _ in range(4):
+            pool.run(Task(pool, lambda: barrier.wait(PATIENCE)))
+        await until(lambda: not pool.busy)
+
+
+async def test_a_blocked_thread_holds_up_nobody() -> None:
+    """While one call blocks the others are made, whoever was woken for them."""
+    gate = threading.Event()
+    async with pool_of(2) as pool:
+        pool.run(Task(pool, lambda: gate.wait(PATIENCE)))
+        for _ in range(20):
+            task = Task(pool, lambda: None)
+            pool.run(task)
+            await until(lambda task=task: task.heard)  # type: ignore[misc]
+        assert pool.busy == 1
+        gate.set()
+
+
+async def test_invitations() -> None:
+    """Whoever was denied is told once when a thread is free, and not if nobody was denied."""
+    told: list[int] = []
+    async with pool_of(1) as pool:
+        pool.freed = lambda: told.append(pool.busy)
+        pool.run(Task(pool, lambda: None))
+        await until(lambda: not pool.busy)
+        assert told == []
+        pool.run(Task(pool, lambda: None))
+        assert not pool.room()
+        await until(lambda: not pool.busy)
+        assert told == [0]
+        assert pool.room()
+
+
+async def test_a_pool_full_of_its_own_lets_in_one() -> None:
+    """If calls of its own keep it full, somebody is invited now and then, at the end of a call."""
+    told: list[int] = []
+    async with pool_of(1) as pool:
+        pool.freed = lambda: told.append(pool.busy)
+        for _ in range(20):
+            pool.run(Task(pool, lambda: time.sleep(0.002)))
+        assert not pool.room()
+        await until(lambda: told)
+        assert told[0] > 0
+
+
+async def test_holds() -> None:
+    """A call that sleeps is seen once, while it holds its thread or afterwards; one that computes by its CPU time."""
+
+    def compute() -> None:
+        end = time.thread_time() + 0.02
+        while time.thread_time() < end:
+            pass
+
+    async with pool_of(2) as pool:
+        for _ in range(3):
+            pool.run(Task(pool, lambda: None))
+            await until(lambda: not pool.busy)
+        pool.held(time.monotonic(), 0.005)
+        gate = threading.Event()
+        pool.run(Task(pool, lambda: gate.wait(PATIENCE)))
+        hold = await until(lambda: (found := pool.held(time.monotonic(), 0.005)).wall and found)
+        assert hold.wall > 0.005
+        assert not hold.full
+        assert pool.held(time.monotonic() + 9, 0.005).wall == 0.0, "it counts once"
+        gate.set()
+        await until(lambda: not pool.busy)
+        assert pool.held(time.monotonic(), 0.005).wall < 0.005
+        pool.run(Task(pool, compute))
+        pool.run(Task(pool, lambda: None))
+        await until(lambda: not pool.busy)
+        hold = pool.held(time.monotonic(), 0.005)
+        assert hold.used >= 0.02
+        assert hold.full
+
+
+async def test_a_thread_that_speaks_after_the_loop() -> None:
+    """A thread that was stuck until its loop had ended says nothing, and raises nothing."""
+    gate = threading.Event()
+    ended: list[str] = []
+    loop = asyncio.new_event_loop()
+    pool = Pool(1)
+
+    async def begin() -> None:
+        pool.start()
+        pool.run(Task(pool, lambda: gate.wait(PATIENCE)))
+        pool.stop()
+
+    def run() -> None:
+        loop.run_until_complete(begin())
+        loop.close()
+        ended.append("loop")
+
+    await asyncio.to_thread(run)
+    before = threading.active_count()
+    gate.set()
+    await until(
+        lambda: threading.active_count() < before or "wsgi-0" not in {each.name for each in threading.enumerate()}
+    )
+    assert ended == ["loop"]
