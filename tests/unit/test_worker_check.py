@@ -18,9 +18,9 @@ FINE = Reply(200, [("x", "y")], b"fine")
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Don't wait for two seconds."""
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+def patience(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Wait for so many seconds instead of two: few where time must run out, many where it must not."""
+    return lambda seconds: monkeypatch.setattr(module, "PATIENCE", seconds)
 
 
 class Judge:
@@ -69,8 +69,9 @@ async def test_unwell(reply: Reply | Exception, reason: str) -> None:
     assert judge.reasons == [reason, None]
 
 
-async def test_slow(impatient: None) -> None:
+async def test_slow(patience: Callable[[float], None]) -> None:
     """An app that doesn't answer in time is cancelled, and asked again the next time."""
+    patience(0.05)
     judge = Judge()
     cancelled = asyncio.Event()
 
@@ -84,11 +85,13 @@ async def test_slow(impatient: None) -> None:
     assert not await judge.check.passes(ask)
     await asyncio.wait_for(cancelled.wait(), 10)
     assert judge.reasons == ["no verdict within 0.05 s"]
+    patience(30)
     assert await judge.passes()
 
 
-async def test_slow_in_a_thread(impatient: None) -> None:
+async def test_slow_in_a_thread(patience: Callable[[float], None]) -> None:
     """What can't be cancelled goes on, and nothing else is asked until it has ended: one thread is stuck, not all."""
+    patience(0.05)
     judge = Judge(cancellable=False)
     go = asyncio.Event()
 
@@ -100,6 +103,7 @@ async def test_slow_in_a_thread(impatient: None) -> None:
     assert not await judge.passes()
     assert judge.asked == 0
     go.set()
+    patience(30)
     await until(lambda: not judge.check._stuck)
     assert await judge.passes()
 
@@ -180,8 +184,9 @@ async def test_validator_isnt_asked_about_a_failure() -> None:
     assert judge.reasons == ["it answered 500"]
 
 
-async def test_validator_that_never_ends(impatient: None) -> None:
+async def test_validator_that_never_ends(patience: Callable[[float], None]) -> None:
     """It blocks neither the loop nor, by coming again and again, more than one thread."""
+    patience(0.05)
     go = threading.Event()
     calls: list[int] = []
 
@@ -195,6 +200,7 @@ async def test_validator_that_never_ends(impatient: None) -> None:
     assert not await judge.passes()
     assert len(calls) == 1
     go.set()
+    patience(30)
     await until(lambda: not judge.check._stuck)
     assert await judge.passes()
 

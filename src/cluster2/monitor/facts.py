@@ -7,11 +7,14 @@ from collections.abc import Awaitable, Callable
 
 from .. import ecv
 from ..ecv import Health
-from ..kernel.scoreboard import Scoreboard
+from ..kernel.scoreboard import Row, Scoreboard
 from ..lifecycle import State
 
 BEAT = 30.0
 """Seconds after which a master that hasn't looked around is stuck; it does so once a second."""
+
+LATE = 3.0
+"""Seconds by which a worker's sign of life may be overdue, with a busy machine in mind; it is replaced much later."""
 
 
 class Facts:
@@ -36,8 +39,10 @@ class Facts:
 
     @property
     def ready(self) -> int:
-        """How many workers serve."""
-        return self._board.column("state").count(State.READY)
+        """How many workers serve; one whose sign of life is overdue doesn't."""
+        bound = time.monotonic() - LATE
+        rows = zip(self._board.column(Row.state), self._board.column(Row.heartbeat), strict=True)
+        return sum(state == State.READY and not 0 < deadline < bound for state, deadline in rows)
 
     @property
     def wanted(self) -> int:

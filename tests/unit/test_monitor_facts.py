@@ -1,0 +1,74 @@
+"""What the monitor reads off the scoreboard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cluster2.ecv import Health
+from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.lifecycle import State
+from cluster2.monitor.facts import Facts
+
+
+@pytest.fixture
+def board() -> Iterator[Scoreboard]:
+    """A cluster of two wanted workers, of which there is none yet."""
+    board = Scoreboard.create()
+    board.header.traffic, board.header.wanted, board.header.beat = 1, 2, time.monotonic()
+    yield board
+    board.close()
+
+
+def facts(board: Scoreboard) -> Facts:
+    async def switch(enabled: bool) -> bool:
+        return True
+
+    return Facts(board, 3000, switch)
+
+
+def worker(board: Scoreboard, state: State, *, late: bool = False) -> int:
+    index = board.claim()
+    row = board.row(index)
+    row.pid, row.state, row.heartbeat = 1, state, time.monotonic() + (-4 if late else 60)
+    return index
+
+
+def test_ready(board: Scoreboard) -> None:
+    """One worker that serves is enough; who boots, drains, or is overdue with its sign of life doesn't count."""
+    found = facts(board)
+    for state in (State.BOOTING, State.DRAINING):
+        worker(board, state)
+    worker(board, State.READY, late=True)
+    assert (found.ready, found.wanted, found.health(), found.not_ready()) == (
+        0,
+        2,
+        Health.WARNING,
+        "no worker is ready",
+    )
+    index = worker(board, State.READY)
+    assert (found.ready, found.health(), found.not_ready()) == (1, Health.FINE, None)
+    board.release(index)
+    assert found.ready == 0
+
+
+def test_traffic(board: Scoreboard) -> None:
+    """Disabled and leaving come first, in this order of what is told."""
+    worker(board, State.READY)
+    found = facts(board)
+    board.header.traffic = 0
+    assert (found.health(), found.not_ready()) == (Health.DISABLED, "traffic is disabled")
+    board.header.leaving = 1
+    assert (found.health(), found.not_ready()) == (Health.DISABLED, "shutting down")
+
+
+def test_alive(board: Scoreboard) -> None:
+    """A master that doesn't look around any more is stuck; without a master (0) there is none that could be."""
+    found = facts(board)
+    assert found.not_alive() is None
+    board.header.beat = time.monotonic() - 31
+    assert found.not_alive() == "the master has been stuck for 31 s"
+    board.header.beat = 0
+    assert found.not_alive() is None
