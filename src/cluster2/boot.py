@@ -114,11 +114,11 @@ async def supervise(
 def estate(config: Config, argv: Sequence[str], *, owns_process: bool = True) -> Iterator[Estate]:
     """Everything that a master owns."""
     settings = config.settings
-    notifier = Notifier.from_environment(os.environ if owns_process else {})
     pids = PidsDirectory(settings.pids)
     pids.acquire()
     with contextlib.ExitStack() as stack:
         stack.callback(pids.release)
+        notifier = Notifier.from_environment(os.environ if owns_process else {})
         pids.write_master(os.getpid())
         stack.callback(notifier.close)
         listeners = stack.enter_context(listening(config))

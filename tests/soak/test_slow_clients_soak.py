@@ -20,11 +20,12 @@ ROUNDS = 3
 """Undisturbed and attacked in turn, since the machine's other load changes."""
 MODES = {
     "heads": ["-H", "-i", "1", "-x", "24"],
-    "bodies": ["-B", "-i", "1", "-s", "100000", "-x", "10"],
-    "readers": ["-X", "-w", "1", "-y", "32", "-n", "1", "-z", "1", "-k", "3"],
+    "bodies": ["-B", "-i", "10", "-s", "100000", "-x", "10"],
+    "readers": ["-X", "-w", "1", "-y", "32", "-n", "10", "-z", "1", "-k", "3"],
 }
 PATHS = {"heads": "/", "bodies": "/body", "readers": "/large"}
 TIMEOUT = "5s"
+"""Bodies and readers pause for longer than that; heads have to come whole."""
 
 
 async def latencies(address: tuple[str, int], seconds: float) -> list[float]:
@@ -86,5 +87,5 @@ def test_slow_clients(run: Serve, mode: str) -> None:  # noqa: F811
           f"{[f'{1000 * each:.1f}' for each in attacked]}, {gone} timed out")  # fmt: skip
     assert statistics.median(attacked) <= 2 * statistics.median(quiet)
     assert gone >= CONNECTIONS, "the server has cut them off"
-    assert "their clients stalled" in running.stderr
+    assert "clients stalled in the middle" in running.stderr
     assert running.shutdown() == 0

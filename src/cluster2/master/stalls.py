@@ -35,4 +35,4 @@ class Stalls:
         if not self._untold or now - self._told_at < PAUSE:
             return None
         count, self._untold, self._told_at = self._untold, 0, now
-        return f"{count} connections were cut off: their clients stalled in the middle of a request or a response (timeout)"
+        return f"clients stalled in the middle of a request or a response, connections cut off (timeout): {count}"

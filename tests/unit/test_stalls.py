@@ -1,0 +1,56 @@
+"""Operators are told of clients that stall, and not too often."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.master.handle import Handle
+from cluster2.master.stalls import PAUSE, Stalls
+
+
+@pytest.fixture
+def board() -> Iterator[Scoreboard]:
+    board = Scoreboard.create()
+    yield board
+    board.close()
+
+
+def worker(board: Scoreboard, incarnation: int) -> Handle:
+    return Handle(
+        incarnation=incarnation, slot=0, generation=1, row=board.claim(), born=time.monotonic(), stacks_file=-1
+    )
+
+
+def test_once_a_minute(board: Scoreboard) -> None:
+    """The first are told at once, what comes within a minute after that is told together, and nothing if nothing came."""
+    stalls, one = Stalls(board), worker(board, 1)
+    assert stalls.look([one], 0) is None
+    board.row(one.row).stalled = 3
+    said = stalls.look([one], 1)
+    assert said is not None
+    assert said.endswith(": 3")
+    board.row(one.row).stalled = 10
+    assert stalls.look([one], 2) is None
+    board.row(one.row).stalled = 11
+    said = stalls.look([one], PAUSE + 1)
+    assert said is not None
+    assert said.endswith(": 8")
+    assert stalls.look([one], 3 * PAUSE) is None
+
+
+def test_workers_come_and_go(board: Scoreboard) -> None:
+    """A successor in the same row counts from zero; what a worker that is gone has counted is not lost or told twice."""
+    stalls, one = Stalls(board), worker(board, 1)
+    board.row(one.row).stalled = 5
+    assert stalls.look([one], 0) is not None
+    board.release(one.row)
+    two = worker(board, 2)
+    assert two.row == one.row
+    board.row(two.row).stalled = 2
+    said = stalls.look([two], 2 * PAUSE)
+    assert said is not None
+    assert said.endswith(": 2")
