@@ -199,7 +199,7 @@ def test_busy_port(run: Serve) -> None:
         running = run(sample("plain"), "--mon-port", str(port))
         assert running.wait() == 4
     assert f"127.0.0.1:{port} is in use" in running.stderr
-    assert "(mon_port, flag --mon-port; 0: no monitor)" in running.stderr
+    assert "(mon_port, flag --mon-port; 0: none)" in running.stderr
 
 
 def test_open_to_others_needs_a_token(run: Serve) -> None:
