@@ -28,7 +28,7 @@ format: ## let ruff format and mend what it can
 	@$(BIN)/ruff format --quiet src tests examples
 
 bench: ## measure beside the others; see bench/README.md
-	@scripts/setup --apt wrk --apt nginx --apt haproxy dev bench
+	@scripts/setup --apt wrk --apt nginx --apt haproxy --apt redis-server dev bench
 	@$(BIN)/python -m bench
 
 soak: ## the tests that run for minutes

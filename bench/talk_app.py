@@ -9,16 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
 from multiprocessing.managers import BaseManager
 from typing import Any
 
 from bench.apps import app as app
-from bench.stats import Latencies
+from bench.driving import VALUE, Call, drive
 from cluster2 import worker
 
-VALUE = "x" * 32
-Call = Callable[[], Awaitable[Any]]
 found: list[dict[str, Any]] = []
 delays: list[float] = []
 
@@ -69,37 +66,17 @@ async def _manager(place: str) -> Call:
 DRIVERS = {"cluster2": _delegate, "same": _same, "redis": _redis, "manager": _manager}
 
 
-async def _drive(call: Call, lanes: int, seconds: float) -> dict[str, Any]:
-    """Calls in so many lanes, one at a time in each, for so long."""
-    samples: list[float] = []
-    end = time.perf_counter() + seconds
-
-    async def lane() -> None:
-        begun = time.perf_counter()
-        while begun < end:
-            await call()
-            now = time.perf_counter()
-            samples.append(now - begun)
-            begun = now
-
-    cpu, wall = time.process_time(), time.perf_counter()
-    await asyncio.gather(*(lane() for _ in range(lanes)))
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    latencies = Latencies.of(samples)
-    return {"calls": len(samples), "seconds": wall, "cpu": cpu, "p50": latencies.p50, "p99": latencies.p99}
-
-
 @worker.on("drive")
-async def drive(event: Any) -> None:
+async def told(event: Any) -> None:
     """Do what the event says: driver, place, lanes, seconds."""
     asked = event.data
     call = await DRIVERS[asked["driver"]](asked["place"])
     await call()
     if "times" in asked:
         answers = await asyncio.gather(*(call() for _ in range(asked["times"])))
-        found.append({"run": asked["run"], "pid": os.getpid(), "calls": len(answers), "values": len(set(answers))})
+        found.append({"run": asked["run"], "pid": os.getpid(), "calls": len(answers), "answers": sorted(set(answers))})
     else:
-        found.append({"run": asked["run"], "pid": os.getpid(), **await _drive(call, asked["lanes"], asked["seconds"])})
+        found.append({"run": asked["run"], "pid": os.getpid(), **await drive(call, asked["lanes"], asked["seconds"])})
 
 
 @worker.on("ring")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from bench.talk_app import VALUE
+from bench.driving import VALUE
 
 runs = 0
 

@@ -9,7 +9,7 @@ import signal
 from typing import Any
 
 from cluster2 import worker
-from cluster2.errors import DelegateError
+from cluster2.errors import ChannelFull, DelegateError
 
 heard: list[Any] = []
 depth = {"value": 0}
@@ -65,6 +65,22 @@ async def call(name: str, given: dict[str, Any]) -> Any:
                 worker.delegate_nowait(given["name"], number)
                 if number % 1000 == 999:
                     await asyncio.sleep(0)
+        case "nowait-steady":  # at the pace that the channel allows
+            for number in range(given["times"]):
+                while True:
+                    try:
+                        worker.delegate_nowait(given["name"], number)
+                        break
+                    except ChannelFull:
+                        await asyncio.sleep(0.001)
+        case "many-steady":
+            right = 0
+            for start in range(0, given["times"], 1000):
+                asked = [worker.delegate(given["name"], number, timeout=None) for number in range(start, start + 1000)]
+                right += sum(
+                    a == b for a, b in zip(await asyncio.gather(*asked), range(start, start + 1000), strict=True)
+                )
+            return right
         case "emit":
             worker.emit(given["event"], given.get("data"), targets=given.get("targets"))
         case "burst":

@@ -1,0 +1,34 @@
+"""Calls in lanes: the load of all measurements of talk, whoever answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from bench.stats import Latencies
+
+VALUE = "x" * 32
+"""What each call is answered with."""
+Call = Callable[[], Awaitable[Any]]
+
+
+async def drive(call: Call, lanes: int, seconds: float) -> dict[str, Any]:
+    """Call in so many lanes, one at a time in each, for so long. Times are in seconds, latencies in milliseconds."""
+    samples: list[float] = []
+    end = time.perf_counter() + seconds
+
+    async def lane() -> None:
+        begun = time.perf_counter()
+        while begun < end:
+            await call()
+            now = time.perf_counter()
+            samples.append(now - begun)
+            begun = now
+
+    cpu, wall = time.process_time(), time.perf_counter()
+    await asyncio.gather(*(lane() for _ in range(lanes)))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    latencies = Latencies.of(samples)
+    return {"calls": len(samples), "seconds": wall, "cpu": cpu, "p50": latencies.p50, "p99": latencies.p99}
