@@ -96,4 +96,4 @@ def stamp(event: Any) -> None:
 
 
 worker.status("found", view=lambda run: [each for each in found if each["run"] == run], reducer="concat")
-worker.status("delays", view=lambda: [delays], reducer="array")
+worker.status("delays", view=lambda: delays, reducer="concat")

@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster2 import worker
 from cluster2.errors import ChannelFull, DelegateError
+from cluster2.worker import api
 
 heard: list[Any] = []
 depth = {"value": 0}
@@ -81,6 +82,12 @@ async def call(name: str, given: dict[str, Any]) -> Any:
                     a == b for a, b in zip(await asyncio.gather(*asked), range(start, start + 1000), strict=True)
                 )
             return right
+        case "mad":  # what no sound worker does, on the very channel
+            channel = api._post._channel
+            if given["how"] == "deaf":
+                channel._transport.pause_reading()
+            else:
+                channel._transport.write(bytes.fromhex(given["how"]) * given["times"])
         case "emit":
             worker.emit(given["event"], given.get("data"), targets=given.get("targets"))
         case "burst":

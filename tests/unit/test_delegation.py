@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster2 import events
+from cluster2 import codec, events, wire
 from tests.unit.talking import talking
 from tests.unit.waiting import PATIENCE, until
 
@@ -156,3 +156,28 @@ async def test_supervision_goes_on(tmp_path: Path) -> None:
         assert time.monotonic() - begun < PATIENCE
         gate.set()
         await asyncio.gather(*asking)
+
+
+@pytest.mark.parametrize(
+    ("how", "times"),
+    [("ffffffff00", 1), ("00000001c1", 1), (codec.pack(wire.Note("look")).hex(), 20_000), ("deaf", 1)],
+    ids=["4 GiB", "noise", "flood", "deaf"],
+)
+async def test_a_mad_worker(tmp_path: Path, how: str, times: int) -> None:
+    """One that sends garbage, floods, or doesn't read is replaced; the others delegate on, and nothing they ask fails."""
+    async with talking(tmp_path, max_heartbeat_delay=0.5) as site:
+
+        @site.cluster.delegate("echo")
+        async def echo(message: Any) -> Any:
+            return message
+
+        mad = await site.result("mad", how=how, times=times)
+        while not site.observed.of(events.Died):
+            if how == "deaf":
+                site.cluster.emit("flood", "x" * 500_000, targets=[mad])
+            answer = await site.ask("delegate", name="echo", message=1)
+            assert answer.get("pid") == mad or answer.get("result") == 1 or not answer
+        died = await site.observed.event(events.Died)
+        assert (died.pid, died.reason) == (mad, "crash")
+        await site.observed.whole(without=[mad])
+        assert await site.result("delegate", name="echo", message=2) == 2
