@@ -171,13 +171,14 @@ async def test_a_mad_worker(tmp_path: Path, how: str, times: int) -> None:
         async def echo(message: Any) -> Any:
             return message
 
-        mad = await site.result("mad", how=how, times=times)
+        mad = (await site.ask("mad", how=how, times=times)).get("pid")  # it may be killed before it answers
         while not site.observed.of(events.Died):
             if how == "deaf":
                 site.cluster.emit("flood", "x" * 500_000, targets=[mad])
             answer = await site.ask("delegate", name="echo", message=1)
-            assert answer.get("pid") == mad or answer.get("result") == 1 or not answer
+            assert not answer or answer["pid"] == mad or answer["result"] == 1
         died = await site.observed.event(events.Died)
-        assert (died.pid, died.reason) == (mad, "crash")
-        await site.observed.whole(without=[mad])
+        assert mad in (None, died.pid)
+        assert died.reason == "crash"
+        await site.observed.whole(without=[died.pid])
         assert await site.result("delegate", name="echo", message=2) == 2
