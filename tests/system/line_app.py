@@ -1,6 +1,6 @@
 """Line servers for the tests of moving TCP connections: each answers a line with its worker's pid and the line itself.
 
-A line `sleep MS …` holds the loop for so long; `wait MS …` waits without holding it.
+A line `sleep MS …` holds the loop for so long; `wait MS …` waits without holding it; `held …` until the test lets it go on.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from pathlib import Path
 from typing import cast
 
 import cluster2
@@ -20,6 +21,8 @@ async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
         words = line.split()
         if words[0] == b"wait":
             await asyncio.sleep(int(words[1]) / 1000)
+        while words[0] == b"held" and not Path("release").exists():
+            await asyncio.sleep(0.01)
         writer.write(answer(line))
         await writer.drain()
 

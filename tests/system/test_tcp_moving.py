@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import signal
@@ -101,7 +102,7 @@ def test_retiring(run: Serve, kind: str) -> None:
         assert idle.worker() == first
         os.kill(first, signal.SIGTERM)
         running.draining()
-        assert idle.worker() != first
+        wait_until(lambda: idle.worker() != first, "another worker has it")
         half.socket.sendall(b"f a line\n")
         assert half._file.readline() == b"%d half a line\n" % first
         wait_until(lambda: not running.workers("draining"), "the old one has gone")
@@ -114,11 +115,14 @@ def test_an_answer_under_way(run: Serve) -> None:
     running = run(f"{APP}:handler", "--drain-idle", "10ms", workers=1).ready(1)
     with Line(running) as line:
         first = line.worker()
-        line.socket.sendall(b"wait 600 a\n")
+        line.socket.sendall(b"held a\n")
+        with Line(running) as other:
+            other.worker()  # on the same loop: the line before has arrived by now, or will be read before the worker looks
         os.kill(first, signal.SIGTERM)
         running.draining()
-        assert line._file.readline() == b"%d wait 600 a\n" % first
-        assert line.worker() != first
+        running.release()
+        assert line._file.readline() == b"%d held a\n" % first
+        wait_until(lambda: line.worker() != first, "another worker has it")
     assert running.shutdown() == 0
 
 
@@ -251,10 +255,15 @@ def test_moving_at_random(run: Serve, kind: str, park: str) -> None:
     ).ready()
     talkers = [Talker(seed) for seed in range(8)]
 
+    def enough() -> bool:
+        return all(each.lines > 5 and len(set(each.workers)) > 1 for each in talkers)
+
     async def everything() -> None:
         over = asyncio.Event()
         talking = asyncio.gather(*(each.talk(running.address, over) for each in talkers))
-        for _ in range(5):
+        for number in itertools.count():
+            if number >= 5 and enough():
+                break
             before = {row["pid"] for row in running.workers()}
             os.kill(min(before), signal.SIGTERM)
 
@@ -268,7 +277,5 @@ def test_moving_at_random(run: Serve, kind: str, park: str) -> None:
         await asyncio.wait_for(talking, PATIENCE)
 
     asyncio.run(everything())
-    assert min(each.lines for each in talkers) > 5
-    assert all(len(set(each.workers)) > 1 for each in talkers)
     assert running.shutdown() == 0
     assert "cut" not in running.stderr
