@@ -134,6 +134,7 @@ def test_the_app_is_asked(shared: Running) -> None:
     wait_until(lambda: "the ECV check of /health fails: it answered 503" in shared.stderr, "a warning")
 
 
+@pytest.mark.slow
 def test_a_slow_app(shared: Running) -> None:
     """One that doesn't answer in time isn't fine; it is as soon as it answers again."""
     (shared.directory / "slow").touch()
@@ -197,6 +198,7 @@ def test_a_page_in_a_browser(shared: Running) -> None:
     assert health(shared) == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["rsgi", "app", "flask"])
 def test_granian(run: Serve, target: str) -> None:
     """The same by an engine that takes connections itself: all answers, both methods, one word for all workers."""
@@ -221,6 +223,7 @@ def test_granian(run: Serve, target: str) -> None:
     wait_until(lambda: in_each_worker(running, 2) == {200}, "it is well again")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["app", "flask"])
 def test_disabled_through_everything(run: Serve, target: str) -> None:
     """Disabled is disabled: through recycle, a crash, reload and scale, in workers that are forked later as well."""
@@ -244,6 +247,7 @@ def test_disabled_through_everything(run: Serve, target: str) -> None:
     assert in_each_worker(running, 3) == {200}
 
 
+@pytest.mark.slow
 def test_start_ecv_stop(start: Callable[..., Running], tmp_path: Path) -> None:
     """The seed's own case: start, ask, stop, and nobody is there any more."""
     options = ("--bind", "127.0.0.1:0", "--mon-port", "0", "--workers", "2")
@@ -264,6 +268,7 @@ def test_root_path(run: Serve) -> None:
     assert post(running, "disable") == 204
 
 
+@pytest.mark.slow
 def test_commands_and_events(run: Serve, tmp_path: Path) -> None:
     """CLI and API switch, events tell of changes and of nothing else, `status` shows it."""
     (tmp_path / "telling.py").write_text(
@@ -352,6 +357,7 @@ def test_unix_socket(run: Serve, tmp_path: Path) -> None:
     assert running.status()["traffic"] == "disabled"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("validator", ["valid", "valid_async"])
 def test_validator(run: Serve, tmp_path: Path, validator: str) -> None:
     """The user's own word counts, sync or async."""

@@ -115,6 +115,7 @@ def test_probes(watched: Callable[..., Monitor]) -> None:
     assert monitor.status("/nothing") == 404
 
 
+@pytest.mark.slow
 def test_not_ready_while_it_starts_and_while_it_ends(watched: Callable[..., Monitor], run: Serve) -> None:
     """Before a worker is ready, and once it shuts down, no traffic is wanted; the monitor answers to the end."""
     port = free_port()
@@ -147,6 +148,7 @@ def open_(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.slow
 def test_killed(watched: Callable[..., Monitor]) -> None:
     """Another one is there at once, connections wait for it meanwhile, and workers and master haven't noticed."""
     monitor = watched(sample("plain"))
@@ -229,6 +231,7 @@ def test_a_stranger_s_name(watched: Callable[..., Monitor]) -> None:
     assert monitor.status("/readyz", host=f"localhost:{monitor.address[1]}") == 200
 
 
+@pytest.mark.slow
 def test_reload_brings_new_options(watched: Callable[..., Monitor], tmp_path: Path) -> None:
     """Health checks are elsewhere after a reload that says so, on both ports; nothing is warned of."""
     (tmp_path / "cluster2.toml").write_text("[ecv]\npath = '/old'\n")

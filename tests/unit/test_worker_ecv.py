@@ -1,0 +1,87 @@
+"""The switch as a worker sees it: the master's word counts, and what happens when it doesn't come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from cluster2 import wire
+from cluster2.ecv import Health
+from cluster2.kernel.scoreboard import Header, Scoreboard
+from cluster2.worker import ecv
+from cluster2.worker.ecv import Traffic
+from tests.unit.waiting import until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def header() -> Iterator[Header]:
+    """That of an enabled cluster."""
+    board = Scoreboard.create()
+    board.header.traffic = 1
+    yield board.header
+    board.close()
+
+
+async def test_confirmed_in_order(header: Header) -> None:
+    """Each switch is done when its own answer has come, which are in the order of the questions."""
+    said: list[wire.Talk] = []
+    traffic = Traffic(header, said.append, alone=False)
+    first, second = (asyncio.ensure_future(traffic.switch(enabled)) for enabled in (False, True))
+    await until(lambda: len(said) == 2)
+    assert said == [wire.SetTraffic(False), wire.SetTraffic(True)]
+    assert header.traffic == 1, "the cell is the master's"
+    traffic.confirmed()
+    assert await first
+    assert not second.done()
+    traffic.confirmed()
+    assert await second
+
+
+async def test_no_answer(header: Header, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A master that is stuck is waited for a while; its late answer is nobody else's."""
+    monkeypatch.setattr(ecv, "CONFIRMATION", 0.02)
+    traffic = Traffic(header, lambda message: None, alone=False)
+    assert not await traffic.switch(False)
+    monkeypatch.setattr(ecv, "CONFIRMATION", 30)
+    later = asyncio.ensure_future(traffic.switch(True))
+    await asyncio.sleep(0)
+    traffic.confirmed()
+    await asyncio.sleep(0)
+    assert not later.done()
+    traffic.confirmed()
+    assert await later
+    traffic.confirmed()  # one too many hurts nobody
+
+
+async def test_orphaned(header: Header) -> None:
+    """When the master goes while somebody waits, that one is told at once."""
+    said: list[wire.Talk] = []
+    traffic = Traffic(header, said.append, alone=False)
+    waiting = asyncio.ensure_future(traffic.switch(False))
+    await until(lambda: said)
+    traffic.orphaned()
+    assert not await asyncio.wait_for(waiting, 10)
+
+
+async def test_alone(header: Header) -> None:
+    """Without a master the worker writes the cell, and tells of changes only."""
+    said: list[wire.Talk] = []
+    traffic = Traffic(header, said.append, alone=True)
+    assert await traffic.switch(False)
+    assert await traffic.switch(False)
+    assert traffic.health(able=True) is Health.DISABLED
+    assert await traffic.switch(True)
+    assert traffic.health(able=True) is Health.FINE
+    assert said == [wire.SetTraffic(False), wire.SetTraffic(True)]
+
+
+async def test_leaving(header: Header) -> None:
+    """A cluster that is about to leave says that it is disabled, whatever was switched."""
+    header.leaving = 1
+    traffic = Traffic(header, lambda message: None, alone=True)
+    assert await traffic.switch(True)
+    assert traffic.health(able=True) is Health.DISABLED
