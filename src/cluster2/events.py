@@ -234,6 +234,8 @@ def plain(event: Event) -> dict[str, Any]:
         fields = msgspec.json.decode(msgspec.json.encode(event))
     except (TypeError, ValueError):  # a user's data that JSON hasn't
         fields = {"time": event.time, "data": repr(getattr(event, "data", None))}
+    except RecursionError:
+        fields = {"time": event.time}
     return {"event": name_of(event), **{name: value for name, value in fields.items() if name != "event"}}
 
 

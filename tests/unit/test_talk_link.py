@@ -185,6 +185,40 @@ async def test_more_work_than_is_done() -> None:
         assert done == list(range(times))
 
 
+async def test_heavy_work() -> None:
+    """Work is weighed as well as counted: a worker that delegates megabytes is read more slowly, and nothing is lost."""
+    async with a_site() as site:
+        gate, done = asyncio.Event(), []
+
+        async def slow(message: Any) -> None:
+            await gate.wait()
+            done.append(len(message))
+
+        site.board.delegates.handle("slow", slow, single=False)
+        peer = await site.join()
+        frame = codec.pack(wire.Delegate("slow", codec.payload("x" * 1_000_000)))
+        sending = asyncio.ensure_future(peer.send(frame * 100))
+        await until(lambda: peer.link.weight > talk.MOST_WEIGHT, "it is heavy")
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert peer.link.weight < talk.MOST_WEIGHT + 3 * codec.LIMIT
+        gate.set()
+        await sending
+        await until(lambda: done == [1_000_000] * 100, "all is done")
+        assert peer.link.weight == peer.link.lone == 0
+
+
+async def test_what_can_not_be_understood_is_not_passed_on() -> None:
+    """An event whose data is no message's harms its sender only: no other worker is told."""
+    async with a_site() as site:
+        mad, sound = await site.join(), await site.join()
+        bad = codec.pack(wire.Emit("news", codec.payload("abc"), None, True)).replace(b"abc", b"\xff\xfe\xfd")
+        await mad.send(bad)
+        await mad.is_garbage()
+        await sound.asks("echo", 1)
+        assert isinstance((await sound.hear())[0], wire.Answer)
+
+
 async def test_one_that_does_not_read() -> None:
     """Events for it are dropped and counted, the master's buffer is bounded, others get them all; in the end it is garbage."""
     async with a_site() as site:

@@ -138,8 +138,11 @@ class Delegates:
         if kind is None:
             self._no_handler(link, number, message.delegate)
             return
+        if number in link.asked:
+            raise codec.Garbled(f"it asked {number} twice")
         if not number:
             link.lone += 1
+            link.weight += len(message.origin)
             kind.flights.ask((link, message), None, None, inf)
         else:
             key = None
@@ -152,7 +155,8 @@ class Delegates:
                 if self._looking is None:
                     self._looking = self._loop.call_later(LOOK, self._look)
             flight = kind.flights.ask((link, message), key, (link, number), deadline)
-            link.asked[number] = (kind, flight)
+            link.weight += len(message.origin)
+            link.asked[number] = (kind, flight, len(message.origin))
             if flight.begun:
                 return
         self._begin(kind)
@@ -161,7 +165,8 @@ class Delegates:
         """A worker doesn't wait for that any more."""
         found = link.asked.pop(number, None)
         if found is not None:
-            kind, flight = found
+            kind, flight, weight = found
+            link.weight -= weight
             if kind.flights.leave(flight, (link, number)):
                 self._cancel(flight)
             link.release()
@@ -207,6 +212,7 @@ class Delegates:
         askers = kind.flights.end(flight)
         if lone:
             link.lone -= 1
+            link.weight -= len(message.origin)
             link.release()
         elif not askers:
             self.late += 1
@@ -233,8 +239,10 @@ class Delegates:
         )  # fmt: skip
 
     def _answer(self, link: Link, number: int, value: msgspec.Raw, failure: wire.Failure | None) -> None:
-        if link.asked.pop(number, None) is None:
+        found = link.asked.pop(number, None)
+        if found is None:
             return
+        link.weight -= found[2]
         try:
             link.tell_if_room(wire.Answer(number, value, failure), CROWDED)
         except ValueError as error:

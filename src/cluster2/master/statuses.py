@@ -183,7 +183,8 @@ class Statuses:
         gathering = self._gatherings[number] = _Gathering(set(links))
         try:
             for link in links:
-                link.tell(question(number))
+                if not link.tell_if_room(question(number)):
+                    gathering.answered(link, None)
             async with asyncio.timeout(PATIENCE):
                 await gathering.complete.wait()
         except TimeoutError:

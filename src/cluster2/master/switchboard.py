@@ -29,6 +29,7 @@ class Link(Protocol):
     slot: int
     asked: dict[int, Any]
     lone: int
+    weight: int
     dropped: int
 
     def tell(self, message: wire.Talk) -> None:
@@ -151,16 +152,13 @@ class Switchboard:
             self._loop.call_soon_threadsafe(self._forward, message, pids)
 
     def _emitted(self, link: Link, message: wire.Emit) -> None:
+        if message.event in events.EVENTS:
+            raise codec.Garbled(f"it emitted {message.event!r}, which is the master's")
+        data = codec.value(message.data)  # first of all: what can't be understood isn't passed on
         if message.all or message.targets is not None:
             told = wire.Emit(message.event, message.data, None, True, link.pid)
             self._forward(told, None if message.targets is None else frozenset(message.targets))
-        if message.event in events.EVENTS:
-            raise codec.Garbled(f"it emitted {message.event!r}, which is the master's")
-        self._heard(
-            events.Emitted(
-                time=time.time(), event=message.event, data=codec.value(message.data), pid=link.pid, slot=link.slot
-            )
-        )
+        self._heard(events.Emitted(time=time.time(), event=message.event, data=data, pid=link.pid, slot=link.slot))
         if self.emitter.crowded():
             link.hold_until(lambda: not self.emitter.crowded())
 

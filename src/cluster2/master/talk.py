@@ -4,8 +4,9 @@ The worker on the other side may be slow, stuck, mad or dead; nobody else shall 
 
 - *out*: messages of one turn of the loop are one write. When more than FULL bytes wait, what can be spared (events) is dropped
   and counted, and beyond CROWDED also answers; the loop never waits. A link that stays full for `patience` is garbage.
-- *in*: a turn reads one piece and lets the others have theirs. Reading pauses while the worker has more than MOST_ASKED pieces of
-  work under way: then its own buffers fill, and its `delegate` waits. That isn't a fault, so nobody is replaced for it.
+- *in*: a turn reads one piece and lets the others have theirs. Reading pauses while the worker has more than MOST_ASKED pieces
+  of work under way, or MOST_WEIGHT bytes of it: then its own buffers fill, and its `delegate` waits. That isn't a fault, so
+  nobody is replaced for it.
 - what concerns supervision (`Ready`, `Note`, …) becomes a fact in the master's queue: more than SUPERVISION of those within
   PERIOD are a flood. So are more than UNKNOWN messages of unknown types.
 - what is no message, or longer than `codec.LIMIT`, is garbage. The worker is replaced.
@@ -33,10 +34,11 @@ PIECE = 1 << 16
 """A piece of at least so many bytes means that more is waiting: the others have their turn first."""
 MOST_ASKED = 8192
 LEAST_ASKED = 4096
+MOST_WEIGHT = 32 << 20
 SUPERVISION = 1000
 PERIOD = 10.0
 UNKNOWN = 100
-LAST_WORDS = 5.0
+LAST_WORDS = 1.0
 """Seconds that what a dead worker has said may take to arrive: a child of its own may hold the channel open."""
 
 
@@ -47,6 +49,7 @@ class TalkToWorker(asyncio.Protocol):
         pid, slot: of the worker; the pid is 0 until it has told it.
         asked: what it has asked for and waits for, by number; the switchboard's.
         lone: work of its that nobody waits for.
+        weight: bytes of all its work that is under way.
         dropped: messages that were dropped because it doesn't read.
     """
 
@@ -70,7 +73,7 @@ class TalkToWorker(asyncio.Protocol):
         self.pid = 0
         self.slot = worker.slot
         self.asked: dict[int, object] = {}
-        self.lone = 0
+        self.lone = self.weight = 0
         self.dropped = 0
 
     # To the worker
@@ -134,7 +137,11 @@ class TalkToWorker(asyncio.Protocol):
         except codec.Garbled as error:
             self._garbage(str(error))
             return
-        if len(self.asked) + self.lone > MOST_ASKED:
+        except Exception:  # a fault of ours: whoever causes it shall not take the others along
+            logger.exception("%s said something that the master can't deal with", self._worker)
+            self._garbage("the master can't deal with it")
+            return
+        if len(self.asked) + self.lone > MOST_ASKED or self.weight > MOST_WEIGHT:
             self._hold()
         elif len(data) >= PIECE and not self._held:
             self._hold()
@@ -175,13 +182,10 @@ class TalkToWorker(asyncio.Protocol):
             self._transport.pause_reading()
 
     def release(self, bound: int = LEAST_ASKED) -> None:
-        """Read on, if no more than so many pieces of work are under way."""
-        if (
-            self._held
-            and self._awaited is None
-            and self._transport is not None
-            and len(self.asked) + self.lone <= bound
-        ):
+        """Read on, if no more than so many pieces of work are under way, and they aren't too heavy."""
+        if not self._held or self._awaited is not None or self._transport is None:
+            return
+        if len(self.asked) + self.lone <= bound and self.weight <= MOST_WEIGHT:
             self._held = False
             if not self._transport.is_closing():
                 self._transport.resume_reading()

@@ -161,6 +161,8 @@ class Worker:
         code = await self._live()
         if channel is not None:
             await channel.close()
+        if self._office is not None:
+            self._office.questions.orphaned()  # threads may still wait
         if self._birth.loopback is not None:
             await self._birth.loopback.close()
         return code
