@@ -24,7 +24,7 @@ def blocks(document: str, language: str) -> list[str]:
 SERVING = [
     *(
         (document, text)
-        for document in ("README.md", "docs/index.md", "docs/ecv.md", "docs/messages.md")
+        for document in ("README.md", "docs/index.md", "docs/ecv.md", "docs/messages.md", "docs/wsgi.md")
         for text in blocks(document, "python")
         if "listen" in text
     )

@@ -78,6 +78,7 @@ class Pool:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._since = [0.0] * size
         self._counted = [0.0] * size
+        self._ages = [0.0] * size
         self._wall = 0.0
         self._used = 0.0
         self._full = False
@@ -129,9 +130,10 @@ class Pool:
         """See `Engine.held`."""
         wall = self._wall
         for seat, since in enumerate(self._since):
-            if since and now - since > above and self._counted[seat] != since:
-                self._counted[seat] = since
-                wall = max(wall, now - since)
+            age = now - since
+            if since and age > above and (self._counted[seat] != since or age > 2 * self._ages[seat]):
+                self._counted[seat], self._ages[seat] = since, age
+                wall = max(wall, age)
         hold = Hold(wall, self._used, self._full) if self._done > FIRST else Hold(0.0, 0.0, False)
         if wall > LONG and now >= self._quiet_until:
             self._due, self._quiet_until = BURST, now + 1.0
