@@ -98,10 +98,9 @@ class Bridge:
         elif length is None or length > AT_ONCE or "HTTP_EXPECT" in environ:
             environ["wsgi.input"] = body_of(call.more)
         else:
-            body = await _collected(receive)
-            if body is None:
+            environ["wsgi.input"] = body = io.BytesIO()
+            if not await _collected(receive, body):
                 return
-            environ["wsgi.input"] = body
         self.pool.run(call)
         try:
             await call.news()
@@ -114,29 +113,21 @@ class Bridge:
                 call.leave()
 
     async def _spooled(self, scope: Message, environ: Environ, receive: Receive, send: Send) -> None:
-        body = await _collected(receive)
-        if body is None:
-            return
-        with body:
+        with SpooledTemporaryFile(SPOOLED) as body:
+            if not await _collected(receive, body):
+                return
             environ["wsgi.input"] = body
             await self._turn.wait()
             await Inline(self._app, environ, scope, self._turn, receive, send, self._answer).run()
 
 
-async def _collected(receive: Receive) -> io.BytesIO | SpooledTemporaryFile[bytes] | None:
-    """All of a request's body; None: the client left before it had said what it wants."""
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        return None
-    if not message.get("more_body"):
-        return io.BytesIO(message.get("body", b""))
-    spool: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(SPOOLED)  # noqa: SIM115 - the app reads it
+async def _collected(receive: Receive, into: io.BytesIO | SpooledTemporaryFile[bytes]) -> bool:
+    """All of a request's body, to be read from its start; false if the client left before it had said what it wants."""
     while True:
-        spool.write(message.get("body", b""))
-        if not message.get("more_body"):
-            spool.seek(0)
-            return spool
         message = await receive()
         if message["type"] == "http.disconnect":
-            spool.close()
-            return None
+            return False
+        into.write(message.get("body", b""))
+        if not message.get("more_body"):
+            into.seek(0)
+            return True
