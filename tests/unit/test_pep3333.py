@@ -332,8 +332,11 @@ def test_lines_in_any_chunks(chunks: list[bytes], size: int) -> None:
     body = body_of(lambda: next(left))
     assert body.readline(size) == whole.readline(size)
     assert body.readline() == whole.readline()
-    assert body.readlines(size) == whole.readlines(size)
-    assert list(body) == list(whole)
+    lines = whole.readlines()
+    some = body.readlines(size)  # how many is up to the file; the size is a hint
+    assert some == lines[: len(some)]
+    assert bool(some) == bool(lines)
+    assert list(body) == lines[len(some) :]
 
 
 @given(parts=st.lists(st.binary(max_size=9), max_size=9), lie=st.integers(-3, 3), whole=st.booleans())
