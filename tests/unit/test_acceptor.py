@@ -14,8 +14,9 @@ import pytest
 
 from cluster2.engines.base import Interface, Site
 from cluster2.engines.tcp import TcpEngine
+from cluster2.kernel.handover import Inlet, queue
 from cluster2.settings import Settings
-from cluster2.worker.acceptor import Acceptor, Door
+from cluster2.worker.acceptor import Acceptor, Door, ReadyQueue
 from cluster2.worker.pace import Mode
 from tests.unit.waiting import PATIENCE, until
 
@@ -106,6 +107,21 @@ async def test_from_mode_to_mode(listener: socket.socket) -> None:
         assert await greeting(listener) == b"hello"
     assert taking.acceptor.accepted == 8
     taking.acceptor.stop()
+
+
+async def test_lost_on_the_way(listener: socket.socket) -> None:
+    """What the ready queues lost for want of a descriptor is counted, all queues together."""
+    engine = TcpEngine(Site(greet, Interface.TCP, Settings(), None))
+    with ExitStack() as stack:
+        inlets = []
+        for lost in (2, 3):
+            into, out = queue()
+            stack.callback(into.close)
+            stack.callback(out.close)
+            inlets.append(Inlet(out))
+            inlets[-1].truncated = lost
+        acceptor = Acceptor([], [ReadyQueue(inlet, engine) for inlet in inlets], lambda: None)
+        assert acceptor.lost == 5
 
 
 async def test_several_doors() -> None:

@@ -139,13 +139,13 @@ async def test_publish(board: Scoreboard) -> None:
     """The row holds the sums over all engines, what was taken and moved, and a deadline for the next heartbeat."""
     worker = Worker(board)
     worker.homes[0].now, worker.homes[1].now = Census(10, 3, 1), Census(5, 2, 2)
-    worker.taker.accepted, worker.taker.returned = 7, 4
+    worker.taker.accepted, worker.taker.returned, worker.taker.lost = 7, 4, 3
     worker.ways.moved, worker.ways.parked = 6, 5
     before = time.monotonic()
     worker.pulse.publish()
     row = worker.row
     assert (row.requests, row.connections, row.in_flight) == (15, 5, 3)
-    assert (row.accepted, row.moved_in, row.moved_out, row.parked) == (7, 4, 6, 5)
+    assert (row.accepted, row.moved_in, row.lost, row.moved_out, row.parked) == (7, 4, 3, 6, 5)
     assert before + 2 * REST <= row.heartbeat <= time.monotonic() + 2 * REST
 
 
