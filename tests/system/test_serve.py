@@ -34,7 +34,7 @@ def test_http_example_under_load(run: Serve, target: str) -> None:
         lambda: pids == {json.loads(get(running.address).body)["worker"] for _ in range(8)} & pids,
         "both workers answer",
     )
-    assert wrk(running.url())["complaints"] == []
+    assert wrk(running.url(), seconds=1)["complaints"] == []
     closing = wrk(running.url(), "-H", "Connection: close", seconds=1)
     assert closing["complaints"] == []
     assert closing["requests"] > 0
