@@ -7,9 +7,10 @@ import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+
+import msgspec
 
 from . import boot, config, events
 from .config import Config
@@ -252,7 +253,7 @@ class Cluster:
         answer = await asyncio.to_thread(self._client().call, "component", asked)
         found = ComponentStatus.from_plain(answer)
         if callable(reducer):  # a function can't travel: what it reduces has come here
-            return replace(found, value=reducer(list(found.workers.values())))
+            return msgspec.structs.replace(found, value=reducer(list(found.workers.values())))
         return found
 
     def reload(self) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import inspect
 import logging
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +41,7 @@ Handler = Callable[..., Any]
 Asker = tuple["Link", int]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """What a handler may want to know besides the message, if it takes a second argument.
 
     Attributes:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from .. import codec, wire
 from ..errors import ClusterError
@@ -27,8 +28,7 @@ MOST_NAMES = 1024
 """Components that one worker may have."""
 
 
-@dataclass(frozen=True, slots=True)
-class ComponentStatus:
+class ComponentStatus(msgspec.Struct, frozen=True):
     """The status of a component over its workers.
 
     Attributes:
@@ -41,8 +41,8 @@ class ComponentStatus:
     name: str
     value: Any
     workers: dict[int, Any]
-    missing: list[int] = field(default_factory=list)
-    errors: dict[int, str] = field(default_factory=dict)
+    missing: list[int] = []
+    errors: dict[int, str] = {}
 
     def plain(self) -> dict[str, Any]:
         """It as plain data, for JSON."""
