@@ -177,3 +177,17 @@ def test_is_async() -> None:
 
     assert all(map(base.is_async, (function, functools.partial(function, 1), Object(), Object().method)))
     assert not any(map(base.is_async, (Plain(), Plain, Object, print, lambda a: None)))
+
+
+@pytest.mark.parametrize("label", ["EC ", "RSA "])
+def test_keys_that_granian_can_not_read(tmp_path: Path, label: str) -> None:
+    """A key of another format than PKCS #8 is refused with the way out; granian would panic."""
+    (tmp_path / "key.pem").write_text(f"-----BEGIN {label}PRIVATE KEY-----\n")
+    settings = Settings(ssl_certfile="chain.pem", ssl_keyfile=str(tmp_path / "key.pem"))
+    with pytest.raises(
+        ConfigError,
+        match=rf"^ssl_keyfile = .*'granian' reads keys of PKCS #8 only.*{label}PRIVATE KEY; convert.*openssl",
+    ):
+        base.find("granian").preload(settings)
+    (tmp_path / "key.pem").write_text("-----BEGIN PRIVATE KEY-----\n")
+    base.find("granian").preload(settings)

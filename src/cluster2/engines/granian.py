@@ -23,12 +23,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
+from ..errors import ConfigError
 from ..kernel.listeners import established, queue_length, reset_established
 from ..settings import Settings
 from .base import Capability, Census, Interface, Movable, Site
@@ -85,8 +88,9 @@ class GranianEngine:
 
     @staticmethod
     def preload(settings: Settings) -> None:
-        """Look whether it is a granian that we know, and import it."""
+        """Look whether it is a granian that we know, import it, and see that it can read the key. Raises ConfigError."""
         check()
+        _check_key(settings)
 
     @staticmethod
     def peer(scope: Any, receive: Any) -> str | None:
@@ -250,11 +254,25 @@ def _most_connections() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+def _check_key(settings: Settings) -> None:
+    """Refuse a key of another format than PKCS #8: granian would panic, in each worker."""
+    name = "ssl_keyfile" if settings.ssl_keyfile is not None else "ssl_certfile"
+    path = getattr(settings, name)
+    if path is None:
+        return
+    label = re.search(rb"-----BEGIN ([A-Z ]*)PRIVATE KEY-----", Path(path).read_bytes())
+    if label is not None and label[1] not in (b"", b"ENCRYPTED "):
+        raise ConfigError(
+            f"{name} = {path!r}: engine 'granian' reads keys of PKCS #8 only, and this one says {label[1].decode()}PRIVATE KEY; "
+            f"convert it: openssl pkcs8 -topk8 -nocrypt -in {path}"
+        )
+
+
 def _tls(site: Site) -> tuple[Any, ...]:
     """granian reads the files itself, in each new worker."""
     settings = site.settings
     if settings.ssl_certfile is None:
-        return (False, None, None, None, "tls12", None, [], False)
+        return (False, None, None, None, "tls1.2", None, [], False)
     certificate, key = settings.ssl_certfile, settings.ssl_keyfile or settings.ssl_certfile
     authorities = settings.ssl_ca_certs
-    return (True, certificate, key, settings.ssl_keyfile_password, "tls12", authorities, [], authorities is not None)
+    return (True, certificate, key, settings.ssl_keyfile_password, "tls1.2", authorities, [], authorities is not None)
