@@ -7,6 +7,7 @@ import shutil
 import statistics
 import subprocess
 import time
+from typing import Any
 
 import pytest
 
@@ -20,11 +21,11 @@ ROUNDS = 3
 """Undisturbed and attacked in turn, since the machine's other load changes."""
 MODES = {
     "heads": ["-H", "-i", "1", "-x", "24"],
-    "bodies": ["-B", "-i", "10", "-s", "100000", "-x", "10"],
-    "readers": ["-X", "-w", "1", "-y", "32", "-n", "10", "-z", "1", "-k", "3"],
+    "bodies": ["-B", "-i", "60", "-s", "100000", "-x", "10"],
+    "readers": ["-X", "-w", "1", "-y", "32", "-n", "60", "-z", "1", "-k", "3"],
 }
 PATHS = {"heads": "/", "bodies": "/body", "readers": "/large"}
-TIMEOUT = "5s"
+TIMEOUT = "20s"
 """Bodies and readers pause for longer than that; heads have to come whole."""
 
 
@@ -56,6 +57,13 @@ def p99(found: list[float]) -> float:
     return statistics.quantiles(found, n=100)[98]
 
 
+def open_now(running: Running) -> int:
+    """Connections at the workers and at the keeper."""
+    found: dict[str, Any] = running.status()
+    resting: int = found["keeper"]["resting"]
+    return resting + sum(row["connections"] for row in found["workers"])
+
+
 def measured(running: Running) -> float:
     return p99(asyncio.run(latencies(running.address, SECONDS)))
 
@@ -72,20 +80,20 @@ def test_slow_clients(run: Serve, mode: str) -> None:  # noqa: F811
     quiet, attacked = [], []
     for _ in range(ROUNDS):
         quiet.append(measured(running))
-        argv = [program, "-c", str(CONNECTIONS), "-r", "250", "-l", str(int(SECONDS) + 12), "-p", "10"]
+        argv = [program, "-c", str(CONNECTIONS), "-r", "250", "-l", "90", "-p", "10"]
         argv += [*MODES[mode], "-u", running.url(PATHS[mode])]
         attack = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
-            wait_until(lambda: sum(row["connections"] for row in running.workers()) > 0.8 * CONNECTIONS, "they attack")
+            wait_until(lambda: open_now(running) > CONNECTIONS / 2, lambda: f"they attack: {running.status()}")
             attacked.append(measured(running))
+            wait_until(lambda: open_now(running) < 10, lambda: f"they are cut off: {running.status()}", timeout=60)
         finally:
             attack.terminate()
             attack.wait(30)
-        wait_until(lambda: sum(row["connections"] for row in running.workers()) < 10, "they are gone")
     gone = sum(row["timed_out"] for row in running.workers())
     print(f"\n{mode}: p99 ms undisturbed {[f'{1000 * each:.1f}' for each in quiet]}, attacked "
           f"{[f'{1000 * each:.1f}' for each in attacked]}, {gone} timed out")  # fmt: skip
     assert statistics.median(attacked) <= 2 * statistics.median(quiet)
-    assert gone >= CONNECTIONS, "the server has cut them off"
+    assert gone > 0.8 * CONNECTIONS * ROUNDS, "the server has cut them off"
     assert "clients stalled in the middle" in running.stderr
     assert running.shutdown() == 0

@@ -60,13 +60,13 @@ async def unending(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def slow_targets(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers "hello"; /body when the whole body is there; /large with 8 MiB."""
+    """Answers "hello"; /body when the whole body is there; /large with 1 MiB."""
     if scope["type"] != "http":
         return
     while scope["path"] == "/body" and (message := await receive())["type"] == "http.request":
         if not message["more_body"]:
             break
-    await answer(send, bytes(1 << 23) if scope["path"] == "/large" else b"hello")
+    await answer(send, bytes(1 << 20) if scope["path"] == "/large" else b"hello")
 
 
 async def other(scope: Scope, receive: Receive, send: Send) -> None:
