@@ -1,4 +1,4 @@
-"""The bare applications under test: the same paths as ASGI and as WSGI, without a framework.
+"""The bare applications under test: the same paths as ASGI, as RSGI and as WSGI, without a framework.
 
 | path | answer |
 |---|---|
@@ -72,3 +72,9 @@ def wsgi(environ: dict[str, Any], start_response: Callable[[str, list[tuple[str,
     body = answer(environ["PATH_INFO"])
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
+
+
+async def rsgi(scope: Any, protocol: Any) -> None:
+    """The RSGI application."""
+    body = answer(scope.path)
+    protocol.response_bytes(200, [("content-type", "text/plain"), ("content-length", str(len(body)))], body)

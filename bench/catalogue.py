@@ -23,13 +23,14 @@ KEEP_ALIVE = 75
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """An application; `wsgi` is its twin, where it has one; some are WSGI alone."""
+    """An application; `wsgi` and `rsgi` are its twins, where it has them; some are WSGI alone."""
 
     asgi: str | None
     wsgi: str | None = None
+    rsgi: str | None = None
 
 
-HELLO = App("bench.apps:app", "bench.apps:wsgi")
+HELLO = App("bench.apps:app", "bench.apps:wsgi", "bench.apps:rsgi")
 ENDPOINTS = App("bench.endpoints:app")
 HEAVY = App("bench.heavy:app")
 FLASK = App(None, "bench.frameworks:flask")
@@ -107,10 +108,32 @@ def _uvicorn(setup: Setup) -> list[str]:
     return [*command, "--no-access-log", "--log-level", "warning"]
 
 
-def _granian(setup: Setup) -> list[str]:
-    command = [_peer("granian"), "--interface", "asgi", _asgi("granian", setup.app), "--workers", str(setup.workers)]
-    command += ["--host", "127.0.0.1", "--port", str(setup.port), "--loop", "uvloop", "--respawn-failed-workers"]
-    return [*command, "--log-level", "warning"]
+def _granian(kind: str) -> Callable[[Setup], list[str]]:
+    def command(setup: Setup) -> list[str]:
+        target = _twin(kind, f"granian-{kind}", setup.app)
+        command = [_peer("granian"), "--interface", kind, target, "--workers", str(setup.workers)]
+        command += ["--host", "127.0.0.1", "--port", str(setup.port), "--loop", "uvloop", "--respawn-failed-workers"]
+        return [*command, "--log-level", "warning"]
+
+    return command
+
+
+def _steered(kind: str) -> Callable[[Setup], list[str]]:
+    """cluster2 with granian as its engine."""
+
+    def command(setup: Setup) -> list[str]:
+        if find_spec("granian") is None:
+            raise NotAvailable("granian is not installed beside this interpreter: pip install 'cluster2[granian]'")
+        return [*_cluster2(setup, _twin(kind, f"cluster2-granian-{kind}", setup.app)), "--engine", "granian"]
+
+    return command
+
+
+def _twin(kind: str, name: str, app: App) -> str:
+    found: str | None = getattr(app, kind)
+    if found is None:
+        raise NotAvailable(f"{name} serves {kind.upper()}; {app.asgi} has no such twin")
+    return found
 
 
 def _gunicorn(kind: str, threads: int = 1) -> Callable[[Setup], list[str]]:
@@ -200,7 +223,12 @@ THREADED = frozenset({"haproxy"})
 COMMANDS: dict[str, Callable[[Setup], list[str]]] = {
     "cluster2": _cluster2,
     "uvicorn": _uvicorn,
-    "granian": _granian,
+    "granian": _granian("asgi"),
+    "granian-rsgi": _granian("rsgi"),
+    "granian-wsgi": _granian("wsgi"),
+    "cluster2-granian": _steered("asgi"),
+    "cluster2-granian-rsgi": _steered("rsgi"),
+    "cluster2-granian-wsgi": _steered("wsgi"),
     "gunicorn-sync": _gunicorn("sync"),
     "gunicorn-gthread": _gunicorn("gthread"),
     "gunicorn-asgi": _gunicorn("asgi"),

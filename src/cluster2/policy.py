@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .lifecycle import LIVE, State
 
@@ -17,6 +18,8 @@ BACKOFF_FACTOR = 1.5
 LONGEST_BACKOFF = 15.0
 MOST_STEPS = 50
 """Steps of growth after which every back-off has reached its longest."""
+FAIR = 1.02
+"""Share of the mean number of connections that a worker may have before it is steered around (and one more)."""
 SHORT_LIFE = 1.0
 """A worker that lived for less has achieved nothing: its slot's next one waits a little longer each time."""
 
@@ -137,6 +140,35 @@ def _divide(workers: Sequence[Seen], generation: int) -> tuple[list[Seen], list[
     """The outdated ones and the current ones of a slot."""
     old = [worker for worker in workers if worker.replace is not None or worker.generation != generation]
     return old, [worker for worker in workers if worker not in old]
+
+
+class Load(NamedTuple):
+    """What a worker that takes connections itself has to do.
+
+    Attributes:
+        place: in the steered group.
+        in_flight: requests under way.
+        connections: open, as far as it has counted them.
+    """
+
+    place: int
+    in_flight: int
+    connections: int
+
+
+def lightest(loads: Sequence[Load], *, by_requests: bool) -> list[int]:
+    """The places that new connections should go to; all of them where there is nothing to choose.
+
+    Those with the fewest requests under way, and of them those that haven't clearly more than their share of connections.
+
+    Args:
+        by_requests: handlers are long; while they are short, requests under way say nothing about the next moment.
+    """
+    fewest = min((load.in_flight for load in loads), default=0)
+    free = [load for load in loads if load.in_flight == fewest] if by_requests else list(loads)
+    share = sum(load.connections for load in loads) / max(1, len(loads))
+    fair = [load for load in free if load.connections <= share * FAIR + 1]
+    return sorted(load.place for load in fair or free)
 
 
 @dataclass(slots=True)

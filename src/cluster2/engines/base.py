@@ -28,7 +28,7 @@ import asyncio
 import inspect
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pkgutil import resolve_name
@@ -122,6 +122,8 @@ class Site:
         tls: the context of its listeners, or None for plain connections.
         wrap: puts the worker's layer (`worker.wrapper`) around what the engine calls: the app, or the engine's own bridge to
             it, with the interface by which that is called.
+        gauge: two cells in which an engine that owns its accept loop notes at once how many requests have begun, and how many
+            have ended, since the master steers by them (`begun` and `ended` of the scoreboard); None: nobody looks.
     """
 
     app: Callable[..., Any]
@@ -129,6 +131,7 @@ class Site:
     settings: Settings
     tls: ssl.SSLContext | None
     wrap: Callable[[Callable[..., Any], Interface], Callable[..., Any]] = _as_it_is
+    gauge: MutableSequence[int] | None = None
 
 
 class Movable(Protocol):

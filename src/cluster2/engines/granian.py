@@ -8,7 +8,7 @@ worker: the steered group (`kernel.steering`) is what makes it roll without a lo
 threads, so the loop tells only that the process lives and the GIL changes hands; stuck requests are found by their age.
 
 *Counts.* Requests are counted where each passes through Python anyhow. Connections are counted by looking at our own
-descriptors (`kernel.listeners.established`), once a second at most, and less often where that takes long; how many were
+descriptors (`kernel.listeners.established`), at each tick, less often where that takes long; how many were
 *accepted* is not known, so `conn_threshold` is refused.
 
 *Draining.* It goes on accepting, since handshakes under way belong to its socket. A response over HTTP/1.1 says `Connection:
@@ -74,7 +74,7 @@ class GranianEngine:
         call = by_rsgi(site.app) if site.interface is Interface.RSGI else site.app
         self._site = site = replace(site, app=site.wrap(call, site.interface))
         self._loop = asyncio.get_running_loop()
-        self._under = Under(remember=bool(site.settings.request_timeout))
+        self._under = Under(site.gauge, remember=bool(site.settings.request_timeout))
         self._begun: dict[object, float] = {}
         self._lifespan = Lifespan(site) if site.interface is Interface.ASGI else None
         self._hooks = Hooks(site.app, self._loop) if site.interface is Interface.RSGI else None
@@ -127,11 +127,11 @@ class GranianEngine:
         self._running.append((signal, finished))
 
     def tick(self, now: float) -> None:
-        """There is nothing to do now and then."""
+        """Count connections, unless that is due later."""
+        self._look(now)
 
     def second(self) -> None:
-        """Count connections, unless that is due later."""
-        self._look(time.monotonic())
+        """There is nothing to do once a second."""
 
     def census(self) -> Census:
         """Requests are exact, connections as of the last look."""
@@ -152,14 +152,14 @@ class GranianEngine:
         """There is nothing that could be parked."""
 
     def shed(self, count: int, *, fixed: bool) -> int:
-        """Connections are steered when they come; none is ended for balance."""
-        return 0
+        """The next responses end their connections; those come again, and are steered to who has fewer."""
+        return self._under.end_next(count)
 
     def drain(self, *, moving: bool) -> None:
         """Each response from now on ends its connection."""
         if self._drained_at is None:
             self._drained_at = time.monotonic()
-            self._under.use(native(self._site, ending(self._site.app, self._site.interface), self._state()))
+            self._under.end_all()
 
     def sweep(self, grace: float) -> None:
         """When the grace is over stop accepting, close what is idle, and finish what is under way."""
@@ -210,8 +210,11 @@ class GranianEngine:
 
     def _called(self) -> Callable[..., Any]:
         """What granian calls with each request."""
-        inner = native(self._site, self._site.app, self._state())
-        return self._under.threads(inner) if self._site.interface is Interface.WSGI else self._under.tasks(inner)
+        app, state = self._site.app, self._state()
+        inner = native(self._site, app, state)
+        last = native(self._site, ending(app, self._site.interface), state)
+        threaded = self._site.interface is Interface.WSGI
+        return self._under.threads(inner, last) if threaded else self._under.tasks(inner, last)
 
     def _worker(self, inside: Any, holder: Any) -> Any:
         settings, interface = self._site.settings, self._site.interface

@@ -7,7 +7,7 @@ import functools
 import itertools
 import logging
 import traceback
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, MutableSequence
 from typing import Any
 
 from ..errors import AppError
@@ -50,40 +50,69 @@ def by_rsgi(app: Call) -> Call:
 class Under:
     """Requests under way: how many have begun and ended, and, where their age matters, which.
 
-    The cost is two additions a request. They are made in the layer that granian needs anyhow to learn of the end.
+    The cost is two additions and two stores a request. They are made in the layer that granian needs anyhow to learn of the end.
+    Several listeners share it, and the pool's threads: a number that is stored may be late then, and is put right by the next.
     """
 
-    def __init__(self, *, remember: bool) -> None:
+    def __init__(self, gauge: MutableSequence[int] | None, *, remember: bool) -> None:
         """Nothing is under way.
 
         Args:
+            gauge: two cells for the numbers of requests begun and ended, kept up to date at each.
             remember: keep each request, for `way`.
         """
+        self._gauge: MutableSequence[int] = [0, 0] if gauge is None else gauge
         self._remember = remember
         self._way: set[object] = set()
-        self.counts: Callable[[], tuple[int, int]] = lambda: (0, 0)
-        self.use: Callable[[Call], None] = lambda inner: None
+        self._ending = False
+        self._few = 0
+        self._uses: list[Callable[[bool], None]] = []
+        self._counts: list[Callable[[], tuple[int, int]]] = []
+
+    def counts(self) -> tuple[int, int]:
+        """How many have begun, and how many of them have ended."""
+        pairs = [count() for count in self._counts]
+        return sum(begun for begun, _ in pairs), sum(ended for _, ended in pairs)
 
     def way(self) -> Iterable[object]:
         """Those under way, if they are remembered."""
         return list(self._way)
 
-    def tasks(self, inner: Call) -> Call:
-        """For apps that are awaited: what makes a request's task."""
+    def end_all(self) -> None:
+        """From now on each response ends its connection."""
+        self._ending = True
+        self._use(ending=True)
+
+    def end_next(self, count: int) -> int:
+        """So many of the next ones do."""
+        if not self._ending and count > 0:
+            self._few = max(self._few, count)
+            self._use(ending=True)
+        return count
+
+    def tasks(self, inner: Call, last: Call) -> Call:
+        """For apps that are awaited: what makes a request's task.
+
+        Args:
+            last: the same as `inner`, whose responses end their connections.
+        """
         begun = ended = 0
-        way = self._way
+        way, gauge = self._way, self._gauge
+        called = last if self._ending else inner
 
         async def watch(watcher: Any) -> None:
             nonlocal begun, ended
             begun += 1
+            gauge[0] = begun
             try:
-                await inner(watcher.scope, watcher.proto)
+                await called(watcher.scope, watcher.proto)
             except BaseException as error:  # granian answers 500 and logs it; a cancelled one must be told as well
                 watcher.err(error)
             else:
                 watcher.done()
             finally:
                 ended += 1
+                gauge[1] = ended
 
         async def remembered(watcher: Any) -> None:
             way.add(watcher)
@@ -92,24 +121,26 @@ class Under:
             finally:
                 way.discard(watcher)
 
-        def use(other: Call) -> None:
-            nonlocal inner
-            inner = other
+        def use(ending: bool) -> None:
+            nonlocal called
+            called = self._counted(last) if ending else inner
 
-        self.counts, self.use = lambda: (begun, ended), use
+        self._uses.append(use)
+        self._counts.append(lambda: (begun, ended))
         return remembered if self._remember else watch
 
-    def threads(self, inner: Call) -> Call:
+    def threads(self, inner: Call, last: Call) -> Call:
         """For apps that run in threads of granian's."""
-        begin, end = itertools.count(), itertools.count()
-        way = self._way
+        begin, end = itertools.count(1), itertools.count(1)
+        way, gauge = self._way, self._gauge
+        called = last if self._ending else inner
 
         def run(protocol: Any, scope: Any) -> Any:
-            next(begin)  # one step under the GIL, unlike an addition
+            gauge[0] = next(begin)  # a count's step is one under the GIL, unlike an addition
             try:
-                return inner(protocol, scope)
+                return called(protocol, scope)
             finally:
-                next(end)
+                gauge[1] = next(end)
 
         def remembered(protocol: Any, scope: Any) -> Any:
             token = object()
@@ -119,12 +150,30 @@ class Under:
             finally:
                 way.discard(token)
 
-        def use(other: Call) -> None:
-            nonlocal inner
-            inner = other
+        def use(ending: bool) -> None:
+            nonlocal called
+            called = self._counted(last) if ending else inner
 
-        self.counts, self.use = lambda: (_reading(begin), _reading(end)), use
+        self._uses.append(use)
+        self._counts.append(lambda: (_reading(begin) - 1, _reading(end) - 1))
         return remembered if self._remember else run
+
+    def _use(self, *, ending: bool) -> None:
+        for use in self._uses:
+            use(ending)
+
+    def _counted(self, last: Call) -> Call:
+        """`last`, until as many have been ended as were to be."""
+        if self._ending:
+            return last
+
+        def counted(first: Any, second: Any) -> Any:
+            self._few -= 1
+            if self._few <= 0 and not self._ending:
+                self._use(ending=False)
+            return last(first, second)
+
+        return counted
 
 
 def _reading(counter: itertools.count[int]) -> int:

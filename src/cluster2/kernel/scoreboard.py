@@ -189,6 +189,8 @@ class Row(Cells):
     memory = Integer(27, "worker", "its resident memory: bytes")
     transactions = Integer(28, "worker", "transactions that the app has counted itself")
     duration = Real(29, "worker", "how long those took together: seconds")
+    begun = Integer(30, "worker", "requests begun, at once, by an engine that takes connections itself")
+    ended = Integer(31, "worker", "of these, the ones that have ended")
 
 
 class Scoreboard:

@@ -17,17 +17,17 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import uvloop
 
 from .. import codec, wire
 from ..apps import App, said, trace
-from ..engines.base import Capability, Engine, Interface, Site, is_fed, is_own
+from ..engines.base import Capability, Engine, Interface, Site, is_fed, is_own, owns_accept
 from ..errors import AppError, ClusterError
 from ..kernel import processes
 from ..kernel.handover import Inlet, Outlet
-from ..kernel.scoreboard import Scoreboard
+from ..kernel.scoreboard import Row, Scoreboard
 from ..lifecycle import State
 from ..settings import Settings
 from . import api
@@ -257,7 +257,9 @@ class Worker:
             ecv = None if interface is Interface.TCP else self._ecv(site, call)
             return wrap(call, interface, self._watch, self._woken, ecv)
 
-        return site.engine(Site(site.app.call, site.app.interface, self._settings, context(self._settings), around))
+        gauge = self._row.integers[Row.begun.index : Row.ended.index + 1] if owns_accept(site.engine) else None
+        tls = context(self._settings)
+        return site.engine(Site(site.app.call, site.app.interface, self._settings, tls, around, cast(Any, gauge)))
 
     def _ecv(self, site: Staffed, call: Callable[..., Any]) -> Ecv:
         check = None
