@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import ssl
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
+import trustme
 
+from tests.system.clients import Connection, Load, get
 from tests.system.conftest import Serve
 from tests.system.counting import Mix
-from tests.system.harness import wait_until
+from tests.system.harness import Running, example, wait_until
 
-APP = Path(__file__).with_name("rolling_app.py")
+ROLLING = Path(__file__).with_name("rolling_app.py")
+APPS = Path(__file__).with_name("granian_app.py")
 GRANIAN = ("--engine", "granian")
 QUICK = ("--drain-idle", "500ms")
 KINDS = {"rsgi": ("rsgi",), "asgi": ("app", *GRANIAN), "wsgi": ("make_flask", "--factory", *GRANIAN)}
+
+
+def pids(running: Running) -> set[int]:
+    """The workers that serve."""
+    return {row["pid"] for row in running.workers()}
+
+
+def nothing_dropped(mix: Mix) -> None:
+    """No request failed, no connection was refused."""
+    print(mix.seen)
+    assert not mix.seen.failed, mix.seen
+    assert not mix.seen.refused, mix.seen
 
 
 @pytest.mark.slow
@@ -21,16 +42,245 @@ KINDS = {"rsgi": ("rsgi",), "asgi": ("app", *GRANIAN), "wsgi": ("make_flask", "-
 def test_rolling_drops_nothing(run: Serve, kind: str) -> None:
     """Through a reload, recycles and scaling each request is answered; connections that end say so in a response."""
     attr, *options = KINDS[kind]
-    running = run(f"{APP}:{attr}", *options, *QUICK).ready()
+    running = run(f"{ROLLING}:{attr}", *options, *QUICK).ready()
     with Mix(running.address) as mix:
         wait_until(lambda: mix.seen.answered > 50, lambda: f"the load runs: {mix.seen}")
         for verb, params in [("reload", {}), ("recycle", {}), ("scale", {"workers": 6}), ("scale", {"workers": 2})]:
             running.ask(verb, **params)
             before = mix.seen.answered
             wait_until(lambda before=before: mix.seen.answered > before + 10, "the load goes on")  # type: ignore[misc]
-    print(mix.seen)
-    assert not mix.seen.failed, mix.seen
-    assert not mix.seen.refused, mix.seen
+    nothing_dropped(mix)
     assert mix.seen.said > 0
     assert len(mix.seen.workers) >= 8, "new workers answered"
     assert running.shutdown() == 0
+
+
+@pytest.mark.slow
+def test_the_engine_changes_by_a_reload(run: Serve, tmp_path: Path) -> None:
+    """From uvicorn to granian and back, under load, nothing is dropped."""
+    file = tmp_path / "cluster2.toml"
+
+    def engine(name: str) -> None:
+        file.write_text(f'engine = "{name}"\n')
+
+    engine("uvicorn")
+    running = run(f"{ROLLING}:app", *QUICK, directory=tmp_path).ready()
+    with Mix(running.address) as mix:
+        wait_until(lambda: mix.seen.answered > 50, lambda: f"the load runs: {mix.seen}")
+        for name in ("granian", "uvicorn", "granian"):
+            engine(name)
+            running.ask("reload")
+            counted = [row["accepted"] is not None for row in running.workers()]
+            assert counted == [name == "uvicorn"] * 2
+            before = mix.seen.answered
+            wait_until(lambda before=before: mix.seen.answered > before + 20, "the load goes on")  # type: ignore[misc]
+    nothing_dropped(mix)
+    assert running.shutdown() == 0
+
+
+@pytest.mark.slow
+def test_killed_under_load(run: Serve) -> None:
+    """kill -9 costs at most what the killed one was working on; nothing is refused, and its successor serves."""
+    running = run(f"{APPS}:rsgi").ready()
+    with Load(running.address, clients=12, keep_alive=False) as load:
+        for _ in range(3):
+            before, victim = load.counts.answered, min(pids(running))
+            wait_until(lambda before=before: load.counts.answered > before + 100, "the load runs")  # type: ignore[misc]
+            os.kill(victim, signal.SIGKILL)
+            wait_until(lambda victim=victim: len(pids(running) - {victim}) == 2, "a successor is ready")  # type: ignore[misc]
+    assert len(load.counts.failed) + load.counts.closed <= 3 * 12
+    assert load.counts.refused == []
+
+
+def test_who_waits_for_a_killed_worker(run: Serve) -> None:
+    """What waits in the queue of a worker that is killed is served by its successor, on the same socket."""
+    running = run(f"{APPS}:rsgi", workers=1).ready(1)
+    (victim,) = pids(running)
+    os.kill(victim, signal.SIGSTOP)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Connection(running.address)) for _ in range(8)]
+        for client in clients:
+            client.send("/")
+        os.kill(victim, signal.SIGKILL)
+        for client in clients:
+            assert client.receive().body == b"hello"
+    assert victim not in pids(running)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_stuck(run: Serve) -> None:
+    """It is steered around as soon as its heartbeat is late, long before it is replaced; then it is."""
+    running = run(f"{APPS}:rsgi", "--max-heartbeat-delay", "4s").ready()
+    with ExitStack() as stack:
+        stuck = stack.enter_context(Connection(running.address))
+        stuck.send("/spin/one")
+        victim = running.held("one")
+        late = time.monotonic() + 3.5  # a heartbeat promises two seconds; the master looks once a second
+        wait_until(lambda: time.monotonic() > late, "its heartbeat is late")
+        for _ in range(12):
+            assert get(running.address).headers["x-worker"] != str(victim)
+        assert victim in pids(running)
+        wait_until(lambda: len(pids(running) - {victim}) == 2, lambda: f"it is replaced:\n{running.stderr}")
+        assert stuck.closed()
+    assert "granian_app.py" in running.stderr, "its stacks are told"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("attr", "options"), [("rsgi", ()), ("wsgi", GRANIAN)], ids=["rsgi", "wsgi"])
+def test_a_request_that_never_ends(run: Serve, attr: str, options: tuple[str, ...]) -> None:
+    """request_timeout: the worker of a request that takes too long is replaced; the other serves on."""
+    running = run(f"{APPS}:{attr}", *options, "--request-timeout", "1s", "--drain-timeout", "1s").ready()
+    with Connection(running.address) as endless:
+        endless.send("/forever/one")
+        victim = running.held("one")
+        wait_until(lambda: len(pids(running) - {victim}) == 2, lambda: f"it is replaced:\n{running.stderr}")
+        assert get(running.address).body == b"hello"
+        assert endless.closed()
+    wait_until(lambda: victim not in {row["pid"] for row in running.status()["workers"]}, "it is gone")
+    assert "a request is older than request_timeout" in running.stderr
+
+
+def test_hooks_errors_and_counts(run: Serve) -> None:
+    """RSGI's hooks are called in each worker; a handler that raises is a 500, logged once; all are counted."""
+    running = run(f"{APPS}:rsgi", workers=1).ready(1)
+    (pid,) = pids(running)
+    assert (running.directory / f"begun.{pid}").exists()
+    with Connection(running.address) as client, Connection(running.address) as other:
+        assert client.get("/").body == b"hello"
+        assert client.get("/raise").status == 500
+        assert other.get("/").body == b"hello"
+        assert running.stderr.count("RuntimeError: broken on purpose") == 1
+
+        def counted() -> bool:
+            (row,) = running.workers()
+            return (row["requests"], row["connections"], row["in_flight"]) == (3, 2, 0)
+
+        wait_until(counted, lambda: f"all are counted: {running.workers()}")
+    assert running.shutdown() == 0
+    assert (running.directory / f"ended.{pid}").exists()
+
+
+def test_shutdown_answers_every_connection(run: Serve) -> None:
+    """At a shutdown each connection that was made before may ask once more, and is told that it ends."""
+    running = run(f"{ROLLING}:rsgi", "--drain-idle", "10s").ready()
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Connection(running.address)) for _ in range(12)]
+        for client in clients[:6]:
+            client.get("/small/1")
+        busy = stack.enter_context(Connection(running.address))
+        busy.send("/wait/1")
+        running.held("1")
+        running.signal(signal.SIGTERM)
+        running.draining(2)
+        for client in clients:
+            client.send("/small/2")
+        for client in clients:
+            answer = client.receive()
+            assert (answer.body, answer.headers["connection"]) == (b"small 2", "close")
+        running.release()
+        assert busy.receive().body == b"wait 1"
+    assert running.wait() == 0
+
+
+LITESTAR = """
+from litestar import Litestar, get
+
+@get("/")
+async def hello() -> dict[str, str]:
+    return {"hello": "litestar"}
+
+app = Litestar([hello])
+"""
+FRAMEWORKS = {
+    "fastapi": example("fastapi_app.py:app"),
+    "flask": example("flask_app.py:app"),
+    "django": example("django_app.py:application"),
+    "litestar": "litestar_app.py:app",
+}
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_frameworks(run: Serve, tmp_path: Path, name: str) -> None:
+    """FastAPI, Flask, Django and Litestar are served by granian."""
+    (tmp_path / "litestar_app.py").write_text(LITESTAR)
+    running = run(FRAMEWORKS[name], *GRANIAN, workers=1, directory=tmp_path).ready(1)
+    answer = get(running.address)
+    assert answer.status == 200
+    assert answer.headers["server"] == "granian"
+    assert running.shutdown() == 0
+
+
+@pytest.fixture
+def certified(tmp_path: Path) -> tuple[tuple[str, ...], ssl.SSLContext]:
+    """Options for TLS, and what a client trusts."""
+    authority = trustme.CA()
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "site.pem")
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    return ("--ssl-certfile", str(tmp_path / "site.pem")), trusting
+
+
+@pytest.mark.slow
+def test_rolling_with_tls(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLContext]) -> None:
+    """With TLS as well no request is lost."""
+    options, trusting = certified
+    running = run(f"{ROLLING}:rsgi", *options, *QUICK).ready()
+    with Mix(running.address, tls=trusting) as mix:
+        wait_until(lambda: mix.seen.answered > 50, lambda: f"the load runs: {mix.seen}")
+        running.ask("reload")
+    nothing_dropped(mix)
+    assert mix.seen.said > 0
+
+
+def test_http2(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLContext]) -> None:
+    """HTTP/2 is spoken where it is asked for; a worker that leaves ends such a connection by GOAWAY, and no request is lost."""
+    options, trusting = certified
+    running = run(f"{APPS}:rsgi", "--http2", *options, *QUICK).ready()
+    url = f"https://localhost:{running.address[1]}/"
+    with httpx.Client(http2=True, verify=trusting) as client:
+        answer = client.get(url)
+        assert (answer.http_version, answer.text) == ("HTTP/2", "hello")
+        old = pids(running)
+        running.ask("reload")
+        answer = client.get(url)
+        assert (answer.http_version, answer.text) == ("HTTP/2", "hello")
+        assert int(answer.headers["x-worker"]) not in old
+
+
+def test_one_process(run: Serve) -> None:
+    """`cluster = false`: granian serves in that process, on Unix sockets too."""
+    running = run(f"{APPS}:rsgi", "--no-cluster", bind=("127.0.0.1:0", "unix:s"), workers=None)
+    path = str(running.directory / "s")
+    wait_until(lambda: running.process.poll() is not None or os.path.exists(path), "it serves")
+    wait_until(lambda: _answers(path), lambda: running.stderr)
+    assert running.shutdown() == 0
+
+
+def _answers(path: str) -> bool:
+    try:
+        return get(path).body == b"hello"
+    except OSError:
+        return False
+
+
+REFUSED = {
+    "unix": (("--bind", "unix:s"), "engine granian: unix:s can't be steered"),
+    "connections": (("--conn-threshold", "5"), "engine 'granian' has no connection-count"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(run: Serve, case: str) -> None:
+    """What granian can't do is refused in one line."""
+    options, why = REFUSED[case]
+    running = run(f"{APPS}:rsgi", *options, bind=())
+    assert running.wait() == 5
+    assert why in running.stderr
+    assert len(running.stderr.strip().splitlines()) == 1, running.stderr
+
+
+def test_a_start_that_fails(run: Serve) -> None:
+    """A lifespan that refuses ends the start with the app's own words."""
+    running = run(f"{APPS}:broken_start", *GRANIAN)
+    assert running.wait() == 3
+    assert "the app's lifespan failed at startup: the database is away" in running.stderr

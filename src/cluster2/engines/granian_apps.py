@@ -96,14 +96,18 @@ class Under:
         Args:
             last: the same as `inner`, whose responses end their connections.
         """
-        begun = ended = 0
+        begin = itertools.count(1)
+        ended = 0
         way, gauge = self._way, self._gauge
         called = last if self._ending else inner
 
+        def scheduled(watcher: Any) -> Any:
+            # In Rust's thread: so those count that wait for a loop that is held. A count's step is one under the GIL.
+            gauge[0] = next(begin)
+            return watch(watcher)
+
         async def watch(watcher: Any) -> None:
-            nonlocal begun, ended
-            begun += 1
-            gauge[0] = begun
+            nonlocal ended
             try:
                 await called(watcher.scope, watcher.proto)
             except BaseException as error:  # granian answers 500 and logs it; a cancelled one must be told as well
@@ -114,8 +118,12 @@ class Under:
                 ended += 1
                 gauge[1] = ended
 
-        async def remembered(watcher: Any) -> None:
+        def remembered(watcher: Any) -> Any:
+            gauge[0] = next(begin)
             way.add(watcher)
+            return forgotten(watcher)
+
+        async def forgotten(watcher: Any) -> None:
             try:
                 await watch(watcher)
             finally:
@@ -126,8 +134,8 @@ class Under:
             called = self._counted(last) if ending else inner
 
         self._uses.append(use)
-        self._counts.append(lambda: (begun, ended))
-        return remembered if self._remember else watch
+        self._counts.append(lambda: (_reading(begin) - 1, ended))
+        return remembered if self._remember else scheduled
 
     def threads(self, inner: Call, last: Call) -> Call:
         """For apps that run in threads of granian's."""
@@ -136,7 +144,7 @@ class Under:
         called = last if self._ending else inner
 
         def run(protocol: Any, scope: Any) -> Any:
-            gauge[0] = next(begin)  # a count's step is one under the GIL, unlike an addition
+            gauge[0] = next(begin)
             try:
                 return called(protocol, scope)
             finally:

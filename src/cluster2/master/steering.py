@@ -41,6 +41,10 @@ FINE = 0.001
 """Seconds between two looks at the gauges: usually, and while handlers are long."""
 LONG_AGO = 2.0
 """Seconds after which handlers count as short again."""
+STARVED = 0.003
+"""Seconds by which looks are late in the mean when steering by them does harm: all would go to one until the next look."""
+SMOOTH = 0.1
+"""Share of the newest look in that mean."""
 QUIET = 1.0
 """Seconds without a request after which nobody looks."""
 
@@ -61,6 +65,8 @@ class Steering:
         self._gauges: dict[int, tuple[int, int]] = {}
         self._moved_at = 0.0
         self._long_at = 0.0
+        self._due = 0.0
+        self._lag = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def open(self, generation: int, sites: Iterable[int], slots: int) -> None:
@@ -168,8 +174,14 @@ class Steering:
             loads.append(Load(place, begun - ended, row.connections))
         if now - self._moved_at < QUIET:
             long = now - self._long_at < LONG_AGO
-            self._go(lightest(loads, by_requests=long))
-            self._timer = asyncio.get_running_loop().call_later(FINE if long else COARSE, self._look)
+            late = max(0.0, now - self._due) if self._due else 0.0
+            self._lag += SMOOTH * (late - self._lag)
+            self._go(lightest(loads, by_requests=long and self._lag < STARVED))
+            wait = FINE if long else COARSE
+            self._due = now + wait
+            self._timer = asyncio.get_running_loop().call_later(wait, self._look)
+        else:
+            self._due = 0.0
 
     def shut_doors(self) -> None:
         """Let nobody new in, at any place."""

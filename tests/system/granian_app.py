@@ -1,0 +1,65 @@
+"""Apps that the tests of granian serve."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+def mark(name: str) -> None:
+    """Say that this request's handler has begun."""
+    Path(f"held.{name}.{os.getpid()}").touch()
+
+
+class Rsgi:
+    """Its hooks are called; `/raise` raises, `/spin/NAME` holds the loop, `/forever/NAME` never answers, all else says hello."""
+
+    def __rsgi_init__(self, loop: Any) -> None:
+        async def begin() -> str:
+            await asyncio.sleep(0)
+            return "begun"
+
+        Path(f"{loop.run_until_complete(begin())}.{os.getpid()}").touch()
+
+    def __rsgi_del__(self, loop: Any) -> None:
+        Path(f"ended.{os.getpid()}").touch()
+
+    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
+        if scope.proto == "ws":
+            transport = await protocol.accept()
+            while (message := await transport.receive()).data is not None:
+                await transport.send_str(str(message.data))
+            return
+        _, kind, name = [*scope.path.split("/"), "", ""][:3]
+        if name:
+            mark(name)
+        if kind == "raise":
+            raise RuntimeError("broken on purpose")
+        if kind == "spin":
+            while True:
+                pass
+        if kind == "forever":
+            await asyncio.Event().wait()
+        protocol.response_str(200, [("x-worker", str(os.getpid()))], "hello")
+
+
+rsgi = Rsgi()
+
+
+async def broken_start(scope: Any, receive: Any, send: Any) -> None:
+    """Refuses to start."""
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "the database is away"})
+
+
+def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    """`/forever/NAME` never answers."""
+    _, kind, name = [*environ["PATH_INFO"].split("/"), "", ""][:3]
+    if kind == "forever":
+        mark(name)
+        time.sleep(1000)
+    start_response("200 OK", [("Content-Length", "5"), ("X-Worker", str(os.getpid()))])
+    return [b"hello"]
