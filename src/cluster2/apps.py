@@ -90,23 +90,23 @@ def load(target: str | object, *, factory: bool = False) -> App:
     if factory:
         found = _made_by(found, label)
     interface = detect(found, label)
-    call = found.call if isinstance(found, Declared) else found
-    assert callable(call)
+    call: Any = found.call if isinstance(found, Declared) else found
     return App(call, interface, label)
 
 
 def detect(app: object, label: str) -> Interface:
     """Tell an app's interface by its signature. Raises AppError, naming `label`, if it has none that we know."""
     if isinstance(app, Declared):
-        if not callable(app.call):
-            raise AppError(f"{label} wraps a {type(app.call).__name__}, which can't be called")
+        call: object = app.call
+        if not callable(call) and not _is_rsgi(call):
+            raise AppError(f"{label} wraps a {type(call).__name__}, which can't be called")
         return app.interface
+    if _is_rsgi(app):
+        return Interface.RSGI
     if not callable(app):
         raise AppError(
             f"{label} is a {type(app).__name__}, which can't be called; name an ASGI or WSGI app, or a TCP handler"
         )
-    if hasattr(app, "__rsgi__") and not isinstance(app, type):
-        return Interface.RSGI
     if _makes_protocols(app):
         return Interface.TCP
     match names := _positional(app):
@@ -165,6 +165,11 @@ def _makes_protocols(app: Callable[..., Any]) -> bool:
         except Exception:  # annotations are evaluated, and may raise anything: then they say nothing
             return False
     return isinstance(made, type) and issubclass(made, asyncio.BaseProtocol)
+
+
+def _is_rsgi(app: object) -> bool:
+    """An object with `__rsgi__` need not be callable itself."""
+    return hasattr(app, "__rsgi__") and not isinstance(app, type)
 
 
 def _positional(app: Callable[..., Any]) -> list[str] | None:

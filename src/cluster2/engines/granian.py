@@ -54,6 +54,8 @@ LOOK_SHARE = 100
 """To count connections may take one in so many parts of the time."""
 PATIENCE = 1.0
 """Seconds that granian may take to stop when nothing is under way any more, or when the time for that is over."""
+TLS_FROM = "tls1.2"
+"""The oldest version of TLS that is spoken, as with uvicorn."""
 POOL_IDLE = 30
 """Seconds after which a thread of the pool that had nothing to do ends (granian's own default)."""
 RUST_BLOCKING = 512
@@ -275,7 +277,14 @@ def _tls(site: Site) -> tuple[Any, ...]:
     """granian reads the files itself, in each new worker."""
     settings = site.settings
     if settings.ssl_certfile is None:
+<<<<<<< HEAD
         return (False, None, None, None, "tls1.2", None, [], False)
     certificate, key = settings.ssl_certfile, settings.ssl_keyfile or settings.ssl_certfile
     authorities = settings.ssl_ca_certs
     return (True, certificate, key, settings.ssl_keyfile_password, "tls1.2", authorities, [], authorities is not None)
+=======
+        return (False, None, None, None, TLS_FROM, None, [], False)
+    certificate, key = settings.ssl_certfile, settings.ssl_keyfile or settings.ssl_certfile
+    authorities = settings.ssl_ca_certs
+    return (True, certificate, key, settings.ssl_keyfile_password, TLS_FROM, authorities, [], authorities is not None)
+>>>>>>> a4779a2 (granian: TLS from 1.2, objects with __rsgi__, a change of engine that connections can't follow is refused; the pin is tested)

@@ -225,6 +225,8 @@ class Master:
 
     def _prepared(self, generation: int, message: wire.Prepared) -> None:
         try:
+            if self.keeping is not None and self.phase is not Phase.BOOTING:
+                self.steering.check_change(self.wanted.generation, message.steered)
             self.steering.open(generation, message.steered, self.generations.settings(generation).workers)
         except ConfigError as error:
             names = " and ".join(sorted({message.engines[site] for site in message.steered}))

@@ -8,7 +8,8 @@ then the predecessor's is left out, and that one goes on accepting what is on it
   given out first. If nobody is to be made just then, `stranded` says so, and a worker is recycled for it.
 - *A worker is stuck*: it is left out as soon as its heartbeat is late, long before it is killed.
 - *None serves*: connections go on to where they went, and wait.
-- *A change of engine by a reload*: workers of an engine that is fed share place 0, the ordinary listener.
+- *A change of engine by a reload*: workers of an engine that is fed share place 0, the ordinary listener. The other way is
+  refused while there is a keeper: what rests there comes back through queues that such an engine doesn't read.
 
 **The loop is closed**: while requests come the master looks at each worker's gauge (requests begun and ended, in the scoreboard)
 every 10 ms. Where one has been at the same request between two looks, handlers are long; then it looks every millisecond, and
@@ -85,9 +86,14 @@ class Steering:
                 self._grow(group, 2 * slots)
                 self._groups[index] = group
 
-    def close_generation(self, generation: int) -> None:
-        """No worker of that generation is left, or will be made."""
-        self._sites.pop(generation, None)
+    def check_change(self, before: int, sites: Iterable[int]) -> None:
+        """Whether a reload may lead to engines that take connections of these apps themselves.
+
+        Raises:
+            ConfigError: now they are fed: what rests at the keeper would find nobody to come back to.
+        """
+        if set(sites) - self._sites.get(before, frozenset()):
+            raise ConfigError("connections that rest at the keeper can't come to it: restart to change to that engine")
 
     def take(self, generation: int) -> int | None:
         """A place for a new worker of that generation; None: its engines don't need one.
