@@ -13,7 +13,7 @@ from bench import tools
 from bench.catalogue import COMMANDS
 from bench.errors import BenchError
 from bench.report import RESULTS, Figure, load, save, table
-from bench.suites import cost, delegation, keeper, reload, rolling, serve, shares, tail, wakes, wsgi
+from bench.suites import cost, delegation, keeper, reload, rolling, serve, shares, steered, tail, wakes, wsgi
 from bench.suites.plan import Plan, Suite, say
 
 SUITES: dict[str, tuple[str, Suite]] = {
@@ -23,6 +23,7 @@ SUITES: dict[str, tuple[str, Suite]] = {
     "threads": ("the same when they compute in threads", tail.threads),
     "rolling": ("thousands of idle clients while workers are replaced", rolling.figures),
     "reload": ("what clients see while servers reload, nginx and HAProxy among them; how fast it is", reload.figures),
+    "steered": ("granian as an engine, beside granian alone", steered.figures),
     "shares": ("connections a worker", shares.figures),
     "keeper": ("thousands of connections at rest, and over a kill -9", keeper.figures),
     "wsgi": ("WSGI: what a request costs, and p99 behind slow ones, in threads and inline", wsgi.figures),
