@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from tests.system.clients import Connection, Load, get
 from tests.system.conftest import Serve
@@ -214,7 +215,10 @@ def test_frameworks(run: Serve, tmp_path: Path, name: str) -> None:
 def certified(tmp_path: Path) -> tuple[tuple[str, ...], ssl.SSLContext]:
     """Options for TLS, and what a client trusts."""
     authority = trustme.CA()
-    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "site.pem")
+    issued = authority.issue_cert("localhost")
+    key = load_pem_private_key(issued.private_key_pem.bytes(), None)
+    pkcs8 = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "site.pem").write_bytes(pkcs8 + b"".join(each.bytes() for each in issued.cert_chain_pems))
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
     return ("--ssl-certfile", str(tmp_path / "site.pem")), trusting

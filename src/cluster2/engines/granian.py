@@ -277,14 +277,7 @@ def _tls(site: Site) -> tuple[Any, ...]:
     """granian reads the files itself, in each new worker."""
     settings = site.settings
     if settings.ssl_certfile is None:
-<<<<<<< HEAD
-        return (False, None, None, None, "tls1.2", None, [], False)
-    certificate, key = settings.ssl_certfile, settings.ssl_keyfile or settings.ssl_certfile
-    authorities = settings.ssl_ca_certs
-    return (True, certificate, key, settings.ssl_keyfile_password, "tls1.2", authorities, [], authorities is not None)
-=======
         return (False, None, None, None, TLS_FROM, None, [], False)
     certificate, key = settings.ssl_certfile, settings.ssl_keyfile or settings.ssl_certfile
     authorities = settings.ssl_ca_certs
     return (True, certificate, key, settings.ssl_keyfile_password, TLS_FROM, authorities, [], authorities is not None)
->>>>>>> a4779a2 (granian: TLS from 1.2, objects with __rsgi__, a change of engine that connections can't follow is refused; the pin is tested)
