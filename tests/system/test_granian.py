@@ -52,7 +52,7 @@ def test_rolling_drops_nothing(run: Serve, kind: str) -> None:
             wait_until(lambda before=before: mix.seen.answered > before + 10, "the load goes on")  # type: ignore[misc]
     nothing_dropped(mix)
     assert mix.seen.said > 0
-    assert len(mix.seen.workers) >= 8, "new workers answered"
+    assert len(mix.seen.workers) > 4, "workers answered that are younger than the reload"
     assert running.shutdown() == 0
 
 

@@ -21,6 +21,7 @@ from tests.system.harness import ROOT, Running, command, example, sample, wait_u
 HTTP_EXAMPLES = ["fastapi_app.py:app", "flask_app.py:app", "django_app.py:application"]
 TCP_EXAMPLES = ["echo.py:handler", "echo_protocol.py:Echo"]
 MOVING_EXAMPLES = ["lines.py", "lines_protocol.py"]  # run by test_tcp_moving.py
+TALKING = ["config_reader.py", "remote_logger.py", "rate_limiter.py"]  # run by test_talk_examples.py
 SCRIPTS = ["start.py", "stop.py", "shutdown.py", "events.py"]  # run by test_script.py
 
 
@@ -58,7 +59,11 @@ def test_tcp_example(run: Serve, target: str) -> None:
 
 def test_every_example_is_run() -> None:
     """No example is left out by the tests above and by test_script.py."""
-    named = {target.partition(":")[0] for target in HTTP_EXAMPLES + TCP_EXAMPLES} | {*SCRIPTS, *MOVING_EXAMPLES}
+    named = {target.partition(":")[0] for target in HTTP_EXAMPLES + TCP_EXAMPLES} | {
+        *SCRIPTS,
+        *MOVING_EXAMPLES,
+        *TALKING,
+    }
     assert named == {path.name for path in (ROOT / "examples").glob("*.py")}
 
 

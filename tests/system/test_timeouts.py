@@ -22,7 +22,7 @@ def timed_out(running: Running) -> int:
 @pytest.mark.parametrize("name", ["plain", "wsgi"])
 def test_who_stalls(run: Serve, name: str) -> None:
     """Each kind of stalling client is ended within the time, counted and told of; one whose request is under way is not."""
-    running = run(sample(name), "--timeout", "1s", "--rest-after", "0").ready()
+    running = run(sample(name), "--timeout", "1s", "--no-keeper").ready()
     with ExitStack() as stack:
         silent, used, slow, working = (stack.enter_context(Connection(running.address)) for _ in range(4))
         working.send("/held/a")

@@ -269,7 +269,7 @@ class FedEngine(Engine, Protocol):
         """For how long requests have held threads since this was last asked; None: it has no threads.
 
         Args:
-            above: seconds from which on one that still holds its thread counts, and again when it is twice as old.
+            above: seconds from which on one that still holds its thread counts, and again and again as it gets older.
         """
 
 

@@ -39,7 +39,11 @@ BURST = 64
 LONG = 0.0005
 """Seconds by the wall clock from which on a call's CPU time is worth knowing."""
 FIRST = 2
-"""Calls of a worker's life that tell nothing: they pay for what happens only once."""
+"""Calls of a worker's life that tell nothing, unless they take longer than `ONCE`: they pay for what happens only once."""
+ONCE = 0.25
+"""Seconds that late imports and the like may take."""
+AGAIN = 0.5
+"""Seconds after which a call that still holds its thread counts again; sooner when it is twice as old."""
 
 _now = time.monotonic
 _cpu = time.thread_time
@@ -130,11 +134,12 @@ class Pool:
         """See `Engine.held`."""
         wall = self._wall
         for seat, since in enumerate(self._since):
-            age = now - since
-            if since and age > above and (self._counted[seat] != since or age > 2 * self._ages[seat]):
+            age, counted = now - since, self._ages[seat]
+            if since and age > above and (self._counted[seat] != since or age > min(2 * counted, counted + AGAIN)):
                 self._counted[seat], self._ages[seat] = since, age
                 wall = max(wall, age)
-        hold = Hold(wall, self._used, self._full) if self._done > FIRST else Hold(0.0, 0.0, False)
+        counts = self._done > FIRST or wall > ONCE
+        hold = Hold(wall, self._used, self._full) if counts else Hold(0.0, 0.0, False)
         if wall > LONG and now >= self._quiet_until:
             self._due, self._quiet_until = BURST, now + 1.0
         self._due = self._due or 1
