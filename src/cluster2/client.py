@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import ClusterError, by_exit_code
+from .errors import ClusterError, NoAnswer, by_exit_code
 from .kernel.pidfiles import CONTROL, connect_control
 
 Progress = Callable[[dict[str, Any]], None]
@@ -48,13 +48,14 @@ class Client:
 
         Raises:
             NotRunning: no master is there.
-            ClusterError: the master's own error, with its exit code; or it didn't answer, or not in time.
+            NoAnswer: it didn't answer, or not in time.
+            ClusterError: the master's own error, with its exit code.
         """
         with self._connect() as connection:
             lines = _exchange(connection, verb, params, timeout)
             answer = self._answer(lines, progress)
         if answer is None:
-            raise ClusterError(f"the master at {self.pids} left without an answer to {verb!r}")
+            raise NoAnswer(f"the master at {self.pids} left without an answer to {verb!r}")
         return answer
 
     def follow(self, verb: str, tell: Progress) -> None:
@@ -93,7 +94,7 @@ class Client:
         try:
             return connect_control(self.pids)
         except OSError as error:
-            raise ClusterError(f"can't talk to the master at {self.pids}: {error.strerror}") from None
+            raise NoAnswer(f"can't talk to the master at {self.pids}: {error.strerror}") from None
 
     def _answer(self, lines: Iterator[bytes], progress: Progress | None) -> dict[str, Any] | None:
         """The result, or None if the connection ended first."""
@@ -134,7 +135,7 @@ def _exchange(
             *lines, pending = (pending + received).split(b"\n")
             yield from lines
     except TimeoutError:
-        raise ClusterError(f"the master didn't finish {verb!r} within {timeout:g} s") from None
+        raise NoAnswer(f"the master didn't finish {verb!r} within {timeout:g} s") from None
     except ConnectionError:
         return  # killed with our request unread: that is the end of the connection, too
 

@@ -62,6 +62,10 @@ class AlreadyRunning(ClusterError):
     exit_code = 7
 
 
+class NoAnswer(ClusterError):
+    """A master is there, but it didn't answer, or not in time."""
+
+
 class DelegateError(ClusterError):
     """Delegated work failed: its handler raised, there is none, or nobody is there to do it.
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import pytest
 
 from cluster2.errors import ClusterError
-from cluster2.kernel.scoreboard import CELL, CELLS, MAGIC, ROWS, SIZE, Header, Integer, Row, Scoreboard
+from cluster2.kernel.scoreboard import CELL, CELLS, MAGIC, ROWS, SIZE, SLOTS, Header, Integer, Past, Row, Scoreboard
+from cluster2.latencies import BOUNDS
 
 
 @contextlib.contextmanager
@@ -50,6 +51,11 @@ def test_the_declaration_is_a_table() -> None:
             assert field.kind == ("q" if isinstance(field, Integer) else "d")
             assert field.writer in ("master", "worker", "keeper", "monitor")
             assert field.meaning
+    used = {field.index for field in (*Row.FIELDS.values(), *Past.FIELDS.values())}
+    tally = range(*Row.latencies.cells.indices(CELLS))
+    assert len(tally) == len(BOUNDS) + 1
+    assert len(used) == len(Row.FIELDS) + len(Past.FIELDS)
+    assert not used & set(tally)
 
 
 def test_a_new_one_is_empty(board: Scoreboard) -> None:
@@ -119,12 +125,18 @@ def test_a_row_is_released_once(board: Scoreboard) -> None:
 
 
 def test_rows_have_bounds(board: Scoreboard) -> None:
-    """There is no row before the first or after the last; the last one is inside the memory."""
+    """There is no row, or past, before the first or after the last; each of the last lies where it should, and in the memory."""
     for index in (-1, ROWS):
         with pytest.raises(IndexError):
             board.row(index)
+    for slot in (-1, SLOTS):
+        with pytest.raises(IndexError):
+            board.past(slot)
     board.row(ROWS - 1).draining = 1
-    assert os.pread(board.fd, CELL, SIZE - (CELLS - Row.draining.index) * CELL) == (1).to_bytes(8, sys.byteorder)
+    board.past(SLOTS - 1).draining = 2
+    last = SIZE - (CELLS - Row.draining.index) * CELL
+    assert os.pread(board.fd, CELL, last - SLOTS * CELLS * CELL) == (1).to_bytes(8, sys.byteorder)
+    assert os.pread(board.fd, CELL, last) == (2).to_bytes(8, sys.byteorder)
 
 
 def test_a_column_stops_at_the_high_water_mark(board: Scoreboard) -> None:

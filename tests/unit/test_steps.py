@@ -386,3 +386,52 @@ def test_close_reaches_the_handler() -> None:
     next(iter(measured))
     measured.close()
     assert seen == ["closed"]
+
+
+def test_a_measured_request_is_timed_as_a_whole(clocks: Clocks) -> None:
+    """From its beginning to its end, waits included: also if it raises, or is cancelled; each is told once."""
+    took: list[float] = []
+
+    async def handler(end: BaseException | None) -> None:
+        clocks.wall += 0.5
+        await asyncio.sleep(0)
+        clocks.wall += 0.25
+        if end is not None:
+            raise end
+
+    async def main() -> None:
+        watch = Watch(lambda step, now: None, PROOF, took.append)
+
+        async def measured(end: BaseException | None = None) -> None:
+            await watch.measured(handler(end))
+
+        for _ in range(steps.FIRST + 1):
+            await measured()
+        assert took == pytest.approx([0.75])
+        with pytest.raises(ZeroDivisionError):
+            await measured(ZeroDivisionError())
+        task = asyncio.create_task(measured())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert took == pytest.approx([0.75, 0.75, 0.5])
+
+
+def test_a_connection_is_no_request(clocks: Clocks) -> None:
+    """How long a handler of connections lived isn't told, though its steps are timed."""
+    took: list[float] = []
+
+    async def main() -> None:
+        watch = Watch(lambda step, now: None, PROOF, took.append)
+
+        async def streamed() -> None:
+            await watch.stream(clocks.step(0.5, 0.5, 0)())
+
+        await streamed()
+        assert watch.due == BURST - 1
+
+    asyncio.run(main())
+    assert took == []

@@ -22,6 +22,8 @@ master's from `claim` until it tells the worker about it, the worker's until tha
 `release`; `Field.writer` says who fills a cell in a life without accidents. `x += 1` is a load and a store: it is right
 only because of this invariant.
 
+What a row has counted outlives it: `ledger` adds it to its slot's `Past` before the row is given back.
+
 Times are `time.monotonic()`, which is one clock for all processes of a machine, unless a field says otherwise.
 """
 
@@ -34,16 +36,18 @@ import mmap
 import os
 from typing import Any, ClassVar, Final, Generic, Literal, TypeVar, overload
 
+from cluster2 import latencies
 from cluster2.errors import ClusterError
 
 CELL: Final = 8
-CELLS: Final = 32
+CELLS: Final = 64
 ROW_BYTES: Final = CELL * CELLS
 ROWS: Final = 1024
-SIZE: Final = ROW_BYTES * (1 + ROWS)
+SLOTS: Final = 1024
+SIZE: Final = ROW_BYTES * (1 + ROWS + SLOTS)
 
 # The last byte is the version of the layout: it changes whenever a cell gets another meaning.
-MAGIC: Final = int.from_bytes(b"cluster\x02", "big")
+MAGIC: Final = int.from_bytes(b"cluster\x03", "big")
 
 _MFD_NOEXEC_SEAL: Final = 0x0008
 
@@ -55,7 +59,7 @@ class Field(Generic[T]):
 
     Attributes:
         name: the attribute's name.
-        index: which of the 32 cells.
+        index: which of the 64 cells.
         kind: "q", a signed 64-bit integer, or "d", a double.
         writer: who fills it: "master", "worker", "keeper" or "monitor".
         meaning: what it says, with its unit.
@@ -105,11 +109,26 @@ class Real(Field[float]):
         cells.reals[self.index] = value
 
 
+class Tally:
+    """Integer cells side by side, one for each bucket of `latencies`."""
+
+    def __init__(self, index: int, meaning: str) -> None:
+        self.cells = slice(index, index + len(latencies.BOUNDS) + 1)
+        self.meaning = meaning
+
+    @overload
+    def __get__(self, cells: None, owner: type) -> Tally: ...
+    @overload
+    def __get__(self, cells: Cells, owner: type) -> memoryview[int]: ...
+    def __get__(self, cells: Cells | None, owner: type) -> Tally | memoryview[int]:
+        return self if cells is None else cells.integers[self.cells]
+
+
 class Cells:
-    """32 cells under two views; a subclass names them.
+    """64 cells under two views; a subclass names them.
 
     Attributes:
-        integers, reals: the same memory as 32 integers and as 32 doubles. A hot path may index them itself
+        integers, reals: the same memory as 64 integers and as 64 doubles. A hot path may index them itself
             (`row.integers[Row.requests.index] += 1`), which halves the cost of the attribute.
     """
 
@@ -156,6 +175,12 @@ class Header(Cells):
     monitor_pid = Integer(15, "monitor", "its process id; 0: there is no monitor")
     monitor_beat = Real(16, "monitor", "monotonic time of its last sign of life")
     monitor_restarts = Integer(17, "master", "how often it had to be started again")
+    burials = Integer(
+        18, "master", "twice the lives that have ended; odd: what one has counted is just being carried over"
+    )
+    slots = Integer(21, "master", "the highest slot in which a life has ended, plus 1: readers of the past stop here")
+    reloads = Integer(19, "master", "changes of generation that were carried through")
+    reloads_failed = Integer(20, "master", "changes of generation that were abandoned")
 
 
 class Row(Cells):
@@ -191,10 +216,21 @@ class Row(Cells):
     duration = Real(29, "worker", "how long those took together: seconds")
     begun = Integer(30, "worker", "requests begun, at once, by an engine that takes connections itself")
     ended = Integer(31, "worker", "of these, the ones that have ended")
+    latency = Real(32, "worker", "how long the requests took together that were measured: seconds")
+    latencies = Tally(33, "how many of them took how long, by bucket; the worker fills it")
+
+
+class Past(Row):
+    """What the ended lives of one slot have counted together: a row of sums, filled by `ledger`."""
+
+    __slots__ = ()
+
+    lives = Integer(62, "master", "how many lives of this slot have ended")
+    crashes = Integer(63, "master", "how many of these ended without being meant to")
 
 
 class Scoreboard:
-    """The header and 1024 rows, mapped into this process.
+    """The header, 1024 rows and the past of 1024 slots, mapped into this process.
 
     A mapping survives a fork; over an exec the descriptor is passed on and `attach`ed again. `close` it, or leave it to
     the end of the process; after `close` its rows raise ValueError.
@@ -208,6 +244,7 @@ class Scoreboard:
         self._integers = memoryview(self._map).cast("q")
         self._reals = memoryview(self._map).cast("d")
         self._rows: dict[int, Row] = {}
+        self._pasts: dict[int, Past] = {}
         self.header = Header(self._integers[:CELLS], self._reals[:CELLS])
 
     @classmethod
@@ -288,6 +325,20 @@ class Scoreboard:
             row = self._rows[index] = Row(self._integers[cells], self._reals[cells])
         return row
 
+    def past(self, slot: int) -> Past:
+        """What the ended lives of a slot have counted, the same object each time.
+
+        Raises:
+            IndexError: no such slot.
+        """
+        past = self._pasts.get(slot)
+        if past is None:
+            if not 0 <= slot < SLOTS:
+                raise IndexError(f"the scoreboard has no slot {slot}")
+            cells = slice((1 + ROWS + slot) * CELLS, (2 + ROWS + slot) * CELLS)
+            past = self._pasts[slot] = Past(self._integers[cells], self._reals[cells])
+        return past
+
     @overload
     def column(self, field: Integer) -> list[int]: ...
     @overload
@@ -324,7 +375,7 @@ class Scoreboard:
 
     def _unmap(self) -> None:
         # mmap refuses to close while a view of it lives.
-        for cells in (self.header, *self._rows.values()):
+        for cells in (self.header, *self._rows.values(), *self._pasts.values()):
             cells._release()
         self._integers.release()
         self._reals.release()

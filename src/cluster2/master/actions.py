@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from .. import events, lifecycle, wire
 from ..events import Reason
-from ..kernel import processes
+from ..kernel import ledger, processes
 from ..kernel.pidfiles import PidsDirectory
 from ..kernel.processes import ExitStatus
 from ..kernel.scoreboard import Scoreboard
@@ -132,7 +132,8 @@ class Actions:
         if handle.talk is not None:
             handle.talk.finish()
         os.close(handle.stacks_file)
-        self._board.release(handle.row)
+        crashed = handle.pid is not None and reason_of(handle, status) in ("crash", "hang")
+        ledger.bury(self._board, handle.row, handle.slot, lived=handle.pid is not None, crashed=crashed)
         self._roster.remove(handle)
         if handle.pid is None:
             return

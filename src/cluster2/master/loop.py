@@ -103,7 +103,9 @@ class Master:
         self.keeping = Keeping.of(estate, self.put)
         self.monitoring = Monitoring.of(estate, self.put)
         self.watchman = Watchman(estate.board, self.put, self.warn)
-        self.reloader = Reloader(self.generations.load, self._want, self.generations.drop, self.emit)
+        self.reloader = Reloader(
+            self.generations.load, self._want, self.generations.drop, self.emit, self._count_reload
+        )
         self.departure = Departure(self)
         self._heartbeats = Heartbeats(estate.board, time.monotonic())
         self._verbs = Verbs(self)
@@ -256,6 +258,10 @@ class Master:
             if self.generations.nursery(generation) is not None:
                 return  # each worker is executed: only that one is concerned, and its exit is counted
             self._load_again_at = time.monotonic() + RELOAD_PAUSE
+
+    def _count_reload(self, done: bool) -> None:
+        header = self.estate.board.header
+        header.reloads, header.reloads_failed = header.reloads + done, header.reloads_failed + (not done)
 
     def _keeper_gone(self, fact: KeeperGone) -> None:
         """Start another one; at the end of the cluster tell the workers that nothing comes back any more."""

@@ -32,6 +32,7 @@ class Reloader:
         want: Callable[[int], None],
         drop: Callable[[int], None],
         emit: Callable[[events.Event], None],
+        count: Callable[[bool], None] = lambda done: None,
     ) -> None:
         """Nothing is under way.
 
@@ -39,11 +40,13 @@ class Reloader:
             begin: start to load the code of that generation; raises ClusterError if the options are bad.
             want: that generation is wanted from now on.
             drop: that generation's zygote isn't needed any more.
+            count: one has ended; takes whether it was carried through.
         """
         self._begin = begin
         self._want = want
         self._drop = drop
         self._emit = emit
+        self._count = count
         self._callers: list[Command] = []
         self._next: list[Command] = []
         self._asked_again = False
@@ -85,6 +88,7 @@ class Reloader:
         rolling, self.rolling = self.rolling, None
         self._want(rolling.old)
         self._drop(rolling.new)
+        self._count(False)
         logger.error("reload abandoned, generation %d goes on: %s", rolling.old, error.message)
         if error.detail:
             logger.error("%s", error.detail)
@@ -137,6 +141,7 @@ class Reloader:
         rolling, self.rolling = self.rolling, None
         self._current = rolling.new
         self._drop(rolling.old)
+        self._count(True)
         took = time.monotonic() - self._began
         logger.info("reloaded: generation %d serves, after %.2f s", rolling.new, took)
         self._emit(events.Reloaded(time=time.time(), generation=rolling.new, seconds=took))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .. import __version__
+from .. import __version__, latencies
 from ..kernel import processes
 from ..kernel.scoreboard import Scoreboard
 from .handle import Handle
@@ -37,6 +37,8 @@ def status(
     """
     header = board.header
     weigh = _memory if memory else _unweighed
+    alive = [handle for handle in roster if handle.pid is not None]
+    measured = [board.row(handle.row).latencies.tolist() for handle in alive]
     return {
         "master": {
             "pid": os.getpid(),
@@ -68,7 +70,8 @@ def status(
         }
         if monitor is not None
         else None,
-        "workers": [_worker(board, handle, weigh) for handle in roster if handle.pid is not None],
+        "latency": latencies.summary([sum(each) for each in zip(*measured, strict=True)]),
+        "workers": [_worker(board, handle, weigh) for handle in alive],
     }
 
 
@@ -84,7 +87,9 @@ def _worker(board: Scoreboard, handle: Handle, weigh: Callable[[int], int | None
         "connections": _known(row.connections),
         "accepted": _known(row.accepted),
         "in_flight": row.in_flight,
+        "errors": row.errors,
         "timed_out": row.timed_out,
+        "latency": latencies.summary(row.latencies.tolist()),
         "mode": MODES[row.mode],
         "longest_step": row.longest_step,
         "parked": row.parked,

@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Route
 from .. import ecv
 from ..ecv import Answer, Asked
 from ..settings import Settings
+from . import deps, metrics, workers
 from .facts import Facts
 from .gate import READ, Gate
 
@@ -27,6 +28,9 @@ def make(facts: Facts, settings: Settings) -> Callable[..., Any]:
         Route(root + "/livez", probes.livez, methods=["GET"]),
         Route(root + "/readyz", probes.readyz, methods=["GET"]),
         *(_any_method(path, probes.ecv) for path in probes.paths),
+        *metrics.routes(root, facts.board),
+        *deps.routes(root),
+        *workers.routes(root, facts, settings),
     ]
     open_ones = frozenset({root + "/livez", root + "/readyz", root + settings.ecv_path})
     return Gate(Starlette(routes=routes), settings, open_ones, frozenset(probes.switches))

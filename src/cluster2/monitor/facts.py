@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from .. import ecv
 from ..ecv import Health
+from ..errors import NotRunning
 from ..kernel.scoreboard import Row, Scoreboard
 from ..lifecycle import State
 
@@ -17,6 +19,14 @@ LATE = 3.0
 """Seconds by which a worker's sign of life may be overdue, with a busy machine in mind; it is replaced much later."""
 
 
+Ask = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
+"""Asks the master a verb with its params; returns the result, raises ClusterError."""
+
+
+async def _nobody(verb: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    raise NotRunning(f"{verb}: there is no master to ask (cluster = false)")
+
+
 class Facts:
     """The cluster as the scoreboard has it.
 
@@ -24,12 +34,16 @@ class Facts:
         board: the scoreboard.
         port: of the app, for ECV's body; 0: it has none.
         switch: enables or disables traffic; returns whether it is done.
+        ask: asks the master what isn't in the scoreboard.
     """
 
-    def __init__(self, board: Scoreboard, port: int, switch: Callable[[bool], Awaitable[bool]]) -> None:
+    def __init__(
+        self, board: Scoreboard, port: int, switch: Callable[[bool], Awaitable[bool]], ask: Ask = _nobody
+    ) -> None:
         self.port = port
         self.switch = switch
-        self._board = board
+        self.ask = ask
+        self.board = board
         self._header = board.header
 
     @property
@@ -41,7 +55,7 @@ class Facts:
     def ready(self) -> int:
         """How many workers serve; one whose sign of life is overdue doesn't."""
         bound = time.monotonic() - LATE
-        rows = zip(self._board.column(Row.state), self._board.column(Row.heartbeat), strict=True)
+        rows = zip(self.board.column(Row.state), self.board.column(Row.heartbeat), strict=True)
         return sum(state == State.READY and not 0 < deadline < bound for state, deadline in rows)
 
     @property

@@ -15,8 +15,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import codec, logs, wire
 from ..client import Client
@@ -71,9 +72,12 @@ async def _observe(
 ) -> None:
     client = Client(Path(order.pids))
 
+    async def ask(verb: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        return await asyncio.to_thread(client.call, verb, params, timeout=ANSWER)
+
     async def switch(enabled: bool) -> bool:
         try:
-            await asyncio.to_thread(client.call, "enable" if enabled else "disable", timeout=ANSWER)
+            await ask("enable" if enabled else "disable", {})
         except ClusterError as error:
             logger.warning("traffic can't be switched: %s", error.message)
             return False
@@ -86,7 +90,7 @@ async def _observe(
     def beat() -> None:
         board.header.monitor_beat = time.monotonic()
 
-    await serve(listeners, Facts(board, order.port, switch), settings, left, beat)
+    await serve(listeners, Facts(board, order.port, switch, ask), settings, left, beat)
 
 
 async def serve(

@@ -21,7 +21,7 @@ from typing import Any, Protocol, cast
 
 import uvloop
 
-from .. import codec, wire
+from .. import codec, latencies, wire
 from ..apps import App, said, trace
 from ..engines.base import Capability, Engine, Interface, Site, is_fed, is_own, owns_accept
 from ..errors import AppError, ClusterError
@@ -228,7 +228,7 @@ class Worker:
             await api.hooks.run_start()
         except Exception as error:
             raise AppError(f"a hook of worker.on_start raised {said(error)}", detail=trace(error)) from error
-        self._watch = Watch(self._long_step, 2 * self._settings.park_above)
+        self._watch = Watch(self._long_step, 2 * self._settings.park_above, self._took)
         self._engines = [self._engine(site) for site in self._birth.sites]
         for engine in self._engines:
             await engine.start()
@@ -302,6 +302,10 @@ class Worker:
 
     def _long_step(self, step: float, now: float) -> None:
         self._pulse.long_step(step, now)
+
+    def _took(self, seconds: float) -> None:
+        self._row.latencies[latencies.bucket(seconds)] += 1
+        self._row.latency += seconds
 
     async def _drain(self) -> bool:
         """Let everything under way end. Returns whether it did within `drain_timeout`."""

@@ -66,9 +66,15 @@ class Watch:
     Attributes:
         due: how many of the next requests are to be measured. The wrapper around the app reads it for each request.
         report: takes the length of a long step in seconds, and the time.
+        took: takes how long a measured request took in all, in seconds.
     """
 
-    def __init__(self, report: Callable[[float, float], None], proof: float) -> None:
+    def __init__(
+        self,
+        report: Callable[[float, float], None],
+        proof: float,
+        took: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
         """Measure the first requests.
 
         Args:
@@ -76,6 +82,7 @@ class Watch:
         """
         self.due = BURST
         self.report = report
+        self.took = took
         self._proof = proof
         self._first = FIRST
         self._crowded = False
@@ -135,13 +142,14 @@ class Watch:
 
 
 class Steps:
-    """Awaits a handler and times each of its steps."""
+    """Awaits a handler and times each of its steps, and the whole."""
 
-    __slots__ = ("_inner", "_watch")
+    __slots__ = ("_began", "_inner", "_watch")
 
     def __init__(self, awaitable: Awaitable[Any], watch: Watch) -> None:
         self._inner: Generator[Any, Any, Any] = awaitable.__await__()
         self._watch = watch
+        self._began = _now()
 
     def __await__(self) -> Steps:
         return self
@@ -158,18 +166,28 @@ class Steps:
         began = _now()
         try:
             return self._inner.send(value)
+        except BaseException:  # its return value, too, comes as an exception
+            self._ended()
+            raise
         finally:
             now = _now()
             if now - began > LONG:
                 self._watch.long_step(now - began, now, before)
 
     def throw(self, *error: Any) -> Any:
-        """A cancellation, usually; not timed."""
-        return self._inner.throw(*error)
+        """A cancellation, usually; as a step it isn't timed."""
+        try:
+            return self._inner.throw(*error)
+        except BaseException:
+            self._ended()
+            raise
 
     def close(self) -> None:
         """End the handler."""
         self._inner.close()
+
+    def _ended(self) -> None:
+        self._watch.took(_now() - self._began)
 
 
 class StreamSteps(Steps):
@@ -184,3 +202,6 @@ class StreamSteps(Steps):
             return self._inner.send(value)
         watch.due -= 1
         return super().send(value)
+
+    def _ended(self) -> None:
+        """A connection is no request: how long it took says nothing."""

@@ -1,0 +1,165 @@
+"""What each slot has counted since the cluster began: in the lives that have ended and in those that go on.
+
+A row of the scoreboard is one life; when that is over the row is zeroed and somebody else's. A counter that people watch must
+not fall then. So the master, who has reaped the worker and is the row's only writer by now, adds what the row has counted to its
+slot's `Past` before it gives the row back. Both are in the scoreboard: nothing is lost when the monitor dies, nobody has to be
+asked, and a master that is stuck can be watched.
+
+Between the two steps a reader would count a life twice, between the zeroing and an addition that came later not at all. So the
+header's `burials` is odd meanwhile, and another number afterwards: a reader that finds it odd, or changed, looks again. (A
+sequence lock, whose reader may be late and never blocks the writer.) Single values only grow: in a life because the worker only
+adds, over its end because what is carried is what a reader saw last or more.
+
+What a worker has in its row when it is killed is what it published last: at most a tick (0.1 s, 1 s at rest) is missing. One
+that leaves by itself publishes before it does.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+from cluster2.errors import ClusterError
+
+from .scoreboard import SLOTS, Integer, Past, Real, Row, Scoreboard
+
+COUNTERS: tuple[Integer | Real, ...] = (
+    Row.requests, Row.accepted, Row.errors, Row.timed_out, Row.stalled, Row.parked, Row.moved_in, Row.moved_out, Row.lost,
+    Row.transactions, Row.duration, Row.cpu, Row.latency,
+)  # fmt: skip
+"""What is counted, and only grows in a life; besides the buckets of latencies."""
+
+PATIENCE = 1.0
+"""Seconds that a reader tries."""
+_MOST = 2**62
+"""A row that a worker gone mad has written to must not make a sum that no cell can hold."""
+
+
+def bury(board: Scoreboard, row: int, slot: int, *, lived: bool, crashed: bool) -> None:
+    """Carry what a life has counted over to its slot, and release its row. Master only, after the worker was reaped.
+
+    Args:
+        lived: there was a process.
+        crashed: its end wasn't meant.
+    Raises:
+        ClusterError: nobody had claimed the row.
+    """
+    header = board.header
+    header.burials += 1
+    try:
+        past = board.past(slot)
+        _add(board.row(row), past)
+        header.slots = max(header.slots, slot + 1)
+        past.lives += lived
+        past.crashes += crashed
+        board.release(row)
+    finally:
+        header.burials += 1
+
+
+def _add(row: Row, past: Past) -> None:
+    for each in COUNTERS:
+        if each.kind == "q":
+            past.integers[each.index] = min(past.integers[each.index] + max(0, row.integers[each.index]), _MOST)
+        elif math.isfinite(more := row.reals[each.index]):
+            past.reals[each.index] += max(0.0, more)
+    for cell in range(*Row.latencies.cells.indices(len(row.integers))):
+        past.integers[cell] = min(past.integers[cell] + max(0, row.integers[cell]), _MOST)
+
+
+@dataclass(slots=True)
+class Life:
+    """One life that goes on, as its row has it.
+
+    Attributes:
+        memory: bytes; the others as in `scoreboard.Row`.
+    """
+
+    pid: int
+    state: int
+    connections: int
+    in_flight: int
+    memory: int
+
+
+@dataclass(slots=True)
+class Account:
+    """One slot.
+
+    Attributes:
+        counters: the sums since the cluster began, by the name in `COUNTERS`.
+        unknown: names that the engine of a life can't know: their sums say nothing.
+        latencies: requests that were measured, by bucket.
+        begun: lives, ended ones included.
+        crashes: lives whose end wasn't meant.
+        lives: those that go on.
+    """
+
+    counters: dict[str, float]
+    latencies: list[int]
+    begun: int
+    crashes: int
+    unknown: set[str] = field(default_factory=set)
+    lives: list[Life] = field(default_factory=list)
+
+
+def read(board: Scoreboard) -> dict[int, Account]:
+    """All slots that a worker was ever in, by number; all sums are of one moment as far as ended lives go.
+
+    Raises:
+        ClusterError: the master carries over a life and doesn't get on with it.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        before = board.header.burials
+        if before % 2 == 0:
+            found = _read(board)
+            if board.header.burials == before:
+                return found
+        if time.monotonic() > deadline:
+            raise ClusterError(f"the scoreboard can't be read: the master has been changing it for {PATIENCE:g} s")
+        time.sleep(0.0005)
+
+
+def _read(board: Scoreboard) -> dict[int, Account]:
+    accounts = {slot: _ended(board.past(slot)) for slot in range(board.header.slots)}
+    for index in range(board.header.high_water):
+        row = board.row(index)
+        integers, reals = row.integers.tolist(), row.reals.tolist()
+        slot = integers[Row.slot.index]
+        if not integers[Row.pid.index] or not 0 <= slot < SLOTS:
+            continue
+        account = accounts.get(slot)
+        if account is None:
+            account = accounts[slot] = _ended(board.past(slot))
+        _add_life(account, integers, reals)
+    return {slot: account for slot, account in sorted(accounts.items()) if account.begun}
+
+
+def _ended(past: Past) -> Account:
+    views = {"q": past.integers, "d": past.reals}
+    counters: dict[str, float] = {each.name: views[each.kind][each.index] for each in COUNTERS}
+    return Account(counters, past.latencies.tolist(), past.lives, past.crashes)
+
+
+def _add_life(account: Account, integers: list[int], reals: list[float]) -> None:
+    """Add a life that goes on, by the two views of its row."""
+    for each in COUNTERS:
+        counted = integers[each.index] if each.kind == "q" else reals[each.index]
+        if counted >= 0:
+            account.counters[each.name] += counted
+        else:
+            account.unknown.add(each.name)
+    measured = integers[Row.latencies.cells]
+    account.latencies = [past + max(0, more) for past, more in zip(account.latencies, measured, strict=True)]
+    account.begun += 1
+    account.lives.append(
+        Life(
+            pid=integers[Row.pid.index],
+            state=integers[Row.state.index],
+            connections=integers[Row.connections.index],
+            in_flight=integers[Row.in_flight.index],
+            memory=integers[Row.memory.index],
+        )
+    )

@@ -1,0 +1,189 @@
+"""`/metrics`: the cluster for Prometheus.
+
+All of it is read off the scoreboard when somebody scrapes: by *slot*, of which there are as many as workers are wanted, never by
+pid, since each recycle would leave another series behind; and for the cluster. Counters go on over recycles, crashes, reloads
+and a death of this process (`kernel.ledger`); they begin anew with the cluster.
+
+Latencies are a sample: those requests whose steps workers time anyway (`worker.steps`), about one in 10 ms and 64 in a row
+after a pause. Up to about a hundred requests a second a worker that is nearly all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from .. import __version__
+from ..errors import ClusterError
+from ..kernel import ledger
+from ..kernel.ledger import Account
+from ..kernel.scoreboard import Scoreboard
+from ..latencies import BOUNDS
+from ..lifecycle import State
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+COUNTERS = {
+    "requests": ("requests", "Requests begun."),
+    "accepted": ("connections_accepted", "Connections accepted from a listener."),
+    "moved_in": ("connections_moved_in", "Connections taken over from the keeper."),
+    "moved_out": ("connections_moved_out", "Connections handed to the keeper, for any reason."),
+    "parked": ("connections_parked", "Connections handed to the keeper because handlers hold the loop."),
+    "lost": ("connections_lost", "Connections from the keeper that were lost because no descriptor was left."),
+    "errors": ("errors", "Requests and transactions that failed in the app."),
+    "timed_out": ("connections_timed_out", "Connections given up because the client took too long."),
+    "stalled": ("connections_stalled", "Of these, the ones in the middle of a request or a response."),
+    "transactions": ("transactions", "Transactions that the app has counted itself."),
+    "duration": ("transaction_seconds", "How long those took together."),
+    "cpu": ("cpu_seconds", "CPU time used."),
+}
+"""What a slot counts: the name here, and what it is. Each is there as `cluster2_worker_…` by slot, and as `cluster2_…`."""
+
+GAUGES = {
+    "connections": ("connections", "Connections open now, at workers."),
+    "in_flight": ("requests_in_flight", "Requests under way."),
+    "memory": ("memory_bytes", "Resident memory; pages that workers share count for each."),
+}
+"""The same for what goes up and down."""
+
+PREFIX = "cluster2_"
+WORKER = "cluster2_worker_"
+
+
+def routes(root: str, board: Scoreboard) -> list[BaseRoute]:
+    """The route of the metrics, below `root`."""
+
+    async def metrics(request: Request) -> Response:
+        try:
+            body, kind = await run_in_threadpool(exposition, board, request.headers.get("accept", ""))
+        except ClusterError as error:
+            return PlainTextResponse(f"{error.message}\n", 503)
+        return Response(body, media_type=kind, headers={"cache-control": "no-cache"})
+
+    return [Route(root + "/metrics", metrics, methods=["GET"])]
+
+
+def exposition(board: Scoreboard, accept: str) -> tuple[bytes, str]:
+    """All metrics in the format that the client accepts (OpenMetrics, or Prometheus' text), and its content type.
+
+    Raises:
+        ClusterError: the scoreboard can't be read.
+    """
+    # Imported with the first scrape: who never scrapes pays nothing for it.
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
+    from prometheus_client.registry import Collector
+
+    class Cluster(Collector):
+        def describe(self) -> Iterable[Metric]:
+            return ()  # no name is known beforehand, and nobody else registers one
+
+        def collect(self) -> Iterable[Metric]:
+            return found
+
+    found = list(collect(board))
+    registry = CollectorRegistry()
+    registry.register(Cluster())
+    encode, kind = choose_encoder(accept)
+    return encode(registry), kind
+
+
+def collect(board: Scoreboard) -> Iterator[Metric]:
+    """The families, each with all its samples."""
+    accounts = ledger.read(board)
+    return itertools.chain(
+        _cluster(board), _workers(accounts), _counters(accounts), _gauges(accounts), _latency(accounts)
+    )
+
+
+def _cluster(board: Scoreboard) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+
+    header = board.header
+    yield InfoMetricFamily(f"{PREFIX}build", "What is running.", {"version": __version__})
+    for name, text, value in (
+        ("start_time_seconds", "When the cluster started: seconds since the epoch.", header.started),
+        ("generation", "The generation of the app that new workers belong to.", header.generation),
+        ("traffic_enabled", "1: health checks answer that traffic may come; 0: it is disabled.", header.traffic),
+        ("leaving", "1: the cluster is about to shut down.", header.leaving),
+        ("workers_wanted", "Workers that are wanted.", header.wanted),
+        ("connections_resting", "Connections between two requests, at the keeper.", header.resting),
+    ):
+        yield GaugeMetricFamily(PREFIX + name, text, value)
+    for name, text, value in (
+        ("reloads", "Changes of generation that were carried through.", header.reloads),
+        ("reloads_failed", "Changes of generation that were abandoned.", header.reloads_failed),
+        ("keeper_restarts", "How often the keeper had to be started again.", header.keeper_restarts),
+        ("monitor_restarts", "How often the monitor had to be started again.", header.monitor_restarts),
+        ("connections_expired", "Connections that the keeper closed because they were idle.", header.keeper_expired),
+    ):
+        yield CounterMetricFamily(PREFIX + name, text, value)
+
+
+def _workers(accounts: dict[int, Account]) -> Iterator[Metric]:
+    """How many there are in each state, and how often they had to be made again."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    states = GaugeMetricFamily(f"{PREFIX}workers", "Workers by state.", labels=["state"])
+    lives = [life.state for account in accounts.values() for life in account.lives]
+    for state in (State.BOOTING, State.READY, State.DRAINING):
+        states.add_metric([state.label], lives.count(state))
+    yield states
+    restarts = {slot: account.begun - 1 for slot, account in accounts.items()}
+    yield from _family("Counter", "restarts", "Workers made after the first one of the slot.", restarts)
+    crashes = {slot: account.crashes for slot, account in accounts.items()}
+    yield from _family("Counter", "crashes", "Workers that ended without being meant to, or hung.", crashes)
+
+
+def _counters(accounts: dict[int, Account]) -> Iterator[Metric]:
+    for key, (name, text) in COUNTERS.items():
+        known = not any(key in account.unknown for account in accounts.values())
+        if known:  # an engine that can't know says so in all slots: no number is better than a wrong one
+            yield from _family("Counter", name, text, {slot: each.counters[key] for slot, each in accounts.items()})
+
+
+def _gauges(accounts: dict[int, Account]) -> Iterator[Metric]:
+    for key, (name, text) in GAUGES.items():
+        values = {slot: [getattr(life, key) for life in account.lives] for slot, account in accounts.items()}
+        if all(value >= 0 for each in values.values() for value in each):
+            yield from _family("Gauge", name, text, {slot: sum(each) for slot, each in values.items()})
+
+
+def _family(kind: str, name: str, text: str, values: dict[int, float]) -> Iterator[Metric]:
+    """A value by slot, and the same for the cluster."""
+    from prometheus_client import core
+
+    make: Any = getattr(core, f"{kind}MetricFamily")
+    by_slot = make(WORKER + name, text, labels=["slot"])
+    for slot, value in values.items():
+        by_slot.add_metric([str(slot)], value)
+    yield by_slot
+    yield make(PREFIX + name, text, sum(values.values()))
+
+
+def _latency(accounts: dict[int, Account]) -> Iterator[Metric]:
+    from prometheus_client.core import HistogramMetricFamily
+
+    name, text = "request_duration_seconds", "How long requests took in the app: a sample of them."
+    by_slot = HistogramMetricFamily(WORKER + name, text, labels=["slot"])
+    for slot, account in accounts.items():
+        by_slot.add_metric([str(slot)], _buckets(account.latencies), account.counters["latency"])
+    yield by_slot
+    counts = [sum(each) for each in zip(*(account.latencies for account in accounts.values()), strict=True)]
+    total = sum(account.counters["latency"] for account in accounts.values())
+    whole = HistogramMetricFamily(PREFIX + name, text, labels=[])
+    whole.add_metric([], _buckets(counts or [0] * (len(BOUNDS) + 1)), total)
+    yield whole
+
+
+def _buckets(counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Cumulative, as Prometheus wants them."""
+    bounds = [*(str(bound) for bound in BOUNDS), "+Inf"]
+    return list(zip(bounds, itertools.accumulate(counts), strict=True))

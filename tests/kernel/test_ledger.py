@@ -1,0 +1,158 @@
+"""What slots have counted, over their workers' lives: with real scoreboards, and a writer in another process."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster2.errors import ClusterError
+from cluster2.kernel import ledger
+from cluster2.kernel.scoreboard import Row, Scoreboard
+from cluster2.latencies import BOUNDS
+from cluster2.lifecycle import State
+
+COUNTS = 1000
+
+
+@pytest.fixture
+def board() -> Iterator[Scoreboard]:
+    board = Scoreboard.create()
+    yield board
+    board.close()
+
+
+def born(board: Scoreboard, slot: int, pid: int = 1) -> tuple[int, Row]:
+    index = board.claim()
+    row = board.row(index)
+    row.pid, row.slot, row.state = pid, slot, State.READY
+    return index, row
+
+
+def test_what_a_life_has_counted_outlives_it(board: Scoreboard) -> None:
+    """After a burial the row is free and the slot has what it counted; its successor's counts come on top."""
+    index, row = born(board, 3)
+    row.requests, row.errors, row.cpu, row.latency, row.connections = 7, 1, 0.5, 0.25, 4
+    row.latencies[2] += 2
+    ledger.bury(board, index, 3, lived=True, crashed=True)
+    assert board.column(Row.pid) == [0]
+    _, row = born(board, 3)
+    row.requests, row.connections = 5, 2
+    row.latencies[2] += 1
+    _, other = born(board, 0)
+    other.requests = 100
+    found = ledger.read(board)
+    assert list(found) == [0, 3]
+    account = found[3]
+    assert [account.counters[name] for name in ("requests", "errors", "cpu", "latency")] == [12, 1, 0.5, 0.25]
+    assert (account.latencies[2], sum(account.latencies)) == (3, 3)
+    assert (account.begun, account.crashes) == (2, 1)
+    assert [life.connections for life in account.lives] == [2]
+    assert found[0].counters["requests"] == 100
+
+
+def test_who_never_lived_counts_for_nothing(board: Scoreboard) -> None:
+    """A worker that was ordered and never came to be leaves no slot behind."""
+    ledger.bury(board, board.claim(), 5, lived=False, crashed=False)
+    assert ledger.read(board) == {}
+
+
+def test_what_an_engine_cannot_know(board: Scoreboard) -> None:
+    """-1 is no count: it is said to be unknown, and adds nothing, not at the end either."""
+    index, row = born(board, 0)
+    row.requests, row.accepted = 3, -1
+    account = ledger.read(board)[0]
+    assert (account.unknown, account.counters["requests"], account.counters["accepted"]) == ({"accepted"}, 3, 0)
+    ledger.bury(board, index, 0, lived=True, crashed=False)
+    assert ledger.read(board)[0].counters["accepted"] == 0
+
+
+def test_a_row_gone_mad(board: Scoreboard) -> None:
+    """Whatever stands in a dead worker's row, the master goes on, and sums don't fall."""
+    for _ in range(3):
+        index, row = born(board, 0)
+        row.requests, row.errors, row.cpu, row.latency, row.duration = 2**63 - 1, -(2**63), math.nan, math.inf, -1.0
+        for cell in range(len(BOUNDS) + 1):
+            row.latencies[cell] = (-(2**63), 2**63 - 1)[cell % 2]
+        ledger.bury(board, index, 0, lived=True, crashed=False)
+    account = ledger.read(board)[0]
+    assert account.counters["requests"] == 2**62
+    assert [account.counters[name] for name in ("errors", "cpu", "latency", "duration")] == [0, 0, 0, 0]
+    assert min(account.latencies) == 0
+    row = born(board, 7)[1]
+    row.slot = -5  # it isn't taken for somebody else's
+    assert list(ledger.read(board)) == [0]
+
+
+def test_a_stuck_master(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader doesn't wait for ever for a master that stopped in the middle; it says so."""
+    monkeypatch.setattr(ledger, "PATIENCE", 0.01)
+    board.header.burials = 3
+    with pytest.raises(ClusterError, match="has been changing it"):
+        ledger.read(board)
+
+
+_STEPS = st.lists(
+    st.tuples(st.sampled_from(["born", "works", "dies"]), st.integers(0, 4), st.integers(0, 20)), max_size=60
+)
+
+
+@given(_STEPS)
+def test_counters_never_fall(steps: list[tuple[str, int, int]]) -> None:
+    """Over any lives, several at a time in a slot: each sum is what was counted, and none is ever less than before."""
+    board = Scoreboard.create()
+    alive: list[tuple[int, Row, int]] = []
+    counted = dict.fromkeys(range(5), 0)
+    lives = dict.fromkeys(range(5), 0)
+    before: dict[int, Any] = {}
+    try:
+        for what, slot, number in steps:
+            if what == "born":
+                alive.append((*born(board, slot), slot))
+                lives[slot] += 1
+            elif alive:
+                index, row, slot = alive[number % len(alive)]
+                if what == "works":
+                    row.requests += number
+                    row.latencies[number % (len(BOUNDS) + 1)] += number
+                    counted[slot] += number
+                else:
+                    alive.remove((index, row, slot))
+                    ledger.bury(board, index, slot, lived=True, crashed=number % 2 == 0)
+            found = ledger.read(board)
+            assert {slot: each.begun for slot, each in found.items()} == {k: n for k, n in lives.items() if n}
+            for slot, each in found.items():
+                assert each.counters["requests"] == sum(each.latencies) == counted[slot]
+                assert all(a <= b for a, b in zip(before.get(slot, each.latencies), each.latencies, strict=True))
+            before = {slot: each.latencies for slot, each in found.items()}
+    finally:
+        board.close()
+
+
+def test_a_reader_meets_burials(board: Scoreboard) -> None:
+    """Read while another process buries one life after the other, each is there once: never twice, and never not at all."""
+    lives = 3000
+    child = os.fork()
+    if not child:
+        try:
+            for _ in range(lives):
+                index, row = born(board, 1)
+                row.requests = COUNTS
+                ledger.bury(board, index, 1, lived=True, crashed=False)
+        finally:
+            os._exit(0)
+    last, reads = 0.0, 0
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        account = ledger.read(board).get(1)
+        if account is not None:
+            total, ended = account.counters["requests"], account.begun - len(account.lives)
+            assert total in (COUNTS * ended, COUNTS * (ended + 1))
+            assert total >= last
+            last, reads = total, reads + 1
+    assert reads > 10
+    assert ledger.read(board)[1].counters["requests"] == COUNTS * lives

@@ -1,0 +1,95 @@
+"""`/deps`: distributions as a tree."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+
+from cluster2.monitor.deps import installed, routes, text, tree
+
+
+def environment(directory: Path, **needs: list[str]) -> list[str]:
+    """A directory in which these are installed, each with what it requires."""
+    for name, requires in needs.items():
+        info = directory / f"{name}-1.0.dist-info"
+        info.mkdir()
+        lines = [
+            "Metadata-Version: 2.1",
+            f"Name: {name}",
+            "Version: 1.0",
+            *(f"Requires-Dist: {each}" for each in requires),
+        ]
+        (info / "METADATA").write_text("\n".join(lines) + "\n")
+    return [str(directory)]
+
+
+def test_a_tree(tmp_path: Path) -> None:
+    """Roots are what nobody needs; what several need is told in full once; extras and what isn't there are left out."""
+    path = environment(
+        tmp_path,
+        App=["lib_a>=1,<2", "Lib.B[fast]~=1.0; python_version > '3'", "colorama; sys_platform == 'win32'"],
+        lib_a=["core"],
+        lib_b=["core (>=1)", "fast; extra == 'fast'"],
+        core=["base"],
+        base=[],
+        fast=[],
+    )
+    assert list(text(installed(path))) == [
+        "App 1.0",
+        "  lib_a 1.0",
+        "    core 1.0",
+        "      base 1.0",
+        "  lib_b 1.0",
+        "    core 1.0  (needs: see above)",
+        "fast 1.0",
+    ]
+    app, fast = tree(installed(path))
+    assert [each["name"] for each in app["requires"]] == ["lib_a", "lib_b"]
+    assert app["requires"][1]["requires"] == [{"name": "core", "version": "1.0"}]
+    assert fast == {"name": "fast", "version": "1.0", "requires": []}
+
+
+def test_circles_end(tmp_path: Path) -> None:
+    """Distributions that need each other, or themselves, are told, once each in full."""
+    path = environment(tmp_path, one=["two"], two=["one"], self=["self"])
+    assert list(text(installed(path))) == [
+        "one 1.0",
+        "  two 1.0",
+        "    one 1.0  (needs: see above)",
+        "self 1.0",
+        "  self 1.0  (needs: see above)",
+    ]
+
+
+def test_broken_metadata(tmp_path: Path) -> None:
+    """A directory left behind by an interrupted installation is no distribution."""
+    path = environment(tmp_path, good=[])
+    (tmp_path / "broken-1.0.dist-info").mkdir()
+    assert list(installed(path)) == ["good"]
+
+
+@pytest.mark.anyio
+async def test_what_is_answered() -> None:
+    """Text, or JSON for who accepts it: all that this interpreter has, with the versions that importlib.metadata tells."""
+    transport = httpx.ASGITransport(Starlette(routes=routes("/mon")))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        plain = await client.get("/mon/deps")
+        as_json = (await client.get("/mon/deps", headers={"accept": "application/json"})).json()
+    assert f"starlette {metadata.version('starlette')}" in plain.text
+    assert plain.headers["content-type"].startswith("text/plain")
+    seen: dict[str, str] = {}
+
+    def walk(nodes: list[dict[str, Any]]) -> None:
+        for each in nodes:
+            seen[each["name"]] = each["version"]
+            walk(each.get("requires", []))
+
+    walk(as_json["tree"])
+    assert len(seen) == as_json["distributions"] == len(installed(sys.path))
+    assert seen["uvicorn"] == metadata.version("uvicorn")

@@ -1,0 +1,173 @@
+"""`/metrics`: read by prometheus-client's own parsers, off real scoreboards."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from cluster2.kernel import ledger
+from cluster2.kernel.scoreboard import Row, Scoreboard
+from cluster2.latencies import BOUNDS
+from cluster2.lifecycle import State
+from cluster2.monitor.app import make
+from cluster2.monitor.facts import Facts
+from cluster2.settings import Settings
+
+pytestmark = pytest.mark.anyio
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@pytest.fixture
+def board() -> Iterator[Scoreboard]:
+    """A cluster of two wanted workers, of which there is none yet."""
+    board = Scoreboard.create()
+    board.header.started, board.header.traffic, board.header.wanted, board.header.generation = time.time(), 1, 2, 4
+    yield board
+    board.close()
+
+
+def worker(board: Scoreboard, slot: int, **values: Any) -> tuple[int, Row]:
+    index = board.claim()
+    row = board.row(index)
+    row.pid, row.slot, row.state = 1000 + index, slot, State.READY
+    for name, value in values.items():
+        setattr(row, name, value)
+    return index, row
+
+
+async def ask(
+    board: Scoreboard, path: str = "/metrics", settings: Settings | None = None, **headers: str
+) -> httpx.Response:
+    async def switch(enabled: bool) -> bool:
+        return True
+
+    app = make(Facts(board, 3000, switch), settings or Settings())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        return await client.get(path, headers=headers)
+
+
+async def scrape(board: Scoreboard, accept: str = OPENMETRICS) -> Samples:
+    """All samples, by name and labels. The parsers refuse what isn't valid."""
+    answer = await ask(board, accept=accept)
+    assert answer.status_code == 200
+    parse = parse_openmetrics if accept == OPENMETRICS else parse_text
+    found: Samples = {}
+    for family in parse(answer.text):
+        assert family.documentation
+        for sample in family.samples:
+            key = (sample.name, tuple(sorted(sample.labels.items())))
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def slot(number: int) -> tuple[tuple[str, str], ...]:
+    return (("slot", str(number)),)
+
+
+@pytest.mark.parametrize("accept", [OPENMETRICS, "text/plain", "*/*"])
+async def test_what_is_told(board: Scoreboard, accept: str) -> None:
+    """By slot and for the cluster, in both formats: counters, gauges, states; what the header knows."""
+    worker(board, 0, requests=10, connections=2, in_flight=1, memory=2**20, cpu=0.5)
+    worker(board, 1, requests=5, connections=1, state=State.DRAINING)
+    worker(board, 1, requests=1)
+    found = await scrape(board, accept)
+    assert [found["cluster2_worker_requests_total", slot(n)] for n in (0, 1)] == [10, 6]
+    expected = {
+        "requests_total": 16, "connections": 3, "requests_in_flight": 1, "memory_bytes": 2**20, "cpu_seconds_total": 0.5,
+        "restarts_total": 1, "crashes_total": 0, "workers_wanted": 2, "generation": 4, "traffic_enabled": 1,
+    }  # fmt: skip
+    assert {name: found[f"cluster2_{name}", ()] for name in expected} == expected
+    states = {labels[0][1]: value for (name, labels), value in found.items() if name == "cluster2_workers"}
+    assert states == {"booting": 0, "ready": 2, "draining": 1}
+    assert found["cluster2_worker_restarts_total", slot(1)] == 1
+
+
+@pytest.mark.parametrize("accept", [OPENMETRICS, "text/plain"])
+async def test_an_empty_cluster_is_valid(board: Scoreboard, accept: str) -> None:
+    """Before the first worker there are zeros for the cluster and no slot."""
+    found = await scrape(board, accept)
+    assert found["cluster2_requests_total", ()] == 0
+    assert not any(labels and labels[0][0] == "slot" for _, labels in found)
+
+
+async def test_the_histogram(board: Scoreboard) -> None:
+    """Buckets are cumulative, the last one is the count, by slot and for the cluster, over lives."""
+    index, row = worker(board, 0, latency=0.5)
+    row.latencies[0] += 3
+    row.latencies[len(BOUNDS)] += 1
+    ledger.bury(board, index, 0, lived=True, crashed=False)
+    _, row = worker(board, 0, latency=0.25)
+    row.latencies[2] += 2
+    _, row = worker(board, 1, latency=1.0)
+    row.latencies[2] += 1
+    found = await scrape(board)
+    name = "cluster2_worker_request_duration_seconds"
+    buckets = [found[f"{name}_bucket", (("le", str(bound)), *slot(0))] for bound in (*BOUNDS, "+Inf")]
+    assert buckets == [3, 3, *[5] * (len(BOUNDS) - 2), 6]
+    assert (found[f"{name}_count", slot(0)], found[f"{name}_sum", slot(0)]) == (6, 0.75)
+    assert found["cluster2_request_duration_seconds_count", ()] == 7
+    assert found["cluster2_request_duration_seconds_sum", ()] == 1.75
+
+
+async def test_lives_leave_no_series_behind(board: Scoreboard) -> None:
+    """However many workers a slot has had, it is told once; its counters go on."""
+    worker(board, 1, requests=1)
+    before = await scrape(board)
+    for _ in range(50):
+        index, _ = worker(board, 1, requests=2)
+        ledger.bury(board, index, 1, lived=True, crashed=True)
+    after = await scrape(board)
+    assert after.keys() == before.keys()
+    assert after["cluster2_requests_total", ()] == 101
+    assert after["cluster2_worker_crashes_total", slot(1)] == after["cluster2_worker_restarts_total", slot(1)] == 50
+
+
+async def test_what_an_engine_cannot_know(board: Scoreboard) -> None:
+    """There is no number for it, rather than a wrong one."""
+    worker(board, 0, accepted=-1, connections=-1, requests=3)
+    names = {name for name, _ in await scrape(board)}
+    assert not any(name.endswith(("connections_accepted_total", "worker_connections")) for name in names)
+    assert "cluster2_requests_total" in names
+
+
+async def test_a_stuck_master(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums that may be wrong aren't told: 503, with the reason."""
+    monkeypatch.setattr(ledger, "PATIENCE", 0.01)
+    board.header.burials = 1
+    answer = await ask(board)
+    assert (answer.status_code, answer.headers["content-type"]) == (503, "text/plain; charset=utf-8")
+    assert "has been changing it" in answer.text
+
+
+async def test_it_is_behind_the_gate(board: Scoreboard) -> None:
+    """Where others reach the port it takes the token; below `mon_path`, like all else."""
+    settings = Settings(mon_host="0.0.0.0", mon_token="a-secret-token", mon_path="/mon")
+    assert (await ask(board, "/mon/metrics", settings)).status_code == 401
+    answer = await ask(board, "/mon/metrics", settings, authorization="Bearer a-secret-token")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    assert answer.headers["cache-control"] == "no-cache"
+
+
+async def test_the_docs_name_what_is_there(board: Scoreboard) -> None:
+    """Each metric of docs/metrics.md is told, and each that is told for the cluster stands there."""
+    worker(board, 0)
+    told = {name for name, _ in await scrape(board)}
+    named = set(re.findall(r"cluster2_\w+", (Path(__file__).parents[2] / "docs" / "metrics.md").read_text())) - {
+        "cluster2_worker_"
+    }
+    assert named <= told
+    of_the_cluster = {name for name in told if not name.startswith("cluster2_worker_")}
+    assert of_the_cluster - named == {f"cluster2_request_duration_seconds_{each}" for each in ("sum", "count")}, (
+        "the docs name the buckets, and these two by their ends"
+    )

@@ -1,0 +1,117 @@
+"""`/component-status` and `/stacks`: what is asked of the master, and what becomes of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+
+from cluster2.errors import ClusterError, NoAnswer, NotRunning, UsageError
+from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.monitor.facts import Facts
+from cluster2.monitor.workers import routes
+from cluster2.settings import Settings
+
+pytestmark = pytest.mark.anyio
+STACKS = {"workers": [{"pid": 7, "slot": 0, "stacks": "Thread <script>"}]}
+
+
+class Master:
+    """Takes what the monitor asks, and answers, or raises."""
+
+    def __init__(self, answer: dict[str, Any] | ClusterError) -> None:
+        self.answer = answer
+        self.asked: list[tuple[str, Mapping[str, Any]]] = []
+
+    async def ask(self, verb: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        self.asked.append((verb, params))
+        if isinstance(self.answer, ClusterError):
+            raise self.answer
+        return self.answer
+
+    async def get(self, path: str, token: str | None = None, **headers: str) -> httpx.Response:
+        async def switch(enabled: bool) -> bool:
+            return True
+
+        board = Scoreboard.create()
+        try:
+            app = Starlette(routes=routes("", Facts(board, 0, switch, self.ask), Settings(mon_token=token)))
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+                return await client.get(path, headers=headers)
+        finally:
+            board.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "verb", "params"),
+    [
+        ("", "statuses", {}),
+        ("?component=queue", "component", {"component": "queue"}),
+        ("?component=queue&worker=0", "component", {"component": "queue", "worker": 0}),
+        ("?component=a%20b&params=%7B%22n%22%3A1%7D", "component", {"component": "a b", "params": {"n": 1}}),
+    ],
+)
+async def test_component_status(query: str, verb: str, params: dict[str, Any]) -> None:
+    """What stands in the query is asked of the master, whose answer is passed on."""
+    master = Master({"value": "<b>"})
+    answer = await master.get("/component-status" + query)
+    assert master.asked == [(verb, params)]
+    assert answer.json() == {"value": "<b>"}
+    assert answer.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["worker=x", "worker=-1", "worker=" + "9" * 5000, "params={", "params=" + "[" * 8000, "params=" + "1" * 9000],
+)
+async def test_bad_queries(query: str) -> None:
+    """400, with the name of what is wrong; the master isn't asked."""
+    master = Master({})
+    answer = await master.get(f"/component-status?component=queue&{query}")
+    assert (answer.status_code, master.asked) == (400, [])
+    assert answer.json()["error"].startswith(query.partition("=")[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "component", "stacks"),
+    [
+        (ClusterError("no worker has a component 'queue'"), 404, 404),
+        (UsageError("component: no reducer has that name"), 400, 404),
+        (NoAnswer("the master didn't finish"), 503, 503),
+        (NotRunning("no master"), 503, 503),
+    ],
+)
+async def test_errors(error: ClusterError, component: int, stacks: int) -> None:
+    """What isn't there is 404; a master that doesn't answer 503; each with the reason."""
+    for path, status in (("/component-status?component=queue", component), ("/stacks/7", stacks)):
+        answer = await Master(error).get(path)
+        assert (answer.status_code, answer.json()) == (status, {"error": error.message})
+
+
+async def test_stacks() -> None:
+    """Text, which no browser takes for markup, or JSON for who accepts it."""
+    master = Master(STACKS)
+    answer = await master.get("/stacks/7")
+    assert answer.text == "worker 7 (slot 0)\nThread <script>\n"
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert (await master.get("/stacks/7", accept="application/json")).json() == STACKS
+    assert master.asked == [("stacks", {"worker": 7})] * 2
+
+
+@pytest.mark.parametrize("worker", ["x", "-1", "9" * 5000, "%C2%B2"])
+async def test_stacks_of_nobody(worker: str) -> None:
+    """What is no pid is 404; the master isn't asked."""
+    master = Master(STACKS)
+    assert ((await master.get(f"/stacks/{worker}")).status_code, master.asked) == (404, [])
+
+
+async def test_stacks_take_the_token() -> None:
+    """Where there is one it is needed, on loopback as well."""
+    get: Callable[..., Any] = Master(STACKS).get
+    assert (await get("/stacks/7", "a-secret-token")).status_code == 401
+    assert (await get("/stacks/7", "a-secret-token", authorization="Bearer another-token")).status_code == 401
+    assert (await get("/stacks/7", "a-secret-token", authorization="Bearer a-secret-token")).status_code == 200
