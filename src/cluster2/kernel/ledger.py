@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cluster2.errors import ClusterError
@@ -138,12 +139,12 @@ def _read(board: Scoreboard) -> dict[int, Account]:
 
 
 def _ended(past: Past) -> Account:
-    views = {"q": past.integers, "d": past.reals}
+    views: dict[str, memoryview[int] | memoryview[float]] = {"q": past.integers, "d": past.reals}
     counters: dict[str, float] = {each.name: views[each.kind][each.index] for each in COUNTERS}
     return Account(counters, past.latencies.tolist(), past.lives, past.crashes)
 
 
-def _add_life(account: Account, integers: list[int], reals: list[float]) -> None:
+def _add_life(account: Account, integers: list[int], reals: Sequence[float]) -> None:
     """Add a life that goes on, by the two views of its row."""
     for each in COUNTERS:
         counted = integers[each.index] if each.kind == "q" else reals[each.index]

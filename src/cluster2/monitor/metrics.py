@@ -11,7 +11,7 @@ after a pause. Up to about a hundred requests a second a worker that is nearly a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.concurrency import run_in_threadpool
@@ -156,7 +156,7 @@ def _gauges(accounts: dict[int, Account]) -> Iterator[Metric]:
             yield from _family("Gauge", name, text, {slot: sum(each) for slot, each in values.items()})
 
 
-def _family(kind: str, name: str, text: str, values: dict[int, float]) -> Iterator[Metric]:
+def _family(kind: str, name: str, text: str, values: Mapping[int, float]) -> Iterator[Metric]:
     """A value by slot, and the same for the cluster."""
     from prometheus_client import core
 
