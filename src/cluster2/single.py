@@ -60,6 +60,7 @@ def run(
     made = image.build(settings, sources, targets or [target for target, _ in settings.targets()])
     board = Scoreboard.create()
     board.header.started, board.header.traffic, board.header.wanted = time.time(), 1, 1
+    board.header.generation = GENERATION
     beside: list[asyncio.Future[None]] = []
 
     def ready() -> None:

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.system.clients import Load, get
-from tests.system.harness import Running, free_port, sample, wait_until
+from tests.system.harness import Running, free_port, listening_ports, sample, wait_until
 
 Serve = Callable[..., Running]
 Samples = dict[tuple[str, str], float]
@@ -124,3 +124,19 @@ def test_the_workers_are_asked(watched: Watched) -> None:
     watched.scrape()
     memory = psutil.Process(watched.running.status()["monitor"]["pid"]).memory_full_info()
     assert memory.pss < 35 * MiB
+
+
+def test_without_a_master(run: Serve) -> None:
+    """`cluster = false`: the same metrics, of slot 0 and generation 1; what would ask a master is 503."""
+    port, own = free_port(), free_port()
+    bind = f"127.0.0.1:{own}"
+    running = run(sample("plain"), "--no-cluster", "--mon-port", str(port), bind=[bind], workers=None)
+    wait_until(lambda: {port, own} <= listening_ports(), lambda: f"it serves: {running.stderr}")
+    watched = Watched(running, port)
+    assert get(("127.0.0.1", own)).status == 200
+    watched.has("requests", 1)
+    found = watched.scrape()
+    assert [found[name, ""] for name in ("cluster2_generation", "cluster2_workers_wanted")] == [1, 1]
+    assert found["cluster2_worker_requests_total", "slot=0"] == 1
+    assert [watched.answer(path)[0] for path in ("/stacks/0", "/component-status", "/deps")] == [503, 503, 200]
+    assert running.shutdown() == 0

@@ -68,9 +68,10 @@ def test_circles_end(tmp_path: Path) -> None:
 
 
 def test_broken_metadata(tmp_path: Path) -> None:
-    """A directory left behind by an interrupted installation is no distribution."""
-    path = environment(tmp_path, good=[])
+    """A directory left behind by an interrupted installation is no distribution, nor one whose metadata can't be read."""
+    path = environment(tmp_path, good=[], garbage=[])
     (tmp_path / "broken-1.0.dist-info").mkdir()
+    (tmp_path / "garbage-1.0.dist-info" / "METADATA").write_bytes(b"Name: \xff\xfe\n")
     assert list(installed(path)) == ["good"]
 
 

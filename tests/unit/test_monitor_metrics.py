@@ -100,6 +100,29 @@ async def test_an_empty_cluster_is_valid(board: Scoreboard, accept: str) -> None
     assert not any(labels and labels[0][0] == "slot" for _, labels in found)
 
 
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        (
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1",
+            1,
+        ),
+        ("Application/OpenMetrics-Text; version=abc", 1),
+        ("application/openmetrics-text; version=1.0.0.xyz; escaping=zzz", 1),
+        ("text/plain; version=1.x", 0),
+        ("text/html,*/*;q=0.8", 0),
+        (";;,=", 0),
+        ("", 0),
+    ],
+)
+async def test_who_accepts_what(board: Scoreboard, accept: str, kind: int) -> None:
+    """OpenMetrics for who names it, else text; whatever else stands there changes nothing, and isn't echoed."""
+    kinds = ("text/plain; version=0.0.4; charset=utf-8", "application/openmetrics-text; version=1.0.0; charset=utf-8")
+    answer = await ask(board, accept=accept)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, kinds[kind])
+    assert answer.text.endswith("# EOF\n") == bool(kind)
+
+
 async def test_the_histogram(board: Scoreboard) -> None:
     """Buckets are cumulative, the last one is the count, by slot and for the cluster, over lives."""
     index, row = worker(board, 0, latency=0.5)

@@ -6,6 +6,7 @@ This process is executed by the same interpreter, with the same environment, as 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
+logger = logging.getLogger("cluster2.monitor")
 _NAME = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
@@ -58,11 +60,19 @@ def installed(path: list[str] | None = None) -> dict[str, Distribution]:
     """
     found: dict[str, Distribution] = {}
     for each in metadata.distributions() if path is None else metadata.distributions(path=path):
-        name = each.metadata["Name"]
-        if name and normalized(name) not in found:  # a broken one has none
-            version = each.metadata["Version"] or "?"
-            found[normalized(name)] = Distribution(name, version, tuple(_needed(each.requires or ())))
+        try:
+            told, requires = each.metadata, each.requires or ()
+        except (OSError, UnicodeError) as error:
+            logger.info("metadata that can't be read is left out: %s", error)
+            continue
+        name = _first(told, "Name")  # an interrupted installation leaves a directory without any
+        if name and normalized(name) not in found:
+            found[normalized(name)] = Distribution(name, _first(told, "Version") or "?", tuple(_needed(requires)))
     return found
+
+
+def _first(told: metadata.PackageMetadata, field: str) -> str:
+    return str((told.get_all(field) or [""])[0])
 
 
 def _needed(requirements: Iterable[str]) -> Iterator[str]:
