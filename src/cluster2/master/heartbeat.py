@@ -1,7 +1,7 @@
 """The aggregated heartbeat: what all workers did, in one event now and then.
 
-It is read off the scoreboard, so it costs the workers nothing. Totals go on over recycles and reloads: what a worker has
-counted is added up once a second, so that of one that is gone no more than its last second is missing.
+It is read off the scoreboard, so it costs the workers nothing. Totals go on over recycles, crashes and reloads: they are the
+ledger's, as those of the monitor's metrics.
 """
 
 from __future__ import annotations
@@ -11,45 +11,30 @@ from collections.abc import Iterable
 from typing import Any
 
 from .. import events
+from ..kernel import ledger
 from ..kernel.scoreboard import Row, Scoreboard
 from .handle import Handle
 
-COUNTED = ("requests", "errors", "timed_out", "transactions")
-
 
 class Heartbeats:
-    """Adds up what the workers count.
-
-    Attributes:
-        totals: since the cluster's start.
-    """
+    """Tells what the workers did."""
 
     def __init__(self, board: Scoreboard, now: float) -> None:
-        """Nothing was counted yet."""
+        """Nothing was told yet."""
         self._board = board
-        self._seen: dict[int, dict[str, float]] = {}
         self._cpu: dict[int, float] = {}
         self._told_at = now
-        self.totals: dict[str, float] = dict.fromkeys((*COUNTED, "duration"), 0)
 
     def look(self, workers: Iterable[Handle], now: float, interval: float) -> events.Heartbeat | None:
-        """Add up what has come since the last look. Returns the event when it is time for one.
+        """The event, when it is time for one.
 
         Args:
             now: monotonic time.
             interval: seconds between two events; 0: there are none.
         """
-        alive = [(handle, self._board.row(handle.row)) for handle in workers if handle.pid is not None]
-        seen = {}
-        for handle, row in alive:
-            before = self._seen.get(handle.incarnation, {})
-            counted = seen[handle.incarnation] = _counted(row)
-            for name, count in counted.items():
-                self.totals[name] += max(0, count - before.get(name, 0))
-        self._seen = seen
         if not interval or now - self._told_at < interval:
             return None
-        return self._beat(alive, now)
+        return self._beat([(each, self._board.row(each.row)) for each in workers if each.pid is not None], now)
 
     def _beat(self, alive: list[tuple[Handle, Row]], now: float) -> events.Heartbeat:
         passed, self._told_at = now - self._told_at, now
@@ -57,6 +42,7 @@ class Heartbeats:
         shares = [max(0.0, row.cpu - self._cpu.get(handle.incarnation, 0.0)) / passed for handle, row in alive]
         self._cpu = cpu
         count = len(alive) or 1
+        slots = [account.counters for account in ledger.read(self._board).values()]
         return events.Heartbeat(
             time=time.time(),
             interval=passed,
@@ -65,11 +51,11 @@ class Heartbeats:
             memory=sum(row.memory for _, row in alive) // count,
             connections=sum(max(0, row.connections) for _, row in alive),
             pending=sum(row.in_flight for _, row in alive),
-            requests=int(self.totals["requests"]),
-            errors=int(self.totals["errors"]),
-            timed_out=int(self.totals["timed_out"]),
-            transactions=int(self.totals["transactions"]),
-            duration=self.totals["duration"],
+            requests=int(sum(slot["requests"] for slot in slots)),
+            errors=int(sum(slot["errors"] for slot in slots)),
+            timed_out=int(sum(slot["timed_out"] for slot in slots)),
+            transactions=int(sum(slot["transactions"] for slot in slots)),
+            duration=sum(slot["duration"] for slot in slots),
             each=[_worker(handle, row, share) for (handle, row), share in zip(alive, shares, strict=True)],
         )
 
