@@ -42,7 +42,7 @@ def bury(board: Scoreboard, row: int, slot: int, *, lived: bool, crashed: bool) 
 
     Args:
         lived: there was a process.
-        crashed: its end wasn't meant.
+        crashed: it crashed or hung.
     Raises:
         ClusterError: nobody had claimed the row.
     """
@@ -93,7 +93,7 @@ class Account:
         unknown: names that the engine of a life can't know: their sums say nothing.
         latencies: requests that were measured, by bucket.
         begun: lives, ended ones included.
-        crashes: lives whose end wasn't meant.
+        crashes: lives that crashed or hung.
         lives: those that go on.
     """
 

@@ -226,7 +226,7 @@ class Past(Row):
     __slots__ = ()
 
     lives = Integer(62, "master", "how many lives of this slot have ended")
-    crashes = Integer(63, "master", "how many of these ended without being meant to")
+    crashes = Integer(63, "master", "how many of these crashed or hung")
 
 
 class Scoreboard:

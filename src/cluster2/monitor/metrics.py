@@ -141,7 +141,7 @@ def _workers(accounts: dict[int, Account]) -> Iterator[Metric]:
     restarts = {slot: account.begun - 1 for slot, account in accounts.items()}
     yield from _family("Counter", "restarts", "Workers made after the first one of the slot.", restarts)
     crashes = {slot: account.crashes for slot, account in accounts.items()}
-    yield from _family("Counter", "crashes", "Workers that ended without being meant to, or hung.", crashes)
+    yield from _family("Counter", "crashes", "Workers that crashed, or hung and were replaced.", crashes)
 
 
 def _counters(accounts: dict[int, Account]) -> Iterator[Metric]:
