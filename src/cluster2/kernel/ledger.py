@@ -8,8 +8,9 @@ asked, and a master that is stuck can be watched.
 Between the two steps a reader would count a life twice, between the zeroing and an addition that came later not at all. So the
 header's `burials` is odd meanwhile, and another number afterwards: a reader that finds it odd, or changed, looks again. (A
 sequence lock, whose reader may be late and never blocks the writer. x86-64 shows stores in their order; where a processor
-doesn't promise that, the microseconds that Python takes from one statement to the next stand in for a barrier.) Single values only grow: in a life because the worker only
-adds, over its end because what is carried is what a reader saw last or more.
+doesn't promise that, the microseconds that Python takes from one statement to the next stand in for a barrier.) Single
+values only grow: in a life because the worker only adds, over its end because what is carried is what a reader saw last, or
+more.
 
 What a worker has in its row when it is killed is what it published last: at most a tick (0.1 s, 1 s at rest) is missing. One
 that leaves by itself publishes before it does.
