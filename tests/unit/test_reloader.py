@@ -1,0 +1,37 @@
+"""Changes of generation, counted."""
+
+from __future__ import annotations
+
+from cluster2 import events
+from cluster2.errors import ConfigError
+from cluster2.lifecycle import State
+from cluster2.master.reload import Reloader
+from cluster2.policy import Seen
+from cluster2.rolling import Stage
+
+
+def test_each_end_is_counted_once() -> None:
+    """One that is abandoned, for options that are no good, counts as failed; one that all workers came through counts as done."""
+    counted: list[bool] = []
+    told: list[str] = []
+    bad = [ConfigError("no good")]
+
+    def begin(generation: int) -> None:
+        if bad:
+            raise bad.pop()
+
+    def tell(event: events.Event) -> None:
+        told.append(event.name)
+
+    reloader = Reloader(begin, lambda generation: None, lambda generation: None, tell, counted.append)
+    reloader.ask(None)
+    assert counted == [False]
+    reloader.ask(None)
+    reloader.prepared()
+    rolling = reloader.rolling
+    assert rolling is not None
+    rolling.ready(rolling.new, 0.0)
+    reloader.look(1000.0, [Seen(2, 0, rolling.new, State.READY, None)])
+    assert rolling.stage is not Stage.PROVING
+    assert (reloader.rolling, counted) == (None, [False, True])
+    assert told == ["reloading", "reload-failed", "reloading", "reloaded"]
