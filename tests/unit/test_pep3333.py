@@ -230,6 +230,18 @@ def test_exc_info() -> None:
         found.response.start_response("500 Oops", [], info)
 
 
+def test_a_second_start_forgets_the_first_length() -> None:
+    """What the first start has declared binds nobody any more when an error page takes its place."""
+    found = started(("Content-Length", "100"))
+    try:
+        raise LookupError("no such thing")
+    except LookupError:
+        found.response.start_response("500 Sorry", [("Content-Type", "text/plain")], sys.exc_info())  # type: ignore[arg-type]
+    found.response.write(b"sorry")
+    found.response.finish()
+    assert found.parts == [b"sorry"]
+
+
 def test_nothing_started() -> None:
     """A part or an end before start_response is an error; an empty part isn't."""
     found = Collected()

@@ -199,7 +199,7 @@ class Response:
         elif self.status:
             raise Broken("the app called start_response twice, without exc_info")
         code = _code(status)
-        self._declared = None
+        self._declared, self._left = None, 0
         self.headers = self._encoded(headers)
         self.status = code
         self.bodiless = self._head
