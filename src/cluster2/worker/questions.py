@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import itertools
 import threading
 import time
@@ -24,6 +25,8 @@ from .talk import TalkChannel
 
 MOST_ASKED = 4096
 """Questions under way; who asks more waits for its turn."""
+NO_MASTER = "the master is gone: nobody is there to do it"
+LEAVING = "this worker leaves: it waits for no answer any more"
 LOOK = 0.002
 """Seconds between two looks of a thread for room in the channel."""
 
@@ -86,7 +89,7 @@ class Questions:
         self._turns: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._look_at = inf
-        self._orphaned = False
+        self._over: str | None = None
         self.late = 0
 
     async def ask(self, asked: wire.Delegate) -> Any:
@@ -121,7 +124,7 @@ class Questions:
         """The same in a thread, which waits. Raises ClusterError at once where that would block an event loop."""
         refuse_on_a_loop(asked.delegate)
         deadline = None if asked.timeout is None else time.monotonic() + asked.timeout
-        while self._channel.full:
+        while self._channel.full and self._over is None:
             if deadline is not None and time.monotonic() > deadline:
                 raise _too_late(asked)
             time.sleep(LOOK)
@@ -145,23 +148,30 @@ class Questions:
     def answered(self, answer: wire.Answer) -> None:
         """The master answers. On the loop."""
         entry = self._open.pop(answer.number, None)
-        if entry is None or entry[0].done():
+        try:
+            if entry is None or entry[0].done():
+                self.late += 1
+            else:
+                entry[0].set_result(answer)
+        except concurrent.futures.InvalidStateError:  # another thread has given it up at this very moment
             self.late += 1
-        else:
-            entry[0].set_result(answer)
+        if self._turns:
+            self._next_turn()
 
-    def orphaned(self) -> None:
-        """The master is gone: nothing will be answered any more."""
-        self._orphaned = True
+    def end(self, reason: str) -> None:
+        """Nothing will be answered any more. The first reason is the one that all are told."""
+        if self._over is None:
+            self._over = reason
         for future, _ in list(self._open.values()):
-            if not future.done():
-                future.set_exception(_no_master())
+            with contextlib.suppress(concurrent.futures.InvalidStateError):  # given up at this very moment
+                if not future.done():
+                    future.set_exception(_nobody(self._over))
         while self._turns:
             self._next_turn()
 
     def _send(self, asked: wire.Delegate, number: int) -> None:
-        if self._orphaned:
-            raise _no_master()
+        if self._over is not None:
+            raise _nobody(self._over)
         message = wire.Delegate(
             asked.delegate, asked.origin, number, asked.expect, asked.matches, asked.timeout,
             asked.notification, asked.targets,
@@ -217,7 +227,7 @@ class Questions:
     def _next_turn(self) -> None:
         """Let as many go on as there is room for."""
         room = 0 if self._channel.full else MOST_ASKED - len(self._open)
-        while self._turns and (room > 0 or self._orphaned):
+        while self._turns and (room > 0 or self._over is not None):
             turn = self._turns.popleft()
             if not turn.done():
                 turn.set_result(None)
@@ -234,7 +244,7 @@ class Questions:
         now = self._loop.time()
         self._timer, self._look_at = None, inf
         earliest = inf
-        for future, deadline in self._open.values():
+        for future, deadline in list(self._open.values()):  # threads ask meanwhile
             if deadline <= now:
                 if not future.done():
                     future.set_exception(DelegateTimeout("no answer came in time"))
@@ -266,8 +276,8 @@ def _too_late(asked: wire.Delegate) -> DelegateTimeout:
     return DelegateTimeout(f"{asked.delegate!r} wasn't answered within {asked.timeout:g} s")
 
 
-def _no_master() -> DelegateError:
-    return DelegateError("the master is gone: nobody is there to do it", type="ConnectionError")
+def _nobody(reason: str) -> DelegateError:
+    return DelegateError(reason, type="ConnectionError")
 
 
 def on_loop(channel: TalkChannel) -> bool:

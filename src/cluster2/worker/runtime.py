@@ -39,6 +39,7 @@ from .moves import Moves
 from .office import Office
 from .pace import Pace
 from .pulse import Pulse
+from .questions import LEAVING, NO_MASTER
 from .sources import Door, ReadyQueue
 from .steps import Watch
 from .talk import TalkChannel
@@ -162,7 +163,7 @@ class Worker:
         if channel is not None:
             await channel.close()
         if self._office is not None:
-            self._office.questions.orphaned()  # threads may still wait
+            self._office.questions.end(LEAVING)  # threads may still wait
         if self._birth.loopback is not None:
             await self._birth.loopback.close()
         return code
@@ -413,7 +414,7 @@ class Worker:
         self._deserted = True
         self._traffic.orphaned()
         if self._office is not None:
-            self._office.questions.orphaned()
+            self._office.questions.end(NO_MASTER)
         self._drain_soon(True)
 
 

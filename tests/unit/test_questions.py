@@ -1,0 +1,116 @@
+"""What a worker has asked the master: threads, loops and the end, over a channel in the hands of the test."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cluster2 import codec, wire
+from cluster2.errors import DelegateError, DelegateTimeout
+from cluster2.worker.questions import LEAVING, NO_MASTER, Questions, question
+from tests.unit.waiting import PATIENCE, until
+
+pytestmark = pytest.mark.anyio
+
+
+class Channel:
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.said: list[Any] = []
+        self.full = False
+        self.has_room: Callable[[], None] = lambda: None
+
+    def send(self, message: wire.Talk) -> None:
+        self.said.append(message)
+
+
+def asked(timeout: float | None = None) -> wire.Delegate:
+    return question("work", 1, timeout, None, None, None)
+
+
+@pytest.fixture
+async def channel() -> Channel:
+    return Channel()
+
+
+@pytest.fixture
+async def questions(channel: Channel) -> Questions:
+    return Questions(channel)  # type: ignore[arg-type]
+
+
+async def test_a_thread_asks_while_deadlines_are_looked_at(questions: Questions) -> None:
+    """Deadlines are kept although a thread asks in the middle of a look at them."""
+
+    class Busy(asyncio.Future[Any]):
+        def done(self) -> bool:
+            questions._open[next(questions._numbers)] = asyncio.Future(), float("inf")  # as a thread would
+            return True
+
+    questions._open[next(questions._numbers)] = Busy(), 0.0
+    overdue = asyncio.ensure_future(questions.ask(asked(0.01)))
+    with pytest.raises(DelegateTimeout):
+        await asyncio.wait_for(overdue, PATIENCE)
+
+
+@pytest.mark.parametrize("reason", [LEAVING, NO_MASTER])
+async def test_the_end(channel: Channel, questions: Questions, reason: str) -> None:
+    """Whoever waits, in a thread or on the loop, is told why nothing comes any more; so is who asks later."""
+    waiting = [
+        asyncio.ensure_future(asyncio.to_thread(questions.ask_sync, asked())),
+        asyncio.ensure_future(questions.ask(asked())),
+    ]
+    await until(lambda: len(channel.said) == 2, "both have asked")
+    questions.end(reason)
+    questions.end("another reason")
+    waiting.append(asyncio.ensure_future(questions.ask(asked())))
+    for each in waiting:
+        with pytest.raises(DelegateError) as caught:
+            await asyncio.wait_for(each, PATIENCE)
+        assert str(caught.value) == reason
+
+
+async def test_the_end_of_a_full_channel(channel: Channel, questions: Questions) -> None:
+    """A thread that waits for room in the channel doesn't wait for ever: the end is told to it, too."""
+    channel.full = True
+    waiting = asyncio.ensure_future(asyncio.to_thread(questions.ask_sync, asked()))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    questions.end(NO_MASTER)
+    with pytest.raises(DelegateError, match="the master is gone"):
+        await asyncio.wait_for(waiting, PATIENCE)
+
+
+async def test_an_answer_and_a_thread_that_gives_up(channel: Channel, questions: Questions) -> None:
+    """An answer that comes at the very moment in which another thread gives up is late, and harms nobody."""
+
+    class GivenUp(concurrent.futures.Future[Any]):
+        def done(self) -> bool:
+            before = super().done()
+            self.cancel()
+            return before
+
+    questions._open[7] = GivenUp(), float("inf")
+    questions.answered(wire.Answer(7, codec.payload(1)))
+    assert questions.late == 1
+
+
+async def test_turns_go_on_when_other_loops_are_answered(
+    channel: Channel, questions: Questions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for a turn gets it also if only questions of threads are answered."""
+    monkeypatch.setattr("cluster2.worker.questions.MOST_ASKED", 1)
+    thread = asyncio.ensure_future(asyncio.to_thread(questions.ask_sync, asked()))
+    await until(lambda: channel.said, "the thread has asked")
+    waiting = asyncio.ensure_future(questions.ask(asked()))
+    await until(lambda: questions._turns, "it waits for its turn")
+    questions.answered(wire.Answer(channel.said[0].number, codec.payload("first")))
+    assert await asyncio.wait_for(thread, PATIENCE) == "first"
+    await until(lambda: len(channel.said) == 2, "it has had its turn")
+    questions.answered(wire.Answer(channel.said[1].number, codec.payload("second")))
+    assert await asyncio.wait_for(waiting, PATIENCE) == "second"
