@@ -7,7 +7,7 @@ import functools
 import inspect
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .events import Event, name_of
@@ -66,14 +66,14 @@ class Emitter:
             begun = time.monotonic()
             try:
                 result = handler(event)
-            except Exception:
+            except (Exception, SystemExit):  # a handler doesn't end the process
                 logger.exception("a handler of %r raised", name)
                 continue
             finally:
                 if (took := time.monotonic() - begun) > LONG:
                     logger.warning("a handler of %r held the event loop for %.2f s; make it async", name, took)
             if inspect.isawaitable(result):
-                task = asyncio.ensure_future(result)
+                task = asyncio.ensure_future(_contained(result))
                 self._running.add(task)
                 task.add_done_callback(functools.partial(self._done, name))
 
@@ -86,3 +86,11 @@ class Emitter:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a handler of %r raised", name, exc_info=error)
+
+
+async def _contained(work: Awaitable[Any]) -> None:
+    """What a handler does later. SystemExit would go past all that watches a task, and end the loop."""
+    try:
+        await work
+    except SystemExit as error:
+        raise RuntimeError(f"it raised {error!r}") from error

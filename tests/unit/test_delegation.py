@@ -49,11 +49,17 @@ async def test_errors_travel(tmp_path: Path) -> None:
         async def broken(message: Any) -> Any:
             raise LookupError(f"no {message}")
 
+        @site.cluster.delegate("leaves")
+        async def leaves(message: Any) -> Any:
+            raise SystemExit(3)
+
         site.cluster.delegate("plain", lambda message: object())
         site.cluster.delegate("long", lambda message: "x" * (1 << 20))
         error = (await site.ask("delegate", name="broken", message="db"))["error"]
         assert error[:3] == ["DelegateError", "'broken' failed in the master: LookupError: no db", "LookupError"]
         assert 'raise LookupError(f"no {message}")' in error[3]
+        error = (await site.ask("delegate", name="leaves"))["error"]
+        assert error[:3] == ["DelegateError", "'leaves' failed in the master: SystemExit: 3", "SystemExit"]
         error = (await site.ask("delegate", name="plain"))["error"]
         assert error[2] == "TypeError"
         error = (await site.ask("delegate", name="long"))["error"]

@@ -135,3 +135,22 @@ async def test_settle_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     task.cancel()  # a cancelled handler isn't an error
     await source.settle()
     assert task.cancelled()
+
+
+async def test_a_handler_does_not_end_the_process(caplog: pytest.LogCaptureFixture) -> None:
+    """SystemExit in a handler, sync or async, is an error of that handler."""
+    source = Emitter()
+    called: list[Event] = []
+
+    def leaves(event: Event) -> None:
+        raise SystemExit(3)
+
+    async def leaves_later(event: Event) -> None:
+        raise SystemExit(4)
+
+    for handler in (leaves, leaves_later, called.append):
+        source.on("warning", handler)
+    source.emit(warned())
+    await source.settle()
+    assert len(called) == 1
+    assert [record.getMessage() for record in caplog.records] == ["a handler of 'warning' raised"] * 2

@@ -202,7 +202,7 @@ class Delegates:
             value = codec.payload(result)
         except asyncio.CancelledError:
             failure = wire.Failure("CancelledError", "the master gave it up")
-        except Exception as error:
+        except BaseException as error:  # also SystemExit: it would end the master, and nobody would be told
             failure = _failure(error)
             if flight.lone:
                 logger.exception("work that nobody waits for failed: %r", kind.name)
@@ -270,7 +270,7 @@ class Delegates:
             self._looking = self._loop.call_later(LOOK, self._look)
 
 
-def _failure(error: Exception) -> wire.Failure:
+def _failure(error: BaseException) -> wire.Failure:
     trace = codec.clip("".join(traceback.format_exception(error)), MOST_TRACEBACK, end=True)
     try:
         text = str(error)
