@@ -53,7 +53,7 @@ class Probes:
 
     async def ecv(self, request: Request) -> Response:
         """The cluster's, whatever the kind of its app: fine if at least one worker serves."""
-        path, method = request.url.path, request.method
+        path, method = request.scope["path"], request.method  # a URL would be made of the Host header, too
         if path not in self.switches and method in READ:
             ip = str(request.scope["server"][0])
             return _response(self._page.state(self._facts.health(), ip, self._facts.port, time.time()))
