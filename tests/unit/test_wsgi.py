@@ -587,8 +587,9 @@ async def test_clients_that_leave_before_the_call(threads: int) -> None:
     assert called == ["/"]
 
 
-async def test_clients_that_leave_with_their_body_unread() -> None:
-    """Streaming to a client whose body nobody reads ends as well when it leaves."""
+@pytest.mark.parametrize("size", [1, 300_000])
+async def test_clients_that_leave_with_their_body_unread(size: int) -> None:
+    """Streaming to a client whose body nobody reads ends as well when it leaves, however much of it there is."""
     closed = threading.Event()
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
@@ -602,7 +603,8 @@ async def test_clients_that_leave_with_their_body_unread() -> None:
 
     async with serving(app) as served:
         async with served.client() as client:
-            client.writer.write(get("/", "Transfer-Encoding: chunked", method="POST", body=b"1\r\nx\r\n0\r\n\r\n"))
+            body = b"%x\r\n%s\r\n0\r\n\r\n" % (size, b"x" * size)
+            client.writer.write(get("/", "Transfer-Encoding: chunked", method="POST", body=body))
             await client.head()
         await until(closed.is_set)
 

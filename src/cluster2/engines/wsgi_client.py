@@ -40,6 +40,11 @@ async def begin(response: Response, send: Send) -> None:
     await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
 
 
+def has_left(send: Send) -> bool:
+    """Whether the client of a request has left, as the server itself sees it: also where nobody listens any more."""
+    return bool(getattr(getattr(send, "__self__", None), "disconnected", False))
+
+
 def no_short_cut(send: Send, status: int, headers: list[Header], body: bytes) -> bool:
     """There is none."""
     return False

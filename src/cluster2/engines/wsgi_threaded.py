@@ -11,7 +11,7 @@ from typing import Any
 
 from .pep3333 import App, ClientGone, Environ, Response
 from .threads import Pool
-from .wsgi_client import AHEAD, GONE, Failed, Inbox, Message, Receive, Send, begin, log
+from .wsgi_client import AHEAD, GONE, Failed, Inbox, Message, Receive, Send, begin, has_left, log
 
 
 class Call:
@@ -218,6 +218,9 @@ async def converse(call: Call, receive: Receive, send: Send) -> None:
                     await begin(call.response, send)
                 await send({"type": "http.response.body", "body": data, "more_body": not ends})
                 call.sent(len(data))
+                if not complete and has_left(send):
+                    call.leave()
+                    return
             if failed:
                 raise Failed(call.reason)
             if complete:
