@@ -82,6 +82,13 @@ def test_a_warm_up_that_raises(build: Build, text: str, says: str, detail: str) 
     assert "image.py" not in raised.value.detail
 
 
+def test_another_uvicorn(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release of the engine that isn't known is refused before anything is forked."""
+    monkeypatch.setattr("uvicorn.__version__", "1.0.0")
+    with pytest.raises(ConfigError, match=r"^uvicorn 1\.0\.0 is installed"):
+        build()
+
+
 def test_an_async_warm_up(build: Build) -> None:
     """There is no event loop yet: an async `warm_up` is refused, and leaves no coroutine that nobody awaits."""
     with pytest.raises(ConfigError, match="warm_up = site_of_test:warm: it is async; .* make it a plain function"):

@@ -60,7 +60,6 @@ class UvicornEngine:
     }
 
     def __init__(self, site: Site) -> None:
-        check()
         self._patience = Patience(site.settings.timeout)
         self._keep_alive = site.settings.keep_alive
         self._clock = Clock()
@@ -82,9 +81,13 @@ class UvicornEngine:
 
     @staticmethod
     def preload(settings: Settings) -> None:
-        """Importing this module has imported uvicorn; what it imports by name only is left to do."""
+        """See that it is a uvicorn that we know; import what it imports by name only. Raises ConfigError."""
+        check()
         if settings.http2:
             _import_http2()
+            from .uvicorn_http2 import check as check_http2
+
+            check_http2()
         import httptools  # noqa: F401
         import uvicorn.protocols.websockets.auto  # noqa: F401
 

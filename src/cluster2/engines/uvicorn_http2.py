@@ -351,11 +351,7 @@ class Http2:
             state: has the engine's connections, of all kinds.
             grace: seconds for which a connection that is to end may wait for a moment without a stream.
             keep_alive: connections live on after that moment.
-
-        Raises:
-            ConfigError: uvicorn or zttp isn't what it was.
         """
-        check()
         self._state = state
         self._clock = clock
         self._grace = grace

@@ -23,6 +23,7 @@ from .. import codec, logs, wire
 from ..client import Client
 from ..engines.base import Interface, Site
 from ..engines.uvicorn import UvicornEngine
+from ..engines.uvicorn_http import check
 from ..errors import ClusterError
 from ..kernel import processes
 from ..kernel.descriptors import Packets
@@ -109,6 +110,7 @@ async def serve(
     own = dataclasses.replace(
         settings, lifespan="off", access_log=False, forwarded_allow_ips="", root_path="", keep_alive=True
     )
+    check()
     engine = UvicornEngine(Site(make(facts, settings), Interface.ASGI, own, None))
     await engine.start()
     loop = asyncio.get_running_loop()
