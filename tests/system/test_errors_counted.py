@@ -24,19 +24,26 @@ def wsgi(environ, start_response):
         raise LookupError("no such thing")
     start_response("200 OK", [("Content-Length", "0")])
     return [b""]
+
+async def rsgi(scope, protocol):
+    if scope.path == "/bad":
+        raise LookupError("no such thing")
+    protocol.response_empty(200, [])
 """
 
 
-@pytest.mark.parametrize("app", ["asgi", "wsgi"])
-def test_errors(run: Callable[..., Running], tmp_path: Path, app: str) -> None:
+@pytest.mark.parametrize(
+    ("app", "engine"),
+    [("asgi", "uvicorn"), ("wsgi", "uvicorn"), ("asgi", "granian"), ("wsgi", "granian"), ("rsgi", "granian")],
+)
+def test_errors(run: Callable[..., Running], tmp_path: Path, app: str, engine: str) -> None:
     """The heartbeat's total of errors is the number of requests in which the app raised."""
     (tmp_path / "failing.py").write_text(
         APPS + "\ndef setup(cluster):\n    import json\n    from pathlib import Path\n"
         "    cluster.on('heartbeat', lambda event: Path('beat').write_text(json.dumps([event.errors, event.requests])))\n"
     )
-    running = run(
-        f"failing:{app}", "--setup", "failing:setup", "--heartbeat-interval", "0.2s", workers=1, directory=tmp_path
-    ).ready(1)
+    options = ("--engine", engine, "--setup", "failing:setup", "--heartbeat-interval", "0.2s")
+    running = run(f"failing:{app}", *options, workers=1, directory=tmp_path).ready(1)
     for path in ("/bad", "/good", "/bad", "/bad"):
         assert get(running.address, path).status == (500 if path == "/bad" else 200)
 

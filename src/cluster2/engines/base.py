@@ -85,6 +85,7 @@ class Census(NamedTuple):
         in_flight: requests (for TCP: connections) under way.
         timed_out: connections that were given up because their client took too long (`timeout`).
         stalled: of these, the ones that were in the middle of something.
+        failed: requests in which the app raised; 0 where the engine logs each, and `worker.failures` counts them.
     """
 
     requests: int | None
@@ -92,6 +93,7 @@ class Census(NamedTuple):
     in_flight: int
     timed_out: int = 0
     stalled: int = 0
+    failed: int = 0
 
 
 class Hold(NamedTuple):

@@ -138,7 +138,7 @@ class GranianEngine:
     def census(self) -> Census:
         """Requests are exact, connections as of the last look."""
         begun, ended = self._under.counts()
-        return Census(ended, self._connections, begun - ended)
+        return Census(ended, self._connections, begun - ended, failed=self._under.failed())
 
     def oldest(self, now: float) -> float | None:
         """Seen by looking at the requests under way."""

@@ -68,11 +68,16 @@ class Under:
         self._few = 0
         self._uses: list[Callable[[bool], None]] = []
         self._counts: list[Callable[[], tuple[int, int]]] = []
+        self._failures = itertools.count()
 
     def counts(self) -> tuple[int, int]:
         """How many have begun, and how many of them have ended."""
         pairs = [count() for count in self._counts]
         return sum(begun for begun, _ in pairs), sum(ended for _, ended in pairs)
+
+    def failed(self) -> int:
+        """In how many the app raised. granian logs that, but without what the worker counts by (`worker.failures`)."""
+        return _reading(self._failures)
 
     def way(self) -> Iterable[object]:
         """Those under way, if they are remembered."""
@@ -98,7 +103,7 @@ class Under:
         """
         begin = itertools.count(1)
         ended = 0
-        way, gauge = self._way, self._gauge
+        way, gauge, failures = self._way, self._gauge, self._failures
         called = last if self._ending else inner
 
         def scheduled(watcher: Any) -> Any:
@@ -111,6 +116,8 @@ class Under:
             try:
                 await called(watcher.scope, watcher.proto)
             except BaseException as error:  # granian answers 500 and logs it; a cancelled one must be told as well
+                if not isinstance(error, asyncio.CancelledError):
+                    next(failures)
                 watcher.err(error)
             else:
                 watcher.done()
@@ -140,13 +147,16 @@ class Under:
     def threads(self, inner: Call, last: Call) -> Call:
         """For apps that run in threads of granian's."""
         begin, end = itertools.count(1), itertools.count(1)
-        way, gauge = self._way, self._gauge
+        way, gauge, failures = self._way, self._gauge, self._failures
         called = last if self._ending else inner
 
         def run(protocol: Any, scope: Any) -> Any:
             gauge[0] = next(begin)
             try:
                 return called(protocol, scope)
+            except BaseException:
+                next(failures)
+                raise
             finally:
                 gauge[1] = next(end)
 

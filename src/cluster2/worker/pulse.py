@@ -117,7 +117,7 @@ class Pulse:
     def publish(self) -> None:
         """Bring the row up to date."""
         row = self._row
-        requests, connections, in_flight, timed_out, stalled = 0, 0, 0, 0, 0
+        requests, connections, in_flight, timed_out, stalled, failed = 0, 0, 0, 0, 0, 0
         for engine in self._engines:
             census = engine.census()
             requests = -1 if census.requests is None or requests < 0 else requests + census.requests
@@ -125,13 +125,14 @@ class Pulse:
             in_flight += census.in_flight
             timed_out += census.timed_out
             stalled += census.stalled
+            failed += census.failed
         row.timed_out, row.stalled = timed_out, stalled
         row.requests, row.connections, row.in_flight = requests, connections, in_flight
         row.accepted = -1 if self._uncounted else self._acceptor.accepted
         row.moved_in, row.lost = self._acceptor.returned, self._acceptor.lost
         row.moved_out, row.parked = self._moves.moved, self._moves.parked
         counters = api.counters
-        row.errors = self._failures.count + counters.errors
+        row.errors = self._failures.count + failed + counters.errors
         row.transactions, row.duration = counters.transactions, counters.duration
         row.cpu = time.process_time()
         row.heartbeat = time.monotonic() + 2 * REST
