@@ -133,8 +133,9 @@ class Watch:
         if collections() != before.collections:
             return
         cpu, whole, switches, _ = before
+        whole_now = _whole()  # before the thread's own, as at the beginning after it: what passes between is nobody else's
         used = _cpu() - cpu
-        others = _whole() - whole - used
+        others = whole_now - whole - used
         slept = getrusage(RUSAGE_THREAD).ru_nvcsw != switches and others < ALONE
         held = wall if slept and not self._crowded else used
         if held > LONG:
