@@ -133,7 +133,8 @@ class Watch:
         if collections() != before.collections:
             return
         cpu, whole, switches, _ = before
-        whole_now = _whole()  # before the thread's own, as at the beginning after it: what passes between is nobody else's
+        # Before the thread's own, as after it at the beginning: what passes between the two is nobody else's.
+        whole_now = _whole()
         used = _cpu() - cpu
         others = whole_now - whole - used
         slept = getrusage(RUSAGE_THREAD).ru_nvcsw != switches and others < ALONE
