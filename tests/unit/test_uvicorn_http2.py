@@ -19,7 +19,8 @@ from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
 from cluster2.engines import uvicorn_http2
 from cluster2.engines.base import Interface, Site
 from cluster2.engines.uvicorn import UvicornEngine
-from cluster2.engines.uvicorn_http2 import ANSWER_ME, HELD_BACK, MOST_RUNNING, PREFACE, Http2Connection
+from cluster2.engines.uvicorn_http2 import ANSWER_ME, HELD_BACK, MOST_RUNNING, Http2Connection
+from cluster2.engines.uvicorn_versions import PREFACE
 from cluster2.errors import ConfigError
 from cluster2.settings import Settings
 from tests.http2_client import (

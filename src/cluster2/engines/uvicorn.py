@@ -31,7 +31,7 @@ from .wsgi import Bridge
 from .wsgi_client import Failed
 
 if TYPE_CHECKING:
-    from .uvicorn_http2 import Http2
+    from .uvicorn_versions import Http2
 
 _HTTP = frozenset(
     {
@@ -310,7 +310,7 @@ class _Quiet(logging.Filter):
 
 def _import_http2() -> type[Http2]:
     try:
-        from .uvicorn_http2 import Http2
+        from .uvicorn_versions import Http2
     except ModuleNotFoundError as error:
         if error.name != "zttp":
             raise
