@@ -33,8 +33,8 @@ class App:
 HELLO = App("bench.apps:app", "bench.apps:wsgi", "bench.apps:rsgi")
 ENDPOINTS = App("bench.endpoints:app")
 HEAVY = App("bench.heavy:app")
-FLASK = App(None, "bench.frameworks:flask")
-DJANGO = App(None, "bench.frameworks:django")
+FLASK = App(None, "bench.flask_hello:app")
+DJANGO = App(None, "bench.django_hello:app")
 APPS = {"hello": HELLO, "endpoints": ENDPOINTS, "heavy": HEAVY, "flask": FLASK, "django": DJANGO}
 
 
