@@ -13,7 +13,7 @@ from typing import Any, Self
 import pytest
 from uvicorn.lifespan.off import LifespanOff
 
-from cluster2.engines.base import Interface, Site
+from cluster2.engines.base import Census, Interface, Site
 from cluster2.engines.uvicorn import UvicornEngine
 from cluster2.errors import AppError
 from cluster2.settings import Settings
@@ -137,16 +137,16 @@ async def test_requests_are_answered_and_counted() -> None:
                 assert "date: " in head
                 assert "connection: close" not in head
                 assert body == b"hello"
-            await until(lambda: engine.census() == (3, 2, 0, 0, 0))
+            await until(lambda: engine.census() == Census(3, 2, 0))
             two.send("/held")
             await until(lambda: app.held == 1)
-            assert engine.census() == (3, 2, 1, 0, 0)
+            assert engine.census() == Census(3, 2, 1)
             assert not engine.idle()
             app.gate.set()
             await two.receive()
-            await until(lambda: engine.census() == (4, 2, 0, 0, 0))
+            await until(lambda: engine.census() == Census(4, 2, 0))
         await until(engine.idle)
-        assert engine.census() == (4, 0, 0, 0, 0)
+        assert engine.census() == Census(4, 0, 0)
 
 
 async def test_drain_with_a_request_in_flight() -> None:
