@@ -37,6 +37,9 @@ PATIENCE = 1.0
 """Seconds that a reader tries."""
 _MOST = 2**62
 """A row that a worker gone mad has written to must not make a sum that no cell can hold."""
+_UNIT = 1e9
+"""Times are added up in whole nanoseconds: a sum of doubles depends on the order, and would fall by a bit when of two lives the
+second ends first. For Prometheus a counter that falls by a bit has begun anew, and all of it is counted again."""
 
 
 def bury(board: Scoreboard, row: int, slot: int, *, lived: bool, crashed: bool) -> None:
@@ -62,13 +65,17 @@ def bury(board: Scoreboard, row: int, slot: int, *, lived: bool, crashed: bool) 
 
 
 def _add(row: Row, past: Past) -> None:
+    integers, reals = row.integers, row.reals
     for each in COUNTERS:
-        if each.kind == "q":
-            past.integers[each.index] = min(past.integers[each.index] + max(0, row.integers[each.index]), _MOST)
-        elif math.isfinite(more := row.reals[each.index]):
-            past.reals[each.index] += max(0.0, more)
-    for cell in range(*Row.latencies.cells.indices(len(row.integers))):
-        past.integers[cell] = min(past.integers[cell] + max(0, row.integers[cell]), _MOST)
+        more = _whole(integers[each.index] if each.kind == "q" else reals[each.index] * _UNIT)
+        past.integers[each.index] = min(past.integers[each.index] + more, _MOST)
+    for cell in range(*Row.latencies.cells.indices(len(integers))):
+        past.integers[cell] = min(past.integers[cell] + _whole(integers[cell]), _MOST)
+
+
+def _whole(counted: float) -> int:
+    """As a number to add; what can't be counted is 0."""
+    return int(counted) if 0 < counted < math.inf else 0
 
 
 @dataclass(slots=True)
@@ -91,7 +98,7 @@ class Account:
     """One slot.
 
     Attributes:
-        counters: the sums since the cluster began, by the name in `COUNTERS`.
+        counters: the sums since the cluster began, by the name in `COUNTERS`; times in seconds.
         unknown: names that the engine of a life can't know: their sums say nothing.
         latencies: requests that were measured, by bucket.
         begun: lives, ended ones included.
@@ -137,22 +144,24 @@ def _read(board: Scoreboard) -> dict[int, Account]:
         if account is None:
             account = accounts[slot] = _ended(board.past(slot))
         _add_life(account, integers, reals)
+    for account in accounts.values():
+        for each in COUNTERS:
+            if each.kind == "d":
+                account.counters[each.name] /= _UNIT
     return {slot: account for slot, account in sorted(accounts.items()) if account.begun}
 
 
 def _ended(past: Past) -> Account:
-    views: dict[str, memoryview[int] | memoryview[float]] = {"q": past.integers, "d": past.reals}
-    counters: dict[str, float] = {each.name: views[each.kind][each.index] for each in COUNTERS}
+    counters: dict[str, float] = {each.name: past.integers[each.index] for each in COUNTERS}
     return Account(counters, past.latencies.tolist(), past.lives, past.crashes)
 
 
 def _add_life(account: Account, integers: list[int], reals: Sequence[float]) -> None:
     """Add a life that goes on, by the two views of its row."""
     for each in COUNTERS:
-        counted = integers[each.index] if each.kind == "q" else reals[each.index]
-        if counted >= 0:
-            account.counters[each.name] += counted
-        else:
+        counted = integers[each.index] if each.kind == "q" else reals[each.index] * _UNIT
+        account.counters[each.name] += _whole(counted)
+        if counted < 0:
             account.unknown.add(each.name)
     measured = integers[Row.latencies.cells]
     account.latencies = [past + max(0, more) for past, more in zip(account.latencies, measured, strict=True)]

@@ -221,7 +221,7 @@ class Row(Cells):
 
 
 class Past(Row):
-    """What the ended lives of one slot have counted together: a row of sums, filled by `ledger`."""
+    """What the ended lives of one slot have counted together: a row of sums, filled by `ledger`; times in it are nanoseconds."""
 
     __slots__ = ()
 
