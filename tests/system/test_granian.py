@@ -213,12 +213,14 @@ def test_frameworks(run: Serve, tmp_path: Path, name: str) -> None:
 
 @pytest.fixture
 def certified(tmp_path: Path) -> tuple[tuple[str, ...], ssl.SSLContext]:
-    """Options for TLS, and what a client trusts."""
+    """Options for TLS, and what a client trusts. The key is of another format than in `test_capabilities`: both are read."""
     authority = trustme.CA()
     issued = authority.issue_cert("localhost")
     key = load_pem_private_key(issued.private_key_pem.bytes(), None)
-    pkcs8 = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    (tmp_path / "site.pem").write_bytes(pkcs8 + b"".join(each.bytes() for each in issued.cert_chain_pems))
+    (tmp_path / "site.pem").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+        + b"".join(each.bytes() for each in issued.cert_chain_pems)
+    )
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
     return ("--ssl-certfile", str(tmp_path / "site.pem")), trusting
@@ -237,18 +239,20 @@ def test_rolling_with_tls(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLC
 
 
 def test_http2(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLContext]) -> None:
-    """HTTP/2 is spoken where it is asked for; a worker that leaves ends such a connection by GOAWAY, and no request is lost."""
+    """HTTP/2 is spoken; a client that reads nothing between two requests keeps its worker until `drain_timeout`."""
     options, trusting = certified
-    running = run(f"{APPS}:rsgi", "--http2", *options, *QUICK).ready()
+    running = run(f"{APPS}:rsgi", "--http2", "--drain-timeout", "2s", *options, *QUICK).ready()
     url = f"https://localhost:{running.address[1]}/"
-    with httpx.Client(http2=True, verify=trusting) as client:
-        answer = client.get(url)
-        assert (answer.http_version, answer.text) == ("HTTP/2", "hello")
-        old = pids(running)
-        running.ask("reload")
-        answer = client.get(url)
-        assert (answer.http_version, answer.text) == ("HTTP/2", "hello")
-        assert int(answer.headers["x-worker"]) not in old
+    workers = []
+    for _ in range(2):
+        with httpx.Client(http2=True, verify=trusting) as client:
+            answer = client.get(url)
+            assert (answer.http_version, answer.text) == ("HTTP/2", "hello")
+            workers.append(int(answer.headers["x-worker"]))
+            if len(workers) == 1:
+                running.ask("reload")
+                assert "drain_timeout (2 s) is over: 1 connections with 0 requests" in running.stderr
+    assert workers[0] != workers[1]
 
 
 def test_one_process(run: Serve) -> None:

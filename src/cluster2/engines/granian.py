@@ -13,7 +13,8 @@ descriptors (`kernel.listeners.established`), at each tick, less often where tha
 
 *Draining.* It goes on accepting, since handshakes under way belong to its socket. A response over HTTP/1.1 says `Connection:
 close`: then for nearly all connections the end comes with an answer. When `drain_idle` is over the rest is closed, HTTP/2 by
-GOAWAY, requests under way end first. Websockets are cut then: granian gives us no way to say 1012.
+GOAWAY, requests under way end first. Websockets are cut then: granian gives us no way to say 1012. A client of HTTP/2 must
+read to see the GOAWAY, and hyper waits for that: one that doesn't (httpx between two requests) keeps a worker until `drain_timeout`.
 
 *Idle and silent connections* are closed by hyper's `header_read_timeout`, which counts between requests as well.
 """
@@ -23,12 +24,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
@@ -260,16 +259,11 @@ def _most_connections() -> int:
 
 
 def _check_key(settings: Settings) -> None:
-    """Refuse a key of another format than PKCS #8: granian would panic, in each worker."""
-    name = "ssl_keyfile" if settings.ssl_keyfile is not None else "ssl_certfile"
-    path = getattr(settings, name)
-    if path is None:
-        return
-    label = re.search(rb"-----BEGIN ([A-Z ]*)PRIVATE KEY-----", Path(path).read_bytes())
-    if label is not None and label[1] not in (b"", b"ENCRYPTED "):
+    """Refuse a key that has to be decrypted: granian panics, in each worker, whatever made the key. Plain keys it reads all."""
+    if settings.ssl_keyfile_password is not None:
+        path = settings.ssl_keyfile or settings.ssl_certfile
         raise ConfigError(
-            f"{name} = {path!r}: engine 'granian' reads keys of PKCS #8 only, and this one says {label[1].decode()}PRIVATE KEY; "
-            f"convert it: openssl pkcs8 -topk8 -nocrypt -in {path}"
+            f"ssl_keyfile_password: engine 'granian' can't decrypt keys; give it a plain one: openssl pkey -in {path}"
         )
 
 
@@ -280,4 +274,4 @@ def _tls(site: Site) -> tuple[Any, ...]:
         return (False, None, None, None, TLS_FROM, None, [], False)
     certificate, key = settings.ssl_certfile, settings.ssl_keyfile or settings.ssl_certfile
     authorities = settings.ssl_ca_certs
-    return (True, certificate, key, settings.ssl_keyfile_password, TLS_FROM, authorities, [], authorities is not None)
+    return (True, certificate, key, None, TLS_FROM, authorities, [], authorities is not None)
