@@ -14,7 +14,8 @@ descriptors (`kernel.listeners.established`), at each tick, less often where tha
 *Draining.* It goes on accepting, since handshakes under way belong to its socket. A response over HTTP/1.1 says `Connection:
 close`: then for nearly all connections the end comes with an answer. When `drain_idle` is over the rest is closed, HTTP/2 by
 GOAWAY, requests under way end first. Websockets are cut then: granian gives us no way to say 1012. A client of HTTP/2 must
-read to see the GOAWAY, and hyper waits for that: one that doesn't (httpx between two requests) keeps a worker until `drain_timeout`.
+read to see the GOAWAY, and hyper waits for that: one that doesn't (httpx between two requests) keeps a worker until
+`drain_timeout`.
 
 *Idle and silent connections* are closed by hyper's `header_read_timeout`, which counts between requests as well.
 """
