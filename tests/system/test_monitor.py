@@ -269,3 +269,17 @@ def test_single(run: Serve) -> None:
         assert connection.get("/ecv").status == 400
     assert monitor.status("/ecv") == 400
     assert running.shutdown() == 0
+
+
+def test_actions(watched: Callable[..., Monitor]) -> None:
+    """Who bears the token steers the cluster over HTTP; nobody else does."""
+    monitor = watched(sample("plain"), "--mon-token", "a-secret-token", workers=1)
+    bearing = {"authorization": "Bearer a-secret-token"}
+    assert monitor.status("/control/disable", "POST") == 401
+    assert monitor.running.status()["traffic"] == "enabled"
+    assert monitor.status("/control/disable", "POST", **bearing) == 200
+    assert monitor.running.status()["traffic"] == "disabled"
+    status, body, _ = monitor.answer("/control/scale?workers=0", "POST", **bearing)
+    assert (status, "from 1 to" in json.loads(body)["error"]) == (400, True)
+    assert monitor.status("/control/reload", "POST", **bearing) in (200, 504)  # 504: a busy machine; it goes on
+    wait_until(lambda: monitor.running.status()["generation"] == 2, "the new generation")

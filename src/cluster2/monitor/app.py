@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 from .. import ecv
 from ..ecv import Answer, Asked
 from ..settings import Settings
-from . import deps, metrics, workers
+from . import control, deps, metrics, workers
 from .facts import Facts
 from .gate import READ, Gate
 
@@ -31,6 +31,7 @@ def make(facts: Facts, settings: Settings) -> Callable[..., Any]:
         *metrics.routes(root, facts.board),
         *deps.routes(root),
         *workers.routes(root, facts, settings),
+        *control.routes(root, facts, settings),
     ]
     open_ones = frozenset({root + "/livez", root + "/readyz", root + settings.ecv_path})
     return Gate(Starlette(routes=routes), settings, open_ones, frozenset(probes.switches))

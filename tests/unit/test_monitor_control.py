@@ -1,0 +1,115 @@
+"""`POST /control`: what is asked of the master, and what becomes of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import pytest
+
+from cluster2.errors import ClusterError, NoAnswer, NotRunning, UsageError
+from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.monitor.app import make
+from cluster2.monitor.facts import Facts
+from cluster2.settings import Settings
+
+pytestmark = pytest.mark.anyio
+TOKEN = "a-secret-token"
+Asked = list[tuple[str, Mapping[str, Any]]]
+
+
+async def post(
+    path: str,
+    *,
+    token: str | None = TOKEN,
+    bears: str | None = TOKEN,
+    error: ClusterError | None = None,
+    verb: str = "POST",
+) -> tuple[httpx.Response, Asked]:
+    asked: Asked = []
+
+    async def ask(what: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        asked.append((what, params))
+        if error is not None:
+            raise error
+        return {"done": what}
+
+    async def switch(enabled: bool) -> bool:
+        return True
+
+    board = Scoreboard.create()
+    try:
+        app = make(Facts(board, 0, switch, ask), Settings(mon_token=token))
+        headers = {} if bears is None else {"authorization": f"Bearer {bears}"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            return await client.request(verb, path, headers=headers), asked
+    finally:
+        board.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "verb", "params"),
+    [
+        ("reload", "reload", {}),
+        ("scale?workers=3", "scale", {"workers": 3}),
+        ("recycle", "recycle", {}),
+        ("recycle?worker=0", "recycle", {"worker": 0}),
+        ("enable", "enable", {}),
+        ("disable", "disable", {}),
+        ("shutdown", "shutdown", {}),
+    ],
+)
+async def test_actions(query: str, verb: str, params: dict[str, Any]) -> None:
+    """Each is one verb of the master's, whose answer is passed on."""
+    answer, asked = await post("/control/" + query)
+    assert (answer.status_code, asked) == (200, [(verb, params)])
+    assert answer.json() == {"ok": True, "result": {"done": verb}}
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("stop", 404),
+        ("status", 404),
+        ("__class__", 404),
+        ("scale", 400),
+        ("scale?workers=-1", 400),
+        ("scale?workers=" + "9" * 5000, 400),
+        ("scale?workers=%C2%B2", 400),
+        ("recycle?worker=x", 400),
+        ("reload?worker=1", 400),
+        ("enable?=1", 400),
+    ],
+)
+async def test_bad_actions(query: str, status: int) -> None:
+    """What isn't an action, or has a bad number, is refused; the master isn't asked."""
+    answer, asked = await post("/control/" + query)
+    assert (answer.status_code, asked) == (status, [])
+    assert answer.json()["ok"] is False
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (NotRunning("no master"), 503),
+        (NoAnswer("the master didn't finish"), 504),
+        (UsageError("workers = 9999"), 400),
+        (ClusterError("the reload was abandoned"), 409),
+    ],
+)
+async def test_errors(error: ClusterError, status: int) -> None:
+    """The master's reason is passed on."""
+    answer, _ = await post("/control/reload", error=error)
+    assert (answer.status_code, answer.json()) == (status, {"ok": False, "error": error.message})
+
+
+async def test_who_may() -> None:
+    """Only who bears the token, by POST alone; where there is none the actions aren't there."""
+    for given in ({"bears": None}, {"bears": "another-token"}):
+        answer, asked = await post("/control/reload", **given)
+        assert (answer.status_code, asked) == (401, [])
+    answer, asked = await post("/control/reload", token=None)
+    assert (answer.status_code, asked) == (403, [])
+    answer, asked = await post("/control/reload", verb="GET")
+    assert (answer.status_code, asked) == (405, [])
