@@ -58,9 +58,7 @@ def run(
     settings = config.settings
     sources = {name: source for name, source in config.sources.items() if config.explicit(name)}
     made = image.build(settings, sources, targets or [target for target, _ in settings.targets()])
-    board = Scoreboard.create()
-    board.header.started, board.header.traffic, board.header.wanted = time.time(), 1, 1
-    board.header.generation = GENERATION
+    board = _board()
     beside: list[asyncio.Future[None]] = []
 
     def ready() -> None:
@@ -80,9 +78,7 @@ def run(
         sites=[runtime.Staffed(app, engine) for app, engine in made.sites],
         board=board,
         talk=None,
-        sockets=[
-            (wire.Socket(site, str(listener.address), listener.owned), listener.sock) for site, listener in listeners
-        ],
+        sockets=_sockets(listeners),
         validator=made.validator,
         heard=told.hear,
         loopback=Loopback(switchboard, emit),
@@ -91,6 +87,18 @@ def run(
     if told.failures:
         raise told.failures[0]
     return code
+
+
+def _board() -> Scoreboard:
+    """The scoreboard, its header as a master would fill it."""
+    board = Scoreboard.create()
+    board.header.started, board.header.traffic, board.header.wanted = time.time(), 1, 1
+    board.header.generation = GENERATION
+    return board
+
+
+def _sockets(listeners: Sequence[tuple[int, Listener]]) -> list[tuple[wire.Socket, socket.socket]]:
+    return [(wire.Socket(site, str(listener.address), listener.owned), listener.sock) for site, listener in listeners]
 
 
 class _Told:
