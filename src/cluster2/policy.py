@@ -1,7 +1,7 @@
 """What the master decides, as pure functions of what it knows and the time.
 
 `plan` compares what is wanted with what is there and says what to do next; `Restarts` says when a crashed worker may be
-replaced. Both are tested without a process and with a clock of the test's own.
+replaced, `Pauses` when a helper may. All are tested without a process and with a clock of the test's own.
 """
 
 from __future__ import annotations
@@ -234,3 +234,27 @@ def _backoff(first: float, steps: int) -> float:
     """Seconds to wait after so many steps of growth."""
     # Bounded before the power is taken: a night of crashes would take it beyond what a float can hold.
     return min(LONGEST_BACKOFF, first * BACKOFF_FACTOR ** min(steps, MOST_STEPS))
+
+
+@dataclass(slots=True)
+class Pauses:
+    """How long one waits until a helper that has ended is started again.
+
+    Not at all after its first end; then longer each time, until one has lived for a while.
+
+    Attributes:
+        settled: seconds of life after which its end counts as the first one again.
+        first: seconds of the second pause; each later one is twice as long.
+        longest: seconds that none exceeds.
+    """
+
+    settled: float
+    first: float
+    longest: float
+    _next: float = 0.0
+
+    def after(self, lived: float) -> float:
+        """The pause, in seconds, after the end of one that has lived for so many."""
+        pause = 0.0 if lived >= self.settled else self._next
+        self._next = min(max(self.first, 2 * pause), self.longest)
+        return pause

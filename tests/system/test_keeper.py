@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster2.kernel.scoreboard import Scoreboard
-from cluster2.master import keeping
-from cluster2.master.facts import Fact, KeeperGone
+from cluster2.master.facts import Fact, HelperGone
 from cluster2.master.keeping import Keeping
 from tests.system.conftest import Serve
 from tests.system.harness import Running, wait_until
@@ -146,8 +145,8 @@ def answers(address: tuple[str, int]) -> bool:
 
 
 def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A keeper without a sign of life for PATIENCE seconds counts as stuck; killed, it is gone with the count of what it had."""
-    monkeypatch.setattr(keeping, "PATIENCE", 0.3)
+    """A keeper without a sign of life for `patience` seconds is stuck and killed; it is gone with the count of what it had."""
+    monkeypatch.setattr(Keeping, "patience", 0.3)
     facts: list[Fact] = []
 
     async def main() -> None:
@@ -157,25 +156,22 @@ def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
         try:
             await until(lambda: board.header.keeper_pid)
             (pid,) = kept.pids()
-            assert not kept.is_stuck(time.monotonic())
+            assert kept.look(time.monotonic()) is None
             board.header.resting = 7
             os.kill(pid, signal.SIGSTOP)
             await until(lambda: "T" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
             board.header.resting = 7
-            await until(lambda: kept.is_stuck(time.monotonic()))
-            assert kept.alive()
-            kept.kill()
+            await until(lambda: kept.look(time.monotonic()) == "the keeper gives no sign of life; it is killed")
             await until(lambda: facts)
             assert not kept.alive()
-            assert not kept.is_stuck(time.monotonic() + 100)
-            kept.drain(1.0)
-            kept.kill()  # of one that is gone: nothing
+            assert kept.look(time.monotonic() + 100) is None
+            kept.stop()  # of one that is gone: nothing
         finally:
             kept.close()
             board.close()
 
     asyncio.run(main())
-    assert facts == [KeeperGone(7, "SIGKILL")]
+    assert facts == [HelperGone("keeper", "is gone (SIGKILL): 7 connections at rest are lost")]
 
 
 async def until(predicate: object) -> None:

@@ -77,7 +77,7 @@ class Departure:
         master.phase = Phase.STOPPING
         master.reloader.cancel("the cluster stops")
         if master.keeping is not None:
-            master.keeping.kill()
+            master.keeping.stop()
         master.generations.close()
         for handle in master.roster:
             master.lives.end(handle, lifecycle.Event.KILL, "stop")

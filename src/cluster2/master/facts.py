@@ -68,17 +68,10 @@ class Overdue:
 
 
 @dataclass(frozen=True, slots=True)
-class KeeperGone:
-    """The keeper has ended, with so many connections."""
+class HelperGone:
+    """The keeper or the monitor has ended, or could not be started: how, as the end of a sentence that begins with its name."""
 
-    lost: int
-    status: str
-
-
-@dataclass(frozen=True, slots=True)
-class MonitorGone:
-    """The monitor has ended, or could not be started."""
-
+    name: str
     how: str
 
 
@@ -122,8 +115,7 @@ Fact = (
     | Exited
     | Vanished
     | Overdue
-    | KeeperGone
-    | MonitorGone
+    | HelperGone
     | Signal
     | LameDuckOver
     | Tick

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import socket
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..kernel import handover, processes
+from ..kernel import handover
 from ..kernel.scoreboard import Scoreboard
+from ..policy import Pauses
+from .child import Child
 from .estate import Estate
-from .facts import Fact, KeeperGone
+from .facts import Fact, HelperGone
+from .helper import Helper
 
-PATIENCE = 10.0
-"""Seconds without a sign of life (it gives one every two) after which a keeper is stuck: connections at rest would wait for
-ever, which is worse than to lose them."""
+SETTLED = 10.0
+PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds (`policy.Pauses`): short, since connections at rest wait for nobody else."""
 MARGIN = 1.0
 """Seconds beyond its patience that a keeper which drains may take to leave."""
 _ROOM = str(Path(__file__).resolve().parent.parent / "keeper")
 
 
-class Keeping:
-    """Holds the ends of all queues, so that what waits in them survives any process; starts the keeper, again if need be."""
+class Keeping(Helper):
+    """Holds the ends of all queues, so that what waits in them survives any process; has a keeper serve them.
+
+    One gives a sign of life every two seconds; without, connections at rest would wait for ever, which is worse than to lose
+    them.
+    """
+
+    name = "keeper"
+    patience = 10.0
 
     def __init__(self, board: Scoreboard, sites: int, timeout: float, put: Callable[[Fact], None]) -> None:
         """Make the queues; nothing is started yet.
@@ -35,16 +41,12 @@ class Keeping:
             timeout: seconds that a connection may be idle.
             put: takes the fact that it is gone.
         """
+        super().__init__(board.header, Pauses(SETTLED, PAUSE, LONGEST_PAUSE), put)
         self._board = board
         self._sites = sites
         self._timeout = timeout
-        self._put = put
-        self._loop = asyncio.get_running_loop()
         self._rest = handover.queue()
         self._ready = [handover.queue() for _ in range(sites)]
-        self._pid: int | None = None
-        self._pidfd = -1
-        self._control: socket.socket | None = None
         self._bound: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -60,68 +62,33 @@ class Keeping:
         """What each worker gets: the entry of the rest queue, the exit of each ready queue."""
         return [self._rest[0].fileno(), *(out.fileno() for _, out in self._ready)]
 
-    def pids(self) -> set[int]:
-        """The process that this object reaps."""
-        return set() if self._pid is None else {self._pid}
-
-    def start(self) -> None:
-        """Execute a keeper. The fact `KeeperGone` tells when it has ended."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ends: list[socket.socket | Scoreboard] = [
-            theirs,
-            self._rest[1],
-            self._board,
-            *(into for into, _ in self._ready),
-        ]
-        numbers = {3 + index: end.fd if isinstance(end, Scoreboard) else end.fileno() for index, end in enumerate(ends)}
-        argv = [sys.executable, "-I", "-S", _ROOM, str(self._sites), str(self._timeout)]
-        self._board.header.keeper_beat = time.monotonic()
-        with theirs:
-            self._pid = processes.execute(argv, fds=numbers, environ=os.environ)
-        self._control = ours
-        self._pidfd = processes.open_pidfd(self._pid)
-        self._loop.add_reader(self._pidfd, self._exited)
-
     def drain(self, patience: float) -> None:
         """It is to give back what wakes, and to leave when nothing rests any more, or after `patience` seconds."""
-        if self._control is not None:
-            try:
-                # One that is stuck must not hold up the end.
-                self._bound = self._loop.call_later(patience + MARGIN, self.kill)
-                self._control.send(f"drain {patience}".encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            except OSError:
-                self.kill()  # dead already, or it doesn't listen
-
-    def is_stuck(self, now: float) -> bool:
-        """Whether it has given no sign of life for too long."""
-        return self._pid is not None and now - self._board.header.keeper_beat > PATIENCE
-
-    def kill(self) -> None:
-        """End it at once; what rests there is lost."""
-        if self._pid is not None:
-            processes.send_signal(self._pidfd, signal.SIGKILL)
-
-    def alive(self) -> bool:
-        """Whether there is such a process."""
-        return self._pid is not None
+        self.no_more()
+        if self._child is None:
+            self._put(HelperGone(self.name, "is gone"))  # nobody else will tell the workers that nothing comes back
+            return
+        try:
+            # One that is stuck must not hold up the end.
+            self._bound = self._loop.call_later(patience + MARGIN, self.stop)
+            self._child.channel.send(f"drain {patience}".encode())
+        except OSError:
+            self.stop()  # dead already, or it doesn't listen
 
     def close(self) -> None:
         """Close all queues; whatever waits there is closed, too."""
+        self.no_more()
         if self._bound is not None:
             self._bound.cancel()
         for into, out in [self._rest, *self._ready]:
             into.close()
             out.close()
 
-    def _exited(self) -> None:
-        status = processes.exit_of(self._pidfd)
-        if status is None:
-            return
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        if self._control is not None:
-            self._control.close()
-        self._pid, self._control = None, None
-        header = self._board.header
-        lost, header.resting, header.keeper_pid = header.resting, 0, 0
-        self._put(KeeperGone(lost, str(status)))
+    def _execute(self) -> Child:
+        ends = [self._rest[1].fileno(), self._board.fd, *(into.fileno() for into, _ in self._ready)]
+        argv = [sys.executable, "-I", "-S", _ROOM, str(self._sites), str(self._timeout)]
+        return Child(argv, fds=dict(enumerate(ends, 4)))
+
+    def _bury(self) -> str:
+        lost, self._header.resting = self._header.resting, 0
+        return f": {lost} connections at rest are lost"

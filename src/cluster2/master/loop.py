@@ -28,9 +28,8 @@ from .facts import (
     FromWorker,
     FromZygote,
     Garbage,
-    KeeperGone,
+    HelperGone,
     LameDuckOver,
-    MonitorGone,
     Overdue,
     Signal,
     Silent,
@@ -39,6 +38,7 @@ from .facts import (
 )
 from .generations import Generations
 from .heartbeat import Heartbeats
+from .helper import Helper
 from .keeping import Keeping
 from .lives import Lives
 from .monitoring import Monitoring
@@ -144,10 +144,8 @@ class Master:
         await self._control.open(self.estate.pids.bind_control(CONTROL_BACKLOG))
         for number in SIGNALS if self.estate.owns_process else ():
             self._loop.add_signal_handler(number, self.put, Signal(number))
-        if self.keeping is not None:
-            self.keeping.start()
-        if self.monitoring is not None:
-            self.monitoring.start()
+        for helper in self._helpers():
+            helper.start()
         self.generations.load(self.wanted.generation)
         self._tick()
         while not self._finished():
@@ -191,10 +189,8 @@ class Master:
                 self.lives.buried(fact.worker, None)
             case Overdue():
                 self.lives.overdue(fact.worker)
-            case KeeperGone():
-                self._keeper_gone(fact)
-            case MonitorGone():
-                self._monitor_gone(fact.how)
+            case HelperGone():
+                self._helper_gone(fact)
             case Signal():
                 self._verbs.signal(fact.number)
             case Command():
@@ -263,26 +259,20 @@ class Master:
         header = self.estate.board.header
         header.reloads, header.reloads_failed = header.reloads + done, header.reloads_failed + (not done)
 
-    def _keeper_gone(self, fact: KeeperGone) -> None:
-        """Start another one; at the end of the cluster tell the workers that nothing comes back any more."""
-        assert self.keeping is not None
-        if not self.ending():
-            self.warn(
-                f"the keeper is gone ({fact.status}): {fact.lost} connections at rest are lost; another is started"
-            )
-            self.estate.board.header.keeper_restarts += 1
-            self.keeping.start()
-        for handle in self.roster if self.phase is Phase.DRAINING else ():
-            handle.tell(wire.Deserted())
+    def _helpers(self) -> list[Helper]:
+        """The processes beside the workers that this cluster has."""
+        return [helper for helper in (self.keeping, self.monitoring) if helper is not None]
 
-    def _monitor_gone(self, how: str) -> None:
-        assert self.monitoring is not None
-        if self.phase is Phase.STOPPING:
-            return
-        self.estate.board.header.monitor_restarts += 1
-        pause = self.monitoring.again()
-        self.warn(f"the monitor: {how}; another is started " + (f"in {pause:.0f} s" if pause else "now"))
-        self.monitoring.look(time.monotonic())
+    def _helper_gone(self, fact: HelperGone) -> None:
+        """Start another one; at the end of the cluster tell the workers that nothing comes back any more."""
+        (helper,) = (each for each in self._helpers() if each.name == fact.name)
+        if helper is self.keeping and self.ending():
+            for handle in self.roster if self.phase is Phase.DRAINING else ():
+                handle.tell(wire.Deserted())
+        elif self.phase is not Phase.STOPPING:
+            pause = helper.again()
+            when = f"in {pause:g} s" if pause else "now"
+            self.warn(f"the {helper.name} {fact.how}; another is started {when}")
 
     # What the verbs do
 
@@ -385,8 +375,6 @@ class Master:
         # Who was suspended or starved saw nothing for a while: that the others gave no sign then proves nothing.
         if now - self._looked_at < 2 * TICK:
             self._check_health(now)
-        if self.monitoring is not None and (said := self.monitoring.look(now)) is not None:
-            self.warn(said)
         self._looked_at = self.estate.board.header.beat = now
         if (beat := self._heartbeats.look(self.roster, now, self.settings.heartbeat_interval)) is not None:
             self.emit(beat)
@@ -399,9 +387,9 @@ class Master:
             self.emit(events.Recovered(time=time.time(), ready=self.roster.ready()))
 
     def _check_health(self, now: float) -> None:
-        if self.keeping is not None and self.keeping.is_stuck(now):
-            self.warn("the keeper gives no sign of life; it is killed")
-            self.keeping.kill()
+        for helper in self._helpers():
+            if (said := helper.look(now)) is not None:
+                self.warn(said)
         if self.phase.serves:
             self.watchman.look(self.roster, now)
             self.lives.steer()
@@ -417,10 +405,8 @@ class Master:
             oldest.replace, oldest.reason = now, "recycle"
 
     def _known(self) -> set[int]:
-        keeper = self.keeping.pids() if self.keeping is not None else set()
-        monitor = self.monitoring.pids() if self.monitoring is not None else set()
         workers = {handle.pid for handle in self.roster if handle.pid is not None}
-        return workers | self.generations.pids() | keeper | monitor
+        return workers.union(self.generations.pids(), *(helper.pids() for helper in self._helpers()))
 
     # The end
 

@@ -9,34 +9,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
 from .. import codec, wire
-from ..errors import AppError
-from ..kernel import processes
-from ..kernel.descriptors import Packets
+from ..errors import AppError, ClusterError
+from .child import Child
 from .facts import Fact, FromZygote
 
-CHANNEL_FD = 3
-"""The descriptor that an executed child finds its channel at."""
 BUFFER = 1 << 18
 """Of the channel, in bytes: a traceback must fit."""
 
 
 @dataclass(slots=True, eq=False)
-class Child:
-    """A process of ours that loads the app: a zygote, or a worker before it has become one."""
+class Alone:
+    """An executed process that is to become a worker, with the order for it, which waits until it has loaded the app."""
 
-    pid: int
-    pidfd: int
-    channel: Packets
-    pending: list[tuple[wire.Fork, list[int]]] = field(default_factory=list)
+    child: Child
+    order: wire.Fork
+    descriptors: list[int]
 
 
 class Nursery:
@@ -64,157 +58,132 @@ class Nursery:
         self._put = put
         self._loop = asyncio.get_running_loop()
         self._zygote: Child | None = None
-        self._alone: dict[int, Child] = {}
+        self._alone: dict[int, Alone] = {}
         self._leaving: list[Child] = []
         self._forks = True
         self.ready = False
 
     def load(self) -> None:
         """Start the zygote. A fact says whether it is prepared."""
-        zygote = self._zygote = self._execute()
+        try:
+            zygote = self._zygote = self._execute()
+        except OSError as error:
+            self._say(wire.PrepareFailed(f"no process can be made: {error.strerror}", "", ClusterError.exit_code))
+            return
         self._limit = self._loop.call_later(self._patience, self._too_slow)
-        self._watch(zygote, lambda message: self._from_zygote(zygote, message))
+        self._hear(zygote, lambda message: self._from_zygote(zygote, message))
 
     def each_executed(self) -> None:
         """From now on make no forks: each worker is executed and loads the app for itself."""
         self._forks, self.ready = False, True
-        if self._zygote is not None:
-            self._end(self._zygote)
-            self._zygote = None
+        self._let_zygote_go()
 
     def spawn(self, order: wire.Fork, descriptors: Sequence[int]) -> None:
         """Make a worker. A fact tells its pid, or that there is none. The descriptors remain the caller's.
 
         Raises:
-            OSError: the zygote has died, or its queue is full.
+            OSError: the zygote has died, or its queue is full; no process can be made.
         """
         if self._forks:
             assert self._zygote is not None
             self._zygote.channel.send(codec.pack_order(order), descriptors)
             return
-        child = self._alone[order.incarnation] = self._execute()
-        copies = [os.dup(descriptor) for descriptor in descriptors]
-        child.pending.append((msgspec.structs.replace(order, become=True), copies))
-        self._watch(child, lambda message: self._from_alone(order.incarnation, message))
+        with contextlib.ExitStack() as unsent:
+            copies = []
+            for descriptor in descriptors:
+                copies.append(os.dup(descriptor))
+                unsent.callback(os.close, copies[-1])
+            child = self._execute(reap=False)
+            unsent.pop_all()
+        self._alone[order.incarnation] = Alone(child, msgspec.structs.replace(order, become=True), copies)
+        self._hear(child, lambda message: self._from_alone(order.incarnation, message))
         self._say(wire.Forked(order.incarnation, child.pid))
 
     def pids(self) -> set[int]:
         """Processes that this object reaps by itself."""
-        return {child.pid for child in (*self._leaving, *([self._zygote] if self._zygote else []))}
+        zygote = [] if self._zygote is None else [self._zygote]
+        return {child.pid for child in (*self._leaving, *zygote) if not child.left.done()}
 
     def close(self) -> None:
         """Let the zygote go: the end of its channel tells it."""
         self.ready = False
-        if self._limit is not None:
-            self._limit.cancel()
-            self._limit = None
-        if self._zygote is not None:
-            self._end(self._zygote)
-            self._zygote = None
-        for child in self._alone.values():
-            self._dismiss(child)
-            os.close(child.pidfd)
+        self._let_zygote_go()
+        for alone in self._alone.values():
+            self._dismiss(alone)
         self._alone.clear()
 
     async def gone(self, patience: float) -> None:
         """Wait for what was let go; what hangs (in the app's import, say) is killed after `patience` seconds."""
-        deadline = time.monotonic() + patience
-        while self._leaving:
-            if time.monotonic() > deadline:
-                for child in self._leaving:
-                    processes.send_signal(child.pidfd, signal.SIGKILL)
-            self._reap()
-            await asyncio.sleep(0.005)
+        await asyncio.gather(*(child.gone(patience) for child in self._leaving))
 
     def _say(self, message: wire.Orders | None) -> None:
         self._put(FromZygote(self._prepare.generation, message))
 
     def _too_slow(self) -> None:
         assert self._zygote is not None
-        processes.send_signal(self._zygote.pidfd, signal.SIGKILL)
-        self._end(self._zygote)
-        self._zygote = None
+        self._zygote.kill()
+        self._let_zygote_go()
         message = f"the app wasn't imported within boot_timeout ({self._patience:g} s)"
         self._say(wire.PrepareFailed(message, "", AppError.exit_code))
 
     def _from_zygote(self, zygote: Child, message: wire.Orders | None) -> None:
         if zygote is not self._zygote:
             return
-        if self._limit is not None:
-            self._limit.cancel()
-            self._limit = None
+        self._in_time()
         if isinstance(message, wire.Prepared):
             self.ready = True
         if message is None:
-            self._end(zygote)
-            self._zygote, self.ready = None, False
+            self.ready = False
+            self._let_zygote_go()
         self._say(message)
 
     def _from_alone(self, incarnation: int, message: wire.Orders | None) -> None:
-        child = self._alone.pop(incarnation, None)
-        if child is None:
+        alone = self._alone.pop(incarnation, None)
+        if alone is None:
             return
         if isinstance(message, wire.Prepared):
-            for order, descriptors in child.pending:
-                with contextlib.suppress(OSError):  # it died meanwhile: its exit tells
-                    child.channel.send(codec.pack_order(order), descriptors)
-        self._dismiss(child)
-        os.close(child.pidfd)
+            with contextlib.suppress(OSError):  # it died meanwhile: its exit tells
+                alone.child.channel.send(codec.pack_order(alone.order), alone.descriptors)
+        self._dismiss(alone)
         if isinstance(message, wire.PrepareFailed):
             self._say(message)
 
-    def _execute(self) -> Child:
-        ours, theirs = Packets.pair(buffer=BUFFER)
-        try:
-            environ = {**os.environ, wire.CHANNEL: str(CHANNEL_FD)}
-            pid = processes.execute(self._argv, fds={CHANNEL_FD: theirs.fileno()}, environ=environ)
-        finally:
-            theirs.close()
-        with contextlib.suppress(OSError):  # dead already: the end of the channel tells
-            ours.send(codec.pack_order(self._prepare))
-        ours.set_blocking(False)
-        return Child(pid, processes.open_pidfd(pid), ours)
+    def _execute(self, *, reap: bool = True) -> Child:
+        return Child(self._argv, codec.pack_order(self._prepare), buffer=BUFFER, reap=reap)
 
-    def _watch(self, child: Child, receive: Callable[[wire.Orders | None], None]) -> None:
-        def readable() -> None:
-            try:
-                packet, descriptors = child.channel.receive()
-                message = codec.unpack_order(packet) if packet else None
-            except BlockingIOError:
-                return
-            except (OSError, codec.Garbled):  # what speaks like that is as good as gone
-                message, descriptors = None, []
+    def _hear(self, child: Child, receive: Callable[[wire.Orders | None], None]) -> None:
+        """What a child says, as messages; None: its channel has ended, or might as well have."""
+
+        def said(packet: bytes, descriptors: list[int]) -> None:
             for descriptor in descriptors:
                 os.close(descriptor)
+            try:
+                message = codec.unpack_order(packet) if packet else None
+            except codec.Garbled:
+                message = None
             receive(message)
 
-        self._loop.add_reader(child.channel.fileno(), readable)
+        child.hear(said)
 
-    def _end(self, zygote: Child) -> None:
-        """Close a zygote's channel; it is reaped when it has left."""
-        self._dismiss(zygote)
-        self._leaving.append(zygote)
-        self._loop.add_reader(zygote.pidfd, self._reap)
+    def _in_time(self) -> None:
+        """The zygote has come to something: no more time-out."""
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
 
-    def _dismiss(self, child: Child) -> None:
-        """Close a channel, and what was to travel over it."""
-        self._loop.remove_reader(child.channel.fileno())
-        child.channel.close()
-        for _, descriptors in child.pending:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        child.pending.clear()
+    def _let_zygote_go(self) -> None:
+        """Close its channel; it is reaped when it has left."""
+        self._in_time()
+        if self._zygote is not None:
+            self._zygote.let_go()
+            self._leaving = [child for child in self._leaving if not child.left.done()] + [self._zygote]
+            self._zygote = None
 
-    def _reap(self) -> None:
-        for child in list(self._leaving):
-            try:
-                left = processes.exit_of(child.pidfd) is not None
-            except ChildProcessError:
-                left = True
-            if left:
-                self._leaving.remove(child)
-                self._loop.remove_reader(child.pidfd)
-                os.close(child.pidfd)
+    def _dismiss(self, alone: Alone) -> None:
+        """Close the channel, and what was to travel over it."""
+        alone.child.let_go()
+        for descriptor in alone.descriptors:
+            os.close(descriptor)
 
 
 def default_argv() -> list[str]:

@@ -1,0 +1,137 @@
+"""A process that the master has executed: a zygote, an executed worker, the keeper, the monitor.
+
+Each gets one end of a channel as its descriptor 3. The channel's end tells it to leave, and so does the master's, which takes
+the channel along: nobody is orphaned. Its own end the master learns from a pidfd, through which it reaps and kills it as well,
+since a pid may be another process's by the time that it is used.
+
+A `Child` lives once. What is to be there again after its end is a `Helper`'s business (`helper`), or the nursery's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+
+from .. import wire
+from ..kernel import processes
+from ..kernel.descriptors import PacketError, Packets
+
+CHANNEL_FD = 3
+"""The descriptor that a child finds its channel at."""
+
+
+class Child:
+    """One process, from its execution until it is reaped.
+
+    Attributes:
+        pid: its number.
+        channel: our end; it doesn't block.
+        left: done when the process has ended and is reaped, with how it ended (`exit code 0`, `SIGKILL`). What it has said
+            before may still wait in the channel.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        order: bytes = b"",
+        descriptors: Sequence[int] = (),
+        *,
+        fds: Mapping[int, int] | None = None,
+        buffer: int | None = None,
+        reap: bool = True,
+    ) -> None:
+        """Execute it.
+
+        Args:
+            argv: the program: absolute path and arguments.
+            order: the first message, which waits for it; b"": none. `descriptors` travel with it.
+            fds: what it is to inherit beside the channel: its number → our descriptor.
+            buffer: of the channel, in bytes; None: the system's default.
+            reap: false: somebody else waits for its end, and `left` is never done.
+
+        Raises:
+            OSError: there is no room for it, or no such program. Nothing is left behind.
+            PacketError: the order is too long.
+        """
+        self.channel, theirs = Packets.pair(buffer=buffer)
+        self.left: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._pidfd = -1
+        try:
+            self.channel.set_blocking(False)
+            if order:
+                self.channel.send(order, descriptors)
+            environ = {**os.environ, wire.CHANNEL: str(CHANNEL_FD)}
+            self.pid = processes.execute(argv, fds={CHANNEL_FD: theirs.fileno(), **(fds or {})}, environ=environ)
+            if reap:
+                self._watch()
+        except BaseException:
+            self.channel.close()
+            raise
+        finally:
+            theirs.close()
+
+    def hear(self, receive: Callable[[bytes, list[int]], None]) -> None:
+        """Call this with each message, and with its descriptors, which are the callee's then; b"": the channel has ended."""
+
+        def readable() -> None:
+            try:
+                packet, descriptors = self.channel.receive()
+            except BlockingIOError:
+                return
+            except (OSError, PacketError):
+                packet, descriptors = b"", []  # who speaks like that is as good as gone
+            if not packet:
+                self._loop.remove_reader(self.channel.fileno())
+            receive(packet, descriptors)
+
+        self._loop.add_reader(self.channel.fileno(), readable)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._pidfd >= 0:
+            processes.send_signal(self._pidfd, signal.SIGKILL)
+
+    def let_go(self) -> None:
+        """It may leave: close the channel. What it said that wasn't heard yet is lost."""
+        if self.channel.fileno() >= 0:
+            self._loop.remove_reader(self.channel.fileno())
+            self.channel.close()
+
+    async def gone(self, patience: float) -> None:
+        """Let it go and wait until it has left; killed after `patience` seconds."""
+        self.let_go()
+        try:
+            await asyncio.wait_for(asyncio.shield(self.left), patience)
+        except TimeoutError:
+            self.kill()
+            await self.left
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return self.left.get_loop()
+
+    def _watch(self) -> None:
+        try:
+            self._pidfd = processes.open_pidfd(self.pid)
+        except OSError:  # no descriptor is left: what can't be watched isn't kept
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            raise
+        self._loop.add_reader(self._pidfd, self._exited)
+
+    def _exited(self) -> None:
+        try:
+            status = processes.exit_of(self._pidfd)
+        except ChildProcessError:  # somebody else's program in which the master lives has reaped it
+            how = "reaped by another"
+        else:
+            if status is None:
+                return
+            how = str(status)
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        if not self.left.done():
+            self.left.set_result(how)

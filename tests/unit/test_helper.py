@@ -1,0 +1,155 @@
+"""A helper of the cluster with real processes: it ends, it can't live, it can't be started, it is stuck, it is renewed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.master.child import Child
+from cluster2.master.facts import Fact, HelperGone
+from cluster2.master.helper import Helper
+from cluster2.policy import Pauses
+from tests.unit.waiting import until
+
+pytestmark = pytest.mark.anyio
+
+FAITHFUL = "import os; os.read(3, 1)"
+STUBBORN = "import time; print(flush=True); time.sleep(1000)"
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """The master runs on uvloop."""
+    return "asyncio", {"use_uvloop": True}
+
+
+class Clerk(Helper):
+    """A monitor that is another program."""
+
+    name = "monitor"
+    patience = 5.0
+
+    def __init__(self, board: Scoreboard, program: str) -> None:
+        self.facts: list[Fact] = []
+        super().__init__(board.header, Pauses(10.0, 0.05, 0.1), self.facts.append)
+        self.argv: Sequence[str] = [sys.executable, "-I", "-S", "-c", program]
+
+    def _execute(self) -> Child:
+        return Child(self.argv)
+
+    @property
+    def pid(self) -> int:
+        (pid,) = self.pids()
+        return pid
+
+
+@asynccontextmanager
+async def clerk(program: str) -> AsyncIterator[tuple[Clerk, Scoreboard]]:
+    """One that has been started; nothing of it is left afterwards."""
+    board = Scoreboard.create()
+    before = set(os.listdir("/proc/self/fd"))
+    helper = Clerk(board, program)
+    helper.start()
+    try:
+        yield helper, board
+    finally:
+        await helper.gone(0.0)
+        await asyncio.sleep(0)
+        assert not helper.alive()
+        assert set(os.listdir("/proc/self/fd")) <= before
+        board.close()
+
+
+async def test_one_that_ends_is_told_of_and_started_again() -> None:
+    """Its end is a fact; asked to, it is started again at once, and counted."""
+    async with clerk(FAITHFUL) as (helper, board):
+        first = helper.pid
+        board.header.monitor_pid = first
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: helper.facts, "it is told")
+        assert helper.facts == [HelperGone("monitor", "is gone (SIGKILL)")]
+        assert (helper.alive(), board.header.monitor_pid) == (False, 0)
+        assert helper.again() == 0.0
+        await until(helper.alive, "another")
+        assert helper.pid != first
+        assert board.header.monitor_restarts == 1
+
+
+async def test_one_that_can_not_live_is_started_later_each_time() -> None:
+    """The pauses grow up to their bound; the reason is told each time."""
+    async with clerk("raise SystemExit(9)") as (helper, board):
+        pauses = []
+        for turn in range(4):
+            await until(lambda turn=turn: len(helper.facts) > turn, "it has ended")  # type: ignore[misc]
+            pauses.append(helper.again())
+        assert pauses == [0.0, 0.05, 0.1, 0.1]
+        assert helper.facts[0] == HelperGone("monitor", "is gone (exit code 9)")
+        assert board.header.monitor_restarts == 4
+
+
+async def test_one_that_can_not_be_started() -> None:
+    """No program, no process: a fact like any other, and it is started as soon as it can be."""
+    async with clerk(FAITHFUL) as (helper, _):
+        argv, helper.argv = helper.argv, ["/nowhere/at/all"]
+        os.kill(helper.pid, signal.SIGKILL)
+        await until(lambda: helper.facts, "it has ended")
+        helper.again()
+        await until(lambda: len(helper.facts) == 2, "it can't be started")
+        assert "can't be started: " in str(helper.facts[1])
+        assert not helper.alive()
+        helper.argv = argv
+        helper.again()
+        await until(helper.alive, "it is there again")
+
+
+async def test_a_stuck_one_is_killed() -> None:
+    """Without a sign of life for longer than its patience; who gives signs is left alone."""
+    async with clerk(STUBBORN) as (helper, board):
+        now = time.monotonic()
+        assert helper.look(now) is None
+        board.header.monitor_beat = now + 100
+        assert helper.look(now + 104) is None
+        assert helper.look(now + 106) == "the monitor gives no sign of life; it is killed"
+        await until(lambda: helper.facts, "it is gone")
+        assert helper.look(now + 1000) is None
+
+
+async def test_another_takes_its_place() -> None:
+    """Renewed, it leaves by itself and another is there; that isn't an end that anybody hears of."""
+    async with clerk(FAITHFUL) as (helper, board):
+        first = helper.pid
+        helper.renew()
+        await until(lambda: helper.alive() and helper.pid != first, "another")
+        assert (helper.facts, board.header.monitor_restarts) == ([], 0)
+
+
+async def test_it_ends_for_good() -> None:
+    """Who doesn't leave in time is killed, one that is due to be started isn't any more, and to end it twice does nothing."""
+    async with clerk(STUBBORN) as (helper, _):
+        pid = helper.pid
+        await helper.gone(0.05)
+        assert not psutil.pid_exists(pid)
+        await until(lambda: helper.facts, "it is told")
+        helper.again()
+        helper.stop()
+        await asyncio.sleep(0.02)
+        assert not helper.alive()
+        await helper.gone(0.0)
+
+
+def test_pauses() -> None:
+    """The first end costs nothing, nor does one after a long life; the others cost twice as much as the one before."""
+    pauses = Pauses(settled=30.0, first=1.0, longest=5.0)
+    assert [pauses.after(0.1) for _ in range(5)] == [0.0, 1.0, 2.0, 4.0, 5.0]
+    assert pauses.after(30.0) == 0.0
+    assert pauses.after(0.1) == 1.0
