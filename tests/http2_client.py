@@ -28,7 +28,7 @@ class Answer:
     """What came of a stream. `reset` is the code of a RST_STREAM."""
 
     headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = b""
+    body: bytearray = field(default_factory=bytearray)
     ended: bool = False
     reset: int | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cluster2.errors import AddressInUse, ConfigError
-from cluster2.kernel.listeners import Listener, established, open_all, reset_established
+from cluster2.kernel.listeners import Listener, end_silent, established, open_all, received, reset_established
 from cluster2.kernel.steering import MOST_PLACES, Group
 from cluster2.kinds import TcpAddress, UnixAddress
 
@@ -229,3 +230,29 @@ def test_established(group: Make, clients: list[socket.socket]) -> None:
     for each in taken:
         each.close()
     assert established(one.listener.sock) == 0
+
+
+def test_who_is_silent(group: Make, clients: list[socket.socket]) -> None:
+    """Connections that have brought nothing more, and owe nothing, are ended; the others are left alone."""
+    one = group(1)
+    connect(one, clients, 3)
+    taken = [one.listener.sock.accept()[0] for _ in range(3)]
+    talks, slow, silent = taken
+    slow.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            slow.send(bytes(65536))
+    before = received(one.listener.sock)
+    assert set(before.values()) == {0}
+    clients[0].sendall(b"!")
+    assert talks.recv(1) == b"!"
+    end_silent(one.listener.sock, before)
+    assert silent.recv(1) == b""
+    for each in (talks, slow):
+        each.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            each.recv(1)
+    silent.sendall(b"bye")
+    assert clients[2].recv(3) == b"bye", "what it still has to say is heard"
+    for each in taken:
+        each.close()

@@ -15,7 +15,7 @@ def mark(name: str) -> None:
 
 
 class Rsgi:
-    """Its hooks are called; `/raise` raises, `/spin/NAME` holds the loop, `/forever/NAME` never answers, all else says hello."""
+    """With hooks; `/raise` raises, `/spin/NAME` spins, `/forever/NAME` waits, `/big` is 20 MB, all else says hello."""
 
     def __rsgi_init__(self, loop: Any) -> None:
         async def begin() -> str:
@@ -43,6 +43,9 @@ class Rsgi:
                 pass
         if kind == "forever":
             await asyncio.Event().wait()
+        if kind == "big":
+            protocol.response_bytes(200, [], bytes(20_000_000))
+            return
         protocol.response_str(200, [("x-worker", str(os.getpid()))], "hello")
 
 

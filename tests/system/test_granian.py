@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import ssl
@@ -14,6 +15,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
+from tests.http2_client import opened
 from tests.system.clients import Connection, Load, get
 from tests.system.conftest import Serve
 from tests.system.counting import Mix
@@ -22,6 +24,8 @@ from tests.system.harness import Running, example, wait_until
 ROLLING = Path(__file__).with_name("rolling_app.py")
 APPS = Path(__file__).with_name("granian_app.py")
 GRANIAN = ("--engine", "granian")
+BIG = 20_000_000
+"""Bytes of a body that no kernel takes at once."""
 QUICK = ("--drain-idle", "500ms")
 KINDS = {"rsgi": ("rsgi",), "asgi": ("app", *GRANIAN), "wsgi": ("make_flask", "--factory", *GRANIAN)}
 
@@ -239,20 +243,57 @@ def test_rolling_with_tls(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLC
 
 
 def test_http2(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLContext]) -> None:
-    """HTTP/2 is spoken; a client that reads nothing between two requests keeps its worker until `drain_timeout`."""
+    """HTTP/2 is spoken; a client that reads nothing between two requests doesn't hold its worker, and fails once."""
     options, trusting = certified
-    running = run(f"{APPS}:rsgi", "--http2", "--drain-timeout", "2s", *options, *QUICK).ready()
+    running = run(f"{APPS}:rsgi", "--http2", *options, *QUICK, workers=1).ready(1)
     url = f"https://localhost:{running.address[1]}/"
-    workers = []
-    for _ in range(2):
-        with httpx.Client(http2=True, verify=trusting) as client:
-            answer = client.get(url)
-            assert (answer.http_version, answer.text) == ("HTTP/2", "hello")
-            workers.append(int(answer.headers["x-worker"]))
-            if len(workers) == 1:
-                running.ask("reload")
-                assert "drain_timeout (2 s) is over: 1 connections with 0 requests" in running.stderr
-    assert workers[0] != workers[1]
+    with httpx.Client(http2=True, verify=trusting) as client:
+        answer = client.get(url)
+        assert (answer.http_version, answer.text) == ("HTTP/2", "hello")
+        running.ask("reload")
+        assert "drain_timeout" not in running.stderr
+        with pytest.raises(httpx.ProtocolError):  # Python's h2 takes no PING behind a GOAWAY
+            client.get(url)
+        assert client.get(url).headers["x-worker"] != answer.headers["x-worker"]
+        running.signal(signal.SIGTERM)
+        assert running.wait(15) == 0
+    assert "drain_timeout" not in running.stderr
+
+
+def test_http2_slow_readers(run: Serve) -> None:
+    """A client that takes a body slowly gets all of it, as does one that answers the PING; a silent one is given up."""
+    running = run(f"{APPS}:rsgi", "--http2", *QUICK, workers=1).ready(1)
+
+    async def across() -> None:
+        async with (
+            opened(running.address) as silent,
+            opened(running.address) as paused,
+            opened(running.address, window=BIG) as slow,
+        ):
+            await silent.get("/")
+            slow.grant(BIG, 0)  # of the connection
+            slow.grants = paused.grants = False
+            whole, half = slow.ask("/big"), paused.ask("/big")
+            while not slow.streams[whole].body:
+                await slow.read()
+            while len(paused.streams[half].body) < 60_000:
+                await paused.read()
+            reload = asyncio.ensure_future(asyncio.to_thread(running.ask, "reload"))
+            silent.answers_pings = False  # that it reads at all is only for the test to see the end
+            while paused.last != half:
+                await paused.read()
+            await silent.end()
+            assert not reload.done()
+            paused.grants = True
+            paused.grant(100_000, half)
+            for client, number in ((slow, whole), (paused, half)):
+                assert len((await client.answer(number)).body) == BIG
+                await client.end()
+            await reload
+
+    asyncio.run(across())
+    assert "drain_timeout" not in running.stderr
+    assert running.shutdown() == 0
 
 
 def test_one_process(run: Serve) -> None:

@@ -12,12 +12,18 @@ descriptors (`kernel.listeners.established`), at each tick, less often where tha
 *accepted* is not known, so `conn_threshold` is refused.
 
 *Draining.* It goes on accepting, since handshakes under way belong to its socket. A response over HTTP/1.1 says `Connection:
-close`: then for nearly all connections the end comes with an answer. When `drain_idle` is over the rest is closed, HTTP/2 by
-GOAWAY, requests under way end first. Websockets are cut then: granian gives us no way to say 1012. A client of HTTP/2 must
-read to see the GOAWAY, and hyper waits for that: one that doesn't (httpx between two requests) keeps a worker until
-`drain_timeout`.
+close`: then for nearly all connections the end comes with an answer. When `drain_idle` is over the rest is closed, requests
+under way end first. Websockets are cut then: granian gives us no way to say 1012.
 
-*Idle and silent connections* are closed by hyper's `header_read_timeout`, which counts between requests as well.
+*HTTP/2* ends as RFC 9113 (6.8) suggests: hyper sends GOAWAY for no stream in particular, with a PING; when that is answered
+GOAWAY again with the last stream, and it closes when none is open. A client that reads only while it waits for an answer
+(Python's httpx) doesn't answer the PING, and hyper would wait for it as long as there is time. So who has taken all that was
+sent, but says nothing for PATIENCE, is given up (`end_silent`), once no request is under way; before, one doesn't see from
+here whose it is.
+
+*Idle and silent connections* are closed by hyper's `header_read_timeout`, which counts between requests as well; those of
+HTTP/2 aren't. hyper's own means for these (a PING now and then, whose answer it waits for) takes a client for dead that
+reads a long body slowly, with the PING behind megabytes.
 """
 
 from __future__ import annotations
@@ -32,7 +38,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
-from ..kernel.listeners import established, queue_length, reset_established
+from ..kernel.listeners import end_silent, established, queue_length, received, reset_established
 from ..settings import Settings
 from .base import Capability, Census, Interface, Movable, Site
 from .granian_apps import Hooks, Lifespan, Under, by_rsgi, ending, native
@@ -53,7 +59,10 @@ _ANY = frozenset(
 LOOK_SHARE = 100
 """To count connections may take one in so many parts of the time."""
 PATIENCE = 1.0
-"""Seconds that granian may take to stop when nothing is under way any more, or when the time for that is over."""
+"""Seconds that granian may take to stop when nothing is under way any more, or when the time for that is over; and that a
+client may take to answer its PING."""
+SILENT_LOOK = 0.1
+"""Seconds between two looks for silent clients."""
 TLS_FROM = "tls1.2"
 """The oldest version of TLS that is spoken, as with uvicorn."""
 POOL_IDLE = 30
@@ -87,6 +96,8 @@ class GranianEngine:
         self._look_at = 0.0
         self._drained_at: float | None = None
         self._told = False
+        self._said: list[tuple[socket.socket, dict[int, int]]] = []
+        self._silent_at = 0.0
 
     @staticmethod
     def preload(settings: Settings) -> None:
@@ -169,6 +180,7 @@ class GranianEngine:
         self._look(now)
         if self._drained_at is not None and now - self._drained_at >= grace:
             self._end()
+            self._end_silent(now)
 
     def idle(self) -> bool:
         """Whether no request is under way, and no connection is open or waiting, as far as one can see."""
@@ -198,8 +210,18 @@ class GranianEngine:
     def _end(self) -> None:
         if not self._told:
             self._told = True
+            self._said = [(listener, received(listener)) for listener in self._listeners]
+            self._silent_at = time.monotonic() + PATIENCE
             for signal, _ in self._running:
                 signal.set()
+
+    def _end_silent(self, now: float) -> None:
+        """End connections whose clients don't answer the PING."""
+        begun, ended = self._under.counts()
+        if begun == ended and now >= self._silent_at:
+            self._silent_at = now + SILENT_LOOK
+            for listener, before in self._said:
+                end_silent(listener, before)
 
     def _look(self, now: float) -> None:
         if now >= self._look_at:

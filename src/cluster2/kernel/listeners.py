@@ -40,7 +40,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn
 
@@ -167,6 +167,29 @@ def reset_established(listener: socket.socket) -> None:
     connect = ctypes.CDLL(None, use_errno=True).connect
     for descriptor in _established(listener):
         connect(descriptor, struct.pack("H14x", socket.AF_UNSPEC), 16)
+
+
+def received(listener: socket.socket) -> dict[int, int]:
+    """How many bytes each of them has brought so far, by its descriptor. Those of a Unix socket can't be asked."""
+    from .progress import transferred  # ctypes, as above
+
+    counts = ((descriptor, transferred(descriptor)) for descriptor in _established(listener))
+    return {descriptor: count[1] for descriptor, count in counts if count is not None}
+
+
+def end_silent(listener: socket.socket, before: Mapping[int, int]) -> None:
+    """End those that have brought nothing since `received` said `before`, and whose client has taken all that was sent to it.
+
+    Their owner reads the end of the connection, as if the client had closed it, and closes it in his own way.
+    """
+    from .progress import untaken
+
+    for descriptor, count in received(listener).items():
+        if before.get(descriptor) == count and not untaken(descriptor):
+            one = socket.socket(listener.family, socket.SOCK_STREAM, 0, descriptor)
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                one.shutdown(socket.SHUT_RD)
+            one.detach()
 
 
 def _established(listener: socket.socket) -> Iterator[int]:
