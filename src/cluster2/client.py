@@ -13,6 +13,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ class Client:
 
     Args:
         pids: the directory.
+        connect: makes a connection to the master; None: to the socket in that directory.
     """
 
-    def __init__(self, pids: Path) -> None:
+    def __init__(self, pids: Path, connect: Callable[[], socket.socket] | None = None) -> None:
         self.pids = pids
+        self._socket = connect or partial(connect_control, pids)
 
     def call(
         self,
@@ -92,7 +95,7 @@ class Client:
 
     def _connect(self) -> socket.socket:
         try:
-            return connect_control(self.pids)
+            return self._socket()
         except OSError as error:
             raise NoAnswer(f"can't talk to the master at {self.pids}: {error.strerror}") from None
 

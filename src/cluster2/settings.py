@@ -324,8 +324,8 @@ class Settings:
     logs: str = option("./logs", PATH, "directory of the log files", _FILES, seed="logs", restart=True)
     proc_name: str | None = option(None, TEXT, "how ps names the processes", _FILES, restart=True)
     umask: int | None = option(None, UMASK, "file mode mask", _FILES, restart=True)
-    user: str | None = option(None, ACCOUNT, "who the workers run as", _FILES, restart=True)
-    group: str | None = option(None, ACCOUNT, "the group that the workers run as", _FILES, restart=True)
+    user: str | None = option(None, ACCOUNT, "who all processes but the master run as", _FILES, restart=True)
+    group: str | None = option(None, ACCOUNT, "the group that they run as", _FILES, restart=True)
 
     log_level: str = option(
         "info",

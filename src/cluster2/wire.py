@@ -85,6 +85,10 @@ class Fork(Message, frozen=True):
     become: bool = False
 
 
+CONNECTION = b"connection"
+"""monitor → master, with a descriptor: a stream on which to ask as on the control socket."""
+
+
 class Observe(Message, frozen=True):
     """To the monitor, its only order.
 
@@ -112,12 +116,14 @@ class Prepared(Message, frozen=True):
         engines: the engine that each will be served by.
         threads: names of threads that the import left running; with any, forking is unsafe.
         steered: indices of the apps whose engine takes connections itself: each worker needs sockets of its own for them.
+        movable: indices of the apps whose engine lets plain connections outlive their worker.
     """
 
     interfaces: list[str]
     engines: list[str]
     threads: list[str]
     steered: list[int] = []
+    movable: list[int] = []
 
 
 class PrepareFailed(Message, frozen=True):

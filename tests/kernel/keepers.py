@@ -118,16 +118,17 @@ class InProcess(Kept):
     """The keeper as it is executed: `python -I -S`."""
 
     argv: tuple[str, ...] = (sys.executable, "-I", "-S", ROOM)
+    who: tuple[str, str] = ("", "")
 
     def start(self, limit: int = 10_000) -> None:
         ends = [self.theirs.fileno(), self.rest[1].fileno(), self.board.fd, *(into.fileno() for into, _ in self.ready)]
-        argv = [*self.argv, str(len(self.ready)), str(self.timeout)]
+        argv = [*self.argv, str(len(self.ready)), str(self.timeout), *self.who]
         self.pid = processes.execute(argv, fds={3 + n: fd for n, fd in enumerate(ends)}, environ=os.environ)
         self.theirs.close()
         self._pidfd = processes.open_pidfd(self.pid)
         self._left.callback(os.close, self._pidfd)
         self.status: processes.ExitStatus | None = None
-        wait_until(lambda: self.board.header.keeper_pid == self.pid, "it has started")
+        wait_until(lambda: self.board.header.keeper_beat, "it has started")
 
     def gone(self) -> bool:
         self.status = self.status or processes.exit_of(self._pidfd)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.master.facts import Fact, HelperGone
 from cluster2.master.keeping import Keeping
+from cluster2.settings import Settings
 from tests.system.conftest import Serve
 from tests.system.harness import Running, wait_until
 from tests.system.test_moving import MOVING, PARKING, Wire, park
@@ -119,6 +121,16 @@ def test_no_keeper(run: Serve) -> None:
     assert running.shutdown() == 0
 
 
+def test_of_no_use(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLContext]) -> None:
+    """No keeper is started where nothing could rest: where engines take connections themselves, and with TLS."""
+    granian = run(f"{Path(__file__).with_name('granian_app.py')}:rsgi").ready()
+    encrypted = run(MOVING, *certified[0]).ready()
+    mixed = run(MOVING, *certified[0], bind=["127.0.0.1:0", "unix:app.sock"]).ready()
+    for running, there in ((granian, False), (encrypted, False), (mixed, True)):
+        assert (running.status()["keeper"] is not None) == there
+        assert running.shutdown() == 0
+
+
 def test_no_cluster(run: Serve) -> None:
     """With `cluster = false` one process does it all: blocking handlers, idle connections, and a polite end."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -151,10 +163,9 @@ def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def main() -> None:
         board = Scoreboard.create()
-        kept = Keeping(board, 1, 60.0, facts.append)
+        kept = Keeping(board, 1, Settings(timeout=60.0), facts.append)
         kept.start()
         try:
-            await until(lambda: board.header.keeper_pid)
             (pid,) = kept.pids()
             assert kept.look(time.monotonic()) is None
             board.header.resting = 7

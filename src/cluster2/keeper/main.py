@@ -22,7 +22,7 @@ import time
 from collections import deque
 
 from ..kernel.handover import BATCH, Inlet, Outlet, Parcel
-from ..kernel.processes import raise_file_limit
+from ..kernel.processes import drop_privileges, raise_file_limit
 from ..kernel.scoreboard import Scoreboard
 from ..lifecycle import State
 from .resting import FAR, Resting
@@ -75,6 +75,7 @@ class Keeper:
 
     def run(self) -> None:
         """Keep until the master is gone, or until the last connection has left after it said `drain`."""
+        self._look_around(time.monotonic())
         while not self._finished():
             for descriptor, events in self._epoll.poll(self._patience()):
                 if descriptor == self._rest.fileno():
@@ -200,18 +201,18 @@ def main(arguments: list[str]) -> None:
     """Run as a process: descriptors 3 control, 4 rest queue, 5 scoreboard, from 6 on the ready queues.
 
     Args:
-        arguments: how many apps there are, and the idle timeout in seconds.
+        arguments: how many apps there are, the idle timeout in seconds, the user and the group to be ("": as we are).
     """
     import signal
     import socket
 
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the master ends us by closing the channel
-    sites, timeout = int(arguments[0]), float(arguments[1])
+    sites, timeout, user, group = int(arguments[0]), float(arguments[1]), arguments[2], arguments[3]
+    drop_privileges(user or None, group or None)
     rest = Inlet(socket.socket(fileno=4))
     ready = [Outlet(socket.socket(fileno=6 + site)) for site in range(sites)]
     board = Scoreboard.attach(5)
-    board.header.keeper_pid = os.getpid()
     Keeper(3, rest, ready, board, timeout, raise_file_limit()).run()
 
 

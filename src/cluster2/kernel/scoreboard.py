@@ -162,7 +162,7 @@ class Header(Cells):
     traffic = Integer(2, "master", "1 enabled, 0 disabled: what ECV answers")
     started = Real(3, "master", "when the master started: seconds since the epoch, wall time")
     high_water = Integer(4, "master", "the highest row ever claimed, plus 1: readers stop here")
-    keeper_pid = Integer(5, "keeper", "its process id; 0: there is no keeper")
+    keeper_pid = Integer(5, "master", "its process id; 0: there is no keeper")
     resting = Integer(6, "keeper", "connections that rest there")
     keeper_beat = Real(7, "keeper", "monotonic time of its last sign of life")
     keeper_rate = Real(8, "keeper", "connections a second that woke there, lately")
@@ -172,7 +172,7 @@ class Header(Cells):
     leaving = Integer(12, "master", "1: the cluster is about to shut down, and health checks say so")
     wanted = Integer(13, "master", "how many workers are wanted")
     beat = Real(14, "master", "monotonic time of its last look around")
-    monitor_pid = Integer(15, "monitor", "its process id; 0: there is no monitor")
+    monitor_pid = Integer(15, "master", "its process id; 0: there is no monitor")
     monitor_beat = Real(16, "monitor", "monotonic time of its last sign of life")
     monitor_restarts = Integer(17, "master", "how often it had to be started again")
     burials = Integer(

@@ -2,7 +2,9 @@
 
 A line `{"verb": …, "params": {…}}` is answered by one line, `{"ok": true, "result": …}` or `{"ok": false, "error": …}`. Only
 the user that the master runs as, and root, may speak: the socket's mode says so, and the peer's credentials are checked as
-well. A connection stays open after its answer; its end tells that the master is gone, which is what `stop` waits for.
+well. The monitor, which may be another user, has a way of its own: a connection of which it gives us one end, through its
+channel; there it is heard as far as `admit` says. A connection stays open after its answer; its end tells that the master is
+gone, which is what `stop` waits for.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import msgspec
@@ -23,6 +25,8 @@ from .facts import Command, Fact
 logger = logging.getLogger("cluster2.master")
 LINE = 1 << 16
 """The longest request in bytes."""
+MOST_ADMITTED = 256
+"""Connections at a time that came through `admit`."""
 MOST_UNREAD = 1 << 20
 """Bytes that may wait for a client who follows; one that is slower is left behind."""
 
@@ -42,6 +46,7 @@ class Control:
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[Any]] = set()
+        self._admitted = 0
         self._unanswered: set[asyncio.Future[dict[str, Any] | ClusterError]] = set()
         self._closed = False
 
@@ -61,29 +66,64 @@ class Control:
         if self._serving:
             await asyncio.wait(self._serving, timeout=1.0)
 
+    def admit(self, sock: socket.socket, may: Container[str]) -> None:
+        """Hear somebody over a connected stream socket, whoever that is.
+
+        Args:
+            may: the verbs that may be asked for there; others are refused.
+        """
+        if self._closed or self._admitted >= MOST_ADMITTED:
+            sock.close()
+            return
+        self._admitted += 1
+        task = asyncio.ensure_future(self._open(sock, may))
+        self._serving.add(task)
+        task.add_done_callback(self._dismiss)
+
+    def _dismiss(self, task: asyncio.Task[None]) -> None:
+        self._serving.discard(task)
+        self._admitted -= 1
+
+    async def _open(self, sock: socket.socket, may: Container[str]) -> None:
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=sock, limit=LINE)
+        except (OSError, ValueError):  # no stream, or it has left
+            sock.close()
+            return
+        await self._hear(reader, writer, may)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
+        await self._hear(reader, writer, None)
+
+    async def _hear(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, may: Container[str] | None
+    ) -> None:
+        """Answer what is asked. `may` says what may be; None: all, by those that the socket is for."""
         self._clients.add(writer)
         try:
-            if not _may_speak(writer):
+            if may is None and not _may_speak(writer):
                 _answer(writer, ClusterError("only the user of the master, and root, may control it"))
                 return
             while line := await reader.readline():
-                await self._ask(line, writer)
+                await self._ask(line, writer, may)
         except (ConnectionError, ValueError, asyncio.LimitOverrunError) as error:
             logger.debug("a control connection was given up: %s", error)
         finally:
             self._clients.discard(writer)
             writer.close()
 
-    async def _ask(self, line: bytes, writer: asyncio.StreamWriter) -> None:
+    async def _ask(self, line: bytes, writer: asyncio.StreamWriter, may: Container[str] | None) -> None:
         try:
             request = msgspec.json.decode(line, type=Request)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             _answer(writer, UsageError(f"not a request: {error}"))
+            return
+        if may is not None and request.verb not in may:
+            _answer(writer, ClusterError(f"{request.verb!r} may not be asked for here"))
             return
         if self._closed:  # it was under way: nobody handles it any more
             _answer(writer, ClusterError("the master has left"))

@@ -65,6 +65,7 @@ class Helper(ABC):
         except (OSError, PacketError) as error:
             self._put(HelperGone(self.name, f"can't be started: {error}"))
             return
+        setattr(self._header, f"{self.name}_pid", self._child.pid)
         self._child.left.add_done_callback(self._ended)
 
     def again(self) -> float:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from ..kernel import handover
 from ..kernel.scoreboard import Scoreboard
 from ..policy import Pauses
+from ..settings import Settings
 from .child import Child
 from .estate import Estate
 from .facts import Fact, HelperGone
@@ -27,24 +29,38 @@ class Keeping(Helper):
     """Holds the ends of all queues, so that what waits in them survives any process; has a keeper serve them.
 
     One gives a sign of life every two seconds; without, connections at rest would wait for ever, which is worse than to lose
-    them.
+    them. It is started when the first generation is loaded of which connections can move: never where all engines take
+    connections themselves, or TLS ends in the workers.
+
+    Attributes:
+        serves: there is a keeper, or will be again: workers get the ways to it.
     """
 
     name = "keeper"
     patience = 10.0
 
-    def __init__(self, board: Scoreboard, sites: int, timeout: float, put: Callable[[Fact], None]) -> None:
+    def __init__(
+        self,
+        board: Scoreboard,
+        sites: int,
+        options: Settings,
+        put: Callable[[Fact], None],
+        unix: Collection[int] = (),
+    ) -> None:
         """Make the queues; nothing is started yet.
 
         Args:
             sites: how many apps there are.
-            timeout: seconds that a connection may be idle.
+            options: of the cluster.
             put: takes the fact that it is gone.
+            unix: indices of those that listen on a Unix socket, where TLS is never spoken.
         """
         super().__init__(board.header, Pauses(SETTLED, PAUSE, LONGEST_PAUSE), put)
+        self.serves = False
         self._board = board
         self._sites = sites
-        self._timeout = timeout
+        self._options = options
+        self._unix = unix
         self._rest = handover.queue()
         self._ready = [handover.queue() for _ in range(sites)]
         self._bound: asyncio.TimerHandle | None = None
@@ -56,7 +72,15 @@ class Keeping(Helper):
         if not settings.keeper:
             return None
         sites = 1 + max(site for site, _ in estate.listeners)
-        return cls(estate.board, sites, settings.timeout, put)
+        unix = {site for site, listener in estate.listeners if listener.sock.family == socket.AF_UNIX}
+        return cls(estate.board, sites, settings, put, unix)
+
+    def heed(self, settings: Settings, movable: Collection[int]) -> None:
+        """A generation is loaded: of these apps connections can move, if they are plain. Start a keeper if it is the first."""
+        plain = settings.ssl_certfile is None
+        if not self.serves and any(plain or site in self._unix for site in movable):
+            self.serves = True
+            self.start()
 
     def descriptors(self) -> list[int]:
         """What each worker gets: the entry of the rest queue, the exit of each ready queue."""
@@ -65,6 +89,8 @@ class Keeping(Helper):
     def drain(self, patience: float) -> None:
         """It is to give back what wakes, and to leave when nothing rests any more, or after `patience` seconds."""
         self.no_more()
+        if not self.serves:
+            return
         if self._child is None:
             self._put(HelperGone(self.name, "is gone"))  # nobody else will tell the workers that nothing comes back
             return
@@ -86,7 +112,9 @@ class Keeping(Helper):
 
     def _execute(self) -> Child:
         ends = [self._rest[1].fileno(), self._board.fd, *(into.fileno() for into, _ in self._ready)]
-        argv = [sys.executable, "-I", "-S", _ROOM, str(self._sites), str(self._timeout)]
+        options = self._options
+        who = [str(options.user or ""), str(options.group or "")]
+        argv = [sys.executable, "-I", "-S", _ROOM, str(self._sites), str(options.timeout), *who]
         return Child(argv, fds=dict(enumerate(ends, 4)))
 
     def _bury(self) -> str:

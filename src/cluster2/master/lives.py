@@ -215,6 +215,8 @@ class Lives:
                 wire.Socket(site, str(listener.address), listener.owned)
                 for site, listener in self._master.estate.listeners
             ]
+            keeping = self._master.keeping
+            ways = keeping.descriptors() if keeping is not None and keeping.serves else []
             order = wire.Fork(
                 incarnation=handle.incarnation,
                 slot=slot,
@@ -222,9 +224,8 @@ class Lives:
                 row=handle.row,
                 master=os.getpid(),
                 sockets=sockets,
-                keeper=self._master.keeping is not None,
+                keeper=bool(ways),
             )
-            ways = self._master.keeping.descriptors() if self._master.keeping is not None else []
             listening = self._master.steering.descriptors(handle)
             nursery = self._master.generations.nursery(handle.generation)
             # Meanwhile the zygote may have died, or the cluster been told to end: that is no crash of a worker.

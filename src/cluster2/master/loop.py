@@ -101,7 +101,8 @@ class Master:
         self.steering = Steering(estate.listeners, estate.board, settings.backlog)
         self.lives = Lives(self)
         self.keeping = Keeping.of(estate, self.put)
-        self.monitoring = Monitoring.of(estate, self.put)
+        self._control = Control(self.put)
+        self.monitoring = Monitoring.of(estate, self.put, self._control.admit)
         self.watchman = Watchman(estate.board, self.put, self.warn)
         self.reloader = Reloader(
             self.generations.load, self._want, self.generations.drop, self.emit, self._count_reload
@@ -109,7 +110,6 @@ class Master:
         self.departure = Departure(self)
         self._heartbeats = Heartbeats(estate.board, time.monotonic())
         self._verbs = Verbs(self)
-        self._control = Control(self.put)
         self._load_again_at: float | None = None
         self._looked_at = 0.0
         self._ticker: asyncio.TimerHandle | None = None
@@ -144,8 +144,8 @@ class Master:
         await self._control.open(self.estate.pids.bind_control(CONTROL_BACKLOG))
         for number in SIGNALS if self.estate.owns_process else ():
             self._loop.add_signal_handler(number, self.put, Signal(number))
-        for helper in self._helpers():
-            helper.start()
+        if self.monitoring is not None:
+            self.monitoring.start()
         self.generations.load(self.wanted.generation)
         self._tick()
         while not self._finished():
@@ -223,7 +223,7 @@ class Master:
 
     def _prepared(self, generation: int, message: wire.Prepared) -> None:
         try:
-            if self.keeping is not None and self.phase is not Phase.BOOTING:
+            if self.keeping is not None and self.keeping.serves:
                 self.steering.check_change(self.wanted.generation, message.steered)
             self.steering.open(generation, message.steered, self.generations.settings(generation).workers)
         except ConfigError as error:
@@ -231,6 +231,8 @@ class Master:
             self._not_prepared(generation, ConfigError(f"engine {names}: {error.message}"))
             return
         self._load_again_at = None
+        if self.keeping is not None:
+            self.keeping.heed(self.generations.settings(generation), message.movable)
         if message.threads:
             names = ", ".join(message.threads[:4])
             self.warn(

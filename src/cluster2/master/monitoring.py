@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from .. import codec, wire
 from ..kernel.listeners import Listener
@@ -19,8 +21,16 @@ SETTLED = 30.0
 PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds (`policy.Pauses`)."""
 
+READS = frozenset({"status", "stacks", "component", "statuses", "events"})
+SWITCHES = frozenset({"enable", "disable"})
+ACTIONS = SWITCHES | {"reload", "scale", "recycle", "shutdown"}
+"""Verbs that a monitor may ask for: always; with `ecv.control`; with `mon_token`, which its own clients must bear."""
+
 _OURS = ("ecv_", "mon_", "timeout")
 """Options, by the beginning of their name, that a reload can change and that mean something to it."""
+
+
+Admit = Callable[[socket.socket, Container[str]], None]
 
 
 class Monitoring(Helper):
@@ -34,28 +44,43 @@ class Monitoring(Helper):
     patience = 30.0
 
     def __init__(
-        self, board: Scoreboard, listeners: Sequence[Listener], order: wire.Observe, put: Callable[[Fact], None]
+        self,
+        board: Scoreboard,
+        listeners: Sequence[Listener],
+        order: wire.Observe,
+        put: Callable[[Fact], None],
+        admit: Admit,
     ) -> None:
         """Nothing is started yet.
 
         Args:
             listeners: of its ports; stay open here, so that nobody else takes the ports and who asks meanwhile waits.
             put: takes the fact that it is gone.
+            admit: hears it on a socket, as far as these verbs go.
         """
         super().__init__(board.header, Pauses(SETTLED, PAUSE, LONGEST_PAUSE), put)
         self.address = str(listeners[0].address)
         self._board = board
         self._listeners = listeners
         self._order = order
+        self._admit = admit
 
     @classmethod
-    def of(cls, estate: Estate, put: Callable[[Fact], None]) -> Monitoring | None:
+    def of(cls, estate: Estate, put: Callable[[Fact], None], admit: Admit) -> Monitoring | None:
         """That of a cluster; None if it shall have none."""
         if not estate.monitor:
             return None
         ports = [getattr(listener.address, "port", 0) for _, listener in estate.listeners]
         port = next((port for port in ports if port), 0)
-        return cls(estate.board, estate.monitor, wire.Observe(estate.options[0].to_wire(), estate.pids.path, port), put)
+        order = wire.Observe(estate.options[0].to_wire(), estate.pids.path, port)
+        return cls(estate.board, estate.monitor, order, put, admit)
+
+    def may(self) -> frozenset[str]:
+        """The verbs that it may ask for: what its own clients may have done, and no more, should somebody get hold of it."""
+        settings = self._order.settings
+        if settings["mon_token"]:
+            return READS | ACTIONS
+        return READS | SWITCHES if settings["ecv_control"] else READS
 
     def heed(self, settings: Settings) -> None:
         """These options count from now on. Where they concern it, another monitor takes its place; who asks meanwhile waits."""
@@ -66,4 +91,16 @@ class Monitoring(Helper):
 
     def _execute(self) -> Child:
         descriptors = [self._board.fd, *(each.sock.fileno() for each in self._listeners)]
-        return Child([sys.executable, "-P", "-m", "cluster2.monitor"], codec.pack_order(self._order), descriptors)
+        child = Child([sys.executable, "-P", "-m", "cluster2.monitor"], codec.pack_order(self._order), descriptors)
+        child.hear(lambda packet, connections: self._asks(child, packet, connections))
+        return child
+
+    def _asks(self, child: Child, packet: bytes, connections: list[int]) -> None:
+        """It wants to ask something; or it has left, or can't be understood any more."""
+        if not packet:
+            child.let_go()
+        for each in connections:
+            try:
+                self._admit(socket.socket(fileno=each), self.may())
+            except OSError:  # no socket
+                os.close(each)

@@ -2,8 +2,10 @@
 
 It is executed by the master, with a channel, the scoreboard and the listening socket of its port, which the master keeps open: so
 the port answers again as soon as another monitor has been started, and connections wait meanwhile. The channel's end means that
-the master is gone, or wants us gone. Nothing here can hurt the cluster: it reads the scoreboard, and asks the master as
-anybody may.
+the master is gone, or wants us gone. Nothing here can hurt the cluster: it reads the scoreboard, and asks the master.
+
+It is the user that workers are (`user`, `group`), who may not use `master.sock`, and needn't: to ask, it makes a pair of sockets
+and sends one of them through the channel. The master hears of it what its options allow (`master.monitoring: Monitoring.may`).
 """
 
 from __future__ import annotations
@@ -51,12 +53,17 @@ def main() -> int:
     packet, descriptors = channel.receive()
     if not packet:
         return 0
-    processes.set_parent_death_signal(signal.SIGKILL)  # behind the end of the channel, for a loop that is stuck
     order = codec.unpack_order(packet)
     assert isinstance(order, wire.Observe)
     settings = Settings.from_wire(order.settings)
     logs.configure(settings)
     _title(settings)
+    try:
+        processes.drop_privileges(settings.user, settings.group)
+    except ClusterError as error:  # the zygote, which says the same, ends the cluster
+        logger.warning("the monitor can't serve: %s", error.message)
+        return error.exit_code
+    processes.set_parent_death_signal(signal.SIGKILL)  # behind the end of the channel, for a loop that is stuck
     listeners = [socket.socket(fileno=each) for each in descriptors[1:]]
     asyncio.run(_observe(channel, Scoreboard.attach(descriptors[0]), listeners, order, settings))
     return 0
@@ -71,7 +78,14 @@ def _title(settings: Settings) -> None:
 async def _observe(
     channel: Packets, board: Scoreboard, listeners: Sequence[socket.socket], order: wire.Observe, settings: Settings
 ) -> None:
-    client = Client(Path(order.pids))
+    def connect() -> socket.socket:
+        """A connection to the master: that it is ours it sees by the way on which it gets the other end."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            channel.send(wire.CONNECTION, [theirs.fileno()])
+        return ours
+
+    client = Client(Path(order.pids), connect)
 
     async def ask(verb: str, params: Mapping[str, Any]) -> dict[str, Any]:
         return await asyncio.to_thread(client.call, verb, params, timeout=ANSWER)
@@ -86,7 +100,6 @@ async def _observe(
 
     left = asyncio.Event()
     asyncio.get_running_loop().add_reader(channel.fileno(), left.set)
-    board.header.monitor_pid = os.getpid()
 
     def beat() -> None:
         board.header.monitor_beat = time.monotonic()

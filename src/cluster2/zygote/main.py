@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from .. import codec, wire
-from ..engines.base import owns_accept
+from ..engines.base import Capability, owns_accept
 from ..errors import ClusterError
 from ..kernel import processes
 from ..kernel.descriptors import MAX_DESCRIPTORS, Packets
@@ -40,10 +40,7 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare], Image], serve: Serv
         _say(channel, wire.PrepareFailed(message, detail, error.exit_code))
         return error.exit_code
     freeze()
-    interfaces = [app.interface for app, _ in image.sites]
-    engines = [engine.name for _, engine in image.sites]
-    steered = [site for site, (_, engine) in enumerate(image.sites) if owns_accept(engine)]
-    _say(channel, wire.Prepared([str(each) for each in interfaces], engines, image.threads, steered))
+    _say(channel, _prepared(image))
     while True:
         order, descriptors = _receive(channel)
         if not isinstance(order, wire.Fork):
@@ -54,6 +51,17 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare], Image], serve: Serv
         _say(channel, _fork(channel, image, order, descriptors, serve))
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def _prepared(image: Image) -> wire.Prepared:
+    sites = list(enumerate(image.sites))
+    return wire.Prepared(
+        interfaces=[str(app.interface) for app, _ in image.sites],
+        engines=[engine.name for _, engine in image.sites],
+        threads=image.threads,
+        steered=[site for site, (_, engine) in sites if owns_accept(engine)],
+        movable=[site for site, (app, engine) in sites if Capability.KEEPER in engine.capabilities[app.interface]],
+    )
 
 
 MOST_MESSAGE, MOST_DETAIL = 4_000, 60_000

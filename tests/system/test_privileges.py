@@ -1,0 +1,107 @@
+"""Who is root, where `user` is set: the master, and nobody else."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import cluster2
+from tests.system.clients import Connection
+from tests.system.harness import Running, free_port, sample, wait_until
+from tests.system.test_monitor import Monitor
+
+NOBODY = pwd.getpwnam("nobody")
+
+
+def open_to_all(path: Path) -> bool:
+    """Whether every user may come as far as that directory."""
+    return all(each.stat().st_mode & 0o005 == 0o005 for each in [path, *path.parents])
+
+
+def interpreter() -> str | None:
+    """A Python like ours whose library others can read: ours, or the system's, where ours lies in root's home."""
+    system = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    if open_to_all(Path(os.__file__).parent):
+        return sys.executable
+    return system if Path(system).exists() else None
+
+
+PYTHON = interpreter()
+LIBRARIES = [each for each in sys.path if each.endswith("-packages")]
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else"),
+    pytest.mark.skipif(
+        PYTHON is None or not all(open_to_all(Path(each)) for each in [Path(cluster2.__file__).parent, *LIBRARIES]),
+        reason="others can't read this checkout",
+    ),
+]
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """One that every user may read."""
+    with tempfile.TemporaryDirectory() as made:
+        os.chmod(made, 0o755)
+        yield Path(made)
+
+
+def start_as(start: Start, directory: Path, user: str, *options: str) -> Running:
+    """A cluster whose workers are to be that user."""
+    assert PYTHON is not None
+    argv = [PYTHON, "-m", "cluster2", "run", sample("plain"), "--user", user, "--workers", "2", *options]
+    path = os.pathsep.join([str(Path(cluster2.__file__).parents[1]), *LIBRARIES])
+    return start([*argv, "--bind", "127.0.0.1:0"], directory=directory, env={"PYTHONPATH": path})
+
+
+def identity(pid: int) -> dict[str, list[str]]:
+    """Users, groups and capabilities of a process, as the kernel tells them."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    return {name: fields[name].split() for name in ("Uid", "Gid", "Groups", "CapEff")}
+
+
+def test_who_is_who(start: Start, directory: Path) -> None:
+    """Zygote, workers, keeper and monitor are that user, with its groups and no capability; and all of it works."""
+    port = free_port()
+    options = ("--rest-after", "300ms", "--mon-port", str(port), "--mon-token", "a-secret-token")
+    running = start_as(start, directory, "nobody", *options).ready()
+    monitor, bearing = Monitor(running, port), {"authorization": "Bearer a-secret-token"}
+    assert monitor.answer("/readyz")[:2] == (200, "ok\n"), "it serves, so it has become who it is"
+    rests_and_comes_back(running)
+    assert identity(running.process.pid)["Uid"] == ["0"] * 4
+    others = psutil.Process(running.process.pid).children(recursive=True)
+    assert len(others) == 5
+    for each in others:
+        assert identity(each.pid) == {
+            "Uid": [str(NOBODY.pw_uid)] * 4,
+            "Gid": [str(NOBODY.pw_gid)] * 4,
+            "Groups": [str(NOBODY.pw_gid)],
+            "CapEff": ["0" * 16],
+        }, each.name()
+    assert monitor.status(f"/stacks/{running.workers()[0]['pid']}", **bearing) == 200
+    assert monitor.status("/control/disable", "POST", **bearing) == 200
+    assert running.status()["traffic"] == "disabled"
+    assert running.status()["monitor"]["restarts"] == 0
+
+
+def rests_and_comes_back(running: Running) -> None:
+    """A connection outlives its rest at the keeper."""
+    with Connection(running.address) as connection:
+        assert connection.get("/").status == 200
+        wait_until(lambda: running.status()["keeper"]["resting"] == 1, "it rests")
+        assert connection.get("/").status == 200
+
+
+def test_a_user_that_there_is_not(start: Start, directory: Path) -> None:
+    """Is one line and exit code 5; the monitor, which fails of the same, isn't waited for."""
+    running = start_as(start, directory, "no-such-user", "--mon-port", str(free_port()))
+    assert running.wait() == 5
+    assert "user = 'no-such-user': there is no such user" in running.stderr
