@@ -169,10 +169,12 @@ class GranianEngine:
         return self._under.end_next(count)
 
     def drain(self, *, moving: bool) -> None:
-        """Each response from now on ends its connection."""
+        """Each response from now on ends its connection. At rest the last look may be old: whether it is idle is asked next."""
         if self._drained_at is None:
             self._drained_at = time.monotonic()
             self._under.end_all()
+            self._look_at = 0.0
+            self._look(self._drained_at)
 
     def sweep(self, grace: float) -> None:
         """When the grace is over stop accepting, close what is idle, and finish what is under way."""
