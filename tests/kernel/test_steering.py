@@ -5,12 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from cluster2.errors import AddressInUse, ConfigError
-from cluster2.kernel.listeners import Listener, end_silent, established, open_all, received, reset_established
+from cluster2.kernel.listeners import (
+    Listener,
+    end_silent,
+    established,
+    open_all,
+    queue_length,
+    received,
+    reset_established,
+)
 from cluster2.kernel.steering import MOST_PLACES, Group
 from cluster2.kinds import TcpAddress, UnixAddress
 
@@ -150,11 +159,31 @@ def test_a_stranger_gets_nothing_and_is_found_out(group: Make, clients: list[soc
         one.steer([0, 1])
         connect(one, clients, 20)
         assert sum(waiting(one)) == 20
-        with pytest.raises(ConfigError, match="arrived elsewhere; another server shares the port"):
+        with pytest.raises(ConfigError, match="didn't arrive there; another server shares the port"):
             one.grow(3)
         assert len(one) == 2
         connect(one, clients, 20)
         assert sum(waiting(one)) == 40
+    one.grow(3)
+
+
+def test_a_proof_that_fails_is_short(group: Make, clients: list[socket.socket]) -> None:
+    """Where a connection to ourselves is never made, that is known after the time that may be lost for it."""
+    one = group(2)
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        stranger.bind(one.listener.sock.getsockname())
+        stranger.listen(0)
+        one._attach([(0x06, 0, 0, 2)])
+        while queue_length(stranger) < 1:
+            connect(one, clients)
+        times = []
+        for _ in range(5):
+            begun = time.monotonic()
+            with pytest.raises(ConfigError, match="can't be steered"):
+                one.grow(3, patience=0.01)
+            times.append(time.monotonic() - begun)
+        assert 0.01 <= min(times) < 0.1, times
     one.grow(3)
 
 

