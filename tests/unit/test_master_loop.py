@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import signal
 import weakref
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster2 import boot, codec, config, events, wire
-from cluster2.errors import AppError, UsageError
+from cluster2.errors import AppError, ClusterError, UsageError
 from cluster2.master import actions
 from cluster2.master.loop import Master
 from cluster2.master.nursery import default_argv
@@ -306,6 +307,47 @@ async def test_a_shutdown_between_two_spawns(tmp_path: Path) -> None:
         assert await running == 0
     await nobody_is_left(before)
     assert ended
+
+
+# cluster2 itself is another one
+
+UPGRADED = f"import cluster2.wire\ncluster2.wire.VERSION += 1\n{APP}"
+OTHER = f"are of version {wire.VERSION + 1}, the master's of version {wire.VERSION}: .*; restart the cluster"
+
+
+async def test_a_reload_after_an_upgrade(tmp_path: Path) -> None:
+    """Workers of another version end the reload: the reason names both versions and the way out; the old ones serve on."""
+    async with observed(tmp_path) as cluster:
+        before = await cluster.workers()
+        (tmp_path / "site_of_test.py").write_text(UPGRADED)
+        with pytest.raises(ClusterError, match=f"the old generation goes on: .*{OTHER}"):
+            await asyncio.to_thread(cluster.cluster.reload)
+        (failed,) = cluster.of(events.ReloadFailed)
+        assert re.search(OTHER, failed.reason)
+        assert await cluster.workers() == before
+        assert await cluster.get() in {b"%d" % pid for pid in before.values()}
+
+
+async def test_a_crash_after_an_upgrade(tmp_path: Path) -> None:
+    """Where each worker is executed, a successor that speaks another version is refused with a warning; the others serve on."""
+    async with observed(tmp_path, preload=False) as cluster:
+        before = await cluster.workers()
+        (tmp_path / "site_of_test.py").write_text(UPGRADED)
+        os.kill(before[1], signal.SIGKILL)
+        await until(lambda: any(re.search(OTHER, event.text) for event in cluster.of(events.Warned)), "it warns")
+        assert await cluster.get() == b"%d" % before[0]
+        (tmp_path / "site_of_test.py").write_text(APP)
+        assert (await cluster.whole(without=[before[1]]))[0] == before[0]
+
+
+async def test_a_start_while_it_is_upgraded(tmp_path: Path) -> None:
+    """A first worker that speaks another version ends the start."""
+    with pytest.raises(ClusterError, match=OTHER):
+        async with observed(tmp_path, UPGRADED):
+            pass
+
+
+# What is left
 
 
 async def test_the_end_leaves_no_descriptor(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .. import events, lifecycle, policy, wire
-from ..errors import AppError, ConfigError, by_exit_code
+from ..errors import AppError, ClusterError, ConfigError, by_exit_code
 from ..kernel import processes, stacks
 from ..kernel.processes import ExitStatus
 from ..lifecycle import State
@@ -62,11 +62,10 @@ class Lives:
         if handle.state is State.DEAD:
             return  # said before its end, read after it
         match message:
-            case wire.Born() if message.version != wire.VERSION:
-                text = f"it speaks version {message.version} of the talk, the master {wire.VERSION}"
-                self._master.put(Garbage(handle, f"{text}: restart the cluster"))
             case wire.Born():
                 self.forked(handle.incarnation, message.pid)
+                if message.version != wire.VERSION:
+                    self._refuse(handle, message.version)
             case wire.Ready() if handle.pid is None:
                 self._master.put(Garbage(handle, "it is ready, and was never born"))
             case wire.Ready():
@@ -79,13 +78,7 @@ class Lives:
                     logger.info("%s leaves by itself", handle)
                     self.end(handle, lifecycle.Event.DRAIN, "exit")
             case wire.BootFailed():
-                error = by_exit_code(message.exit_code, message.message, detail=message.detail)
-                if self._master.phase is Phase.BOOTING:
-                    self._master.departure.fail(error)
-                elif self._master.reloader.proves(handle.generation):
-                    self._master.reloader.abandon(error)
-                else:
-                    self._master.warn(f"{handle} can't serve: {error.message}")
+                self._cant_serve(handle, by_exit_code(message.exit_code, message.message, detail=message.detail))
             case wire.SetTraffic():
                 self._master.set_traffic(message.enabled)
                 handle.tell(wire.TrafficSet(message.enabled))
@@ -104,6 +97,21 @@ class Lives:
             and handle.state is not State.DEAD
         ):
             self.buried(handle, None)
+
+    def _refuse(self, handle: Handle, version: int) -> None:
+        """A worker that can't be talked to."""
+        versions = f"its messages are of version {version}, the master's of version {wire.VERSION}"
+        self._cant_serve(handle, ClusterError(f"{versions}: cluster2 was upgraded in place; restart the cluster"))
+        self.end(handle, lifecycle.Event.KILL, "crash")
+
+    def _cant_serve(self, handle: Handle, error: ClusterError) -> None:
+        """A new worker says why it won't become ready."""
+        if self._master.phase is Phase.BOOTING:
+            self._master.departure.fail(error)
+        elif self._master.reloader.proves(handle.generation):
+            self._master.reloader.abandon(error)
+        else:
+            self._master.warn(f"{handle} can't serve: {error.message}")
 
     def exited(self, handle: Handle) -> None:
         """A worker's process has ended."""
