@@ -13,7 +13,6 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,10 @@ class Client:
 
     Args:
         pids: the directory.
-        connect: makes a connection to the master; None: to the socket in that directory.
     """
 
-    def __init__(self, pids: Path, connect: Callable[[], socket.socket] | None = None) -> None:
+    def __init__(self, pids: Path) -> None:
         self.pids = pids
-        self._socket = connect or partial(connect_control, pids)
 
     def call(
         self,
@@ -95,23 +92,14 @@ class Client:
 
     def _connect(self) -> socket.socket:
         try:
-            return self._socket()
+            return connect_control(self.pids)
         except OSError as error:
             raise NoAnswer(f"can't talk to the master at {self.pids}: {error.strerror}") from None
 
     def _answer(self, lines: Iterator[bytes], progress: Progress | None) -> dict[str, Any] | None:
         """The result, or None if the connection ended first."""
         for line in lines:
-            try:
-                said = json.loads(line)
-                kind, content = next((key, said[key]) for key in ("progress", "result", "error") if key in said)
-                error = _error(content) if kind == "error" else None
-                content = dict(content)
-            except (ValueError, TypeError, KeyError, StopIteration):
-                speaker = f"{self.pids}/{CONTROL}"
-                raise ClusterError(f"who listens at {speaker} doesn't speak as a master: {line!r:.80}") from None
-            if error is not None:
-                raise error
+            kind, content = said(line, f"{self.pids}/{CONTROL}")
             if kind == "result":
                 return content
             if progress is not None:
@@ -119,16 +107,41 @@ class Client:
         return None
 
 
+def request(verb: str, params: Mapping[str, Any] | None) -> bytes:
+    """The line that asks."""
+    return json.dumps({"verb": verb, "params": dict(params or {})}).encode() + b"\n"
+
+
+def said(line: bytes, speaker: str) -> tuple[str, dict[str, Any]]:
+    """One line of a master's answer: "progress" or "result", and what that says.
+
+    Args:
+        speaker: where it comes from, for the error.
+
+    Raises:
+        ClusterError: the master's own error; or it is no master that says this.
+    """
+    try:
+        plain = json.loads(line)
+        kind, content = next((key, plain[key]) for key in ("progress", "result", "error") if key in plain)
+        error = _error(content) if kind == "error" else None
+        content = dict(content)
+    except (ValueError, TypeError, KeyError, StopIteration):
+        raise ClusterError(f"who listens at {speaker} doesn't speak as a master: {line!r:.80}") from None
+    if error is not None:
+        raise error
+    return kind, content
+
+
 def _exchange(
     connection: socket.socket, verb: str, params: Mapping[str, Any] | None, timeout: float | None
 ) -> Iterator[bytes]:
     """Send a request, yield the lines of the answer until the connection ends. Raises ClusterError when time is up."""
     deadline = None if timeout is None else time.monotonic() + timeout
-    request = json.dumps({"verb": verb, "params": dict(params or {})}).encode() + b"\n"
     pending = b""
     try:
         connection.settimeout(timeout)
-        connection.sendall(request)
+        connection.sendall(request(verb, params))
         while True:
             if deadline is not None:
                 connection.settimeout(max(deadline - time.monotonic(), 0.001))

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+PROMISE = 2.0
+"""Seconds until the next sign of life that a worker promises with each one; a healthy one gives it in half of that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -11,6 +11,12 @@ from enum import Enum, IntEnum
 from typing import NamedTuple
 
 
+PHASES = ("booting", "serving", "degraded", "leaving", "draining", "stopping")
+"""Where a cluster can be; the places stand in the scoreboard."""
+MODES = ("eager", "held", "parking")
+"""How a worker can take connections (`worker.pace`), likewise."""
+
+
 class State(IntEnum):
     """Where a worker is. The numbers stand in the scoreboard."""
 

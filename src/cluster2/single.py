@@ -184,7 +184,9 @@ async def _monitor(
 ) -> None:
     """Serve the monitor's ports until the worker's end cancels it."""
     from .monitor import main
+    from .monitor.desk import Desk
     from .monitor.facts import Facts
+    from .monitor.picture import Subject
 
     async def switch(enabled: bool) -> bool:
         if bool(board.header.traffic) != enabled:
@@ -194,4 +196,6 @@ async def _monitor(
 
     port = next((port for _, each in listeners if (port := getattr(each.address, "port", 0))), 0)
     # The loop closes what it serves; the listeners are their owner's to close.
-    await main.serve([each.sock.dup() for each in own], Facts(board, port, switch), settings, asyncio.Event())
+    facts = Facts(board, port, switch)
+    desk = Desk(facts, Subject.of(settings, [str(each.address) for _, each in listeners], str(own[0].address)))
+    await main.serve([each.sock.dup() for each in own], facts, settings, asyncio.Event(), desk)

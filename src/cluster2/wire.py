@@ -96,13 +96,19 @@ class Observe(Message, frozen=True):
 
     Attributes:
         settings: the effective options (`Settings.to_wire`).
-        pids: the directory of pid files, where the master's control socket is; absolute.
         port: the first TCP port of the first app that has one; 0: none has.
+        master: pid of the master.
+        version: of the master's package.
+        addresses: that the apps listen on.
+        address: that the monitor listens on.
     """
 
     settings: dict[str, Any]
-    pids: str
     port: int
+    master: int
+    version: str
+    addresses: list[str]
+    address: str
 
 
 # Orders: zygote → master.

@@ -114,13 +114,16 @@ class Account:
     lives: list[Life] = field(default_factory=list)
 
 
-def read(board: Scoreboard) -> dict[int, Account]:
+def read(board: Scoreboard, patience: float = PATIENCE) -> dict[int, Account]:
     """All slots that a worker was ever in, by number; all sums are of one moment as far as ended lives go.
+
+    Args:
+        patience: seconds that it may take, blocking.
 
     Raises:
         ClusterError: the master carries over a life and doesn't get on with it.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while True:
         before = board.header.burials
         if before % 2 == 0:
@@ -128,7 +131,7 @@ def read(board: Scoreboard) -> dict[int, Account]:
             if board.header.burials == before:
                 return found
         if time.monotonic() > deadline:
-            raise ClusterError(f"the scoreboard can't be read: the master has been changing it for {PATIENCE:g} s")
+            raise ClusterError(f"the scoreboard can't be read: the master has been changing it for {patience:g} s")
         time.sleep(0.0005)
 
 

@@ -181,6 +181,8 @@ class Header(Cells):
     slots = Integer(21, "master", "the highest slot in which a life has ended, plus 1: readers of the past stop here")
     reloads = Integer(19, "master", "changes of generation that were carried through")
     reloads_failed = Integer(20, "master", "changes of generation that were abandoned")
+    phase = Integer(22, "master", "where the cluster is: its place in lifecycle.PHASES")
+    memory_at_start = Integer(23, "monitor", "memory of all processes when they first were ready: bytes; 0: not weighed yet")
 
 
 class Row(Cells):

@@ -283,13 +283,18 @@ class Master:
         return status(
             self.estate.board,
             self.roster,
-            state="degraded" if self.lives.restarts.degraded else self.phase.value,
+            state=self.state,
             wanted=self.wanted.slots,
             addresses=[str(listener.address) for _, listener in self.estate.listeners],
             monitor=None if self.monitoring is None else self.monitoring.address,
             talk=self.switchboard.counters(),
             memory=memory,
         )
+
+    @property
+    def state(self) -> str:
+        """Where the cluster is: one of `lifecycle.PHASES`."""
+        return "degraded" if self.lives.restarts.degraded else self.phase.value
 
     def set_traffic(self, enabled: bool) -> None:
         """What health checks answer, from now on, in all workers that are and will be."""
@@ -308,7 +313,8 @@ class Master:
 
     async def _converge(self) -> None:
         """Do what is missing between what is seen and what is wanted."""
-        self.estate.board.header.wanted = self.wanted.slots
+        header = self.estate.board.header
+        header.wanted, header.phase = self.wanted.slots, lifecycle.PHASES.index(self.state)
         if self.ending():
             return
         now = time.monotonic()

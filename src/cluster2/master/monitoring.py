@@ -7,7 +7,9 @@ import socket
 import sys
 from collections.abc import Callable, Container, Sequence
 
-from .. import codec, wire
+import msgspec
+
+from .. import __version__, codec, wire
 from ..kernel.listeners import Listener
 from ..kernel.scoreboard import Scoreboard
 from ..policy import Pauses
@@ -71,8 +73,14 @@ class Monitoring(Helper):
         if not estate.monitor:
             return None
         ports = [getattr(listener.address, "port", 0) for _, listener in estate.listeners]
-        port = next((port for port in ports if port), 0)
-        order = wire.Observe(estate.options[0].to_wire(), estate.pids.path, port)
+        order = wire.Observe(
+            settings=estate.options[0].to_wire(),
+            port=next((port for port in ports if port), 0),
+            master=os.getpid(),
+            version=__version__,
+            addresses=[str(listener.address) for _, listener in estate.listeners],
+            address=str(estate.monitor[0].address),
+        )
         return cls(estate.board, estate.monitor, order, put, admit)
 
     def may(self) -> frozenset[str]:
@@ -86,7 +94,7 @@ class Monitoring(Helper):
         """These options count from now on. Where they concern it, another monitor takes its place; who asks meanwhile waits."""
         values = settings.to_wire()
         if any(values[name] != self._order.settings[name] for name in values if name.startswith(_OURS)):
-            self._order = wire.Observe(values, self._order.pids, self._order.port)
+            self._order = msgspec.structs.replace(self._order, settings=values)
             self.renew()
 
     def _execute(self) -> Child:

@@ -11,11 +11,9 @@ from typing import Any
 from .. import __version__, latencies
 from ..kernel import processes
 from ..kernel.scoreboard import Scoreboard
+from ..lifecycle import MODES
 from .handle import Handle
 from .roster import Roster
-
-MODES = ("eager", "held", "parking")
-"""How a worker takes connections, by the number in its row (`worker.pace`)."""
 
 
 def status(

@@ -15,26 +15,40 @@ from starlette.routing import BaseRoute, Route
 from .. import ecv
 from ..ecv import Answer, Asked
 from ..settings import Settings
-from . import control, deps, metrics, workers
+from . import control, deps, metrics, page, workers
+from .desk import Desk
 from .facts import Facts
 from .gate import READ, Gate
+from .shield import Shield
 
 
-def make(facts: Facts, settings: Settings) -> Callable[..., Any]:
-    """The app, behind its gate, below `mon_path`."""
+def make(facts: Facts, settings: Settings, desk: Desk | None = None) -> Callable[..., Any]:
+    """The app, behind its gate, below `mon_path`.
+
+    Args:
+        desk: shows the cluster; somebody has to tell it the seconds.
+    """
+    desk = desk or Desk(facts)
     root = settings.mon_path.rstrip("/")
     probes = Probes(facts, settings, root)
     routes: list[BaseRoute] = [
         Route(root + "/livez", probes.livez, methods=["GET"]),
         Route(root + "/readyz", probes.readyz, methods=["GET"]),
         *(_any_method(path, probes.ecv) for path in probes.paths),
+        *page.routes(root, desk, settings),
         *metrics.routes(root, facts.board),
         *deps.routes(root),
         *workers.routes(root, facts, settings),
         *control.routes(root, facts, settings),
     ]
-    open_ones = frozenset({root + "/livez", root + "/readyz", root + settings.ecv_path})
-    return Gate(Starlette(routes=routes), settings, open_ones, frozenset(probes.switches))
+    statics = (f"{root}/static/{name}" for name in page.files())
+    open_ones = frozenset({root + "/livez", root + "/readyz", root + settings.ecv_path, *statics})
+    shell = page.File(page.SHELL)
+
+    def sign_in(path: str, accept: str) -> bytes | None:
+        return shell.content if path in (root, root + "/") and page.wants_html(accept) else None
+
+    return Shield(Gate(Starlette(routes=routes), settings, open_ones, frozenset(probes.switches), sign_in))
 
 
 class Probes:

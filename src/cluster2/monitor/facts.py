@@ -23,8 +23,16 @@ Ask = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 """Asks the master a verb with its params; returns the result, raises ClusterError."""
 
 
+Order = Callable[[str, Mapping[str, Any], Callable[[dict[str, Any]], None]], Awaitable[dict[str, Any]]]
+"""The same for what takes time: it is waited for, and the third argument hears how far it is."""
+
+
 async def _nobody(verb: str, params: Mapping[str, Any]) -> dict[str, Any]:
     raise NotRunning(f"{verb}: there is no master to ask (cluster = false)")
+
+
+async def _nobody_obeys(verb: str, params: Mapping[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    return await _nobody(verb, params)
 
 
 class Facts:
@@ -35,14 +43,21 @@ class Facts:
         port: of the app, for ECV's body; 0: it has none.
         switch: enables or disables traffic; returns whether it is done.
         ask: asks the master what isn't in the scoreboard.
+        order: has the master do something.
     """
 
     def __init__(
-        self, board: Scoreboard, port: int, switch: Callable[[bool], Awaitable[bool]], ask: Ask = _nobody
+        self,
+        board: Scoreboard,
+        port: int,
+        switch: Callable[[bool], Awaitable[bool]],
+        ask: Ask = _nobody,
+        order: Order = _nobody_obeys,
     ) -> None:
         self.port = port
         self.switch = switch
         self.ask = ask
+        self.order = order
         self.board = board
         self._header = board.header
 

@@ -5,6 +5,9 @@ to health checks needs `mon_token`; those say no more than the app's own port do
 *Changes*: whatever isn't GET or HEAD needs the token everywhere. *Pages in a browser on this machine*: a page whose host's name
 was made to point to 127.0.0.1 (DNS rebinding) is of the same origin as we are, for the browser, and could read everything. It
 can't choose the `Host` header, though: that bears its name, which isn't ours.
+
+The page's own files are those of the published package, and open to all, like health checks. So a browser can show the page without
+the token, as the body of a 401; it asks for the token then, and sends it along with whatever it wants to know.
 """
 
 from __future__ import annotations
@@ -26,12 +29,18 @@ class Gate:
     Args:
         app: an ASGI app.
         settings: `mon_host` and `mon_token` count.
-        probes: paths of health checks, open to whoever reaches the port.
+        probes: paths of health checks and of the page's files, open to whoever reaches the port.
         switches: paths that have a rule of their own.
+        sign_in: the page that asks for the token, given path and Accept header of who was refused; None: there is none.
     """
 
     def __init__(
-        self, app: Callable[..., Any], settings: Settings, probes: frozenset[str], switches: frozenset[str]
+        self,
+        app: Callable[..., Any],
+        settings: Settings,
+        probes: frozenset[str],
+        switches: frozenset[str],
+        sign_in: Callable[[str, str], bytes | None] = lambda path, accept: None,
     ) -> None:
         self._app = app
         self._host = settings.mon_host.lower()
@@ -39,13 +48,14 @@ class Gate:
         self._local = is_loopback(settings.mon_host)
         self._probes = probes
         self._switches = switches
+        self._sign_in = sign_in
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer at once what may not pass."""
         if scope["type"] == "http":
             status = self._refusal(scope)
             if status is not None:
-                await _refuse(send, status)
+                await _refuse(send, status, self._page(scope) if status == 401 else None)
                 return
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
@@ -63,6 +73,11 @@ class Gate:
         if self._token is None:
             return 403
         return None if ecv.bears(headers.get(b"authorization", b"").decode("latin-1"), self._token) else 401
+
+    def _page(self, scope: Any) -> bytes | None:
+        """What a browser shows of a 401 whose scheme it doesn't know: the page, without any fact, which asks for the token."""
+        accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
+        return self._sign_in(scope["path"], accept) if scope["method"] == "GET" else None
 
     def _names_us(self, host: str) -> bool:
         """Whether a `Host` header can't be a stranger's: no header at all, an address, or a name that is ours for certain."""
@@ -83,10 +98,11 @@ _SAID = {
 }
 
 
-async def _refuse(send: Any, status: int) -> None:
-    body = _SAID[status]
+async def _refuse(send: Any, status: int, page: bytes | None = None) -> None:
+    body = page or _SAID[status]
     headers = [
-        (b"content-type", b"text/plain"),
+        (b"content-type", b"text/html; charset=utf-8" if page else b"text/plain"),
+        (b"cache-control", b"no-store"),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),  # a body, if there was one, hasn't been read
     ]

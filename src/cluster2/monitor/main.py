@@ -17,12 +17,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from .. import codec, logs, wire
-from ..client import Client
 from ..engines.base import Interface, Site
 from ..engines.uvicorn import UvicornEngine
 from ..engines.uvicorn_http import check
@@ -33,7 +30,10 @@ from ..kernel.scoreboard import Scoreboard
 from ..settings import Settings
 from .agent import Agent
 from .app import make
+from .desk import Desk
 from .facts import Facts
+from .line import Line
+from .picture import Subject
 
 logger = logging.getLogger("cluster2.monitor")
 
@@ -41,8 +41,6 @@ BEAT = 1.0
 """Seconds between two signs of life."""
 LAST_WORDS = 0.5
 """Seconds for responses under way at the end."""
-ANSWER = 5.0
-"""Seconds for the master to answer."""
 
 
 def main() -> int:
@@ -78,6 +76,8 @@ def _title(settings: Settings) -> None:
 async def _observe(
     channel: Packets, board: Scoreboard, listeners: Sequence[socket.socket], order: wire.Observe, settings: Settings
 ) -> None:
+    channel.set_blocking(False)  # a master that is stuck lets its queue fill up
+
     def connect() -> socket.socket:
         """A connection to the master: that it is ours it sees by the way on which it gets the other end."""
         ours, theirs = socket.socketpair()
@@ -85,14 +85,11 @@ async def _observe(
             channel.send(wire.CONNECTION, [theirs.fileno()])
         return ours
 
-    client = Client(Path(order.pids), connect)
-
-    async def ask(verb: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        return await asyncio.to_thread(client.call, verb, params, timeout=ANSWER)
+    line = Line(connect)
 
     async def switch(enabled: bool) -> bool:
         try:
-            await ask("enable" if enabled else "disable", {})
+            await line.ask("enable" if enabled else "disable", {})
         except ClusterError as error:
             logger.warning("traffic can't be switched: %s", error.message)
             return False
@@ -104,7 +101,13 @@ async def _observe(
     def beat() -> None:
         board.header.monitor_beat = time.monotonic()
 
-    await serve(listeners, Facts(board, order.port, switch, ask), settings, left, beat)
+    facts = Facts(board, order.port, switch, line.ask, line.order)
+    desk = Desk(facts, Subject.of(settings, order.addresses, order.address, master=order.master, version=order.version))
+    hearing = asyncio.ensure_future(line.follow(desk.watch.feed.heard))
+    try:
+        await serve(listeners, facts, settings, left, desk, beat)
+    finally:
+        hearing.cancel()
 
 
 async def serve(
@@ -112,19 +115,21 @@ async def serve(
     facts: Facts,
     settings: Settings,
     left: asyncio.Event,
+    desk: Desk,
     beat: Callable[[], None] = lambda: None,
 ) -> None:
     """Answer until `left` is set. `beat` is called once a second.
 
     Args:
         listeners: of the page and, if there is one, of the agent-check.
+        desk: shows the cluster.
     """
     # The app's options say nothing about this app.
     own = dataclasses.replace(
         settings, lifespan="off", access_log=False, forwarded_allow_ips="", root_path="", keep_alive=True
     )
     check()
-    engine = UvicornEngine(Site(make(facts, settings), Interface.ASGI, own, None))
+    engine = UvicornEngine(Site(make(facts, settings, desk), Interface.ASGI, own, None))
     await engine.start()
     loop = asyncio.get_running_loop()
     protocols: list[Callable[[], asyncio.BaseProtocol]] = [engine.protocol, lambda: Agent(facts)]
@@ -134,6 +139,7 @@ async def serve(
     ]
     while not left.is_set():
         beat()
+        desk.second()
         engine.tick(time.monotonic())
         engine.second()
         try:
@@ -142,6 +148,7 @@ async def serve(
             pass  # another second
     for server in servers:
         server.close()
+    desk.viewers.close()
     engine.drain(moving=False)
     deadline = time.monotonic() + LAST_WORDS
     while not engine.idle() and time.monotonic() < deadline:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 
 from ..engines.base import Engine, Hold, is_fed, owns_accept
+from ..health import PROMISE
 from ..kernel import processes
 from ..kernel.scoreboard import Row, Scoreboard
 from ..lifecycle import State
@@ -25,7 +26,7 @@ from .steps import Watch
 
 QUICK = 0.01
 SLOW = 0.1
-REST = 1.0
+REST = PROMISE / 2
 LATE = 0.004
 """Seconds by which a quick tick must be late before a long step is suspected."""
 CROWD = 8
@@ -135,7 +136,7 @@ class Pulse:
         row.errors = self._failures.count + failed + counters.errors
         row.transactions, row.duration = counters.transactions, counters.duration
         row.cpu = time.process_time()
-        row.heartbeat = time.monotonic() + 2 * REST
+        row.heartbeat = time.monotonic() + PROMISE
 
     def _tick(self) -> None:
         now = time.monotonic()

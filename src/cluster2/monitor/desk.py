@@ -1,0 +1,70 @@
+"""Where all comes together that is shown: the watch, the facts that are made of its looks, those who see them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from .facts import Facts
+from .history import COLUMNS
+from .picture import Subject, picture
+from .stream import Viewers
+from .watch import Look, Watch
+
+logger = logging.getLogger("cluster2.monitor")
+
+
+class Desk:
+    """Shows the cluster.
+
+    Args:
+        facts: what health checks know.
+        subject: what never changes.
+    """
+
+    def __init__(self, facts: Facts, subject: Subject | None = None) -> None:
+        self._facts = facts
+        self._subject = subject or Subject()
+        self.watch = Watch(facts.board, self._subject.master)
+        self.viewers = Viewers(self.watch.feed)
+        self._made: tuple[int, dict[str, Any]] | None = None
+        self._failed = ""
+
+    def second(self) -> None:
+        """A second has passed: look, and show it to those who watch.
+
+        What goes wrong here is logged, once: health checks have to go on.
+        """
+        try:
+            look = self.watch.look(time.monotonic(), time.time())
+            if self.viewers.watching:
+                self.viewers.latest.tell(self.facts(), look.sample)
+                self.viewers.wake()
+        except Exception as error:
+            if self._failed != repr(error):
+                self._failed = repr(error)
+                logger.exception("the cluster can't be looked at")
+
+    def open(self) -> None:
+        """Somebody is about to watch, and wants to see something now."""
+        if not self.viewers.watching:
+            look = self._look()
+            self.viewers.latest.tell(self.facts(), look.sample)
+
+    def facts(self) -> dict[str, Any]:
+        """Of the last second."""
+        look = self._look()
+        if self._made is None or self._made[0] != look.number:
+            self._made = look.number, picture(look, self.watch, self._facts, self._subject)
+        return self._made[1]
+
+    def history(self, seconds: int, points: int) -> dict[str, Any]:
+        """Of so many seconds, in about so many rows."""
+        now = time.time()
+        kept = self.watch.history
+        rows = kept.rows(now - seconds, now + 1, points)
+        return {"columns": list(COLUMNS), "rows": rows, "marks": kept.marks(now - seconds)}
+
+    def _look(self) -> Look:
+        return self.watch.last or self.watch.look(time.monotonic(), time.time())

@@ -1,0 +1,79 @@
+"""The cluster's events as the monitor has heard them: the last ones are kept, numbered, ready to be sent.
+
+Numbers grow over the life of one monitor and on to the next, which begins with the time: a viewer that comes back with the last
+number that it saw misses nothing that is kept, and gets nothing twice. Heartbeats aren't kept: they would push the others out, and the
+facts tell the same, fresher.
+
+*Bounds*: `KEPT` events of `LONGEST` bytes each. One that is longer (a user's own) is told without its contents.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import msgspec
+
+KEPT = 200
+LONGEST = 16384
+PRIVATE = frozenset({"stacks", "traceback", "data"})
+"""Fields that show code, or what the app itself has said: where there is a token they are only for who bears it."""
+_ALWAYS = ("event", "time", "pid", "slot", "generation", "reason")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An event.
+
+    Attributes:
+        number: larger than all before.
+        full: it as JSON, as `cluster2 events --json` prints it.
+        public: the same without private fields.
+    """
+
+    number: int
+    name: str
+    full: bytes
+    public: bytes
+
+
+class Feed:
+    """Takes events, keeps the last ones."""
+
+    def __init__(self, first: int | None = None) -> None:
+        """Nothing was heard yet.
+
+        Args:
+            first: the number of the first event; None: milliseconds since the epoch.
+        """
+        self._next = int(time.time() * 1000) if first is None else first
+        self._kept: deque[Told] = deque(maxlen=KEPT)
+        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
+        """Called with each event as plain data."""
+
+    def heard(self, event: Mapping[str, Any]) -> None:
+        """Something happened; what that is, is plain data (`events.plain`). What isn't an event is passed over."""
+        name = event.get("event")
+        if not isinstance(name, str) or not isinstance(event.get("time"), (int, float)) or name == "heartbeat":
+            return
+        full = msgspec.json.encode(event)
+        if len(full) > LONGEST:
+            event = {field: event[field] for field in _ALWAYS if field in event} | {"cut": len(full)}
+            full = msgspec.json.encode(event)
+            if len(full) > LONGEST:
+                return  # no event of ours has such a name or reason
+        private = any(event.get(field) is not None for field in PRIVATE)
+        public = msgspec.json.encode({**event, **dict.fromkeys(event.keys() & PRIVATE)}) if private else full
+        self._kept.append(Told(self._next, name, full, public))
+        self._next += 1
+        for listener in self.listeners:
+            listener(event)
+
+    def after(self, number: int) -> list[Told]:
+        """Those that are kept and have a larger number, the oldest first."""
+        newer = list(takewhile(lambda told: told.number > number, reversed(self._kept)))
+        return newer[::-1]

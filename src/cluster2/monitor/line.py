@@ -1,0 +1,96 @@
+"""The line to the master: what its control socket speaks (`client` has the protocol), without a thread for each question.
+
+Nothing is kept open but the connection on which events are heard. That is made again when it breaks: the master leaves those behind
+who are too slow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from .. import client
+from ..errors import ClusterError, NoAnswer
+
+logger = logging.getLogger("cluster2.monitor")
+
+ANSWER = 5.0
+"""Seconds for the master to answer a question."""
+PAUSE, LONGEST_PAUSE = 0.2, 5.0
+"""Seconds until it is listened to again, doubled each time that it fails."""
+LONGEST = 1 << 24
+"""Bytes of one line; the largest are events that an app emits."""
+EMITTED = 20
+"""A second, of the events that the app emits; an app may emit thousands, and nobody could read them."""
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+class Line:
+    """Asks the master.
+
+    Args:
+        connect: makes a connection to it, at once; raises OSError.
+    """
+
+    def __init__(self, connect: Callable[[], socket.socket]) -> None:
+        self._connect = connect
+
+    async def ask(self, verb: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """A question: the answer comes soon.
+
+        Raises:
+            NoAnswer: it isn't there, didn't answer, or not in time.
+            ClusterError: the master's own error.
+        """
+        try:
+            async with asyncio.timeout(ANSWER):
+                return await self.order(verb, params, lambda progress: None)
+        except TimeoutError:
+            raise NoAnswer(f"the master didn't finish {verb!r} within {ANSWER:g} s") from None
+
+    async def order(self, verb: str, params: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+        """An order: the answer comes when it is carried out, however long that takes; `tell` hears how far it is.
+
+        Raises:
+            As `ask`; but it has no limit of time.
+        """
+        async with contextlib.aclosing(self._said(verb, params)) as said:
+            async for kind, content in said:
+                if kind == "result":
+                    return content
+                tell(content)
+        raise NoAnswer(f"the master left without an answer to {verb!r}")
+
+    async def follow(self, heard: Tell) -> None:
+        """Hear all events, for ever. Cancel it."""
+        pause = PAUSE
+        while True:
+            try:
+                async with contextlib.aclosing(self._said("events", {"emitted": EMITTED})) as said:
+                    async for _, told in said:
+                        pause = PAUSE
+                        heard(told)
+            except ClusterError as error:
+                logger.debug("events can't be heard: %s", error.message)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _said(self, verb: str, params: Mapping[str, Any]) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """What the master says, until the connection ends."""
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=self._connect(), limit=LONGEST)
+        except OSError as error:
+            raise NoAnswer(f"can't talk to the master: {error.strerror}") from None
+        try:
+            writer.write(client.request(verb, params))
+            while (line := await reader.readline()).endswith(b"\n"):  # else it left in the middle of it
+                yield client.said(line, "the other end")
+        except (ConnectionError, ValueError) as error:  # ValueError: a line that is too long
+            raise NoAnswer(f"the master can't be understood: {error}") from None
+        finally:
+            writer.close()

@@ -1,0 +1,140 @@
+"""The facts: what the page shows and `GET /` tells as JSON. In the shape of `cluster2 status --json`, and some more.
+
+They are made of one look (`watch`), so all that is in them was seen in the same second. Times are in seconds, memory in bytes, what
+isn't known is null.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import __version__, latencies
+from ..kernel import processes, usage
+from ..settings import Settings
+from .facts import Facts
+from .survey import Worker
+from .watch import Look, Watch
+
+COUNTS = ("requests", "connections", "accepted")
+"""Cells that an engine may not know."""
+CELLS = ("in_flight", "errors", "timed_out", "longest_step", "parked", "moved_in", "moved_out", "lost")
+"""Cells that are told as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whose picture it is: what never changes while the cluster runs.
+
+    Attributes:
+        title: how the cluster is called.
+        master: pid; 0: there is none.
+        version: of the master.
+        addresses: that the apps listen on.
+        address: that the monitor listens on.
+        actions: whether it can be steered from here.
+        logs: whether it writes log files.
+    """
+
+    title: str = "cluster2"
+    master: int = 0
+    version: str = __version__
+    addresses: list[str] = field(default_factory=list)
+    address: str = ""
+    actions: bool = False
+    logs: bool = False
+
+    @classmethod
+    def of(
+        cls, settings: Settings, addresses: list[str], address: str, *, master: int = 0, version: str = __version__
+    ) -> Subject:
+        """That of a cluster with these options."""
+        actions = master > 0 and settings.mon_token is not None
+        return cls(settings.proc_name or cls.title, master, version, addresses, address, actions)
+
+
+def picture(look: Look, watch: Watch, facts: Facts, subject: Subject) -> dict[str, Any]:
+    """All that is told of one look."""
+    seen, header = look.survey, look.survey.header
+    totals = seen.totals
+    return {
+        "time": seen.time,
+        "title": subject.title,
+        "host": _host(),
+        "master": _master(look, watch, facts, subject),
+        "generation": header["generation"],
+        "wanted": header["wanted"],
+        "ready": facts.ready,
+        "traffic": "enabled" if header["traffic"] else "disabled",
+        "leaving": bool(header["leaving"]),
+        "addresses": subject.addresses,
+        "memory": {"start": header["memory_at_start"] or None, "now": watch.scales.total(watch.processes(seen))},
+        "rates": dict(look.rates),
+        "latency": None if totals is None else latencies.summary(totals.latencies),
+        "recent": dict(look.lately),
+        "connections": {"held": _sum(seen.workers, "connections"), "resting": header["resting"]},
+        "keeper": _keeper(header, watch),
+        "monitor": {
+            "pid": header["monitor_pid"],
+            "address": subject.address,
+            "restarts": header["monitor_restarts"],
+            "memory": watch.scales.of(header["monitor_pid"]),
+        },
+        "workers": [_worker(worker, look, watch) for worker in seen.workers],
+        "actions": subject.actions,
+        "logs": subject.logs,
+    }
+
+
+def _host() -> dict[str, Any]:
+    machine = usage.machine()
+    return {
+        "name": socket.gethostname(),
+        "cpus": processes.usable_cpus(),
+        "load": machine.load,
+        "memory": {"total": machine.memory, "available": machine.available},
+    }
+
+
+def _master(look: Look, watch: Watch, facts: Facts, subject: Subject) -> dict[str, Any]:
+    header = look.survey.header
+    return {
+        "pid": subject.master or None,
+        "state": "stuck" if facts.not_alive() else look.survey.phase,
+        "uptime": look.survey.time - header["started"],
+        "version": subject.version,
+        "memory": watch.scales.of(subject.master),
+        "started": header["started"],
+    }
+
+
+def _keeper(header: dict[str, Any], watch: Watch) -> dict[str, Any] | None:
+    if not header["keeper_pid"]:
+        return None
+    told = {name: header[f"keeper_{name}"] for name in ("pid", "expired", "lost", "restarts")}
+    return {**told, "resting": header["resting"], "memory": watch.scales.of(header["keeper_pid"])}
+
+
+def _worker(worker: Worker, look: Look, watch: Watch) -> dict[str, Any]:
+    now = look.survey.now
+    return {
+        "pid": worker.pid,
+        "slot": worker.slot,
+        "generation": worker.cells["generation"],
+        "state": worker.state,
+        **{name: worker.count(name) for name in COUNTS},
+        **{name: worker.cells[name] for name in CELLS},
+        "latency": latencies.summary(worker.latencies),
+        "mode": worker.mode,
+        "uptime": max(0.0, now - worker.cells["started"]),
+        "memory": watch.scales.of(worker.pid),
+        "heartbeat_age": worker.silence(now),
+        **look.each[worker.key],
+    }
+
+
+def _sum(workers: Any, name: str) -> int | None:
+    counts = [worker.count(name) for worker in workers]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None

@@ -1,0 +1,145 @@
+"""Server-sent events, and those who watch.
+
+A viewer has no queue: it is a task that knows the number of the last event and of the last look that it has sent. When something is
+new all are woken; one that is still busy sending (its client reads slowly, `send` waits) isn't waiting and misses it. When it comes
+back it sends what is new *then*: the latest facts, and of the events those that are still kept. So a slow viewer costs what one message
+and the kernel's buffer hold, and loses samples; one that takes nothing at all for `timeout` seconds is cut off by the engine, as any
+client is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from .feed import Feed, Told
+
+MOST = 32
+"""Viewers at a time."""
+QUIET = 2.0
+"""Seconds without anything to say after which a comment says that we are there."""
+RETRY = 2000
+"""Milliseconds after which a viewer may come back."""
+HEADERS = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold it back
+]
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+
+def message(name: str, data: bytes, number: int | None = None) -> bytes:
+    """One event as the stream has it. The data, JSON, has no line breaks; a name may be a user's and have anything."""
+    plain = "".join(letter if letter.isprintable() else "?" for letter in name)
+    identity = b"" if number is None else b"id: %d\n" % number
+    return b"event: %b\n%bdata: %b\n\n" % (plain.encode(errors="replace"), identity, data)
+
+
+class Latest:
+    """What all viewers are sent, made once for all."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.number = 0
+        self.content = b""
+
+    def tell(self, facts: Any, sample: Any) -> None:
+        """A second has passed."""
+        self.number += 1
+        encode = msgspec.json.encode
+        self.content = message("facts", encode(facts)) + message("sample", encode(sample))
+
+
+class Viewers:
+    """Those who watch now."""
+
+    def __init__(self, feed: Feed) -> None:
+        """There are none yet."""
+        self.feed = feed
+        feed.listeners.append(lambda event: self.wake())
+        self.latest = Latest()
+        self.count = 0
+        self.watching = 0
+        """How many of them want facts."""
+        self._news = asyncio.Event()
+        self._closed = False
+
+    def wake(self) -> None:
+        """Something is new."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def close(self) -> None:
+        """End all streams: the process leaves."""
+        self._closed = True
+        self.wake()
+
+    @property
+    def full(self) -> bool:
+        """Whether no other can be had."""
+        return self.count >= MOST or self._closed
+
+    async def serve(self, receive: Receive, send: Send, *, after: int, facts: bool, full: bool, head: bool = False) -> None:
+        """Be a viewer until it leaves.
+
+        Args:
+            head: it wants to know only whether it could.
+            after: the number of the last event that it has seen.
+            facts: whether it wants more than events.
+            full: whether it may see all fields of events.
+        """
+        if head:
+            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        self.count += 1
+        self.watching += facts
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            await _say(send, b"retry: %d\n\n" % RETRY)
+            await self._tell(send, gone, after, facts, full)
+            if not gone.done():
+                await send({"type": "http.response.body", "body": b""})
+        finally:
+            self.count -= 1
+            self.watching -= facts
+            gone.cancel()
+
+    async def _tell(self, send: Send, gone: asyncio.Future[None], after: int, facts: bool, full: bool) -> None:
+        seen = 0
+        while not gone.done() and not self._closed:
+            news = self._news  # before looking what is new: what comes meanwhile must not be missed
+            told = self.feed.after(after)
+            content = b"".join(_lines(told, full))
+            if told:
+                after = told[-1].number
+            if facts and seen != self.latest.number:
+                seen, content = self.latest.number, content + self.latest.content
+            if content:
+                await _say(send, content)
+                continue
+            waiting = asyncio.ensure_future(news.wait())
+            done, _ = await asyncio.wait({waiting, gone}, timeout=QUIET, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if not done:
+                await _say(send, b":\n\n")
+
+
+def _lines(told: list[Told], full: bool) -> Iterator[bytes]:
+    return (message(each.name, each.full if full else each.public, each.number) for each in told)
+
+
+async def _say(send: Send, content: bytes) -> None:
+    await send({"type": "http.response.body", "body": content, "more_body": True})
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the client has left. A body, if there is one, is dropped on the way."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

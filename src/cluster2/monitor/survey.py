@@ -1,0 +1,132 @@
+"""One look at the cluster: all that is known of it at one moment, as values.
+
+It is read off the scoreboard and /proc, so it needs no master, nor a worker that answers. A worker gone mad can have written
+anything into its row; what makes no sense there is told as not known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ClusterError
+from ..health import PROMISE
+from ..kernel import ledger
+from ..kernel.scoreboard import SLOTS, Row, Scoreboard
+from ..lifecycle import MODES, PHASES, State
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One life of a worker, as its row has it.
+
+    Attributes:
+        cells: the named cells of its row (`scoreboard.Row`).
+        latencies: requests that were measured, by bucket.
+    """
+
+    cells: dict[str, Any]
+    latencies: tuple[int, ...]
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return int(self.cells["pid"])
+
+    @property
+    def slot(self) -> int:
+        """Its place."""
+        return int(self.cells["slot"])
+
+    @property
+    def key(self) -> tuple[int, float]:
+        """What no other life has: a pid may be used again."""
+        return self.pid, self.cells["started"]
+
+    @property
+    def state(self) -> str:
+        """The name of its state."""
+        code = self.cells["state"]
+        return State(code).label if code in State._value2member_map_ else "unknown"
+
+    @property
+    def mode(self) -> str:
+        """How it takes connections."""
+        mode = self.cells["mode"]
+        return MODES[mode] if 0 <= mode < len(MODES) else "unknown"
+
+    def count(self, name: str) -> int | None:
+        """A cell that is -1 where the engine can't know."""
+        value = int(self.cells[name])
+        return None if value < 0 else value
+
+    def silence(self, now: float) -> float | None:
+        """Seconds since its last sign of life; None: it hasn't given one yet."""
+        deadline = self.cells["heartbeat"]
+        return max(0.0, now - (deadline - PROMISE)) if 0 < deadline < math.inf else None
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What all lives of all workers have counted, ended ones included.
+
+    Attributes:
+        requests: None if an engine can't know.
+        latencies: by bucket.
+    """
+
+    requests: int | None
+    errors: int
+    latencies: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What was seen.
+
+    Attributes:
+        now: when: monotonic seconds.
+        time: the same in seconds since the epoch.
+        header: the named cells of the scoreboard's header.
+        workers: those that live, by slot, the older ones first.
+        totals: None if they couldn't be read at this moment.
+    """
+
+    now: float
+    time: float
+    header: dict[str, Any]
+    workers: Sequence[Worker]
+    totals: Totals | None
+
+    @property
+    def phase(self) -> str:
+        """Where the cluster is."""
+        phase = self.header["phase"]
+        return PHASES[phase] if 0 <= phase < len(PHASES) else "unknown"
+
+
+def survey(board: Scoreboard, now: float, time: float) -> Survey:
+    """Look at it. Measured: 0.1 ms with 4 workers, 1.1 ms with 64."""
+    found = []
+    for index in range(board.header.high_water):
+        row = board.row(index)
+        if row.pid > 0 and 0 <= row.slot < SLOTS:
+            found.append(Worker(row.as_dict(), tuple(row.latencies.tolist())))
+    found.sort(key=lambda worker: (worker.slot, worker.cells["started"]))
+    return Survey(now, time, board.header.as_dict(), found, _totals(board))
+
+
+def _totals(board: Scoreboard) -> Totals | None:
+    try:
+        accounts = ledger.read(board, patience=0.0).values()
+    except ClusterError:
+        return None  # a life is just being carried over: the next second will do
+    known = not any(Row.requests.name in each.unknown for each in accounts)
+    measured = [each.latencies for each in accounts]
+    return Totals(
+        requests=sum(int(each.counters["requests"]) for each in accounts) if known else None,
+        errors=sum(int(each.counters["errors"]) for each in accounts),
+        latencies=tuple(map(sum, zip(*measured, strict=True))),
+    )

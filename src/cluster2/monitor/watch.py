@@ -1,0 +1,156 @@
+"""Looks at the cluster once a second: for the history always, for viewers when there are some.
+
+A look costs 0.3 ms with 4 workers and 3 ms with 64, most of it for CPU times and memory; making the facts of it as much again, which
+is done once, whoever asks, and not at all if nobody does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..kernel import usage
+from ..kernel.scoreboard import Scoreboard
+from .feed import Feed
+from .history import History, Row
+from .rates import Lately, Meter
+from .scales import Scales
+from .survey import Survey, Worker, survey
+
+LATELY = 10
+"""Looks that "lately" means."""
+UNPLANNED = ("crash", "hang", "exit", "recycle")
+"""Why workers die one by one; those that a reload or a scale retires would only repeat that mark."""
+MARKS = frozenset({"reloading", "reloaded", "reload-failed", "degraded", "recovered", "enabled", "disabled", "shutdown"})
+"""Events that are marked on the time line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was seen in one second, and what follows from that and the seconds before.
+
+    Attributes:
+        number: counts looks.
+        survey: what was seen.
+        sample: the row that the history got.
+        rates: of the whole: `requests` and `errors` a second, `cpu` in cores.
+        lately: `p50` and `p99` of the whole, in seconds.
+        each: by worker's key: `rate` and `error_rate` a second, `cpu` as a share of a core, `recent`: its `p50` and `p99`.
+    """
+
+    number: int
+    survey: Survey
+    sample: Row
+    rates: Mapping[str, float | None]
+    lately: Mapping[str, float | None]
+    each: Mapping[tuple[int, float], Mapping[str, Any]]
+
+
+class Watch:
+    """Knows what the cluster does now, and what it did.
+
+    Args:
+        board: the scoreboard.
+        master: the master's pid; 0: there is none.
+    """
+
+    def __init__(self, board: Scoreboard, master: int = 0, scales: Scales | None = None) -> None:
+        self.board = board
+        self.master = master
+        self.history = History()
+        self.feed = Feed()
+        self.feed.listeners.append(self._mark)
+        self.scales = scales or Scales()
+        self.last: Look | None = None
+        self._meter = Meter()
+        self._lately = Lately(LATELY)
+        self._wanted = 0
+        self._looks = 0
+
+    def look(self, now: float, time: float) -> Look:
+        """Look at it.
+
+        Args:
+            now: monotonic seconds.
+            time: seconds since the epoch.
+        """
+        seen = survey(self.board, now, time)
+        self._meter.turn(now)
+        self._lately.turn()
+        self._weigh(seen)
+        each = {worker.key: self._each(worker) for worker in seen.workers}
+        rates = self._rates(seen, [found["cpu"] for found in each.values()])
+        lately = self._lately.summary("all", None if seen.totals is None else seen.totals.latencies)
+        sample = self.history.add(self._row(seen, rates, lately))
+        self._scaled(seen)
+        self._looks += 1
+        self.last = Look(self._looks, seen, sample, rates, lately, each)
+        return self.last
+
+    def beside(self, seen: Survey) -> list[int]:
+        """Pids of the processes beside the workers. A zygote isn't among them: it does nothing, and all that it has it shares."""
+        pids = {self.master, int(seen.header["keeper_pid"]), int(seen.header["monitor_pid"])}
+        return sorted(pid for pid in pids if pid > 0)
+
+    def processes(self, seen: Survey) -> list[int]:
+        """Pids of all."""
+        return sorted({*self.beside(seen), *(worker.pid for worker in seen.workers)})
+
+    def _weigh(self, seen: Survey) -> None:
+        pids = self.processes(seen)
+        self.scales.turn(pids)
+        header = self.board.header
+        ready = sum(worker.state == "ready" for worker in seen.workers)
+        if not header.memory_at_start and ready >= header.wanted > 0 and self.scales.weighed(pids):
+            header.memory_at_start = self.scales.total(pids) or 0
+
+    def _each(self, worker: Worker) -> dict[str, Any]:
+        rate = self._meter.rate
+        return {
+            "rate": rate(("requests", worker.key), worker.count("requests")),
+            "error_rate": rate(("errors", worker.key), worker.count("errors")),
+            "cpu": rate(("cpu", worker.key), usage.cpu_time(worker.pid)),
+            "recent": self._lately.summary(worker.key, worker.latencies),
+        }
+
+    def _rates(self, seen: Survey, workers: list[float | None]) -> dict[str, float | None]:
+        used = [*workers, *(self._meter.rate(("cpu", pid), usage.cpu_time(pid)) for pid in self._others(seen))]
+        known = [cpu for cpu in used if cpu is not None]
+        totals = seen.totals
+        return {
+            "requests": None if totals is None else self._meter.rate("requests", totals.requests),
+            "errors": None if totals is None else self._meter.rate("errors", totals.errors),
+            "cpu": sum(known) if known else None,
+        }
+
+    def _others(self, seen: Survey) -> list[int]:
+        workers = {worker.pid for worker in seen.workers}
+        return [pid for pid in self.beside(seen) if pid not in workers]  # without a master all are one process
+
+    def _row(
+        self, seen: Survey, rates: Mapping[str, float | None], lately: Mapping[str, float | None]
+    ) -> dict[str, float | None]:
+        held = [worker.count("connections") for worker in seen.workers]
+        return {
+            "time": seen.time,
+            **rates,
+            **lately,
+            "memory": self.scales.total(self.processes(seen)),
+            "held": None if None in held else sum(count or 0 for count in held),
+            "resting": seen.header["resting"],
+            "ready": sum(worker.state == "ready" for worker in seen.workers),
+            "in_flight": sum(worker.cells["in_flight"] for worker in seen.workers),
+        }
+
+    def _scaled(self, seen: Survey) -> None:
+        wanted = int(seen.header["wanted"])
+        if self._wanted and wanted != self._wanted:
+            self.history.mark(seen.time, "scaled", reason=f"{self._wanted} → {wanted}")
+        self._wanted = wanted
+
+    def _mark(self, event: Mapping[str, Any]) -> None:
+        name, reason = event["event"], event.get("reason")
+        if name in MARKS or (name == "died" and reason in UNPLANNED):
+            self.history.mark(event["time"], name, slot=event.get("slot"), reason=reason)
+
