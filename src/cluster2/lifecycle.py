@@ -10,7 +10,6 @@ from __future__ import annotations
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
-
 PHASES = ("booting", "serving", "degraded", "leaving", "draining", "stopping")
 """Where a cluster can be; the places stand in the scoreboard."""
 MODES = ("eager", "held", "parking")

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from . import events, wire
 from .config import Config
+from .emitter import Emitter
 from .errors import ClusterError, by_exit_code
 from .kernel.listeners import Listener
 from .kernel.scoreboard import Scoreboard
@@ -63,7 +64,8 @@ def run(
 
     def ready() -> None:
         if monitor:
-            beside.append(asyncio.ensure_future(_monitor(monitor, listeners, settings, board, told)))
+            shown = _monitor(monitor, listeners, settings, board, told, switchboard.emitter)
+            beside.append(asyncio.ensure_future(shown))
         on_ready()
 
     told = _Told(ready, emit, board, settings.lame_duck)
@@ -181,6 +183,7 @@ async def _monitor(
     settings: Settings,
     board: Scoreboard,
     told: _Told,
+    emitter: Emitter,
 ) -> None:
     """Serve the monitor's ports until the worker's end cancels it."""
     from .monitor import main
@@ -198,4 +201,5 @@ async def _monitor(
     # The loop closes what it serves; the listeners are their owner's to close.
     facts = Facts(board, port, switch)
     desk = Desk(facts, Subject.of(settings, [str(each.address) for _, each in listeners], str(own[0].address)))
+    emitter.on("*", lambda event: desk.watch.feed.heard(events.plain(event)))
     await main.serve([each.sock.dup() for each in own], facts, settings, asyncio.Event(), desk)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -12,6 +12,7 @@ from cluster2.errors import ClusterError, NoAnswer, NotRunning, UsageError
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.monitor.app import make
 from cluster2.monitor.facts import Facts
+from cluster2.monitor.line import Tell
 from cluster2.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -26,11 +27,15 @@ async def post(
     bears: str | None = TOKEN,
     error: ClusterError | None = None,
     verb: str = "POST",
+    accept: str = "*/*",
+    progress: Sequence[dict[str, Any]] = (),
 ) -> tuple[httpx.Response, Asked]:
     asked: Asked = []
 
-    async def ask(what: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    async def order(what: str, params: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
         asked.append((what, params))
+        for said in progress:
+            tell(said)
         if error is not None:
             raise error
         return {"done": what}
@@ -40,8 +45,8 @@ async def post(
 
     board = Scoreboard.create()
     try:
-        app = make(Facts(board, 0, switch, ask), Settings(mon_token=token))
-        headers = {} if bears is None else {"authorization": f"Bearer {bears}"}
+        app = make(Facts(board, 0, switch, order=order), Settings(mon_token=token))
+        headers = {"accept": accept} | ({} if bears is None else {"authorization": f"Bearer {bears}"})
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             return await client.request(verb, path, headers=headers), asked
     finally:
@@ -113,3 +118,20 @@ async def test_who_may() -> None:
     assert (answer.status_code, asked) == (403, [])
     answer, asked = await post("/control/reload", verb="GET")
     assert (answer.status_code, asked) == (405, [])
+
+
+async def test_progress() -> None:
+    """Who accepts a stream hears how far it is, and then what `application/json` would have been told."""
+    said = [{"replaced": 1, "of": 2}, {"leaving": "serves on for 5 s"}]
+    answer, _ = await post("/control/reload", accept="text/event-stream, application/json", progress=said)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream")
+    assert answer.text.split("\n\n") == [
+        'event: progress\ndata: {"what":"replaced","done":1,"of":2,"text":null}',
+        'event: progress\ndata: {"what":"leaving","done":null,"of":null,"text":"serves on for 5 s"}',
+        'event: result\ndata: {"ok":true,"result":{"done":"reload"}}',
+        "",
+    ]
+    answer, _ = await post("/control/reload", accept="text/event-stream", error=ClusterError("abandoned"))
+    assert answer.text == 'event: result\ndata: {"ok":false,"error":"abandoned"}\n\n'
+    answer, _ = await post("/control/recycle", progress=said)
+    assert answer.json() == {"ok": True, "result": {"done": "recycle"}}

@@ -99,7 +99,7 @@ class ClusterMachine(RuleBasedStateMachine):
         return [worker.seen() for worker in self.workers.values()]
 
     def converge(self) -> None:
-        self.reloader.look(self.now, self.seen())
+        self.reloader.look(self.now, self.seen(), self.wanted.slots)
         barred = self.restarts.barred(self.now)
         before, between = self.served(), self.between()
         decisions = policy.plan(

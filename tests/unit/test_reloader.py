@@ -31,7 +31,7 @@ def test_each_end_is_counted_once() -> None:
     rolling = reloader.rolling
     assert rolling is not None
     rolling.ready(rolling.new, 0.0)
-    reloader.look(1000.0, [Seen(2, 0, rolling.new, State.READY, None)])
+    reloader.look(1000.0, [Seen(2, 0, rolling.new, State.READY, None)], 1)
     assert rolling.stage is not Stage.PROVING
     assert (reloader.rolling, counted) == (None, [False, True])
     assert told == ["reloading", "reload-failed", "reloading", "reloaded"]

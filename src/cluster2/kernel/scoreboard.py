@@ -182,7 +182,9 @@ class Header(Cells):
     reloads = Integer(19, "master", "changes of generation that were carried through")
     reloads_failed = Integer(20, "master", "changes of generation that were abandoned")
     phase = Integer(22, "master", "where the cluster is: its place in lifecycle.PHASES")
-    memory_at_start = Integer(23, "monitor", "memory of all processes when they first were ready: bytes; 0: not weighed yet")
+    memory_at_start = Integer(
+        23, "monitor", "memory of all processes when they first were ready: bytes; 0: not weighed yet"
+    )
 
 
 class Row(Cells):

@@ -36,6 +36,7 @@ from .facts import (
     Tick,
     Vanished,
 )
+from .followers import Followers
 from .generations import Generations
 from .heartbeat import Heartbeats
 from .helper import Helper
@@ -87,7 +88,7 @@ class Master:
         """
         self.estate = estate
         self._emit = emit
-        self.followers: list[Command] = []
+        self.followers = Followers()
         self.switchboard = switchboard or Switchboard()
         self.switchboard.start(self.emit)
         self._on_ready = on_ready
@@ -124,12 +125,7 @@ class Master:
     def emit(self, event: events.Event) -> None:
         """Tell everybody who listens: handlers in this process, and followers on the control socket."""
         self._emit(event)
-        if self.followers:
-            told = events.plain(event)
-            for follower in list(self.followers):
-                if not follower.tell(told):
-                    self.followers.remove(follower)
-                    follower.answer(ClusterError("it has left, or is too slow"))
+        self.followers.tell(event)
 
     async def run(self) -> int:
         """Serve until told to end. Returns the exit code.
@@ -318,7 +314,7 @@ class Master:
         if self.ending():
             return
         now = time.monotonic()
-        self.reloader.look(now, self.roster.seen())
+        self.reloader.look(now, self.roster.seen(), self.wanted.slots)
         if self.generations.nursery(self.wanted.generation) is None:
             return
         barred = self.lives.restarts.barred(now)

@@ -70,15 +70,19 @@ class Reloader:
         self.rolling.prepared()
         self._want(self.rolling.new)
 
-    def look(self, now: float, workers: Iterable[Seen]) -> None:
-        """Something has happened: go on, or be done."""
+    def look(self, now: float, workers: Iterable[Seen], wanted: int) -> None:
+        """Something has happened: go on, or be done.
+
+        Args:
+            wanted: how many workers are.
+        """
         if self.rolling is None:
             return
         seen = list(workers)
         before = self.rolling.replaced(seen)
         self.rolling.look(now)
         for command in self._callers:
-            command.tell({"replaced": before})
+            command.tell({"replaced": before, "of": wanted})
         if self.rolling.finished(seen):
             self._done()
 

@@ -133,7 +133,12 @@ class Verbs:
                 handle.replace, handle.reason = now, "recycle"
         find = self._master.roster.find
         waiting = [handle.incarnation for handle in named]
-        self._wishes.append(Wish(command, lambda: not any(map(find, waiting)), {"replaced": len(waiting)}))
+
+        def progress() -> dict[str, Any]:
+            return {"replaced": len(waiting) - sum(find(each) is not None for each in waiting), "of": len(waiting)}
+
+        wish = Wish(command, lambda: not any(map(find, waiting)), {"replaced": len(waiting)}, progress)
+        self._wishes.append(wish)
 
     def _do_scale(self, command: Command) -> None:
         slots = command.params.get("workers")
@@ -148,7 +153,10 @@ class Verbs:
         def true() -> bool:
             return master.wanted.slots != slots or master.roster.ready() == slots == len(master.roster)
 
-        self._wishes.append(Wish(command, true, {"workers": slots}))
+        def progress() -> dict[str, Any]:
+            return {"ready": master.roster.ready(), "of": slots}
+
+        self._wishes.append(Wish(command, true, {"workers": slots}, progress))
 
     def _do_enable(self, command: Command) -> None:
         self._master.set_traffic(True)
@@ -201,8 +209,12 @@ class Verbs:
             command.answer(_as_error(command, error))
 
     def _do_events(self, command: Command) -> None:
-        """Tell everything that happens, until the client leaves."""
-        self._master.followers.append(command)
+        """Tell what happens, until the client leaves."""
+        try:
+            self._master.followers.join(command)
+        except UsageError as error:
+            command.answer(error)
+            return
         command.tell({"following": os.getpid()})
 
     def _named(self, command: Command, suits: Callable[[Handle], bool]) -> list[Handle]:

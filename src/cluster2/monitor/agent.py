@@ -6,8 +6,8 @@
 - `maint`: the cluster leaves; those, too, must go elsewhere.
 - `down`: it wants to serve and can't.
 
-HAProxy goes on to ask whatever it was told, and takes no answer (the port is closed, or slow) for no news. So whether a server is
-there at all is for its ordinary check to find out.
+HAProxy goes on to ask whatever it was told, and takes no answer (the port is closed, or slow) for no news. So whether a
+server is there at all is for its ordinary check to find out.
 """
 
 from __future__ import annotations

@@ -1,13 +1,17 @@
 """`POST /control/VERB`: what changes the cluster, asked of the master.
 
-The gate lets a POST through only with `mon_token` in its `Authorization` header, which no page of another origin can set without
-our consent (there are no cookies). Without a token these paths aren't there.
+The gate lets a POST through only with `mon_token` in its `Authorization` header, which no page of another origin can set
+without our consent (there are no cookies). Without a token these paths aren't there.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
+import msgspec
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -16,6 +20,8 @@ from starlette.routing import BaseRoute, Route
 from ..errors import ClusterError, NoAnswer, NotRunning, UsageError
 from ..settings import Settings
 from .facts import Facts
+from .line import Tell
+from .stream import COMMENT, HEADERS, QUIET, left, message
 
 VERBS = {"reload": "", "scale": "workers", "recycle": "worker", "enable": "", "disable": "", "shutdown": ""}
 """Each with the name of its parameter, a whole number; none: it takes none."""
@@ -35,20 +41,87 @@ class Control:
     """Passes on what is asked; a body isn't read."""
 
     def __init__(self, facts: Facts) -> None:
-        self._ask = facts.ask
+        self._order = facts.order
 
     async def carry_out(self, request: Request) -> Response:
-        """The master's answer. One that takes longer than it is waited for is 504, and goes on."""
+        """The master's answer, when that is done; to who accepts a stream, how far it is until then."""
         verb = request.path_params["verb"]
         if verb not in VERBS:
             return _refusal(f"no action {verb!r:.100}: expected {', '.join(VERBS)}", 404)
         try:
-            result = await self._ask(verb, _params(verb, request.query_params))
+            params = _params(verb, request.query_params)
         except ValueError as error:
             return _refusal(str(error), 400)
+        streams = "text/event-stream" in request.headers.get("accept", "")
+        return Carried(partial(self._order, verb, params), streams=streams)
+
+
+class Carried(Response):
+    """What becomes of an order. It is waited for as long as the client does; when that leaves, it is carried out all the same.
+
+    Args:
+        order: gives it, to somebody who tells the function that it is called with how far it is.
+        streams: whether the client wants to hear that.
+    """
+
+    def __init__(self, order: Callable[[Tell], Awaitable[dict[str, Any]]], *, streams: bool) -> None:
+        self._order = order
+        self._streams = streams
+        self._said: asyncio.Queue[tuple[str, int, dict[str, Any]]] = asyncio.Queue()
+        self.background = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Wait, and answer."""
+        tasks = [asyncio.ensure_future(self._carry_out()), asyncio.ensure_future(self._leave(receive))]
+        try:
+            answer = self._stream(send) if self._streams else self._answer(scope, receive, send)
+            await answer
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _carry_out(self) -> None:
+        try:
+            result = await self._order(lambda said: self._said.put_nowait(("progress", 200, progress(said))))
+            self._said.put_nowait(("result", 200, {"ok": True, "result": result}))
         except ClusterError as error:
-            return _refusal(error.message, _status(error))
-        return _closing(JSONResponse({"ok": True, "result": result}, headers=FRESH))
+            self._said.put_nowait(("result", _status(error), {"ok": False, "error": error.message}))
+
+    async def _leave(self, receive: Any) -> None:
+        await left(receive)
+        self._said.put_nowait(("left", 0, {}))
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        while True:
+            what, status, content = await self._said.get()
+            if what == "result":
+                await _closing(JSONResponse(content, status, FRESH))(scope, receive, send)
+            if what != "progress":
+                return
+
+    async def _stream(self, send: Any) -> None:
+        headers = [*HEADERS, (b"connection", b"close")]  # a body, if there was one, hasn't been read
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        what = ""
+        while what not in ("result", "left"):
+            try:
+                what, _, content = await asyncio.wait_for(self._said.get(), QUIET)
+                said = message(what, msgspec.json.encode(content))
+            except TimeoutError:
+                said = COMMENT
+            await send({"type": "http.response.body", "body": said, "more_body": what != "result"})
+
+
+def progress(said: dict[str, Any]) -> dict[str, Any]:
+    """What the master says on the way: `done` of `of` are `what`; or, where there is nothing to count, a `text`."""
+    what, value = next(iter(said.items()), ("", ""))
+    counts = isinstance(value, int)
+    return {
+        "what": what,
+        "done": value if counts else None,
+        "of": said.get("of"),
+        "text": None if counts else str(value),
+    }
 
 
 def _params(verb: str, query: QueryParams) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The cluster's events as the monitor has heard them: the last ones are kept, numbered, ready to be sent.
 
-Numbers grow over the life of one monitor and on to the next, which begins with the time: a viewer that comes back with the last
-number that it saw misses nothing that is kept, and gets nothing twice. Heartbeats aren't kept: they would push the others out, and the
-facts tell the same, fresher.
+Numbers grow over the life of one monitor and on to the next, which begins with the time: a viewer that comes back with the
+last number that it saw misses nothing that is kept, and gets nothing twice. Heartbeats aren't kept: they would push the
+others out, and the facts tell the same, fresher.
 
 *Bounds*: `KEPT` events of `LONGEST` bytes each. One that is longer (a user's own) is told without its contents.
 """

@@ -2,12 +2,12 @@
 
 Three dangers. *Others on the network*: where they can reach the port (`mon_host` isn't loopback), everything but the answers
 to health checks needs `mon_token`; those say no more than the app's own port does, and a kubelet's probe can bear no secret.
-*Changes*: whatever isn't GET or HEAD needs the token everywhere. *Pages in a browser on this machine*: a page whose host's name
-was made to point to 127.0.0.1 (DNS rebinding) is of the same origin as we are, for the browser, and could read everything. It
-can't choose the `Host` header, though: that bears its name, which isn't ours.
+*Changes*: whatever isn't GET or HEAD needs the token everywhere. *Pages in a browser on this machine*: a page whose host's
+name was made to point to 127.0.0.1 (DNS rebinding) is of the same origin as we are, for the browser, and could read
+everything. It can't choose the `Host` header, though: that bears its name, which isn't ours.
 
-The page's own files are those of the published package, and open to all, like health checks. So a browser can show the page without
-the token, as the body of a 401; it asks for the token then, and sends it along with whatever it wants to know.
+The page's own files are those of the published package, and open to all, like health checks. So a browser can show the page
+without the token, as the body of a 401; it asks for the token then, and sends it along with whatever it wants to know.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The last hour, a row a second, in a ring of fixed size.
 
-Eleven columns of 3,600 doubles are 310 KiB, allocated once; adding a row costs 2 µs. Who asks gets it thinned to as many rows as are
-worth drawing. Buckets lie on whole multiples of their width, not on the moment of the question: else the same hour, asked for again,
-would be cut differently each time, and its peaks would dance.
+Eleven columns of 3,600 doubles are 310 KiB, allocated once; adding a row costs 2 µs. Who asks gets it thinned to as many rows
+as are worth drawing. Buckets lie on whole multiples of their width, not on the moment of the question: else the same hour,
+asked for again, would be cut differently each time, and its peaks would dance.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ COLUMNS: Mapping[str, Callable[[Sequence[float]], float]] = {
 }
 """Each with what becomes of the values that fall into one bucket: peaks, and workers that were missing, must stay visible.
 
-`time` is in seconds since the epoch; `requests` and `errors` are a second; `p50` and `p99` are seconds; `cpu` is cores; `memory` is
-bytes; `held` and `resting` are connections, at workers and at the keeper; `ready` is workers, `in_flight` is requests.
+`time` is in seconds since the epoch; `requests` and `errors` are a second; `p50` and `p99` are seconds; `cpu` is cores;
+`memory` is bytes; `held` and `resting` are connections, at workers and at the keeper; `ready` counts workers, `in_flight`
+requests.
 """
 
 
@@ -91,8 +92,7 @@ class History:
 
 
 def thin(rows: Iterable[Sequence[float]], width: int) -> Iterator[Row]:
-    """One row for each `width` seconds in which there was one; NaN, which is what isn't known, becomes None. Values are rounded to
-    six digits after the point."""
+    """One row for each `width` seconds in which there was one, rounded to six digits; NaN, what isn't known, becomes None."""
     combine = list(COLUMNS.values())
     for _, bucket in itertools.groupby(rows, key=lambda row: math.floor(row[0] / width)):
         columns = zip(*bucket, strict=True)

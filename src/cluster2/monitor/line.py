@@ -1,7 +1,7 @@
 """The line to the master: what its control socket speaks (`client` has the protocol), without a thread for each question.
 
-Nothing is kept open but the connection on which events are heard. That is made again when it breaks: the master leaves those behind
-who are too slow.
+Nothing is kept open but the connection on which events are heard. That is made again when it breaks: the master leaves those
+behind who are too slow.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from .. import client
@@ -24,8 +24,8 @@ PAUSE, LONGEST_PAUSE = 0.2, 5.0
 """Seconds until it is listened to again, doubled each time that it fails."""
 LONGEST = 1 << 24
 """Bytes of one line; the largest are events that an app emits."""
-EMITTED = 20
-"""A second, of the events that the app emits; an app may emit thousands, and nobody could read them."""
+HEARD = {"heartbeats": False, "emitted": 20}
+"""Of the events: the facts are fresher than heartbeats; an app may emit thousands a second, which nobody could read."""
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -71,7 +71,7 @@ class Line:
         pause = PAUSE
         while True:
             try:
-                async with contextlib.aclosing(self._said("events", {"emitted": EMITTED})) as said:
+                async with contextlib.aclosing(self._said("events", HEARD)) as said:
                     async for _, told in said:
                         pause = PAUSE
                         heard(told)
@@ -80,7 +80,7 @@ class Line:
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _said(self, verb: str, params: Mapping[str, Any]) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    async def _said(self, verb: str, params: Mapping[str, Any]) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """What the master says, until the connection ends."""
         try:
             reader, writer = await asyncio.open_unix_connection(sock=self._connect(), limit=LONGEST)

@@ -1,11 +1,13 @@
 """The monitor's process.
 
-It is executed by the master, with a channel, the scoreboard and the listening socket of its port, which the master keeps open: so
-the port answers again as soon as another monitor has been started, and connections wait meanwhile. The channel's end means that
-the master is gone, or wants us gone. Nothing here can hurt the cluster: it reads the scoreboard, and asks the master.
+It is executed by the master, with a channel, the scoreboard and the listening socket of its port, which the master keeps
+open: so the port answers again as soon as another monitor has been started, and connections wait meanwhile. The channel's end
+means that the master is gone, or wants us gone. Nothing here can hurt the cluster: it reads the scoreboard, and asks the
+master.
 
-It is the user that workers are (`user`, `group`), who may not use `master.sock`, and needn't: to ask, it makes a pair of sockets
-and sends one of them through the channel. The master hears of it what its options allow (`master.monitoring: Monitoring.may`).
+It is the user that workers are (`user`, `group`), who may not use `master.sock`, and needn't: to ask, it makes a pair of
+sockets and sends one of them through the channel. The master hears of it what its options allow (`master.monitoring:
+Monitoring.may`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`/metrics`: the cluster for Prometheus.
 
-All of it is read off the scoreboard when somebody scrapes: by *slot*, of which there are as many as workers are wanted, never by
-pid, since each recycle would leave another series behind; and for the cluster. Counters go on over recycles, crashes, reloads
-and a death of this process (`kernel.ledger`); they begin anew with the cluster.
+All of it is read off the scoreboard when somebody scrapes: by *slot*, of which there are as many as workers are wanted, never
+by pid, since each recycle would leave another series behind; and for the cluster. Counters go on over recycles, crashes,
+reloads and a death of this process (`kernel.ledger`); they begin anew with the cluster.
 
 Latencies are a sample: those requests whose steps workers time anyway (`worker.steps`), about one in 10 ms and 64 in a row
 after a pause. Up to about a hundred requests a second a worker that is nearly all of them.

@@ -1,7 +1,7 @@
 """`/`: the page for people, or the facts as JSON; `/events`, `/history`: what the page is made of.
 
-The page itself is files of the package (`static/`), the same for everybody: no fact is ever put into HTML. Its script asks for the facts
-as anybody may, so what needs the token needs it there as well.
+The page itself is files of the package (`static/`), the same for everybody: no fact is ever put into HTML. Its script asks
+for the facts as anybody may, so what needs the token needs it there as well.
 """
 
 from __future__ import annotations

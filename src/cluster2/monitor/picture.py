@@ -1,7 +1,7 @@
 """The facts: what the page shows and `GET /` tells as JSON. In the shape of `cluster2 status --json`, and some more.
 
-They are made of one look (`watch`), so all that is in them was seen in the same second. Times are in seconds, memory in bytes, what
-isn't known is null.
+They are made of one look (`watch`), so all that is in them was seen in the same second. Times are in seconds, memory in
+bytes, what isn't known is null.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Subject:
     ) -> Subject:
         """That of a cluster with these options."""
         actions = master > 0 and settings.mon_token is not None
-        return cls(settings.proc_name or cls.title, master, version, addresses, address, actions)
+        return cls(settings.proc_name or "cluster2", master, version, addresses, address, actions)
 
 
 def picture(look: Look, watch: Watch, facts: Facts, subject: Subject) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What browsers are told with each response: run nothing but the page's own files, show us in no frame, tell nobody who we are.
 
-What the page shows is put there as text. Should that fail somewhere, the policy is behind it: no script runs but the files below
-`/static`, no form sends anything, nothing is loaded from, or sent to, another host.
+What the page shows is put there as text. Should that fail somewhere, the policy is behind it: no script runs but the files
+below `/static`, no form sends anything, nothing is loaded from, or sent to, another host.
 """
 
 from __future__ import annotations

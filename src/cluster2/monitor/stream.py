@@ -1,10 +1,10 @@
 """Server-sent events, and those who watch.
 
-A viewer has no queue: it is a task that knows the number of the last event and of the last look that it has sent. When something is
-new all are woken; one that is still busy sending (its client reads slowly, `send` waits) isn't waiting and misses it. When it comes
-back it sends what is new *then*: the latest facts, and of the events those that are still kept. So a slow viewer costs what one message
-and the kernel's buffer hold, and loses samples; one that takes nothing at all for `timeout` seconds is cut off by the engine, as any
-client is.
+A viewer has no queue: it is a task that knows the number of the last event and of the last look that it has sent. When
+something is new all are woken; one that is still busy sending (its client reads slowly, `send` waits) isn't waiting and
+misses it. When it comes back it sends what is new *then*: the latest facts, and of the events those that are still kept. So a
+slow viewer costs what one message and the kernel's buffer hold, and loses samples; one that takes nothing at all for
+`timeout` seconds is cut off by the engine, as any client is.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ MOST = 32
 """Viewers at a time."""
 QUIET = 2.0
 """Seconds without anything to say after which a comment says that we are there."""
+COMMENT = b":\n\n"
 RETRY = 2000
 """Milliseconds after which a viewer may come back."""
 HEADERS = [
@@ -84,7 +85,9 @@ class Viewers:
         """Whether no other can be had."""
         return self.count >= MOST or self._closed
 
-    async def serve(self, receive: Receive, send: Send, *, after: int, facts: bool, full: bool, head: bool = False) -> None:
+    async def serve(
+        self, receive: Receive, send: Send, *, after: int, facts: bool, full: bool, head: bool = False
+    ) -> None:
         """Be a viewer until it leaves.
 
         Args:
@@ -99,7 +102,7 @@ class Viewers:
             return
         self.count += 1
         self.watching += facts
-        gone = asyncio.ensure_future(_gone(receive))
+        gone = asyncio.ensure_future(left(receive))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             await _say(send, b"retry: %d\n\n" % RETRY)
@@ -124,11 +127,11 @@ class Viewers:
             if content:
                 await _say(send, content)
                 continue
-            waiting = asyncio.ensure_future(news.wait())
+            waiting = asyncio.ensure_future(_wait(news))
             done, _ = await asyncio.wait({waiting, gone}, timeout=QUIET, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
             if not done:
-                await _say(send, b":\n\n")
+                await _say(send, COMMENT)
 
 
 def _lines(told: list[Told], full: bool) -> Iterator[bytes]:
@@ -139,7 +142,11 @@ async def _say(send: Send, content: bytes) -> None:
     await send({"type": "http.response.body", "body": content, "more_body": True})
 
 
-async def _gone(receive: Receive) -> None:
+async def _wait(news: asyncio.Event) -> None:
+    await news.wait()
+
+
+async def left(receive: Receive) -> None:
     """Return when the client has left. A body, if there is one, is dropped on the way."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -15,6 +15,7 @@ from ..errors import ClusterError
 from ..health import PROMISE
 from ..kernel import ledger
 from ..kernel.scoreboard import SLOTS, Row, Scoreboard
+from ..latencies import BOUNDS
 from ..lifecycle import MODES, PHASES, State
 
 
@@ -128,5 +129,5 @@ def _totals(board: Scoreboard) -> Totals | None:
     return Totals(
         requests=sum(int(each.counters["requests"]) for each in accounts) if known else None,
         errors=sum(int(each.counters["errors"]) for each in accounts),
-        latencies=tuple(map(sum, zip(*measured, strict=True))),
+        latencies=tuple(map(sum, zip(*measured, strict=True))) or (0,) * (len(BOUNDS) + 1),
     )

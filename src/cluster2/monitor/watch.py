@@ -1,7 +1,7 @@
 """Looks at the cluster once a second: for the history always, for viewers when there are some.
 
-A look costs 0.3 ms with 4 workers and 3 ms with 64, most of it for CPU times and memory; making the facts of it as much again, which
-is done once, whoever asks, and not at all if nobody does.
+A look costs 0.3 ms with 4 workers and 3 ms with 64, most of it for CPU times and memory; making the facts of it as much
+again, which is done once, whoever asks, and not at all if nobody does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ LATELY = 10
 """Looks that "lately" means."""
 UNPLANNED = ("crash", "hang", "exit", "recycle")
 """Why workers die one by one; those that a reload or a scale retires would only repeat that mark."""
-MARKS = frozenset({"reloading", "reloaded", "reload-failed", "degraded", "recovered", "enabled", "disabled", "shutdown"})
+MARKS = frozenset(
+    {"reloading", "reloaded", "reload-failed", "degraded", "recovered", "enabled", "disabled", "shutdown"}
+)
 """Events that are marked on the time line."""
 
 
@@ -153,4 +155,3 @@ class Watch:
         name, reason = event["event"], event.get("reason")
         if name in MARKS or (name == "died" and reason in UNPLANNED):
             self.history.mark(event["time"], name, slot=event.get("slot"), reason=reason)
-

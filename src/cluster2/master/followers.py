@@ -1,0 +1,69 @@
+"""Those who hear on the control socket what happens.
+
+Each hears all events, unless it has asked for less: the monitor, which always listens, has no use for heartbeats, and wants
+no more of what the app emits than somebody could read. An event that nobody hears isn't put into words.
+"""
+
+from __future__ import annotations
+
+import time
+
+from .. import events
+from ..errors import ClusterError, UsageError
+from .facts import Command
+
+
+class Follower:
+    """One of them."""
+
+    def __init__(self, command: Command) -> None:
+        """Raises UsageError, for who asked.
+
+        Args:
+            command: of its params `heartbeats` (a bool) says whether it hears these, `emitted` how many of the users' own events
+                it hears each second at most.
+        """
+        params = command.params
+        heartbeats, emitted = params.get("heartbeats", True), params.get("emitted")
+        if not isinstance(heartbeats, bool) or not (emitted is None or (type(emitted) is int and emitted >= 0)):
+            raise UsageError("events takes heartbeats=true|false and emitted=NUMBER")
+        self.command = command
+        self._heartbeats = heartbeats
+        self._most: int | None = emitted
+        self._heard = 0
+        self._since = 0.0
+
+    def wants(self, event: events.Event) -> bool:
+        """Whether it is to hear this one."""
+        if isinstance(event, events.Heartbeat):
+            return self._heartbeats
+        if self._most is None or not isinstance(event, events.Emitted):
+            return True
+        now = time.monotonic()
+        if now - self._since >= 1.0:
+            self._since, self._heard = now, 0
+        self._heard += 1
+        return self._heard <= self._most
+
+
+class Followers:
+    """All of them."""
+
+    def __init__(self) -> None:
+        """There are none yet."""
+        self._followers: list[Follower] = []
+
+    def join(self, command: Command) -> None:
+        """Somebody wants to hear; it is answered when it can't any more. Raises UsageError."""
+        self._followers.append(Follower(command))
+
+    def tell(self, event: events.Event) -> None:
+        """Something has happened."""
+        wanting = [each for each in self._followers if each.wants(event)]
+        if not wanting:
+            return
+        told = events.plain(event)
+        for follower in wanting:
+            if not follower.command.tell(told):
+                self._followers.remove(follower)
+                follower.command.answer(ClusterError("it has left, or is too slow"))
