@@ -324,7 +324,8 @@ def tls(tmp_path: Path) -> tuple[tuple[str, ...], Path, ssl.SSLContext]:
 def test_tls_while_workers_park(run: Serve, tls: Any) -> None:
     """A TLS connection can't move: it stays with its worker, and is answered there, while handlers block."""
     options, directory, context = tls
-    running = run(MOVING, *PARKING, *options, directory=directory, workers=1).ready(1)
+    bind = ["127.0.0.1:0", "unix:plain.sock"]  # without plain ones nobody would park
+    running = run(MOVING, *PARKING, *options, bind=bind, directory=directory, workers=1).ready(1)
     with Wire(running, context) as wire:
         wait_until(lambda: wire.ask("a") and running.workers()[0]["mode"] == "parking", "the worker parks")
         assert "connection" not in wire.ask("b")

@@ -286,9 +286,9 @@ def test_slow_requests_do_not_hold_up_a_reload_of_others(run: Serve) -> None:
         new = {str(row["pid"]) for row in running.workers()}
         assert len(new) == 2
         assert reload.is_alive()
-        with (
-            ExitStack() as stack
-        ):  # the one that still works reads neither the accept queue nor what comes from the keeper
+        wait_until(lambda: running.status()["keeper"]["resting"] == len(idle), "the others have left the old ones")
+        # The one that still works reads neither the accept queue nor what comes from the keeper.
+        with ExitStack() as stack:
             for resting in idle:
                 assert resting.get("/small/1").headers["x-worker"] in new
             for _ in range(10):
