@@ -16,7 +16,8 @@ import click
 
 from . import cli
 from .cli.flags import OptionCommand
-from .engines.base import BUILT_IN, Capability, find
+from .engines.base import Capability
+from .engines.catalogue import BUILT_IN, find
 from .events import EVENTS, Event, Reason
 from .kinds import UMASK
 from .settings import OPTIONS, Option

@@ -1,6 +1,6 @@
 """The table in docs/reference/engines.md is true: what an engine declares for an interface, a real server does.
 
-What an engine doesn't declare is refused: test_engine_base.py has those cells, each with its message.
+What an engine doesn't declare is refused: test_catalogue.py has those cells, each with its message.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import trustme
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from websockets.sync.client import connect
 
-from cluster2.engines import base
+from cluster2.engines import catalogue
 from cluster2.engines.base import Capability, Interface
 from tests.system.clients import Connection
 from tests.system.harness import PATIENCE, Running, command, wait_until
@@ -204,20 +204,25 @@ OPTIONS = {
     Capability.REQUEST_AGE: ("--request-timeout", "2s"),
 }
 SERVERS = [
-    (name, interface, way) for name in base.BUILT_IN for interface in base.find(name).capabilities for way in WAYS
+    (name, interface, way)
+    for name in catalogue.BUILT_IN
+    for interface in catalogue.find(name).capabilities
+    for way in WAYS
 ]
 CELLS = [
     (each, capability)
     for each in SERVERS
     for capability in WAYS[each[2]]
-    if capability in base.find(each[0]).capabilities[each[1]]
+    if capability in catalogue.find(each[0]).capabilities[each[1]]
 ]
 
 
 def test_each_capability_is_shown() -> None:
     """None is left out, and none of the options that need one."""
     assert set(SECURE) | set(PLAIN) | set(BRIEF) == set(OPTIONS) == set(Capability)
-    assert len(CELLS) == sum(len(can) for name in base.BUILT_IN for can in base.find(name).capabilities.values())
+    assert len(CELLS) == sum(
+        len(can) for name in catalogue.BUILT_IN for can in catalogue.find(name).capabilities.values()
+    )
 
 
 Started = Callable[[tuple[str, Interface, str]], Server]
@@ -257,7 +262,7 @@ def start(each: tuple[str, Interface, str], directory: Path) -> Server:
     (directory / "key.pem").write_bytes(pkcs8)
     trust = ssl.create_default_context()
     authority.configure_trust(trust)
-    can = base.find(name).capabilities[interface]
+    can = catalogue.find(name).capabilities[interface]
     options = [word for capability in WAYS[way] if capability in can for word in OPTIONS[capability]]
     argv = command("run", f"{APPS}:{interface}", "--engine", name, "--bind", "127.0.0.1:0", "--mon-port", "0")
     running = Running([*argv, "--workers", "1", *options], directory)

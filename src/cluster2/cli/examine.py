@@ -23,14 +23,14 @@ def check(**flags: Any) -> int:
     _enter(config)
 
     from .. import apps
-    from ..engines import base
+    from ..engines import catalogue
 
     staff = []
     for target, _ in settings.targets():
         app = apps.load(target, factory=settings.factory)
-        staff.append(base.Staff(app.label, app.interface, base.choose(settings.engine, app.interface)))
+        staff.append(catalogue.Staff(app.label, app.interface, catalogue.choose(settings.engine, app.interface)))
     given = {name: source for name, source in config.sources.items() if config.explicit(name)}
-    notes = base.check_options(staff, settings, given)
+    notes = catalogue.check_options(staff, settings, given)
     for each in staff:
         each.engine.preload(settings)
     for each, (target, addresses) in zip(staff, settings.targets(), strict=True):

@@ -22,7 +22,7 @@ from typing import Any, cast
 from .. import logs
 from ..apps import App, load, said, trace
 from ..config import read_env_file
-from ..engines import base
+from ..engines import catalogue
 from ..engines.base import Engine
 from ..errors import AppError, ClusterError, ConfigError
 from ..kernel import processes
@@ -94,8 +94,10 @@ def _enter(settings: Settings) -> None:
 
 def _sites(settings: Settings, sources: Mapping[str, str], targets: Sequence[object]) -> list[tuple[App, type[Engine]]]:
     apps = [load(target, factory=settings.factory) for target in targets]
-    staff = [base.Staff(app.label, app.interface, base.choose(settings.engine, app.interface)) for app in apps]
-    for note in base.check_options(staff, settings, sources):
+    staff = [
+        catalogue.Staff(app.label, app.interface, catalogue.choose(settings.engine, app.interface)) for app in apps
+    ]
+    for note in catalogue.check_options(staff, settings, sources):
         logger.info(note)
     for each in staff:
         each.engine.preload(settings)

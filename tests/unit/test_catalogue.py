@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster2.engines import base
+from cluster2.engines import base, catalogue
 from cluster2.engines.base import Capability, Interface
 from cluster2.engines.granian import GranianEngine
 from cluster2.engines.tcp import TcpEngine
@@ -31,41 +31,41 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_auto() -> None:
     """Left to itself, each interface has the engine of its own."""
-    assert base.choose("auto", Interface.ASGI) is UvicornEngine
-    assert base.choose("auto", Interface.WSGI) is UvicornEngine
-    assert base.choose("auto", Interface.TCP) is TcpEngine
-    assert base.choose("auto", Interface.RSGI) is GranianEngine
+    assert catalogue.choose("auto", Interface.ASGI) is UvicornEngine
+    assert catalogue.choose("auto", Interface.WSGI) is UvicornEngine
+    assert catalogue.choose("auto", Interface.TCP) is TcpEngine
+    assert catalogue.choose("auto", Interface.RSGI) is GranianEngine
 
 
 def test_by_name() -> None:
     """A named engine is taken if it can serve the app."""
-    assert base.choose("uvicorn", Interface.WSGI) is UvicornEngine
+    assert catalogue.choose("uvicorn", Interface.WSGI) is UvicornEngine
     with pytest.raises(ConfigError, match=r"engine 'tcp' can't serve a ASGI app \(it takes TCP\)"):
-        base.choose("tcp", Interface.ASGI)
+        catalogue.choose("tcp", Interface.ASGI)
 
 
 def test_unknown() -> None:
     """An unknown name is refused, with those that there are."""
     with pytest.raises(ConfigError, match="engine 'steam' is unknown; installed are uvicorn, granian, tcp"):
-        base.find("steam")
+        catalogue.find("steam")
 
 
 @pytest.mark.usefixtures("installed")
 def test_third_parties() -> None:
     """An engine that another distribution brings is found by its entry point, and stands in the list."""
-    assert base.find("steam") is TcpEngine
-    assert base.names() == ["uvicorn", "granian", "tcp", "broken", "steam"]
+    assert catalogue.find("steam") is TcpEngine
+    assert catalogue.names() == ["uvicorn", "granian", "tcp", "broken", "steam"]
 
 
 @pytest.mark.usefixtures("installed")
 def test_engine_that_can_not_be_imported() -> None:
     """One whose library is missing is refused, naming what is missing."""
     with pytest.raises(ConfigError, match=r"engine 'broken' can't be imported: .*no_such_library.*install"):
-        base.find("broken")
+        catalogue.find("broken")
 
 
-def staff(*engines: tuple[Interface, type[base.Engine]]) -> list[base.Staff]:
-    return [base.Staff(f"site:{interface}", interface, engine) for interface, engine in engines]
+def staff(*engines: tuple[Interface, type[base.Engine]]) -> list[catalogue.Staff]:
+    return [catalogue.Staff(f"site:{interface}", interface, engine) for interface, engine in engines]
 
 
 ASGI = (Interface.ASGI, UvicornEngine)
@@ -73,7 +73,7 @@ WSGI = (Interface.WSGI, UvicornEngine)
 TCP = (Interface.TCP, TcpEngine)
 
 
-CELLS = [(interface, engine) for engine in map(base.find, base.BUILT_IN) for interface in engine.capabilities]
+CELLS = [(interface, engine) for engine in map(catalogue.find, catalogue.BUILT_IN) for interface in engine.capabilities]
 
 
 @pytest.mark.parametrize("each", CELLS, ids=[f"{engine.name} {interface}" for interface, engine in CELLS])
@@ -83,13 +83,13 @@ def test_options_that_an_engine_can_not_honour(each: tuple[Interface, type[base.
     for name, option in OPTIONS.items():
         asked = Settings(**{option.field: object()})  # a value that certainly asks for something
         if option.needs is None or option.needs in engine.capabilities[interface]:
-            assert base.check_options(staff(each), asked, {name: "flag"}) == []
+            assert catalogue.check_options(staff(each), asked, {name: "flag"}) == []
         else:
             says = (
                 rf"^{name} \(flag\): engine '{engine.name}' has no {option.needs} for {interface.upper()} apps; leave"
             )
             with pytest.raises(ConfigError, match=says):
-                base.check_options(staff(each), asked, {"workers": "flag", name: "flag"})
+                catalogue.check_options(staff(each), asked, {"workers": "flag", name: "flag"})
 
 
 @pytest.mark.parametrize("each", [ASGI, WSGI, TCP], ids=str)
@@ -97,17 +97,17 @@ def test_options_that_an_engine_can_not_honour(each: tuple[Interface, type[base.
 def test_values_that_ask_nothing(each: tuple[Interface, type[base.Engine]], name: str) -> None:
     """Every engine takes a value that asks nothing of it, and no value at all."""
     for value in (*OPTIONS[name].moot, None):
-        assert base.check_options(staff(each), Settings(**{OPTIONS[name].field: value}), {name: "flag"}) == []
+        assert catalogue.check_options(staff(each), Settings(**{OPTIONS[name].field: value}), {name: "flag"}) == []
 
 
 def test_several_apps() -> None:
     """What one app's engine honours is taken for all, and a line says for which app it means nothing."""
     settings = Settings(access_log=True)
-    assert base.check_options(staff(ASGI, TCP), settings, {"access_log": "flag --access-log"}) == [
+    assert catalogue.check_options(staff(ASGI, TCP), settings, {"access_log": "flag --access-log"}) == [
         "access_log (flag --access-log): engine 'tcp' has no access-log for TCP apps, so it means nothing to site:tcp"
     ]
     with pytest.raises(ConfigError, match=r"access_log \(flag --access-log\): engine 'tcp' has no access-log"):
-        base.check_options(staff(TCP, TCP), settings, {"access_log": "flag --access-log"})
+        catalogue.check_options(staff(TCP, TCP), settings, {"access_log": "flag --access-log"})
 
 
 class Plain(TcpEngine):
@@ -120,7 +120,7 @@ class Plain(TcpEngine):
 def test_what_protects_must_hold_for_all() -> None:
     """TLS is refused if one of several apps would be left without it."""
     with pytest.raises(ConfigError, match=r"ssl_certfile \(file:1\): engine 'plain' has no tls for TCP apps; leave"):
-        base.check_options(
+        catalogue.check_options(
             staff(ASGI, (Interface.TCP, Plain)), Settings(ssl_certfile="x.pem"), {"ssl_certfile": "file:1"}
         )
 
@@ -133,7 +133,7 @@ def test_the_way_out_names_an_engine_that_can() -> None:
         capabilities = {Interface.ASGI: frozenset()}  # noqa: RUF012
 
     with pytest.raises(ConfigError, match="root_path .* leave the option out, or choose engine 'uvicorn'$"):
-        base.check_options(staff((Interface.ASGI, Lean)), Settings(root_path="/x"), {"root_path": "flag"})
+        catalogue.check_options(staff((Interface.ASGI, Lean)), Settings(root_path="/x"), {"root_path": "flag"})
 
 
 @pytest.mark.parametrize(
@@ -145,16 +145,16 @@ def test_the_way_out_names_an_engine_that_can() -> None:
 )
 def test_what_is_no_engine(monkeypatch: pytest.MonkeyPatch, target: str, says: str) -> None:
     """What an entry point leads to is looked at before it is used."""
-    monkeypatch.setitem(base.BUILT_IN, "odd", target)  # type: ignore[arg-type]
+    monkeypatch.setitem(catalogue.BUILT_IN, "odd", target)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=says):
-        base.find("odd")
+        catalogue.find("odd")
 
 
 def test_an_engine_of_an_older_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """Capabilities that aren't told for each interface are refused."""
     monkeypatch.setattr(TcpEngine, "capabilities", frozenset({Capability.TLS}))
     with pytest.raises(ConfigError, match="engine 'tcp' must declare its capabilities for each interface"):
-        base.find("tcp")
+        catalogue.find("tcp")
 
 
 def test_needs_are_capabilities() -> None:
@@ -183,5 +183,5 @@ def test_keys_that_granian_can_not_read() -> None:
     """A key that is to be decrypted is refused with the way out; granian would panic."""
     settings = Settings(ssl_certfile="chain.pem", ssl_keyfile="key.pem", ssl_keyfile_password="xyzzy")
     with pytest.raises(ConfigError, match=r"^ssl_keyfile_password: .*'granian'.*openssl pkey -in key\.pem$"):
-        base.find("granian").preload(settings)
-    base.find("granian").preload(Settings(ssl_certfile="chain.pem", ssl_keyfile="key.pem"))
+        catalogue.find("granian").preload(settings)
+    catalogue.find("granian").preload(Settings(ssl_certfile="chain.pem", ssl_keyfile="key.pem"))

@@ -1,0 +1,156 @@
+"""Which engines there are, which one serves an app, and which options it can honour.
+
+An engine declares, for each interface that it serves, what it can do; an option names the capability that it needs
+(`settings.Option.needs`). An option that was set on purpose is honoured or refused, never ignored:
+
+- A value that asks nothing of the engine (`Option.moot`: `keeper = false`, `timeout = 0`) is honoured by all.
+- One app: refused if its engine hasn't the capability for its interface.
+- Several apps that differ (HTTP beside raw TCP): options are the cluster's, not an app's, and each app has of them what
+  makes sense for it. So one is refused only if no app could honour it; else the log says for which app it has no meaning.
+- But what protects must hold for every app (`PROTECTS`): where TLS was asked for, no port is left plain.
+
+`docs/reference/engines.md` has the table.
+
+A third party adds an engine by an entry point in the group `cluster2.engines`; its object is a class that satisfies `Engine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..errors import ConfigError
+from ..settings import OPTIONS, Settings
+from .base import Capability, Engine, FedEngine, Interface, owns_accept
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+PROTECTS = frozenset({Capability.TLS})
+"""What an app can't be left without, if it was asked for, because another app has it."""
+BUILT_IN: Mapping[str, str] = {
+    "uvicorn": "cluster2.engines.uvicorn:UvicornEngine",
+    "granian": "cluster2.engines.granian:GranianEngine",
+    "tcp": "cluster2.engines.tcp:TcpEngine",
+}
+_DEFAULT = {
+    Interface.ASGI: "uvicorn",
+    Interface.WSGI: "uvicorn",
+    Interface.RSGI: "granian",
+    Interface.TCP: "tcp",
+}
+
+
+def names() -> list[str]:
+    """The engines that are installed."""
+    return [*BUILT_IN, *sorted(point.name for point in _entry_points())]
+
+
+def _entry_points() -> Iterable[EntryPoint]:
+    from importlib.metadata import entry_points  # 1.5 MiB that a master, which reads the API's types only, needn't have
+
+    return entry_points(group="cluster2.engines")
+
+
+def find(name: str) -> type[Engine]:
+    """The engine of that name. Raises ConfigError if there is none, it can't be imported, or it isn't an engine."""
+    found = _named(name)
+    parts = _PARTS if owns_accept(found) else _PARTS | _FED_PARTS
+    lacking = sorted(each for each in parts if not hasattr(found, each))
+    if lacking:
+        raise ConfigError(f"engine {name!r} lacks {', '.join(lacking)}: it isn't made for this version of cluster2")
+    if not isinstance(found.capabilities, Mapping):
+        raise ConfigError(
+            f"engine {name!r} must declare its capabilities for each interface; it isn't made for this version"
+        )
+    return found
+
+
+_PARTS = {each for each in vars(Engine) if not each.startswith("_")} | {"name", "capabilities"}
+_FED_PARTS = {each for each in vars(FedEngine) if not each.startswith("_")}
+
+
+def _named(name: str) -> type[Engine]:
+    try:
+        if name in BUILT_IN:
+            found: type[Engine] = resolve_name(BUILT_IN[name])
+            return found
+        for point in _entry_points():
+            if point.name == name:
+                found = point.load()
+                return found
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"engine {name!r} can't be imported: {error}; install what it needs") from error
+    raise ConfigError(f"engine {name!r} is unknown; installed are {', '.join(names())}")
+
+
+def choose(name: str, interface: Interface) -> type[Engine]:
+    """The engine for an app, `auto` being the default of its interface. Raises ConfigError if it can't take such an app."""
+    if name == "auto":
+        name = _DEFAULT[interface]
+    engine = find(name)
+    if interface not in engine.capabilities:
+        takes = ", ".join(sorted(each.upper() for each in engine.capabilities))
+        raise ConfigError(
+            f"engine {name!r} can't serve a {interface.upper()} app (it takes {takes}); leave `engine` out to let cluster2 choose"
+        )
+    return engine
+
+
+class Staff(NamedTuple):
+    """An app's interface, and the engine that will serve it.
+
+    Attributes:
+        label: how messages name the app.
+    """
+
+    label: str
+    interface: Interface
+    engine: type[Engine]
+
+    def can(self, needs: str) -> bool:
+        """Whether the engine has this capability for apps of this interface."""
+        return needs in self.engine.capabilities[self.interface]
+
+
+def check_options(staff: Sequence[Staff], settings: Settings, given: Mapping[str, str]) -> list[str]:
+    """Refuse options that can't be honoured; the rules stand on top.
+
+    Args:
+        given: the source of each option that was set on purpose, by dotted name.
+
+    Returns:
+        Lines that say which of them has no meaning for which app.
+
+    Raises:
+        ConfigError: naming the first one, its source, the engine, and the way out.
+    """
+    notes: list[str] = []
+    for name, source in given.items():
+        option = OPTIONS[name]
+        value = getattr(settings, option.field)
+        if option.needs is None or value is None or value in option.moot:
+            continue
+        lacking = [each for each in staff if not each.can(option.needs)]
+        if not lacking:
+            continue
+        _, interface, engine = lacking[0]
+        reason = f"{name} ({source}): engine {engine.name!r} has no {option.needs} for {interface.upper()} apps"
+        if len(lacking) == len(staff) or option.needs in PROTECTS:
+            raise ConfigError(f"{reason}; leave the option out{_elsewhere(interface, option.needs)}")
+        notes.extend(f"{reason}, so it means nothing to {each.label}" for each in lacking)
+    return notes
+
+
+def _elsewhere(interface: Interface, needs: str) -> str:
+    """The engines that could honour it."""
+    able = []
+    for name in names():
+        try:
+            engine = find(name)
+        except ConfigError:
+            continue  # one that can't be had is no way out
+        if needs in engine.capabilities.get(interface, ()):
+            able.append(repr(name))
+    return f", or choose engine {' or '.join(able)}" if able else ""
