@@ -187,6 +187,17 @@ def test_a_proof_that_fails_is_short(group: Make, clients: list[socket.socket]) 
     one.grow(3)
 
 
+def test_a_kernel_that_cant_steer(group: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that takes the program and doesn't heed it is found out, and nothing stays open."""
+    one = group(1)
+    monkeypatch.setattr(one, "_attach", lambda steps: None)
+    with pytest.raises(ConfigError, match=r"this kernel can't steer: choose engine uvicorn"):
+        one.grow(8)
+    monkeypatch.undo()
+    one.close()
+    one.grow(8)
+
+
 def test_who_binds_without_the_flag_is_refused(group: Make) -> None:
     """A second master gets "address in use", though the group's sockets have SO_REUSEPORT."""
     one = group()

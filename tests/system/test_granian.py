@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import signal
 import ssl
+import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,10 +19,12 @@ import trustme
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from tests.http2_client import opened
+from tests.system import forbidding
 from tests.system.clients import Connection, Load, get
 from tests.system.conftest import Serve
 from tests.system.counting import Mix
-from tests.system.harness import Running, example, wait_until
+from tests.system.forbidding import SETSOCKOPT
+from tests.system.harness import Running, command, example, wait_until
 
 ROLLING = Path(__file__).with_name("rolling_app.py")
 APPS = Path(__file__).with_name("granian_app.py")
@@ -326,6 +331,20 @@ def test_refused(run: Serve, case: str) -> None:
     assert running.wait() == 5
     assert why in running.stderr
     assert len(running.stderr.strip().splitlines()) == 1, running.stderr
+
+
+@pytest.mark.skipif(platform.machine() not in SETSOCKOPT, reason="the number of a system call isn't known")
+def test_the_kernel_refuses_to_steer(start: Callable[..., Running]) -> None:
+    """Where the kernel doesn't take the program, granian is refused at start with the way out, which is open."""
+    options = ("--mon-port", "0", "--bind", "127.0.0.1:0", "--workers", "1")
+    forbidden = [sys.executable, str(Path(forbidding.__file__))]
+    running = start([*forbidden, *command("run", f"{APPS}:rsgi", *options)])
+    assert running.wait() == 5
+    assert "engine granian: 127.0.0.1:" in running.stderr
+    assert "can't be steered: Operation not permitted; choose engine uvicorn" in running.stderr
+    assert len(running.stderr.strip().splitlines()) == 1, running.stderr
+    other = start([*forbidden, *command("run", f"{ROLLING}:app", *options)]).ready(1)
+    assert other.shutdown() == 0
 
 
 def test_a_start_that_fails(run: Serve) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,11 @@ def network() -> Iterator[Network]:
     made.close()
 
 
-@pytest.fixture
-def running(network: Network, start: Start) -> Running:
-    """A cluster in it."""
-    argv = command("run", sample("plain"), "--mon-port", "0", "--workers", "2", "--bind", f"{SERVER}:0")
+@pytest.fixture(params=["uvicorn", "granian"])
+def running(request: pytest.FixtureRequest, network: Network, start: Start) -> Running:
+    """A cluster in it: all workers share one queue, or each has a place in a steered group."""
+    options = ["--engine", request.param, "--drain-idle", "1s", "--workers", "2"]
+    argv = command("run", sample("plain"), "--mon-port", "0", "--bind", f"{SERVER}:0", *options)
     return start(network.argv(argv)).ready()
 
 
@@ -68,14 +70,29 @@ def test_a_roll(network: Network, running: Running, verb: str) -> None:
     assert answers(clients, since) == [b"hello"] * 4
 
 
+@pytest.mark.parametrize("running", ["granian"], indirect=True)
+def test_while_predecessors_leave(network: Network, running: Running) -> None:
+    """One that ends while the worker that it may belong to leaves is served."""
+    clients, since = under_way(network, running), time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        reload = pool.submit(running.ask, "reload")
+        running.draining()
+        assert answers(clients, since) == [b"hello"] * 4
+        reload.result()
+
+
 def test_a_shutdown(network: Network, running: Running) -> None:
     """A handshake that began before a shutdown and ends while its workers still wait for others is served; then all leave."""
-    idle, *clients = under_way(network, running, 5)
-    idle.ask(REQUEST[:10])
-    clients_since = time.monotonic()
+    clients = under_way(network, running, 8)
+    # By their ports, two at a time come to the same place of a steered group.
+    idle, clients = [clients[0], clients[2]], [clients[1], *clients[3:]]
+    for client in idle:
+        client.ask(REQUEST[:10])
+    since = time.monotonic()
     running.signal(signal.SIGTERM)
     running.draining(2)
-    assert answers(clients, clients_since) == [b"hello"] * 4
-    idle.say(REQUEST[10:])
-    assert idle.answer().endswith(b"hello")
+    assert answers(clients, since) == [b"hello"] * 6
+    for client in idle:
+        client.say(REQUEST[10:])
+        assert client.answer().endswith(b"hello")
     assert running.wait() == 0

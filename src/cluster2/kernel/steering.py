@@ -28,10 +28,10 @@ again for the last ACK, it is the same one. The data begins behind the TCP heade
 negative offset. No such program can count, so connections are spread as by chance: of 200 over 4 places the fullest has 56 in the
 mean. (Ports in a row would go round in turn; but the kernel skips some at random.)
 
-A proof, not a belief: `grow` connects to each new socket once through the program, and accepts that connection there. A kernel
-that can't do this (a sandbox's, for one) is found out at start. To open and prove a place takes 0.11 ms. It waits for nothing:
-over loopback the whole handshake happens within connect(2) (of 15,000, some beside four processes that compute and three that
-fill the loopback, none was late). Only a proof that fails takes the time that is given to it.
+A proof, not a belief: `grow` connects to each new socket through the program, and accepts the connection there. A kernel
+that can't do this (a sandbox's, for one) is found out at start. To open and prove a place takes 0.1 to 1 ms. It waits for
+nothing: over loopback the whole handshake happens within connect(2) (of 15,000, some beside four processes that compute and
+three that fill the loopback, none was late). Only a proof that fails takes the time that is given to it.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ _SO_ATTACH_REUSEPORT_CBPF: Final = 51
 _NET: Final = -0x100000  # SKF_NET_OFF: offsets count from the network header
 PATIENCE: Final = 0.25
 """Seconds that a connection to ourselves may take, where there is time."""
+_DOUBT: Final = 10
+"""The chance that a kernel that can't steer passes the proof of a place is one to two to the power of that."""
+_WAY_OUT: Final = "choose engine uvicorn, which needs no steering"
 
 Instruction = tuple[int, int, int, int]
 """struct sock_filter: u16 code, u8 jt, u8 jf, u32 k."""
@@ -108,7 +111,8 @@ class Group:
             while len(self) < places:
                 self._open(first, patience)
         except OSError as error:
-            raise ConfigError(f"{self.listener.address} can't be steered: {error.strerror or error}") from error
+            reason = error.strerror or error
+            raise ConfigError(f"{self.listener.address} can't be steered: {reason}; {_WAY_OUT}") from error
         finally:
             if len(self) > 1:
                 self.steer(self._steered)
@@ -162,7 +166,18 @@ class Group:
             raise
 
     def _prove(self, place: int, patience: float) -> None:
-        """Connect to a new place, which nobody is steered to yet, and find the connection there."""
+        """Connect to a new place, which nobody is steered to yet, and find the connection there.
+
+        Of few places a hash would choose the right one too often: with each more the proof needs fewer connections.
+        """
+        for _ in range(max(1, _DOUBT // place.bit_length())):
+            if not self._reached(place, patience):
+                raise ConfigError(
+                    f"{self.listener.address} can't be steered: a connection to place {place} didn't arrive there; "
+                    f"another server shares the port, or this kernel can't steer: {_WAY_OUT}"
+                )
+
+    def _reached(self, place: int, patience: float) -> bool:
         name = self.listener.sock.getsockname()
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name[0], name[0])
         with socket.socket(self.listener.sock.family, socket.SOCK_STREAM) as client:
@@ -173,12 +188,7 @@ class Group:
             self._attach(program(self._steered, client.family, probe=(mine[1], place)))
             with contextlib.suppress(BlockingIOError):  # says so even if it is done
                 client.connect((host, *name[1:]))
-            if self._arrived(place, patience) == mine:
-                return
-        raise ConfigError(
-            f"{self.listener.address} can't be steered: a connection to place {place} didn't arrive there; "
-            "another server shares the port, or this kernel can't steer: choose engine uvicorn"
-        )
+            return bool(self._arrived(place, patience) == mine)
 
     def _arrived(self, place: int, patience: float) -> tuple[object, ...] | None:
         """Take the connection that has come to a place; who it is from."""
