@@ -1,0 +1,281 @@
+// What changes the cluster: asked for in a dialog where a word is needed first (a token, a number, a confirmation), followed
+// in a line of its own until it's done.
+
+import { announce, byId, el, setText } from "./dom.js";
+import * as format from "./format.js";
+import { ask, messages, Refused, sendable, session, Unauthorized } from "./stream.js";
+
+const SHOWN = 12000; // ms for which a success is told
+
+/** One dialog for all questions; `open` returns what was entered, or null. */
+class Question {
+  #dialog = byId("question");
+  #answer = () => {};
+
+  constructor() {
+    const form = this.#dialog.querySelector("form");
+    form.addEventListener("submit", (submitted) => {
+      submitted.preventDefault();
+      const token = byId("question-token").value.trim();
+      if (!byId("question-token-field").hidden && !sendable(token)) {
+        this.#error("A token has printable characters and no spaces.");
+        return;
+      }
+      this.#answer({ token, number: byId("question-number").value });
+      this.#dialog.close();
+    });
+    byId("question-cancel").addEventListener("click", () => this.#dialog.close());
+    this.#dialog.addEventListener("close", () => this.#answer(null)); // nothing, if it was answered
+  }
+
+  open({ title, text, confirm, danger = false, number = null, token, error = "" }) {
+    setText(byId("question-title"), title);
+    setText(byId("question-text"), text ?? "");
+    byId("question-text").hidden = !text;
+    setText(byId("question-confirm"), confirm);
+    byId("question-confirm").classList.toggle("danger", danger);
+    byId("question-number-field").hidden = number === null;
+    byId("question-number").disabled = number === null;
+    if (number !== null) byId("question-number").value = number;
+    byId("question-token-field").hidden = !token;
+    byId("question-token").disabled = !token;
+    byId("question-token").value = "";
+    this.#error(error);
+    this.#dialog.showModal();
+    (token ? byId("question-token") : number !== null ? byId("question-number") : byId("question-cancel")).focus();
+    return new Promise((resolve) => (this.#answer = resolve));
+  }
+
+  #error(text) {
+    setText(byId("question-error"), text);
+    byId("question-error").hidden = !text;
+  }
+}
+
+let question = null;
+
+/**
+ * Do what needs the token, having asked whatever has to be asked first; null: somebody thought better of it.
+ *
+ * `attempt(number)` does it. It is repeated as long as the monitor finds the token wrong.
+ */
+export async function withToken(asked, attempt) {
+  question ??= new Question();
+  let error = "";
+  let { number = null } = asked;
+  for (;;) {
+    const token = asked.needsToken && session.token === null;
+    if (token || error || asked.text || number !== null) {
+      const answer = await question.open({ ...asked, number, token: token || Boolean(error), error });
+      if (answer === null) return null;
+      if (number !== null) ({ number } = answer);
+      if (answer.token) session.keep(answer.token);
+    }
+    try {
+      return await attempt(number);
+    } catch (failure) {
+      if (!(failure instanceof Unauthorized)) throw failure;
+      error = session.token === null ? "This needs the token." : "That token isn't valid.";
+      session.keep(null);
+    }
+  }
+}
+
+/** A line that tells how far something is. */
+class Activity {
+  #bar = el("progress", { "aria-label": "Progress" });
+  #text = el("span", { class: "what" });
+  #time = el("span", { class: "elapsed" });
+  #close = el("button", { type: "button", class: "quiet", "aria-label": "Dismiss" }, "✕");
+  #began = performance.now();
+  #timer;
+  running = true;
+
+  constructor(title) {
+    this.title = title;
+    this.element = el("li", { class: "activity" }, this.#text, this.#bar, this.#time, this.#close);
+    this.#close.hidden = true;
+    this.#close.addEventListener("click", () => this.element.remove());
+    byId("activities").append(this.element);
+    setText(this.#text, `${title} …`);
+    announce(`${title} …`);
+    this.#timer = setInterval(() => setText(this.#time, format.seconds(this.elapsed)), 500);
+  }
+
+  get elapsed() {
+    return (performance.now() - this.#began) / 1000;
+  }
+
+  progress(done, of, what) {
+    if (!this.running) return;
+    if (of > 0) {
+      this.#bar.max = of;
+      this.#bar.value = done;
+      setText(this.#text, `${this.title}: ${done} of ${of} ${what}`);
+    } else if (what) setText(this.#text, `${this.title}: ${what}`);
+  }
+
+  succeed(text) {
+    this.#end("done", `✓ ${text}`);
+    setTimeout(() => this.element.remove(), SHOWN);
+  }
+
+  fail(text) {
+    this.#end("failed", `✕ ${this.title}: ${text}`);
+  }
+
+  /** It hasn't happened. */
+  withdraw() {
+    clearInterval(this.#timer);
+    this.element.remove();
+  }
+
+  #end(kind, text) {
+    if (!this.running) return;
+    this.running = false;
+    clearInterval(this.#timer);
+    this.#bar.remove();
+    this.#close.hidden = false;
+    this.element.classList.add(kind);
+    setText(this.#text, text);
+    setText(this.#time, format.seconds(this.elapsed));
+    announce(text);
+  }
+}
+
+/** How far it is, told from the facts, where the monitor doesn't say so itself: [done, of, what]. */
+const MEASURES = {
+  reload: ({ generation }) => (facts) => {
+    if (generation === undefined) return null;
+    return [facts.workers.filter((each) => each.generation === generation && each.state === "ready").length, facts.wanted, "workers are new"];
+  },
+  scale: () => (facts) => [facts.ready, facts.wanted, "workers are ready"],
+  recycle: ({ pids }) => (facts) => {
+    const left = facts.workers.filter((each) => pids.has(each.pid)).length;
+    return [pids.size - left, pids.size, "workers are replaced"];
+  },
+};
+
+const DONE = {
+  reload: ({ generation }) => `Generation ${generation} serves`,
+  scale: ({ workers }) => `${workers} workers are ready`,
+  recycle: ({ replaced }) => (replaced === 1 ? "The worker is replaced" : `${replaced} workers are replaced`),
+  enable: () => "Traffic is enabled",
+  disable: () => "Traffic is disabled",
+  shutdown: () => "The cluster shuts down",
+};
+
+export class Actions {
+  #facts = null;
+  #running = new Set(); // activities
+
+  constructor() {
+    const verbs = { reload: this.reload, scale: this.scale, recycle: this.recycle, traffic: this.traffic, shutdown: this.shutdown };
+    for (const [name, act] of Object.entries(verbs)) byId(`do-${name}`).addEventListener("click", () => act.call(this));
+  }
+
+  update(facts) {
+    this.#facts = facts;
+    byId("actions").hidden = !facts.actions;
+    setText(byId("do-traffic"), facts.traffic === "enabled" ? "Disable traffic…" : "Enable traffic");
+    for (const activity of this.#running) activity.measure(facts);
+  }
+
+  /** What the cluster tells of itself: a reload that somebody else asked for is followed as well. */
+  event(event) {
+    const { event: name, generation } = event;
+    const reload = [...this.#running].find((each) => each.verb === "reload" && [undefined, generation].includes(each.about.generation));
+    if (name === "reloading") {
+      if (reload) reload.about.generation = generation;
+      else if (event.time > (this.#facts?.time ?? Infinity) - 5) this.#begin("Reload", "reload", { generation, others: true });
+    } else if (reload?.about.others && name === "reloaded") this.#end(reload, DONE.reload(event));
+    else if (reload?.about.others && name === "reload-failed") this.#end(reload, null, event.reason);
+  }
+
+  reload() {
+    return this.#act("reload", { title: "Reload", confirm: "Reload" });
+  }
+
+  scale() {
+    const asked = { title: "Scale", text: "How many workers are wanted?", confirm: "Scale", number: String(this.#facts.wanted) };
+    return this.#act("scale", asked, (number) => `?workers=${encodeURIComponent(number)}`);
+  }
+
+  /** One worker, or all in turn. */
+  recycle(worker = null) {
+    const title = worker ? `Recycle worker ${worker.slot} (pid ${worker.pid})` : "Recycle all";
+    const pids = new Set((worker ? [worker] : this.#facts.workers).map((each) => each.pid));
+    return this.#act("recycle", { title, confirm: "Recycle" }, () => (worker ? `?worker=${worker.pid}` : ""), { pids });
+  }
+
+  traffic() {
+    if (this.#facts.traffic !== "enabled") return this.#act("enable", { title: "Enable traffic", confirm: "Enable traffic" });
+    const text = "Health checks will say that no traffic may come, so load balancers take this server out. Workers serve on.";
+    return this.#act("disable", { title: "Disable traffic", text, confirm: "Disable traffic", danger: true });
+  }
+
+  shutdown() {
+    const text = "Workers finish what is under way, then the cluster ends, and this page with it. Nothing here can start it again.";
+    return this.#act("shutdown", { title: "Shut down", text, confirm: "Shut down", danger: true });
+  }
+
+  async #act(verb, asked, query = () => "", about = {}) {
+    let activity = null;
+    try {
+      const result = await withToken({ ...asked, needsToken: true }, async (number) => {
+        activity = this.#begin(asked.title, verb, about);
+        try {
+          return await post(`control/${verb}${query(number)}`, activity);
+        } catch (failure) {
+          if (failure instanceof Unauthorized) this.#withdraw(activity);
+          throw failure;
+        }
+      });
+      if (result !== null) this.#end(activity, DONE[verb](result));
+    } catch (failure) {
+      const broken = verb === "shutdown" ? null : "the connection broke: look whether it was done";
+      const why = failure instanceof Refused ? failure.message : broken;
+      this.#end(activity, why === null ? DONE.shutdown() : null, why);
+    }
+  }
+
+  #begin(title, verb, about) {
+    const activity = new Activity(title);
+    const measure = MEASURES[verb];
+    Object.assign(activity, { verb, about });
+    activity.measure = (facts) => {
+      const far = measure && !activity.told && measure(about)(facts);
+      if (far) activity.progress(...far);
+    };
+    this.#running.add(activity);
+    return activity;
+  }
+
+  #withdraw(activity) {
+    this.#running.delete(activity);
+    activity.withdraw();
+  }
+
+  #end(activity, success, failure) {
+    this.#running.delete(activity);
+    if (success === null) activity.fail(failure);
+    else activity.succeed(success);
+  }
+}
+
+/** POST, and tell the activity what the monitor tells meanwhile; the result, or Unauthorized, Refused, TypeError. */
+async function post(path, activity) {
+  const answer = await ask(path, { method: "POST", accept: "text/event-stream, application/json" });
+  let said = null;
+  if (answer.headers.get("content-type")?.startsWith("text/event-stream")) {
+    for await (const { name, data } of messages(answer)) {
+      if (name === "progress") {
+        activity.told = true;
+        activity.progress(data.done, data.of, data.what);
+      } else if (name === "result") said = data;
+    }
+    if (said === null) throw new TypeError("no result");
+  } else said = await answer.json();
+  if (!said.ok) throw new Refused(answer.status, String(said.error));
+  return said.result;
+}

@@ -1,0 +1,76 @@
+// The last events, newest first, and what is said of each in a line.
+
+import { el } from "./dom.js";
+import * as format from "./format.js";
+
+const KEPT = 200;
+const NOISE = new Set(["heartbeat"]);
+const TONES = { died: "warn", warning: "warn", degraded: "bad", "reload-failed": "bad", recovered: "good", reloaded: "good", shutdown: "warn" };
+const GLYPHS = { good: "●", warn: "▲", bad: "✕", "": "·" };
+const SKIPPED = new Set(["event", "time", "stacks", "traceback"]);
+
+const worker = (event) => `worker ${event.slot} (pid ${event.pid})`;
+const left = (event) => event.signal ?? `exit code ${event.code}`;
+
+const SAID = {
+  forked: (e) => `${worker(e)} was forked, generation ${e.generation}`,
+  listening: (e) => `${worker(e)} is ready, after ${format.latency(e.boot)}`,
+  died: (e) => `${worker(e)} ended: ${e.reason}, ${left(e)}, after ${format.duration(e.uptime)}`,
+  warning: (e) => e.text,
+  degraded: (e) => `${e.crashes} crashes: restarts back off, ${e.ready} of ${e.wanted} workers are ready`,
+  recovered: (e) => `${e.ready} workers are ready again`,
+  reloading: (e) => `generation ${e.generation} is being loaded`,
+  reloaded: (e) => `generation ${e.generation} serves, after ${format.latency(e.seconds)}`,
+  "reload-failed": (e) => `generation ${e.generation} is not used: ${e.reason}`,
+  enabled: () => "traffic is enabled",
+  disabled: () => "traffic is disabled",
+  shutdown: (e) => (e.graceful ? "the cluster shuts down: what is under way is finished" : "the cluster stops at once"),
+  stopped: (e) => `the cluster has ended, exit code ${e.code}`,
+};
+
+/** An event in a line. */
+export function said(event) {
+  const own = SAID[event.event];
+  if (own) return String(own(event));
+  const fields = Object.entries(event).filter(([name, value]) => !SKIPPED.has(name) && value !== null);
+  return fields.map(([name, value]) => `${name} ${typeof value === "string" ? value : JSON.stringify(value)}`).join(", ");
+}
+
+export const isNoise = (event) => NOISE.has(event.event);
+
+export class Events {
+  #list;
+  #seen = new Set();
+  #empty;
+
+  constructor(list, empty) {
+    this.#list = list;
+    this.#empty = empty;
+  }
+
+  /** Show one; returns whether it's new. */
+  add(event) {
+    if (isNoise(event)) return false;
+    const key = JSON.stringify(event);
+    if (this.#seen.has(key)) return false; // a monitor that was started again tells once more what it has kept
+    this.#seen.add(key);
+    const tone = TONES[event.event] ?? "";
+    const detail = event.stacks ?? event.traceback;
+    const line = [
+      el("time", {}, format.moment(event.time)),
+      el("span", { class: `glyph ${tone}`, "aria-hidden": "true" }, GLYPHS[tone]),
+      el("b", {}, event.event),
+      el("span", { class: "said" }, said(event)),
+    ];
+    const item = el("li", {}, ...line);
+    if (detail) item.append(el("details", {}, el("summary", {}, event.stacks ? "Stacks" : "Traceback"), el("pre", { tabindex: 0 }, detail)));
+    item.key = key;
+    this.#list.prepend(item);
+    while (this.#list.childElementCount > KEPT) {
+      this.#seen.delete(this.#list.lastElementChild.key);
+      this.#list.lastElementChild.remove();
+    }
+    this.#empty.hidden = true;
+    return true;
+  }
+}

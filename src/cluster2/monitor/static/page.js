@@ -1,0 +1,175 @@
+// The monitor's page: takes the facts from the stream, and gives them to the parts that show them.
+
+import { Actions } from "./actions.js";
+import { Charts } from "./charts.js";
+import { announce, byId, el, setAttribute, setText } from "./dom.js";
+import { Events, said } from "./events.js";
+import * as format from "./format.js";
+import { Components, Dependencies, Logs, Stacks, Tabs } from "./panels.js";
+import { ask, sendable, session, Stream } from "./stream.js";
+import { Workers } from "./workers.js";
+
+const POINTS = 600;
+const TOLD = new Set(["died", "listening", "degraded", "recovered", "reload-failed", "enabled", "disabled", "shutdown"]);
+
+const stacks = new Stacks();
+const actions = new Actions();
+const workers = new Workers(byId("workers"), rowActions);
+const charts = new Charts(byId("charts"), byId("pointed"));
+const events = new Events(byId("event-list"), byId("events-empty"));
+const panels = { components: new Components(), logs: new Logs(), dependencies: new Dependencies() };
+new Tabs(byId("tabs"), (name, shown) => (shown ? panels[name]?.open() : panels[name]?.close()));
+
+let facts = null;
+let leaving = false;
+
+function rowActions(row) {
+  const named = (text, act) => {
+    const button = el("button", { type: "button", class: "quiet", "aria-label": `${text} of worker ${row.worker.slot}, pid ${row.pid}` }, text);
+    button.addEventListener("click", () => act(row.worker));
+    return button;
+  };
+  const recycle = named("Recycle", (worker) => actions.recycle(worker));
+  recycle.classList.add("steers");
+  return [named("Stacks", (worker) => stacks.show(worker)), recycle];
+}
+
+// ------------------------------------------------------------------------------------------------------- at a glance
+
+const STATES = {
+  booting: ["warn", "◔", "Starting"],
+  serving: ["good", "●", "Serving"],
+  running: ["good", "●", "Serving"],
+  degraded: ["bad", "▲", "Degraded"],
+  leaving: ["warn", "◑", "Leaving"],
+  draining: ["warn", "◑", "Shutting down"],
+  stopping: ["warn", "◑", "Stopping"],
+  stuck: ["bad", "✕", "Master stuck"],
+};
+
+const GLANCE = {
+  workers: (f) => [`${f.ready} / ${f.wanted}`, "ready / wanted", f.ready < f.wanted ? "warn" : ""],
+  traffic: (f) => (f.leaving ? ["◑ leaving", "", "warn"] : f.traffic === "enabled" ? ["enabled", "", ""] : ["✕ disabled", "", "bad"]),
+  generation: (f) => [format.count(f.generation), "", ""],
+  uptime: (f) => [format.duration(f.master?.uptime ?? (f.master?.started ? f.time - f.master.started : null)), "", ""],
+  requests: (f) => [format.rate(f.rates?.requests), f.rates?.errors > 0 ? `▲ ${format.rate(f.rates.errors)} errors/s` : "a second", f.rates?.errors > 0 ? "bad" : ""],
+  latency: (f) => [format.latency(f.recent?.p50 ?? f.latency?.p50), `p99 ${format.latency(f.recent?.p99 ?? f.latency?.p99)}`, ""],
+  connections: (f) => [format.count(f.connections?.held), `${format.count(f.connections?.resting)} at rest`, ""],
+  cpu: (f) => [format.cores(f.rates?.cpu), `of ${format.count(f.host?.cpus)} cores`, ""],
+  load: (f) => [(f.host?.load ?? []).slice(0, 1).map((each) => each.toFixed(2)).join() || format.NONE, (f.host?.load ?? []).slice(1).map((each) => each.toFixed(2)).join("  "), ""],
+  memory: (f) => [format.bytes(f.memory?.now), `${format.bytes(f.memory?.start)} at start`, ""],
+};
+
+function glance(now) {
+  for (const [name, tell] of Object.entries(GLANCE)) {
+    const box = byId(`glance-${name}`);
+    const [value, aside, tone] = tell(now);
+    setText(box.querySelector("b"), value);
+    setText(box.querySelector("small"), aside);
+    setAttribute(box, "data-tone", tone || null);
+  }
+  const [tone, glyph, word] = STATES[now.master?.state] ?? ["", "○", now.master?.state ?? "No master"];
+  const state = byId("state");
+  setText(state, `${glyph} ${word}`);
+  setAttribute(state, "data-tone", tone);
+  setText(byId("title"), now.title ?? "cluster2");
+  setText(byId("place"), [now.host?.name, ...(now.addresses ?? [])].filter(Boolean).join(" · "));
+  setText(byId("version"), now.master?.version ? `cluster2 ${now.master.version}` : "cluster2");
+  document.title = `${now.ready}/${now.wanted} ${now.title ?? "cluster2"}`;
+  processes(now);
+}
+
+/** The processes beside the workers, in a line. */
+function processes({ master, keeper, monitor }) {
+  const told = [];
+  if (master?.pid) told.push(`master ${master.pid}${master.memory ? `, ${format.bytes(master.memory)}` : ""}`);
+  for (const [name, each] of Object.entries({ keeper, monitor })) {
+    if (!each?.pid) continue;
+    const restarts = each.restarts ? `, started again ${each.restarts} ×` : "";
+    told.push(`${name} ${each.pid}${each.memory ? `, ${format.bytes(each.memory)}` : ""}${restarts}`);
+  }
+  setText(byId("processes"), told.join("  ·  "));
+}
+
+function show(now) {
+  facts = now;
+  leaving ||= Boolean(now.leaving);
+  glance(now);
+  workers.update(now.workers ?? []);
+  actions.update(now);
+  setAttribute(document.body, "data-actions", now.actions ? "" : null);
+  byId("tab-logs").hidden = now.logs === false;
+  byId("main").hidden = false;
+  byId("signin").hidden = true;
+}
+
+// ------------------------------------------------------------------------------------------------------ the stream
+
+const stream = new Stream({
+  open() {
+    load(charts.seconds);
+  },
+  facts(now) {
+    if (document.body.dataset.link !== "live") linked("live", "● Live");
+    byId("banner").hidden = true;
+    show(now);
+  },
+  sample: (row) => charts.add(row),
+  event(event) {
+    charts.mark(event);
+    actions.event(event);
+    if (event.event === "shutdown") leaving = true;
+    if (events.add(event) && TOLD.has(event.event) && facts !== null && event.time > facts.time - 5) announce(said(event));
+  },
+  lost(why, pause) {
+    linked("lost", "✕ Lost");
+    const since = facts === null ? "" : ` What you see is from ${format.clock(facts.time)}.`;
+    const said = leaving ? "The cluster has shut down, and the monitor with it." : `Connection lost: ${why}.`;
+    setText(byId("banner-text"), `${said}${since} Trying again ${pause < 1 ? "now" : `every ${Math.round(pause)} s`}.`);
+    if (byId("banner").hidden) announce(said);
+    byId("banner").hidden = false;
+  },
+  signedOut() {
+    linked("out", "○ Signed out");
+    byId("signin-error").hidden = session.token === null;
+    setText(byId("signin-error"), session.token === null ? "" : "That token isn't valid.");
+    session.keep(null);
+    byId("main").hidden = true;
+    byId("actions").hidden = true;
+    byId("banner").hidden = true;
+    byId("signin").hidden = false;
+    byId("signin-token").focus();
+  },
+});
+
+function linked(state, text) {
+  document.body.dataset.link = state;
+  setText(byId("link"), text);
+}
+
+let turns = 0;
+async function load(seconds) {
+  const turn = ++turns;
+  try {
+    const history = await (await ask(`history?seconds=${seconds}&points=${POINTS}`)).json();
+    if (turn === turns) charts.load(history, seconds); // else somebody has chosen again meanwhile
+  } catch {
+    // The stream tells that there's nobody; the charts show what they have.
+  }
+}
+
+byId("ranges").addEventListener("change", (changed) => load(Number(changed.target.value)));
+byId("banner-now").addEventListener("click", () => stream.wake());
+byId("signin-form").addEventListener("submit", (submitted) => {
+  submitted.preventDefault();
+  const token = byId("signin-token").value.trim();
+  byId("signin-token").value = "";
+  if (!sendable(token)) {
+    setText(byId("signin-error"), "A token has printable characters and no spaces.");
+    byId("signin-error").hidden = false;
+    return;
+  }
+  session.keep(token);
+  stream.wake();
+});
+stream.run();

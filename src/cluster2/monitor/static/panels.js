@@ -1,0 +1,245 @@
+// What is asked for on demand: the status of components, logs, dependencies; and the stacks of a worker.
+
+import { withToken } from "./actions.js";
+import { byId, el, setAttribute, setText } from "./dom.js";
+import * as format from "./format.js";
+import { ask, Refused } from "./stream.js";
+
+const FIRST = 1 << 16; // bytes of a log that are shown at first
+const KEPT = 1 << 19; // characters of a log that stay on the page
+const POLL = 1500; // ms between two looks for what has been added to a log
+
+const why = (failure) => (failure instanceof Refused ? failure.message : "The monitor doesn't answer.");
+
+/** Tabs as the ARIA practices describe them: arrow keys, Home and End move, the panel is shown at once. */
+export class Tabs {
+  #tabs;
+  #opened;
+
+  /** `opened(name, whether)` is told when a panel is shown or hidden. */
+  constructor(list, opened) {
+    this.#tabs = [...list.querySelectorAll("[role=tab]")];
+    this.#opened = opened;
+    for (const tab of this.#tabs) tab.addEventListener("click", () => this.select(tab));
+    list.addEventListener("keydown", (pressed) => {
+      const shown = this.#tabs.filter((each) => !each.hidden);
+      const at = shown.indexOf(document.activeElement);
+      const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: shown.length - 1 }[pressed.key];
+      if (at < 0 || to === undefined) return;
+      pressed.preventDefault();
+      const tab = shown[(to + shown.length) % shown.length];
+      tab.focus();
+      this.select(tab);
+    });
+  }
+
+  select(tab) {
+    for (const each of this.#tabs) {
+      const chosen = each === tab;
+      const panel = byId(each.getAttribute("aria-controls"));
+      setAttribute(each, "aria-selected", String(chosen));
+      each.tabIndex = chosen ? 0 : -1;
+      if (panel.hidden === chosen) {
+        panel.hidden = !chosen;
+        this.#opened(each.dataset.name, chosen);
+      }
+    }
+  }
+}
+
+export class Components {
+  #list = byId("component-names");
+  #shown = byId("component-status");
+
+  async open() {
+    try {
+      const { names } = await (await ask("component-status")).json();
+      this.#list.replaceChildren(...names.map((name) => this.#entry(name)));
+      setText(byId("components-note"), names.length ? "" : "The app has no components. worker.status(name, …) makes one.");
+    } catch (failure) {
+      setText(byId("components-note"), why(failure));
+    }
+  }
+
+  close() {}
+
+  #entry(name) {
+    const button = el("button", { type: "button", class: "entry" }, name);
+    button.addEventListener("click", () => this.#show(name, button));
+    return el("li", {}, button);
+  }
+
+  async #show(name, button) {
+    for (const each of this.#list.querySelectorAll("button")) setAttribute(each, "aria-current", each === button ? "true" : null);
+    let found;
+    try {
+      found = await (await ask(`component-status?component=${encodeURIComponent(name)}`)).json();
+    } catch (failure) {
+      this.#shown.replaceChildren(el("p", { class: "error" }, why(failure)));
+      return;
+    }
+    const rows = Object.entries(found.workers ?? {}).map(([pid, value]) => [pid, el("pre", {}, plain(value))]);
+    rows.push(...Object.entries(found.errors ?? {}).map(([pid, error]) => [pid, el("span", { class: "error" }, `▲ ${error}`)]));
+    rows.push(...(found.missing ?? []).map((pid) => [pid, el("span", { class: "error" }, "▲ didn't answer in time")]));
+    const lines = rows.map(([pid, shown]) => el("tr", {}, el("th", { scope: "row" }, pid === "0" ? "all" : pid), el("td", {}, shown)));
+    this.#shown.replaceChildren(
+      el("h3", {}, name),
+      el("pre", { class: "value" }, plain(found.value)),
+      el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "PID"), el("th", { scope: "col" }, "Answer"))), el("tbody", {}, ...lines)),
+    );
+  }
+}
+
+const plain = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
+
+/** A log is read from its end by ranges of bytes; what is asked for next begins with the last byte that is there. */
+export class Logs {
+  #names = byId("log-names");
+  #text = byId("log-text");
+  #note = byId("logs-note");
+  #follow = byId("log-follow");
+  #name = null;
+  #at = 0;
+  #decoder = null;
+  #timer = 0;
+  #open = false;
+  #turn = 0;
+
+  constructor() {
+    this.#follow.addEventListener("change", () => this.#next());
+    byId("log-refresh").addEventListener("click", () => this.open());
+    document.addEventListener("visibilitychange", () => this.#next());
+  }
+
+  async open() {
+    this.#open = true;
+    try {
+      const { logs } = await (await ask("logs")).json();
+      this.#names.replaceChildren(...logs.map((log) => this.#entry(log)));
+      setText(this.#note, logs.length ? "" : "There are no log files: they are written with log_to = files, which is what start does.");
+      if (this.#name === null && logs.length) await this.#show(logs[0].name);
+      else this.#next();
+    } catch (failure) {
+      setText(this.#note, failure instanceof Refused && failure.status === 404 ? "This cluster writes no log files." : why(failure));
+    }
+  }
+
+  close() {
+    this.#open = false;
+    clearTimeout(this.#timer);
+  }
+
+  #entry({ name, size, changed }) {
+    const button = el("button", { type: "button", class: "entry", "aria-current": name === this.#name ? "true" : null }, name);
+    button.addEventListener("click", () => this.#show(name));
+    return el("li", {}, button, el("span", { class: "aside" }, `${format.bytes(size)}, ${format.moment(changed)}`));
+  }
+
+  async #show(name) {
+    this.#name = name;
+    this.#at = 0;
+    for (const button of this.#names.querySelectorAll("button")) setAttribute(button, "aria-current", button.textContent === name ? "true" : null);
+    this.#text.replaceChildren();
+    await this.#read();
+  }
+
+  /** What is there since the last time; all of it if the file has been begun anew. */
+  async #read() {
+    clearTimeout(this.#timer);
+    const turn = ++this.#turn;
+    const first = this.#at === 0;
+    const range = first ? `bytes=-${FIRST}` : `bytes=${this.#at - 1}-`;
+    try {
+      const answer = await ask(`logs/${encodeURIComponent(this.#name)}`, { accept: "text/plain", headers: { range } });
+      const start = Number(/^bytes (\d+)-/.exec(answer.headers.get("content-range") ?? "")?.[1] ?? 0);
+      const found = new Uint8Array(await answer.arrayBuffer());
+      if (turn !== this.#turn) return;
+      this.#at = start + found.length;
+      if (first) this.#decoder = new TextDecoder();
+      const text = this.#decoder.decode(first ? found : found.subarray(1), { stream: true });
+      this.#append(first && start > 0 ? text.slice(text.indexOf("\n") + 1) : text);
+      setText(this.#note, "");
+    } catch (failure) {
+      if (turn !== this.#turn) return;
+      if (failure instanceof Refused && failure.status === 416) {
+        if (this.#at > 0) this.#text.append("\n— the file was begun anew —\n");
+        this.#at = 0;
+      } else setText(this.#note, why(failure));
+    }
+    this.#next();
+  }
+
+  #append(text) {
+    if (!text) return;
+    const end = this.#text.scrollHeight - this.#text.scrollTop - this.#text.clientHeight < 40;
+    this.#text.append(text);
+    while (this.#text.childNodes.length > 1 && this.#text.textContent.length > KEPT) this.#text.firstChild.remove();
+    if (end) this.#text.scrollTop = this.#text.scrollHeight;
+  }
+
+  #next() {
+    clearTimeout(this.#timer);
+    if (this.#open && this.#follow.checked && this.#name !== null && !document.hidden) {
+      this.#timer = setTimeout(() => this.#read(), POLL);
+    }
+  }
+}
+
+export class Dependencies {
+  #tree = byId("dependency-tree");
+  #found = false;
+
+  async open() {
+    if (this.#found) return;
+    setText(byId("dependencies-note"), "Looking …");
+    try {
+      const { distributions, tree } = await (await ask("deps")).json();
+      this.#tree.replaceChildren(...tree.map((each) => this.#node(each)));
+      setText(byId("dependencies-note"), `${format.count(distributions)} distributions are installed; those that nobody else needs come first.`);
+      this.#found = true;
+    } catch (failure) {
+      setText(byId("dependencies-note"), why(failure));
+    }
+  }
+
+  close() {}
+
+  #node({ name, version, requires }) {
+    const label = [name, " ", el("span", { class: "aside" }, requires ? version : `${version}, see above`)];
+    if (!requires?.length) return el("li", {}, el("span", { class: "leaf" }, ...label));
+    const below = el("ul");
+    const details = el("details", {}, el("summary", {}, ...label), below);
+    details.addEventListener("toggle", () => {
+      if (!below.hasChildNodes()) below.append(...requires.map((each) => this.#node(each)));
+    });
+    return el("li", {}, details);
+  }
+}
+
+/** Where a worker is in its code, in a dialog. */
+export class Stacks {
+  #dialog = byId("stacks");
+  #worker = null;
+
+  constructor() {
+    byId("stacks-close").addEventListener("click", () => this.#dialog.close());
+    byId("stacks-again").addEventListener("click", () => this.show(this.#worker));
+  }
+
+  async show(worker) {
+    this.#worker = worker;
+    const title = `Stacks of worker ${worker.slot} (pid ${worker.pid})`;
+    let text;
+    try {
+      const answer = await withToken({ title, confirm: "Show" }, () => ask(`stacks/${worker.pid}`));
+      if (answer === null) return;
+      const { workers } = await answer.json();
+      text = workers.map((each) => each.stacks).join("\n");
+    } catch (failure) {
+      text = why(failure);
+    }
+    setText(byId("stacks-title"), title);
+    setText(byId("stacks-text"), text);
+    if (!this.#dialog.open) this.#dialog.showModal();
+  }
+}

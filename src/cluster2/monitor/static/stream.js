@@ -1,0 +1,201 @@
+// Talks to the monitor: requests with the token, and the stream of facts, which is taken up again when it breaks.
+//
+// The stream is read by fetch() rather than by EventSource, which can't send a header and so couldn't sign in. A tab that
+// nobody looks at leaves its stream after a minute: a browser has six connections for a host, and the monitor few for viewers.
+
+const KEY = `cluster2 token ${new URL(".", location).pathname}`;
+const SILENCE = 8000; // ms without a byte, after which a stream is taken for dead
+const HIDDEN = 60000; // ms
+const PAUSES = [250, 1000, 2000, 4000, 8000, 15000]; // ms
+
+/** The monitor wants a token, or another one. */
+export class Unauthorized extends Error {}
+
+/** It refused: `message` is its own line. */
+export class Refused extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+let token = null;
+try {
+  token = sessionStorage.getItem(KEY);
+} catch {
+  // Storage is forbidden: the token lives as long as the page.
+}
+
+export const session = {
+  get token() {
+    return token;
+  },
+  /** Keep a token while this tab lives; null: forget it. */
+  keep(value) {
+    token = value;
+    try {
+      if (value === null) sessionStorage.removeItem(KEY);
+      else sessionStorage.setItem(KEY, value);
+    } catch {
+      // as above
+    }
+  },
+};
+
+/** Whether a header can carry it. */
+export const sendable = (value) => /^[\x21-\x7e]+$/.test(value);
+
+/** fetch() below the page's own path, with the token; raises Unauthorized, Refused, or TypeError if nobody is there. */
+export async function ask(path, { accept = "application/json", bearing = token, headers = {}, ...more } = {}) {
+  const all = { accept, ...headers };
+  if (bearing !== null) all.authorization = `Bearer ${bearing}`;
+  const answer = await fetch(path, { cache: "no-store", credentials: "omit", headers: all, ...more });
+  if (answer.ok) return answer;
+  if (answer.status === 401) throw new Unauthorized("a valid token is needed");
+  throw new Refused(answer.status, await reason(answer));
+}
+
+async function reason(answer) {
+  const text = await answer.text().catch(() => "");
+  try {
+    return String(JSON.parse(text).error);
+  } catch {
+    return text.trim().split("\n")[0].slice(0, 500) || `the monitor answered ${answer.status}`;
+  }
+}
+
+/** The messages of a text/event-stream: {name, id, data}, data as JSON; what isn't JSON is left out. */
+export async function* messages(answer, heard = () => {}) {
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let pending = "";
+  let message = {};
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    heard();
+    const lines = (pending + value).split("\n");
+    pending = lines.pop();
+    for (const line of lines) {
+      const [, field, content] = /^([a-z]*): ?(.*?)\r?$/s.exec(line) ?? [];
+      if (field === "event") message.name = content;
+      else if (field === "id") message.id = content;
+      else if (field === "data") message.text = message.text === undefined ? content : `${message.text}\n${content}`;
+      else if (line.trim() === "") {
+        const { name = "message", id, text } = message;
+        message = {};
+        const data = text === undefined ? undefined : parsed(text);
+        if (data !== undefined) yield { name, id, data };
+      }
+    }
+  }
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
+
+/**
+ * The stream of facts, for as long as the page lives.
+ *
+ * `on` has `open()`, `facts(facts)`, `sample(row)`, `event(event)`, `lost(why, pause)` and `signedOut()`, after which nothing
+ * happens until `wake()`.
+ */
+export class Stream {
+  #on;
+  #last = null; // the id of the last event
+  #failures = 0;
+  #abort = new AbortController();
+  #wake = () => {};
+  #signedOut = false;
+  #hiding = 0;
+
+  constructor(on) {
+    this.#on = on;
+    document.addEventListener("visibilitychange", () => this.#seen());
+    window.addEventListener("online", () => this.wake());
+  }
+
+  /** Don't wait any longer for the next try. */
+  wake() {
+    this.#signedOut = false;
+    this.#wake();
+  }
+
+  async run() {
+    for (;;) {
+      if (document.hidden && this.#hiding === -1) await this.#pause(Infinity);
+      try {
+        await this.#follow();
+        this.#failed("the monitor ended the stream");
+      } catch (error) {
+        if (this.#hiding === -1) continue;
+        if (error instanceof Unauthorized) {
+          this.#signedOut = true;
+          this.#on.signedOut();
+        } else this.#failed(error instanceof Refused ? error.message : "the monitor doesn't answer");
+      }
+      const pause = PAUSES[Math.min(this.#failures, PAUSES.length) - 1] ?? PAUSES[0];
+      await this.#pause(this.#signedOut ? Infinity : pause * (0.8 + 0.4 * Math.random()));
+    }
+  }
+
+  async #follow() {
+    this.#abort = new AbortController();
+    let silence = 0;
+    const heard = () => {
+      clearTimeout(silence);
+      silence = setTimeout(() => this.#abort.abort(), SILENCE);
+    };
+    heard();
+    try {
+      const headers = this.#last === null ? {} : { "last-event-id": this.#last };
+      const answer = await ask("events", { accept: "text/event-stream", headers, signal: this.#abort.signal });
+      this.#on.open();
+      for await (const { name, id, data } of messages(answer, heard)) {
+        if (id !== undefined) {
+          this.#last = id;
+          this.#on.event(data);
+        } else if (name === "facts") {
+          this.#failures = 0;
+          this.#on.facts(data);
+        } else if (name === "sample") this.#on.sample(data);
+      }
+    } finally {
+      clearTimeout(silence);
+      this.#abort.abort();
+    }
+  }
+
+  #failed(why) {
+    this.#failures++;
+    this.#on.lost(why, PAUSES[Math.min(this.#failures, PAUSES.length) - 1] / 1000);
+  }
+
+  #pause(length) {
+    return new Promise((resolve) => {
+      const timer = length === Infinity ? 0 : setTimeout(resolve, length);
+      this.#wake = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+  }
+
+  #seen() {
+    clearTimeout(this.#hiding);
+    if (document.hidden) {
+      this.#hiding = setTimeout(() => {
+        this.#hiding = -1;
+        this.#abort.abort();
+      }, HIDDEN);
+    } else {
+      const slept = this.#hiding === -1;
+      this.#hiding = 0;
+      if (slept) this.wake();
+    }
+  }
+}
