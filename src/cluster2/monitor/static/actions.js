@@ -270,8 +270,9 @@ async function post(path, activity) {
   if (answer.headers.get("content-type")?.startsWith("text/event-stream")) {
     for await (const { name, data } of messages(answer)) {
       if (name === "progress") {
-        activity.told = true;
-        activity.progress(data.done, data.of, data.what);
+        // Where the monitor counts, it knows better than what can be told from the facts.
+        activity.told = typeof data.done === "number" && data.of > 0;
+        if (activity.told || data.text) activity.progress(data.done, data.of, data.text ?? data.what);
       } else if (name === "result") said = data;
     }
     if (said === null) throw new TypeError("no result");

@@ -20,7 +20,7 @@ const CHARTS = [
     text: format.latency,
     lines: [
       { key: "p50", label: "p50", tone: "accent" },
-      { key: "p99", label: "p99", tone: "ink", dashed: true },
+      { key: "p99", label: "p99", tone: "ink" },
     ],
   },
   {
@@ -33,7 +33,7 @@ const CHARTS = [
     ],
   },
   { key: "cpu", title: "CPU, cores", text: format.cores, lines: [{ key: "cpu", label: "used", tone: "accent", filled: true }] },
-  { key: "memory", title: "Memory", text: format.bytes, lines: [{ key: "memory", label: "used", tone: "accent", filled: true }] },
+  { key: "memory", title: "Memory", text: format.bytes, incrs: Array.from({ length: 45 }, (_, power) => 2 ** power), lines: [{ key: "memory", label: "used", tone: "accent", filled: true }] },
   {
     key: "work",
     title: "Under way",
@@ -45,18 +45,23 @@ const CHARTS = [
   },
 ];
 
-const KINDS = { died: "ended", "reload-failed": "failed", reloading: "began", reloaded: "changed" };
+// Ends that a mark of their own explains, or the end of all, would only hide the others.
+const EXPLAINED = new Set(["reload", "scale", "shutdown"]);
+const KINDS = { died: "ended", "reload-failed": "failed", reloading: "began", reloaded: "changed", scaled: "scaled" };
 const HEIGHT = 120;
 const GAP = 3; // times the usual distance of two points: nothing is known between them
 const MARKS = 500;
 const tones = { accent: "", ink: "", bad: "", line: "", muted: "", warn: "" };
+const marks = (name, reason) => name in KINDS && !EXPLAINED.has(reason);
 const dpr = () => window.devicePixelRatio || 1;
+
+const WORDS = { died: "ended", reloading: "reload began", "reload-failed": "reload failed" };
 
 /** What is told of a mark where the cursor is. */
 function told(mark) {
   const worker = typeof mark.slot === "number" ? `worker ${mark.slot} ` : "";
   const reason = mark.reason ? ` (${mark.reason})` : "";
-  return `${format.clock(mark.time)} ${worker}${mark.name}${reason}`;
+  return `${format.clock(mark.time)} ${worker}${WORDS[mark.name] ?? mark.name}${reason}`;
 }
 
 /** The points of all charts: columns side by side, by name. */
@@ -122,7 +127,7 @@ class Chart {
 
   #options(series, view) {
     const axis = { stroke: () => tones.muted, font: "11px system-ui, sans-serif", ticks: { show: false }, grid: { stroke: () => tones.line, width: 1 } };
-    const { text, lines } = this.#spec;
+    const { text, lines, incrs } = this.#spec;
     return {
       width: 300,
       height: HEIGHT,
@@ -135,7 +140,7 @@ class Chart {
       },
       axes: [
         { ...axis, size: 20, gap: 2, space: 70, values: (plot, splits) => splits.map((each) => format.clock(each).slice(0, 5)), incrs: [60, 120, 300, 600, 900, 1800] },
-        { ...axis, size: 56, gap: 4, space: 32, values: (plot, splits) => splits.map((each) => text(each)) },
+        { ...axis, size: 56, gap: 4, space: 32, values: (plot, splits) => splits.map((each) => text(each)), ...(incrs && { incrs }) },
       ],
       series: [
         {},
@@ -187,7 +192,7 @@ class Chart {
   }
 }
 
-/** Marks differ by shape, too: a cross for an end, a triangle for a new generation, a square for one that failed. */
+/** Marks differ by shape, too: a cross for an end, a triangle for a new generation, a square for one that failed, a ring for a scale. */
 function drawMarks(plot, marks) {
   const { ctx, bbox } = plot;
   const size = 3.5 * dpr();
@@ -195,7 +200,7 @@ function drawMarks(plot, marks) {
   const { min, max } = plot.scales.x;
   ctx.save();
   for (const mark of marks) {
-    if (!(mark.time >= min && mark.time <= max) || !KINDS[mark.name]) continue;
+    if (!(mark.time >= min && mark.time <= max)) continue;
     const x = Math.round(plot.valToPos(mark.time, "x", true)) + 0.5;
     const kind = KINDS[mark.name];
     ctx.strokeStyle = ctx.fillStyle = kind === "failed" ? tones.bad : kind === "ended" ? tones.warn : tones.accent;
@@ -215,6 +220,9 @@ function drawMarks(plot, marks) {
       ctx.lineTo(x + size, top + 2 * size);
       ctx.moveTo(x + size, top);
       ctx.lineTo(x - size, top + 2 * size);
+      ctx.stroke();
+    } else if (kind === "scaled") {
+      ctx.arc(x, top + size, 0.9 * size, 0, 2 * Math.PI);
       ctx.stroke();
     } else if (kind === "failed") ctx.fillRect(x - size, top, 2 * size, 2 * size);
     else {
@@ -272,7 +280,7 @@ export class Charts {
   load(history, seconds) {
     this.#view.seconds = seconds;
     this.#view.marks.length = 0;
-    this.#view.marks.push(...(history.marks ?? []).slice(-MARKS));
+    this.#view.marks.push(...history.marks.filter(({ name, reason }) => marks(name, reason)));
     this.#series.clear();
     this.#series.columns = history.columns;
     const rows = history.rows;
@@ -291,7 +299,7 @@ export class Charts {
   }
 
   mark(event) {
-    if (!KINDS[event.event] || this.#view.marks.some((each) => each.time === event.time && each.name === event.event)) return;
+    if (!marks(event.event, event.reason) || this.#view.marks.some((each) => each.time === event.time && each.name === event.event)) return;
     this.#view.marks.push({ time: event.time, name: event.event, slot: event.slot, reason: event.reason });
     if (this.#view.marks.length > MARKS) this.#view.marks.shift();
   }

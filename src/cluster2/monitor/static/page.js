@@ -92,6 +92,9 @@ function processes({ master, keeper, monitor }) {
 }
 
 function show(now) {
+  if (facts !== null && facts.wanted !== now.wanted) {
+    charts.mark({ event: "scaled", time: now.time, reason: `${facts.wanted} → ${now.wanted}` });
+  }
   facts = now;
   leaving ||= Boolean(now.leaving);
   glance(now);

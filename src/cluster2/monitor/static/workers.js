@@ -12,7 +12,7 @@ const quantile = (worker, which) => worker.recent?.[which] ?? worker.latency?.[w
 
 /** Columns: `value` is what is sorted by, `text` what is shown, `tone` a class for what needs a look. */
 const COLUMNS = [
-  { key: "slot", label: "Slot", value: (w) => w.slot, text: (w) => String(w.slot), head: true },
+  { key: "slot", label: "Slot", value: (w) => w.slot, text: (w) => String(w.slot), head: true, words: true },
   { key: "pid", label: "PID", value: (w) => w.pid, text: (w) => String(w.pid) },
   { key: "generation", label: "Gen", title: "Generation", value: (w) => w.generation, text: (w) => String(w.generation) },
   {
@@ -125,7 +125,7 @@ export class Workers {
     const button = el("button", { type: "button", title: column.title ?? null }, column.label);
     const cell = el("th", { scope: "col", class: column.words ? "words" : "number", "data-column": column.key }, button);
     button.addEventListener("click", () => {
-      this.#down = this.#by === column ? !this.#down : !column.words && !["slot", "pid"].includes(column.key);
+      this.#down = this.#by === column ? !this.#down : !column.words && column.key !== "pid";
       this.#by = column;
       this.#mark();
       this.#sort();
