@@ -86,6 +86,7 @@ def test_who_is_who(start: Start, directory: Path) -> None:
             "Groups": [str(NOBODY.pw_gid)],
             "CapEff": ["0" * 16],
         }, each.name()
+        assert os.stat(f"/proc/{each.pid}/status").st_uid == NOBODY.pw_uid, "what it is like its own user may see"
     assert monitor.status(f"/stacks/{running.workers()[0]['pid']}", **bearing) == 200
     assert monitor.status("/control/disable", "POST", **bearing) == 200
     assert running.status()["traffic"] == "disabled"

@@ -49,6 +49,7 @@ from typing import Final
 from cluster2.errors import ConfigError
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 
@@ -364,6 +365,9 @@ def drop_privileges(user: str | int | None, group: str | int | None) -> None:
             os.setgroups([gid])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
+        # A process that was root gets closed to its new user, as if it had secrets: no core dumps, and the monitor, who is the
+        # same user, couldn't see how much memory it has. What ours knew as root they know as that user.
+        _prctl(_PR_SET_DUMPABLE, 1)
     except PermissionError as error:
         wanted = f"user = {user!r}, group = {group!r}"
         raise ConfigError(f"{wanted}: only root can change them; start as root or as that user") from error
