@@ -13,9 +13,7 @@ behind it), or after 2 ms. A connection is read as soon as it is taken, before i
 queue has bytes waiting, and a new one usually has. (This gave 1–2 ms at the 99th percentile: fewer turns of the loop until the
 handler's first step.)
 
-Arming a socket through uvloop makes a handle each time. So all sources sit in an epoll of our own, that one sits in another
-with `EPOLLONESHOT`, the *gate*, and the loop watches the gate once and for all: to arm and to disarm is one epoll_ctl(2), however
-many sources there are.
+All that can be taken from stands behind a *gate* (`gate`): open while eager, else opened for one connection at a time.
 
 An engine that runs apps in threads may have no *room*. Then, in these two modes, nothing is taken for it until it has again:
 what it took would wait behind the requests that hold its threads, and a sibling may have a thread that is free. The engine
@@ -32,7 +30,6 @@ import asyncio
 import errno
 import logging
 import os
-import select
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -40,6 +37,7 @@ from typing import Any, cast
 
 from ..engines.base import FedEngine
 from .direct import Direct
+from .gate import Gate
 from .pace import Mode
 from .sources import Door, ReadyQueue
 
@@ -56,7 +54,6 @@ FAREWELL = 1.0
 PAUSE = 0.1
 """Seconds to wait when descriptors have run out: to try on would spin."""
 _OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_ONCE = select.EPOLLIN | select.EPOLLONESHOT
 
 
 class Acceptor:
@@ -101,8 +98,7 @@ class Acceptor:
         self._listening = True
         self._paused = False
         self._shut: list[Door | ReadyQueue] = []
-        self._inner = select.epoll()
-        self._gate = select.epoll()
+        self._gate = Gate()
         self.accepted = 0
         self.returned = 0
 
@@ -114,11 +110,10 @@ class Acceptor:
     async def start(self) -> None:
         """Begin to take connections, eagerly."""
         for door in self._doors:
-            self._inner.register(door.listener, 0)
+            self._gate.add(door.listener, watched=False)
         for way in self._ready_queues:
-            self._inner.register(way.inlet, select.EPOLLIN)
-        self._gate.register(self._inner, select.EPOLLIN)
-        self._loop.add_reader(self._gate, self._readable)
+            self._gate.add(way.inlet, watched=True)
+        self._gate.start(self._readable)
         for engine in {id(source.engine): source.engine for source in self._sources}.values():
             engine.on_room(lambda engine=engine: self._invited(engine))  # type: ignore[misc]
         await self._open_native()
@@ -132,8 +127,8 @@ class Acceptor:
             self._pending = None
             self._open_again()
             for door in self._doors:
-                self._inner.modify(door.listener, 0)
-            self._gate.modify(self._inner, select.EPOLLIN)
+                self._gate.watch(door.listener, False)
+            self._gate.open()
             await self._open_native()
 
     def hold(self, mode: Mode) -> None:
@@ -143,13 +138,13 @@ class Acceptor:
         if was_eager and self._listening:
             self._close_native()
             for door in self._doors:
-                self._inner.modify(door.listener, select.EPOLLIN)
+                self._gate.watch(door.listener, True)
             self._arm()
 
     def stop(self) -> None:
         """Take nothing more, from neither kind of queue. Connections just taken still join (see `joining`)."""
         self.stop_listening()
-        self._loop.remove_reader(self._gate)
+        self._gate.stop()
 
     def stop_listening(self) -> None:
         """Take nothing more from doors."""
@@ -158,8 +153,8 @@ class Acceptor:
         self._close_native()
         self._open_again()
         for door in self._doors:
-            self._inner.modify(door.listener, 0)
-        self._gate.modify(self._inner, select.EPOLLIN)
+            self._gate.watch(door.listener, False)
+        self._gate.open()
 
     def serve_queue(self, *, everything: bool = False) -> None:
         """Take all that waits in the accept queues, since nobody will after us.
@@ -228,7 +223,7 @@ class Acceptor:
         if self._mode is Mode.EAGER:
             for way in self._ready_queues:
                 self._take_returned(way)
-        elif self._gate.poll(0, 1):  # which shuts it
+        elif self._gate.passed():
             self._take()
 
     def _take_returned(self, way: ReadyQueue) -> None:
@@ -236,7 +231,7 @@ class Acceptor:
             taken = self._receive(way)
             if taken is None:
                 if way.inlet.ended:
-                    self._inner.unregister(way.inlet)
+                    self._gate.remove(way.inlet)
                     self._ready_queues = [each for each in self._ready_queues if each is not way]
                     self._sources = [each for each in self._sources if each is not way]
                 return
@@ -283,11 +278,11 @@ class Acceptor:
         """Don't be woken by sources that we wouldn't take from."""
         self._shut = [source for source in self._sources if not source.engine.room()]
         for source in self._shut:
-            self._inner.modify(source.watched, 0)
+            self._gate.watch(source.watched, False)
 
     def _open_again(self) -> None:
         for source in self._shut:
-            self._inner.modify(source.watched, select.EPOLLIN)
+            self._gate.watch(source.watched, True)
         self._shut = []
 
     def _invited(self, engine: FedEngine) -> None:
@@ -299,7 +294,7 @@ class Acceptor:
 
     def _arm(self) -> None:
         if self._listening and not self._paused:
-            self._gate.modify(self._inner, _ONCE)
+            self._gate.open_once()
 
     def _hold_back(self, connection: object) -> None:
         """Take the next one when this one's request has begun, or after a moment."""
@@ -389,13 +384,13 @@ class Acceptor:
     def _pause(self, error: OSError) -> None:
         logger.warning("no connection can be taken for %.1f s: %s", PAUSE, error)
         self._paused = True
-        self._gate.modify(self._inner, 0)
+        self._gate.shut()
         self._loop.call_later(PAUSE, self._resume)
 
     def _resume(self) -> None:
         self._paused = False
         if self._mode is Mode.EAGER:
-            self._gate.modify(self._inner, select.EPOLLIN)
+            self._gate.open()
         else:
             self._take()
 
