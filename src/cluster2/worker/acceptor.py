@@ -27,9 +27,7 @@ tick (p99 80 ms in a trial). It takes, and balances afterwards.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -53,16 +51,10 @@ FAREWELL = 1.0
 """Seconds that a client may take to answer the end of a TLS connection; some never do."""
 PAUSE = 0.1
 """Seconds to wait when descriptors have run out: to try on would spin."""
-_OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Acceptor:
-    """Takes connections from all doors and ready queues of a worker.
-
-    Attributes:
-        accepted: connections taken from doors.
-        returned: connections taken from ready queues.
-    """
+    """Takes connections from all doors and ready queues of a worker."""
 
     def __init__(
         self,
@@ -83,7 +75,8 @@ class Acceptor:
             # Python takes a socket made of a descriptor for a blocking one, and dup() would make it so: the flag is of the
             # open file, which all processes share, and a sibling that loses a race would hang in accept(2).
             door.listener.setblocking(False)
-        self._ready_queues = ready_queues
+        self._ways = ready_queues
+        self._ready_queues = list(ready_queues)
         self._woken = woken
         self._loop = asyncio.get_running_loop()
         self._mode = Mode.EAGER
@@ -99,13 +92,21 @@ class Acceptor:
         self._paused = False
         self._shut: list[Door | ReadyQueue] = []
         self._gate = Gate()
-        self.accepted = 0
-        self.returned = 0
+
+    @property
+    def accepted(self) -> int:
+        """Connections taken from doors."""
+        return sum(door.taken for door in self._doors)
+
+    @property
+    def returned(self) -> int:
+        """Connections taken from ready queues."""
+        return sum(way.taken for way in self._ways)
 
     @property
     def lost(self) -> int:
         """Connections that were in ready queues, and couldn't be taken because no descriptor was left."""
-        return sum(way.inlet.truncated for way in self._ready_queues)
+        return sum(way.inlet.truncated for way in self._ways)
 
     async def start(self) -> None:
         """Begin to take connections, eagerly."""
@@ -165,14 +166,14 @@ class Acceptor:
             everything: once, also from sockets that somebody else goes on with.
         """
         for door in self._doors if everything else [door for door in self._doors if door.owned]:
-            while (taken := self._accept(door)) is not None:
-                self._join(taken, door.engine, door.tls)
+            while (taken := self._from(door)) is not None:
+                self._join(taken, door)
 
     def empty_ready_queues(self) -> None:
         """Take all that waits in the ready queues: nothing comes after it."""
         for way in self._ready_queues:
-            while (taken := self._receive(way)) is not None:
-                self._join(taken, way.engine, None)
+            while (taken := self._from(way)) is not None:
+                self._join(taken, way)
 
     def joining(self) -> bool:
         """Whether a connection was taken that its engine doesn't know yet (a TLS handshake, for one)."""
@@ -191,7 +192,7 @@ class Acceptor:
         for door in self._doors:
             twin = door.listener.dup()
             door.native = await self._loop.create_server(
-                self._native(door.engine), sock=twin, backlog=4096, **self._secured(door.tls)
+                self._native(door), sock=twin, backlog=4096, **self._secured(door.tls)
             )
             # Ends when the server is closed and the last of its connections as well, if it has begun by then.
             waiting = self._loop.create_task(door.native.wait_closed())
@@ -207,12 +208,12 @@ class Acceptor:
                 door.native.close()
                 door.native = None
 
-    def _native(self, engine: FedEngine) -> Callable[[], asyncio.BaseProtocol]:
-        make = engine.protocol
+    def _native(self, door: Door) -> Callable[[], asyncio.BaseProtocol]:
+        make = door.engine.protocol
         woken = self._woken
 
         def protocol() -> asyncio.BaseProtocol:
-            self.accepted += 1
+            door.taken += 1
             woken()
             return make()
 
@@ -228,14 +229,14 @@ class Acceptor:
 
     def _take_returned(self, way: ReadyQueue) -> None:
         for _ in range(ROUND):
-            taken = self._receive(way)
+            taken = self._from(way)
             if taken is None:
                 if way.inlet.ended:
                     self._gate.remove(way.inlet)
-                    self._ready_queues = [each for each in self._ready_queues if each is not way]
-                    self._sources = [each for each in self._sources if each is not way]
+                    self._ready_queues.remove(way)
+                    self._sources.remove(way)
                 return
-            self._join(taken, way.engine, None)
+            self._join(taken, way)
 
     def _take(self, invited: FedEngine | None = None) -> None:
         """Take one connection from the next source that has one, and room for it; open the gate if none has.
@@ -253,12 +254,8 @@ class Acceptor:
             if source.engine is not invited and not source.engine.room():
                 full += 1
                 continue
-            if isinstance(source, Door):
-                taken, tls = self._accept(source), source.tls
-            else:
-                taken, tls = self._receive(source), None
-            if taken is not None:
-                if not self._join(taken, source.engine, tls):
+            if (taken := self._from(source)) is not None:
+                if not self._join(taken, source):
                     self._take_soon()
                 return
         self._pending = None
@@ -320,34 +317,18 @@ class Acceptor:
             self._pending = None
             self._take_soon()
 
-    def _accept(self, door: Door) -> socket.socket | None:
+    def _from(self, source: Door | ReadyQueue) -> socket.socket | None:
+        """The next connection that waits there."""
         try:
-            connection, _ = door.listener.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return None  # a sibling was faster, or the client has gone
+            return source.take()
         except OSError as error:
-            # All else is about that one connection (accept(2) lists what the network may report), or a door that is shut.
-            if error.errno in _OUT_OF_FILES:
-                self._pause(error)
-            return None
-        connection.setblocking(False)
-        self.accepted += 1
-        return connection
-
-    def _receive(self, way: ReadyQueue) -> socket.socket | None:
-        parcel = way.inlet.take()
-        if parcel is None:
-            return None
-        self.returned += 1
-        try:
-            return socket.socket(parcel.family, socket.SOCK_STREAM, 0, fileno=parcel.descriptor)
-        except OSError:  # no socket: only a foreign hand can have put it there
-            os.close(parcel.descriptor)
+            self._pause(error)
             return None
 
-    def _join(self, connection: socket.socket, engine: FedEngine, tls: ssl.SSLContext | None) -> bool:
+    def _join(self, connection: socket.socket, source: Door | ReadyQueue) -> bool:
         """Give a connection its protocol; false if the client has gone."""
         self._woken()
+        engine, tls = source.engine, source.tls
         first: bytes | None = None
         if tls is None and engine.reads_first:
             try:
