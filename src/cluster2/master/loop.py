@@ -14,9 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import events, lifecycle, policy, wire
-from ..errors import AppError, ClusterError, ConfigError, by_exit_code
-from ..kernel import processes
-from ..lifecycle import State
 from ..settings import Settings
 from .control import Control
 from .departure import Departure
@@ -38,13 +35,14 @@ from .facts import (
 )
 from .followers import Followers
 from .generations import Generations
-from .heartbeat import Heartbeats
 from .helper import Helper
 from .keeping import Keeping
 from .lives import Lives
+from .loading import Loading
 from .monitoring import Monitoring
 from .reload import Reloader
 from .roster import Roster
+from .rounds import Rounds
 from .status import status
 from .steering import Steering
 from .switchboard import Switchboard
@@ -54,8 +52,6 @@ from .watchman import Watchman
 logger = logging.getLogger("cluster2.master")
 
 CONTROL_BACKLOG = 64
-TICK = 1.0
-"""Seconds between two looks at what may be due although nothing has happened."""
 ZYGOTE_PATIENCE = 2.0
 """Seconds that a zygote may take to leave at the end; it may be in the middle of the app's import."""
 HANDLERS_PATIENCE = 5.0
@@ -64,8 +60,6 @@ MONITOR_PATIENCE = 2.0
 """Seconds for the monitor to leave at the end."""
 LAST_PATIENCE = 5.0
 """Seconds for everybody to end who is killed because `run` failed."""
-RELOAD_PAUSE = 1.0
-"""Seconds between two attempts to start a zygote that died or can't load what was loaded before."""
 
 
 class Master:
@@ -100,6 +94,7 @@ class Master:
         self.roster = Roster()
         self.generations = Generations(estate, self.put)
         self.steering = Steering(estate.listeners, estate.board, settings.backlog)
+        self.loading = Loading(self)
         self.lives = Lives(self)
         self.keeping = Keeping.of(estate, self.put)
         self._control = Control(self.put)
@@ -109,14 +104,8 @@ class Master:
             self.generations.load, self._want, self.generations.drop, self.emit, self._count_reload
         )
         self.departure = Departure(self)
-        self._heartbeats = Heartbeats(estate.board, time.monotonic())
+        self._rounds = Rounds(self)
         self._verbs = Verbs(self)
-        self._load_again_at: float | None = None
-        self._looked_at = 0.0
-        self._ticker: asyncio.TimerHandle | None = None
-        self._alarm: asyncio.TimerHandle | None = None
-        # A watchdog wants to hear of us twice in its time, however short that is.
-        self._every = min(TICK, estate.notifier.watchdog / 2 or TICK)
 
     def put(self, fact: Fact) -> None:
         """Something happened."""
@@ -143,7 +132,7 @@ class Master:
         if self.monitoring is not None:
             self.monitoring.start()
         self.generations.load(self.wanted.generation)
-        self._tick()
+        self._rounds.begin()
         while not self._finished():
             self._handle(await self._facts.get())
             await self._converge()
@@ -160,6 +149,10 @@ class Master:
         """Whether the cluster is to leave."""
         return self.phase in (Phase.DRAINING, Phase.STOPPING)
 
+    def helpers(self) -> list[Helper]:
+        """The processes beside the workers that this cluster has."""
+        return [helper for helper in (self.keeping, self.monitoring) if helper is not None]
+
     def _finished(self) -> bool:
         """Whether we are leaving, and everybody else has left."""
         if not self.ending() or len(self.roster):
@@ -171,7 +164,7 @@ class Master:
     def _handle(self, fact: Fact) -> None:
         match fact:
             case FromZygote():
-                self._from_zygote(fact.generation, fact.message)
+                self.loading.said(fact.generation, fact.message)
             case FromWorker():
                 self.lives.from_worker(fact.worker, fact.message)
             case Garbage():
@@ -194,76 +187,11 @@ class Master:
             case LameDuckOver():
                 self.departure.lame_duck_over()
             case Tick():
-                self._look_around()
-
-    def _from_zygote(self, generation: int, message: wire.Orders | None) -> None:
-        match message:
-            case wire.Prepared():
-                self._prepared(generation, message)
-            case wire.PrepareFailed():
-                error = by_exit_code(message.exit_code, message.message, detail=message.detail)
-                self._not_prepared(generation, error)
-            case wire.Forked():
-                self.lives.forked(message.incarnation, message.pid)
-            case wire.ForkFailed():
-                self.warn(f"a worker can't be forked: {message.message}")
-                if (handle := self.roster.find(message.incarnation)) is not None:
-                    self.lives.buried(handle, None)
-            case None:
-                self._not_prepared(generation, AppError("the process that imports the app died; its log says why"))
-                for handle in list(self.roster):
-                    if handle.generation == generation and handle.pid is None and handle.talk is None:
-                        self.lives.buried(handle, None)
-            case _:
-                logger.warning("a zygote said what only a master says: %r", message)
-
-    def _prepared(self, generation: int, message: wire.Prepared) -> None:
-        try:
-            if self.keeping is not None and self.keeping.serves:
-                self.steering.check_change(self.wanted.generation, message.steered)
-            self.steering.open(generation, message.steered, self.generations.settings(generation).workers)
-        except ConfigError as error:
-            names = " and ".join(sorted({message.engines[site] for site in message.steered}))
-            self._not_prepared(generation, ConfigError(f"engine {names}: {error.message}"))
-            return
-        self._load_again_at = None
-        if self.keeping is not None:
-            self.keeping.heed(self.generations.settings(generation), message.movable)
-        if message.threads:
-            names = ", ".join(message.threads[:4])
-            self.warn(
-                f"importing the app started threads ({names}): forking it is unsafe, so each worker imports it for itself; "
-                "start threads in worker.on_start, or set preload = false to silence this"
-            )
-        if message.threads or not self.settings.preload:
-            self.generations.each_executed(generation)
-        if self.reloader.proves(generation):
-            self.reloader.prepared()
-
-    def _not_prepared(self, generation: int, error: ClusterError) -> None:
-        if self.phase is Phase.BOOTING:
-            self.departure.fail(error)
-        elif self.reloader.proves(generation):
-            self.reloader.abandon(error)
-        elif self.phase.serves and generation == self.wanted.generation and self._load_again_at is None:
-            self.warn(f"no new worker can be made now: {error.message}; trying again")
-            if error.detail:
-                logger.error("%s", error.detail)
-            if self.generations.nursery(generation) is not None:
-                return  # each worker is executed: only that one is concerned, and its exit is counted
-            self._load_again_at = time.monotonic() + RELOAD_PAUSE
-
-    def _count_reload(self, done: bool) -> None:
-        header = self.estate.board.header
-        header.reloads, header.reloads_failed = header.reloads + done, header.reloads_failed + (not done)
-
-    def _helpers(self) -> list[Helper]:
-        """The processes beside the workers that this cluster has."""
-        return [helper for helper in (self.keeping, self.monitoring) if helper is not None]
+                self._rounds.look()
 
     def _helper_gone(self, fact: HelperGone) -> None:
         """Start another one; at the end of the cluster tell the workers that nothing comes back any more."""
-        (helper,) = (each for each in self._helpers() if each.name == fact.name)
+        (helper,) = (each for each in self.helpers() if each.name == fact.name)
         if helper is self.keeping and self.ending():
             for handle in self.roster if self.phase is Phase.DRAINING else ():
                 handle.tell(wire.Deserted())
@@ -271,6 +199,10 @@ class Master:
             pause = helper.again()
             when = f"in {pause:g} s" if pause else "now"
             self.warn(f"the {helper.name} {fact.how}; another is started {when}")
+
+    def _count_reload(self, done: bool) -> None:
+        header = self.estate.board.header
+        header.reloads, header.reloads_failed = header.reloads + done, header.reloads_failed + (not done)
 
     # What the verbs do
 
@@ -334,7 +266,7 @@ class Master:
                 case policy.Retire():
                     self.lives.retire(decision.incarnation)
         times = [when for when in (self.lives.restarts.next_time(now), self.reloader.wake_at()) if when is not None]
-        self._wake_at(min(times, default=None))
+        self._rounds.wake_at(min(times, default=None))
 
     def _origin(self, generation: int | None) -> int:
         """The generation to make a worker of: the one that is asked for, if its zygote is there, else the wanted one."""
@@ -354,70 +286,17 @@ class Master:
         self.estate.board.header.generation = generation
         if self.generations.nursery(generation) is None:
             # Its zygote died while another generation was tried out.
-            self._load_again_at = time.monotonic()
+            self.loading.again()
 
     @property
     def settings(self) -> Settings:
         """The options of the generation that is wanted."""
         return self.generations.settings(self.wanted.generation)
 
-    def _tick(self) -> None:
-        self.put(Tick())
-        self._ticker = self._loop.call_later(self._every, self._tick)
-
-    def _wake_at(self, when: float | None) -> None:
-        """A slot that backs off is looked at again in time, not only at the next tick."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        if when is not None:
-            self._alarm = self._loop.call_later(max(0.0, when - time.monotonic()), self.put, Tick())
-
-    def _look_around(self) -> None:
-        self.estate.notifier.alive()
-        now = time.monotonic()
-        # Who was suspended or starved saw nothing for a while: that the others gave no sign then proves nothing.
-        if now - self._looked_at < 2 * TICK:
-            self._check_health(now)
-        self._looked_at = self.estate.board.header.beat = now
-        if (beat := self._heartbeats.look(self.roster, now, self.settings.heartbeat_interval)) is not None:
-            self.emit(beat)
-        if self.estate.owns_process:
-            processes.reap_strays(self._known())
-        if self._load_again_at is not None and now >= self._load_again_at and self.phase.serves:
-            self._load_again_at = None
-            self.generations.load(self.wanted.generation)
-        if self.roster.ready() >= self.wanted.slots and self.lives.restarts.recovered(now):
-            self.emit(events.Recovered(time=time.time(), ready=self.roster.ready()))
-
-    def _check_health(self, now: float) -> None:
-        for helper in self._helpers():
-            if (said := helper.look(now)) is not None:
-                self.warn(said)
-        if self.phase.serves:
-            self.watchman.look(self.roster, now)
-            self.lives.steer()
-            self._see_to_stranded(now)
-
-    def _see_to_stranded(self, now: float) -> None:
-        """Somebody waits where nobody accepts: the successor of one of the workers will."""
-        if not self.steering.stranded() or any(handle.replace is not None for handle in self.roster):
-            return
-        serving = [handle for handle in self.roster if handle.state is State.READY]
-        if serving and len(serving) == len(self.roster):
-            oldest = min(serving, key=lambda handle: handle.born)
-            oldest.replace, oldest.reason = now, "recycle"
-
-    def _known(self) -> set[int]:
-        workers = {handle.pid for handle in self.roster if handle.pid is not None}
-        return workers.union(self.generations.pids(), *(helper.pids() for helper in self._helpers()))
-
     # The end
 
     async def _leave(self) -> int:
-        for timer in (self._alarm, self._ticker):
-            if timer is not None:
-                timer.cancel()
+        self._rounds.end()
         self.departure.close()
         if self.keeping is not None:
             self.keeping.close()

@@ -1,0 +1,104 @@
+"""What becomes of a generation: what its zygote says, and what follows from that.
+
+Facts about zygotes come here, as those about workers do in `lives`. A generation that can't be loaded ends the first boot, has a
+reload abandoned, and otherwise is tried again: its workers serve on meanwhile, only that none can be made.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from .. import wire
+from ..errors import AppError, ClusterError, ConfigError, by_exit_code
+from .estate import Phase
+
+if TYPE_CHECKING:
+    from .loop import Master
+
+logger = logging.getLogger("cluster2.master")
+
+PAUSE = 1.0
+"""Seconds between two attempts to start a zygote that died or can't load what was loaded before."""
+
+
+class Loading:
+    """The generations of a master, as they are loaded."""
+
+    def __init__(self, master: Master) -> None:
+        """Nothing is loaded yet."""
+        self._master = master
+        self._again_at: float | None = None
+
+    def said(self, generation: int, message: wire.Orders | None) -> None:
+        """A zygote said something, or an executed worker that loads the app; None: the zygote is gone."""
+        master = self._master
+        match message:
+            case wire.Prepared():
+                self._prepared(generation, message)
+            case wire.PrepareFailed():
+                self._failed(generation, by_exit_code(message.exit_code, message.message, detail=message.detail))
+            case wire.Forked():
+                master.lives.forked(message.incarnation, message.pid)
+            case wire.ForkFailed():
+                master.warn(f"a worker can't be forked: {message.message}")
+                if (handle := master.roster.find(message.incarnation)) is not None:
+                    master.lives.buried(handle, None)
+            case None:
+                self._failed(generation, AppError("the process that imports the app died; its log says why"))
+                for handle in list(master.roster):
+                    if handle.generation == generation and handle.pid is None and handle.talk is None:
+                        master.lives.buried(handle, None)
+            case _:
+                logger.warning("a zygote said what only a master says: %r", message)
+
+    def again(self) -> None:
+        """The wanted generation has no zygote: load it once more at the next look."""
+        self._again_at = time.monotonic()
+
+    def look(self, now: float) -> None:
+        """Load again if that is due."""
+        master = self._master
+        if self._again_at is not None and now >= self._again_at and master.phase.serves:
+            self._again_at = None
+            master.generations.load(master.wanted.generation)
+
+    def _prepared(self, generation: int, message: wire.Prepared) -> None:
+        master = self._master
+        settings = master.generations.settings(generation)
+        try:
+            if master.keeping is not None and master.keeping.serves:
+                master.steering.check_change(master.wanted.generation, message.steered)
+            master.steering.open(generation, message.steered, settings.workers)
+        except ConfigError as error:
+            names = " and ".join(sorted({message.engines[site] for site in message.steered}))
+            self._failed(generation, ConfigError(f"engine {names}: {error.message}"))
+            return
+        self._again_at = None
+        if master.keeping is not None:
+            master.keeping.heed(settings, message.movable)
+        if message.threads:
+            names = ", ".join(message.threads[:4])
+            master.warn(
+                f"importing the app started threads ({names}): forking it is unsafe, so each worker imports it for itself; "
+                "start threads in worker.on_start, or set preload = false to silence this"
+            )
+        if message.threads or not master.settings.preload:
+            master.generations.each_executed(generation)
+        if master.reloader.proves(generation):
+            master.reloader.prepared()
+
+    def _failed(self, generation: int, error: ClusterError) -> None:
+        master = self._master
+        if master.phase is Phase.BOOTING:
+            master.departure.fail(error)
+        elif master.reloader.proves(generation):
+            master.reloader.abandon(error)
+        elif master.phase.serves and generation == master.wanted.generation and self._again_at is None:
+            master.warn(f"no new worker can be made now: {error.message}; trying again")
+            if error.detail:
+                logger.error("%s", error.detail)
+            if master.generations.nursery(generation) is not None:
+                return  # each worker is executed: only that one is concerned, and its exit is counted
+            self._again_at = time.monotonic() + PAUSE

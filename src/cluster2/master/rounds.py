@@ -1,0 +1,99 @@
+"""What is looked at although nothing has happened: once a second, and when something is due.
+
+Signs of life (of workers by the `watchman`, of helpers), strays to reap, the aggregated heartbeat, zygotes to be started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from .. import events
+from ..kernel import processes
+from ..lifecycle import State
+from .facts import Tick
+from .heartbeat import Heartbeats
+
+if TYPE_CHECKING:
+    from .loop import Master
+
+TICK = 1.0
+"""Seconds between two looks."""
+
+
+class Rounds:
+    """The regular look around of a master."""
+
+    def __init__(self, master: Master) -> None:
+        """The first look isn't due yet."""
+        self._master = master
+        self._loop = asyncio.get_running_loop()
+        self._heartbeats = Heartbeats(master.estate.board, time.monotonic())
+        self._looked_at = 0.0
+        self._ticker: asyncio.TimerHandle | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        # A watchdog wants to hear of us twice in its time, however short that is.
+        self._every = min(TICK, master.estate.notifier.watchdog / 2 or TICK)
+
+    def begin(self) -> None:
+        """From now on there is a fact `Tick` at least once a second."""
+        self._master.put(Tick())
+        self._ticker = self._loop.call_later(self._every, self.begin)
+
+    def wake_at(self, when: float | None) -> None:
+        """There is to be one at that time, too: a slot that backs off is looked at again in time, not only at the next tick."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if when is not None:
+            self._alarm = self._loop.call_later(max(0.0, when - time.monotonic()), self._master.put, Tick())
+
+    def end(self) -> None:
+        """No more."""
+        for timer in (self._alarm, self._ticker):
+            if timer is not None:
+                timer.cancel()
+
+    def look(self) -> None:
+        """Look around."""
+        master = self._master
+        master.estate.notifier.alive()
+        now = time.monotonic()
+        # Who was suspended or starved saw nothing for a while: that the others gave no sign then proves nothing.
+        if now - self._looked_at < 2 * TICK:
+            self._check_health(now)
+        self._looked_at = master.estate.board.header.beat = now
+        if (beat := self._heartbeats.look(master.roster, now, master.settings.heartbeat_interval)) is not None:
+            master.emit(beat)
+        if master.estate.owns_process:
+            processes.reap_strays(self._known())
+        master.loading.look(now)
+        if master.roster.ready() >= master.wanted.slots and master.lives.restarts.recovered(now):
+            master.emit(events.Recovered(time=time.time(), ready=master.roster.ready()))
+
+    def _check_health(self, now: float) -> None:
+        master = self._master
+        for helper in master.helpers():
+            if (said := helper.look(now)) is not None:
+                master.warn(said)
+        if master.phase.serves:
+            master.watchman.look(master.roster, now)
+            master.lives.steer()
+            self._see_to_stranded(now)
+
+    def _see_to_stranded(self, now: float) -> None:
+        """Somebody waits where nobody accepts: the successor of one of the workers will."""
+        roster = self._master.roster
+        if not self._master.steering.stranded() or any(handle.replace is not None for handle in roster):
+            return
+        serving = [handle for handle in roster if handle.state is State.READY]
+        if serving and len(serving) == len(roster):
+            oldest = min(serving, key=lambda handle: handle.born)
+            oldest.replace, oldest.reason = now, "recycle"
+
+    def _known(self) -> set[int]:
+        """Children whose end somebody else waits for."""
+        master = self._master
+        workers = {handle.pid for handle in master.roster if handle.pid is not None}
+        return workers.union(master.generations.pids(), *(helper.pids() for helper in master.helpers()))
