@@ -19,6 +19,7 @@ from .emitter import Emitter
 from .errors import ClusterError, by_exit_code
 from .kernel.listeners import Listener
 from .kernel.scoreboard import Scoreboard
+from .lifecycle import PHASES
 from .master.facts import Fact
 from .master.handle import Handle
 from .master.switchboard import Switchboard
@@ -129,6 +130,7 @@ class _Told:
                 self._emit(events.Forked(time=now, pid=message.pid, slot=SLOT, generation=GENERATION))
             case wire.Ready():
                 boot = time.monotonic() - self._born
+                self._board.header.phase = PHASES.index("serving")
                 self._emit(events.Listening(time=now, pid=os.getpid(), slot=SLOT, generation=GENERATION, boot=boot))
                 self._on_ready()
             case wire.Leaving():
@@ -148,7 +150,7 @@ class _Told:
             self._emit(events.Signalled(time=now, signal=number, action="shutdown"))
             self._emit(events.ShuttingDown(time=now, graceful=True, lame_duck=self._lame_duck))
         self._leaving = True
-        self._board.header.leaving = 1
+        self._board.header.leaving, self._board.header.phase = 1, PHASES.index("draining")
 
 
 class Loopback:

@@ -48,7 +48,9 @@ def make(facts: Facts, settings: Settings, desk: Desk | None = None) -> Callable
     def sign_in(path: str, accept: str) -> bytes | None:
         return shell.content if path in (root, root + "/") and page.wants_html(accept) else None
 
-    return Shield(Gate(Starlette(routes=routes), settings, open_ones, frozenset(probes.switches), sign_in))
+    app = Starlette(routes=routes)
+    app.router.redirect_slashes = False  # to a URL made of the Host header
+    return Shield(Gate(app, settings, open_ones, frozenset(probes.switches), sign_in))
 
 
 class Probes:

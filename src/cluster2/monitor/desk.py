@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -63,7 +64,8 @@ class Desk:
         """Of so many seconds, in about so many rows."""
         now = time.time()
         kept = self.watch.history
-        rows = kept.rows(now - seconds, now + 1, points)
+        # A row from later than now was added before the clock was set back.
+        rows = kept.rows(now - seconds, now + 1, math.ceil(seconds / points))
         return {"columns": list(COLUMNS), "rows": rows, "marks": kept.marks(now - seconds)}
 
     def _look(self) -> Look:

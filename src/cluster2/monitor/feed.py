@@ -4,21 +4,25 @@ Numbers grow over the life of one monitor and on to the next, which begins with 
 last number that it saw misses nothing that is kept, and gets nothing twice. Heartbeats aren't kept: they would push the
 others out, and the facts tell the same, fresher.
 
-*Bounds*: `KEPT` events of `LONGEST` bytes each. One that is longer (a user's own) is told without its contents.
+*Bounds*: `KEPT` and `KEPT_EMITTED` events of `LONGEST` bytes each. One that is longer (a user's own) is told without its
+contents.
 """
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import msgspec
 
-KEPT = 200
+from ..events import EVENTS
+
+KEPT, KEPT_EMITTED = 150, 50
+"""Of the cluster's own, and of those that the app emits: these may be many, and mustn't push the others out."""
 LONGEST = 16384
 PRIVATE = frozenset({"stacks", "traceback", "data"})
 """Fields that show code, or what the app itself has said: where there is a token they are only for who bears it."""
@@ -52,6 +56,7 @@ class Feed:
         """
         self._next = int(time.time() * 1000) if first is None else first
         self._kept: deque[Told] = deque(maxlen=KEPT)
+        self._emitted: deque[Told] = deque(maxlen=KEPT_EMITTED)
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
         """Called with each event as plain data."""
 
@@ -68,12 +73,15 @@ class Feed:
                 return  # no event of ours has such a name or reason
         private = any(event.get(field) is not None for field in PRIVATE)
         public = msgspec.json.encode({**event, **dict.fromkeys(event.keys() & PRIVATE)}) if private else full
-        self._kept.append(Told(self._next, name, full, public))
+        kept = self._kept if name in EVENTS or name.startswith("SIG") else self._emitted
+        kept.append(Told(self._next, name, full, public))
         self._next += 1
         for listener in self.listeners:
             listener(event)
 
     def after(self, number: int) -> list[Told]:
         """Those that are kept and have a larger number, the oldest first."""
-        newer = list(takewhile(lambda told: told.number > number, reversed(self._kept)))
-        return newer[::-1]
+        if number >= self._next:
+            number = 0  # of a monitor before us, whose clock was ahead
+        newer = heapq.merge(self._kept, self._emitted, key=lambda told: told.number)
+        return [told for told in newer if told.number > number]

@@ -74,9 +74,8 @@ class History:
         """Something happened."""
         self._marks.append({"time": time, "name": name, "slot": slot, "reason": reason})
 
-    def rows(self, since: float, until: float, points: int) -> list[Row]:
-        """What happened between the two times (seconds since the epoch), in about `points` rows at most, the oldest first."""
-        width = max(1, math.ceil((until - since) / max(1, points)))
+    def rows(self, since: float, until: float, width: int) -> list[Row]:
+        """What happened between the two times (seconds since the epoch), a row for `width` seconds, the oldest first."""
         return list(thin((row for row in self._kept() if since < row[0] <= until), width))
 
     def marks(self, since: float) -> list[dict[str, Any]]:

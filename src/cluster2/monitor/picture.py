@@ -73,10 +73,10 @@ def picture(look: Look, watch: Watch, facts: Facts, subject: Subject) -> dict[st
         "rates": dict(look.rates),
         "latency": None if totals is None else latencies.summary(totals.latencies),
         "recent": dict(look.lately),
-        "connections": {"held": _sum(seen.workers, "connections"), "resting": header["resting"]},
+        "connections": {"held": seen.sum("connections"), "resting": header["resting"]},
         "keeper": _keeper(header, watch),
         "monitor": {
-            "pid": header["monitor_pid"],
+            "pid": header["monitor_pid"] or None,
             "address": subject.address,
             "restarts": header["monitor_restarts"],
             "memory": watch.scales.of(header["monitor_pid"]),
@@ -132,9 +132,3 @@ def _worker(worker: Worker, look: Look, watch: Watch) -> dict[str, Any]:
         "heartbeat_age": worker.silence(now),
         **look.each[worker.key],
     }
-
-
-def _sum(workers: Any, name: str) -> int | None:
-    counts = [worker.count(name) for worker in workers]
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None

@@ -10,6 +10,7 @@ slow viewer costs what one message and the kernel's buffer hold, and loses sampl
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from .feed import Feed, Told
 
 MOST = 32
 """Viewers at a time."""
+AT_ONCE = 10
+"""Events in one message: it bounds what waits for a slow viewer."""
 QUIET = 2.0
 """Seconds without anything to say after which a comment says that we are there."""
 COMMENT = b":\n\n"
@@ -67,13 +70,20 @@ class Viewers:
         self.count = 0
         self.watching = 0
         """How many of them want facts."""
-        self._news = asyncio.Event()
+        self._news: asyncio.Future[None] | None = None
         self._closed = False
 
     def wake(self) -> None:
         """Something is new."""
-        self._news.set()
-        self._news = asyncio.Event()
+        if self._news is not None:
+            self._news.set_result(None)
+            self._news = None
+
+    def _next(self) -> asyncio.Future[None]:
+        """Done when something more is new; all who wait share it."""
+        if self._news is None:
+            self._news = asyncio.get_running_loop().create_future()
+        return self._news
 
     def close(self) -> None:
         """End all streams: the process leaves."""
@@ -115,23 +125,22 @@ class Viewers:
             gone.cancel()
 
     async def _tell(self, send: Send, gone: asyncio.Future[None], after: int, facts: bool, full: bool) -> None:
-        seen = 0
+        seen, said_at = 0, time.monotonic()
         while not gone.done() and not self._closed:
-            news = self._news  # before looking what is new: what comes meanwhile must not be missed
-            told = self.feed.after(after)
+            news = self._next()  # before looking what is new: what comes meanwhile must not be missed
+            told = self.feed.after(after)[:AT_ONCE]
             content = b"".join(_lines(told, full))
             if told:
                 after = told[-1].number
-            if facts and seen != self.latest.number:
-                seen, content = self.latest.number, content + self.latest.content
+            elif facts and seen != self.latest.number:
+                seen, content = self.latest.number, self.latest.content
+            if not content and time.monotonic() - said_at >= QUIET:
+                content = COMMENT
             if content:
                 await _say(send, content)
+                said_at = time.monotonic()
                 continue
-            waiting = asyncio.ensure_future(_wait(news))
-            done, _ = await asyncio.wait({waiting, gone}, timeout=QUIET, return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            if not done:
-                await _say(send, COMMENT)
+            await asyncio.wait({news, gone}, timeout=QUIET, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _lines(told: list[Told], full: bool) -> Iterator[bytes]:
@@ -140,10 +149,6 @@ def _lines(told: list[Told], full: bool) -> Iterator[bytes]:
 
 async def _say(send: Send, content: bytes) -> None:
     await send({"type": "http.response.body", "body": content, "more_body": True})
-
-
-async def _wait(news: asyncio.Event) -> None:
-    await news.wait()
 
 
 async def left(receive: Receive) -> None:

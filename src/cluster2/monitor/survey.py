@@ -18,6 +18,9 @@ from ..kernel.scoreboard import SLOTS, Row, Scoreboard
 from ..latencies import BOUNDS
 from ..lifecycle import MODES, PHASES, State
 
+MOST = 2**53
+"""What JSON's readers take for a whole number."""
+
 
 @dataclass(frozen=True, slots=True)
 class Worker:
@@ -59,9 +62,9 @@ class Worker:
         return MODES[mode] if 0 <= mode < len(MODES) else "unknown"
 
     def count(self, name: str) -> int | None:
-        """A cell that is -1 where the engine can't know."""
+        """A cell that counts; None: it says -1, since the engine can't know, or nonsense."""
         value = int(self.cells[name])
-        return None if value < 0 else value
+        return value if 0 <= value < MOST else None
 
     def silence(self, now: float) -> float | None:
         """Seconds since its last sign of life; None: it hasn't given one yet."""
@@ -106,6 +109,12 @@ class Survey:
         """Where the cluster is."""
         phase = self.header["phase"]
         return PHASES[phase] if 0 <= phase < len(PHASES) else "unknown"
+
+    def sum(self, name: str) -> int | None:
+        """What all workers count in that cell; None if one of them doesn't know."""
+        counts = [worker.count(name) for worker in self.workers]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
 
 
 def survey(board: Scoreboard, now: float, time: float) -> Survey:

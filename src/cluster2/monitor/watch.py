@@ -133,16 +133,15 @@ class Watch:
     def _row(
         self, seen: Survey, rates: Mapping[str, float | None], lately: Mapping[str, float | None]
     ) -> dict[str, float | None]:
-        held = [worker.count("connections") for worker in seen.workers]
         return {
             "time": seen.time,
             **rates,
             **lately,
             "memory": self.scales.total(self.processes(seen)),
-            "held": None if None in held else sum(count or 0 for count in held),
+            "held": seen.sum("connections"),
             "resting": seen.header["resting"],
             "ready": sum(worker.state == "ready" for worker in seen.workers),
-            "in_flight": sum(worker.cells["in_flight"] for worker in seen.workers),
+            "in_flight": seen.sum("in_flight"),
         }
 
     def _scaled(self, seen: Survey) -> None:
