@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster2.errors import AddressInUse, ConfigError
-from cluster2.kernel.listeners import Listener, open_all, systemd_fds
+from cluster2.kernel.listeners import UNSENT, Listener, open_all, systemd_fds
 from cluster2.kinds import Address, FdAddress, TcpAddress, UnixAddress
 
 Open = Callable[..., list[Listener]]
@@ -89,6 +89,16 @@ def serve(listener: Listener, clients: Sequence[socket.socket]) -> None:
         client.close()
 
 
+def fill(sock: socket.socket) -> int:
+    """Send until the kernel takes no more; returns how many bytes it took."""
+    sock.setblocking(False)
+    took = 0
+    with contextlib.suppress(BlockingIOError):
+        while took < 64 * UNSENT:
+            took += sock.send(bytes(8 * UNSENT))
+    return took
+
+
 def ask(listener: Listener, count: int) -> list[socket.socket]:
     clients = [connect(listener) for _ in range(count)]
     for number, client in enumerate(clients):
@@ -130,6 +140,19 @@ def test_several_ports_of_the_kernels_choice(listen: Open) -> None:
     """Port 0 may be given as often as wanted: each gets a port of its own."""
     listeners = listen(*[TcpAddress("127.0.0.1", 0)] * 3)
     assert len({port_of(listener) for listener in listeners}) == 3
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+def test_a_reader_that_takes_nothing(listen: Open, inherited: bool) -> None:
+    """Of a response to one with a tiny window the kernel takes some 128 KiB, not megabytes in tiny segments."""
+    address = FdAddress(socket.create_server(("127.0.0.1", 0)).detach()) if inherited else TcpAddress("127.0.0.1", 0)
+    (listener,) = listen(address)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        client.connect(listener.sock.getsockname())
+        with accept(listener) as taken:
+            assert 0 < fill(taken) < 2 * UNSENT
+    listener.close()
 
 
 def test_a_host_name(listen: Open) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from cluster2.errors import AddressInUse, ConfigError
 from cluster2.kernel.listeners import (
+    UNSENT,
     Listener,
     end_silent,
     established,
@@ -251,6 +252,13 @@ def test_what_cant_be_steered(tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(ConfigError, match=f"{MOST_PLACES} can be steered"):
         Group(listener, 1).grow(MOST_PLACES + 1)
     listener.close()
+
+
+def test_unsent_bytes_are_bounded(group: Make) -> None:
+    """At all places alike: what is accepted there takes the bound over (test_listeners shows what it does)."""
+    one = group(3)
+    bounds = {one.at(place).getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) for place in range(3)}
+    assert bounds == {UNSENT}
 
 
 def test_established(group: Make, clients: list[socket.socket]) -> None:

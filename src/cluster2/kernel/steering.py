@@ -45,7 +45,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from cluster2.errors import ConfigError
-from cluster2.kernel.listeners import Listener, queue_length
+from cluster2.kernel.listeners import Listener, bound_unsent, queue_length
 
 MOST_PLACES: Final = 2000
 """A program may have 4096 instructions; each place takes two."""
@@ -156,6 +156,7 @@ class Group:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if first.family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound_unsent(sock)
             sock.bind(first.getsockname())
             sock.listen(self._backlog)
             sock.setblocking(False)
