@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from pathlib import Path
@@ -59,10 +60,14 @@ async def broken_start(scope: Any, receive: Any, send: Any) -> None:
 
 
 def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-    """`/forever/NAME` never answers."""
+    """`/forever/NAME` never answers, `/environ` tells what it is called with."""
     _, kind, name = [*environ["PATH_INFO"].split("/"), "", ""][:3]
     if kind == "forever":
         mark(name)
         time.sleep(1000)
+    if kind == "environ":
+        told = json.dumps({key: value for key, value in environ.items() if isinstance(value, str)}).encode()
+        start_response("200 OK", [("Content-Length", str(len(told)))])
+        return [told]
     start_response("200 OK", [("Content-Length", "5"), ("X-Worker", str(os.getpid()))])
     return [b"hello"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import platform
 import signal
@@ -168,6 +169,17 @@ def test_hooks_errors_and_counts(run: Serve) -> None:
         wait_until(counted, lambda: f"all are counted: {running.workers()}")
     assert running.shutdown() == 0
     assert (running.directory / f"ended.{pid}").exists()
+
+
+def test_the_environ_of_wsgi(run: Serve) -> None:
+    """It has nothing of the process's environment; names with an underscore pose as others, as docs/granian.md says."""
+    secrets = {"SECRET_OF_TEST": "1", "HTTP_X_FROM_OUTSIDE": "1"}
+    running = run(f"{APPS}:wsgi", *GRANIAN, workers=1, env=secrets).ready(1)
+    environ = json.loads(get(running.address, "/environ", headers="X-Name: 1\r\nX_Name: 2\r\nX-Far: \xfc\r\n").body)
+    assert not set(environ) & {*os.environ, *secrets}
+    assert environ["HTTP_X_NAME"] == "2", "granian has learned it: docs/granian.md needn't warn any more"
+    assert (environ["PATH_INFO"], environ["HTTP_X_FAR"]) == ("/environ", "")
+    assert running.shutdown() == 0
 
 
 def test_shutdown_answers_every_connection(run: Serve) -> None:

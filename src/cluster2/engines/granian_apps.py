@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import AppError
 from .base import RSGI_HOOKS, Interface, Site
-from .granian_internals import module
+from .granian_internals import module, wsgi_callback
 
 Call = Callable[..., Any]
 logger = logging.getLogger("cluster2.granian")
@@ -28,7 +28,7 @@ def native(site: Site, app: Call, state: dict[str, Any]) -> Call:
         case Interface.ASGI:
             made = module("asgi")._callback_wrapper(app, {}, state, log)
         case Interface.WSGI:
-            made = module("wsgi")._callback_wrapper(app, {}, log)
+            made = wsgi_callback(app, log)
         case _:
             made = module("rsgi")._callback_wrapper(app, log)
     return made

@@ -10,6 +10,8 @@ promise, so the version is pinned to a tested range (pyproject.toml says the sam
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from ..errors import ConfigError
@@ -23,7 +25,7 @@ _PARTS = {
     "granian._futures": ("_new_cbscheduler",),
     "granian.asgi": ("LifespanProtocol", "_callback_wrapper"),
     "granian.rsgi": ("_callback_wrapper",),
-    "granian.wsgi": ("_callback_wrapper",),
+    "granian.wsgi": ("_callback_wrapper", "os"),
     "granian.http": ("HTTP1Settings", "HTTP2Settings"),
     "granian.log": ("DEFAULT_ACCESSLOG_FMT",),
 }
@@ -59,6 +61,22 @@ def check() -> None:
     missing += [f"RSGIWorker.{each}" for each in _METHODS if not hasattr(worker, each)]
     if missing:
         raise ConfigError(f"engine granian: granian {found} lacks {', '.join(missing)}; {wanted}")
+
+
+def wsgi_callback(app: Callable[..., Any], log: str | None) -> Callable[..., Any]:
+    """What granian calls for each WSGI request, without the process's environment.
+
+    granian puts `os.environ` into each environ: what is secret there would stand on an app's error pages, and a variable
+    HTTP_PROXY would pass for a header. It reads it once, when the callback is made.
+    """
+    inside = module("wsgi")
+    system = inside.os
+    inside.os = SimpleNamespace(environ={})
+    try:
+        made: Callable[..., Any] = inside._callback_wrapper(app, {}, log)
+    finally:
+        inside.os = system
+    return made
 
 
 def _has(name: str, part: str) -> bool:
