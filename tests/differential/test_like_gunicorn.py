@@ -123,6 +123,10 @@ FRAMEWORKS = {
     "host with port": request("GET /echo", host="test:81"),
     "no host, HTTP/1.0": b"GET /echo HTTP/1.0\r\n\r\n",
     "HTTP/1.0": b"GET /stream HTTP/1.0\r\nHost: test\r\n\r\n",
+    "HTTP/1.0, kept alive": b"GET /stream HTTP/1.0\r\nHost: test\r\nConnection: keep-alive\r\n\r\n",
+    "HTTP/1.0, head": b"HEAD /stream HTTP/1.0\r\nHost: test\r\n\r\n",
+    "HTTP/1.0, with a length": b"GET /echo HTTP/1.0\r\nHost: test\r\n\r\n",
+    "HTTP/1.0, nothing": b"GET /status/204 HTTP/1.0\r\nHost: test\r\n\r\n",
     "form": post("/echo", b"a=1&b=%C3%BC+x&a=2", URLENCODED),
     "json": post("/echo", b'{"a": 1}', "Content-Type: application/json"),
     "no type": post("/echo", b"\0\xff" * 500),
@@ -233,7 +237,6 @@ BROKEN = (
 NO_LENGTH = "no body follows, so no length is told"
 SPACES = "httptools leaves spaces at the end of a value where they are"
 COOKIES = "several Cookie headers are joined by semicolons (RFC 9113, 8.2.3), so that their cookies are found; gunicorn: commas"
-CHUNKED_10 = "uvicorn frames by chunks for HTTP/1.0 as well"
 DIFFERENT = {
     ("flask", "raw bytes in the path"): Difference(OWN_PAGE, 400),
     ("django", "raw bytes in the path"): Difference(OWN_PAGE, 400),
@@ -249,8 +252,6 @@ DIFFERENT = {
     ("django", "cookies"): Difference(COOKIES, 200),
     ("flask", "spaces around a value"): Difference(SPACES, 200),
     ("django", "spaces around a value"): Difference(SPACES, 200),
-    ("flask", "HTTP/1.0"): Difference(CHUNKED_10, 200),
-    ("django", "HTTP/1.0"): Difference(CHUNKED_10, 200),
     ("django", "304"): Difference(NO_LENGTH, 304),
     ("django", "condition"): Difference(NO_LENGTH, 304),
 }

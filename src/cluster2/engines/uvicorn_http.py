@@ -15,13 +15,14 @@ Of uvicorn, these internals are used; `check` looks for them at start, `tests/un
 
 - that two protocols made with the same arguments differ in `parser` and `pipeline` only, all else being shared or unchanging;
 - the protocol's `connections`, `server`, `client`, `parser`, `transport`, `flow.read_paused`, `scope`, `cycle`, `pipeline`,
-  `scheme`, `server_state`, and its methods `_start_asgi_task`, `on_headers_complete`, `on_message_complete`,
+  `scheme`, `server_state`, `loop`, `tasks`, and its methods `_start_asgi_task`, `on_headers_complete`, `on_message_complete`,
   `on_response_complete`, `connection_made`, `connection_lost`, `data_received`, `send_400_response`, `_should_upgrade`,
   `handle_websocket_upgrade`, `_unsupported_upgrade_warning`, `_unset_keepalive_if_required`;
 - a cycle's `scope`, `response_started`, `response_complete`, `body`, `more_body`, `message_event`, `keep_alive`, `disconnected`,
-  `waiting_for_100_continue`; that an app that wants more of a body waits for `message_event` (see its `_waiters`), and
-  gets `body`, which another one then replaces; that a message's beginning puts a new `scope` on the protocol, that the end of its
-  head puts a new `cycle`, and that `cycle.scope` is the message's;
+  `waiting_for_100_continue`, `chunked_encoding`, `expected_content_length`; that an app that wants more of a body waits for
+  `message_event` (see its `_waiters`), and gets `body`, which another one then replaces; that a message's
+  beginning puts a new `scope` on the protocol, that the end of its head puts a new `cycle`, and that
+  `cycle.scope` is the message's;
 - `on_response_complete` and `_start_asgi_task` are looked up on the protocol for each request; the parser's callbacks when
   the protocol is made.
 """
@@ -47,6 +48,7 @@ from ..errors import ConfigError
 from ..kernel.progress import transferred, untaken
 from .base import Served
 from .patience import For, Wait
+from .uvicorn_old import OldCycle
 
 TESTED = ((0, 54), (0, 55))
 """From the first version of uvicorn, up to and without the second."""
@@ -123,6 +125,14 @@ class HttpConnection(HttpToolsProtocol):
         if not (self.parser.should_upgrade() and self._should_upgrade()):
             self.cycle.more_body = False
             self.cycle.message_event.set()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """uvicorn's, but for an option of its that isn't used; and a client of HTTP/1.0 is answered as one."""
+        if not cycle.keep_alive and cycle.scope["http_version"] == "1.0":
+            cycle.__class__ = OldCycle
+        task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def on_response_complete(self) -> None:
         """uvicorn's, without its timer."""
@@ -320,4 +330,8 @@ _ATTRIBUTES = [
     "waiting_for_100_continue",
     "keep_alive",
     "on_response",
+    "loop",
+    "tasks",
+    "chunked_encoding",
+    "expected_content_length",
 ]
