@@ -493,3 +493,22 @@ def test_events_as_the_master_tells_them() -> None:
     for kind in kinds:
         feed.heard(events.plain(kind))
     assert [json.loads(told.full) for told in feed.after(0)] == [events.plain(kind) for kind in kinds]
+
+
+async def test_what_it_costs(board: Scoreboard) -> None:
+    """With 64 workers a second of looking and showing is less than 3 % of a core, and a message of facts no more than 64 KiB."""
+    desk = desk_of(board, master=os.getppid())
+    board.header.wanted = 64
+    for slot in range(64):
+        worker(board, slot, requests=10**6, connections=1000)
+    viewer = Viewer(desk)
+    desk.second()  # the first look weighs processes
+    await viewer.until(lambda: "sample" in viewer.names())
+    began = time.process_time()
+    for _ in range(20):
+        desk.second()
+        await asyncio.sleep(0)
+    assert (time.process_time() - began) / 20 < 0.03
+    assert len(desk.viewers.latest.content) < 64 * 1024
+    assert len((await facts(desk))["workers"]) == 64
+    await leave(viewer)

@@ -65,7 +65,7 @@ def picture(look: Look, watch: Watch, facts: Facts, subject: Subject) -> dict[st
         "master": _master(look, watch, facts, subject),
         "generation": header["generation"],
         "wanted": header["wanted"],
-        "ready": facts.ready,
+        "ready": seen.ready,
         "traffic": "enabled" if header["traffic"] else "disabled",
         "leaving": bool(header["leaving"]),
         "addresses": subject.addresses,

@@ -17,6 +17,7 @@ from ..kernel import ledger
 from ..kernel.scoreboard import SLOTS, Row, Scoreboard
 from ..latencies import BOUNDS
 from ..lifecycle import MODES, PHASES, State
+from .facts import LATE
 
 MOST = 2**53
 """What JSON's readers take for a whole number."""
@@ -60,6 +61,10 @@ class Worker:
         """How it takes connections."""
         mode = self.cells["mode"]
         return MODES[mode] if 0 <= mode < len(MODES) else "unknown"
+
+    def serves(self, now: float) -> bool:
+        """Whether it is ready; one whose sign of life is overdue isn't."""
+        return self.state == "ready" and not 0 < self.cells["heartbeat"] < now - LATE
 
     def count(self, name: str) -> int | None:
         """A cell that counts; None: it says -1, since the engine can't know, or nonsense."""
@@ -109,6 +114,11 @@ class Survey:
         """Where the cluster is."""
         phase = self.header["phase"]
         return PHASES[phase] if 0 <= phase < len(PHASES) else "unknown"
+
+    @property
+    def ready(self) -> int:
+        """How many workers serve."""
+        return sum(worker.serves(self.now) for worker in self.workers)
 
     def sum(self, name: str) -> int | None:
         """What all workers count in that cell; None if one of them doesn't know."""

@@ -103,8 +103,7 @@ class Watch:
         pids = self.processes(seen)
         self.scales.turn(pids)
         header = self.board.header
-        ready = sum(worker.state == "ready" for worker in seen.workers)
-        if not header.memory_at_start and ready >= header.wanted > 0 and self.scales.weighed(pids):
+        if not header.memory_at_start and seen.ready >= header.wanted > 0 and self.scales.weighed(pids):
             header.memory_at_start = self.scales.total(pids) or 0
 
     def _each(self, worker: Worker) -> dict[str, Any]:
@@ -140,7 +139,7 @@ class Watch:
             "memory": self.scales.total(self.processes(seen)),
             "held": seen.sum("connections"),
             "resting": seen.header["resting"],
-            "ready": sum(worker.state == "ready" for worker in seen.workers),
+            "ready": seen.ready,
             "in_flight": seen.sum("in_flight"),
         }
 

@@ -1,0 +1,184 @@
+"""The line to the master, with a master that answers, says garbage, breaks off, or says nothing; and who follows events there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from cluster2 import events
+from cluster2.errors import ClusterError, NoAnswer, UsageError
+from cluster2.master.facts import Command
+from cluster2.master.followers import Followers
+from cluster2.monitor import line as lines
+from cluster2.monitor.line import Line
+
+pytestmark = pytest.mark.anyio
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Master:
+    """What is at the other end; each connection is answered by the next of `answers`, the last one again and again."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.answers = list(answers)
+        self.asked: list[dict[str, Any]] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.line = Line(self.connect)
+
+    def connect(self) -> socket.socket:
+        if not self.answers:
+            raise BlockingIOError(11, "its queue is full")
+        ours, theirs = socket.socketpair()
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        self.tasks.append(asyncio.ensure_future(self._serve(theirs, answer)))
+        return ours
+
+    async def _serve(self, sock: socket.socket, answer: Answer) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=sock)
+        self.asked.append(json.loads(await reader.readline()))
+        await answer(reader, writer)
+        writer.close()
+
+    async def close(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+@pytest.fixture
+async def master() -> AsyncIterator[Callable[..., Master]]:
+    made: list[Master] = []
+
+    def master(*answers: Answer) -> Master:
+        made.append(Master(*answers))
+        return made[-1]
+
+    yield master
+    for each in made:
+        await each.close()
+
+
+def says(*plain: object, raw: bytes = b"") -> Answer:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.writelines(json.dumps(each).encode() + b"\n" for each in plain)
+        writer.write(raw)
+        await writer.drain()
+
+    return answer
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+async def test_an_order(master: Callable[..., Master]) -> None:
+    """Its progress is told on the way; the result comes when it comes."""
+    found = master(says({"progress": {"replaced": 1}}, {"progress": {"replaced": 2}}, {"ok": True, "result": {"n": 3}}))
+    heard: list[dict[str, Any]] = []
+    assert await found.line.order("reload", {"a": 1}, heard.append) == {"n": 3}
+    assert found.asked == [{"verb": "reload", "params": {"a": 1}}]
+    assert heard == [{"replaced": 1}, {"replaced": 2}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "says_so"),
+    [
+        (says({"ok": False, "error": {"message": "workers = 0", "exit_code": 2}}), UsageError, "workers = 0"),
+        (says(raw=b"garbage\n"), ClusterError, "doesn't speak as a master"),
+        (says(raw=b"\xff\xfe\n"), ClusterError, "doesn't speak as a master"),
+        (says([1, 2]), ClusterError, "doesn't speak as a master"),
+        (says(raw=b'{"ok": tr'), NoAnswer, "left without an answer to 'status'"),
+        (says(), NoAnswer, "left without an answer to 'status'"),
+        (says(raw=b"x" * 100_000), NoAnswer, "can't be understood"),
+        (silent, NoAnswer, "didn't finish 'status' within 0.5 s"),
+    ],
+)
+async def test_what_may_come_instead(
+    master: Callable[..., Master], monkeypatch: pytest.MonkeyPatch, answer: Answer, error: type, says_so: str
+) -> None:
+    """The master's error; or that it is none, has left, can't be understood, or says nothing."""
+    monkeypatch.setattr(lines, "ANSWER", 0.5)
+    monkeypatch.setattr(lines, "LONGEST", 1 << 16)
+    with pytest.raises(error, match=says_so):
+        await master(answer).line.ask("status", {})
+
+
+async def test_nobody_takes_us(master: Callable[..., Master]) -> None:
+    """A master that is stuck lets its queue fill up: that is an error at once, not a loop that waits."""
+    with pytest.raises(NoAnswer, match="can't talk to the master: its queue is full"):
+        await master().line.ask("status", {})
+
+
+async def test_events_are_heard_again(master: Callable[..., Master], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends the connection, another is made, and heard on as before."""
+    monkeypatch.setattr(lines, "PAUSE", 0.001)
+
+    def told(number: int) -> dict[str, Any]:
+        return {"progress": {"event": "forked", "time": 1.0, "pid": number}}
+
+    found = master(
+        says({"progress": {"following": 7}}, told(1), {"ok": False, "error": {"message": "too slow"}}),
+        says(told(2), raw=b"garbage\n"),
+        says(told(3), raw=b'{"progr'),
+        says(told(4)),
+    )
+    heard: list[Any] = []
+    following = asyncio.ensure_future(found.line.follow(lambda event: heard.append(event.get("pid"))))
+    async with asyncio.timeout(30):
+        while 4 not in heard:
+            await asyncio.sleep(0.001)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    assert [each for each in heard if each][:4] == [1, 2, 3, 4]
+    assert found.asked[0] == {"verb": "events", "params": {"heartbeats": False, "emitted": 20}}
+
+
+def follower(**params: Any) -> tuple[Command, list[dict[str, Any]], list[Any]]:
+    told: list[dict[str, Any]] = []
+    answers: list[Any] = []
+
+    def tell(said: dict[str, Any]) -> bool:
+        told.append(said)
+        return len(told) < 100
+
+    return Command("events", params, answers.append, tell), told, answers
+
+
+def beat() -> events.Heartbeat:
+    whole = dict.fromkeys(events.Heartbeat.__struct_fields__, 0)
+    return events.Heartbeat(**(whole | {"each": []}))  # type: ignore[arg-type]
+
+
+def test_followers() -> None:
+    """One hears all; one that asked for less hears no heartbeats, and so many of the users' events a second."""
+    followers = Followers()
+    (every, all_told, gone), (some, some_told, _) = follower(), follower(heartbeats=False, emitted=3)
+    followers.join(every)
+    followers.join(some)
+    for number in range(10):
+        followers.tell(events.Emitted(time=1.0, event="mine", data=number))
+    followers.tell(beat())
+    followers.tell(events.Enabled(time=2.0))
+    assert [told["event"] for told in all_told] == [*["mine"] * 10, "heartbeat", "enabled"]
+    assert [told["event"] for told in some_told] == [*["mine"] * 3, "enabled"]
+    deadline = time.monotonic() + 30
+    while len(some_told) == 4 and time.monotonic() < deadline:
+        followers.tell(events.Emitted(time=1.0, event="later"))
+    assert some_told[4]["event"] == "later", "another second, another three"
+    while len(all_told) < 100:
+        followers.tell(events.Enabled(time=2.0))
+    followers.tell(events.Enabled(time=2.0))
+    assert (len(all_told), [error.message for error in gone]) == (100, ["it has left, or is too slow"])
+
+
+@pytest.mark.parametrize("params", [{"heartbeats": 1}, {"emitted": -1}, {"emitted": True}, {"emitted": "many"}])
+def test_bad_followers(params: dict[str, Any]) -> None:
+    """Who asks for nonsense is told so."""
+    with pytest.raises(UsageError, match="events takes heartbeats"):
+        Followers().join(follower(**params)[0])
