@@ -94,6 +94,7 @@ async def supervise(
         where = ", ".join(str(listener.address) for _, listener in owned.listeners)
         logger.info("serving on %s with %d workers", where, owned.options[0].workers)
         herald.serves(owned.options[0].workers)
+        owned.pids.keep()
         on_ready()
 
     master = Master(owned, emit=emit, on_ready=ready, switchboard=switchboard)

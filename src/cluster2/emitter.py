@@ -48,6 +48,7 @@ class Emitter:
     def once(self, name: str, handler: Handler) -> None:
         """Call it the next time only."""
 
+        @functools.wraps(handler, assigned=(), updated=())
         def first(event: Any) -> Any:
             self.off(name, handler)
             return handler(event)
@@ -71,7 +72,10 @@ class Emitter:
                 continue
             finally:
                 if (took := time.monotonic() - begun) > LONG:
-                    logger.warning("a handler of %r held the event loop for %.2f s; make it async", name, took)
+                    logger.warning(
+                        "a handler of %r, %s, held the event loop for %.2f s; make it async, or let it use a thread",
+                        name, _called(handler), took,
+                    )  # fmt: skip
             if inspect.isawaitable(result):
                 task = asyncio.ensure_future(_contained(result))
                 self._running.add(task)
@@ -86,6 +90,16 @@ class Emitter:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a handler of %r raised", name, exc_info=error)
+
+
+def _called(handler: Handler) -> str:
+    """The name of a handler, and where it stands, as far as that can be known."""
+    inner: Any = inspect.unwrap(handler)
+    while isinstance(inner, functools.partial):
+        inner = inspect.unwrap(inner.func)
+    name = getattr(inner, "__qualname__", None) or repr(inner)
+    code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
+    return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code is not None else name
 
 
 async def _contained(work: Awaitable[Any]) -> None:

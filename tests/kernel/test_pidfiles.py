@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -75,10 +76,68 @@ def test_a_life(path: Path) -> None:
     assert names(path) == {"master.100.pid", "worker.102.pid"}
     assert (path / "worker.102.pid").read_text() == "102\n"
     assert master_pid(path) == 100
+    pids.keep()
     pids.release()
     pids.release()
     assert names(path) == set()
     assert not held(path)
+
+
+def test_a_start_that_fails(tmp_path: Path) -> None:
+    """A directory that was made for a cluster that never served goes with it; one that was there before, or is used, stays."""
+    made, found, used = (tmp_path / name for name in ("made", "found", "used"))
+    found.mkdir()
+    for path in (made, found, used):
+        pids = PidsDirectory(path)
+        pids.acquire()
+        pids.write_master(100)
+        (used / "note").touch() if path == used else None
+        pids.release()
+    assert names(tmp_path) == {"found", "used"}
+    assert names(used) == {"note"}
+
+
+def test_a_directory_that_goes_while_it_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has opened it before it was removed, and locks it afterwards, makes another."""
+    first, second = PidsDirectory(path), PidsDirectory(path)
+    first.acquire()
+    lock = second._lock
+
+    def late(fd: int) -> None:
+        first.release()
+        lock(fd)
+
+    monkeypatch.setattr(second, "_lock", late)
+    second.acquire()
+    second.write_master(200)
+    assert master_pid(path) == 200
+    second.release()
+    assert not path.exists()
+
+
+def test_masters_that_come_and_go(path: Path) -> None:
+    """Of many that start and fail at the same time each gets a directory that is there, or is told of another master."""
+    served: list[int] = []
+
+    def start(number: int) -> None:
+        for turn in range(50):
+            pids = PidsDirectory(path)
+            try:
+                pids.acquire()
+            except AlreadyRunning:
+                continue
+            try:
+                pids.write_master(100 * number + turn + 1)
+                assert names(path) == {f"master.{100 * number + turn + 1}.pid"}
+                served.append(number)
+            finally:
+                pids.release()
+
+    with ThreadPoolExecutor(4) as pool:
+        for each in [pool.submit(start, number) for number in range(4)]:
+            each.result()
+    assert served
+    assert not path.exists() or not names(path), "who was refused may have made it"
 
 
 def _umask() -> int:
@@ -261,6 +320,13 @@ def test_a_directory_that_may_not_be_written(tmp_path: Path, exists: bool) -> No
     assert not held(tmp_path / "pids")
 
 
+def test_a_link_to_nothing(tmp_path: Path) -> None:
+    """It is refused, not followed."""
+    (tmp_path / "link").symlink_to("nothing")
+    with pytest.raises(ConfigError, match=f"pids = {tmp_path}/link: it links to nothing"):
+        PidsDirectory(tmp_path / "link").acquire()
+
+
 def test_a_link_to_a_directory(tmp_path: Path) -> None:
     """The directory itself may be reached by a link, as people do with /run: the lock is the real one's."""
     (tmp_path / "real").mkdir()
@@ -311,7 +377,7 @@ def test_a_deep_directory(tmp_path: Path) -> None:
         assert client.recv(1) == b"x"
         sock.close()
     pids.release()
-    assert names(path) == set()
+    assert not path.exists()
 
 
 def test_a_control_socket_that_can_not_be_bound(pids: PidsDirectory, path: Path) -> None:

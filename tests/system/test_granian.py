@@ -343,6 +343,7 @@ def test_refused(run: Serve, case: str) -> None:
     assert running.wait() == 5
     assert why in running.stderr
     assert len(running.stderr.strip().splitlines()) == 1, running.stderr
+    assert {path.name for path in running.directory.iterdir()} == {"stdout", "stderr"}, "nothing is left"
 
 
 @pytest.mark.skipif(platform.machine() not in SETSOCKOPT, reason="the number of a system call isn't known")
@@ -364,3 +365,4 @@ def test_a_start_that_fails(run: Serve) -> None:
     running = run(f"{APPS}:broken_start", *GRANIAN)
     assert running.wait() == 3
     assert "the app's lifespan failed at startup: the database is away" in running.stderr
+    assert not running.pids.exists()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import re
+import time
 
 import pytest
 
@@ -89,6 +92,33 @@ def test_one_that_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert (record.levelno, record.getMessage()) == (logging.ERROR, "a handler of 'warning' raised")
     assert record.exc_info is not None
     assert record.exc_info[0] is ZeroDivisionError
+
+
+class Slow:
+    """A handler that is an object."""
+
+    def __call__(self, event: Event) -> None:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("way", ["function", "once", "partial", "object"])
+def test_one_that_is_slow_is_named(way: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sync handler that holds the loop is told of, with its name, where it stands, and for how long it took."""
+    monkeypatch.setattr(emitter, "LONG", 0.005)
+    source = Emitter()
+
+    def note(event: Event) -> None:
+        time.sleep(0.01)
+
+    handler = {"partial": functools.partial(note), "object": Slow()}.get(way, note)
+    (source.once if way == "once" else source.on)("warning", handler)
+    source.on("warning", lambda event: None)
+    source.emit(warned())
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert re.search(r", held the event loop for 0\.\d\d s; make it async", said)
+    named = {"object": "Slow"}.get(way, "note")
+    assert named in said
+    assert re.search(rf"\({re.escape(__file__)}:\d+\)", said)
 
 
 async def test_async_handlers(caplog: pytest.LogCaptureFixture) -> None:

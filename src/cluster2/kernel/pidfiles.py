@@ -12,6 +12,9 @@ Who asks whether a master runs takes the lock *shared* for a moment. A master th
 exclusively; it tells such a visitor from another master by asking for a shared lock itself, which a visitor doesn't
 prevent.
 
+A directory that was made for a start that failed is removed again, under the lock. A master that starts just then may have it
+open: so who gets the lock looks whether the directory still has its name, and else begins anew.
+
 Names. `master.<pid>.pid` and `worker.<pid>.pid` hold the pid once more, for scripts that `cat` them; we go by the name,
 which can't be half written. All calls are relative to the descriptor of the directory, so that nobody can put another
 one in its place, and only regular files (for master.sock: a socket) with exactly these names are ever removed. A
@@ -50,6 +53,7 @@ class PidsDirectory:
         """Touches nothing yet. A relative path is resolved now: a later change of directory doesn't move it."""
         self.path = os.path.abspath(path)
         self._fd = -1
+        self._made = False
 
     def acquire(self) -> None:
         """Create the directory if need be, lock it, and clear what dead masters left.
@@ -58,21 +62,24 @@ class PidsDirectory:
             ConfigError: it can't be created, written, or locked.
             AlreadyRunning: a master runs on it.
         """
-        try:
-            os.makedirs(self.path, 0o755, exist_ok=True)
-            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            reason = error.strerror if error.errno != errno.EEXIST else "it is no directory"
-            raise ConfigError(f"pids = {self.path}: can't be created: {reason}; name another directory") from error
+        fd = self._opened()
         try:
             self._lock(fd)
-            self._fd = fd
-            self._prove_writable()
-            self.clear()
+            if named := _has_name(fd, self.path):
+                self._fd = fd
+                self._prove_writable()
+                self.clear()
         except BaseException:
             self._fd = -1
             os.close(fd)
             raise
+        if not named:
+            os.close(fd)
+            self.acquire()
+
+    def keep(self) -> None:
+        """The cluster serves: the directory stays when it has left."""
+        self._made = False
 
     def write_master(self, pid: int) -> None:
         """Write master.<pid>.pid.
@@ -114,12 +121,32 @@ class PidsDirectory:
             self._remove(name)
 
     def release(self) -> None:
-        """Clear the directory and give the lock up; a second call does nothing."""
+        """Clear the directory and give the lock up; a second call does nothing. Remove it if it was made for nothing."""
         if self._fd >= 0:
             self.clear()
+            if self._made:
+                with contextlib.suppress(OSError):  # somebody else has put something there
+                    os.rmdir(self.path)
             fcntl.flock(self._fd, fcntl.LOCK_UN)  # a program that is just being executed may share the descriptor still
             os.close(self._fd)
             self._fd = -1
+
+    def _opened(self) -> int:
+        try:
+            os.makedirs(os.path.dirname(self.path), 0o755, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.path, 0o755)
+                self._made = True
+            return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            if not os.path.islink(self.path):  # it was removed just now
+                return self._opened()
+            raise ConfigError(f"pids = {self.path}: it links to nothing; name another directory") from error
+        except OSError as error:
+            reason = os.strerror(errno.ENOTDIR) if error.errno == errno.EEXIST else error.strerror  # one above it
+            if os.path.exists(self.path) and not os.path.isdir(self.path):
+                reason = "it is no directory"
+            raise ConfigError(f"pids = {self.path}: can't be created: {reason}; name another directory") from error
 
     def _lock(self, fd: int) -> None:
         for _ in range(_VISITS):
@@ -235,6 +262,13 @@ def _try_lock(fd: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _has_name(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _is_ours(fd: int, name: str) -> bool:
