@@ -18,9 +18,9 @@ import pytest
 
 from cluster2.errors import ConfigError
 from cluster2.kernel import processes
+from cluster2.kernel.privileges import drop_privileges
 from cluster2.kernel.processes import (
     become_subreaper,
-    drop_privileges,
     memory,
     raise_file_limit,
     running_threads,

@@ -22,7 +22,8 @@ import time
 from collections import deque
 
 from ..kernel.handover import BATCH, Inlet, Outlet, Parcel
-from ..kernel.processes import drop_privileges, raise_file_limit
+from ..kernel.privileges import drop_privileges
+from ..kernel.processes import raise_file_limit
 from ..kernel.scoreboard import Scoreboard
 from ..lifecycle import State
 from .resting import FAR, Resting

@@ -46,8 +46,6 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cluster2.errors import ConfigError
-
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -82,6 +80,14 @@ def become_subreaper() -> None:
 def set_parent_death_signal(sig: int) -> None:
     """Have the kernel send us `sig` when our parent ends; 0: none. Nothing comes if the parent has ended already."""
     _prctl(_PR_SET_PDEATHSIG, sig)
+
+
+def show_to_own_user() -> None:
+    """Undo what the kernel did when this process changed its user: it hid it, as if it had secrets of the former one.
+
+    Else it would leave no core dump, and others of that user couldn't see how much memory it has.
+    """
+    _prctl(_PR_SET_DUMPABLE, 1)
 
 
 def execute(argv: Sequence[str], *, fds: Mapping[int, int], environ: Mapping[str, str]) -> int:
@@ -340,63 +346,6 @@ def running_threads() -> list[str]:
             with contextlib.suppress(OSError), open(f"/proc/self/task/{tid}/comm") as file:
                 names.append(file.read().rstrip("\n"))
     return names
-
-
-def drop_privileges(user: str | int | None, group: str | int | None) -> None:
-    """Become another user and group for good; None: stay as it is (a user alone brings its primary group along).
-
-    Args:
-        user, group: a name, or a number (as int or digits; a number needs no entry in the databases).
-    Raises:
-        ConfigError: unknown, or not permitted.
-    """
-    if user is None and group is None:
-        return
-    name, uid, gid = _find_user(user)
-    if group is not None:
-        gid = _find_group(group)
-    if (uid, gid) == (os.geteuid(), os.getegid()) and uid != 0:
-        return  # a service manager has done it; without privileges even setgroups to the same list is refused
-    try:
-        # The groups first: afterwards we may not.
-        if name is not None:
-            os.initgroups(name, gid)
-        else:
-            os.setgroups([gid])
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
-        # A process that was root gets closed to its new user, as if it had secrets: no core dumps, and the monitor, who is the
-        # same user, couldn't see how much memory it has. What ours knew as root they know as that user.
-        _prctl(_PR_SET_DUMPABLE, 1)
-    except PermissionError as error:
-        wanted = f"user = {user!r}, group = {group!r}"
-        raise ConfigError(f"{wanted}: only root can change them; start as root or as that user") from error
-
-
-def _find_user(user: str | int | None) -> tuple[str | None, int, int]:
-    import pwd
-
-    try:
-        if user is None:
-            entry = pwd.getpwuid(os.geteuid())
-        else:
-            entry = pwd.getpwuid(int(user)) if str(user).isdecimal() else pwd.getpwnam(str(user))
-    except KeyError:
-        if user is None or str(user).isdecimal():
-            return None, os.geteuid() if user is None else int(user), os.getegid()
-        raise ConfigError(f"user = {user!r}: there is no such user; create it, or give a numeric id") from None
-    return entry.pw_name, entry.pw_uid, entry.pw_gid
-
-
-def _find_group(group: str | int) -> int:
-    import grp
-
-    if str(group).isdecimal():
-        return int(group)
-    try:
-        return grp.getgrnam(str(group)).gr_gid
-    except KeyError:
-        raise ConfigError(f"group = {group!r}: there is no such group; create it, or give a numeric id") from None
 
 
 def _prctl(option: int, value: int) -> None:

@@ -26,7 +26,7 @@ from ..engines.base import Interface, Site
 from ..engines.uvicorn import UvicornEngine
 from ..engines.uvicorn_http import check
 from ..errors import ClusterError
-from ..kernel import processes
+from ..kernel import privileges, processes
 from ..kernel.descriptors import Packets
 from ..kernel.scoreboard import Scoreboard
 from ..settings import Settings
@@ -59,7 +59,7 @@ def main() -> int:
     logs.configure(settings)
     _title(settings)
     try:
-        processes.drop_privileges(settings.user, settings.group)
+        privileges.drop_privileges(settings.user, settings.group)
     except ClusterError as error:  # the zygote, which says the same, ends the cluster
         logger.warning("the monitor can't serve: %s", error.message)
         return error.exit_code

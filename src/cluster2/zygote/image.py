@@ -25,7 +25,7 @@ from ..config import read_env_file
 from ..engines import catalogue
 from ..engines.base import Engine
 from ..errors import AppError, ClusterError, ConfigError
-from ..kernel import processes
+from ..kernel import privileges, processes
 from ..settings import Settings
 
 logger = logging.getLogger("cluster2.zygote")
@@ -78,7 +78,7 @@ def freeze() -> None:
 def _enter(settings: Settings) -> None:
     """Privileges first, so that no line of the app runs with more of them than its requests will."""
     if settings.user is not None or settings.group is not None:
-        processes.drop_privileges(settings.user, settings.group)
+        privileges.drop_privileges(settings.user, settings.group)
     if settings.umask is not None:
         os.umask(settings.umask)
     if settings.env_file is not None:

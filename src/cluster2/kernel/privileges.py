@@ -1,0 +1,70 @@
+"""Users: how a process that root has started becomes somebody else, for good.
+
+All of its ids change, real, effective and saved ones, and all of its groups: none is left by which it could go back. The kernel
+takes its capabilities and its death signal (`processes`) along. Groups go first: afterwards one may not.
+
+The databases are looked at by whoever becomes another, not by the master: what answers there (LDAP, sssd) brings libraries along.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cluster2.errors import ConfigError
+
+from . import processes
+
+
+def drop_privileges(user: str | int | None, group: str | int | None) -> None:
+    """Become another user and group for good; None: stay as it is (a user alone brings its primary group along).
+
+    Args:
+        user, group: a name, or a number (as int or digits; a number needs no entry in the databases).
+    Raises:
+        ConfigError: unknown, or not permitted.
+    """
+    if user is None and group is None:
+        return
+    name, uid, gid = _find_user(user)
+    if group is not None:
+        gid = _find_group(group)
+    if (uid, gid) == (os.geteuid(), os.getegid()) and uid != 0:
+        return  # a service manager has done it; without privileges even setgroups to the same list is refused
+    try:
+        # The groups first: afterwards we may not.
+        if name is not None:
+            os.initgroups(name, gid)
+        else:
+            os.setgroups([gid])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        processes.show_to_own_user()  # it has no secrets: what ours know as root they know as that user
+    except PermissionError as error:
+        wanted = f"user = {user!r}, group = {group!r}"
+        raise ConfigError(f"{wanted}: only root can change them; start as root or as that user") from error
+
+
+def _find_user(user: str | int | None) -> tuple[str | None, int, int]:
+    import pwd
+
+    try:
+        if user is None:
+            entry = pwd.getpwuid(os.geteuid())
+        else:
+            entry = pwd.getpwuid(int(user)) if str(user).isdecimal() else pwd.getpwnam(str(user))
+    except KeyError:
+        if user is None or str(user).isdecimal():
+            return None, os.geteuid() if user is None else int(user), os.getegid()
+        raise ConfigError(f"user = {user!r}: there is no such user; create it, or give a numeric id") from None
+    return entry.pw_name, entry.pw_uid, entry.pw_gid
+
+
+def _find_group(group: str | int) -> int:
+    import grp
+
+    if str(group).isdecimal():
+        return int(group)
+    try:
+        return grp.getgrnam(str(group)).gr_gid
+    except KeyError:
+        raise ConfigError(f"group = {group!r}: there is no such group; create it, or give a numeric id") from None
