@@ -11,15 +11,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cluster2.errors import AddressInUse, ConfigError
+from cluster2.kernel.established import end_silent, established, received, reset_established
 from cluster2.kernel.listeners import (
     UNSENT,
     Listener,
-    end_silent,
-    established,
     open_all,
     queue_length,
-    received,
-    reset_established,
 )
 from cluster2.kernel.steering import MOST_PLACES, Group
 from cluster2.kinds import TcpAddress, UnixAddress

@@ -8,7 +8,7 @@ worker: the steered group (`kernel.steering`) is what makes it roll without a lo
 threads, so the loop tells only that the process lives and the GIL changes hands; stuck requests are found by their age.
 
 *Counts.* Requests are counted where each passes through Python anyhow. Connections are counted by looking at our own
-descriptors (`kernel.listeners.established`), at each tick, less often where that takes long; how many were
+descriptors (`kernel.established`), at each tick, less often where that takes long; how many were
 *accepted* is not known, so `conn_threshold` is refused.
 
 *Draining.* It goes on accepting, since handshakes under way belong to its socket. A response over HTTP/1.1 says `Connection:
@@ -38,7 +38,8 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
-from ..kernel.listeners import end_silent, established, queue_length, received, reset_established
+from ..kernel.established import end_silent, established, received, reset_established
+from ..kernel.listeners import queue_length
 from ..settings import Settings
 from .base import Capability, Census, Interface, Movable, Site
 from .granian_apps import Hooks, Lifespan, Under, by_rsgi, ending, native

@@ -1,0 +1,72 @@
+"""Connections that came in through a listener, found by looking at each of this process's descriptors.
+
+For servers that keep their connections to themselves: what they don't tell, the kernel does. A listing of the descriptors and two
+system calls for each, about 3 µs a descriptor.
+
+ctypes is loaded with this: 2 MiB that a master needn't have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+
+from .progress import transferred, untaken
+
+
+def established(listener: socket.socket) -> int:
+    """How many there are."""
+    return sum(1 for _ in _established(listener))
+
+
+def reset_established(listener: socket.socket) -> None:
+    """Reset all of them at once: connect(2) to no address is a disconnect, and its peer gets an RST.
+
+    Their owner finds them broken; the descriptors remain his to close.
+    """
+    connect = ctypes.CDLL(None, use_errno=True).connect
+    for descriptor in _established(listener):
+        connect(descriptor, struct.pack("H14x", socket.AF_UNSPEC), 16)
+
+
+def received(listener: socket.socket) -> dict[int, int]:
+    """How many bytes each of them has brought so far, by its descriptor. Those of a Unix socket can't be asked."""
+    counts = ((descriptor, transferred(descriptor)) for descriptor in _established(listener))
+    return {descriptor: count[1] for descriptor, count in counts if count is not None}
+
+
+def end_silent(listener: socket.socket, before: Mapping[int, int]) -> None:
+    """End those that have brought nothing since `received` said `before`, and whose client has taken all that was sent to it.
+
+    Their owner reads the end of the connection, as if the client had closed it, and closes it in his own way.
+    """
+    for descriptor, count in received(listener).items():
+        if before.get(descriptor) == count and not untaken(descriptor):
+            one = socket.socket(listener.family, socket.SOCK_STREAM, 0, descriptor)
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                one.shutdown(socket.SHUT_RD)
+            one.detach()
+
+
+def _established(listener: socket.socket) -> Iterator[int]:
+    here = listener.getsockname()
+    wild = isinstance(here, tuple) and here[0] in ("0.0.0.0", "::")
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            # Told family and kind, Python asks the kernel for neither.
+            one = socket.socket(listener.family, socket.SOCK_STREAM, 0, int(name))
+        except OSError:  # no socket, or closed meanwhile
+            continue
+        try:
+            local = one.getsockname()
+            if local == here or (wild and local[1] == here[1]):
+                one.getpeername()
+                yield int(name)
+        except (OSError, TypeError, IndexError):
+            pass  # it is no such connection, or isn't connected any more
+        finally:
+            one.detach()
