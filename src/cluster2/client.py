@@ -126,7 +126,7 @@ def said(line: bytes, speaker: str) -> tuple[str, dict[str, Any]]:
         kind, content = next((key, plain[key]) for key in ("progress", "result", "error") if key in plain)
         error = _error(content) if kind == "error" else None
         content = dict(content)
-    except (ValueError, TypeError, KeyError, StopIteration):
+    except (ValueError, TypeError, KeyError, StopIteration, RecursionError):
         raise ClusterError(f"who listens at {speaker} doesn't speak as a master: {line!r:.80}") from None
     if error is not None:
         raise error

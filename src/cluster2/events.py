@@ -239,6 +239,16 @@ def plain(event: Event) -> dict[str, Any]:
     return {"event": name_of(event), **{name: value for name, value in fields.items() if name != "event"}}
 
 
+def cut(told: dict[str, Any], longest: int) -> dict[str, Any]:
+    """An event as plain data, without its contents if it has more than so many bytes as JSON; `cut` says how many it had."""
+    size = len(msgspec.json.encode(told))
+    if size <= longest:
+        return told
+    kept = ("event", "time", "pid", "slot", "generation", "reason")
+    brief = {name: told[name] for name in kept if len(str(told.get(name, ""))) <= 1000 and name in told}
+    return {**brief, "cut": size}
+
+
 EVENTS: dict[str, type[Event]] = {kind.name: kind for kind in Event.__subclasses__()}
 """All events by name."""
 

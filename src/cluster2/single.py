@@ -17,6 +17,7 @@ from . import events, wire
 from .config import Config
 from .emitter import Emitter
 from .errors import ClusterError, by_exit_code
+from .kernel import processes
 from .kernel.listeners import Listener
 from .kernel.scoreboard import Scoreboard
 from .lifecycle import PHASES
@@ -192,6 +193,7 @@ async def _monitor(
     from .monitor.desk import Desk
     from .monitor.facts import Facts
     from .monitor.picture import Subject
+    from .monitor.scales import Scales
 
     async def switch(enabled: bool) -> bool:
         if bool(board.header.traffic) != enabled:
@@ -202,6 +204,8 @@ async def _monitor(
     port = next((port for _, each in listeners if (port := getattr(each.address, "port", 0))), 0)
     # The loop closes what it serves; the listeners are their owner's to close.
     facts = Facts(board, port, switch)
-    desk = Desk(facts, Subject.of(settings, [str(each.address) for _, each in listeners], str(own[0].address)))
+    # A walk over the page tables would hold up requests: here they are on the same loop.
+    scales = Scales(lambda pid: processes.resident_memory())
+    desk = Desk(facts, Subject.of(settings, [str(each.address) for _, each in listeners], str(own[0].address)), scales)
     emitter.on("*", lambda event: desk.watch.feed.heard(events.plain(event)))
     await main.serve([each.sock.dup() for each in own], facts, settings, asyncio.Event(), desk)

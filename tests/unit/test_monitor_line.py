@@ -136,7 +136,7 @@ async def test_events_are_heard_again(master: Callable[..., Master], monkeypatch
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
     assert [each for each in heard if each][:4] == [1, 2, 3, 4]
-    assert found.asked[0] == {"verb": "events", "params": {"heartbeats": False, "emitted": 20}}
+    assert found.asked[0] == {"verb": "events", "params": {"heartbeats": False, "emitted": 20, "longest": 16384}}
 
 
 def follower(**params: Any) -> tuple[Command, list[dict[str, Any]], list[Any]]:
@@ -158,7 +158,7 @@ def beat() -> events.Heartbeat:
 def test_followers() -> None:
     """One hears all; one that asked for less hears no heartbeats, and so many of the users' events a second."""
     followers = Followers()
-    (every, all_told, gone), (some, some_told, _) = follower(), follower(heartbeats=False, emitted=3)
+    (every, all_told, gone), (some, some_told, _) = follower(), follower(heartbeats=False, emitted=3, longest=1000)
     followers.join(every)
     followers.join(some)
     for number in range(10):
@@ -171,14 +171,16 @@ def test_followers() -> None:
     while len(some_told) == 4 and time.monotonic() < deadline:
         followers.tell(events.Emitted(time=1.0, event="later"))
     assert some_told[4]["event"] == "later", "another second, another three"
+    followers.tell(events.Warned(time=3.0, text="x" * 1000))
+    assert some_told[-1] == {"event": "warning", "time": 3.0, "cut": 1040}
     while len(all_told) < 100:
         followers.tell(events.Enabled(time=2.0))
     followers.tell(events.Enabled(time=2.0))
     assert (len(all_told), [error.message for error in gone]) == (100, ["it has left, or is too slow"])
 
 
-@pytest.mark.parametrize("params", [{"heartbeats": 1}, {"emitted": -1}, {"emitted": True}, {"emitted": "many"}])
+@pytest.mark.parametrize("params", [{"heartbeats": 1}, {"emitted": -1}, {"emitted": True}, {"longest": "many"}])
 def test_bad_followers(params: dict[str, Any]) -> None:
     """Who asks for nonsense is told so."""
-    with pytest.raises(UsageError, match="events takes heartbeats"):
+    with pytest.raises(UsageError, match=" = .*: expected "):
         Followers().join(follower(**params)[0])

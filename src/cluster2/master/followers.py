@@ -7,6 +7,7 @@ no more of what the app emits than somebody could read. An event that nobody hea
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from .. import events
 from ..errors import ClusterError, UsageError
@@ -21,15 +22,16 @@ class Follower:
 
         Args:
             command: of its params `heartbeats` (a bool) says whether it hears these, `emitted` how many of the users' own events
-                it hears each second at most.
+                it hears each second at most, `longest` above how many bytes it hears of an event without the contents.
         """
         params = command.params
-        heartbeats, emitted = params.get("heartbeats", True), params.get("emitted")
-        if not isinstance(heartbeats, bool) or not (emitted is None or (type(emitted) is int and emitted >= 0)):
-            raise UsageError("events takes heartbeats=true|false and emitted=NUMBER")
+        heartbeats = params.get("heartbeats", True)
+        if not isinstance(heartbeats, bool):
+            raise UsageError(f"heartbeats = {heartbeats!r}: expected true or false")
         self.command = command
         self._heartbeats = heartbeats
-        self._most: int | None = emitted
+        self._most = _number(params, "emitted")
+        self._longest = _number(params, "longest")
         self._heard = 0
         self._since = 0.0
 
@@ -44,6 +46,17 @@ class Follower:
             self._since, self._heard = now, 0
         self._heard += 1
         return self._heard <= self._most
+
+    def tell(self, told: dict[str, Any]) -> object:
+        """Tell it; whether it still listens."""
+        return self.command.tell(told if self._longest is None else events.cut(told, self._longest))
+
+
+def _number(params: dict[str, Any], name: str) -> int | None:
+    found = params.get(name)
+    if found is not None and (type(found) is not int or found < 0):
+        raise UsageError(f"{name} = {found!r}: expected a whole number")
+    return found
 
 
 class Followers:
@@ -64,6 +77,6 @@ class Followers:
             return
         told = events.plain(event)
         for follower in wanting:
-            if not follower.command.tell(told):
+            if not follower.tell(told):
                 self._followers.remove(follower)
                 follower.command.answer(ClusterError("it has left, or is too slow"))

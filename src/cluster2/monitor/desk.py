@@ -10,6 +10,7 @@ from typing import Any
 from .facts import Facts
 from .history import COLUMNS
 from .picture import Subject, picture
+from .scales import Scales
 from .stream import Viewers
 from .watch import Look, Watch
 
@@ -22,12 +23,13 @@ class Desk:
     Args:
         facts: what health checks know.
         subject: what never changes.
+        scales: weigh processes.
     """
 
-    def __init__(self, facts: Facts, subject: Subject | None = None) -> None:
+    def __init__(self, facts: Facts, subject: Subject | None = None, scales: Scales | None = None) -> None:
         self._facts = facts
         self._subject = subject or Subject()
-        self.watch = Watch(facts.board, self._subject.master)
+        self.watch = Watch(facts.board, self._subject.master, scales)
         self.viewers = Viewers(self.watch.feed)
         self._made: tuple[int, dict[str, Any]] | None = None
         self._failed = ""

@@ -19,14 +19,13 @@ from typing import Any
 
 import msgspec
 
-from ..events import EVENTS
+from ..events import EVENTS, cut
 
 KEPT, KEPT_EMITTED = 150, 50
 """Of the cluster's own, and of those that the app emits: these may be many, and mustn't push the others out."""
 LONGEST = 16384
 PRIVATE = frozenset({"stacks", "traceback", "data"})
 """Fields that show code, or what the app itself has said: where there is a token they are only for who bears it."""
-_ALWAYS = ("event", "time", "pid", "slot", "generation", "reason")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +59,21 @@ class Feed:
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
         """Called with each event as plain data."""
 
-    def heard(self, event: Mapping[str, Any]) -> None:
+    def heard(self, event: dict[str, Any]) -> None:
         """Something happened; what that is, is plain data (`events.plain`). What isn't an event is passed over."""
         name = event.get("event")
-        if not isinstance(name, str) or not isinstance(event.get("time"), (int, float)) or name == "heartbeat":
+        if (
+            not isinstance(name, str)
+            or len(name) > 200
+            or not isinstance(event.get("time"), (int, float))
+            or name == "heartbeat"
+        ):
             return
+        try:
+            event = cut(event, LONGEST)
+        except (TypeError, ValueError, RecursionError):
+            return  # no master says what isn't JSON
         full = msgspec.json.encode(event)
-        if len(full) > LONGEST:
-            event = {field: event[field] for field in _ALWAYS if field in event} | {"cut": len(full)}
-            full = msgspec.json.encode(event)
-            if len(full) > LONGEST:
-                return  # no event of ours has such a name or reason
         private = any(event.get(field) is not None for field in PRIVATE)
         public = msgspec.json.encode({**event, **dict.fromkeys(event.keys() & PRIVATE)}) if private else full
         kept = self._kept if name in EVENTS or name.startswith("SIG") else self._emitted

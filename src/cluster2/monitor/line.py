@@ -15,6 +15,7 @@ from typing import Any
 
 from .. import client
 from ..errors import ClusterError, NoAnswer
+from .feed import LONGEST as LONGEST_EVENT
 
 logger = logging.getLogger("cluster2.monitor")
 
@@ -23,8 +24,8 @@ ANSWER = 5.0
 PAUSE, LONGEST_PAUSE = 0.2, 5.0
 """Seconds until it is listened to again, doubled each time that it fails."""
 LONGEST = 1 << 24
-"""Bytes of one line; the largest are events that an app emits."""
-HEARD = {"heartbeats": False, "emitted": 20}
+"""Bytes of one line; the longest are what components tell of themselves."""
+HEARD = {"heartbeats": False, "emitted": 20, "longest": LONGEST_EVENT}
 """Of the events: the facts are fresher than heartbeats; an app may emit thousands a second, which nobody could read."""
 
 Tell = Callable[[dict[str, Any]], None]

@@ -84,7 +84,11 @@ async def _observe(
         """A connection to the master: that it is ours it sees by the way on which it gets the other end."""
         ours, theirs = socket.socketpair()
         with theirs:
-            channel.send(wire.CONNECTION, [theirs.fileno()])
+            try:
+                channel.send(wire.CONNECTION, [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise
         return ours
 
     line = Line(connect)
