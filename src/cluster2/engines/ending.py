@@ -23,17 +23,14 @@ LONGEST = 100
 """Characters of a path that are told."""
 
 
-def reset(transport: asyncio.BaseTransport) -> None:
+def reset(transport: asyncio.WriteTransport) -> None:
     """End a connection so that its client can't take it for finished."""
     borrowed = transport.get_extra_info("socket")
     if borrowed is not None and borrowed.fileno() >= 0:
         # uvloop hands out a stand-in; a duplicate of the descriptor is the same connection.
         with socket.socket(fileno=os.dup(borrowed.fileno())) as twin, contextlib.suppress(OSError):
             twin.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
-    if isinstance(transport, asyncio.WriteTransport):
-        transport.abort()
-    else:
-        transport.close()
+    transport.abort()
 
 
 async def cancel(tasks: Iterable[asyncio.Task[Any]], patience: float) -> None:

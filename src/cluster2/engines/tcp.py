@@ -328,8 +328,11 @@ class Connection:
         return None if counts is None else Wait(For.STREAM, counts)
 
     def give_up(self, what: For) -> None:
-        """At once: to write the rest would have to wait for the client."""
-        self._transport.abort()
+        """At once: to write the rest would have to wait for the client, and the kernel would keep what it doesn't take."""
+        if self._transport.get_write_buffer_size():
+            reset(self._transport)
+        else:
+            self._transport.abort()
 
     def reset(self) -> None:
         """Its time is over."""

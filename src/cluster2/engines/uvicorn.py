@@ -237,10 +237,10 @@ class UvicornEngine:
         paths = []
         for connection in list(self._state.connections):
             if isinstance(connection, HttpConnection) and not connection.idle():
-                cycle: Any = connection.cycle
-                if cycle is not None and not cycle.response_complete:
-                    paths.append(readable(cycle.scope["raw_path"]))
-                    cycle.disconnected = True  # else uvicorn would write a 500 to what is closing
+                serving: Any = connection.serving
+                if serving is not None and not serving.response_complete:
+                    paths.append(readable(serving.scope["raw_path"]))
+                    connection.disown()  # else uvicorn would write a 500 to what is closing
             reset(connection.transport)
         for cycle in [] if self._http2 is None else self._http2.cycles():
             paths.append(readable(cycle.scope["raw_path"]))

@@ -47,6 +47,7 @@ from uvicorn.server import ServerState
 from ..errors import ConfigError
 from ..kernel.progress import transferred, untaken
 from .base import Served
+from .ending import reset
 from .patience import For, Wait
 from .uvicorn_old import OldCycle
 
@@ -77,6 +78,7 @@ class HttpConnection(HttpToolsProtocol):
         context: what a request begins with: the context variables of the worker.
         used: when its last response was complete, by the clock; 0: not known yet.
         left: it was handed over; our copy is closing.
+        serving: the request that is served, or was last; None before the first one.
     """
 
     clock: ClassVar[Clock] = Clock()
@@ -84,6 +86,7 @@ class HttpConnection(HttpToolsProtocol):
     template: ClassVar[Mapping[str, Any]]
     used: float = 0.0
     left: bool = False
+    serving: Any = None
 
     def __init__(self) -> None:
         """Like the template (see `template_of`), with what belongs to one connection alone."""
@@ -127,7 +130,11 @@ class HttpConnection(HttpToolsProtocol):
             self.cycle.message_event.set()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        """uvicorn's, but for an option of its that isn't used; and a client of HTTP/1.0 is answered as one."""
+        """uvicorn's, but for an option of its that isn't used; and a client of HTTP/1.0 is answered as one.
+
+        What is served is noted: `cycle` is the newest request, which may have to wait for others.
+        """
+        self.serving = cycle
         if not cycle.keep_alive and cycle.scope["http_version"] == "1.0":
             cycle.__class__ = OldCycle
         task = self.loop.create_task(cycle.run_asgi(app))
@@ -143,6 +150,18 @@ class HttpConnection(HttpToolsProtocol):
             self._unset_keepalive_if_required()
         else:
             self.server_state.total_requests += 1
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """uvicorn's; but it is the request that is served now that has to know."""
+        self.disown()
+        super().connection_lost(exc)
+
+    def disown(self) -> None:
+        """What the app still says is for nobody; if it waits for its client it is told so."""
+        serving = self.serving
+        if serving is not None and not serving.response_complete:
+            serving.disconnected = True
+            serving.message_event.set()
 
     def idle(self) -> bool:
         """Whether it waits for its client: no request has begun, or the last one was answered."""
@@ -198,13 +217,13 @@ class HttpConnection(HttpToolsProtocol):
     def give_up(self, what: For) -> None:
         """See `patience`."""
         if what is For.TAKING:
-            self.transport.abort()
+            # Disowned at once: when its writes are given up the transport lets the app go on before it says that it is closed.
+            self.disown()
+            reset(self.transport)  # else the kernel would keep what the client doesn't take
             return
         if what is not For.REQUEST:
-            cycle: Any = self.cycle
             if what is For.BODY:
-                cycle.disconnected = True
-                cycle.message_event.set()
+                self.disown()
             self.transport.write(_TOO_SLOW)
         self.transport.close()
 

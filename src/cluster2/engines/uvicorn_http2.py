@@ -45,6 +45,7 @@ import zttp
 from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle, ZttpH2Protocol
 
 from ..errors import ConfigError
+from .ending import reset
 from .patience import For, Wait
 from .uvicorn_http import Clock, Same, taken_of
 
@@ -177,7 +178,7 @@ class Http2Connection(ZttpH2Protocol):
     def give_up(self, what: For) -> None:
         """See `patience`."""
         if what is For.TAKING:
-            self.transport.abort()
+            reset(self.transport)  # else the kernel would keep what the client doesn't take
         else:
             self.leave()
 
