@@ -26,6 +26,7 @@ from .kernel.scoreboard import Scoreboard
 from .kinds import Address, FdAddress, TcpAddress
 from .master.estate import Estate
 from .master.herald import Herald
+from .master.logbook import Logbook
 from .master.loop import Master
 from .master.nursery import default_argv
 from .master.switchboard import Switchboard
@@ -53,7 +54,22 @@ def run(
         ClusterError: what a user can do wrong; nothing is left behind.
     """
     switchboard = switchboard or Switchboard()
-    prepare(config)
+    with contextlib.ExitStack() as stack:
+        logbook = Logbook.of(config.settings, own=True)
+        if logbook is not None:
+            stack.callback(logbook.close)
+        prepare(config)
+        return _serve(config, switchboard, argv, targets, on_ready or _nothing, logbook)
+
+
+def _serve(
+    config: Config,
+    switchboard: Switchboard,
+    argv: Sequence[str] | None,
+    targets: Sequence[object] | None,
+    on_ready: Callable[[], None],
+    logbook: Logbook | None,
+) -> int:
     if not config.settings.cluster:
         from . import single  # the engines and what they bring would cost the master 2 MiB
 
@@ -62,13 +78,13 @@ def run(
         def ready() -> None:
             herald.serves(1)
             herald.live()
-            (on_ready or _nothing)()
+            on_ready()
 
         with listening(config) as listeners, monitor_listening(config) as monitor:
             tell, settle = _teller(switchboard.emitter, herald), switchboard.emitter.settle
-            return single.run(config, listeners, monitor, targets, ready, tell, settle, switchboard)
-    with estate(config, argv or default_argv()) as owned:
-        return uvloop.run(supervise(owned, switchboard, on_ready or _nothing))
+            return single.run(config, listeners, monitor, targets, ready, tell, settle, switchboard, logbook)
+    with estate(config, argv or default_argv(), logbook) as owned:
+        return uvloop.run(supervise(owned, switchboard, on_ready))
 
 
 def prepare(config: Config) -> None:
@@ -112,7 +128,9 @@ async def supervise(
 
 
 @contextlib.contextmanager
-def estate(config: Config, argv: Sequence[str], *, owns_process: bool = True) -> Iterator[Estate]:
+def estate(
+    config: Config, argv: Sequence[str], logbook: Logbook | None = None, *, owns_process: bool = True
+) -> Iterator[Estate]:
     """Everything that a master owns."""
     settings = config.settings
     pids = PidsDirectory(settings.pids)
@@ -134,6 +152,8 @@ def estate(config: Config, argv: Sequence[str], *, owns_process: bool = True) ->
                 logger.warning("%s has changed (%s): that takes effect only by a restart", name, again.sources[name])
             return again.settings, explicit(again)
 
+        if logbook is not None:
+            stack.callback(logbook.stop)
         yield Estate(
             options=(settings, explicit(config)),
             reread=reread,
@@ -144,6 +164,7 @@ def estate(config: Config, argv: Sequence[str], *, owns_process: bool = True) ->
             argv=argv,
             owns_process=owns_process,
             notifier=notifier,
+            logbook=logbook,
         )
 
 

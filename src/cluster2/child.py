@@ -18,6 +18,7 @@ from .kernel.descriptors import Packets
 from .kernel.scoreboard import Scoreboard
 from .settings import Settings
 from .worker import runtime
+from .worker.paper import Paper
 from .zygote import image, main
 
 
@@ -49,6 +50,8 @@ def title(settings: Settings, role: str) -> None:
 
 def _serve(made: image.Image, order: wire.Fork, descriptors: list[int]) -> int:
     title(made.settings, f"worker {order.slot} g{order.generation}")
+    paper = Paper(made.settings, order.logs, order.slot)
+    paper.begin(made.settings, order.generation, order.slot)
     talk, board, stack_file, *others = descriptors
     stacks.arm(stack_file)
     sockets = [socket.socket(fileno=descriptor) for descriptor in others]
@@ -64,6 +67,7 @@ def _serve(made: image.Image, order: wire.Fork, descriptors: list[int]) -> int:
             rest=ways[0] if ways else None,
             ready=ways[1:],
             validator=made.validator,
+            paper=paper,
         )
     )
 

@@ -18,6 +18,7 @@ from .errors import ClusterError, ConfigError
 from .master.delegates import LIMIT
 from .master.estate import Estate
 from .master.facts import Command
+from .master.logbook import Logbook
 from .master.loop import Master
 from .master.nursery import default_argv, script_argv
 from .master.statuses import ComponentStatus
@@ -103,7 +104,8 @@ class Cluster:
         target = app if app is None or isinstance(app, str) else _importable(app)
         configured, _ = self._with(target, False)
         boot.prepare(configured)
-        with boot.estate(configured, default_argv(), owns_process=False) as owned:
+        logbook = Logbook.of(configured.settings, own=False)  # this process's output is its own business
+        with boot.estate(configured, default_argv(), logbook, owns_process=False) as owned:
             running = Running(owned)
             task = asyncio.ensure_future(
                 boot.supervise(owned, self._switchboard, running.ready.set, started=running.started)

@@ -1,4 +1,4 @@
-"""How processes of a cluster write their log: one line an event on standard error, as text or as JSON."""
+"""How processes of a cluster write their log: one line an event on standard error (which may be a file: `kernel.logfiles`), as text or as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
 def configure(settings: Settings) -> None:
     """Set up our loggers and the engines'. The app's own logging is the app's: the root logger isn't touched."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
+    handler.setFormatter(_formatter(settings))
     level = settings.log_level.upper()
     for name in _OURS:
         log = logging.getLogger(name)
@@ -33,6 +33,16 @@ def configure(settings: Settings) -> None:
         access = logging.getLogger(name)
         access.handlers[:], access.propagate = [], True  # where an engine has switched it off, in this very process
         access.setLevel("INFO")
+
+
+def line(settings: Settings, name: str, text: str) -> bytes:
+    """A line as the logger of that name would write it, at level info, whatever `log_level` is."""
+    record = logging.LogRecord(name, logging.INFO, "", 0, text, None, None)
+    return _formatter(settings).format(record).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _formatter(settings: Settings) -> logging.Formatter:
+    return JsonFormatter() if settings.log_format == "json" else TextFormatter()
 
 
 def _number(level: str) -> int:

@@ -335,7 +335,19 @@ class Settings:
         restart=True,
     )
     log_format: str = option("text", choice("text", "json"), "form of log lines", _LOG, restart=True)
-    access_log: bool = option(False, FLAG, "log each request", _LOG, needs="access-log", moot=(False,))
+    access_log: bool = option(
+        False, FLAG, "log each request: combined format, or JSON with log_format = json", _LOG,
+        needs="access-log", moot=(False,),
+    )  # fmt: skip
+    log_to: str = option(
+        "stderr", choice("stderr", "files"), "standard error, or files in the directory of logs", _LOG, restart=True
+    )
+    log_size: int = option(
+        16 << 20, SIZE, "rotate a log file above this size; 0: never, something else does it", _LOG, restart=True
+    )
+    log_total: int = option(
+        512 << 20, SIZE, "the oldest log files go when all have more than this; 0: never", _LOG, restart=True
+    )
 
     @property
     def ports(self) -> tuple[int, ...]:

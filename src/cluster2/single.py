@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,10 +24,12 @@ from .kernel.scoreboard import Scoreboard
 from .lifecycle import PHASES
 from .master.facts import Fact
 from .master.handle import Handle
+from .master.logbook import Logbook
 from .master.switchboard import Switchboard
 from .master.talk import TalkToWorker
 from .settings import Settings
 from .worker import runtime
+from .worker.paper import Paper
 from .zygote import image
 
 SLOT, GENERATION = 0, 1
@@ -45,6 +48,7 @@ def run(
     emit: Callable[[events.Event], None],
     settle: Callable[[], Awaitable[None]],
     switchboard: Switchboard,
+    logbook: Logbook | None = None,
 ) -> int:
     """Serve until TERM or INT. Returns the exit code.
 
@@ -54,6 +58,7 @@ def run(
         emit: takes what happens, on the loop that serves.
         settle: awaited after the last event.
         switchboard: has the handlers of delegated work.
+        logbook: keeps the directory of logs; None: all goes to standard error.
 
     Raises:
         ClusterError: the app can't be loaded or started.
@@ -65,11 +70,18 @@ def run(
     beside: list[asyncio.Future[None]] = []
 
     def ready() -> None:
+        if logbook is not None:
+            logbook.start()
+        reopen = _nothing if logbook is None else logbook.reopen
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, reopen)
         if monitor:
             shown = _monitor(monitor, listeners, settings, board, told, switchboard.emitter)
             beside.append(asyncio.ensure_future(shown))
         on_ready()
 
+    # The process's output is in the master's file already, if it is in one.
+    paper = Paper(settings, "" if logbook is None else logbook.directory, SLOT, output=False)
+    paper.begin(settings, GENERATION, SLOT)
     told = _Told(ready, emit, board, settings.lame_duck)
 
     async def ended(code: int) -> None:
@@ -86,6 +98,7 @@ def run(
         validator=made.validator,
         heard=told.hear,
         loopback=Loopback(switchboard, emit),
+        paper=paper,
     )
     code = runtime.serve(birth, ended)
     if told.failures:
@@ -178,6 +191,10 @@ class Loopback:
 
 def _unsupervised(fact: Fact) -> None:
     """What a master would decide by; nobody decides here."""
+
+
+def _nothing() -> None:
+    """USR1 means nothing where there are no files; it must not end the process."""
 
 
 async def _monitor(

@@ -73,6 +73,7 @@ class Fork(Message, frozen=True):
         master: pid of the master, which adopts the worker.
         keeper: whether there is one.
         become: true: the process that receives this order is to become the worker itself instead of forking.
+        logs: the directory of log files; "": the worker writes to what it inherits.
     """
 
     incarnation: int
@@ -83,6 +84,7 @@ class Fork(Message, frozen=True):
     sockets: list[Socket]
     keeper: bool = False
     become: bool = False
+    logs: str = ""
 
 
 CONNECTION = b"connection"

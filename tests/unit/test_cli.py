@@ -369,14 +369,14 @@ def end(pid: int) -> None:
 def test_start_returns_when_ready(fake: dict[str, str], tmp_path: Path) -> None:
     """`start` leaves a process behind, detached and logging, as soon as that says that it is ready."""
     (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "cluster2.log").write_text("before\n")
+    (tmp_path / "logs" / "master.log").write_text("before\n")
     result = shell("start", "a:app", **fake)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     pid, session, stdin = (tmp_path / "pid").read_text().split()
     assert pid == session
     assert stdin == "/dev/null"
     os.kill(int(pid), 0)
-    assert (tmp_path / "logs" / "cluster2.log").read_text() == "before\nbooting\n"
+    assert (tmp_path / "logs" / "master.log").read_text() == "before\nbooting\n"
 
 
 def test_start_fails_as_run_does(fake: dict[str, str], tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_start_fails_as_run_does(fake: dict[str, str], tmp_path: Path) -> None:
     result = shell("start", "busy:app", "--logs", "l", **fake)
     assert result.returncode == AddressInUse.exit_code
     assert result.stderr == "booting\ncluster2: error: port 3000 is taken\n"
-    assert (tmp_path / "l" / "cluster2.log").read_text() == result.stderr
+    assert (tmp_path / "l" / "master.log").read_text() == result.stderr
 
 
 def test_start_of_a_process_that_is_killed(fake: dict[str, str]) -> None:
@@ -407,7 +407,7 @@ def test_start_without_a_place_for_its_log(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = call("start", "a:app", "--logs", "file/logs")
     assert result.exit_code == 5
-    assert f"can't write the log {tmp_path}/file/logs/cluster2.log (logs, flag --logs)" in result.stderr
+    assert f"can't write the log {tmp_path}/file/logs/master.log (logs, flag --logs)" in result.stderr
 
 
 def test_the_sample_file_is_valid(tmp_path: Path) -> None:

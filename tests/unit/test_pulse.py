@@ -112,6 +112,7 @@ class Worker:
             self.watch,
             rest_after=2.0,
             request_timeout=request_timeout,
+            paper=Paper(Settings(), "", 0),
         )
 
     def works(self, requests: int = 1) -> None:

@@ -42,10 +42,10 @@ def start(**flags: Any) -> int:
     """Serve TARGET in the background.
 
     Returns when the workers are ready, or with the exit code of what went wrong. TARGET and options are those of `run`;
-    what the processes write goes to cluster2.log in the directory of logs.
+    what the processes write goes to files in the directory of logs, unless log_to says otherwise.
     """
     config = require_target(gather(flags))
-    path = Path(config.settings.logs) / "cluster2.log"
+    path = Path(config.settings.logs) / "master.log"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         log = path.open("ab")
@@ -53,10 +53,13 @@ def start(**flags: Any) -> int:
         raise ConfigError(f"can't write the log {path} (logs, {config.sources['logs']}): {error.strerror}") from None
     with log:
         before = log.tell()
-        code = _launch(click.get_current_context().meta["cluster2.arguments"], log)
+        arguments = click.get_current_context().meta["cluster2.arguments"]
+        if not config.explicit("log_to"):
+            arguments = ("--log-to", "files", *arguments)
+        code = _launch(arguments, log)
     if code:
         with path.open("rb") as said:
-            said.seek(before)
+            said.seek(before if path.stat().st_size >= before else 0)  # it was rotated
             sys.stderr.write(said.read().decode(errors="replace"))
     return code
 

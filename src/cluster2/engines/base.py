@@ -24,6 +24,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
 
 from ..settings import Settings
+from .access import AccessLog
 
 
 class Interface(StrEnum):
@@ -107,6 +108,7 @@ class Site:
             it, with the interface by which that is called.
         gauge: two cells in which an engine that owns its accept loop notes at once how many requests have begun, and how many
             have ended, since the master steers by them (`begun` and `ended` of the scoreboard); None: nobody looks.
+        access: takes what is to be logged of each request; None: nobody wants to know.
     """
 
     app: Callable[..., Any]
@@ -115,6 +117,7 @@ class Site:
     tls: ssl.SSLContext | None
     wrap: Callable[[Callable[..., Any], Interface], Callable[..., Any]] = _as_it_is
     gauge: MutableSequence[int] | None = None
+    access: AccessLog | None = None
 
 
 class Movable(Protocol):

@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 
 from ..errors import AppError, ConfigError
 from ..settings import Settings
+from .access import logged
 from .base import Capability, Census, Hold, Interface, Movable, Served, Site
 from .ending import cancel, cancellation_is_no_news, readable, reset
 from .patience import Patience
@@ -334,14 +335,15 @@ def _bridge(site: Site) -> Bridge:
 
 def _config(site: Site, bridge: Bridge | None, protocol: type[HttpConnection]) -> Config:
     settings = site.settings
+    app = site.wrap(bridge or site.app, Interface.ASGI)
     config = Config(
-        site.wrap(bridge or site.app, Interface.ASGI),
+        app if site.access is None else logged(app, site.access),
         interface="asgi3",
         http=protocol,
         lifespan=cast(Any, settings.lifespan if bridge is None else "off"),
         ws="auto" if bridge is None else "none",
         log_config=None,
-        access_log=settings.access_log,
+        access_log=False,  # ours is cheaper (`access`)
         forwarded_allow_ips=settings.forwarded_allow_ips,
         root_path=settings.root_path,
         timeout_keep_alive=cast(Any, settings.timeout),

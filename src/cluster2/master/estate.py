@@ -11,6 +11,7 @@ from ..kernel.notify import Notifier
 from ..kernel.pidfiles import PidsDirectory
 from ..kernel.scoreboard import Scoreboard
 from ..settings import Settings
+from .logbook import Logbook
 
 Options = tuple[Settings, Mapping[str, str]]
 """The effective options, and the source of each that was set on purpose."""
@@ -41,6 +42,7 @@ class Estate:
         monitor: of the monitor: its page's, and the one of HAProxy's agent-check, if there is one; none: there is no monitor.
         argv: the program that loads the app (`nursery`).
         notifier: tells the service manager.
+        logbook: keeps the directory of logs; None: all goes to standard error.
         owns_process: whether signals and stray children are the master's; false inside somebody else's program.
     """
 
@@ -53,3 +55,4 @@ class Estate:
     argv: Sequence[str]
     owns_process: bool
     notifier: Notifier = field(default_factory=lambda: Notifier(None))
+    logbook: Logbook | None = None

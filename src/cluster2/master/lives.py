@@ -233,6 +233,7 @@ class Lives:
                 master=os.getpid(),
                 sockets=sockets,
                 keeper=bool(ways),
+                logs=self._logs(slot),
             )
             listening = self._master.steering.descriptors(handle)
             nursery = self._master.generations.nursery(handle.generation)
@@ -249,6 +250,13 @@ class Lives:
             except OSError as error:  # its queue is full
                 self._master.warn(f"no worker can be made: {error.strerror}")
                 self.buried(handle, None)
+
+    def _logs(self, slot: int) -> str:
+        logbook = self._master.estate.logbook
+        if logbook is None:
+            return ""
+        logbook.entrust(slot)
+        return logbook.directory
 
     def end(self, handle: Handle, event: lifecycle.Event, reason: events.Reason | None) -> None:
         """A worker is to leave, for this reason."""

@@ -129,6 +129,8 @@ class Master:
         await self._control.open(self.estate.pids.bind_control(CONTROL_BACKLOG))
         for number in SIGNALS if self.estate.owns_process else ():
             self._loop.add_signal_handler(number, self.put, Signal(number))
+        if self.estate.logbook is not None:
+            self.estate.logbook.start()
         if self.monitoring is not None:
             self.monitoring.start()
         self.generations.load(self.wanted.generation)

@@ -32,6 +32,7 @@ SIGNALS = {
     signal.SIGHUP: "reload",
     signal.SIGTTIN: "one worker more",
     signal.SIGTTOU: "one worker less",
+    signal.SIGUSR1: "reopen logs",
 }
 """What each signal asks for. A second TERM or INT ends a lame duck, another INT stops."""
 
@@ -82,6 +83,9 @@ class Verbs:
             case "reload":
                 if master.phase is Phase.SERVING:
                     master.reloader.ask(None)
+            case "reopen logs":
+                if master.estate.logbook is not None:
+                    master.estate.logbook.reopen()
             case "one worker more":
                 master.resize(master.wanted.slots + 1)
             case _:

@@ -22,6 +22,7 @@ from .failures import Failures
 from .holds import Holds
 from .moves import Moves
 from .pace import LONG, Mode, Pace
+from .paper import Paper
 from .steps import Watch
 
 QUICK = 0.01
@@ -47,6 +48,7 @@ class Pulse:
         watch: Watch,
         rest_after: float,
         request_timeout: float,
+        paper: Paper,
     ) -> None:
         """Nothing ticks yet."""
         self._board = board
@@ -59,6 +61,7 @@ class Pulse:
         self._watch = watch
         self._rest_after = rest_after
         self._request_timeout = request_timeout
+        self._paper = paper
         self._holds = Holds()
         self._failures = Failures()
         self._loop = asyncio.get_running_loop()
@@ -142,6 +145,7 @@ class Pulse:
         now = time.monotonic()
         for engine in self._engines:
             engine.tick(now)
+        self._paper.tick()
         late = now - self._due
         if self._wait == QUICK and late > LATE and not self.draining:
             self._watch.late(now)
@@ -160,6 +164,7 @@ class Pulse:
         self._connections = connections
         if now - self._slow_at >= 0.95 * SLOW:
             self._slow_at = now
+            self._paper.look()
             self.publish()
             self._slow(now)
         elif crowd >= CROWD and not self.draining:

@@ -37,6 +37,7 @@ from .ecv import Ecv, Served, Traffic
 from .life import Life
 from .moves import Moves
 from .office import Office
+from .paper import Paper
 from .pace import Pace
 from .pulse import Pulse
 from .questions import LEAVING, NO_MASTER
@@ -90,6 +91,7 @@ class Birth:
         validator: says whether the app's answer to the health check is fine.
         heard: takes what it would tell a master, where there is none.
         loopback: what does the master's part in talking, where there is none.
+        paper: what it writes; None: what every process writes, to standard error.
     """
 
     order: wire.Fork
@@ -103,6 +105,7 @@ class Birth:
     validator: Callable[..., Any] | None = None
     heard: Callable[[wire.Talk], None] = lambda message: None
     loopback: Loopback | None = None
+    paper: Paper | None = None
 
 
 def serve(birth: Birth, ended: Callable[[int], Awaitable[None]] | None = None) -> int:
@@ -150,6 +153,7 @@ class Worker:
         self._say = birth.heard
         self._traffic = Traffic(birth.board.header, lambda message: self._say(message), alone=birth.talk is None)
         self._office: Office | None = None
+        self._paper = birth.paper or Paper(birth.settings, "", order.slot)
 
     async def run(self) -> int:
         """Serve until told to drain; returns the exit code."""
@@ -246,6 +250,7 @@ class Worker:
             self._watch,
             self._settings.rest_after,
             self._settings.request_timeout,
+            self._paper,
         )
         await self._acceptor.start()
         for spec, listener in self._birth.sockets:
@@ -260,7 +265,8 @@ class Worker:
 
         gauge = self._row.integers[Row.begun.index : Row.ended.index + 1] if owns_accept(site.engine) else None
         tls = context(self._settings)
-        return site.engine(Site(site.app.call, site.app.interface, self._settings, tls, around, cast(Any, gauge)))
+        call, interface, access = site.app.call, site.app.interface, self._paper.access
+        return site.engine(Site(call, interface, self._settings, tls, around, cast(Any, gauge), access))
 
     def _ecv(self, site: Staffed, call: Callable[..., Any]) -> Ecv:
         check = None
@@ -380,6 +386,7 @@ class Worker:
         await api.hooks.run_stop()
         self._pulse.publish()
         self._pulse.stop()
+        self._paper.tick()
 
     def _fill_row(self) -> None:
         row, order = self._row, self._birth.order

@@ -1,0 +1,187 @@
+"""Log files that several processes write, one rotates, and others read.
+
+**Who writes.** A worker's descriptors 1 and 2 *are* its file. So what it says last is there whoever kills it: a traceback, what
+faulthandler or glibc writes in the middle of a crash, what the OOM killer cut off. Nobody has to read in time: a pipe that isn't
+emptied blocks the one who writes, and who empties it copies every byte. A file takes all that comes, from descendants as well.
+All descriptors have `O_APPEND`: the kernel puts each write(2) behind the last one in one step, so several processes can share a
+file, and one that was cut to nothing is simply written from its beginning.
+
+**Who rotates.** `NAME.log` becomes `NAME.log.1` by rename(2), what was 1 becomes 2. Who writes has the file, not its name, and goes
+on in what is now `.1`: nothing is lost, nothing is copied. Nobody is told. Each process looks once a second whether the name still
+leads to what it has open (two system calls, 3 µs), and if not opens it again (`Follower`): that works for whoever rotates, the
+master, logrotate or a human.
+
+**Who doesn't look** (a worker that prints in an endless loop, a program that an app has started) writes on in a file that has been
+rotated. That one is bounded by being cut to nothing (`master.logbook`), for which `O_APPEND` is needed as well.
+
+**Who reads** opens only what has one of our names, is a regular file, and lies in the directory itself: no link, no fifo, no way out.
+A reader keeps its descriptor over a rotation, too: it reads the old file to its end before it opens the new one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+MASTER, ACCESS = "master.log", "access.log"
+NAMES = re.compile(r"(?P<base>(?:master|access|worker\.\d{1,5})\.log)(?:\.(?P<age>[1-9]\d{0,5}))?")
+"""What our files are called; `age` counts rotations."""
+MODE = 0o640
+BLOCK = 1 << 16
+"""Bytes that are read at once."""
+MOST_TAIL = 1 << 20
+"""Bytes in which the last lines of a file are looked for."""
+
+
+class Found(NamedTuple):
+    """A file of a directory of logs.
+
+    Attributes:
+        base: the name that it is written under.
+        age: how many rotations ago it was written; 0: it is the one that is written now.
+        changed: when, in seconds since the epoch.
+    """
+
+    name: str
+    base: str
+    age: int
+    size: int
+    changed: float
+
+
+def worker(slot: int) -> str:
+    """The name of a slot's file."""
+    return f"worker.{slot}.log"
+
+
+def open_to_write(path: str) -> int:
+    """A descriptor that appends to a file, which is made if it isn't there. Raises OSError, also if it is a link."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    fd = os.open(path, flags, MODE)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it isn't a regular file")
+        os.set_blocking(fd, True)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Follower:
+    """Keeps descriptors of this process pointing to what a name leads to."""
+
+    def __init__(self, path: str, *numbers: int) -> None:
+        """Nothing is opened yet; `look` does it.
+
+        Args:
+            path: absolute.
+            numbers: descriptors that are put in place of what they are now (1 and 2); none: `fd` alone is kept.
+        """
+        self.path = path
+        self.fd = numbers[-1] if numbers else -1
+        self._numbers = numbers
+        self._opened: tuple[int, int] | None = None
+
+    def look(self) -> bool:
+        """Open the file again if its name leads elsewhere. Returns whether it did.
+
+        Raises:
+            OSError: it can't be opened; what was open stays in use.
+        """
+        try:
+            there = os.stat(self.path, follow_symlinks=False)
+            if (there.st_dev, there.st_ino) == self._opened:
+                return False
+        except FileNotFoundError:
+            pass  # it is made again
+        fd = open_to_write(self.path)
+        opened = os.fstat(fd)
+        for number in self._numbers:
+            os.dup2(fd, number, inheritable=True)
+        if self._numbers:
+            os.close(fd)
+        else:
+            if self.fd >= 0:
+                os.close(self.fd)
+            self.fd = fd
+        self._opened = opened.st_dev, opened.st_ino
+        return True
+
+    def close(self) -> None:
+        """Close what isn't one of the standard descriptors."""
+        if not self._numbers and self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write, however many calls it takes. Raises OSError: the disk is full, the reader of a pipe has gone."""
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def found(directory: str) -> list[Found]:
+    """The log files of a directory, by name and age. None if it isn't there; what isn't a file of ours isn't looked at."""
+    files = []
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                match = NAMES.fullmatch(entry.name)
+                try:
+                    seen = entry.stat(follow_symlinks=False) if match else None
+                except FileNotFoundError:
+                    continue  # renamed just now
+                if match and seen and stat.S_ISREG(seen.st_mode):
+                    age = int(match["age"] or 0)
+                    files.append(Found(entry.name, match["base"], age, seen.st_size, seen.st_mtime))
+    except FileNotFoundError:
+        return []
+    return sorted(files, key=lambda each: (each.base, each.age))
+
+
+def open_to_read(directory: str, name: str) -> int:
+    """A descriptor of a file of the directory.
+
+    Raises:
+        OSError: there is none, or the name isn't one of ours, or what has it is no regular file.
+    """
+    if not NAMES.fullmatch(name):
+        raise FileNotFoundError(errno.ENOENT, "no such log", name)
+    fd = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, "no such log", name)
+    return fd
+
+
+def tail(fd: int, lines: int, most: int = MOST_TAIL) -> int:
+    """Where the last `lines` lines of a file begin, looked for from its end; at most `most` bytes before it."""
+    end = at = os.fstat(fd).st_size
+    if lines <= 0:
+        return end
+    floor = max(0, end - most)
+    wanted = lines
+    while at > floor:
+        start = max(floor, at - BLOCK)
+        block = os.pread(fd, at - start, start)
+        if at == end and block.endswith(b"\n"):
+            wanted += 1  # the end of the last line begins none
+        where = len(block)
+        while (where := block.rfind(b"\n", 0, where)) >= 0:
+            wanted -= 1
+            if wanted == 0:
+                return start + where + 1
+        at = start
+    return floor
+
+
+def blocks(fd: int, start: int, end: int) -> Iterator[bytes]:
+    """What a file has between two offsets, block by block; less if it was cut meanwhile."""
+    while start < end and (block := os.pread(fd, min(BLOCK, end - start), start)):
+        start += len(block)
+        yield block

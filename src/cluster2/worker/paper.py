@@ -1,0 +1,92 @@
+"""What a worker writes: its output, which is a file of its slot, and the access log.
+
+With `log_to = files` the descriptors 1 and 2 become the slot's file before the worker does anything, so that whatever it, its
+libraries or its children say is there, up to a crash's last words. The pid stands in the line that the worker begins with, and
+in each line of our own.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+
+from .. import logs
+from ..engines.access import AccessLog, Handler
+from ..kernel import logfiles
+from ..kernel.logfiles import Follower
+from ..settings import Settings
+
+logger = logging.getLogger("cluster2.worker")
+
+STDERR = 2
+
+
+class Paper:
+    """What is written, and where to.
+
+    Attributes:
+        access: None: requests aren't logged.
+    """
+
+    def __init__(self, settings: Settings, directory: str, slot: int, *, output: bool = True) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            directory: of log files; "": all goes to standard error.
+            output: whether descriptors 1 and 2 shall be the slot's file.
+        """
+        self._failed: dict[str, str] = {}
+        path = os.path.join(directory, logfiles.worker(slot))
+        self._output = Follower(path, 1, STDERR) if directory and output else None
+        self._requests: Follower | None = None
+        self.access: AccessLog | None = None
+        if settings.access_log:
+            self._requests = Follower(os.path.join(directory, logfiles.ACCESS)) if directory else None
+            self.access = AccessLog(slot, settings.log_format == "json", self._write)
+            if directory:
+                access = logging.getLogger("granian.access")
+                access.handlers[:], access.propagate = [Handler(self.access)], False
+
+    def begin(self, settings: Settings, generation: int, slot: int) -> None:
+        """Be this process's output from now on."""
+        if not faulthandler.is_enabled():
+            faulthandler.enable(STDERR)
+        self.look()
+        if self._output is None:
+            return
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(line_buffering=True)  # what was printed is written before whatever comes next
+        begins = f"worker {os.getpid()} begins (slot {slot}, generation {generation})"
+        os.write(STDERR, logs.line(settings, "cluster2.worker", begins))
+
+    def tick(self) -> None:
+        """Write the lines that have come together."""
+        if self.access is not None:
+            self.access.flush()
+
+    def look(self) -> None:
+        """See whether files were rotated."""
+        for each in (self._output, self._requests):
+            if each is not None:
+                try:
+                    each.look()
+                    self._failed.pop(each.path, None)
+                except OSError as error:
+                    self._complain(each.path, error)
+
+    def _write(self, data: bytes) -> None:
+        """A log that can't be written is no reason to answer nobody."""
+        fd = STDERR if self._requests is None else self._requests.fd
+        if fd >= 0:
+            try:
+                logfiles.write_all(fd, data)
+            except OSError as error:
+                self._complain("access log", error)
+
+    def _complain(self, what: str, error: OSError) -> None:
+        if self._failed.get(what) != str(error):
+            self._failed[what] = str(error)
+            logger.warning("%s can't be written: %s", what, error.strerror)
