@@ -1,4 +1,7 @@
-"""How processes of a cluster write their log: one line an event on standard error (which may be a file: `kernel.logfiles`), as text or as JSON."""
+"""How processes of a cluster write their log: one line an event, as text or as JSON, on standard error.
+
+That may be a file (`kernel.logfiles`); who logs needn't know.
+"""
 
 from __future__ import annotations
 

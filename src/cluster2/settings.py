@@ -336,7 +336,7 @@ class Settings:
     )
     log_format: str = option("text", choice("text", "json"), "form of log lines", _LOG, restart=True)
     access_log: bool = option(
-        False, FLAG, "log each request: combined format, or JSON with log_format = json", _LOG,
+        False, FLAG, "log each request, in the combined format, or as JSON if log_format is json", _LOG,
         needs="access-log", moot=(False,),
     )  # fmt: skip
     log_to: str = option(

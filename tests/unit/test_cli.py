@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from cluster2 import reference
 from cluster2.cli import cli
-from cluster2.cli.control import describe
+from cluster2.cli.table import Rates, describe
 from cluster2.client import Client
 from cluster2.config import Config, load
 from cluster2.errors import AddressInUse, AppError, ClusterError, NotRunning
@@ -274,7 +274,7 @@ STATUS: dict[str, Any] = {
     "addresses": ["0.0.0.0:3000"],
     "workers": [
         {"pid": 11, "slot": 0, "generation": 7, "state": "ready", "requests": 123456, "connections": 12}
-        | {"in_flight": 3, "uptime": 65.0, "memory": 50 * 2**20},
+        | {"in_flight": 3, "uptime": 65.0, "memory": 50 * 2**20, "mode": "held"},
         {"pid": 12, "slot": 1, "generation": 7, "state": "booting", "requests": 0, "connections": None}
         | {"in_flight": 0, "uptime": None, "memory": None},
     ],
@@ -283,15 +283,30 @@ STATUS: dict[str, Any] = {
 
 def test_status_for_people() -> None:
     """The table is aligned, and what isn't known is a dash."""
-    assert describe(STATUS).splitlines() == [
+    assert describe(STATUS) == [
         "master 10  serving, up 1d02h, cluster2 0.1.0",
         "generation 7  1 of 2 workers ready, traffic enabled",
         "listening  0.0.0.0:3000",
         "",
-        "PID  SLOT  GEN  STATE       UP  REQUESTS  OPEN  BUSY  MEMORY",
-        " 11     0    7  ready    1m05s    123456    12     3  50 MiB",
-        " 12     1    7  booting      -         0     -     0       -",
+        "PID  SLOT  GEN  STATE    MODE     UP  REQ/S  REQUESTS  ERRORS  OPEN  BUSY  CPU  MEMORY",
+        " 11     0    7  ready    held  1m05s      -    123456       -    12     3    -  50 MiB",
+        " 12     1    7  booting  -         -      -         0       -     -     0    -       -",
     ]
+
+
+def test_rates_of_workers() -> None:
+    """Requests a second and CPU time follow from two answers; of who is new, or can't count, they aren't known."""
+    one, two = STATUS["workers"]
+    before = STATUS | {"workers": [one | {"requests": 123056, "cpu": 1.0}]}
+    now = STATUS | {"workers": [one | {"cpu": 1.5}, two]}
+    rates = Rates(before, now, 2.0)
+    assert (rates.of(11, "requests"), rates.of(11, "cpu"), rates.of(12, "requests")) == (200.0, 0.25, None)
+    assert rates.of(12, "connections") is None
+    first, second = describe(now, rates)[-2:]
+    assert first.split()[6:8] == ["200", "123456"]
+    assert "25%" in first
+    assert "%" not in second
+    assert "200 requests/s" in describe(now, rates)[1]
 
 
 def test_control_commands_ask_the_master(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -306,10 +321,13 @@ def test_control_commands_ask_the_master(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(Client, "gone", answer)
     (tmp_path / "cluster2.toml").write_text("pids = 'by-file'\n")
     assert json.loads(call("status", "--json").stdout) == STATUS
-    assert call("status", "--pids", "by-flag").stdout == describe(STATUS) + "\n"
+    assert call("status", "--pids", "by-flag").stdout.splitlines()[-2:] == [
+        " 11     0    7  ready    held  1m05s      0    123456       -    12     3    -  50 MiB",
+        " 12     1    7  booting  -         -      0         0       -     -     0    -       -",
+    ]
     assert (call("stop").output, call("shutdown").output) == ("", "")
-    places = [str(tmp_path / each) for each in ("by-file", "by-flag", "by-file", "by-file")]
-    assert asked == list(zip(["status", "status", "stop", "shutdown"], places, strict=True))
+    places = [str(tmp_path / each) for each in ("by-file", "by-flag", "by-flag", "by-file", "by-file")]
+    assert asked == list(zip(["status", "status", "status", "stop", "shutdown"], places, strict=True))
 
 
 def test_a_refusal_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,11 @@ import pytest
 from cluster2.engines.base import Census, Engine, Hold
 from cluster2.kernel.scoreboard import Row, Scoreboard
 from cluster2.lifecycle import State
+from cluster2.settings import Settings
 from cluster2.worker.acceptor import Acceptor
 from cluster2.worker.moves import Moves
 from cluster2.worker.pace import LONG, PROOF, Mode, Pace
+from cluster2.worker.paper import Paper
 from cluster2.worker.pulse import CROWD, QUICK, REST, SLOW, Pulse
 from cluster2.worker.steps import BURST, Watch
 from tests.unit.waiting import until

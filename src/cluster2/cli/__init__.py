@@ -25,6 +25,8 @@ COMMANDS = {
     "enable": "control",
     "disable": "control",
     "events": "control",
+    "top": "top",
+    "logs": "logs",
     "stacks": "control",
     "stop": "control",
     "shutdown": "control",

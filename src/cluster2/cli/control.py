@@ -14,6 +14,10 @@ import click
 
 from ..client import Client
 from ..config import lookup
+from .table import Rates, describe, weighed
+
+GLANCE = 0.2
+"""Seconds between two looks, from which requests a second follow."""
 
 _pids = click.option(
     "--pids", metavar="PATH", help="The directory of pid files that the master was started with.  [./pids]"
@@ -25,8 +29,15 @@ _pids = click.option(
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def status(pids: str | None, as_json: bool) -> int:
     """Show the master and its workers."""
-    found = _client(pids).call("status", timeout=10)
-    click.echo(json.dumps(found, indent=2) if as_json else describe(found))
+    client = _client(pids)
+    found = client.call("status", timeout=10)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return 0
+    before, seen = found, time.monotonic()
+    time.sleep(GLANCE)
+    found = client.call("status", params={"memory": False}, timeout=10)
+    click.echo("\n".join(describe(weighed(found, before), Rates(before, found, time.monotonic() - seen))))
     return 0
 
 
@@ -146,66 +157,3 @@ def _reporter() -> Callable[[dict[str, Any]], None] | None:
     if not sys.stderr.isatty():
         return None
     return lambda said: click.echo("  ".join(f"{key} {value}" for key, value in said.items()), err=True)
-
-
-def describe(found: dict[str, Any]) -> str:
-    """A master's answer to `status` for people: some lines on the whole, then a table of the workers."""
-    master, workers = found["master"], found["workers"]
-    ready = sum(worker["state"] == "ready" for worker in workers)
-    lines = [
-        f"master {master['pid']}  {master['state']}, up {_span(master['uptime'])}, cluster2 {master['version']}",
-        f"generation {found['generation']}  {ready} of {found['wanted']} workers ready, traffic {found['traffic']}",
-        "listening  " + ", ".join(found["addresses"]),
-    ]
-    if keeper := found.get("keeper"):
-        lines.append(f"keeper {keeper['pid']}  {keeper['resting']} connections at rest, {_memory(keeper['memory'])}")
-    if monitor := found.get("monitor"):
-        lines.append(f"monitor {monitor['pid'] or 'starts'}  http://{monitor['address']}, {_memory(monitor['memory'])}")
-    rows: list[tuple[str, ...]] = [("PID", "SLOT", "GEN", "STATE", "UP", "REQUESTS", "OPEN", "BUSY", "MEMORY")]
-    rows += [
-        (
-            _cell(worker["pid"]),
-            _cell(worker["slot"]),
-            _cell(worker["generation"]),
-            _cell(worker["state"]),
-            _span(worker["uptime"]),
-            _cell(worker["requests"]),
-            _cell(worker["connections"]),
-            _cell(worker["in_flight"]),
-            _memory(worker["memory"]),
-        )
-        for worker in workers
-    ]
-    return "\n".join([*lines, "", *_aligned(rows)])
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Lines in columns: words to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(_pad(cell, at, width) for at, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
-
-
-def _pad(cell: str, column: int, width: int) -> str:
-    return cell.ljust(width) if column == 3 else cell.rjust(width)
-
-
-def _cell(value: object) -> str:
-    return "-" if value is None else str(value)
-
-
-def _span(seconds: float | None) -> str:
-    """A time in its two largest units: `3d4h`, `2m05s`, `7s`."""
-    if seconds is None:
-        return "-"
-    whole = int(seconds)
-    for size, unit, below, below_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
-        if whole >= size:
-            return f"{whole // size}{unit}{whole % size // below:02d}{below_unit}"
-    return f"{whole}s"
-
-
-def _memory(size: float | None) -> str:
-    return "-" if size is None else f"{size / 2**20:.0f} MiB"

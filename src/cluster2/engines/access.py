@@ -1,11 +1,11 @@
 """The access log: a line a request, cheap enough to leave on.
 
-A line is made when a response has ended (or its client has gone) and put into a list, which the worker's tick writes with one call:
-every 10 ms under load. uvicorn's own way, a record through `logging` for each request with a write each, costs several times
-as much. What a worker that is killed has answered within the last 10 ms isn't in the log.
+A line is made when a response has ended (or its client has gone) and put into a list, which the worker's tick writes with one
+call: every 10 ms under load. uvicorn's own way is a record through `logging`, with a write, for each request. What a worker
+that is killed has answered within the last 10 ms isn't in the log.
 
-The layer goes around what uvicorn calls, so it sees all that is answered: the app's responses, those to health checks, and the 500
-that uvicorn answers for an app that raised. It doesn't see websockets.
+The layer goes around what uvicorn calls, so it sees all that is answered: the app's responses, those to health checks, and the
+500 that uvicorn answers for an app that raised. It doesn't see websockets.
 """
 
 from __future__ import annotations
@@ -80,19 +80,22 @@ class AccessLog:
 
     def _json(self, scope: Any, status: int, size: int, took: float) -> bytes:
         client = scope.get("client")
-        return _encode(
-            {
-                "time": time.time(),
-                "client": client[0] if client else None,
-                "method": scope["method"],
-                "path": _target(scope),
-                "version": scope["http_version"],
-                "status": status or None,
-                "bytes": size,
-                "seconds": took,
-                "slot": self.slot,
-            }
-        ) + b"\n"
+        return (
+            _encode(
+                {
+                    "time": time.time(),
+                    "client": client[0] if client else None,
+                    "method": scope["method"],
+                    "path": _target(scope),
+                    "version": scope["http_version"],
+                    "status": status or None,
+                    "bytes": size,
+                    "seconds": took,
+                    "slot": self.slot,
+                }
+            )
+            + b"\n"
+        )
 
     def _when(self) -> str:
         now = int(time.time())

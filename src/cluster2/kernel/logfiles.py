@@ -1,21 +1,21 @@
 """Log files that several processes write, one rotates, and others read.
 
-**Who writes.** A worker's descriptors 1 and 2 *are* its file. So what it says last is there whoever kills it: a traceback, what
-faulthandler or glibc writes in the middle of a crash, what the OOM killer cut off. Nobody has to read in time: a pipe that isn't
-emptied blocks the one who writes, and who empties it copies every byte. A file takes all that comes, from descendants as well.
-All descriptors have `O_APPEND`: the kernel puts each write(2) behind the last one in one step, so several processes can share a
-file, and one that was cut to nothing is simply written from its beginning.
+**Who writes.** A worker's descriptors 1 and 2 *are* its file. So what it says last is there whoever kills it: a traceback, or
+what faulthandler or glibc writes in the middle of a crash. Nobody has to read in time: a pipe that isn't emptied blocks the one
+who writes, and who empties it copies every byte. A file takes all that comes, from descendants as well. All descriptors have
+`O_APPEND`: the kernel puts each write(2) behind the last one in one step, so several processes can share a file, and one that was
+cut to nothing is simply written from its beginning.
 
-**Who rotates.** `NAME.log` becomes `NAME.log.1` by rename(2), what was 1 becomes 2. Who writes has the file, not its name, and goes
-on in what is now `.1`: nothing is lost, nothing is copied. Nobody is told. Each process looks once a second whether the name still
-leads to what it has open (two system calls, 3 µs), and if not opens it again (`Follower`): that works for whoever rotates, the
-master, logrotate or a human.
+**Who rotates.** `NAME.log` becomes `NAME.log.1` by rename(2), what was 1 becomes 2. Who writes has the file, not its name, and
+goes on in what is now `.1`: nothing is lost, nothing is copied. Nobody is told. A process looks now and then (a worker ten times
+a second, once at rest) whether the name still leads to what it has open, one stat(2), and if not opens it again (`Follower`):
+that works for whoever rotates, the master, logrotate or a human.
 
-**Who doesn't look** (a worker that prints in an endless loop, a program that an app has started) writes on in a file that has been
-rotated. That one is bounded by being cut to nothing (`master.logbook`), for which `O_APPEND` is needed as well.
+**Who doesn't look** (a worker that prints in an endless loop, a program that an app has started) writes on in a file that has
+been rotated. That one is bounded by being cut to nothing (`master.logbook`), for which `O_APPEND` is needed as well.
 
-**Who reads** opens only what has one of our names, is a regular file, and lies in the directory itself: no link, no fifo, no way out.
-A reader keeps its descriptor over a rotation, too: it reads the old file to its end before it opens the new one.
+**Who reads** opens only what has one of our names, is a regular file, and lies in the directory itself: no link, no fifo, no way
+out. A reader keeps its descriptor over a rotation, too: it reads the old file to its end before it opens the new one.
 """
 
 from __future__ import annotations
@@ -152,7 +152,9 @@ def open_to_read(directory: str, name: str) -> int:
     """
     if not NAMES.fullmatch(name):
         raise FileNotFoundError(errno.ENOENT, "no such log", name)
-    fd = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
+    fd = os.open(
+        os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    )
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise FileNotFoundError(errno.ENOENT, "no such log", name)

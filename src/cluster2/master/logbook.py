@@ -1,10 +1,10 @@
 """The directory of logs as its keeper sees it: files are rotated when they are large, and all together stay within a bound.
 
 Each log that is written may be as large as `log_size`, or its share of half of `log_total` if that is less. A larger one is
-rotated: renamed, and a new one made in its place (`kernel.logfiles`). When all together are larger than `log_total`, the oldest file of that
-log goes which has the most: who says much loses its own past, not that of others.
+rotated: renamed, and a new one made in its place (`kernel.logfiles`). When all together are larger than `log_total`, the oldest
+file of that log goes which has the most: who says much loses its own past, not that of others.
 
-Writers have a second to notice that their file was renamed. A rotated file that grows beyond twice what a file may have is
+Writers have some time to notice that their file was renamed. A rotated file that grows beyond twice what a file may have is
 written by somebody who doesn't look; it is cut to nothing, and the log says how much that was. A file that was written to lately
 is cut, too, instead of removed: a removed one could grow where nobody sees it.
 
@@ -92,7 +92,14 @@ class Logbook:
         """That of a cluster; None if all goes to standard error."""
         if settings.log_to != "files":
             return None
-        return cls(settings.logs, settings.log_size, settings.log_total, owner=_owner(settings), own=own, access=settings.access_log)
+        return cls(
+            settings.logs,
+            settings.log_size,
+            settings.log_total,
+            owner=_owner(settings),
+            own=own,
+            access=settings.access_log,
+        )
 
     def entrust(self, slot: int) -> None:
         """A worker of that slot will open its file: have it there, as its user's."""

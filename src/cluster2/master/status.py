@@ -86,6 +86,7 @@ def _worker(board: Scoreboard, handle: Handle, weigh: Callable[[int], int | None
         "accepted": _known(row.accepted),
         "in_flight": row.in_flight,
         "errors": row.errors,
+        "cpu": row.cpu,
         "timed_out": row.timed_out,
         "latency": latencies.summary(row.latencies.tolist()),
         "mode": MODES[row.mode],

@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 from .. import ecv
 from ..ecv import Answer, Asked
 from ..settings import Settings
-from . import control, deps, metrics, page, workers
+from . import control, deps, logs, metrics, page, workers
 from .desk import Desk
 from .facts import Facts
 from .gate import READ, Gate
@@ -38,6 +38,7 @@ def make(facts: Facts, settings: Settings, desk: Desk | None = None) -> Callable
         *page.routes(root, desk, settings),
         *metrics.routes(root, facts.board),
         *deps.routes(root),
+        *logs.routes(root, settings),
         *workers.routes(root, facts, settings),
         *control.routes(root, facts, settings),
     ]

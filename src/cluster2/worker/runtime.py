@@ -37,8 +37,8 @@ from .ecv import Ecv, Served, Traffic
 from .life import Life
 from .moves import Moves
 from .office import Office
-from .paper import Paper
 from .pace import Pace
+from .paper import Paper
 from .pulse import Pulse
 from .questions import LEAVING, NO_MASTER
 from .sources import Door, ReadyQueue

@@ -1,0 +1,119 @@
+"""A master's answer to `status` for people: some lines on the whole, then a table of the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+LEFT = ("STATE", "MODE")
+"""Columns of words; the others are numbers, which stand to the right."""
+
+
+class Rates:
+    """What the workers do in a second, from two answers.
+
+    Args:
+        passed: seconds between the two.
+    """
+
+    def __init__(self, before: Mapping[str, Any], now: Mapping[str, Any], passed: float) -> None:
+        earlier = {each["pid"]: each for each in before["workers"]}
+        self._now = {each["pid"]: each for each in now["workers"]}
+        self._earlier = earlier
+        self._passed = max(passed, 1e-3)
+
+    def of(self, pid: int, name: str) -> float | None:
+        """How much of a counter a worker adds in a second; None if that isn't known: it is new, or can't count."""
+        now, before = self._now.get(pid, {}).get(name), self._earlier.get(pid, {}).get(name)
+        return None if now is None or before is None else max(0.0, (now - before) / self._passed)
+
+    def total(self, name: str) -> float:
+        """All workers' together."""
+        return sum(rate for pid in self._now if (rate := self.of(pid, name)) is not None)
+
+
+def weighed(found: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer without memory, with that of an earlier one."""
+    known = {each["pid"]: each.get("memory") for each in before["workers"]}
+    workers = [each | {"memory": known.get(each["pid"])} for each in found["workers"]]
+    whole = {
+        name: {**found[name], "memory": before[name].get("memory")}
+        for name in ("master", "keeper", "monitor")
+        if found.get(name) and before.get(name)
+    }
+    return found | whole | {"workers": workers}
+
+
+def describe(found: Mapping[str, Any], rates: Rates | None = None) -> list[str]:
+    """The lines."""
+    master, workers = found["master"], found["workers"]
+    ready = sum(worker["state"] == "ready" for worker in workers)
+    served = "" if rates is None else f", {rates.total('requests'):.0f} requests/s"
+    lines = [
+        f"master {master['pid']}  {master['state']}, up {span(master['uptime'])}, cluster2 {master['version']}",
+        f"generation {found['generation']}  {ready} of {found['wanted']} workers ready, traffic {found['traffic']}{served}",
+        "listening  " + ", ".join(found["addresses"]),
+    ]
+    if keeper := found.get("keeper"):
+        lines.append(f"keeper {keeper['pid']}  {keeper['resting']} connections at rest, {memory(keeper['memory'])}")
+    if monitor := found.get("monitor"):
+        lines.append(f"monitor {monitor['pid'] or 'starts'}  http://{monitor['address']}, {memory(monitor['memory'])}")
+    return [*lines, "", *_aligned([_row(worker, rates) for worker in workers])]
+
+
+def _row(worker: Mapping[str, Any], rates: Rates | None) -> dict[str, str]:
+    pid = worker["pid"]
+    cpu = None if rates is None else rates.of(pid, "cpu")
+    requests = None if rates is None else rates.of(pid, "requests")
+    return {
+        "PID": _cell(pid),
+        "SLOT": _cell(worker["slot"]),
+        "GEN": _cell(worker["generation"]),
+        "STATE": _cell(worker["state"]),
+        "MODE": _cell(worker.get("mode")),
+        "UP": span(worker["uptime"]),
+        "REQ/S": "-" if requests is None else f"{requests:.0f}",
+        "REQUESTS": _cell(worker["requests"]),
+        "ERRORS": _cell(worker.get("errors")),
+        "OPEN": _cell(worker["connections"]),
+        "BUSY": _cell(worker["in_flight"]),
+        "CPU": "-" if cpu is None else f"{100 * cpu:.0f}%",
+        "MEMORY": memory(worker["memory"]),
+    }
+
+
+def _aligned(rows: list[dict[str, str]]) -> list[str]:
+    """Lines in columns, the first one their names: words to the left, numbers to the right."""
+    names = list(_row(_NOBODY, None))
+    table = [dict(zip(names, names, strict=True)), *rows]
+    widths = {name: max(len(row[name]) for row in table) for name in names}
+    return ["  ".join(_pad(row[name], name, widths[name]) for name in names).rstrip() for row in table]
+
+
+_NOBODY = dict.fromkeys(
+    ("pid", "slot", "generation", "state", "uptime", "requests", "connections", "in_flight", "memory")
+)
+
+
+def _pad(cell: str, name: str, width: int) -> str:
+    return cell.ljust(width) if name in LEFT else cell.rjust(width)
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def span(seconds: float | None) -> str:
+    """A time in its two largest units: `3d4h`, `2m05s`, `7s`."""
+    if seconds is None:
+        return "-"
+    whole = int(seconds)
+    for size, unit, below, below_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // below:02d}{below_unit}"
+    return f"{whole}s"
+
+
+def memory(size: float | None) -> str:
+    """Bytes in MiB."""
+    return "-" if size is None else f"{size / 2**20:.0f} MiB"

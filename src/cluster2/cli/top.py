@@ -1,0 +1,158 @@
+"""`top`: the table of `status`, live.
+
+Plain ANSI: the terminal's other screen, a cursor at home, lines that are overwritten in place. Where there is no terminal it is
+one table, from two looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..client import Client
+from ..config import lookup
+from ..errors import ClusterError
+from .table import Rates, describe, weighed
+
+_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+_HOME, _TO_END, _BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
+_BOLD, _REVERSE, _RED, _YELLOW, _PLAIN = "\x1b[1m", "\x1b[7m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
+WEIGH_EVERY = 10.0
+"""Seconds between two measurements of memory, which is a walk over the page tables of all processes."""
+
+
+@click.command()
+@click.option("--pids", metavar="PATH", help="The directory of pid files that the master was started with.  [./pids]")
+@click.option(
+    "-i", "--interval", type=click.FloatRange(0.1, 3600), default=1.0, metavar="SECONDS", help="Between two looks.  [1]"
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON, one look a line, until Ctrl-C.")
+def top(pids: str | None, interval: float, as_json: bool) -> int:
+    """Watch the workers, live, until q or Ctrl-C; where there is no terminal, show them once."""
+    watch = Watch(Client(Path(lookup("pids", pids))))
+    watch.look()
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        if as_json:
+            while True:
+                time.sleep(interval)
+                watch.look()
+                click.echo(json.dumps(watch.plain()))
+        if not (sys.stdout.isatty() and sys.stdin.isatty()):
+            time.sleep(interval)
+            watch.look()
+            click.echo("\n".join(watch.lines()))
+            return 0
+        with _screen():
+            while not _quit_within(interval):
+                try:
+                    watch.look()
+                    lines = watch.lines()
+                except ClusterError as error:  # it has left, or can't answer now; it may come back
+                    lines = [f"{time.strftime('%H:%M:%S')}  {error.message}"]
+                _show(lines)
+    return 0
+
+
+class Watch:
+    """What was seen last, and before."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._found: dict[str, Any] = {}
+        self._rates: Rates | None = None
+        self._at = self._weighed_at = 0.0
+
+    def look(self) -> None:
+        """Ask the master. Raises ClusterError if none answers."""
+        now = time.monotonic()
+        weigh = now - self._weighed_at >= WEIGH_EVERY or not self._found
+        found = self._client.call("status", {"memory": weigh}, timeout=10)
+        now = time.monotonic()
+        if weigh:
+            self._weighed_at = now
+        elif self._found:
+            found = weighed(found, self._found)
+        self._rates = Rates(self._found, found, now - self._at) if self._found else None
+        self._found, self._at = found, now
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return describe(self._found, self._rates)
+
+    def plain(self) -> dict[str, Any]:
+        """For programs: the status, with what a second brings of requests, and of seconds of CPU time."""
+        rates = self._rates
+        each = [
+            worker | {"requests_per_second": rates and rates.of(worker["pid"], "requests"),
+                      "cpu_share": rates and rates.of(worker["pid"], "cpu")}
+            for worker in self._found["workers"]
+        ]  # fmt: skip
+        return self._found | {"time": time.time(), "workers": each}
+
+
+@contextlib.contextmanager
+def _screen() -> Iterator[None]:
+    """The terminal's other screen, without a cursor, keys unbuffered; all as before afterwards."""
+    stdin = sys.stdin.fileno()
+    before = termios.tcgetattr(stdin)
+    try:
+        tty.setcbreak(stdin)
+        sys.stdout.write(_ENTER)
+        yield
+    finally:
+        termios.tcsetattr(stdin, termios.TCSADRAIN, before)
+        with contextlib.suppress(OSError):  # the terminal is gone
+            sys.stdout.write(_LEAVE)
+            sys.stdout.flush()
+
+
+def _quit_within(seconds: float) -> bool:
+    """Wait; whether q was typed, or the terminal has gone meanwhile."""
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        if select.select([sys.stdin], [], [], left)[0]:
+            keys = os.read(sys.stdin.fileno(), 100)
+            if not keys or b"q" in keys:
+                return True
+    return False
+
+
+def _show(lines: list[str]) -> None:
+    columns, rows = shutil.get_terminal_size()
+    hidden = len(lines) - (rows - 1)
+    if hidden > 0:
+        lines = [*lines[: rows - 2], f"… {hidden + 1} more"]
+    table = next((at for at, line in enumerate(lines) if not line), -1) + 1
+    painted = [_painted(line[:columns], at == 0, 0 < table == at) + _TO_END for at, line in enumerate(lines)]
+    sys.stdout.write(_HOME + "\r\n".join(painted) + _BELOW)
+    sys.stdout.flush()
+
+
+def _painted(line: str, first: bool, heading: bool) -> str:
+    """A line with its colours: what isn't as it should be stands out."""
+    if first:
+        return f"{_BOLD}{line}{_PLAIN}"
+    if heading:
+        return f"{_REVERSE}{line}{_PLAIN}"
+    for word, colour in (
+        ("dead", _RED),
+        ("killed", _RED),
+        ("disabled", _RED),
+        ("booting", _YELLOW),
+        ("draining", _YELLOW),
+    ):
+        if f" {word}" in line:
+            return f"{colour}{line}{_PLAIN}"
+    return line

@@ -1,0 +1,105 @@
+"""Log files: what is found, opened, followed and read from its end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cluster2.kernel import logfiles
+from cluster2.kernel.logfiles import Follower
+
+
+def test_only_own_regular_files_are_found_and_read(tmp_path: Path) -> None:
+    """What has another name, is a link, a fifo or a directory, or lies elsewhere, is neither listed nor opened."""
+    logs, outside = tmp_path / "logs", tmp_path / "master.log"
+    logs.mkdir()
+    outside.write_text("secret")
+    for name in ("master.log", "worker.12.log", "worker.12.log.3", "passwd", "access.log.gz", "worker.x.log"):
+        (logs / name).write_text(name)
+    (logs / "access.log").symlink_to(outside)
+    os.mkfifo(logs / "worker.1.log")
+    (logs / "worker.2.log").mkdir()
+    assert [each.name for each in logfiles.found(str(logs))] == ["master.log", "worker.12.log", "worker.12.log.3"]
+    for name in ("master.log", "worker.12.log.3"):
+        fd = logfiles.open_to_read(str(logs), name)
+        assert os.read(fd, 100).decode() == name
+        os.close(fd)
+    attempts = ["../master.log", "/etc/passwd", "..", ".", "", "passwd", "access.log", "worker.1.log", "worker.2.log"]
+    attempts += ["master.log\0", "master.log/", "./master.log", "master.log\n", "worker.٣.log", "worker.012345.log"]
+    for name in attempts:
+        with pytest.raises(OSError):  # noqa: PT011 - which one depends on what it is
+            logfiles.open_to_read(str(logs), name)
+
+
+def test_a_directory_that_is_not_there_has_no_files(tmp_path: Path) -> None:
+    """Before anything was logged the list is empty."""
+    assert logfiles.found(str(tmp_path / "none")) == []
+
+
+def test_what_is_no_regular_file_is_not_written_to(tmp_path: Path) -> None:
+    """A link would lead elsewhere, a fifo would block."""
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("link", "fifo"):
+        with pytest.raises(OSError):  # noqa: PT011
+            logfiles.open_to_write(str(tmp_path / name))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_follower_opens_again_what_was_rotated(tmp_path: Path) -> None:
+    """It writes on in the renamed file until it looks, then in the one that has the name; a file that is gone is made again."""
+    path = tmp_path / "worker.0.log"
+    follower = Follower(str(path))
+    assert follower.look()
+    assert not follower.look()
+    os.write(follower.fd, b"1\n")
+    path.rename(tmp_path / "worker.0.log.1")
+    os.write(follower.fd, b"2\n")
+    assert follower.look()
+    os.write(follower.fd, b"3\n")
+    path.unlink()
+    assert follower.look()
+    os.write(follower.fd, b"4\n")
+    follower.close()
+    assert (tmp_path / "worker.0.log.1").read_text() == "1\n2\n"
+    assert path.read_text() == "4\n"
+
+
+def test_a_follower_that_cannot_open_goes_on_as_before(tmp_path: Path) -> None:
+    """The error is told, and what was open stays in use."""
+    path = tmp_path / "a" / "worker.0.log"
+    path.parent.mkdir()
+    follower = Follower(str(path))
+    follower.look()
+    path.parent.rename(tmp_path / "b")
+    with pytest.raises(FileNotFoundError):
+        follower.look()
+    os.write(follower.fd, b"on\n")
+    follower.close()
+    assert (tmp_path / "b" / "worker.0.log").read_text() == "on\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "a\n", "\n", "a\nb", "a\nb\n", "\n\n\n", "x" * 70_000 + "\n" + "y" * 70_000 + "\nz\n"]
+)
+@pytest.mark.parametrize("lines", [0, 1, 2, 3, 100])
+def test_the_last_lines(tmp_path: Path, text: str, lines: int) -> None:
+    """They are those that a program that reads all would show, over blocks of any number."""
+    path = tmp_path / "file"
+    path.write_text(text)
+    fd = os.open(path, os.O_RDONLY)
+    start = logfiles.tail(fd, lines)
+    os.close(fd)
+    whole = text.splitlines(keepends=True)
+    assert text[start:] == "".join(whole[len(whole) - min(lines, len(whole)) :])
+
+
+def test_the_search_for_last_lines_is_bounded(tmp_path: Path) -> None:
+    """A file without lines isn't read to its beginning."""
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 300_000)
+    fd = os.open(path, os.O_RDONLY)
+    assert logfiles.tail(fd, 3, most=100_000) == 200_000
+    os.close(fd)

@@ -1,0 +1,162 @@
+"""The directory of logs: nothing is lost or doubled by rotation, and all together stay within a bound."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster2.errors import ConfigError
+from cluster2.kernel import logfiles
+from cluster2.kernel.logfiles import Follower
+from cluster2.master.logbook import PAUSE, RECENT, SHORT_PAUSE, Logbook
+
+SIZE = 8192
+LINE = 64
+STEPS = st.lists(st.tuples(st.sampled_from("abABK"), st.integers(1, 40)), max_size=150)
+"""Who writes how many lines (a, b), who looks (A, B), and when the keeper does (K)."""
+
+
+def book(directory: Path | str, *, total: int = 0, size: int = SIZE, said: list[str] | None = None) -> Logbook:
+    """A logbook that leaves this process's output alone."""
+    return Logbook(str(directory), size, total, own=False, warn=(said if said is not None else []).append)
+
+
+def lines_of(directory: str, base: str) -> list[str]:
+    """All lines of a log, the oldest first."""
+    files = sorted((each for each in logfiles.found(directory) if each.base == base), key=lambda each: -each.age)
+    return "".join(Path(directory, each.name).read_text() for each in files).splitlines()
+
+
+def write(directory: str, steps: list[tuple[str, int]], total: int) -> dict[str, int]:
+    """Two writers of one log and the keeper take steps; each writer looks at the latest after half a file. Lines of each."""
+    keeper = book(directory, total=total)
+    keeper.entrust(0)
+    writers = {name: Follower(os.path.join(directory, logfiles.worker(0))) for name in "ab"}
+    counts, unseen = dict.fromkeys("ab", 0), dict.fromkeys("ab", 0)
+    for follower in writers.values():
+        follower.look()
+    for step, number in steps:
+        if step == "K":
+            keeper.look()
+            continue
+        name = step.lower()
+        if step in "AB" or unseen[name] + number * LINE > SIZE / 2:
+            writers[name].look()
+            unseen[name] = 0
+        for _ in range(number if step in "ab" else 0):
+            os.write(writers[name].fd, f"{name} {counts[name]} ".ljust(LINE - 1, ".").encode() + b"\n")
+            counts[name] += 1
+            unseen[name] += LINE
+    keeper.look()
+    for follower in writers.values():
+        follower.close()
+    return counts
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS)
+def test_no_line_is_lost_or_doubled(steps: list[tuple[str, int]]) -> None:
+    """Whenever the file is rotated, and however late writers notice, each line is there once, and each writer's in order."""
+    with tempfile.TemporaryDirectory() as directory:
+        counts = write(directory, steps, total=0)
+        found = lines_of(directory, logfiles.worker(0))
+        for name, count in counts.items():
+            assert [line.split()[1] for line in found if line.startswith(name)] == [str(each) for each in range(count)]
+        assert len(found) == sum(counts.values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS)
+def test_the_whole_is_bounded(steps: list[tuple[str, int]]) -> None:
+    """After the keeper's look there is no more than the total; what is there are the youngest lines, without a gap."""
+    total = 4 * SIZE
+    with tempfile.TemporaryDirectory() as directory:
+        counts = write(directory, steps, total=total)
+        assert sum(each.size for each in logfiles.found(directory)) <= total
+        found = lines_of(directory, logfiles.worker(0))
+        for name, count in counts.items():
+            numbers = [int(line.split()[1]) for line in found if line.startswith(name)]
+            assert numbers == list(range(count - len(numbers), count))
+
+
+def test_who_never_looks_is_cut(tmp_path: Path) -> None:
+    """A writer that doesn't notice the rotation costs twice a file's size at most, and the log says what was dropped."""
+    said: list[str] = []
+    keeper = book(tmp_path, total=8 * SIZE, said=said)
+    keeper.entrust(3)
+    stuck = os.open(tmp_path / "worker.3.log", os.O_WRONLY | os.O_APPEND)
+    for _ in range(50):
+        os.write(stuck, b"x" * SIZE)
+        assert keeper.look() in (SHORT_PAUSE, PAUSE)
+        assert sum(each.size for each in logfiles.found(str(tmp_path))) <= 4 * SIZE
+    os.close(stuck)
+    assert len(said) == 1
+    assert "MiB were dropped" in said[0]
+    assert len(logfiles.found(str(tmp_path))) < 5
+
+
+def test_who_says_much_loses_its_own_past(tmp_path: Path) -> None:
+    """What is removed belongs to the log that has the most; files that were written to long ago go, others are emptied."""
+    keeper = book(tmp_path, total=10 * SIZE)
+    old = time.time() - 2 * RECENT
+    for name, size in (
+        ("master.log.1", SIZE),
+        ("worker.0.log", 0),
+        *((f"worker.0.log.{n}", SIZE) for n in range(1, 20)),
+    ):
+        (tmp_path / name).write_bytes(b"x" * size)
+        os.utime(tmp_path / name, (old, old))
+    (tmp_path / "unrelated").write_bytes(b"x" * 100 * SIZE)
+    keeper.look()
+    assert (tmp_path / "master.log.1").stat().st_size == SIZE
+    assert sorted(path.name for path in tmp_path.glob("worker*")) == sorted(
+        ["worker.0.log", *(f"worker.0.log.{n}" for n in range(1, 10))]
+    )
+    assert (tmp_path / "unrelated").exists()
+
+
+def test_many_logs_share_the_total(tmp_path: Path) -> None:
+    """With many workers each file is rotated earlier, so that those which are written fit as well."""
+    keeper = book(tmp_path, total=16 * SIZE)
+    for slot in range(32):
+        keeper.entrust(slot)
+        (tmp_path / f"worker.{slot}.log").write_bytes(b"x" * SIZE)
+    keeper.look()
+    assert sum(each.size for each in logfiles.found(str(tmp_path))) <= 16 * SIZE
+    assert (tmp_path / "worker.7.log").stat().st_size == 0
+
+
+def test_without_a_size_nothing_is_rotated(tmp_path: Path) -> None:
+    """`log_size = 0`: something else does it."""
+    keeper = book(tmp_path, size=0, total=1)
+    keeper.entrust(0)
+    (tmp_path / "worker.0.log").write_bytes(b"x" * 10 * SIZE)
+    assert keeper.look() == PAUSE
+    assert [path.name for path in tmp_path.iterdir()] == ["worker.0.log"]
+
+
+def test_a_directory_that_is_taken_away_is_said_once(tmp_path: Path) -> None:
+    """The keeper goes on looking; it says again what is wrong only when that changes."""
+    said: list[str] = []
+    keeper = book(tmp_path / "logs", said=said)
+    keeper.entrust(0)
+    (tmp_path / "logs" / "worker.0.log").write_bytes(b"x" * 2 * SIZE)
+    (tmp_path / "logs" / "worker.0.log.1").mkdir()
+    (tmp_path / "logs" / "worker.0.log.1" / "x").touch()
+    assert keeper.look() == PAUSE
+    assert keeper.look() == PAUSE
+    assert len(said) == 1
+    assert "can't be kept in order" in said[0]
+
+
+def test_a_place_that_cannot_be_is_a_line(tmp_path: Path) -> None:
+    """The option, its value and the way out."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"logs = '.*/file/logs': can't write there: Not a directory; name another"):
+        book(tmp_path / "file" / "logs")
