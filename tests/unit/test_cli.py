@@ -288,10 +288,11 @@ def test_status_for_people() -> None:
         "generation 7  1 of 2 workers ready, traffic enabled",
         "listening  0.0.0.0:3000",
         "",
-        "PID  SLOT  GEN  STATE    MODE     UP  REQ/S  REQUESTS  ERRORS  OPEN  BUSY  CPU  MEMORY",
-        " 11     0    7  ready    held  1m05s      -    123456       -    12     3    -  50 MiB",
-        " 12     1    7  booting  -         -      -         0       -     -     0    -       -",
+        "PID  SLOT  GEN  STATE    MODE     UP  REQUESTS  ERRORS  OPEN  BUSY  MEMORY",
+        " 11     0    7  ready    held  1m05s    123456       -    12     3  50 MiB",
+        " 12     1    7  booting  -         -         0       -     -     0       -",
     ]
+    assert describe(STATUS | {"workers": []}) == describe(STATUS)[:3]
 
 
 def test_rates_of_workers() -> None:
@@ -303,9 +304,8 @@ def test_rates_of_workers() -> None:
     assert (rates.of(11, "requests"), rates.of(11, "cpu"), rates.of(12, "requests")) == (200.0, 0.25, None)
     assert rates.of(12, "connections") is None
     first, second = describe(now, rates)[-2:]
-    assert first.split()[6:8] == ["200", "123456"]
-    assert "25%" in first
-    assert "%" not in second
+    assert first.split()[-2:] == ["200", "25%"]
+    assert second.split()[-2:] == ["-", "-"]
     assert "200 requests/s" in describe(now, rates)[1]
 
 
@@ -321,13 +321,10 @@ def test_control_commands_ask_the_master(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(Client, "gone", answer)
     (tmp_path / "cluster2.toml").write_text("pids = 'by-file'\n")
     assert json.loads(call("status", "--json").stdout) == STATUS
-    assert call("status", "--pids", "by-flag").stdout.splitlines()[-2:] == [
-        " 11     0    7  ready    held  1m05s      0    123456       -    12     3    -  50 MiB",
-        " 12     1    7  booting  -         -      0         0       -     -     0    -       -",
-    ]
+    assert call("status", "--pids", "by-flag").stdout.splitlines() == describe(STATUS)
     assert (call("stop").output, call("shutdown").output) == ("", "")
-    places = [str(tmp_path / each) for each in ("by-file", "by-flag", "by-flag", "by-file", "by-file")]
-    assert asked == list(zip(["status", "status", "status", "stop", "shutdown"], places, strict=True))
+    places = [str(tmp_path / each) for each in ("by-file", "by-flag", "by-file", "by-file")]
+    assert asked == list(zip(["status", "status", "stop", "shutdown"], places, strict=True))
 
 
 def test_a_refusal_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,11 @@ options nor the master, and must answer at once. A command returns its exit code
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import click
@@ -66,6 +69,20 @@ class _Commands(click.Group):
                 click.echo(error.detail, err=True)
             code = error.exit_code
         sys.exit(code or 0)
+
+
+@contextlib.contextmanager
+def shown_until_left() -> Iterator[None]:
+    """Around what is shown without end: Ctrl-C, and a reader that leaves (`| head`), are how it ends."""
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # the interpreter flushes once more at its end
+        os.close(nowhere)
 
 
 def complain(kind: str, message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
@@ -14,10 +13,8 @@ import click
 
 from ..client import Client
 from ..config import lookup
-from .table import Rates, describe, weighed
-
-GLANCE = 0.2
-"""Seconds between two looks, from which requests a second follow."""
+from . import shown_until_left
+from .table import describe
 
 _pids = click.option(
     "--pids", metavar="PATH", help="The directory of pid files that the master was started with.  [./pids]"
@@ -29,15 +26,8 @@ _pids = click.option(
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def status(pids: str | None, as_json: bool) -> int:
     """Show the master and its workers."""
-    client = _client(pids)
-    found = client.call("status", timeout=10)
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return 0
-    before, seen = found, time.monotonic()
-    time.sleep(GLANCE)
-    found = client.call("status", params={"memory": False}, timeout=10)
-    click.echo("\n".join(describe(weighed(found, before), Rates(before, found, time.monotonic() - seen))))
+    found = _client(pids).call("status", timeout=10)
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(describe(found)))
     return 0
 
 
@@ -131,7 +121,7 @@ def events(pids: str | None, as_json: bool) -> int:
         if "event" in told:
             click.echo(json.dumps(told) if as_json else _event(told))
 
-    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+    with shown_until_left():
         _client(pids).follow("events", show)
     return 0
 

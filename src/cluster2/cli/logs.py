@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -16,9 +17,14 @@ from ..config import lookup
 from ..errors import UsageError
 from ..kernel import logfiles
 from ..kernel.logfiles import Found
+from . import shown_until_left
 
 POLL = 0.2
 """Seconds between two looks for more."""
+PATIENCE = 5
+"""Looks without anything new after which the beginning of a line is shown without its end."""
+ABSENT = 50
+"""Looks after which a file that isn't found any more counts as gone, though somebody has it under another name."""
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
 MOST_LINE = 1 << 20
 """Bytes after which a line that has no end is shown."""
@@ -45,15 +51,17 @@ def logs(name: str | None, directory: str | None, follow: bool, lines: int, as_j
     named = None if name is None else _base(name)
     found = [each for each in logfiles.found(place) if (each.name == named if named else each.age == 0)]
     if not found and not (follow and named is None):
-        there = ", ".join(each.name for each in logfiles.found(place)) or "no log files"
-        raise UsageError(f"logs = {place}: {named or 'nothing'} is there to show; there: {there}")
+        there = ", ".join(each.name for each in logfiles.found(place))
+        says = f"{named} isn't there; there are: {there}" if there else "there are no log files (log_to = files makes some)"
+        raise UsageError(f"logs = {place}: {says}")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever a log says, on whatever terminal
     show = _as_json if as_json else _for_people(len(found) > 1 or (follow and named is None))
-    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+    with shown_until_left():
         if follow:
             _follow(place, named, lines, show)
         for each in found:
             _show_end(place, each, lines, show)
-        sys.stdout.flush()
     return 0
 
 
@@ -81,32 +89,56 @@ def _show_end(place: str, each: Found, lines: int, show: Show) -> None:
 
 @dataclass(slots=True)
 class Open:
-    """A file that is read to its end, whatever it is called by then."""
+    """A file that is read to its end, whatever it is called by then.
+
+    Attributes:
+        at: up to where it was read.
+        pending: the line that has begun.
+        quiet: looks since it has grown.
+        absent: looks since it was found.
+    """
 
     base: str
     fd: int
     at: int
     pending: bytes = b""
+    quiet: int = 0
+    absent: int = 0
 
     def more(self) -> Iterator[bytes]:
-        """The lines that have come since."""
+        """The lines that have come since; one that isn't complete when nothing more comes."""
         size = os.fstat(self.fd).st_size
+        self.quiet = 0 if size != self.at else self.quiet + 1
         if size < self.at:  # it was cut
-            self.at, self.pending = 0, b""
+            self.at = 0
+            yield from self.rest()
         for block in logfiles.blocks(self.fd, self.at, size):
             self.at += len(block)
             *whole, self.pending = (self.pending + block).split(b"\n")
             yield from whole
             if len(self.pending) > MOST_LINE:
-                yield self.pending
-                self.pending = b""
+                yield from self.rest()
+        if self.quiet >= PATIENCE:
+            yield from self.rest()
+
+    def rest(self) -> Iterator[bytes]:
+        """The line that has begun, if one has."""
+        pending, self.pending = self.pending, b""
+        if pending:
+            yield pending
+
+    def gone(self) -> bool:
+        """Whether nobody will write to it any more, as far as one can know: it has no name, or none that we see."""
+        self.absent += 1
+        return self.absent >= ABSENT or os.fstat(self.fd).st_nlink == 0
 
 
 class Following:
     """All files of a directory, or of one log, from now on.
 
     Files that were rotated are held open as well, until they have gone: a worker may still write to one; and as long as we hold
-    it, no other file can have its inode, by which we know it.
+    it, no other file can have its inode, by which we know it. A name says nothing: between listing and opening it may have
+    become another file's. So one that isn't found at a look isn't gone yet.
     """
 
     def __init__(self, place: str, named: str | None, lines: int) -> None:
@@ -129,15 +161,16 @@ class Following:
             here.add(key)
             if key in self._open:
                 os.close(fd)
+                self._open[key].absent = 0
             else:
                 self._open[key] = Open(each.base, fd, self._start(fd, each))
         self._lines = None
         for key, file in list(self._open.items()):
             for line in file.more():
                 show(file.base, line)
-            if key not in here:
-                if file.pending:
-                    show(file.base, file.pending)
+            if key not in here and file.gone():
+                for line in file.rest():
+                    show(file.base, line)
                 os.close(file.fd)
                 del self._open[key]
 
@@ -176,7 +209,8 @@ def _for_people(named: bool) -> Show:
         head = f"{log.removesuffix('.log'):<10} | " if named else ""
         if terminal:
             text = "".join(each if each.isprintable() or each == "\t" else f"\\x{ord(each):02x}" for each in text)
-            head = click.style(head, fg=COLOURS[sum(log.encode()) % len(COLOURS)]) if head else ""
+            if head and not os.environ.get("NO_COLOR"):
+                head = click.style(head, fg=COLOURS[sum(log.encode()) % len(COLOURS)])
         sys.stdout.write(f"{head}{text}\n")
 
     return show

@@ -1,4 +1,7 @@
-"""A master's answer to `status` for people: some lines on the whole, then a table of the workers."""
+"""A master's answer to `status` for people: some lines on the whole, then a table of the workers.
+
+From two answers follows what a second brings, in columns of its own; `status` asks once, so as to be quick, and shows none.
+"""
 
 from __future__ import annotations
 
@@ -58,41 +61,36 @@ def describe(found: Mapping[str, Any], rates: Rates | None = None) -> list[str]:
         lines.append(f"keeper {keeper['pid']}  {keeper['resting']} connections at rest, {memory(keeper['memory'])}")
     if monitor := found.get("monitor"):
         lines.append(f"monitor {monitor['pid'] or 'starts'}  http://{monitor['address']}, {memory(monitor['memory'])}")
-    return [*lines, "", *_aligned([_row(worker, rates) for worker in workers])]
+    return [*lines, "", *_aligned([_row(worker, rates) for worker in workers])] if workers else lines
 
 
 def _row(worker: Mapping[str, Any], rates: Rates | None) -> dict[str, str]:
-    pid = worker["pid"]
-    cpu = None if rates is None else rates.of(pid, "cpu")
-    requests = None if rates is None else rates.of(pid, "requests")
-    return {
-        "PID": _cell(pid),
+    row = {
+        "PID": _cell(worker["pid"]),
         "SLOT": _cell(worker["slot"]),
         "GEN": _cell(worker["generation"]),
         "STATE": _cell(worker["state"]),
         "MODE": _cell(worker.get("mode")),
         "UP": span(worker["uptime"]),
-        "REQ/S": "-" if requests is None else f"{requests:.0f}",
         "REQUESTS": _cell(worker["requests"]),
         "ERRORS": _cell(worker.get("errors")),
         "OPEN": _cell(worker["connections"]),
         "BUSY": _cell(worker["in_flight"]),
-        "CPU": "-" if cpu is None else f"{100 * cpu:.0f}%",
         "MEMORY": memory(worker["memory"]),
     }
+    if rates is not None:
+        requests, cpu = rates.of(worker["pid"], "requests"), rates.of(worker["pid"], "cpu")
+        row["REQ/S"] = "-" if requests is None else f"{requests:.0f}"
+        row["CPU"] = "-" if cpu is None else f"{100 * cpu:.0f}%"
+    return row
 
 
 def _aligned(rows: list[dict[str, str]]) -> list[str]:
     """Lines in columns, the first one their names: words to the left, numbers to the right."""
-    names = list(_row(_NOBODY, None))
+    names = list(rows[0])
     table = [dict(zip(names, names, strict=True)), *rows]
     widths = {name: max(len(row[name]) for row in table) for name in names}
     return ["  ".join(_pad(row[name], name, widths[name]) for name in names).rstrip() for row in table]
-
-
-_NOBODY = dict.fromkeys(
-    ("pid", "slot", "generation", "state", "uptime", "requests", "connections", "in_flight", "memory")
-)
 
 
 def _pad(cell: str, name: str, width: int) -> str:

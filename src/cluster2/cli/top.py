@@ -24,6 +24,7 @@ import click
 from ..client import Client
 from ..config import lookup
 from ..errors import ClusterError
+from . import shown_until_left
 from .table import Rates, describe, weighed
 
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
@@ -43,7 +44,7 @@ def top(pids: str | None, interval: float, as_json: bool) -> int:
     """Watch the workers, live, until q or Ctrl-C; where there is no terminal, show them once."""
     watch = Watch(Client(Path(lookup("pids", pids))))
     watch.look()
-    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+    with shown_until_left():
         if as_json:
             while True:
                 time.sleep(interval)

@@ -3,6 +3,9 @@
 A file is never loaded whole: it goes out block by block, as fast as its reader takes it. What can be asked for is a name of ours
 in the one directory (`kernel.logfiles: open_to_read`): a pattern is what keeps readers inside, not a comparison of paths. What a
 log says is text, whatever it looks like: browsers are told not to guess, and not to run anything.
+
+What is sent is what the file has when it is asked for, also if it is rotated meanwhile: the descriptor is the file's, not the
+name's. If it is cut meanwhile, the connection is closed before as much has come as was announced, which tells the reader.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import asyncio
 import os
 import re
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -66,45 +70,54 @@ class Logs:
         except (OSError, ValueError):
             return PlainTextResponse("no such log\n", 404, _HEADERS)
         try:
-            size = os.fstat(fd).st_size
-            if asked is not None:
-                return Stream(request, fd, await asyncio.to_thread(logfiles.tail, fd, int(asked)), size)
-            part = _part(request.headers.get("range"), size)
+            seen = os.fstat(fd)
+            start = None if asked is None else await asyncio.to_thread(logfiles.tail, fd, int(asked))
         except BaseException:
             os.close(fd)
             raise
+        size, tag = seen.st_size, f'"{seen.st_ino:x}-{seen.st_mtime_ns:x}-{seen.st_size:x}"'
+        if start is not None:
+            return Stream(fd, min(start, size), size)
+        # Another state of the file, or another file by now: its parts don't fit to those that were had.
+        whole = request.headers.get("if-range", tag) != tag
+        part = None if whole else _part(request.headers.get("range"), size)
         if part is None:
-            return Stream(request, fd, 0, size)
-        start, end = part
-        if start >= end:
+            return Stream(fd, 0, size, {"etag": tag})
+        if part[0] >= part[1]:
             os.close(fd)
             return PlainTextResponse("", 416, {**_HEADERS, "content-range": f"bytes */{size}"})
-        return Stream(request, fd, start, end, {"content-range": f"bytes {start}-{end - 1}/{size}"})
+        return Stream(fd, *part, {"etag": tag, "content-range": f"bytes {part[0]}-{part[1] - 1}/{size}"}, 206)
 
 
 class Stream(Response):
     """The bytes of a file from `start` to `end`. It owns the descriptor."""
 
-    def __init__(self, request: Request, fd: int, start: int, end: int, more: dict[str, str] | None = None) -> None:
-        self._request, self._fd, self._start, self._end = request, fd, start, end
-        super().__init__(None, 206 if more else 200, {**_HEADERS, **(more or {}), "content-length": str(end - start)})
+    def __init__(self, fd: int, start: int, end: int, more: dict[str, str] | None = None, status: int = 200) -> None:
+        self._fd, self._start, self._end = fd, start, end
+        super().__init__(None, status, {**_HEADERS, **(more or {}), "content-length": str(end - start)})
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Send it, for as long as somebody takes it."""
+        left = asyncio.ensure_future(_left(receive))
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             at = self._end if scope["method"] == "HEAD" else self._start
-            while at < self._end:
-                if await self._request.is_disconnected():
-                    return
+            while at < self._end and not left.done():
                 block = await asyncio.to_thread(os.pread, self._fd, min(logfiles.BLOCK, self._end - at), at)
-                # A file that was cut meanwhile has less than was announced.
-                block = block or b"\n" * min(logfiles.BLOCK, self._end - at)
+                if not block:
+                    return  # it was cut: the engine closes the connection, since something is missing
                 at += len(block)
                 await send({"type": "http.response.body", "body": block, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         finally:
+            left.cancel()
             os.close(self._fd)
+
+
+async def _left(receive: Callable[[], Awaitable[Any]]) -> None:
+    """Wait until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass  # its body, which means nothing here
 
 
 def _part(header: str | None, size: int) -> tuple[int, int] | None:

@@ -60,7 +60,10 @@ class Paper:
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(line_buffering=True)  # what was printed is written before whatever comes next
         begins = f"worker {os.getpid()} begins (slot {slot}, generation {generation})"
-        os.write(STDERR, logs.line(settings, "cluster2.worker", begins))
+        try:
+            logfiles.write_all(STDERR, logs.line(settings, "cluster2.worker", begins))
+        except OSError as error:
+            self._complain("its log", error)
 
     def tick(self) -> None:
         """Write the lines that have come together."""
