@@ -104,7 +104,9 @@ async def test_a_part_that_is_not_there(logs: Path, asked: str) -> None:
     assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{len(LINES)}")
 
 
-@pytest.mark.parametrize("asked", ["bytes=-", "bytes=9-3", "bytes=0-1,3-4", "lines=0-3", "bytes=a-b", "bytes=" + "9" * 30 + "-"])
+@pytest.mark.parametrize(
+    "asked", ["bytes=-", "bytes=9-3", "bytes=0-1,3-4", "lines=0-3", "bytes=a-b", "bytes=" + "9" * 30 + "-"]
+)
 async def test_a_range_that_is_not_understood_is_ignored(logs: Path, asked: str) -> None:
     """RFC 9110, 14.2: then the whole is the answer."""
     answer = await ask(logs, "/logs/master.log", range=asked)
@@ -140,7 +142,6 @@ async def test_a_part_of_what_has_changed_is_the_whole(logs: Path) -> None:
         "/logs/master.log%0a",
         "/logs/master.log%2f",
         "/logs/..",
-        "/logs/.",
         "/logs/access.log",
         "/logs/worker.5.log",
         "/logs/worker.6.log",

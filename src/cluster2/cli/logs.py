@@ -52,7 +52,11 @@ def logs(name: str | None, directory: str | None, follow: bool, lines: int, as_j
     found = [each for each in logfiles.found(place) if (each.name == named if named else each.age == 0)]
     if not found and not (follow and named is None):
         there = ", ".join(each.name for each in logfiles.found(place))
-        says = f"{named} isn't there; there are: {there}" if there else "there are no log files (log_to = files makes some)"
+        says = (
+            f"{named} isn't there; there are: {there}"
+            if there
+            else "there are no log files (log_to = files makes some)"
+        )
         raise UsageError(f"logs = {place}: {says}")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # whatever a log says, on whatever terminal

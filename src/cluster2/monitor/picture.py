@@ -51,7 +51,8 @@ class Subject:
     ) -> Subject:
         """That of a cluster with these options."""
         actions = master > 0 and settings.mon_token is not None
-        return cls(settings.proc_name or "cluster2", master, version, addresses, address, actions)
+        logs = settings.log_to == "files"
+        return cls(settings.proc_name or "cluster2", master, version, addresses, address, actions, logs)
 
 
 def picture(look: Look, watch: Watch, facts: Facts, subject: Subject) -> dict[str, Any]:
