@@ -85,6 +85,25 @@ async def test_host(host: bytes, known: bool) -> None:
     assert await status(OPEN, "/livez", (b"host", host)) == 200
 
 
+@pytest.mark.parametrize(
+    ("site", "mode", "passes"),
+    [
+        (b"none", b"navigate", True),
+        (b"same-origin", b"cors", True),
+        (b"cross-site", b"navigate", True),
+        (b"same-site", b"navigate", True),
+        (b"cross-site", b"no-cors", False),
+        (b"cross-site", b"cors", False),
+        (b"same-site", b"no-cors", False),
+    ],
+)
+async def test_pages_of_others(site: bytes, mode: bytes, passes: bool) -> None:
+    """What a browser fetches on behalf of another origin is refused; following a link to us isn't that."""
+    headers = ((b"sec-fetch-site", site), (b"sec-fetch-mode", mode))
+    for settings, path in ((LOCAL, "/events"), (LOCAL, "/livez"), (OPEN, "/livez")):
+        assert await status(settings, path, *headers) == (200 if passes else 403)
+
+
 async def test_no_host() -> None:
     """A probe in HTTP/1.0 brings none; browsers always do."""
     assert await status(LOCAL, "/livez") == 200

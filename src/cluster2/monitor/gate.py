@@ -4,7 +4,9 @@ Three dangers. *Others on the network*: where they can reach the port (`mon_host
 to health checks needs `mon_token`; those say no more than the app's own port does, and a kubelet's probe can bear no secret.
 *Changes*: whatever isn't GET or HEAD needs the token everywhere. *Pages in a browser on this machine*: a page whose host's
 name was made to point to 127.0.0.1 (DNS rebinding) is of the same origin as we are, for the browser, and could read
-everything. It can't choose the `Host` header, though: that bears its name, which isn't ours.
+everything. It can't choose the `Host` header, though: that bears its name, which isn't ours. A page under its true name can't
+read what we answer, but could have its reader's browser take all places of those who watch: what a browser asks for on behalf
+of another origin (`Sec-Fetch-Site`) is refused, unless somebody follows a link to us.
 
 The page's own files are those of the published package, and open to all, like health checks. So a browser can show the page
 without the token, as the body of a 401; it asks for the token then, and sends it along with whatever it wants to know.
@@ -14,13 +16,28 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import ecv
 from ..kinds import is_loopback
 from ..settings import Settings
 
 READ = ("GET", "HEAD")
+OURS = (b"none", b"same-origin")
+"""What `Sec-Fetch-Site` says of whoever typed our address, and of our own page."""
+
+
+class Refusal(NamedTuple):
+    """An answer of the gate's."""
+
+    status: int
+    text: bytes
+
+
+NO_TOKEN = Refusal(401, b"a valid bearer token is needed\n")
+NOT_SET = Refusal(403, b"this needs mon_token, which isn't set\n")
+FOREIGN = Refusal(403, b"a page of another origin asks\n")
+STRANGER = Refusal(421, b"the Host header names another host; ask for localhost or an address\n")
 
 
 class Gate:
@@ -53,26 +70,28 @@ class Gate:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer at once what may not pass."""
         if scope["type"] == "http":
-            status = self._refusal(scope)
-            if status is not None:
-                await _refuse(send, status, self._page(scope) if status == 401 else None)
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                await _refuse(send, refusal, self._page(scope) if refusal is NO_TOKEN else None)
                 return
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
         await self._app(scope, receive, send)
 
-    def _refusal(self, scope: Any) -> int | None:
+    def _refusal(self, scope: Any) -> Refusal | None:
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
         if self._local and not self._names_us(host):
-            return 421
+            return STRANGER
+        if headers.get(b"sec-fetch-site", b"none") not in OURS and headers.get(b"sec-fetch-mode") != b"navigate":
+            return FOREIGN
         path, reads = scope["path"], scope["method"] in READ
         if path in self._probes or path in self._switches or (self._local and reads):
             return None
         if self._token is None:
-            return 403
-        return None if ecv.bears(headers.get(b"authorization", b"").decode("latin-1"), self._token) else 401
+            return NOT_SET
+        return None if ecv.bears(headers.get(b"authorization", b"").decode("latin-1"), self._token) else NO_TOKEN
 
     def _page(self, scope: Any) -> bytes | None:
         """What a browser shows of a 401 whose scheme it doesn't know: the page, without any fact, which asks for the token."""
@@ -91,15 +110,8 @@ class Gate:
         return True
 
 
-_SAID = {
-    401: b"a valid bearer token is needed\n",
-    403: b"this needs mon_token, which isn't set\n",
-    421: b"the Host header names another host; ask for localhost or an address\n",
-}
-
-
-async def _refuse(send: Any, status: int, page: bytes | None = None) -> None:
-    body = page or _SAID[status]
+async def _refuse(send: Any, refusal: Refusal, page: bytes | None) -> None:
+    status, body = refusal.status, page or refusal.text
     headers = [
         (b"content-type", b"text/html; charset=utf-8" if page else b"text/plain"),
         (b"cache-control", b"no-store"),
