@@ -88,7 +88,7 @@ async def test_facts(board: Scoreboard) -> None:
     board.row(one).latencies[8] = 10
     desk.watch.look(now + 2.0, 1002.0)
     found = await facts(desk)
-    assert (found["title"], found["time"], found["ready"], found["wanted"]) == ("shop", 1002.0, 2, 2)
+    assert (found["title"], found["ready"], found["wanted"]) == ("shop", 2, 2)
     assert (found["master"]["state"], found["master"]["pid"], found["traffic"]) == ("serving", os.getppid(), "enabled")
     assert found["rates"]["requests"] == 25.0
     assert found["rates"]["errors"] == 2.5
@@ -98,7 +98,7 @@ async def test_facts(board: Scoreboard) -> None:
     row = found["workers"][1]
     assert (row["mode"], row["rate"], row["error_rate"], row["longest_step"]) == ("parking", 25.0, 2.5, 0.03)
     assert row["recent"]["p99"] == pytest.approx(0.2485)
-    assert 1.9 < row["heartbeat_age"] < 3.0
+    assert 0 <= row["heartbeat_age"] < 2.0
     assert row["memory"] > 2**20
     assert found["memory"]["start"] == board.header.memory_at_start > 2**20
     assert found["host"]["load"] == pytest.approx(os.getloadavg(), abs=5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 from .facts import Facts
@@ -12,6 +13,7 @@ from .history import COLUMNS
 from .picture import Subject, picture
 from .scales import Scales
 from .stream import Viewers
+from .survey import survey
 from .watch import Look, Watch
 
 logger = logging.getLogger("cluster2.monitor")
@@ -61,6 +63,11 @@ class Desk:
         if self._made is None or self._made[0] != look.number:
             self._made = look.number, picture(look, self.watch, self._facts, self._subject)
         return self._made[1]
+
+    def facts_now(self) -> dict[str, Any]:
+        """Of this moment, but for what follows from two moments: that is of the last second."""
+        seen = survey(self._facts.board, time.monotonic(), time.time())
+        return picture(replace(self._look(), survey=seen), self.watch, self._facts, self._subject)
 
     def history(self, seconds: int, points: int) -> dict[str, Any]:
         """Of so many seconds, in about so many rows."""

@@ -108,7 +108,7 @@ class Page:
         """The page, or the facts."""
         if wants_html(request.headers.get("accept", "")):
             return await self.shell.answer(request)
-        return _json(self._desk.facts())
+        return _json(self._desk.facts_now())
 
     async def history(self, request: Request) -> Response:
         """`?seconds=` of it, in about `?points=` rows."""

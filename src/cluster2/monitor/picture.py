@@ -1,7 +1,7 @@
 """The facts: what the page shows and `GET /` tells as JSON. In the shape of `cluster2 status --json`, and some more.
 
-They are made of one look (`watch`), so all that is in them was seen in the same second. Times are in seconds, memory in
-bytes, what isn't known is null.
+They are made of one survey, so all that is in them was seen at the same moment; rates are those of the last look (`watch`).
+Times are in seconds, memory in bytes, what isn't known is null.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..kernel import processes, usage
 from ..settings import Settings
 from .facts import Facts
 from .survey import Worker
-from .watch import Look, Watch
+from .watch import UNKNOWN, Look, Watch
 
 COUNTS = ("requests", "connections", "accepted")
 """Cells that an engine may not know."""
@@ -131,5 +131,5 @@ def _worker(worker: Worker, look: Look, watch: Watch) -> dict[str, Any]:
         "uptime": max(0.0, now - worker.cells["started"]),
         "memory": watch.scales.of(worker.pid),
         "heartbeat_age": worker.silence(now),
-        **look.each[worker.key],
+        **look.each.get(worker.key, UNKNOWN),
     }

@@ -28,6 +28,10 @@ MARKS = frozenset(
 """Events that are marked on the time line."""
 
 
+UNKNOWN: Mapping[str, Any] = {"rate": None, "error_rate": None, "cpu": None, "recent": {"p50": None, "p99": None}}
+"""What follows for a worker of which nothing was seen before (`Look.each`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """What was seen in one second, and what follows from that and the seconds before.
