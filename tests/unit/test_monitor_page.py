@@ -106,6 +106,20 @@ async def test_facts(board: Scoreboard) -> None:
     assert found["keeper"] is None
 
 
+@pytest.mark.parametrize(
+    ("options", "master", "told"),
+    [
+        ({}, 7, ("cluster2", False, False)),
+        ({"mon_token": TOKEN, "proc_name": "shop", "log_to": "files"}, 7, ("shop", True, True)),
+        ({"mon_token": TOKEN}, 0, ("cluster2", False, False)),
+    ],
+)
+def test_what_the_options_say(options: dict[str, Any], master: int, told: tuple[Any, ...]) -> None:
+    """Actions need a token and a master; there are logs where they are written to files."""
+    subject = Subject.of(Settings(**options), ["127.0.0.1:3000"], "127.0.0.1:3001", master=master)
+    assert (subject.title, subject.actions, subject.logs) == told
+
+
 async def test_facts_without_a_master_that_answers(board: Scoreboard) -> None:
     """They don't depend on it; that it is stuck is one of them."""
     desk = desk_of(board, master=os.getppid())
