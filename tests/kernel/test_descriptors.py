@@ -7,25 +7,15 @@ import contextlib
 import os
 import resource
 import socket
-import traceback
 from collections.abc import Iterator
 
 import pytest
 
 from cluster2.errors import ClusterError
 from cluster2.kernel.descriptors import MAX_DESCRIPTORS, MAX_MESSAGE, PacketError, Packets
+from tests.kernel.children import leaving
 
-
-@contextlib.contextmanager
-def leaving() -> Iterator[None]:
-    """What a forked child does, and no more: it must not go on as a second pytest."""
-    try:
-        yield
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(99)
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 
 @pytest.fixture
@@ -34,13 +24,6 @@ def ends() -> Iterator[tuple[Packets, Packets]]:
     yield pair
     for end in pair:
         end.close()
-
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = os.listdir("/proc/self/fd")
-    yield
-    assert os.listdir("/proc/self/fd") == before
 
 
 def fill(end: Packets) -> int:

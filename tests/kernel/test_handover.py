@@ -20,28 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster2.kernel.handover import BATCH, RECORD, Inlet, Outlet, Parcel, queue
+from tests.kernel.leaks import descriptors
+
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 SRC = Path(__file__).parents[2] / "src"
 SCM_MAX = 253
 """Descriptors that the kernel lets travel in one message."""
-
-
-def descriptors() -> set[str]:
-    """What is open in this process, by number and what stands behind it."""
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
-        except FileNotFoundError:
-            continue  # the descriptor of the listing itself
-    return found
-
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert descriptors() == before
 
 
 @pytest.fixture

@@ -14,14 +14,9 @@ from contextlib import ExitStack
 import pytest
 
 from cluster2.kernel.handover import Inlet, Outlet, Parcel, queue
-from tests.kernel.test_handover import SRC, close, connection, descriptors
+from tests.kernel.test_handover import SRC, close, connection
 
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert descriptors() == before
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,13 +18,6 @@ from cluster2.latencies import BOUNDS
 from cluster2.lifecycle import State
 
 COUNTS = 1000
-
-
-@pytest.fixture
-def board() -> Iterator[Scoreboard]:
-    board = Scoreboard.create()
-    yield board
-    board.close()
 
 
 def born(board: Scoreboard, slot: int, pid: int = 1) -> tuple[int, Row]:

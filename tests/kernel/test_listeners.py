@@ -4,89 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
-import traceback
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from cluster2.errors import AddressInUse, ConfigError
 from cluster2.kernel.listeners import UNSENT, Listener, open_all, systemd_fds
-from cluster2.kinds import Address, FdAddress, TcpAddress, UnixAddress
+from cluster2.kinds import FdAddress, TcpAddress, UnixAddress
+from tests.kernel.children import leaving
+from tests.kernel.visitors import Open, accept, ask, serve
 
-Open = Callable[..., list[Listener]]
-
-
-@contextlib.contextmanager
-def leaving() -> Iterator[None]:
-    """What a forked child does, and no more: it must not go on as a second pytest."""
-    try:
-        yield
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(99)
-
-
-@pytest.fixture
-def listen() -> Iterator[Open]:
-    """`open_all`, with the listeners closed after the test."""
-    opened: list[Listener] = []
-
-    def listen(*addresses: Address, backlog: int = 16) -> list[Listener]:
-        listeners = open_all(addresses, backlog=backlog)
-        opened.extend(listeners)
-        return listeners
-
-    yield listen
-    for listener in opened:
-        listener.close()
-
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = os.listdir("/proc/self/fd")
-    yield
-    assert os.listdir("/proc/self/fd") == before
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 
 def port_of(listener: Listener) -> int:
     assert isinstance(listener.address, TcpAddress)
     return listener.address.port
-
-
-def connect(listener: Listener) -> socket.socket:
-    """A connected client."""
-    client = socket.socket(listener.sock.family)
-    client.settimeout(10)
-    try:
-        client.connect(listener.sock.getsockname())
-    except OSError:
-        client.close()
-        raise
-    return client
-
-
-def accept(listener: Listener) -> socket.socket:
-    """The next connection; it is waited for, since a connect over loopback may return first."""
-    assert select.select([listener.sock], [], [], 10)[0]
-    sock, _ = listener.sock.accept()
-    sock.settimeout(10)
-    return sock
-
-
-def serve(listener: Listener, clients: Sequence[socket.socket]) -> None:
-    """Accept all clients in turn, and pass a word each way."""
-    for number, client in enumerate(clients):
-        sock = accept(listener)
-        assert sock.recv(100) == b"question %d" % number
-        sock.sendall(b"answer")
-        assert client.recv(100) == b"answer"
-        sock.close()
-        client.close()
 
 
 def fill(sock: socket.socket) -> int:
@@ -97,13 +31,6 @@ def fill(sock: socket.socket) -> int:
         while took < 64 * UNSENT:
             took += sock.send(bytes(8 * UNSENT))
     return took
-
-
-def ask(listener: Listener, count: int) -> list[socket.socket]:
-    clients = [connect(listener) for _ in range(count)]
-    for number, client in enumerate(clients):
-        client.sendall(b"question %d" % number)
-    return clients
 
 
 # ------------------------------------------------------------------------------------------------------------------ TCP

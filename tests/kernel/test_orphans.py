@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
-import json
 import os
 import resource
 import select
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -20,57 +18,11 @@ from cluster2.kernel.processes import (
     raise_file_limit,
     set_parent_death_signal,
 )
+from tests.kernel.children import fork, told, wait
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change users and control groups")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    """Neither a descriptor nor a child, alive or dead."""
-    become_subreaper()
-    gc.collect()  # what earlier tests have left to the collector is none of this one's
-    before = os.listdir("/proc/self/fd")
-    yield
-    assert os.listdir("/proc/self/fd") == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
-
-
-def fork(body: Callable[[], object]) -> int:
-    """The pid of a child that runs `body` and leaves, with what it returns as its exit code if that is a number."""
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        try:
-            result = body()
-            code = result if isinstance(result, int) else 0
-        finally:
-            os._exit(code)
-    return pid
-
-
-def wait(pid: int) -> int:
-    """The exit code of a child, or minus its signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def told(body: Callable[[], object]) -> object:
-    """What `body` returns in a child of its own (as JSON can say it), errors as their text."""
-    reader, writer = os.pipe()
-
-    def tell() -> None:
-        try:
-            answer = body()
-        except Exception as error:
-            answer = f"{type(error).__name__}: {error}"
-        os.write(writer, json.dumps(answer).encode())
-
-    pid = fork(tell)
-    os.close(writer)
-    with open(reader) as file:
-        answer = json.load(file)
-    assert wait(pid) == 0
-    return answer
 
 
 def orphan(body: Callable[[], int]) -> int:

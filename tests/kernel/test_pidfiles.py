@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import select
@@ -10,7 +9,6 @@ import socket
 import stat
 import sys
 import threading
-import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,18 +17,9 @@ import pytest
 
 from cluster2.errors import AlreadyRunning, ConfigError, NotRunning
 from cluster2.kernel.pidfiles import PidsDirectory, connect_control, held, master_pid
+from tests.kernel.children import leaving
 
-
-@contextlib.contextmanager
-def leaving() -> Iterator[None]:
-    """What a forked child does, and no more: it must not go on as a second pytest."""
-    try:
-        yield
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(99)
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 
 @pytest.fixture
@@ -45,13 +34,6 @@ def pids(path: Path) -> Iterator[PidsDirectory]:
     pids.acquire()
     yield pids
     pids.release()
-
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = os.listdir("/proc/self/fd")
-    yield
-    assert os.listdir("/proc/self/fd") == before
 
 
 def names(path: Path) -> set[str]:

@@ -7,13 +7,11 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterator
 
 import pytest
 
 from cluster2.kernel.processes import (
     ExitStatus,
-    become_subreaper,
     execute,
     exit_of,
     open_pidfd,
@@ -21,40 +19,9 @@ from cluster2.kernel.processes import (
     send_signal,
     set_parent_death_signal,
 )
+from tests.kernel.children import fork, wait, wait_ended
 
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    """Neither a descriptor nor a child, alive or dead."""
-    become_subreaper()
-    before = os.listdir("/proc/self/fd")
-    yield
-    assert os.listdir("/proc/self/fd") == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
-
-
-def fork(body: Callable[[], object]) -> int:
-    """The pid of a child that runs `body` and leaves, with what it returns as its exit code if that is a number."""
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        try:
-            result = body()
-            code = result if isinstance(result, int) else 0
-        finally:
-            os._exit(code)
-    return pid
-
-
-def wait(pid: int) -> int:
-    """The exit code of a child, or minus its signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def wait_ended(pid: int) -> None:
-    """Until the child has ended; it isn't reaped."""
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 # -------------------------------------------------------------------------------------------------------------- execute

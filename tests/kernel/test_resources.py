@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,70 +19,19 @@ from cluster2.errors import ConfigError
 from cluster2.kernel import processes
 from cluster2.kernel.privileges import drop_privileges
 from cluster2.kernel.processes import (
-    become_subreaper,
     memory,
     raise_file_limit,
     running_threads,
     usable_cpus,
 )
+from tests.kernel.children import fork, told, wait_ended
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 DAEMON = pwd.getpwnam("daemon")
 BIN = grp.getgrnam("bin").gr_gid
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change users and control groups")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    """Neither a descriptor nor a child, alive or dead."""
-    become_subreaper()
-    before = os.listdir("/proc/self/fd")
-    yield
-    assert os.listdir("/proc/self/fd") == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
-
-
-def fork(body: Callable[[], object]) -> int:
-    """The pid of a child that runs `body` and leaves, with what it returns as its exit code if that is a number."""
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        try:
-            result = body()
-            code = result if isinstance(result, int) else 0
-        finally:
-            os._exit(code)
-    return pid
-
-
-def wait(pid: int) -> int:
-    """The exit code of a child, or minus its signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def wait_ended(pid: int) -> None:
-    """Until the child has ended; it isn't reaped."""
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-
-
-def told(body: Callable[[], object]) -> object:
-    """What `body` returns in a child of its own (as JSON can say it), errors as their text."""
-    reader, writer = os.pipe()
-
-    def tell() -> None:
-        try:
-            answer = body()
-        except Exception as error:
-            answer = f"{type(error).__name__}: {error}"
-        os.write(writer, json.dumps(answer).encode())
-
-    pid = fork(tell)
-    os.close(writer)
-    with open(reader) as file:
-        answer = json.load(file)
-    assert wait(pid) == 0
-    return answer
 
 
 # ------------------------------------------------------------------------------------------------------------ resources

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import sys
 import time
-import traceback
-from collections.abc import Iterator
 
 import pytest
 
 from cluster2.errors import ClusterError
 from cluster2.kernel.scoreboard import CELL, CELLS, MAGIC, ROWS, SIZE, SLOTS, Header, Integer, Past, Row, Scoreboard
 from cluster2.latencies import BOUNDS
-
-
-@contextlib.contextmanager
-def leaving() -> Iterator[None]:
-    """What a forked child does, and no more: it must not go on as a second pytest."""
-    try:
-        yield
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(99)
-
-
-@pytest.fixture
-def board() -> Iterator[Scoreboard]:
-    board = Scoreboard.create()
-    yield board
-    board.close()
-
-
-def wait(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+from tests.kernel.children import leaving, wait
 
 
 def test_the_declaration_is_a_table() -> None:

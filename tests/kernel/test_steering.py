@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,8 @@ from cluster2.kernel.listeners import (
 )
 from cluster2.kernel.steering import MOST_PLACES, Group
 from cluster2.kinds import TcpAddress, UnixAddress
+
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 HOSTS = ["127.0.0.1", "::1", "0.0.0.0", "::"]
 Make = Callable[..., Group]
@@ -50,13 +51,6 @@ def clients() -> Iterator[list[socket.socket]]:
     yield opened
     for each in opened:
         each.close()
-
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_leaks() -> Iterator[None]:
-    before = os.listdir("/proc/self/fd")
-    yield
-    assert os.listdir("/proc/self/fd") == before
 
 
 def connect(one: Group, clients: list[socket.socket], number: int = 1) -> None:
