@@ -1,10 +1,11 @@
-"""What all tests share: asyncio as anyio's backend, and a process that nobody's orphan can escape."""
+"""What all tests share: uvloop as anyio's backend, and a process that nobody's orphan can escape."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+from typing import Any
 
 import pytest
 
@@ -12,9 +13,9 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    """Run async tests on asyncio: it is what the master and the workers run on."""
-    return "asyncio"
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """Run async tests on uvloop: it is what the master and the workers run on."""
+    return "asyncio", {"use_uvloop": True}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,12 +21,6 @@ from tests.unit.waiting import until
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """Workers run on uvloop."""
-    return "asyncio", {"use_uvloop": True}
-
-
 async def lines(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Echoes lines; the one that says "hold" is answered when the next one has come."""
     while await cluster2.tcp.boundary(reader, writer):

@@ -22,12 +22,6 @@ from tests.unit.waiting import PATIENCE, until
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """The master runs on uvloop."""
-    return "asyncio", {"use_uvloop": True}
-
-
 def echo(command: Command) -> None:
     """A master that answers each verb with what it was asked."""
     if command.verb == "fail":

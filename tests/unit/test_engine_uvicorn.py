@@ -25,12 +25,6 @@ pytestmark = pytest.mark.anyio
 Message = dict[str, Any]
 
 
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """Workers run on uvloop."""
-    return "asyncio", {"use_uvloop": True}
-
-
 class App:
     """Answers "hello"; /held waits for `gate`, /stream does so when its head is out; /ws echoes."""
 

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 import psutil
 import pytest
@@ -25,12 +24,6 @@ pytestmark = pytest.mark.anyio
 
 FAITHFUL = "import os; os.read(3, 1)"
 STUBBORN = "import time; print(flush=True); time.sleep(1000)"
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """The master runs on uvloop."""
-    return "asyncio", {"use_uvloop": True}
 
 
 class Clerk(Helper):

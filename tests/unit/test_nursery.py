@@ -30,12 +30,6 @@ async def app(reader, writer):
 """
 
 
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """The master runs on uvloop."""
-    return "asyncio", {"use_uvloop": True}
-
-
 class Ward:
     """A nursery whose facts are kept."""
 

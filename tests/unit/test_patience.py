@@ -27,12 +27,6 @@ TURNS = 10
 """Turns of the loop after which bytes that were written before have been read: one to write, one to read, and some."""
 
 
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """Workers run on uvloop."""
-    return "asyncio", {"use_uvloop": True}
-
-
 class App:
     """/body reads all of it; /held waits for `gate`; /large answers with 64 MiB; others with "hello"."""
 

@@ -17,12 +17,6 @@ from tests.unit.waiting import PATIENCE, until
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, bool]]:
-    """Workers run on uvloop."""
-    return "asyncio", {"use_uvloop": True}
-
-
 class Task:
     """A call of a function."""
 

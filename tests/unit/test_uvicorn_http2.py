@@ -40,12 +40,6 @@ pytestmark = pytest.mark.anyio
 REFUSED = 7
 
 
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """Workers run on uvloop."""
-    return "asyncio", {"use_uvloop": True}
-
-
 class App:
     """Answers how much it was sent; /held waits for `gate` first; /SIZE answers with so many bytes, in pieces of 16 kB."""
 

@@ -17,12 +17,6 @@ CHUNKED = [*PLAIN, (b"Transfer-Encoding", b"chunked")]
 LENGTH = [*PLAIN, (b"Content-Length", b"10")]
 
 
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """Workers run on uvloop."""
-    return "asyncio", {"use_uvloop": True}
-
-
 def answering(headers: Iterable[tuple[bytes, bytes]], *parts: bytes, breaks: bool = False) -> Callable[..., Any]:
     """An app that answers so; its body may break off."""
 

@@ -26,12 +26,6 @@ Start = Callable[..., Callable[[bytes], None]]
 BOTH = pytest.mark.parametrize("threads", [2, 0])
 
 
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """Workers run on uvloop."""
-    return "asyncio", {"use_uvloop": True}
-
-
 class Served:
     """An engine around a WSGI app."""
 
