@@ -28,7 +28,7 @@ TURNS = 10
 
 
 class App:
-    """/body reads all of it; /held waits for `gate`; /large answers with 64 MiB; others with "hello"."""
+    """/body reads all of it; /held waits for `gate`; /large answers with 64 MiB, /stream bit by bit; others with "hello"."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -54,7 +54,14 @@ class App:
             await self.gate.wait()
         elif scope["path"] == "/large":
             body = bytes(1 << 26)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        elif scope["path"] == "/stream":
+            await send({"type": "http.response.start", "status": 200})
+            for _ in range(1 << 10):
+                await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
+            body = b""
+        if scope["path"] != "/stream":
+            length = [(b"content-length", b"%d" % len(body))]
+            await send({"type": "http.response.start", "status": 200, "headers": length})
         await send({"type": "http.response.body", "body": body})
 
 
@@ -281,11 +288,11 @@ async def test_a_reader_that_stops(http: Http, family: socket.AddressFamily, clo
 async def test_a_reader_that_stops_and_has_asked_for_more(
     http: Http, resets: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Cut off or leaving by itself: the next response is for nobody, which is no error, and no more is asked of the app."""
+    """Cut off or leaving by itself: what the app still says is for nobody, which is no error, and no more is asked of it."""
     bench, app = http
     async with bench.connected() as client:
-        client.send(b"GET /large HTTP/1.1\r\n\r\n" * 3)
-        await until(lambda: len(app.began) == 2 and connection(bench).flow.write_paused, "its second waits for it")
+        client.send(b"GET /stream HTTP/1.1\r\n\r\n" * 3)
+        await until(lambda: app.began and connection(bench).flow.write_paused, "the app waits for it")
         if resets:
             client.writer.transport.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
@@ -295,8 +302,38 @@ async def test_a_reader_that_stops_and_has_asked_for_more(
             await bench.later(LIMIT + 2)
             assert bench.counts == (1, 1)
         await until(bench.engine.idle, "it is gone, and so is its request")
-    assert app.began == ["/large"] * 2
+    assert app.began == ["/stream"]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_a_request_behind_a_response_that_is_not_taken(http: Http) -> None:
+    """It begins when the client has taken what came before it; all are answered, in order."""
+    bench, app = http
+    async with bench.connected() as client:
+        client.send(b"GET /large HTTP/1.1\r\n\r\nGET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n")
+        await until(lambda: app.began and connection(bench).cycle.response_complete is False, "two wait")
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        assert app.began == ["/large"]
+        await client.reader.readuntil(b"\r\n\r\n")
+        await client.reader.readexactly(1 << 26)
+        for _ in range(2):
+            await asyncio.wait_for(client.reader.readuntil(b"hello"), PATIENCE)
+        assert app.began == ["/large", "/a", "/b"]
+        client.send(b"GET /c HTTP/1.1\r\n\r\n")
+        await asyncio.wait_for(client.reader.readuntil(b"hello"), PATIENCE)
+    assert bench.engine.census().requests == 4
+
+
+async def test_a_large_response_before_a_body_that_nobody_reads(http: Http) -> None:
+    """A client that sends its whole body before it reads isn't kept from that by a response that it doesn't take yet."""
+    bench, _ = http
+    async with bench.connected() as client:
+        client.send(b"POST /large HTTP/1.1\r\nContent-Length: 67108864\r\n\r\n")
+        client.writer.write(bytes(1 << 26))
+        await asyncio.wait_for(client.writer.drain(), PATIENCE)
+        await client.reader.readuntil(b"\r\n\r\n")
+        await client.reader.readexactly(1 << 26)
 
 
 async def test_timeout_0(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ uvicorn has several parsers. Measured with an empty handler, CPU time a request 
 Of uvicorn, these internals are used; `check` looks for them at start, `tests/unit/test_uvicorn_internals.py` pins them:
 
 - that two protocols made with the same arguments differ in `parser` and `pipeline` only, all else being shared or unchanging;
-- the protocol's `connections`, `server`, `client`, `parser`, `transport`, `flow.read_paused`, `scope`, `cycle`, `pipeline`,
+- the protocol's `connections`, `server`, `client`, `parser`, `transport`, `flow` (`read_paused`, `write_paused`), `scope`, `cycle`, `pipeline`,
   `scheme`, `server_state`, `loop`, `tasks`, and its methods `_start_asgi_task`, `on_headers_complete`, `on_message_complete`,
   `on_response_complete`, `connection_made`, `connection_lost`, `data_received`, `send_400_response`, `_should_upgrade`,
   `handle_websocket_upgrade`, `_unsupported_upgrade_warning`, `_unset_keepalive_if_required`;
@@ -142,14 +142,26 @@ class HttpConnection(HttpToolsProtocol):
         self.tasks.add(task)
 
     def on_response_complete(self) -> None:
-        """uvicorn's, without its timer."""
+        """uvicorn's, without its timer; and no further request is begun for a client that doesn't take its response."""
         self.used = self.clock.now
-        if self.pipeline or self.flow.read_paused:
+        self.server_state.total_requests += 1
+        if (self.flow.read_paused or self.pipeline) and not (self.flow.write_paused and self.pipeline):
+            self._go_on()
+
+    def resume_writing(self) -> None:
+        """uvicorn's; and a request that had to wait until the response before it was taken begins."""
+        super().resume_writing()
+        if self.pipeline and self.serving.response_complete:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Read on, and begin with the next request of the pipeline."""
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
             # Who has sent the last of the response has its own context variables: the next request must not begin with them.
-            self.context.copy().run(super().on_response_complete)
-            self._unset_keepalive_if_required()
-        else:
-            self.server_state.total_requests += 1
+            self.context.copy().run(self._start_asgi_task, *self.pipeline.pop())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """uvicorn's; but it is the request that is served now that has to know."""
