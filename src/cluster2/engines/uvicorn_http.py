@@ -14,10 +14,11 @@ uvicorn has several parsers. Measured with an empty handler, CPU time a request 
 Of uvicorn, these internals are used; `check` looks for them at start, `tests/unit/test_uvicorn_internals.py` pins them:
 
 - that two protocols made with the same arguments differ in `parser` and `pipeline` only, all else being shared or unchanging;
-- the protocol's `connections`, `server`, `client`, `parser`, `transport`, `flow` (`read_paused`, `write_paused`), `scope`, `cycle`, `pipeline`,
-  `scheme`, `server_state`, `loop`, `tasks`, and its methods `_start_asgi_task`, `on_headers_complete`, `on_message_complete`,
-  `on_response_complete`, `connection_made`, `connection_lost`, `data_received`, `send_400_response`, `_should_upgrade`,
-  `handle_websocket_upgrade`, `_unsupported_upgrade_warning`, `_unset_keepalive_if_required`;
+- the protocol's `connections`, `server`, `client`, `parser`, `transport`, `flow` (`read_paused`, `write_paused`),
+  `scope`, `cycle`, `pipeline`, `scheme`, `server_state`, `loop`, `tasks`, and its methods `_start_asgi_task`,
+  `on_headers_complete`, `on_message_complete`, `on_response_complete`, `connection_made`, `connection_lost`,
+  `data_received`, `send_400_response`, `_should_upgrade`, `handle_websocket_upgrade`, `_unsupported_upgrade_warning`,
+  `_unset_keepalive_if_required`;
 - a cycle's `scope`, `response_started`, `response_complete`, `body`, `more_body`, `message_event`, `keep_alive`, `disconnected`,
   `waiting_for_100_continue`, `chunked_encoding`, `expected_content_length`; that an app that wants more of a body waits for
   `message_event` (see its `_waiters`), and gets `body`, which another one then replaces; that a message's
