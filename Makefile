@@ -14,12 +14,12 @@ demo: ## serve the FastAPI example with two workers on http://127.0.0.1:3000/ (H
 	@exec $(BIN)/cluster2 run examples/fastapi_app.py:app --workers 2 --host $(HOST) --port $(PORT)
 
 test: ## set up, check the style, run all tests
-	@scripts/setup --apt wrk --apt nginx --apt haproxy --apt ip=iproute2 dev
+	@scripts/setup --apt wrk --apt nginx --apt haproxy --apt ip=iproute2 --apt chromium dev
 	@scripts/lint
 	@scripts/test
 
 coverage: ## the same tests under coverage, subprocesses included: twice as long
-	@scripts/setup --apt wrk --apt nginx --apt haproxy --apt ip=iproute2 dev
+	@scripts/setup --apt wrk --apt nginx --apt haproxy --apt ip=iproute2 --apt chromium dev
 	@scripts/coverage
 
 lint: ## ruff, mypy, import-linter
@@ -36,7 +36,7 @@ bench: ## measure beside the others; see bench/README.md
 	@$(BIN)/python -m bench
 
 soak: ## the tests that run for minutes
-	@scripts/setup --apt wrk --apt nginx --apt haproxy --apt slowhttptest --apt ip=iproute2 dev
+	@scripts/setup --apt wrk --apt nginx --apt haproxy --apt slowhttptest --apt ip=iproute2 --apt chromium dev
 	@$(BIN)/python -m pytest -m soak --timeout 3600
 
 docs: ## build the docs into site/

@@ -57,10 +57,18 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "cluster2", *arguments]
 
 
+BESIDE: set[int] = set()
+"""Pids of processes that a test keeps beside its clusters, as a browser is: what they start, no cluster has left behind."""
+
+
 def descendants() -> set[int]:
-    """Pids of all processes below this one; orphans that have ended are reaped on the way."""
+    """Pids of all processes below this one, but for those beside; orphans that have ended are reaped on the way."""
     found = set()
+    beside = BESIDE.copy()
     for process in psutil.Process().children(recursive=True):
+        if process.pid in beside or _parent(process) in beside:  # parents come first
+            beside.add(process.pid)
+            continue
         try:
             if process.status() == psutil.STATUS_ZOMBIE and process.ppid() == os.getpid():
                 os.waitpid(process.pid, os.WNOHANG)
@@ -69,6 +77,13 @@ def descendants() -> set[int]:
         except (psutil.NoSuchProcess, ChildProcessError):
             continue
     return found
+
+
+def _parent(process: psutil.Process) -> int:
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def listening_ports() -> set[int]:

@@ -72,7 +72,9 @@ export async function withToken(asked, attempt) {
       if (answer.token) session.keep(answer.token);
     }
     try {
-      return await attempt(number);
+      const result = await attempt(number);
+      if (session.token !== null) session.proved();
+      return result;
     } catch (failure) {
       if (!(failure instanceof Unauthorized)) throw failure;
       error = session.token === null ? "This needs the token." : "That token isn't valid.";

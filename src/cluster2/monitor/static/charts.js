@@ -279,6 +279,7 @@ export class Charts {
   /** Show this: `history` is the answer of /history for so many seconds. */
   load(history, seconds) {
     this.#view.seconds = seconds;
+    this.#described = -Infinity;
     this.#view.marks.length = 0;
     this.#view.marks.push(...history.marks.filter(({ name, reason }) => marks(name, reason)));
     this.#series.clear();

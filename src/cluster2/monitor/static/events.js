@@ -36,11 +36,8 @@ export function said(event) {
   return fields.map(([name, value]) => `${name} ${typeof value === "string" ? value : JSON.stringify(value)}`).join(", ");
 }
 
-export const isNoise = (event) => NOISE.has(event.event);
-
 export class Events {
   #list;
-  #seen = new Set();
   #empty;
 
   constructor(list, empty) {
@@ -48,12 +45,8 @@ export class Events {
     this.#empty = empty;
   }
 
-  /** Show one; returns whether it's new. */
   add(event) {
-    if (isNoise(event)) return false;
-    const key = JSON.stringify(event);
-    if (this.#seen.has(key)) return false; // a monitor that was started again tells once more what it has kept
-    this.#seen.add(key);
+    if (NOISE.has(event.event)) return;
     const tone = TONES[event.event] ?? "";
     const detail = event.stacks ?? event.traceback;
     const line = [
@@ -64,13 +57,14 @@ export class Events {
     ];
     const item = el("li", {}, ...line);
     if (detail) item.append(el("details", {}, el("summary", {}, event.stacks ? "Stacks" : "Traceback"), el("pre", { tabindex: 0 }, detail)));
-    item.key = key;
     this.#list.prepend(item);
-    while (this.#list.childElementCount > KEPT) {
-      this.#seen.delete(this.#list.lastElementChild.key);
-      this.#list.lastElementChild.remove();
-    }
+    while (this.#list.childElementCount > KEPT) this.#list.lastElementChild.remove();
     this.#empty.hidden = true;
-    return true;
+  }
+
+  /** Forget all: they will be told again. */
+  clear() {
+    this.#list.replaceChildren();
+    this.#empty.hidden = false;
   }
 }

@@ -109,7 +109,8 @@ function show(now) {
 // ------------------------------------------------------------------------------------------------------ the stream
 
 const stream = new Stream({
-  open() {
+  open(anew) {
+    if (anew) events.clear();
     load(charts.seconds);
   },
   facts(now) {
@@ -118,11 +119,13 @@ const stream = new Stream({
     show(now);
   },
   sample: (row) => charts.add(row),
-  event(event) {
+  event(event, first) {
+    events.add(event);
+    if (!first) return;
     charts.mark(event);
     actions.event(event);
     if (event.event === "shutdown") leaving = true;
-    if (events.add(event) && TOLD.has(event.event) && facts !== null && event.time > facts.time - 5) announce(said(event));
+    if (TOLD.has(event.event) && facts !== null && event.time > facts.time - 5) announce(said(event));
   },
   lost(why, pause) {
     linked("lost", "✕ Lost");

@@ -231,7 +231,7 @@ export class Stacks {
     const title = `Stacks of worker ${worker.slot} (pid ${worker.pid})`;
     let text;
     try {
-      const answer = await withToken({ title, confirm: "Show" }, () => ask(`stacks/${worker.pid}`));
+      const answer = await withToken({ title, confirm: "Show", needsToken: "actions" in document.body.dataset }, () => ask(`stacks/${worker.pid}`));
       if (answer === null) return;
       const { workers } = await answer.json();
       text = workers.map((each) => each.stacks).join("\n");

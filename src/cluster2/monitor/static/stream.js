@@ -20,6 +20,7 @@ export class Refused extends Error {
 }
 
 let token = null;
+const listeners = [];
 try {
   token = sessionStorage.getItem(KEY);
 } catch {
@@ -29,6 +30,13 @@ try {
 export const session = {
   get token() {
     return token;
+  },
+  /** Call that when the token has been found to be valid. */
+  onProved(listener) {
+    listeners.push(listener);
+  },
+  proved() {
+    for (const listener of listeners) listener();
   },
   /** Keep a token while this tab lives; null: forget it. */
   keep(value) {
@@ -101,28 +109,41 @@ function parsed(text) {
 /**
  * The stream of facts, for as long as the page lives.
  *
- * `on` has `open()`, `facts(facts)`, `sample(row)`, `event(event)`, `lost(why, pause)` and `signedOut()`, after which nothing
+ * `on` has `open(anew)` (anew: all events will be told), `facts(facts)`, `sample(row)`, `event(event, first)` (first: it wasn't told before), `lost(why, pause)` and `signedOut()`, after which nothing
  * happens until `wake()`.
  */
 export class Stream {
   #on;
   #last = null; // the id of the last event
+  #newest = 0; // the highest id of all: what is told again has been told before
   #failures = 0;
   #abort = new AbortController();
   #wake = () => {};
   #signedOut = false;
   #hiding = 0;
+  #restarting = false;
+  #bearing = null;
 
   constructor(on) {
     this.#on = on;
     document.addEventListener("visibilitychange", () => this.#seen());
     window.addEventListener("online", () => this.wake());
+    session.onProved(() => this.#again());
   }
 
   /** Don't wait any longer for the next try. */
   wake() {
     this.#signedOut = false;
     this.#wake();
+  }
+
+  /** Who bears the token is told more of each event: have them told once more. */
+  #again() {
+    if (this.#bearing === token) return;
+    this.#last = null;
+    this.#restarting = true;
+    this.#abort.abort();
+    this.wake();
   }
 
   async run() {
@@ -132,7 +153,7 @@ export class Stream {
         await this.#follow();
         this.#failed("the monitor ended the stream");
       } catch (error) {
-        if (this.#hiding === -1) continue;
+        if (this.#hiding === -1 || this.#restarting) continue;
         if (error instanceof Unauthorized) {
           this.#signedOut = true;
           this.#on.signedOut();
@@ -145,6 +166,8 @@ export class Stream {
 
   async #follow() {
     this.#abort = new AbortController();
+    this.#restarting = false;
+    this.#bearing = token;
     let silence = 0;
     const heard = () => {
       clearTimeout(silence);
@@ -154,11 +177,13 @@ export class Stream {
     try {
       const headers = this.#last === null ? {} : { "last-event-id": this.#last };
       const answer = await ask("events", { accept: "text/event-stream", headers, signal: this.#abort.signal });
-      this.#on.open();
+      this.#on.open(this.#last === null);
       for await (const { name, id, data } of messages(answer, heard)) {
         if (id !== undefined) {
           this.#last = id;
-          this.#on.event(data);
+          const first = Number(id) > this.#newest;
+          if (first) this.#newest = Number(id);
+          this.#on.event(data, first);
         } else if (name === "facts") {
           this.#failures = 0;
           this.#on.facts(data);

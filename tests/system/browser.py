@@ -1,0 +1,138 @@
+"""The monitor's page in a real browser, and whatever goes wrong in it.
+
+Chromium is Debian's; Playwright only drives it. While Playwright runs, its loop counts as the running one in this thread: so it
+lives as long as one module's tests, and no coroutine is run beside it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from tests.system.harness import BESIDE, PATIENCE, ROOT, wait_until
+
+SCREENSHOTS = ROOT / "build" / "screenshots"
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-breakpad"
+)
+REMEMBER = """
+window.violations = [];
+document.addEventListener("securitypolicyviolation", ({ violatedDirective }) => window.violations.push(violatedDirective));
+window.links = [];
+document.addEventListener("DOMContentLoaded", () => {
+  const note = () => window.links.push(document.body.dataset.link);
+  note();
+  new MutationObserver(note).observe(document.body, { attributeFilter: ["data-link"] });
+});
+"""
+"""Run before the page: what its policy forbade, and how its connection has been."""
+
+expect.set_options(timeout=PATIENCE * 1000)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A browser."""
+    found = shutil.which("chromium")
+    assert found, "chromium isn't installed: `make test` installs it"
+    before = {child.pid for child in psutil.Process().children()}
+    with sync_playwright() as playwright:
+        driver = {child.pid for child in psutil.Process().children()} - before
+        BESIDE.update(driver)
+        try:
+            browser = playwright.chromium.launch(executable_path=found, args=FLAGS.split())
+            yield browser
+            browser.close()
+        finally:
+            BESIDE.difference_update(driver)
+
+
+class Sight:
+    """One page, in a profile of its own; whatever it asked for, complained of, or was forbidden.
+
+    Attributes:
+        page: Playwright's.
+        expected: beginnings of complaints that a test provokes.
+    """
+
+    def __init__(self, browser: Browser, url: str, **options: Any) -> None:
+        self.url = url
+        self.context = browser.new_context(**options)
+        self.page: Page = self.context.new_page()
+        self.page.set_default_timeout(PATIENCE * 1000)
+        self.page.add_init_script(REMEMBER)
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.expected: tuple[str, ...] = ()
+        self.page.on("console", self._heard)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(url)
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+    def __getattr__(self, name: str) -> Any:
+        """What Playwright's page has: locator, keyboard, evaluate and the like."""
+        return getattr(self.page, name)
+
+    def live(self, workers: int | None = None) -> Sight:
+        """Wait until it shows the cluster, with so many workers."""
+        expect(self.page.locator("body")).to_have_attribute("data-link", "live")
+        if workers is not None:
+            expect(self.rows()).to_have_count(workers)
+        return self
+
+    def rows(self) -> Any:
+        """Those of the workers."""
+        return self.page.locator("#workers tbody tr")
+
+    def cell(self, row: Any, column: str) -> str:
+        """What a cell of a row says."""
+        return str(row.locator(f"[data-column={column}]").inner_text()).strip()
+
+    def pids(self) -> dict[int, int]:
+        """The pid in each slot, as it is shown."""
+        shown = self.page.evaluate(
+            "[...document.querySelectorAll('#workers tbody tr')].map((row) => ({ ...row.dataset }))"
+        )
+        return {int(each["slot"]): int(each["pid"]) for each in shown}
+
+    def until(self, predicate: Callable[[], Any], why: str) -> Any:
+        """Wait for something that the page will show; meanwhile Playwright has its turn."""
+
+        def tried() -> Any:
+            found = predicate()
+            if not found:
+                self.page.wait_for_timeout(20)
+            return found
+
+        return wait_until(tried, why)
+
+    def screenshot(self, name: str, *, full: bool = True) -> None:
+        """Keep what it looks like, for people."""
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=full)
+
+    def close(self) -> None:
+        """It asked nobody else, complained of nothing unexpected, was forbidden nothing; no text became markup."""
+        violations = self.page.evaluate("window.violations")
+        foreign = self.page.locator("main :is(script, img, b b, iframe, object), body > script").count()
+        pwned = self.page.evaluate("typeof window.pwned")
+        self.context.close()
+        host = urlsplit(self.url).netloc
+        wrong = {
+            "asked of others": [url for url in self.requests if urlsplit(url).netloc != host],
+            "complaints": [each for each in self.complaints if not (self.expected and each.startswith(self.expected))],
+            "forbidden": violations,
+            "markup": foreign or pwned != "undefined",
+        }
+        assert not any(wrong.values()), wrong
