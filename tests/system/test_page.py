@@ -68,7 +68,8 @@ def started(directory: Any, *options: str) -> Cluster:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two workers. Tests leave two behind."""
-    cluster = started(tmp_path_factory.mktemp("page"), "--proc-name", "<b>shop</b>")
+    options = ("--proc-name", "<b>shop</b>", "--log-to", "files")
+    cluster = started(tmp_path_factory.mktemp("page"), *options)
     yield cluster
     cluster.running.close()
     cluster.running.assert_gone()
@@ -178,6 +179,29 @@ def test_dependencies(see: See, cluster: Cluster) -> None:
     expect(branch.locator("ul > li").first).to_be_visible()
 
 
+def test_logs(see: See, cluster: Cluster) -> None:
+    """The end of a file, then what is added to it, as text; and the next file of that name when it has been rotated."""
+    logs = cluster.running.directory / "logs"
+    assert get(cluster.running.address, "/say").status == 200
+    log = wait_until(
+        lambda: next((each for each in logs.iterdir() if MARKUP in each.read_text()), None), "a line in one"
+    )
+    sight = see(cluster.url).live(2)
+    sight.get_by_role("tab", name="Logs").click()
+    sight.get_by_role("button", name=log.name).click()
+    text = sight.locator("#log-text")
+    expect(text).to_contain_text(MARKUP)
+    written = log.stat().st_size
+    log.rename(log.with_name("aside"))
+    log.write_text("x" * written + "\n")  # longer than the one before
+    expect(text).to_contain_text("— another file —")
+    expect(text).to_contain_text("x" * 100)
+    with log.open("a") as more:
+        more.write("added ☃ line\n")
+    expect(text).to_contain_text("added ☃ line")
+    sight.screenshot("logs", full=False)
+
+
 CONTRAST = r"""
 () => {
   const rgb = (text) => (text.match(/[\d.]+/g) ?? []).map(Number);
@@ -232,7 +256,7 @@ def test_it_can_be_read(see: See, cluster: Cluster, scheme: str) -> None:
     wait_until(lambda: sight.locator("#event-list li").count() > 0, "events")
     sight.screenshot(scheme)
     found = []
-    for tab in ("Components", "Dependencies", "Events"):
+    for tab in ("Components", "Logs", "Dependencies", "Events"):
         sight.get_by_role("tab", name=tab).click()
         found.append(sight.evaluate(CONTRAST))
     sight.get_by_role("button", name="Shut down…").click()
@@ -242,7 +266,7 @@ def test_it_can_be_read(see: See, cluster: Cluster, scheme: str) -> None:
     sight.keyboard.press("Escape")
     sight.evaluate("document.body.dataset.link = 'lost'; document.getElementById('banner').hidden = false")
     found.append(sight.evaluate(CONTRAST))
-    assert [each["poor"] for each in found] == [[]] * 5
+    assert [each["poor"] for each in found] == [[]] * 6
     assert all(each["seen"] > 60 for each in found)
 
 
@@ -269,7 +293,7 @@ def test_phone(see: See, cluster: Cluster) -> None:
         return int(sight.evaluate("document.documentElement.scrollWidth"))
 
     assert width() == 360
-    for tab in ("Components", "Dependencies", "Events"):
+    for tab in ("Components", "Logs", "Dependencies", "Events"):
         sight.get_by_role("tab", name=tab).tap()
         assert width() == 360
     box = sight.locator(".scroll")

@@ -6,6 +6,7 @@ import * as format from "./format.js";
 import { ask, Refused } from "./stream.js";
 
 const FIRST = 1 << 16; // bytes of a log that are shown at first
+const MOST = 1 << 20; // bytes that are taken at once; who is further behind begins at the end again
 const KEPT = 1 << 19; // characters of a log that stay on the page
 const POLL = 1500; // ms between two looks for what has been added to a log
 
@@ -99,7 +100,8 @@ export class Logs {
   #note = byId("logs-note");
   #follow = byId("log-follow");
   #name = null;
-  #at = 0;
+  #at = 0; // up to where it has been read
+  #file = null;
   #decoder = null;
   #timer = 0;
   #open = false;
@@ -143,30 +145,38 @@ export class Logs {
     await this.#read();
   }
 
-  /** What is there since the last time; all of it if the file has been begun anew. */
+  /** What is there since the last time; the end of it where that can't be gone on with. */
   async #read() {
     clearTimeout(this.#timer);
     const turn = ++this.#turn;
     const first = this.#at === 0;
-    const range = first ? `bytes=-${FIRST}` : `bytes=${this.#at - 1}-`;
+    const range = first ? `bytes=-${FIRST}` : `bytes=${this.#at - 1}-${this.#at + MOST}`;
     try {
       const answer = await ask(`logs/${encodeURIComponent(this.#name)}`, { accept: "text/plain", headers: { range } });
-      const start = Number(/^bytes (\d+)-/.exec(answer.headers.get("content-range") ?? "")?.[1] ?? 0);
       const found = new Uint8Array(await answer.arrayBuffer());
       if (turn !== this.#turn) return;
-      this.#at = start + found.length;
-      if (first) this.#decoder = new TextDecoder();
-      const text = this.#decoder.decode(first ? found : found.subarray(1), { stream: true });
-      this.#append(first && start > 0 ? text.slice(text.indexOf("\n") + 1) : text);
+      const [, start, size] = /^bytes (\d+)-\d+\/(\d+)/.exec(answer.headers.get("content-range")) ?? [0, 0, found.length];
+      const file = answer.headers.get("etag")?.split("-")[0]; // its inode: another one after it was rotated
       setText(this.#note, "");
+      if (!first && (file !== this.#file || size - this.#at > MOST)) this.#again(file !== this.#file ? "another file" : "left out");
+      else {
+        this.#file = file;
+        this.#at = Number(start) + found.length;
+        if (first) this.#decoder = new TextDecoder();
+        const text = this.#decoder.decode(first ? found : found.subarray(1), { stream: true });
+        this.#append(first && start > 0 ? text.slice(text.indexOf("\n") + 1) : text);
+      }
     } catch (failure) {
       if (turn !== this.#turn) return;
-      if (failure instanceof Refused && failure.status === 416) {
-        if (this.#at > 0) this.#text.append("\n— the file was begun anew —\n");
-        this.#at = 0;
-      } else setText(this.#note, why(failure));
+      if (!(failure instanceof Refused && failure.status === 416)) setText(this.#note, why(failure));
+      else if (this.#at > 0) this.#again("begun anew"); // else it's empty
     }
     this.#next();
+  }
+
+  #again(how) {
+    this.#append(`— ${how} —\n`);
+    this.#at = 0;
   }
 
   #append(text) {
