@@ -10,8 +10,10 @@ import pytest
 
 from tests.system.conftest import Serve, certified, run, start  # noqa: F401 - fixtures
 from tests.system.harness import wait_until
-from tests.system.rolling import APP, MOVING, QUICK, loaded, nothing_dropped, roll
+from tests.system.rolling import APP, GRANIAN, MOVING, QUICK, loaded, loaded_in_every_way, nothing_dropped, roll
 from tests.system.test_never_drop import killing
+from tests.system.test_rolls import account
+from tests.system.test_rolls import roll as roll_all
 
 ROUNDS = int(os.environ.get("ROUNDS", "10"))
 
@@ -30,6 +32,21 @@ def test_rolling(run: Serve, name: str, keeper: str) -> None:  # noqa: F811
     nothing_dropped(mix.seen)
     assert keeper == "no-keeper" or mix.seen.closed == 0
     assert running.status()["generation"] == 1 + 5 * ROUNDS
+    assert running.shutdown() == 0
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", GRANIAN)
+def test_every_kind_on_granian(run: Serve, name: str) -> None:  # noqa: F811
+    """Each kind of request, kept alive and not, through 5 reloads, 20 recycles, scale 2→6→2: nothing fails."""
+    way = GRANIAN[name]
+    running = run(way.target, *way.options).ready()
+    with loaded_in_every_way(running) as matrix:
+        roll_all(running, matrix, reloads=5, recycles=20, scales=(6, 2))
+    account(matrix)
+    assert len(matrix.workers) >= 20, "new workers answered"
+    assert running.status()["generation"] == 6
     assert running.shutdown() == 0
 
 

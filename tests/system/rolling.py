@@ -46,6 +46,12 @@ WAYS = {
     "asgi": Way("app"),
     "flask": Way("make_flask", ("--factory",)),
 }
+GRANIAN = {
+    "rsgi": Way("rsgi", moves=False),
+    "asgi": Way("app", ("--engine", "granian"), moves=False),
+    "wsgi": Way("make_flask", ("--factory", "--engine", "granian"), moves=False),
+}
+"""Its workers go on accepting for all of `drain_idle`: too long for each test run."""
 MOVING = {name: way for name, way in WAYS.items() if way.moves}
 
 

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -258,9 +258,7 @@ def test_moving_at_random(run: Serve, kind: str, park: str) -> None:
     def enough() -> bool:
         return all(each.lines > 5 and len(set(each.workers)) > 1 for each in talkers)
 
-    async def everything() -> None:
-        over = asyncio.Event()
-        talking = asyncio.gather(*(each.talk(running.address, over) for each in talkers))
+    async def roll(talking: asyncio.Future[Any]) -> None:
         for number in itertools.count():
             if number >= 5 and enough():
                 break
@@ -272,9 +270,20 @@ def test_moving_at_random(run: Serve, kind: str, park: str) -> None:
                 return len(now) == 2 and min(before) not in now
 
             await asyncio.to_thread(wait_until, rolled, "another one serves")
-            assert not talking.done() or talking.result()
-        over.set()
-        await asyncio.wait_for(talking, PATIENCE)
+            if talking.done():
+                break
+
+    async def everything() -> None:
+        over = asyncio.Event()
+        talking = asyncio.gather(*(each.talk(running.address, over) for each in talkers))
+        try:
+            await roll(talking)
+        finally:
+            over.set()  # or they would talk on: wait_for may miss that it is cancelled
+            try:
+                await asyncio.wait_for(talking, PATIENCE)
+            except (OSError, AssertionError) as error:
+                raise AssertionError(f"{error!r}:\n{running.stderr}") from error
 
     asyncio.run(everything())
     assert running.shutdown() == 0
