@@ -1,0 +1,63 @@
+"""A scoreboard as a cluster would fill it, and who shows it: for tests of the monitor."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.lifecycle import PHASES, State
+from cluster2.monitor.app import make
+from cluster2.monitor.desk import Desk
+from cluster2.monitor.facts import Facts
+from cluster2.monitor.picture import Subject
+from cluster2.settings import Settings
+
+TOKEN = "a-secret-token"
+BEARS = {"authorization": f"Bearer {TOKEN}"}
+AS_JSON = {"accept": "application/json"}
+
+
+def a_board() -> Iterator[Scoreboard]:
+    """A cluster of two wanted workers, of which there is none yet."""
+    board = Scoreboard.create()
+    header = board.header
+    header.started, header.beat = time.time(), time.monotonic()
+    header.traffic, header.wanted, header.generation, header.phase = 1, 2, 1, PHASES.index("serving")
+    yield board
+    board.close()
+
+
+def worker(board: Scoreboard, slot: int, pid: int = 0, **values: Any) -> int:
+    """A worker that serves: this process, unless told otherwise. Returns its row."""
+    index = board.claim()
+    row = board.row(index)
+    row.slot, row.generation, row.state = slot, 1, State.READY
+    row.started, row.heartbeat = time.monotonic(), time.monotonic() + 2
+    for name, value in values.items():
+        setattr(row, name, value)
+    row.pid = pid or os.getpid()
+    return index
+
+
+def desk_of(board: Scoreboard, **more: Any) -> Desk:
+    async def switch(enabled: bool) -> bool:
+        return True
+
+    return Desk(Facts(board, 3000, switch), Subject(**more))
+
+
+def client(desk: Desk, settings: Settings | None = None) -> httpx.AsyncClient:
+    app = make(desk._facts, settings or Settings(), desk)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
+
+
+async def facts(desk: Desk) -> Any:
+    async with client(desk) as asking:
+        answer = await asking.get("/", headers=AS_JSON)
+    assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-cache")
+    return answer.json()

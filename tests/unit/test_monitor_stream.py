@@ -1,0 +1,270 @@
+"""The monitor's stream: the events that are kept, and those who watch, over ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from cluster2 import events
+from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.monitor import stream
+from cluster2.monitor.app import make
+from cluster2.monitor.desk import Desk
+from cluster2.monitor.feed import KEPT, KEPT_EMITTED, LONGEST, Feed
+from cluster2.settings import Settings
+from tests.unit.monitored import BEARS, TOKEN, a_board, client, desk_of, facts, worker
+
+pytestmark = pytest.mark.anyio
+Told = list[tuple[str, str, Any]]
+
+
+@pytest.fixture
+def board() -> Iterator[Scoreboard]:
+    yield from a_board()
+
+
+def test_the_feed() -> None:
+    """Numbers only grow; the last events are kept, the app's own apart, so that they can't push the others out."""
+    feed = Feed(1000)
+    feed.heard({"event": "reloading", "time": 1.0, "generation": 2})
+    for number in range(500):
+        feed.heard({"event": "mine", "time": 1.0, "data": number, "pid": 0, "slot": None})
+    assert [told.name for told in feed.after(0)] == ["reloading", *["mine"] * KEPT_EMITTED]
+    for number in range(500):
+        feed.heard({"event": "SIGHUP" if number % 2 else "forked", "time": 1.0})
+    told = feed.after(0)
+    assert len(told) == KEPT + KEPT_EMITTED
+    assert [each.number for each in told] == sorted(each.number for each in told)
+    assert told[-1].number == 1000 + 1000
+    assert feed.after(told[-2].number) == told[-1:]
+    assert feed.after(told[-1].number) == []
+    assert feed.after(10**15) == told, "a number that we never gave"
+    assert Feed().after(0) == []
+    assert Feed()._next > 1.7e12
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [{}, {"event": 1, "time": 1}, {"event": "x"}, {"event": "heartbeat", "time": 1.0}, {"following": 7}],
+)
+def test_what_is_no_event(garbage: dict[str, Any]) -> None:
+    """It is passed over, and so are heartbeats."""
+    feed = Feed(1)
+    feed.heard(garbage)
+    assert feed.after(0) == []
+
+
+def test_long_and_private_events() -> None:
+    """A long one comes without its contents; code, and what the app says, only for who may see it."""
+    feed = Feed(1)
+    feed.heard({"event": "mine", "time": 1.0, "pid": 7, "slot": 1, "data": "x" * LONGEST})
+    feed.heard({"event": "died", "time": 1.0, "pid": 7, "stacks": "File secret.py", "reason": "hang"})
+    feed.heard({"event": "x" * LONGEST, "time": 1.0})
+    long, private = feed.after(0)
+    expected = {"event": "mine", "time": 1.0, "pid": 7, "slot": 1}
+    assert json.loads(long.full) == expected | {"cut": len(msgspec.json.encode(expected | {"data": "x" * LONGEST}))}
+    assert json.loads(private.full)["stacks"] == "File secret.py"
+    assert json.loads(private.public) == {"event": "died", "time": 1.0, "pid": 7, "stacks": None, "reason": "hang"}
+
+
+def test_events_as_the_master_tells_them() -> None:
+    """All events that there are can be kept and marked, in the words of `cluster2 events --json`."""
+    feed, when = Feed(1), 5.0
+    kinds = [
+        events.Died(time=when, pid=1, slot=0, generation=1, code=None, signal="SIGKILL", uptime=1.0, reason="crash"),
+        events.ReloadFailed(time=when, generation=2, reason="no", traceback="T"),
+        events.Signalled(time=when, signal="SIGHUP", action="reload"),
+        events.Emitted(time=when, event="mine", data={"a": 1}, pid=3, slot=1),
+    ]
+    for kind in kinds:
+        feed.heard(events.plain(kind))
+    assert [json.loads(told.full) for told in feed.after(0)] == [events.plain(kind) for kind in kinds]
+
+
+class Viewer:
+    """A client of `/events`, as the app sees it; it takes what is sent as long as `takes` is set."""
+
+    def __init__(self, desk: Desk, path: str = "/events", settings: Settings | None = None, **headers: str) -> None:
+        self.status, self.content = 0, b""
+        self.takes, self.leaves = asyncio.Event(), asyncio.Event()
+        self.takes.set()
+        self.sent = 0
+        raw_path, _, query = path.partition("?")
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": raw_path,
+            "query_string": query.encode(),
+            "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+        }
+        app = make(desk._facts, settings or Settings(), desk)
+        self.task = asyncio.ensure_future(app(scope, self._receive, self._send))
+
+    async def _receive(self) -> Any:
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        self.status = message.get("status", self.status)
+        self.content += message.get("body", b"")
+        self.sent += 1
+        await self.takes.wait()
+
+    def told(self) -> Told:
+        """Name, id and data of each message so far."""
+        found = []
+        for block in self.content.decode().split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in block.split("\n") if ": " in line)
+            if "event" in fields:
+                found.append((fields["event"], fields.get("id", ""), json.loads(fields["data"])))
+        return found
+
+    def names(self) -> list[str]:
+        return [name for name, _, _ in self.told()]
+
+    async def until(self, ready: Callable[[], object]) -> None:
+        async with asyncio.timeout(30):
+            while not ready():
+                await asyncio.sleep(0.001)
+
+
+async def leave(*viewers: Viewer) -> None:
+    for viewer in viewers:
+        viewer.takes.set()
+        viewer.leaves.set()
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(viewer.task for viewer in viewers))
+
+
+async def test_a_viewer(board: Scoreboard) -> None:
+    """It has the kept events and the facts at once, then facts and a sample each second, and events as they happen."""
+    desk = desk_of(board)
+    worker(board, 0)
+    desk.second()
+    desk.watch.feed.heard({"event": "forked", "time": 1.0, "pid": 7})
+    viewer = Viewer(desk)
+    await viewer.until(lambda: "sample" in viewer.names())
+    assert viewer.content.startswith(b"retry: 2000\n\n")
+    assert viewer.names() == ["forked", "facts", "sample"]
+    _, number, data = viewer.told()[0]
+    assert (int(number) > 0, data) == (True, {"event": "forked", "time": 1.0, "pid": 7})
+    assert viewer.told()[1][1:] == ("", json.loads(msgspec.json.encode(desk.facts())))
+    desk.second()
+    desk.watch.feed.heard({"event": "facts\nid: 5\r\ndata: x", "time": 1.0, "data": "y"})
+    await viewer.until(lambda: len(viewer.names()) == 6)
+    assert viewer.names()[3:] in (
+        ["facts", "sample", "facts?id: 5??data: x"],
+        ["facts?id: 5??data: x", "facts", "sample"],
+    )
+    await leave(viewer)
+    assert (desk.viewers.count, desk.viewers.watching) == (0, 0)
+
+
+async def test_where_it_left_off(board: Scoreboard) -> None:
+    """`Last-Event-ID`: only what came later; anything else that stands there means all."""
+    desk = desk_of(board)
+    for slot in range(30):
+        desk.watch.feed.heard({"event": "forked", "time": 1.0, "slot": slot})
+    numbers = [told.number for told in desk.watch.feed.after(0)]
+    for header, expected in ((str(numbers[27]), [28, 29]), ("x", range(30)), ("-5", range(30)), ("9" * 30, range(30))):
+        viewer = Viewer(desk, "/events?only=events", last_event_id=header)
+        await viewer.until(lambda viewer=viewer, expected=expected: len(viewer.told()) == len(expected))  # type: ignore[misc]
+        assert [data["slot"] for _, _, data in viewer.told()] == list(expected)
+        await leave(viewer)
+
+
+async def test_events_only(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No facts are made for it; a comment now and then says that it isn't forgotten, also while others are told something."""
+    monkeypatch.setattr(stream, "QUIET", 0.02)
+    desk = desk_of(board)
+    viewer, other = Viewer(desk, "/events?only=events"), Viewer(desk)
+    await other.until(lambda: other.names())
+    for _ in range(20):
+        desk.second()
+        await asyncio.sleep(0.005)
+    await viewer.until(lambda: viewer.content.endswith(b"\n\n:\n\n:\n\n"))
+    assert viewer.names() == []
+    await leave(viewer, other)
+
+
+async def test_a_slow_viewer(board: Scoreboard) -> None:
+    """It loses samples and events, and costs no more than one message; others don't wait for it."""
+    desk = desk_of(board)
+    desk.second()
+    slow, quick = Viewer(desk), Viewer(desk)
+    await quick.until(lambda: quick.names() == slow.names() == ["facts", "sample"])
+    slow.takes.clear()
+    for second in range(300):
+        desk.second()
+        desk.watch.feed.heard({"event": "forked", "time": 1.0, "slot": second})
+        await quick.until(lambda: {"forked", "sample"} <= {*quick.names()})
+        quick.content = b""
+    assert len(slow.told()) <= 4, "the one message that it was being sent"
+    sent = slow.sent
+    slow.takes.set()
+    await slow.until(lambda: slow.told()[-1][0] == "sample" and len(slow.told()) > KEPT)
+    assert slow.sent - sent <= KEPT / stream.AT_ONCE + 3
+    kept = [data["slot"] for name, _, data in slow.told() if name == "forked"]
+    assert kept[-KEPT:] == list(range(300 - KEPT, 300))
+    await leave(slow, quick)
+
+
+async def test_many_viewers(board: Scoreboard) -> None:
+    """There is a bound, and a place again when one leaves; facts are made once for all."""
+    desk = desk_of(board)
+    viewers = [Viewer(desk) for _ in range(stream.MOST)]
+    await viewers[-1].until(lambda: desk.viewers.count == stream.MOST)
+    async with client(desk) as asking:
+        assert (await asking.get("/events")).status_code == 503
+        assert (await asking.get("/events?only=all")).status_code == 400
+        await leave(viewers.pop())
+        assert (await asking.head("/events")).status_code == 200
+    number = desk.viewers.latest.number
+    desk.second()
+    await viewers[0].until(lambda: all(viewer.names().count("facts") == 2 for viewer in viewers))
+    assert desk.viewers.latest.number == number + 1
+    desk.viewers.close()
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(viewer.task for viewer in viewers))
+    assert desk.viewers.full, "no others are taken"
+
+
+async def test_who_sees_code(board: Scoreboard) -> None:
+    """Where there is a token, stacks are for those who bear it, on loopback as well."""
+    desk = desk_of(board)
+    desk.watch.feed.heard({"event": "died", "time": 1.0, "stacks": "File secret.py"})
+    for settings, headers, sees in (
+        (Settings(), {}, True),
+        (Settings(mon_token=TOKEN), {}, False),
+        (Settings(mon_token=TOKEN), BEARS, True),
+    ):
+        viewer = Viewer(desk, settings=settings, **headers)
+        await viewer.until(viewer.told)
+        assert (viewer.told()[0][2]["stacks"] is not None) == sees
+        await leave(viewer)
+
+
+async def test_what_it_costs(board: Scoreboard) -> None:
+    """With 64 workers a second of looking and showing is less than 3 % of a core, and a message of facts no more than 64 KiB."""
+    desk = desk_of(board, master=os.getppid())
+    board.header.wanted = 64
+    for slot in range(64):
+        worker(board, slot, requests=10**6, connections=1000)
+    viewer = Viewer(desk)
+    desk.second()  # the first look weighs processes
+    await viewer.until(lambda: "sample" in viewer.names())
+    began = time.process_time()
+    for _ in range(20):
+        desk.second()
+        await asyncio.sleep(0)
+    assert (time.process_time() - began) / 20 < 0.03
+    assert len(desk.viewers.latest.content) < 64 * 1024
+    assert len((await facts(desk))["workers"]) == 64
+    await leave(viewer)
