@@ -18,6 +18,7 @@ from .kernel.descriptors import Packets
 from .kernel.scoreboard import Scoreboard
 from .settings import Settings
 from .worker import runtime
+from .worker.birth import Birth, Staffed
 from .worker.paper import Paper
 from .zygote import image, main
 
@@ -57,10 +58,10 @@ def _serve(made: image.Image, order: wire.Fork, descriptors: list[int]) -> int:
     sockets = [socket.socket(fileno=descriptor) for descriptor in others]
     doors, ways = sockets[: len(order.sockets)], sockets[len(order.sockets) :]
     return runtime.serve(
-        runtime.Birth(
+        Birth(
             order=order,
             settings=made.settings,
-            sites=[runtime.Staffed(app, engine) for app, engine in made.sites],
+            sites=[Staffed(app, engine) for app, engine in made.sites],
             board=Scoreboard.attach(board),
             talk=socket.socket(fileno=talk),
             sockets=list(zip(order.sockets, doors, strict=True)),

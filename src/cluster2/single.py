@@ -29,6 +29,7 @@ from .master.switchboard import Switchboard
 from .master.talk import TalkToWorker
 from .settings import Settings
 from .worker import runtime
+from .worker.birth import Birth, Staffed
 from .worker.paper import Paper
 from .zygote import image
 
@@ -88,10 +89,10 @@ def run(
         emit(events.Stopped(time=time.time(), code=code))
         await settle()
 
-    birth = runtime.Birth(
+    birth = Birth(
         order=wire.Fork(1, SLOT, GENERATION, board.claim(), os.getppid(), []),
         settings=settings,
-        sites=[runtime.Staffed(app, engine) for app, engine in made.sites],
+        sites=[Staffed(app, engine) for app, engine in made.sites],
         board=board,
         talk=None,
         sockets=_sockets(listeners),

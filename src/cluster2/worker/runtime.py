@@ -1,9 +1,6 @@
 """A worker's life from the fork to the exit, read from top to bottom.
 
-Start the engines, watch the listeners, say that it is ready, serve. When told to drain, take nothing new; every connection
-goes to the keeper as soon as it may, what can't move ends politely; stop the engines, leave. When told so for the last time (or
-when the master is gone) no connection goes anywhere: serve what waits in the accept queue, and what the keeper gives back,
-end each connection politely.
+Start the engines, watch the listeners, say that it is ready, serve. When told to leave, drain (`drain`), stop the engines, leave.
 """
 
 from __future__ import annotations
@@ -15,24 +12,24 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
 import uvloop
 
 from .. import codec, latencies, wire
-from ..apps import App, said, trace
+from ..apps import said, trace
 from ..engines.base import Capability, Engine, Interface, Site, is_fed, is_own, owns_accept
 from ..errors import AppError, ClusterError
 from ..kernel import processes
 from ..kernel.handover import Inlet, Outlet
-from ..kernel.scoreboard import Row, Scoreboard
+from ..kernel.scoreboard import Row
 from ..lifecycle import State
-from ..settings import Settings
 from . import api
 from .acceptor import Acceptor
+from .birth import Birth, Staffed
 from .check import Check
+from .drain import Drain
 from .ecv import Ecv, Served, Traffic
 from .life import Life
 from .moves import Moves
@@ -49,63 +46,12 @@ from .wrapper import wrap
 
 logger = logging.getLogger("cluster2.worker")
 
-DRAIN_TICK = 0.002
-"""Seconds between two looks for connections that may leave by now."""
 LAST_WORDS = 1.0
-"""Seconds for tasks that are cancelled at the end."""
-MOST_NAMED = 5
-"""Requests whose paths are told when they are cut."""
+"""Seconds for tasks that the app has left, to clean up."""
 MOST_SAID = codec.LIMIT // 4
 """Bytes of an error's message, and of its detail, that are told to the master."""
 ORPHAN_GRACE = 5.0
 """Seconds beyond `drain_timeout` that an orphaned worker may take before the kernel ends it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Staffed:
-    """An app of this cluster with the engine that serves it."""
-
-    app: App
-    engine: type[Engine]
-
-
-class Loopback(Protocol):
-    """The other end of the channel, in this process."""
-
-    async def open(self) -> socket.socket:
-        """The end for the worker."""
-
-    async def close(self) -> None:
-        """The worker's end is closed: do what was asked for last."""
-
-
-@dataclass(slots=True)
-class Birth:
-    """What a worker is born with.
-
-    Attributes:
-        sockets: listening sockets, each with what the order says about it.
-        talk: its end of the channel to the master; None: there is no master (`cluster = false`).
-        rest: the entry of the rest queue, if there is a keeper.
-        ready: the exit of each app's ready queue, if there is a keeper.
-        validator: says whether the app's answer to the health check is fine.
-        heard: takes what it would tell a master, where there is none.
-        loopback: what does the master's part in talking, where there is none.
-        paper: what it writes; None: what every process writes, to standard error.
-    """
-
-    order: wire.Fork
-    settings: Settings
-    sites: Sequence[Staffed]
-    board: Scoreboard
-    talk: socket.socket | None
-    sockets: Sequence[tuple[wire.Socket, socket.socket]]
-    rest: socket.socket | None = None
-    ready: Sequence[socket.socket] = ()
-    validator: Callable[..., Any] | None = None
-    heard: Callable[[wire.Talk], None] = lambda message: None
-    loopback: Loopback | None = None
-    paper: Paper | None = None
 
 
 def serve(birth: Birth, ended: Callable[[int], Awaitable[None]] | None = None) -> int:
@@ -148,8 +94,7 @@ class Worker:
         self._life = Life(os.getpid(), order.slot, order.generation)
         self._row = birth.board.row(order.row)
         self._told = asyncio.Event()
-        self._last = False
-        self._deserted = not order.keeper
+        self._drain = Drain(birth.settings, deserted=not order.keeper)
         self._say = birth.heard
         self._traffic = Traffic(birth.board.header, lambda message: self._say(message), alone=birth.talk is None)
         self._office: Office | None = None
@@ -185,8 +130,8 @@ class Worker:
         await self._told.wait()
         if self._birth.talk is None and self._settings.lame_duck:
             await self._serve_on(self._settings.lame_duck)
-        if not await self._drain():
-            self._say(wire.Note(await self._cut()))
+        if not await self._leave():
+            self._say(wire.Note(await self._drain.cut(self._engines)))
         await self._stop()
         return 0
 
@@ -314,70 +259,12 @@ class Worker:
         self._row.latencies[latencies.bucket(seconds)] += 1
         self._row.latency += seconds
 
-    async def _drain(self) -> bool:
-        """Let everything under way end. Returns whether it did within `drain_timeout`."""
+    async def _leave(self) -> bool:
+        """Drain. Returns whether everything has ended by itself."""
         self._life.draining = True
         self._row.draining, self._row.state = 1, State.DRAINING
         self._pulse.drain()
-        began = time.monotonic()
-        deadline = began + self._settings.drain_timeout
-        grace = min(deadline, began + self._settings.drain_idle)
-        if self._last:
-            self._moves.park_no_more()
-            self._acceptor.stop_listening()
-            self._acceptor.serve_queue(everything=True)
-        else:
-            self._acceptor.stop()
-        await self._settle(grace)
-        for engine in self._engines:
-            engine.drain(moving=self._moves.possible and not self._last)
-        last = self._last
-        while True:
-            if self._last:
-                self._acceptor.serve_queue()
-                if self._deserted:
-                    self._acceptor.empty_ready_queues()
-            if self._idle(grace):
-                return True
-            if time.monotonic() >= deadline:
-                return False
-            if self._last and not last:  # the cluster ends while this worker retires: the keeper takes no more
-                last = True
-                self._moves.park_no_more()
-                for engine in self._engines:
-                    engine.drain(moving=False)
-            if not self._last:
-                self._moves.retire(time.monotonic())
-            for engine in self._engines:
-                engine.sweep(self._settings.drain_idle)
-            await asyncio.sleep(DRAIN_TICK)
-
-    async def _settle(self, grace: float) -> None:
-        """Wait for connections just taken to reach their engines."""
-        while self._acceptor.joining() and time.monotonic() < grace:
-            await asyncio.sleep(0.001)
-
-    def _idle(self, grace: float) -> bool:
-        """Whether all is done; at the end of the cluster not before the keeper has given back what it had.
-
-        Connections that are on their way to an engine are waited for, those that don't get there (a TLS handshake that never
-        ends) until `grace` only. Where an engine takes them itself one can't see whether any are.
-        """
-        in_grace = time.monotonic() < grace
-        waiting = self._last and not self._deserted
-        arriving = in_grace and (self._acceptor.open() or (not self._last and any(map(is_own, self._engines))))
-        return not waiting and not arriving and all(engine.idle() for engine in self._engines)
-
-    async def _cut(self) -> str:
-        """End what isn't finished; returns what an operator should know about it."""
-        censuses = [engine.census() for engine in self._engines]
-        requests = sum(census.in_flight for census in censuses)
-        connections = sum(census.connections or 0 for census in censuses)
-        cut = [path for engine in self._engines for path in await engine.cut(LAST_WORDS)]
-        more = f" and {len(cut) - MOST_NAMED} more" if len(cut) > MOST_NAMED else ""
-        named = f": {', '.join(cut[:MOST_NAMED])}{more}" if cut else ""
-        bound = f"drain_timeout ({self._settings.drain_timeout:g} s) is over"
-        return f"{bound}: {connections} connections with {requests} requests under way were reset{named}"
+        return await self._drain.finished(self._engines, self._acceptor, self._moves)
 
     async def _stop(self) -> None:
         self._acceptor.stop()
@@ -401,7 +288,7 @@ class Worker:
             case wire.Drain():
                 self._drain_soon(message.last)
             case wire.Deserted():
-                self._deserted = True
+                self._drain.deserted = True
             case wire.TrafficSet():
                 self._traffic.confirmed()
             case _:
@@ -413,12 +300,12 @@ class Worker:
         self._drain_soon(self._birth.talk is None)
 
     def _drain_soon(self, last: bool) -> None:
-        self._last = self._last or last
+        self._drain.last = self._drain.last or last
         self._told.set()
 
     def _orphaned(self) -> None:
         logger.warning("the master is gone; worker %d drains and leaves", self._life.pid)
-        self._deserted = True
+        self._drain.deserted = True
         self._traffic.orphaned()
         if self._office is not None:
             self._office.questions.end(NO_MASTER)

@@ -1,0 +1,62 @@
+"""What a worker is born with: its order, and all that its parents hand over with it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .. import wire
+from ..apps import App
+from ..engines.base import Engine
+from ..kernel.scoreboard import Scoreboard
+from ..settings import Settings
+from .paper import Paper
+
+
+@dataclass(frozen=True, slots=True)
+class Staffed:
+    """An app of this cluster with the engine that serves it."""
+
+    app: App
+    engine: type[Engine]
+
+
+class Loopback(Protocol):
+    """The other end of the channel, in this process."""
+
+    async def open(self) -> socket.socket:
+        """The end for the worker."""
+
+    async def close(self) -> None:
+        """The worker's end is closed: do what was asked for last."""
+
+
+@dataclass(slots=True)
+class Birth:
+    """What a worker is born with.
+
+    Attributes:
+        sockets: listening sockets, each with what the order says about it.
+        talk: its end of the channel to the master; None: there is no master (`cluster = false`).
+        rest: the entry of the rest queue, if there is a keeper.
+        ready: the exit of each app's ready queue, if there is a keeper.
+        validator: says whether the app's answer to the health check is fine.
+        heard: takes what it would tell a master, where there is none.
+        loopback: what does the master's part in talking, where there is none.
+        paper: what it writes; None: what every process writes, to standard error.
+    """
+
+    order: wire.Fork
+    settings: Settings
+    sites: Sequence[Staffed]
+    board: Scoreboard
+    talk: socket.socket | None
+    sockets: Sequence[tuple[wire.Socket, socket.socket]]
+    rest: socket.socket | None = None
+    ready: Sequence[socket.socket] = ()
+    validator: Callable[..., Any] | None = None
+    heard: Callable[[wire.Talk], None] = lambda message: None
+    loopback: Loopback | None = None
+    paper: Paper | None = None
