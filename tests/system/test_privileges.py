@@ -71,7 +71,7 @@ def identity(pid: int) -> dict[str, list[str]]:
 def test_who_is_who(start: Start, directory: Path) -> None:
     """Zygote, workers, keeper and monitor are that user, with its groups and no capability; and all of it works."""
     port = free_port()
-    options = ("--rest-after", "300ms", "--mon-port", str(port), "--mon-token", "a-secret-token")
+    options = ("--rest-after", "300ms", "--mon-port", str(port), "--mon-token", "a-secret-token", "--log-to", "files")
     running = start_as(start, directory, "nobody", *options).ready()
     monitor, bearing = Monitor(running, port), {"authorization": "Bearer a-secret-token"}
     assert monitor.answer("/readyz")[:2] == (200, "ok\n"), "it serves, so it has become who it is"
@@ -88,6 +88,9 @@ def test_who_is_who(start: Start, directory: Path) -> None:
         }, each.name()
         assert os.stat(f"/proc/{each.pid}/status").st_uid == NOBODY.pw_uid, "what it is like its own user may see"
     assert monitor.status(f"/stacks/{running.workers()[0]['pid']}", **bearing) == 200
+    for name in ("master.log", "worker.0.log"):
+        assert monitor.status(f"/logs/{name}", **bearing) == 200
+    assert os.stat(directory / "logs" / "master.log").st_uid == 0, "workers can't change what the master says"
     assert monitor.status("/control/disable", "POST", **bearing) == 200
     assert running.status()["traffic"] == "disabled"
     assert running.status()["monitor"]["restarts"] == 0

@@ -2,8 +2,6 @@
 
 All of its ids change, real, effective and saved ones, and all of its groups: none is left by which it could go back. The kernel
 takes its capabilities and its death signal (`processes`) along. Groups go first: afterwards one may not.
-
-The databases are looked at by whoever becomes another, not by the master: what answers there (LDAP, sssd) brings libraries along.
 """
 
 from __future__ import annotations
@@ -42,6 +40,12 @@ def drop_privileges(user: str | int | None, group: str | int | None) -> None:
     except PermissionError as error:
         wanted = f"user = {user!r}, group = {group!r}"
         raise ConfigError(f"{wanted}: only root can change them; start as root or as that user") from error
+
+
+def ids(user: str | int | None, group: str | int | None) -> tuple[int, int]:
+    """The user and the group that `drop_privileges` leads to. Raises ConfigError: unknown."""
+    _, uid, gid = _find_user(user)
+    return uid, gid if group is None else _find_group(group)
 
 
 def _find_user(user: str | int | None) -> tuple[str | None, int, int]:

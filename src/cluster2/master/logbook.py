@@ -18,13 +18,12 @@ import asyncio
 import contextlib
 import logging
 import os
-import pwd
 import time
 from collections import defaultdict
 from collections.abc import Callable
 
 from ..errors import ConfigError
-from ..kernel import logfiles
+from ..kernel import logfiles, privileges
 from ..kernel.logfiles import Found
 from ..settings import Settings
 
@@ -80,6 +79,7 @@ class Logbook:
             os.makedirs(directory, mode=0o755, exist_ok=True)
             self._before = [os.dup(number) for number in (1, 2)] if own else []
             if self._own is not None:
+                self._make(logfiles.MASTER)
                 self._own.look()
             if access or owner != (-1, -1):  # others may not make files here
                 self._make(logfiles.ACCESS)
@@ -216,8 +216,9 @@ class Logbook:
     def _make(self, base: str) -> None:
         fd = logfiles.open_to_write(self._path(base))
         try:
-            if self._owner != (-1, -1) and base != logfiles.MASTER:
-                os.fchown(fd, *self._owner)
+            # What the master says is its own; but the monitor, who is the workers' user, shows it.
+            user, group = self._owner
+            os.fchown(fd, -1 if base == logfiles.MASTER else user, group)
         finally:
             os.close(fd)
 
@@ -226,10 +227,8 @@ class Logbook:
 
 
 def _owner(settings: Settings) -> tuple[int, int]:
-    """User and group that workers will be; -1 for what doesn't change. What isn't there is refused where it is used."""
-    if settings.user is None or os.geteuid() != 0:
-        return -1, -1
-    with contextlib.suppress(KeyError):
-        entry = pwd.getpwuid(int(settings.user)) if settings.user.isdecimal() else pwd.getpwnam(settings.user)
-        return entry.pw_uid, entry.pw_gid
-    return (int(settings.user), -1) if settings.user.isdecimal() else (-1, -1)
+    """User and group that workers will be; -1: as we are. What there is not is refused where it is used."""
+    if os.geteuid() == 0 and (settings.user, settings.group) != (None, None):
+        with contextlib.suppress(ConfigError):
+            return privileges.ids(settings.user, settings.group)
+    return -1, -1
