@@ -52,7 +52,7 @@ def title(settings: Settings, role: str) -> None:
 def _serve(made: image.Image, order: wire.Fork, descriptors: list[int]) -> int:
     title(made.settings, f"worker {order.slot} g{order.generation}")
     paper = Paper(made.settings, order.logs, order.slot)
-    paper.begin(made.settings, order.generation, order.slot)
+    paper.begin(order.generation, order.slot)
     talk, board, stack_file, *others = descriptors
     stacks.arm(stack_file)
     sockets = [socket.socket(fileno=descriptor) for descriptor in others]

@@ -38,10 +38,17 @@ def configure(settings: Settings) -> None:
         access.setLevel("INFO")
 
 
-def line(settings: Settings, name: str, text: str) -> bytes:
-    """A line as the logger of that name would write it, at level info, whatever `log_level` is."""
-    record = logging.LogRecord(name, logging.INFO, "", 0, text, None, None)
-    return _formatter(settings).format(record).encode("utf-8", "backslashreplace") + b"\n"
+def line(text: str, level: int = logging.INFO, **extra: object) -> bytes:
+    """A line as our loggers would write it, whatever `log_level` is.
+
+    Args:
+        extra: further fields of a JSON line.
+    """
+    record = logging.LogRecord("cluster2.log", level, "", 0, text, None, None)
+    record.__dict__.update(extra)
+    forms = (handler.formatter for handler in logging.getLogger("cluster2").handlers)
+    form = next((form for form in forms if isinstance(form, (TextFormatter, JsonFormatter))), None) or TextFormatter()
+    return form.format(record).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _formatter(settings: Settings) -> logging.Formatter:

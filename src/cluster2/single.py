@@ -73,7 +73,7 @@ def run(
     def ready() -> None:
         if logbook is not None:
             logbook.start()
-        reopen = _nothing if logbook is None else logbook.reopen
+        reopen = _nothing if logbook is None else logbook.look
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, reopen)
         if monitor:
             shown = _monitor(monitor, listeners, settings, board, told, switchboard.emitter)
@@ -82,7 +82,7 @@ def run(
 
     # The process's output is in the master's file already, if it is in one.
     paper = Paper(settings, "" if logbook is None else logbook.directory, SLOT, output=False)
-    paper.begin(settings, GENERATION, SLOT)
+    paper.begin(GENERATION, SLOT)
     told = _Told(ready, emit, board, settings.lame_duck)
 
     async def ended(code: int) -> None:

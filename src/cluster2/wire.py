@@ -40,11 +40,13 @@ class Prepare(Message, frozen=True):
         generation: the number of this generation, counted from 1.
         settings: the effective options (`Settings.to_wire`).
         sources: where each option that isn't a default came from, for messages about it.
+        log: the file that the output of who receives this goes to; "": it stays where it is.
     """
 
     generation: int
     settings: dict[str, Any]
     sources: dict[str, str]
+    log: str = ""
 
 
 class Socket(msgspec.Struct, frozen=True):
@@ -91,6 +93,10 @@ CONNECTION = b"connection"
 """monitor → master, with a descriptor: a stream on which to ask as on the control socket."""
 
 
+class Reopen(Message, frozen=True):
+    """Somebody has renamed log files: open those of these names again. To zygotes, and as talk to workers."""
+
+
 class Observe(Message, frozen=True):
     """To the monitor, its only order.
 
@@ -103,6 +109,7 @@ class Observe(Message, frozen=True):
         version: of the master's package.
         addresses: that the apps listen on.
         address: that the monitor listens on.
+        log: as in `Prepare`.
     """
 
     settings: dict[str, Any]
@@ -111,6 +118,7 @@ class Observe(Message, frozen=True):
     version: str
     addresses: list[str]
     address: str
+    log: str = ""
 
 
 # Orders: zygote → master.
@@ -125,6 +133,7 @@ class Prepared(Message, frozen=True):
         threads: names of threads that the import left running; with any, forking is unsafe.
         steered: indices of the apps whose engine takes connections itself: each worker needs sockets of its own for them.
         movable: indices of the apps whose engine lets plain connections outlive their worker.
+        owner: user and group that workers will be, by number.
     """
 
     interfaces: list[str]
@@ -132,6 +141,7 @@ class Prepared(Message, frozen=True):
     threads: list[str]
     steered: list[int] = []
     movable: list[int] = []
+    owner: tuple[int, int] = (-1, -1)
 
 
 class PrepareFailed(Message, frozen=True):
@@ -345,6 +355,6 @@ class Unknown(NamedTuple):
     type: str
 
 
-Orders = Prepare | Fork | Observe | Prepared | PrepareFailed | Forked | ForkFailed
+Orders = Prepare | Fork | Reopen | Observe | Prepared | PrepareFailed | Forked | ForkFailed
 Both = Emit | Delegate | Answer | GiveUp | Component | View | Reduce | Viewed | Update
-Talk = Born | Ready | Leaving | BootFailed | Note | SetTraffic | Drain | Deserted | TrafficSet | Both
+Talk = Born | Ready | Leaving | BootFailed | Note | SetTraffic | Drain | Deserted | TrafficSet | Reopen | Both

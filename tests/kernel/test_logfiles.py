@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -79,6 +82,56 @@ def test_a_follower_that_cannot_open_goes_on_as_before(tmp_path: Path) -> None:
     os.write(follower.fd, b"on\n")
     follower.close()
     assert (tmp_path / "b" / "worker.0.log").read_text() == "on\n"
+
+
+def test_whether_a_file_is_open_to_write(tmp_path: Path) -> None:
+    """The kernel knows, whoever has it open; readers don't count; who opens it at the same moment isn't disturbed."""
+    path = tmp_path / "file"
+    path.touch()
+    assert logfiles.is_open_to_write(str(path)) is False
+    reader = os.open(path, os.O_RDONLY)
+    assert logfiles.is_open_to_write(str(path)) is False
+    with path.open("a"):
+        assert logfiles.is_open_to_write(str(path)) is True
+    code = "import sys, time; f = open(sys.argv[1], 'a'); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline()
+        assert logfiles.is_open_to_write(str(path)) is True
+        other.communicate()
+    os.close(reader)
+
+
+def test_a_lease_that_is_broken_disturbs_nobody(tmp_path: Path) -> None:
+    """Somebody opens the file over and over while it is asked for: neither of the two is hurt or held up."""
+    path = tmp_path / "file"
+    path.touch()
+    ended = threading.Event()
+
+    def open_and_close() -> None:
+        while not ended.is_set():
+            os.close(logfiles.open_to_write(str(path)))
+
+    thread = threading.Thread(target=open_and_close)
+    thread.start()
+    try:
+        answers = {logfiles.is_open_to_write(str(path)) for _ in range(2000)}
+    finally:
+        ended.set()
+        thread.join()
+    assert answers <= {True, False}
+
+
+def test_the_end_of_a_line(tmp_path: Path) -> None:
+    """What is added below must begin a line of its own."""
+    for text, ends in (("", True), ("a\n", True), ("a\nb", False)):
+        path = tmp_path / "file"
+        path.write_text(text)
+        fd = os.open(path, os.O_RDONLY)
+        assert logfiles.ends_a_line(fd) is ends
+        os.close(fd)
 
 
 @pytest.mark.parametrize(

@@ -160,3 +160,83 @@ def test_a_place_that_cannot_be_is_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"logs = '.*/file/logs': can't write there: Not a directory; name another"):
         book(tmp_path / "file" / "logs")
+
+
+def test_a_file_that_is_still_written_is_not_removed(tmp_path: Path) -> None:
+    """However long its writer has been silent: it is cut, and goes when it is let go."""
+    keeper = book(tmp_path, total=4 * SIZE)
+    keeper.entrust(0)
+    old = time.time() - 2 * RECENT
+    silent = os.open(tmp_path / "worker.0.log", os.O_WRONLY | os.O_APPEND)
+    os.write(silent, b"x" * 2 * SIZE)
+    keeper.look()
+    for age in range(2, 9):
+        (tmp_path / f"worker.0.log.{age}").write_bytes(b"x" * SIZE)
+        os.utime(tmp_path / f"worker.0.log.{age}", (old, old))
+    os.rename(tmp_path / "worker.0.log.1", tmp_path / "worker.0.log.9")
+    os.utime(tmp_path / "worker.0.log.9", (old, old))
+    keeper.look()
+    assert os.fstat(silent).st_nlink == 1
+    assert os.fstat(silent).st_size == 0
+    assert sum(each.size for each in logfiles.found(str(tmp_path))) <= 4 * SIZE
+    os.close(silent)
+    keeper.look()
+    assert not (tmp_path / "worker.0.log.9").exists()
+
+
+def test_what_is_taken_away_is_made_again(tmp_path: Path) -> None:
+    """The directory, and files of workers, who may not be able to make them."""
+    keeper = book(tmp_path / "logs")
+    keeper.entrust(0)
+    (tmp_path / "logs" / "worker.0.log").rename(tmp_path / "moved")
+    keeper.look()
+    assert (tmp_path / "logs" / "worker.0.log").stat().st_size == 0
+    (tmp_path / "logs" / "worker.0.log").unlink()
+    (tmp_path / "logs").rmdir()
+    keeper.look()
+    assert (tmp_path / "logs" / "worker.0.log").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(("before", "after"), [("", ""), ("a\n", "a\n"), ("no end", "no end\n")])
+def test_the_end_of_a_worker_is_told_in_its_file(tmp_path: Path, before: str, after: str) -> None:
+    """Below its last words, on a line of its own."""
+    keeper = book(tmp_path)
+    keeper.entrust(3)
+    (tmp_path / "worker.3.log").write_text(before)
+    keeper.ended(3, 4711, "SIGSEGV", False)
+    text = (tmp_path / "worker.3.log").read_text()
+    assert text.startswith(after)
+    assert text.endswith("error   worker 4711 has ended: SIGSEGV\n")
+    assert text.count("\n") == after.count("\n") + 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_files_belong_to_whoever_workers_are(tmp_path: Path) -> None:
+    """Those that are there, and those that are made later; one that has another name as well isn't given away."""
+    said: list[str] = []
+    keeper = book(tmp_path, said=said)
+    keeper.entrust(0)
+    keeper.belongs_to((65534, 65533))
+    keeper.entrust(1)
+    for slot in (0, 1):
+        found = (tmp_path / f"worker.{slot}.log").stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (65534, 65533, 0o640)
+    secret = tmp_path / "secret"
+    secret.touch()
+    (tmp_path / "worker.2.log").hardlink_to(secret)
+    keeper.entrust(2)
+    assert secret.stat().st_uid == 0
+
+
+def test_a_full_disk_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again when it has had room meanwhile."""
+    said: list[str] = []
+    keeper = book(tmp_path, said=said)
+    disk = os.statvfs(tmp_path)
+    free = [0]
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((*disk[:4], free[0], *disk[5:])))
+    for number, expected in ((0, 1), (0, 1), (1000, 1), (0, 2)):
+        free[0] = number
+        keeper.look()
+        assert len(said) == expected, said
+    assert "is full" in said[0]

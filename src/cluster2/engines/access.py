@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import msgspec
 
@@ -38,22 +38,16 @@ class AccessLog:
         self._second = 0
         self._stamp = ""
 
-    def add(self, scope: Any, status: int, size: int, took: float) -> None:
+    def add(self, scope: Any, status: int, size: int | None, took: float) -> None:
         """A request was answered.
 
         Args:
             scope: ASGI's, of type http.
             status: 0: it was never answered.
-            size: of the body, in bytes.
+            size: of the body, in bytes; None: isn't known.
             took: seconds.
         """
         self._lines.append(self._line(scope, status, size, took))
-        if len(self._lines) >= AHEAD:
-            self.flush()
-
-    def say(self, line: str) -> None:
-        """A line that an engine has made itself."""
-        self._lines.append(line.encode("utf-8", "backslashreplace") + b"\n")
         if len(self._lines) >= AHEAD:
             self.flush()
 
@@ -63,7 +57,7 @@ class AccessLog:
             lines, self._lines = self._lines, []
             self._write(b"".join(lines))
 
-    def _combined(self, scope: Any, status: int, size: int, took: float) -> bytes:
+    def _combined(self, scope: Any, status: int, size: int | None, took: float) -> bytes:
         client = scope.get("client")
         agent = referer = "-"
         for name, value in scope["headers"]:
@@ -72,30 +66,34 @@ class AccessLog:
             elif name == b"referer":
                 referer = _clean(value)
         line = (
-            f"{client[0] if client else '-'} - - [{self._when()}] "
+            f"{_clean(str(client[0]).encode()) if client else '-'} - - [{self._when()}] "
             f'"{_clean(scope["method"].encode())} {_target(scope)} HTTP/{scope["http_version"]}" '
-            f'{status or "-"} {size or "-"} "{referer}" "{agent}" {took:.6f} {self.slot}\n'
+            f'{status or "-"} {"-" if size is None else size} "{referer}" "{agent}" {took:.6f} {self.slot}\n'
         )
         return line.encode("ascii", "backslashreplace")
 
-    def _json(self, scope: Any, status: int, size: int, took: float) -> bytes:
+    def _json(self, scope: Any, status: int, size: int | None, took: float) -> bytes:
         client = scope.get("client")
-        return (
-            _encode(
-                {
-                    "time": time.time(),
-                    "client": client[0] if client else None,
-                    "method": scope["method"],
-                    "path": _target(scope),
-                    "version": scope["http_version"],
-                    "status": status or None,
-                    "bytes": size,
-                    "seconds": took,
-                    "slot": self.slot,
-                }
-            )
-            + b"\n"
-        )
+        agent = referer = None
+        for name, value in scope["headers"]:
+            if name == b"user-agent":
+                agent = _clean(value)
+            elif name == b"referer":
+                referer = _clean(value)
+        entry = {
+            "time": time.time(),
+            "client": _clean(str(client[0]).encode()) if client else None,
+            "method": _clean(scope["method"].encode()),
+            "path": _target(scope),
+            "version": scope["http_version"],
+            "status": status or None,
+            "bytes": size,
+            "seconds": round(took, 6),
+            "referer": referer,
+            "agent": agent,
+            "slot": self.slot,
+        }
+        return _encode(entry) + b"\n"
 
     def _when(self) -> str:
         now = int(time.time())
@@ -157,8 +155,12 @@ def logged(app: Callable[..., Any], log: AccessLog) -> Callable[..., Any]:
     return wrapped
 
 
+GRANIANS = "%(header{user-agent})s %(header{referer})s"
+"""What granian is to tell of a request beside what it always tells."""
+
+
 class Handler(logging.Handler):
-    """Takes the lines of an engine that logs requests itself, granian, in its own form."""
+    """Makes our lines of what granian tells, which sees requests before any layer of ours, but not the size of bodies."""
 
     def __init__(self, log: AccessLog) -> None:
         super().__init__()
@@ -166,4 +168,26 @@ class Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Put a line with the others."""
-        self._log.say(record.getMessage())
+        told = cast(Mapping[str, Any], record.args)
+        headers = [(b"user-agent", told["_h0"]), (b"referer", told["_h1"])]
+        scope = {
+            "client": (told["addr"], 0),
+            "method": told["method"],
+            "raw_path": _bytes(told["path"]),
+            "query_string": _bytes(told["query_string"]),
+            "http_version": told["protocol"].removeprefix("HTTP/"),
+            "headers": [(name, _bytes(value)) for name, value in headers if value != "-"],
+        }
+        self._log.add(scope, told["status"], None, told["dt_ms"] / 1000)
+
+
+def _bytes(text: str | bytes) -> bytes:
+    """As it came over the wire, most likely: granian decodes some as Latin-1, some as UTF-8."""
+    if isinstance(text, bytes):
+        return text
+    try:
+        raw = text.encode("latin-1")
+        raw.decode()
+    except UnicodeError:
+        return text.encode("utf-8", "surrogateescape")
+    return raw

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable, MutableSequence
 from typing import Any
 
 from ..errors import AppError
+from .access import GRANIANS
 from .base import RSGI_HOOKS, Interface, Site
 from .granian_internals import module, wsgi_callback
 
@@ -22,7 +23,7 @@ _CLOSE_BYTES = (b"connection", b"close")
 
 def native(site: Site, app: Call, state: dict[str, Any]) -> Call:
     """The app as granian's scheduler calls it: `(scope, protocol)`, for WSGI `(protocol, scope)`."""
-    log = module("log").DEFAULT_ACCESSLOG_FMT if site.settings.access_log else None
+    log = None if site.access is None else GRANIANS
     made: Call
     match site.interface:
         case Interface.ASGI:

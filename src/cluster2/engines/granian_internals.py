@@ -27,7 +27,7 @@ _PARTS = {
     "granian.rsgi": ("_callback_wrapper",),
     "granian.wsgi": ("_callback_wrapper", "os"),
     "granian.http": ("HTTP1Settings", "HTTP2Settings"),
-    "granian.log": ("DEFAULT_ACCESSLOG_FMT",),
+    "granian.log": ("log_request_builder",),
 }
 _METHODS = ("serve_mtr", "serve_str", "serve_mtr_uds", "serve_str_uds")
 

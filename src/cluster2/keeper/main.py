@@ -15,6 +15,7 @@ registration.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -22,6 +23,7 @@ import time
 from collections import deque
 
 from ..kernel.handover import BATCH, Inlet, Outlet, Parcel
+from ..kernel.logfiles import Follower
 from ..kernel.privileges import drop_privileges
 from ..kernel.processes import raise_file_limit
 from ..kernel.scoreboard import Scoreboard
@@ -47,7 +49,14 @@ class Keeper:
     """The connections at rest, and the ways in and out."""
 
     def __init__(
-        self, control: int, rest: Inlet, ready: list[Outlet], board: Scoreboard, timeout: float, limit: int
+        self,
+        control: int,
+        rest: Inlet,
+        ready: list[Outlet],
+        board: Scoreboard,
+        timeout: float,
+        limit: int,
+        output: Follower | None = None,
     ) -> None:
         """Watch nothing yet but the ways in.
 
@@ -56,6 +65,7 @@ class Keeper:
             ready: the ready queue of each app.
             timeout: seconds that a connection may be idle; 0: for ever.
             limit: how many descriptors this process may have.
+            output: the file that its output goes to; None: it stays where it is.
         """
         self._control = control
         self._rest = rest
@@ -64,6 +74,7 @@ class Keeper:
         self._header = board.header
         self._timeout = timeout
         self._room = limit - RESERVE
+        self._output = output
         self._resting = Resting()
         self._late: list[deque[Parcel]] = [deque() for _ in ready]
         self._epoll = select.epoll()
@@ -194,6 +205,9 @@ class Keeper:
         header.resting = self._held()
         header.keeper_lost = self._rest.truncated
         if now - self._since >= 1.0:
+            if self._output is not None:
+                with contextlib.suppress(OSError):  # what is open stays in use
+                    self._output.look()
             header.keeper_rate = self._moved / (now - self._since)
             self._moved, self._since = 0, now
 
@@ -202,19 +216,21 @@ def main(arguments: list[str]) -> None:
     """Run as a process: descriptors 3 control, 4 rest queue, 5 scoreboard, from 6 on the ready queues.
 
     Args:
-        arguments: how many apps there are, the idle timeout in seconds, the user and the group to be ("": as we are).
+        arguments: how many apps there are, the idle timeout in seconds, the user and the group to be ("": as we are), the file
+            that its output goes to ("": where it goes now).
     """
     import signal
     import socket
 
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the master ends us by closing the channel
-    sites, timeout, user, group = int(arguments[0]), float(arguments[1]), arguments[2], arguments[3]
+    sites, timeout, (user, group, log) = int(arguments[0]), float(arguments[1]), arguments[2:5]
     drop_privileges(user or None, group or None)
     rest = Inlet(socket.socket(fileno=4))
     ready = [Outlet(socket.socket(fileno=6 + site)) for site in range(sites)]
     board = Scoreboard.attach(5)
-    Keeper(3, rest, ready, board, timeout, raise_file_limit()).run()
+    output = Follower(log, 1, 2) if log else None
+    Keeper(3, rest, ready, board, timeout, raise_file_limit(), output).run()
 
 
 if __name__ == "__main__":

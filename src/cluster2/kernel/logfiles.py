@@ -12,7 +12,9 @@ a second, once at rest) whether the name still leads to what it has open, one st
 that works for whoever rotates, the master, logrotate or a human.
 
 **Who doesn't look** (a worker that prints in an endless loop, a program that an app has started) writes on in a file that has
-been rotated. That one is bounded by being cut to nothing (`master.logbook`), for which `O_APPEND` is needed as well.
+been rotated. That one is bounded by being cut to nothing (`master.logbook`), for which `O_APPEND` is needed as well. It must
+not be removed: it would grow where nobody sees it. Whether somebody still has it open to write the kernel tells without a
+search through /proc: a read lease, fcntl(2), is refused then (`is_open_to_write`).
 
 **Who reads** opens only what has one of our names, is a regular file, and lies in the directory itself: no link, no fifo, no way
 out. A reader keeps its descriptor over a rotation, too: it reads the old file to its end before it opens the new one.
@@ -21,8 +23,10 @@ out. A reader keeps its descriptor over a rotation, too: it reads the old file t
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
+import signal
 import stat
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -58,9 +62,17 @@ def worker(slot: int) -> str:
     return f"worker.{slot}.log"
 
 
-def open_to_write(path: str) -> int:
+def open_to_write(path: str, *, readable: bool = False) -> int:
     """A descriptor that appends to a file, which is made if it isn't there. Raises OSError, also if it is a link."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    flags = (
+        (os.O_RDWR if readable else os.O_WRONLY)
+        | os.O_APPEND
+        | os.O_CREAT
+        | os.O_CLOEXEC
+        | os.O_NOFOLLOW
+        | os.O_NONBLOCK
+        | os.O_NOCTTY
+    )
     fd = os.open(path, flags, MODE)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -70,6 +82,27 @@ def open_to_write(path: str) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def is_open_to_write(path: str) -> bool | None:
+    """Whether some process can write to the file by a descriptor that it has. None: the kernel doesn't tell.
+
+    It doesn't if the file is another user's and we have no CAP_LEASE, or on some file systems. The lease is given back at once.
+    If somebody opens the file to write just then, the kernel would have a signal say so, SIGIO, which ends a process that doesn't
+    expect it: so it is told to use one that does nothing.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    else:
+        return False
+    finally:
+        os.close(fd)
 
 
 class Follower:
@@ -123,6 +156,12 @@ def write_all(fd: int, data: bytes) -> None:
     """Write, however many calls it takes. Raises OSError: the disk is full, the reader of a pipe has gone."""
     while data:
         data = data[os.write(fd, data) :]
+
+
+def ends_a_line(fd: int) -> bool:
+    """Whether a file that can be read is empty, or ends with a newline."""
+    size = os.fstat(fd).st_size
+    return not size or os.pread(fd, 1, size - 1) in (b"\n", b"")
 
 
 def found(directory: str) -> list[Found]:

@@ -35,9 +35,15 @@ class Generations:
             self._options[generation] = self._estate.reread()
         settings, sources = self._options[generation]
         self._close(generation)
-        prepare = wire.Prepare(generation, settings.to_wire(), dict(sources))
+        log = "" if self._estate.logbook is None else self._estate.logbook.output
+        prepare = wire.Prepare(generation, settings.to_wire(), dict(sources), log)
         nursery = self._nurseries[generation] = Nursery(prepare, self._estate.argv, self._put, settings.boot_timeout)
         nursery.load()
+
+    def reopen_logs(self) -> None:
+        """Zygotes are to open their log again."""
+        for nursery in self._nurseries.values():
+            nursery.reopen_logs()
 
     def drop(self, generation: int) -> None:
         """No worker of that generation is made any more."""

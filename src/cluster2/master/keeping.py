@@ -46,6 +46,7 @@ class Keeping(Helper):
         options: Settings,
         put: Callable[[Fact], None],
         unix: Collection[int] = (),
+        log: str = "",
     ) -> None:
         """Make the queues; nothing is started yet.
 
@@ -54,6 +55,7 @@ class Keeping(Helper):
             options: of the cluster.
             put: takes the fact that it is gone.
             unix: indices of those that listen on a Unix socket, where TLS is never spoken.
+            log: the file that its output goes to; "": it stays where it is.
         """
         super().__init__(board.header, Pauses(SETTLED, PAUSE, LONGEST_PAUSE), put)
         self.serves = False
@@ -61,6 +63,7 @@ class Keeping(Helper):
         self._sites = sites
         self._options = options
         self._unix = unix
+        self._log = log
         self._rest = handover.queue()
         self._ready = [handover.queue() for _ in range(sites)]
         self._bound: asyncio.TimerHandle | None = None
@@ -73,7 +76,8 @@ class Keeping(Helper):
             return None
         sites = 1 + max(site for site, _ in estate.listeners)
         unix = {site for site, listener in estate.listeners if listener.sock.family == socket.AF_UNIX}
-        return cls(estate.board, sites, settings, put, unix)
+        log = "" if estate.logbook is None else estate.logbook.output
+        return cls(estate.board, sites, settings, put, unix, log)
 
     def heed(self, settings: Settings, movable: Collection[int]) -> None:
         """A generation is loaded: of these apps connections can move, if they are plain. Start a keeper if it is the first."""
@@ -114,7 +118,7 @@ class Keeping(Helper):
         ends = [self._rest[1].fileno(), self._board.fd, *(into.fileno() for into, _ in self._ready)]
         options = self._options
         who = [str(options.user or ""), str(options.group or "")]
-        argv = [sys.executable, "-I", "-S", _ROOM, str(self._sites), str(options.timeout), *who]
+        argv = [sys.executable, "-I", "-S", _ROOM, str(self._sites), str(options.timeout), *who, self._log]
         return Child(argv, fds=dict(enumerate(ends, 4)))
 
     def _bury(self) -> str:

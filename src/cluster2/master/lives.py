@@ -124,6 +124,9 @@ class Lives:
     def buried(self, handle: Handle, status: ExitStatus | None) -> None:
         """A worker is over; None: it never came to be. If it wasn't meant to be, that counts as a crash."""
         meant = handle.reason not in (None, "crash")
+        logbook = self._master.estate.logbook
+        if logbook is not None and handle.pid is not None:
+            logbook.ended(handle.slot, handle.pid, str(status or "how isn't known"), meant)
         self.actions.apply(handle, lifecycle.Event.EXITED, status)
         self._master.steering.release(handle.place)
         self._master.watchman.forget(handle)

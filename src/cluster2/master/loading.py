@@ -76,6 +76,8 @@ class Loading:
             self._failed(generation, ConfigError(f"engine {names}: {error.message}"))
             return
         self._again_at = None
+        if master.estate.logbook is not None:
+            master.estate.logbook.belongs_to(message.owner)
         if master.keeping is not None:
             master.keeping.heed(settings, message.movable)
         if message.threads:

@@ -5,8 +5,10 @@ rotated: renamed, and a new one made in its place (`kernel.logfiles`). When all 
 file of that log goes which has the most: who says much loses its own past, not that of others.
 
 Writers have some time to notice that their file was renamed. A rotated file that grows beyond twice what a file may have is
-written by somebody who doesn't look; it is cut to nothing, and the log says how much that was. A file that was written to lately
-is cut, too, instead of removed: a removed one could grow where nobody sees it.
+written by somebody who doesn't look; it is cut to nothing, and the log says how much that was. A file that somebody has open is
+cut, too, instead of removed: a removed one could grow where nobody sees it.
+
+It also makes what isn't there any more: the directory, and files that whoever workers are may not make themselves.
 
 A look costs some 100 µs with 30 files. It is due once a second, and 20 times a second while a file grows quickly: what 1 GB/s, a
 disk's best, can exceed the bound by is 50 MB.
@@ -16,14 +18,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
 
+from .. import logs
 from ..errors import ConfigError
-from ..kernel import logfiles, privileges
+from ..kernel import logfiles
 from ..kernel.logfiles import Found
 from ..settings import Settings
 
@@ -32,7 +36,9 @@ logger = logging.getLogger("cluster2.master")
 PAUSE, SHORT_PAUSE = 1.0, 0.05
 """Seconds between two looks; the second one while a file grows quickly."""
 RECENT = 5.0
-"""Seconds since its last change after which nobody writes to a rotated file any more."""
+"""Seconds since its last change after which nobody writes to a rotated file any more, where the kernel doesn't tell."""
+FEW = 16
+"""Blocks of a disk: with fewer it is full."""
 LEAST = 1 << 12
 """Bytes that a file may have, however many share the total."""
 SAID_EVERY = 60.0
@@ -40,7 +46,12 @@ SAID_EVERY = 60.0
 
 
 class Logbook:
-    """Keeps the directory. It is the only one who renames and removes files there."""
+    """Keeps the directory. It is the only one who renames and removes files there.
+
+    Attributes:
+        directory: absolute.
+        output: the file that this process's output goes to; "": it goes elsewhere.
+    """
 
     def __init__(
         self,
@@ -48,7 +59,6 @@ class Logbook:
         size: int,
         total: int,
         *,
-        owner: tuple[int, int] = (-1, -1),
         own: bool = True,
         access: bool = False,
         warn: Callable[[str], None] = logger.warning,
@@ -59,18 +69,21 @@ class Logbook:
             directory: absolute.
             size: bytes above which a file is rotated; 0: never, that is somebody else's business.
             total: bytes that all may have together; 0: any number.
-            owner: user and group who workers are: they open their files themselves. -1: who we are.
             own: whether this process's output goes there as well, until `close`.
             access: whether requests are logged.
-            warn: takes what the log should say.
+            warn: takes what the log should say, until `start` is given something better.
 
         Raises:
             ConfigError: the directory can't be made, or not be written to.
         """
         self.directory = directory
-        self._size, self._total, self._owner, self._warn = size, total, owner, warn
-        self._own = logfiles.Follower(self._path(logfiles.MASTER), 1, 2) if own else None
+        self.output = self._path(logfiles.MASTER) if own else ""
+        self._size, self._total, self._warn = size, total, warn
+        self._own = logfiles.Follower(self.output, 1, 2) if own else None
+        self._owner: tuple[int, int] | None = None
+        self._entrusted = {logfiles.ACCESS} if access else set[str]()
         self._sizes: dict[str, int] = {}
+        self._full = False
         self._cut = 0
         self._said_at = -SAID_EVERY
         self._failed = ""
@@ -79,10 +92,9 @@ class Logbook:
             os.makedirs(directory, mode=0o755, exist_ok=True)
             self._before = [os.dup(number) for number in (1, 2)] if own else []
             if self._own is not None:
-                self._make(logfiles.MASTER)
                 self._own.look()
-            if access or owner != (-1, -1):  # others may not make files here
-                self._make(logfiles.ACCESS)
+            for base in self._entrusted:
+                self._make(base)
         except OSError as error:
             raise ConfigError(f"logs = {directory!r}: can't write there: {error.strerror}; name another, or set "
                               "log_to = stderr") from None  # fmt: skip
@@ -96,18 +108,39 @@ class Logbook:
             settings.logs,
             settings.log_size,
             settings.log_total,
-            owner=_owner(settings),
             own=own,
             access=settings.access_log,
         )
 
     def entrust(self, slot: int) -> None:
         """A worker of that slot will open its file: have it there, as its user's."""
+        self._entrusted.add(logfiles.worker(slot))
         with contextlib.suppress(OSError):  # the worker says what it can't open
             self._make(logfiles.worker(slot))
 
-    def start(self) -> None:
+    def belongs_to(self, owner: tuple[int, int]) -> None:
+        """Workers are this user and group, by number: they, and all who aren't the master, are to open files themselves."""
+        if owner not in ((-1, -1), (os.geteuid(), os.getegid()), self._owner):
+            self._owner = owner
+            for each in logfiles.found(self.directory):
+                with contextlib.suppress(OSError):  # whoever can't open one says so
+                    self._make(each.base)
+
+    def ended(self, slot: int, pid: int, how: str, meant: bool) -> None:
+        """A worker of that slot has ended: its file says so below its last words."""
+        with contextlib.suppress(OSError):  # the event says it as well
+            self._make(logfiles.worker(slot))
+            fd = logfiles.open_to_write(self._path(logfiles.worker(slot)), readable=True)
+            try:
+                level = logging.INFO if meant else logging.ERROR
+                said = logs.line(f"worker {pid} has ended: {how}", level, worker=pid, slot=slot)
+                logfiles.write_all(fd, said if logfiles.ends_a_line(fd) else b"\n" + said)
+            finally:
+                os.close(fd)
+
+    def start(self, warn: Callable[[str], None] | None = None) -> None:
         """Look now and then, on the running loop."""
+        self._warn = warn or self._warn
         self._timer = asyncio.get_running_loop().call_later(self.look(), self.start)
 
     def stop(self) -> None:
@@ -137,16 +170,27 @@ class Logbook:
                 self._warn(f"the logs in {self.directory} can't be kept in order: {error}")
         return pause
 
-    def reopen(self) -> None:
-        """Somebody else has rotated: open our own file again. Workers look once a second anyway."""
-        self.look()
-
     def _look(self) -> float:
+        os.makedirs(self.directory, mode=0o755, exist_ok=True)
         if self._own is not None:
             self._own.look()
-        if not self._size:
-            return PAUSE
         files = logfiles.found(self.directory)
+        for base in self._entrusted.difference(each.name for each in files):
+            self._make(base)
+        self._notice_full()
+        return self._keep_within(files) if self._size else PAUSE
+
+    def _notice_full(self) -> None:
+        """Who writes loses words without complaint, since it can't complain there; so this is said here, once."""
+        disk = os.statvfs(self.directory)
+        full = disk.f_blocks > 0 and disk.f_bavail < FEW
+        if full and not self._full:
+            self._warn(f"the disk of {self.directory} is full: what is logged is lost; the cluster serves on")
+        if self._full and not full:
+            logger.info("the disk of %s has room again", self.directory)
+        self._full = full
+
+    def _keep_within(self, files: list[Found]) -> float:
         limit = self._limit(files)
         grows = False
         for each in files:
@@ -190,14 +234,18 @@ class Logbook:
             most = max(rotated.values(), key=lambda those: sum(each.size for each in those))
             victim = most.pop()
             excess -= victim.size
-            if now - victim.changed < RECENT:
+            if self._is_written(victim, now):
                 os.truncate(self._path(victim.name), 0)
             else:
                 os.unlink(self._path(victim.name))
         for those in rotated.values():
             for each in those:
-                if not each.size and now - each.changed >= RECENT:
+                if not each.size and not self._is_written(each, now):
                     os.unlink(self._path(each.name))
+
+    def _is_written(self, each: Found, now: float) -> bool:
+        told = logfiles.is_open_to_write(self._path(each.name))
+        return now - each.changed < RECENT if told is None else told
 
     def _empty(self, each: Found) -> None:
         os.truncate(self._path(each.name), 0)
@@ -216,19 +264,14 @@ class Logbook:
     def _make(self, base: str) -> None:
         fd = logfiles.open_to_write(self._path(base))
         try:
-            # What the master says is its own; but the monitor, who is the workers' user, shows it.
-            user, group = self._owner
-            os.fchown(fd, -1 if base == logfiles.MASTER else user, group)
+            if self._owner is not None:
+                if os.fstat(fd).st_nlink != 1:  # by another name it may be somebody else's
+                    raise OSError(errno.EMLINK, "it has another name as well")
+                # What the master says is its own; but the monitor, who is the workers' user, shows it.
+                user, group = self._owner
+                os.fchown(fd, -1 if base == logfiles.MASTER else user, group)
         finally:
             os.close(fd)
 
     def _path(self, name: str) -> str:
         return os.path.join(self.directory, name)
-
-
-def _owner(settings: Settings) -> tuple[int, int]:
-    """User and group that workers will be; -1: as we are. What there is not is refused where it is used."""
-    if os.geteuid() == 0 and (settings.user, settings.group) != (None, None):
-        with contextlib.suppress(ConfigError):
-            return privileges.ids(settings.user, settings.group)
-    return -1, -1

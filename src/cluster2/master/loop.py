@@ -130,7 +130,7 @@ class Master:
         for number in SIGNALS if self.estate.owns_process else ():
             self._loop.add_signal_handler(number, self.put, Signal(number))
         if self.estate.logbook is not None:
-            self.estate.logbook.start()
+            self.estate.logbook.start(self.warn)
         if self.monitoring is not None:
             self.monitoring.start()
         self.generations.load(self.wanted.generation)
@@ -328,6 +328,14 @@ class Master:
             await self.monitoring.gone(0.0)
         self.steering.close()
         await self._control.close()
+
+    def reopen_logs(self) -> None:
+        """Somebody has renamed log files: everybody is to open theirs again. Who isn't told looks once a second anyway."""
+        if self.estate.logbook is not None:
+            self.estate.logbook.look()
+            self.generations.reopen_logs()
+            for handle in self.roster:
+                handle.tell(wire.Reopen())
 
     def warn(self, text: str) -> None:
         """Tell operators something."""

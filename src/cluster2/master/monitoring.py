@@ -80,6 +80,7 @@ class Monitoring(Helper):
             version=__version__,
             addresses=[str(listener.address) for _, listener in estate.listeners],
             address=str(estate.monitor[0].address),
+            log="" if estate.logbook is None else estate.logbook.output,
         )
         return cls(estate.board, estate.monitor, order, put, admit)
 

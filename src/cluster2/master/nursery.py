@@ -99,6 +99,12 @@ class Nursery:
         self._hear(child, lambda message: self._from_alone(order.incarnation, message))
         self._say(wire.Forked(order.incarnation, child.pid))
 
+    def reopen_logs(self) -> None:
+        """The zygote is to open its log again; one that doesn't listen does so before its next fork."""
+        if self._zygote is not None and self.ready:
+            with contextlib.suppress(OSError):
+                self._zygote.channel.send(codec.pack_order(wire.Reopen()))
+
     def pids(self) -> set[int]:
         """Processes that this object reaps by itself."""
         zygote = [] if self._zygote is None else [self._zygote]

@@ -84,8 +84,7 @@ class Verbs:
                 if master.phase is Phase.SERVING:
                     master.reloader.ask(None)
             case "reopen logs":
-                if master.estate.logbook is not None:
-                    master.estate.logbook.reopen()
+                master.reopen_logs()
             case "one worker more":
                 master.resize(master.wanted.slots + 1)
             case _:

@@ -13,6 +13,7 @@ Monitoring.may`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
@@ -28,6 +29,7 @@ from ..engines.uvicorn_http import check
 from ..errors import ClusterError
 from ..kernel import privileges, processes
 from ..kernel.descriptors import Packets
+from ..kernel.logfiles import Follower
 from ..kernel.scoreboard import Scoreboard
 from ..settings import Settings
 from .agent import Agent
@@ -104,8 +106,13 @@ async def _observe(
     left = asyncio.Event()
     asyncio.get_running_loop().add_reader(channel.fileno(), left.set)
 
+    output = Follower(order.log, 1, 2) if order.log else None
+
     def beat() -> None:
         board.header.monitor_beat = time.monotonic()
+        if output is not None:
+            with contextlib.suppress(OSError):  # what is open stays in use
+                output.look()
 
     facts = Facts(board, order.port, switch, line.ask, line.order)
     desk = Desk(facts, Subject.of(settings, order.addresses, order.address, master=order.master, version=order.version))

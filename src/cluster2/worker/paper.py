@@ -1,16 +1,23 @@
 """What a worker writes: its output, which is a file of its slot, and the access log.
 
 With `log_to = files` the descriptors 1 and 2 become the slot's file before the worker does anything, so that whatever it, its
-libraries or its children say is there, up to a crash's last words. The pid stands in the line that the worker begins with, and
-in each line of our own.
+libraries or its children say is there, up to a crash's last words. The pid stands in the line that the worker begins with, in
+each line of our own, and in the one that the master writes below it all (`master.logbook: ended`).
+
+What Python's streams take is written with the line that it ends. If the disk is full it is lost, and nobody notices: a `print`
+that raises would fail a request, which is worse than a line that is missing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import faulthandler
+import io
 import logging
 import os
 import sys
+from typing import Any
 
 from .. import logs
 from ..engines.access import AccessLog, Handler
@@ -20,7 +27,9 @@ from ..settings import Settings
 
 logger = logging.getLogger("cluster2.worker")
 
-STDERR = 2
+STDOUT, STDERR = 1, 2
+LOST = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+"""A disk that is full or broken."""
 
 
 class Paper:
@@ -45,23 +54,23 @@ class Paper:
         if settings.access_log:
             self._requests = Follower(os.path.join(directory, logfiles.ACCESS)) if directory else None
             self.access = AccessLog(slot, settings.log_format == "json", self._write)
-            if directory:
-                access = logging.getLogger("granian.access")
-                access.handlers[:], access.propagate = [Handler(self.access)], False
+            granians = logging.getLogger("granian.access")
+            granians.handlers[:], granians.propagate = [Handler(self.access)], False
 
-    def begin(self, settings: Settings, generation: int, slot: int) -> None:
+    def begin(self, generation: int, slot: int) -> None:
         """Be this process's output from now on."""
         if not faulthandler.is_enabled():
             faulthandler.enable(STDERR)
         self.look()
         if self._output is None:
             return
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(line_buffering=True)  # what was printed is written before whatever comes next
-        begins = f"worker {os.getpid()} begins (slot {slot}, generation {generation})"
+        for number, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
+            _replace(name, number)
+        begins = logs.line(
+            f"worker {os.getpid()} begins (slot {slot}, generation {generation})", slot=slot, generation=generation
+        )
         try:
-            logfiles.write_all(STDERR, logs.line(settings, "cluster2.worker", begins))
+            logfiles.write_all(STDERR, begins)
         except OSError as error:
             self._complain("its log", error)
 
@@ -93,3 +102,34 @@ class Paper:
         if self._failed.get(what) != str(error):
             self._failed[what] = str(error)
             logger.warning("%s can't be written: %s", what, error.strerror)
+
+
+class _Output(io.FileIO):
+    """What a stream of Python writes to."""
+
+    def write(self, data: Any) -> int:
+        """Write, or lose."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in LOST:
+                raise
+            return memoryview(data).nbytes
+
+
+def _replace(name: str, number: int) -> None:
+    """Put a stream that writes each line at once, and never fails for a full disk, in place of `sys.stdout` or `sys.stderr`."""
+    before = getattr(sys, name)
+    if not isinstance(before, io.TextIOWrapper) or before.fileno() != number:
+        return  # the app has put something of its own there
+    with contextlib.suppress(OSError):
+        before.flush()
+    before.reconfigure(line_buffering=True)  # whoever has kept it
+    stream = io.TextIOWrapper(
+        io.BufferedWriter(_Output(number, "w", closefd=False)),
+        encoding=before.encoding,
+        errors=before.errors,
+        line_buffering=True,
+        write_through=before.write_through,
+    )
+    setattr(sys, name, stream)

@@ -289,6 +289,8 @@ class Worker:
                 self._drain_soon(message.last)
             case wire.Deserted():
                 self._drain.deserted = True
+            case wire.Reopen():
+                self._paper.look()
             case wire.TrafficSet():
                 self._traffic.confirmed()
             case _:

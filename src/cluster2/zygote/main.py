@@ -20,6 +20,7 @@ from ..engines.base import Capability, owns_accept
 from ..errors import ClusterError
 from ..kernel import processes
 from ..kernel.descriptors import MAX_DESCRIPTORS, Packets
+from ..kernel.logfiles import Follower
 from .image import Image, freeze
 
 Serve = Callable[[Image, wire.Fork, list[int]], int]
@@ -39,10 +40,16 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare], Image], serve: Serv
         message, detail = codec.clip(error.message, MOST_MESSAGE), codec.clip(error.detail, MOST_DETAIL, end=True)
         _say(channel, wire.PrepareFailed(message, detail, error.exit_code))
         return error.exit_code
+    output = Follower(log, 1, 2) if (log := order.log) else None
     freeze()
     _say(channel, _prepared(image))
     while True:
         order, descriptors = _receive(channel)
+        if output is not None:
+            with contextlib.suppress(OSError):  # what is open stays in use
+                output.look()
+        if isinstance(order, wire.Reopen):
+            continue
         if not isinstance(order, wire.Fork):
             return 0
         if order.become:
@@ -60,6 +67,7 @@ def _prepared(image: Image) -> wire.Prepared:
         engines=[engine.name for _, engine in image.sites],
         threads=image.threads,
         steered=[site for site, (_, engine) in sites if owns_accept(engine)],
+        owner=(os.geteuid(), os.getegid()),
         movable=[site for site, (app, engine) in sites if Capability.KEEPER in engine.capabilities[app.interface]],
     )
 
