@@ -24,6 +24,7 @@ from cluster2.settings import Settings
 from tests.unit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
+OWNER = (os.geteuid(), os.getegid())
 HELLO = """
 async def app(reader, writer):
     writer.write(b"hello")
@@ -128,7 +129,7 @@ def birth() -> Any:
 async def test_a_zygote_forks_workers(tmp_path: Path, birth: Birth) -> None:
     """A zygote says what it has loaded; told to, it forks a worker that is our own child, serves, and drains."""
     async with ward(tmp_path) as w:
-        assert await w.said() == wire.Prepared(["tcp"], ["tcp"], [], movable=[0])
+        assert await w.said() == wire.Prepared(["tcp"], ["tcp"], [], movable=[0], owner=OWNER)
         assert w.nursery.ready
         w.nursery.spawn(birth.order(), birth.descriptors())
         birth.theirs.close()
