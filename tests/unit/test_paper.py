@@ -81,7 +81,7 @@ print("three"); os.write(2, b"four\\n"); sys.stderr.write("five\\n"); os._exit(0
 
 
 def test_a_full_disk_fails_no_print(tmp_path: Path) -> None:
-    """What can't be written is lost; when there is room again, output goes on. (/dev/full is a disk that is always full.)"""
+    """What can't be written is lost; when there is room again, output goes on. /dev/full is a disk that is always full."""
     code = """
 import logging
 full = os.open("/dev/full", os.O_WRONLY)
