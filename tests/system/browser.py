@@ -71,6 +71,7 @@ class Sight:
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.expected: tuple[str, ...] = ()
+        self._closed = False
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -99,6 +100,12 @@ class Sight:
         """What a cell of a row says."""
         return str(row.locator(f"[data-column={column}]").inner_text()).strip()
 
+    def column(self, name: str) -> list[int]:
+        """What all cells of a column say, from the top; whole numbers."""
+        cells = f"[...document.querySelectorAll('tbody [data-column={name}]')]"
+        numbers: list[int] = self.page.evaluate(f"{cells}.map((cell) => Number(cell.textContent))")
+        return numbers
+
     def pids(self) -> dict[int, int]:
         """The pid in each slot, as it is shown."""
         shown = self.page.evaluate(
@@ -124,6 +131,9 @@ class Sight:
 
     def close(self) -> None:
         """It asked nobody else, complained of nothing unexpected, was forbidden nothing; no text became markup."""
+        if self._closed:
+            return
+        self._closed = True
         violations = self.page.evaluate("window.violations")
         foreign = self.page.locator("main :is(script, img, b b, iframe, object), body > script").count()
         pwned = self.page.evaluate("typeof window.pwned")

@@ -4,6 +4,9 @@
 import { el, setAttribute, setText } from "./dom.js";
 import * as format from "./format.js";
 
+const WHOLE = Array.from({ length: 10 }, (_, power) => [1, 2, 5].map((each) => each * 10 ** power)).flat();
+const BINARY = Array.from({ length: 45 }, (_, power) => 2 ** power);
+
 const CHARTS = [
   {
     key: "requests",
@@ -27,17 +30,19 @@ const CHARTS = [
     key: "connections",
     title: "Connections",
     text: format.count,
+    incrs: WHOLE,
     lines: [
       { key: "held", label: "held", tone: "accent", filled: true },
       { key: "resting", label: "at rest", tone: "ink", dashed: true },
     ],
   },
   { key: "cpu", title: "CPU, cores", text: format.cores, lines: [{ key: "cpu", label: "used", tone: "accent", filled: true }] },
-  { key: "memory", title: "Memory", text: format.bytes, incrs: Array.from({ length: 45 }, (_, power) => 2 ** power), lines: [{ key: "memory", label: "used", tone: "accent", filled: true }] },
+  { key: "memory", title: "Memory", text: format.bytes, incrs: BINARY, lines: [{ key: "memory", label: "used", tone: "accent", filled: true }] },
   {
     key: "work",
     title: "Under way",
     text: format.count,
+    incrs: WHOLE,
     lines: [
       { key: "in_flight", label: "requests", tone: "accent", filled: true },
       { key: "ready", label: "workers ready", tone: "ink", dashed: true },
@@ -102,6 +107,11 @@ class Series {
   }
 }
 
+/** Hours and minutes; not in the corner, where the other axis has its zero. */
+function timeLabels(plot, times) {
+  return times.map((time) => (plot.valToPos(time, "x") < 20 ? "" : format.clock(time).slice(0, 5)));
+}
+
 class Chart {
   #plot;
   #readouts;
@@ -139,7 +149,7 @@ class Chart {
         y: { range: (plot, low, high) => [0, high > 0 ? high * 1.1 : 1] },
       },
       axes: [
-        { ...axis, size: 20, gap: 2, space: 70, values: (plot, splits) => splits.map((each) => format.clock(each).slice(0, 5)), incrs: [60, 120, 300, 600, 900, 1800] },
+        { ...axis, size: 20, gap: 2, space: 70, values: timeLabels, incrs: [60, 120, 300, 600, 900, 1800] },
         { ...axis, size: 56, gap: 4, space: 32, values: (plot, splits) => splits.map((each) => text(each)), ...(incrs && { incrs }) },
       ],
       series: [

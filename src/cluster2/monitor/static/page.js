@@ -57,7 +57,7 @@ const GLANCE = {
   connections: (f) => [format.count(f.connections?.held), `${format.count(f.connections?.resting)} at rest`, ""],
   cpu: (f) => [format.cores(f.rates?.cpu), `of ${format.count(f.host?.cpus)} cores`, ""],
   load: (f) => [(f.host?.load ?? []).slice(0, 1).map((each) => each.toFixed(2)).join() || format.NONE, (f.host?.load ?? []).slice(1).map((each) => each.toFixed(2)).join("  "), ""],
-  memory: (f) => [format.bytes(f.memory?.now), `${format.bytes(f.memory?.start)} at start`, ""],
+  memory: (f) => [format.bytes(f.memory?.now), f.memory?.start ? `${format.bytes(f.memory.start)} at start` : "", ""],
 };
 
 function glance(now) {
@@ -150,6 +150,7 @@ const stream = new Stream({
 
 function linked(state, text) {
   document.body.dataset.link = state;
+  for (const button of byId("actions").querySelectorAll("button")) button.disabled = state !== "live";
   setText(byId("link"), text);
 }
 
