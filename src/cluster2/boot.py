@@ -7,6 +7,7 @@ given back in the reverse order, whatever happens in between.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import time
@@ -17,7 +18,7 @@ import uvloop
 from . import events, logs
 from .config import Config
 from .emitter import Emitter
-from .errors import ClusterError
+from .errors import ClusterError, ConfigError
 from .kernel import processes
 from .kernel.listeners import Listener, open_all, systemd_fds
 from .kernel.notify import Notifier
@@ -33,6 +34,9 @@ from .master.switchboard import Switchboard
 from .settings import OPTIONS, Settings
 
 logger = logging.getLogger("cluster2.master")
+
+LOGS = ("log_to", "logs", "log_size", "log_total")
+"""Options by which somebody asks for log files."""
 
 
 def run(
@@ -55,11 +59,21 @@ def run(
     """
     switchboard = switchboard or Switchboard()
     with contextlib.ExitStack() as stack:
-        logbook = Logbook.of(config.settings, own=True)
+        config, logbook = _logbook(config)
         if logbook is not None:
             stack.callback(logbook.close)
         prepare(config)
         return _serve(config, switchboard, argv, targets, on_ready or _nothing, logbook)
+
+
+def _logbook(config: Config) -> tuple[Config, Logbook | None]:
+    """The directory of logs. One that nobody asked for and that can't be made is done without, with a warning."""
+    try:
+        return config, Logbook.of(config.settings, own=True)
+    except ConfigError as error:
+        if any(map(config.explicit, LOGS)):
+            raise
+        return dataclasses.replace(config, warnings=(*config.warnings, f"no log files: {error.message}")), None
 
 
 def _serve(

@@ -104,7 +104,9 @@ class Cluster:
         target = app if app is None or isinstance(app, str) else _importable(app)
         configured, _ = self._with(target, False)
         boot.prepare(configured)
-        logbook = Logbook.of(configured.settings, own=False)  # this process's output is its own business
+        # This process's output is its own business, and so is where it is: files only if somebody asks for them.
+        asked = any(map(configured.explicit, boot.LOGS))
+        logbook = Logbook.of(configured.settings, own=False) if asked else None
         with boot.estate(configured, default_argv(), logbook, owns_process=False) as owned:
             running = Running(owned)
             task = asyncio.ensure_future(

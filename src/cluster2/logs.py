@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -19,14 +20,28 @@ _OURS = ("cluster2", "uvicorn", "granian", "_granian")
 _FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
 
 
+_copies: list[Callable[[bytes], None]] = []
+
+
+def copy_to(write: Callable[[bytes], None]) -> None:
+    """Have all lines of this process's log given to that as well, from the next `configure` on, for as long as it lives."""
+    _copies.append(write)
+
+
+def copy_no_more(write: Callable[[bytes], None]) -> None:
+    """Take back `copy_to`."""
+    _copies.remove(write)
+
+
 def configure(settings: Settings) -> None:
     """Set up our loggers and the engines'. The app's own logging is the app's: the root logger isn't touched."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_formatter(settings))
+    handlers: list[logging.Handler] = [logging.StreamHandler(), *(_Copy(write) for write in _copies)]
+    for each in handlers:
+        each.setFormatter(_formatter(settings))
     level = settings.log_level.upper()
     for name in _OURS:
         log = logging.getLogger(name)
-        log.handlers[:] = [handler]
+        log.handlers[:] = handlers
         log.setLevel(level)
         log.propagate = False
     # What engines say at info is about a start and a stop that we announce ourselves.
@@ -57,6 +72,20 @@ def _formatter(settings: Settings) -> logging.Formatter:
 
 def _number(level: str) -> int:
     return logging.getLevelNamesMapping()[level]
+
+
+class _Copy(logging.Handler):
+    """Gives each line to whoever wants it."""
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        super().__init__()
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._write(self.format(record).encode("utf-8", "backslashreplace") + b"\n")
+        except Exception:
+            self.handleError(record)
 
 
 class TextFormatter(logging.Formatter):

@@ -340,8 +340,9 @@ class Settings:
         needs="access-log", moot=(False,),
     )  # fmt: skip
     log_to: str = option(
-        "stderr", choice("stderr", "files"), "standard error, or files in the directory of logs", _LOG, restart=True
-    )
+        "both", choice("both", "files", "stderr"), "standard error, files in the directory of logs, or both; in the "
+        "background (start): files", _LOG, restart=True,
+    )  # fmt: skip
     log_size: int = option(
         16 << 20, SIZE, "rotate a log file above this size; 0: never, something else does it", _LOG, restart=True
     )

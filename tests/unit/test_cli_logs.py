@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cluster2.cli import cli
-from cluster2.cli.logs import ABSENT, PATIENCE, Following
 from cluster2.kernel import logfiles
+from cluster2.kernel.logreading import ABSENT, PATIENCE, Following
 
 
 class Shown(list[tuple[str, str]]):

@@ -50,7 +50,7 @@ async def test_the_list(logs: Path) -> None:
     assert [line.split()[-1] for line in text] == ["master.log", "worker.0.log.1"]
     found = (await ask(logs, "/logs", accept="application/json")).json()["logs"]
     assert [(each["name"], each["size"]) for each in found] == [("master.log", len(LINES)), ("worker.0.log.1", 28)]
-    assert "log_to = files" in (await ask(logs / "none", "/logs")).text
+    assert "log_to = stderr" in (await ask(logs / "none", "/logs")).text
 
 
 async def test_a_file(logs: Path) -> None:

@@ -8,8 +8,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import click
 
@@ -17,20 +15,12 @@ from ..config import lookup
 from ..errors import UsageError
 from ..kernel import logfiles
 from ..kernel.logfiles import Found
+from ..kernel.logreading import Following, Show
 from . import shown_until_left
 
 POLL = 0.2
 """Seconds between two looks for more."""
-PATIENCE = 5
-"""Looks without anything new after which the beginning of a line is shown without its end."""
-ABSENT = 50
-"""Looks after which a file that isn't found any more counts as gone, though somebody has it under another name."""
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
-MOST_LINE = 1 << 20
-"""Bytes after which a line that has no end is shown."""
-
-Show = Callable[[str, bytes], None]
-"""Takes the name of a log, and a line without its end."""
 
 
 @click.command()
@@ -45,7 +35,7 @@ def logs(name: str | None, directory: str | None, follow: bool, lines: int, as_j
     """Show the end of the logs, or of one.
 
     NAME is master, access, worker.0, or just the slot's number; also a file that was rotated, such as worker.0.log.1.
-    Files are there if the cluster runs in the background (start) or with log_to = files.
+    There are none with log_to = stderr.
     """
     place = str(lookup("logs", directory))
     named = None if name is None else _base(name)
@@ -55,7 +45,7 @@ def logs(name: str | None, directory: str | None, follow: bool, lines: int, as_j
         says = (
             f"{named} isn't there; there are: {there}"
             if there
-            else "there are no log files (log_to = files makes some)"
+            else "there are no log files; with log_to = both or files a cluster makes some"
         )
         raise UsageError(f"logs = {place}: {says}")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -89,106 +79,6 @@ def _show_end(place: str, each: Found, lines: int, show: Show) -> None:
                     show(each.base if each.age == 0 else each.name, line)
             if pending:
                 show(each.base, pending)
-
-
-@dataclass(slots=True)
-class Open:
-    """A file that is read to its end, whatever it is called by then.
-
-    Attributes:
-        at: up to where it was read.
-        pending: the line that has begun.
-        quiet: looks since it has grown.
-        absent: looks since it was found.
-    """
-
-    base: str
-    fd: int
-    at: int
-    pending: bytes = b""
-    quiet: int = 0
-    absent: int = 0
-
-    def more(self) -> Iterator[bytes]:
-        """The lines that have come since; one that isn't complete when nothing more comes."""
-        size = os.fstat(self.fd).st_size
-        self.quiet = 0 if size != self.at else self.quiet + 1
-        if size < self.at:  # it was cut
-            self.at = 0
-            yield from self.rest()
-        for block in logfiles.blocks(self.fd, self.at, size):
-            self.at += len(block)
-            *whole, self.pending = (self.pending + block).split(b"\n")
-            yield from whole
-            if len(self.pending) > MOST_LINE:
-                yield from self.rest()
-        if self.quiet >= PATIENCE:
-            yield from self.rest()
-
-    def rest(self) -> Iterator[bytes]:
-        """The line that has begun, if one has."""
-        pending, self.pending = self.pending, b""
-        if pending:
-            yield pending
-
-    def gone(self) -> bool:
-        """Whether nobody will write to it any more, as far as one can know: it has no name, or none that we see."""
-        self.absent += 1
-        return self.absent >= ABSENT or os.fstat(self.fd).st_nlink == 0
-
-
-class Following:
-    """All files of a directory, or of one log, from now on.
-
-    Files that were rotated are held open as well, until they have gone: a worker may still write to one; and as long as we hold
-    it, no other file can have its inode, by which we know it. A name says nothing: between listing and opening it may have
-    become another file's. So one that isn't found at a look isn't gone yet.
-    """
-
-    def __init__(self, place: str, named: str | None, lines: int) -> None:
-        """The first look shows so many lines of each log."""
-        self._place, self._named = place, named
-        self._open: dict[tuple[int, int], Open] = {}
-        self._lines: int | None = lines
-
-    def look(self, show: Show) -> None:
-        """Show what has come."""
-        here = set()
-        files = [each for each in logfiles.found(self._place) if self._named in (None, each.base, each.name)]
-        for each in sorted(files, key=lambda each: (each.base, -each.age)):
-            try:
-                fd = logfiles.open_to_read(self._place, each.name)
-            except OSError:
-                continue  # rotated away just now: the next look finds it by its new name
-            seen = os.fstat(fd)
-            key = seen.st_dev, seen.st_ino
-            here.add(key)
-            if key in self._open:
-                os.close(fd)
-                self._open[key].absent = 0
-            else:
-                self._open[key] = Open(each.base, fd, self._start(fd, each))
-        self._lines = None
-        for key, file in list(self._open.items()):
-            for line in file.more():
-                show(file.base, line)
-            if key not in here and file.gone():
-                for line in file.rest():
-                    show(file.base, line)
-                os.close(file.fd)
-                del self._open[key]
-
-    def _start(self, fd: int, each: Found) -> int:
-        if self._lines is None:
-            return 0
-        wanted = self._lines if each.age == 0 or each.name == self._named else 0
-        return logfiles.tail(fd, wanted)
-
-    def close(self) -> None:
-        """Close all."""
-        for file in self._open.values():
-            os.close(file.fd)
-        self._open.clear()
 
 
 def _follow(place: str, named: str | None, lines: int, show: Show) -> None:

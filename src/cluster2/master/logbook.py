@@ -30,6 +30,7 @@ from ..errors import ConfigError
 from ..kernel import logfiles
 from ..kernel.logfiles import Found
 from ..settings import Settings
+from .relay import Relay
 
 logger = logging.getLogger("cluster2.master")
 
@@ -59,7 +60,8 @@ class Logbook:
         size: int,
         total: int,
         *,
-        own: bool = True,
+        own: str = "all",
+        relayed: bool = False,
         access: bool = False,
         warn: Callable[[str], None] = logger.warning,
     ) -> None:
@@ -69,7 +71,8 @@ class Logbook:
             directory: absolute.
             size: bytes above which a file is rotated; 0: never, that is somebody else's business.
             total: bytes that all may have together; 0: any number.
-            own: whether this process's output goes there as well, until `close`.
+            own: what of this process goes there until `close`: "all" that it writes, "log": a copy of its log, "": nothing.
+            relayed: whether what the others write there is shown on standard error as well.
             access: whether requests are logged.
             warn: takes what the log should say, until `start` is given something better.
 
@@ -77,9 +80,11 @@ class Logbook:
             ConfigError: the directory can't be made, or not be written to.
         """
         self.directory = directory
-        self.output = self._path(logfiles.MASTER) if own else ""
+        self.output = self._path(logfiles.MASTER) if own == "all" else ""
         self._size, self._total, self._warn = size, total, warn
-        self._own = logfiles.Follower(self.output, 1, 2) if own else None
+        numbers = (1, 2) if own == "all" else ()
+        self._own = logfiles.Follower(self._path(logfiles.MASTER), *numbers) if own else None
+        self._relay: Relay | None = None
         self._owner: tuple[int, int] | None = None
         self._entrusted = {logfiles.ACCESS} if access else set[str]()
         self._sizes: dict[str, int] = {}
@@ -90,7 +95,7 @@ class Logbook:
         self._timer: asyncio.TimerHandle | None = None
         try:
             os.makedirs(directory, mode=0o755, exist_ok=True)
-            self._before = [os.dup(number) for number in (1, 2)] if own else []
+            self._before = [os.dup(number) for number in (1, 2)] if own == "all" else []
             if self._own is not None:
                 self._own.look()
             for base in self._entrusted:
@@ -98,17 +103,27 @@ class Logbook:
         except OSError as error:
             raise ConfigError(f"logs = {directory!r}: can't write there: {error.strerror}; name another, or set "
                               "log_to = stderr") from None  # fmt: skip
+        if own == "log":
+            logs.copy_to(self._copy)
+        if relayed:
+            self._relay = Relay(directory)
 
     @classmethod
     def of(cls, settings: Settings, *, own: bool) -> Logbook | None:
-        """That of a cluster; None if all goes to standard error."""
-        if settings.log_to != "files":
+        """That of a cluster; None if all goes to standard error.
+
+        Args:
+            own: whether this process is the cluster's alone.
+        """
+        if settings.log_to == "stderr":
             return None
+        both = settings.log_to == "both"
         return cls(
             settings.logs,
             settings.log_size,
             settings.log_total,
-            own=own,
+            own=("log" if both else "all") if own else "",
+            relayed=both,
             access=settings.access_log,
         )
 
@@ -134,6 +149,8 @@ class Logbook:
             try:
                 level = logging.INFO if meant else logging.ERROR
                 said = logs.line(f"worker {pid} has ended: {how}", level, worker=pid, slot=slot)
+                if self._relay is not None:
+                    self._relay.leave_out(said)
                 logfiles.write_all(fd, said if logfiles.ends_a_line(fd) else b"\n" + said)
             finally:
                 os.close(fd)
@@ -141,17 +158,28 @@ class Logbook:
     def start(self, warn: Callable[[str], None] | None = None) -> None:
         """Look now and then, on the running loop."""
         self._warn = warn or self._warn
-        self._timer = asyncio.get_running_loop().call_later(self.look(), self.start)
+        if self._relay is not None:
+            self._relay.start()
+        self._again()
+
+    def _again(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self.look(), self._again)
 
     def stop(self) -> None:
         """Look no more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._relay is not None:
+            self._relay.stop()
+            self._relay = None
 
     def close(self) -> None:
         """Give this process back the output that it had."""
         self.stop()
+        if self._own is not None and not self._before:
+            logs.copy_no_more(self._copy)
+            self._own.close()
         self._own = None
         for number, before in enumerate(self._before, 1):
             os.dup2(before, number, inheritable=True)
@@ -260,6 +288,11 @@ class Logbook:
                 "whether its file was rotated"
             )
             self._cut = 0
+
+    def _copy(self, line: bytes) -> None:
+        if self._own is not None and self._own.fd >= 0:
+            with contextlib.suppress(OSError):  # the disk is full; it stands on standard error
+                logfiles.write_all(self._own.fd, line)
 
     def _make(self, base: str) -> None:
         fd = logfiles.open_to_write(self._path(base))

@@ -57,7 +57,7 @@ class Logs:
             files = [{"name": each.name, "size": each.size, "changed": each.changed} for each in found]
             return JSONResponse({"logs": files}, headers={"cache-control": "no-store"})
         lines = [f"{each.size:>12}  {_when(each.changed)}  {each.name}\n" for each in found]
-        text = "".join(lines) or "no log files: they are written with log_to = files, which is what start does\n"
+        text = "".join(lines) or "no log files: this cluster writes none (log_to = stderr)\n"
         return PlainTextResponse(text, headers=_HEADERS)
 
     async def one(self, request: Request) -> Response:

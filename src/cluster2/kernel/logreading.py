@@ -1,0 +1,148 @@
+"""Reading log files on, while they are written, rotated, cut and removed: what `cluster2 logs -f` and the master's relay do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from . import logfiles
+from .logfiles import Found
+
+PATIENCE = 5
+"""Looks without anything new after which the beginning of a line is shown without its end."""
+ABSENT = 50
+"""Looks after which a file that isn't found any more counts as gone, though somebody has it under another name."""
+MOST_LINE = 1 << 20
+"""Bytes after which a line that has no end is shown."""
+
+Show = Callable[[str, bytes], None]
+"""Takes the name of a log, and a line without its end."""
+
+
+@dataclass(slots=True)
+class Open:
+    """A file that is read to its end, whatever it is called by then.
+
+    Attributes:
+        at: up to where it was read.
+        pending: the line that has begun.
+        quiet: looks since it has grown.
+        absent: looks since it was found.
+    """
+
+    base: str
+    fd: int
+    at: int
+    pending: bytes = b""
+    quiet: int = 0
+    absent: int = 0
+
+    def more(self) -> Iterator[bytes]:
+        """The lines that have come since; one that isn't complete when nothing more comes."""
+        size = os.fstat(self.fd).st_size
+        self.quiet = 0 if size != self.at else self.quiet + 1
+        if size < self.at:  # it was cut
+            self.at = 0
+            yield from self.rest()
+        for block in logfiles.blocks(self.fd, self.at, size):
+            self.at += len(block)
+            *whole, self.pending = (self.pending + block).split(b"\n")
+            yield from whole
+            if len(self.pending) > MOST_LINE:
+                yield from self.rest()
+        if self.quiet >= PATIENCE:
+            yield from self.rest()
+
+    def skip(self, most: int) -> int:
+        """Leave out what has come, but for the last so many bytes. Returns how many were left out."""
+        skipped = os.fstat(self.fd).st_size - self.at - most
+        if skipped <= 0:
+            return 0
+        self.at += skipped
+        self.pending = b""
+        return skipped
+
+    def rest(self) -> Iterator[bytes]:
+        """The line that has begun, if one has."""
+        pending, self.pending = self.pending, b""
+        if pending:
+            yield pending
+
+    def gone(self) -> bool:
+        """Whether nobody will write to it any more, as far as one can know: it has no name, or none that we see."""
+        self.absent += 1
+        return self.absent >= ABSENT or os.fstat(self.fd).st_nlink == 0
+
+
+class Following:
+    """All files of a directory, or of one log, from now on.
+
+    Files that were rotated are held open as well, until they have gone: a worker may still write to one; and as long as we hold
+    it, no other file can have its inode, by which we know it. A name says nothing: between listing and opening it may have
+    become another file's. So one that isn't found at a look isn't gone yet.
+    """
+
+    def __init__(
+        self, place: str, named: str | None, lines: int, *, without: str = "", most: int | None = None
+    ) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            place: the directory.
+            named: the log, or the one file, that is followed; None: all.
+            lines: so many of each log's last lines are shown by the first look.
+            without: a log that isn't followed.
+            most: bytes of a file that a look shows; of more it shows the end, and says so.
+        """
+        self._place, self._named, self._without, self._most = place, named, without, most
+        self._open: dict[tuple[int, int], Open] = {}
+        self._lines: int | None = lines
+
+    def look(self, show: Show) -> None:
+        """Show what has come."""
+        here = set()
+        for each in sorted(filter(self._wanted, logfiles.found(self._place)), key=lambda each: (each.base, -each.age)):
+            try:
+                fd = logfiles.open_to_read(self._place, each.name)
+            except OSError:
+                continue  # rotated away just now: the next look finds it by its new name
+            seen = os.fstat(fd)
+            key = seen.st_dev, seen.st_ino
+            here.add(key)
+            if key in self._open:
+                os.close(fd)
+                self._open[key].absent = 0
+            else:
+                self._open[key] = Open(each.base, fd, self._start(fd, each))
+        self._lines = None
+        for key, file in list(self._open.items()):
+            if self._most is not None and (skipped := file.skip(self._most)):
+                show(file.base, f"... {skipped} bytes, see {file.base}".encode())
+            for line in file.more():
+                show(file.base, line)
+            if key not in here and file.gone():
+                for line in file.rest():
+                    show(file.base, line)
+                os.close(file.fd)
+                del self._open[key]
+
+    @property
+    def pending(self) -> bool:
+        """Whether a line has begun that isn't shown yet: another look is due."""
+        return any(file.pending for file in self._open.values())
+
+    def _wanted(self, each: Found) -> bool:
+        return each.base != self._without and self._named in (None, each.base, each.name)
+
+    def _start(self, fd: int, each: Found) -> int:
+        if self._lines is None:
+            return 0
+        wanted = self._lines if each.age == 0 or each.name == self._named else 0
+        return logfiles.tail(fd, wanted)
+
+    def close(self) -> None:
+        """Close all."""
+        for file in self._open.values():
+            os.close(file.fd)
+        self._open.clear()
