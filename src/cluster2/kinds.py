@@ -176,9 +176,10 @@ def _size(raw: object) -> int:
         match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-z]*)", raw.strip().lower())
         if match is None:
             raise ValueError
-        if match[2] not in _BYTES:
+        number = Decimal(match[1])
+        if match[2] not in _BYTES and (match[2] or number):  # 0 needs no unit
             raise _HintError(f"unknown unit {match[2]!r}" if match[2] else "unit missing")
-        raw = int(Decimal(match[1]) * _BYTES[match[2]])
+        raw = int(number * _BYTES.get(match[2], 1))
     return _whole(raw)
 
 

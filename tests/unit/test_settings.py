@@ -102,6 +102,7 @@ def test_what_is_no_address(text: str) -> None:
         (kinds.SIZE, "100MB", 100_000_000),
         (kinds.SIZE, "1.5kib", 1536),
         (kinds.SIZE, 4096, 4096),
+        (kinds.SIZE, "0", 0),
         (kinds.RATIO, "0.5", 0.5),
         (kinds.UMASK, "022", 0o22),
         (kinds.UMASK, 0o27, 0o27),
