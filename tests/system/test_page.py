@@ -101,12 +101,14 @@ def test_a_killed_worker_is_replaced_before_one_s_eyes(see: See, cluster: Cluste
     expect(sight.locator("#glance-workers b")).to_have_text("2 / 2")
     expect(sight.locator("#title")).to_have_text("<b>shop</b>")
     sight.evaluate("window.same = true")
-    os.kill(before[1], signal.SIGKILL)
-    sight.until(lambda: sight.pids().get(1) not in (None, before[1]), "another pid in the row")
+    sight.rows().last.get_by_role("button", name="Stacks").focus()
+    os.kill(before[0], signal.SIGKILL)
+    sight.until(lambda: sight.pids().get(0) not in (None, before[0]), "another pid in the row")
     sight.until(lambda: sight.pids() == cluster.pids(), "the pids that there are")
-    assert sight.pids()[0] == before[0]
+    assert sight.pids()[1] == before[1]
+    assert sight.evaluate("document.activeElement.closest('tr').dataset.slot") == "1"
     assert sight.evaluate("window.same") is True
-    said = sight.locator("#event-list li", has_text=f"worker 1 (pid {before[1]}) ended: crash, SIGKILL")
+    said = sight.locator("#event-list li", has_text=f"worker 0 (pid {before[0]}) ended: crash, SIGKILL")
     expect(said).to_have_count(1)
     sight.get_by_role("radio", name="1 h").check()
     plot = sight.locator("[data-chart=requests] .u-over")
@@ -115,7 +117,7 @@ def test_a_killed_worker_is_replaced_before_one_s_eyes(see: See, cluster: Cluste
 
     def marked() -> bool:
         sight.mouse.move(box["x"] + box["width"] - next(jitter), box["y"] + 40)
-        return "worker 1 ended (crash)" in pointed.inner_text()
+        return "worker 0 ended (crash)" in pointed.inner_text()
 
     jitter = itertools.cycle((2, 3))
     sight.until(marked, "the mark on the time line")

@@ -26,17 +26,14 @@ export function setAttribute(node, name, value) {
   } else if (node.getAttribute(name) !== value) node.setAttribute(name, value);
 }
 
-/** Have exactly these children, in this order, and touch only what isn't so. */
+/** Have exactly these children, in this order. What is in its place isn't touched: to be moved would cost it the focus. */
 export function setOrder(parent, nodes) {
+  const wanted = new Set(nodes);
+  for (const child of [...parent.childNodes]) if (!wanted.has(child)) child.remove();
   let at = parent.firstChild;
   for (const node of nodes) {
     if (node === at) at = at.nextSibling;
     else parent.insertBefore(node, at);
-  }
-  while (at) {
-    const next = at.nextSibling;
-    at.remove();
-    at = next;
   }
 }
 
