@@ -133,10 +133,10 @@ class _Clients:
                 seen.failed.append(Failure(number, kind, port, f"wrong answer: {head!r}"))
                 return
             seen.answered += 1
-            seen.workers.add(int(_value(head, b"x-worker") or 0))
+            seen.workers.add(int(value(head, b"x-worker") or 0))
             if closing:
                 return
-            if (_value(head, b"connection") or b"").lower() == b"close":
+            if (value(head, b"connection") or b"").lower() == b"close":
                 seen.said += 1
                 return
 
@@ -224,7 +224,7 @@ async def _exchange(
 
 async def read_body(reader: asyncio.StreamReader, head: bytes) -> bytes:
     """The body that a head announces."""
-    if (length := _value(head, b"content-length")) is not None:
+    if (length := value(head, b"content-length")) is not None:
         return await reader.readexactly(int(length))
     body = b""
     while size := int(await reader.readuntil(b"\r\n"), 16):
@@ -233,6 +233,7 @@ async def read_body(reader: asyncio.StreamReader, head: bytes) -> bytes:
     return body
 
 
-def _value(head: bytes, name: bytes) -> bytes | None:
+def value(head: bytes, name: bytes) -> bytes | None:
+    """That of a field, its name in small letters."""
     found = re.search(rb"(?i)\r\n%s: ([^\r]*)" % name, head)
     return found[1] if found else None

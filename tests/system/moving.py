@@ -11,12 +11,12 @@ import asyncio
 import itertools
 import os
 import random
-import re
 import signal
 import time
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from tests.system.counting import read_body, value
 from tests.system.harness import Running
 from tests.system.moving_app import expected
 
@@ -252,31 +252,16 @@ class Client:
         return head
 
     async def _compare(self, reader: asyncio.StreamReader, head: bytes, nonce: str, body: bytes) -> bool:
-        found = await _body(reader, head)
+        found = await read_body(reader, head)
         if not head.startswith(b"http/1.1 200 ") or f"x-nonce: {nonce}\r\n".encode() not in head or found != body:
             self._tally.wrong.append(f"{nonce}: {head!r} {len(found)} bytes {found[:120]!r}, not {body[:120]!r}")
             return False
         self._tally.answers += 1
-        worker = int(_value(head, b"x-worker") or 0)
+        worker = int(value(head, b"x-worker") or 0)
         self._tally.by_worker.add(worker)
         self._tally.moved_from_one_to_another += self._last not in (0, worker)
         self._last = worker
         return True
-
-
-def _value(head: bytes, name: bytes) -> bytes | None:
-    found = re.search(rb"\r\n%s: ([^\r]*)" % name, head)
-    return found[1] if found else None
-
-
-async def _body(reader: asyncio.StreamReader, head: bytes) -> bytes:
-    if (length := _value(head, b"content-length")) is not None:
-        return await reader.readexactly(int(length))
-    body = b""
-    while size := int(await reader.readuntil(b"\r\n"), 16):
-        body += (await reader.readexactly(size + 2))[:-2]
-    await reader.readexactly(2)
-    return body
 
 
 class Roller:
