@@ -10,14 +10,13 @@ import contextlib
 import json
 import os
 import select
-import shutil
+import signal
 import sys
 import termios
 import time
 import tty
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -50,13 +49,15 @@ def top(pids: str | None, interval: float, as_json: bool) -> int:
                 time.sleep(interval)
                 watch.look()
                 click.echo(json.dumps(watch.plain()))
-        if not (sys.stdout.isatty() and sys.stdin.isatty()):
+        if not (sys.stdout.isatty() and sys.stdin.isatty()) or os.environ.get("TERM") == "dumb":
             time.sleep(interval)
             watch.look()
             click.echo("\n".join(watch.lines()))
             return 0
-        with _screen():
-            while not _quit_within(interval):
+        with Screen() as screen:
+            lines = watch.lines()
+            _show(lines)
+            while not screen.quits_within(interval):
                 try:
                     watch.look()
                     lines = watch.lines()
@@ -103,41 +104,85 @@ class Watch:
         return self._found | {"time": time.time(), "workers": each}
 
 
-@contextlib.contextmanager
-def _screen() -> Iterator[None]:
-    """The terminal's other screen, without a cursor, keys unbuffered; all as before afterwards."""
-    stdin = sys.stdin.fileno()
-    before = termios.tcgetattr(stdin)
-    try:
-        tty.setcbreak(stdin)
+class Screen:
+    """The terminal's other screen, without a cursor, keys unbuffered; all as before afterwards, however that comes about.
+
+    TERM and HUP end us as q does. ^Z leaves the screen, and comes back to it with `fg`. What else the terminal has to say (it has
+    another size) ends a wait.
+    """
+
+    def __init__(self) -> None:
+        """Nothing has changed yet."""
+        self._keys = sys.stdin.fileno()
+        self._before: list[Any] = []
+        self._woken, self._wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def __enter__(self) -> Screen:
+        """Take the terminal."""
+        self._before = termios.tcgetattr(self._keys)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _end)
+        signal.signal(signal.SIGTSTP, self._pause)
+        signal.signal(signal.SIGWINCH, lambda *_: None)
+        signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
+        self._enter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give it back."""
+        signal.set_wakeup_fd(-1)
+        self._leave()
+
+    def quits_within(self, seconds: float) -> bool:
+        """Wait until there is something to show; whether q was typed, or the terminal has gone meanwhile."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            readable = select.select([self._keys, self._woken], [], [], left)[0]
+            if self._keys in readable:
+                try:
+                    keys = os.read(self._keys, 100)
+                except OSError:  # EIO: hung up
+                    return True
+                if not keys or b"q" in keys:
+                    return True
+            if self._woken in readable:
+                os.read(self._woken, 100)
+                return False
+        return False
+
+    def _enter(self) -> None:
+        tty.setcbreak(self._keys)
         sys.stdout.write(_ENTER)
-        yield
-    finally:
-        termios.tcsetattr(stdin, termios.TCSADRAIN, before)
-        with contextlib.suppress(OSError):  # the terminal is gone
+        sys.stdout.flush()
+
+    def _leave(self) -> None:
+        with contextlib.suppress(OSError, termios.error):  # the terminal is gone
             sys.stdout.write(_LEAVE)
             sys.stdout.flush()
+            termios.tcsetattr(self._keys, termios.TCSADRAIN, self._before)
+
+    def _pause(self, number: int, _: object) -> None:
+        self._leave()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)  # until somebody says to go on
+        signal.signal(number, self._pause)
+        self._enter()
 
 
-def _quit_within(seconds: float) -> bool:
-    """Wait; whether q was typed, or the terminal has gone meanwhile."""
-    deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
-        if select.select([sys.stdin], [], [], left)[0]:
-            keys = os.read(sys.stdin.fileno(), 100)
-            if not keys or b"q" in keys:
-                return True
-    return False
+def _end(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def _show(lines: list[str]) -> None:
-    columns, rows = shutil.get_terminal_size()
+    columns, rows = os.get_terminal_size(sys.stdout.fileno())
+    columns, rows = columns or 80, max(rows or 24, 3)  # a terminal needn't know its size
     hidden = len(lines) - (rows - 1)
     if hidden > 0:
         lines = [*lines[: rows - 2], f"… {hidden + 1} more"]
     table = next((at for at, line in enumerate(lines) if not line), -1) + 1
+    lines = ["".join(each if each.isprintable() else "?" for each in line) for line in lines]
     painted = [_painted(line[:columns], at == 0, 0 < table == at) + _TO_END for at, line in enumerate(lines)]
-    sys.stdout.write(_HOME + "\r\n".join(painted) + _BELOW)
+    sys.stdout.write(_HOME + "\n".join(painted) + _BELOW)
     sys.stdout.flush()
 
 
