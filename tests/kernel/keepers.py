@@ -118,7 +118,7 @@ class InProcess(Kept):
     """The keeper as it is executed: `python -I -S`."""
 
     argv: tuple[str, ...] = (sys.executable, "-I", "-S", ROOM)
-    who: tuple[str, str] = ("", "")
+    who: tuple[str, str, str] = ("", "", "")
 
     def start(self, limit: int = 10_000) -> None:
         ends = [self.theirs.fileno(), self.rest[1].fileno(), self.board.fd, *(into.fileno() for into, _ in self.ready)]
