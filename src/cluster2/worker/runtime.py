@@ -121,6 +121,7 @@ class Worker:
         try:
             if not await self._start_unless_told():
                 return 0
+            await self._open()
         except ClusterError as error:
             message, detail = codec.clip(error.message, MOST_SAID), codec.clip(error.detail, MOST_SAID, end=True)
             self._say(wire.BootFailed(message, detail, error.exit_code))
@@ -146,7 +147,10 @@ class Worker:
             pass  # the usual end of it
 
     async def _start_unless_told(self) -> bool:
-        """Start, but don't wait for an app that hangs in its startup when told to leave. Returns whether it has started."""
+        """Start, but don't wait for an app that hangs in its startup when told to leave. Returns whether it has started.
+
+        Nothing is taken yet: a connection that came in the middle of a start that is given up would be lost.
+        """
         starting = asyncio.ensure_future(self._start())
         told = asyncio.ensure_future(self._told.wait())
         await asyncio.wait({starting, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -182,6 +186,9 @@ class Worker:
         self._engines = [self._engine(site) for site in self._birth.sites]
         for engine in self._engines:
             await engine.start()
+
+    async def _open(self) -> None:
+        """Take connections from now on. Nothing of the app's is waited for, so nothing ends this in the middle."""
         outlet = None if self._birth.rest is None else Outlet(self._birth.rest)
         self._moves = Moves(outlet, self._engines, self._birth.board.header)
         self._acceptor = Acceptor(self._doors(), self._ready_queues(), self._woken, self._settings.timeout)
