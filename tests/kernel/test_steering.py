@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cluster2.errors import AddressInUse, ConfigError
-from cluster2.kernel.established import end_silent, established, received, reset_established
+from cluster2.kernel.established import end_silent, established, readers, received, reset, reset_established
 from cluster2.kernel.listeners import (
     UNSENT,
     Listener,
@@ -293,5 +293,31 @@ def test_who_is_silent(group: Make, clients: list[socket.socket]) -> None:
             each.recv(1)
     silent.sendall(b"bye")
     assert clients[2].recv(3) == b"bye", "what it still has to say is heard"
+    for each in taken:
+        each.close()
+
+
+def test_who_has_something_to_take(group: Make, clients: list[socket.socket]) -> None:
+    """Of those alone it is told how much they have taken; a reset is for one of them only."""
+    one = group(1)
+    connect(one, clients, 2)
+    taken = [one.listener.sock.accept()[0] for _ in range(2)]
+    full = taken[0]
+    full.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            full.send(bytes(65536))
+    (before,) = readers(one.listener.sock)
+    assert before[:2] == (full.fileno(), os.fstat(full.fileno()).st_ino)
+    assert list(readers(one.listener.sock)) == [before]
+    clients[0].recv(1 << 22, socket.MSG_WAITALL)
+    (now,) = readers(one.listener.sock)
+    assert now[:2] == before[:2]
+    assert now[2] > before[2]
+    reset(full.fileno())
+    with pytest.raises(ConnectionResetError):
+        clients[0].recv(1)
+    taken[1].sendall(b"!")
+    assert clients[1].recv(1) == b"!"
     for each in taken:
         each.close()

@@ -313,6 +313,30 @@ def test_http2_slow_readers(run: Serve) -> None:
     assert running.shutdown() == 0
 
 
+@pytest.mark.slow
+def test_a_reader_that_stops(run: Serve) -> None:
+    """A client that takes nothing of its response is cut off, counted and told of; one that takes it slowly gets all of it."""
+    running = run(f"{APPS}:rsgi", "--timeout", "1s", workers=1).ready(1)
+    cut_off = lambda: sum(row["timed_out"] for row in running.workers())  # noqa: E731
+    with Connection(running.address) as silent, Connection(running.address) as slow:
+        for client in (silent, slow):
+            client.send("/big")
+        got = 0
+        deadline = time.monotonic() + 30
+        while not cut_off() and time.monotonic() < deadline:
+            if got < BIG - 1_000_000:
+                got += len(slow.socket.recv(20_000))
+            time.sleep(0.02)
+        assert cut_off() == 1
+        while got < BIG:
+            got += len(slow.socket.recv(1_000_000))
+        with pytest.raises(ConnectionResetError):
+            silent.receive()
+        wait_until(lambda: "connections cut off (timeout): 1" in running.stderr, "it is told")
+    assert get(running.address).body == b"hello"
+    assert running.shutdown() == 0
+
+
 def test_one_process(run: Serve) -> None:
     """`cluster = false`: granian serves in that process, on Unix sockets too."""
     running = run(f"{APPS}:rsgi", "--no-cluster", bind=("127.0.0.1:0", "unix:s"), workers=None)

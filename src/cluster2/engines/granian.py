@@ -24,6 +24,9 @@ here whose it is.
 *Idle and silent connections* are closed by hyper's `header_read_timeout`, which counts between requests as well; those of
 HTTP/2 aren't. hyper's own means for these (a PING now and then, whose answer it waits for) takes a client for dead that
 reads a long body slowly, with the PING behind megabytes.
+
+*A client that takes nothing* of what was sent to it is found by the kernel's counts (`_Reader`), a few times within `timeout`.
+One that stops in the middle of a body isn't: whether the app waits for it nobody tells.
 """
 
 from __future__ import annotations
@@ -34,16 +37,17 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
-from ..kernel.established import end_silent, established, received, reset_established
+from ..kernel.established import end_silent, established, readers, received, reset, reset_established
 from ..kernel.listeners import queue_length
 from ..settings import Settings
 from .base import Capability, Census, Interface, Movable, Site
 from .granian_apps import Hooks, Lifespan, Under, by_rsgi, ending, native
 from .granian_internals import check, module
+from .patience import For, Patience, Wait
 
 _ANY = frozenset(
     {
@@ -66,10 +70,34 @@ SILENT_LOOK = 0.1
 """Seconds between two looks for silent clients."""
 TLS_FROM = "tls1.2"
 """The oldest version of TLS that is spoken, as with uvicorn."""
+LOOKS = 4
+"""How often within `timeout` clients are looked at that take nothing."""
 POOL_IDLE = 30
 """Seconds after which a thread of the pool that had nothing to do ends (granian's own default)."""
 RUST_BLOCKING = 512
 """Threads for Rust's own blocking work, at most (granian's own default); they are made when needed."""
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A client that has something to take. The connection is granian's: all we have is its descriptor (see `patience`).
+
+    Attributes:
+        inode: of the socket: the descriptor may be another connection's tomorrow.
+        taken: how many bytes it has taken so far.
+    """
+
+    descriptor: int
+    inode: int
+    taken: int = field(compare=False)
+
+    def waits(self) -> Wait:
+        """It has something to take."""
+        return Wait(For.TAKING, self.taken)
+
+    def give_up(self, what: For) -> None:
+        """Granian finds it broken."""
+        reset(self.descriptor)
 
 
 class GranianEngine:
@@ -99,6 +127,8 @@ class GranianEngine:
         self._told = False
         self._said: list[tuple[socket.socket, dict[int, int]]] = []
         self._silent_at = 0.0
+        self._patience = Patience(site.settings.timeout)
+        self._readers_at = 0.0
 
     @staticmethod
     def preload(settings: Settings) -> None:
@@ -145,12 +175,18 @@ class GranianEngine:
         self._look(now)
 
     def second(self) -> None:
-        """There is nothing to do once a second."""
+        """Give up clients that take nothing, if a look at them is due."""
+        now = time.monotonic()
+        timeout = self._site.settings.timeout
+        if timeout and now >= self._readers_at:
+            self._readers_at = now + timeout / LOOKS
+            self._patience.look([_Reader(*found) for each in self._listeners for found in readers(each)], now)
 
     def census(self) -> Census:
         """Requests are exact, connections as of the last look."""
         begun, ended = self._under.counts()
-        return Census(ended, self._connections, begun - ended, failed=self._under.failed())
+        given_up, stalled = self._patience.given_up, self._patience.stalled
+        return Census(ended, self._connections, begun - ended, given_up, stalled, failed=self._under.failed())
 
     def oldest(self, now: float) -> float | None:
         """Seen by looking at the requests under way."""

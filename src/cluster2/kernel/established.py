@@ -28,9 +28,20 @@ def reset_established(listener: socket.socket) -> None:
 
     Their owner finds them broken; the descriptors remain his to close.
     """
-    connect = ctypes.CDLL(None, use_errno=True).connect
     for descriptor in _established(listener):
-        connect(descriptor, struct.pack("H14x", socket.AF_UNSPEC), 16)
+        reset(descriptor)
+
+
+def reset(descriptor: int) -> None:
+    """The same for one of them."""
+    ctypes.CDLL(None, use_errno=True).connect(descriptor, struct.pack("H14x", socket.AF_UNSPEC), 16)
+
+
+def readers(listener: socket.socket) -> Iterator[tuple[int, int, int]]:
+    """Those whose client has something to take: descriptor, inode of the socket, and how many bytes the client has taken."""
+    for descriptor in _established(listener):
+        if untaken(descriptor) and (counts := transferred(descriptor)) is not None:
+            yield descriptor, os.fstat(descriptor).st_ino, counts[0]
 
 
 def received(listener: socket.socket) -> dict[int, int]:
