@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -315,6 +316,7 @@ def test_who_has_something_to_take(group: Make, clients: list[socket.socket]) ->
     assert now[:2] == before[:2]
     assert now[2] > before[2]
     reset(full.fileno())
+    assert clients[0].recv(1 << 26, socket.MSG_WAITALL), "what had arrived before is read first"
     with pytest.raises(ConnectionResetError):
         clients[0].recv(1)
     taken[1].sendall(b"!")
