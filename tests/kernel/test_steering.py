@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cluster2.errors import AddressInUse, ConfigError
-from cluster2.kernel.established import end_silent, established, readers, received, reset, reset_established
+from cluster2.kernel.established import end_silent, established, progress, readers, reset, reset_established
 from cluster2.kernel.listeners import (
     UNSENT,
     Listener,
@@ -273,22 +273,26 @@ def test_established(group: Make, clients: list[socket.socket]) -> None:
 
 
 def test_who_is_silent(group: Make, clients: list[socket.socket]) -> None:
-    """Connections that have brought nothing more, and owe nothing, are ended; the others are left alone."""
+    """Connections that have brought and taken nothing more, and owe nothing, are ended; the others are left alone."""
     one = group(1)
-    connect(one, clients, 3)
-    taken = [one.listener.sock.accept()[0] for _ in range(3)]
-    talks, slow, silent = taken
+    connect(one, clients, 4)
+    taken = [one.listener.sock.accept()[0] for _ in range(4)]
+    talks, slow, silent, takes = taken
     slow.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while True:
             slow.send(bytes(65536))
-    before = received(one.listener.sock)
-    assert set(before.values()) == {0}
+    before = progress(one.listener.sock)
+    assert {brought for _, brought in before.values()} == {0}
     clients[0].sendall(b"!")
     assert talks.recv(1) == b"!"
-    end_silent(one.listener.sock, before)
+    takes.sendall(b"?")
+    assert clients[3].recv(1) == b"?"
+    now = end_silent(one.listener.sock, before)
+    assert now[takes.fileno()] == (before[takes.fileno()][0] + 1, 0)
+    assert now[talks.fileno()] == before[talks.fileno()], "who has said something stays alive"
     assert silent.recv(1) == b""
-    for each in (talks, slow):
+    for each in (talks, slow, takes):
         each.setblocking(False)
         with pytest.raises(BlockingIOError):
             each.recv(1)

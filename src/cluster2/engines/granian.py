@@ -15,11 +15,11 @@ descriptors (`kernel.established`), at each tick, less often where that takes lo
 close`: then for nearly all connections the end comes with an answer. When `drain_idle` is over the rest is closed, requests
 under way end first. Websockets are cut then: granian gives us no way to say 1012.
 
-*HTTP/2* ends as RFC 9113 (6.8) suggests: hyper sends GOAWAY for no stream in particular, with a PING; when that is answered
-GOAWAY again with the last stream, and it closes when none is open. A client that reads only while it waits for an answer
-(Python's httpx) doesn't answer the PING, and hyper would wait for it as long as there is time. So who has taken all that was
-sent, but says nothing for PATIENCE, is given up (`end_silent`), once no request is under way; before, one doesn't see from
-here whose it is.
+*HTTP/2* ends as RFC 9113 (6.8) suggests: hyper sends GOAWAY for no stream in particular, with a PING; when that is
+answered GOAWAY again with the last stream, and it closes when none is open. A client that reads only while it waits
+for an answer (Python's httpx) doesn't answer the PING, and hyper would wait for it as long as there is time. So who
+has taken all that was sent, and for PATIENCE neither says nor takes more, is given up (`end_silent`), once no request
+is under way; before, one doesn't see from here whose it is.
 
 *Idle and silent connections* are closed by hyper's `header_read_timeout`, which counts between requests as well; those of
 HTTP/2 aren't. hyper's own means for these (a PING now and then, whose answer it waits for) takes a client for dead that
@@ -41,7 +41,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
-from ..kernel.established import end_silent, established, readers, received, reset, reset_established
+from ..kernel.established import end_silent, established, progress, readers, reset, reset_established
 from ..kernel.listeners import queue_length
 from ..settings import Settings
 from .base import Capability, Census, Interface, Movable, Site
@@ -66,8 +66,6 @@ LOOK_SHARE = 100
 PATIENCE = 1.0
 """Seconds that granian may take to stop when nothing is under way any more, or when the time for that is over; and that a
 client may take to answer its PING."""
-SILENT_LOOK = 0.1
-"""Seconds between two looks for silent clients."""
 TLS_FROM = "tls1.2"
 """The oldest version of TLS that is spoken, as with uvicorn."""
 LOOKS = 4
@@ -125,7 +123,7 @@ class GranianEngine:
         self._look_at = 0.0
         self._drained_at: float | None = None
         self._told = False
-        self._said: list[tuple[socket.socket, dict[int, int]]] = []
+        self._said: list[tuple[socket.socket, dict[int, tuple[int, int]]]] = []
         self._silent_at = 0.0
         self._patience = Patience(site.settings.timeout)
         self._readers_at = 0.0
@@ -249,7 +247,7 @@ class GranianEngine:
     def _end(self) -> None:
         if not self._told:
             self._told = True
-            self._said = [(listener, received(listener)) for listener in self._listeners]
+            self._said = [(listener, progress(listener)) for listener in self._listeners]
             self._silent_at = time.monotonic() + PATIENCE
             for signal, _ in self._running:
                 signal.set()
@@ -258,9 +256,8 @@ class GranianEngine:
         """End connections whose clients don't answer the PING."""
         begun, ended = self._under.counts()
         if begun == ended and now >= self._silent_at:
-            self._silent_at = now + SILENT_LOOK
-            for listener, before in self._said:
-                end_silent(listener, before)
+            self._silent_at = now + PATIENCE
+            self._said = [(listener, end_silent(listener, before)) for listener, before in self._said]
 
     def _look(self, now: float) -> None:
         if now >= self._look_at:

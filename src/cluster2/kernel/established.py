@@ -44,23 +44,27 @@ def readers(listener: socket.socket) -> Iterator[tuple[int, int, int]]:
             yield descriptor, os.fstat(descriptor).st_ino, counts[0]
 
 
-def received(listener: socket.socket) -> dict[int, int]:
-    """How many bytes each of them has brought so far, by its descriptor. Those of a Unix socket can't be asked."""
+def progress(listener: socket.socket) -> dict[int, tuple[int, int]]:
+    """How many bytes each of them has delivered and brought so far, by its descriptor. Those of a Unix socket can't be asked."""
     counts = ((descriptor, transferred(descriptor)) for descriptor in _established(listener))
-    return {descriptor: count[1] for descriptor, count in counts if count is not None}
+    return {descriptor: count for descriptor, count in counts if count is not None}
 
 
-def end_silent(listener: socket.socket, before: Mapping[int, int]) -> None:
-    """End those that have brought nothing since `received` said `before`, and whose client has taken all that was sent to it.
+def end_silent(listener: socket.socket, before: Mapping[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """End those with no `progress` since `before` whose client has taken all that was sent to it.
 
+    Returns what to compare with next time: who has brought something is spared for good, who has taken something until then:
+    between two writes of a server that is busy a client may have taken all that there is yet.
     Their owner reads the end of the connection, as if the client had closed it, and closes it in his own way.
     """
-    for descriptor, count in received(listener).items():
+    now = progress(listener)
+    for descriptor, count in now.items():
         if before.get(descriptor) == count and not untaken(descriptor):
             one = socket.socket(listener.family, socket.SOCK_STREAM, 0, descriptor)
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 one.shutdown(socket.SHUT_RD)
             one.detach()
+    return {descriptor: (count[0], before.get(descriptor, count)[1]) for descriptor, count in now.items()}
 
 
 def _established(listener: socket.socket) -> Iterator[int]:
