@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cluster2.errors import ConfigError
@@ -20,6 +20,10 @@ SIZE = 8192
 LINE = 64
 STEPS = st.lists(st.tuples(st.sampled_from("abABK"), st.integers(1, 40)), max_size=150)
 """Who writes how many lines (a, b), who looks (A, B), and when the keeper does (K)."""
+
+
+BURST = [("a", 40)] * 7 + [("K", 1)]
+"""The file is larger than two may be before it is rotated."""
 
 
 def book(directory: Path | str, *, total: int = 0, size: int = SIZE, said: list[str] | None = None) -> Logbook:
@@ -61,6 +65,8 @@ def write(directory: str, steps: list[tuple[str, int]], total: int) -> dict[str,
 
 @settings(max_examples=60, deadline=None)
 @given(STEPS)
+@example(BURST)
+@example([*BURST, ("a", 40), ("K", 1), *BURST])
 def test_no_line_is_lost_or_doubled(steps: list[tuple[str, int]]) -> None:
     """Whenever the file is rotated, and however late writers notice, each line is there once, and each writer's in order."""
     with tempfile.TemporaryDirectory() as directory:
@@ -73,6 +79,7 @@ def test_no_line_is_lost_or_doubled(steps: list[tuple[str, int]]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(STEPS)
+@example(BURST)
 def test_the_whole_is_bounded(steps: list[tuple[str, int]]) -> None:
     """After the keeper's look there is no more than the total; what is there are the youngest lines, without a gap."""
     total = 4 * SIZE
@@ -99,6 +106,34 @@ def test_who_never_looks_is_cut(tmp_path: Path) -> None:
     assert len(said) == 1
     assert "MiB were dropped" in said[0]
     assert len(logfiles.found(str(tmp_path))) < 5
+
+
+def test_a_burst_twice_in_a_row(tmp_path: Path) -> None:
+    """A burst is rotated while the file of another one is there: neither is taken for one that grew after its rotation."""
+    keeper = book(tmp_path)
+    keeper.entrust(0)
+    writer = Follower(str(tmp_path / "worker.0.log"))
+    for each in range(3):
+        writer.look()
+        os.write(writer.fd, b"%d" % each * (4 + each) * SIZE)
+        keeper.look()
+    writer.close()
+    keeper.look()
+    sizes = [(tmp_path / f"worker.0.log.{age}").stat().st_size for age in (3, 2, 1)]
+    assert sizes == [4 * SIZE, 5 * SIZE, 6 * SIZE]
+
+
+def test_a_smaller_share_cuts_nothing(tmp_path: Path) -> None:
+    """More logs share the total: what was rotated when there were fewer stays whole, also for a keeper that begins anew."""
+    keeper = book(tmp_path, total=16 * SIZE, size=8 * SIZE)
+    keeper.entrust(0)
+    (tmp_path / "worker.0.log").write_bytes(b"x" * 9 * SIZE)
+    keeper.look()
+    for slot in range(1, 8):
+        keeper.entrust(slot)
+    keeper.look()
+    book(tmp_path, total=16 * SIZE, size=8 * SIZE).look()
+    assert (tmp_path / "worker.0.log.1").stat().st_size == 9 * SIZE
 
 
 def test_who_says_much_loses_its_own_past(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ class Found(NamedTuple):
         base: the name that it is written under.
         age: how many rotations ago it was written; 0: it is the one that is written now.
         changed: when, in seconds since the epoch.
+        inode: which file it is, whatever its name becomes.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Found(NamedTuple):
     age: int
     size: int
     changed: float
+    inode: int
 
 
 def worker(slot: int) -> str:
@@ -177,7 +179,7 @@ def found(directory: str) -> list[Found]:
                     continue  # renamed just now
                 if match and seen and stat.S_ISREG(seen.st_mode):
                     age = int(match["age"] or 0)
-                    files.append(Found(entry.name, match["base"], age, seen.st_size, seen.st_mtime))
+                    files.append(Found(entry.name, match["base"], age, seen.st_size, seen.st_mtime, seen.st_ino))
     except FileNotFoundError:
         return []
     return sorted(files, key=lambda each: (each.base, each.age))

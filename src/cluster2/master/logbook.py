@@ -4,9 +4,10 @@ Each log that is written may be as large as `log_size`, or its share of half of 
 rotated: renamed, and a new one made in its place (`kernel.logfiles`). When all together are larger than `log_total`, the oldest
 file of that log goes which has the most: who says much loses its own past, not that of others.
 
-Writers have some time to notice that their file was renamed. A rotated file that grows beyond twice what a file may have is
-written by somebody who doesn't look; it is cut to nothing, and the log says how much that was. A file that somebody has open is
-cut, too, instead of removed: a removed one could grow where nobody sees it.
+Writers have some time to notice that their file was renamed. A rotated file that has grown since by more than a file may have
+is written by somebody who doesn't look; it is cut to nothing, and the log says how much that was. (Not its size tells: a burst
+between two looks makes a file of any size, whose writers may look in time.) A file that somebody has open is cut, too, instead
+of removed: a removed one could grow where nobody sees it.
 
 It also makes what isn't there any more: the directory, and files that whoever workers are may not make themselves.
 
@@ -88,6 +89,7 @@ class Logbook:
         self._owner: tuple[int, int] | None = None
         self._entrusted = {logfiles.ACCESS} if access else set[str]()
         self._sizes: dict[str, int] = {}
+        self._rotated: dict[int, int] = {}  # by inode: bytes that a file had when it was rotated, or cut, or first seen
         self._full = False
         self._cut = 0
         self._said_at = -SAID_EVERY
@@ -221,14 +223,16 @@ class Logbook:
     def _keep_within(self, files: list[Found]) -> float:
         limit = self._limit(files)
         grows = False
-        for each in files:
+        self._rotated = {each.inode: self._rotated.get(each.inode, each.size) for each in files if each.age}
+        for each in reversed(files):  # the newest of a log last: to rotate it renames the others
             if each.age == 0:
                 grows |= each.size - self._sizes.get(each.base, each.size) > limit / 8
                 if each.size > limit:
                     self._rotate(each.base, files)
                     grows = True
-            elif each.size > 2 * limit:
+            elif each.size - self._rotated[each.inode] > limit:
                 self._empty(each)
+                self._cut += each.size
                 grows = True
         files = logfiles.found(self.directory)
         self._sizes = {each.base: each.size for each in files if each.age == 0}
@@ -246,6 +250,8 @@ class Logbook:
         for age in sorted((each.age for each in files if each.base == base), reverse=True):
             old = base if age == 0 else f"{base}.{age}"
             os.rename(self._path(old), self._path(f"{base}.{age + 1}"))
+        newest = os.stat(self._path(f"{base}.1"), follow_symlinks=False)
+        self._rotated[newest.st_ino] = newest.st_size
         self._make(base)
         if base == logfiles.MASTER and self._own is not None:
             self._own.look()
@@ -263,7 +269,7 @@ class Logbook:
             victim = most.pop()
             excess -= victim.size
             if self._is_written(victim, now):
-                os.truncate(self._path(victim.name), 0)
+                self._empty(victim)
             else:
                 os.unlink(self._path(victim.name))
         for those in rotated.values():
@@ -277,7 +283,7 @@ class Logbook:
 
     def _empty(self, each: Found) -> None:
         os.truncate(self._path(each.name), 0)
-        self._cut += each.size
+        self._rotated[each.inode] = 0
 
     def _tell(self) -> None:
         now = time.monotonic()
