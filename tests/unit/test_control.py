@@ -208,6 +208,31 @@ async def test_a_client_that_leaves_before_its_answer(tmp_path: Path) -> None:
             assert (await answer(reader))["result"] == {"n": 1}
 
 
+async def test_a_follower_that_leaves(tmp_path: Path) -> None:
+    """Its end is noticed when there is something to tell; what it is answered then goes nowhere, without a traceback."""
+    commands: list[Command] = []
+    failures: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
+    async with controlled(tmp_path, commands.append):
+        async with client(tmp_path) as (_, writer):
+            writer.write(b'{"verb": "events"}\n')
+            await until(lambda: commands)
+            assert commands[0].tell({"turn": 0})
+        turns = iter(range(1, 1_000_000))
+        await until(lambda: not commands[0].tell({"turn": next(turns)}))
+        commands[0].answer({})
+        assert await _another(tmp_path, commands)
+    assert not failures
+
+
+async def _another(directory: Path, commands: list[Command]) -> bool:
+    """Somebody else is answered."""
+    asking = asyncio.ensure_future(ask(directory, b'{"verb": "status"}'))
+    await until(lambda: len(commands) == 2)
+    commands[1].answer({})
+    return (await asking)["ok"] is True
+
+
 async def test_the_end_of_the_master(tmp_path: Path) -> None:
     """Connections end with the master, also one whose answer never came: that is what `stop` waits for."""
     kept: list[Command] = []

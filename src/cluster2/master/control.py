@@ -162,6 +162,8 @@ def _may_speak(writer: asyncio.StreamWriter) -> bool:
 
 
 def _answer(writer: asyncio.StreamWriter, result: dict[str, Any] | ClusterError) -> None:
+    if writer.is_closing():
+        return  # who asked has left; uvloop raises RuntimeError for what is written to a closed transport
     if isinstance(result, ClusterError):
         error = {"message": result.message, "detail": result.detail, "exit_code": result.exit_code}
         line = {"ok": False, "error": error}
