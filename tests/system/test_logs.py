@@ -77,6 +77,10 @@ def slot_of(text: str, running: Running) -> tuple[int, str]:
     return wait_until(found, f"{text!r} is in a worker's log")
 
 
+def wait_until_told(running: Running, slot: int, text: str) -> None:
+    wait_until(lambda: text in log(running, f"worker.{slot}"), lambda: f"{text!r} in {log(running, f'worker.{slot}')}")
+
+
 def test_last_words(logging_run: Serve) -> None:
     """What a worker, or a program that it has started, says last is in its slot's file, with its pid, however it ends."""
     running = logging_run("--restart-limit", "20")
@@ -96,8 +100,7 @@ def test_last_words(logging_run: Serve) -> None:
         if kind == "child":
             assert "out-words-of-a-child" in said
         else:
-            ended = f"worker {begun[-1]} has ended: "
-            wait_until(lambda: ended in log(running, f"worker.{slot}").partition(expected)[2], ended)
+            wait_until_told(running, slot, f"worker {begun[-1]} has ended: ")
         running.ready()
     assert "Segmentation fault" not in running.stderr + log(running, "master")
     assert re.search(r"\[\d+\] .*worker \d+.* SIGSEGV", log(running, "master"))
@@ -134,8 +137,7 @@ def test_a_flood_stays_within_the_bound(logging_run: Serve) -> None:
         flooding.send("/flood?3")
         began, most, slowest, served = time.monotonic(), 0, 0.0, 0
         while not (running.directory / "flooded").exists():
-            if time.monotonic() - began > 1.5:  # the master looks once a second, and 20 times once it has seen a flood
-                most = max(most, size(running))
+            most = max(most, size(running))
             asked = time.monotonic()
             assert len(running.workers()) == 2
             slowest = max(slowest, time.monotonic() - asked)
@@ -144,7 +146,8 @@ def test_a_flood_stays_within_the_bound(logging_run: Serve) -> None:
         took = time.monotonic() - began
         assert flooding.receive().status == 200
     written = int((running.directory / "flooded").read_text())
-    assert 0 < most < 8 * MiB + 0.4 * written / took, f"{most / MiB:.0f} MiB of {written / MiB:.0f}"
+    # What comes between two looks is added: of 50 ms, in the beginning of 250; more where the master doesn't get its turn.
+    assert 0 < most < 8 * MiB + 1.5 * written / took, f"{most / MiB:.0f} MiB of {written / MiB:.0f}"
     assert slowest < 1
     assert served >= 5
     wait_until(lambda: size(running) <= 8 * MiB, "the bound holds again")
