@@ -88,6 +88,13 @@ def parsed(line: str, form: str) -> dict[str, Any]:
     return match.groupdict() | numbers | {"seconds": float(match["seconds"])}
 
 
+def tell_one_to_leave(running: Running) -> None:
+    """TERM to a worker, and wait until it has left."""
+    leaver = running.workers()[0]["pid"]
+    os.kill(leaver, signal.SIGTERM)
+    wait_until(lambda: leaver not in {each["pid"] for each in running.workers()}, "it has left")
+
+
 @pytest.mark.parametrize(
     "way", ["uvicorn", *(pytest.param(each, marks=pytest.mark.soak) for each in ("wsgi", "granian"))]
 )
@@ -101,11 +108,7 @@ def test_nothing_is_lost_at_a_drain(run: Serve, way: str) -> None:
             if keep_alive:
                 running.ask("reload")
             else:
-                leaver = running.workers()[0]["pid"]
-                import os
-
-                os.kill(leaver, signal.SIGTERM)
-                wait_until(lambda: leaver not in {each["pid"] for each in running.workers()}, "it has left")
+                tell_one_to_leave(running)
             running.ready()
         assert not load.counts.failed
         counts.append(load.counts.answered)

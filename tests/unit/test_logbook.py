@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cluster2.errors import ConfigError
 from cluster2.kernel import logfiles
 from cluster2.kernel.logfiles import Follower
-from cluster2.master.logbook import PAUSE, RECENT, SHORT_PAUSE, Logbook
+from cluster2.master.logbook import LEAST, PAUSE, RECENT, SHORT_PAUSE, Logbook
 
 SIZE = 8192
 LINE = 64
@@ -275,3 +275,30 @@ def test_a_full_disk_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         keeper.look()
         assert len(said) == expected, said
     assert "is full" in said[0]
+
+
+def test_small_files_are_not_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size below that of a line rotates files of 4 KiB; of each log so many are kept, the newest."""
+    monkeypatch.setattr("cluster2.master.logbook.MOST", 3)
+    keeper = book(tmp_path, size=1, total=1 << 30)
+    keeper.entrust(0)
+    log = tmp_path / "worker.0.log"
+    log.write_text("short\n")
+    keeper.look()
+    assert not (tmp_path / "worker.0.log.1").exists()
+    for turn in range(6):
+        log.write_text(f"{turn}" * (LEAST + 1))
+        keeper.look()
+    names = [each.name for each in logfiles.found(str(tmp_path))]
+    assert names == ["worker.0.log", "worker.0.log.1", "worker.0.log.2", "worker.0.log.3"]
+    assert (tmp_path / "worker.0.log.3").read_text().startswith("3")
+
+
+def test_a_link_is_not_cut(tmp_path: Path) -> None:
+    """What a link leads to isn't ours, also if it has come between two looks."""
+    other = tmp_path / "other"
+    other.write_text("kept")
+    (tmp_path / "worker.0.log.1").symlink_to(other)
+    with pytest.raises(OSError, match=r"symbolic links|ELOOP"):
+        logfiles.empty(str(tmp_path / "worker.0.log.1"))
+    assert other.read_text() == "kept"

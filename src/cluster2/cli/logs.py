@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..kernel import logfiles
 from ..kernel.logfiles import Found
 from ..kernel.logreading import Following, Show
-from . import shown_until_left
+from . import complain, shown_until_left
 
 POLL = 0.2
 """Seconds between two looks for more."""
@@ -39,15 +39,16 @@ def logs(name: str | None, directory: str | None, follow: bool, lines: int, as_j
     """
     place = str(lookup("logs", directory))
     named = None if name is None else _base(name)
-    found = [each for each in logfiles.found(place) if (each.name == named if named else each.age == 0)]
+    there = _found(place)
+    found = [each for each in there if (each.name == named if named else each.age == 0)]
     if not found and not (follow and named is None):
-        there = ", ".join(each.name for each in logfiles.found(place))
         says = (
-            f"{named} isn't there; there are: {there}"
+            f"{named} isn't there; there are: {', '.join(each.name for each in there)}"
             if there
             else "there are no log files; with log_to = both or files a cluster makes some"
         )
         raise UsageError(f"logs = {place}: {says}")
+    found = _legible(place, found)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # whatever a log says, on whatever terminal
     show = _as_json if as_json else _for_people(len(found) > 1 or (follow and named is None))
@@ -57,6 +58,31 @@ def logs(name: str | None, directory: str | None, follow: bool, lines: int, as_j
         for each in found:
             _show_end(place, each, lines, show)
     return 0
+
+
+def _found(place: str) -> list[Found]:
+    try:
+        return logfiles.found(place)
+    except OSError as error:
+        raise UsageError(f"logs = {place}: {error.strerror}; --logs names another directory") from None
+
+
+def _legible(place: str, found: list[Found]) -> list[Found]:
+    """Those that we may read; the others are told, and if that is all of them it is an error."""
+    legible, refused = [], ""
+    for each in found:
+        try:
+            os.close(logfiles.open_to_read(place, each.name))
+        except FileNotFoundError:  # rotated away just now
+            pass
+        except OSError as error:
+            refused = f"{os.path.join(place, each.name)} can't be read: {error.strerror}"
+            complain("warning", refused)
+            continue
+        legible.append(each)
+    if found and not legible:
+        raise UsageError(f"logs = {place}: {refused}; ask as root, or as who the workers are")
+    return legible
 
 
 def _base(name: str) -> str:

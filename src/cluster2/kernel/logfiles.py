@@ -107,6 +107,15 @@ def is_open_to_write(path: str) -> bool | None:
         os.close(fd)
 
 
+def empty(path: str) -> None:
+    """Cut a file to nothing. Raises OSError, also if it is a link: what that leads to isn't ours."""
+    fd = open_to_write(path)
+    try:
+        os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
+
+
 class Follower:
     """Keeps descriptors of this process pointing to what a name leads to."""
 

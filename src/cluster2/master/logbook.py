@@ -43,6 +43,8 @@ FEW = 16
 """Blocks of a disk: with fewer it is full."""
 LEAST = 1 << 12
 """Bytes that a file may have, however many share the total."""
+MOST = 200
+"""Rotated files of a log that are kept if there is a total: each rotation renames them all."""
 SAID_EVERY = 60.0
 """Seconds between two lines about what was cut."""
 
@@ -243,7 +245,7 @@ class Logbook:
 
     def _limit(self, files: list[Found]) -> int:
         if not self._total:
-            return self._size
+            return max(LEAST, self._size)
         logs = sum(each.age == 0 for each in files)
         return max(LEAST, min(self._size, self._total // (2 * max(1, logs))))
 
@@ -267,23 +269,28 @@ class Logbook:
         excess = sum(each.size for each in files) - self._total if self._total else 0
         while excess > 0 and any(rotated.values()):
             most = max(rotated.values(), key=lambda those: sum(each.size for each in those))
-            victim = most.pop()
-            excess -= victim.size
-            if self._is_written(victim, now):
-                self._empty(victim)
-            else:
-                os.unlink(self._path(victim.name))
+            excess -= most[-1].size
+            self._drop(most.pop(), now)
+        for those in rotated.values():
+            while self._total and len(those) > MOST:
+                self._drop(those.pop(), now)
         for those in rotated.values():
             for each in those:
                 if not each.size and not self._is_written(each, now):
                     os.unlink(self._path(each.name))
 
+    def _drop(self, each: Found, now: float) -> None:
+        if not self._is_written(each, now):
+            os.unlink(self._path(each.name))
+        elif each.size:
+            self._empty(each)
+
     def _is_written(self, each: Found, now: float) -> bool:
         told = logfiles.is_open_to_write(self._path(each.name))
-        return now - each.changed < RECENT if told is None else told
+        return abs(now - each.changed) < RECENT if told is None else told
 
     def _empty(self, each: Found) -> None:
-        os.truncate(self._path(each.name), 0)
+        logfiles.empty(self._path(each.name))
         self._rotated[each.inode] = 0
 
     def _tell(self) -> None:
