@@ -108,8 +108,11 @@ def test_live(cluster: Running, terminal: Callable[..., Terminal]) -> None:
     wait_until(lambda: f"{first} " in top.screen() and f"{second} " in top.screen(), "both are shown")
     assert re.search(r"^ *PID +SLOT +GEN +STATE", top.screen(), re.MULTILINE)
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: first not in {each["pid"] for each in cluster.ready().workers()}, "it is replaced")
-    (successor,) = {each["pid"] for each in cluster.workers()} - {second}
+
+    def successors() -> set[int]:
+        return {each["pid"] for each in cluster.workers()} - {first, second}
+
+    (successor,) = wait_until(successors, "it is replaced")
     wait_until(lambda: f"{successor} " in top.screen() and f"{first} " not in top.screen(), lambda: top.screen())
     top.type("q")
     assert top.leave() == 0
