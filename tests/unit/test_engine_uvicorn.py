@@ -15,6 +15,7 @@ from uvicorn.lifespan.off import LifespanOff
 
 from cluster2.engines.base import Census, Interface, Site
 from cluster2.engines.uvicorn import UvicornEngine
+from cluster2.engines.uvicorn_http import LONGEST_HEAD
 from cluster2.errors import AppError
 from cluster2.settings import Settings
 from cluster2.worker.steps import Watch
@@ -141,6 +142,46 @@ async def test_requests_are_answered_and_counted() -> None:
             await until(lambda: engine.census() == Census(4, 2, 0))
         await until(engine.idle)
         assert engine.census() == Census(4, 0, 0)
+
+
+@pytest.mark.parametrize("begins", [b"GET /", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nx: ", b"\r\n"])
+@pytest.mark.parametrize("used", [False, True])
+async def test_a_head_without_an_end(begins: bytes, used: bool) -> None:
+    """Whatever part of it is too long, it is answered 431 before it takes memory, on first and later requests."""
+    if used and begins == b"\r\n":
+        return  # empty lines between two requests are passed over, and take none
+    async with Served(App()).running() as served, served.connected() as client:
+        if used:
+            await client.get()
+        client.writer.write(begins)
+        piece = (
+            b"x: y\r\n" * 1000 if begins.endswith(b"1.1\r\n") else begins * 4000 if begins == b"\r\n" else b"x" * 8000
+        )
+        sent = 0
+        try:
+            while sent < 64 * LONGEST_HEAD and not client.reader.at_eof():
+                client.writer.write(piece)
+                sent += len(piece)
+                await client.writer.drain()
+                await asyncio.sleep(0)
+            assert (await client.rest()).startswith(b"HTTP/1.1 431 ")
+        except ConnectionError:
+            pass  # what it hadn't read yet made it a reset
+        await until(served.engine.idle)
+    assert sent < 64 * LONGEST_HEAD
+
+
+async def test_a_long_head_in_pieces() -> None:
+    """One of many reads that isn't too long is answered; so is the next one on the same connection."""
+    async with Served(App()).running() as served, served.connected() as client:
+        for _ in range(3):
+            for piece in ("GET / HTTP/1.1\r\nHost: test\r\n", *["x: " + 8000 * "y" + "\r\n"] * 7, "\r\n"):
+                client.writer.write(piece.encode())
+                await client.writer.drain()
+                await asyncio.sleep(0)
+            head, body = await client.receive()
+            assert head.startswith("http/1.1 200 ok\r\n")
+            assert body == b"hello"
 
 
 async def test_drain_with_a_request_in_flight() -> None:

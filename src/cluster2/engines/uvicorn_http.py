@@ -59,8 +59,23 @@ _TOO_SLOW = (
     b"HTTP/1.1 408 Request Timeout\r\n"
     b"content-type: text/plain; charset=utf-8\r\ncontent-length: 15\r\nconnection: close\r\n\r\nRequest Timeout"
 )
+LONGEST_HEAD = 1 << 16
+"""Bytes of a request's head, beside those of its first read."""
+_TOO_LONG = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-type: text/plain; charset=utf-8\r\ncontent-length: 20\r\nconnection: close\r\n\r\nThe head is too long"
+)
 
 logger = logging.getLogger("uvicorn.error")
+
+
+class _Dropped(list[Any]):
+    """Stays empty."""
+
+    def append(self, _: Any) -> None: ...
+
+
+_DROPPED = _Dropped()
 
 
 class Clock:
@@ -88,6 +103,8 @@ class HttpConnection(HttpToolsProtocol):
     used: float = 0.0
     left: bool = False
     serving: Any = None
+    _head: Any = None  # the scope whose head takes more than one read, and how many bytes of it have come since
+    _head_size: int = 0
 
     def __init__(self) -> None:
         """Like the template (see `template_of`), with what belongs to one connection alone."""
@@ -108,9 +125,12 @@ class HttpConnection(HttpToolsProtocol):
         self.scheme = "https" if info("sslcontext") else "http"
 
     def data_received(self, data: bytes) -> None:
-        """uvicorn's, without its timer."""
+        """uvicorn's, without its timer, and with a bound for heads, which the parser keeps whatever their length."""
         try:
             self.parser.feed_data(data)
+            cycle: Any = self.cycle
+            if cycle is None or cycle.scope is not self.scope:
+                self._read_of_head(len(data))
         except httptools.HttpParserError:
             logger.warning("Invalid HTTP request received.")
             self.send_400_response("Invalid HTTP request received.")
@@ -120,9 +140,20 @@ class HttpConnection(HttpToolsProtocol):
             else:
                 self._unsupported_upgrade_warning()
 
+    def _read_of_head(self, size: int) -> None:
+        """A head isn't complete yet. What came with its beginning isn't counted: the end of a body may be before it."""
+        if self._head is not self.scope:
+            self._head, self._head_size = self.scope, 0
+            return
+        self._head_size += size
+        if self._head_size > LONGEST_HEAD:
+            logger.warning("A request's head has more than %d bytes.", LONGEST_HEAD)
+            self.transport.write(_TOO_LONG)
+            self.transport.close()
+
     def on_chunk_header(self) -> None:
         """What follows the last chunk are trailers: as headers they could pose as others (RFC 9110, 6.5.1)."""
-        self.headers = []
+        self.headers = _DROPPED
 
     def on_message_complete(self) -> None:
         """uvicorn's; but a body that ends after its response has ended, too, so that the connection can move again."""
