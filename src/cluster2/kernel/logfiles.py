@@ -22,12 +22,14 @@ out. A reader keeps its descriptor over a rotation, too: it reads the old file t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import re
 import signal
 import stat
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -35,6 +37,8 @@ MASTER, ACCESS = "master.log", "access.log"
 NAMES = re.compile(r"(?P<base>(?:master|access|worker\.\d{1,5})\.log)(?:\.(?P<age>[1-9]\d{0,5}))?")
 """What our files are called; `age` counts rotations."""
 MODE = 0o640
+LEASE_TRIES = 100
+"""Attempts to open a file that somebody else has leased, a millisecond each."""
 BLOCK = 1 << 16
 """Bytes that are read at once."""
 MOST_TAIL = 1 << 20
@@ -75,7 +79,7 @@ def open_to_write(path: str, *, readable: bool = False) -> int:
         | os.O_NONBLOCK
         | os.O_NOCTTY
     )
-    fd = os.open(path, flags, MODE)
+    fd = _open(path, flags)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "it isn't a regular file")
@@ -84,6 +88,15 @@ def open_to_write(path: str, *, readable: bool = False) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _open(path: str, flags: int) -> int:
+    """Not even for a lease (below) does an open wait that isn't to wait for a fifo; nobody keeps one for long."""
+    for _ in range(LEASE_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            return os.open(path, flags, MODE)
+        time.sleep(0.001)
+    return os.open(path, flags, MODE)
 
 
 def is_open_to_write(path: str) -> bool | None:
