@@ -14,7 +14,8 @@ import pytest
 
 from cluster2 import boot, codec, config, events, wire
 from cluster2.errors import AppError, ClusterError, UsageError
-from cluster2.master import actions
+from cluster2.lifecycle import State
+from cluster2.master import actions, facts
 from cluster2.master.loop import Master
 from cluster2.master.nursery import default_argv
 from cluster2.master.switchboard import Switchboard
@@ -51,6 +52,19 @@ async def test_a_worker_that_exits_by_itself(tmp_path: Path) -> None:
         died = await cluster.event(events.Died)
         assert (died.code, died.signal, died.reason) == (0, None, "exit")
         await cluster.whole(without=[died.pid])
+
+
+async def test_a_state_that_has_ended(tmp_path: Path) -> None:
+    """A worker leaves while the end of its time as a young one waits in the queue: that isn't taken for the end of its drain."""
+    async with observed(tmp_path) as cluster:
+        master = cluster.running._master
+        assert master is not None
+        handle = next(iter(master.roster))
+        master.put(facts.FromWorker(handle, wire.Leaving("SIGTERM")))
+        master.put(facts.Overdue(handle, State.READY))
+        died = await cluster.event(events.Died)
+        assert (died.pid, died.code, died.signal) == (handle.pid, 0, None)
+        assert not cluster.of(events.Warned)
 
 
 async def test_all_workers_killed_at_once(tmp_path: Path) -> None:

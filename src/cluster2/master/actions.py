@@ -92,7 +92,7 @@ class Actions:
             State.DRAINING: self._settings.drain_timeout + DRAIN_MARGIN,
         }.get(handle.state)
         if bound is not None:
-            handle.timer = self._loop.call_later(bound, self._put, Overdue(handle))
+            handle.timer = self._loop.call_later(bound, self._put, Overdue(handle, handle.state))
 
     def _watch(self, handle: Handle) -> None:
         assert handle.pid is not None

@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import wire
 from ..errors import ClusterError
+from ..lifecycle import State
 from .handle import Handle
 
 
@@ -62,9 +63,10 @@ class Vanished:
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """A worker has been in a state for longer than it may."""
+    """A worker has been in a state for longer than it may. When this is handled it may have left that state."""
 
     worker: Handle
+    state: State
 
 
 @dataclass(frozen=True, slots=True)

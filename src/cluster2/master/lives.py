@@ -158,10 +158,12 @@ class Lives:
             )
         )
 
-    def overdue(self, handle: Handle) -> None:
-        """A worker has been in its state for as long as it may."""
+    def overdue(self, handle: Handle, state: State) -> None:
+        """A worker has been in a state for as long as it may."""
+        if handle.state is not state:  # another fact that was in the queue before has ended it
+            return
         settings = self._master.settings
-        match handle.state:
+        match state:
             case State.READY:
                 self.restarts.settled(handle.slot)
             case State.SPAWNING | State.BOOTING:

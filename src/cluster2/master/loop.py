@@ -179,7 +179,7 @@ class Master:
             case Vanished():
                 self.lives.buried(fact.worker, None)
             case Overdue():
-                self.lives.overdue(fact.worker)
+                self.lives.overdue(fact.worker, fact.state)
             case HelperGone():
                 self._helper_gone(fact)
             case Signal():
