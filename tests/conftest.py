@@ -1,4 +1,4 @@
-"""What all tests share: uvloop as anyio's backend, and a process that nobody's orphan can escape."""
+"""What all tests share: uvloop as anyio's backend, a process that nobody's orphan can escape, examples that take their time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import signal
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 PR_SET_CHILD_SUBREAPER = 36
+
+# How long an example takes, and to make one, depends on what else the machine does.
+settings.register_profile("cluster2", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("cluster2")
 
 
 @pytest.fixture

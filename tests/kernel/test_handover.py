@@ -84,7 +84,7 @@ def test_one_travels_whole(ways: tuple[socket.socket, Outlet, Inlet], leaving: E
     assert not inlet.ended
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.integers(0, 255), st.integers(0, 255), st.floats(0, 1e6, width=32)), min_size=0, max_size=3 * BATCH
@@ -252,7 +252,7 @@ def test_several_in_a_queue_of_single_ones(ways: tuple[socket.socket, Outlet, In
     assert descriptors() == before
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=3000), st.integers(0, SCM_MAX), st.booleans())
 def test_any_bytes(data: bytes, count: int, many: bool) -> None:
     """Whatever bytes and descriptors come, none is leaked, and what is returned is as many as were sent."""

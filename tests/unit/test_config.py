@@ -35,7 +35,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert found.warnings == ()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.fixed_dictionaries(
         {}, optional={"code": st.integers(1, 99), "variable": st.integers(1, 99), "file": st.integers(1, 99)}

@@ -102,7 +102,7 @@ class Model(RuleBasedStateMachine):
 
 
 TestFlights = Model.TestCase
-TestFlights.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFlights.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_turns_are_in_order() -> None:

@@ -63,7 +63,7 @@ def write(directory: str, steps: list[tuple[str, int]], total: int) -> dict[str,
     return counts
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(STEPS)
 @example(BURST)
 @example([*BURST, ("a", 40), ("K", 1), *BURST])
@@ -77,7 +77,7 @@ def test_no_line_is_lost_or_doubled(steps: list[tuple[str, int]]) -> None:
         assert len(found) == sum(counts.values())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(STEPS)
 @example(BURST)
 def test_the_whole_is_bounded(steps: list[tuple[str, int]]) -> None:

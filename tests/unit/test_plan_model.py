@@ -315,5 +315,5 @@ class ClusterMachine(RuleBasedStateMachine):
         return found == wanted and replaced and self.reloader.rolling is None
 
 
-ClusterMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+ClusterMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=60)
 test_random_history = ClusterMachine.TestCase

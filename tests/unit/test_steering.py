@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster2.errors import ConfigError
@@ -150,7 +150,6 @@ LOADS = st.lists(
 
 
 @given(LOADS, st.booleans())
-@settings(deadline=None)
 def test_the_lightest(loads: list[Load], by_requests: bool) -> None:
     """Somebody is always chosen; never one with more requests than another, if they count; the crowded only if all are."""
     chosen = lightest(loads, by_requests=by_requests)
