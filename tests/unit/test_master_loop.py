@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,19 +136,29 @@ async def test_an_app_that_can_not_be_imported(tmp_path: Path, preload: bool) ->
 async def test_a_worker_that_hangs_at_the_first_boot(tmp_path: Path) -> None:
     """At the first boot, a worker that isn't ready within boot_timeout ends the attempt."""
     (tmp_path / "hanging").touch()
-    with pytest.raises(AppError, match=r"wasn't ready within boot_timeout \(2 s\)"):
-        async with observed(tmp_path, boot_timeout=2.0):
-            pass
+    for bound in (2.0, 10.0, 50.0):
+        with pytest.raises(AppError, match=rf"within boot_timeout \({bound:g} s\)") as raised:
+            async with observed(tmp_path, boot_timeout=bound):
+                pass
+        if (
+            "the app wasn't imported" not in raised.value.message
+        ):  # the import has that bound, too, and the machine is busy
+            break
+    assert "wasn't ready" in raised.value.message
 
 
 async def test_a_worker_that_hangs_at_a_later_boot(tmp_path: Path) -> None:
     """Later, it is killed and replaced, with a warning, while the others serve on."""
-    async with observed(tmp_path, boot_timeout=2.0) as cluster:
+    async with observed(tmp_path) as cluster:
         before = await cluster.workers()
+        master = cluster.running._master
+        assert master is not None
+        master.lives.actions.heed(replace(master.settings, boot_timeout=1.0))
         (tmp_path / "hanging").touch()
         os.kill(before[0], signal.SIGKILL)
         warned = await cluster.event(events.Warned)
-        assert "wasn't ready within boot_timeout (2 s)" in warned.text
+        assert "wasn't ready within boot_timeout" in warned.text
+        master.lives.actions.heed(master.settings)
         (tmp_path / "hanging").unlink()
         assert await cluster.get() == b"%d" % before[1]
         await cluster.whole(without=[before[0]])
