@@ -222,6 +222,8 @@ says for which app it means nothing. TLS must hold for all.
 
 """
 _ENGINES_FOOT = """
+How far `timeout` reaches with granian: [silent clients](../granian.md#silent-clients).
+
 An engine of another package, named by an entry point in the group `cluster2.engines`, declares the same
 ([how](../design.md#engines)).
 """

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cluster2.errors import AddressInUse, ConfigError
-from cluster2.kernel.established import end_silent, established, progress, readers, reset, reset_established
+from cluster2.kernel.established import Seen, end, end_silent, established, look, progress, reset, reset_established
 from cluster2.kernel.listeners import (
     UNSENT,
     Listener,
@@ -302,28 +302,39 @@ def test_who_is_silent(group: Make, clients: list[socket.socket]) -> None:
         each.close()
 
 
-def test_who_has_something_to_take(group: Make, clients: list[socket.socket]) -> None:
-    """Of those alone it is told how much they have taken; a reset is for one of them only."""
+def test_what_a_look_tells(group: Make, clients: list[socket.socket]) -> None:
+    """Of each connection whose it is and how far it has come; a reset or an end is for one of them only."""
     one = group(1)
-    connect(one, clients, 2)
-    taken = [one.listener.sock.accept()[0] for _ in range(2)]
-    full = taken[0]
+    connect(one, clients, 3)
+    taken = [one.listener.sock.accept()[0] for _ in range(3)]
+    full, ends, other = taken
     full.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while True:
             full.send(bytes(65536))
-    (before,) = readers(one.listener.sock)
-    assert before[:2] == (full.fileno(), os.fstat(full.fileno()).st_ino)
-    assert list(readers(one.listener.sock)) == [before]
+    clients[1].sendall(b"hello")
+    assert ends.recv(5) == b"hello"
+
+    def seen(sock: socket.socket) -> Seen:
+        (found,) = (each for each in look(one.listener.sock) if each.descriptor == sock.fileno())
+        return found
+
+    before = seen(full)
+    assert before[1:4] == (os.fstat(full.fileno()).st_ino, *clients[0].getsockname())
+    assert before.untaken > 0
+    assert seen(full) == before
+    assert seen(ends)[4:] == (0, 5, 0, True)
+    assert not seen(full).asks
+    assert not seen(other).asks, "nobody has spoken"
     clients[0].recv(1 << 22, socket.MSG_WAITALL)
-    (now,) = readers(one.listener.sock)
-    assert now[:2] == before[:2]
-    assert now[2] > before[2]
+    assert seen(full).taken > before.taken
     reset(full.fileno())
     assert clients[0].recv(1 << 26, socket.MSG_WAITALL), "what had arrived before is read first"
     with pytest.raises(ConnectionResetError):
         clients[0].recv(1)
-    taken[1].sendall(b"!")
-    assert clients[1].recv(1) == b"!"
+    end(ends.fileno())
+    assert ends.recv(1) == b""
+    other.sendall(b"!")
+    assert clients[2].recv(1) == b"!"
     for each in taken:
         each.close()

@@ -15,8 +15,17 @@ def mark(name: str) -> None:
     Path(f"held.{name}.{os.getpid()}").touch()
 
 
+async def released() -> None:
+    """Wait until there is a file of that name."""
+    while not Path("released").exists():
+        await asyncio.sleep(0.02)
+
+
 class Rsgi:
-    """With hooks; `/raise` raises, `/spin/NAME` spins, `/forever/NAME` waits, `/big` is 20 MB, all else says hello."""
+    """With hooks. `/raise` raises, `/spin/NAME` spins, `/forever/NAME` waits, `/later/NAME` until it may, `/big` is 20 MB.
+
+    All else says hello.
+    """
 
     def __rsgi_init__(self, loop: Any) -> None:
         async def begin() -> str:
@@ -44,6 +53,10 @@ class Rsgi:
                 pass
         if kind == "forever":
             await asyncio.Event().wait()
+        if kind == "later":
+            await released()
+            protocol.response_str(200, [], "released")
+            return
         if kind == "big":
             protocol.response_bytes(200, [], bytes(20_000_000))
             return
@@ -53,6 +66,22 @@ class Rsgi:
 rsgi = Rsgi()
 
 
+async def asgi(scope: Any, receive: Any, send: Any) -> None:
+    """`/later/NAME` waits until it may, `/big` is 20 MB, all else says hello."""
+    if scope["type"] != "http":
+        return
+    _, kind, name = [*scope["path"].split("/"), "", ""][:3]
+    body = b"hello"
+    if kind == "later":
+        mark(name)
+        await released()
+        body = b"released"
+    if kind == "big":
+        body = bytes(20_000_000)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
 async def broken_start(scope: Any, receive: Any, send: Any) -> None:
     """Refuses to start."""
     await receive()
@@ -60,7 +89,7 @@ async def broken_start(scope: Any, receive: Any, send: Any) -> None:
 
 
 def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-    """`/forever/NAME` never answers, `/environ` tells what it is called with."""
+    """`/forever/NAME` never answers, `/big` is 20 MB, `/environ` tells what it is called with."""
     _, kind, name = [*environ["PATH_INFO"].split("/"), "", ""][:3]
     if kind == "forever":
         mark(name)
@@ -69,5 +98,8 @@ def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         told = json.dumps({key: value for key, value in environ.items() if isinstance(value, str)}).encode()
         start_response("200 OK", [("Content-Length", str(len(told)))])
         return [told]
+    if kind == "big":
+        start_response("200 OK", [])
+        return [bytes(20_000_000)]
     start_response("200 OK", [("Content-Length", "5"), ("X-Worker", str(os.getpid()))])
     return [b"hello"]

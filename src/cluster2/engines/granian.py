@@ -21,12 +21,7 @@ for an answer (Python's httpx) doesn't answer the PING, and hyper would wait for
 has taken all that was sent, and for PATIENCE neither says nor takes more, is given up (`end_silent`), once no request
 is under way; before, one doesn't see from here whose it is.
 
-*Idle and silent connections* are closed by hyper's `header_read_timeout`, which counts between requests as well; those of
-HTTP/2 aren't. hyper's own means for these (a PING now and then, whose answer it waits for) takes a client for dead that
-reads a long body slowly, with the PING behind megabytes.
-
-*A client that takes nothing* of what was sent to it is found by the kernel's counts (`_Reader`), a few times within `timeout`.
-One that stops in the middle of a body isn't: whether the app waits for it nobody tells.
+*Idle and silent connections* are found by the kernel's counts: `granian_clients`.
 """
 
 from __future__ import annotations
@@ -37,17 +32,17 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
-from ..kernel.established import end_silent, established, progress, readers, reset, reset_established
+from ..kernel.established import end_silent, established, progress, reset_established
 from ..kernel.listeners import queue_length
 from ..settings import Settings
 from .base import Capability, Census, Interface, Movable, Site
 from .granian_apps import Hooks, Lifespan, Under, by_rsgi, ending, native
+from .granian_clients import Clients, head_patience
 from .granian_internals import check, module
-from .patience import For, Patience, Wait
 
 _ANY = frozenset(
     {
@@ -68,34 +63,10 @@ PATIENCE = 1.0
 client may take to answer its PING."""
 TLS_FROM = "tls1.2"
 """The oldest version of TLS that is spoken, as with uvicorn."""
-LOOKS = 4
-"""How often within `timeout` clients are looked at that take nothing."""
 POOL_IDLE = 30
 """Seconds after which a thread of the pool that had nothing to do ends (granian's own default)."""
 RUST_BLOCKING = 512
 """Threads for Rust's own blocking work, at most (granian's own default); they are made when needed."""
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """A client that has something to take. The connection is granian's: all we have is its descriptor (see `patience`).
-
-    Attributes:
-        inode: of the socket: the descriptor may be another connection's tomorrow.
-        taken: how many bytes it has taken so far.
-    """
-
-    descriptor: int
-    inode: int
-    taken: int = field(compare=False)
-
-    def waits(self) -> Wait:
-        """It has something to take."""
-        return Wait(For.TAKING, self.taken)
-
-    def give_up(self, what: For) -> None:
-        """Granian finds it broken."""
-        reset(self.descriptor)
 
 
 class GranianEngine:
@@ -125,8 +96,7 @@ class GranianEngine:
         self._told = False
         self._said: list[tuple[socket.socket, dict[int, tuple[int, int]]]] = []
         self._silent_at = 0.0
-        self._patience = Patience(site.settings.timeout)
-        self._readers_at = 0.0
+        self._clients = Clients(site.settings, self._under, self._listeners)
 
     @staticmethod
     def preload(settings: Settings) -> None:
@@ -156,7 +126,7 @@ class GranianEngine:
         inside = module("_granian")
         unix = listener.family == socket.AF_UNIX
         holder = inside.SocketHolder(os.dup(listener.fileno()), unix, self._site.settings.backlog)
-        worker = self._worker(inside, holder)
+        worker = self._worker(inside, holder, unix)
         finished: asyncio.Future[None] = self._loop.create_future()
         signal = inside.WorkerSignal()
         signal.add_cb(lambda: self._loop.call_soon_threadsafe(finished.set_result, None))
@@ -173,17 +143,13 @@ class GranianEngine:
         self._look(now)
 
     def second(self) -> None:
-        """Give up clients that take nothing, if a look at them is due."""
-        now = time.monotonic()
-        timeout = self._site.settings.timeout
-        if timeout and now >= self._readers_at:
-            self._readers_at = now + timeout / LOOKS
-            self._patience.look([_Reader(*found) for each in self._listeners for found in readers(each)], now)
+        """Give up clients that were silent for too long, if a look at them is due."""
+        self._clients.second(time.monotonic())
 
     def census(self) -> Census:
         """Requests are exact, connections as of the last look."""
         begun, ended = self._under.counts()
-        given_up, stalled = self._patience.given_up, self._patience.stalled
+        given_up, stalled = self._clients.patience.given_up, self._clients.patience.stalled
         return Census(ended, self._connections, begun - ended, given_up, stalled, failed=self._under.failed())
 
     def oldest(self, now: float) -> float | None:
@@ -273,14 +239,14 @@ class GranianEngine:
         app, state = self._site.app, self._state()
         inner = native(self._site, app, state)
         last = native(self._site, ending(app, self._site.interface), state)
-        threaded = self._site.interface is Interface.WSGI
-        return self._under.threads(inner, last) if threaded else self._under.tasks(inner, last)
+        if self._site.interface is Interface.WSGI:
+            return self._under.threads(inner, last, max(1, self._site.settings.threads))
+        return self._under.tasks(inner, last)
 
-    def _worker(self, inside: Any, holder: Any) -> Any:
+    def _worker(self, inside: Any, holder: Any, unix: bool) -> Any:
         settings, interface = self._site.settings, self._site.interface
         http = module("http")
-        # hyper's timer of 0 would close at once; None is none at all, which granian can't say: a day is as good.
-        patience = round(settings.timeout * 1000) or 86_400_000
+        patience = head_patience(settings.timeout, seen=not unix)
         wsgi = interface is Interface.WSGI
         return getattr(inside, f"{interface.upper()}Worker")(
             next(self._numbers),

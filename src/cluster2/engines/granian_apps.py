@@ -6,8 +6,10 @@ import asyncio
 import functools
 import itertools
 import logging
+import sys
 import traceback
 from collections.abc import Callable, Coroutine, Iterable, MutableSequence
+from types import CodeType, FrameType
 from typing import Any
 
 from ..errors import AppError
@@ -70,6 +72,8 @@ class Under:
         self._uses: list[Callable[[bool], None]] = []
         self._counts: list[Callable[[], tuple[int, int]]] = []
         self._failures = itertools.count()
+        self._codes: set[CodeType] = set()
+        self._threads = 0
 
     def counts(self) -> tuple[int, int]:
         """How many have begun, and how many of them have ended."""
@@ -83,6 +87,21 @@ class Under:
     def way(self) -> Iterable[object]:
         """Those under way, if they are remembered."""
         return list(self._way)
+
+    def peers(self) -> set[tuple[str, int | None]] | None:
+        """Whose requests are under way: host and port, no port where that isn't known. None: there may be others.
+
+        Requests that still wait for the loop aren't among them. What an app has made of its scope's `client` is taken as it is.
+        """
+        if self._threads:
+            begun, ended = self.counts()
+            if begun - ended >= self._threads:  # more may wait for a thread, seen by nobody
+                return None
+            running = (_called(frame, self._codes) for frame in sys._current_frames().values())
+            return {(scope["REMOTE_ADDR"].partition("%")[0], None) for scope in running if scope is not None}
+        coroutines: Iterable[Any] = (task.get_coro() for task in asyncio.all_tasks())
+        frames = (each.cr_frame for each in coroutines if getattr(each, "cr_code", None) in self._codes)
+        return {_peer(frame.f_locals["watcher"].scope) for frame in frames if frame is not None}
 
     def end_all(self) -> None:
         """From now on each response ends its connection."""
@@ -141,12 +160,13 @@ class Under:
             nonlocal called
             called = self._counted(last) if ending else inner
 
+        self._codes |= {watch.__code__, forgotten.__code__}
         self._uses.append(use)
         self._counts.append(lambda: (_reading(begin) - 1, ended))
         return remembered if self._remember else scheduled
 
-    def threads(self, inner: Call, last: Call) -> Call:
-        """For apps that run in threads of granian's."""
+    def threads(self, inner: Call, last: Call, count: int) -> Call:
+        """For apps that run in threads of granian's: so many."""
         begin, end = itertools.count(1), itertools.count(1)
         way, gauge, failures = self._way, self._gauge, self._failures
         called = last if self._ending else inner
@@ -173,6 +193,8 @@ class Under:
             nonlocal called
             called = self._counted(last) if ending else inner
 
+        self._codes.add(run.__code__)
+        self._threads = count
         self._uses.append(use)
         self._counts.append(lambda: (_reading(begin) - 1, _reading(end) - 1))
         return remembered if self._remember else run
@@ -199,6 +221,31 @@ def _reading(counter: itertools.count[int]) -> int:
     """What a count will give next, without taking it."""
     state: Any = counter.__reduce__()[1]
     return int(state[0])
+
+
+def _called(frame: FrameType | None, codes: set[CodeType]) -> dict[str, Any] | None:
+    """The environ of the request that a thread works on."""
+    while frame is not None:
+        if frame.f_code in codes:
+            scope: dict[str, Any] = frame.f_locals["scope"]
+            return scope
+        frame = frame.f_back
+    return None
+
+
+def _peer(scope: Any) -> tuple[str, int | None]:
+    """Host and port of a client, without the scope of a link-local address; nobody's, if an app has put something else there."""
+    match scope:
+        case {"client": [str(host), int(port)]}:
+            pass
+        case {"client": [str(host), str(number)]} if number.isdecimal():  # granian gives a text
+            port = int(number)
+        case dict():
+            return "", 0
+        case _:
+            host, _, number = scope.client.rpartition(":")
+            port = int(number)
+    return host.strip("[]").partition("%")[0], port
 
 
 # Draining: each response ends its connection.

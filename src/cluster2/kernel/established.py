@@ -14,8 +14,31 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-from .progress import transferred, untaken
+from .progress import peer_spoke_last, transferred, untaken
+
+
+class Seen(NamedTuple):
+    """A connection, at one look.
+
+    Attributes:
+        inode: of its socket: the descriptor may be another connection's tomorrow.
+        host, port: its peer's.
+        taken: bytes that the peer has taken so far.
+        brought: bytes that came from it.
+        untaken: bytes in the kernel that it hasn't taken.
+        asks: it has brought bytes since it was last sent any.
+    """
+
+    descriptor: int
+    inode: int
+    host: str
+    port: int
+    taken: int
+    brought: int
+    untaken: int
+    asks: bool
 
 
 def established(listener: socket.socket) -> int:
@@ -37,11 +60,22 @@ def reset(descriptor: int) -> None:
     ctypes.CDLL(None, use_errno=True).connect(descriptor, struct.pack("H14x", socket.AF_UNSPEC), 16)
 
 
-def readers(listener: socket.socket) -> Iterator[tuple[int, int, int]]:
-    """Those whose client has something to take: descriptor, inode of the socket, and how many bytes the client has taken."""
-    for descriptor in _established(listener):
-        if untaken(descriptor) and (counts := transferred(descriptor)) is not None:
-            yield descriptor, os.fstat(descriptor).st_ino, counts[0]
+def end(descriptor: int) -> None:
+    """Its owner reads the end of the connection, as if the client had closed it, and closes it in his own way."""
+    one = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)  # shutdown(2) asks for no family
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        one.shutdown(socket.SHUT_RD)
+    one.detach()
+
+
+def look(listener: socket.socket) -> Iterator[Seen]:
+    """Each of them, with what shows its progress. Those of a Unix socket can't be asked."""
+    for descriptor, peer in _peers(listener):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            inode = os.fstat(descriptor).st_ino
+            if (counts := transferred(descriptor)) is not None:
+                host, port = peer[0].partition("%")[0], peer[1]  # without the scope of a link-local address
+                yield Seen(descriptor, inode, host, port, *counts, untaken(descriptor), peer_spoke_last())
 
 
 def progress(listener: socket.socket) -> dict[int, tuple[int, int]]:
@@ -55,19 +89,20 @@ def end_silent(listener: socket.socket, before: Mapping[int, tuple[int, int]]) -
 
     Returns what to compare with next time: who has brought something is spared for good, who has taken something until then:
     between two writes of a server that is busy a client may have taken all that there is yet.
-    Their owner reads the end of the connection, as if the client had closed it, and closes it in his own way.
     """
     now = progress(listener)
     for descriptor, count in now.items():
         if before.get(descriptor) == count and not untaken(descriptor):
-            one = socket.socket(listener.family, socket.SOCK_STREAM, 0, descriptor)
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                one.shutdown(socket.SHUT_RD)
-            one.detach()
+            end(descriptor)
     return {descriptor: (count[0], before.get(descriptor, count)[1]) for descriptor, count in now.items()}
 
 
 def _established(listener: socket.socket) -> Iterator[int]:
+    return (descriptor for descriptor, _ in _peers(listener))
+
+
+def _peers(listener: socket.socket) -> Iterator[tuple[int, Any]]:
+    """Descriptors, and the addresses of who is at the other end."""
     here = listener.getsockname()
     wild = isinstance(here, tuple) and here[0] in ("0.0.0.0", "::")
     for name in os.listdir("/proc/self/fd"):
@@ -79,8 +114,7 @@ def _established(listener: socket.socket) -> Iterator[int]:
         try:
             local = one.getsockname()
             if local == here or (wild and local[1] == here[1]):
-                one.getpeername()
-                yield int(name)
+                yield int(name), one.getpeername()
         except (OSError, TypeError, IndexError):
             pass  # it is no such connection, or isn't connected any more
         finally:

@@ -7,7 +7,7 @@ of a byte, and a connection that seems to make no progress is asked once a secon
 
 Why not the length of our own buffer: the kernel reports a socket as writable only when a third of its send buffer is free, which
 may be 4 MiB. A client that takes 10 kB/s shows no change there for minutes. Nor the times `tcpi_last_data_sent` and `_recv`: a
-reader who takes slowly makes us send nothing for a while.
+reader who takes slowly makes us send nothing for a while. They do tell who spoke last.
 
 A Unix socket has no such counts. What its reader hasn't taken is told by `SIOCOUTQ` (unix(7) shares it with tcp(7)).
 """
@@ -19,11 +19,12 @@ import fcntl
 import socket
 import termios
 
-_ACKED, _RECEIVED, _END = 120, 128, 136
+_SENT_AGO, _RECEIVED_AGO, _ACKED, _RECEIVED, _END = 44, 52, 120, 128, 136
 _libc = ctypes.CDLL(None, use_errno=True)
 _info = (ctypes.c_char * _END)()
 _size = ctypes.c_uint32()
 _counts = memoryview(_info).cast("B")[_ACKED:_END].cast("Q")
+_ago = memoryview(_info).cast("B")[_SENT_AGO : _RECEIVED_AGO + 4].cast("I")
 
 
 def transferred(descriptor: int) -> tuple[int, int] | None:
@@ -33,6 +34,14 @@ def transferred(descriptor: int) -> tuple[int, int] | None:
     if _libc.getsockopt(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, _info, ctypes.byref(_size)):
         return None
     return (_counts[0], _counts[1]) if _size.value == _END else None
+
+
+def peer_spoke_last() -> bool:
+    """Whether the connection that `transferred` was asked for last has brought bytes since it was last sent any.
+
+    Within a tick of the kernel's clock it hasn't.
+    """
+    return _counts[1] > 0 and (not _counts[0] or _ago[2] < _ago[0])
 
 
 def untaken(descriptor: int) -> int:

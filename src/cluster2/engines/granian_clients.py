@@ -1,0 +1,135 @@
+"""How long granian's clients may take. The connections are Rust's: all we have are their descriptors, and what the kernel counts.
+
+A few times within `timeout` each is looked at (`kernel.established`). Who has something to take and takes nothing is reset; who
+has nothing to take, brings nothing, and has no request under way, gets its connection ended. It makes no difference whether
+that is one of HTTP/1.1 or HTTP/2, or whether its handshake is over. Whose request is under way is seen by the tasks that run
+(`Under.peers`), so that a request pays for nothing; of threads one knows the client's host only.
+
+What the kernel can't tell: whether the app waits for the rest of a body, and whether a head that comes byte by byte will ever
+end. For the latter, over HTTP/1.1, hyper has a timer of its own, which is set to strike later than we do: its connections are
+closed, but not counted.
+
+hyper's own means for idle HTTP/2 (a PING now and then, whose answer it waits for) takes a client for dead that reads a long body
+slowly, with the PING behind megabytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..kernel.established import Seen, end, look, reset
+from ..settings import Settings
+from .granian_apps import Under
+from .patience import For, Patience, Wait
+
+LOOKS = 4
+"""How often within `timeout` clients are looked at."""
+BATCH = 50
+"""Connections that are looked at in one turn of the loop: about a millisecond."""
+_BEHIND = 1.5
+"""So many times as long as `timeout`, and two looks, hyper's own timer waits: then a look of ours has come first."""
+_SECOND = 1.0
+"""What `look` is called each."""
+_NEVER = 86_400_000
+"""hyper's timer of 0 would close at once; None is none at all, which granian can't say: a day, in ms, is as good."""
+
+
+def head_patience(timeout: float, *, seen: bool) -> int:
+    """Milliseconds that hyper waits for a head of HTTP/1.1, from the last response on.
+
+    Args:
+        seen: the connections can be looked at.
+    """
+    behind = timeout * _BEHIND + 2 * _SECOND if seen else timeout
+    return round(behind * 1000) if timeout else _NEVER
+
+
+@dataclass(slots=True, eq=False)
+class _Client:
+    """A connection, as it is asked by `Patience`: the same as before if its socket is.
+
+    Attributes:
+        busy: a request of its is under way.
+        plain: it speaks HTTP/1.1, where each request is answered before the next: who spoke last is in the middle of one.
+    """
+
+    seen: Seen
+    busy: bool
+    plain: bool
+
+    def __hash__(self) -> int:
+        return self.seen.inode
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Client) and other.seen.inode == self.seen.inode
+
+    def waits(self) -> Wait | None:
+        """For what, as far as one can see."""
+        seen = self.seen
+        if seen.untaken:
+            return Wait(For.TAKING, seen.taken)
+        if self.busy:
+            return None
+        return Wait(For.HEAD if self.plain and seen.asks else For.STREAM, (seen.taken, seen.brought))
+
+    def give_up(self, what: For) -> None:
+        """Granian finds it broken, or at its end."""
+        descriptor = self.seen.descriptor
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if os.fstat(descriptor).st_ino == self.seen.inode:
+                (reset if what is For.TAKING else end)(descriptor)
+
+
+class Clients:
+    """All clients of an engine, and how long they have been silent.
+
+    Attributes:
+        patience: its counts.
+    """
+
+    def __init__(self, settings: Settings, under: Under, listeners: Sequence[socket.socket]) -> None:
+        """Args: listeners: looked at whenever clients are."""
+        self._timeout = settings.timeout
+        self._plain = not settings.http2
+        self._under = under
+        self._listeners = listeners
+        self._looked_at: float | None = None
+        self._clock = 0.0
+        self._looking: asyncio.Future[None] | None = None
+        self.patience = Patience(settings.timeout)
+
+    def second(self, now: float) -> None:
+        """Look at them, if a look is due, and give up who was silent for too long."""
+        if not self._timeout:
+            return
+        if self._looked_at is None:
+            self._looked_at = now
+        elapsed = now - self._looked_at
+        if elapsed < self._timeout / LOOKS:
+            return
+        self._looked_at = now
+        # A loop that was held has seen nothing of what came meanwhile: at most as much time has passed as none is given up for.
+        self._clock += min(elapsed, self._timeout)
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(self._look())
+
+    async def _look(self) -> None:
+        peers = self._under.peers()  # first: who asks from now on is seen to have brought something
+        found: list[Seen] = []
+        for listener in list(self._listeners):
+            for each in look(listener):
+                found.append(each)
+                if len(found) % BATCH == 0:
+                    await asyncio.sleep(0)
+        if peers is not None and not peers <= {(each.host, port) for each in found for port in (each.port, None)}:
+            peers = None  # whose connection is gone, or whose name the app has replaced, as middleware for proxies does
+        self.patience.look([self._client(each, peers) for each in found], self._clock)
+
+    def _client(self, seen: Seen, peers: set[tuple[str, int | None]] | None) -> _Client:
+        busy = peers is None or (seen.host, seen.port) in peers or (seen.host, None) in peers
+        return _Client(seen, busy, self._plain)

@@ -1,0 +1,108 @@
+"""Clients of granian that stall: ended, counted and told of, whatever they speak; nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.http2_client import Http2Client, opened
+from tests.system.clients import Connection
+from tests.system.conftest import Serve
+from tests.system.harness import Running, wait_until
+
+APPS = Path(__file__).with_name("granian_app.py")
+
+
+def timed_out(running: Running) -> int:
+    return sum(row["timed_out"] for row in running.workers())
+
+
+def held(running: Running, name: str) -> None:
+    """Wait until the handler of this request has begun."""
+    wait_until(lambda: any(running.directory.glob(f"held.{name}.*")), lambda: f"/held/{name}: {running.stderr}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attr", ["rsgi", "wsgi"])
+def test_who_stalls(run: Serve, attr: str) -> None:
+    """Over HTTP/1.1: who says nothing, who has got his answer, and who stops in a head; not who waits for the app."""
+    running = run(f"{APPS}:{attr}", "--engine", "granian", "--timeout", "1s", workers=1).ready(1)
+    with ExitStack() as stack:
+        silent, used, slow, working = (stack.enter_context(Connection(running.address)) for _ in range(4))
+        if attr == "wsgi":  # whose request it is isn't known there: nobody of that host is given up, but by hyper
+            assert used.get().body == b"hello"
+        else:
+            working.send("/later/a")
+            held(running, "a")
+            assert used.get().body == b"hello"
+        slow.socket.sendall(b"GET / HTTP/1.1\r\nHost: te")
+        for each in (slow, silent, used):
+            assert each.closed()
+        wait_until(
+            lambda: timed_out(running) == (4 if attr == "wsgi" else 3), lambda: f"all are counted: {running.workers()}"
+        )
+        wait_until(lambda: "connections cut off (timeout): 1" in running.stderr, "it is told")
+        if attr != "wsgi":
+            (running.directory / "released").touch()
+            assert working.receive().body == b"released"
+    assert running.shutdown() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attr", ["asgi", "wsgi"])
+def test_who_stalls_over_http2(run: Serve, attr: str) -> None:
+    """Over HTTP/2 alike, after a body of which not all was taken as well; who waits for the app, or asks now and then, stays."""
+    running = run(f"{APPS}:{attr}", "--engine", "granian", "--http2", "--timeout", "2s", workers=1).ready(1)
+
+    async def across() -> None:
+        async with (
+            opened(running.address) as used,
+            opened(running.address) as stops,
+            opened(running.address) as busy,
+            opened(running.address) as working,
+        ):
+            assert (await used.get("/")).body == b"hello"
+            stops.grants = False
+            part = stops.ask("/big")
+            number = working.ask("/later/a") if attr != "wsgi" else working.ask("/")
+            await asyncio.gather(used.end(), stops.end(), _asks(busy, until=[used, stops]))
+            assert len(stops.streams[part].body) == 65535
+            assert not stops.streams[part].ended
+            if attr != "wsgi":
+                (running.directory / "released").touch()
+                assert (await working.answer(number)).body == b"released"
+
+    asyncio.run(asyncio.wait_for(across(), 60))
+    wait_until(lambda: timed_out(running) >= 2, lambda: f"they are counted: {running.workers()}")
+    assert running.shutdown() == 0
+
+
+async def _asks(client: Http2Client, until: list[Http2Client]) -> None:
+    while not all(each.closed for each in until):
+        assert (await client.get("/")).body == b"hello"
+        await asyncio.sleep(0.1)
+
+
+def test_a_handshake_that_never_ends(run: Serve, tmp_path: Path) -> None:
+    """A client that connects to a TLS port and says nothing, or half a handshake, is closed."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    options = ["--ssl-certfile", "cert.pem", "--ssl-keyfile", "key.pem", "--timeout", "1s"]
+    running = run(f"{APPS}:rsgi", *options, workers=1, directory=tmp_path).ready(1)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    hello = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        hello.do_handshake()
+    with Connection(running.address) as silent, Connection(running.address) as half:
+        half.socket.sendall(outgoing.read()[:40])
+        assert silent.closed()
+        while not half.closed():
+            pass  # an alert may come first
+    assert running.shutdown() == 0
