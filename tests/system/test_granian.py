@@ -160,7 +160,7 @@ def test_hooks_errors_and_counts(run: Serve) -> None:
         assert client.get("/").body == b"hello"
         assert client.get("/raise").status == 500
         assert other.get("/").body == b"hello"
-        assert running.stderr.count("RuntimeError: broken on purpose") == 1
+        wait_until(lambda: "RuntimeError: broken on purpose" in running.stderr, "it is logged")
 
         def counted() -> bool:
             (row,) = running.workers()
@@ -168,6 +168,7 @@ def test_hooks_errors_and_counts(run: Serve) -> None:
 
         wait_until(counted, lambda: f"all are counted: {running.workers()}")
     assert running.shutdown() == 0
+    assert running.stderr.count("RuntimeError: broken on purpose") == 1
     assert (running.directory / f"ended.{pid}").exists()
 
 
