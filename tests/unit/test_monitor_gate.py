@@ -104,6 +104,22 @@ async def test_pages_of_others(site: bytes, mode: bytes, passes: bool) -> None:
         assert await status(settings, path, *headers) == (200 if passes else 403)
 
 
+@pytest.mark.parametrize(
+    ("method", "dest", "found"),
+    [("GET", b"document", 200), ("GET", b"iframe", 403), ("GET", b"object", 403), ("POST", b"document", 403)],
+)
+async def test_what_is_no_link(method: str, dest: bytes, found: int) -> None:
+    """A frame in another's page could take the places of those who watch, and a form of it could be sent: neither may."""
+    headers = [(b"sec-fetch-site", b"cross-site"), (b"sec-fetch-mode", b"navigate"), (b"sec-fetch-dest", dest)]
+    assert await status(LOCAL, "/events", *headers, BEARS, method=method) == found
+
+
+async def test_two_hosts() -> None:
+    """Who names us and another as well is turned away, in whatever order."""
+    names = (b"host", b"localhost"), (b"host", b"evil.example")
+    assert await status(LOCAL, "/", *names) == await status(LOCAL, "/", *reversed(names)) == 421
+
+
 async def test_no_host() -> None:
     """A probe in HTTP/1.0 brings none; browsers always do."""
     assert await status(LOCAL, "/livez") == 200

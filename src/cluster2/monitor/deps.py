@@ -6,8 +6,10 @@ This process is executed by the same interpreter, with the same environment, as 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -19,6 +21,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 logger = logging.getLogger("cluster2.monitor")
+FRESH = 5.0
+"""Seconds."""
 _NAME = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
@@ -37,14 +41,33 @@ class Distribution:
 
 def routes(root: str) -> list[BaseRoute]:
     """The route of the dependencies, below `root`: JSON for who accepts that, else text."""
+    shelf = Shelf()
 
     async def deps(request: Request) -> Response:
-        found = await run_in_threadpool(installed)  # a file for each
+        found = await shelf.found()
         if "application/json" in request.headers.get("accept", ""):
             return JSONResponse({"distributions": len(found), "tree": tree(found)})
         return PlainTextResponse("".join(f"{line}\n" for line in text(found)))
 
     return [Route(root + "/deps", deps, methods=["GET"])]
+
+
+class Shelf:
+    """What is installed: a file for each, looked for once for all who ask within `FRESH` seconds."""
+
+    def __init__(self) -> None:
+        """Nobody has asked yet."""
+        self._turn = asyncio.Lock()
+        self._found: dict[str, Distribution] = {}
+        self._until = 0.0
+
+    async def found(self) -> dict[str, Distribution]:
+        """It, by normalized name."""
+        async with self._turn:
+            if time.monotonic() >= self._until:
+                self._found = await run_in_threadpool(installed)
+                self._until = time.monotonic() + FRESH
+            return self._found
 
 
 def normalized(name: str) -> str:

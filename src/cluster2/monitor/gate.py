@@ -82,9 +82,10 @@ class Gate:
     def _refusal(self, scope: Any) -> Refusal | None:
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
-        if self._local and not self._names_us(host):
+        several = sum(name == b"host" for name, _ in scope["headers"]) > 1  # which one counts? (RFC 9112, 3.2: neither)
+        if self._local and (several or not self._names_us(host)):
             return STRANGER
-        if headers.get(b"sec-fetch-site", b"none") not in OURS and headers.get(b"sec-fetch-mode") != b"navigate":
+        if headers.get(b"sec-fetch-site", b"none") not in OURS and not _follows_a_link(scope["method"], headers):
             return FOREIGN
         path, reads = scope["path"], scope["method"] in READ
         if path in self._probes or path in self._switches or (self._local and reads):
@@ -108,6 +109,12 @@ class Gate:
         except ValueError:
             return False
         return True
+
+
+def _follows_a_link(method: str, headers: dict[bytes, bytes]) -> bool:
+    """Whether somebody comes to us from another page; a form that is sent, or a frame of that page, isn't it."""
+    opens = headers.get(b"sec-fetch-mode") == b"navigate" and headers.get(b"sec-fetch-dest", b"document") == b"document"
+    return opens and method in READ
 
 
 async def _refuse(send: Any, refusal: Refusal, page: bytes | None) -> None:

@@ -34,6 +34,7 @@ from ..kernel.scoreboard import Scoreboard
 from ..settings import Settings
 from .agent import Agent
 from .app import make
+from .crowd import Crowd
 from .desk import Desk
 from .facts import Facts
 from .line import Line
@@ -145,7 +146,8 @@ async def serve(
     engine = UvicornEngine(Site(make(facts, settings, desk), Interface.ASGI, own, None))
     await engine.start()
     loop = asyncio.get_running_loop()
-    protocols: list[Callable[[], asyncio.BaseProtocol]] = [engine.protocol, lambda: Agent(facts)]
+    crowd = Crowd(engine)
+    protocols: list[Callable[[], asyncio.BaseProtocol]] = [crowd.protocol, lambda: Agent(facts)]
     servers = [
         await loop.create_server(make_one, sock=listener)
         for make_one, listener in zip(protocols, listeners, strict=False)
@@ -155,6 +157,7 @@ async def serve(
         desk.second()
         engine.tick(time.monotonic())
         engine.second()
+        crowd.press()
         try:
             await asyncio.wait_for(left.wait(), BEAT)
         except TimeoutError:

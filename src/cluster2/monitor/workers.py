@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,8 @@ DIGITS = 10
 """Of a pid or a slot."""
 MOST_PARAMS = 8192
 """Characters."""
+AT_ONCE = 8
+"""Questions; others wait for their turn: each is a connection to the master, and one message or more to each worker."""
 FRESH = {"cache-control": "no-cache"}
 
 
@@ -36,8 +39,13 @@ class Workers:
     """Answers about them."""
 
     def __init__(self, facts: Facts, settings: Settings) -> None:
-        self._ask = facts.ask
+        self._facts = facts
+        self._turns = asyncio.Semaphore(AT_ONCE)
         self._token = settings.mon_token
+
+    async def _ask(self, verb: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        async with self._turns:
+            return await self._facts.ask(verb, params)
 
     async def component_status(self, request: Request) -> Response:
         """The names of all components; or one's status: `?component=NAME`, `&worker=PID|SLOT`, `&params=JSON`."""

@@ -95,7 +95,9 @@ function show(now) {
   if (facts !== null && facts.wanted !== now.wanted) {
     charts.mark({ event: "scaled", time: now.time, reason: `${facts.wanted} → ${now.wanted}` });
   }
+  const first = facts === null;
   facts = now;
+  if (first) begin(now.master?.uptime ?? Infinity);
   leaving ||= Boolean(now.leaving);
   glance(now);
   workers.update(now.workers ?? []);
@@ -111,7 +113,7 @@ function show(now) {
 const stream = new Stream({
   open(anew) {
     if (anew) events.clear();
-    load(charts.seconds);
+    if (facts !== null) load(charts.seconds); // else it depends on the first facts how much is worth showing
   },
   facts(now) {
     if (document.body.dataset.link !== "live") linked("live", "● Live");
@@ -152,6 +154,13 @@ function linked(state, text) {
   document.body.dataset.link = state;
   for (const button of byId("actions").querySelectorAll("button")) button.disabled = state !== "live";
   setText(byId("link"), text);
+}
+
+/** The first look at the history: a cluster that is young would be a sliver of the usual range. */
+function begin(uptime) {
+  const usual = uptime <= 300 ? 300 : 900;
+  byId("ranges").querySelector(`input[value='${usual}']`).checked = true;
+  load(usual);
 }
 
 let turns = 0;

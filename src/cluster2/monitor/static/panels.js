@@ -79,10 +79,10 @@ export class Components {
       this.#shown.replaceChildren(el("p", { class: "error" }, why(failure)));
       return;
     }
-    const rows = Object.entries(found.workers ?? {}).map(([pid, value]) => [pid, el("pre", {}, plain(value))]);
-    rows.push(...Object.entries(found.errors ?? {}).map(([pid, error]) => [pid, el("span", { class: "error" }, `▲ ${error}`)]));
+    const rows = (found.workers ?? []).map(({ pid, value }) => [pid, el("pre", {}, plain(value))]);
+    rows.push(...(found.errors ?? []).map(({ pid, error }) => [pid, el("span", { class: "error" }, `▲ ${error}`)]));
     rows.push(...(found.missing ?? []).map((pid) => [pid, el("span", { class: "error" }, "▲ didn't answer in time")]));
-    const lines = rows.map(([pid, shown]) => el("tr", {}, el("th", { scope: "row" }, pid === "0" ? "all" : pid), el("td", {}, shown)));
+    const lines = rows.map(([pid, shown]) => el("tr", {}, el("th", { scope: "row" }, pid), el("td", {}, shown)));
     this.#shown.replaceChildren(
       el("h3", {}, name),
       el("pre", { class: "value" }, plain(found.value)),

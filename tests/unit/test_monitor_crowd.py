@@ -1,0 +1,132 @@
+"""How many may be connected to the monitor, and how much may wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+
+from cluster2.engines.base import Interface, Site
+from cluster2.engines.uvicorn import UvicornEngine
+from cluster2.monitor import crowd
+from cluster2.monitor.crowd import Crowd
+from cluster2.settings import Settings
+from tests.unit.waiting import PATIENCE, until
+
+pytestmark = pytest.mark.anyio
+HELLO = b"HTTP/1.1 200 OK"
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Answers two bytes; /much: more than the kernel keeps; /wait: nothing, until the client leaves."""
+    if scope["path"] == "/wait":
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        return
+    body = b"x" * (1 << 24) if scope["path"] == "/much" else b"ok"
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def asks(self, path: str) -> None:
+        self.writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+        await self.writer.drain()
+
+    async def hears(self) -> bytes:
+        """The beginning of an answer; nothing: it was closed."""
+        try:
+            return await asyncio.wait_for(self.reader.read(len(HELLO)), PATIENCE)
+        except ConnectionError:
+            return b""
+
+
+def under_way(engine: UvicornEngine, count: int) -> bool:
+    return engine.census().in_flight == count
+
+
+@asynccontextmanager
+async def crowded() -> AsyncIterator[tuple[UvicornEngine, Crowd, Callable[[], Any]]]:
+    engine = UvicornEngine(Site(app, Interface.ASGI, Settings(lifespan="off"), None))
+    await engine.start()
+    kept = Crowd(engine)
+    clients: list[Client] = []
+    async with AsyncExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+        async def connect() -> Client:
+            ours = socket.create_connection(listener.getsockname())
+            theirs, _ = listener.accept()
+            theirs.setblocking(False)
+            client = Client(*await asyncio.open_connection(sock=ours, limit=1024))
+            stack.callback(client.writer.transport.abort)
+            clients.append(client)  # one that nobody knows any more would be closed
+            await asyncio.get_running_loop().connect_accepted_socket(kept.protocol, theirs)
+            return client
+
+        yield engine, kept, connect
+    await until(engine.idle)
+    await engine.stop()
+
+
+async def test_whoever_comes_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many connect, there is a bound; who is at work stays, who waits for nothing leaves for the next one."""
+    monkeypatch.setattr(crowd, "MOST", 8)
+    monkeypatch.setattr(crowd, "LEAVING", 3)
+    async with crowded() as (engine, _, connect):
+        busy = await connect()
+        await busy.asks("/wait")
+        await until(partial(under_way, engine, 1))
+        others = []
+        for turn in range(40):
+            others.append(await connect())
+            if turn % 2:
+                others[-1].writer.write(b"GET / HT")
+            await until(lambda: engine.census().connections <= 8)
+        last = await connect()
+        await last.asks("/")
+        assert await last.hears() == HELLO
+        assert engine.census().in_flight == 1
+        assert await others[0].hears() == b""
+
+
+async def test_all_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody is idle, one leaves for who comes."""
+    monkeypatch.setattr(crowd, "MOST", 4)
+    async with crowded() as (engine, _, connect):
+        for count in range(1, 5):
+            await (await connect()).asks("/wait")
+            await until(partial(under_way, engine, count))
+        last = await connect()
+        await until(lambda: engine.census().connections == 4)
+        await last.asks("/")
+        assert await last.hears() == HELLO
+
+
+async def test_what_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond so many bytes those leave for whom most is waiting; who takes what is sent stays."""
+    monkeypatch.setattr(crowd, "UNTAKEN", 1 << 20)
+    async with crowded() as (engine, kept, connect):
+        good = await connect()
+        for _ in range(3):
+            await (await connect()).asks("/much")
+
+        def waiting() -> list[int]:
+            """What waits for each one for whom it is too much already."""
+            sizes = (each.transport.get_write_buffer_size() for each in engine.movable())
+            return [size for size in sizes if size > 1 << 20]
+
+        await until(lambda: len(waiting()) == 3)
+        kept.press()
+        await until(lambda: not waiting())
+        await good.asks("/")
+        assert await good.hears() == HELLO
