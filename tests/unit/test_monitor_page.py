@@ -59,9 +59,9 @@ async def test_facts(board: Scoreboard) -> None:
 @pytest.mark.parametrize(
     ("options", "master", "told"),
     [
-        ({}, 7, ("cluster2", False, False)),
+        ({}, 7, ("cluster2", False, True)),
         ({"mon_token": TOKEN, "proc_name": "shop", "log_to": "files"}, 7, ("shop", True, True)),
-        ({"mon_token": TOKEN}, 0, ("cluster2", False, False)),
+        ({"mon_token": TOKEN, "log_to": "stderr"}, 0, ("cluster2", False, False)),
     ],
 )
 def test_what_the_options_say(options: dict[str, Any], master: int, told: tuple[Any, ...]) -> None:
