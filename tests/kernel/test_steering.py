@@ -11,7 +11,18 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cluster2.errors import AddressInUse, ConfigError
-from cluster2.kernel.established import Seen, end, end_silent, established, look, progress, reset, reset_established
+from cluster2.kernel.established import (
+    Seen,
+    descriptors,
+    end,
+    end_silent,
+    established,
+    look,
+    progress,
+    reset,
+    reset_established,
+)
+from cluster2.kernel.lingering import Lingering
 from cluster2.kernel.listeners import (
     UNSENT,
     Listener,
@@ -338,3 +349,38 @@ def test_what_a_look_tells(group: Make, clients: list[socket.socket]) -> None:
     assert clients[2].recv(1) == b"!"
     for each in taken:
         each.close()
+
+
+def test_who_still_speaks(group: Make, clients: list[socket.socket]) -> None:
+    """What was sent before its owner closed reaches a peer that goes on speaking; then the connection is let go."""
+    one = group(1)
+    connect(one, clients, 2)
+    closes, stays = (one.listener.sock.accept()[0] for _ in range(2))
+    lingering = Lingering()
+    lingering.hold(descriptors(one.listener.sock))
+    assert established(one.listener.sock) == len(lingering) == 2, "duplicates aren't counted"
+    closes.setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sent += closes.send(bytes(65536))
+    clients[0].sendall(b"more")
+    closes.close()
+    clients[1].sendall(b"hello")
+    got = 0
+    while data := clients[0].recv(65536):
+        got += len(data)
+        clients[0].send(b"more")
+        lingering.look(0)
+    assert got == sent
+    lingering.look(0)
+    assert len(lingering) == 2, "it may say more"
+    clients[0].shutdown(socket.SHUT_WR)
+    while len(lingering) == 2:
+        lingering.look(0)
+    assert stays.recv(5) == b"hello", "what has an owner is his"
+    lingering.close()
+    assert not lingering
+    stays.sendall(b"!")
+    assert clients[1].recv(1) == b"!"
+    stays.close()

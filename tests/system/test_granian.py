@@ -314,6 +314,29 @@ def test_http2_slow_readers(run: Serve) -> None:
     assert running.shutdown() == 0
 
 
+def test_http2_who_speaks_to_the_end(run: Serve) -> None:
+    """A client that reads slowly, and opens its windows again as it does, gets all that its worker had sent when it left."""
+    running = run(f"{APPS}:rsgi", "--http2", *QUICK, workers=1).ready(1)
+
+    async def across() -> None:
+        async with opened(running.address, window=BIG) as slow:
+            slow.grant(BIG, 0)  # of the connection
+            number = slow.ask("/big")
+            while not slow.streams[number].body:
+                await slow.read()
+            reload = asyncio.ensure_future(asyncio.to_thread(running.ask, "reload"))
+            while not slow.settled(number):
+                await slow.read()
+                await asyncio.sleep(0.001)
+            assert len(slow.streams[number].body) == BIG
+            await slow.end()
+            await reload
+
+    asyncio.run(asyncio.wait_for(across(), 60))
+    assert "drain_timeout" not in running.stderr
+    assert running.shutdown() == 0
+
+
 @pytest.mark.slow
 def test_a_reader_that_stops(run: Serve) -> None:
     """A client that takes nothing of its response is cut off, counted and told of; one that takes it slowly gets all of it."""

@@ -36,7 +36,8 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
-from ..kernel.established import end_silent, established, progress, reset_established
+from ..kernel.established import descriptors, end_silent, established, progress, reset_established
+from ..kernel.lingering import Lingering
 from ..kernel.listeners import queue_length
 from ..settings import Settings
 from .base import Capability, Census, Interface, Movable, Site
@@ -96,6 +97,7 @@ class GranianEngine:
         self._told = False
         self._said: list[tuple[socket.socket, dict[int, tuple[int, int]]]] = []
         self._silent_at = 0.0
+        self._lingering = Lingering()
         self._clients = Clients(site.settings, self._under, self._listeners)
 
     @staticmethod
@@ -184,6 +186,7 @@ class GranianEngine:
         if self._drained_at is not None and now - self._drained_at >= grace:
             self._end()
             self._end_silent(now)
+            self._lingering.look(now)
 
     def idle(self) -> bool:
         """Whether no request is under way, and no connection is open or waiting, as far as one can see."""
@@ -191,13 +194,14 @@ class GranianEngine:
         if begun != ended:
             return False
         if self._told:
-            return all(finished.done() for _, finished in self._running)
+            return all(finished.done() for _, finished in self._running) and not self._lingering
         return not self._connections and not any(map(_waiting, self._listeners))
 
     async def cut(self, patience: float) -> list[str]:
         """Reset all connections, behind granian's back; tasks are cancelled with all others of the loop."""
         for listener in self._listeners:
             reset_established(listener)
+        self._lingering.close()
         return []
 
     async def stop(self) -> None:
@@ -209,12 +213,16 @@ class GranianEngine:
             await self._lifespan.shutdown()
         if self._hooks is not None:
             await self._hooks.close()
+        self._lingering.close()
 
     def _end(self) -> None:
         if not self._told:
             self._told = True
             self._said = [(listener, progress(listener)) for listener in self._listeners]
             self._silent_at = time.monotonic() + PATIENCE
+            if self._site.settings.http2:
+                for listener in self._listeners:
+                    self._lingering.hold(descriptors(listener))
             for signal, _ in self._running:
                 signal.set()
 

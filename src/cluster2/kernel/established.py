@@ -18,6 +18,9 @@ from typing import Any, NamedTuple
 
 from .progress import peer_spoke_last, transferred, untaken
 
+DUPLICATES: set[int] = set()
+"""Descriptors that aren't looked at: duplicates of ours (`lingering`)."""
+
 
 class Seen(NamedTuple):
     """A connection, at one look.
@@ -43,7 +46,7 @@ class Seen(NamedTuple):
 
 def established(listener: socket.socket) -> int:
     """How many there are."""
-    return sum(1 for _ in _established(listener))
+    return sum(1 for _ in descriptors(listener))
 
 
 def reset_established(listener: socket.socket) -> None:
@@ -51,7 +54,7 @@ def reset_established(listener: socket.socket) -> None:
 
     Their owner finds them broken; the descriptors remain his to close.
     """
-    for descriptor in _established(listener):
+    for descriptor in descriptors(listener):
         reset(descriptor)
 
 
@@ -80,7 +83,7 @@ def look(listener: socket.socket) -> Iterator[Seen]:
 
 def progress(listener: socket.socket) -> dict[int, tuple[int, int]]:
     """How many bytes each of them has delivered and brought so far, by its descriptor. Those of a Unix socket can't be asked."""
-    counts = ((descriptor, transferred(descriptor)) for descriptor in _established(listener))
+    counts = ((descriptor, transferred(descriptor)) for descriptor in descriptors(listener))
     return {descriptor: count for descriptor, count in counts if count is not None}
 
 
@@ -97,7 +100,8 @@ def end_silent(listener: socket.socket, before: Mapping[int, tuple[int, int]]) -
     return {descriptor: (count[0], before.get(descriptor, count)[1]) for descriptor, count in now.items()}
 
 
-def _established(listener: socket.socket) -> Iterator[int]:
+def descriptors(listener: socket.socket) -> Iterator[int]:
+    """Theirs."""
     return (descriptor for descriptor, _ in _peers(listener))
 
 
@@ -106,6 +110,8 @@ def _peers(listener: socket.socket) -> Iterator[tuple[int, Any]]:
     here = listener.getsockname()
     wild = isinstance(here, tuple) and here[0] in ("0.0.0.0", "::")
     for name in os.listdir("/proc/self/fd"):
+        if int(name) in DUPLICATES:
+            continue
         try:
             # Told family and kind, Python asks the kernel for neither.
             one = socket.socket(listener.family, socket.SOCK_STREAM, 0, int(name))
