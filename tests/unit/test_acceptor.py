@@ -16,7 +16,7 @@ from cluster2.engines.base import Interface, Site
 from cluster2.engines.tcp import TcpEngine
 from cluster2.kernel.handover import Inlet, queue
 from cluster2.settings import Settings
-from cluster2.worker.acceptor import Acceptor, Door, ReadyQueue
+from cluster2.worker.acceptor import HOLD, Acceptor, Door, ReadyQueue
 from cluster2.worker.pace import Mode
 from tests.unit.waiting import PATIENCE, until
 
@@ -101,6 +101,24 @@ async def test_from_mode_to_mode(listener: socket.socket) -> None:
         assert await greeting(listener) == b"hello"
     assert taking.acceptor.accepted == 8
     taking.acceptor.stop()
+
+
+async def test_a_mode_that_comes_too_late(listener: socket.socket) -> None:
+    """One that has stopped in the middle of a connection takes no other, though it is told to hold just then."""
+    taking = Taking(listener, handler=greet_and_wait)
+    await taking.acceptor.start()
+    await taking.acceptor.change(Mode.PARKING)
+    with ExitStack() as stack:
+        stack.enter_context(socket.create_connection(listener.getsockname()))
+        while not taking.acceptor.accepted:
+            await asyncio.sleep(0)
+        taking.acceptor.stop()  # while that one keeps the next one waiting
+        await taking.acceptor.change(Mode.HELD)
+        stack.enter_context(socket.create_connection(listener.getsockname()))
+        await asyncio.sleep(3 * HOLD)  # it would have taken the next one before
+        assert taking.acceptor.accepted == 1
+        listener.accept()[0].close()
+    await taking.idle()
 
 
 async def test_lost_on_the_way(listener: socket.socket) -> None:

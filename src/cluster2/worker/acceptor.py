@@ -133,10 +133,12 @@ class Acceptor:
             await self._open_native()
 
     def hold(self, mode: Mode) -> None:
-        """Take one at a time. Takes effect at once, in the middle of a burst as well."""
+        """Take one at a time. Takes effect at once, in the middle of a burst as well; one that has stopped stays so."""
+        if not self._listening:
+            return
         was_eager = self._mode is Mode.EAGER
         self._mode = mode
-        if was_eager and self._listening:
+        if was_eager:
             self._close_native()
             for door in self._doors:
                 self._gate.watch(door.listener, True)
