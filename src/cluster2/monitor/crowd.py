@@ -5,7 +5,7 @@ was said and hasn't been taken, of all together. Beyond the first whoever is mis
 health check say, is heard: the one that has been idle for longest, then one that takes its time to ask, then one that doesn't
 take its answer. Beyond the second those leave for whom most is waiting.
 
-A connection that has asked once costs 8 KiB: so all of them are 2 MiB.
+A connection that has asked once costs 8 KiB: so all of them are 1 MiB.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..engines.patience import For
 from ..engines.uvicorn import UvicornEngine
 from ..engines.uvicorn_http import HttpConnection
 
-MOST = 256
+MOST = 128
 """Connections."""
 LEAVING = 32
 """Connections that leave at once, of those that aren't in the middle of an answer: a flood isn't looked through each time."""

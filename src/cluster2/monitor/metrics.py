@@ -10,6 +10,7 @@ after a pause. Up to about a hundred requests a second a worker that is nearly a
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -54,16 +55,20 @@ GAUGES = {
 """The same for what goes up and down."""
 
 OPENMETRICS = "application/openmetrics-text"
+AT_ONCE = 2
+"""Scrapes; others wait for their turn: each is a thread, whose memory isn't given back."""
 PREFIX = "cluster2_"
 WORKER = "cluster2_worker_"
 
 
 def routes(root: str, board: Scoreboard) -> list[BaseRoute]:
     """The route of the metrics, below `root`."""
+    turns = asyncio.Semaphore(AT_ONCE)
 
     async def metrics(request: Request) -> Response:
         try:
-            body, kind = await run_in_threadpool(exposition, board, request.headers.get("accept", ""))
+            async with turns:
+                body, kind = await run_in_threadpool(exposition, board, request.headers.get("accept", ""))
         except ClusterError as error:
             return PlainTextResponse(f"{error.message}\n", 503)
         return Response(body, media_type=kind, headers={"cache-control": "no-cache"})
