@@ -1,4 +1,4 @@
-"""The servers under test, and how each is started: with N workers, over loopback, without an access log.
+"""The servers under test, and how each is started: with N workers, over loopback, without an access log unless its name says so.
 
 All keep an idle connection for `KEEP_ALIVE` seconds, so that none closes one for its age in a measurement, and all
 that can use uvloop, and the fastest parser that they have.
@@ -218,6 +218,16 @@ frontend hello
     return [_program("haproxy"), "-W", "-f", str(path)]
 
 
+def _logging(name: str, *words: str) -> Callable[[Setup], list[str]]:
+    """The same server, writing its access log to a file."""
+
+    def command(setup: Setup) -> list[str]:
+        made = COMMANDS[name](setup)
+        return [*made, *(word.replace("DIRECTORY", str(setup.directory)) for word in words)]
+
+    return command
+
+
 THREADED = frozenset({"haproxy"})
 """One process has as many threads as others have workers."""
 COMMANDS: dict[str, Callable[[Setup], list[str]]] = {
@@ -237,6 +247,10 @@ COMMANDS: dict[str, Callable[[Setup], list[str]]] = {
     "cluster2-wsgi-1": _cluster2_wsgi(1),
     "cluster2-wsgi-0": _cluster2_wsgi(0),
     "gunicorn-gthread-8": _gunicorn("gthread", 8),
+    "cluster2-logging": _logging("cluster2", "--log-to", "files", "--access-log"),
+    "cluster2-wsgi-0-logging": _logging("cluster2-wsgi-0", "--log-to", "files", "--access-log"),
+    "uvicorn-logging": _logging("uvicorn", "--access-log", "--log-level", "info"),
+    "gunicorn-asgi-logging": _logging("gunicorn-asgi", "--access-logfile", "DIRECTORY/access.log"),
     "nginx": _nginx,
     "haproxy": _haproxy,
 }
