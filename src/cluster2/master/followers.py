@@ -66,6 +66,10 @@ class Followers:
         """There are none yet."""
         self._followers: list[Follower] = []
 
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._followers)
+
     def join(self, command: Command) -> None:
         """Somebody wants to hear; it is answered when it can't any more. Raises UsageError."""
         self._followers.append(Follower(command))
