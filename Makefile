@@ -37,7 +37,7 @@ bench: ## measure beside the others; see bench/README.md
 
 soak: ## the tests that run for minutes
 	@scripts/setup --apt wrk --apt nginx --apt haproxy --apt slowhttptest --apt ip=iproute2 --apt chromium dev
-	@$(BIN)/python -m pytest -m soak --timeout 3600
+	@$(BIN)/python -m pytest -m soak --timeout 3600 -o faulthandler_timeout=3700
 
 docs: ## build the docs into site/
 	@scripts/setup docs
