@@ -302,3 +302,19 @@ def test_a_link_is_not_cut(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"symbolic links|ELOOP"):
         logfiles.empty(str(tmp_path / "worker.0.log.1"))
     assert other.read_text() == "kept"
+
+
+def test_a_directory_that_was_made_for_nothing(tmp_path: Path) -> None:
+    """Who ends without having said anything leaves none; one that was there, or in which something was said, stays."""
+    made = tmp_path / "logs"
+    for said, before, after in ((b"", False, False), (b"", True, True), (b"hello\n", False, True)):
+        if before:
+            made.mkdir()
+        book = Logbook(str(made), 1 << 20, 1 << 22, own="")
+        (made / "worker.0.log").write_bytes(said)
+        book.close()
+        assert made.exists() == after
+        if after:
+            assert (made / "worker.0.log").read_bytes() == said
+            (made / "worker.0.log").unlink()
+            made.rmdir()

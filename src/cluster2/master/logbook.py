@@ -98,6 +98,7 @@ class Logbook:
         self._failed = ""
         self._timer: asyncio.TimerHandle | None = None
         try:
+            self._made = not os.path.isdir(directory)
             os.makedirs(directory, mode=0o755, exist_ok=True)
             self._before = [os.dup(number) for number in (1, 2)] if own == "all" else []
             if self._own is not None:
@@ -179,7 +180,7 @@ class Logbook:
             self._relay = None
 
     def close(self) -> None:
-        """Give this process back the output that it had."""
+        """Give this process back the output that it had. A directory that was made for nothing goes again."""
         self.stop()
         if self._own is not None and not self._before:
             logs.copy_no_more(self._copy)
@@ -189,6 +190,12 @@ class Logbook:
             os.dup2(before, number, inheritable=True)
             os.close(before)
         self._before = []
+        files = logfiles.found(self.directory)
+        if self._made and not any(each.size for each in files):
+            with contextlib.suppress(OSError):  # somebody keeps something else there
+                for each in files:
+                    os.unlink(self._path(each.name))
+                os.rmdir(self.directory)
 
     def look(self) -> float:
         """Do what is due. Returns in how many seconds to look again."""
