@@ -17,6 +17,7 @@ from cluster2 import boot, codec, config, events, wire
 from cluster2.errors import AppError, ClusterError, UsageError
 from cluster2.lifecycle import State
 from cluster2.master import actions, facts
+from cluster2.master.generations import Generations
 from cluster2.master.loop import Master
 from cluster2.master.nursery import default_argv
 from cluster2.master.switchboard import Switchboard
@@ -66,6 +67,23 @@ async def test_a_state_that_has_ended(tmp_path: Path) -> None:
         died = await cluster.event(events.Died)
         assert (died.pid, died.code, died.signal) == (handle.pid, 0, None)
         assert not cluster.of(events.Warned)
+
+
+async def test_a_generation_that_is_ready_but_not_admitted(tmp_path: Path) -> None:
+    """Its zygote has spoken, the master hasn't heard it yet: no worker is ordered, since it would lack the keeper."""
+    async with observed(tmp_path) as cluster:
+        master = cluster.running._master
+        assert master is not None
+        heard: list[facts.Fact] = []
+        generations = Generations(master.estate, heard.append)
+        generations.load(1)
+        await until(lambda: heard, "the zygote has said that it is ready")
+        assert generations.nursery(1) is None
+        generations.admit(1)
+        assert generations.nursery(1) is not None
+        generations.load(1)
+        assert generations.nursery(1) is None
+        await generations.gone(10)
 
 
 async def test_all_workers_killed_at_once(tmp_path: Path) -> None:

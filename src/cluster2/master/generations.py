@@ -23,6 +23,7 @@ class Generations:
         self._put = put
         self._options: dict[int, Options] = {1: estate.options}
         self._nurseries: dict[int, Nursery] = {}
+        self._admitted: set[int] = set()
         self._leaving: list[Nursery] = []
 
     def load(self, generation: int) -> None:
@@ -56,8 +57,16 @@ class Generations:
 
     def nursery(self, generation: int) -> Nursery | None:
         """Where its workers come from, if workers can be ordered there now."""
-        nursery = self._nurseries.get(generation)
+        nursery = self._nurseries.get(generation) if generation in self._admitted else None
         return nursery if nursery is not None and nursery.ready else None
+
+    def admit(self, generation: int) -> None:
+        """What its workers need is there: order some.
+
+        A nursery is ready as soon as its zygote has said so. That fact may still stand in the queue when another one has the
+        master make workers: they would lack the keeper, or their places.
+        """
+        self._admitted.add(generation)
 
     def each_executed(self, generation: int) -> None:
         """Its workers are executed from now on, not forked."""
@@ -79,6 +88,7 @@ class Generations:
             await nursery.gone(patience)
 
     def _close(self, generation: int) -> None:
+        self._admitted.discard(generation)
         nursery = self._nurseries.pop(generation, None)
         if nursery is not None:
             nursery.close()

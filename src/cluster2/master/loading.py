@@ -80,6 +80,7 @@ class Loading:
             master.estate.logbook.belongs_to(message.owner)
         if master.keeping is not None:
             master.keeping.heed(settings, message.movable)
+        master.generations.admit(generation)
         if message.threads:
             names = ", ".join(message.threads[:4])
             master.warn(
