@@ -266,7 +266,7 @@ def test_a_connection_goes_from_worker_to_worker(run: Serve) -> None:
 
         wait_until(both, "both workers have served it")
         assert wire.quiet()
-    assert sum(row["parked"] for row in running.workers()) > 0
+    wait_until(lambda: sum(row["parked"] for row in running.workers()) > 0, "the next tick has said so")
 
 
 def test_new_ones_are_parked_before_they_ask(run: Serve) -> None:
