@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -29,8 +30,10 @@ from cluster2.kernel.listeners import (
     open_all,
     queue_length,
 )
+from cluster2.kernel.progress import untaken
 from cluster2.kernel.steering import MOST_PLACES, Group
 from cluster2.kinds import TcpAddress, UnixAddress
+from tests.system.harness import wait_until
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
@@ -311,6 +314,40 @@ def test_who_is_silent(group: Make, clients: list[socket.socket]) -> None:
     assert clients[2].recv(3) == b"bye", "what it still has to say is heard"
     for each in taken:
         each.close()
+
+
+class JustThen(dict[int, tuple[int, int]]):
+    """Something happens in the moment in which it is read."""
+
+    happens: Callable[[], object] = print
+
+    def get(self, key: int, default: Any = None) -> Any:
+        self.happens()
+        return super().get(key, default)
+
+
+def test_who_begins_to_take_just_then(group: Make, clients: list[socket.socket]) -> None:
+    """A client that takes all that it left lying, between the look at its progress and the one at what is untaken, stays."""
+    one = group(1)
+    connect(one, clients, 1)
+    taken, _ = one.listener.sock.accept()
+    taken.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            taken.send(bytes(65536))
+    clients[0].setblocking(False)
+
+    def takes() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            clients[0].recv(1 << 20)
+        return untaken(taken.fileno()) == 0
+
+    before = JustThen(progress(one.listener.sock))
+    before.happens = lambda: wait_until(takes, "it has taken all")
+    end_silent(one.listener.sock, before)
+    with pytest.raises(BlockingIOError):
+        taken.recv(1)
+    taken.close()
 
 
 def test_what_a_look_tells(group: Make, clients: list[socket.socket]) -> None:

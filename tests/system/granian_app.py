@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from starlette.requests import Request
+
 
 def mark(name: str) -> None:
     """Say that this request's handler has begun."""
@@ -24,7 +26,7 @@ async def released() -> None:
 class Rsgi:
     """With hooks. `/raise` raises, `/spin/NAME` spins, `/forever/NAME` waits, `/later/NAME` until it may, `/big` is 20 MB.
 
-    All else says hello.
+    `/upload/NAME` reads the body before that, in one piece, `/pieces/NAME` piece by piece. All else says hello.
     """
 
     def __rsgi_init__(self, loop: Any) -> None:
@@ -53,7 +55,12 @@ class Rsgi:
                 pass
         if kind == "forever":
             await asyncio.Event().wait()
-        if kind == "later":
+        if kind == "upload":
+            await protocol()
+        if kind == "pieces":
+            async for _ in protocol:
+                pass
+        if kind in ("later", "upload", "pieces"):
             await released()
             protocol.response_str(200, [], "released")
             return
@@ -67,13 +74,19 @@ rsgi = Rsgi()
 
 
 async def asgi(scope: Any, receive: Any, send: Any) -> None:
-    """`/later/NAME` waits until it may, `/big` is 20 MB, all else says hello."""
+    """`/later/NAME` waits until it may, `/upload` and `/pieces` read the body before, `/big` is 20 MB, all else says hello."""
     if scope["type"] != "http":
         return
     _, kind, name = [*scope["path"].split("/"), "", ""][:3]
     body = b"hello"
-    if kind == "later":
+    if kind in ("later", "upload", "pieces"):
         mark(name)
+        if kind == "upload":
+            while (await receive()).get("more_body"):
+                pass
+        if kind == "pieces":  # as frameworks do it
+            async for _ in Request(scope, receive).stream():
+                pass
         await released()
         body = b"released"
     if kind == "big":

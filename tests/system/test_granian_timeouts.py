@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -79,6 +80,61 @@ def test_who_stalls_over_http2(run: Serve, attr: str) -> None:
 
     asyncio.run(asyncio.wait_for(across(), 60))
     wait_until(lambda: timed_out(running) >= 2, lambda: f"they are counted: {running.workers()}")
+    assert running.shutdown() == 0
+
+
+POST = "POST /{}/{} HTTP/1.1\r\nHost: test\r\n{}\r\n\r\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attr", ["rsgi", "asgi"])
+def test_who_stops_in_a_body(run: Serve, attr: str) -> None:
+    """Over HTTP/1.1 he is given up, whatever way the app reads; not who goes on byte by byte, nor whose app has all and works."""
+    running = run(f"{APPS}:{attr}", "--engine", "granian", "--timeout", "1s", workers=1).ready(1)
+    with ExitStack() as stack:
+        stops, chunks, slow, working = (stack.enter_context(Connection(running.address)) for _ in range(4))
+        length, chunked = "Content-Length: 1000", "Transfer-Encoding: chunked"
+        for each, kind, name, header, body in (
+            (stops, "upload", "a", length, "some"),
+            (chunks, "pieces", "b", chunked, "4\r\nsome\r\n"),
+            (slow, "pieces", "c", length, "some"),
+            (working, "pieces", "d", length, 1000 * "x"),
+        ):
+            each.socket.sendall((POST.format(kind, name, header) + body).encode())
+            held(running, name)
+        began = time.monotonic()
+        while timed_out(running) < 2 or time.monotonic() - began < 3:  # longer than `timeout`
+            slow.socket.sendall(b"x")
+            time.sleep(0.05)
+        assert stops.closed()
+        assert chunks.closed()
+        wait_until(lambda: "connections cut off (timeout)" in running.stderr, "it is told")
+        (running.directory / "released").touch()
+        assert working.receive().body == b"released"
+        slow.socket.sendall(1000 * b"x")
+        assert slow.receive().body == b"released"
+    assert timed_out(running) == 2
+    assert running.shutdown() == 0
+
+
+@pytest.mark.slow
+def test_who_stops_in_a_body_over_http2(run: Serve) -> None:
+    """He is given up with his connection, once none of its requests is the app's turn."""
+    running = run(f"{APPS}:asgi", "--engine", "granian", "--http2", "--timeout", "1s", workers=1).ready(1)
+
+    async def across() -> None:
+        async with opened(running.address) as stops, opened(running.address) as shares:
+            for client in (stops, shares):
+                number = client.ask("/upload/a", method="POST", more=True, headers=[("content-length", "1000")])
+                client.send(number, b"some")
+            working = shares.ask("/later/b")
+            await stops.end()
+            (running.directory / "released").touch()
+            assert (await shares.answer(working)).body == b"released"
+            await shares.end()
+
+    asyncio.run(asyncio.wait_for(across(), 60))
+    wait_until(lambda: timed_out(running) == 2, lambda: f"they are counted: {running.workers()}")
     assert running.shutdown() == 0
 
 

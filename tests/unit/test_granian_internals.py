@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.metadata
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 import pytest
 
@@ -44,3 +47,60 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", version)
     with pytest.raises(ConfigError, match=r"granian isn't installed; pip install 'cluster2\[granian\]'"):
         granian_internals.check()
+
+
+class PyFutureAwaitable:
+    """Stands for granian's own, which only its threads can make."""
+
+    __module__ = "granian._granian"
+
+    def __await__(self) -> Any:
+        return self
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> None:
+        return None
+
+
+async def direct() -> None:
+    """As `await receive()`."""
+    await PyFutureAwaitable()
+
+
+async def pieces() -> AsyncIterator[None]:
+    """As a framework's stream of a body."""
+    await direct()
+    yield
+
+
+async def by_steps() -> None:
+    """As `async for chunk in request.stream()`."""
+    async for _ in pieces():
+        pass
+
+
+async def wrapped() -> None:
+    """As a class with an `__await__` of its own."""
+
+    class Step:
+        def __await__(self) -> Any:
+            return by_steps().__await__()
+
+    await Step()
+
+
+async def works() -> None:
+    """Waits for something else."""
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("call", [direct, by_steps, wrapped, works])
+def test_what_a_coroutine_waits_for(call: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Whatever stands between it and what granian gave it."""
+    coroutine = call()
+    assert not granian_internals.waits(coroutine), "it hasn't begun"
+    coroutine.send(None)
+    assert granian_internals.waits(coroutine) is (call is not works)
+    coroutine.close()

@@ -41,8 +41,9 @@ from ..kernel.lingering import Lingering
 from ..kernel.listeners import queue_length
 from ..settings import Settings
 from .base import Capability, Census, Interface, Movable, Site
-from .granian_apps import Hooks, Lifespan, Under, by_rsgi, ending, native
+from .granian_apps import Under, by_rsgi, ending, native
 from .granian_clients import Clients, head_patience
+from .granian_hooks import Hooks, Lifespan
 from .granian_internals import check, module
 
 _ANY = frozenset(

@@ -1,24 +1,20 @@
-"""What stands between granian and an app: the counting, the end of connections while draining, lifespan and RSGI's hooks."""
+"""What stands between granian and an app: the counting, and the end of connections while draining."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import itertools
-import logging
 import sys
-import traceback
-from collections.abc import Callable, Coroutine, Iterable, MutableSequence
+from collections.abc import Callable, Iterable, MutableSequence
 from types import CodeType, FrameType
 from typing import Any
 
-from ..errors import AppError
 from .access import GRANIANS
 from .base import RSGI_HOOKS, Interface, Site
-from .granian_internals import module, wsgi_callback
+from .granian_internals import module, waits, wsgi_callback
 
 Call = Callable[..., Any]
-logger = logging.getLogger("cluster2.granian")
 _CLOSE = ("connection", "close")
 _CLOSE_BYTES = (b"connection", b"close")
 
@@ -88,9 +84,11 @@ class Under:
         """Those under way, if they are remembered."""
         return list(self._way)
 
-    def peers(self) -> set[tuple[str, int | None]] | None:
+    def whose(self) -> dict[tuple[str, int | None], bool] | None:
         """Whose requests are under way: host and port, no port where that isn't known. None: there may be others.
 
+        With each, whether all of them only wait for the rest of a body. It is taken for one that waits if it has a body, and its
+        own coroutine (not a task of its) waits for granian: so after a whole body it should wait for nothing but its own work.
         Requests that still wait for the loop aren't among them. What an app has made of its scope's `client` is taken as it is.
         """
         if self._threads:
@@ -98,10 +96,16 @@ class Under:
             if begun - ended >= self._threads:  # more may wait for a thread, seen by nobody
                 return None
             running = (_called(frame, self._codes) for frame in sys._current_frames().values())
-            return {(scope["REMOTE_ADDR"].partition("%")[0], None) for scope in running if scope is not None}
+            return {(scope["REMOTE_ADDR"].partition("%")[0], None): False for scope in running if scope is not None}
+        found: dict[tuple[str, int | None], bool] = {}
         coroutines: Iterable[Any] = (task.get_coro() for task in asyncio.all_tasks())
-        frames = (each.cr_frame for each in coroutines if getattr(each, "cr_code", None) in self._codes)
-        return {_peer(frame.f_locals["watcher"].scope) for frame in frames if frame is not None}
+        for coroutine in coroutines:
+            frame = coroutine.cr_frame if getattr(coroutine, "cr_code", None) in self._codes else None
+            if frame is not None:
+                scope = frame.f_locals["watcher"].scope
+                peer = _peer(scope)
+                found[peer] = found.get(peer, True) and _has_body(scope) and waits(coroutine)
+        return found
 
     def end_all(self) -> None:
         """From now on each response ends its connection."""
@@ -248,6 +252,17 @@ def _peer(scope: Any) -> tuple[str, int | None]:
     return host.strip("[]").partition("%")[0], port
 
 
+def _has_body(scope: Any) -> bool:
+    """Whether a request says that a body follows. Over HTTP/2 it needn't, and isn't known to."""
+    if isinstance(scope, dict):
+        found = dict(scope["headers"]) if scope["type"] == "http" else {}
+        length, coding = found.get(b"content-length", b"0"), found.get(b"transfer-encoding")
+    else:
+        found = scope.headers if scope.proto == "http" else {}
+        length, coding = found.get("content-length", "0"), found.get("transfer-encoding")
+    return bool(coding) or (length.isdigit() and int(length) > 0)
+
+
 # Draining: each response ends its connection.
 
 
@@ -322,102 +337,3 @@ class _Closing:
             return found(status, [*headers, _CLOSE], *more, **named)
 
         return respond
-
-
-# The app's own beginning and end.
-
-
-class Lifespan:
-    """ASGI's lifespan, by granian's own protocol.
-
-    Attributes:
-        state: what the app put there at startup; each request gets a copy.
-    """
-
-    def __init__(self, site: Site) -> None:
-        self._mode = site.settings.lifespan
-        self.said = ""
-        self._protocol = self._made(site.app)
-        self.state: dict[str, Any] = self._protocol.state
-
-    def _made(self, app: Call) -> Any:
-        base = module("asgi").LifespanProtocol
-
-        async def send(protocol: Any, message: Any) -> None:
-            if message["type"] == "lifespan.startup.failed":
-                self.said = str(message.get("message", ""))
-                message = {**message, "message": ""}  # ours to report; granian would log it as well
-            await base.send(protocol, message)
-
-        return type("Lifespan", (base,), {"send": send})(app)
-
-    async def startup(self) -> None:
-        """Raises AppError if the app refuses, or has no lifespan although it must."""
-        if self._mode == "off":
-            return
-        protocol = self._protocol
-        await protocol.startup()
-        if protocol.interrupt or (protocol.errored and self._mode == "on"):
-            cause = "".join(traceback.format_exception(protocol.exc)) if protocol.exc is not None else ""
-            detail = self.said or cause
-            reason = detail.strip().splitlines()[-1] if detail.strip() else "it said no reason"
-            raise AppError(f"the app's lifespan failed at startup: {reason}", detail=detail)
-
-    async def shutdown(self) -> None:
-        """The app's own errors are logged by granian."""
-        if self._mode != "off":
-            await self._protocol.shutdown()
-
-
-class Hooks:
-    """RSGI's `__rsgi_init__(loop)` and `__rsgi_del__(loop)`.
-
-    granian calls them while the loop stands still, and apps use that to `loop.run_until_complete(...)`. Our loop runs: so a hook
-    runs in a thread, with a stand-in for the loop that waits there for what the loop does here.
-    """
-
-    def __init__(self, app: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self._init: Call | None = getattr(app, "__rsgi_init__", None)
-        self._del: Call | None = getattr(app, "__rsgi_del__", None)
-        self._loop = loop
-
-    async def init(self) -> None:
-        """Raises AppError if the hook raises."""
-        try:
-            await self._run(self._init)
-        except Exception as error:
-            detail = "".join(traceback.format_exception(error))
-            raise AppError(f"the app's __rsgi_init__ raised {type(error).__name__}: {error}", detail=detail) from error
-
-    async def close(self) -> None:
-        """The end; what the hook raises is the app's last word, and is logged."""
-        try:
-            await self._run(self._del)
-        except Exception:
-            logger.exception("the app's __rsgi_del__ raised")
-
-    async def _run(self, hook: Call | None) -> None:
-        if hook is not None:
-            await asyncio.to_thread(hook, _StandIn(self._loop))
-
-
-class _StandIn:
-    """A loop as seen from a thread."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self.call_soon = loop.call_soon_threadsafe
-
-    def run_until_complete(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    def create_task(self, work: Coroutine[Any, Any, Any], **named: Any) -> Any:
-        """From here a task can only be made by the loop itself: that is waited for."""
-
-        async def make() -> asyncio.Task[Any]:
-            return self._loop.create_task(work, **named)
-
-        return asyncio.run_coroutine_threadsafe(make(), self._loop).result()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)

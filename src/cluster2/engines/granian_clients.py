@@ -2,12 +2,12 @@
 
 A few times within `timeout` each is looked at (`kernel.established`). Who has something to take and takes nothing is reset; who
 has nothing to take, brings nothing, and has no request under way, gets its connection ended. It makes no difference whether
-that is one of HTTP/1.1 or HTTP/2, or whether its handshake is over. Whose request is under way is seen by the tasks that run
-(`Under.peers`), so that a request pays for nothing; of threads one knows the client's host only.
+that is one of HTTP/1.1 or HTTP/2, or whether its handshake is over. Whose request is under way, and whether it waits for the rest
+of a body, is seen by the tasks that run (`Under.whose`), so that a request pays for nothing; of threads one knows the client's
+host only.
 
-What the kernel can't tell: whether the app waits for the rest of a body, and whether a head that comes byte by byte will ever
-end. For the latter, over HTTP/1.1, hyper has a timer of its own, which is set to strike later than we do: its connections are
-closed, but not counted.
+What nobody tells is whether a head that comes byte by byte will ever end. Over HTTP/1.1 hyper has a timer of its own for that,
+which is set to strike later than we do: its connections are closed, but not counted.
 
 hyper's own means for idle HTTP/2 (a PING now and then, whose answer it waits for) takes a client for dead that reads a long body
 slowly, with the PING behind megabytes.
@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..kernel.established import Seen, end, look, reset
@@ -54,12 +54,14 @@ class _Client:
     """A connection, as it is asked by `Patience`: the same as before if its socket is.
 
     Attributes:
-        busy: a request of its is under way.
+        busy: a request of its is under way, and doesn't wait for its client.
+        owes: of all that are under way it owes the rest of a body.
         plain: it speaks HTTP/1.1, where each request is answered before the next: who spoke last is in the middle of one.
     """
 
     seen: Seen
     busy: bool
+    owes: bool
     plain: bool
 
     def __hash__(self) -> int:
@@ -75,6 +77,8 @@ class _Client:
             return Wait(For.TAKING, seen.taken)
         if self.busy:
             return None
+        if self.owes:
+            return Wait(For.BODY, (seen.taken, seen.brought))
         return Wait(For.HEAD if self.plain and seen.asks else For.STREAM, (seen.taken, seen.brought))
 
     def give_up(self, what: For) -> None:
@@ -82,7 +86,7 @@ class _Client:
         descriptor = self.seen.descriptor
         with contextlib.suppress(OSError):  # closed meanwhile
             if os.fstat(descriptor).st_ino == self.seen.inode:
-                (reset if what is For.TAKING else end)(descriptor)
+                (reset if what in (For.TAKING, For.BODY) else end)(descriptor)
 
 
 class Clients:
@@ -119,17 +123,20 @@ class Clients:
             self._looking = asyncio.ensure_future(self._look())
 
     async def _look(self) -> None:
-        peers = self._under.peers()  # first: who asks from now on is seen to have brought something
+        whose = self._under.whose()  # first: who asks from now on is seen to have brought something
         found: list[Seen] = []
         for listener in list(self._listeners):
             for each in look(listener):
                 found.append(each)
                 if len(found) % BATCH == 0:
                     await asyncio.sleep(0)
-        if peers is not None and not peers <= {(each.host, port) for each in found for port in (each.port, None)}:
-            peers = None  # whose connection is gone, or whose name the app has replaced, as middleware for proxies does
-        self.patience.look([self._client(each, peers) for each in found], self._clock)
+        known = {(each.host, port) for each in found for port in (each.port, None)}
+        if whose is not None and not whose.keys() <= known:
+            whose = None  # whose connection is gone, or whose name the app has replaced, as middleware for proxies does
+        self.patience.look([self._client(each, whose) for each in found], self._clock)
 
-    def _client(self, seen: Seen, peers: set[tuple[str, int | None]] | None) -> _Client:
-        busy = peers is None or (seen.host, seen.port) in peers or (seen.host, None) in peers
-        return _Client(seen, busy, self._plain)
+    def _client(self, seen: Seen, whose: Mapping[tuple[str, int | None], bool] | None) -> _Client:
+        if whose is None:
+            return _Client(seen, True, False, self._plain)
+        owes = [whose[peer] for peer in ((seen.host, seen.port), (seen.host, None)) if peer in whose]
+        return _Client(seen, not all(owes), bool(owes) and all(owes), self._plain)

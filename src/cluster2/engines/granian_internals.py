@@ -9,9 +9,10 @@ promise, so the version is pinned to a tested range (pyproject.toml says the sam
 
 from __future__ import annotations
 
+import gc
 import importlib
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import AsyncGeneratorType, CoroutineType, GeneratorType, SimpleNamespace
 from typing import Any
 
 from ..errors import ConfigError
@@ -29,6 +30,11 @@ _PARTS = {
     "granian.http": ("HTTP1Settings", "HTTP2Settings"),
     "granian.log": ("log_request_builder",),
 }
+_FUTURE = "PyFutureAwaitable"
+"""Its name: the class isn't to be had."""
+_STEPS = ("async_generator_asend", "async_generator_athrow", "coroutine_wrapper")
+"""What stands between an `await` and the generator or coroutine behind it: names of classes that aren't to be had either."""
+_BEHIND = (AsyncGeneratorType, CoroutineType)
 _METHODS = ("serve_mtr", "serve_str", "serve_mtr_uds", "serve_str_uds")
 
 
@@ -77,6 +83,28 @@ def wsgi_callback(app: Callable[..., Any], log: str | None) -> Callable[..., Any
     finally:
         inside.os = system
     return made
+
+
+def waits(coroutine: Any) -> bool:
+    """Whether a suspended coroutine waits for granian's threads: for something from its client, or room for a response.
+
+    What it awaits is followed to its end. A step of a generator (`__anext__`) tells only the garbage collector whose it is.
+    """
+    awaited = coroutine
+    while awaited is not None:
+        if type(awaited).__name__ == _FUTURE and type(awaited).__module__ == "granian._granian":
+            return True
+        if isinstance(awaited, CoroutineType):
+            awaited = awaited.cr_await
+        elif isinstance(awaited, AsyncGeneratorType):
+            awaited = awaited.ag_await
+        elif isinstance(awaited, GeneratorType):
+            awaited = awaited.gi_yieldfrom
+        elif type(awaited).__name__ in _STEPS:
+            awaited = next((each for each in gc.get_referents(awaited) if isinstance(each, _BEHIND)), None)
+        else:
+            return False
+    return False
 
 
 def _has(name: str, part: str) -> bool:

@@ -76,9 +76,10 @@ def look(listener: socket.socket) -> Iterator[Seen]:
     for descriptor, peer in _peers(listener):
         with contextlib.suppress(OSError):  # closed meanwhile
             inode = os.fstat(descriptor).st_ino
+            left = untaken(descriptor)  # first: what is taken in between shows in the counts
             if (counts := transferred(descriptor)) is not None:
                 host, port = peer[0].partition("%")[0], peer[1]  # without the scope of a link-local address
-                yield Seen(descriptor, inode, host, port, *counts, untaken(descriptor), peer_spoke_last())
+                yield Seen(descriptor, inode, host, port, *counts, left, peer_spoke_last())
 
 
 def progress(listener: socket.socket) -> dict[int, tuple[int, int]]:
@@ -95,7 +96,8 @@ def end_silent(listener: socket.socket, before: Mapping[int, tuple[int, int]]) -
     """
     now = progress(listener)
     for descriptor, count in now.items():
-        if before.get(descriptor) == count and not untaken(descriptor):
+        # In this order: who begins to take just now has nothing untaken any more, but other counts.
+        if before.get(descriptor) == count and not untaken(descriptor) and transferred(descriptor) == count:
             end(descriptor)
     return {descriptor: (count[0], before.get(descriptor, count)[1]) for descriptor, count in now.items()}
 
