@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import trustme
 
+from cluster2.worker.steps import FIRST
 from tests.http2_client import Http2Client, opened
 from tests.system.clients import Connection
 from tests.system.conftest import Serve
-from tests.system.harness import Running, wait_until
+from tests.system.harness import PATIENCE, Running, wait_until
 
 APPS = Path(__file__).with_name("granian_app.py")
 
@@ -93,6 +94,8 @@ def test_who_stops_in_a_body(run: Serve, attr: str) -> None:
     running = run(f"{APPS}:{attr}", "--engine", "granian", "--timeout", "1s", workers=1).ready(1)
     with ExitStack() as stack:
         stops, chunks, slow, working = (stack.enter_context(Connection(running.address)) for _ in range(4))
+        for _ in range(FIRST):  # from now on requests are measured
+            assert working.get().body == b"hello"
         length, chunked = "Content-Length: 1000", "Transfer-Encoding: chunked"
         for each, kind, name, header, body in (
             (stops, "upload", "a", length, "some"),
@@ -104,6 +107,7 @@ def test_who_stops_in_a_body(run: Serve, attr: str) -> None:
             held(running, name)
         began = time.monotonic()
         while timed_out(running) < 2 or time.monotonic() - began < 3:  # longer than `timeout`
+            assert time.monotonic() - began < PATIENCE, f"both are given up: {running.workers()}"
             slow.socket.sendall(b"x")
             time.sleep(0.05)
         assert stops.closed()

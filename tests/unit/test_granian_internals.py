@@ -12,6 +12,7 @@ import pytest
 
 from cluster2.engines import granian_internals
 from cluster2.errors import ConfigError
+from cluster2.worker.steps import Steps, Watch
 
 
 def test_the_installed_one_is_known() -> None:
@@ -91,12 +92,17 @@ async def wrapped() -> None:
     await Step()
 
 
+async def measured() -> None:
+    """As one of those requests whose steps are timed."""
+    await Steps(direct(), Watch(lambda length, now: None, 1.0))
+
+
 async def works() -> None:
     """Waits for something else."""
     await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("call", [direct, by_steps, wrapped, works])
+@pytest.mark.parametrize("call", [direct, by_steps, wrapped, measured, works])
 def test_what_a_coroutine_waits_for(call: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Whatever stands between it and what granian gave it."""
     coroutine = call()

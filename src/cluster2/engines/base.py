@@ -18,7 +18,7 @@ import asyncio
 import inspect
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Mapping, MutableSequence
+from collections.abc import Callable, Generator, Iterable, Mapping, MutableSequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
@@ -118,6 +118,13 @@ class Site:
     wrap: Callable[[Callable[..., Any], Interface], Callable[..., Any]] = _as_it_is
     gauge: MutableSequence[int] | None = None
     access: AccessLog | None = None
+
+
+class Around:
+    """An awaitable of ours that stands around another: whoever looks what a coroutine waits for looks through it."""
+
+    __slots__ = ("inner",)
+    inner: Generator[Any, Any, Any]
 
 
 class Movable(Protocol):

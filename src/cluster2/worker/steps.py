@@ -22,10 +22,11 @@ for each voluntary switch of those threads (short work in threads stays below th
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from resource import RUSAGE_SELF, RUSAGE_THREAD, getrusage
 from typing import Any, NamedTuple
 
+from ..engines.base import Around
 from ..engines.threads import collections
 from .pace import LONG
 
@@ -143,13 +144,13 @@ class Watch:
             self.report(held, now)
 
 
-class Steps:
+class Steps(Around):
     """Awaits a handler and times each of its steps, and the whole."""
 
-    __slots__ = ("_began", "_inner", "_watch")
+    __slots__ = ("_began", "_watch")
 
     def __init__(self, awaitable: Awaitable[Any], watch: Watch) -> None:
-        self._inner: Generator[Any, Any, Any] = awaitable.__await__()
+        self.inner = awaitable.__await__()
         self._watch = watch
         self._began = _now()
 
@@ -167,7 +168,7 @@ class Steps:
         before = Before(_cpu(), _whole(), getrusage(RUSAGE_THREAD).ru_nvcsw, collections())
         began = _now()
         try:
-            return self._inner.send(value)
+            return self.inner.send(value)
         except BaseException:  # its return value, too, comes as an exception
             self._ended()
             raise
@@ -179,14 +180,14 @@ class Steps:
     def throw(self, *error: Any) -> Any:
         """A cancellation, usually; as a step it isn't timed."""
         try:
-            return self._inner.throw(*error)
+            return self.inner.throw(*error)
         except BaseException:
             self._ended()
             raise
 
     def close(self) -> None:
         """End the handler."""
-        self._inner.close()
+        self.inner.close()
 
     def _ended(self) -> None:
         self._watch.took(_now() - self._began)
@@ -201,7 +202,7 @@ class StreamSteps(Steps):
         """One step."""
         watch = self._watch
         if not watch.due:
-            return self._inner.send(value)
+            return self.inner.send(value)
         watch.due -= 1
         return super().send(value)
 
