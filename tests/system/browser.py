@@ -2,21 +2,27 @@
 
 Chromium is Debian's; Playwright only drives it. While Playwright runs, its loop counts as the running one in this thread: so it
 lives as long as one module's tests, and no coroutine is run beside it.
+
+Playwright has each page believe that it is in front and has the focus, which no later command can undo. Where a test is about
+tabs that are hidden, `in_tabs` speaks to the same browser through its port, and has pages as a person has them.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
-from tests.system.harness import BESIDE, PATIENCE, ROOT, wait_until
+from tests.system.harness import BESIDE, PATIENCE, ROOT, Running, command, free_port, wait_until
 
+TOKEN = "a-secret-token"
+APP = Path(__file__).with_name("page_app.py:app")
 SCREENSHOTS = ROOT / "build" / "screenshots"
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -34,6 +40,9 @@ document.addEventListener("DOMContentLoaded", () => {
 """
 """Run before the page: what its policy forbade, and how its connection has been."""
 
+PORTS: dict[Browser, int] = {}
+"""Where each can be spoken to beside Playwright's pipe."""
+
 expect.set_options(timeout=PATIENCE * 1000)
 
 
@@ -42,16 +51,36 @@ def chromium() -> Iterator[Browser]:
     """A browser."""
     found = shutil.which("chromium")
     assert found, "chromium isn't installed: `make test` installs it"
+    port = free_port()
     before = {child.pid for child in psutil.Process().children()}
     with sync_playwright() as playwright:
         driver = {child.pid for child in psutil.Process().children()} - before
         BESIDE.update(driver)
         try:
-            browser = playwright.chromium.launch(executable_path=found, args=FLAGS.split())
+            flags = [*FLAGS.split(), f"--remote-debugging-port={port}"]
+            browser = playwright.chromium.launch(executable_path=found, args=flags)
+            PORTS[browser] = port
             yield browser
+            del PORTS[browser]
             browser.close()
         finally:
             BESIDE.difference_update(driver)
+
+
+@contextmanager
+def in_tabs(browser: Browser) -> Iterator[BrowserContext]:
+    """The window that the browser has anyhow: its pages are tabs, of which one is in front, and all others are hidden."""
+    address = f"http://127.0.0.1:{PORTS[browser]}"
+    beside = browser.browser_type.connect_over_cdp(address, no_defaults=True)
+    window = beside.contexts[0]
+    before = window.pages.copy()
+    try:
+        yield window
+    finally:
+        for page in window.pages.copy():
+            if page not in before:
+                page.close()
+        beside.close()  # leaves it, no more
 
 
 class Sight:
@@ -62,9 +91,9 @@ class Sight:
         expected: beginnings of complaints that a test provokes.
     """
 
-    def __init__(self, browser: Browser, url: str, **options: Any) -> None:
+    def __init__(self, browser: Browser, url: str, *, context: BrowserContext | None = None, **options: Any) -> None:
         self.url = url
-        self.context = browser.new_context(**options)
+        self.context = context or browser.new_context(**options)
         self.page: Page = self.context.new_page()
         self.page.set_default_timeout(PATIENCE * 1000)
         self.page.add_init_script(REMEMBER)
@@ -72,6 +101,7 @@ class Sight:
         self.requests: list[str] = []
         self.expected: tuple[str, ...] = ()
         self._closed = False
+        self._shared = context is not None
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -137,7 +167,7 @@ class Sight:
         violations = self.page.evaluate("window.violations")
         foreign = self.page.locator("main :is(script, img, b b, iframe, object), body > script").count()
         pwned = self.page.evaluate("typeof window.pwned")
-        self.context.close()
+        (self.page if self._shared else self.context).close()
         host = urlsplit(self.url).netloc
         wrong = {
             "asked of others": [url for url in self.requests if urlsplit(url).netloc != host],
@@ -146,3 +176,29 @@ class Sight:
             "markup": foreign or pwned != "undefined",
         }
         assert not any(wrong.values()), wrong
+
+
+class Cluster:
+    """A cluster with a monitor."""
+
+    def __init__(self, running: Running, port: int) -> None:
+        self.running, self.url = running, f"http://127.0.0.1:{port}/"
+        running._ports.add(port)
+
+    def pids(self) -> dict[int, int]:
+        return {row["slot"]: row["pid"] for row in self.running.workers()}
+
+
+def started(
+    directory: Path, *options: str, app: str = str(APP), workers: int = 2, env: Mapping[str, str] | None = None
+) -> Cluster:
+    """So many workers, on a free port of the loopback."""
+    port = free_port()
+    words = ["--mon-port", str(port), "--workers", str(workers), "--bind", "127.0.0.1:0", "--mon-token", TOKEN]
+    return Cluster(Running(command("run", app, *words, *options), directory, env=env).ready(workers), port)
+
+
+def give_token(sight: Sight, token: str = TOKEN) -> None:
+    """Answer the question for it."""
+    sight.locator("#question-token").fill(token)
+    sight.locator("#question-confirm").click()

@@ -1,4 +1,4 @@
-"""The fixture that starts clusters and looks after what they leave."""
+"""The fixtures that start clusters, and browsers, and look after what they leave."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
 
 from tests.system.harness import Running, command
+
+if TYPE_CHECKING:  # few tests need it, and it takes its time
+    from playwright.sync_api import Browser
+
+    from tests.system.browser import Sight
 
 Serve = Callable[..., Running]
 
@@ -70,3 +76,28 @@ def certified(tmp_path: Path) -> tuple[tuple[str, ...], ssl.SSLContext]:
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
     return ("--ssl-certfile", str(tmp_path / "site.pem")), trusting
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One for all tests of a file."""
+    from tests.system.browser import chromium
+
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def see(browser: Browser) -> Iterator[Callable[..., Sight]]:
+    """Opens pages, and looks at the end whether anything was wrong with one."""
+    from tests.system.browser import Sight
+
+    opened: list[Sight] = []
+
+    def see(url: str, **options: Any) -> Sight:
+        opened.append(Sight(browser, url, **options))
+        return opened[-1]
+
+    yield see
+    for sight in opened:
+        sight.close()

@@ -10,59 +10,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import expect
 
 from cluster2.monitor.picture import Subject
 from cluster2.settings import Settings
 from tests.system import boards
-from tests.system.browser import Sight, chromium
+from tests.system.browser import TOKEN, Cluster, Sight, give_token, started
 from tests.system.clients import get, wrk
-from tests.system.harness import Running, command, free_port, wait_until
+from tests.system.harness import wait_until
 from tests.system.page_app import MARKUP
 
 pytestmark = pytest.mark.slow
-TOKEN = "a-secret-token"
-APP = "tests/system/page_app.py:app"
 See = Callable[..., Sight]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One for all."""
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def see(browser: Browser) -> Iterator[See]:
-    """Opens pages, and looks at the end whether anything was wrong with one."""
-    opened: list[Sight] = []
-
-    def see(url: str, **options: Any) -> Sight:
-        opened.append(Sight(browser, url, **options))
-        return opened[-1]
-
-    yield see
-    for sight in opened:
-        sight.close()
-
-
-class Cluster:
-    """A cluster with a monitor."""
-
-    def __init__(self, running: Running, port: int) -> None:
-        self.running, self.url = running, f"http://127.0.0.1:{port}/"
-        running._ports.add(port)
-
-    def pids(self) -> dict[int, int]:
-        return {row["slot"]: row["pid"] for row in self.running.workers()}
-
-
-def started(directory: Any, *options: str) -> Cluster:
-    port = free_port()
-    words = ["--mon-port", str(port), "--workers", "2", "--bind", "127.0.0.1:0", "--mon-token", TOKEN, *options]
-    app = os.path.abspath(APP)
-    return Cluster(Running(command("run", app, *words), directory).ready(), port)
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +40,6 @@ def crowd() -> Iterator[str]:
     subject = Subject(title="crowd", master=boards.NOBODY - 1, addresses=["127.0.0.1:3000"], actions=True)
     with boards.monitor(64, Settings(mon_token=TOKEN), subject) as url:
         yield url
-
-
-def give_token(sight: Sight, token: str = TOKEN) -> None:
-    """Answer the question for it."""
-    sight.locator("#question-token").fill(token)
-    sight.locator("#question-confirm").click()
 
 
 # ------------------------------------------------------------------------------------------------------------- looking
@@ -251,6 +204,15 @@ DRAWN = """
 """Whether a canvas has a pixel of that colour."""
 
 
+SOUND = """
+(tone) => {
+  document.getElementById("alarm-text").textContent = "Look!";
+  Object.assign(document.getElementById("alarm"), { hidden: false }).dataset.tone = tone;
+}
+"""
+"""Shows the alarm."""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_can_be_read(see: See, cluster: Cluster, scheme: str) -> None:
     """In either scheme each text that is shown has a contrast of 4.5 at least; so do dialogs, and what is greyed as stale."""
@@ -268,9 +230,12 @@ def test_it_can_be_read(see: See, cluster: Cluster, scheme: str) -> None:
     found.append(sight.evaluate(CONTRAST))
     sight.screenshot(f"{scheme}-question", full=False)
     sight.keyboard.press("Escape")
+    for tone in ("bad", "good"):
+        sight.evaluate(SOUND, tone)
+        found.append(sight.evaluate(CONTRAST))
     sight.evaluate("document.body.dataset.link = 'lost'; document.getElementById('banner').hidden = false")
     found.append(sight.evaluate(CONTRAST))
-    assert [each["poor"] for each in found] == [[]] * 6
+    assert [each["poor"] for each in found] == [[]] * 8
     assert all(each["seen"] > 60 for each in found)
 
 

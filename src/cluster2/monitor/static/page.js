@@ -1,6 +1,7 @@
 // The monitor's page: takes the facts from the stream, and gives them to the parts that show them.
 
 import { Actions } from "./actions.js";
+import { Alarm } from "./alarm.js";
 import { Charts } from "./charts.js";
 import { announce, byId, el, setAttribute, setText } from "./dom.js";
 import { Events, said } from "./events.js";
@@ -10,10 +11,11 @@ import { ask, sendable, session, Stream } from "./stream.js";
 import { Workers } from "./workers.js";
 
 const POINTS = 600;
-const TOLD = new Set(["died", "listening", "degraded", "recovered", "reload-failed", "enabled", "disabled", "shutdown"]);
+const TOLD = new Set(["died", "listening", "reload-failed", "enabled", "disabled", "shutdown"]);
 
 const stacks = new Stacks();
 const actions = new Actions();
+const alarm = new Alarm();
 const workers = new Workers(byId("workers"), rowActions);
 const charts = new Charts(byId("charts"), byId("pointed"));
 const events = new Events(byId("event-list"), byId("events-empty"));
@@ -75,7 +77,7 @@ function glance(now) {
   setText(byId("title"), now.title ?? "cluster2");
   setText(byId("place"), [now.host?.name, ...(now.addresses ?? [])].filter(Boolean).join(" · "));
   setText(byId("version"), now.master?.version ? `cluster2 ${now.master.version}` : "cluster2");
-  document.title = `${now.ready}/${now.wanted} ${now.title ?? "cluster2"}`;
+  document.title = `${alarm.sounds ? "▲ " : ""}${now.ready}/${now.wanted} ${now.title ?? "cluster2"}`;
   processes(now);
 }
 
@@ -99,6 +101,7 @@ function show(now) {
   facts = now;
   if (first) begin(now.master?.uptime ?? Infinity);
   leaving ||= Boolean(now.leaving);
+  alarm.update(now);
   glance(now);
   workers.update(now.workers ?? []);
   actions.update(now);
@@ -126,11 +129,14 @@ const stream = new Stream({
     if (!first) return;
     charts.mark(event);
     actions.event(event);
+    alarm.event(event);
     if (event.event === "shutdown") leaving = true;
     if (TOLD.has(event.event) && facts !== null && event.time > facts.time - 5) announce(said(event));
   },
+  back: () => linked("connecting", "Connecting …"),
   lost(why, pause) {
     linked("lost", "✕ Lost");
+    alarm.hide();
     const since = facts === null ? "" : ` What you see is from ${format.clock(facts.time)}.`;
     const said = leaving ? "The cluster has shut down, and the monitor with it." : `Connection lost: ${why}.`;
     setText(byId("banner-text"), `${said}${since} Trying again ${pause < 1 ? "now" : `every ${Math.round(pause)} s`}.`);
@@ -145,6 +151,7 @@ const stream = new Stream({
     byId("main").hidden = true;
     byId("actions").hidden = true;
     byId("banner").hidden = true;
+    alarm.hide();
     byId("signin").hidden = false;
     byId("signin-token").focus();
   },

@@ -4,7 +4,7 @@
 // nobody looks at leaves its stream after a minute: a browser has six connections for a host, and the monitor few for viewers.
 
 const KEY = `cluster2 token ${new URL(".", location).pathname}`;
-const SILENCE = 8000; // ms without a byte, after which a stream is taken for dead
+const SILENCE = 8000; // ms without facts, which come each second, after which a stream is taken for dead
 const HIDDEN = 60000; // ms
 const PAUSES = [250, 1000, 2000, 4000, 8000, 15000]; // ms
 
@@ -109,8 +109,8 @@ function parsed(text) {
 /**
  * The stream of facts, for as long as the page lives.
  *
- * `on` has `open(anew)` (anew: all events will be told), `facts(facts)`, `sample(row)`, `event(event, first)` (first: it wasn't told before), `lost(why, pause)` and `signedOut()`, after which nothing
- * happens until `wake()`.
+ * `on` has `open(anew)` (anew: all events will be told), `facts(facts)`, `sample(row)`, `event(event, first)` (first: it wasn't told before), `back()` (it is looked at again, and takes up the stream
+ * that it had left), `lost(why, pause)` and `signedOut()`, after which nothing happens until `wake()`.
  */
 export class Stream {
   #on;
@@ -169,11 +169,15 @@ export class Stream {
     this.#restarting = false;
     this.#bearing = token;
     let silence = 0;
-    const heard = () => {
+    let shown = false;
+    const alive = () => {
       clearTimeout(silence);
       silence = setTimeout(() => this.#abort.abort(), SILENCE);
     };
-    heard();
+    alive();
+    // Until the first facts any byte will do: what was missed comes before them. Then facts alone: a monitor that can't look at
+    // the cluster any more says something all the same, and what is shown would get old unnoticed.
+    const heard = () => shown || alive();
     try {
       const headers = this.#last === null ? {} : { "last-event-id": this.#last };
       const answer = await ask("events", { accept: "text/event-stream", headers, signal: this.#abort.signal });
@@ -186,6 +190,8 @@ export class Stream {
           this.#on.event(data, first);
         } else if (name === "facts") {
           this.#failures = 0;
+          shown = true;
+          alive();
           this.#on.facts(data);
         } else if (name === "sample") this.#on.sample(data);
       }
@@ -220,7 +226,9 @@ export class Stream {
     } else {
       const slept = this.#hiding === -1;
       this.#hiding = 0;
-      if (slept) this.wake();
+      if (!slept) return;
+      this.#on.back();
+      this.wake();
     }
   }
 }
