@@ -1,4 +1,4 @@
-"""Writes what is derived from the code: the reference pages of options, events, commands and engines, and a sample file.
+"""Writes what is derived from the code: the pages of docs/reference, and a sample file.
 
 `python -m cluster2.reference options > docs/reference/options.md`; a test fails while a page isn't what this file makes.
 """
@@ -15,6 +15,7 @@ from typing import Any, get_args
 import click
 
 from . import cli
+from .answers import ALL, GROUPS
 from .cli.flags import OptionCommand
 from .engines.base import Capability
 from .engines.catalogue import BUILT_IN, find
@@ -256,7 +257,31 @@ def engines() -> str:
     return "".join([*parts, _ENGINES_FOOT])
 
 
-PAGES = {"options": options, "events": events, "commands": commands, "engines": engines}
+_ANSWERS_HEAD = """\
+# Answers
+
+This page is made by `python -m cluster2.reference answers`; don't edit it.
+
+What is in the JSON of `cluster2 status --json`, of `cluster2 top --json` (a line for each look), and of the
+[monitor](../monitor.md)'s `/` for who accepts `application/json`. The last column says which of them have a field. A field stays
+where it is when its value isn't known: then it is null.
+
+A worker's `cpu` is what it has used in its life, in seconds; `cpu_share` is what it uses now.
+"""
+
+
+def answers() -> str:
+    """The reference page of answers in JSON, Markdown."""
+    parts = [_ANSWERS_HEAD]
+    for heading, fields in GROUPS.items():
+        parts.append(f"\n## {heading}\n\n| field | unit | meaning | in |\n|---|---|---|---|\n")
+        for field in fields:
+            where = "all" if field.of == ALL else ", ".join(field.of)
+            parts.append(f"| `{field.path}` | {field.unit} | {field.meaning} | {where} |\n")
+    return "".join(parts)
+
+
+PAGES = {"options": options, "events": events, "commands": commands, "engines": engines, "answers": answers}
 """The pages in docs/reference, by name."""
 
 

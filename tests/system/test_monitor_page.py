@@ -13,6 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from cluster2.answers import FACTS, GROUPS, STATUS, TOP
+from cluster2.cli.top import Watch
+from cluster2.client import Client
 from cluster2.monitor.stream import MOST
 from tests.system.clients import get
 from tests.system.harness import PATIENCE, Running, command, free_port, sample, wait_until
@@ -161,13 +164,46 @@ def test_facts_under_load(standing: Shown) -> None:
         assert facts[name] == status[name], name
     for name in ("pid", "state", "version"):
         assert facts["master"][name] == status["master"][name], name
-    told = {name for name in status["workers"][0] if name not in ("cpu",)}
-    assert told <= facts["workers"][0].keys()
+    assert status["workers"][0].keys() <= facts["workers"][0].keys()
     assert set(status) - {"talk"} <= facts.keys()
     assert facts["memory"]["now"] > 10 * MiB
     history = standing.client.get("/history?seconds=60").json()
     column = history["columns"].index("requests")
     assert max(row[column] or 0 for row in history["rows"]) > 1
+
+
+def paths(told: Any, within: str = "") -> Iterator[str]:
+    """The path of each field of an answer, as the reference page has it."""
+    for name, value in told.items():
+        path = within + name
+        yield path
+        if isinstance(value, dict):
+            yield from paths(value, path + ".")
+        for each in value if isinstance(value, list) else ():
+            if isinstance(each, dict):
+                yield from paths(each, path + "[].")
+
+
+@pytest.mark.slow
+def test_all_that_is_told_is_in_the_reference(standing: Shown) -> None:
+    """Each field of the answers in JSON is on the page, and each on the page is in the answers that it names."""
+    look = Watch(Client(standing.running.pids))
+
+    def measured() -> bool:
+        get(standing.running.address, "/")
+        return all(row["latency"] for row in standing.running.status()["workers"])
+
+    wait_until(measured, "each worker has measured a request")
+    look.look()
+    answers = {STATUS: standing.running.status(), TOP: look.plain(), FACTS: standing.facts()}
+    fields = [field for group in GROUPS.values() for field in group]
+    assert len({field.path for field in fields}) == len(fields)
+    for name, answer in answers.items():
+        told = set(paths(answer))
+        without = {path for path in told if not any(each.startswith((path + ".", path + "[")) for each in told)}
+        listed = {field.path for field in fields if name in field.of}
+        assert without <= listed, f"{name} has what the reference page doesn't tell"
+        assert listed <= told, f"{name} hasn't what the reference page tells"
 
 
 def test_progress_of_actions(shown: Callable[..., Shown]) -> None:

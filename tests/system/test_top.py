@@ -163,7 +163,7 @@ def test_no_terminal(cluster: Running) -> None:
     assert looks.wait(30) == 0
     assert [[worker["slot"] for worker in each["workers"]] for each in seen] == [[0, 1], [0, 1]]
     assert seen[1]["time"] > seen[0]["time"]
-    assert seen[1]["workers"][0]["requests_per_second"] == 0
+    assert seen[1]["workers"][0]["rate"] == 0
     nobody = cluster.cli("top", "--pids", "elsewhere")
     assert nobody.returncode == 6
     assert nobody.stderr.count("\n") == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster2 import reference
+from cluster2.answers import GROUPS
 from cluster2.cli import COMMANDS
 from cluster2.engines.base import Capability
 from cluster2.events import EVENTS
@@ -91,3 +92,10 @@ def test_all_capabilities_are_told() -> None:
     rows = [line for line in reference.engines().splitlines() if line.startswith("| ")][1:]
     assert len(rows) == len(Capability)
     assert all(any(f"`{option.name}`" in row for row in rows) for option in OPTIONS.values() if option.needs)
+
+
+def test_all_answers_are_told() -> None:
+    """The page of answers has a row for each field, with unit and meaning; that none is missing is shown in test_monitor_page."""
+    rows = [line.strip("| ").split(" | ") for line in reference.answers().splitlines() if line.startswith("| `")]
+    assert [row[0].strip("`") for row in rows] == [field.path for group in GROUPS.values() for field in group]
+    assert all(len(row) == 4 and all(row) for row in rows)

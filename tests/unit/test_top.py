@@ -201,4 +201,4 @@ def test_without_a_terminal_it_is_one_table(opened: Any) -> None:
         assert process.wait(30) == 0
         assert process.stderr.read() == ""
     assert looks[1]["time"] > looks[0]["time"]
-    assert looks[1]["workers"][0]["requests_per_second"] > 0
+    assert looks[1]["workers"][0]["rate"] > 0

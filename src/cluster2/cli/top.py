@@ -97,7 +97,7 @@ class Watch:
         """For programs: the status, with what a second brings of requests, and of seconds of CPU time."""
         rates = self._rates
         each = [
-            worker | {"requests_per_second": rates and rates.of(worker["pid"], "requests"),
+            worker | {"rate": rates and rates.of(worker["pid"], "requests"),
                       "cpu_share": rates and rates.of(worker["pid"], "cpu")}
             for worker in self._found["workers"]
         ]  # fmt: skip

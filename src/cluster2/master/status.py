@@ -61,7 +61,7 @@ def status(
         if header.keeper_pid
         else None,
         "monitor": {
-            "pid": header.monitor_pid,
+            "pid": header.monitor_pid or None,
             "address": monitor,
             "restarts": header.monitor_restarts,
             "memory": weigh(header.monitor_pid) if header.monitor_pid else None,

@@ -19,7 +19,7 @@ from .watch import UNKNOWN, Look, Watch
 
 COUNTS = ("requests", "connections", "accepted")
 """Cells that an engine may not know."""
-CELLS = ("in_flight", "errors", "timed_out", "longest_step", "parked", "moved_in", "moved_out", "lost")
+CELLS = ("in_flight", "errors", "cpu", "timed_out", "longest_step", "parked", "moved_in", "moved_out", "lost")
 """Cells that are told as they are."""
 
 

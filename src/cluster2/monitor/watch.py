@@ -28,7 +28,7 @@ MARKS = frozenset(
 """Events that are marked on the time line."""
 
 
-UNKNOWN: Mapping[str, Any] = {"rate": None, "error_rate": None, "cpu": None, "recent": {"p50": None, "p99": None}}
+UNKNOWN: Mapping[str, Any] = {"rate": None, "error_rate": None, "cpu_share": None, "recent": {"p50": None, "p99": None}}
 """What follows for a worker of which nothing was seen before (`Look.each`)."""
 
 
@@ -42,7 +42,7 @@ class Look:
         sample: the row that the history got.
         rates: of the whole: `requests` and `errors` a second, `cpu` in cores.
         lately: `p50` and `p99` of the whole, in seconds.
-        each: by worker's key: `rate` and `error_rate` a second, `cpu` as a share of a core, `recent`: its `p50` and `p99`.
+        each: by worker's key: `rate` and `error_rate` a second, `cpu_share` of a core, `recent`: its `p50` and `p99`.
     """
 
     number: int
@@ -86,7 +86,7 @@ class Watch:
         self._lately.turn()
         self._weigh(seen)
         each = {worker.key: self._each(worker) for worker in seen.workers}
-        rates = self._rates(seen, [found["cpu"] for found in each.values()])
+        rates = self._rates(seen, [found["cpu_share"] for found in each.values()])
         lately = self._lately.summary("all", None if seen.totals is None else seen.totals.latencies)
         sample = self.history.add(self._row(seen, rates, lately))
         self._scaled(seen)
@@ -115,7 +115,7 @@ class Watch:
         return {
             "rate": rate(("requests", worker.key), worker.count("requests")),
             "error_rate": rate(("errors", worker.key), worker.count("errors")),
-            "cpu": rate(("cpu", worker.key), usage.cpu_time(worker.pid)),
+            "cpu_share": rate(("cpu", worker.key), usage.cpu_time(worker.pid)),
             "recent": self._lately.summary(worker.key, worker.latencies),
         }
 

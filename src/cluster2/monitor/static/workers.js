@@ -41,7 +41,7 @@ const COLUMNS = [
     text: (w) => (w.error_rate > 0 ? `▲ ${format.count(w.errors)}` : format.count(w.errors)),
     tone: (w) => (w.error_rate > 0 ? "bad" : ""),
   },
-  { key: "cpu", label: "CPU", title: "Share of a core", value: (w) => w.cpu, text: (w) => format.percent(w.cpu), share: (w) => w.cpu },
+  { key: "cpu", label: "CPU", title: "Share of a core", value: (w) => w.cpu_share, text: (w) => format.percent(w.cpu_share), share: (w) => w.cpu_share },
   { key: "memory", label: "Memory", value: (w) => w.memory, text: (w) => format.bytes(w.memory) },
   {
     key: "heartbeat",

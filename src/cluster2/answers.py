@@ -1,0 +1,165 @@
+"""What is in the answers of `cluster2 status --json`, of `cluster2 top --json` and of the monitor's `/`: for the reference page.
+
+The answers themselves are made where their figures are (`master/status.py`, `cli/top.py`, `monitor/picture.py`): a test compares
+them with this list, field by field. What the scoreboard says of a cell isn't said again here, but taken from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .kernel.scoreboard import Cells, Header, Row
+from .lifecycle import MODES, PHASES, State
+
+STATUS, TOP, FACTS = "`status`", "`top`", "`/`"
+ALL = (STATUS, TOP, FACTS)
+MASTER = (STATUS, TOP)
+_UNITS = ("seconds", "bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field.
+
+    Attributes:
+        path: its name below those that it is in; `[]`: in each of a list.
+        unit: or what kind of a value it is.
+        meaning: in a line.
+        of: the answers that have it.
+    """
+
+    path: str
+    unit: str
+    meaning: str
+    of: tuple[str, ...] = ALL
+
+
+def _cell(path: str, cells: type[Cells] = Row, cell: str = "", of: tuple[str, ...] = ALL) -> Field:
+    """A cell of the scoreboard, told as it is."""
+    meaning = cells.FIELDS[cell or path.rpartition(".")[2]].meaning.replace("-1:", "null:")
+    said, _, unit = meaning.rpartition(": ")
+    return Field(path, unit, said, of) if unit in _UNITS else Field(path, "number", meaning, of)
+
+
+def _words(words: Any) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+_MEMORY = "proportional set size: a page that n processes share counts 1/n; null: not measured, or it has just gone"
+_QUANTILE = ("half of the requests took at most that", "99 of 100 requests took at most that")
+
+
+def _latency(path: str, whose: str, of: tuple[str, ...] = ALL) -> tuple[Field, ...]:
+    p50, p99 = _QUANTILE
+    return (
+        Field(path, "object", whose + "; null: no request was measured", of),
+        Field(f"{path}.p50", "seconds", p50, of),
+        Field(f"{path}.p99", "seconds", p99, of),
+        Field(f"{path}.measured", "number", "requests that were measured, a [sample](../metrics.md)", of),
+    )
+
+
+def _recent(path: str, whose: str) -> tuple[Field, ...]:
+    p50, p99 = _QUANTILE
+    return (
+        Field(f"{path}.p50", "seconds", f"{whose}, of the last ten seconds: {p50}; null: none was measured", (FACTS,)),
+        Field(f"{path}.p99", "seconds", f"likewise: {p99}", (FACTS,)),
+    )
+
+
+GROUPS: Mapping[str, tuple[Field, ...]] = {
+    "The whole": (
+        Field("time", "seconds since the epoch", "when it was so", (TOP, FACTS)),
+        Field("title", "text", "`proc_name`, or `cluster2`", (FACTS,)),
+        _cell("generation", Header),
+        _cell("wanted", Header),
+        Field("ready", "number", "workers that serve; one whose sign of life is overdue doesn't", (FACTS,)),
+        Field("traffic", "text", "`enabled`, `disabled`: what health checks answer"),
+        Field("leaving", "boolean", "the cluster is about to shut down, and health checks say so", (FACTS,)),
+        Field("addresses", "list of texts", "that the apps listen on"),
+        *_latency("latency", "of all workers together, in `/` with those that have ended"),
+        *_recent("recent", "all workers together"),
+        Field("rates.requests", "a second", "requests begun; null: not known", (FACTS,)),
+        Field(
+            "rates.errors", "a second", "requests and transactions that failed in the app; null: not known", (FACTS,)
+        ),
+        Field("rates.cpu", "cores", "that all processes use together; null: not known", (FACTS,)),
+        Field("connections.held", "number", "connections open at workers; null: an engine can't know", (FACTS,)),
+        _cell("connections.resting", Header, of=(FACTS,)),
+        Field("memory.now", "bytes", "of all processes; null: not weighed yet", (FACTS,)),
+        Field("memory.start", "bytes", "the same when all workers first were ready; null: not weighed yet", (FACTS,)),
+        Field("host.name", "text", "of the machine", (FACTS,)),
+        Field("host.cpus", "number", "that may be used: affinity and the cgroup's quota are respected", (FACTS,)),
+        Field("host.load", "list of numbers", "processes that run or wait, over 1, 5 and 15 minutes", (FACTS,)),
+        Field("host.memory.total", "bytes", "of the machine; null: not known", (FACTS,)),
+        Field("host.memory.available", "bytes", "that programs could still have; null: not known", (FACTS,)),
+        Field("actions", "boolean", "whether the monitor steers, for who has the token", (FACTS,)),
+        Field("logs", "boolean", "whether there are log files to read", (FACTS,)),
+    ),
+    "Messages": (
+        Field("talk.delegated", "number", "pieces of work begun that workers have delegated", MASTER),
+        Field("talk.unfinished", "number", "of these, the ones under way", MASTER),
+        Field("talk.late", "number", "answers that were dropped because nobody waited any more", MASTER),
+        Field("talk.dropped", "number", "messages that were dropped because workers don't read", MASTER),
+    ),
+    "Master": (
+        Field("master.pid", "number", "null: there is none (`cluster = false`)"),
+        Field("master.state", "text", f"{_words(PHASES)}; in `/` also `stuck`: it hasn't looked around for 30 s"),
+        Field("master.uptime", "seconds", "since it started"),
+        Field("master.started", "seconds since the epoch", "when that was", (FACTS,)),
+        Field("master.version", "text", "of cluster2"),
+        Field("master.memory", "bytes", _MEMORY),
+    ),
+    "Keeper": (
+        Field("keeper", "object", "null: there is none"),
+        Field("keeper.pid", "number", "process id"),
+        _cell("keeper.resting", Header),
+        _cell("keeper.expired", Header, "keeper_expired"),
+        _cell("keeper.lost", Header, "keeper_lost"),
+        _cell("keeper.restarts", Header, "keeper_restarts"),
+        Field("keeper.memory", "bytes", "as that of the master"),
+    ),
+    "Monitor": (
+        Field("monitor", "object", "null: there is none"),
+        Field("monitor.pid", "number", "process id; null: it is just being started"),
+        Field("monitor.address", "text", "host and port"),
+        _cell("monitor.restarts", Header, "monitor_restarts"),
+        Field("monitor.memory", "bytes", "as that of the master"),
+    ),
+    "Workers": (
+        Field("workers", "list of objects", "each life of a worker: while one is replaced a slot has two"),
+        Field("workers[].pid", "number", "process id"),
+        Field("workers[].slot", "number", "its place in the cluster, from 0; its successor has the same"),
+        _cell("workers[].generation"),
+        Field("workers[].state", "text", _words(state.label for state in State)),
+        Field("workers[].uptime", "seconds", "since it was forked"),
+        _cell("workers[].requests"),
+        Field("workers[].rate", "a second", "requests begun; null: not known yet", (TOP, FACTS)),
+        _cell("workers[].in_flight"),
+        _cell("workers[].errors"),
+        Field("workers[].error_rate", "a second", "requests and transactions that failed in the app", (FACTS,)),
+        *_latency("workers[].latency", "of its whole life"),
+        *_recent("workers[].recent", "its requests"),
+        _cell("workers[].cpu"),
+        Field(
+            "workers[].cpu_share",
+            "share of a core",
+            "that it uses, 1 for a whole one; null: not known yet",
+            (TOP, FACTS),
+        ),
+        Field("workers[].memory", "bytes", "as that of the master; in `top` every ten seconds"),
+        Field("workers[].heartbeat_age", "seconds", "since its last sign of life; null: there was none yet", (FACTS,)),
+        Field("workers[].mode", "text", f"how it takes connections: {_words(MODES)} ([what that means](../keeper.md))"),
+        _cell("workers[].longest_step"),
+        _cell("workers[].connections"),
+        _cell("workers[].accepted"),
+        _cell("workers[].timed_out"),
+        _cell("workers[].moved_in"),
+        _cell("workers[].moved_out"),
+        _cell("workers[].parked"),
+        _cell("workers[].lost"),
+    ),
+}
+"""All fields, by what they are about."""
