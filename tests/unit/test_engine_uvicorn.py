@@ -308,6 +308,33 @@ async def test_pipelined_requests_are_all_answered() -> None:
         assert (await client.receive())[1] == b"hello"
 
 
+async def test_a_flood_of_pipelined_requests() -> None:
+    """They are read as they are answered, or what one client sends would fill the memory; also if the app asks for bodies."""
+    gate, answered = asyncio.Event(), 0
+
+    async def app(scope: Message, receive: Callable[[], Any], send: Callable[[Message], Any]) -> None:
+        nonlocal answered
+        if scope["type"] != "http":
+            return
+        await receive()
+        if answered == 100:
+            await gate.wait()
+        answered += 1
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    async with Served(app).running() as served, served.connected() as client:
+        client.writer.write(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n" * (FLOOD := 40_000))
+        await until(lambda: answered == 100)
+        (connection,) = served.engine.movable()
+        await until(lambda: connection.flow.read_paused)
+        assert len(connection.pipeline) < FLOOD / 2  # one read is as much as a quarter of a megabyte
+        gate.set()
+        for _ in range(1000):
+            assert (await client.receive())[1] == b"hello"
+    gate.set()
+
+
 async def test_pipelined_requests_have_contexts_of_their_own() -> None:
     """What a request puts into context variables isn't seen by the next one, though that begins when the first one ends."""
     user: contextvars.ContextVar[bytes] = contextvars.ContextVar("user", default=b"none.")

@@ -41,7 +41,6 @@ from typing import Any, ClassVar
 import httptools
 import uvicorn
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -50,6 +49,7 @@ from ..kernel.progress import transferred, untaken
 from .base import Served
 from .ending import reset
 from .patience import For, Wait
+from .uvicorn_flow import Flow
 from .uvicorn_old import OldCycle
 
 TESTED = ((0, 54), (0, 55))
@@ -117,7 +117,7 @@ class HttpConnection(HttpToolsProtocol):
         """uvicorn's, with addresses that the transport knows already."""
         self.connections.add(self)
         self.transport = transport
-        self.flow = FlowControl(transport)
+        self.flow = Flow(transport, self.pipeline)
         info = transport.get_extra_info
         local, peer = info("sockname"), info("peername")
         self.server = (local, None) if isinstance(local, str) else (local[0], local[1]) if local else None
