@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import trustme
 
 from cluster2.worker.steps import FIRST
-from tests.http2_client import Http2Client, opened
+from tests.http2_client import HEADERS, PREFACE, SETTINGS, Http2Client, frame, opened
 from tests.system.clients import Connection
 from tests.system.conftest import Serve
 from tests.system.harness import PATIENCE, Running, wait_until
@@ -148,21 +146,17 @@ async def _asks(client: Http2Client, until: list[Http2Client]) -> None:
         await asyncio.sleep(0.1)
 
 
-def test_a_handshake_that_never_ends(run: Serve, tmp_path: Path) -> None:
-    """A client that connects to a TLS port and says nothing, or half a handshake, is closed."""
-    authority = trustme.CA()
-    certificate = authority.issue_cert("localhost")
-    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
-    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
-    options = ["--ssl-certfile", "cert.pem", "--ssl-keyfile", "key.pem", "--timeout", "1s"]
-    running = run(f"{APPS}:rsgi", *options, workers=1, directory=tmp_path).ready(1)
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    hello = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
-    with pytest.raises(ssl.SSLWantReadError):
-        hello.do_handshake()
-    with Connection(running.address) as silent, Connection(running.address) as half:
-        half.socket.sendall(outgoing.read()[:40])
-        assert silent.closed()
-        while not half.closed():
-            pass  # an alert may come first
+@pytest.mark.slow
+def test_who_says_nothing_whole_over_http2(run: Serve) -> None:
+    """Before the first request: nothing, the preface alone, half a frame, half a head: all are closed and counted."""
+    running = run(f"{APPS}:rsgi", "--http2", "--timeout", "1s", workers=1).ready(1)
+    settings = frame(SETTINGS)
+    head = frame(HEADERS, 0, 1, b"\x82\x86")  # :method and :scheme; a CONTINUATION would have to follow
+    with ExitStack() as stack:
+        for said in (b"", PREFACE, PREFACE + settings, PREFACE + settings[:5], PREFACE + settings + head):
+            connection = stack.enter_context(Connection(running.address))
+            connection.socket.sendall(said)
+            while not connection.closed():
+                pass  # its own SETTINGS come first
+        wait_until(lambda: timed_out(running) == 5, lambda: f"they are counted: {running.workers()}")
     assert running.shutdown() == 0

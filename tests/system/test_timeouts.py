@@ -51,13 +51,14 @@ def test_a_stream_that_is_silent(run: Serve) -> None:
     assert running.shutdown() == 0
 
 
-def test_a_handshake_that_never_ends(run: Serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["uvicorn", "granian"])
+def test_a_handshake_that_never_ends(run: Serve, tmp_path: Path, engine: str) -> None:
     """A client that connects to a TLS port and says nothing, or half a handshake, is closed."""
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
     certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
     certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
-    options = ["--ssl-certfile", "cert.pem", "--ssl-keyfile", "key.pem", "--timeout", "1s"]
+    options = ["--ssl-certfile", "cert.pem", "--ssl-keyfile", "key.pem", "--timeout", "1s", "--engine", engine]
     running = run(sample("plain"), *options, directory=tmp_path).ready()
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     hello = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
