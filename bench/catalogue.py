@@ -228,6 +228,15 @@ def _logging(name: str, *words: str) -> Callable[[Setup], list[str]]:
     return command
 
 
+def monitor_port(port: int) -> int:
+    """Where `cluster2-watched` that serves on this port has its monitor: beyond the ports of servers."""
+    return port + 100
+
+
+def _watched(setup: Setup) -> list[str]:
+    return [*_cluster2(setup), "--mon-port", str(monitor_port(setup.port))]
+
+
 THREADED = frozenset({"haproxy"})
 """One process has as many threads as others have workers."""
 COMMANDS: dict[str, Callable[[Setup], list[str]]] = {
@@ -251,6 +260,7 @@ COMMANDS: dict[str, Callable[[Setup], list[str]]] = {
     "cluster2-wsgi-0-logging": _logging("cluster2-wsgi-0", "--log-to", "files", "--access-log"),
     "uvicorn-logging": _logging("uvicorn", "--access-log", "--log-level", "info"),
     "gunicorn-asgi-logging": _logging("gunicorn-asgi", "--access-logfile", "DIRECTORY/access.log"),
+    "cluster2-watched": _watched,
     "nginx": _nginx,
     "haproxy": _haproxy,
 }

@@ -13,7 +13,7 @@ from bench import tools
 from bench.catalogue import COMMANDS
 from bench.errors import BenchError
 from bench.report import RESULTS, Figure, load, save, table
-from bench.suites import cost, delegation, keeper, reload, rolling, serve, shares, steered, tail, wakes, wsgi
+from bench.suites import cost, delegation, keeper, reload, rolling, serve, shares, steered, tail, wakes, watched, wsgi
 from bench.suites.plan import Plan, Suite, say
 
 SUITES: dict[str, tuple[str, Suite]] = {
@@ -29,6 +29,7 @@ SUITES: dict[str, tuple[str, Suite]] = {
     "wsgi": ("WSGI: what a request costs, and p99 behind slow ones, in threads and inline", wsgi.figures),
     "delegation": ("calls from workers to the master, beside Redis and others; events", delegation.figures),
     "wakes": ("4, 16 and 48 workers at a low rate", wakes.figures),
+    "watched": ("one viewer of the page, and a scraper", watched.figures),
 }
 
 

@@ -71,8 +71,9 @@ def test_killed_while_workers_park(run: Serve) -> None:
 
 def test_a_stopped_keeper(run: Serve) -> None:
     """While it is stopped, what workers have is served; when it goes on all is well."""
-    # One worker, since two would share, and what they gave away would wait until the keeper goes on.
-    running = run(MOVING, "--rest-after", "0", workers=1).ready(1)
+    # What goes there waits until it goes on: so nothing is given away. Two workers would share, and on a busy machine
+    # steps are long, and connections parked.
+    running = run(MOVING, "--rest-after", "0", "--park-above", "0", workers=1).ready(1)
     pid = keeper(running)
     with ExitStack() as stack:
         wires = [stack.enter_context(Wire(running)) for _ in range(10)]
