@@ -190,6 +190,26 @@ def test_a_directory_that_is_taken_away_is_said_once(tmp_path: Path) -> None:
     assert "can't be kept in order" in said[0]
 
 
+@pytest.mark.parametrize("blocked", ["worker.0.log.1", "worker.0.log.2", "worker.0.log"])
+def test_what_is_in_the_way_of_one_log(tmp_path: Path, blocked: str) -> None:
+    """A directory by the name of a file: the other logs are rotated all the same, and the whole stays within its bound."""
+    said: list[str] = []
+    keeper = book(tmp_path, total=8 * SIZE, said=said)
+    (tmp_path / blocked).mkdir()
+    keeper.entrust(0)
+    keeper.entrust(1)
+    kept = b"x" * SIZE
+    for _ in range(20):
+        for name in {"worker.0.log", "worker.1.log"} - {blocked}:
+            with (tmp_path / name).open("ab") as file:
+                file.write(kept + b"x")
+        keeper.look()
+        assert sum(each.size for each in logfiles.found(str(tmp_path))) <= 8 * SIZE
+    assert (tmp_path / "worker.1.log.1").stat().st_size == SIZE + 1
+    assert all(each.age < 25 for each in logfiles.found(str(tmp_path)))
+    assert "can't be kept in order" in said[0]
+
+
 def test_a_place_that_cannot_be_is_a_line(tmp_path: Path) -> None:
     """The option, its value and the way out."""
     (tmp_path / "file").touch()

@@ -11,6 +11,9 @@ of removed: a removed one could grow where nobody sees it.
 
 It also makes what isn't there any more: the directory, and files that whoever workers are may not make themselves.
 
+What can't be done with one log (a directory has the name that it should be rotated to, a fifo its own) doesn't keep the others
+from being kept in order. One that can't be rotated is cut to nothing when all together are too much.
+
 A look costs 6 µs a file. It is due four times a second, and 20 times while a file grows quickly: a flood of 1 GB/s, a disk's
 best, can exceed the bound by 250 MB when it begins, by 50 MB when it goes on.
 """
@@ -20,11 +23,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .. import logs
 from ..errors import ConfigError
@@ -96,6 +100,7 @@ class Logbook:
         self._cut = 0
         self._said_at = -SAID_EVERY
         self._failed = ""
+        self._failures: list[OSError] = []
         self._timer: asyncio.TimerHandle | None = None
         try:
             self._made = not os.path.isdir(directory)
@@ -199,23 +204,35 @@ class Logbook:
 
     def look(self) -> float:
         """Do what is due. Returns in how many seconds to look again."""
+        self._failures = []
         try:
             pause = self._look()
-            self._failed = ""
-        except OSError as error:  # a full disk, a directory that was taken away: it may come back
+        except OSError as error:  # a directory that was taken away: it may come back
+            self._failures.append(error)
             pause = PAUSE
-            if str(error) != self._failed:
-                self._failed = str(error)
-                self._warn(f"the logs in {self.directory} can't be kept in order: {error}")
+        failed = str(self._failures[0]) if self._failures else ""
+        if failed and failed != self._failed:
+            self._warn(f"the logs in {self.directory} can't be kept in order: {failed}")
+        self._failed = failed
         return pause
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Around what is done with one file: if it can't be, it is told, and the others have their turn."""
+        try:
+            yield
+        except OSError as error:
+            self._failures.append(error)
 
     def _look(self) -> float:
         os.makedirs(self.directory, mode=0o755, exist_ok=True)
         if self._own is not None:
-            self._own.look()
+            with self._alone():
+                self._own.look()
         files = logfiles.found(self.directory)
-        for base in self._entrusted.difference(each.name for each in files):
-            self._make(base)
+        for base in sorted(self._entrusted.difference(each.name for each in files)):
+            with self._alone():
+                self._make(base)
         self._notice_full()
         return self._keep_within(files) if self._size else PAUSE
 
@@ -237,16 +254,18 @@ class Logbook:
             if each.age == 0:
                 grows |= each.size - self._sizes.get(each.base, each.size) > limit / 8
                 if each.size > limit:
-                    self._rotate(each.base, files)
-                    grows = True
+                    with self._alone():
+                        self._rotate(each.base, files)
+                        grows = True
             elif each.size - self._rotated[each.inode] > limit:
-                self._empty(each)
-                self._cut += each.size
+                with self._alone():
+                    self._empty(each)
+                    self._cut += each.size
                 grows = True
         if grows:
             files = logfiles.found(self.directory)
         self._sizes = {each.base: each.size for each in files if each.age == 0}
-        self._evict(files)
+        self._evict(files, limit)
         self._tell()
         return SHORT_PAUSE if grows else PAUSE
 
@@ -257,7 +276,9 @@ class Logbook:
         return max(LEAST, min(self._size, self._total // (2 * max(1, logs))))
 
     def _rotate(self, base: str, files: list[Found]) -> None:
-        for age in sorted((each.age for each in files if each.base == base), reverse=True):
+        ages = {each.age for each in files if each.base == base}
+        last = next(age for age in itertools.count() if age + 1 not in ages)
+        for age in range(last, -1, -1):  # up to a gap: where the first step fails nothing has moved, however often it is tried
             old = base if age == 0 else f"{base}.{age}"
             os.rename(self._path(old), self._path(f"{base}.{age + 1}"))
         newest = os.stat(self._path(f"{base}.1"), follow_symlinks=False)
@@ -266,8 +287,11 @@ class Logbook:
         if base == logfiles.MASTER and self._own is not None:
             self._own.look()
 
-    def _evict(self, files: list[Found]) -> None:
-        """Remove what is too much, the oldest of the largest log first; and what is empty, and rotated, and left alone."""
+    def _evict(self, files: list[Found], limit: int) -> None:
+        """Remove what is too much, the oldest of the largest log first; then cut what can't be rotated.
+
+        And what is empty, and rotated, and left alone is removed, too.
+        """
         now = time.time()
         rotated: dict[str, list[Found]] = defaultdict(list)
         for each in files:
@@ -277,14 +301,23 @@ class Logbook:
         while excess > 0 and any(rotated.values()):
             most = max(rotated.values(), key=lambda those: sum(each.size for each in those))
             excess -= most[-1].size
-            self._drop(most.pop(), now)
+            with self._alone():
+                self._drop(most.pop(), now)
         for those in rotated.values():
             while self._total and len(those) > MOST:
-                self._drop(those.pop(), now)
+                with self._alone():
+                    self._drop(those.pop(), now)
         for those in rotated.values():
             for each in those:
-                if not each.size and not self._is_written(each, now):
-                    os.unlink(self._path(each.name))
+                with self._alone():
+                    if not each.size and not self._is_written(each, now):
+                        os.unlink(self._path(each.name))
+        for each in files:
+            if excess > 0 and not each.age and each.size > limit:  # it could not be rotated
+                excess -= each.size
+                with self._alone():
+                    self._empty(each)
+                    self._cut += each.size
 
     def _drop(self, each: Found, now: float) -> None:
         if not self._is_written(each, now):
