@@ -465,3 +465,28 @@ def test_the_reference_command() -> None:
 def test_exit_codes_are_the_contracts() -> None:
     """No master is 6, wherever that is found out."""
     assert NotRunning.exit_code == 6
+
+
+ESCAPES = "\x1b]0;mine\x07\x9b31m\r\u202e"
+
+
+def test_what_apps_say_does_not_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control characters in events, stacks and refusals are shown, not obeyed; an event stays a line."""
+    told = {"event": f"my\n{ESCAPES}", "time": 0.0, "data": f"text {ESCAPES}", f"field{ESCAPES}": {"a": ESCAPES}}
+    monkeypatch.setattr(Client, "follow", lambda self, verb, show: show(told))
+    events = call("events").output
+    assert events.count("\n") == 1
+    stacks = {"workers": [{"pid": 1, "slot": 0, "stacks": f"File\t1\n  {ESCAPES}"}]}
+    monkeypatch.setattr(Client, "call", lambda self, verb, params=None, **_: stacks)
+    shown = call("stacks").output
+    assert "File\t1\n" in shown
+
+    def refuse(self: Client, verb: str, **_: object) -> None:
+        raise AppError(f"refused {ESCAPES}", detail=f"Traceback\n  {ESCAPES}")
+
+    monkeypatch.setattr(Client, "call", refuse)
+    refused = call("enable").output
+    assert "Traceback\n" in refused
+    for said in (events, shown, refused):
+        assert r"\x1b]0;mine\x07\x9b31m\x0d\x202e" in said
+        assert all(each.isprintable() or each in "\t\n" for each in said)

@@ -66,7 +66,7 @@ class _Commands(click.Group):
         except ClusterError as error:
             complain("error", error.message)
             if error.detail:
-                click.echo(error.detail, err=True)
+                click.echo(shown(error.detail), err=True)
             code = error.exit_code
         sys.exit(code or 0)
 
@@ -85,9 +85,14 @@ def shown_until_left() -> Iterator[None]:
         os.close(nowhere)
 
 
+def shown(text: str) -> str:
+    """A text of others for a terminal: its control characters are shown, not obeyed; tabs and ends of lines stay."""
+    return "".join(each if each.isprintable() or each in "\t\n" else f"\\x{ord(each):02x}" for each in text)
+
+
 def complain(kind: str, message: str) -> None:
     """Say a line on standard error, as this command does: `cluster2: warning: …`."""
-    click.echo(f"cluster2: {kind}: {message}", err=True)
+    click.echo(f"cluster2: {kind}: {shown(message)}", err=True)
 
 
 def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:

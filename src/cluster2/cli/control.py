@@ -13,7 +13,7 @@ import click
 
 from ..client import Client
 from ..config import lookup
-from . import shown_until_left
+from . import shown, shown_until_left
 from .table import describe
 
 _pids = click.option(
@@ -103,7 +103,9 @@ def stacks(pids: str | None, worker: int | None, as_json: bool) -> int:
         click.echo(json.dumps(found, indent=2))
     else:
         click.echo(
-            "\n\n".join(f"worker {each['pid']} (slot {each['slot']})\n{each['stacks']}" for each in found["workers"])
+            "\n\n".join(
+                f"worker {each['pid']} (slot {each['slot']})\n{shown(each['stacks'])}" for each in found["workers"]
+            )
         )
     return 0
 
@@ -130,7 +132,7 @@ def _event(told: dict[str, Any]) -> str:
     """One line for people: when, what, and its fields; of the workers one by one only JSON tells."""
     when = time.strftime("%H:%M:%S", time.localtime(told["time"]))
     fields = [f"{name}={_brief(value)}" for name, value in told.items() if name not in ("event", "time", "each")]
-    return f"{when}  {told['event']:<14} {' '.join(fields)}".rstrip()
+    return shown(f"{when}  {_brief(told['event']):<14} {' '.join(fields)}".rstrip())
 
 
 def _brief(value: object) -> str:
@@ -146,4 +148,4 @@ def _reporter() -> Callable[[dict[str, Any]], None] | None:
     """What shows progress on a terminal; None in a pipe."""
     if not sys.stderr.isatty():
         return None
-    return lambda said: click.echo("  ".join(f"{key} {value}" for key, value in said.items()), err=True)
+    return lambda said: click.echo(shown("  ".join(f"{key} {value}" for key, value in said.items())), err=True)

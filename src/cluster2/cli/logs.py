@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..kernel import logfiles
 from ..kernel.logfiles import Found
 from ..kernel.logreading import Following, Show
-from . import complain, shown_until_left
+from . import complain, shown, shown_until_left
 
 POLL = 0.2
 """Seconds between two looks for more."""
@@ -128,7 +128,7 @@ def _for_people(named: bool) -> Show:
         text = line.decode("utf-8", "backslashreplace")
         head = f"{log.removesuffix('.log'):<10} | " if named else ""
         if terminal:
-            text = "".join(each if each.isprintable() or each == "\t" else f"\\x{ord(each):02x}" for each in text)
+            text = shown(text)
             if head and not os.environ.get("NO_COLOR"):
                 head = click.style(head, fg=COLOURS[sum(log.encode()) % len(COLOURS)])
         sys.stdout.write(f"{head}{text}\n")
