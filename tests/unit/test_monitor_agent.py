@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import struct
 import time
 from collections.abc import Iterator
 
@@ -10,7 +13,7 @@ import pytest
 from cluster2.errors import ConfigError
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.lifecycle import State
-from cluster2.monitor.agent import line, share
+from cluster2.monitor.agent import Agent, line, share
 from cluster2.monitor.facts import Facts
 from cluster2.settings import Settings, validate
 
@@ -71,3 +74,24 @@ def test_ports_that_can_not_be(options: dict[str, int], says: str) -> None:
     """The port must be its own, and needs a monitor."""
     with pytest.raises(ConfigError, match=says):
         validate(Settings(ecv_agent_port=3002, **options))
+
+
+async def _reset(agent: Agent) -> list[dict[str, object]]:
+    """What the loop complains of if a client resets its connection before it is heard."""
+    loop, complaints = asyncio.get_running_loop(), list[dict[str, object]]()
+    loop.set_exception_handler(lambda loop, context: complaints.append(context))
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        client.connect(listener.getsockname())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        taken, _ = listener.accept()
+        taken.setblocking(False)
+        transport, _ = await loop.connect_accepted_socket(lambda: agent, taken)
+        while not transport.is_closing():
+            await asyncio.sleep(0)
+    return complaints
+
+
+def test_who_has_gone_already(board: Scoreboard) -> None:
+    """A client that resets its connection before it gets its line is no reason for a traceback."""
+    assert asyncio.run(_reset(Agent(facts(board)))) == []

@@ -278,7 +278,8 @@ class Logbook:
     def _rotate(self, base: str, files: list[Found]) -> None:
         ages = {each.age for each in files if each.base == base}
         last = next(age for age in itertools.count() if age + 1 not in ages)
-        for age in range(last, -1, -1):  # up to a gap: where the first step fails nothing has moved, however often it is tried
+        # Up to a gap: where the first step fails nothing has moved, however often it is tried.
+        for age in range(last, -1, -1):
             old = base if age == 0 else f"{base}.{age}"
             os.rename(self._path(old), self._path(f"{base}.{age + 1}"))
         newest = os.stat(self._path(f"{base}.1"), follow_symlinks=False)

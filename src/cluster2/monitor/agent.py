@@ -13,6 +13,7 @@ server is there at all is for its ordinary check to find out.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 
 from .facts import Facts
@@ -27,7 +28,8 @@ class Agent(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Nothing has to be asked."""
         transport.write(line(self._facts))
-        transport.write_eof()
+        with contextlib.suppress(OSError):  # it has been reset meanwhile
+            transport.write_eof()
         asyncio.get_running_loop().call_later(PATIENCE, transport.abort)
 
     def eof_received(self) -> None:
