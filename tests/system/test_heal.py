@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -38,6 +40,19 @@ def test_killed_under_load(run: Serve, keep_alive: bool) -> None:
     assert len(load.counts.failed) + load.counts.closed <= 12
     assert load.counts.refused == []
     assert successor["generation"] == victim["generation"]
+
+
+def test_pid_files_that_cannot_be_written(run: Serve) -> None:
+    """The directory of pid files is removed under a cluster: it says so, and goes on to replace workers that die."""
+    running = run(sample("plain"), workers=1).ready(1)
+    victim, address = running.workers()[0]["pid"], running.address
+    shutil.rmtree(running.pids)
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: len(re.findall(r"worker \d+ serves", running.stderr)) == 2, lambda: f"another: {running.stderr}")
+    assert get(address).body == b"hello"
+    assert "the pid file of worker" in running.stderr
+    running.signal(signal.SIGTERM)
+    assert running.wait() == 0
 
 
 def test_only_the_killed_workers_requests_fail(run: Serve) -> None:

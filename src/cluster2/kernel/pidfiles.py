@@ -123,7 +123,8 @@ class PidsDirectory:
     def release(self) -> None:
         """Clear the directory and give the lock up; a second call does nothing. Remove it if it was made for nothing."""
         if self._fd >= 0:
-            self.clear()
+            with contextlib.suppress(OSError):  # read-only by now: what is left, the next master removes
+                self.clear()
             if self._made:
                 with contextlib.suppress(OSError):  # somebody else has put something there
                     os.rmdir(self.path)

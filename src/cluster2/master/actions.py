@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from .. import events, lifecycle, wire
+from ..errors import ConfigError
 from ..events import Reason
 from ..kernel import ledger, processes
 from ..kernel.pidfiles import PidsDirectory
@@ -101,7 +102,7 @@ class Actions:
         except ProcessLookupError:  # gone, and reaped by somebody else: it never was a child of ours
             self._put(Vanished(handle))
             return
-        self._pids.write_worker(handle.pid)
+        self._note(self._pids.write_worker, handle.pid)
         self._loop.add_reader(handle.pidfd, self._put, Exited(handle))
         self._emit(events.Forked(time=time.time(), pid=handle.pid, slot=handle.slot, generation=handle.generation))
 
@@ -137,8 +138,17 @@ class Actions:
         self._roster.remove(handle)
         if handle.pid is None:
             return
-        self._pids.remove_worker(handle.pid)
+        self._note(self._pids.remove_worker, handle.pid)
         self._emit(_died(handle, status))
+
+    def _note(self, change: Callable[[int], None], pid: int) -> None:
+        """Pid files of workers are for others to read: a full disk, or a directory that was removed, ends no cluster."""
+        try:
+            change(pid)
+        except (ConfigError, OSError) as error:
+            text = f"the pid file of worker {pid}: {error}"
+            logger.warning("%s", text)
+            self._emit(events.Warned(time=time.time(), text=text))
 
 
 def _died(handle: Handle, status: ExitStatus | None) -> events.Died:
