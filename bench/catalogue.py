@@ -258,6 +258,7 @@ COMMANDS: dict[str, Callable[[Setup], list[str]]] = {
     "gunicorn-gthread-8": _gunicorn("gthread", 8),
     "cluster2-logging": _logging("cluster2", "--log-to", "files", "--access-log"),
     "cluster2-wsgi-0-logging": _logging("cluster2-wsgi-0", "--log-to", "files", "--access-log"),
+    "cluster2-wsgi-8-logging": _logging("cluster2-wsgi-8", "--log-to", "files", "--access-log"),
     "uvicorn-logging": _logging("uvicorn", "--access-log", "--log-level", "info"),
     "gunicorn-asgi-logging": _logging("gunicorn-asgi", "--access-logfile", "DIRECTORY/access.log"),
     "cluster2-watched": _watched,

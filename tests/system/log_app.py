@@ -76,4 +76,13 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
     return [b"hello"]
 
 
+def answers(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """With the status that the path says: whole, by parts (/parts), or not at all (/raises)."""
+    path = environ["PATH_INFO"][1:]
+    if path == "raises":
+        raise ValueError(path)
+    start_response("200 OK" if path == "parts" else f"{path} So", [])
+    return iter([b"12345", b"678"]) if path == "parts" else [b"12345"]
+
+
 print("the app is imported")

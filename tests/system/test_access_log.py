@@ -77,6 +77,31 @@ def test_a_line_for_each(run: Serve, way: str, form: str) -> None:
         assert [each["bytes"] for each in found] == [5, 5, 0]
 
 
+@pytest.mark.parametrize("threads", ["0", "1"])
+def test_status_and_size_of_what_wsgi_apps_answer(run: Serve, threads: str) -> None:
+    """Each line has what its client got, on whatever way it was sent."""
+    running = run(APP + ":answers", "--log-to", "files", "--access-log", "--threads", threads).ready()
+    got = []
+    asked = [("GET", path) for path in ("203", "204", "304", "parts", "raises")]
+    for method, path in (*asked, ("HEAD", "203")):
+        with Connection(running.address) as connection:
+            connection.send(f"/{path}", method=method, headers="Connection: close\r\n")
+            head, _, body = received(connection).partition(b"\r\n\r\n")
+        if b"transfer-encoding: chunked" in head:
+            body = b"".join(body.split(b"\r\n")[1::2])
+        got.append((f"/{path}", int(head.split()[1]), len(body)))
+    wait_until(lambda: len(lines(running)) == len(got), lambda: f"a line for each: {lines(running)}")
+    found = [parsed(each, "text") for each in lines(running)]
+    # Of two workers, who write when they come to it.
+    assert Counter((each["path"], each["status"], each["bytes"]) for each in found) == Counter(got)
+    assert [(status, size) for _, status, size in got] == [(203, 5), (204, 0), (304, 0), (200, 8), (500, 21), (203, 0)]
+
+
+def received(connection: Connection) -> bytes:
+    """All that the server sends until it closes."""
+    return b"".join(iter(lambda: connection.socket.recv(65536), b""))
+
+
 def parsed(line: str, form: str) -> dict[str, Any]:
     """The fields of a line."""
     if form == "json":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import httptools
@@ -14,8 +15,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from cluster2.engines import uvicorn_http
+from cluster2.engines.access import AccessLog, logged, noted
 from cluster2.engines.uvicorn_answer import answer
 from cluster2.engines.uvicorn_http import TESTED, HttpConnection, check, template_of
+from cluster2.engines.wsgi import Bridge
 from cluster2.errors import ConfigError
 
 pytestmark = pytest.mark.anyio
@@ -28,6 +31,7 @@ class Transport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = b""
+        self.writes = 0
         self.closed = False
         self.paused = False
 
@@ -36,6 +40,7 @@ class Transport(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         self.written += data
+        self.writes += 1
 
     def close(self) -> None:
         self.closed = True
@@ -409,3 +414,26 @@ async def test_no_short_cut() -> None:
     await asyncio.gather(*protocol.tasks)
     assert seen == [False] * 3
     assert transport.written.startswith(b"HTTP/1.1 500 "), "uvicorn answers for an app that doesn't"
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+async def test_the_short_cut_is_taken_under_the_access_log(threads: int) -> None:
+    """A whole response of a WSGI app still goes out in one write, and the log has its status and size."""
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("203 So", [])
+        return [b"hello"]
+
+    pieces: list[bytes] = []
+    log = AccessLog(0, True, pieces.append)
+    bridge = Bridge(app, threads, answer=noted(answer))
+    bridge.start()
+    protocol, transport = connection(logged(bridge, log))
+    protocol.access_log = False
+    protocol.data_received(GET % 1)
+    await asyncio.gather(*protocol.tasks)
+    bridge.stop()
+    log.flush()
+    (entry,) = (json.loads(line) for line in b"".join(pieces).splitlines())
+    assert (entry["status"], entry["bytes"], transport.writes) == (203, 5, 1)
+    assert transport.written.endswith(b"hello")

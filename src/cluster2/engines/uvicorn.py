@@ -22,7 +22,7 @@ from uvicorn.server import ServerState
 
 from ..errors import AppError, ConfigError
 from ..settings import Settings
-from .access import logged
+from .access import logged, noted
 from .base import Capability, Census, Hold, Interface, Movable, Served, Site
 from .ending import cancel, cancellation_is_no_news, readable, reset
 from .patience import Patience
@@ -329,7 +329,11 @@ def _http2(site: Site, clock: Clock, state: ServerState) -> Http2 | None:
 def _bridge(site: Site) -> Bridge:
     settings = site.settings
     return Bridge(
-        site.app, settings.threads, root_path=settings.root_path, multiprocess=settings.cluster, answer=answer
+        site.app,
+        settings.threads,
+        root_path=settings.root_path,
+        multiprocess=settings.cluster,
+        answer=answer if site.access is None else noted(answer),
     )
 
 
