@@ -103,7 +103,7 @@ def _serve(
 
 def prepare(config: Config) -> None:
     """What a process does before it becomes a master."""
-    logs.configure(config.settings)
+    logs.configure(config.settings, waits=not config.settings.cluster)  # a master waits for nobody
     for warning in config.warnings:
         logger.warning("%s", warning)
     processes.raise_file_limit()

@@ -5,9 +5,11 @@ That may be a file (`kernel.logfiles`); who logs needn't know.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import select
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,9 +35,14 @@ def copy_no_more(write: Callable[[bytes], None]) -> None:
     _copies.remove(write)
 
 
-def configure(settings: Settings) -> None:
-    """Set up our loggers and the engines'. The app's own logging is the app's: the root logger isn't touched."""
-    handlers: list[logging.Handler] = [logging.StreamHandler(), *(_Copy(write) for write in _copies)]
+def configure(settings: Settings, *, waits: bool = True) -> None:
+    """Set up our loggers and the engines'. The app's own logging is the app's: the root logger isn't touched.
+
+    Args:
+        waits: whether a line waits for who reads standard error; else what isn't taken at once is left out.
+    """
+    first: logging.Handler = logging.StreamHandler() if waits else _AtOnce()
+    handlers = [first, *(_Copy(write) for write in _copies)]
     for each in handlers:
         each.setFormatter(_formatter(settings))
     level = settings.log_level.upper()
@@ -72,6 +79,45 @@ def _formatter(settings: Settings) -> logging.Formatter:
 
 def _number(level: str) -> int:
     return logging.getLevelNamesMapping()[level]
+
+
+class _AtOnce(logging.StreamHandler[Any]):
+    """Writes what standard error takes at once: a terminal that was stopped (^S), a pipe that nobody empties, holds nobody up.
+
+    Not by O_NONBLOCK: that would be everybody's who has the same terminal. poll(2) says when PIPE_BUF can be written.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left_out = 0
+        self._cut = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            fd = self.stream.fileno()
+        except (AttributeError, OSError, ValueError):  # it is no file
+            super().emit(record)
+            return
+        try:
+            before = f"{self._cut * chr(10)}... lines that nobody took: {self._left_out}\n" if self._left_out else ""
+            data = f"{before}{self.format(record)}\n".encode("utf-8", "backslashreplace")
+            left = _write_at_once(fd, data)
+        except Exception:
+            self.handleError(record)
+            return
+        if len(left) < len(data):
+            self._left_out, self._cut = 0, bool(left)
+        self._left_out += bool(left)
+
+
+def _write_at_once(fd: int, data: bytes) -> bytes:
+    """Write what is taken without waiting; returns the rest. Raises OSError: nobody will read it."""
+    room = select.poll()
+    room.register(fd, select.POLLOUT)
+    with contextlib.suppress(BlockingIOError):  # somebody has made it non-blocking, and took the room that there was
+        while data and room.poll(0):
+            data = data[os.write(fd, data[: select.PIPE_BUF]) :]
+    return data
 
 
 class _Copy(logging.Handler):

@@ -107,3 +107,21 @@ def test_the_apps_logging_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (root.handlers, root.level) == before
     logging.getLogger("cluster2.master").warning("once")
     assert stream.getvalue().count("once") == 1
+
+
+def test_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe that nobody empties holds up no master; when somebody reads again he is told how much was left out."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    log = logging.getLogger("cluster2.master")
+    with open(reader, "rb", buffering=0) as read, open(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        logs.configure(Settings(), waits=False)
+        for number in range(3000):
+            log.warning("%d is %s", number, "x" * 99)
+        taken = b"".join(iter(lambda: read.read(1 << 16), None))
+        log.warning("the last one")
+        told = read.read(1 << 16)
+    whole = [line for line in taken.splitlines() if line.endswith(b"x" * 99)]
+    assert told is not None
+    assert re.match(rf"\n?\.\.\. lines that nobody took: {3000 - len(whole)}\n.* the last one\n$", told.decode())

@@ -103,6 +103,7 @@ async def test_nobody_reads(tmp_path: Path, shown: Shown) -> None:
             late = max(late, time.monotonic() - before)
         print("last", file=file, flush=True)
         await shown.until("last\n")
+    assert os.get_blocking(shown.writer), "others have it, too"
     relayed.stop()
     assert "bytes, see worker.0.log" in shown.text
     assert len(shown.text) < 3 * lines * len(line)

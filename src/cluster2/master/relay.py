@@ -6,7 +6,8 @@ that one was written to, ten times a second at most.
 
 It never waits for who reads its standard error: a pipe that isn't emptied, a terminal that was stopped. It writes when poll(2)
 says that it can, and no more than a pipe is bound to take then (PIPE_BUF); meanwhile it reads nothing. What is left out, of a
-worker that writes faster than that, stands in its file, and a line says so.
+worker that writes faster than that, stands in its file, and a line says so. The loop isn't asked to wait for room there: libuv
+would set O_NONBLOCK, for all who have that terminal, the shell as well, and for good. It waits for an epoll that does.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class Relay:
         self._unsent = bytearray()
         self._told: set[bytes] = set()
         self._inotify: Inotify | None = None
+        self._room = select.epoll()
+        self._waits = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -72,6 +75,7 @@ class Relay:
         while self._unsent and time.monotonic() < deadline:
             self._write(PAUSE)
         self._following.close()
+        self._room.close()
         if self._inotify is not None:
             self._inotify.close()
 
@@ -90,11 +94,13 @@ class Relay:
     def _go_on(self) -> None:
         """Write what is unsent; then wait for room, or for the end of a pause."""
         assert self._loop is not None
-        self._loop.remove_writer(self._fd)
+        self._wait_no_more()
         self._write()
         if self._unsent:
             with contextlib.suppress(OSError):  # a file: it isn't full, only our turn was over
-                self._loop.add_writer(self._fd, self._go_on)
+                self._room.register(self._fd, select.EPOLLOUT)
+                self._waits = True
+                self._loop.add_reader(self._room.fileno(), self._go_on)
                 return
         self._timer = self._loop.call_later(PAUSE, self._go_on if self._unsent else self._rest)
 
@@ -108,9 +114,16 @@ class Relay:
 
     def _sleep(self) -> None:
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.remove_writer(self._fd)
+            self._wait_no_more()
             if self._inotify is not None:
                 self._loop.remove_reader(self._inotify.fileno())
+
+    def _wait_no_more(self) -> None:
+        assert self._loop is not None
+        if self._waits:
+            self._waits = False
+            self._loop.remove_reader(self._room.fileno())
+            self._room.unregister(self._fd)
 
     def _take(self, log: str, line: bytes) -> None:
         whole = line + b"\n"

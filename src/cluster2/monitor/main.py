@@ -59,7 +59,7 @@ def main() -> int:
     order = codec.unpack_order(packet)
     assert isinstance(order, wire.Observe)
     settings = Settings.from_wire(order.settings)
-    logs.configure(settings)
+    logs.configure(settings, waits=False)
     _title(settings)
     try:
         privileges.drop_privileges(settings.user, settings.group)
