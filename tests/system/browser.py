@@ -3,6 +3,9 @@
 Chromium is Debian's; Playwright only drives it. While Playwright runs, its loop counts as the running one in this thread: so it
 lives as long as one module's tests, and no coroutine is run beside it.
 
+Without a headless shell of its own Chromium is the whole browser, with windows. One whose last window was closed may never answer
+who wants another (puppeteer's issues 11066 and 11524: "just hangs on creating a new page"), so one stays open from the beginning.
+
 Playwright has each page believe that it is in front and has the focus, which no later command can undo. Where a test is about
 tabs that are hidden, `in_tabs` speaks to the same browser through its port, and has pages as a person has them.
 """
@@ -18,6 +21,7 @@ from urllib.parse import urlsplit
 
 import psutil
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import TimeoutError as TimedOut
 
 from tests.system.harness import BESIDE, PATIENCE, ROOT, Running, command, free_port, wait_until
 
@@ -60,6 +64,7 @@ def chromium() -> Iterator[Browser]:
             flags = [*FLAGS.split(), f"--remote-debugging-port={port}"]
             browser = playwright.chromium.launch(executable_path=found, args=flags)
             PORTS[browser] = port
+            browser.new_page()  # stays open: see above
             yield browser
             del PORTS[browser]
             browser.close()
@@ -157,7 +162,12 @@ class Sight:
     def screenshot(self, name: str, *, full: bool = True) -> None:
         """Keep what it looks like, for people."""
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=full)
+        try:
+            self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=full, timeout=PATIENCE * 1000 / 3)
+        except TimedOut:
+            # It waits for a frame, which a page at rest needn't make (browser-harness' issue 812; seen here once, for 30 s).
+            self.page.bring_to_front()
+            self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=full)
 
     def close(self) -> None:
         """It asked nobody else, complained of nothing unexpected, was forbidden nothing; no text became markup."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Route, expect
+from playwright.sync_api import Browser, Request, Route, expect
 
 from cluster2.monitor.facts import Facts
 from cluster2.monitor.picture import Subject
@@ -123,20 +123,25 @@ def test_degraded(see: See, tmp_path: Path) -> None:
         cluster.running.assert_gone()
 
 
+def hurry(route: Route) -> None:
+    """The script, with a moment for the minute after which a hidden tab leaves the stream."""
+    script = route.fetch()
+    assert "const HIDDEN = 60000;" in script.text()
+    route.fulfill(response=script, body=script.text().replace("const HIDDEN = 60000;", "const HIDDEN = 300;"))
+
+
+def of_events(request: Request) -> bool:
+    return request.url.endswith("/events")
+
+
 def test_a_hidden_tab_catches_up(browser: Browser, cluster: Cluster) -> None:
     """A tab that is hidden leaves the stream after a while; in front again it shows what there is, and tells what it missed."""
-
-    def hurry(route: Route) -> None:
-        script = route.fetch()
-        assert "const HIDDEN = 60000;" in script.text()
-        route.fulfill(response=script, body=script.text().replace("const HIDDEN = 60000;", "const HIDDEN = 300;"))
-
     with in_tabs(browser) as window:
         window.route("**/static/stream.js", hurry)
         sight = Sight(browser, cluster.url, context=window).live(3)
         sight.evaluate("window.same = true")
         before = cluster.pids()
-        with sight.expect_event("requestfailed", lambda request: request.url.endswith("/events")):
+        with sight.expect_event("requestfailed", of_events):
             other = window.new_page()
         os.kill(before[1], signal.SIGKILL)
         wait_until(lambda: cluster.pids().get(1, before[1]) != before[1], "a successor")
@@ -154,6 +159,24 @@ def test_a_hidden_tab_catches_up(browser: Browser, cluster: Cluster) -> None:
         assert sum("history?" in url for url in sight.requests) >= 2  # the charts have no gap
         other.close()
         sight.close()
+
+
+def test_a_tab_that_was_never_in_front(browser: Browser, cluster: Cluster) -> None:
+    """One that is opened behind another leaves the stream as well, and is live when it comes to the front."""
+    with in_tabs(browser) as window:
+        window.route("**/static/stream.js", hurry)
+        window.new_page()
+        assert window.browser is not None
+        session = window.browser.new_browser_cdp_session()
+        with window.expect_page() as opened:
+            session.send("Target.createTarget", {"url": "about:blank", "background": True})
+        behind = opened.value
+        with behind.expect_event("requestfailed", of_events):
+            behind.goto(cluster.url)
+        assert behind.evaluate("document.hidden") is True
+        behind.bring_to_front()
+        expect(behind.locator("body")).to_have_attribute("data-link", "live")
+        expect(behind.locator("#workers tbody tr")).to_have_count(3)
 
 
 def test_a_monitor_that_is_silent(see: See, cluster: Cluster) -> None:

@@ -129,6 +129,7 @@ export class Stream {
     document.addEventListener("visibilitychange", () => this.#seen());
     window.addEventListener("online", () => this.wake());
     session.onProved(() => this.#again());
+    this.#seen(); // a tab may have been opened behind another
   }
 
   /** Don't wait any longer for the next try. */
