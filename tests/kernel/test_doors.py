@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.kernel.listeners import queue_length
+from cluster2.errors import AddressInUse
+from cluster2.kernel.listeners import Listener, queue_length
 from cluster2.kinds import FdAddress, TcpAddress, UnixAddress
-from tests.kernel.children import leaving
+from tests.kernel.children import told
 from tests.kernel.visitors import Open, accept, ask, connect, serve
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 
 LOOPBACKS = ["127.0.0.1", "::1"]
+NOBODY = 65534
 
 
 @pytest.mark.parametrize("host", LOOPBACKS)
@@ -51,7 +53,7 @@ def test_a_handshake_under_way_ends_behind_a_shut_door(listen: Open, host: str) 
 
 
 def test_an_accepted_connection_is_not_hurt(listen: Open) -> None:
-    """Connections from before and from behind the shut door go on; the filter, which they inherit, drops nothing."""
+    """Connections from before and from behind the shut door go on; the sink concerns new ones only."""
     (listener,) = listen(TcpAddress("127.0.0.1", 0))
     before, waiting = connect(listener), connect(listener)
     served = [accept(listener)]
@@ -66,23 +68,95 @@ def test_an_accepted_connection_is_not_hurt(listen: Open) -> None:
         sock.close()
 
 
-def test_one_process_shuts_the_door_for_all(listen: Open) -> None:
-    """The door is the socket's: what a child shuts is shut for the parent that shares it."""
-    (listener,) = listen(TcpAddress("127.0.0.1", 0))
-    child = os.fork()
-    if child == 0:
-        with leaving():
-            listener.shut_door()
-    assert os.waitpid(child, 0)[1] == 0
-    with socket.socket() as newcomer:
+def kept_out(listener: Listener, ttl: int = 64) -> bool:
+    """Tell whether a newcomer gets no answer. Its packets have this TTL."""
+    with socket.socket(listener.sock.family) as newcomer:
+        if listener.sock.family == socket.AF_INET6:
+            newcomer.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ttl)
+        else:
+            newcomer.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
         newcomer.setblocking(False)
         newcomer.connect_ex(listener.sock.getsockname())
-        assert select.select([], [newcomer], [], 0.1)[1] == []
-        listener.close()
+        return not select.select([], [newcomer], [], 0.1)[1]
+
+
+@pytest.mark.parametrize("host", LOOPBACKS)
+@pytest.mark.parametrize("ttl", [1, 64, 255])
+def test_newcomers_of_every_distance_are_kept_out(listen: Open, host: str, ttl: int) -> None:
+    """The TTL of a client's packets makes no difference."""
+    (listener,) = listen(TcpAddress(host, 0))
+    listener.shut_door()
+    assert kept_out(listener, ttl)
+
+
+@pytest.mark.parametrize("host", LOOPBACKS)
+def test_a_door_is_shut_without_privileges(listen: Open, host: str) -> None:
+    """An ordinary user without capabilities can shut a door; what waits is accepted."""
+
+    def shut() -> list[object]:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+        (listener,) = listen(TcpAddress(host, 0))
+        clients = ask(listener, 3)
+        listener.shut_door()
+        out = kept_out(listener)
+        serve(listener, clients)
+        return [os.geteuid() != 0, out]
+
+    assert told(shut) == [True, True]
+
+
+def test_one_process_shuts_the_door_for_all(listen: Open) -> None:
+    """A door that one process shuts is shut for all that share the listener, until that process closes it."""
+    (listener,) = listen(TcpAddress("127.0.0.1", 0))
+    client = connect(listener)
+    shared = Listener(listener.sock.dup(), listener.address, owned=True)
+    shared.shut_door()
+    assert kept_out(listener)
+    accept(listener).close()
+    client.close()
+    shared.close()
+    assert not kept_out(listener)
+
+
+def test_the_port_is_free_behind_a_shut_door(listen: Open) -> None:
+    """A successor is refused while the door is shut, and can bind the port as soon as the listener is closed."""
+    (listener,) = listen(TcpAddress("127.0.0.1", 0))
+    address = TcpAddress("127.0.0.1", listener.sock.getsockname()[1])
+    listener.shut_door()
+    with pytest.raises(AddressInUse):
+        listen(address)
+    listener.close()
+    (successor,) = listen(address)
+    client = connect(successor)
+    accept(successor).close()
+    client.close()
+
+
+def test_a_door_that_stays_open(listen: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel takes the program and does not steer, shutting the door is an error, and the listener goes on."""
+    (listener,) = listen(TcpAddress("127.0.0.1", 0))
+    monkeypatch.setattr("cluster2.kernel.syn_sink.attach", lambda *_: None)
+    monkeypatch.setattr("cluster2.kernel.syn_sink._IP_MINTTL", socket.IP_TTL)
+
+    def shut_often() -> None:
+        # Without a program the kernel spreads connections by a hash: one in two finds the sink by chance.
+        for _ in range(64):
+            listener.shut_door()
+            assert listener._sink is not None
+            listener._sink.close()
+            listener._sink = None
+
+    with pytest.raises(OSError, match="does not steer"):
+        shut_often()
+    for _ in range(16):
+        connect(listener).close()
 
 
 def test_why_not_shutdown(listen: Open) -> None:
-    """shutdown(SHUT_RD) on a TCP listener resets those who wait: the reason for the filter."""
+    """shutdown(SHUT_RD) on a TCP listener resets those who wait: the reason for the sink."""
     (listener,) = listen(TcpAddress("127.0.0.1", 0))
     client = connect(listener)
     listener.sock.shutdown(socket.SHUT_RD)
@@ -94,7 +168,7 @@ def test_why_not_shutdown(listen: Open) -> None:
 
 
 def test_why_not_a_backlog_of_zero(listen: Open) -> None:
-    """listen(0) lets newcomers in once the queue is drained: another reason for the filter."""
+    """listen(0) lets newcomers in once the queue is drained: another reason for the sink."""
     (listener,) = listen(TcpAddress("127.0.0.1", 0))
     client = connect(listener)
     listener.sock.listen(0)

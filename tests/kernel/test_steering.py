@@ -234,7 +234,7 @@ def test_the_door_of_each_place(group: Make, clients: list[socket.socket]) -> No
     one = group(2)
     one.steer([0, 1])
     connect(one, clients, 4)
-    one.shut_doors()
+    one.shut_door()
     with socket.socket() as late:
         late.settimeout(0.2)
         with pytest.raises(TimeoutError):

@@ -18,14 +18,10 @@ request. What was tried for TCP (6.18, IPv4 and IPv6):
 - `shutdown(SHUT_RD)`: the same, the socket leaves LISTEN and `accept` gives EINVAL (a test shows it).
 - `listen(0)`: newcomers get in again as soon as the queue is drained, and while it is full (by the kernel's source, not
   tried) the last step of handshakes is dropped: the client believes that it is connected, the server doesn't.
-- a classic BPF filter on the listening socket (SO_ATTACH_FILTER, no privilege needed) that drops segments with SYN and
-  without ACK: that does it. The filter sees a segment from its TCP header on, so the flags are byte 13, with IPv4 as
-  with IPv6. The last ACK of a handshake has no SYN and passes. A client that comes now sends its SYN again after 1 s:
-  it is refused then if the listener is closed, or finds a successor on the port, and never knows that we were between.
-  Accepted sockets inherit the filter; in an established connection no such segment means anything. The filter belongs
-  to the socket: one call shuts it for all processes that share it. For Unix sockets `shutdown(SHUT_RD)` is right:
-  newcomers get ECONNREFUSED, the queue can be accepted. But the socket counts as readable from then on: who polls it
-  has to stop at the first EAGAIN, or spins.
+- what does it is a second socket on the address, to which all new connections are sent and which drops them: the SYN sink
+  (`cluster2.kernel.syn_sink` has the details). One process shuts the door for all that share the listener, for as long as it
+  keeps the sink. For Unix sockets `shutdown(SHUT_RD)` is right: newcomers get ECONNREFUSED, the queue can be accepted. But the
+  socket counts as readable from then on: who polls it has to stop at the first EAGAIN, or spins.
 
 **Readers who are slow on purpose.** Left alone, Linux takes up to 4 MiB (`net.ipv4.tcp_wmem`) of a response into the
 send buffer of a connection, even if its client accepts next to nothing. And where the client's window is tiny, so are
@@ -42,7 +38,6 @@ door stays open, and nothing is unlinked; they get the bound on unsent bytes lik
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
 import os
@@ -54,12 +49,12 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn
 
 from cluster2.errors import AddressInUse, ConfigError
+from cluster2.kernel.syn_sink import open_sink
 from cluster2.kinds import Address, FdAddress, TcpAddress, UnixAddress
 
 PATH_BYTES: Final = 107
 """The longest path of a Unix socket: `sun_path` has 108 bytes, the last of them zero."""
 
-_SO_ATTACH_FILTER: Final = 26
 # What getaddrinfo gives; the third, raw bytes, where Python was built without IPv6.
 _Resolved = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
 
@@ -67,15 +62,6 @@ UNSENT: Final = 128 * 1024
 """Bytes of a response that may wait in the kernel to be sent, for each connection; the rest stays with the engine."""
 
 _TCPI_UNACKED: Final = 24  # the offset in struct tcp_info: 8 bytes of flags, then rto, ato, snd_mss, rcv_mss
-
-# struct sock_filter {u16 code; u8 jt; u8 jf; u32 k}, SYN = 0x02, ACK = 0x10.
-_DROP_SYN: Final = (
-    (0x30, 0, 0, 13),  # A = the byte at 13: the flags
-    (0x54, 0, 0, 0x12),  # A &= SYN | ACK
-    (0x15, 0, 1, 0x02),  # SYN alone?
-    (0x06, 0, 0, 0),  # drop
-    (0x06, 0, 0, 0xFFFFFFFF),  # keep all of it
-)
 
 
 @dataclass
@@ -92,24 +78,29 @@ class Listener:
     address: Address
     owned: bool
     _file: tuple[str, int, int] | None = field(default=None, repr=False)  # absolute path, device, inode
+    _sink: socket.socket | None = field(default=None, repr=False)
 
     def shut_door(self) -> None:
-        """Let no new handshake begin; what waits, and handshakes under way, can still be accepted. For good.
+        """Drop new connections until `close`; what waits, and handshakes under way, can still be accepted.
 
-        Nothing happens to a socket that we don't own.
+        Nothing happens to a socket that we don't own. A second call does nothing.
+
+        Raises:
+            OSError: the door stays open. The reason is the kernel's, or a lack of descriptors.
         """
-        if not self.owned:
+        if not self.owned or self._sink is not None:
             return
         if self.sock.family == socket.AF_UNIX:
             self.sock.shutdown(socket.SHUT_RD)
-            return
-        program = array.array("B", b"".join(struct.pack("HBBI", *step) for step in _DROP_SYN))
-        address, _ = program.buffer_info()
-        self.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_DROP_SYN), address))
+        else:
+            self._sink = open_sink(self.sock)
 
     def close(self) -> None:
         """Close our descriptor, and remove the socket file if it is still ours; a second call does nothing."""
         self.sock.close()
+        if self._sink is not None:  # behind the listener: no newcomer gets in between
+            self._sink.close()
+            self._sink = None
         if self._file is not None:
             path, *identity = self._file
             self._file = None

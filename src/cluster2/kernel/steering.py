@@ -36,7 +36,6 @@ three that fill the loopback, none was late). Only a proof that fails takes the 
 
 from __future__ import annotations
 
-import array
 import contextlib
 import select
 import socket
@@ -46,19 +45,23 @@ from typing import Final
 
 from cluster2.errors import ConfigError
 from cluster2.kernel.listeners import Listener, bound_unsent, queue_length
+from cluster2.kernel.syn_sink import (
+    IP_HEADER_BYTES,
+    NET_OFFSET,
+    Instruction,
+    attach,
+    divert_syns,
+    loopback_of,
+    open_sink,
+)
 
 MOST_PLACES: Final = 2000
 """A program may have 4096 instructions; each place takes two."""
-_SO_ATTACH_REUSEPORT_CBPF: Final = 51
-_NET: Final = -0x100000  # SKF_NET_OFF: offsets count from the network header
 PATIENCE: Final = 0.25
 """Seconds that a connection to ourselves may take, where there is time."""
 _DOUBT: Final = 10
 """The chance that a kernel that can't steer passes the proof of a place is one to two to the power of that."""
 _WAY_OUT: Final = "choose engine uvicorn, which needs no steering"
-
-Instruction = tuple[int, int, int, int]
-"""struct sock_filter: u16 code, u8 jt, u8 jf, u32 k."""
 
 
 class Group:
@@ -84,6 +87,7 @@ class Group:
         self._backlog = backlog
         self._more: list[socket.socket] = []
         self._steered: tuple[int, ...] = (0,)
+        self._sink: socket.socket | None = None
 
     def __len__(self) -> int:
         """How many places there are."""
@@ -104,6 +108,8 @@ class Group:
         """
         if places > MOST_PLACES:
             raise ConfigError(f"{self.listener.address}: {places} places are wanted, {MOST_PLACES} can be steered")
+        if self._sink is not None and places > len(self):
+            raise ConfigError(f"{self.listener.address}: no place can be opened behind the shut door")
         first = self.listener.sock
         try:
             if len(self) < places:
@@ -130,22 +136,35 @@ class Group:
             raise IndexError(f"there is no place {max(places)}")
         self._steered = tuple(places)
         if len(self) > 1:
-            self._attach(program(places, self.listener.sock.family))
+            self._attach(self._program())
 
     def waiting(self, place: int) -> int:
         """How many connections wait at a place to be accepted."""
         return queue_length(self.at(place))
 
-    def shut_doors(self) -> None:
-        """Let no new handshake begin at any place, for good (`Listener.shut_door`)."""
-        for place in range(len(self)):
-            Listener(self.at(place), self.listener.address, owned=True).shut_door()
+    def shut_door(self) -> None:
+        """Drop new connections until `close`, as `Listener.shut_door` does, at all places at once.
+
+        Raises:
+            OSError: the door stays open.
+        """
+        if self._sink is None:
+            others = program(self._steered, self.listener.sock.family)
+            self._sink = open_sink(self.listener.sock, len(self), others)
 
     def close(self) -> None:
         """Close all places but the first, whose owner is somebody else; what waits there is reset."""
         for sock in self._more:
             sock.close()
         self._more.clear()
+        if self._sink is not None:
+            self._sink.close()
+            self._sink = None
+
+    def _program(self) -> list[Instruction]:
+        family = self.listener.sock.family
+        shut = [] if self._sink is None else divert_syns(family, len(self))
+        return [*shut, *program(self._steered, family)]
 
     def _open(self, first: socket.socket, patience: float) -> None:
         place = len(self)
@@ -179,16 +198,15 @@ class Group:
                 )
 
     def _reached(self, place: int, patience: float) -> bool:
-        name = self.listener.sock.getsockname()
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name[0], name[0])
+        name = loopback_of(self.listener.sock.getsockname())
         with socket.socket(self.listener.sock.family, socket.SOCK_STREAM) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.setblocking(False)
-            client.bind((host, 0, *name[2:]))
+            client.bind((name[0], 0, *name[2:]))
             mine = client.getsockname()
             self._attach(program(self._steered, client.family, probe=(mine[1], place)))
             with contextlib.suppress(BlockingIOError):  # says so even if it is done
-                client.connect((host, *name[1:]))
+                client.connect(name)
             return bool(self._arrived(place, patience) == mine)
 
     def _arrived(self, place: int, patience: float) -> tuple[object, ...] | None:
@@ -203,11 +221,7 @@ class Group:
         return tuple(peer)
 
     def _attach(self, steps: Sequence[Instruction]) -> None:
-        packed = array.array("B", b"".join(struct.pack("HBBI", *step) for step in steps))
-        address, _ = packed.buffer_info()
-        self.listener.sock.setsockopt(
-            socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, struct.pack("HP", len(steps), address)
-        )
+        attach(self.listener.sock, steps)
 
 
 def program(places: Sequence[int], family: int, probe: tuple[int, int] | None = None) -> list[Instruction]:
@@ -216,7 +230,7 @@ def program(places: Sequence[int], family: int, probe: tuple[int, int] | None = 
     Args:
         probe: a client's port, and the place that it alone is sent to.
     """
-    port = _NET + (20 if family == socket.AF_INET else 40)  # behind the IP header, which in a SYN has no options
+    port = NET_OFFSET + IP_HEADER_BYTES[socket.AddressFamily(family)]
     steps: list[Instruction] = [(0x28, 0, 0, port & 0xFFFFFFFF)]  # A = the half-word there
     if probe is not None:
         steps += [(0x15, 0, 1, probe[0]), (0x06, 0, 0, probe[1])]

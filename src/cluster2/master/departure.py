@@ -93,9 +93,8 @@ class Departure:
         master.phase = Phase.DRAINING
         master.estate.board.header.leaving = 1
         master.reloader.cancel("the cluster shuts down")
-        for _, listener in master.estate.listeners:
-            listener.shut_door()
-        master.steering.shut_doors()
+        for failure in master.steering.shut_doors():
+            master.warn(failure)
         master.lives.actions.last_drain = True
         for handle in master.roster:
             master.lives.end(handle, lifecycle.Event.DRAIN, "shutdown")

@@ -193,10 +193,15 @@ class Steering:
         else:
             self._due = 0.0
 
-    def shut_doors(self) -> None:
-        """Let nobody new in, at any place."""
-        for group in self._groups.values():
-            group.shut_doors()
+    def shut_doors(self) -> list[str]:
+        """Let no newcomer in, at any listener, steered or not. Return what went wrong: those doors stay open."""
+        failed = []
+        for index, (_, listener) in enumerate(self._listeners):
+            try:
+                (self._groups.get(index) or listener).shut_door()
+            except OSError as error:
+                failed.append(f"{listener.address}: new connections cannot be held back: {error.strerror or error}")
+        return failed
 
     def close(self) -> None:
         """Close what was opened here; the listeners themselves are the estate's."""
