@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import uvloop
 
 from . import events, logs
-from .config import Config
+from .config import Config, check_files
 from .emitter import Emitter
 from .errors import ClusterError, ConfigError
 from .kernel import processes
@@ -25,13 +25,13 @@ from .kernel.notify import Notifier
 from .kernel.pidfiles import PidsDirectory
 from .kernel.scoreboard import Scoreboard
 from .kinds import Address, FdAddress, TcpAddress
-from .master.estate import Estate
+from .master.estate import Estate, Options
 from .master.herald import Herald
 from .master.logbook import Logbook
 from .master.loop import Master
 from .master.nursery import default_argv
 from .master.switchboard import Switchboard
-from .settings import OPTIONS, Settings
+from .settings import OPTIONS, validate
 
 logger = logging.getLogger("cluster2.master")
 
@@ -160,17 +160,11 @@ def estate(
         board = Scoreboard.create()
         stack.callback(board.close)
 
-        def reread() -> tuple[Settings, dict[str, str]]:
-            again = config.again()
-            for name in changed(config, again):
-                logger.warning("%s has changed (%s): that takes effect only by a restart", name, again.sources[name])
-            return again.settings, explicit(again)
-
         if logbook is not None:
             stack.callback(logbook.stop)
         yield Estate(
-            options=(settings, explicit(config)),
-            reread=reread,
+            options=Options(settings, explicit(config)),
+            reread=lambda: reread(config),
             listeners=listeners,
             monitor=monitor,
             board=board,
@@ -213,8 +207,30 @@ def monitor_listening(config: Config) -> Iterator[list[Listener]]:
         yield listeners
 
 
+def reread(config: Config) -> Options:
+    """Read the options of a running cluster again, for its next generation.
+
+    Options that only a restart can change keep the values that the cluster was started with. A new value of such an option is
+    checked all the same, since the next start would fail on it.
+
+    Raises:
+        ConfigError: an option is bad, by itself or beside the values that are kept.
+    """
+    again = config.again()
+    kept = changed(config, again)
+    fields = {OPTIONS[name].field for name in kept}
+    settings = dataclasses.replace(again.settings, **{field: getattr(config.settings, field) for field in fields})
+    if kept:
+        validate(settings, again.sources)
+        check_files(settings, again.sources)
+    if None in (target for target, _ in settings.targets()):
+        raise ConfigError("app isn't set any more, and `apps` takes effect only by a restart")
+    restart = [f"{name} has changed ({again.sources[name]}): that takes effect only by a restart" for name in kept]
+    return Options(settings, explicit(again), (*restart, *(set(again.warnings) - set(config.warnings))))
+
+
 def changed(before: Config, after: Config) -> list[str]:
-    """Options that differ although a reload can't change them."""
+    """Return the options that differ although a reload can't change them."""
     return [
         name
         for name, option in OPTIONS.items()

@@ -153,6 +153,10 @@ def check_files(settings: Settings, sources: Mapping[str, str] = _NOTHING) -> No
                 raise refused(name, f"can't be read: {error.strerror}") from None
     if settings.env_file is not None:
         read_env_file(Path(settings.env_file))
+    if settings.user is not None or settings.group is not None:
+        from .kernel.privileges import ids
+
+        ids(settings.user, settings.group)
     if settings.ssl_certfile is not None:
         _check_certificate(settings, refused)
 

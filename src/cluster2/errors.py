@@ -6,6 +6,7 @@ way out; its `exit_code` is part of the contract of the command line (see `docs/
 
 from __future__ import annotations
 
+import traceback
 from typing import ClassVar
 
 
@@ -90,6 +91,15 @@ class ChannelFull(ClusterError):
 
 class NotAWorker(ClusterError, RuntimeError):
     """What only a worker can do was asked of another process."""
+
+
+def as_cluster_error(error: BaseException) -> ClusterError:
+    """Return an error of ours as it is, and any other as one that names its type and has its traceback as `detail`."""
+    if isinstance(error, ClusterError):
+        return error
+    first = str(error).strip().partition("\n")[0]
+    message = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return ClusterError(message, detail="".join(traceback.format_exception(error)).rstrip())
 
 
 def by_exit_code(code: int, message: str, *, detail: str = "") -> ClusterError:

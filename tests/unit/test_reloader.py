@@ -11,21 +11,23 @@ from cluster2.rolling import Stage
 
 
 def test_each_end_is_counted_once() -> None:
-    """One that is abandoned, for options that are no good, counts as failed; one that all workers came through counts as done."""
+    """An abandoned change counts as failed, whatever was raised; one that all workers came through counts as done."""
     counted: list[bool] = []
     told: list[str] = []
-    bad = [ConfigError("no good")]
+    bad: list[Exception] = [ConfigError("no good"), RuntimeError("not foreseen")]
 
-    def begin(generation: int) -> None:
+    def begin(generation: int) -> list[str]:
         if bad:
             raise bad.pop()
+        return []
 
     def tell(event: events.Event) -> None:
         told.append(event.name)
 
     reloader = Reloader(begin, lambda generation: None, lambda generation: None, tell, counted.append)
     reloader.ask(None)
-    assert counted == [False]
+    reloader.ask(None)
+    assert counted == [False, False]
     reloader.ask(None)
     reloader.prepared()
     rolling = reloader.rolling
@@ -33,5 +35,5 @@ def test_each_end_is_counted_once() -> None:
     rolling.ready(rolling.new, 0.0)
     reloader.look(1000.0, [Seen(2, 0, rolling.new, State.READY, None)], 1)
     assert rolling.stage is not Stage.PROVING
-    assert (reloader.rolling, counted) == (None, [False, True])
-    assert told == ["reloading", "reload-failed", "reloading", "reloaded"]
+    assert (reloader.rolling, counted) == (None, [False, False, True])
+    assert told == [*2 * ["reloading", "reload-failed"], "reloading", "reloaded"]

@@ -13,7 +13,7 @@ import click
 
 from ..client import Client
 from ..config import lookup
-from . import shown, shown_until_left
+from . import complain, shown, shown_until_left
 from .table import describe
 
 _pids = click.option(
@@ -54,7 +54,9 @@ def reload(pids: str | None) -> int:
 
     Returns when the old generation has left; with 1 and the reason if the new one was no good and the old one goes on.
     """
-    _client(pids).call("reload", progress=_reporter())
+    done = _client(pids).call("reload", progress=_reporter())
+    for warning in done["warnings"]:
+        complain("warning", warning)
     return 0
 
 

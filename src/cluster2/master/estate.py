@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from ..kernel.listeners import Listener
 from ..kernel.notify import Notifier
@@ -13,8 +14,18 @@ from ..kernel.scoreboard import Scoreboard
 from ..settings import Settings
 from .logbook import Logbook
 
-Options = tuple[Settings, Mapping[str, str]]
-"""The effective options, and the source of each that was set on purpose."""
+
+class Options(NamedTuple):
+    """The options of a generation.
+
+    Attributes:
+        sources: the source of each option that was set on purpose.
+        warnings: what operators should know about them, a line each.
+    """
+
+    settings: Settings
+    sources: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 class Phase(Enum):

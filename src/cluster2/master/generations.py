@@ -26,15 +26,24 @@ class Generations:
         self._admitted: set[int] = set()
         self._leaving: list[Nursery] = []
 
+    def read_options(self, generation: int) -> Options:
+        """Return the options of a generation; a new generation's are read now.
+
+        Raises:
+            ClusterError: the options are bad.
+        """
+        if generation not in self._options:
+            self._options[generation] = self._estate.reread()
+        return self._options[generation]
+
     def load(self, generation: int) -> None:
         """Start to load the app as it is now (again, if its zygote has died).
 
         Raises:
             ClusterError: the options of a new generation, read again, are bad.
         """
-        if generation not in self._options:
-            self._options[generation] = self._estate.reread()
-        settings, sources = self._options[generation]
+        self.read_options(generation)
+        settings, sources, _ = self._options[generation]
         self._close(generation)
         log = "" if self._estate.logbook is None else self._estate.logbook.output
         prepare = wire.Prepare(generation, settings.to_wire(), dict(sources), log)

@@ -202,6 +202,9 @@ class Lives:
         try:
             place = self._master.steering.take(generation)
         except ConfigError as error:
+            if self._master.reloader.proves(generation):
+                self._master.reloader.abandon(error)
+                return
             self._master.warn(f"no worker can be made: {error.message}")
             self.restarts.crashed(slot, 0.0, time.monotonic())
             return

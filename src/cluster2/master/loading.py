@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .. import wire
-from ..errors import AppError, ClusterError, ConfigError, by_exit_code
+from ..errors import AppError, ClusterError, ConfigError, as_cluster_error, by_exit_code
 from .estate import Phase
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ class Loading:
         master = self._master
         match message:
             case wire.Prepared():
-                self._prepared(generation, message)
+                try:
+                    self._prepared(generation, message)
+                except Exception as error:  # whatever it is, it is the new generation's, and the old one goes on
+                    self._failed(generation, as_cluster_error(error))
             case wire.PrepareFailed():
                 self._failed(generation, by_exit_code(message.exit_code, message.message, detail=message.detail))
             case wire.Forked():
@@ -87,7 +90,7 @@ class Loading:
                 f"importing the app started threads ({names}): forking it is unsafe, so each worker imports it for itself; "
                 "start threads in worker.on_start, or set preload = false to silence this"
             )
-        if message.threads or not master.settings.preload:
+        if message.threads or not settings.preload:
             master.generations.each_executed(generation)
         if master.reloader.proves(generation):
             master.reloader.prepared()

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import events, lifecycle, policy, wire
@@ -91,6 +91,7 @@ class Master:
         settings = estate.options[0]
         self.phase = Phase.BOOTING
         self.wanted = policy.Wanted(settings.workers, 1, settings.max_surge)
+        self._slots: dict[int, int] = {}
         self.roster = Roster()
         self.generations = Generations(estate, self.put)
         self.steering = Steering(estate.listeners, estate.board, settings.backlog)
@@ -100,9 +101,7 @@ class Master:
         self._control = Control(self.put)
         self.monitoring = Monitoring.of(estate, self.put, self._control.admit)
         self.watchman = Watchman(estate.board, self.put, self.warn)
-        self.reloader = Reloader(
-            self.generations.load, self._want, self.generations.drop, self.emit, self._count_reload
-        )
+        self.reloader = Reloader(self._load, self._want, self._drop, self.emit, self._count_reload)
         self.departure = Departure(self)
         self._rounds = Rounds(self)
         self._verbs = Verbs(self)
@@ -125,7 +124,8 @@ class Master:
         header = self.estate.board.header
         header.generation, header.started, header.traffic = self.wanted.generation, time.time(), 1
         header.wanted, header.beat = self.wanted.slots, time.monotonic()
-        self.watchman.heed(self.settings)
+        self.watchman.prepare(self.wanted.generation, self.settings)
+        self.watchman.heed(self.wanted.generation)
         await self._control.open(self.estate.pids.bind_control(CONTROL_BACKLOG))
         for number in SIGNALS if self.estate.owns_process else ():
             self._loop.add_signal_handler(number, self.put, Signal(number))
@@ -276,12 +276,39 @@ class Master:
             return generation
         return self.wanted.generation
 
+    def _load(self, generation: int) -> Sequence[str]:
+        """Check all that a new generation needs in this process, and start to load its code.
+
+        Returns:
+            Warnings about its options, a line each.
+
+        Raises:
+            ClusterError: an option is bad.
+        """
+        options = self.generations.read_options(generation)
+        self.watchman.prepare(generation, options.settings)
+        self.generations.load(generation)
+        for warning in options.warnings:
+            self.warn(warning)
+        return options.warnings
+
+    def _drop(self, generation: int) -> None:
+        """Forget a generation of which no worker is made any more."""
+        self.generations.drop(generation)
+        self.watchman.drop(generation)
+        self._slots.pop(generation, None)
+
     def _want(self, generation: int) -> None:
-        """All workers are to be of that generation, and as many as its options say, if those say something new."""
+        """Have all workers be of that generation, and as many as its options say, if those say something new.
+
+        Nothing here can fail: what may be wrong with a generation was found when it was loaded.
+        """
         before, after = self.settings, self.generations.settings(generation)
-        slots = after.workers if after.workers != before.workers else self.wanted.slots
+        self._slots[self.wanted.generation] = slots = self.wanted.slots
+        if after.workers != before.workers:  # back to a generation: back to its number, which `scale` may have set
+            slots = self._slots.get(generation, after.workers)
         self.wanted = policy.Wanted(slots, generation, after.max_surge)
-        self.watchman.heed(after)
+        self.watchman.heed(generation)
         self.lives.actions.heed(after)
         if self.monitoring is not None:
             self.monitoring.heed(after)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from .. import events
-from ..errors import ClusterError
+from ..errors import ClusterError, as_cluster_error
 from ..policy import Seen
 from ..rolling import Rolling, Stage
 from .facts import Command
@@ -28,7 +28,7 @@ class Reloader:
 
     def __init__(
         self,
-        begin: Callable[[int], None],
+        begin: Callable[[int], Sequence[str]],
         want: Callable[[int], None],
         drop: Callable[[int], None],
         emit: Callable[[events.Event], None],
@@ -37,7 +37,8 @@ class Reloader:
         """Nothing is under way.
 
         Args:
-            begin: start to load the code of that generation; raises ClusterError if the options are bad.
+            begin: start to load the code of that generation; returns warnings about its options, a line each. What it
+                raises abandons the reload.
             want: that generation is wanted from now on.
             drop: that generation's zygote isn't needed any more.
             count: one has ended; takes whether it was carried through.
@@ -53,6 +54,7 @@ class Reloader:
         self._last = 1
         self._began = 0.0
         self._current = 1
+        self._warnings: list[str] = []
         self.rolling: Rolling | None = None
 
     def ask(self, command: Command | None) -> None:
@@ -136,9 +138,9 @@ class Reloader:
         self._began = time.monotonic()
         self._emit(events.Reloading(time=time.time(), generation=self._last))
         try:
-            self._begin(self._last)
-        except ClusterError as error:
-            self.abandon(error)
+            self._warnings = [*self._begin(self._last)]
+        except Exception as error:
+            self.abandon(as_cluster_error(error))
 
     def _done(self) -> None:
         assert self.rolling is not None
@@ -149,7 +151,7 @@ class Reloader:
         took = time.monotonic() - self._began
         logger.info("reloaded: generation %d serves, after %.2f s", rolling.new, took)
         self._emit(events.Reloaded(time=time.time(), generation=rolling.new, seconds=took))
-        self._answer({"generation": rolling.new, "seconds": took})
+        self._answer({"generation": rolling.new, "seconds": took, "warnings": self._warnings})
 
     def _answer(self, result: dict[str, object] | ClusterError) -> None:
         callers, self._callers = self._callers, []

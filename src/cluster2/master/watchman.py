@@ -7,16 +7,19 @@ is ready, it goes: at once if its loop is stuck, and with a drain if it is one r
 from __future__ import annotations
 
 import asyncio
+import importlib
+import inspect
 import logging
 import os
 import random
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, cast
 
 from .. import health
-from ..errors import ConfigError
+from ..errors import ConfigError, as_cluster_error
 from ..health import Trouble
 from ..kernel import processes, stacks
 from ..kernel.scoreboard import Scoreboard
@@ -126,13 +129,26 @@ class Watchman:
         self._board = board
         self._put = put
         self._warn = warn
+        self._judges: dict[int, Judge] = {}
         self._judge: Judge | None = None
         self._stalls = Stalls(board)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def heed(self, settings: Settings) -> None:
-        """Judge by these options from now on. Raises ConfigError."""
-        self._judge = Judge(self._board, settings)
+    def prepare(self, generation: int, settings: Settings) -> None:
+        """Make the rules of a generation, without applying them: what can be wrong with them is found here.
+
+        Raises:
+            ConfigError: `recycle_when` names nothing that can be called.
+        """
+        self._judges[generation] = Judge(self._board, settings)
+
+    def heed(self, generation: int) -> None:
+        """Apply the rules of this generation from now on."""
+        self._judge = self._judges[generation]
+
+    def drop(self, generation: int) -> None:
+        """Forget the rules of a generation."""
+        self._judges.pop(generation, None)
 
     def look(self, roster: Iterable[Handle], now: float) -> None:
         """Look at each worker that serves."""
@@ -150,8 +166,8 @@ class Watchman:
 
     def forget(self, handle: Handle) -> None:
         """The worker is gone."""
-        if self._judge is not None:
-            self._judge.forget(handle)
+        for judge in self._judges.values():
+            judge.forget(handle)
 
     def tell_stacks(self, workers: list[Handle], command: Command) -> None:
         """Answer with the stacks of these workers."""
@@ -195,14 +211,23 @@ async def _stacks_of(handle: Handle) -> str:
 
 def _predicate(settings: Settings) -> Callable[[dict[str, Any]], Any] | None:
     named: Any = settings.recycle_when
-    if named is None or callable(named):
-        return named  # type: ignore[no-any-return]
-    from pkgutil import resolve_name
+    found = _imported(named, settings) if isinstance(named, str) else named
+    if found is None:
+        return None
+    if not callable(found) or inspect.iscoroutinefunction(found):
+        kind = "an async function" if callable(found) else f"a {type(found).__name__}"
+        raise ConfigError(f"recycle_when = {named!r}: it is {kind}; expected a plain function")
+    return cast(Callable[[dict[str, Any]], Any], found)
 
+
+def _imported(named: str, settings: Settings) -> object:
     if settings.chdir not in sys.path:
         sys.path.insert(0, settings.chdir)
+    importlib.invalidate_caches()  # the module may be newer than the last look into its directory
     try:
-        found: Callable[[dict[str, Any]], Any] = resolve_name(named)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"recycle_when = {named!r}: can't be imported: {error}") from error
-    return found
+        return resolve_name(named)
+    except (Exception, SystemExit) as error:  # a module may raise anything when it is imported
+        wrong = as_cluster_error(error)
+        raise ConfigError(
+            f"recycle_when = {named!r}: can't be imported: {wrong.message}", detail=wrong.detail
+        ) from error
