@@ -7,7 +7,7 @@ replaced, `Pauses` when a helper may. All are tested without a process and with 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -56,19 +56,15 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """A worker is needed in this slot.
-
-    Attributes:
-        generation: of which; None: the wanted one.
-    """
+    """Make a worker of this generation in this slot."""
 
     slot: int
-    generation: int | None = None
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """This worker is to leave politely: its successor serves, or nobody wants its slot."""
+    """Have this worker drain and leave: its successor serves, its slot has a better one, or its slot is not wanted."""
 
     incarnation: int
 
@@ -76,56 +72,69 @@ class Retire:
 Decision = Spawn | Retire
 
 
+class _Slot(NamedTuple):
+    """The live workers of one wanted slot that `plan` keeps: at most one of each kind."""
+
+    slot: int
+    current: Seen | None
+    outdated: Seen | None
+
+
 def plan(
     wanted: Wanted,
     workers: Iterable[Seen],
     *,
-    barred: frozenset[int] = frozenset(),
-    retire: bool = True,
-    meanwhile: int | None = None,
+    available: Collection[int] | None = None,
+    blocked_slots: frozenset[int] = frozenset(),
+    may_retire: bool = True,
+    fallback_generation: int | None = None,
 ) -> list[Decision]:
-    """What to do next.
+    """Return what to do next, for every set of workers that can be observed.
 
-    Each wanted slot has one live worker of the wanted generation. One that is outdated is retired only after its successor
-    is ready, and at most `surge` slots are between the two at a time; a slot whose last retirement is still under way waits.
-    Slots beyond the wanted number are retired.
+    Each wanted slot has one live worker (`lifecycle.LIVE`) of the wanted generation. An outdated worker is retired only after
+    its successor is ready. A slot whose last retirement is still under way waits. Slots beyond the wanted number are retired.
+
+    Invariants, whatever is observed:
+
+    - After the decisions at most `wanted.slots + wanted.surge` workers are live. Workers that drain do not count: how long
+      they take is up to their clients, and a reload does not wait for them.
+    - A slot keeps at most one current and one outdated worker. All others are surplus and are retired.
+    - A wanted slot that has a ready worker keeps one.
 
     Args:
-        barred: slots in which nothing may be spawned yet (they back off).
-        retire: false: successors may be made, but predecessors stay (the new generation has to prove itself first).
-        meanwhile: the generation that slots get which nobody serves, while the wanted one has to prove itself; None: that
-            one.
+        available: the generations of which a worker can be made now; None: all.
+        blocked_slots: slots in which no worker may be made yet (they back off).
+        may_retire: false: successors may be made, but predecessors stay (the new generation has to prove itself first).
+        fallback_generation: the generation that serves while the wanted one has to prove itself; None: there is none. A slot
+            without a ready worker gets a worker of it. If it is not available, the slot makes do with the wanted one.
     """
-    decisions: list[Decision] = []
+    fallback = fallback_generation if available is None or fallback_generation in available else None
     by_slot, leaving = _by_slot(workers)
-    outdated: list[tuple[float, int]] = []
-    crowded: list[tuple[float, int]] = []  # between two workers that are both outdated by now
-    rolling = 0
-    for slot in range(wanted.slots):
-        live = by_slot.pop(slot, [])
-        old, new = _divide(live, wanted.generation)
-        if not any(meanwhile in (None, worker.generation) or worker.state is State.READY for worker in live):
-            # Nobody is there; or only one by which new code is tried, beside which the old one has died.
-            rolling += bool(live)
-            decisions += [Spawn(slot, meanwhile)] if slot not in barred else []
-        elif old and not new:
-            since = min(worker.replace or 0.0 for worker in old)
-            (crowded if len(old) > 1 else outdated).append((since, slot))
-        elif old and retire and any(worker.state is State.READY for worker in new):
-            decisions += [Retire(worker.incarnation) for worker in old]
-        elif old:
-            rolling += 1
-    room = max(0, wanted.surge - rolling)
-    for queue in crowded, outdated:
-        free = [slot for _, slot in sorted(queue) if slot not in barred | leaving]
-        decisions += [Spawn(slot) for slot in free[:room]]
-        room = max(0, room - len(queue))
-    decisions += [Retire(worker.incarnation) for extra in by_slot.values() for worker in extra]
+    slots, surplus = _keep_best(wanted, by_slot, fallback_generation, fallback_available=fallback is not None)
+    leaving |= {worker.slot for worker in surplus}
+    decisions: list[Decision] = [Retire(worker.incarnation) for worker in surplus]
+    pairs = []
+    for each in slots:
+        if each.current is None or each.outdated is None:
+            continue
+        if may_retire and each.current.state is State.READY:
+            decisions.append(Retire(each.outdated.incarnation))
+        else:
+            pairs.append(each)
+    decisions += _end_surplus_pairs(pairs, wanted.surge)
+    new = None if available is not None and wanted.generation not in available else wanted.generation
+    first = new if fallback is None else fallback
+    if first is not None:
+        empty = [each.slot for each in slots if each.current is None and each.outdated is None]
+        decisions += [Spawn(slot, first) for slot in empty if slot not in blocked_slots]
+    room = max(0, wanted.surge - len(pairs))
+    beside = _fallbacks(slots, fallback) + _successors(slots, new, leaving)
+    decisions += [spawn for spawn in beside if spawn.slot not in blocked_slots][:room]
     return decisions
 
 
 def _by_slot(workers: Iterable[Seen]) -> tuple[dict[int, list[Seen]], set[int]]:
-    """The live workers of each slot, and the slots in which others are still leaving."""
+    """Return the live workers of each slot, and the slots in which others are still leaving."""
     live: dict[int, list[Seen]] = {}
     leaving = set()
     for worker in workers:
@@ -136,10 +145,74 @@ def _by_slot(workers: Iterable[Seen]) -> tuple[dict[int, list[Seen]], set[int]]:
     return live, leaving
 
 
-def _divide(workers: Sequence[Seen], generation: int) -> tuple[list[Seen], list[Seen]]:
-    """The outdated ones and the current ones of a slot."""
-    old = [worker for worker in workers if worker.replace is not None or worker.generation != generation]
-    return old, [worker for worker in workers if worker not in old]
+def _keep_best(
+    wanted: Wanted, by_slot: Mapping[int, list[Seen]], fallback_generation: int | None, *, fallback_available: bool
+) -> tuple[list[_Slot], list[Seen]]:
+    """Return the workers that each wanted slot keeps, and all others, which are surplus."""
+    rank = {wanted.generation: 1, fallback_generation: 2}
+
+    def merit(worker: Seen) -> tuple[bool, int, bool, int]:
+        # A ready worker always wins, so that no slot loses the one that serves it; then proved code, then the wanted one,
+        # over the code of an abandoned reload. The oldest of equals is nearest to being ready.
+        return worker.state is State.READY, rank.get(worker.generation, 0), worker.replace is None, -worker.incarnation
+
+    slots, kept = [], set()
+    for slot in range(wanted.slots):
+        live = by_slot.get(slot, [])
+        current = [worker for worker in live if worker.replace is None and worker.generation == wanted.generation]
+        outdated = [
+            worker
+            for worker in live
+            # Where a fallback can be had, another outdated worker that doesn't serve yet is of no use.
+            if worker not in current
+            and (not fallback_available or worker.generation == fallback_generation or worker.state is State.READY)
+        ]
+        best = _Slot(slot, max(current, key=merit, default=None), max(outdated, key=merit, default=None))
+        slots.append(best)
+        kept |= {worker.incarnation for worker in best[1:] if isinstance(worker, Seen)}
+    live_workers = (worker for _, live in sorted(by_slot.items()) for worker in live)
+    return slots, [worker for worker in live_workers if worker.incarnation not in kept]
+
+
+def _end_surplus_pairs(pairs: list[_Slot], surge: int) -> list[Decision]:
+    """Return the retirements that leave at most `surge` slots with two live workers.
+
+    More than `surge` are observed when a reload has lowered `max_surge`, or when the fallback generation became available
+    again after workers of the new one had taken its place.
+    """
+
+    def is_ready(worker: Seen | None) -> bool:
+        return worker is not None and worker.state is State.READY
+
+    # Those that are nearest to their end go on. `sorted` is stable: of equals, the lower slots.
+    surplus = sorted(pairs, key=lambda pair: not is_ready(pair.current))[surge:]
+    # The outdated worker stays, unless only the current one serves.
+    only_current = [pair for pair in surplus if is_ready(pair.current) and not is_ready(pair.outdated)]
+    ended = [pair.outdated if pair in only_current else pair.current for pair in surplus]
+    return [Retire(worker.incarnation) for worker in ended if worker is not None]
+
+
+def _fallbacks(slots: Iterable[_Slot], fallback: int | None) -> list[Spawn]:
+    """Return the slots whose only worker is of unproved code and doesn't serve: the worker of old code beside it has died."""
+    if fallback is None:
+        return []
+    return [
+        Spawn(slot, fallback)
+        for slot, current, outdated in slots
+        if outdated is None and current is not None and current.state is not State.READY
+    ]
+
+
+def _successors(slots: Iterable[_Slot], generation: int | None, leaving: Collection[int]) -> list[Spawn]:
+    """Return the slots whose only worker is outdated, in the order in which it became so."""
+    if generation is None:
+        return []
+    due = sorted(
+        (outdated.replace or 0.0, slot)
+        for slot, current, outdated in slots
+        if outdated is not None and current is None and slot not in leaving
+    )
+    return [Spawn(slot, generation) for _, slot in due]
 
 
 class Load(NamedTuple):
@@ -205,8 +278,8 @@ class Restarts:
         self._young.pop(slot, None)
         self._not_before.pop(slot, None)
 
-    def barred(self, now: float) -> frozenset[int]:
-        """Slots that have to wait still."""
+    def blocked_slots(self, now: float) -> frozenset[int]:
+        """Return the slots that still have to wait."""
         return frozenset(slot for slot, when in self._not_before.items() if when > now)
 
     def next_time(self, now: float) -> float | None:

@@ -72,7 +72,9 @@ def test_new_code_runs(site: Site, way: Callable[[Running], None]) -> None:
 
 
 FAILED = "await send({'type': 'lifespan.startup.failed', 'message': 'the database is away'}); return"
-TRIED = f"Path('tried').touch(); exec('while not Path(\"go\").exists(): time.sleep(0.01)'); {FAILED}"
+WAITS = "Path('tried').touch(); exec('while not Path(\"go\").exists(): time.sleep(0.01)')"
+"""Starts when the test says so."""
+TRIED = f"{WAITS}; {FAILED}"
 """Fails, when the test says so."""
 BROKEN: dict[str, tuple[dict[str, str], str, str]] = {
     "syntax error": ({"first": "def app(:"}, "SyntaxError", "def app(:"),
@@ -174,6 +176,29 @@ def test_the_zygote_of_the_old_code_dies_while_the_new_is_tried(site: Site) -> N
     wait_until(
         lambda: len(pids(running)) == 2 and victim not in pids(running), lambda: f"it is back:\n{running.stderr}"
     )
+
+
+def test_no_fork_storm_without_the_old_zygote(site: Site) -> None:
+    """The old zygote and all old workers die while the first new worker boots: each slot makes one worker, not one an event."""
+    running = site()
+    victims = pids(running)
+    (zygote,) = [pid for pid in descendants() - victims if "zygote" in Path(f"/proc/{pid}/cmdline").read_text()]
+    write(running.directory, "two", startup=WAITS)
+    with ThreadPoolExecutor() as pool:
+        reload = pool.submit(running.cli, "reload")
+        wait_until((running.directory / "tried").exists, "the new code is tried")
+        for pid in (zygote, *victims):
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), "it is reaped")  # type: ignore[misc]
+        wait_until(lambda: len(running.workers("booting")) == 2, "each slot has a worker that boots")
+        for _ in range(50):  # each is an event, and each event made a worker more
+            running.status()
+        assert len(running.status()["workers"]) == 2
+        (running.directory / "go").touch()
+        assert reload.result().returncode == 0
+    assert [row["generation"] for row in running.workers()] == [2, 2]
+    assert len(events(running, "forked")) == 4, "two of each generation"
+    assert get(running.address).body == b"two"
 
 
 def test_a_new_worker_that_dies_late(site: Site) -> None:

@@ -6,7 +6,6 @@ carries out what they say as `Master` does, and hypothesis decides what happens 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +64,8 @@ class ClusterMachine(RuleBasedStateMachine):
         self.workers: dict[int, Worker] = {}
         self.count = 0
         self.loaded = {1}
+        self.forking = {1}
+        self.reloading_zygote = False
         self.loading: int | None = None
         self.restarts = policy.Restarts(LIMIT, WINDOW)
         self.reloader = Reloader(self._load, self._want, self._drop, self._emit)
@@ -84,9 +85,11 @@ class ClusterMachine(RuleBasedStateMachine):
     def _want(self, generation: int) -> None:
         assert generation in self.loaded, "only what is loaded can be wanted"
         self.wanted = Wanted(self.wanted.slots, generation, self.wanted.surge)
+        self.reloading_zygote = generation not in self.forking
 
     def _drop(self, generation: int) -> None:
         self.loaded.discard(generation)
+        self.forking.discard(generation)
         self.loading = None if self.loading == generation else self.loading
         assert self.wanted.generation != generation, "what is wanted is not dropped"
 
@@ -100,14 +103,15 @@ class ClusterMachine(RuleBasedStateMachine):
 
     def converge(self) -> None:
         self.reloader.look(self.now, self.seen(), self.wanted.slots)
-        barred = self.restarts.barred(self.now)
-        before, between = self.served(), self.between()
+        blocked = self.restarts.blocked_slots(self.now)
+        before = self.served()
         decisions = policy.plan(
             self.wanted,
             self.seen(),
-            barred=barred,
-            retire=self.reloader.may_retire(),
-            meanwhile=self.reloader.meanwhile(),
+            available=frozenset(self.forking),
+            blocked_slots=blocked,
+            may_retire=self.reloader.may_retire(),
+            fallback_generation=self.reloader.fallback_generation(),
         )
         for decision in decisions:
             if isinstance(decision, Spawn):
@@ -115,27 +119,30 @@ class ClusterMachine(RuleBasedStateMachine):
             else:
                 self.retire(decision)
         assert self.served() >= before, "a decision took away what served"
-        # A slot that nobody serves is filled at once, also beside a worker by which new code is tried.
-        filled = {each.slot for each in decisions if isinstance(each, Spawn) and each.generation is not None}
-        assert self.between(filled) <= max(self.wanted.surge, between), (
-            "more slots than max_surge are between two workers"
-        )
-        self.nobody_waits_for_the_new_code(barred)
+        live = sum(worker.state in LIVE for worker in self.workers.values())
+        assert live <= self.wanted.slots + self.wanted.surge, "more workers than wanted and surge"
+        self.no_slot_waits_for_unproved_code(blocked)
 
-    def nobody_waits_for_the_new_code(self, barred: frozenset[int]) -> None:
-        """While it has to prove itself, each slot has a worker that serves, or one of the old code that will."""
-        old = self.reloader.meanwhile()
+    def no_slot_waits_for_unproved_code(self, blocked: frozenset[int]) -> None:
+        """While new code has to prove itself, each slot has a worker that serves, or one of the old code that will.
+
+        Beside workers of the new code as many slots get one of the old code as `max_surge` allows.
+        """
+        old = self.reloader.fallback_generation()
+        if old is None or old not in self.forking:
+            return
         live = [worker for worker in self.workers.values() if worker.state in LIVE]
         fine = {each.slot for each in live if each.generation == old or each.state is State.READY}
-        assert old is None or fine | barred >= set(range(self.wanted.slots)), "a slot waits for what isn't proved"
+        waiting = set(range(self.wanted.slots)) - fine - blocked
+        assert not waiting or self.pairs() >= self.wanted.surge, "a slot waits for unproved code"
 
     def spawn(self, decision: Spawn) -> None:
-        generation = decision.generation or self.wanted.generation
-        assert generation in self.loaded
+        generation = decision.generation
+        assert generation in self.forking
         assert self.now >= self.not_before.get(decision.slot, 0.0), "a crashed slot didn't wait while degraded"
         live = [each for each in self.workers.values() if each.slot == decision.slot and each.state in LIVE]
         assert not [each for each in live if each.generation == generation and each.replace is None], "it has one"
-        if live and decision.generation is None:
+        if live and generation == self.wanted.generation:
             leaving = [each for each in self.workers.values() if each.slot == decision.slot and each not in live]
             assert not leaving, "a second retirement begins in a slot where one is under way"
         self.count += 1
@@ -144,12 +151,20 @@ class ClusterMachine(RuleBasedStateMachine):
     def retire(self, decision: Retire) -> None:
         worker = self.workers[decision.incarnation]
         assert worker.state in LIVE
+        others = [each for each in self.workers.values() if each.slot == worker.slot and each is not worker]
         if worker.slot < self.wanted.slots:
-            others = [each for each in self.workers.values() if each.slot == worker.slot and each is not worker]
-            assert any(each.state is State.READY for each in others), "the last one that serves a slot was retired"
+            serves_on = any(each.state is State.READY for each in others)
+            assert serves_on or worker.state is not State.READY, "the last one that serves a slot was retired"
         if self.reloader.rolling is not None and worker.generation == self.reloader.rolling.old:
             beyond = worker.slot >= self.wanted.slots
-            assert beyond or self.reloader.may_retire(), "an old worker went before the new code had proved itself"
+            # Of two outdated workers in a slot only one stays: a ready one, else one of the old code.
+            live = [each for each in others if each.state in LIVE]
+            same = [each for each in live if each.generation == worker.generation]
+            surplus = any(each.state is State.READY for each in (live if worker.state is not State.READY else same))
+            surplus = surplus or (worker.state is not State.READY and bool(same))
+            assert beyond or surplus or self.reloader.may_retire(), (
+                "an old worker went before the new code had proved itself"
+            )
         worker.reason = worker.reason or "reload"
         self.apply(worker, lifecycle.Event.DRAIN if worker.drain_first else lifecycle.Event.KILL)
 
@@ -182,10 +197,10 @@ class ClusterMachine(RuleBasedStateMachine):
         slots = {worker.slot for worker in self.workers.values() if worker.state is State.READY}
         return len(slots & set(range(self.wanted.slots)))
 
-    def between(self, besides: Collection[int] = ()) -> int:
-        """Wanted slots with more than one live worker, besides these."""
+    def pairs(self) -> int:
+        """Return the number of wanted slots with more than one live worker."""
         slots = [worker.slot for worker in self.workers.values() if worker.state in LIVE]
-        return sum(slots.count(slot) > 1 for slot in set(slots) - set(besides) if slot < self.wanted.slots)
+        return sum(slots.count(slot) > 1 for slot in range(self.wanted.slots))
 
     def pick(self, choice: int, *states: State) -> Worker | None:
         found = [worker for worker in self.workers.values() if worker.state in states]
@@ -269,9 +284,38 @@ class ClusterMachine(RuleBasedStateMachine):
         generation, self.loading = self.loading, None
         if fine:
             self.loaded.add(generation)
+            self.forking.add(generation)
             self.reloader.prepared()
         else:
             self.reloader.abandon(AppError("SyntaxError"))
+        self.converge()
+
+    @rule(choice=CHOICE)
+    def zygote_dies(self, choice: int) -> None:
+        """Any zygote dies, in any phase; the wanted one is loaded again, an unproved one ends its reload."""
+        forking = sorted(self.forking)
+        if not forking:
+            return
+        generation = forking[choice % len(forking)]
+        self.forking.discard(generation)
+        if self.reloader.proves(generation):
+            self.reloader.abandon(AppError("the zygote died"))
+        elif generation == self.wanted.generation:
+            self.reloading_zygote = True
+        self.converge()
+
+    @precondition(lambda self: self.reloading_zygote)
+    @rule()
+    def zygote_comes_back(self) -> None:
+        self.reloading_zygote = False
+        self.forking.add(self.wanted.generation)
+        self.converge()
+
+    @rule(choice=CHOICE)
+    def old_zygote_comes_back(self, choice: int) -> None:
+        """A zygote of any loaded generation can fork (again): that of the fallback, too, whatever has happened meanwhile."""
+        loaded = sorted(self.loaded)
+        self.forking.add(loaded[choice % len(loaded)])
         self.converge()
 
     # What has to hold all the time, and in the end.
@@ -300,6 +344,8 @@ class ClusterMachine(RuleBasedStateMachine):
         for _ in range(1000):
             while self.loading is not None:
                 self.load_ends(True)
+            if self.reloading_zygote:
+                self.zygote_comes_back()
             if self.is_settled():
                 break
             self.go_on(0)

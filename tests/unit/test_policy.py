@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -10,13 +11,58 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster2.lifecycle import LIVE, State
-from cluster2.policy import LONGEST_BACKOFF, SHORT_LIFE, Restarts, Retire, Seen, Spawn, Wanted, plan
+from cluster2.policy import LONGEST_BACKOFF, SHORT_LIFE, Decision, Restarts, Retire, Seen, Spawn, Wanted, plan
 
 WANTED = st.builds(Wanted, st.integers(1, 6), st.integers(1, 3), st.integers(1, 3))
 STATES = st.sampled_from([state for state in State if state is not State.DEAD])
 REPLACE = st.none() | st.floats(0, 100)
-WORKERS = st.lists(st.builds(Seen, st.just(0), st.integers(0, 7), st.integers(1, 3), STATES, REPLACE), max_size=12)
-BARRED = st.frozensets(st.integers(0, 7))
+WORKERS = st.lists(st.builds(Seen, st.just(0), st.integers(0, 7), st.integers(1, 3), STATES, REPLACE), max_size=16)
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Everything that `plan` can be asked, possible in a healthy cluster or not."""
+
+    wanted: Wanted
+    workers: list[Seen]
+    available: frozenset[int]
+    blocked_slots: frozenset[int]
+    may_retire: bool
+    fallback_generation: int | None
+
+    def plan(self) -> list[Decision]:
+        return plan(
+            self.wanted,
+            self.workers,
+            available=self.available,
+            blocked_slots=self.blocked_slots,
+            may_retire=self.may_retire,
+            fallback_generation=self.fallback_generation,
+        )
+
+    def live(self, slot: int, decisions: Collection[Decision] = ()) -> list[Seen]:
+        """The live workers of a slot, without those that the decisions retire."""
+        retired = {each.incarnation for each in decisions if isinstance(each, Retire)}
+        return [
+            each
+            for each in self.workers
+            if each.slot == slot and each.state in LIVE and each.incarnation not in retired
+        ]
+
+    def fallback(self) -> int | None:
+        """The fallback generation, if it can be had."""
+        return self.fallback_generation if self.fallback_generation in self.available else None
+
+
+SITUATIONS = st.builds(
+    Situation,
+    WANTED,
+    WORKERS.map(lambda workers: numbered(workers)),
+    st.frozensets(st.integers(1, 3)),
+    st.frozensets(st.integers(0, 7)),
+    st.booleans(),
+    st.none() | st.integers(1, 3),
+).filter(lambda situation: situation.fallback_generation != situation.wanted.generation)
 
 
 def numbered(workers: list[Seen]) -> list[Seen]:
@@ -29,51 +75,101 @@ def current(worker: Seen, wanted: Wanted) -> bool:
     return worker.generation == wanted.generation and worker.replace is None
 
 
-@given(WANTED, WORKERS, BARRED)
-def test_never_spawns_where_it_may_not(wanted: Wanted, workers: list[Seen], barred: frozenset[int]) -> None:
-    """A worker is spawned only in a wanted slot that is free to have one, once, and has no live current worker yet."""
-    workers = numbered(workers)
-    spawned = [each.slot for each in plan(wanted, workers, barred=barred) if isinstance(each, Spawn)]
-    assert len(spawned) == len(set(spawned))
-    assert not set(spawned) & barred
-    assert set(spawned) <= set(range(wanted.slots))
-    assert not set(spawned) & {each.slot for each in workers if each.state in LIVE and current(each, wanted)}
+def ready(workers: Collection[Seen]) -> bool:
+    """Whether one of them serves."""
+    return any(worker.state is State.READY for worker in workers)
 
 
-@given(WANTED, WORKERS, BARRED)
-def test_never_retires_what_nobody_replaces(wanted: Wanted, workers: list[Seen], barred: frozenset[int]) -> None:
-    """In a wanted slot only an outdated worker is retired, and only beside a successor that is ready."""
-    workers = numbered(workers)
-    ready = {each.slot for each in workers if each.state is State.READY and current(each, wanted)}
-    for decision in plan(wanted, workers, barred=barred):
-        if isinstance(decision, Retire):
-            worker = workers[decision.incarnation]
-            assert worker.state in LIVE
-            assert worker.slot >= wanted.slots or (not current(worker, wanted) and worker.slot in ready)
+@given(SITUATIONS)
+def test_never_more_than_wanted_and_surge(situation: Situation) -> None:
+    """Whatever is observed, what is live after the decisions is bounded: a decision never depends on itself for its end."""
+    decisions = situation.plan()
+    live = [worker for slot in range(8) for worker in situation.live(slot, decisions)]
+    spawned = [each for each in decisions if isinstance(each, Spawn)]
+    assert len(live) + len(spawned) <= situation.wanted.slots + situation.wanted.surge
 
 
-@given(WANTED, WORKERS, BARRED)
-def test_predecessors_stay_while_they_may_not_retire(
-    wanted: Wanted, workers: list[Seen], barred: frozenset[int]
-) -> None:
-    """While the new generation has to prove itself, no worker of a wanted slot is retired; spawning goes on the same."""
-    workers = numbered(workers)
-    decisions = plan(wanted, workers, barred=barred, retire=False)
-    assert all(workers[each.incarnation].slot >= wanted.slots for each in decisions if isinstance(each, Retire))
-    allowed = [each for each in plan(wanted, workers, barred=barred) if isinstance(each, Spawn)]
-    assert {each.slot for each in decisions if isinstance(each, Spawn)} <= {each.slot for each in allowed}
+@given(SITUATIONS)
+def test_spawns_only_what_is_needed_and_can_be_had(situation: Situation) -> None:
+    """At most one worker a slot is spawned, of an available generation, in a wanted slot that is free to have one."""
+    wanted, decisions = situation.wanted, situation.plan()
+    spawned = [each for each in decisions if isinstance(each, Spawn)]
+    assert len({each.slot for each in spawned}) == len(spawned)
+    for spawn in spawned:
+        assert spawn.slot not in situation.blocked_slots
+        assert spawn.slot < wanted.slots
+        assert spawn.generation in situation.available
+        assert spawn.generation in (wanted.generation, situation.fallback())
+        beside = situation.live(spawn.slot, decisions)
+        if spawn.generation == wanted.generation:
+            assert not any(current(each, wanted) for each in beside)
+        else:
+            assert not ready(beside)
+            assert all(each.generation != spawn.generation for each in beside)
 
 
-@given(WANTED, WORKERS, BARRED)
-def test_at_most_surge_slots_roll(wanted: Wanted, workers: list[Seen], barred: frozenset[int]) -> None:
-    """No spawn beside a live worker makes more slots roll than `surge` allows."""
-    live = [each for each in numbered(workers) if each.state in LIVE and each.slot < wanted.slots]
-    slots = {each.slot for each in live}
-    ready = {each.slot for each in live if each.state is State.READY and current(each, wanted)}
-    old = {each.slot for each in live if not current(each, wanted)}
-    rolling = {each.slot for each in live if current(each, wanted)} & old - ready
-    started = {each.slot for each in plan(wanted, live, barred=barred) if isinstance(each, Spawn)} & slots
-    assert len(started) <= max(0, wanted.surge - len(rolling))
+@given(SITUATIONS)
+def test_a_slot_that_serves_goes_on_serving(situation: Situation) -> None:
+    """A wanted slot with a ready worker keeps one; no worker is retired twice, and only live ones are."""
+    decisions = situation.plan()
+    retired = [each.incarnation for each in decisions if isinstance(each, Retire)]
+    assert len(set(retired)) == len(retired)
+    assert all(situation.workers[each].state in LIVE for each in retired)
+    for slot in range(situation.wanted.slots):
+        assert ready(situation.live(slot)) == ready(situation.live(slot, decisions))
+
+
+@given(SITUATIONS)
+def test_surplus_is_retired(situation: Situation) -> None:
+    """A wanted slot keeps at most one current and one outdated worker, another slot none."""
+    decisions = situation.plan()
+    for slot in range(8):
+        left = situation.live(slot, decisions)
+        assert len(left) <= 2 if slot < situation.wanted.slots else not left
+        assert sum(current(each, situation.wanted) for each in left) <= 1
+
+
+@given(SITUATIONS)
+def test_the_only_worker_of_a_slot_stays(situation: Situation) -> None:
+    """One worker in a wanted slot is left alone, unless the slot gets a fallback and it is of no use beside that."""
+    decisions = situation.plan()
+
+    def useful(worker: Seen) -> bool:
+        return current(worker, situation.wanted) or worker.generation == situation.fallback()
+
+    for slot in range(situation.wanted.slots):
+        match situation.live(slot):
+            case [only] if situation.fallback() is None or only.state is State.READY or useful(only):
+                assert situation.live(slot, decisions) == [only]
+            case _:
+                pass
+
+
+@given(SITUATIONS)
+def test_predecessors_stay_while_they_may_not_retire(situation: Situation) -> None:
+    """While the new generation has to prove itself, a slot in which an old worker serves keeps it, with its code."""
+    decisions = replace(situation, may_retire=False).plan()
+    for slot in range(situation.wanted.slots):
+        live = situation.live(slot)
+        old = [each for each in live if not current(each, situation.wanted)]
+        if ready(old):
+            assert ready([each for each in situation.live(slot, decisions) if each in old])
+
+
+@given(SITUATIONS)
+def test_a_decision_is_made_once(situation: Situation) -> None:
+    """Once the decisions are carried out, the same question has no further answer: no event repeats an order."""
+    decisions = situation.plan()
+    retired = {each.incarnation for each in decisions if isinstance(each, Retire)}
+    after = [replace(each, state=State.DRAINING) if each.incarnation in retired else each for each in situation.workers]
+    spawned = [each for each in decisions if isinstance(each, Spawn)]
+    after += [
+        Seen(len(after) + number, spawn.slot, spawn.generation, State.SPAWNING) for number, spawn in enumerate(spawned)
+    ]
+    again = replace(situation, workers=after).plan()
+    # What a retirement or a spawn makes room for is the next step, never the same one.
+    assert not {each for each in again if isinstance(each, Spawn)} & set(spawned)
+    assert not [each for each in again if isinstance(each, Retire) and each.incarnation in retired]
 
 
 @given(WANTED, WORKERS)
@@ -86,13 +182,13 @@ def test_nothing_to_do_when_all_is_well(wanted: Wanted, workers: list[Seen]) -> 
 
 def test_spawns_from_nothing() -> None:
     """At the start all slots are filled at once: `surge` bounds replacements, not the first workers."""
-    assert plan(Wanted(4, 1), []) == [Spawn(0), Spawn(1), Spawn(2), Spawn(3)]
+    assert plan(Wanted(4, 1), []) == [Spawn(0, 1), Spawn(1, 1), Spawn(2, 1), Spawn(3, 1)]
 
 
 def test_dead_slot_is_filled_while_others_roll() -> None:
     """An empty slot is filled at once, even while another rolls."""
     workers = [Seen(1, 0, 1, State.READY), Seen(2, 0, 2, State.BOOTING)]
-    assert plan(Wanted(2, 2), workers) == [Spawn(1)]
+    assert plan(Wanted(2, 2), workers) == [Spawn(1, 2)]
 
 
 def test_scale_down_retires_whatever_its_state() -> None:
@@ -105,6 +201,36 @@ def test_abandoned_generation_is_taken_back() -> None:
     """When an older generation is wanted again, the newcomers of the abandoned one leave and the old ones stay."""
     workers = [Seen(1, 0, 1, State.READY), Seen(2, 0, 2, State.BOOTING), Seen(3, 1, 1, State.READY)]
     assert plan(Wanted(2, 1), workers) == [Retire(2)]
+
+
+def test_two_current_workers_are_one_too_many() -> None:
+    """Of two current workers in a slot the ready one stays, of two equals the older."""
+    booting = [Seen(1, 0, 1, State.BOOTING), Seen(2, 0, 1, State.BOOTING)]
+    assert plan(Wanted(1, 1), booting) == [Retire(2)]
+    assert plan(Wanted(1, 1), [booting[0], Seen(2, 0, 1, State.READY)]) == [Retire(1)]
+
+
+def test_a_fallback_that_can_not_be_had() -> None:
+    """The old zygote and the old worker die while the successor boots: the slot waits for that, and no other is made."""
+    successor = [Seen(2, 0, 2, State.BOOTING)]
+    proving = {"may_retire": False, "fallback_generation": 1}
+    assert plan(Wanted(1, 2), successor, available={2}, **proving) == []
+    assert plan(Wanted(1, 2), successor, available={1, 2}, **proving) == [Spawn(0, 1)]
+    assert plan(Wanted(1, 2), [], available={2}, **proving) == [Spawn(0, 2)]
+    assert plan(Wanted(1, 2), [], available=(), **proving) == []
+
+
+def test_a_fallback_that_comes_back() -> None:
+    """Once the old code can be had again, it takes its slots back one by one: `surge` bounds this, too."""
+    workers = [Seen(slot, slot, 2, State.BOOTING) for slot in range(3)]
+    assert plan(Wanted(3, 2), workers, may_retire=False, fallback_generation=1) == [Spawn(0, 1)]
+
+
+def test_a_lower_surge_is_kept_at_once() -> None:
+    """A reload that lowers `max_surge` ends the successors that are too many; those that serve go on."""
+    workers = [Seen(slot, slot, 1, State.READY) for slot in range(3)]
+    workers += [Seen(3, 0, 2, State.BOOTING), Seen(4, 1, 2, State.READY), Seen(5, 2, 2, State.BOOTING)]
+    assert plan(Wanted(3, 2, surge=1), workers, may_retire=False) == [Retire(3), Retire(5)]
 
 
 @dataclass
@@ -127,7 +253,7 @@ class Cluster:
         decisions = plan(wanted, self.workers.values())
         for decision in decisions:
             if isinstance(decision, Spawn):
-                self.add(decision.slot, wanted.generation, State.SPAWNING)
+                self.add(decision.slot, decision.generation, State.SPAWNING)
             else:
                 self.set(decision.incarnation, State.DRAINING)
         return bool(decisions)
@@ -196,9 +322,9 @@ def test_first_crash_costs_nothing() -> None:
     """A worker that has lived, and the first that dies young, are replaced at once."""
     restarts = Restarts(10, 60)
     restarts.crashed(0, uptime=100.0, now=0.0)
-    assert restarts.barred(0.0) == frozenset()
+    assert restarts.blocked_slots(0.0) == frozenset()
     restarts.crashed(1, uptime=0.1, now=0.0)
-    assert restarts.barred(0.0) == frozenset()
+    assert restarts.blocked_slots(0.0) == frozenset()
     assert restarts.next_time(0.0) is None
 
 
@@ -209,9 +335,9 @@ def test_backoff_grows_to_its_cap() -> None:
         restarts.crashed(3, uptime=0.01, now=now)
         when = restarts.next_time(now)
         waits.append(0.0 if when is None else when - now)
-        assert restarts.barred(now) == (frozenset({3}) if waits[-1] else frozenset())
+        assert restarts.blocked_slots(now) == (frozenset({3}) if waits[-1] else frozenset())
         now += waits[-1]
-        assert restarts.barred(now) == frozenset(), "it may go on at that time, not after it"
+        assert restarts.blocked_slots(now) == frozenset(), "it may go on at that time, not after it"
     assert waits[:4] == pytest.approx([0.0, 0.1, 0.15, 0.225])
     assert [round(wait, 6) for wait in waits] == sorted(round(wait, 6) for wait in waits)
     assert waits[-1] == pytest.approx(LONGEST_BACKOFF)
@@ -232,11 +358,11 @@ def test_a_long_life_resets_the_backoff() -> None:
         restarts = Restarts(10, 60)
         for _ in range(5):
             restarts.crashed(0, uptime=0.0, now=0.0)
-        assert restarts.barred(0.0) == {0}
+        assert restarts.blocked_slots(0.0) == {0}
         reset(restarts)
-        assert restarts.barred(50.0) == frozenset()
+        assert restarts.blocked_slots(50.0) == frozenset()
         restarts.crashed(0, uptime=0.0, now=100.0)
-        assert restarts.barred(100.0) == frozenset(), "the first that dies young costs nothing"
+        assert restarts.blocked_slots(100.0) == frozenset(), "the first that dies young costs nothing"
 
 
 def test_degraded_above_the_limit() -> None:
@@ -245,7 +371,7 @@ def test_degraded_above_the_limit() -> None:
     for slot in range(3):
         restarts.crashed(slot, uptime=100.0, now=float(slot))
         assert not restarts.degraded
-    assert restarts.barred(2.0) == frozenset()
+    assert restarts.blocked_slots(2.0) == frozenset()
     restarts.crashed(7, uptime=100.0, now=3.0)
     assert restarts.degraded
     assert restarts.crashes(3.0) == 4
@@ -282,9 +408,9 @@ def test_waits_are_bounded(crashes: list[tuple[int, float, float]], limit: int) 
         restarts.crashed(slot, uptime, now)
         assert restarts.degraded or restarts.crashes(now) <= limit
         when = restarts.next_time(now)
-        assert (when is None) == (not restarts.barred(now))
+        assert (when is None) == (not restarts.blocked_slots(now))
         if when is not None:
             assert now < when <= now + LONGEST_BACKOFF
-            assert restarts.barred(when) < restarts.barred(now)
+            assert restarts.blocked_slots(when) < restarts.blocked_slots(now)
         now += pause
-    assert restarts.barred(now + LONGEST_BACKOFF) == frozenset()
+    assert restarts.blocked_slots(now + LONGEST_BACKOFF) == frozenset()

@@ -69,6 +69,10 @@ class Generations:
         nursery = self._nurseries.get(generation) if generation in self._admitted else None
         return nursery if nursery is not None and nursery.ready else None
 
+    def available(self) -> frozenset[int]:
+        """Return the generations of which workers can be ordered now."""
+        return frozenset(number for number in self._nurseries if self.nursery(number) is not None)
+
     def admit(self, generation: int) -> None:
         """What its workers need is there: order some.
 

@@ -249,32 +249,24 @@ class Master:
             return
         now = time.monotonic()
         self.reloader.look(now, self.roster.seen(), self.wanted.slots)
-        if self.generations.nursery(self.wanted.generation) is None:
-            return
-        barred = self.lives.restarts.barred(now)
         decisions = policy.plan(
             self.wanted,
             self.roster.seen(),
-            barred=barred,
-            retire=self.reloader.may_retire(),
-            meanwhile=self.reloader.meanwhile(),
+            available=self.generations.available(),
+            blocked_slots=self.lives.restarts.blocked_slots(now),
+            may_retire=self.reloader.may_retire(),
+            fallback_generation=self.reloader.fallback_generation(),
         )
         for decision in decisions:
             if self.ending():
                 return
             match decision:
                 case policy.Spawn():
-                    await self.lives.spawn(decision.slot, self._origin(decision.generation))
+                    await self.lives.spawn(decision.slot, decision.generation)
                 case policy.Retire():
                     self.lives.retire(decision.incarnation)
         times = [when for when in (self.lives.restarts.next_time(now), self.reloader.wake_at()) if when is not None]
         self._rounds.wake_at(min(times, default=None))
-
-    def _origin(self, generation: int | None) -> int:
-        """The generation to make a worker of: the one that is asked for, if its zygote is there, else the wanted one."""
-        if generation is not None and self.generations.nursery(generation) is not None:
-            return generation
-        return self.wanted.generation
 
     def _load(self, generation: int) -> Sequence[str]:
         """Check all that a new generation needs in this process, and start to load its code.

@@ -122,8 +122,8 @@ class Reloader:
         """Whether predecessors may be retired."""
         return self.rolling is None or self.rolling.may_retire()
 
-    def meanwhile(self) -> int | None:
-        """The generation that empty slots get while the new one has to prove itself; None: the wanted one."""
+    def fallback_generation(self) -> int | None:
+        """Return the generation that empty slots get while the new one has to prove itself; None: the wanted one."""
         return self.rolling.old if self.rolling is not None and self.rolling.stage is Stage.PROVING else None
 
     def wake_at(self) -> float | None:
