@@ -161,5 +161,16 @@ GROUPS: Mapping[str, tuple[Field, ...]] = {
         _cell("workers[].parked"),
         _cell("workers[].lost"),
     ),
+    "Slots that back off": (
+        Field("backoffs", "list of objects", "slots without a worker, since the last ones died too soon", MASTER),
+        Field("backoffs[].slot", "number", "the slot", MASTER),
+        Field("backoffs[].seconds", "seconds", "until its next worker is made", MASTER),
+        Field(
+            "backoffs[].young_deaths",
+            "number",
+            "workers of the slot that died within their first second, one after the other",
+            MASTER,
+        ),
+    ),
 }
 """All fields, by what they are about."""

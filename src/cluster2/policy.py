@@ -244,6 +244,19 @@ def lightest(loads: Sequence[Load], *, by_requests: bool) -> list[int]:
     return sorted(load.place for load in fair or free)
 
 
+class Backoff(NamedTuple):
+    """A slot whose next worker has to wait.
+
+    Attributes:
+        seconds: that it waits still.
+        young_deaths: workers of the slot that died within `SHORT_LIFE`, one after the other.
+    """
+
+    slot: int
+    seconds: float
+    young_deaths: int
+
+
 @dataclass(slots=True)
 class Restarts:
     """When a crashed worker may be replaced.
@@ -260,8 +273,16 @@ class Restarts:
     _not_before: dict[int, float] = field(default_factory=dict)
     degraded: bool = False
 
-    def crashed(self, slot: int, uptime: float, now: float) -> None:
-        """A worker died that wasn't meant to. `uptime` and `now` in seconds, `now` from a monotonic clock."""
+    def crashed(self, slot: int, uptime: float, now: float) -> float:
+        """Count a worker that died although it was not meant to.
+
+        Args:
+            uptime: seconds.
+            now: seconds on a monotonic clock.
+
+        Returns:
+            Seconds until its slot may have another.
+        """
         self._crashes.append(now)
         self._forget(now)
         young = self._young.get(slot, 0) + 1 if uptime < SHORT_LIFE else 0
@@ -272,6 +293,7 @@ class Restarts:
             excess = len(self._crashes) - self.limit
             wait = max(wait, _backoff(1.0, excess - 1))
         self._not_before[slot] = now + wait
+        return wait
 
     def settled(self, slot: int) -> None:
         """The slot's worker is ready and has lived for long enough to count as healthy."""
@@ -281,6 +303,13 @@ class Restarts:
     def blocked_slots(self, now: float) -> frozenset[int]:
         """Return the slots that still have to wait."""
         return frozenset(slot for slot, when in self._not_before.items() if when > now)
+
+    def backoffs(self, now: float) -> list[Backoff]:
+        """Return the slots that still have to wait, in order."""
+        return [
+            Backoff(slot, self._not_before[slot] - now, self._young.get(slot, 0))
+            for slot in sorted(self.blocked_slots(now))
+        ]
 
     def next_time(self, now: float) -> float | None:
         """When the first of them may go on, or None."""

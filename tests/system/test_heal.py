@@ -146,6 +146,9 @@ def test_crash_loop_degrades(run: Serve, tmp_path: Path) -> None:
     victim = running.workers()[0]["pid"]
     os.kill(victim, signal.SIGKILL)
     wait_until(lambda: "degraded" in running.stderr, "the master says that it is degraded")
+    wait_until(lambda: [each["slot"] for each in running.status()["backoffs"]] == [0], "the status names the slot")
+    wait_until(lambda: "slot 0  backs off, next worker in" in running.cli("status").stdout, "so does the table")
+    assert "slot 0 backs off: its next worker is made in" in running.stderr
     assert get(running.address).body == b"hello"
     assert running.shutdown() == 0
 

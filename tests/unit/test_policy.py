@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster2.lifecycle import LIVE, State
-from cluster2.policy import LONGEST_BACKOFF, SHORT_LIFE, Decision, Restarts, Retire, Seen, Spawn, Wanted, plan
+from cluster2.policy import LONGEST_BACKOFF, SHORT_LIFE, Backoff, Decision, Restarts, Retire, Seen, Spawn, Wanted, plan
 
 WANTED = st.builds(Wanted, st.integers(1, 6), st.integers(1, 3), st.integers(1, 3))
 STATES = st.sampled_from([state for state in State if state is not State.DEAD])
@@ -332,9 +332,12 @@ def test_backoff_grows_to_its_cap() -> None:
     """A slot whose workers die young waits longer each time, up to the cap; other slots don't wait."""
     restarts, now, waits = Restarts(10**6, 60), 0.0, []
     for _ in range(20):
-        restarts.crashed(3, uptime=0.01, now=now)
+        wait = restarts.crashed(3, uptime=0.01, now=now)
         when = restarts.next_time(now)
         waits.append(0.0 if when is None else when - now)
+        assert wait == pytest.approx(waits[-1])
+        expected = [Backoff(3, pytest.approx(wait), len(waits))] if wait else []
+        assert restarts.backoffs(now) == expected
         assert restarts.blocked_slots(now) == (frozenset({3}) if waits[-1] else frozenset())
         now += waits[-1]
         assert restarts.blocked_slots(now) == frozenset(), "it may go on at that time, not after it"

@@ -61,6 +61,9 @@ def describe(found: Mapping[str, Any], rates: Rates | None = None) -> list[str]:
         lines.append(f"keeper {keeper['pid']}  {keeper['resting']} connections at rest, {memory(keeper['memory'])}")
     if monitor := found.get("monitor"):
         lines.append(f"monitor {monitor['pid'] or 'starts'}  http://{monitor['address']}, {memory(monitor['memory'])}")
+    lines += [
+        f"slot {each['slot']}  backs off, next worker in {each['seconds']:.1f} s" for each in found.get("backoffs", ())
+    ]
     return [*lines, "", *_aligned([_row(worker, rates) for worker in workers])] if workers else lines
 
 

@@ -138,7 +138,9 @@ class Lives:
             return
         now = time.monotonic()
         was_degraded = self.restarts.degraded
-        self.restarts.crashed(handle.slot, handle.uptime(now), now)
+        wait = self.restarts.crashed(handle.slot, handle.uptime(now), now)
+        if wait and self._master.phase is not Phase.BOOTING:
+            self._master.warn(f"slot {handle.slot} backs off: its next worker is made in {wait:.1f} s")
         if self.restarts.degraded and not was_degraded:
             self._degraded(handle, status, now)
 

@@ -218,6 +218,7 @@ class Master:
             addresses=[str(listener.address) for _, listener in self.estate.listeners],
             monitor=None if self.monitoring is None else self.monitoring.address,
             talk=self.switchboard.counters(),
+            backoffs=self.lives.restarts.backoffs(time.monotonic()),
             memory=memory,
         )
 

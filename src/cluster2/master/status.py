@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import __version__, latencies
 from ..kernel import processes
 from ..kernel.scoreboard import Scoreboard
 from ..lifecycle import MODES
+from ..policy import Backoff
 from .handle import Handle
 from .roster import Roster
 
@@ -25,12 +26,14 @@ def status(
     addresses: list[str],
     monitor: str | None,
     talk: dict[str, int],
+    backoffs: Iterable[Backoff],
     memory: bool,
 ) -> dict[str, Any]:
     """The cluster as plain data: times in seconds, memory in bytes (proportional set size).
 
     Args:
         talk: counters of what workers and master say to each other.
+        backoffs: the slots whose next worker has to wait.
         memory: whether to measure it; that is a walk over the page tables of each process, a millisecond per 100 MiB.
     """
     header = board.header
@@ -70,6 +73,7 @@ def status(
         else None,
         "latency": latencies.summary([sum(each) for each in zip(*measured, strict=True)]),
         "workers": [_worker(board, handle, weigh) for handle in alive],
+        "backoffs": [backoff._asdict() for backoff in backoffs],
     }
 
 
