@@ -19,7 +19,7 @@ from .config import Config
 from .emitter import Emitter
 from .errors import ClusterError, by_exit_code
 from .kernel import processes
-from .kernel.listeners import Listener
+from .kernel.listeners import Listener, shut
 from .kernel.scoreboard import Scoreboard
 from .lifecycle import PHASES
 from .master.facts import Fact
@@ -89,6 +89,10 @@ def run(
         emit(events.Stopped(time=time.time(), code=code))
         await settle()
 
+    def shut_doors() -> bool:
+        open_doors = [listener for _, listener in listeners if not shut(listener, listener.address, told.warn)]
+        return not open_doors
+
     birth = Birth(
         order=wire.Fork(1, SLOT, GENERATION, board.claim(), os.getppid(), []),
         settings=settings,
@@ -100,6 +104,7 @@ def run(
         heard=told.hear,
         loopback=Loopback(switchboard, emit),
         paper=paper,
+        shut_doors=shut_doors,
     )
     code = runtime.serve(birth, ended)
     if told.failures:
@@ -155,10 +160,14 @@ class _Told:
             case wire.SetTraffic():
                 self._emit((events.Enabled if message.enabled else events.Disabled)(time=now))
             case wire.Note():
-                logger.warning("%s", message.text)
-                self._emit(events.Warned(time=now, text=message.text))
+                self.warn(message.text)
             case _:
                 logger.warning("without a master nobody can say %r", message)
+
+    def warn(self, text: str) -> None:
+        """Tell operators something."""
+        logger.warning("%s", text)
+        self._emit(events.Warned(time=time.time(), text=text))
 
     def _leave(self, number: str, now: float) -> None:
         if not self._leaving:  # the first signal counts: it is leaving already

@@ -222,9 +222,11 @@ class Drain(Message, frozen=True):
 
     Attributes:
         last: true at a shutdown: no successor takes what waits, so serve the accept queue to its end first.
+        open_doors: true if newcomers still arrive, because the master cannot hold them back.
     """
 
     last: bool
+    open_doors: bool = False
 
 
 class Deserted(Message, frozen=True):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import signal
 import socket
+import sys
 import threading
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
+from tests.system import forbidding
 from tests.system.clients import Connection, Load, get
 from tests.system.conftest import Serve
-from tests.system.harness import sample, wait_until
+from tests.system.forbidding import SETSOCKOPT
+from tests.system.harness import command, free_port, listening_ports, sample, wait_until
 
 
 @pytest.mark.parametrize("name", ["plain", "wsgi"])
@@ -212,6 +217,39 @@ def test_shutdown_under_new_connections(run: Serve) -> None:
     running = run(sample("plain")).ready()
     with Load(running.address, clients=12, keep_alive=False) as load:
         wait_until(lambda: load.counts.answered > 500, "the load runs")
+        assert running.shutdown() == 0
+    assert load.counts.failed == []
+
+
+@pytest.mark.skipif(platform.machine() not in SETSOCKOPT, reason="the number of a system call isn't known")
+@pytest.mark.parametrize("options", [("--workers", "2"), ("--no-cluster",)], ids=["cluster", "single"])
+def test_doors_that_cannot_be_shut(start: Serve, options: tuple[str, ...]) -> None:
+    """Where the kernel refuses what shuts a door, a warning says so; what is under way is answered, newcomers until the end."""
+    port = free_port()
+    forbidden = [sys.executable, str(Path(forbidding.__file__))]
+    bind = ("--mon-port", "0", "--bind", f"127.0.0.1:{port}", "--drain-idle", "1s", *options)
+    running = start([*forbidden, *command("run", sample("plain"), *bind)])
+    wait_until(lambda: port in listening_ports(), lambda: f"it listens:\n{running.stderr}")
+    with Connection(("127.0.0.1", port)) as connection:
+        connection.send("/held/a")
+        running.held("a")
+        running.signal(signal.SIGTERM)
+        wait_until(lambda: "can't be held back" in running.stderr, lambda: f"a warning:\n{running.stderr}")
+        assert get(("127.0.0.1", port)).body == b"hello"
+        wait_until(lambda: port not in listening_ports(), "newcomers are refused when drain_idle is over")
+        running.release()
+        assert connection.receive().body == b"released"
+    assert running.wait() == 0
+    assert "Traceback" not in running.stderr
+
+
+def test_new_connections_without_a_master(run: Serve) -> None:
+    """Under load with a connection for each request, a single process shuts its door as a cluster does: none fails."""
+    port = free_port()
+    running = run(sample("plain"), "--no-cluster", bind=(f"127.0.0.1:{port}",), workers=None)
+    wait_until(lambda: port in listening_ports(), lambda: f"it listens:\n{running.stderr}")
+    with Load(("127.0.0.1", port), clients=12, keep_alive=False) as load:
+        wait_until(lambda: load.counts.answered > 100, "the load runs")
         assert running.shutdown() == 0
     assert load.counts.failed == []
 

@@ -44,9 +44,9 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Protocol
 
 from cluster2.errors import AddressInUse, ConfigError
 from cluster2.kernel.syn_sink import open_sink
@@ -140,6 +140,23 @@ def open_all(addresses: Sequence[Address], *, backlog: int, unix_mode: int = 0o6
                 listener.sock.detach()
         raise
     return listeners
+
+
+class Door(Protocol):
+    """A listener, or a group of them."""
+
+    def shut_door(self) -> None:
+        """Drop new connections. Raises OSError."""
+
+
+def shut(door: Door, address: Address, warn: Callable[[str], None]) -> bool:
+    """Shut a door. An error is a warning: return false then, and newcomers still arrive."""
+    try:
+        door.shut_door()
+    except OSError as error:
+        warn(f"{address}: new connections can't be held back while the cluster leaves: {error.strerror or error}")
+        return False
+    return True
 
 
 def bound_unsent(sock: socket.socket) -> None:

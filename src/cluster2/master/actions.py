@@ -56,6 +56,7 @@ class Actions:
         self._moved = moved
         self._loop = asyncio.get_running_loop()
         self.last_drain = False
+        self.open_doors = False
 
     def heed(self, settings: Settings) -> None:
         """These options count from now on."""
@@ -120,7 +121,7 @@ class Actions:
         )
 
     def _tell_drain(self, handle: Handle) -> None:
-        handle.tell(wire.Drain(self.last_drain))
+        handle.tell(wire.Drain(self.last_drain, self.open_doors))
 
     def _kill(self, handle: Handle) -> None:
         if handle.pidfd is not None:

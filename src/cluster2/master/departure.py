@@ -4,6 +4,9 @@
 connections, which would be refused once the listeners are closed. So health checks fail first, and everything else goes on:
 workers that die are replaced, a reload that is under way is carried through. It is what Kubernetes needs as well: a pod's
 endpoints are withdrawn while TERM is being delivered, not before it.
+
+*A door that stays open.* `Listener.shut_door` may fail: a sandbox forbids it, or descriptors have run out. Then newcomers still
+arrive, and the workers serve them until they leave (`worker.drain`).
 """
 
 from __future__ import annotations
@@ -93,8 +96,10 @@ class Departure:
         master.phase = Phase.DRAINING
         master.estate.board.header.leaving = 1
         master.reloader.cancel("the cluster shuts down")
-        for failure in master.steering.shut_doors():
-            master.warn(failure)
+        open_doors = master.steering.shut_doors(master.warn)
+        for listener in open_doors:
+            listener.close()  # the workers have copies; the last one to close its copy closes the port
+        master.lives.actions.open_doors = bool(open_doors)
         master.lives.actions.last_drain = True
         for handle in master.roster:
             master.lives.end(handle, lifecycle.Event.DRAIN, "shutdown")

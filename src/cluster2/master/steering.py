@@ -25,10 +25,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..errors import ConfigError
-from ..kernel.listeners import Listener
+from ..kernel.listeners import Listener, shut
 from ..kernel.scoreboard import Row, Scoreboard
 from ..kernel.steering import Group
 from ..lifecycle import State
@@ -193,15 +193,13 @@ class Steering:
         else:
             self._due = 0.0
 
-    def shut_doors(self) -> list[str]:
-        """Let no newcomer in, at any listener, steered or not. Return what went wrong: those doors stay open."""
-        failed = []
-        for index, (_, listener) in enumerate(self._listeners):
-            try:
-                (self._groups.get(index) or listener).shut_door()
-            except OSError as error:
-                failed.append(f"{listener.address}: new connections cannot be held back: {error.strerror or error}")
-        return failed
+    def shut_doors(self, warn: Callable[[str], None]) -> list[Listener]:
+        """Let no newcomer in, at any listener, steered or not. Return the listeners whose doors stay open."""
+        return [
+            listener
+            for index, (_, listener) in enumerate(self._listeners)
+            if not shut(self._groups.get(index) or listener, listener.address, warn)
+        ]
 
     def close(self) -> None:
         """Close what was opened here; the listeners themselves are the estate's."""

@@ -71,6 +71,7 @@ class Acceptor:
         """
         self._handshake = handshake or None
         self._doors = doors
+        self._open_doors = list(doors)
         for door in doors:
             # Python takes a socket made of a descriptor for a blocking one, and dup() would make it so: the flag is of the
             # open file, which all processes share, and a sibling that loses a race would hang in accept(2).
@@ -155,7 +156,7 @@ class Acceptor:
         self._mode = Mode.EAGER
         self._close_native()
         self._open_again()
-        for door in self._doors:
+        for door in self._open_doors:
             self._gate.watch(door.listener, False)
         self._gate.open()
 
@@ -167,9 +168,16 @@ class Acceptor:
         Args:
             everything: once, also from sockets that somebody else goes on with.
         """
-        for door in self._doors if everything else [door for door in self._doors if door.owned]:
+        for door in self._open_doors if everything else [door for door in self._open_doors if door.owned]:
             while (taken := self._from(door)) is not None:
                 self._join(taken, door)
+
+    def close_doors(self) -> None:
+        """Close our copies of the listeners, behind `serve_queue`. Newcomers are refused once all processes have done so."""
+        for door in self._open_doors:
+            self._gate.remove(door.listener)
+            door.listener.close()
+        self._open_doors = []
 
     def empty_ready_queues(self) -> None:
         """Take all that waits in the ready queues: nothing comes after it."""

@@ -46,6 +46,7 @@ class Birth:
         heard: takes what it would tell a master, where there is none.
         loopback: what does the master's part in talking, where there is none.
         paper: what it writes; None: what every process writes, to standard error.
+        shut_doors: shuts the doors of the listeners where there is no master to do it; false: some stay open.
     """
 
     order: wire.Fork
@@ -60,3 +61,4 @@ class Birth:
     heard: Callable[[wire.Talk], None] = lambda message: None
     loopback: Loopback | None = None
     paper: Paper | None = None
+    shut_doors: Callable[[], bool] | None = None

@@ -3,6 +3,10 @@
 It takes nothing new; every connection goes to the keeper as soon as it may, what can't move ends politely. For the last time (the
 cluster ends, or the master is gone) no connection goes anywhere: what waits in the accept queue is served, and what the keeper
 gives back, and each connection ends politely. What isn't finished within `drain_timeout` is cut.
+
+If the doors can't be shut (`kernel.syn_sink`), or if there is no master that could, newcomers still arrive. They are served until
+the worker is idle, or `drain_idle` is over. Then it serves the queue a last time, closes its copy of the listener at once, and
+finishes what it has. The last process that does so closes the port: lost is only a connection that enters the queue in between.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from .moves import Moves
 
 TICK = 0.002
 """Seconds between two looks for connections that may leave by now."""
+ARRIVAL_TIMEOUT_S = 1.0
+"""How long a connection that is taken last may take to its engine: a TLS handshake, for one."""
 LAST_WORDS = 1.0
 """Seconds for tasks that are cancelled at the end."""
 MOST_NAMED = 5
@@ -30,6 +36,7 @@ class Drain:
     Attributes:
         last: nobody comes after us.
         deserted: the keeper gives nothing back any more.
+        open_doors: newcomers still arrive at the listeners.
     """
 
     def __init__(self, settings: Settings, *, deserted: bool) -> None:
@@ -37,6 +44,7 @@ class Drain:
         self._settings = settings
         self.last = False
         self.deserted = deserted
+        self.open_doors = False
 
     async def finished(self, engines: Sequence[Engine], acceptor: Acceptor, moves: Moves) -> bool:
         """Let everything under way end. Returns whether it did within `drain_timeout`."""
@@ -59,7 +67,14 @@ class Drain:
                 acceptor.serve_queue()
                 if self.deserted:
                     acceptor.empty_ready_queues()
-            if self._idle(engines, acceptor, grace):
+            idle = self._idle(engines, acceptor, grace)
+            if self.last and self.open_doors and (idle or time.monotonic() >= grace):
+                acceptor.serve_queue()
+                acceptor.close_doors()
+                self.open_doors = idle = False
+                # What was taken just now is to reach its engine, as above.
+                grace = min(deadline, max(grace, time.monotonic() + ARRIVAL_TIMEOUT_S))
+            if idle:
                 return True
             if time.monotonic() >= deadline:
                 return False

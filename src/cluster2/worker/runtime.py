@@ -271,6 +271,8 @@ class Worker:
         self._life.draining = True
         self._row.draining, self._row.state = 1, State.DRAINING
         self._pulse.drain()
+        if self._birth.shut_doors is not None:
+            self._drain.open_doors = not self._birth.shut_doors()
         return await self._drain.finished(self._engines, self._acceptor, self._moves)
 
     async def _stop(self) -> None:
@@ -293,6 +295,7 @@ class Worker:
             return
         match message:
             case wire.Drain():
+                self._drain.open_doors = self._drain.open_doors or message.open_doors
                 self._drain_soon(message.last)
             case wire.Deserted():
                 self._drain.deserted = True
@@ -315,6 +318,7 @@ class Worker:
     def _orphaned(self) -> None:
         logger.warning("the master is gone; worker %d drains and leaves", self._life.pid)
         self._drain.deserted = True
+        self._drain.open_doors = True  # the master has shut no door, or its end has opened them again
         self._traffic.orphaned()
         if self._office is not None:
             self._office.questions.end(NO_MASTER)
