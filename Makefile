@@ -3,8 +3,10 @@ SHELL := /bin/bash
 BIN := .venv/bin
 HOST ?= 127.0.0.1
 PORT ?= 3000
+N ?= 20
+T ?= tests/system
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage lint format bench soak docs changelog clean
+.PHONY: help demo test repeat coverage lint format bench soak docs changelog clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -17,6 +19,10 @@ test: ## set up, check the style, run all tests
 	@scripts/setup --apt wrk --apt nginx --apt haproxy --apt ip=iproute2 --apt chromium dev
 	@scripts/lint
 	@scripts/test
+
+repeat: ## repeat the system tests N times alone and N times with all cores loaded (N=20, T=tests/system)
+	@scripts/setup --apt wrk --apt nginx --apt haproxy --apt ip=iproute2 --apt chromium dev
+	@$(BIN)/python scripts/repeat.py --times $(N) $(T)
 
 coverage: ## the same tests under coverage, subprocesses included: twice as long
 	@scripts/setup --apt wrk --apt nginx --apt haproxy --apt ip=iproute2 --apt chromium dev

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import binascii
 import fcntl
 import os
 import select
 import socket
 import stat
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from cluster2.errors import AlreadyRunning, ConfigError, NotRunning
-from cluster2.kernel.pidfiles import PidsDirectory, connect_control, held, master_pid
-from tests.kernel.children import leaving
+from cluster2.kernel.pidfiles import PidsDirectory, connect_control
+from tests.kernel.children import leaving, told
+
+NOBODY = 65534
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
@@ -36,20 +38,46 @@ def pids(path: Path) -> Iterator[PidsDirectory]:
     pids.release()
 
 
+@pytest.fixture
+def nameless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directories have no names, as where the system refuses abstract sockets."""
+    monkeypatch.setattr(PidsDirectory, "_claim_name", lambda self: None)
+
+
+def name_of(path: Path, uid: int) -> bytes:
+    """The abstract socket that a master of this user has."""
+    real = os.fsencode(path)
+    return b"\0cluster2:%d:%08x:%s" % (uid, binascii.crc32(real), real[-60:])
+
+
 def names(path: Path) -> set[str]:
-    return {entry.name for entry in path.iterdir()}
+    """What is in a directory, but for the lock."""
+    return {entry.name for entry in path.iterdir()} - {"master.lock"}
+
+
+def held(path: Path) -> bool:
+    """Tell whether a process holds the lock of a directory."""
+    try:
+        lock = os.open(path / "master.lock", os.O_RDWR)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def test_a_life(path: Path) -> None:
     """Created, locked, filled, emptied, unlocked: the directory itself stays, empty."""
     pids = PidsDirectory(path)
     assert not held(path)
-    assert master_pid(path) is None
     pids.acquire()
     assert stat.S_IMODE(path.stat().st_mode) == 0o755 & ~_umask()
     assert names(path) == set()
     assert held(path)
-    assert master_pid(path) is None
     pids.write_master(100)
     pids.write_worker(101)
     pids.write_worker(102)
@@ -57,7 +85,6 @@ def test_a_life(path: Path) -> None:
     pids.remove_worker(101)
     assert names(path) == {"master.100.pid", "worker.102.pid"}
     assert (path / "worker.102.pid").read_text() == "102\n"
-    assert master_pid(path) == 100
     pids.keep()
     pids.release()
     pids.release()
@@ -79,20 +106,21 @@ def test_a_start_that_fails(tmp_path: Path) -> None:
     assert names(used) == {"note"}
 
 
-def test_a_directory_that_goes_while_it_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_goes_while_it_is_waited_for(
+    path: Path, nameless: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who has opened it before it was removed, and locks it afterwards, makes another."""
     first, second = PidsDirectory(path), PidsDirectory(path)
     first.acquire()
     lock = second._lock
 
-    def late(fd: int) -> None:
+    def late() -> None:
         first.release()
-        lock(fd)
+        lock()
 
     monkeypatch.setattr(second, "_lock", late)
     second.acquire()
     second.write_master(200)
-    assert master_pid(path) == 200
     second.release()
     assert not path.exists()
 
@@ -130,12 +158,139 @@ def _umask() -> int:
 
 def test_a_second_master(pids: PidsDirectory, path: Path) -> None:
     """It is refused with the directory and the pid of the first, and touches nothing."""
+    pids.write_master(100)
+    with pytest.raises(AlreadyRunning, match=f"{path}: a master with pid {os.getpid()} runs here"):
+        PidsDirectory(path).acquire()
+    assert names(path) == {"master.100.pid"}
+
+
+def test_the_lock_alone_keeps_a_second_master_out(path: Path, nameless: None) -> None:
+    """Where the name of the directory cannot be had the lock decides, and the refusal tells the pid in the file's name."""
+    pids = PidsDirectory(path)
+    pids.acquire()
     with pytest.raises(AlreadyRunning, match="just starting"):
         PidsDirectory(path).acquire()
     pids.write_master(100)
     with pytest.raises(AlreadyRunning, match=f"{path}: a master with pid 100 runs here"):
         PidsDirectory(path).acquire()
     assert names(path) == {"master.100.pid"}
+    pids.release()
+
+
+def test_the_newest_master_is_named(path: Path, nameless: None) -> None:
+    """If a stale file lies beside the master's, the newer one is told."""
+    pids = PidsDirectory(path)
+    pids.acquire()
+    pids.write_master(5)
+    os.utime(path / "master.5.pid", ns=(1, 1))
+    pids.write_master(4)
+    with pytest.raises(AlreadyRunning, match="pid 4 runs here"):
+        PidsDirectory(path).acquire()
+    pids.release()
+
+
+@pytest.mark.parametrize("what", ["directory", "files", "lock", "socket", "pid file", "replaced"])
+def test_what_is_removed_is_restored(pids: PidsDirectory, path: Path, what: str) -> None:
+    """Whatever is removed, it is noticed, a second master is refused all the time, and the directory is complete again."""
+    pids.keep()
+    pids.write_master(100)
+    control = pids.bind_control(5)
+    assert pids.intact()
+    match what:
+        case "directory" | "replaced":
+            path.rename(path.with_name("removed"))
+            path.mkdir() if what == "replaced" else None
+        case "files":
+            for entry in path.iterdir():
+                entry.unlink()
+        case _:
+            (path / {"lock": "master.lock", "socket": "master.sock", "pid file": "master.100.pid"}[what]).unlink()
+    assert not pids.intact()
+    with pytest.raises(AlreadyRunning):
+        PidsDirectory(path).acquire()
+    pids.restore()
+    assert not pids.intact(), "without a control socket"
+    control.close()
+    control = pids.bind_control(5)
+    assert pids.intact()
+    assert held(path)
+    assert names(path) == {"master.100.pid", "master.sock"}
+    control.close()
+    pids.release()
+    assert not held(path)
+    assert names(path) == set()
+
+
+def test_a_directory_that_another_master_has_taken(path: Path, nameless: None) -> None:
+    """A master that lost its directory to another leaves it alone: it neither restores it, nor clears it when it leaves."""
+    first, second = PidsDirectory(path), PidsDirectory(path)
+    first.acquire()
+    first.write_master(100)
+    path.rename(path.with_name("removed"))
+    second.acquire()
+    second.write_master(200)
+    for _ in range(2):
+        assert not first.intact()
+        with pytest.raises(AlreadyRunning, match="with pid 200"):
+            first.restore()
+    first.release()
+    assert second.intact()
+    second.release()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
+def test_another_user_keeps_no_master_out(tmp_path: Path) -> None:
+    """Another user can lock the directory, and take the name of its master, but not block a start by that."""
+    path = tmp_path / "pids"
+    path.mkdir()
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o755)
+    took, leave = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        with leaving():
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            directory_fd = os.open(path, os.O_RDONLY)
+            fcntl.flock(directory_fd, fcntl.LOCK_EX)
+            name = socket.socket(socket.AF_UNIX)
+            name.bind(name_of(path, uid=0))
+            name.listen(1)
+            os.write(took[1], b"x")
+            os.read(leave[0], 1)
+    assert os.read(took[0], 1) == b"x"
+    pids = PidsDirectory(path)
+    pids.acquire()
+    pids.write_master(100)
+    with pytest.raises(AlreadyRunning, match="with pid 100"):
+        PidsDirectory(path).acquire()
+    assert told(lambda: opened_as_nobody(path / "master.lock")) == "PermissionError"
+    pids.release()
+    os.write(leave[1], b"x")
+    os.waitpid(child, 0)
+    for fd in (*took, *leave):
+        os.close(fd)
+
+
+def opened_as_nobody(path: Path) -> str:
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    try:
+        os.close(os.open(path, os.O_RDONLY))
+    except OSError as error:
+        return type(error).__name__
+    return "opened"
+
+
+def test_a_lock_that_is_no_file_of_ours(path: Path) -> None:
+    """A link or a directory with the name of the lock is an error that names it, and stays as it is."""
+    path.mkdir()
+    (path / "master.lock").symlink_to(path.parent / "elsewhere")
+    with pytest.raises(ConfigError, match=r"master\.lock: can't be opened: .*; remove it, or name another directory"):
+        PidsDirectory(path).acquire()
+    (path / "master.lock").unlink()
+    os.mkfifo(path / "master.lock")
+    with pytest.raises(ConfigError, match=r"master\.lock: it is user .*'s, or no file; remove it"):
+        PidsDirectory(path).acquire()
+    assert not (path.parent / "elsewhere").exists()
 
 
 def test_the_lock_goes_with_the_process(path: Path) -> None:
@@ -155,12 +310,10 @@ def test_the_lock_goes_with_the_process(path: Path) -> None:
     os.read(reader, 1)
     os.close(reader)
     os.close(writer)
-    assert master_pid(path) == child
     os.kill(child, 9)
     os.waitpid(child, 0)
     assert names(path) == {f"master.{child}.pid", "worker.1234.pid", "master.sock"}
     assert not held(path)
-    assert master_pid(path) is None
     pids = PidsDirectory(path)
     pids.acquire()
     assert names(path) == set()
@@ -183,36 +336,6 @@ def test_a_program_that_we_execute_has_no_lock(pids: PidsDirectory, path: Path) 
     os.waitpid(child, 0)
 
 
-def test_visitors_do_not_keep_a_master_out(path: Path) -> None:
-    """While others ask all the time whether a master runs, one can start; they never take each other for it."""
-    path.mkdir()
-    leave = threading.Event()
-    seen: list[bool] = []
-
-    def visit() -> None:
-        while not leave.is_set():
-            seen.append(held(path))
-
-    visitors = [threading.Thread(target=visit) for _ in range(2)]
-    for visitor in visitors:
-        visitor.start()
-    try:
-        for _ in range(20):
-            assert not any(seen)
-            seen.clear()
-            pids = PidsDirectory(path)
-            pids.acquire()
-            pids.release()
-            # What was seen meanwhile was right either way; from here on nobody holds it.
-            while seen[-1:] != [False]:
-                leave.wait(0.001)
-            seen.clear()
-    finally:
-        leave.set()
-        for visitor in visitors:
-            visitor.join()
-
-
 def test_what_is_not_ours_stays(path: Path) -> None:
     """Files with other names, and things that only look like ours, are neither followed nor removed."""
     path.mkdir()
@@ -230,7 +353,6 @@ def test_what_is_not_ours_stays(path: Path) -> None:
     pids.acquire()
     assert names(path) == {*kept, "master.5.pid", "worker.6.pid", "master.sock"}
     assert precious.read_text() == "precious"
-    assert master_pid(path) is None
     pids.release()
 
 
@@ -256,14 +378,6 @@ def test_a_pid_that_comes_again(pids: PidsDirectory, path: Path) -> None:
     assert (path / "worker.7.pid").read_text() == "7\n"
 
 
-def test_the_newest_master_counts(pids: PidsDirectory, path: Path) -> None:
-    """If a stale file lies beside the master's, the newer one is told."""
-    pids.write_master(5)
-    os.utime(path / "master.5.pid", ns=(1, 1))
-    pids.write_master(4)
-    assert master_pid(path) == 4
-
-
 def test_a_directory_that_can_not_be(tmp_path: Path) -> None:
     """A file in its place or above it: the error names the directory and the reason."""
     (tmp_path / "file").write_text("")
@@ -273,7 +387,6 @@ def test_a_directory_that_can_not_be(tmp_path: Path) -> None:
         PidsDirectory(tmp_path / "file" / "pids").acquire()
     for asked in (tmp_path / "file", tmp_path / "nothing"):
         assert not held(asked)
-        assert master_pid(asked) is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
@@ -371,13 +484,13 @@ def test_a_control_socket_that_can_not_be_bound(pids: PidsDirectory, path: Path)
 
 
 def test_a_file_system_that_can_not_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a directory can't be locked (NFS says EBADF), that is the error, not a second master."""
+    """Where files can't be locked, that is the error, not a second master."""
 
     def flock(fd: int, operation: int) -> None:
         raise OSError(9, "Bad file descriptor")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(ConfigError, match="its file system can't lock a directory"):
+    with pytest.raises(ConfigError, match="its file system can't lock a file"):
         PidsDirectory(path).acquire()
 
 

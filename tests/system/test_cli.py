@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -194,6 +195,29 @@ def test_pids_directory(run: Serve) -> None:
     wait_until(lambda: len(expected()) == 3 and named() == expected(), lambda: f"{named()} is {expected()}")
     assert (running.pids / "master.sock").stat().st_mode & 0o777 == 0o600
     assert running.shutdown() == 0
+
+
+@pytest.mark.parametrize("what", ["directory", "files"])
+def test_the_pids_directory_is_removed(run: Serve, what: str) -> None:
+    """It is there again within a moment, complete; all the time a second start is refused with 7, and then commands work."""
+    running = run(sample("plain")).ready()
+    address, before = running.address, {path.name for path in running.pids.iterdir()}
+    assert len(before) == 5, before
+    if what == "directory":
+        shutil.rmtree(running.pids)
+    else:
+        for path in running.pids.iterdir():
+            path.unlink()
+    assert running.cli("run", sample("plain"), *OPTIONS).returncode == 7
+    wait_until(
+        lambda: running.pids.exists() and {path.name for path in running.pids.iterdir()} == before,
+        lambda: f"it is restored:\n{running.stderr}",
+    )
+    assert running.cli("run", sample("plain"), *OPTIONS).returncode == 7
+    assert running.cli("status").returncode == 0
+    assert get(address).body == b"hello"
+    assert running.cli("shutdown").returncode == 0
+    assert running.wait() == 0
 
 
 def test_relative_target(start: Start, tmp_path: Path) -> None:

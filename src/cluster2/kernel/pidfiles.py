@@ -1,19 +1,20 @@
-"""The pids directory: who runs here, the lock that keeps a second master out, and the control socket.
+"""The pids directory: the pids of a cluster, the lock that keeps a second master out, and the control socket.
 
-Why the lock is on the directory itself. A lock file would have to stay behind (removing it lets two masters lock two
-files of one name), and the directory has to be empty after a stop. `flock` works on any descriptor, also on a
-directory's, dies with the last process that holds the descriptor, and so is never stale. Workers are children of a
-zygote that was *executed*: the descriptor is close-on-exec, and nobody but the master has it (`posix_spawn` returns
-some microseconds before the kernel closes it in the child, as a test showed: so the lock is given up by LOCK_UN, not
-only by `close`). (Tried: NFS emulates flock by byte ranges, which need a descriptor open for writing, and gives EBADF
-for a directory. That is said.)
+**The lock** is on `master.lock`, a file with mode 0600: no other user can open it, and so none can hold its lock (`flock`
+works on every descriptor, and each user can open a directory with mode 0755). The lock ends with the last process that has
+the descriptor, so it is never stale. Only the master has it: the descriptor is close-on-exec, and all its children are
+executed. `posix_spawn` returns some microseconds before the kernel closes it in the child, so the lock is given up by
+LOCK_UN, not only by `close`. The file is removed under the lock. A master that had it open already gets the lock of a file
+without a name then: so each looks whether what it has locked, and the directory around that, still have their names, and else
+begins anew.
 
-Who asks whether a master runs takes the lock *shared* for a moment. A master that starts just then fails to get it
-exclusively; it tells such a visitor from another master by asking for a shared lock itself, which a visitor doesn't
-prevent.
+**The name.** A directory can be removed under a running master, and its lock with it. What cannot be taken away is an
+abstract Unix socket: its name is made of the user and the path, and the kernel keeps it as long as the master lives. A second
+master connects to it and asks for the owner (SO_PEERCRED). Any user can take any such name, so a foreign owner, or one that
+cannot be asked, proves nothing and keeps no master out: then the lock alone decides.
 
-A directory that was made for a start that failed is removed again, under the lock. A master that starts just then may have it
-open: so who gets the lock looks whether the directory still has its name, and else begins anew.
+**Restoring.** The master looks once a second whether lock, control socket and its pid file are in their places (`intact`),
+and puts them there again (`restore`).
 
 Names. `master.<pid>.pid` and `worker.<pid>.pid` hold the pid once more, for scripts that `cat` them; we go by the name,
 which can't be half written. All calls are relative to the descriptor of the directory, so that nobody can put another
@@ -28,6 +29,7 @@ there is no moment at which others could connect.
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import errno
 import fcntl
@@ -35,15 +37,18 @@ import os
 import re
 import socket
 import stat
+import struct
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 from cluster2.errors import AlreadyRunning, ConfigError, NotRunning
 
 CONTROL: Final = "master.sock"
 
 _PID_FILE: Final = re.compile(r"(master|worker)\.([1-9][0-9]{0,9})\.pid")
-_VISITS: Final = 200  # a visitor has the lock for microseconds; so many in a row, a millisecond apart, are no visitors
+_LOCK: Final = "master.lock"
+_RETRIES: Final = 200  # a millisecond apart: for locks and names of masters that are just leaving
+_NAME_TAIL_BYTES: Final = 60
 
 
 class PidsDirectory:
@@ -53,6 +58,10 @@ class PidsDirectory:
         """Touches nothing yet. A relative path is resolved now: a later change of directory doesn't move it."""
         self.path = os.path.abspath(path)
         self._fd = -1
+        self._lock_fd = -1
+        self._name: socket.socket | None = None
+        self._control: os.stat_result | None = None
+        self._master_pid = 0
         self._made = False
 
     def acquire(self) -> None:
@@ -62,20 +71,43 @@ class PidsDirectory:
             ConfigError: it can't be created, written, or locked.
             AlreadyRunning: a master runs on it.
         """
-        fd = self._opened()
+        self._name = self._claim_name()
         try:
-            self._lock(fd)
-            if named := _has_name(fd, self.path):
-                self._fd = fd
-                self._prove_writable()
-                self.clear()
+            self._take_place()
         except BaseException:
-            self._fd = -1
-            os.close(fd)
+            self._give_up()
             raise
-        if not named:
-            os.close(fd)
-            self.acquire()
+
+    def intact(self) -> bool:
+        """Tell whether the directory has its name, and lock, control socket and the master's pid file are in it."""
+        try:
+            return (
+                _has_name(self._fd, self.path)
+                and os.path.samestat(os.fstat(self._lock_fd), self._stat(_LOCK))
+                and (self._control is None or os.path.samestat(self._control, self._stat(CONTROL)))
+                and (not self._master_pid or stat.S_ISREG(self._stat(f"master.{self._master_pid}.pid").st_mode))
+            )
+        except OSError:
+            return False
+
+    def restore(self) -> None:
+        """Create and lock the directory again, and write the master's pid. Pid files of workers and the socket are to follow.
+
+        Raises:
+            ConfigError: it can't be created, written, or locked.
+            AlreadyRunning: another master has taken it.
+        """
+        made, master = self._made, self._master_pid
+        self._close_lock()
+        try:
+            self._take_place()
+        except BaseException:
+            self._close()  # what is there is another master's: it must not be cleared by `release`
+            raise
+        finally:
+            self._made = made
+        if master:
+            self.write_master(master)
 
     def keep(self) -> None:
         """The cluster serves: the directory stays when it has left."""
@@ -87,6 +119,7 @@ class PidsDirectory:
         Raises:
             ConfigError: it can't be written, or something that isn't a pid file has its name.
         """
+        self._master_pid = pid
         self._write(f"master.{pid}.pid", pid)
 
     def write_worker(self, pid: int) -> None:
@@ -108,6 +141,7 @@ class PidsDirectory:
             os.fchmod(sock.fileno(), 0o600)
             sock.bind(f"/proc/self/fd/{self._fd}/{CONTROL}")
             sock.listen(backlog)
+            self._control = self._stat(CONTROL)
         except OSError as error:
             sock.close()
             reason = "its name is taken" if error.errno == errno.EADDRINUSE else error.strerror
@@ -125,12 +159,109 @@ class PidsDirectory:
         if self._fd >= 0:
             with contextlib.suppress(OSError):  # read-only by now: what is left, the next master removes
                 self.clear()
+            with contextlib.suppress(OSError):  # removed, or replaced by something of another user
+                if os.path.samestat(os.fstat(self._lock_fd), self._stat(_LOCK)):
+                    os.unlink(_LOCK, dir_fd=self._fd)
             if self._made:
                 with contextlib.suppress(OSError):  # somebody else has put something there
                     os.rmdir(self.path)
-            fcntl.flock(self._fd, fcntl.LOCK_UN)  # a program that is just being executed may share the descriptor still
+        self._give_up()
+
+    def _close(self) -> None:
+        self._close_lock()
+        if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def _give_up(self) -> None:
+        self._close()
+        if self._name is not None:
+            # A program that is just being executed may share the descriptor still: then connects are refused from now on.
+            self._name.shutdown(socket.SHUT_RDWR)
+            self._name.close()
+            self._name = None
+
+    def _close_lock(self) -> None:
+        if self._lock_fd >= 0:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _stat(self, name: str) -> os.stat_result:
+        return os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+
+    def _claim_name(self) -> socket.socket | None:
+        """Take the name of this directory. None: another user has it, or the system refuses; then the lock decides.
+
+        Raises:
+            AlreadyRunning: a master of ours has it.
+        """
+        path = os.fsencode(os.path.realpath(self.path))
+        name = b"\0cluster2:%d:%08x:%s" % (os.geteuid(), binascii.crc32(path), path[-_NAME_TAIL_BYTES:])
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            for _ in range(_RETRIES):
+                try:
+                    sock.bind(name)
+                    sock.listen(1)
+                    return sock
+                except OSError as error:
+                    owner = _owner(name) if error.errno == errno.EADDRINUSE else None
+                if owner is None:
+                    break
+                if not owner.leaves:
+                    raise AlreadyRunning(self._refusal(owner.pid))
+                time.sleep(0.001)
+        except BaseException:
+            sock.close()
+            raise
+        sock.close()
+        return None
+
+    def _take_place(self) -> None:
+        """Create, lock and clear the directory, until what was locked has its name."""
+        while True:
+            fd = self._opened()
+            if self._fd >= 0:
+                os.close(self._fd)
+            self._fd = fd
+            self._lock_fd = self._open_lock()
+            if self._lock_fd >= 0:
+                self._lock()
+                if _has_name(fd, self.path) and self._has_lock():
+                    break
+                self._close_lock()
+        self._prove_writable()
+        self.clear()
+
+    def _has_lock(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._lock_fd), self._stat(_LOCK))
+        except FileNotFoundError:
+            return False
+
+    def _open_lock(self) -> int:
+        """Return a descriptor of the lock file; -1: the directory was removed just now."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            fd = os.open(_LOCK, flags, 0o600, dir_fd=self._fd)
+        except FileNotFoundError:
+            return -1
+        except OSError as error:
+            raise ConfigError(self._unusable(error)) from error
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+            return fd
+        os.close(fd)
+        raise ConfigError(
+            f"{self.path}/{_LOCK}: it is user {found.st_uid}'s, or no file; remove it, or name another directory"
+        )
+
+    def _unusable(self, error: OSError) -> str:
+        if os.path.lexists(f"{self.path}/{_LOCK}") and error.errno != errno.EROFS:
+            return f"{self.path}/{_LOCK}: can't be opened: {error.strerror}; remove it, or name another directory"
+        return f"pids = {self.path}: can't be written: {error.strerror}; name another directory"
 
     def _opened(self) -> int:
         try:
@@ -149,22 +280,19 @@ class PidsDirectory:
                 reason = "it is no directory"
             raise ConfigError(f"pids = {self.path}: can't be created: {reason}; name another directory") from error
 
-    def _lock(self, fd: int) -> None:
-        for _ in range(_VISITS):
-            try:
-                if _try_lock(fd, fcntl.LOCK_EX):
-                    return
-                if not _try_lock(fd, fcntl.LOCK_SH):
-                    break
-                fcntl.flock(fd, fcntl.LOCK_UN)
-            except OSError as error:
-                raise ConfigError(
-                    f"pids = {self.path}: its file system can't lock a directory ({error.strerror}); name a local one"
-                ) from error
-            time.sleep(0.001)
-        pid = _named_master(fd)
-        who = f"with pid {pid}" if pid else "that is just starting or leaving"
-        raise AlreadyRunning(f"{self.path}: a master {who} runs here; stop it, or name another pids directory")
+    def _lock(self) -> None:
+        try:
+            if _try_lock(self._lock_fd):
+                return
+        except OSError as error:
+            raise ConfigError(
+                f"pids = {self.path}: its file system can't lock a file ({error.strerror}); name a local one"
+            ) from error
+        raise AlreadyRunning(self._refusal(_named_master(self._fd)))
+
+    def _refusal(self, pid: int | None) -> str:
+        master = f"with pid {pid}" if pid else "that is just starting or leaving"
+        return f"{self.path}: a master {master} runs here; stop it, or name another pids directory"
 
     def _prove_writable(self) -> None:
         """`access` doesn't say why (and root may do all but write to a read-only file system): so write something."""
@@ -196,28 +324,25 @@ class PidsDirectory:
                 os.unlink(name, dir_fd=self._fd)
 
 
-def held(path: str | os.PathLike[str]) -> bool:
-    """Whether a master holds the lock of this directory; false if there is no such directory."""
-    fd = _open(path)
-    if fd is None:
-        return False
-    try:
-        return not _try_lock(fd, fcntl.LOCK_SH)
-    finally:
-        os.close(fd)
+class _Owner(NamedTuple):
+    """The master that has a name. The pid is 0 if it is not to be seen from here."""
+
+    pid: int
+    leaves: bool
 
 
-def master_pid(path: str | os.PathLike[str]) -> int | None:
-    """The pid of the master that runs on this directory; None if none does, or if it hasn't written its pid yet."""
-    if not held(path):
-        return None
-    fd = _open(path)
-    if fd is None:
-        return None
-    try:
-        return _named_master(fd)
-    finally:
-        os.close(fd)
+def _owner(name: bytes) -> _Owner | None:
+    """Ask for the master that has a name. None: it is another user's, or does not answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        result = probe.connect_ex(name)
+        if result == errno.ECONNREFUSED:
+            return _Owner(0, leaves=True)
+        if result != 0:
+            return None
+        credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", credentials)
+    return _Owner(pid, leaves=False) if uid == os.geteuid() else None
 
 
 def connect_control(path: str | os.PathLike[str], timeout: float | None = None) -> socket.socket:
@@ -257,9 +382,9 @@ def _open(path: str | os.PathLike[str]) -> int | None:
         return None
 
 
-def _try_lock(fd: int, kind: int) -> bool:
+def _try_lock(fd: int) -> bool:
     try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -51,7 +51,9 @@ class Control:
         self._closed = False
 
     async def open(self, listener: socket.socket) -> None:
-        """Take clients from a listening Unix socket."""
+        """Take clients from a listening Unix socket, and from no other any more; connections that are open stay."""
+        if self._server is not None:
+            self._server.close()
         self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=LINE)
 
     async def close(self) -> None:

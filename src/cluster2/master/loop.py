@@ -40,6 +40,7 @@ from .keeping import Keeping
 from .lives import Lives
 from .loading import Loading
 from .monitoring import Monitoring
+from .pids_guard import PidsGuard
 from .reload import Reloader
 from .roster import Roster
 from .rounds import Rounds
@@ -51,7 +52,6 @@ from .watchman import Watchman
 
 logger = logging.getLogger("cluster2.master")
 
-CONTROL_BACKLOG = 64
 ZYGOTE_PATIENCE = 2.0
 """Seconds that a zygote may take to leave at the end; it may be in the middle of the app's import."""
 HANDLERS_PATIENCE = 5.0
@@ -99,6 +99,7 @@ class Master:
         self.lives = Lives(self)
         self.keeping = Keeping.of(estate, self.put)
         self._control = Control(self.put)
+        self._pids_guard = PidsGuard(estate.pids, self._control, self.roster, self.warn)
         self.monitoring = Monitoring.of(estate, self.put, self._control.admit)
         self.watchman = Watchman(estate.board, self.put, self.warn)
         self.reloader = Reloader(self._load, self._want, self._drop, self.emit, self._count_reload)
@@ -126,7 +127,7 @@ class Master:
         header.wanted, header.beat = self.wanted.slots, time.monotonic()
         self.watchman.prepare(self.wanted.generation, self.settings)
         self.watchman.heed(self.wanted.generation)
-        await self._control.open(self.estate.pids.bind_control(CONTROL_BACKLOG))
+        await self._pids_guard.open()
         for number in SIGNALS if self.estate.owns_process else ():
             self._loop.add_signal_handler(number, self.put, Signal(number))
         if self.estate.logbook is not None:
@@ -136,7 +137,10 @@ class Master:
         self.generations.load(self.wanted.generation)
         self._rounds.begin()
         while not self._finished():
-            self._handle(await self._facts.get())
+            fact = await self._facts.get()
+            self._handle(fact)
+            if isinstance(fact, Tick):
+                await self._pids_guard.look()
             await self._converge()
             self._verbs.answer()
         return await self._leave()

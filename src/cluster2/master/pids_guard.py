@@ -1,0 +1,54 @@
+"""Puts the pids directory back in its place when it was removed, or something in it.
+
+Without `master.sock` no command reaches the master, and without the lock a second master could start (`kernel.pidfiles`). A look
+costs four system calls, once a second.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from ..errors import ClusterError
+from ..kernel.pidfiles import PidsDirectory
+from .control import Control
+from .roster import Roster
+
+logger = logging.getLogger("cluster2.master")
+
+CONTROL_BACKLOG = 64
+
+
+class PidsGuard:
+    """Guards the pids directory of a running master."""
+
+    def __init__(self, pids: PidsDirectory, control: Control, roster: Roster, warn: Callable[[str], None]) -> None:
+        """Do nothing yet."""
+        self._pids = pids
+        self._control = control
+        self._roster = roster
+        self._warn = warn
+        self._failure = ""
+
+    async def open(self) -> None:
+        """Bind the control socket and take clients. Raises ConfigError."""
+        await self._control.open(self._pids.bind_control(CONTROL_BACKLOG))
+
+    async def look(self) -> None:
+        """Restore what is missing. An error is a warning, once, and the next look tries again."""
+        if self._pids.intact():
+            return
+        try:
+            self._pids.restore()
+            for handle in self._roster:
+                if handle.pid is not None:
+                    self._pids.write_worker(handle.pid)
+            await self.open()
+        except (ClusterError, OSError) as error:
+            failure = f"the pids directory is not in its place and can't be restored: {error}"
+            if failure != self._failure:
+                self._warn(failure)
+            self._failure = failure
+            return
+        self._failure = ""
+        self._warn(f"{self._pids.path} or files in it were removed; they are there again")
