@@ -271,6 +271,7 @@ def test_killed(keep_in_process: Make) -> None:
     woken.sendall(b"woken")
     kept.rests(1)
     os.kill(kept.pid, signal.SIGSTOP)
+    wait_until(lambda: "T" in Path(f"/proc/{kept.pid}/stat").read_text().rpartition(")")[2].split()[0], "it is stopped")
     waiting = kept.put()
     os.kill(kept.pid, signal.SIGKILL)
     kept.wait()

@@ -57,6 +57,17 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "cluster2", *arguments]
 
 
+def stop(pid: int) -> None:
+    """Stop a process, and wait until each of its threads has stopped: what it holds and what it has done no longer change."""
+    os.kill(pid, signal.SIGSTOP)
+
+    def stopped() -> bool:
+        states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+        return set(states) == {"T"}
+
+    wait_until(stopped, f"process {pid} is stopped")
+
+
 BESIDE: set[int] = set()
 """Pids of processes that a test keeps beside its clusters, as a browser is: what they start, no cluster has left behind."""
 

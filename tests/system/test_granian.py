@@ -25,7 +25,7 @@ from tests.system.clients import Connection, Load, get
 from tests.system.conftest import Serve
 from tests.system.counting import Mix
 from tests.system.forbidding import SETSOCKOPT
-from tests.system.harness import Running, command, example, wait_until
+from tests.system.harness import Running, command, example, stop, wait_until
 
 ROLLING = Path(__file__).with_name("rolling_app.py")
 APPS = Path(__file__).with_name("granian_app.py")
@@ -107,7 +107,7 @@ def test_who_waits_for_a_killed_worker(run: Serve) -> None:
     """What waits in the queue of a worker that is killed is served by its successor, on the same socket."""
     running = run(f"{APPS}:rsgi", workers=1).ready(1)
     (victim,) = pids(running)
-    os.kill(victim, signal.SIGSTOP)
+    stop(victim)
     with ExitStack() as stack:
         clients = [stack.enter_context(Connection(running.address)) for _ in range(8)]
         for client in clients:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.system.clients import Connection
 from tests.system.conftest import Serve
-from tests.system.harness import Running, wait_until
+from tests.system.harness import Running, stop, wait_until
 
 APP = Path(__file__).with_name("hanging_app.py")
 SOON = ("--max-heartbeat-delay", "1s", "--rest-after", "0")
@@ -44,7 +44,7 @@ def test_workers_that_are_stuck(run: Serve) -> None:
         victims = {running.held(how) for how in hung}
         stopped, healthy = sorted(pids(running) - victims)
         victims.add(stopped)
-        os.kill(stopped, signal.SIGSTOP)
+        stop(stopped)
         others = [stack.enter_context(Connection(running.address)) for _ in range(6)]
         for other in others:
             assert other.get().headers["x-worker"] == str(healthy), "who comes is served by the one that can"
@@ -126,10 +126,10 @@ def test_a_suspended_cluster(run: Serve) -> None:
     before = pids(running)
     with Connection(running.address) as connection:
         connection.get()
-        running.signal(signal.SIGSTOP)
+        stop(running.process.pid)
         assert connection.get().body == b"hello", "workers serve without their master"
         for pid in before:
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
         late = time.monotonic() + 3.2  # a heartbeat promises two seconds, and one more is allowed
         wait_until(lambda: time.monotonic() > late, "every heartbeat is late")
         running.signal(signal.SIGCONT)

@@ -18,7 +18,7 @@ from cluster2.master.facts import Fact, HelperGone
 from cluster2.master.keeping import Keeping
 from cluster2.settings import Settings
 from tests.system.conftest import Serve
-from tests.system.harness import Running, wait_until
+from tests.system.harness import Running, stop, wait_until
 from tests.system.test_moving import MOVING, PARKING, Wire, park
 
 
@@ -79,7 +79,7 @@ def test_a_stopped_keeper(run: Serve) -> None:
         wires = [stack.enter_context(Wire(running)) for _ in range(10)]
         for wire in wires:
             wire.ask("a")
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         try:
             for wire in wires:
                 wire.ask("b")
@@ -94,7 +94,7 @@ def test_shutdown_with_a_stopped_keeper(run: Serve) -> None:
     """A keeper that doesn't listen can't keep the cluster from ending."""
     running = run(MOVING, "--drain-timeout", "1s", "--drain-idle", "100ms").ready()
     pid = keeper(running)
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     try:
         running.signal(signal.SIGTERM)
         running.wait(20)

@@ -18,7 +18,7 @@ from cluster2.cli.top import Watch
 from cluster2.client import Client
 from cluster2.monitor.stream import MOST
 from tests.system.clients import get
-from tests.system.harness import PATIENCE, Running, command, free_port, sample, wait_until
+from tests.system.harness import PATIENCE, Running, command, free_port, sample, stop, wait_until
 from tests.system.test_ecv import own_address
 
 Serve = Callable[..., Running]
@@ -342,7 +342,7 @@ def test_a_monitor_that_hangs(shown: Callable[..., Shown]) -> None:
     """It gives no sign of life any more; it is killed, and another answers those who wait."""
     cluster = shown()
     pid = cluster.facts()["monitor"]["pid"]
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     wait_until(lambda: cluster.running.status()["monitor"]["pid"] not in (0, pid), "another one", timeout=90)
     assert cluster.facts()["monitor"]["restarts"] == 1
     assert "the monitor gives no sign of life; it is killed" in cluster.running.stderr

@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 from tests.system.clients import Connection
 from tests.system.conftest import Serve
 from tests.system.counting import Seen
-from tests.system.harness import Running, wait_until
+from tests.system.harness import Running, stop, wait_until
 from tests.system.rolling import APP, MOVING, QUICK, loaded
 
 
@@ -147,12 +147,6 @@ def test_killed_keeper(run: Serve) -> None:
     assert len(mix.seen.failed) + mix.seen.closed <= len(held) - len(idle), mix.seen
     assert not mix.seen.refused
     assert running.status()["keeper"]["restarts"] == 1
-
-
-def stop(pid: int) -> None:
-    """Stop a process, so that what it holds no longer changes."""
-    os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "it is stopped")
 
 
 def ports_of(pid: int, port: int) -> list[int]:

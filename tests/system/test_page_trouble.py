@@ -17,7 +17,7 @@ from cluster2.settings import Settings
 from tests.system import boards
 from tests.system.browser import Cluster, Sight, give_token, in_tabs, started
 from tests.system.clients import Load
-from tests.system.harness import ROOT, wait_until
+from tests.system.harness import ROOT, stop, wait_until
 
 pytestmark = pytest.mark.slow
 See = Callable[..., Sight]
@@ -184,7 +184,7 @@ def test_a_monitor_that_is_silent(see: See, cluster: Cluster) -> None:
     sight = see(cluster.url).live(3)
     age = sight.locator("tbody [data-column=age]").first
     pid = cluster.running.status()["monitor"]["pid"]
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     try:
         banner = sight.locator("#banner-text")
         expect(banner).to_contain_text("Connection lost: the monitor doesn't answer. What you see is from ")

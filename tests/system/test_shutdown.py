@@ -19,7 +19,7 @@ from tests.system import forbidding
 from tests.system.clients import Connection, Load, get
 from tests.system.conftest import Serve
 from tests.system.forbidding import SETSOCKOPT
-from tests.system.harness import command, free_port, listening_ports, sample, wait_until
+from tests.system.harness import command, free_port, listening_ports, sample, stop, wait_until
 
 
 @pytest.mark.parametrize("name", ["plain", "wsgi"])
@@ -82,7 +82,7 @@ def test_accept_queue_is_served(run: Serve, name: str) -> None:
     running = run(sample(name)).ready()
     pids = [row["pid"] for row in running.workers()]
     for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
     with ExitStack() as stack:
         waiting = [stack.enter_context(Connection(running.address)) for _ in range(30)]
         for connection in waiting:
@@ -144,7 +144,7 @@ def test_drain_timeout_bounds_it(run: Serve, verb: str) -> None:
 def test_drain_timeout_bounds_a_blocked_worker(run: Serve) -> None:
     """A worker that is stopped altogether doesn't hold up a shutdown for longer than drain_timeout."""
     running = run(sample("plain"), "--drain-timeout", "1s").ready()
-    os.kill(running.workers()[0]["pid"], signal.SIGSTOP)
+    stop(running.workers()[0]["pid"])
     began = time.monotonic()
     assert running.shutdown() == 0
     assert time.monotonic() - began < 15
@@ -170,7 +170,7 @@ def test_tcp_accept_queue_is_served(run: Serve) -> None:
     running = run(sample("tcp")).ready()
     pids = [row["pid"] for row in running.workers()]
     for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
     with ExitStack() as stack:
         waiting = [stack.enter_context(socket.create_connection(running.address, 30)) for _ in range(10)]
         for client in waiting:

@@ -108,6 +108,20 @@ def test_who_never_looks_is_cut(tmp_path: Path) -> None:
     assert len(logfiles.found(str(tmp_path))) < 5
 
 
+def test_a_worker_begins_in_a_file_that_is_not_due(tmp_path: Path) -> None:
+    """A worker that dies before it notices a rotation keeps its last words: a large file is rotated before it begins."""
+    keeper = book(tmp_path, total=32 * SIZE)
+    for life in range(3):
+        keeper.entrust(0)
+        writer = Follower(str(tmp_path / "worker.0.log"))
+        writer.look()
+        keeper.look()
+        os.write(writer.fd, b"%d" % life * 3 * SIZE)
+        writer.close()
+    keeper.look()
+    assert "".join(lines_of(str(tmp_path), "worker.0.log")) == "0" * 3 * SIZE + "1" * 3 * SIZE + "2" * 3 * SIZE
+
+
 def test_a_burst_twice_in_a_row(tmp_path: Path) -> None:
     """A burst is rotated while the file of another one is there: neither is taken for one that grew after its rotation."""
     keeper = book(tmp_path)

@@ -138,10 +138,18 @@ class Logbook:
         )
 
     def entrust(self, slot: int) -> None:
-        """A worker of that slot will open its file: have it there, as its user's."""
-        self._entrusted.add(logfiles.worker(slot))
-        with contextlib.suppress(OSError):  # the worker says what it can't open
-            self._make(logfiles.worker(slot))
+        """A worker of that slot will open its file: have it there, as its user's.
+
+        A file that is too large is rotated first. At the next look the worker would have it open: what the worker writes before
+        it notices the rotation would be cut, and in a crash loop that may be its last words.
+        """
+        base = logfiles.worker(slot)
+        self._entrusted.add(base)
+        with contextlib.suppress(OSError):  # the worker says what it can't open, and `look` what it can't rotate
+            self._make(base)
+            files = logfiles.found(self.directory)
+            if self._size and any(each.name == base and each.size > self._limit(files) for each in files):
+                self._rotate(base, files)
 
     def belongs_to(self, owner: tuple[int, int]) -> None:
         """Workers are this user and group, by number: they, and all who aren't the master, are to open files themselves."""
