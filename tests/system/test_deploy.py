@@ -74,6 +74,14 @@ def test_times_of_the_unit() -> None:
     assert int(option(unit, "WatchdogSec")) > 5
 
 
+def test_capabilities_of_the_unit() -> None:
+    """The service runs as an ordinary user without capabilities, which is what `scripts/as_ordinary_user.py` tests."""
+    unit = (DEPLOY / "cluster2.service").read_text()
+    assert option(unit, "CapabilityBoundingSet") == ""
+    assert option(unit, "NoNewPrivileges") == "yes"
+    assert option(unit, "User") != "root"
+
+
 def container() -> tuple[dict[str, Any], dict[str, Any]]:
     """The pod of the manifest, and its container."""
     deployment, service = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -53,10 +54,17 @@ def directory() -> Iterator[Path]:
         yield Path(made)
 
 
-def start_as(start: Start, directory: Path, user: str, *options: str) -> Running:
-    """A cluster whose workers are to be that user."""
+CAPABILITIES = (
+    *("chown", "dac_override", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap"),
+    *("net_bind_service", "net_raw", "sys_chroot", "mknod", "audit_write", "setfcap"),
+)
+"""The capabilities that Docker gives to root in a container."""
+
+
+def start_as(start: Start, directory: Path, user: str, *options: str, before: Sequence[str] = ()) -> Running:
+    """A cluster whose workers are to be that user; `before`: the beginning of the command line."""
     assert PYTHON is not None
-    argv = [PYTHON, "-m", "cluster2", "run", sample("plain"), "--user", user, "--workers", "2", *options]
+    argv = [*before, PYTHON, "-m", "cluster2", "run", sample("plain"), "--user", user, "--workers", "2", *options]
     path = os.pathsep.join([str(Path(cluster2.__file__).parents[1]), *LIBRARIES])
     return start([*argv, "--bind", "127.0.0.1:0"], directory=directory, env={"PYTHONPATH": path})
 
@@ -66,6 +74,27 @@ def identity(pid: int) -> dict[str, list[str]]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     return {name: fields[name].split() for name in ("Uid", "Gid", "Groups", "CapEff")}
+
+
+def test_root_in_a_container(start: Start, directory: Path) -> None:
+    """A master that is root with the capabilities of a container reloads, and answers what is under way when it leaves."""
+    kept = ",".join(["-all", *(f"+{name}" for name in CAPABILITIES)])
+    before = ("setpriv", f"--bounding-set={kept}", "--inh-caps=-all")
+    running = start_as(start, directory, "nobody", before=before).ready()
+    capabilities = int(identity(running.process.pid)["CapEff"][0], 16)
+    assert capabilities.bit_count() == len(CAPABILITIES)
+    running.ask("reload")
+    with Connection(running.address) as connection:
+        connection.send("/waiting")
+        wait_until(lambda: sum(row["in_flight"] for row in running.workers()) == 1, "it is under way")
+        running.signal(signal.SIGTERM)
+        running.draining()
+        with pytest.raises(TimeoutError):
+            Connection(running.address, 0.2)
+        (directory / "release").touch()
+        assert connection.receive().status == 200
+    assert running.wait() == 0
+    assert "can't be held back" not in running.stderr
 
 
 def test_who_is_who(start: Start, directory: Path) -> None:
