@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from . import wire
 from .kernel import processes, stacks
 from .kernel.descriptors import Packets
-from .kernel.scoreboard import Scoreboard
+from .kernel.scoreboard import Scoreboard, page_of
 from .settings import Settings
 from .worker import runtime
 from .worker.birth import Birth, Staffed
@@ -53,7 +53,8 @@ def _serve(made: image.Image, order: wire.Fork, descriptors: list[int]) -> int:
     title(made.settings, f"worker {order.slot} g{order.generation}")
     paper = Paper(made.settings, order.logs, order.slot)
     paper.begin(order.generation, order.slot)
-    talk, board, stack_file, *others = descriptors
+    talk, stack_file, *shared = descriptors
+    board, others = shared[:3], shared[3:]
     stacks.arm(stack_file)
     sockets = [socket.socket(fileno=descriptor) for descriptor in others]
     doors, ways = sockets[: len(order.sockets)], sockets[len(order.sockets) :]
@@ -62,7 +63,7 @@ def _serve(made: image.Image, order: wire.Fork, descriptors: list[int]) -> int:
             order=order,
             settings=made.settings,
             sites=[Staffed(app, engine) for app, engine in made.sites],
-            board=Scoreboard.attach(board),
+            board=Scoreboard.attach(board, page_of(order.row)),
             talk=socket.socket(fileno=talk),
             sockets=list(zip(order.sockets, doors, strict=True)),
             rest=ways[0] if ways else None,

@@ -53,6 +53,42 @@ class Vitals:
     request_deadline: float
 
 
+@dataclass(slots=True)
+class Promise:
+    """What a worker promises with its heartbeat: a deadline by which the next one will have come.
+
+    A worker could promise anything, and hang. So a heartbeat counts for `PROMISE` seconds after it was seen first, whatever it
+    says; what comes later than that must say something else. Since a worker promises what is `PROMISE` seconds ahead, and is seen
+    afterwards, this changes nothing for one that is well.
+    """
+
+    _said: int | None = None
+    _since: float = 0.0
+
+    def deadline(self, said: int, value: float, now: float) -> float:
+        """Return the deadline that holds now, on the monotonic clock.
+
+        Args:
+            said: the cell as it is, by which another heartbeat is told from the same one.
+            value: the cell as a reader gets it; 0: no heartbeat has come yet.
+            now: on the same clock.
+        """
+        if said != self._said:
+            self._said, self._since = said, now
+        bound = self._since + PROMISE
+        return min(value, bound) if value > 0 else bound
+
+
+def serves(deadline: float, now: float, late: float) -> bool:
+    """Return whether a heartbeat is one of a worker that is well.
+
+    Args:
+        deadline: that it promises; 0: none has come yet.
+        late: seconds by which it may be missed; a deadline that is farther ahead than that allows isn't believed.
+    """
+    return not deadline or now - late <= deadline <= now + PROMISE + late
+
+
 class Trouble(Enum):
     """Ways to be stuck."""
 

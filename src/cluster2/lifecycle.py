@@ -32,6 +32,16 @@ class State(IntEnum):
         return self.name.lower()
 
 
+def state_label(code: int) -> str:
+    """Return the name of the state that a code of the scoreboard stands for; `unknown`: there is no such state."""
+    return State(code).label if code in State._value2member_map_ else "unknown"
+
+
+def mode_label(code: int) -> str:
+    """Return the name of the mode that a code of the scoreboard stands for; `unknown`: there is no such mode."""
+    return MODES[code] if 0 <= code < len(MODES) else "unknown"
+
+
 class Event(Enum):
     """What can happen to a worker."""
 

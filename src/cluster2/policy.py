@@ -237,8 +237,10 @@ def lightest(loads: Sequence[Load], *, by_requests: bool) -> list[int]:
     Args:
         by_requests: handlers are long; while they are short, requests under way say nothing about the next moment.
     """
-    fewest = min((load.in_flight for load in loads), default=0)
-    free = [load for load in loads if load.in_flight == fewest] if by_requests else list(loads)
+    # Fewer than none can't be: such a worker's claim must not draw all connections to it.
+    fewest = min((load.in_flight for load in loads if load.in_flight >= 0), default=0)
+    free = [load for load in loads if load.in_flight == fewest] if by_requests else []
+    free = free or list(loads)
     share = sum(load.connections for load in loads) / max(1, len(loads))
     fair = [load for load in free if load.connections <= share * FAIR + 1]
     return sorted(load.place for load in fair or free)

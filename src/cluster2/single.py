@@ -33,7 +33,7 @@ from .worker.birth import Birth, Staffed
 from .worker.paper import Paper
 from .zygote import image
 
-SLOT, GENERATION = 0, 1
+SLOT, GENERATION, ROW = 0, 1, 0
 LAST_WORDS = 5.0
 """Seconds for delegated work that is under way at the end."""
 
@@ -94,7 +94,7 @@ def run(
         return not open_doors
 
     birth = Birth(
-        order=wire.Fork(1, SLOT, GENERATION, board.claim(), os.getppid(), []),
+        order=wire.Fork(1, SLOT, GENERATION, ROW, os.getppid(), []),
         settings=settings,
         sites=[Staffed(app, engine) for app, engine in made.sites],
         board=board,
@@ -113,10 +113,12 @@ def run(
 
 
 def _board() -> Scoreboard:
-    """The scoreboard, its header as a master would fill it."""
+    """Return the scoreboard, with what a master would write into it."""
     board = Scoreboard.create()
     board.header.started, board.header.traffic, board.header.wanted = time.time(), 1, 1
     board.header.generation = GENERATION
+    row = board.row(board.claim())
+    row.slot, row.generation, row.started, row.pid = SLOT, GENERATION, time.monotonic(), os.getpid()
     return board
 
 

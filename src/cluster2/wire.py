@@ -66,8 +66,8 @@ class Socket(msgspec.Struct, frozen=True):
 class Fork(Message, frozen=True):
     """Make a worker.
 
-    Its descriptors: the talk channel, the scoreboard, the file for its stacks, one for each of `sockets`, and where there is a
-    keeper the entry of the rest queue and the exit of each app's ready queue.
+    Its descriptors: the talk channel, the file for its stacks, the three of the scoreboard, one for each of `sockets`, and where
+    there is a keeper the entry of the rest queue and the exit of each app's ready queue.
 
     Attributes:
         incarnation: names this worker in all messages; never used twice.
@@ -100,7 +100,7 @@ class Reopen(Message, frozen=True):
 class Observe(Message, frozen=True):
     """To the monitor, its only order.
 
-    Its descriptors: the scoreboard, the listening sockets of its page and, if there is one, of the agent-check.
+    Its descriptors: the three of the scoreboard, the listening sockets of its page and, if there is one, of the agent-check.
 
     Attributes:
         settings: the effective options (`Settings.to_wire`).

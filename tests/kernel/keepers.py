@@ -121,7 +121,12 @@ class InProcess(Kept):
     who: tuple[str, str, str] = ("", "", "")
 
     def start(self, limit: int = 10_000) -> None:
-        ends = [self.theirs.fileno(), self.rest[1].fileno(), self.board.fd, *(into.fileno() for into, _ in self.ready)]
+        ends = [
+            self.theirs.fileno(),
+            self.rest[1].fileno(),
+            *self.board.descriptors,
+            *(into.fileno() for into, _ in self.ready),
+        ]
         argv = [*self.argv, str(len(self.ready)), str(self.timeout), *self.who]
         self.pid = processes.execute(argv, fds={3 + n: fd for n, fd in enumerate(ends)}, environ=os.environ)
         self.theirs.close()

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from cluster2.errors import ClusterError
 from cluster2.kernel import ledger
-from cluster2.kernel.scoreboard import Row, Scoreboard
+from cluster2.kernel.cells import LARGEST_COUNT
+from cluster2.kernel.scoreboard import SLOTS, Row, Scoreboard
 from cluster2.latencies import BOUNDS
 from cluster2.lifecycle import State
 
@@ -74,12 +75,23 @@ def test_a_row_gone_mad(board: Scoreboard) -> None:
             row.latencies[cell] = (-(2**63), 2**63 - 1)[cell % 2]
         ledger.bury(board, index, 0, lived=True, crashed=False)
     account = ledger.read(board)[0]
-    assert account.counters["requests"] == 2**62
-    assert [account.counters[name] for name in ("errors", "cpu", "latency", "duration")] == [0, 0, 0, 0]
-    assert min(account.latencies) == 0
-    row = born(board, 7)[1]
-    row.slot = -5  # it isn't taken for somebody else's
-    assert list(ledger.read(board)) == [0]
+    assert account.counters["requests"] == 3 * LARGEST_COUNT
+    assert [account.counters[name] for name in ("errors", "cpu", "duration")] == [0, 0, 0]
+    assert account.counters["latency"] == 2**62 / 1e9
+    assert (min(account.latencies), max(account.latencies)) == (0, 3 * LARGEST_COUNT)
+
+
+def test_sums_saturate(board: Scoreboard) -> None:
+    """However many lives claim the most that they can, the sum fits into its cell, and that of all slots into 64 bits."""
+    for _ in range(20):
+        index, row = born(board, 0)
+        row.requests, row.cpu = 2**63 - 1, math.inf
+        row.latencies[1] = 2**63 - 1
+        ledger.bury(board, index, 0, lived=True, crashed=False)
+    account = ledger.read(board)[0]
+    assert account.counters["requests"] == account.latencies[1] == 2**52
+    assert account.counters["cpu"] == 2**62 / 1e9
+    assert SLOTS * account.counters["requests"] < 2**63
 
 
 def test_a_stuck_master(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
+import struct
 import sys
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster2.errors import ClusterError
-from cluster2.kernel.scoreboard import CELL, CELLS, MAGIC, ROWS, SIZE, SLOTS, Header, Integer, Past, Row, Scoreboard
+from cluster2.kernel.cells import LARGEST_COUNT, UNKNOWN, Cells
+from cluster2.kernel.mappings import PAGE_BYTES, map_shared
+from cluster2.kernel.scoreboard import (
+    CELL,
+    CELLS,
+    KEEPER_PAGE,
+    MAGIC,
+    MONITOR_PAGE,
+    PAGES_SIZE,
+    ROWS,
+    SIZE,
+    SLOTS,
+    Header,
+    Integer,
+    Past,
+    Row,
+    Scoreboard,
+    page_of,
+)
 from cluster2.latencies import BOUNDS
 from tests.kernel.children import leaving, wait
 
@@ -39,22 +61,25 @@ def test_a_new_one_is_empty(board: Scoreboard) -> None:
     assert cells.pop("magic") == MAGIC
     assert not any(cells.values())
     assert board.column("pid") == []
-    assert os.fstat(board.fd).st_size == SIZE
-    assert not os.get_inheritable(board.fd)
+    assert [os.fstat(fd).st_size for fd in board.descriptors] == [SIZE, PAGES_SIZE, PAGES_SIZE]
+    assert not any(map(os.get_inheritable, board.descriptors))
 
 
 def test_fields_keep_their_values_and_types(board: Scoreboard) -> None:
     """Integers and doubles come back as written, the extremes too; a neighbour doesn't change."""
     row = board.row(board.claim())
-    for number, (name, field) in enumerate(Row.FIELDS.items()):
-        setattr(row, name, number if field.kind == "q" else number + 0.5)
-    assert row.as_dict() == {
-        name: number if field.kind == "q" else number + 0.5 for number, (name, field) in enumerate(Row.FIELDS.items())
+    values = {
+        name: min(number, field.high) if field.kind == "q" else number + 0.5
+        for number, (name, field) in enumerate(Row.FIELDS.items())
     }
+    for name, value in values.items():
+        setattr(row, name, value)
+    assert row.as_dict() == values
     row.requests = 2**63 - 1
     row.connections = -(2**63)
-    row.heartbeat = float("inf")
-    assert (row.requests, row.connections, row.heartbeat) == (2**63 - 1, -(2**63), float("inf"))
+    row.heartbeat = math.inf
+    assert (row.integers[Row.requests.index], row.integers[Row.connections.index]) == (2**63 - 1, -(2**63))
+    assert row.reals[Row.heartbeat.index] == math.inf
     row.requests = 1
     row.requests += 1
     assert row.requests == 2
@@ -108,10 +133,15 @@ def test_rows_have_bounds(board: Scoreboard) -> None:
         with pytest.raises(IndexError):
             board.past(slot)
     board.row(ROWS - 1).draining = 1
+    board.row(ROWS - 1).pid = 3
     board.past(SLOTS - 1).draining = 2
+    ours, pages, _ = board.descriptors
     last = SIZE - (CELLS - Row.draining.index) * CELL
-    assert os.pread(board.fd, CELL, last - SLOTS * CELLS * CELL) == (1).to_bytes(8, sys.byteorder)
-    assert os.pread(board.fd, CELL, last) == (2).to_bytes(8, sys.byteorder)
+    assert os.pread(ours, CELL, last) == (2).to_bytes(8, sys.byteorder)
+    entry = SIZE - SLOTS * CELLS * CELL - 8 * CELL
+    assert os.pread(ours, CELL, entry) == (3).to_bytes(8, sys.byteorder)
+    page = PAGES_SIZE - PAGE_BYTES
+    assert os.pread(pages, CELL, page + Row.draining.index * CELL) == (1).to_bytes(8, sys.byteorder)
 
 
 def test_a_column_stops_at_the_high_water_mark(board: Scoreboard) -> None:
@@ -128,20 +158,111 @@ def test_a_column_stops_at_the_high_water_mark(board: Scoreboard) -> None:
 
 def test_its_size_is_sealed(board: Scoreboard) -> None:
     """Nobody can shrink or grow it, so that no reader dies of SIGBUS, or lift the seal."""
-    for size in (0, SIZE - 1, SIZE + 1):
+    ours, _, writable = board.descriptors
+    for fd, its in ((ours, SIZE), (writable, PAGES_SIZE)):
+        for size in (0, its - 1, its + 1):
+            with pytest.raises(PermissionError):
+                os.ftruncate(fd, size)
         with pytest.raises(PermissionError):
-            os.ftruncate(board.fd, size)
-    with pytest.raises(PermissionError):
-        fcntl.fcntl(board.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+
+
+def test_only_the_master_can_write_its_file(board: Scoreboard) -> None:
+    """No later mapping of it is writable, and no descriptor, for root either; nor are the pages through the reader's."""
+    ours, pages, _ = board.descriptors
+    again = os.open(f"/proc/self/fd/{ours}", os.O_RDWR)
+    for fd, size in ((ours, SIZE), (again, SIZE), (pages, PAGES_SIZE)):
+        with pytest.raises(PermissionError):
+            map_shared(fd, size, writable=True)
+    for fd in (ours, again):
+        with pytest.raises(PermissionError):
+            os.pwrite(fd, b"x", 0)
+    os.close(again)
+    assert not any(os.fstat(fd).st_mode & 0o077 for fd in board.descriptors), "other users can open it"
+    board.header.wanted = 7
+    assert board.header.wanted == 7
+
+
+def attached(board: Scoreboard, page: int | None = None) -> Scoreboard:
+    return Scoreboard.attach([os.dup(fd) for fd in board.descriptors], page)
+
+
+@pytest.mark.parametrize("page", [None, KEEPER_PAGE, MONITOR_PAGE, page_of(1)])
+def test_each_writes_its_own_page(board: Scoreboard, page: int | None) -> None:
+    """What isn't its own a process can't write; what is, all others see. It keeps no descriptor."""
+    rows = [board.row(board.claim()) for _ in range(3)]
+    before = set(os.listdir("/proc/self/fd"))
+    other = attached(board, page)
+    assert set(os.listdir("/proc/self/fd")) == before
+    cells: list[tuple[int, Cells, Cells, str]] = [
+        (page_of(index), other.row(index), row, "requests") for index, row in enumerate(rows)
+    ]
+    cells += [(KEEPER_PAGE, other.header, board.header, "resting")]
+    cells += [(MONITOR_PAGE, other.header, board.header, "memory_at_start")]
+    cells += [(-1, other.header, board.header, name) for name in ("traffic", "leaving", "burials", "keeper_pid")]
+    cells += [(-1, other.row(1), rows[1], name) for name in ("pid", "slot", "generation")]
+    cells += [(-1, other.past(0), board.past(0), "lives")]
+    for at, theirs, ours, name in cells:
+        if at == page:
+            setattr(theirs, name, 9)
+        else:
+            with pytest.raises(TypeError, match="read-only"):
+                setattr(theirs, name, 9)
+        assert getattr(ours, name) == (9 if at == page else 0)
+    other.close()
+
+
+PATTERNS = st.one_of(
+    st.integers(-(2**63), 2**63 - 1),
+    st.sampled_from([math.nan, math.inf, -math.inf, 1e300, -1.0, 5e-324]).map(
+        lambda real: struct.unpack("q", struct.pack("d", real))[0]
+    ),
+)
+"""64 bits that somebody has written."""
+
+
+@given(st.lists(PATTERNS, min_size=CELLS, max_size=CELLS))
+def test_whatever_is_written_what_is_read_has_bounds(patterns: list[int]) -> None:
+    """Of rows, and of the keeper's and the monitor's cells; alone, as a whole, and as a column. What is sane comes as it is."""
+    board = Scoreboard.create()
+    row = board.row(board.claim())
+    for cells in (row, *board.header.others.values()):
+        for cell, pattern in enumerate(patterns):
+            cells.integers[cell] = pattern
+    for cells in (row, board.header):
+        for name, value in cells.as_dict().items():
+            field = type(cells).FIELDS[name]
+            assert field.low <= value <= field.high or value == UNKNOWN
+            assert type(value) is (int if field.kind == "q" else float)
+            assert getattr(cells, name) == value
+    for name, field in Row.FIELDS.items():
+        assert board.column(name) == [getattr(row, name)]
+        if field.writer == "worker":
+            raw = row.integers[field.index] if field.kind == "q" else row.reals[field.index]
+            assert getattr(row, name) == raw or not field.low <= raw <= field.high
+    assert all(0 <= count <= LARGEST_COUNT for count in row.measured())
+    board.close()
+
+
+def test_a_column_overlooks_nothing(board: Scoreboard) -> None:
+    """One bad value among good ones is found at each place, a NaN too, which neither `min` nor `max` reliably finds."""
+    rows = [board.row(board.claim()) for _ in range(3)]
+    for row in rows:
+        row.heartbeat, row.connections = 5.0, 5
+    for row in rows:
+        for bad in (math.nan, math.inf, -math.inf):
+            row.heartbeat = bad
+            assert sorted(board.column(Row.heartbeat)) == sorted([5.0, 5.0, row.heartbeat])
+        row.heartbeat, row.connections = 5.0, -(2**63)
+        assert sorted(board.column(Row.connections)) == [UNKNOWN, 5, 5]
+        row.connections = 5
 
 
 def test_only_the_creator_claims(board: Scoreboard) -> None:
-    """Who attaches reads and writes the same cells, but hands out no rows."""
+    """A process that attaches reads the same cells, but hands out no rows."""
     board.row(board.claim()).requests = 3
-    other = Scoreboard.attach(os.dup(board.fd))
+    other = attached(board)
     assert other.column("requests") == [3]
-    other.row(0).requests += 1
-    assert board.row(0).requests == 4
     with pytest.raises(ClusterError, match="only the process that created"):
         other.claim()
     with pytest.raises(ClusterError):
@@ -150,19 +271,23 @@ def test_only_the_creator_claims(board: Scoreboard) -> None:
 
 
 def test_what_is_no_scoreboard_is_refused(board: Scoreboard) -> None:
-    """A pipe, memory of another size, another layout: each is told apart, and the descriptor stays the caller's."""
+    """A pipe, memory of another size, another layout: each is told apart, and the descriptors stay the caller's."""
+    pages = board.descriptors[1]
     reader, writer = os.pipe()
     small = os.memfd_create("small")
     other = os.memfd_create("other")
     os.ftruncate(other, SIZE)
     for fd, reason in ((reader, "0 bytes"), (small, "0 bytes"), (other, "magic 0x0")):
         with pytest.raises(ClusterError, match=reason):
-            Scoreboard.attach(fd)
+            Scoreboard.attach((fd, pages))
         os.fstat(fd)
+    with pytest.raises(ClusterError, match="0 bytes"):
+        Scoreboard.attach((board.descriptors[0], small))
     for fd in (reader, writer, small, other):
         os.close(fd)
     with pytest.raises(ClusterError, match="Bad file descriptor"):
-        Scoreboard.attach(other)
+        Scoreboard.attach((other, pages))
+    os.fstat(pages)
 
 
 def test_after_close_nothing_can_be_read() -> None:
@@ -191,17 +316,20 @@ def test_a_fork_shares_it(board: Scoreboard) -> None:
 
 
 def test_it_survives_an_exec(board: Scoreboard) -> None:
-    """A program that was executed attaches to the descriptor that it was given."""
+    """A program that was executed attaches to the descriptors that it was given."""
     row = board.row(board.claim())
     row.slot = 3
     program = (
-        "from cluster2.kernel.scoreboard import Scoreboard\n"
-        "board = Scoreboard.attach(9)\n"
+        "from cluster2.kernel.scoreboard import Scoreboard, page_of\n"
+        "board = Scoreboard.attach((20, 21, 22), page_of(0))\n"
         "row = board.row(0)\n"
         "row.requests = row.slot + 39\n"
     )
     pid = os.posix_spawn(
-        sys.executable, [sys.executable, "-c", program], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, board.fd, 9)]
+        sys.executable,
+        [sys.executable, "-c", program],
+        os.environ,
+        file_actions=[(os.POSIX_SPAWN_DUP2, fd, 20 + number) for number, fd in enumerate(board.descriptors)],
     )
     assert wait(pid) == 0
     assert row.requests == 42
@@ -211,7 +339,7 @@ def test_no_value_is_ever_torn(board: Scoreboard) -> None:
     """While another process writes two values by turns, a reader sees one of them, whole, and never a mixture."""
     row = board.row(board.claim())
     integers = 0x0102030405060708, -0x0102030405060708
-    reals = 1.0 / 3, -2.0e300 / 7
+    reals = 1.0 / 3, 4.0e9 / 7
     row.requests, row.heartbeat = integers[0], reals[0]
     deadline = time.monotonic() + 30  # the writer's, should the reader die
     pid = os.fork()
@@ -225,7 +353,7 @@ def test_no_value_is_ever_torn(board: Scoreboard) -> None:
     seen_reals: set[float] = set()
     reads = 0
     while (reads < 50_000 or len(seen_integers) < 2) and time.monotonic() < deadline:
-        seen_integers.add(row.requests)
+        seen_integers.add(row.integers[Row.requests.index])
         seen_reals.update(board.column(Row.heartbeat))
         reads += 1
     row.draining = 1

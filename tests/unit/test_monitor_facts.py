@@ -32,7 +32,7 @@ def facts(board: Scoreboard) -> Facts:
 def worker(board: Scoreboard, state: State, *, late: bool = False) -> int:
     index = board.claim()
     row = board.row(index)
-    row.pid, row.state, row.heartbeat = 1, state, time.monotonic() + (-4 if late else 60)
+    row.pid, row.state, row.heartbeat = 1, state, time.monotonic() + (-4 if late else 2)
     return index
 
 

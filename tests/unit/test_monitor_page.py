@@ -112,7 +112,6 @@ async def test_a_worker_gone_mad(board: Scoreboard, seed: int) -> None:
     for second in range(3):
         for cell in range(CELLS):
             mad.integers[cell] = chance.choice((0, 1, 5, -1, chance.getrandbits(63), -chance.getrandbits(63)))
-        mad.slot, mad.pid = chance.choice((1, 5, 10**12, -1)), chance.choice((0, 7, 2**62, -(2**62), os.getpid()))
         good.requests += 10
         desk.watch.look(1.0 + second, 1001.0 + second)
         found = msgspec.json.decode(msgspec.json.encode(desk.facts()))

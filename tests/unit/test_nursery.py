@@ -95,7 +95,7 @@ class Birth:
         return wire.Fork(incarnation, 0, 1, self.row, os.getpid(), [wire.Socket(0, "127.0.0.1:0", True)])
 
     def descriptors(self) -> list[int]:
-        return [self.theirs.fileno(), self.board.fd, self.stacks, self.listener.fileno()]
+        return [self.theirs.fileno(), self.stacks, *self.board.descriptors, self.listener.fileno()]
 
     async def hears(self) -> wire.Talk:
         """The next message of the worker."""

@@ -26,7 +26,7 @@ from ..kernel.handover import BATCH, Inlet, Outlet, Parcel
 from ..kernel.logfiles import Follower
 from ..kernel.privileges import drop_privileges
 from ..kernel.processes import raise_file_limit
-from ..kernel.scoreboard import Scoreboard
+from ..kernel.scoreboard import KEEPER_PAGE, Scoreboard
 from ..lifecycle import State
 from .resting import FAR, Resting
 
@@ -213,7 +213,7 @@ class Keeper:
 
 
 def main(arguments: list[str]) -> None:
-    """Run as a process: descriptors 3 control, 4 rest queue, 5 scoreboard, from 6 on the ready queues.
+    """Run as a process: descriptors 3 control, 4 rest queue, 5 to 7 scoreboard, from 8 on the ready queues.
 
     Args:
         arguments: how many apps there are, the idle timeout in seconds, the user and the group to be ("": as we are), the file
@@ -227,8 +227,8 @@ def main(arguments: list[str]) -> None:
     sites, timeout, (user, group, log) = int(arguments[0]), float(arguments[1]), arguments[2:5]
     drop_privileges(user or None, group or None)
     rest = Inlet(socket.socket(fileno=4))
-    ready = [Outlet(socket.socket(fileno=6 + site)) for site in range(sites)]
-    board = Scoreboard.attach(5)
+    ready = [Outlet(socket.socket(fileno=8 + site)) for site in range(sites)]
+    board = Scoreboard.attach((5, 6, 7), KEEPER_PAGE)
     output = Follower(log, 1, 2) if log else None
     Keeper(3, rest, ready, board, timeout, raise_file_limit(), output).run()
 

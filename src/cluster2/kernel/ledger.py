@@ -18,9 +18,7 @@ that leaves by itself publishes before it does.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cluster2.errors import ClusterError
@@ -35,8 +33,9 @@ COUNTERS: tuple[Integer | Real, ...] = (
 
 PATIENCE = 1.0
 """Seconds that a reader tries."""
-_MOST = 2**62
-"""A row that a worker gone mad has written to must not make a sum that no cell can hold."""
+_LARGEST = {"q": 2**52, "d": 2**62}
+"""The largest sums of a slot. Whatever workers have written into their rows, the sum fits into a cell, and
+that of all slots into a message."""
 _UNIT = 1e9
 """Times are added up in whole nanoseconds: a sum of doubles depends on the order, and would fall by a bit when of two lives the
 second ends first. For Prometheus a counter that falls by a bit has begun anew, and all of it is counted again."""
@@ -65,17 +64,16 @@ def bury(board: Scoreboard, row: int, slot: int, *, lived: bool, crashed: bool) 
 
 
 def _add(row: Row, past: Past) -> None:
-    integers, reals = row.integers, row.reals
     for each in COUNTERS:
-        more = _whole(integers[each.index] if each.kind == "q" else reals[each.index] * _UNIT)
-        past.integers[each.index] = min(past.integers[each.index] + more, _MOST)
-    for cell in range(*Row.latencies.cells.indices(len(integers))):
-        past.integers[cell] = min(past.integers[cell] + _whole(integers[cell]), _MOST)
+        more = _whole(each, getattr(row, each.name))
+        past.integers[each.index] = min(past.integers[each.index] + more, _LARGEST[each.kind])
+    for bucket, more in enumerate(row.measured()):
+        past.latencies[bucket] = min(past.latencies[bucket] + more, _LARGEST["q"])
 
 
-def _whole(counted: float) -> int:
-    """As a number to add; what can't be counted is 0."""
-    return int(counted) if 0 < counted < math.inf else 0
+def _whole(field: Integer | Real, counted: float) -> int:
+    """Return a cell's value as a number to add; an unknown count is 0."""
+    return int(counted * _UNIT) if field.kind == "d" else max(0, int(counted))
 
 
 @dataclass(slots=True)
@@ -139,14 +137,13 @@ def _read(board: Scoreboard) -> dict[int, Account]:
     accounts = {slot: _ended(board.past(slot)) for slot in range(board.header.slots)}
     for index in range(board.header.high_water):
         row = board.row(index)
-        integers, reals = row.integers.tolist(), row.reals.tolist()
-        slot = integers[Row.slot.index]
-        if not integers[Row.pid.index] or not 0 <= slot < SLOTS:
+        pid, slot = row.pid, row.slot
+        if not pid or slot >= SLOTS:
             continue
         account = accounts.get(slot)
         if account is None:
             account = accounts[slot] = _ended(board.past(slot))
-        _add_life(account, integers, reals)
+        _add_life(account, row, pid)
     for account in accounts.values():
         for each in COUNTERS:
             if each.kind == "d":
@@ -159,22 +156,15 @@ def _ended(past: Past) -> Account:
     return Account(counters, past.latencies.tolist(), past.lives, past.crashes)
 
 
-def _add_life(account: Account, integers: list[int], reals: Sequence[float]) -> None:
-    """Add a life that goes on, by the two views of its row."""
+def _add_life(account: Account, row: Row, pid: int) -> None:
+    """Add a life that goes on."""
     for each in COUNTERS:
-        counted = integers[each.index] if each.kind == "q" else reals[each.index] * _UNIT
-        account.counters[each.name] += _whole(counted)
+        counted = getattr(row, each.name)
+        account.counters[each.name] += _whole(each, counted)
         if counted < 0:
             account.unknown.add(each.name)
-    measured = integers[Row.latencies.cells]
-    account.latencies = [past + max(0, more) for past, more in zip(account.latencies, measured, strict=True)]
+    account.latencies = [past + more for past, more in zip(account.latencies, row.measured(), strict=True)]
     account.begun += 1
     account.lives.append(
-        Life(
-            pid=integers[Row.pid.index],
-            state=integers[Row.state.index],
-            connections=integers[Row.connections.index],
-            in_flight=integers[Row.in_flight.index],
-            memory=integers[Row.memory.index],
-        )
+        Life(pid=pid, state=row.state, connections=row.connections, in_flight=row.in_flight, memory=row.memory)
     )

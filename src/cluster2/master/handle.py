@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from .. import wire
 from ..events import Reason
+from ..health import Promise
+from ..kernel.scoreboard import Row
 from ..lifecycle import State
 from ..policy import Seen
 
@@ -30,6 +32,7 @@ class Handle:
         stacks_file: where it writes its stacks when asked.
         stacks: what it wrote when it was found to be stuck, or None.
         drain_first: it is told to drain when its successor is ready; false: it is killed then, since it wouldn't hear.
+        promise: what its heartbeats promise.
         talk: the link to it, or None when its channel has closed.
         timer: bounds the state that it is in.
     """
@@ -49,6 +52,7 @@ class Handle:
     stacks_file: int = -1
     stacks: str | None = None
     drain_first: bool = True
+    promise: Promise = field(default_factory=Promise, repr=False)
     talk: TalkToWorker | None = field(default=None, repr=False)
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
@@ -60,6 +64,10 @@ class Handle:
     def seen(self) -> Seen:
         """What decisions need to know of it."""
         return Seen(self.incarnation, self.slot, self.generation, self.state, self.replace)
+
+    def deadline(self, row: Row, now: float) -> float:
+        """Return when its next heartbeat is due, by what its row says and by when that was seen first."""
+        return self.promise.deadline(row.integers[Row.heartbeat.index], row.heartbeat, now)
 
     def uptime(self, now: float) -> float:
         """Seconds since the order to fork it."""

@@ -115,7 +115,7 @@ class Keeping(Helper):
             out.close()
 
     def _execute(self) -> Child:
-        ends = [self._rest[1].fileno(), self._board.fd, *(into.fileno() for into, _ in self._ready)]
+        ends = [self._rest[1].fileno(), *self._board.descriptors, *(into.fileno() for into, _ in self._ready)]
         options = self._options
         who = [str(options.user or ""), str(options.group or "")]
         argv = [sys.executable, "-I", "-S", _ROOM, str(self._sites), str(options.timeout), *who, self._log]

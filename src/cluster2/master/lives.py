@@ -54,7 +54,7 @@ class Lives:
         handle = self._master.roster.find(incarnation)
         if handle is None or handle.pid is not None:
             return  # told twice, by the zygote and by the worker itself
-        handle.pid = pid
+        handle.pid = self._master.estate.board.row(handle.row).pid = pid
         self.actions.apply(handle, lifecycle.Event.FORKED)
 
     def from_worker(self, handle: Handle, message: wire.Talk) -> None:
@@ -219,6 +219,9 @@ class Lives:
             place=place,
             stacks_file=stacks.create(),
         )
+        board = self._master.estate.board
+        row = board.row(handle.row)
+        row.slot, row.generation, row.started, row.state = slot, generation, handle.born, State.BOOTING
         self._master.roster.add(handle)
         self.actions.limit(handle)
         ours, theirs = socket.socketpair()
@@ -252,9 +255,7 @@ class Lives:
                 self.actions.apply(handle, lifecycle.Event.EXITED)
                 return
             try:
-                nursery.spawn(
-                    order, [theirs.fileno(), self._master.estate.board.fd, handle.stacks_file, *listening, *ways]
-                )
+                nursery.spawn(order, [theirs.fileno(), handle.stacks_file, *board.descriptors, *listening, *ways])
             except ConnectionError:  # it is dying just now, which the next fact tells
                 self.actions.apply(handle, lifecycle.Event.EXITED)
             except OSError as error:  # its queue is full

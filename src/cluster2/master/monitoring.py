@@ -99,7 +99,7 @@ class Monitoring(Helper):
             self.renew()
 
     def _execute(self) -> Child:
-        descriptors = [self._board.fd, *(each.sock.fileno() for each in self._listeners)]
+        descriptors = [*self._board.descriptors, *(each.sock.fileno() for each in self._listeners)]
         child = Child([sys.executable, "-P", "-m", "cluster2.monitor"], codec.pack_order(self._order), descriptors)
         child.hear(lambda packet, connections: self._asks(child, packet, connections))
         return child

@@ -11,7 +11,7 @@ from typing import Any
 from .. import __version__, latencies
 from ..kernel import processes
 from ..kernel.scoreboard import Scoreboard
-from ..lifecycle import MODES
+from ..lifecycle import mode_label
 from ..policy import Backoff
 from .handle import Handle
 from .roster import Roster
@@ -39,7 +39,7 @@ def status(
     header = board.header
     weigh = _memory if memory else _unweighed
     alive = [handle for handle in roster if handle.pid is not None]
-    measured = [board.row(handle.row).latencies.tolist() for handle in alive]
+    measured = [board.row(handle.row).measured() for handle in alive]
     return {
         "master": {
             "pid": os.getpid(),
@@ -92,8 +92,8 @@ def _worker(board: Scoreboard, handle: Handle, weigh: Callable[[int], int | None
         "errors": row.errors,
         "cpu": row.cpu,
         "timed_out": row.timed_out,
-        "latency": latencies.summary(row.latencies.tolist()),
-        "mode": MODES[row.mode],
+        "latency": latencies.summary(row.measured()),
+        "mode": mode_label(row.mode),
         "longest_step": row.longest_step,
         "parked": row.parked,
         "moved_in": row.moved_in,

@@ -175,13 +175,17 @@ class Steering:
             return
         loads = []
         for place, row in self._serving:
-            begun, ended = gauge = row.begun, row.ended
+            ended = (
+                row.ended
+            )  # before `begun`: else a request that begins and ends in between would make it the greater one
+            begun = row.begun
+            gauge = begun, ended
             if gauge != self._gauges.get(place):
                 self._gauges[place] = gauge
                 self._moved_at = now
             elif begun > ended:
                 self._long_at = self._moved_at = now
-            loads.append(Load(place, begun - ended, row.connections))
+            loads.append(Load(place, begun - ended, max(0, row.connections)))
         if now - self._moved_at < QUIET:
             long = now - self._long_at < LONG_AGO
             late = max(0.0, now - self._due) if self._due else 0.0
@@ -211,7 +215,7 @@ class Steering:
         self._groups.clear()
 
     def _late(self, handle: Handle, now: float) -> bool:
-        return 0.0 < self._board.row(handle.row).heartbeat < now
+        return handle.deadline(self._board.row(handle.row), now) < now
 
     def _made(self, listener: Listener, places: int) -> Group:
         """A new group. Usually nobody is served yet, so there is time to prove it."""

@@ -83,7 +83,7 @@ class Judge:
             requests=row.requests,
             uptime=handle.uptime(now),
             memory=self._weigh(handle, now),
-            heartbeat=row.heartbeat,
+            heartbeat=handle.deadline(row, now),
             request_deadline=row.request_deadline,
         )
 

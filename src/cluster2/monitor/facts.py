@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from .. import ecv
+from .. import ecv, health
 from ..ecv import Health
 from ..errors import NotRunning
 from ..kernel.scoreboard import Row, Scoreboard
@@ -69,9 +69,9 @@ class Facts:
     @property
     def ready(self) -> int:
         """How many workers serve; one whose sign of life is overdue doesn't."""
-        bound = time.monotonic() - LATE
+        now = time.monotonic()
         rows = zip(self.board.column(Row.state), self.board.column(Row.heartbeat), strict=True)
-        return sum(state == State.READY and not 0 < deadline < bound for state, deadline in rows)
+        return sum(state == State.READY and health.serves(deadline, now, LATE) for state, deadline in rows)
 
     @property
     def wanted(self) -> int:

@@ -30,7 +30,7 @@ from ..errors import ClusterError
 from ..kernel import privileges, processes
 from ..kernel.descriptors import Packets
 from ..kernel.logfiles import Follower
-from ..kernel.scoreboard import Scoreboard
+from ..kernel.scoreboard import MONITOR_PAGE, Scoreboard
 from ..settings import Settings
 from .agent import Agent
 from .app import make
@@ -67,8 +67,9 @@ def main() -> int:
         logger.warning("the monitor can't serve: %s", error.message)
         return error.exit_code
     processes.set_parent_death_signal(signal.SIGKILL)  # behind the end of the channel, for a loop that is stuck
-    listeners = [socket.socket(fileno=each) for each in descriptors[1:]]
-    asyncio.run(_observe(channel, Scoreboard.attach(descriptors[0]), listeners, order, settings))
+    board = Scoreboard.attach(descriptors[:3], MONITOR_PAGE)
+    listeners = [socket.socket(fileno=each) for each in descriptors[3:]]
+    asyncio.run(_observe(channel, board, listeners, order, settings))
     return 0
 
 

@@ -1,26 +1,23 @@
 """One look at the cluster: all that is known of it at one moment, as values.
 
-It is read off the scoreboard and /proc, so it needs no master, nor a worker that answers. A worker gone mad can have written
-anything into its row; what makes no sense there is told as not known.
+It is read off the scoreboard and /proc, so it needs no master, nor a worker that answers. The master has written which workers
+there are. A worker may have written anything into the rest of its row; readers get what is within bounds (`kernel.cells`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .. import health
 from ..errors import ClusterError
 from ..health import PROMISE
 from ..kernel import ledger
 from ..kernel.scoreboard import SLOTS, Row, Scoreboard
 from ..latencies import BOUNDS
-from ..lifecycle import MODES, PHASES, State
+from ..lifecycle import PHASES, mode_label, state_label
 from .facts import LATE
-
-MOST = 2**53
-"""What JSON's readers take for a whole number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,28 +50,26 @@ class Worker:
     @property
     def state(self) -> str:
         """The name of its state."""
-        code = self.cells["state"]
-        return State(code).label if code in State._value2member_map_ else "unknown"
+        return state_label(self.cells["state"])
 
     @property
     def mode(self) -> str:
         """How it takes connections."""
-        mode = self.cells["mode"]
-        return MODES[mode] if 0 <= mode < len(MODES) else "unknown"
+        return mode_label(self.cells["mode"])
 
     def serves(self, now: float) -> bool:
         """Whether it is ready; one whose sign of life is overdue isn't."""
-        return self.state == "ready" and not 0 < self.cells["heartbeat"] < now - LATE
+        return self.state == "ready" and health.serves(self.cells["heartbeat"], now, LATE)
 
     def count(self, name: str) -> int | None:
-        """A cell that counts; None: it says -1, since the engine can't know, or nonsense."""
+        """Return a cell that counts; None: it says -1, since the engine can't know."""
         value = int(self.cells[name])
-        return value if 0 <= value < MOST else None
+        return value if value >= 0 else None
 
     def silence(self, now: float) -> float | None:
         """Seconds since its last sign of life; None: it hasn't given one yet."""
         deadline = self.cells["heartbeat"]
-        return max(0.0, now - (deadline - PROMISE)) if 0 < deadline < math.inf else None
+        return max(0.0, now - (deadline - PROMISE)) if deadline else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +127,8 @@ def survey(board: Scoreboard, now: float, time: float) -> Survey:
     found = []
     for index in range(board.header.high_water):
         row = board.row(index)
-        if row.pid > 0 and 0 <= row.slot < SLOTS:
-            found.append(Worker(row.as_dict(), tuple(row.latencies.tolist())))
+        if row.pid and row.slot < SLOTS:
+            found.append(Worker(row.as_dict(), tuple(row.measured())))
     found.sort(key=lambda worker: (worker.slot, worker.cells["started"]))
     return Survey(now, time, board.header.as_dict(), found, _totals(board))
 

@@ -80,7 +80,8 @@ class Moves:
             counts: connections of each worker that serves, this one included.
             mine: of this one.
         """
-        mean = sum(counts) / max(1, len(counts))
+        # A sibling's engine may not know (-1).
+        mean = sum(max(0, count) for count in counts) / max(1, len(counts))
         if mine <= mean + 1 or mine <= mean * SLACK:
             return
         surplus = int(mine - mean)

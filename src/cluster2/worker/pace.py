@@ -76,7 +76,8 @@ class Pace:
             self.mode = Mode.HELD
         if self.is_proof(step):
             self._recent.append(now)
-            seen = sum(now - when < WINDOW for when in self._recent) + sum(now - when < WINDOW for when in elsewhere)
+            seen = sum(now - when < WINDOW for when in self._recent)
+            seen += sum(abs(now - when) < WINDOW for when in elsewhere)  # a time that is far ahead is no proof
             if seen >= PROOF:
                 self._park_at = now
                 self.mode = Mode.PARKING

@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -285,10 +284,7 @@ class Worker:
         self._paper.tick()
 
     def _fill_row(self) -> None:
-        row, order = self._row, self._birth.order
-        row.pid, row.slot, row.generation = self._life.pid, order.slot, order.generation
-        row.started = time.monotonic()
-        row.state = State.BOOTING
+        self._row.state = State.BOOTING
 
     def _receive(self, message: wire.Talk | wire.Unknown) -> None:
         if self._office is not None and self._office.receive(message):
