@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import pwd
 import signal
@@ -17,6 +18,8 @@ import cluster2
 from tests.system.clients import Connection
 from tests.system.harness import Running, free_port, sample, wait_until
 from tests.system.test_monitor import Monitor
+from tests.system.test_scribbling import APP as SCRIBBLING
+from tests.system.test_scribbling import goes_mad
 
 NOBODY = pwd.getpwnam("nobody")
 
@@ -61,10 +64,17 @@ CAPABILITIES = (
 """The capabilities that Docker gives to root in a container."""
 
 
-def start_as(start: Start, directory: Path, user: str, *options: str, before: Sequence[str] = ()) -> Running:
+def start_as(
+    start: Start,
+    directory: Path,
+    user: str,
+    *options: str,
+    before: Sequence[str] = (),
+    target: str = sample("plain"),
+) -> Running:
     """A cluster whose workers are to be that user; `before`: the beginning of the command line."""
     assert PYTHON is not None
-    argv = [*before, PYTHON, "-m", "cluster2", "run", sample("plain"), "--user", user, "--workers", "2", *options]
+    argv = [*before, PYTHON, "-m", "cluster2", "run", target, "--user", user, "--workers", "2", *options]
     path = os.pathsep.join([str(Path(cluster2.__file__).parents[1]), *LIBRARIES])
     return start([*argv, "--bind", "127.0.0.1:0"], directory=directory, env={"PYTHONPATH": path})
 
@@ -131,6 +141,15 @@ def rests_and_comes_back(running: Running) -> None:
         assert connection.get("/").status == 200
         wait_until(lambda: running.status()["keeper"]["resting"] == 1, "it rests")
         assert connection.get("/").status == 200
+
+
+def test_a_worker_gone_mad(start: Start, directory: Path) -> None:
+    """A worker of another user than the master's can write its own page of the scoreboard, and no more: not the root master's."""
+    port = free_port()
+    running = start_as(start, directory, "nobody", "--mon-port", str(port), target=SCRIBBLING).ready()
+    told = goes_mad(Monitor(running, port))
+    assert told["written"] == mmap.PAGESIZE
+    assert (told["unlocked"], told["own"], told["master"]) == ([], [], [])
 
 
 def test_a_user_that_there_is_not(start: Start, directory: Path) -> None:

@@ -29,6 +29,8 @@ from cluster2.lifecycle import MODES, State
 CELL: Final = 8
 CELLS: Final = 64
 ENTRY_CELLS: Final = 8
+ROWS: Final = 1024
+SLOTS: Final = 1024
 
 LARGEST_COUNT: Final = 2**48
 """At a million requests a second a worker reaches it in nine years."""
@@ -239,7 +241,7 @@ class Header(Cells):
     generation = Integer(1, "master", "the generation that new workers belong to")
     traffic = Integer(2, "master", "1 enabled, 0 disabled: what ECV answers")
     started = Real(3, "master", "when the master started: seconds since the epoch, wall time")
-    high_water = Integer(4, "master", "the highest row ever claimed, plus 1: readers stop here")
+    high_water = Integer(4, "master", "the highest row ever claimed, plus 1: readers stop here", high=ROWS)
     keeper_pid = Integer(5, "master", "its process id; 0: there is no keeper")
     resting = SeparateInteger(6, "keeper", "connections that rest there")
     keeper_beat = SeparateReal(7, "keeper", "monotonic time of its last sign of life")
@@ -256,7 +258,9 @@ class Header(Cells):
     burials = Integer(
         18, "master", "twice the lives that have ended; odd: what one has counted is just being carried over"
     )
-    slots = Integer(21, "master", "the highest slot in which a life has ended, plus 1: readers of the past stop here")
+    slots = Integer(
+        21, "master", "the highest slot in which a life has ended, plus 1: readers of the past stop here", high=SLOTS
+    )
     reloads = Integer(19, "master", "changes of generation that were carried through")
     reloads_failed = Integer(20, "master", "changes of generation that were abandoned")
     phase = Integer(22, "master", "where the cluster is: its place in lifecycle.PHASES")

@@ -70,6 +70,8 @@ from .cells import (
     CELL,
     CELLS,
     ENTRY_CELLS,
+    ROWS,
+    SLOTS,
     Cells,
     Field,
     Header,
@@ -87,8 +89,6 @@ __all__ = [
     "Cells", "Header", "Integer", "Past", "Real", "Row", "Scoreboard", "page_of",
 ]  # fmt: skip
 
-ROWS: Final = 1024
-SLOTS: Final = 1024
 _ENTRIES: Final = CELLS
 _PASTS: Final = _ENTRIES + ROWS * ENTRY_CELLS
 SIZE: Final = CELL * (_PASTS + SLOTS * CELLS)

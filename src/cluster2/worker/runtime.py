@@ -21,6 +21,7 @@ from ..apps import said, trace
 from ..engines.base import Capability, Engine, Interface, Site, is_fed, is_own, owns_accept
 from ..errors import AppError, ClusterError
 from ..kernel import processes
+from ..kernel.cells import LARGEST_COUNT
 from ..kernel.handover import Inlet, Outlet
 from ..kernel.scoreboard import Row
 from ..lifecycle import State
@@ -262,7 +263,8 @@ class Worker:
         self._pulse.long_step(step, now)
 
     def _took(self, seconds: float) -> None:
-        self._row.latencies[latencies.bucket(seconds)] += 1
+        counts, bucket = self._row.latencies, latencies.bucket(seconds)
+        counts[bucket] = min(counts[bucket], LARGEST_COUNT) + 1  # what the app may have written there must not overflow
         self._row.latency += seconds
 
     async def _leave(self) -> bool:
