@@ -1,0 +1,28 @@
+"""Bounds of a connection. A client that exceeds one gets an error response, and its connection ends."""
+
+from __future__ import annotations
+
+MAX_HEAD_BYTES = 1 << 16
+"""Target, names and values of a request's head, as parsed (431)."""
+MAX_RAW_HEAD_BYTES = 1 << 17
+"""Bytes on the wire of a head that isn't complete, whitespace included (431)."""
+MAX_TARGET_BYTES = 1 << 15
+"""A request's target (414)."""
+MAX_HEADERS = 256
+"""Header lines of a request (431)."""
+MAX_SLICE_BYTES = 1 << 14
+"""Bytes given to the parser in one step. What is checked after a step is exact to so many bytes."""
+MAX_PIPELINED = 16
+"""Requests that may wait behind the one that is served, and more be read. What one slice brings is kept, however many."""
+MAX_UNREAD_BODY_BYTES = 1 << 16
+"""Bytes of a request's body that may wait for the app. Reading pauses above."""
+MAX_BODYLESS_BYTES = 1 << 17
+"""Bytes on the wire that bring nothing: chunk extensions and trailers (400), empty lines before a request (431)."""
+MAX_DISCARDED_BYTES = 1 << 20
+"""Bytes of a body that are read and dropped after its response, so that the connection can go on. Above, it ends."""
+MAX_LINGER_BYTES = 1 << 20
+"""Bytes that are read and dropped after our side has ended."""
+LINGER_S = 1.0
+"""Seconds that a client may take to notice that our side has ended, before the connection is closed."""
+JOINED_BYTES = 1 << 14
+"""Up to so many bytes of a body are copied behind the head, for one write. A larger body is written beside it."""
