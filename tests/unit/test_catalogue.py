@@ -46,7 +46,7 @@ def test_by_name() -> None:
 
 def test_unknown() -> None:
     """An unknown name is refused, with those that there are."""
-    with pytest.raises(ConfigError, match="engine 'steam' is unknown; installed are uvicorn, granian, tcp"):
+    with pytest.raises(ConfigError, match="engine 'steam' is unknown; installed are http, uvicorn, granian, tcp"):
         catalogue.find("steam")
 
 
@@ -54,7 +54,7 @@ def test_unknown() -> None:
 def test_third_parties() -> None:
     """An engine that another distribution brings is found by its entry point, and stands in the list."""
     assert catalogue.find("steam") is TcpEngine
-    assert catalogue.names() == ["uvicorn", "granian", "tcp", "broken", "steam"]
+    assert catalogue.names() == ["http", "uvicorn", "granian", "tcp", "broken", "steam"]
 
 
 @pytest.mark.usefixtures("installed")
@@ -132,7 +132,7 @@ def test_the_way_out_names_an_engine_that_can() -> None:
         name = "lean"
         capabilities = {Interface.ASGI: frozenset()}  # noqa: RUF012
 
-    with pytest.raises(ConfigError, match="root_path .* leave the option out, or choose engine 'uvicorn'$"):
+    with pytest.raises(ConfigError, match="root_path .* leave the option out, or choose engine 'http' or 'uvicorn'$"):
         catalogue.check_options(staff((Interface.ASGI, Lean)), Settings(root_path="/x"), {"root_path": "flag"})
 
 

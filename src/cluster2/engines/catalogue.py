@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PROTECTS = frozenset({Capability.TLS})
 """What an app can't be left without, if it was asked for, because another app has it."""
 BUILT_IN: Mapping[str, str] = {
+    "http": "cluster2.engines.http.engine:HttpEngine",
     "uvicorn": "cluster2.engines.uvicorn:UvicornEngine",
     "granian": "cluster2.engines.granian:GranianEngine",
     "tcp": "cluster2.engines.tcp:TcpEngine",

@@ -50,3 +50,11 @@ def untaken(descriptor: int) -> int:
         return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), "little")
     except (OSError, ValueError):  # no socket any more; a number below 0
         return 0
+
+
+def shut_down(descriptor: int) -> None:
+    """End a connection in both directions: also where another process has a copy of the descriptor. What was written is sent.
+
+    Through ctypes for the same reason as above. A connection that is over already is left as it is.
+    """
+    _libc.shutdown(descriptor, socket.SHUT_RDWR)

@@ -1,0 +1,939 @@
+"""A connection of HTTP/1.1 (RFC 9112), on the public API of httptools.
+
+A connection is in one of these states. What it waits for, and whether it may move to another process, follows from the state.
+
+| state | meaning | leaves it when |
+|---|---|---|
+| `IDLE` | between two requests: the last response is complete, no byte of the next request has come | a byte comes: `HEAD` |
+| `HEAD` | a head is coming, and no request is served | the head is complete: `SERVING`, `UPGRADED` |
+| `SERVING` | a request is served; more may wait behind it | the response is complete: any of the others |
+| `DISCARDING` | the response is complete; the rest of the request's body is dropped | the body is complete: `IDLE` |
+| `LINGERING` | our side has ended; what comes is dropped | the client ends its side, or `LINGER_S`: `CLOSED` |
+| `UPGRADED` | a websocket has taken the transport over | never |
+| `CLOSED` | closed, reset, lost or handed over | never |
+
+`IDLE` is the only state in which a connection may move. `LINGERING` is there because closing a connection whose client has sent
+something that wasn't read is a reset, by which the client may lose the response (RFC 9112, 9.6).
+
+*Input.* Callbacks of the parser only note what has come: no app runs inside the parser. Requests begin when the parser has used
+up a slice. What a client sends wrong counts in its order: requests before it are answered first (`_refusal`), and a request whose
+body is wrong is `broken` (see `request`). `_input_over` means that nothing more is parsed: the client has ended its side, has
+asked for the end, or has sent what can't be understood.
+
+*The end of the client's side* (`eof_received`) isn't the end of its interest: requests that have come are answered. Whether the
+client is still there can't be known before something is sent to it.
+
+*Upgrade.* httptools stops at the end of a head that asks for one, and takes the request's body for the bytes of another
+protocol. A client that isn't upgraded goes on in HTTP, so its body would be parsed as the next request. So unless the request
+becomes a websocket, a new parser is fed the same head without its `Upgrade` field, and what follows it.
+
+*Cost.* What can be derived when it is asked for isn't noted: there is no timer, no set of tasks with callbacks, no event object
+for each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections import deque
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
+
+import httptools
+
+from ...kernel.progress import shut_down, transferred, untaken
+from ..ending import readable, reset
+from ..patience import For, Wait
+from .limits import (
+    LINGER_S,
+    MAX_BODYLESS_BYTES,
+    MAX_DISCARDED_BYTES,
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    MAX_LINGER_BYTES,
+    MAX_PIPELINED,
+    MAX_RAW_HEAD_BYTES,
+    MAX_SLICE_BYTES,
+    MAX_TARGET_BYTES,
+)
+from .request import COMPLETE, SENDING, Request
+from .response import refusal
+
+if TYPE_CHECKING:
+    from ..base import Served
+    from .engine import HttpEngine
+
+Header = tuple[bytes, bytes]
+
+
+class State(IntEnum):
+    """See the module."""
+
+    IDLE = 0
+    HEAD = 1
+    SERVING = 2
+    DISCARDING = 3
+    LINGERING = 4
+    UPGRADED = 5
+    CLOSED = 6
+
+
+IDLE, HEAD, SERVING, DISCARDING, LINGERING, UPGRADED, CLOSED = 0, 1, 2, 3, 4, 5, 6  # the same, without the lookup
+
+# Headers that mean something to the connection, counted in one number while a head is parsed: nearly every head has exactly one
+# Host and nothing else of these, so one comparison tells that there is nothing to do.
+_HOST, _CODING, _EXPECT, _UPGRADE, _FORWARDED = (1 << 12 * place for place in range(5))
+_SPECIAL = {
+    b"host": _HOST,
+    b"transfer-encoding": _CODING,
+    b"expect": _EXPECT,
+    b"upgrade": _UPGRADE,
+    b"x-forwarded-for": _FORWARDED,
+    b"x-forwarded-proto": _FORWARDED,
+}
+_HOST_VALUE = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.v]+\])(?::[0-9]*)?")
+_VALID_HOSTS: set[bytes] = set()
+_MAX_HOSTS = 1024
+"""Host values that are remembered as valid. Clients can invent any number of them."""
+_METHODS: dict[bytes, str] = {}
+_VERSION_1_1 = b" HTTP/1.1\r\n"
+_ASGI_VERSION = "3.0"
+_SPEC_VERSION = "2.3"
+
+_BAD_REQUEST = "Bad Request"
+_REASONS = {"Invalid HTTP version": (505, "only versions 1.0 and 1.1 are spoken here")}
+
+
+class _Dropped(list[Any]):
+    """Stays empty: trailers could pose as headers (RFC 9110, 6.5.1)."""
+
+    def append(self, _: Any) -> None: ...
+
+
+_DROPPED: list[Header] = _Dropped()
+
+
+class _InputOver(Exception):
+    """Nothing more is to be parsed."""
+
+
+class Connection(asyncio.Protocol):
+    """A connection. `state` tells where it stands; see the module.
+
+    Attributes:
+        engine: that serves it.
+        transport: of the loop, or a one-shot transport of the acceptor's.
+        state: see the module.
+        request: the one that is served, or was last; None before the first.
+        pipeline: requests that wait behind it.
+        writing_paused: those that wait until the client has taken what was sent; None: nobody has to wait.
+        used: when it was last used, on the engine's clock; 0: not known.
+        secure: over TLS. Such a connection can't move.
+        client: address of the peer, as in an ASGI scope.
+    """
+
+    __slots__ = (
+        "_bodyless",
+        "_data",
+        "_discarded",
+        "_eof",
+        "_feeding",
+        "_fresh",
+        "_graceful",
+        "_head_read",
+        "_headers",
+        "_in_head",
+        "_input_over",
+        "_lingering",
+        "_muted",
+        "_parser",
+        "_reading_paused",
+        "_receiving",
+        "_refusal",
+        "_seen",
+        "_server",
+        "_target",
+        "_trusted",
+        "_unparsed",
+        "_upgrade",
+        "_upgrade_scope",
+        "client",
+        "engine",
+        "first",
+        "loop",
+        "pipeline",
+        "request",
+        "secure",
+        "served",
+        "state",
+        "transport",
+        "used",
+        "writing_paused",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, engine: HttpEngine, first: bytes | None = None, served: Served | None = None) -> None:
+        """Nothing has come yet.
+
+        Args:
+            first: what was read before the transport existed.
+            served: called when the first request has begun, or never will.
+        """
+        self.engine = engine
+        self.first = first
+        self.served = served
+        self.loop = engine.loop
+        self.state = IDLE
+        self.request: Request | None = None
+        self.pipeline: deque[Request] | None = None
+        self.writing_paused: list[asyncio.Future[None]] | None = None
+        self.used = 0.0
+        self._graceful = False
+        self._lingering: asyncio.TimerHandle | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._fresh: Request | None = None
+        self._receiving: Request | None = None
+        self._in_head = False
+        self._head_read = 0
+        self._bodyless = 0
+        self._discarded = 0
+        self._unparsed = b""
+        self._data = b""
+        self._feeding = False
+        self._reading_paused = False
+        self._eof = False
+        self._input_over = False
+        self._refusal: bytes | None = None
+        self._muted = False
+        self._upgrade = False
+
+    # The transport's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport, and read what came before it existed."""
+        self.transport = transport = cast(asyncio.Transport, transport)
+        engine = self.engine
+        engine.connections.add(self)
+        info = transport.get_extra_info
+        local, peer = info("sockname"), info("peername")
+        self._server = (local[0], local[1]) if isinstance(local, tuple) else (local, None) if local else None
+        self.client = (peer[0], peer[1]) if isinstance(peer, tuple) else None  # a Unix socket's peer has no name
+        self.secure = info("sslcontext") is not None
+        self._trusted = engine.trusts(self)
+        first, self.first = self.first, None
+        if first is not None:
+            self.data_received(first)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has come, and begin with the request that it completes."""
+        if self._reading_paused or self._input_over or len(data) > MAX_SLICE_BYTES:
+            self._received_much(data)
+            return
+        self._feed(data)
+        fresh = self._fresh
+        if fresh is None:
+            self._check_progress(len(data))
+        else:
+            self._fresh = None
+            self._begin(fresh)
+
+    def eof_received(self) -> bool:
+        """Answer what has come; the client may still read."""
+        self._eof = True
+        if not self._unparsed:
+            self._input_ended()
+        return not self.secure and self.state != CLOSED  # TLS has no half-closed connections
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the requests, and whoever waits."""
+        if self.state == UPGRADED:
+            return
+        if self._graceful and exc is None:
+            self._shut_down()
+        self.state = CLOSED
+        self._input_over = True
+        if self._lingering is not None:
+            self._lingering.cancel()
+        self.engine.connections.discard(self)
+        self._disown()
+        self._unparsed = b""
+        self.resume_writing()
+        self._tell_served()
+
+    def pause_writing(self) -> None:
+        """The client takes less than it is sent: whoever sends has to wait."""
+        if self.writing_paused is None:
+            self.writing_paused = []
+
+    def resume_writing(self) -> None:
+        """Let those go on that have waited; and the request that has, if any."""
+        waiters, self.writing_paused = self.writing_paused, None
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_result(None)
+        request = self.request
+        if self.pipeline and self.state == SERVING and request is not None and request.phase == COMPLETE:
+            self._next()
+
+    async def writable(self) -> None:
+        """Wait until the client has taken what was sent, or has left."""
+        while self.writing_paused is not None:
+            waiter = self.loop.create_future()
+            self.writing_paused.append(waiter)
+            await waiter
+
+    # Input.
+
+    def _feed(self, data: bytes) -> None:
+        """Have a slice parsed."""
+        self._data = data if self.state == IDLE else b""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as stop:
+            self._stopped(data[stop.args[0] :])
+            return
+        except httptools.HttpParserError as error:
+            self._invalid(error)
+
+    def _check_progress(self, size: int) -> None:
+        """Bound what is parsed without effect.
+
+        Args:
+            size: of a slice that hasn't brought a request to be served.
+        """
+        if self._in_head:
+            self._check_unfinished_head(size)
+            return
+        self._bodyless += size
+        if self._bodyless > MAX_BODYLESS_BYTES:
+            if self._receiving is not None:
+                self.refuse(400, "the body's chunks bring nothing")
+            elif self.state == IDLE:
+                self.refuse(431, "too many empty lines before a request")
+
+    def _received_much(self, data: bytes) -> None:
+        """Take data that isn't parsed at once."""
+        if self._input_over:
+            if self.state == LINGERING:
+                self._discarded += len(data)
+                if self._discarded > MAX_LINGER_BYTES:
+                    self._close()
+            return
+        self._unparsed = self._unparsed + data if self._unparsed else data
+        if not self._reading_paused:
+            self._go_on_parsing()
+
+    def _go_on_parsing(self) -> None:
+        """Parse what waits, slice by slice, until requests or bodies are too many; then read on."""
+        if self._feeding:
+            return
+        self._feeding = True
+        try:
+            while self._unparsed and not self._reading_paused and not self._input_over:
+                data, self._unparsed = self._unparsed[:MAX_SLICE_BYTES], self._unparsed[MAX_SLICE_BYTES:]
+                self._feed(data)
+                fresh, self._fresh = self._fresh, None
+                if fresh is None:
+                    self._check_progress(len(data))
+                else:
+                    self._begin(fresh)
+        finally:
+            self._feeding = False
+        if self._input_over:
+            self._unparsed = b""
+        if self._eof and not self._unparsed:
+            self._input_ended()
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused:
+            self._reading_paused = True
+            self.transport.pause_reading()
+
+    def _read_on(self) -> None:
+        """Read on if nothing stands against it any more."""
+        if not self._reading_paused or self.state >= LINGERING:
+            return
+        receiving = self._receiving
+        if receiving is not None and not receiving.has_room():
+            return
+        if self.pipeline is not None and len(self.pipeline) > MAX_PIPELINED:
+            return
+        self._reading_paused = False
+        self._go_on_parsing()
+        if not self._reading_paused and not self._eof:
+            self.transport.resume_reading()
+
+    def body_taken(self) -> None:
+        """The app has received what there was of its body."""
+        if self._reading_paused:
+            self._read_on()
+
+    def _input_ended(self) -> None:
+        """The client has ended its side, and all of its bytes are parsed."""
+        if self._in_head and not self._input_over:
+            self.refuse(400, "the head is incomplete")
+        if self._input_over and self.state != LINGERING:
+            return
+        self._input_over = True
+        receiving = self._receiving
+        if receiving is not None and self.state == SERVING:
+            self._receiving = None
+            receiving.broken = self._refused(400, "the body is incomplete")
+            receiving.keep_alive = False
+            receiving.wake()
+        elif self.state == SERVING:
+            self._last().keep_alive = False
+        if self.state != SERVING:
+            self._close()
+
+    def _last(self) -> Request:
+        """Return the request after which nothing comes."""
+        request = self.pipeline[-1] if self.pipeline else self.request
+        assert request is not None
+        return request
+
+    # What the parser says. No app runs in here.
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        if self._input_over:
+            raise _InputOver
+        if self.state == IDLE:
+            self.state = HEAD
+        self._in_head = True
+        self._head_read = -1
+        self._target = b""
+        self._headers: list[Header] = []
+        self._seen = 0
+
+    def on_url(self, target: bytes) -> None:
+        """A part of the target, usually all of it."""
+        self._target = self._target + target if self._target else target
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer, which is dropped."""
+        name, value = name.lower(), value.rstrip()  # llhttp leaves whitespace at the end
+        special = _SPECIAL.get(name)
+        if special is not None:
+            self._seen += special
+            if special == _HOST and value not in _VALID_HOSTS and not _is_valid_host(value):
+                self._seen += _HOST  # counts like a second one
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Make a request of the head, if it is one."""
+        parser = self._parser
+        self._in_head = False
+        target = self._target
+        method = parser.get_method()
+        # Formatting the version takes longer than to see that it is the usual one. Where the head isn't at the beginning of what
+        # was read (in a pipeline, or in parts), the comparison fails, and the parser is asked.
+        version = (
+            "1.1" if self._data.startswith(_VERSION_1_1, len(method) + 1 + len(target)) else parser.get_http_version()
+        )
+        self._data = b""
+        expects = False
+        scheme, client = "https" if self.secure else "http", self.client
+        seen = self._seen
+        if seen != _HOST or version != "1.1" or self._head_read >= 0:
+            if not self._examine(method, version):
+                return
+            expects = seen >> 24 & 0xFFF != 0 and version == "1.1"
+            if seen >= _FORWARDED and self._trusted:
+                client, scheme = self.engine.resolve(self, self._headers)
+        if len(self._headers) > MAX_HEADERS or len(target) > MAX_TARGET_BYTES:
+            too_many = len(target) <= MAX_TARGET_BYTES
+            self.refuse(431, "too many headers") if too_many else self.refuse(414, "the target is too long")
+            return
+        raw, _, query = target.partition(b"?")
+        if raw[:1] != b"/" or b"#" in target:
+            found = self._unusual_target(method)
+            if found is None:
+                return
+            raw, query = found
+        path = raw.decode("ascii")
+        if "%" in path:
+            path = unquote(path)
+        engine = self.engine
+        if engine.root_path:
+            path, raw = engine.root_path + path, engine.raw_root_path + raw
+        scope = {
+            "type": "http",
+            "asgi": {"version": _ASGI_VERSION, "spec_version": _SPEC_VERSION},
+            "http_version": version,
+            "server": self._server,
+            "client": client,
+            "scheme": scheme,
+            "method": _METHODS.get(method) or _learn(method),
+            "root_path": engine.root_path,
+            "path": path,
+            "raw_path": raw,
+            "query_string": query,
+            "headers": self._headers,
+            "state": engine.state.copy(),
+        }
+        if self._upgrade:
+            self._upgrade_scope = scope
+            return
+        self._receiving = request = Request(self, scope, parser.should_keep_alive(), expects)
+        self._bodyless = 0
+        if self.state == HEAD:
+            self.state = SERVING
+            self.request = self._fresh = request
+        else:
+            self._queue(request)
+
+    def _queue(self, request: Request) -> None:
+        if self.pipeline is None:
+            self.pipeline = deque()
+        self.pipeline.append(request)
+        if len(self.pipeline) > MAX_PIPELINED:
+            self._pause_reading()
+
+    def on_body(self, data: bytes) -> None:
+        """A part of the body."""
+        request = self._receiving
+        if request is None:
+            return
+        self._bodyless = 0
+        if request.phase == COMPLETE:
+            self._discarded += len(data)
+            if self._discarded > MAX_DISCARDED_BYTES:
+                self.end()
+        elif not request.body_came(data):
+            self._pause_reading()
+
+    def on_chunk_header(self) -> None:
+        """What follows the last chunk are trailers."""
+        self._headers = _DROPPED
+
+    def on_message_complete(self) -> None:
+        """The end of a request."""
+        request = self._receiving
+        if request is None:
+            return
+        self._receiving = None
+        request.ended, request.expects = True, False
+        if self._headers is _DROPPED and not self._parser.should_keep_alive():
+            request.keep_alive = False  # a trailer has said so, and the parser ends here
+        if not request.keep_alive:
+            self._input_over = True
+        if request.phase == COMPLETE:
+            self._discarded_all()
+        elif request.waiters is not None:
+            request.wake()
+
+    def _discarded_all(self) -> None:
+        if self.state == DISCARDING:
+            self.state = IDLE
+            self.used = self.engine.clock
+            if self.engine.freed is not None:
+                self.loop.call_soon(self._freed)
+
+    def _freed(self) -> None:
+        if self.engine.freed is not None and self.state == IDLE:
+            self.engine.freed(self)
+
+    # What isn't usual in a head.
+
+    def _examine(self, method: bytes, version: str) -> bool:
+        """Check a head that has something special. Returns whether a request is to be made of it."""
+        seen = self._seen
+        hosts, codings, upgrades = seen & 0xFFF, seen >> 12 & 0xFFF, seen >> 36 & 0xFFF
+        if version not in ("1.1", "1.0"):
+            return self.refuse(505, "only versions 1.0 and 1.1 are spoken here")
+        if hosts > 1 or (not hosts and version == "1.1"):
+            return self.refuse(400, "a request must have one Host header, and a valid one")
+        if codings and not self._can_decode(version):
+            return False
+        if self._head_read >= 0 and self._head_size() > MAX_HEAD_BYTES:
+            return self.refuse(431, "the head is too long")
+        if seen >> 24 & 0xFFF and version == "1.1":
+            wanted = [value.strip().lower() for name, value in self._headers if name == b"expect"]
+            if wanted != [b"100-continue"] * len(wanted):
+                return self.refuse(417, "only 100-continue can be expected")
+        if upgrades and self._parser.should_upgrade():
+            self._upgrade = self._is_handshake(version)
+            self._muted = not self._upgrade
+            return self._upgrade
+        return True
+
+    def _can_decode(self, version: str) -> bool:
+        codings = b",".join(value for name, value in self._headers if name == b"transfer-encoding").lower()
+        if version == "1.0":
+            return self.refuse(400, "HTTP/1.0 has no Transfer-Encoding")
+        if codings.strip() == b"chunked":
+            return True
+        last = codings.rpartition(b",")[2].strip()
+        return self.refuse(501 if last == b"chunked" else 400, "the only Transfer-Encoding is chunked")
+
+    def _head_size(self) -> int:
+        return len(self._target) + sum(len(name) + len(value) for name, value in self._headers)
+
+    def _unusual_target(self, method: bytes) -> tuple[bytes, bytes] | None:
+        """Return path and query of a target that isn't a plain path (RFC 9112, 3.2); None if it is refused."""
+        target = self._target
+        if method == b"CONNECT":
+            self.refuse(501, "CONNECT isn't supported")
+            return None
+        if target == b"*" and method == b"OPTIONS":
+            return target, b""
+        try:
+            url = httptools.parse_url(target)
+        except httptools.HttpParserInvalidURLError:
+            self.refuse(400, "the target can't be understood")
+            return None
+        if target[:1] != b"/":
+            host = cast(bytes | None, url.host)
+            if not host:
+                self.refuse(400, "the target can't be understood")
+                return None
+            # The target's authority counts, whatever Host says (RFC 9112, 3.2.2).
+            authority = b"[%b]" % host if b":" in host else host
+            if url.port is not None:
+                authority = b"%b:%d" % (authority, url.port)
+            self._headers[:] = [each for each in self._headers if each[0] != b"host"] + [(b"host", authority)]
+        return url.path or b"/", url.query or b""
+
+    def _check_unfinished_head(self, size: int) -> None:
+        """Bound a head that isn't complete. What came with its beginning isn't counted: the end of a body may be before it."""
+        self._head_read = size + self._head_read if self._head_read >= 0 else 0
+        if len(self._target) > MAX_TARGET_BYTES:
+            self.refuse(414, "the target is too long")
+        elif self._head_read > MAX_RAW_HEAD_BYTES or (
+            self._head_read > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES
+        ):
+            self.refuse(431, "the head is too long")
+
+    # Upgrade.
+
+    def _is_handshake(self, version: str) -> bool:
+        """Return whether a websocket is to take over. It can't while requests before it are served."""
+        if not self.engine.serves_websockets or self.state != HEAD or version != "1.1":
+            return False
+        return [value.lower() for name, value in self._headers if name == b"upgrade"] == [b"websocket"]
+
+    def _stopped(self, rest: bytes) -> None:
+        """The parser has stopped behind a head that asks for another protocol."""
+        if self._upgrade and not self._input_over:
+            unparsed, self._unparsed = bytes(self._unparsed), b""
+            if self._reading_paused:
+                self._reading_paused = False
+                self.transport.resume_reading()
+            self.engine.upgrade(self, self._upgrade_scope, rest + unparsed)
+            self._tell_served()
+            return
+        if not self._muted or self._input_over:
+            return
+        self._muted = False
+        parser = self._parser
+        lines = [b"%b %b HTTP/%b" % (parser.get_method(), self._target, parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self._headers if header[0] != b"upgrade"]
+        self._parser = httptools.HttpRequestParser(self)
+        if self.state == HEAD:
+            self.state = IDLE
+        self._feed(b"\r\n".join([*lines, b"", b""]))
+        if rest and not self._input_over:
+            self._feed(rest)
+
+    # Refusals.
+
+    def _invalid(self, error: httptools.HttpParserError) -> None:
+        """The parser can't go on."""
+        if self._input_over:
+            return
+        text = str(error)
+        if isinstance(error, httptools.HttpParserCallbackError) and error.__context__ is not None:
+            raise error.__context__  # a fault of ours; the loop logs it and closes the connection
+        if text in _REASONS:
+            self.refuse(*_REASONS[text])
+        elif isinstance(error, httptools.HttpParserInvalidMethodError) and "encountered" in text:
+            self.refuse(501, "no such method is known")
+        else:
+            self.refuse(400, text)
+
+    def _refused(self, status: int, text: str, extra: bytes = b"") -> bytes:
+        """Note a refusal, and return its response."""
+        self.engine.note_refusal(self, status, text)
+        return refusal(status, text, self.engine.defaults, extra)
+
+    def refuse(self, status: int, text: str, extra: bytes = b"") -> bool:
+        """Answer with an error when it is its turn, and parse nothing more. Returns False.
+
+        Args:
+            extra: header lines, each beginning with a line end.
+        """
+        if self._input_over:
+            return False
+        self._input_over, self._in_head, self._muted = True, False, False
+        self._unparsed = b""
+        response = self._refused(status, text, extra)
+        receiving, self._receiving = self._receiving, None
+        if receiving is not None:  # its body is wrong
+            receiving.broken, receiving.keep_alive = response, False
+            receiving.wake()
+            if self.state == DISCARDING:
+                self.end()
+        elif self.state == SERVING:
+            self._refusal = response
+        else:
+            self.transport.write(response)
+            self.end()
+        return False
+
+    # Requests.
+
+    def _begin(self, request: Request) -> None:
+        """Have the app called."""
+        engine = self.engine
+        if engine.ending and not self.pipeline and engine.ends(self):
+            request.keep_alive = False
+        engine.begin(request)
+        if self.served is not None:
+            self._tell_served()
+
+    def _tell_served(self) -> None:
+        served, self.served = self.served, None
+        if served is not None:
+            served(self)
+
+    def response_complete(self, request: Request) -> None:
+        """Go on after a response: with the next request, with reading, or not at all."""
+        engine = self.engine
+        engine.answered += 1
+        if self.pipeline:
+            if self.writing_paused is None:
+                self._next()
+        elif not request.keep_alive:
+            self.end()
+        elif self._refusal is not None:
+            self.transport.write(self._refusal)
+            self.end()
+        elif self._input_over:
+            self.end()
+        elif self._receiving is not None and self._receiving is request:
+            self.state = DISCARDING
+            self._discarded = 0
+            request.body = b""
+            self._read_on()
+        else:
+            self.used = engine.clock
+            if self._in_head:
+                self.state = HEAD
+            else:
+                self.state = IDLE
+                if engine.freed is not None:
+                    engine.freed(self)
+            if self._reading_paused:
+                self._read_on()
+
+    def _next(self) -> None:
+        """Begin with the next request of the pipeline, unless the last one has ended the connection."""
+        assert self.pipeline is not None
+        assert self.request is not None
+        if not self.request.keep_alive:
+            self.end()
+            return
+        self.request = request = self.pipeline.popleft()
+        engine = self.engine
+        if engine.ending and not self.pipeline and engine.ends(self):
+            request.keep_alive = False
+        engine.begin_later(request)
+        self._read_on()
+
+    # The end.
+
+    def end(self) -> None:
+        """End our side: what was written is delivered. Close when the client has seen it, if it may still send something."""
+        if self.state >= LINGERING:
+            return
+        complete = self._receiving is None and self.request is not None and self.request.asked_for_end
+        self._input_over = True
+        self._receiving = None
+        self._unparsed = b""
+        self._disown()
+        if self._eof or complete or self.secure or not self.transport.can_write_eof():
+            self._close()
+            return
+        self.state = LINGERING
+        self._discarded = 0
+        self._lingering = self.loop.call_later(LINGER_S, self._close)
+        with contextlib.suppress(OSError):
+            self.transport.write_eof()
+        if self._reading_paused:
+            self._reading_paused = False
+            self.transport.resume_reading()
+
+    def _close(self) -> None:
+        """Close when all is written."""
+        self.state = CLOSED
+        self._input_over = True
+        self._graceful = True
+        self.transport.close()
+
+    def cut(self, *, abruptly: bool) -> None:
+        """End before the response is whole.
+
+        Args:
+            abruptly: by a reset, since the end of the connection would be the end of the body.
+        """
+        self._disown()
+        if abruptly:
+            self._reset()
+        else:
+            self._close()
+
+    def _reset(self) -> None:
+        self.state = CLOSED
+        self._input_over = True
+        self._graceful = False
+        reset(self.transport)
+
+    def _disown(self) -> None:
+        """What the app still sends goes nowhere."""
+        if self.request is not None:
+            self.request.disconnect()
+        for request in self.pipeline or ():
+            request.disconnect()
+        self.pipeline = None
+
+    def _shut_down(self) -> None:
+        """End the connection itself: a child process of the app may hold a copy of the descriptor."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and (descriptor := sock.fileno()) >= 0:
+            shut_down(descriptor)
+
+    # For the worker; see `engines.base`.
+
+    def idle(self) -> bool:
+        """Whether it waits for a request."""
+        return self.state == IDLE
+
+    def may_move(self) -> bool:
+        """Whether another process could go on with it now."""
+        transport = self.transport
+        return (
+            self.state == IDLE
+            and not self.secure
+            and not self._input_over
+            and not transport.is_closing()
+            and not transport.get_write_buffer_size()
+        )
+
+    def kept_alive(self) -> bool:
+        """Whether it has brought a request already."""
+        return self.request is not None
+
+    def idle_since(self) -> float:
+        """When it was last used. It counts as used when somebody first asks, if nobody knows."""
+        if not self.used:
+            self.used = self.engine.clock
+        return self.used
+
+    def place(self) -> tuple[int, int]:
+        """Its descriptor and address family."""
+        sock = self.transport.get_extra_info("socket")
+        return sock.fileno(), sock.family
+
+    def let_go(self) -> None:
+        """Another process has it: close our copy. abort() is close(2) without shutdown(2)."""
+        self._graceful = False
+        self.state = CLOSED
+        self._input_over = True
+        self.transport.abort()
+
+    def waits(self) -> Wait | None:
+        """What it waits for from its client; see `patience`."""
+        transport = self.transport
+        if size := transport.get_write_buffer_size():
+            return Wait(For.TAKING, _taken(transport, size))
+        if transport.is_closing() or self.state >= LINGERING:
+            return None
+        if self.state == IDLE:
+            return Wait(For.REQUEST, self.idle_since())
+        if self.state == HEAD:
+            return Wait(For.HEAD, Same(self._headers))
+        request = self.request
+        assert request is not None
+        if self.state == DISCARDING:
+            return Wait(For.HEAD, Same(request))
+        if request.waits_for_body() and self._receiving is request:
+            return Wait(For.BODY, (Same(request), request.received))
+        return None
+
+    def give_up(self, what: For) -> None:
+        """The client took too long; see `patience`."""
+        if what is For.TAKING:
+            self._disown()
+            self._reset()  # else the kernel would keep what the client doesn't take
+            return
+        if what is For.HEAD and self.state == DISCARDING:
+            self.end()
+        elif what in (For.HEAD, For.BODY):
+            request = self.request if what is For.BODY else None
+            response = self._refused(408, "Request Timeout")
+            if request is None or request.phase < SENDING:
+                self.transport.write(response)
+            self._disown()
+            self.end()
+        else:
+            self._close()
+
+    def peer_name(self) -> str:
+        """Return the peer's address for a log."""
+        return "a Unix socket's peer" if self.client is None else str(self.client[0])
+
+    def end_politely(self) -> bool:
+        """Let the last response that hasn't begun announce the end. Returns whether there is one."""
+        request = self._last() if self.state == SERVING else None
+        if request is None or request.phase >= SENDING or not request.keep_alive:
+            return False
+        request.keep_alive = False
+        return True
+
+    def close_idle(self) -> None:
+        """Close it, which has no request under way."""
+        self._close()
+
+    def described(self) -> str:
+        """Return peer and path of what has come last, for a log."""
+        target = getattr(self, "_target", b"")
+        return f"{self.peer_name()} {readable(target)}" if target else self.peer_name()
+
+
+class Same:
+    """Equal to another of the same object only; it keeps that alive, so that no other can have its place."""
+
+    __slots__ = ("what",)
+
+    def __init__(self, what: object) -> None:
+        self.what = what
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.what is self.what
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _taken(transport: asyncio.Transport, size: int) -> int:
+    """A number that changes as soon as the client takes something of what was sent to it, `size` bytes of it by the transport."""
+    sock = transport.get_extra_info("socket")
+    descriptor = -1 if sock is None else sock.fileno()
+    counts = transferred(descriptor)
+    return size + untaken(descriptor) if counts is None else counts[0]
+
+
+def _is_valid_host(value: bytes) -> bool:
+    """Return whether a Host header's value is one (RFC 9112, 3.2; RFC 3986, 3.2.2)."""
+    valid = _HOST_VALUE.fullmatch(value) is not None
+    if valid and len(_VALID_HOSTS) < _MAX_HOSTS:
+        _VALID_HOSTS.add(value)
+    return valid
+
+
+def _learn(method: bytes) -> str:
+    _METHODS[method] = name = method.decode("ascii")  # llhttp knows some forty
+    return name

@@ -1,0 +1,358 @@
+"""The engine `http`: ASGI and WSGI over HTTP/1.1 and websockets, on connections of our own (`connection`).
+
+An engine has what its connections share: the app, the date, what counts, and what the worker has told it. What the worker asks
+now and then (censuses, time limits, ages) is derived from the connections when it asks, so that a request pays nothing for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ...settings import Settings
+from ..base import Capability, Census, Hold, Interface, Movable, Served, Site
+from ..ending import cancel, readable, reset
+from ..patience import Patience
+from ..wsgi import Bridge
+from .connection import IDLE, LINGERING, UPGRADED, Connection
+from .lifespan import Lifespan
+from .proxy_headers import UNIX_PEER, TrustedProxies
+from .request import COMPLETE, Request
+from .response import Defaults
+from .websocket import MAX_MESSAGE_BYTES, WebSocketConnection
+from .websocket_session import Refusal, open_session
+
+if TYPE_CHECKING:
+    from ..wsgi_client import Send
+
+_HTTP = frozenset(
+    {
+        Capability.TLS,
+        Capability.IDLE_TIMEOUT,
+        Capability.PROXY_HEADERS,
+        Capability.ACCESS_LOG,
+        Capability.KEEPER,
+        Capability.REQUEST_AGE,
+        Capability.KEEP_ALIVE,
+        Capability.ECV,
+        Capability.CONNECTION_COUNT,
+    }
+)
+"""What it can do for apps of both interfaces."""
+TRUSTED_BY_DEFAULT = "127.0.0.1"
+"""Proxies that are believed if the option doesn't say."""
+REFUSAL_LOG_INTERVAL_S = 1.0
+"""Seconds between two lines about refused requests, so that clients can't fill the log."""
+_EAGER = sys.version_info >= (3, 12)
+
+logger = logging.getLogger("cluster2.http")
+
+
+class HttpEngine:
+    """Serves ASGI and WSGI apps.
+
+    Attributes:
+        loop: of the worker.
+        clock: the time, as the worker's tick last told it: coarse, and free to read.
+        defaults: how responses begin.
+        state: what the lifespan has left for requests.
+        root_path: stands before each path.
+        connections: that are open.
+        running: requests whose app runs.
+        answered: responses that were complete, ever.
+        failed: requests whose app has failed, ever.
+        refused: error responses of the server's own, by status.
+        freed: called with each connection that is between two requests; None: nobody wants to know.
+        ending: some responses have to end their connections; see `ends`.
+        access: takes a line for each request; None: nobody wants one.
+        serves_websockets: the app can be asked for them.
+        websockets: connections that have become one, until app and transport have ended.
+    """
+
+    name: ClassVar[str] = "http"
+    capabilities: ClassVar[Mapping[Interface, frozenset[Capability]]] = {
+        Interface.ASGI: _HTTP | {Capability.LIFESPAN, Capability.WEBSOCKETS},
+        Interface.WSGI: _HTTP | {Capability.THREADS},
+    }
+
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self, site: Site) -> None:
+        """Prepare to serve an app; nothing runs yet."""
+        settings = site.settings
+        self.clock = 0.0
+        self.defaults = Defaults()
+        self.root_path = settings.root_path
+        self.raw_root_path = settings.root_path.encode()
+        self.connections: set[Connection] = set()
+        self.running: set[Request] = set()
+        self.answered = self.failed = 0
+        self.refused: Counter[int] = Counter()
+        self.freed: Callable[[Movable], None] | None = None
+        self.ending = not settings.keep_alive
+        self.access = site.access
+        self.reads_first = site.tls is None
+        self._moving = False
+        self._keep_alive = settings.keep_alive
+        self._patience = Patience(settings.timeout)
+        trusted = settings.forwarded_allow_ips
+        self._proxies = TrustedProxies.parse(TRUSTED_BY_DEFAULT if trusted is None else trusted)
+        self._bridge = _bridge(site) if site.interface is Interface.WSGI else None
+        self._pool = None if self._bridge is None else self._bridge.pool
+        self._app = site.wrap(self._bridge or site.app, Interface.ASGI)
+        self.state: dict[str, Any] = {}
+        self._lifespan = Lifespan(self._app, self.state, "off" if self._bridge else settings.lifespan)
+        self.serves_websockets = self._bridge is None
+        self.websockets: set[WebSocketConnection] = set()
+        self._idle_since: dict[Connection | WebSocketConnection, float] = {}
+        self._begun: dict[Request, float] = {}
+        self._context = contextvars.copy_context()
+        self._refusals_told_at = -REFUSAL_LOG_INTERVAL_S
+        self._refusals_untold = 0
+
+    @staticmethod
+    def preload(settings: Settings) -> None:
+        """Import what is imported late."""
+        import httptools  # noqa: F401
+        import websockets.server  # noqa: F401
+
+    @staticmethod
+    def peer(scope: Any, receive: Any) -> str | None:
+        """Asked of the connection: `scope["client"]` is what a header said, if a proxy is believed."""
+        connection: Connection = receive.__self__.connection
+        if connection.client is not None:
+            return str(connection.client[0])
+        sock = connection.transport.get_extra_info("socket")
+        return "" if sock is not None and sock.family == socket.AF_UNIX else None
+
+    async def start(self) -> None:
+        """Run the app's lifespan to the end of its startup; start its threads. Raises AppError."""
+        self.loop = asyncio.get_running_loop()
+        await self._lifespan.start()
+        self._context = contextvars.copy_context()
+        if self._bridge is not None:
+            self._bridge.start()
+        self.second()
+
+    async def stop(self) -> None:
+        """Run the app's lifespan to its end. Threads that are stuck aren't waited for: the process ends without them."""
+        if self._bridge is not None:
+            self._bridge.stop()
+        await self._lifespan.stop()
+
+    def protocol(self) -> asyncio.BaseProtocol:
+        """A connection."""
+        return Connection(self)
+
+    def taken(self, first: bytes | None, served: Served) -> asyncio.BaseProtocol:
+        """The same, which has read already, and tells when its request has begun."""
+        return Connection(self, first, served)
+
+    # For connections.
+
+    def begin(self, request: Request) -> None:
+        """Have the app called with a request that has just come."""
+        if self.access is not None:
+            request.began = time.perf_counter()
+        self.running.add(request)
+        if _EAGER:
+            request.task = asyncio.Task(request.run(self._app), loop=self.loop, eager_start=True)  # type: ignore[call-arg]
+        else:
+            request.task = self.loop.create_task(request.run(self._app))
+
+    def begin_later(self, request: Request) -> None:
+        """The same from within another request, whose context variables it must not see."""
+        if self.access is not None:
+            request.began = time.perf_counter()
+        self.running.add(request)
+        request.task = self.loop.create_task(request.run(self._app), context=self._context.copy())
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a websocket's app as a task."""
+        if _EAGER:
+            return asyncio.Task(work, loop=self.loop, eager_start=True)  # type: ignore[call-arg]
+        return self.loop.create_task(work)
+
+    def upgrade(self, connection: Connection, scope: dict[str, Any], early: bytes) -> None:
+        """Let a websocket take a connection over, or refuse its handshake.
+
+        Args:
+            scope: of the request, which asks for an upgrade to `websocket` over HTTP/1.1.
+            early: what has come behind its head.
+        """
+        session = open_session(scope["method"], scope["headers"], self.defaults, MAX_MESSAGE_BYTES)
+        if isinstance(session, Refusal):
+            connection.refuse(session.status, session.text, session.extra)
+            return
+        transport = connection.transport
+        websocket = WebSocketConnection(self._app, scope, session, transport, self)
+        connection.state = UPGRADED
+        self.connections.discard(connection)
+        self.websockets.add(websocket)
+        self.answered += 1  # a handshake counts as a request
+        transport.set_protocol(websocket)
+        websocket.start(early)
+
+    def websocket_ended(self, websocket: WebSocketConnection) -> None:
+        """Its connection is lost, and its app has ended."""
+        self.websockets.discard(websocket)
+
+    def ends(self, connection: Connection) -> bool:
+        """Return whether responses on a connection have to end it, now that some have to (`ending`)."""
+        return not self._moving or connection.secure
+
+    def trusts(self, connection: Connection) -> bool:
+        """Return whether a connection's peer is a proxy that is believed."""
+        return self._proxies.trusts(_peer_of(connection))
+
+    def resolve(self, connection: Connection, headers: list[tuple[bytes, bytes]]) -> tuple[Any, str]:
+        """Return client and scheme of a request that has come through a trusted proxy."""
+        client, scheme = self._proxies.resolve(_peer_of(connection), headers)
+        return client, scheme or ("https" if connection.secure else "http")
+
+    def note_refusal(self, connection: Connection, status: int, text: str) -> None:
+        """Count and log that the server itself has answered with an error."""
+        self.refused[status] += 1
+        now = time.monotonic()
+        if now - self._refusals_told_at < REFUSAL_LOG_INTERVAL_S:
+            self._refusals_untold += 1
+            return
+        more = f" ({self._refusals_untold} more since the last line)" if self._refusals_untold else ""
+        self._refusals_told_at, self._refusals_untold = now, 0
+        logger.warning("%s: refused (%d): %s%s", connection.described(), status, text, more)
+
+    # What the worker tells and asks.
+
+    def tick(self, now: float) -> None:
+        """Set the clock."""
+        self.clock = now
+
+    def second(self) -> None:
+        """Renew the date, and give up clients that take too long."""
+        self.defaults.renew(formatdate(time.time(), usegmt=True).encode())
+        self.clock = now = time.monotonic()
+        self._patience.look(list(self.connections), now)
+        for websocket in list(self.websockets):
+            websocket.poll(now)
+
+    def room(self) -> bool:
+        """An ASGI app runs as many requests as come; a WSGI app as many as it has threads."""
+        return self._bridge is None or self._bridge.room()
+
+    def on_room(self, freed: Callable[[], None]) -> None:
+        """Pass it on to those who know."""
+        if self._bridge is not None:
+            self._bridge.on_room(freed)
+
+    def held(self, now: float, above: float) -> Hold | None:
+        """The threads' own account."""
+        return None if self._pool is None else self._pool.held(now, above)
+
+    def census(self) -> Census:
+        """Counts that are kept anyway."""
+        patience = self._patience
+        return Census(
+            self.answered,
+            len(self.connections) + len(self.websockets),
+            len(self.running) + len(self.websockets),
+            patience.given_up,
+            patience.stalled,
+            self.failed,
+        )
+
+    def oldest(self, now: float) -> float | None:
+        """Seen by looking at the requests; nothing is noted on the way of one."""
+        under_way = [request for request in self.running if request.phase != COMPLETE and not request.disconnected]
+        self._begun = seen = {request: self._begun.get(request, now) for request in under_way}
+        # A thread may still be at a request whose client has left.
+        since = [*seen.values(), *([] if self._pool is None else self._pool.under_way())]
+        return min(since, default=None)
+
+    def movable(self) -> list[Connection]:
+        """All connections; whether one may move is asked of it."""
+        return list(self.connections)
+
+    def park(self, freed: Callable[[Movable], None] | None) -> None:
+        """Have this called behind each response; None: no more."""
+        self.freed = freed
+
+    def shed(self, count: int, *, fixed: bool) -> int:
+        """Responses that haven't begun yet announce the end of their connection."""
+        shed = 0
+        for connection in self.connections:
+            if shed >= count:
+                break
+            if not fixed or connection.secure:
+                shed += connection.end_politely()
+        return shed
+
+    def drain(self, *, moving: bool) -> None:
+        """Requests under way, and those that come from now on, end their connections, unless these can move instead."""
+        self.ending = True
+        self._moving = moving and self._keep_alive
+        for connection in self.connections:
+            if self.ends(connection):
+                connection.end_politely()
+
+    def sweep(self, grace: float) -> None:
+        """Close connections that were idle, and websockets that were open (1012), for `grace` seconds of the drain."""
+        now = time.monotonic()
+        known, self._idle_since = self._idle_since, {}
+        for connection in list(self.connections):
+            if connection.state == IDLE:
+                since = self._idle_since[connection] = known.get(connection, now)
+                if now - since >= grace:
+                    connection.close_idle()
+        for websocket in list(self.websockets):
+            since = self._idle_since[websocket] = known.get(websocket, now)
+            if now - since >= grace:
+                websocket.close_for_retire()
+
+    def idle(self) -> bool:
+        """Whether no connection is open, no request's app is running, and no thread is at work."""
+        return not (self.connections or self.websockets or self.running or (self._pool and self._pool.busy))
+
+    async def cut(self, patience: float) -> list[str]:
+        """Reset all connections; the tasks of requests are cancelled, and nobody is answered any more."""
+        paths = []
+        for connection in list(self.connections):
+            request = connection.request
+            if request is not None and request.phase != COMPLETE and connection.state < LINGERING:
+                paths.append(readable(request.scope["raw_path"]))
+                request.disconnect()
+            reset(connection.transport)
+        tasks = [request.task for request in self.running]
+        for websocket in list(self.websockets):
+            paths.append(readable(websocket.scope["raw_path"]))
+            websocket.abort()
+            tasks.append(websocket.task)
+        await cancel([task for task in tasks if task is not None], patience)
+        return paths
+
+
+def _peer_of(connection: Connection) -> tuple[str, int] | None:
+    if connection.client is not None:
+        return connection.client
+    sock = connection.transport.get_extra_info("socket")
+    return UNIX_PEER if sock is not None and sock.family == socket.AF_UNIX else None
+
+
+def _bridge(site: Site) -> Bridge:
+    settings = site.settings
+    return Bridge(
+        site.app, settings.threads, root_path=settings.root_path, multiprocess=settings.cluster, answer=_answer
+    )
+
+
+def _answer(send: Send, status: int, headers: Any, body: bytes) -> bool:
+    """Send a whole response in one step, past `send`; see `wsgi_client.Answer`."""
+    request: Request = send.__self__  # type: ignore[attr-defined]
+    return request.answer(status, headers, body)

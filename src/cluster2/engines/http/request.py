@@ -1,0 +1,391 @@
+"""One request: what its app receives, and what becomes of what it sends.
+
+A request is served in four phases, which only ever advance:
+
+| phase | what has happened |
+|---|---|
+| `BEGUN` | the app runs; nothing is known of the response |
+| `STARTED` | the app has given a head. It is kept: head and body leave in one write, and an app that fails gets a clean 500 |
+| `SENDING` | the head is out |
+| `COMPLETE` | all of the response was given to the transport |
+
+A request whose client has left is `disconnected`, in whatever phase: what the app sends goes nowhere. One whose body can't be
+parsed is `broken`: the app's answer counts if it gives one without asking for the rest; if it asks, the client gets the error
+response. So what a client sees doesn't depend on how its bytes are split.
+
+Framing of the body (RFC 9112, 6.3): as long as the app declares; else as long as it is, if all of it comes with the first
+message; else in chunks; for HTTP/1.0, which knows no chunks, to the end of the connection. A body that is shorter or longer than
+declared, or that the app doesn't end, ends the connection before its promised end, so that the client can see it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from ..ending import readable
+from ..wsgi_client import Failed
+from .limits import JOINED_BYTES, MAX_UNREAD_BODY_BYTES
+from .response import CHUNKED, CLOSE, CONTINUE, END, KEEP_ALIVE, LAST_CHUNK, Head, InvalidResponse, refusal
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+Message = dict[str, Any]
+
+logger = logging.getLogger("cluster2.http")
+
+_SERVER_ERROR = "Internal Server Error"
+
+
+class Phase(IntEnum):
+    """How far the response has come."""
+
+    BEGUN = 0
+    STARTED = 1
+    SENDING = 2
+    COMPLETE = 3
+
+
+BEGUN, STARTED, SENDING, COMPLETE = 0, 1, 2, 3  # the same; an enumeration's members cost a lookup more
+
+
+class Request:
+    """A request, from the end of its head on.
+
+    Attributes:
+        connection: that brought it.
+        transport: of the connection.
+        scope: ASGI's.
+        keep_alive: the connection may go on afterwards.
+        asked_for_end: the client doesn't want it to.
+        expects: the client waits for `100 Continue`.
+        body: what has come of the body, and the app hasn't received.
+        received: bytes that have come of the body.
+        ended: all of the body has come.
+        broken: the error response if the rest of the body can't be parsed, or won't come.
+        phase: see above.
+        disconnected: the client has left, or the server has given it up.
+        waiters: futures of those that wait for a message.
+        task: in which the app runs, if it is one.
+        began: on the clock of `time.perf_counter`; only known if requests are logged.
+        status: of the response.
+        size: bytes of the response's body.
+    """
+
+    __slots__ = (
+        "_delivered",
+        "_framing",
+        "_head",
+        "_left",
+        "asked_for_end",
+        "began",
+        "body",
+        "broken",
+        "connection",
+        "disconnected",
+        "ended",
+        "expects",
+        "keep_alive",
+        "phase",
+        "received",
+        "scope",
+        "size",
+        "status",
+        "task",
+        "transport",
+        "waiters",
+    )
+
+    def __init__(self, connection: Connection, scope: Message, keep_alive: bool, expects: bool) -> None:
+        """Nothing has come but the head."""
+        self.connection = connection
+        self.transport = connection.transport
+        self.scope = scope
+        self.keep_alive = keep_alive
+        self.asked_for_end = not keep_alive
+        self.expects = expects
+        self.body = b""
+        self.received = 0
+        self.ended = False
+        self.broken: bytes | None = None
+        self.phase = BEGUN
+        self.disconnected = False
+        self.task: asyncio.Task[None] | None = None
+        self.began = 0.0
+        self.status = 0
+        self.size = 0
+        self._delivered = False
+        self._head: Head | None = None
+        self._framing = 0
+        self._left = 0
+        self.waiters: list[asyncio.Future[None]] | None = None
+
+    # What the app is called with.
+
+    async def receive(self) -> Message:
+        """Return the next message of the client's."""
+        while True:
+            if self.disconnected or self.phase == COMPLETE:
+                return {"type": "http.disconnect"}
+            if self.ended:
+                if not self._delivered:
+                    self._delivered = True
+                    body, self.body = self.body, b""
+                    return {"type": "http.request", "body": body, "more_body": False}
+            elif self.body:
+                body, self.body = self.body, b""
+                self.connection.body_taken()
+                return {"type": "http.request", "body": body, "more_body": True}
+            elif self.broken is not None:
+                self._give_up_broken()
+                continue
+            elif self.expects:
+                self.expects = False
+                self.transport.write(CONTINUE)
+            waiter = self.connection.loop.create_future()
+            if self.waiters is None:
+                self.waiters = [waiter]
+            else:
+                self.waiters.append(waiter)
+            await waiter
+
+    async def send(self, message: Message) -> None:
+        """Take a message of the app's. Raises InvalidResponse."""
+        connection = self.connection
+        if connection.writing_paused is not None:
+            await connection.writable()
+        if self.disconnected:
+            return
+        kind = message["type"]
+        if kind == "http.response.body":
+            self._send_body(message.get("body", b""), message.get("more_body", False))
+        elif kind != "http.response.start":
+            raise InvalidResponse(f"the app sent {kind!r}; expected is http.response.start or http.response.body")
+        elif self.phase != BEGUN:
+            raise InvalidResponse("the app sent http.response.start twice")
+        else:
+            self.status = status = message["status"]
+            self._head = Head(connection.engine.defaults, status, message.get("headers", ()))
+            self.phase = STARTED
+
+    def answer(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Send a whole response in one step. Returns whether that was possible; if not, nothing has happened.
+
+        Args:
+            headers: as in ASGI.
+            body: empty for a response to HEAD.
+        """
+        if self.disconnected or self.phase != BEGUN or self.connection.writing_paused is not None:
+            return False
+        self._head = Head(self.connection.engine.defaults, status, headers)
+        self.status = status
+        self.phase = STARTED
+        self._send_body(body, False)
+        return True
+
+    # Sending.
+
+    def _send_body(self, body: bytes, more: bool) -> None:
+        head = self._head
+        if head is not None:
+            self._send_first(head, body, more)
+            return
+        if self.phase != SENDING:
+            raise InvalidResponse(
+                "the app sent http.response.body after the end of its response"
+                if self.phase == COMPLETE
+                else "the app sent http.response.body before http.response.start"
+            )
+        framing = self._framing
+        if framing == _CHUNKED:
+            self.size += len(body)
+            if body:
+                self._write(b"%x\r\n" % len(body), body, b"\r\n" if more else b"\r\n" + LAST_CHUNK)
+            elif not more:
+                self.transport.write(LAST_CHUNK)
+        elif framing != _NONE:
+            self.size += len(body)
+            if framing == _LENGTH:
+                self._left -= len(body)
+                if self._left < 0:
+                    raise InvalidResponse("the app's body is longer than its Content-Length")
+                if self._left and not more:
+                    raise InvalidResponse("the app's body is shorter than its Content-Length")
+            if body:
+                self.transport.write(body)
+        if not more:
+            self.phase = COMPLETE
+            self._completed()
+
+    def _send_first(self, head: Head, body: bytes, more: bool) -> None:
+        """Send the head with the first part of the body. Here the framing is decided."""
+        scope = self.scope
+        length, end = head.length, END
+        if head.close or self.expects or self.broken is not None:
+            # A client that wasn't told to continue may send the body or not: its next bytes can't be understood.
+            self.keep_alive = False
+        if scope["method"] == "HEAD" or self.status in _BODILESS:
+            self._framing, body = _NONE, b""
+        elif length is not None:
+            self._framing, self._left = _LENGTH, length - len(body)
+            if self._left < 0 or (self._left and not more):
+                raise InvalidResponse(
+                    f"the app's body is {'longer' if self._left < 0 else 'shorter'} than its Content-Length"
+                )
+        elif not more:
+            self._framing, end = _LENGTH, b"\r\ncontent-length: %d%b" % (len(body), END)
+        elif scope["http_version"] == "1.0":
+            self._framing, self.keep_alive = _TO_THE_END, False
+        else:
+            self._framing, end = _CHUNKED, CHUNKED + END
+        if not self.keep_alive:
+            end = CLOSE + end
+        elif scope["http_version"] == "1.0":
+            end = KEEP_ALIVE + end
+        self._head = None
+        self.size = len(body)
+        if self._framing == _CHUNKED and body:
+            end = b"%b%x\r\n" % (end, len(body))
+            self._write(head.data + end, body, b"\r\n")
+        elif len(body) <= JOINED_BYTES:
+            self.transport.write(head.data + end + body)
+        else:
+            self.transport.writelines((head.data + end, body))
+        if more:
+            self.phase = SENDING
+        else:
+            self.phase = COMPLETE
+            self._completed()
+
+    def _write(self, before: bytes, body: bytes, after: bytes) -> None:
+        if len(body) <= JOINED_BYTES:
+            self.transport.write(b"%b%b%b" % (before, body, after))
+        else:
+            self.transport.writelines((before, body, after))
+
+    def _completed(self) -> None:
+        self.wake()
+        if self.began:
+            self.log()
+        self.connection.response_complete(self)
+
+    # What becomes of it.
+
+    async def run(self, app: Callable[..., Any]) -> None:
+        """Call the app, and see to it that the request ends with it."""
+        try:
+            returned = await app(self.scope, self.receive, self.send)
+        except BaseException as error:
+            self.failed(error)
+        else:
+            if self.phase != COMPLETE and not self.disconnected:
+                self._unfinished()
+            elif returned is not None:
+                logger.error(
+                    "%s: the app returned %r; an ASGI app must return None", self.named(), type(returned).__name__
+                )
+        self.connection.engine.running.discard(self)
+
+    def wake(self) -> None:
+        """Let those go on that wait for a message."""
+        waiters = self.waiters
+        if waiters is not None:
+            self.waiters = None
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def waits_for_body(self) -> bool:
+        """Return whether the app waits for more of the body."""
+        return bool(self.waiters) and not self.ended and any(not waiter.done() for waiter in self.waiters or ())
+
+    def disconnect(self) -> None:
+        """Tell the app that the client has left. What it sends from now on goes nowhere."""
+        if self.phase != COMPLETE and not self.disconnected:
+            self.disconnected = True
+            if self.began:
+                self.log()
+        self.wake()
+
+    def body_came(self, data: bytes) -> bool:
+        """Take a part of the body. Returns whether more may be read."""
+        self.received += len(data)
+        if self.disconnected:
+            return True
+        self.expects = False
+        self.body = self.body + data if self.body else data
+        if self.waiters is not None:
+            self.wake()
+        return len(self.body) <= MAX_UNREAD_BODY_BYTES
+
+    def has_room(self) -> bool:
+        """Return whether more of the body may be read."""
+        return len(self.body) <= MAX_UNREAD_BODY_BYTES or self.disconnected or self.phase == COMPLETE
+
+    def failed(self, error: BaseException) -> None:
+        """End a request whose app has raised."""
+        gone = self.disconnected
+        if not isinstance(error, Failed | asyncio.CancelledError):
+            self.connection.engine.failed += 1
+            logger.error("%s: the app raised %s", self.named(), type(error).__name__, exc_info=error)
+        if not gone:
+            self._end_early()
+
+    def _unfinished(self) -> None:
+        self.connection.engine.failed += 1
+        what = "without a response" if self.phase == BEGUN else "before its response was complete"
+        logger.error("%s: the app returned %s", self.named(), what)
+        self._end_early()
+
+    def _end_early(self) -> None:
+        """Answer 500 if nothing is out; else end the connection before the promised end of the response."""
+        if self.phase == COMPLETE:
+            return
+        connection = self.connection
+        if self.phase == SENDING:
+            self.disconnect()
+            connection.cut(abruptly=self._framing == _TO_THE_END)
+            return
+        self._head = None
+        self.status, self.size = 500, len(_SERVER_ERROR)
+        self.keep_alive = False
+        data = refusal(500, _SERVER_ERROR, connection.engine.defaults)
+        if self.scope["method"] == "HEAD":
+            data, self.size = data[: -len(_SERVER_ERROR)], 0
+        self.transport.write(data)
+        self.phase = COMPLETE
+        self._completed()
+
+    def _give_up_broken(self) -> None:
+        """Answer for the app that asks for the rest of a body that can't be had."""
+        assert self.broken is not None
+        connection = self.connection
+        sending = self.phase == SENDING
+        if not sending:
+            self.transport.write(self.broken)
+        self.disconnect()
+        if sending:
+            connection.cut(abruptly=self._framing == _TO_THE_END)
+        else:
+            connection.end()
+
+    def log(self) -> None:
+        """Write the request's line in the access log, once."""
+        access = self.connection.engine.access
+        began, self.began = self.began, 0.0
+        if access is not None:
+            access.add(self.scope, self.status, self.size, time.perf_counter() - began)
+
+    def named(self) -> str:
+        """Return peer, method and path for a log."""
+        scope = self.scope
+        return f"{self.connection.peer_name()} {scope['method']} {readable(scope['raw_path'])}"
+
+
+_NONE, _LENGTH, _CHUNKED, _TO_THE_END = 0, 1, 2, 3
+_BODILESS = frozenset({204, 304})
