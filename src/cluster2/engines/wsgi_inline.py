@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 from .pep3333 import App, Environ, Response
@@ -67,31 +67,59 @@ class Inline:
         self._gone = False
         self._receive = receive
         self._inbox: Inbox | None = None
+        self._result: Any = None
+        self._reason = ""
+        self._whole = False
+
+    def __await__(self) -> Generator[Any, None, None]:
+        """The same as `run`."""
+        return self.run().__await__()
+
+    def call(self) -> bool:
+        """Call the app. Returns whether that was all: the response was there in one piece, and was sent. Else `rest` is due."""
+        response = self._response
+        try:
+            result = self._result = self._app(self._environ, response.start_response)
+            if not isinstance(result, list | tuple) or response.begun:
+                return False
+            body = response.whole(result)
+        except BaseException as error:
+            self._reason = log(error, self._scope)
+            self._close()
+            return False
+        self._close()
+        if (response.complete or response.bodiless) and self._answer(
+            self._send, response.status, response.headers, body
+        ):
+            return True
+        self._parts.append(body)
+        self._whole = True
+        return False
 
     async def run(self) -> None:
         """Call the app and send what it answers. Raises Failed."""
-        reason = ""
-        result: Any = None
-        try:
+        if not self.call():
+            await self.rest()
+
+    async def rest(self) -> None:
+        """What `call` couldn't do at once. Raises Failed."""
+        if not self._whole and not self._reason:
             try:
-                result = self._app(self._environ, self._response.start_response)
-                if isinstance(result, list | tuple) and not self._response.begun:
-                    self._parts.append(self._response.whole(result))
-                else:
-                    await self._pass_on(result)
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:
-                reason = log(error, self._scope)
+                try:
+                    await self._pass_on(self._result)
+                except asyncio.CancelledError:
+                    raise
+                except BaseException as error:
+                    self._reason = log(error, self._scope)
+                finally:
+                    self._close()
             finally:
-                self._close(result, quiet=bool(reason))
-        finally:
-            if self._inbox is not None:
-                self._inbox.close()
-                self._turn.over()
+                if self._inbox is not None:
+                    self._inbox.close()
+                    self._turn.over()
         if self._gone:
             return
-        if not reason:
+        if not self._reason:
             if self._begun:
                 await self._flush(last=True)
             else:
@@ -99,7 +127,7 @@ class Inline:
             return
         if self._response.begun:
             await self._flush(last=False)
-        raise Failed(reason)
+        raise Failed(self._reason)
 
     async def _pass_on(self, result: Iterable[bytes]) -> None:
         response, parts = self._response, self._parts
@@ -124,12 +152,13 @@ class Inline:
         self._parts.clear()
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
-    def _close(self, result: Any, *, quiet: bool) -> None:
+    def _close(self) -> None:
+        result, self._result = self._result, None
         try:
             if hasattr(result, "close"):
                 result.close()
         except BaseException as error:
-            if not quiet:
+            if not self._reason:
                 log(error, self._scope)
 
     def _leave(self) -> None:

@@ -13,15 +13,15 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ...settings import Settings
 from ..base import Capability, Census, Hold, Interface, Movable, Served, Site
 from ..ending import cancel, readable, reset
 from ..patience import Patience
-from ..wsgi import Bridge
+from ..wsgi_inline import Inline
 from .connection import IDLE, LINGERING, UPGRADED, Connection
 from .lifespan import Lifespan
 from .proxy_headers import UNIX_PEER, TrustedProxies
@@ -29,9 +29,7 @@ from .request import COMPLETE, Request
 from .response import Defaults
 from .websocket import MAX_MESSAGE_BYTES, WebSocketConnection
 from .websocket_session import Refusal, open_session
-
-if TYPE_CHECKING:
-    from ..wsgi_client import Send
+from .wsgi import DirectCall, WsgiServer, answer
 
 _HTTP = frozenset(
     {
@@ -105,7 +103,7 @@ class HttpEngine:
         self._patience = Patience(settings.timeout)
         trusted = settings.forwarded_allow_ips
         self._proxies = TrustedProxies.parse(TRUSTED_BY_DEFAULT if trusted is None else trusted)
-        self._bridge = _bridge(site) if site.interface is Interface.WSGI else None
+        self._bridge = self._wsgi_server(site) if site.interface is Interface.WSGI else None
         self._pool = None if self._bridge is None else self._bridge.pool
         self._app = site.wrap(self._bridge or site.app, Interface.ASGI)
         self.state: dict[str, Any] = {}
@@ -156,12 +154,23 @@ class HttpEngine:
         """The same, which has read already, and tells when its request has begun."""
         return Connection(self, first, served)
 
+    def _wsgi_server(self, site: Site) -> WsgiServer:
+        settings = site.settings
+        server = WsgiServer(
+            site.app, settings.threads, root_path=settings.root_path, multiprocess=settings.cluster, answer=answer
+        )
+        server.rest = self._finish
+        return server
+
     # For connections.
 
     def begin(self, request: Request) -> None:
         """Have the app called with a request that has just come."""
         if self.access is not None:
             request.began = time.perf_counter()
+        if self._bridge is not None:
+            self._begin_wsgi(request)
+            return
         self.running.add(request)
         if _EAGER:
             request.task = asyncio.Task(request.run(self._app), loop=self.loop, eager_start=True)  # type: ignore[call-arg]
@@ -170,10 +179,34 @@ class HttpEngine:
 
     def begin_later(self, request: Request) -> None:
         """The same from within another request, whose context variables it must not see."""
+        if self._bridge is not None:
+            self.loop.call_soon(self.begin, request)  # not within the call of the one before
+            return
         if self.access is not None:
             request.began = time.perf_counter()
         self.running.add(request)
         request.task = self.loop.create_task(request.run(self._app), context=self._context.copy())
+
+    def _begin_wsgi(self, request: Request) -> None:
+        if request.disconnected:
+            return
+        called = self._app(request.scope, request.receive, request.send)
+        kind = type(called)
+        if kind is DirectCall:
+            self.running.add(request)
+            called.begin()
+        elif kind is not Inline:
+            self._finish(request, called)
+        elif not self._context.copy().run(called.call):
+            self._finish(request, called.rest())
+
+    def _finish(self, request: Request, rest: Awaitable[None] | None) -> None:
+        """Do what is left of a request of a WSGI app; None: nothing is."""
+        if rest is None:
+            self.running.discard(request)
+            return
+        self.running.add(request)
+        request.task = self.loop.create_task(request.run(lambda *_: rest))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a websocket's app as a task."""
@@ -343,16 +376,3 @@ def _peer_of(connection: Connection) -> tuple[str, int] | None:
         return connection.client
     sock = connection.transport.get_extra_info("socket")
     return UNIX_PEER if sock is not None and sock.family == socket.AF_UNIX else None
-
-
-def _bridge(site: Site) -> Bridge:
-    settings = site.settings
-    return Bridge(
-        site.app, settings.threads, root_path=settings.root_path, multiprocess=settings.cluster, answer=_answer
-    )
-
-
-def _answer(send: Send, status: int, headers: Any, body: bytes) -> bool:
-    """Send a whole response in one step, past `send`; see `wsgi_client.Answer`."""
-    request: Request = send.__self__  # type: ignore[attr-defined]
-    return request.answer(status, headers, body)

@@ -323,6 +323,12 @@ class Request:
             self.wake()
         return len(self.body) <= MAX_UNREAD_BODY_BYTES
 
+    def take_body(self) -> bytes:
+        """Return all of the body, which has come: it counts as received."""
+        self._delivered = True
+        body, self.body = self.body, b""
+        return body
+
     def has_room(self) -> bool:
         """Return whether more of the body may be read."""
         return len(self.body) <= MAX_UNREAD_BODY_BYTES or self.disconnected or self.phase == COMPLETE
