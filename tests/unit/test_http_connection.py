@@ -167,7 +167,7 @@ async def test_what_is_answered(name: str) -> None:
 async def test_two_halves(name: str) -> None:
     """Split in two at any place, the same bytes get the same answers, byte for byte."""
     data, _ = CORPUS[name]
-    step = max(1, len(data) // 40)
+    step = max(1, len(data) // 15)
     async with serving(echo) as engine:
         engine.defaults.renew(b"-")
         whole = await exchange(engine, [data])
@@ -191,7 +191,7 @@ async def test_one_byte_at_a_time() -> None:
     names=st.lists(st.sampled_from(sorted(CORPUS)), min_size=1, max_size=4),
     cuts=st.sets(st.floats(0, 1), max_size=6),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_pieces(names: list[str], cuts: set[float]) -> None:
     """Several of them behind each other, in any pieces, get the same answers as in one."""
     data = b"".join(CORPUS[name][0] for name in names)

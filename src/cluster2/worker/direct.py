@@ -21,7 +21,18 @@ from typing import Any, cast
 class Direct(asyncio.Transport):
     """What a protocol writes to. Invariant: bytes are written in order, by us before the change, by the loop's after it."""
 
-    __slots__ = ("_aborted", "_closing", "_loop", "_out", "_paused", "_promotion", "_protocol", "_real", "_sock")
+    __slots__ = (
+        "_aborted",
+        "_closing",
+        "_eof",
+        "_loop",
+        "_out",
+        "_paused",
+        "_promotion",
+        "_protocol",
+        "_real",
+        "_sock",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, protocol: asyncio.Protocol) -> None:
         """Take the socket over; `begin` is to follow."""
@@ -31,6 +42,7 @@ class Direct(asyncio.Transport):
         self._out: list[bytes] = []
         self._closing = False
         self._aborted = False
+        self._eof = False
         self._paused = False
         self._real: asyncio.Transport | None = None
         self._promotion: asyncio.Task[None] | None = None
@@ -69,6 +81,7 @@ class Direct(asyncio.Transport):
                 if self._promotion is None:
                     self._promote()
             else:
+                self._shut_down(socket.SHUT_RDWR)
                 self.abort()
 
     def abort(self) -> None:
@@ -125,13 +138,16 @@ class Direct(asyncio.Transport):
         self._protocol = cast(asyncio.Protocol, protocol)
 
     def can_write_eof(self) -> bool:
-        """Not before the loop's transport is there."""
-        return self._real is not None
+        """Return True: there is no TLS here."""
+        return True
 
     def write_eof(self) -> None:
         """End writing, keep reading."""
+        self._eof = True
         if self._real is not None:
             self._real.write_eof()
+        elif not self.get_write_buffer_size():
+            self._shut_down(socket.SHUT_WR)
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Of the loop's transport; ours keeps nothing for longer than a turn."""
@@ -161,12 +177,21 @@ class Direct(asyncio.Transport):
         out, self._out = self._out, []
         if out:
             real.write(b"".join(out))
+        if self._eof:
+            real.write_eof()
         if self._paused:
             real.pause_reading()
         if self._aborted:
             real.abort()
         elif self._closing:
             real.close()
+
+    def _shut_down(self, how: int) -> None:
+        """End the connection itself: a child process of the app may hold a copy of the descriptor."""
+        try:
+            self._sock.shutdown(how)
+        except OSError:
+            pass  # the client was faster, or has reset it
 
     def _flush(self) -> None:
         """Write what the socket takes."""

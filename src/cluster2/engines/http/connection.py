@@ -231,14 +231,8 @@ class Connection(asyncio.Protocol):
         """Parse what has come, and begin with the request that it completes."""
         if self._reading_paused or self._input_over or len(data) > MAX_SLICE_BYTES:
             self._received_much(data)
-            return
-        self._feed(data)
-        fresh = self._fresh
-        if fresh is None:
-            self._check_progress(len(data))
         else:
-            self._fresh = None
-            self._begin(fresh)
+            self._parse(data)
 
     def eof_received(self) -> bool:
         """Answer what has come; the client may still read."""
@@ -287,9 +281,10 @@ class Connection(asyncio.Protocol):
 
     # Input.
 
-    def _feed(self, data: bytes) -> None:
-        """Have a slice parsed."""
-        self._data = data if self.state == IDLE else b""
+    def _parse(self, data: bytes) -> None:
+        """Have a slice parsed, and begin with the request that it completes."""
+        if self.state == IDLE:
+            self._data = data
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as stop:
@@ -297,6 +292,17 @@ class Connection(asyncio.Protocol):
             return
         except httptools.HttpParserError as error:
             self._invalid(error)
+        fresh = self._fresh
+        if fresh is None:
+            self._check_progress(len(data))
+            return
+        self._fresh = None
+        engine = self.engine
+        if engine.ending and not self.pipeline and engine.ends(self):
+            fresh.keep_alive = False
+        engine.begin(fresh)
+        if self.served is not None:
+            self._tell_served()
 
     def _check_progress(self, size: int) -> None:
         """Bound what is parsed without effect.
@@ -334,12 +340,7 @@ class Connection(asyncio.Protocol):
         try:
             while self._unparsed and not self._reading_paused and not self._input_over:
                 data, self._unparsed = self._unparsed[:MAX_SLICE_BYTES], self._unparsed[MAX_SLICE_BYTES:]
-                self._feed(data)
-                fresh, self._fresh = self._fresh, None
-                if fresh is None:
-                    self._check_progress(len(data))
-                else:
-                    self._begin(fresh)
+                self._parse(data)
         finally:
             self._feeding = False
         if self._input_over:
@@ -633,11 +634,8 @@ class Connection(asyncio.Protocol):
         lines = [b"%b %b HTTP/%b" % (parser.get_method(), self._target, parser.get_http_version().encode())]
         lines += [b"%b: %b" % header for header in self._headers if header[0] != b"upgrade"]
         self._parser = httptools.HttpRequestParser(self)
-        if self.state == HEAD:
-            self.state = IDLE
-        self._feed(b"\r\n".join([*lines, b"", b""]))
-        if rest and not self._input_over:
-            self._feed(rest)
+        self._parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+        self._parse(rest)
 
     # Refusals.
 
@@ -685,15 +683,6 @@ class Connection(asyncio.Protocol):
         return False
 
     # Requests.
-
-    def _begin(self, request: Request) -> None:
-        """Have the app called."""
-        engine = self.engine
-        if engine.ending and not self.pipeline and engine.ends(self):
-            request.keep_alive = False
-        engine.begin(request)
-        if self.served is not None:
-            self._tell_served()
 
     def _tell_served(self) -> None:
         served, self.served = self.served, None

@@ -269,7 +269,8 @@ class Request:
             self.transport.writelines((before, body, after))
 
     def _completed(self) -> None:
-        self.wake()
+        if self.waiters is not None:
+            self.wake()
         if self.began:
             self.log()
         self.connection.response_complete(self)
