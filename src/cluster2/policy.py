@@ -273,6 +273,7 @@ class Restarts:
     _crashes: deque[float] = field(default_factory=deque)
     _young: dict[int, int] = field(default_factory=dict)
     _not_before: dict[int, float] = field(default_factory=dict)
+    _refused: dict[int, int] = field(default_factory=dict)
     degraded: bool = False
 
     def crashed(self, slot: int, uptime: float, now: float) -> float:
@@ -296,6 +297,18 @@ class Restarts:
             wait = max(wait, _backoff(1.0, excess - 1))
         self._not_before[slot] = now + wait
         return wait
+
+    def refused(self, slot: int, now: float) -> None:
+        """Put off the next attempt to make a worker, since the system refused this one: later each time.
+
+        That is no crash of the app: it makes no cluster degraded.
+        """
+        times = self._refused[slot] = self._refused.get(slot, 0) + 1
+        self._not_before[slot] = max(self._not_before.get(slot, 0.0), now + _backoff(FIRST_BACKOFF, times - 1))
+
+    def made(self, slot: int) -> None:
+        """Record that the system has made a worker for that slot."""
+        self._refused.pop(slot, None)
 
     def settled(self, slot: int) -> None:
         """The slot's worker is ready and has lived for long enough to count as healthy."""

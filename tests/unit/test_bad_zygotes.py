@@ -97,12 +97,14 @@ def test_one_that_dies_when_it_has_loaded(tmp_path: Path) -> None:
 
 
 def test_one_that_can_not_fork(tmp_path: Path) -> None:
-    """What the kernel refuses is warned of and tried again, until it has failed too often."""
+    """What the kernel refuses is reported once and tried again, until it has failed for too long: not the app's fault."""
     zygote = """
         for order, _ in orders():
             say(wire.ForkFailed(order.incarnation, "Cannot allocate memory"))
         """
-    assert refused(tmp_path, zygote, restart_limit=2).startswith("workers die before they are ready")
+    ended = run_with(tmp_path, zygote, restart_limit=2)
+    assert (ended.returncode, ended.stdout) == (1, "no worker can be made: Cannot allocate memory\n")
+    assert ended.stderr.count("no worker can be made: Cannot allocate memory; it is tried again") == 1
 
 
 def test_one_that_speaks_of_workers_that_nobody_asked_for(tmp_path: Path) -> None:

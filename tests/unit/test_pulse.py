@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -10,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from cluster2.engines.base import Census, Engine, Hold
+from cluster2.kernel import processes
 from cluster2.kernel.scoreboard import Row, Scoreboard
 from cluster2.lifecycle import State
 from cluster2.settings import Settings
@@ -27,6 +29,8 @@ ABOVE = 0.005
 
 class Home:
     """An engine that does what it is told to have done."""
+
+    name = "home"
 
     def __init__(self) -> None:
         self.now = Census(0, 0, 0)
@@ -314,6 +318,48 @@ async def test_what_is_done_now_and_then(board: Scoreboard) -> None:
     await worker.busy(lambda: worker.ways.done)
     assert set(worker.ways.done) == {"park late"}
     worker.pulse.stop()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("a fault of ours")])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "engine.tick", "engine.second", "engine.census", "engine.held", "engine.oldest", "paper.tick", "paper.look",
+        "ways.rest", "ways.share", "memory",
+    ],
+)  # fmt: skip
+async def test_a_step_that_fails(
+    board: Scoreboard, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, step: str, error: Exception
+) -> None:
+    """A step that fails is reported once; the worker ticks on, the other steps are done, and that one is tried again."""
+    worker = Worker(board, request_timeout=5.0)
+    worker.homes[0].now = Census(0, 5, 0)
+    parts = {"engine": worker.homes[0], "paper": worker.pulse._paper, "ways": worker.ways, "memory": processes}
+    part, _, method = step.partition(".")
+    failures = []
+
+    def fail(*_: object, **__: object) -> None:
+        failures.append(step)
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(parts[part], method or "resident_memory", fail)
+        worker.pulse.start()
+        try:
+            for _ in range(3):
+                tried, promised = len(failures), worker.row.heartbeat
+                worker.pulse._second_at = worker.pulse._slow_at = 0.0
+                await until(lambda: len(failures) > tried and worker.row.heartbeat > promised, "it ticks on")  # noqa: B023
+            assert worker.homes[1].ticks
+            warned = [each.getMessage() for each in caplog.records if "it is tried again" in each.getMessage()]
+            assert warned
+            assert len(warned) == len({each.partition(":")[0] for each in warned})
+            broken.undo()
+            worker.row.memory, seconds = 0, worker.homes[0].seconds
+            worker.pulse._second_at = 0.0
+            await until(lambda: worker.row.memory and worker.homes[0].seconds > seconds, "all steps are done again")
+        finally:
+            worker.pulse.stop()
 
 
 async def test_share_by_the_counts_of_those_that_serve(board: Scoreboard) -> None:

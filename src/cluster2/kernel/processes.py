@@ -204,6 +204,16 @@ def send_signal(pidfd: int, sig: int) -> bool:
     return True
 
 
+def kill_child(pid: int) -> bool:
+    """Kill a child that no descriptor is left for; false: it isn't our child, or was reaped. Until then its pid is its own."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        os.kill(pid, signal.SIGKILL)
+    except (ChildProcessError, ProcessLookupError):
+        return False
+    return True
+
+
 def reap_strays(known: Container[int]) -> list[int]:
     """Reap all children that have ended and whose pid isn't in `known`, without waiting.
 
@@ -319,6 +329,7 @@ def memory(pid: int) -> int:
 
     Raises:
         ProcessLookupError: there is no such process.
+        OSError: it can't be read now (EMFILE).
     """
     try:
         with open(f"/proc/{pid}/smaps_rollup") as file:
@@ -330,7 +341,7 @@ def memory(pid: int) -> int:
     try:
         with open(f"/proc/{pid}/statm") as file:
             return int(file.read().split()[1]) * resource.getpagesize()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ProcessLookupError) as error:
         raise ProcessLookupError(errno.ESRCH, f"no process {pid}") from error
 
 

@@ -99,13 +99,30 @@ class Actions:
     def _watch(self, handle: Handle) -> None:
         assert handle.pid is not None
         try:
-            handle.pidfd = processes.open_pidfd(handle.pid)
+            self.watch_again(handle)
         except ProcessLookupError:  # gone, and reaped by somebody else: it never was a child of ours
             self._put(Vanished(handle))
             return
+        except OSError as error:  # no descriptor is left: the next look tries again
+            self._warn(f"worker {handle.pid} can't be watched now: {error.strerror}; it is tried again")
         self._note(self._pids.write_worker, handle.pid)
-        self._loop.add_reader(handle.pidfd, self._put, Exited(handle))
         self._emit(events.Forked(time=time.time(), pid=handle.pid, slot=handle.slot, generation=handle.generation))
+
+    def watch_again(self, handle: Handle) -> None:
+        """Be told of the end of a worker's process from now on.
+
+        Raises:
+            ProcessLookupError: there is no such process.
+            OSError: it can't be watched now.
+        """
+        assert handle.pid is not None
+        pidfd = processes.open_pidfd(handle.pid)
+        try:
+            self._loop.add_reader(pidfd, self._put, Exited(handle))
+        except OSError:
+            os.close(pidfd)
+            raise
+        handle.pidfd = pidfd
 
     def _announce(self, handle: Handle) -> None:
         handle.ready_at = time.monotonic()
@@ -126,6 +143,8 @@ class Actions:
     def _kill(self, handle: Handle) -> None:
         if handle.pidfd is not None:
             processes.send_signal(handle.pidfd, signal.SIGKILL)
+        elif handle.pid is not None:  # it can't be watched
+            processes.kill_child(handle.pid)
 
     def _bury(self, handle: Handle, status: ExitStatus | None) -> None:
         if handle.pidfd is not None:
@@ -147,9 +166,11 @@ class Actions:
         try:
             change(pid)
         except (ConfigError, OSError) as error:
-            text = f"the pid file of worker {pid}: {error}"
-            logger.warning("%s", text)
-            self._emit(events.Warned(time=time.time(), text=text))
+            self._warn(f"the pid file of worker {pid}: {error}")
+
+    def _warn(self, text: str) -> None:
+        logger.warning("%s", text)
+        self._emit(events.Warned(time=time.time(), text=text))
 
 
 def _died(handle: Handle, status: ExitStatus | None) -> events.Died:

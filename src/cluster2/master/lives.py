@@ -6,6 +6,7 @@ Facts about a worker come here; the lifecycle's table says what follows (`lifecy
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -13,10 +14,11 @@ import time
 from typing import TYPE_CHECKING
 
 from .. import events, lifecycle, policy, wire
-from ..errors import AppError, ClusterError, ConfigError, by_exit_code
+from ..errors import AppError, ClusterError, by_exit_code
 from ..kernel import processes, stacks
 from ..kernel.processes import ExitStatus
 from ..lifecycle import State
+from ..step_guard import reason
 from .actions import Actions, reason_of
 from .estate import Phase
 from .facts import Garbage
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
     from .loop import Master
 
 logger = logging.getLogger("cluster2.master")
+
+SPAWNING = "no worker can be made"
+"""What is reported when the system refuses to make one."""
+BOOT_REFUSALS_S = 3.0
+"""Seconds for which the system may refuse all workers at the first start before that is given up."""
 
 
 class Lives:
@@ -43,11 +50,13 @@ class Lives:
         estate = master.estate
         settings = estate.options[0]
         self.restarts = policy.Restarts(settings.restart_limit, settings.restart_window)
+        self._refused_since: float | None = None
         self.actions = Actions(settings, estate.board, estate.pids, master.roster, master.put, master.emit, self.steer)
 
     def steer(self) -> None:
         """Who serves has changed: so does who gets new connections."""
-        self._master.steering.steer(self._master.roster, time.monotonic())
+        with self._master.guard("new connections can't be steered"):
+            self._master.steering.steer(self._master.roster, time.monotonic())
 
     def forked(self, incarnation: int, pid: int) -> None:
         """A worker has a process, says its zygote or the worker itself; the first to say so counts."""
@@ -55,6 +64,9 @@ class Lives:
         if handle is None or handle.pid is not None:
             return  # told twice, by the zygote and by the worker itself
         handle.pid = self._master.estate.board.row(handle.row).pid = pid
+        self._refused_since = None
+        self.restarts.made(handle.slot)
+        self._master.guard.worked(SPAWNING)
         self.actions.apply(handle, lifecycle.Event.FORKED)
 
     def from_worker(self, handle: Handle, message: wire.Talk) -> None:
@@ -127,9 +139,7 @@ class Lives:
         logbook = self._master.estate.logbook
         if logbook is not None and handle.pid is not None:
             logbook.ended(handle.slot, handle.pid, str(status or "how isn't known"), meant)
-        self.actions.apply(handle, lifecycle.Event.EXITED, status)
-        self._master.steering.release(handle.place)
-        self._master.watchman.forget(handle)
+        self._forget(handle, status)
         if meant or self._master.ending():
             return
         if self._master.reloader.proves(handle.generation):
@@ -143,6 +153,12 @@ class Lives:
             self._master.warn(f"slot {handle.slot} backs off: its next worker is made in {wait:.1f} s")
         if self.restarts.degraded and not was_degraded:
             self._degraded(handle, status, now)
+
+    def _forget(self, handle: Handle, status: ExitStatus | None) -> None:
+        """A worker has ended, or never came to be: give back what it had."""
+        self.actions.apply(handle, lifecycle.Event.EXITED, status)
+        self._master.steering.release(handle.place)
+        self._master.watchman.forget(handle)
 
     def _degraded(self, handle: Handle, status: ExitStatus | None, now: float) -> None:
         if self._master.phase is Phase.BOOTING:
@@ -200,67 +216,99 @@ class Lives:
         return "recycle" if handle.replace is not None else "reload"
 
     async def spawn(self, slot: int, generation: int) -> None:
-        """Order a worker."""
+        """Order a worker. What the system refuses (descriptors, memory, processes) is reported, and tried again later."""
         try:
-            place = self._master.steering.take(generation)
-        except ConfigError as error:
-            if self._master.reloader.proves(generation):
-                self._master.reloader.abandon(error)
-                return
-            self._master.warn(f"no worker can be made: {error.message}")
-            self.restarts.crashed(slot, 0.0, time.monotonic())
-            return
-        handle = Handle(
-            incarnation=self._master.roster.next_incarnation(),
-            slot=slot,
-            generation=generation,
-            row=self._master.estate.board.claim(),
-            born=time.monotonic(),
-            place=place,
-            stacks_file=stacks.create(),
-        )
-        board = self._master.estate.board
-        row = board.row(handle.row)
-        row.slot, row.generation, row.started, row.state = slot, generation, handle.born, State.BOOTING
-        self._master.roster.add(handle)
-        self.actions.limit(handle)
-        ours, theirs = socket.socketpair()
-        with theirs:
-            _, handle.talk = await asyncio.get_running_loop().create_unix_connection(
-                lambda: TalkToWorker(
-                    handle, self._master.put, self._master.switchboard, self._master.settings.max_heartbeat_delay
-                ),
-                sock=ours,
-            )
-            sockets = [
-                wire.Socket(site, str(listener.address), listener.owned)
-                for site, listener in self._master.estate.listeners
-            ]
-            keeping = self._master.keeping
-            ways = keeping.descriptors() if keeping is not None and keeping.serves else []
-            order = wire.Fork(
-                incarnation=handle.incarnation,
+            await self._order(slot, generation)
+        except ConnectionError:
+            return  # the zygote is dying just now, which the next fact tells
+        except (OSError, ClusterError) as error:
+            self._refused(slot, generation, error)
+
+    async def _order(self, slot: int, generation: int) -> None:
+        """Make all that a worker needs, and order it. After an error nothing is left of that.
+
+        Raises:
+            OSError, ClusterError: it can't be made now.
+        """
+        master = self._master
+        with contextlib.ExitStack() as undo:
+            place = master.steering.take(generation)
+            undo.callback(master.steering.release, place)
+            row = master.estate.board.claim()
+            undo.callback(master.estate.board.release, row)
+            file = stacks.create()
+            undo.callback(os.close, file)
+            handle = Handle(
+                incarnation=master.roster.next_incarnation(),
                 slot=slot,
-                generation=handle.generation,
-                row=handle.row,
-                master=os.getpid(),
-                sockets=sockets,
-                keeper=bool(ways),
-                logs=self._logs(slot),
+                generation=generation,
+                row=row,
+                born=time.monotonic(),
+                place=place,
+                stacks_file=file,
             )
-            listening = self._master.steering.descriptors(handle)
-            nursery = self._master.generations.nursery(handle.generation)
-            # Meanwhile the zygote may have died, or the cluster been told to end: that is no crash of a worker.
-            if nursery is None or handle.state is not State.SPAWNING:
-                self.actions.apply(handle, lifecycle.Event.EXITED)
-                return
-            try:
-                nursery.spawn(order, [theirs.fileno(), handle.stacks_file, *board.descriptors, *listening, *ways])
-            except ConnectionError:  # it is dying just now, which the next fact tells
-                self.actions.apply(handle, lifecycle.Event.EXITED)
-            except OSError as error:  # its queue is full
-                self._master.warn(f"no worker can be made: {error.strerror}")
-                self.buried(handle, None)
+            seen = master.estate.board.row(row)
+            seen.slot, seen.generation, seen.started, seen.state = slot, generation, handle.born, State.BOOTING
+            undo.callback(setattr, handle, "state", State.DEAD)  # what its channel still says is of no interest
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            with theirs:
+                _, talk = await asyncio.get_running_loop().create_unix_connection(
+                    lambda: TalkToWorker(handle, master.put, master.switchboard, master.settings.max_heartbeat_delay),
+                    sock=ours,
+                )
+                undo.callback(talk.close)
+                nursery = master.generations.nursery(generation)
+                # Meanwhile the zygote may have died, or the cluster been told to end: that is no crash of a worker.
+                if nursery is None or master.ending():
+                    return
+                order, descriptors = self._orders(handle)
+                nursery.spawn(order, [theirs.fileno(), file, *master.estate.board.descriptors, *descriptors])
+            handle.talk = talk
+            undo.pop_all()
+        master.roster.add(handle)
+        self.actions.limit(handle)
+
+    def _orders(self, handle: Handle) -> tuple[wire.Fork, list[int]]:
+        """The order for a worker, and the descriptors of what it listens on and of the ways to the keeper."""
+        master = self._master
+        sockets = [
+            wire.Socket(site, str(listener.address), listener.owned) for site, listener in master.estate.listeners
+        ]
+        keeping = master.keeping
+        ways = keeping.descriptors() if keeping is not None and keeping.serves else []
+        order = wire.Fork(
+            incarnation=handle.incarnation,
+            slot=handle.slot,
+            generation=handle.generation,
+            row=handle.row,
+            master=os.getpid(),
+            sockets=sockets,
+            keeper=bool(ways),
+            logs=self._logs(handle.slot),
+        )
+        return order, [*master.steering.descriptors(handle), *ways]
+
+    def _refused(self, slot: int, generation: int, error: Exception) -> None:
+        """The system doesn't give what a worker needs: report it, and try again later."""
+        master = self._master
+        now = time.monotonic()
+        self.restarts.refused(slot, now)
+        self._refused_since = self._refused_since or now
+        why = ClusterError(f"{SPAWNING}: {reason(error)}")
+        if master.reloader.proves(generation):
+            master.reloader.abandon(error if isinstance(error, ClusterError) else why)
+        elif master.phase is Phase.BOOTING and now - self._refused_since > BOOT_REFUSALS_S:
+            master.departure.fail(why)
+        else:
+            master.guard.failed(SPAWNING, error)
+
+    def unforked(self, incarnation: int, reason: str) -> None:
+        """The zygote could not fork a worker that was ordered."""
+        handle = self._master.roster.find(incarnation)
+        if handle is not None and handle.pid is None:
+            self._forget(handle, None)
+            self._refused(handle.slot, handle.generation, OSError(reason))
 
     def _logs(self, slot: int) -> str:
         logbook = self._master.estate.logbook

@@ -45,9 +45,7 @@ class Loading:
             case wire.Forked():
                 master.lives.forked(message.incarnation, message.pid)
             case wire.ForkFailed():
-                master.warn(f"a worker can't be forked: {message.message}")
-                if (handle := master.roster.find(message.incarnation)) is not None:
-                    master.lives.buried(handle, None)
+                master.lives.unforked(message.incarnation, message.message)
             case None:
                 self._failed(generation, AppError("the process that imports the app died; its log says why"))
                 for handle in list(master.roster):

@@ -15,6 +15,7 @@ from typing import Any
 
 from .. import events, lifecycle, policy, wire
 from ..settings import Settings
+from ..step_guard import StepGuard
 from .control import Control
 from .departure import Departure
 from .estate import Estate, Phase
@@ -86,6 +87,7 @@ class Master:
         self.switchboard = switchboard or Switchboard()
         self.switchboard.start(self.emit)
         self._on_ready = on_ready
+        self.guard = StepGuard(self._report)
         self._facts: asyncio.Queue[Fact] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         settings = estate.options[0]
@@ -137,12 +139,7 @@ class Master:
         self.generations.load(self.wanted.generation)
         self._rounds.begin()
         while not self._finished():
-            fact = await self._facts.get()
-            self._handle(fact)
-            if isinstance(fact, Tick):
-                await self._pids_guard.look()
-            await self._converge()
-            self._verbs.answer()
+            await self._attend(await self._facts.get())
         return await self._leave()
 
     def one_more_serves(self) -> None:
@@ -166,6 +163,22 @@ class Master:
         return self.keeping is None or not self.keeping.alive()
 
     # Facts
+
+    async def _attend(self, fact: Fact) -> None:
+        """Handle a fact, and do what follows from it. Whatever fails there is reported: the workers serve on."""
+        fault = f"a fault in the master ({type(fact).__name__})"
+        try:
+            self._handle(fact)
+            if isinstance(fact, Tick):
+                await self._pids_guard.look()
+            await self._converge()
+            self._verbs.answer()
+        except Exception as error:
+            if self.phase is Phase.BOOTING:
+                raise
+            self.guard.failed(fault, error, "it goes on")
+        else:
+            self.guard.worked(fault)
 
     def _handle(self, fact: Fact) -> None:
         match fact:
@@ -346,7 +359,7 @@ class Master:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_PATIENCE):
                     while not self._finished():
-                        self._handle(await self._facts.get())
+                        await self._attend(await self._facts.get())
             await self._leave()
         if self.monitoring is not None:
             await self.monitoring.gone(0.0)
@@ -365,3 +378,9 @@ class Master:
         """Tell operators something."""
         logger.warning("%s", text)
         self.emit(events.Warned(time=time.time(), text=text))
+
+    def _report(self, text: str, detail: str) -> None:
+        """Tell operators of a step that has failed."""
+        self.warn(text)
+        if detail:
+            logger.error("%s", detail)

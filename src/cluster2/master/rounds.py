@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .. import events
 from ..kernel import processes
 from ..lifecycle import State
-from .facts import Tick
+from .facts import Tick, Vanished
 from .heartbeat import Heartbeats
 
 if TYPE_CHECKING:
@@ -56,31 +56,49 @@ class Rounds:
                 timer.cancel()
 
     def look(self) -> None:
-        """Look around."""
+        """Look around. What fails for a moment is tried again at the next look."""
         master = self._master
+        guard = master.guard
         master.estate.notifier.alive()
         now = time.monotonic()
+        with guard("workers can't be watched"):
+            self._watch_unwatched()
         # Who was suspended or starved saw nothing for a while: that the others gave no sign then proves nothing.
         if now - self._looked_at < 2 * TICK:
             self._check_health(now)
         self._looked_at = master.estate.board.header.beat = now
-        if (beat := self._heartbeats.look(master.roster, now, master.settings.heartbeat_interval)) is not None:
-            master.emit(beat)
+        with guard("the heartbeat event"):
+            if (beat := self._heartbeats.look(master.roster, now, master.settings.heartbeat_interval)) is not None:
+                master.emit(beat)
         if master.estate.owns_process:
-            processes.reap_strays(self._known())
-        master.loading.look(now)
+            with guard("stray processes can't be reaped"):
+                processes.reap_strays(self._known())
+        with guard("the app can't be loaded again"):
+            master.loading.look(now)
         if master.roster.ready() >= master.wanted.slots and master.lives.restarts.recovered(now):
             master.emit(events.Recovered(time=time.time(), ready=master.roster.ready()))
+
+    def _watch_unwatched(self) -> None:
+        """Watch the workers for which there was no descriptor when they were made."""
+        for handle in self._master.roster:
+            if handle.pid is not None and handle.pidfd is None:
+                try:
+                    self._master.lives.actions.watch_again(handle)
+                except ProcessLookupError:
+                    self._master.put(Vanished(handle))
 
     def _check_health(self, now: float) -> None:
         master = self._master
         for helper in master.helpers():
-            if (said := helper.look(now)) is not None:
-                master.warn(said)
+            with master.guard(f"the {helper.name} can't be looked at"):
+                if (said := helper.look(now)) is not None:
+                    master.warn(said)
         if master.phase.serves:
-            master.watchman.look(master.roster, now)
+            with master.guard("workers can't be looked at"):
+                master.watchman.look(master.roster, now)
             master.lives.steer()
-            self._see_to_stranded(now)
+            with master.guard("connections that wait where no worker accepts"):
+                self._see_to_stranded(now)
 
     def _see_to_stranded(self, now: float) -> None:
         """Somebody waits where nobody accepts: the successor of one of the workers will."""

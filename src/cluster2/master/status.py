@@ -113,6 +113,6 @@ def _unweighed(pid: int) -> None:
 
 
 def _memory(pid: int) -> int | None:
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(OSError):  # it has ended, or no descriptor is left to read it by
         return processes.memory(pid)
     return None

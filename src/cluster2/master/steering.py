@@ -163,9 +163,9 @@ class Steering:
     def _go(self, places: Sequence[int]) -> None:
         """Let new connections go there."""
         if places and tuple(places) != self._steered:
-            self._steered = tuple(places)
             for group in self._groups.values():
                 group.steer(places)
+            self._steered = tuple(places)  # not before: what failed is tried again
 
     def _look(self) -> None:
         """Steer by what each worker has to do, and look again soon, while there is anything."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .. import events
 from ..errors import ClusterError, UsageError
 from ..lifecycle import LIVE
+from ..step_guard import reason
 from .estate import Phase
 from .facts import Command
 from .handle import Handle
@@ -65,8 +66,12 @@ class Verbs:
         verb: Callable[[Command], None] | None = getattr(self, f"_do_{command.verb.replace('-', '_')}", None)
         if verb is None:
             command.answer(UsageError(f"the master knows no command {command.verb!r}"))
-        else:
+            return
+        try:
             verb(command)
+        except Exception as error:
+            command.answer(ClusterError(f"{command.verb!r} failed in the master: {reason(error)}"))
+            raise
 
     def signal(self, number: int) -> None:
         """The master was sent a signal."""

@@ -7,6 +7,7 @@ is ready, it goes: at once if its loop is stuck, and with a drain if it is one r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import inspect
 import logging
@@ -96,6 +97,8 @@ class Judge:
                 size = processes.memory(handle.pid)
             except ProcessLookupError:
                 size = 0
+            except OSError:
+                pass  # no descriptor is left: what was measured last counts
             self._memory[handle.incarnation] = now, size
         return size
 
@@ -184,10 +187,12 @@ class Watchman:
         self._warn(f"{handle} is replaced: {trouble.value}")
 
         async def take() -> None:
-            handle.stacks = await _stacks_of(handle)
-            logger.warning("stacks of %s:\n%s", handle, handle.stacks)
-            handle.replace = time.monotonic()
-            self._put(Tick())
+            try:
+                handle.stacks = await _stacks_of(handle)
+                logger.warning("stacks of %s:\n%s", handle, handle.stacks)
+            finally:
+                handle.replace = time.monotonic()
+                self._put(Tick())
 
         self._start(take())
 
@@ -200,13 +205,15 @@ class Watchman:
 async def _stacks_of(handle: Handle) -> str:
     if handle.pidfd is None or handle.pid is None or handle.state is State.DEAD:
         return "no stacks: it has ended"
-    # Copies, since it may be buried while we wait.
-    pidfd, file = os.dup(handle.pidfd), os.dup(handle.stacks_file)
     try:
-        return await stacks.capture(file, pidfd, handle.pid)
-    finally:
-        os.close(pidfd)
-        os.close(file)
+        with contextlib.ExitStack() as copies:  # since it may be buried while we wait
+            pidfd = os.dup(handle.pidfd)
+            copies.callback(os.close, pidfd)
+            file = os.dup(handle.stacks_file)
+            copies.callback(os.close, file)
+            return await stacks.capture(file, pidfd, handle.pid)
+    except OSError as error:
+        return f"no stacks: {error.strerror}"
 
 
 def _predicate(settings: Settings) -> Callable[[dict[str, Any]], Any] | None:

@@ -23,8 +23,8 @@ SHARE = 0.005
 def _weigh(pid: int) -> int | None:
     try:
         return processes.memory(pid)
-    except (ProcessLookupError, ValueError, OverflowError):
-        return None  # gone meanwhile, or no pid at all
+    except (OSError, ValueError, OverflowError):
+        return None  # gone meanwhile, or no pid at all, or no descriptor is left to read it by
 
 
 class Scales:

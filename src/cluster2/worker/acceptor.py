@@ -131,7 +131,7 @@ class Acceptor:
             for door in self._doors:
                 self._gate.watch(door.listener, False)
             self._gate.open()
-            await self._open_native()
+            await self._open_native_again()
 
     def hold(self, mode: Mode) -> None:
         """Take one at a time. Takes effect at once, in the middle of a burst as well; one that has stopped stays so."""
@@ -200,17 +200,40 @@ class Acceptor:
     async def _open_native(self) -> None:
         """Let the loop's own server accept."""
         for door in self._doors:
-            twin = door.listener.dup()
-            door.native = await self._loop.create_server(
-                self._native(door), sock=twin, backlog=4096, **self._secured(door.tls)
-            )
-            # Ends when the server is closed and the last of its connections as well, if it has begun by then.
-            waiting = self._loop.create_task(door.native.wait_closed())
-            self._native_open.add(waiting)
-            waiting.add_done_callback(self._native_open.discard)
+            if door.native is None:
+                await self._open_native_at(door)
         await asyncio.sleep(0)
         if self._mode is not Mode.EAGER or not self._listening:
             self._close_native()  # the mode has changed meanwhile
+
+    async def _open_native_at(self, door: Door) -> None:
+        twin = door.listener.dup()
+        try:
+            native = await self._loop.create_server(
+                self._native(door), sock=twin, backlog=4096, **self._secured(door.tls)
+            )
+        except BaseException:
+            twin.close()
+            raise
+        if door.native is not None:  # the mode went forth and back meanwhile: another attempt was faster
+            native.close()
+            return
+        door.native = native
+        # Ends when the server is closed and the last of its connections as well, if it has begun by then.
+        waiting = self._loop.create_task(native.wait_closed())
+        self._native_open.add(waiting)
+        waiting.add_done_callback(self._native_open.discard)
+
+    async def _open_native_again(self) -> None:
+        """Let the loop's own server accept, as soon as there are descriptors for that."""
+        while self._mode is Mode.EAGER and self._listening:
+            try:
+                await self._open_native()
+            except OSError as error:
+                logger.warning("no connection can be accepted for %.1f s: %s", PAUSE, error)
+                await asyncio.sleep(PAUSE)
+            else:
+                return
 
     def _close_native(self) -> None:
         for door in self._doors:
@@ -232,7 +255,7 @@ class Acceptor:
     def _readable(self) -> None:
         """The gate is open."""
         if self._mode is Mode.EAGER:
-            for way in self._ready_queues:
+            for way in list(self._ready_queues):
                 self._take_returned(way)
         elif self._gate.passed():
             self._take()
@@ -254,6 +277,13 @@ class Acceptor:
         Args:
             invited: takes one in any case.
         """
+        try:
+            self._take_next(invited)
+        except Exception as error:  # the gate would stay shut, and this worker without connections for good
+            logger.error("a connection could not be taken", exc_info=error)
+            self._pause(error)
+
+    def _take_next(self, invited: FedEngine | None) -> None:
         self._due = False
         if self._mode is Mode.EAGER:
             return
@@ -372,7 +402,7 @@ class Acceptor:
             connection.close()
             self._served(protocol)
 
-    def _pause(self, error: OSError) -> None:
+    def _pause(self, error: Exception) -> None:
         logger.warning("no connection can be taken for %.1f s: %s", PAUSE, error)
         self._paused = True
         self._gate.shut()

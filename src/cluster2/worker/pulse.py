@@ -8,6 +8,7 @@ and no request pays for a clock, a counter or a timer of its own.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from ..health import PROMISE
 from ..kernel import processes
 from ..kernel.scoreboard import Row, Scoreboard
 from ..lifecycle import State
+from ..step_guard import StepGuard
 from . import api
 from .acceptor import Acceptor
 from .failures import Failures
@@ -24,6 +26,8 @@ from .moves import Moves
 from .pace import LONG, Mode, Pace
 from .paper import Paper
 from .steps import Watch
+
+logger = logging.getLogger("cluster2.worker")
 
 QUICK = 0.01
 SLOW = 0.1
@@ -73,6 +77,7 @@ class Pulse:
         self._slow_at = 0.0
         self._second_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._guard = StepGuard(_report)
         self.slow = True
         self.draining = False
 
@@ -142,10 +147,27 @@ class Pulse:
         row.heartbeat = time.monotonic() + PROMISE
 
     def _tick(self) -> None:
+        """Do what is due, and tick again, whatever fails: a worker that stopped ticking would be killed as hung."""
         now = time.monotonic()
+        wait = SLOW
+        with self._guard("a worker's tick"):
+            wait = self._look(now)
+        if now - self._slow_at >= 0.95 * SLOW:
+            self._slow_at = now
+            self._on_slow(now)
+        if now - self._second_at >= 0.95 * REST:
+            self._second_at = now
+            self._on_second()
+        self._again(now, wait)
+
+    def _look(self, now: float) -> float:
+        """Look at what the engines do; return the seconds until the next tick."""
+        guard = self._guard
         for engine in self._engines:
-            engine.tick(now)
-        self._paper.tick()
+            with guard(f"the tick of {engine.name}"):
+                engine.tick(now)
+        with guard("the access log"):
+            self._paper.tick()
         late = now - self._due
         if self._wait == QUICK and late > LATE and not self.draining:
             self._watch.late(now)
@@ -162,20 +184,30 @@ class Pulse:
         busy = busy or any(hold.full for hold in holds)
         crowd = connections - self._connections
         self._connections = connections
-        if now - self._slow_at >= 0.95 * SLOW:
-            self._slow_at = now
-            self._paper.look()
-            self.publish()
-            self._slow(now)
-        elif crowd >= CROWD and not self.draining:
+        if crowd >= CROWD and now - self._slow_at < 0.95 * SLOW and not self.draining:
             self._row.connections = connections
-            self._moves.share(now, self._counts(), connections)
-        if now - self._second_at >= 0.95 * REST:
-            self._second_at = now
+            with guard("moving connections"):
+                self._moves.share(now, self._counts(), connections)
+        return QUICK if busy else SLOW if connections or self._pace.mode else REST
+
+    def _on_slow(self, now: float) -> None:
+        """Do what is done ten times a second at most."""
+        with self._guard("the log files"):
+            self._paper.look()
+        with self._guard("the counts of this worker"):
+            self.publish()
+        # The loop turns, whatever else fails.
+        self._row.heartbeat = now + PROMISE
+        with self._guard("moving connections"):
+            self._slow(now)
+
+    def _on_second(self) -> None:
+        """Do what is done once a second at most."""
+        with self._guard("the memory of this worker"):
             self._row.memory = processes.resident_memory()
-            for engine in self._engines:
+        for engine in self._engines:
+            with self._guard(f"the time limits of {engine.name}"):
                 engine.second()
-        self._again(now, QUICK if busy else SLOW if connections or self._pace.mode else REST)
 
     def _look_at_threads(self, now: float, late: float) -> list[Hold]:
         """What engines with threads say of them; report it if it counts."""
@@ -228,3 +260,9 @@ class Pulse:
         """Connections of each worker that serves."""
         states, counts = self._board.column("state"), self._board.column("connections")
         return [count for state, count in zip(states, counts, strict=True) if state == State.READY]
+
+
+def _report(text: str, detail: str) -> None:
+    logger.warning("%s", text)
+    if detail:
+        logger.error("%s", detail)

@@ -1,0 +1,146 @@
+"""The master without descriptors: what can't be done now is undone whole, reported once, and tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster2 import events
+from cluster2.kernel import processes
+from cluster2.master.loop import Master
+from tests.kernel.leaks import descriptors
+from tests.unit.clusters import APP, Observed, observed
+from tests.unit.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("own_process")]
+
+THREADED = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+SPARE_SLOT = 7
+
+
+def emfile(*_: object, **__: object) -> Any:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """Let this process open so many descriptors more, and not one beyond."""
+    highest = max(int(each.split()[0]) for each in descriptors())
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    filler = [os.open(os.devnull, os.O_RDONLY)]
+    while filler[-1] < highest:  # the lowest number that is free
+        filler.append(os.dup(filler[0]))
+    os.close(filler.pop())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+    try:
+        for _ in range(count):
+            os.close(filler.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for each in filler:
+            os.close(each)
+
+
+def master_of(cluster: Observed) -> Master:
+    master = cluster.running._master
+    assert master is not None
+    return master
+
+
+@pytest.mark.parametrize("executed", [False, True], ids=["forked", "executed"])
+async def test_a_worker_that_can_not_be_afforded(tmp_path: Path, executed: bool) -> None:
+    """Whichever descriptor of a new worker is the one too many: nothing is left of the attempt, and the next one works."""
+    async with observed(tmp_path, APP + THREADED if executed else APP, workers=1, log_to="files") as cluster:
+        master = master_of(cluster)
+        refusals = 0
+        for left in itertools.count():
+            before, rows = descriptors(), list(master.estate.board._free or [])
+            with descriptors_left(left):
+                await master.lives.spawn(SPARE_SLOT, 1)
+                made = any(each.slot == SPARE_SLOT for each in master.roster)
+            if made:
+                break
+            refusals += 1
+            await until(lambda: descriptors() == before, lambda: f"{descriptors() ^ before}")  # noqa: B023
+            assert sorted(master.estate.board._free or []) == sorted(rows)
+        assert refusals >= 3
+        warned = [each.text for each in cluster.of(events.Warned) if each.text.startswith("no worker can be made")]
+        assert warned == ["no worker can be made: Too many open files; it is tried again"]
+        assert not master.lives.restarts.crashes(0.0)
+        # Nobody wants that slot: the worker that was made leaves again.
+        await until(lambda: not any(each.slot == SPARE_SLOT for each in master.roster), "it is retired")
+        assert not master.lives.restarts.degraded
+
+
+@pytest.mark.parametrize("killed", ["before it is watched", "after it is watched"])
+async def test_a_worker_that_can_not_be_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str) -> None:
+    """Without a descriptor for its end a worker serves all the same; it is watched as soon as there is one."""
+    async with observed(tmp_path, workers=1) as cluster:
+        master = master_of(cluster)
+        (first,) = (await cluster.workers()).values()
+        with monkeypatch.context() as patched:
+            patched.setattr(processes, "open_pidfd", emfile)
+            os.kill(first, signal.SIGKILL)
+            (second,) = (await cluster.whole(without=[first], wanted=1)).values()
+            await cluster.event(events.Warned, text="workers can't be watched: Too many open files; it is tried again")
+            assert await cluster.get() == b"%d" % second
+            if killed == "before it is watched":
+                os.kill(second, signal.SIGKILL)
+        await until(lambda: all(each.pidfd is not None for each in master.roster), "it is watched")
+        if killed == "after it is watched":
+            os.kill(second, signal.SIGKILL)
+        await cluster.whole(without=[first, second], wanted=1)
+        assert (await cluster.event(events.Died, pid=second)).signal == "SIGKILL"
+
+
+async def test_an_unwatched_worker_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop kills also workers for whose end there is no descriptor, and the master leaves."""
+    async with observed(tmp_path, workers=1) as cluster:
+        (first,) = (await cluster.workers()).values()
+        with monkeypatch.context() as patched:
+            patched.setattr(processes, "open_pidfd", emfile)
+            os.kill(first, signal.SIGKILL)
+            await cluster.whole(without=[first], wanted=1)
+            stopping = asyncio.ensure_future(asyncio.to_thread(cluster.cluster.stop))
+            await cluster.event(events.ShuttingDown)
+        assert await cluster.running.ended() == 0
+        await stopping
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["watchman.look", "_rounds._heartbeats.look", "loading.look", "steering.steer", "steering.stranded", "keeping.look",
+     "_rounds._watch_unwatched"],
+)  # fmt: skip
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("a fault of ours")])
+async def test_a_look_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: Exception) -> None:
+    """Whatever fails when the master looks around is reported once; it goes on to look, and workers are replaced."""
+    async with observed(tmp_path, workers=1) as cluster:
+        *path, method = step.split(".")
+        part: Any = master_of(cluster)
+        for name in path:
+            part = getattr(part, name)
+        tried = []
+
+        def fail(*_: object) -> None:
+            tried.append(step)
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(part, method, fail)
+            await until(lambda: len(tried) >= 2, "it is tried again")
+            (first,) = (await cluster.workers()).values()
+            os.kill(first, signal.SIGKILL)
+            await cluster.whole(without=[first], wanted=1)
+        assert len([each for each in cluster.of(events.Warned) if str(error).partition("] ")[2] in each.text]) == 1
