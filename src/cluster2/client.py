@@ -73,12 +73,28 @@ class Client:
 
         Raises:
             NotRunning: no master is there.
-            ClusterError: it refuses, or is still there after `timeout` seconds.
+            NoAnswer: it has left a shutdown without saying how, as one that is killed does.
+            ClusterError: it refuses, or is still there after `timeout` seconds; or it is gone, and something was lost.
         """
+        failure: ClusterError | None = None
         with self._connect() as connection:
             lines = _exchange(connection, verb, None, timeout)
-            answer = self._answer(lines, progress)
-            leaving = _open_process(answer or {})
+            told: dict[str, Any] = {}
+
+            def hear(said: dict[str, Any]) -> None:
+                told.update({"leaves": said.pop("leaves", None)})
+                if progress is not None:
+                    progress(said)
+
+            try:
+                answer = self._answer(lines, hear)
+            except NoAnswer:
+                raise
+            except ClusterError as error:
+                answer, failure = told, error
+            if answer is None and verb == "shutdown":
+                failure = NoAnswer(f"the master at {self.pids} was gone before it had said how its workers left")
+            leaving = _open_process(answer or told)
             try:
                 for _ in lines:
                     pass  # whatever it says now, the end of the connection is what counts
@@ -88,6 +104,8 @@ class Client:
             finally:
                 if leaving is not None:
                     os.close(leaving)
+        if failure is not None:
+            raise failure
         return answer or {}
 
     def _connect(self) -> socket.socket:

@@ -265,11 +265,21 @@ class Cluster:
         return self._client().call("reload")
 
     def recycle(self, worker: int | None = None) -> dict[str, Any]:
-        """Replace the worker of that pid or slot, or all in turn; returns when it is done. Raises NotRunning."""
+        """Replace the worker of that pid or slot, or all in turn; return when it is done.
+
+        Raises:
+            NotRunning: no master is running.
+            ClusterError: a worker died or was not done within `drain_timeout`, or its successor can't be made.
+        """
         return self._client().call("recycle", {"worker": worker})
 
     def scale(self, workers: int) -> dict[str, Any]:
-        """Set the number of workers; returns when there are so many. Raises NotRunning."""
+        """Set the number of workers; return when there are so many.
+
+        Raises:
+            NotRunning: no master is running.
+            ClusterError: they can't be made; or one that was to leave died or was not done within `drain_timeout`.
+        """
         return self._client().call("scale", {"workers": workers})
 
     def enable(self) -> dict[str, Any]:
@@ -281,7 +291,12 @@ class Cluster:
         return self._client().call("disable")
 
     def shutdown(self) -> None:
-        """End the cluster gracefully; returns when its master is gone. Raises NotRunning."""
+        """End the cluster gracefully; return when its master is gone.
+
+        Raises:
+            NotRunning: no master is running.
+            ClusterError: it is gone, but a worker died or was not done within `drain_timeout`: requests were lost.
+        """
         self._client().gone("shutdown")
 
     def stop(self) -> None:

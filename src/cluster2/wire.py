@@ -208,6 +208,16 @@ class Note(Message, frozen=True):
     text: str
 
 
+class Cut(Message, frozen=True):
+    """The worker drained for as long as it may, and has reset what was not finished; becomes a `warning` event.
+
+    Attributes:
+        text: what was reset.
+    """
+
+    text: str
+
+
 class SetTraffic(Message, frozen=True):
     """Somebody who may has told the worker to enable or disable traffic, for the whole cluster."""
 
@@ -359,4 +369,4 @@ class Unknown(NamedTuple):
 
 Orders = Prepare | Fork | Reopen | Observe | Prepared | PrepareFailed | Forked | ForkFailed
 Both = Emit | Delegate | Answer | GiveUp | Component | View | Reduce | Viewed | Update
-Talk = Born | Ready | Leaving | BootFailed | Note | SetTraffic | Drain | Deserted | TrafficSet | Reopen | Both
+Talk = Born | Ready | Leaving | BootFailed | Note | Cut | SetTraffic | Drain | Deserted | TrafficSet | Reopen | Both

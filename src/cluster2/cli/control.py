@@ -42,7 +42,10 @@ def stop(pids: str | None) -> int:
 @click.command()
 @_pids
 def shutdown(pids: str | None) -> int:
-    """Stop gracefully, return when the master is gone."""
+    """Stop gracefully, return when the master is gone.
+
+    Ends with 1 and the reason if a worker died, or was not done within drain_timeout: then requests were lost.
+    """
     _client(pids).gone("shutdown", progress=_reporter())
     return 0
 
@@ -64,7 +67,10 @@ def reload(pids: str | None) -> int:
 @_pids
 @click.argument("workers", type=click.IntRange(min=1), metavar="N")
 def scale(pids: str | None, workers: int) -> int:
-    """Set the number of workers to N; returns when there are so many."""
+    """Set the number of workers to N; returns when there are so many.
+
+    Ends with 1 and the reason if new workers can't be made, or one that was to leave died or was not done within drain_timeout.
+    """
     _client(pids).call("scale", {"workers": workers}, progress=_reporter())
     return 0
 
@@ -73,7 +79,10 @@ def scale(pids: str | None, workers: int) -> int:
 @_pids
 @click.argument("worker", type=click.IntRange(min=0), required=False, metavar="[PID|SLOT]")
 def recycle(pids: str | None, worker: int | None) -> int:
-    """Replace one worker by another of the same generation, or all in turn."""
+    """Replace one worker by another of the same generation, or all in turn; returns when they have left.
+
+    Ends with 1 and the reason if new workers can't be made, or one that was to leave died or was not done within drain_timeout.
+    """
     _client(pids).call("recycle", {"worker": worker}, progress=_reporter())
     return 0
 

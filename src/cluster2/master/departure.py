@@ -29,6 +29,8 @@ class Departure:
 
     Attributes:
         failure: why it couldn't start, if that is why it ends.
+        faults: what went wrong while it drained, a line each.
+        workers: how many there were when the drain began.
     """
 
     def __init__(self, master: Master) -> None:
@@ -37,6 +39,8 @@ class Departure:
         self._drain_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self.failure: ClusterError | None = None
+        self.faults: list[str] = []
+        self.workers = 0
 
     def shut_down(self) -> None:
         """Gracefully, as a lame duck first if it is to be one; who asks again cuts that short."""
@@ -101,6 +105,7 @@ class Departure:
             listener.close()  # the workers have copies; the last one to close its copy closes the port
         master.lives.actions.open_doors = bool(open_doors)
         master.lives.actions.last_drain = True
+        self.workers = len(master.roster)
         for handle in master.roster:
             master.lives.end(handle, lifecycle.Event.DRAIN, "shutdown")
         if master.keeping is not None:

@@ -31,6 +31,7 @@ class Handle:
         replace: monotonic time since when it is to be replaced within its generation, or None.
         stacks_file: where it writes its stacks when asked.
         stacks: what it wrote when it was found to be stuck, or None.
+        cut: what of it was not finished when its time to drain was over, or None: it was reset, or the worker was killed.
         drain_first: it is told to drain when its successor is ready; false: it is killed then, since it wouldn't hear.
         promise: what its heartbeats promise.
         talk: the link to it, or None when its channel has closed.
@@ -51,6 +52,7 @@ class Handle:
     replace: float | None = None
     stacks_file: int = -1
     stacks: str | None = None
+    cut: str | None = None
     drain_first: bool = True
     promise: Promise = field(default_factory=Promise, repr=False)
     talk: TalkToWorker | None = field(default=None, repr=False)

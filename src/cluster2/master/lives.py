@@ -96,6 +96,9 @@ class Lives:
                 handle.tell(wire.TrafficSet(message.enabled))
             case wire.Note():
                 self._master.warn(f"{handle}: {message.text}")
+            case wire.Cut():
+                handle.cut = message.text
+                self._master.warn(f"{handle}: {message.text}")
             case _:
                 logger.warning("%s said what only a master says: %r", handle, message)
 
@@ -135,13 +138,21 @@ class Lives:
 
     def buried(self, handle: Handle, status: ExitStatus | None) -> None:
         """A worker is over; None: it never came to be. If it wasn't meant to be, that counts as a crash."""
+        if handle.reason == "recycle" and handle.state in lifecycle.LIVE:
+            handle.reason = None  # it was to be replaced, but hadn't been told to leave: it has died by itself
         meant = handle.reason not in (None, "crash")
+        fault = departure_fault(handle, status)
         logbook = self._master.estate.logbook
         if logbook is not None and handle.pid is not None:
             logbook.ended(handle.slot, handle.pid, str(status or "how isn't known"), meant)
         self._forget(handle, status)
+        if fault is not None:
+            self._master.left_badly(handle, fault)
         if meant or self._master.ending():
             return
+        if handle.ready_at is None:
+            died = f"{handle} died before it was ready ({status or 'it could not be made'})"
+            self._master.verbs.start_failed(handle.slot, died)
         if self._master.reloader.proves(handle.generation):
             how = status or "it could not be made"
             self._master.reloader.abandon(AppError(f"a worker of the new generation died ({how}); its log says why"))
@@ -196,6 +207,8 @@ class Lives:
                 if handle.pid is None:  # nobody knows of a process; if there is one, it finds its channel closed
                     self.buried(handle, None)
             case State.DRAINING:
+                killed = f"it did not leave within drain_timeout ({settings.drain_timeout:g} s) and was killed"
+                handle.cut = handle.cut or killed
                 self._master.warn(
                     f"{handle} hasn't left within drain_timeout ({settings.drain_timeout:g} s); it is killed"
                 )
@@ -302,6 +315,7 @@ class Lives:
             master.departure.fail(why)
         else:
             master.guard.failed(SPAWNING, error)
+            master.verbs.start_failed(slot, why.message)
 
     def unforked(self, incarnation: int, reason: str) -> None:
         """The zygote could not fork a worker that was ordered."""
@@ -321,3 +335,24 @@ class Lives:
         """A worker is to leave, for this reason."""
         handle.reason = reason
         self.actions.apply(handle, event)
+
+
+def departure_fault(handle: Handle, status: ExitStatus | None) -> str | None:
+    """Return what went wrong when a worker left that was to leave, for the command that wanted it; None: nothing.
+
+    Args:
+        handle: as it was before it ended.
+        status: how it ended; None: not known.
+    """
+    if handle.pid is None or handle.reason == "stop":
+        return None
+    if handle.cut is not None:
+        return f"{handle}: {handle.cut}"
+    if status == ExitStatus(code=0) and handle.state not in lifecycle.LIVE:
+        return None
+    how = status or "how isn't known"
+    if handle.state in lifecycle.LIVE:
+        return f"{handle} died instead of leaving ({how})"
+    if handle.reason == "hang" and not handle.drain_first:
+        return f"{handle} was stuck and was killed"
+    return f"{handle} died while it drained ({how})"

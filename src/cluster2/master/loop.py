@@ -36,6 +36,7 @@ from .facts import (
 )
 from .followers import Followers
 from .generations import Generations
+from .handle import Handle
 from .helper import Helper
 from .keeping import Keeping
 from .lives import Lives
@@ -107,7 +108,7 @@ class Master:
         self.reloader = Reloader(self._load, self._want, self._drop, self.emit, self._count_reload)
         self.departure = Departure(self)
         self._rounds = Rounds(self)
-        self._verbs = Verbs(self)
+        self.verbs = Verbs(self)
 
     def put(self, fact: Fact) -> None:
         """Something happened."""
@@ -148,6 +149,13 @@ class Master:
             self.phase = Phase.SERVING
             self._on_ready()
 
+    def left_badly(self, handle: Handle, fault: str) -> None:
+        """A worker did not leave as it was to: tell who wanted it to leave."""
+        self.verbs.left_badly(handle, fault)
+        self.reloader.left_badly(handle.generation, fault)
+        if self.phase is Phase.DRAINING:
+            self.departure.faults.append(fault)
+
     def ending(self) -> bool:
         """Whether the cluster is to leave."""
         return self.phase in (Phase.DRAINING, Phase.STOPPING)
@@ -172,7 +180,7 @@ class Master:
             if isinstance(fact, Tick):
                 await self._pids_guard.look()
             await self._converge()
-            self._verbs.answer()
+            self.verbs.answer()
         except Exception as error:
             if self.phase is Phase.BOOTING:
                 raise
@@ -200,9 +208,9 @@ class Master:
             case HelperGone():
                 self._helper_gone(fact)
             case Signal():
-                self._verbs.signal(fact.number)
+                self.verbs.signal(fact.number)
             case Command():
-                self._verbs.command(fact)
+                self.verbs.command(fact)
             case LameDuckOver():
                 self.departure.lame_duck_over()
             case Tick():
@@ -341,9 +349,9 @@ class Master:
             self.keeping.close()
         await self.generations.gone(0.0 if self.phase is Phase.STOPPING else ZYGOTE_PATIENCE)
         await self.switchboard.close(0.0 if self.phase is Phase.STOPPING else HANDLERS_PATIENCE)
+        self.verbs.give_up()  # before the monitor leaves, which may pass an answer on
         if self.monitoring is not None:
             await self.monitoring.gone(0.0 if self.phase is Phase.STOPPING else MONITOR_PATIENCE)
-        self._verbs.give_up()
         if self.departure.failure is not None:
             raise self.departure.failure
         return 0

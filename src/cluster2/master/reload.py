@@ -18,6 +18,9 @@ from .facts import Command
 
 logger = logging.getLogger("cluster2.master")
 
+MOST_FAULTS_TOLD = 5
+"""Workers that did not leave as they were to, and are named in the answer to a command."""
+
 
 class Reloader:
     """At most one change of generation at a time.
@@ -55,6 +58,7 @@ class Reloader:
         self._began = 0.0
         self._current = 1
         self._warnings: list[str] = []
+        self._faults: list[str] = []
         self.rolling: Rolling | None = None
 
     def ask(self, command: Command | None) -> None:
@@ -107,6 +111,11 @@ class Reloader:
             ClusterError(f"reload abandoned, the old generation goes on: {error.message}", detail=error.detail)
         )
 
+    def left_badly(self, generation: int, fault: str) -> None:
+        """A worker of that generation did not leave as it was to."""
+        if self.rolling is not None and generation != self.rolling.new:
+            self._faults.append(fault)
+
     def cancel(self, reason: str) -> None:
         """The cluster ends: nothing comes of it any more."""
         self.rolling = None
@@ -136,6 +145,7 @@ class Reloader:
         self._last += 1
         self.rolling = Rolling(self._current, self._last)
         self._began = time.monotonic()
+        self._faults = []
         self._emit(events.Reloading(time=time.time(), generation=self._last))
         try:
             self._warnings = [*self._begin(self._last)]
@@ -151,7 +161,10 @@ class Reloader:
         took = time.monotonic() - self._began
         logger.info("reloaded: generation %d serves, after %.2f s", rolling.new, took)
         self._emit(events.Reloaded(time=time.time(), generation=rolling.new, seconds=took))
-        self._answer({"generation": rolling.new, "seconds": took, "warnings": self._warnings})
+        if self._faults:
+            self._answer(ClusterError(f"generation {rolling.new} serves, but {summary(self._faults)}"))
+        else:
+            self._answer({"generation": rolling.new, "seconds": took, "warnings": self._warnings})
 
     def _answer(self, result: dict[str, object] | ClusterError) -> None:
         callers, self._callers = self._callers, []
@@ -161,3 +174,9 @@ class Reloader:
             self._asked_again = False
             self._callers, self._next = self._next, []
             self._start()
+
+
+def summary(faults: Sequence[str]) -> str:
+    """Return what went wrong as the end of one line."""
+    more = f"; and {len(faults) - MOST_FAULTS_TOLD} more" if len(faults) > MOST_FAULTS_TOLD else ""
+    return "; ".join(faults[:MOST_FAULTS_TOLD]) + more

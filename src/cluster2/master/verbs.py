@@ -9,8 +9,8 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import events
@@ -20,12 +20,15 @@ from ..step_guard import reason
 from .estate import Phase
 from .facts import Command
 from .handle import Handle
+from .reload import summary
 
 if TYPE_CHECKING:
     from .loop import Master
 
 MOST_WORKERS = 512
 """The scoreboard has a row for each, and for their successors."""
+MOST_FAILED_STARTS = 3
+"""New workers that die, or can't be made, before the command that wants them is answered with the reason."""
 SIGNALS = {
     signal.SIGTERM: "shutdown",
     signal.SIGINT: "shutdown",
@@ -43,13 +46,29 @@ class Wish:
     """A command that is answered when something has come true.
 
     Attributes:
+        result: the answer, unless a fault makes it an error.
         progress: what is told to who waits, meanwhile.
+        leaving: incarnations of the workers that the command wants to leave.
+        slots: those that the command wants to have new workers.
+        faults: what went wrong when those left.
+        failed_starts: how many new workers could not be made, or died before they were ready.
     """
 
     command: Command
     true: Callable[[], bool]
     result: dict[str, Any]
     progress: Callable[[], dict[str, Any]] | None = None
+    leaving: Container[int] = ()
+    slots: Container[int] = ()
+    faults: list[str] = field(default_factory=list)
+    failed_starts: int = 0
+
+    def answer(self) -> None:
+        """It has come true: say so, or what went wrong on the way."""
+        if self.faults:
+            self.command.answer(ClusterError(f"{self.command.verb} is done, but {summary(self.faults)}"))
+        else:
+            self.command.answer(self.result)
 
 
 class Verbs:
@@ -100,27 +119,52 @@ class Verbs:
         for wish in list(self._wishes):
             if wish.true():
                 self._wishes.remove(wish)
-                wish.command.answer(wish.result)
+                wish.answer()
             elif wish.progress is not None:
                 wish.command.tell(wish.progress())
 
-    def give_up(self) -> None:
-        """The cluster has ended."""
+    def left_badly(self, handle: Handle, fault: str) -> None:
+        """A worker did not leave as it was to."""
         for wish in self._wishes:
-            wish.command.answer(ClusterError(f"the cluster has ended before {wish.command.verb!r} was done"))
+            if handle.incarnation in wish.leaving:
+                wish.faults.append(fault)
+
+    def start_failed(self, slot: int, reason: str) -> None:
+        """A new worker could not be made for a slot, or died before it was ready; it is tried again."""
+        for wish in [each for each in self._wishes if slot in each.slots]:
+            wish.failed_starts += 1
+            if wish.failed_starts >= MOST_FAILED_STARTS:
+                self._wishes.remove(wish)
+                wish.command.answer(ClusterError(f"{wish.command.verb} isn't done yet: {reason}; it is tried again"))
+
+    def give_up(self) -> None:
+        """The cluster has ended: say how to those who wanted that, and to all others that it has."""
+        wishes, self._wishes = self._wishes, []
+        for wish in wishes:
+            if wish.command.verb != "shutdown":
+                wish.command.answer(ClusterError(f"the cluster has ended before {wish.command.verb!r} was done"))
+            elif self._master.phase is Phase.STOPPING:
+                wish.command.answer(ClusterError("the cluster was stopped before it was shut down"))
+            else:
+                wish.faults = self._master.departure.faults
+                wish.answer()
 
     def _do_status(self, command: Command) -> None:
         command.answer(self._master.status(memory=bool(command.params.get("memory", True))))
 
     def _do_shutdown(self, command: Command) -> None:
-        """Answered when the drain begins: who asked sees the lame duck's time pass."""
+        """Answered when all workers have left, by `give_up`: not before that is known whether they left as they were to."""
         master = self._master
         master.departure.shut_down()
+        farewell = self._farewell()
 
         def left() -> dict[str, Any]:
-            return {"leaving": f"serves on for {master.departure.lame_duck_left():.0f} s"}
+            departure = master.departure
+            if master.phase is Phase.LEAVING:
+                return {"leaving": f"serves on for {departure.lame_duck_left():.0f} s", **farewell}
+            return {"gone": departure.workers - len(master.roster), "of": departure.workers, **farewell}
 
-        self._wishes.append(Wish(command, lambda: master.phase is not Phase.LEAVING, self._farewell(), left))
+        self._wishes.append(Wish(command, lambda: False, farewell, left))
 
     def _do_stop(self, command: Command) -> None:
         self._master.departure.stop()
@@ -145,8 +189,9 @@ class Verbs:
         def progress() -> dict[str, Any]:
             return {"replaced": len(waiting) - sum(find(each) is not None for each in waiting), "of": len(waiting)}
 
-        wish = Wish(command, lambda: not any(map(find, waiting)), {"replaced": len(waiting)}, progress)
-        self._wishes.append(wish)
+        slots = {handle.slot for handle in named}
+        done = {"replaced": len(waiting)}
+        self._wishes.append(Wish(command, lambda: not any(map(find, waiting)), done, progress, waiting, slots))
 
     def _do_scale(self, command: Command) -> None:
         slots = command.params.get("workers")
@@ -157,14 +202,19 @@ class Verbs:
             return
         master = self._master
         master.resize(slots)
+        leaving = [handle.incarnation for handle in master.roster if handle.slot >= slots]
 
         def true() -> bool:
-            return master.wanted.slots != slots or master.roster.ready() == slots == len(master.roster)
+            if master.wanted.slots != slots:
+                wish.faults.append(f"{master.wanted.slots} workers are wanted by now")
+                return True
+            return master.roster.ready() == slots == len(master.roster)
 
         def progress() -> dict[str, Any]:
             return {"ready": master.roster.ready(), "of": slots}
 
-        self._wishes.append(Wish(command, true, {"workers": slots}, progress))
+        wish = Wish(command, true, {"workers": slots}, progress, leaving, range(slots))
+        self._wishes.append(wish)
 
     def _do_enable(self, command: Command) -> None:
         self._master.set_traffic(True)

@@ -132,7 +132,7 @@ class Worker:
         if self._birth.talk is None and self._settings.lame_duck:
             await self._serve_on(self._settings.lame_duck)
         if not await self._leave():
-            self._say(wire.Note(await self._drain.cut(self._engines)))
+            self._say(wire.Cut(await self._drain.cut(self._engines)))
         await self._stop()
         return 0
 

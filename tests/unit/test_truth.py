@@ -1,0 +1,167 @@
+"""Commands tell the truth: one that had workers leave fails, with the reason, if a worker did not leave as it was to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster2 import events
+from cluster2.errors import ClusterError
+from cluster2.kernel.processes import ExitStatus
+from cluster2.lifecycle import State
+from cluster2.master import actions
+from cluster2.master.handle import Handle
+from cluster2.master.lives import departure_fault
+from cluster2.master.loop import Master
+from tests.unit.clusters import Observed, observed
+from tests.unit.waiting import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("own_process")]
+
+LEAVE: dict[str, Callable[[Observed], Any]] = {
+    "recycle": lambda cluster: cluster.cluster.recycle(),
+    "scale": lambda cluster: cluster.cluster.scale(1),
+    "reload": lambda cluster: cluster.cluster.reload(),
+    "shutdown": lambda cluster: cluster.cluster.shutdown(),
+}
+"""Commands that have the worker of slot 1 leave."""
+
+TOLD = {
+    "cut": r"drain_timeout \(0\.3 s\) is over: 1 connections with 1 requests under way were reset",
+    "stuck": r"it did not leave within drain_timeout \(0\.3 s\) and was killed",
+    "killed": r"died while it drained \(SIGKILL\)",
+}
+
+
+def master_of(cluster: Observed) -> Master:
+    master = cluster.running._master
+    assert master is not None
+    return master
+
+
+async def hold_slot_1(cluster: Observed, path: str) -> int:
+    """Have the worker of slot 1 hold a request; the other one is stopped until it does."""
+    workers = await cluster.workers()
+    os.kill(workers[0], signal.SIGSTOP)
+    await until(lambda: Path(f"/proc/{workers[0]}/stat").read_text().rpartition(")")[2].split()[0] == "T", "it stands")
+    held = asyncio.ensure_future(cluster.get(path))
+    try:
+        assert await cluster.held() == workers[1]
+    finally:
+        os.kill(workers[0], signal.SIGCONT)
+    held.add_done_callback(lambda done: done.exception())
+    return workers[1]
+
+
+@pytest.mark.parametrize("fault", TOLD)
+@pytest.mark.parametrize("verb", LEAVE)
+async def test_a_worker_that_does_not_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, fault: str
+) -> None:
+    """The error names the worker, and the signal or the bound; what was asked for has come true nevertheless."""
+    if fault == "stuck":
+        monkeypatch.setattr(actions, "DRAIN_MARGIN", 0.2)
+    async with observed(tmp_path, drain_timeout=30 if fault == "killed" else 0.3, drain_idle=0.1) as cluster:
+        pid = await hold_slot_1(cluster, "/stuck" if fault == "stuck" else "/held")
+        command = asyncio.ensure_future(asyncio.to_thread(LEAVE[verb], cluster))
+        if fault == "killed":
+            roster = master_of(cluster).roster
+            await until(lambda: any(each.pid == pid and each.state is State.DRAINING for each in roster), "it drains")
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(ClusterError, match=TOLD[fault]) as raised:
+            await command
+        assert f"worker {pid} (slot 1, generation 1)" in raised.value.message
+        assert raised.value.exit_code == 1
+        if verb == "shutdown":
+            assert await cluster.running.ended() == 0
+        else:
+            assert await cluster.whole(without=[pid], wanted=1 if verb == "scale" else 2)
+
+
+@pytest.mark.parametrize("verb", LEAVE)
+async def test_workers_that_leave(tmp_path: Path, verb: str) -> None:
+    """Where all leave as they are to, the command says that it is done."""
+    async with observed(tmp_path) as cluster:
+        await asyncio.to_thread(LEAVE[verb], cluster)
+
+
+async def test_a_worker_that_dies_before_its_successor_is_ready(tmp_path: Path) -> None:
+    """A worker that was to be recycled, and dies by itself: that is a crash, and no recycle."""
+    async with observed(tmp_path) as cluster:
+        (tmp_path / "hanging").touch()
+        before = await cluster.workers()
+        recycling = asyncio.ensure_future(asyncio.to_thread(cluster.cluster.recycle, 1))
+        await cluster.event(events.Forked, slot=1, generation=1)
+        await until(lambda: len(master_of(cluster).roster) == 3, "its successor boots")
+        os.kill(before[1], signal.SIGKILL)
+        assert (await cluster.event(events.Died, pid=before[1])).reason == "crash"
+        (tmp_path / "hanging").unlink()
+        with pytest.raises(ClusterError, match=rf"worker {before[1]} .* died instead of leaving \(SIGKILL\)"):
+            await recycling
+        await cluster.whole(without=[before[1]])
+
+
+@pytest.mark.parametrize("verb", ["recycle", "scale up"])
+async def test_workers_that_can_not_be_made(tmp_path: Path, verb: str) -> None:
+    """A command whose new workers die before they are ready is answered after some attempts, which go on."""
+    async with observed(tmp_path, restart_limit=50) as cluster:
+        (tmp_path / "crashing").touch()
+        ask = cluster.cluster.recycle if verb == "recycle" else lambda: cluster.cluster.scale(3)
+        with pytest.raises(ClusterError, match=r"isn't done yet: worker .* died before it was ready \(exit code 9\)"):
+            await asyncio.to_thread(ask)
+        (tmp_path / "crashing").unlink()
+        await cluster.whole(wanted=2 if verb == "recycle" else 3)
+
+
+async def test_a_scale_that_is_overtaken(tmp_path: Path) -> None:
+    """Of two commands that want another number of workers the first one says that it was overtaken."""
+    async with observed(tmp_path) as cluster:
+        (tmp_path / "hanging").touch()
+        first = asyncio.ensure_future(asyncio.to_thread(cluster.cluster.scale, 4))
+        await until(lambda: master_of(cluster).wanted.slots == 4, "it is wanted")
+        second = asyncio.ensure_future(asyncio.to_thread(cluster.cluster.scale, 3))
+        with pytest.raises(ClusterError, match="3 workers are wanted by now"):
+            await first
+        (tmp_path / "hanging").unlink()
+        assert (await second)["workers"] == 3
+
+
+async def test_a_shutdown_that_is_cut_short(tmp_path: Path) -> None:
+    """A stop in the middle of a shutdown: the shutdown says that it did not come to its end."""
+    async with observed(tmp_path) as cluster:
+        await hold_slot_1(cluster, "/held")
+        shutdown = asyncio.ensure_future(asyncio.to_thread(cluster.cluster.shutdown))
+        await cluster.event(events.ShuttingDown, graceful=True)
+        await asyncio.to_thread(cluster.cluster.stop)
+        with pytest.raises(ClusterError, match="the cluster was stopped before it was shut down"):
+            await shutdown
+
+
+def handle(state: State, **fields: Any) -> Handle:
+    return Handle(1, 0, 1, 0, 0.0, state=state, pid=7, **fields)
+
+
+@pytest.mark.parametrize(
+    ("worker", "status", "fault"),
+    [
+        (handle(State.DRAINING, reason="scale"), ExitStatus(code=0), None),
+        (handle(State.DRAINING, reason="scale"), ExitStatus(code=3), r"died while it drained \(exit code 3\)"),
+        (handle(State.DRAINING, reason="scale"), None, r"died while it drained \(how isn't known\)"),
+        (handle(State.DRAINING, reason="scale", cut="was cut"), ExitStatus(code=0), "generation 1\\): was cut"),
+        (handle(State.READY, reason="recycle"), ExitStatus(signal=11), r"died instead of leaving \(SIGSEGV\)"),
+        (handle(State.DYING, reason="hang", drain_first=False), ExitStatus(signal=9), "was stuck and was killed"),
+        (handle(State.DYING, reason="stop"), ExitStatus(signal=9), None),
+        (Handle(1, 0, 1, 0, 0.0, state=State.DRAINING), None, None),
+    ],
+)
+async def test_what_is_a_fault(worker: Handle, status: ExitStatus | None, fault: str | None) -> None:
+    """A worker that leaves with 0 when it is told to, and one that a stop has killed, are in order; all else is told."""
+    found = departure_fault(worker, status)
+    assert found is None if fault is None else found is not None and re.search(fault, found)
