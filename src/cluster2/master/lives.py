@@ -32,7 +32,7 @@ logger = logging.getLogger("cluster2.master")
 
 SPAWNING = "no worker can be made"
 """What is reported when the system refuses to make one."""
-BOOT_REFUSALS_S = 3.0
+BOOT_REFUSALS_S = 1.0
 """Seconds for which the system may refuse all workers at the first start before that is given up."""
 
 
