@@ -61,9 +61,9 @@ class Control:
         self._closed = True
         if self._server is not None:
             self._server.close()
+        await asyncio.sleep(0)  # a turn in which answers are written; closing a connection lets what was written arrive
         for answered in [each for each in self._unanswered if not each.done()]:
             answered.set_result(ClusterError("the master has left"))
-        await asyncio.sleep(0)  # a turn in which answers are written; closing a connection lets what was written arrive
         for writer in list(self._clients):
             writer.close()
         if self._serving:
