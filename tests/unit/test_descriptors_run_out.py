@@ -6,6 +6,7 @@ import asyncio
 import errno
 import itertools
 import os
+import re
 import resource
 import signal
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ from typing import Any
 import pytest
 
 from cluster2 import events
+from cluster2.errors import ClusterError
 from cluster2.kernel import processes
+from cluster2.master.descriptor_budget import RESERVED_DESCRIPTORS
 from cluster2.master.loop import Master
 from tests.kernel.leaks import descriptors
 from tests.unit.clusters import APP, Observed, observed
@@ -144,3 +147,49 @@ async def test_a_look_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             os.kill(first, signal.SIGKILL)
             await cluster.whole(without=[first], wanted=1)
         assert len([each for each in cluster.of(events.Warned) if str(error).partition("] ")[2] in each.text]) == 1
+
+
+@pytest.mark.parametrize("kind", ["forked", "executed", "steered", "relayed"])
+async def test_what_workers_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """What is reckoned for more workers suffices for a real master, and isn't much more than that has open in the end."""
+    options = {"engine": "granian"} if kind == "steered" else {}
+    log_to = "both" if kind == "relayed" else "files"
+    text = APP + THREADED if kind == "executed" else APP
+    async with observed(tmp_path, text, workers=1, log_to=log_to, **options) as cluster:
+        master = master_of(cluster)
+        opened, surge = processes.open_descriptors(), master.wanted.surge
+        with monkeypatch.context() as limited:
+            limited.setattr(processes, "file_limit", lambda: 0)
+            refused = master.scale_refusal(4)
+            assert refused is not None
+            need = int(re.findall(r"need (\d+) descriptors", refused)[0])
+            limited.setattr(processes, "file_limit", lambda: need)
+            assert master.scale_refusal(4) is None
+            assert "ask for at most 4" in str(master.scale_refusal(5))
+        scaling = asyncio.ensure_future(asyncio.to_thread(cluster.cluster.scale, 4))
+        peak = opened
+        while not scaling.done():
+            peak = max(peak, processes.open_descriptors())
+            await asyncio.sleep(0)
+        await scaling
+        if kind == "relayed":
+            await until(lambda: sum("worker." in each for each in descriptors()) == 4, "all files are followed")
+        each = (processes.open_descriptors() - opened) / 3
+        assert peak <= need
+        spare = need - RESERVED_DESCRIPTORS - opened - (3 + surge) * each
+        assert 0 <= spare <= (3 + surge) * (10 if kind == "executed" else 1)
+
+
+async def test_a_scale_that_can_not_be_afforded(tmp_path: Path) -> None:
+    """It is refused with one line, and nothing has changed."""
+    async with observed(tmp_path, workers=1) as cluster:
+        before = await cluster.workers()
+        with descriptors_left(RESERVED_DESCRIPTORS + 8), pytest.raises(ClusterError) as raised:
+            await asyncio.to_thread(cluster.cluster.scale, 30)
+        assert re.fullmatch(
+            r"30 workers \(and 1 more while some are replaced\) need \d+ descriptors in the master, and RLIMIT_NOFILE is \d+: "
+            r"raise it \(ulimit -Hn, LimitNOFILE= in a systemd unit\), or ask for at most \d",
+            raised.value.message,
+        ), raised.value.message
+        assert master_of(cluster).wanted.slots == 1
+        assert await cluster.workers() == before

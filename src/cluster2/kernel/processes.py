@@ -312,6 +312,22 @@ def raise_file_limit() -> int:
     return hard
 
 
+def file_limit() -> int:
+    """Return how many descriptors this process may have (RLIMIT_NOFILE)."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def open_descriptors() -> int:
+    """Return how many descriptors this process has open; 5 µs. If none is left to count them by, the limit.
+
+    Since Linux 6.2 the size of the directory in /proc is that number; before, it is 0, and the directory has to be listed.
+    """
+    try:
+        return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd")) - 1
+    except OSError:
+        return file_limit()
+
+
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 

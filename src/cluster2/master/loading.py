@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from .. import wire
 from ..errors import AppError, ClusterError, ConfigError, as_cluster_error, by_exit_code
+from ..settings import Settings
 from .estate import Phase
 
 if TYPE_CHECKING:
@@ -68,6 +69,9 @@ class Loading:
     def _prepared(self, generation: int, message: wire.Prepared) -> None:
         master = self._master
         settings = master.generations.settings(generation)
+        if (why := self._unaffordable(settings, message)) is not None:
+            self._failed(generation, ConfigError(why))
+            return
         try:
             if master.keeping is not None and master.keeping.serves:
                 master.steering.check_change(master.wanted.generation, message.steered)
@@ -92,6 +96,15 @@ class Loading:
             master.generations.each_executed(generation)
         if master.reloader.proves(generation):
             master.reloader.prepared()
+
+    def _unaffordable(self, settings: Settings, message: wire.Prepared) -> str | None:
+        """Return why the limit of descriptors doesn't allow the workers of a new generation, or None."""
+        master = self._master
+        if master.phase.serves and not master.reloader.rolling:
+            return None
+        slots = master.wanted.slots if settings.workers == master.settings.workers else settings.workers
+        executed = bool(message.threads) or not settings.preload
+        return master.unaffordable(slots, settings.max_surge, message.steered, 2, executed=executed)
 
     def _failed(self, generation: int, error: ClusterError) -> None:
         master = self._master

@@ -137,6 +137,11 @@ class Logbook:
             access=settings.access_log,
         )
 
+    @property
+    def relays(self) -> bool:
+        """Whether what workers write is shown on standard error as well: then each of their files is held open here."""
+        return self._relay is not None
+
     def entrust(self, slot: int) -> None:
         """A worker of that slot will open its file: have it there, as its user's.
 

@@ -10,14 +10,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from .. import events, lifecycle, policy, wire
+from ..kernel import processes
 from ..settings import Settings
 from ..step_guard import StepGuard
 from .control import Control
 from .departure import Departure
+from .descriptor_budget import WORKER_DESCRIPTORS, DescriptorCost, refusal
 from .estate import Estate, Phase
 from .facts import (
     Command,
@@ -259,6 +261,32 @@ class Master:
             header.traffic = int(enabled)
             event = events.Enabled if enabled else events.Disabled
             self.emit(event(time=time.time()))
+
+    def unaffordable(
+        self, slots: int, surge: int, steered: Container[int], places: int, *, executed: bool
+    ) -> str | None:
+        """Return why the limit of descriptors doesn't allow so many workers, or None.
+
+        Args:
+            steered: the apps whose engine takes connections itself: each worker has a socket of its own for each address.
+            places: how many such sockets are opened for a worker.
+            executed: whether each worker is executed: then the master keeps what it needs until it has loaded the app.
+        """
+        ways = [] if self.keeping is None else self.keeping.descriptors()
+        relayed = self.estate.logbook is not None and self.estate.logbook.relays
+        cost = DescriptorCost(
+            worker=WORKER_DESCRIPTORS + relayed + places * sum(site in steered for site, _ in self.estate.listeners),
+            at_once=1 + 3 + len(self.estate.listeners) + len(ways) if executed else 0,
+        )
+        opened, limit = processes.open_descriptors(), processes.file_limit()
+        return refusal(slots, surge, len(self.roster), cost, opened=opened, limit=limit)
+
+    def scale_refusal(self, slots: int) -> str | None:
+        """Return why the limit of descriptors doesn't allow so many workers of the wanted generation, or None."""
+        nursery = self.generations.nursery(self.wanted.generation)
+        executed = nursery is not None and not nursery.forks
+        steered = self.steering.sites(self.wanted.generation)
+        return self.unaffordable(slots, self.wanted.surge, steered, 1, executed=executed)
 
     def resize(self, slots: int) -> None:
         """So many workers are wanted."""

@@ -78,6 +78,11 @@ class Nursery:
         self._forks, self.ready = False, True
         self._let_zygote_go()
 
+    @property
+    def forks(self) -> bool:
+        """Whether workers are forked from the zygote, not executed one by one."""
+        return self._forks
+
     def spawn(self, order: wire.Fork, descriptors: Sequence[int]) -> None:
         """Make a worker. A fact tells its pid, or that there is none. The descriptors remain the caller's.
 

@@ -90,6 +90,10 @@ class Steering:
                 else:
                     self._grow(group, 2 * slots)
 
+    def sites(self, generation: int) -> frozenset[int]:
+        """Return the apps whose engine takes connections itself in that generation."""
+        return self._sites.get(generation, frozenset())
+
     def check_change(self, before: int, sites: Iterable[int]) -> None:
         """Whether a reload may lead to engines that take connections of these apps themselves.
 

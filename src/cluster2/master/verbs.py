@@ -201,6 +201,9 @@ class Verbs:
         if not self._serving(command):
             return
         master = self._master
+        if (why := master.scale_refusal(slots)) is not None:
+            command.answer(ClusterError(why))
+            return
         master.resize(slots)
         leaving = [handle.incarnation for handle in master.roster if handle.slot >= slots]
 
