@@ -59,6 +59,10 @@ class StepGuard:
         detail = "" if expected else "".join(traceback.format_exception(error))
         self._report(f"{name}: {text}; {then}", detail)
 
+    def is_failing(self) -> bool:
+        """Return whether the last run of some step has failed."""
+        return bool(self._failing)
+
     def worked(self, name: str) -> None:
         """Note that a step has worked: its next failure is news."""
         self._failing.discard(name)

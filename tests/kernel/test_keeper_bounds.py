@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.keeper.main import RESERVE, Keeper
-from cluster2.kernel.handover import RECORD
+from cluster2.keeper.main import RESERVE, Keeper, reserve
+from cluster2.kernel.handover import RECORD, batch_size
 from tests.kernel.keepers import InProcess, InThread, Kept, Make, maker
 from tests.system.harness import wait_until
 
@@ -62,13 +62,28 @@ def test_the_order_of_waking(keep_in_thread: Make) -> None:
     assert [int(kept.take()[1].recv(9)) for _ in range(40)] == list(range(40))
 
 
+ROOM_FOR_FOUR = next(limit for limit in range(1000) if limit - reserve(limit) == 4)
+
+
+@pytest.mark.parametrize("limit", [20, 64, 128, 256, 1024, 100_000])
+def test_the_room_of_a_low_limit(limit: int) -> None:
+    """With few descriptors it keeps some connections all the same, and a message of a worker always finds room."""
+    assert limit - reserve(limit) >= limit // 2
+    assert reserve(limit) > batch_size(limit) >= 1
+
+
 def test_no_descriptors_left(keep_in_thread: Make) -> None:
-    """Before it runs out of descriptors it stops taking in; what came waits in the queue, and is taken when there is room."""
-    kept = keep_in_thread(limit=RESERVE + 4)
+    """Before it runs out of descriptors it passes on to workers what it can't keep: in the queue it would not be heard."""
+    kept = keep_in_thread(limit=ROOM_FOR_FOUR)
     clients = [kept.put() for _ in range(10)]
     kept.rests(4)
-    for client in clients:  # those in the queue have to wait until others have left
+    taken = [kept.take()[1] for _ in range(6)]
+    for client in clients:
         client.sendall(b"x")
+    for each in taken:
+        each.settimeout(10)
+        assert each.recv(9) == b"x"
+    clients = clients[:4]
     for _ in clients:
         assert kept.take()[1].recv(9) == b"x"
     kept.rests(0)
@@ -77,7 +92,7 @@ def test_no_descriptors_left(keep_in_thread: Make) -> None:
 
 def test_late_ones_take_room_as_well(keep_in_thread: Make) -> None:
     """Connections that it can't hand back count: with a full ready queue it takes in no more than it has room for."""
-    kept = keep_in_thread(limit=RESERVE + 4)
+    kept = keep_in_thread(limit=ROOM_FOR_FOUR)
     kept.ready[0][0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
     clients = [kept.put() for _ in range(40)]
     for client in clients:

@@ -22,18 +22,19 @@ import sys
 import time
 from collections import deque
 
-from ..kernel.handover import BATCH, Inlet, Outlet, Parcel
+from ..kernel.handover import BATCH, Inlet, Outlet, Parcel, batch_size
 from ..kernel.logfiles import Follower
 from ..kernel.privileges import drop_privileges
 from ..kernel.processes import raise_file_limit
 from ..kernel.scoreboard import KEEPER_PAGE, Scoreboard
 from ..lifecycle import State
+from ..step_guard import StepGuard
 from .resting import FAR, Resting
 
 BEAT = 2.0
 """Seconds between two signs of life."""
 RESERVE = BATCH + 32
-"""Descriptors that are left free: the rest queue isn't read when fewer are."""
+"""Descriptors that are left free for a message from the rest queue and for the keeper's own, where the limit is no low one."""
 ROUND = 16
 """Messages taken from the rest queue before connections have their turn again."""
 HURRY = 0.01
@@ -73,7 +74,7 @@ class Keeper:
         self._board = board
         self._header = board.header
         self._timeout = timeout
-        self._room = limit - RESERVE
+        self._room = limit - reserve(limit)
         self._output = output
         self._resting = Resting()
         self._late: list[deque[Parcel]] = [deque() for _ in ready]
@@ -82,6 +83,7 @@ class Keeper:
         self._epoll.register(rest.fileno(), select.EPOLLIN)
         self._full = False
         self._leave_at: float | None = None
+        self._guard = StepGuard(_report)
         self._moved = 0
         self._since = time.monotonic()
 
@@ -90,13 +92,15 @@ class Keeper:
         self._look_around(time.monotonic())
         while not self._finished():
             for descriptor, events in self._epoll.poll(self._patience()):
-                if descriptor == self._rest.fileno():
-                    self._take_in()
-                elif descriptor in self._resting:
-                    self._woken(descriptor, events)
-                elif descriptor == self._control and not self._obey():
+                if descriptor == self._control and not self._obey():
                     return
-            self._look_around(time.monotonic())
+                with self._guard("a connection at rest"):
+                    if descriptor == self._rest.fileno():
+                        self._take_in()
+                    elif descriptor in self._resting:
+                        self._woken(descriptor, events)
+            with self._guard("the keeper's look around"):
+                self._look_around(time.monotonic())
 
     def _finished(self) -> bool:
         if self._leave_at is None:
@@ -127,7 +131,8 @@ class Keeper:
             return
         now = time.monotonic()
         for _ in range(ROUND):
-            if self._held() >= self._room:
+            full = self._held() >= self._room
+            if full and any(self._late):
                 self._full = True
                 self._epoll.modify(self._rest.fileno(), 0)
                 return
@@ -135,7 +140,10 @@ class Keeper:
             if not parcels:
                 break
             for parcel in parcels:
-                self._keep(parcel, now)
+                if full:
+                    self._pass_on(parcel)
+                else:
+                    self._keep(parcel, now)
         ended: bool = self._rest.ended  # take_all() may have found out
         if ended:
             self._full = False
@@ -158,6 +166,22 @@ class Keeper:
             return
         self._resting.add(parcel.descriptor, (parcel.site, parcel.family), deadline)
 
+    def _pass_on(self, parcel: Parcel) -> None:
+        """Give a connection that can't be kept, since no descriptor is left for it, to a worker: in the queue it would be deaf."""
+        if parcel.site >= len(self._ready):
+            os.close(parcel.descriptor)
+            return
+        self._moved += 1
+        self._give_back(parcel)
+
+    def _give_back(self, parcel: Parcel) -> None:
+        """Put a connection into the ready queue of its app; behind those that wait for room there."""
+        late = self._late[parcel.site]
+        if not late and self._ready[parcel.site].send(*parcel):
+            os.close(parcel.descriptor)
+        else:
+            late.append(parcel)
+
     def _woken(self, descriptor: int, events: int) -> None:
         """A connection has something to say, or is over."""
         self._epoll.unregister(descriptor)
@@ -166,11 +190,7 @@ class Keeper:
             os.close(descriptor)
             return
         self._moved += 1
-        late = self._late[site]
-        if not late and self._ready[site].send(descriptor, site, family, 0.0):
-            os.close(descriptor)
-            return
-        late.append(Parcel(descriptor, site, family, 0.0))
+        self._give_back(Parcel(descriptor, site, family, 0.0))
 
     def _catch_up(self) -> None:
         """Hand back those that couldn't be when they woke, as far as there is room by now."""
@@ -210,6 +230,16 @@ class Keeper:
                     self._output.look()
             header.keeper_rate = self._moved / (now - self._since)
             self._moved, self._since = 0, now
+
+
+def _report(text: str, detail: str) -> None:
+    with contextlib.suppress(OSError):  # the disk is full
+        sys.stderr.write(f"keeper: {text}\n{detail}")
+
+
+def reserve(limit: int) -> int:
+    """Return how many descriptors stay free for one message and for what the keeper itself has open."""
+    return batch_size(limit) + min(RESERVE - BATCH, limit // 4)
 
 
 def main(arguments: list[str]) -> None:

@@ -43,6 +43,18 @@ class PacketError(ClusterError):
     """A message could not be sent as it is, or arrived incomplete."""
 
 
+class DescriptorsLost(PacketError):
+    """A message arrived whole, but not all of its descriptors: this process may open no more.
+
+    Attributes:
+        data: the message.
+    """
+
+    def __init__(self, message: str, data: bytes) -> None:
+        super().__init__(message)
+        self.data = data
+
+
 class Packets:
     """One end of a SEQPACKET pair, close-on-exec. `send` and `receive` block unless told otherwise."""
 
@@ -126,7 +138,9 @@ class Packets:
         if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC) or len(fds) > max_fds:
             for fd in fds:
                 os.close(fd)
-            raise PacketError(_loss(flags, max_fds))
+            if flags & socket.MSG_TRUNC:
+                raise PacketError(_loss(flags, max_fds))
+            raise DescriptorsLost(_loss(flags, max_fds), data)
         return data, fds
 
     def fileno(self) -> int:

@@ -19,7 +19,8 @@ belong to a worker. It can be in one of four places, and is in exactly one of th
   outlives any process; all workers read the same ready queue, so one that is blocked keeps nobody waiting.
 - *Receiver out of descriptors* (`EMFILE`): recvmsg(2) then delivers the message with what it could install and sets
   `MSG_CTRUNC`; the rest is closed by the kernel. The processes raise `RLIMIT_NOFILE` to its hard limit to stay away from
-  that, the keeper stops reading before it comes to it, and both count what was lost (`truncated`).
+  that, a message carries no more than an eighth of the limit, a keeper that has no room passes on to workers what comes (in the
+  queue it would not be heard), and both count what was lost (`truncated`).
 - *Worker killed.* Connections in its set die with it; those in a queue or at the keeper don't.
 - *Keeper killed.* Those in its set die, and are counted; those in the queues don't. The master starts another one.
 - *Foreign things in a queue.* A record that isn't whole, or without its descriptor, is dropped, and stray descriptors are
@@ -46,6 +47,9 @@ BATCH = 128
 BUFFER = 1 << 20
 """Bytes of SO_SNDBUF asked for; the kernel may give less. A message of one connection takes about 800."""
 
+_LEAST_BATCHES = 8
+"""Batches that a process must be able to hold: with few descriptors messages carry fewer connections."""
+
 _INT = array.array("i").itemsize
 _SPACE = socket.CMSG_SPACE(BATCH * _INT)
 _ONE = socket.CMSG_SPACE(_INT)
@@ -70,6 +74,11 @@ class Parcel(NamedTuple):
     age: float
 
 
+def batch_size(limit: int) -> int:
+    """Return how many connections one message may carry where each process may have `limit` descriptors."""
+    return max(1, min(BATCH, limit // _LEAST_BATCHES))
+
+
 def queue() -> tuple[socket.socket, socket.socket]:
     """The two ends of a queue: where connections go in, where they come out. Both can be shared by many processes."""
     into, out = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -80,8 +89,9 @@ def queue() -> tuple[socket.socket, socket.socket]:
 class Outlet:
     """Where connections go in. Never blocks."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, batch: int = BATCH) -> None:
         self._sock = sock
+        self._batch = batch
 
     def fileno(self) -> int:
         """For epoll: writable means that a message fits again."""
@@ -101,7 +111,7 @@ class Outlet:
         """Send as many as can be taken, in order; returns how many. The caller closes its copies of those."""
         sent = 0
         while sent < len(parcels):
-            some = parcels[sent : sent + BATCH]
+            some = parcels[sent : sent + self._batch]
             records = b"".join(RECORD.pack(each.site, each.family, each.age) for each in some)
             rights = array.array("i", [each.descriptor for each in some])
             try:

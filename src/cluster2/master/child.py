@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from .. import wire
 from ..kernel import processes
-from ..kernel.descriptors import PacketError, Packets
+from ..kernel.descriptors import DescriptorsLost, PacketError, Packets
 
 CHANNEL_FD = 3
 """The descriptor that a child finds its channel at."""
@@ -80,7 +80,13 @@ class Child:
                 packet, descriptors = self.channel.receive()
             except BlockingIOError:
                 return
-            except (OSError, PacketError):
+            except DescriptorsLost:
+                return  # this process has no descriptor left: that is no fault of the child
+            except ConnectionError:
+                packet, descriptors = b"", []
+            except OSError:
+                return  # no memory, for a moment: it is still there to be read
+            except PacketError:
                 packet, descriptors = b"", []  # who speaks like that is as good as gone
             if not packet:
                 self._loop.remove_reader(self.channel.fileno())
@@ -119,7 +125,14 @@ class Child:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
             raise
-        self._loop.add_reader(self._pidfd, self._exited)
+        try:
+            self._loop.add_reader(self._pidfd, self._exited)
+        except OSError:
+            os.close(self._pidfd)
+            self._pidfd = -1
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            raise
 
     def _exited(self) -> None:
         try:

@@ -186,7 +186,11 @@ class Logbook:
         self._again()
 
     def _again(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self.look(), self._again)
+        pause = PAUSE
+        try:
+            pause = self.look()
+        finally:
+            self._timer = asyncio.get_running_loop().call_later(pause, self._again)
 
     def stop(self) -> None:
         """Look no more."""

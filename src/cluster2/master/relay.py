@@ -22,6 +22,7 @@ import time
 from ..kernel.inotify import Inotify
 from ..kernel.logfiles import MASTER
 from ..kernel.logreading import Following
+from ..step_guard import StepGuard
 
 logger = logging.getLogger("cluster2.master")
 
@@ -49,6 +50,7 @@ class Relay:
         self._following = Following(directory, None, 0, without=MASTER, most=MOST)
         self._following.look(self._take)  # what is there already isn't news
         self._unsent = bytearray()
+        self._guard = StepGuard(_report)
         self._told: set[bytes] = set()
         self._inotify: Inotify | None = None
         self._room = select.epoll()
@@ -84,11 +86,12 @@ class Relay:
         self._told.add(line)
 
     def _look(self) -> None:
-        """Show what has come."""
+        """Show what has come. What can't be read now is read at the next look: nothing but a look leads to another one."""
         self._sleep()
-        if self._inotify is not None:
-            self._inotify.clear()
-        self._following.look(self._take)
+        with self._guard("the workers' output can't be shown"):
+            if self._inotify is not None:
+                self._inotify.clear()
+            self._following.look(self._take)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -107,7 +110,7 @@ class Relay:
     def _rest(self) -> None:
         """Wait for more, unless there is reason to look anyway."""
         assert self._loop is not None
-        if self._inotify is None or self._following.pending:
+        if self._inotify is None or self._following.pending or self._guard.is_failing():
             self._look()
         else:
             self._loop.add_reader(self._inotify.fileno(), self._look)
@@ -146,3 +149,9 @@ class Relay:
         except OSError:  # nobody reads any more; there are the files
             sent = len(self._unsent)
         del self._unsent[:sent]
+
+
+def _report(text: str, detail: str) -> None:
+    logger.warning("%s", text)
+    if detail:
+        logger.error("%s", detail)

@@ -34,8 +34,15 @@ class Threads:
             if self._idle:
                 self._idle -= 1  # promised to this job
             elif self._made < self._most:
-                self._made += 1
-                threading.Thread(target=self._work, name=f"cluster2-handler-{self._made}", daemon=True).start()
+                try:
+                    threading.Thread(target=self._work, name=f"cluster2-handler-{self._made + 1}", daemon=True).start()
+                except RuntimeError as error:  # the system has no thread for us
+                    if not self._made:
+                        future.set_exception(RuntimeError(f"no thread can be started: {error}"))
+                        return future
+                    self._idle -= 1  # it waits for one of those that there are
+                else:
+                    self._made += 1
             else:
                 self._idle -= 1
         self._jobs.put((loop, future, call))

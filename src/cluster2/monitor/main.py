@@ -32,6 +32,7 @@ from ..kernel.descriptors import Packets
 from ..kernel.logfiles import Follower
 from ..kernel.scoreboard import MONITOR_PAGE, Scoreboard
 from ..settings import Settings
+from ..step_guard import StepGuard
 from .agent import Agent
 from .app import make
 from .crowd import Crowd
@@ -153,12 +154,18 @@ async def serve(
         await loop.create_server(make_one, sock=listener)
         for make_one, listener in zip(protocols, listeners, strict=False)
     ]
+    guard = StepGuard(_report)
+    steps = {
+        "the monitor's sign of life": beat,
+        "the monitor's look at the cluster": desk.second,
+        "the monitor's tick": lambda: engine.tick(time.monotonic()),
+        "the monitor's time limits": engine.second,
+        "the monitor's bound of connections": crowd.press,
+    }
     while not left.is_set():
-        beat()
-        desk.second()
-        engine.tick(time.monotonic())
-        engine.second()
-        crowd.press()
+        for name, step in steps.items():
+            with guard(name):
+                step()
         try:
             await asyncio.wait_for(left.wait(), BEAT)
         except TimeoutError:
@@ -172,3 +179,9 @@ async def serve(
         engine.sweep(0.0)
         await asyncio.sleep(0.01)
     await engine.stop()
+
+
+def _report(text: str, detail: str) -> None:
+    logger.warning("%s", text)
+    if detail:
+        logger.error("%s", detail)

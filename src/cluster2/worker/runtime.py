@@ -22,7 +22,7 @@ from ..engines.base import Capability, Engine, Interface, Site, is_fed, is_own, 
 from ..errors import AppError, ClusterError
 from ..kernel import processes
 from ..kernel.cells import LARGEST_COUNT
-from ..kernel.handover import Inlet, Outlet
+from ..kernel.handover import Inlet, Outlet, batch_size
 from ..kernel.scoreboard import Row
 from ..lifecycle import State
 from . import api
@@ -189,7 +189,7 @@ class Worker:
 
     async def _open(self) -> None:
         """Take connections from now on. Nothing of the app's is waited for, so nothing ends this in the middle."""
-        outlet = None if self._birth.rest is None else Outlet(self._birth.rest)
+        outlet = None if self._birth.rest is None else Outlet(self._birth.rest, batch_size(processes.file_limit()))
         self._moves = Moves(outlet, self._engines, self._birth.board.header)
         self._acceptor = Acceptor(self._doors(), self._ready_queues(), self._woken, self._settings.timeout)
         self._pulse = Pulse(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from .. import codec, wire
 from ..engines.base import Capability, owns_accept
 from ..errors import ClusterError
 from ..kernel import processes
-from ..kernel.descriptors import MAX_DESCRIPTORS, Packets
+from ..kernel.descriptors import MAX_DESCRIPTORS, DescriptorsLost, Packets
 from ..kernel.logfiles import Follower
 from .image import Image, freeze
 
@@ -44,7 +45,13 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare], Image], serve: Serv
     freeze()
     _say(channel, _prepared(image))
     while True:
-        order, descriptors = _receive(channel)
+        try:
+            order, descriptors = _receive(channel)
+        except DescriptorsLost as error:
+            refused = codec.unpack_order(error.data)
+            if isinstance(refused, wire.Fork):
+                _say(channel, wire.ForkFailed(refused.incarnation, os.strerror(errno.EMFILE)))
+            continue
         if output is not None:
             with contextlib.suppress(OSError):  # what is open stays in use
                 output.look()
