@@ -167,7 +167,7 @@ class Keeper:
         self._resting.add(parcel.descriptor, (parcel.site, parcel.family), deadline)
 
     def _pass_on(self, parcel: Parcel) -> None:
-        """Give a connection that can't be kept, since no descriptor is left for it, to a worker: in the queue it would be deaf."""
+        """Give a connection that can't be kept for a lack of descriptors to a worker: in the queue it would not be heard."""
         if parcel.site >= len(self._ready):
             os.close(parcel.descriptor)
             return
