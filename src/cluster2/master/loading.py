@@ -100,9 +100,9 @@ class Loading:
     def _unaffordable(self, settings: Settings, message: wire.Prepared) -> str | None:
         """Return why the limit of descriptors doesn't allow the workers of a new generation, or None."""
         master = self._master
-        if master.phase.serves and not master.reloader.rolling:
-            return None
         slots = master.wanted.slots if settings.workers == master.settings.workers else settings.workers
+        if master.phase.serves and slots <= master.wanted.slots:
+            return None  # there are as many already
         executed = bool(message.threads) or not settings.preload
         return master.unaffordable(slots, settings.max_surge, message.steered, 2, executed=executed)
 

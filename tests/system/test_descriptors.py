@@ -1,0 +1,50 @@
+"""A whole cluster with few descriptors: what it can't afford is refused, and nothing is dropped by what it can."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.system.counting import Mix
+from tests.system.harness import Running, command
+from tests.system.rolling import APP, go_on, nothing_dropped
+
+LIMITED = "import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_NOFILE, (n, n)); \
+os.execv(sys.argv[2], sys.argv[2:])"
+
+
+def limited(start: Callable[..., Running], limit: int, *options: str) -> Running:
+    """Start a cluster that may have so many descriptors in each process."""
+    site = command("run", f"{APP}:app", "--bind", "127.0.0.1:0", "--mon-port", "0", "--drain-idle", "1s", *options)
+    return start([sys.executable, "-c", LIMITED, str(limit), *site])
+
+
+def test_few_descriptors(start: Callable[..., Running]) -> None:
+    """A scale beyond the limit is refused with the number that suffices; with that many workers nothing is dropped."""
+    limit = 64
+    running = limited(start, limit, "--workers", "2").ready()
+    with Mix(running.address, clients=8, think=0.02) as mix:
+        go_on(mix)
+        refused = running.cli("scale", "60")
+        assert refused.returncode == 1
+        found = re.search(rf"RLIMIT_NOFILE is {limit}: .* ask for at most (\d+)$", refused.stderr.strip())
+        assert found is not None, refused.stderr
+        assert running.status()["wanted"] == 2
+        most = int(found[1])
+        for what in (["scale", str(most)], ["recycle", "0"], ["reload"], ["scale", "2"]):
+            done = running.cli(*what)
+            assert (done.returncode, done.stderr) == (0, ""), (what, running.stderr)
+            go_on(mix)
+    nothing_dropped(mix.seen)
+    assert "Traceback" not in running.stderr
+    assert running.shutdown() == 0
+
+
+def test_a_start_beyond_the_limit(start: Callable[..., Running], tmp_path: Path) -> None:
+    """It ends with one line that says how many descriptors are needed, and how many workers the limit suffices for."""
+    running = limited(start, 128, "--workers", "100")
+    assert running.wait() == 5
+    (error,) = [line for line in running.stderr.splitlines() if line.startswith("cluster2: error: ")]
+    assert re.search(r"100 workers .* need \d+ descriptors .* RLIMIT_NOFILE is 128: .* ask for at most \d+$", error)
