@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def descriptors() -> set[str]:
@@ -14,3 +17,23 @@ def descriptors() -> set[str]:
         except FileNotFoundError:
             continue  # the descriptor of the listing itself
     return found
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """Let this process open so many descriptors more, and not one beyond."""
+    highest = max(int(each.split()[0]) for each in descriptors())
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    filler = [os.open(os.devnull, os.O_RDONLY)]
+    while filler[-1] < highest:  # the lowest number that is free
+        filler.append(os.dup(filler[0]))
+    os.close(filler.pop())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+    try:
+        for _ in range(count):
+            os.close(filler.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for each in filler:
+            os.close(each)

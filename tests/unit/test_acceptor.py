@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from cluster2.kernel.handover import Inlet, queue
 from cluster2.settings import Settings
 from cluster2.worker.acceptor import HOLD, Acceptor, Door, ReadyQueue
 from cluster2.worker.pace import Mode
+from tests.kernel.leaks import descriptors_left
 from tests.unit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
@@ -100,6 +102,43 @@ async def test_from_mode_to_mode(listener: socket.socket) -> None:
         await taking.acceptor.change(mode)
         assert await greeting(listener) == b"hello"
     assert taking.acceptor.accepted == 8
+    taking.acceptor.stop()
+
+
+async def test_no_descriptor_to_listen_by(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
+    """A worker that becomes eager again without a descriptor for its server takes connections as soon as there is one."""
+    taking = Taking(listener)
+    await taking.acceptor.start()
+    await taking.acceptor.change(Mode.HELD)
+    with descriptors_left(0):
+        changing = asyncio.ensure_future(taking.acceptor.change(Mode.EAGER))
+        await until(lambda: "no connection can be accepted" in caplog.text, "it has failed")
+    await changing
+    assert await greeting(listener) == b"hello"
+    await taking.idle()
+    taking.acceptor.stop()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("a fault of ours")])
+async def test_a_connection_that_can_not_be_taken(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Whatever fails when one is taken: after a pause the next one is."""
+    taking = Taking(listener)
+    await taking.acceptor.start()
+    await taking.acceptor.change(Mode.HELD)
+    failed = []
+
+    def fail(*_: object) -> None:
+        failed.append(error)
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(taking.engine, "taken", fail)
+        lost = asyncio.ensure_future(greeting(listener))
+        await until(lambda: failed, "it has failed")
+    assert await greeting(listener) == b"hello"
+    lost.cancel()
     taking.acceptor.stop()
 
 

@@ -7,10 +7,7 @@ import errno
 import itertools
 import os
 import re
-import resource
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from cluster2.errors import ClusterError
 from cluster2.kernel import processes
 from cluster2.master.descriptor_budget import RESERVED_DESCRIPTORS
 from cluster2.master.loop import Master
-from tests.kernel.leaks import descriptors
+from tests.kernel.leaks import descriptors, descriptors_left
 from tests.unit.clusters import APP, Observed, observed
 from tests.unit.waiting import until
 
@@ -33,26 +30,6 @@ SPARE_SLOT = 7
 
 def emfile(*_: object, **__: object) -> Any:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-
-@contextmanager
-def descriptors_left(count: int) -> Iterator[None]:
-    """Let this process open so many descriptors more, and not one beyond."""
-    highest = max(int(each.split()[0]) for each in descriptors())
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    filler = [os.open(os.devnull, os.O_RDONLY)]
-    while filler[-1] < highest:  # the lowest number that is free
-        filler.append(os.dup(filler[0]))
-    os.close(filler.pop())
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
-    try:
-        for _ in range(count):
-            os.close(filler.pop())
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        for each in filler:
-            os.close(each)
 
 
 def master_of(cluster: Observed) -> Master:

@@ -403,9 +403,11 @@ class Acceptor:
             self._served(protocol)
 
     def _pause(self, error: Exception) -> None:
+        self._gate.shut()
+        if self._paused:
+            return
         logger.warning("no connection can be taken for %.1f s: %s", PAUSE, error)
         self._paused = True
-        self._gate.shut()
         self._loop.call_later(PAUSE, self._resume)
 
     def _resume(self) -> None:
