@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -118,7 +119,8 @@ def test_drain_timeout_bounds_it(run: Serve, verb: str) -> None:
         for begun in (streaming, old):
             assert begun.socket.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
         began = time.monotonic()
-        asked = threading.Thread(target=running.ask, args=(verb,))
+        told: list[subprocess.CompletedProcess[str]] = []
+        asked = threading.Thread(target=lambda: told.append(running.cli(verb)))
         asked.start()
         for connection in (silent, streaming, old):
             # Never a FIN: without a length or chunks that would be the proper end of a body.
@@ -126,7 +128,9 @@ def test_drain_timeout_bounds_it(run: Serve, verb: str) -> None:
                 read_to_the_end(connection)
         asked.join()
         assert 0.9 < time.monotonic() - began < 15
-    assert running.shutdown() == 0
+        assert told[0].returncode == 1
+        assert "drain_timeout (1 s) is over: " in told[0].stderr
+    assert (running.wait() if verb == "shutdown" else running.shutdown()) == 0
     assert sorted(path.name for path in running.directory.glob("cancelled.*")) == [
         "cancelled.a",
         "cancelled.b",
