@@ -83,7 +83,10 @@ def answers(received: bytes) -> list[str]:
         body, received = _body(fields, rest)
         if body is None:
             return [*found, status, "cut"]
-        found.append(f"200 {body.decode('latin-1')}" if status == "200" else status)
+        announced = fields.get(b"connection", b"").lower() == b"close"
+        found.append(
+            f"200 {body.decode('latin-1')}" if status == "200" else status if announced else f"{status} and no close"
+        )
     return found
 
 

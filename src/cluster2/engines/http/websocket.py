@@ -155,10 +155,20 @@ class WebSocketConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse what has come, as far as the app keeps up."""
         self._heard = True
-        if self.session.phase is CLOSED:
+        session = self.session
+        if session.phase is CLOSED:
             return
-        self._unparsed += data
-        self._parse()
+        if self._unparsed or len(data) > MAX_SLICE_BYTES or self._has_enough():
+            self._unparsed += data
+            self._parse()
+            return
+        session.receive_data(data)
+        if session.output:
+            self._flush()
+        if self._receivers and session.received:
+            self._wake_receivers()
+        if self._has_enough():
+            self._regulate()
 
     def eof_received(self) -> None:
         """A websocket has no half-closed state: without the client's Close frame it is lost (RFC 6455, 7.1.5)."""
@@ -229,7 +239,7 @@ class WebSocketConnection(asyncio.Protocol):
             returned = await self._app(self.scope, self.receive, self.send)
         except ClientDisconnected:
             session.app_failed()
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             session.app_failed()
             raise
         except BaseException as error:

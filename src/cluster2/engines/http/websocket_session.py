@@ -110,6 +110,7 @@ class Session:
         received_bytes: of payload in these.
         disconnect_taken: the app has received `websocket.disconnect`.
         ended: our side of the connection is to end when the output is written.
+        output: that is to be written; take it with `take_output`.
         status: of the response to the handshake; 0: none was given yet.
         subprotocols: that the client offers.
     """
@@ -122,12 +123,12 @@ class Session:
         "_head",
         "_left",
         "_opcode",
-        "_output",
         "_partial",
         "_protocol",
         "_response",
         "disconnect_taken",
         "ended",
+        "output",
         "phase",
         "received",
         "received_bytes",
@@ -155,7 +156,7 @@ class Session:
         self._protocol = protocol
         self._response = response
         self._defaults = defaults
-        self._output: list[bytes] = []
+        self.output: list[bytes] = []
         self._opcode = Opcode.BINARY
         self._partial: bytearray | None = None
         self._head: Head | None = None
@@ -228,7 +229,7 @@ class Session:
         """Take what the library wants to be sent."""
         writes = self._protocol.data_to_send()
         if writes:
-            self._output += writes
+            self.output += writes
             if writes[-1] == SEND_EOF:
                 self.phase = CLOSED
                 self.ended = True
@@ -317,13 +318,13 @@ class Session:
         lines += [b"\r\n%b: %b" % each for each in own]
         self._protocol.send_response(self._response)
         self._protocol.data_to_send()  # the library's own head lacks what the app wants to have in it
-        self._output += [*lines, END]
+        self.output += [*lines, END]
         self.phase = OPEN
         self.status = 101
 
     def refuse(self, refused: Refusal) -> None:
         """Answer the handshake with an error."""
-        self._output.append(refusal(refused.status, refused.text, self._defaults, refused.extra))
+        self.output.append(refusal(refused.status, refused.text, self._defaults, refused.extra))
         self.status = refused.status
         self._end()
 
@@ -338,14 +339,14 @@ class Session:
         if head is not None:
             self._begin_denial(head, body, more)
         if self._chunked:
-            self._output += [b"%x\r\n" % len(body), body, b"\r\n"] if body else []
-            self._output += [] if more else [LAST_CHUNK]
+            self.output += [b"%x\r\n" % len(body), body, b"\r\n"] if body else []
+            self.output += [] if more else [LAST_CHUNK]
         else:
             self._left -= len(body)
             if self._left < 0 or (self._left and not more):
                 self._end()
                 raise RuntimeError("The app's body isn't as long as its Content-Length.")
-            self._output.append(body)
+            self.output.append(body)
         if not more:
             self._end()
 
@@ -359,7 +360,7 @@ class Session:
             length = len(body)
             framing = b"\r\ncontent-length: %d" % length
         self._left = length or 0
-        self._output += [head.data, framing, CLOSE, END]
+        self.output += [head.data, framing, CLOSE, END]
 
     def app_failed(self) -> None:
         """Answer for an app that has raised."""
@@ -394,10 +395,10 @@ class Session:
 
     def take_output(self) -> bytes:
         """Return what is to be written."""
-        output = self._output
+        output = self.output
         if not output:
             return b""
-        self._output = []
+        self.output = []
         return output[0] if len(output) == 1 else b"".join(output)
 
     # Both sides.
