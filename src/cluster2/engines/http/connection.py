@@ -355,7 +355,7 @@ class Connection(asyncio.Protocol):
 
     def _read_on(self) -> None:
         """Read on if nothing stands against it any more."""
-        if not self._reading_paused or self.state >= LINGERING:
+        if not self._reading_paused or self.state >= LINGERING or self._upgrade:
             return
         receiving = self._receiving
         if receiving is not None and not receiving.has_room():
@@ -612,20 +612,22 @@ class Connection(asyncio.Protocol):
     # Upgrade.
 
     def _is_handshake(self, version: str) -> bool:
-        """Return whether a websocket is to take over. It can't while requests before it are served."""
-        if not self.engine.serves_websockets or self.state != HEAD or version != "1.1":
+        """Return whether a websocket is to take over."""
+        if not self.engine.serves_websockets or version != "1.1":
             return False
         return [value.lower() for name, value in self._headers if name == b"upgrade"] == [b"websocket"]
 
     def _stopped(self, rest: bytes) -> None:
         """The parser has stopped behind a head that asks for another protocol."""
         if self._upgrade and not self._input_over:
-            unparsed, self._unparsed = bytes(self._unparsed), b""
-            if self._reading_paused:
-                self._reading_paused = False
-                self.transport.resume_reading()
-            self.engine.upgrade(self, self._upgrade_scope, rest + unparsed)
-            self._tell_served()
+            self._unparsed = rest + self._unparsed
+            if self.state == HEAD:
+                self._hand_over()
+            else:
+                # Requests before it are answered first; one of them may have come with it.
+                self._pause_reading()
+                self._parser = httptools.HttpRequestParser(self)
+                self._parse(b"")
             return
         if not self._muted or self._input_over:
             return
@@ -636,6 +638,18 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._parser.feed_data(b"\r\n".join([*lines, b"", b""]))
         self._parse(rest)
+
+    def _hand_over(self) -> None:
+        """Let a websocket go on with the connection, unless it was closed meanwhile."""
+        if self.state >= LINGERING:
+            return
+        unparsed, self._unparsed = self._unparsed, b""
+        if self._reading_paused:
+            self._reading_paused = False
+            self.transport.resume_reading()
+        self.state = HEAD  # a refusal is written at once
+        self.engine.upgrade(self, self._upgrade_scope, unparsed)
+        self._tell_served()
 
     # Refusals.
 
@@ -703,6 +717,8 @@ class Connection(asyncio.Protocol):
             self.end()
         elif self._input_over:
             self.end()
+        elif self._upgrade:
+            engine.soon(self._hand_over)
         elif self._receiving is not None and self._receiving is request:
             self.state = DISCARDING
             self._discarded = 0

@@ -208,6 +208,10 @@ class HttpEngine:
         self.running.add(request)
         request.task = self.loop.create_task(request.run(lambda *_: rest))
 
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call back outside of the request that runs now, whose context variables must not be seen."""
+        self.loop.call_soon(callback, context=self._context.copy())
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a websocket's app as a task."""
         if _EAGER:
