@@ -6,12 +6,14 @@ import asyncio
 import logging
 import random
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
+import trustme
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -101,9 +103,10 @@ class Served:
         self.raws: list[Raw] = []
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[Served]:
+    async def running(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[Served]:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: Handshake(self.host), "127.0.0.1", 0)
+        server = await loop.create_server(lambda: Handshake(self.host), "127.0.0.1", 0, ssl=tls)
+        self.scheme = "ws" if tls is None else "wss"
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
@@ -122,9 +125,8 @@ class Served:
             await server.wait_closed()
 
     def client(self, **options: Any) -> connect:
-        return connect(
-            f"ws://127.0.0.1:{self.port}/chat%20room?x=1", open_timeout=PATIENCE, close_timeout=PATIENCE, **options
-        )
+        url = f"{self.scheme}://127.0.0.1:{self.port}/chat%20room?x=1"
+        return connect(url, open_timeout=PATIENCE, close_timeout=PATIENCE, **options)
 
     async def raw(self, receive_buffer: int | None = None) -> Raw:
         sock = socket.socket()
@@ -230,6 +232,37 @@ async def test_echo(compression: str | None) -> None:
         await client.close(4002, "done")
     assert notes.received[-1] == {"type": "websocket.disconnect", "code": 4002, "reason": "done"}
     assert served.one.session.status == 101
+
+
+async def test_tls() -> None:
+    """The same over TLS, which has no half-closed connections: messages, a refusal, a close by either side."""
+    authority = trustme.CA()
+    ours, theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(ours)
+    authority.configure_trust(theirs)
+    notes = Notes()
+
+    async def app(scope: Message, receive: Call, send: Call) -> None:
+        if len(served.host.all) < 3:
+            await notes.echo(scope, receive, send)
+        else:
+            await send({"type": "websocket.close"})
+
+    served = Served(app)
+    async with served.running(ours):
+        async with served.client(ssl=theirs, max_size=None) as client:
+            await client.send(b"\0" * LARGE)
+            assert await asyncio.wait_for(client.recv(), PATIENCE) == b"\0" * LARGE
+        await until(lambda: served.host.ended)
+        async with served.client(ssl=theirs) as client:
+            served.host.all[1].close_for_retire()
+            with pytest.raises(ConnectionClosed):
+                await client.recv()
+            assert client.close_code == 1012
+        await until(lambda: len(served.host.ended) == 2)
+        with pytest.raises(InvalidStatus) as error:
+            await served.client(ssl=theirs)
+        assert error.value.response.status_code == 403
 
 
 async def test_random_messages() -> None:
