@@ -147,6 +147,27 @@ async def test_drain_by_method() -> None:
     await until(engine.idle)
 
 
+class Rude(Polite):
+    """Fails when it is to drain."""
+
+    def drain(self) -> None:
+        raise LookupError("no such state")
+
+
+async def test_a_drain_that_raises(caplog: pytest.LogCaptureFixture) -> None:
+    """If the app's `drain` raises for a connection, that one is reset, and the others drain."""
+    kinds = iter([Rude, Polite])
+    engine = engine_of(lambda: next(kinds)())
+    async with connected(engine) as rude, connected(engine) as polite:
+        assert await ask(rude, b"hello\n") == b"HELLO\n"
+        assert await ask(polite, b"hello\n") == b"HELLO\n"
+        engine.drain(moving=False)
+        assert await asyncio.wait_for(polite[0].read(), 10) == b"draining\n"
+        assert await asyncio.wait_for(rude[0].read(), 10) == b""
+    await until(engine.idle)
+    assert ["drain failed for the connection" in each.getMessage() for each in caplog.records] == [True]
+
+
 async def test_drain_by_end_of_input() -> None:
     """Any other is left alone until the grace is over; then it reads the end of its input, answers, and closes."""
     engine = engine_of(echo)

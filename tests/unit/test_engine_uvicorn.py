@@ -369,6 +369,52 @@ async def test_websockets_end_with_1012() -> None:
         await until(served.engine.idle)
 
 
+HANDSHAKE = (
+    "{method} {path} HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{more}\r\n"
+)
+REFUSED = {
+    "body": HANDSHAKE.format(method="GET", path="/ws", more="Content-Length: 5\r\n") + "hello",
+    "long line": HANDSHAKE.format(method="GET", path="/ws", more=f"Cookie: {'c' * 9000}\r\n"),
+    "many lines": HANDSHAKE.format(method="GET", path="/ws", more="X: y\r\n" * 200),
+    "method": HANDSHAKE.format(method="DELETE", path="/ws", more=""),
+    "path": HANDSHAKE.format(method="GET", path="/\xff", more=""),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+async def test_a_websocket_handshake_that_cannot_be_parsed(why: str) -> None:
+    """A handshake that the websocket library refuses is answered with an error, and nothing of its connection stays."""
+    async with Served(App()).running() as served, served.connected() as client:
+        client.writer.write(REFUSED[why].encode("latin-1"))
+        assert (await client.head()).startswith("http/1.1 405 " if why == "method" else "http/1.1 400 ")
+        await client.rest()
+        await until(served.engine.idle)
+
+
+async def test_a_websocket_whose_client_reads_nothing() -> None:
+    """Its closing is asked for once in a drain, however long that takes, and at the bound it is reset."""
+
+    async def app(scope: Message, receive: Callable[[], Any], send: Callable[[Message], Any]) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            while True:
+                await send({"type": "websocket.send", "bytes": bytes(1 << 16)})
+
+    async with Served(app, lifespan="off").running() as served, served.connected() as client:
+        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        client.writer.write(HANDSHAKE.format(method="GET", path="/", more="").encode())
+        state = served.engine._state
+        await until(lambda: any(each.transport.get_write_buffer_size() for each in state.connections))
+        served.engine.drain(moving=False)
+        for _ in range(3):
+            served.engine.sweep(0)
+        assert not served.engine.idle()
+        assert await served.engine.cut(PATIENCE) == ["/"]
+        await until(served.engine.idle)
+
+
 async def test_lifespan() -> None:
     """The app's lifespan runs to the end of its startup before `start` returns, and to its end in `stop`."""
     app = App()

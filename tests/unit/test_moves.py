@@ -29,7 +29,7 @@ class Connection:
         self.since = NOW - idle
         self.may = may
         self.kept = kept
-        self.gone = False
+        self.gone = self.abandoned = False
 
     def may_move(self) -> bool:
         return self.may and not self.gone
@@ -46,6 +46,16 @@ class Connection:
     def let_go(self) -> None:
         assert not self.gone, "it can leave only once"
         self.gone = True
+
+    def abandon(self, step: str) -> None:
+        self.gone = self.abandoned = True
+
+
+class Broken(Connection):
+    """Has no descriptor any more."""
+
+    def place(self) -> tuple[int, int]:
+        raise OSError("closed")
 
 
 class Home:
@@ -129,6 +139,19 @@ async def test_rest(stack: ExitStack) -> None:
     assert house.homes[1].gone == [True]
     assert [each[1:] for each in house.arrived()] == [(0, socket.AF_INET, 5.0), (1, socket.AF_INET, 2.0)]
     assert (house.moves.moved, house.moves.parked) == (2, 0)
+
+
+async def test_a_connection_that_fails(stack: ExitStack) -> None:
+    """One that can't be handed over is reset; the others go, with a worker that retires and with a response that is complete."""
+    house = House(stack)
+    broken = [Broken(0, idle=5.0), Broken(0, idle=5.0)]
+    house.homes[0].connections.append(broken[0])
+    house.add(0)
+    house.moves.retire(NOW)
+    assert house.homes[0].freed is not None
+    house.homes[0].freed(broken[1])
+    assert [each.abandoned for each in broken] == [True, True]
+    assert len(house.arrived()) == 1
 
 
 async def test_never_rest(stack: ExitStack) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import sys
 
 import pytest
 
 from cluster2 import worker
-from cluster2.worker import api
+from cluster2.worker import api, runtime
 from cluster2.worker.life import Hooks, Life
 
 
@@ -91,8 +93,36 @@ async def test_a_hook_of_the_end_that_raises(hooks: Hooks, caplog: pytest.LogCap
     called: list[str] = []
     worker.on_stop(lambda: called.append("first"))
     worker.on_stop(lambda: 1 // 0)
-    await hooks.run_stop()
+    worker.on_stop(sys.exit)
+    assert await hooks.run_stop() is False
     assert called == ["first"]
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (logging.ERROR, "a hook of worker.on_stop raised")
-    ]
+    ] * 2
+
+
+@pytest.mark.anyio
+async def test_the_end_goes_on_after_a_step_that_raises(caplog: pytest.LogCaptureFixture) -> None:
+    """Each step of a worker's end is taken, even if one before it raises, exits or cancels the task; that is logged and told."""
+    taken: list[str] = []
+
+    async def good() -> None:
+        taken.append("good")
+
+    async def raises() -> None:
+        raise LookupError
+
+    async def exits() -> None:
+        raise SystemExit(3)
+
+    async def cancels() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    steps = [("raises", raises), ("exits", exits), ("cancels", cancels), ("good", good)]
+    assert await runtime.take_all(*steps) is False
+    assert taken == ["good"]
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["raises", "exits", "cancels"]
+    assert await runtime.take_all(("good", good)) is True

@@ -145,6 +145,9 @@ class Movable(Protocol):
     def let_go(self) -> None:
         """Another process has it: close our copy, without a word to the client."""
 
+    def abandon(self, step: str) -> None:
+        """Log the exception that is being handled, which a step with this connection raised, and reset the connection."""
+
 
 Served = Callable[[object], None]
 """Called with a protocol that `Engine.taken` made, when its request has begun or never will."""

@@ -5,6 +5,9 @@ length nor chunks (HTTP/1.0), the end of the connection *is* the end of its body
 zero seconds makes close(2) send RST and drop what wasn't sent). An answer with an error status isn't right either: it would say
 that the app had failed, or that nothing was done, and neither is known. What proxies and clients make of a broken connection
 is well defined.
+
+One connection's failure is its own. The steps of a drain go over all connections; one that raises must not end the drain, since
+that would lose the requests of all others. Such a connection is reset, and the exception is logged (`abandon`).
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
@@ -21,16 +23,45 @@ from typing import Any
 _AT_ONCE = struct.pack("ii", 1, 0)
 LONGEST = 100
 """Characters of a path that are told."""
+logger = logging.getLogger("cluster2.worker")
 
 
 def reset(transport: asyncio.WriteTransport) -> None:
     """End a connection so that its client can't take it for finished."""
-    borrowed = transport.get_extra_info("socket")
-    if borrowed is not None and borrowed.fileno() >= 0:
-        # uvloop hands out a stand-in; a duplicate of the descriptor is the same connection.
-        with socket.socket(fileno=os.dup(borrowed.fileno())) as twin, contextlib.suppress(OSError):
-            twin.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+    with lent(transport) as sock, contextlib.suppress(OSError):
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
     transport.abort()
+
+
+@contextlib.contextmanager
+def lent(transport: asyncio.BaseTransport) -> Iterator[socket.socket | None]:
+    """Lend a transport's socket, with all methods: uvloop hands out a stand-in with few. None: it is closed.
+
+    No descriptor is needed for that: a worker that has run out of them can still end its connections.
+    """
+    borrowed = transport.get_extra_info("socket")
+    if borrowed is None or borrowed.fileno() < 0:
+        yield None
+        return
+    sock = socket.socket(borrowed.family, socket.SOCK_STREAM, 0, borrowed.fileno())
+    try:
+        yield sock
+    finally:
+        sock.detach()
+
+
+def abandon(transport: asyncio.WriteTransport, step: str) -> None:
+    """Log the exception that is being handled, with the peer of the connection that raised it, and reset that connection.
+
+    Args:
+        step: the step of the drain that failed, for the log.
+    """
+    logger.exception("%s failed for the connection from %s; it is reset", step, transport.get_extra_info("peername"))
+    try:
+        reset(transport)
+    except Exception:
+        logger.exception("the connection could not be reset")
 
 
 async def cancel(tasks: Iterable[asyncio.Task[Any]], patience: float) -> None:

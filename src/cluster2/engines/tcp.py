@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from ..kernel.progress import transferred
 from ..settings import Settings
 from .base import Capability, Census, Hold, Interface, Movable, Served, Site, is_async
 from .boundary import Reader, marked
-from .ending import cancel, reset
+from .ending import abandon, cancel, lent, reset
 from .patience import For, Patience, Wait
 
 Factory = Callable[[], asyncio.BaseProtocol]
@@ -133,7 +132,7 @@ class TcpEngine:
         self._moving = moving
         for connection in self._connections():
             if not self._will_move(connection):
-                connection.drain()
+                connection.attempt(connection.drain)
 
     def sweep(self, grace: float) -> None:
         """When the grace is over, tell each app that its client has finished sending. To close is then the app's part."""
@@ -141,7 +140,7 @@ class TcpEngine:
             return
         for connection in self._connections():
             if not self._will_move(connection) and not connection.can_drain:
-                connection.end_reading()
+                connection.attempt(connection.end_reading)
 
     def idle(self) -> bool:
         """Whether all connections are closed and their handlers are through."""
@@ -151,7 +150,7 @@ class TcpEngine:
         """Reset all connections, cancel their handlers."""
         self._cut = True
         for connection in self._connections():
-            connection.reset()
+            connection.attempt(connection.reset)
         await cancel(self._tasks, patience)
         return []
 
@@ -269,7 +268,7 @@ class Connection:
         self._reader = reader
         self._between = between
         self._seen: tuple[int, int] | None = None
-        self._left = False
+        self._left = self._reading_ended = False
         self._is_plain = transport.get_extra_info("sslcontext") is None
         self.can_drain = callable(getattr(protocol, "drain", None))
         self.used = 0.0
@@ -345,18 +344,29 @@ class Connection:
         return closed and transport.get_protocol() is not self._protocol
 
     def drain(self) -> None:
-        """Tell a protocol that can."""
+        """Tell a protocol that can. Its method is the app's code, and may raise."""
         if self.can_drain:
             self._protocol.drain()
 
     def end_reading(self) -> None:
-        """Tell the app that its client has finished sending."""
-        borrowed = self._transport.get_extra_info("socket")
-        if borrowed is None or self._transport.is_closing():
+        """Tell the app, once, that its client has finished sending."""
+        if self._reading_ended or self._transport.is_closing():
             return
-        # uvloop hands out a stand-in without shutdown(); a duplicate of the descriptor shuts down the same connection.
-        with socket.socket(fileno=os.dup(borrowed.fileno())) as twin, contextlib.suppress(OSError):
-            twin.shutdown(socket.SHUT_RD)  # fails if the client has gone meanwhile: the transport notices by itself
+        self._reading_ended = True
+        with lent(self._transport) as sock, contextlib.suppress(OSError):
+            if sock is not None:
+                sock.shutdown(socket.SHUT_RD)  # fails if the client has gone meanwhile: the transport notices by itself
+
+    def attempt(self, step: Callable[[], None]) -> None:
+        """Take a step of the drain; if it fails only this connection is lost."""
+        try:
+            step()
+        except Exception:
+            self.abandon("drain")
+
+    def abandon(self, step: str) -> None:
+        """Log the exception that is being handled, and reset the connection."""
+        abandon(self._transport, step)
 
     def _at_boundary(self) -> bool:
         if self._reader is not None:

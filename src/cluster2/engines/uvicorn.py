@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import math
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -24,10 +25,11 @@ from ..errors import AppError, ConfigError
 from ..settings import Settings
 from .access import logged, noted
 from .base import Capability, Census, Hold, Interface, Movable, Served, Site
-from .ending import cancel, cancellation_is_no_news, readable, reset
+from .ending import abandon, cancel, cancellation_is_no_news, readable, reset
 from .patience import Patience
 from .uvicorn_answer import answer
 from .uvicorn_http import Clock, HttpConnection, TakenConnection, check, template_of
+from .uvicorn_websocket import WebSocketConnection
 from .wsgi import Bridge
 from .wsgi_client import Failed
 
@@ -49,6 +51,8 @@ _HTTP = frozenset(
     }
 )
 """What it can do for apps of both interfaces."""
+_ASKED = math.inf
+"""Stands for the time since when a connection is idle, once it was asked to close: it isn't asked again."""
 
 
 class UvicornEngine:
@@ -207,15 +211,21 @@ class UvicornEngine:
 
         self._end_each(ends)
         for connection in self.movable():
-            cycle: Any = connection.cycle
-            # A response whose head is out has not announced the end: such a connection becomes an idle one instead.
-            if cycle is not None and not cycle.response_started and ends(connection):
-                cycle.keep_alive = False
+            try:
+                cycle: Any = connection.cycle
+                # A response whose head is out has not announced the end: such a connection becomes an idle one instead.
+                if cycle is not None and not cycle.response_started and ends(connection):
+                    cycle.keep_alive = False
+            except Exception:
+                abandon(connection.transport, "drain")
         if self._http2 is not None:
             self._http2.drain()
 
     def sweep(self, grace: float) -> None:
-        """Close HTTP connections that were idle, and websockets that were open (1012), for `grace` seconds of the drain."""
+        """Close HTTP connections that were idle, and websockets that were open (1012), for `grace` seconds of the drain.
+
+        Each is asked once: a websocket's closing handshake can't be begun twice, and takes as long as its client takes to read.
+        """
         now = time.monotonic()
         known, self._idle_since = self._idle_since, {}
         if self._http2 is not None:
@@ -227,7 +237,12 @@ class UvicornEngine:
                 continue
             since = self._idle_since[connection] = known.get(connection, now)
             if now - since >= grace:
-                connection.shutdown()
+                self._idle_since[connection] = _ASKED
+                try:
+                    if not connection.transport.is_closing():
+                        connection.shutdown()
+                except Exception:
+                    abandon(connection.transport, "closing")
 
     def idle(self) -> bool:
         """Whether no connection is open, no request's task is running, and no thread is at work."""
@@ -237,12 +252,17 @@ class UvicornEngine:
         """Reset all connections; the tasks of requests are cancelled, and nobody is answered any more."""
         paths = []
         for connection in list(self._state.connections):
-            if isinstance(connection, HttpConnection) and not connection.idle():
-                serving: Any = connection.serving
-                if serving is not None and not serving.response_complete:
-                    paths.append(readable(serving.scope["raw_path"]))
-                    connection.disown()  # else uvicorn would write a 500 to what is closing
-            reset(connection.transport)
+            try:
+                if isinstance(connection, HttpConnection) and not connection.idle():
+                    serving: Any = connection.serving
+                    if serving is not None and not serving.response_complete:
+                        paths.append(readable(serving.scope["raw_path"]))
+                        connection.disown()  # else uvicorn would write a 500 to what is closing
+                elif isinstance(connection, WebSocketConnection) and connection.handshake_initiated:
+                    paths.append(readable(connection.scope["raw_path"]))
+                reset(connection.transport)
+            except Exception:
+                abandon(connection.transport, "cut")
         for cycle in [] if self._http2 is None else self._http2.cycles():
             paths.append(readable(cycle.scope["raw_path"]))
             cycle.disconnected = True
@@ -345,7 +365,7 @@ def _config(site: Site, bridge: Bridge | None, protocol: type[HttpConnection]) -
         interface="asgi3",
         http=protocol,
         lifespan=cast(Any, settings.lifespan if bridge is None else "off"),
-        ws="auto" if bridge is None else "none",
+        ws=WebSocketConnection if bridge is None else "none",
         log_config=None,
         access_log=False,  # ours is cheaper (`access`)
         forwarded_allow_ips=settings.forwarded_allow_ips,

@@ -47,7 +47,7 @@ from uvicorn.server import ServerState
 from ..errors import ConfigError
 from ..kernel.progress import transferred, untaken
 from .base import Served
-from .ending import reset
+from .ending import abandon, reset
 from .patience import For, Wait
 from .uvicorn_flow import Flow
 from .uvicorn_old import OldCycle
@@ -281,6 +281,10 @@ class HttpConnection(HttpToolsProtocol):
         self.left = True
         self._unset_keepalive_if_required()
         self.transport.abort()
+
+    def abandon(self, step: str) -> None:
+        """Log the exception that is being handled, and reset the connection."""
+        abandon(self.transport, step)
 
 
 def template_of(config: Config, state: ServerState, app_state: dict[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import ClassVar
 
 from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
+from .ending import abandon
 from .patience import Patient
 from .uvicorn_http import Clock, HttpConnection, TakenConnection
 from .uvicorn_http2 import Http2Connection
@@ -129,14 +131,22 @@ class Http2:
         self._clock.now = time.monotonic()
         for connection in self._all():
             if not connection.leaving:
-                connection.leave()
+                _alone(connection, connection.leave)
         self._kind.leaving = True
 
     def press(self, now: float) -> None:
         """Called now and then: go on with connections that are to end, and whose grace is over."""
         for connection in self._all():
             if connection.leaving and now - connection.asked_at >= self._grace:
-                connection.hurry()
+                _alone(connection, connection.hurry)
 
     def _all(self) -> list[Http2Connection]:
         return [each for each in self._state.connections if isinstance(each, self._kind)]
+
+
+def _alone(connection: Http2Connection, step: Callable[[], None]) -> None:
+    """Take a step of a connection's end; if it fails only that connection is lost."""
+    try:
+        step()
+    except Exception:
+        abandon(connection.transport, "GOAWAY")

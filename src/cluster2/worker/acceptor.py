@@ -381,11 +381,22 @@ class Acceptor:
             if first == b"":
                 connection.close()
                 return False
-        protocol = engine.taken(first, self._served)
+        try:
+            protocol = engine.taken(first, self._served)
+        except Exception:  # the app's factory of protocols
+            logger.exception("the app made no protocol for a connection, which is closed")
+            connection.close()
+            return False
         if self._mode is not Mode.EAGER:
             self._hold_back(protocol)
         if first is not None and self._mode is Mode.PARKING:
-            Direct(self._loop, connection, cast(asyncio.Protocol, protocol)).begin()
+            direct = Direct(self._loop, connection, cast(asyncio.Protocol, protocol))
+            try:
+                direct.begin()
+            except Exception:
+                logger.exception("a protocol failed on what its connection brought; the connection is closed")
+                direct.abort()
+                self._served(protocol)
             return True
         task = self._loop.create_task(self._connect(protocol, connection, tls))
         self._joining.add(task)

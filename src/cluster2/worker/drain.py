@@ -7,13 +7,18 @@ gives back, and each connection ends politely. What isn't finished within `drain
 If the doors can't be shut (`kernel.syn_sink`), or if there is no master that could, newcomers still arrive. They are served until
 the worker is idle, or `drain_idle` is over. Then it serves the queue a last time, closes its copy of the listener at once, and
 finishes what it has. The last process that does so closes the port: lost is only a connection that enters the queue in between.
+
+Invariant: nothing that one connection, the app or an engine does ends a drain early, since that would lose the requests of all
+others. Engines reset a connection that fails (`engines.ending.abandon`); what else a step raises is logged once, and the step is
+taken again at the next look.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..engines.base import Engine, is_own
 from ..settings import Settings
@@ -28,6 +33,8 @@ LAST_WORDS = 1.0
 """Seconds for tasks that are cancelled at the end."""
 MOST_NAMED = 5
 """Requests whose paths are told when they are cut."""
+
+logger = logging.getLogger("cluster2.worker")
 
 
 class Drain:
@@ -45,6 +52,7 @@ class Drain:
         self.last = False
         self.deserted = deserted
         self.open_doors = False
+        self._reported: set[tuple[str, type[Exception]]] = set()
 
     async def finished(self, engines: Sequence[Engine], acceptor: Acceptor, moves: Moves) -> bool:
         """Let everything under way end. Returns whether it did within `drain_timeout`."""
@@ -52,25 +60,24 @@ class Drain:
         deadline = began + self._settings.drain_timeout
         grace = min(deadline, began + self._settings.drain_idle)
         if self.last:
-            moves.park_no_more()
-            acceptor.stop_listening()
-            acceptor.serve_queue(everything=True)
+            self._attempt("parking", moves.park_no_more)
+            self._attempt("closing the listeners", acceptor.stop_listening)
+            self._attempt("serving the accept queue", lambda: acceptor.serve_queue(everything=True))
         else:
-            acceptor.stop()
+            self._attempt("closing the acceptor", acceptor.stop)
         while acceptor.joining() and time.monotonic() < grace:
             await asyncio.sleep(0.001)  # those just taken are to reach their engines
-        for engine in engines:
-            engine.drain(moving=moves.possible and not self.last)
+        self._drain(engines, moving=moves.possible and not self.last)
         last = self.last
         while True:
             if self.last:
-                acceptor.serve_queue()
+                self._attempt("serving the accept queue", acceptor.serve_queue)
                 if self.deserted:
-                    acceptor.empty_ready_queues()
+                    self._attempt("emptying the ready queues", acceptor.empty_ready_queues)
             idle = self._idle(engines, acceptor, grace)
             if self.last and self.open_doors and (idle or time.monotonic() >= grace):
-                acceptor.serve_queue()
-                acceptor.close_doors()
+                self._attempt("serving the accept queue", acceptor.serve_queue)
+                self._attempt("closing the listeners", acceptor.close_doors)
                 self.open_doors = idle = False
                 # What was taken just now is to reach its engine, as above.
                 grace = min(deadline, max(grace, time.monotonic() + ARRIVAL_TIMEOUT_S))
@@ -80,14 +87,26 @@ class Drain:
                 return False
             if self.last and not last:  # the cluster ends while this worker retires: the keeper takes no more
                 last = True
-                moves.park_no_more()
-                for engine in engines:
-                    engine.drain(moving=False)
+                self._attempt("parking", moves.park_no_more)
+                self._drain(engines, moving=False)
             if not self.last:
-                moves.retire(time.monotonic())
+                self._attempt("handing over", lambda: moves.retire(time.monotonic()))
             for engine in engines:
-                engine.sweep(self._settings.drain_idle)
+                self._attempt("sweeping", lambda engine=engine: engine.sweep(self._settings.drain_idle))  # type: ignore[misc]
             await asyncio.sleep(TICK)
+
+    def _drain(self, engines: Sequence[Engine], *, moving: bool) -> None:
+        for engine in engines:
+            self._attempt("draining", lambda engine=engine: engine.drain(moving=moving))  # type: ignore[misc]
+
+    def _attempt(self, step: str, act: Callable[[], object]) -> None:
+        """Take a step. What it raises is logged the first time."""
+        try:
+            act()
+        except Exception as error:
+            if (step, type(error)) not in self._reported:
+                self._reported.add((step, type(error)))
+                logger.exception("%s failed while the worker drains; the drain goes on", step)
 
     def _idle(self, engines: Sequence[Engine], acceptor: Acceptor, grace: float) -> bool:
         """Whether all is done; at the end of the cluster not before the keeper has given back what it had.
@@ -98,14 +117,24 @@ class Drain:
         in_grace = time.monotonic() < grace
         waiting = self.last and not self.deserted
         arriving = in_grace and (acceptor.open() or (not self.last and any(map(is_own, engines))))
-        return not waiting and not arriving and all(engine.idle() for engine in engines)
+        return not waiting and not arriving and all(map(self._is_idle, engines))
+
+    def _is_idle(self, engine: Engine) -> bool:
+        idle: list[bool] = []
+        self._attempt("looking for work under way", lambda: idle.append(engine.idle()))
+        return idle == [True]
 
     async def cut(self, engines: Sequence[Engine]) -> str:
         """End what isn't finished; returns what an operator should know about it."""
         censuses = [engine.census() for engine in engines]
         requests = sum(census.in_flight for census in censuses)
         connections = sum(census.connections or 0 for census in censuses)
-        cut = [path for engine in engines for path in await engine.cut(LAST_WORDS)]
+        cut: list[str] = []
+        for engine in engines:
+            try:
+                cut += await engine.cut(LAST_WORDS)
+            except Exception:
+                logger.exception("cutting off what engine %s has under way failed", engine.name)
         more = f" and {len(cut) - MOST_NAMED} more" if len(cut) > MOST_NAMED else ""
         named = f": {', '.join(cut[:MOST_NAMED])}{more}" if cut else ""
         bound = f"drain_timeout ({self._settings.drain_timeout:g} s) is over"

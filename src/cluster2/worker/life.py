@@ -52,13 +52,19 @@ class Hooks:
         for hook in self.start:
             await _run(hook)
 
-    async def run_stop(self) -> None:
-        """After the last request, in reverse order. What raises is logged: the worker is leaving anyway."""
+    async def run_stop(self) -> bool:
+        """Run the hooks of the end, in reverse order; return whether none raised.
+
+        What a hook raises is logged, SystemExit and a cancellation too: the worker is leaving anyway, and the other hooks count.
+        """
+        fine = True
         for hook in reversed(self.stop):
             try:
                 await _run(hook)
-            except Exception:
+            except BaseException:
+                fine = False
                 logger.exception("a hook of worker.on_stop raised")
+        return fine
 
 
 async def _run(hook: Callable[[], Any]) -> None:

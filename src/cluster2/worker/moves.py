@@ -101,15 +101,19 @@ class Moves:
 
     def _park(self, site: int, connection: Movable, again: bool = True) -> None:
         assert self._outlet is not None
-        if not connection.may_move():
-            if again:  # uvloop writes at the end of this turn
-                self._loop.call_soon(self._park, site, connection, False)
-        else:
+        try:
+            if not connection.may_move():
+                if again:  # uvloop writes at the end of this turn
+                    self._loop.call_soon(self._park, site, connection, False)
+                return
             descriptor, family = connection.place()
-            if self._outlet.send(descriptor, site, family, 0.0):
-                connection.let_go()
-                self.moved += 1
-                self.parked += 1
+        except Exception:
+            connection.abandon("handing over")
+            return
+        if self._outlet.send(descriptor, site, family, 0.0):
+            connection.let_go()
+            self.moved += 1
+            self.parked += 1
 
     def _send_idle(self, now: float, patience: float = 0.0, most: int | None = None, kept: bool = False) -> int:
         """Send what may move and has been idle for `patience` seconds; returns how many went.
@@ -125,12 +129,17 @@ class Moves:
         for site, connection in self._movable():
             if len(leaving) == most:
                 break
-            since = connection.idle_since()
-            wanted = connection.kept_alive() if kept else not patience or now - since >= patience
-            if wanted and connection.may_move():
+            try:
+                since = connection.idle_since()
+                wanted = connection.kept_alive() if kept else not patience or now - since >= patience
+                if not wanted or not connection.may_move():
+                    continue
                 descriptor, family = connection.place()
-                parcels.append(Parcel(descriptor, site, family, max(0.0, now - since)))
-                leaving.append(connection)
+            except Exception:
+                connection.abandon("handing over")
+                continue
+            parcels.append(Parcel(descriptor, site, family, max(0.0, now - since)))
+            leaving.append(connection)
         sent = self._outlet.send_all(parcels)
         for connection in leaving[:sent]:
             connection.let_go()

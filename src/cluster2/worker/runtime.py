@@ -128,23 +128,31 @@ class Worker:
             return error.exit_code
         self._row.state = State.READY
         self._say(wire.Ready())
-        await self._told.wait()
+        await self._wait_told()
         if self._birth.talk is None and self._settings.lame_duck:
             await self._serve_on(self._settings.lame_duck)
-        if not await self._leave():
-            self._say(wire.Cut(await self._drain.cut(self._engines)))
-        await self._stop()
-        return 0
+        return await self._end()
+
+    async def _wait_told(self, seconds: float | None = None) -> None:
+        """Wait until the worker is told to leave, for so many seconds at most.
+
+        An app that cancels all tasks of the loop doesn't end its worker by that.
+        """
+        deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        while not self._told.is_set():
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._told.wait()
+            except TimeoutError:
+                return
+            except asyncio.CancelledError:
+                logger.exception("the app cancelled the worker's own task; the worker goes on")
 
     async def _serve_on(self, seconds: float) -> None:
         """Without a master: be a lame duck (`master.departure`), until the time is over or somebody asks again."""
         self._birth.board.header.leaving = 1
         self._told.clear()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._told.wait()
-        except TimeoutError:
-            pass  # the usual end of it
+        await self._wait_told(seconds)
 
     async def _start_unless_told(self) -> bool:
         """Start, but don't wait for an app that hangs in its startup when told to leave. Returns whether it has started.
@@ -276,11 +284,25 @@ class Worker:
             self._drain.open_doors = not self._birth.shut_doors()
         return await self._drain.finished(self._engines, self._acceptor, self._moves)
 
-    async def _stop(self) -> None:
+    async def _end(self) -> int:
+        """Drain, stop the app, run its hooks. Returns the exit code: 1 if one of that failed, which was logged."""
+        fine = await take_all(
+            ("the drain", self._drained),
+            ("closing the acceptor", self._stop_taking),
+            *((f"stopping engine {engine.name}", engine.stop) for engine in reversed(self._engines)),
+            ("worker.on_stop", api.hooks.run_stop),
+            ("the last heartbeat", self._last_beat),
+        )
+        return 0 if fine else 1
+
+    async def _drained(self) -> None:
+        if not await self._leave():
+            self._say(wire.Cut(await self._drain.cut(self._engines)))
+
+    async def _stop_taking(self) -> None:
         self._acceptor.stop()
-        for engine in reversed(self._engines):
-            await engine.stop()
-        await api.hooks.run_stop()
+
+    async def _last_beat(self) -> None:
         self._pulse.publish()
         self._pulse.stop()
         self._paper.tick()
@@ -321,6 +343,24 @@ class Worker:
         if self._office is not None:
             self._office.questions.end(NO_MASTER)
         self._drain_soon(True)
+
+
+async def take_all(*steps: tuple[str, Callable[[], Awaitable[bool | None]]]) -> bool:
+    """Take each step, whatever the one before it raised; log what one raises, with its name.
+
+    SystemExit of a hook, or the cancellation of all tasks of the loop by one, ends that step and no other.
+
+    Returns:
+        Whether all were fine: none raised, and none returned False.
+    """
+    fine = True
+    for name, step in steps:
+        try:
+            fine = await step() is not False and fine
+        except BaseException:
+            logger.exception("%s failed; the worker goes on leaving", name)
+            fine = False
+    return fine
 
 
 def _arrange_signals(birth: Birth) -> None:

@@ -1,0 +1,79 @@
+"""A worker's drain goes on whatever engines and connections raise."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from cluster2.engines.base import Census
+from cluster2.settings import Settings
+from cluster2.worker.acceptor import Acceptor
+from cluster2.worker.drain import Drain
+from cluster2.worker.moves import Moves
+
+pytestmark = pytest.mark.anyio
+
+
+class Failing:
+    """An engine of which each step of a drain raises until it is swept for the third time."""
+
+    name = "failing"
+
+    def __init__(self, *, ends: bool = True) -> None:
+        self.swept = 0
+        self.ends = ends
+        self.was_cut = False
+
+    def park(self, freed: object) -> None:
+        raise OSError("park")
+
+    def drain(self, *, moving: bool) -> None:
+        raise OSError("drain")
+
+    def sweep(self, grace: float) -> None:
+        self.swept += 1
+        if self.swept < 3:
+            raise OSError("sweep")
+
+    def idle(self) -> bool:
+        if self.swept < 3:
+            raise OSError("idle")
+        return self.ends
+
+    def census(self) -> Any:
+        return Census(0, 0, 0)
+
+    async def cut(self, patience: float) -> list[str]:
+        self.was_cut = True
+        raise OSError("cut")
+
+
+async def parts(engines: list[Any]) -> tuple[Acceptor, Moves]:
+    """Return an acceptor and moves that have nothing to do."""
+    acceptor = Acceptor([], [], lambda: None)
+    await acceptor.start()
+    return acceptor, Moves(None, engines, header=None)  # type: ignore[arg-type]
+
+
+async def test_a_step_that_raises(caplog: pytest.LogCaptureFixture) -> None:
+    """A step that raises is logged once and taken again; the drain ends when nothing is under way."""
+    engines: list[Any] = [Failing(), Failing()]
+    acceptor, moves = await parts(engines)
+    drain = Drain(Settings(drain_timeout=30.0, drain_idle=0.0), deserted=True)
+    drain.last = True
+    assert await asyncio.wait_for(drain.finished(engines, acceptor, moves), 20)
+    assert [each.swept for each in engines] == [3, 3]
+    steps = [record.getMessage().split(" failed")[0] for record in caplog.records]
+    assert sorted(steps) == ["draining", "looking for work under way", "parking", "sweeping"]
+
+
+async def test_a_cut_that_raises(caplog: pytest.LogCaptureFixture) -> None:
+    """At the bound each engine is cut off, even if one before it raises."""
+    engines: list[Any] = [Failing(ends=False), Failing(ends=False)]
+    acceptor, moves = await parts(engines)
+    drain = Drain(Settings(drain_timeout=0.05, drain_idle=0.0), deserted=True)
+    assert not await asyncio.wait_for(drain.finished(engines, acceptor, moves), 20)
+    assert "drain_timeout (0.05 s) is over" in await drain.cut(engines)
+    assert [each.was_cut for each in engines] == [True, True]
