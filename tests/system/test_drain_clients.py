@@ -6,6 +6,7 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import NamedTuple
 
 import pytest
 
+from cluster2.engines.granian import PATIENCE
 from tests.system.clients import Connection
 from tests.system.conftest import Serve
 from tests.system.harness import Running, wait_until
 
 APPS = Path(__file__).with_name("draining_app.py")
+GOOD = 6
+"""Clients whose requests are under way: fewer than there are threads."""
 UPGRADE = (
     "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{more}\r\n"
@@ -43,6 +47,7 @@ class Case(NamedTuple):
 
     Attributes:
         verb: `recycle`, or `shutdown`.
+        begun: handlers that have begun before the drain does.
     """
 
     app: str
@@ -64,8 +69,8 @@ CASES = {
     "asgi-alone": Case("asgi", HTTP | WEBSOCKETS, ("--no-cluster",), begun=ASGI_BEGUN, unix=True),
     "wsgi-threads": Case("wsgi", HTTP, begun=()),
     "wsgi-inline": Case("wsgi", HTTP, ("--threads", "0"), begun=()),
-    "granian-asgi": Case("asgi", HTTP, ("--engine", "granian")),
-    "granian-rsgi": Case("rsgi", HTTP),
+    "granian-asgi": Case("asgi", HTTP | WEBSOCKETS, ("--engine", "granian"), begun=("half", "flood")),
+    "granian-rsgi": Case("rsgi", HTTP | WEBSOCKETS, begun=("half", "flood")),
     "granian-wsgi": Case("wsgi", HTTP, ("--engine", "granian")),
     "tcp": Case("tcp", TCP, held=b"/held/good\n", begun=()),
     "tcp-protocol": Case("Protocol", TCP, ("--engine", "tcp"), held=b"/held/good\n", begun=()),
@@ -85,9 +90,10 @@ def test_others_lose_nothing(
     running = run(f"{APPS}:{case.app}", *options, bind=bind, workers=workers)
     connect = connector(running, case, certified[1])
     with ExitStack() as stack:
-        good, idle = (stack.enter_context(connect()) for _ in range(2))
-        good.socket.sendall(case.held)
-        running.held("good")
+        idle, *good = (stack.enter_context(connect()) for _ in range(2 if "0" in case.options else GOOD + 1))
+        for number, connection in enumerate(good):
+            connection.socket.sendall(case.held.replace(b"good", b"good%d" % number))
+            running.held(f"good{number}")
         bad = {name: connect() for name in case.clients}
         for kind, connection in bad.items():
             connection.socket.sendall(case.clients[kind])
@@ -104,8 +110,8 @@ def test_others_lose_nothing(
             running.release()
         assert idle.closed(), "drain_idle is over"
         running.release()
-        answer = read(good.socket)
-        assert b"hello" in answer, answer
+        answers = [read(connection.socket)[-6:].strip() for connection in good]
+        assert answers == [b"hello"] * len(good)
         for connection in bad.values():
             connection.socket.close()
         told.join()
@@ -113,6 +119,28 @@ def test_others_lose_nothing(
     stopped = {path.name for path in running.directory.glob("stopped.*")}
     expected = {f"stopped.hook.{pid}"} | ({f"stopped.lifespan.{pid}"} if case.app in ("asgi", "rsgi") else set())
     assert stopped == expected, running.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("app", ["asgi", "rsgi", "wsgi"])
+def test_granian_writes_late_responses(run: Serve, app: str) -> None:
+    """Responses that complete when granian's patience with silent clients is over arrive, though hyper has yet to write them."""
+    threads = ("--threads", "24") if app == "wsgi" else ()
+    running = run(f"{APPS}:{app}", "--engine", "granian", "--drain-idle", "100ms", *threads, workers=1).ready(1)
+    with ExitStack() as stack:
+        idle, *late = (stack.enter_context(Connection(running.address)) for _ in range(25))
+        for number, connection in enumerate(late):
+            connection.send(f"/held/{number}")
+        for number in range(len(late)):
+            running.held(str(number))
+        running.signal(signal.SIGTERM)
+        assert idle.closed()
+        over = time.monotonic() + 1.2 * PATIENCE
+        wait_until(lambda: time.monotonic() > over, "the patience is over")
+        running.release()
+        answers = [read(connection.socket)[-5:] for connection in late]
+    assert answers == [b"hello"] * len(late)
+    assert running.wait() == 0
 
 
 def drain(running: Running, case: Case, pid: int) -> None:
@@ -128,7 +156,7 @@ def connector(running: Running, case: Case, trust: ssl.SSLContext) -> Callable[[
     address: tuple[str, int] | str
     if "--no-cluster" in case.options:
         address = str(running.directory / "s")
-        wait_until(lambda: answers(address), lambda: running.stderr)
+        wait_until(lambda: accepts(address), lambda: running.stderr)
     else:
         running.ready(1)
         address = str(running.directory / "s") if case.unix else running.address
@@ -142,7 +170,7 @@ def connector(running: Running, case: Case, trust: ssl.SSLContext) -> Callable[[
     return connect
 
 
-def answers(path: str) -> bool:
+def accepts(path: str) -> bool:
     """Return whether a server accepts connections on a Unix socket."""
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(path) == 0

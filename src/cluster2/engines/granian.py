@@ -15,11 +15,17 @@ descriptors (`kernel.established`), at each tick, less often where that takes lo
 close`: then for nearly all connections the end comes with an answer. When `drain_idle` is over the rest is closed, requests
 under way end first. Websockets are cut then: granian gives us no way to say 1012.
 
+*Websockets that don't read.* granian drops its runtime as soon as the last HTTP connection has ended, and what still waits in it:
+a `send` of a websocket whose client doesn't read then panics in Rust ("Cannot drop pointer into Python heap"), or hangs with the
+GIL held. Either loses all that the worker has, and the app's shutdown. So such connections are reset, and their sends are over,
+before granian is told to stop (`_end_websockets`).
+
 *HTTP/2* ends as RFC 9113 (6.8) suggests: hyper sends GOAWAY for no stream in particular, with a PING; when that is
 answered GOAWAY again with the last stream, and it closes when none is open. A client that reads only while it waits
 for an answer (Python's httpx) doesn't answer the PING, and hyper would wait for it as long as there is time. So who
 has taken all that was sent, and for PATIENCE neither says nor takes more, is given up (`end_silent`), once no request
-is under way; before, one doesn't see from here whose it is.
+has been under way for as long; before, one doesn't see from here whose it is. (As long: a request counts as ended when its
+coroutine has, and only then does hyper write the response.)
 
 *Idle and silent connections* are found by the kernel's counts: `granian_clients`.
 """
@@ -36,11 +42,20 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
-from ..kernel.established import descriptors, end_silent, established, progress, reset_established
+from ..kernel.established import (
+    descriptors,
+    end_silent,
+    established,
+    progress,
+    progress_since,
+    reset_blocked,
+    reset_established,
+)
 from ..kernel.lingering import Lingering
 from ..kernel.listeners import queue_length
 from ..settings import Settings
 from .base import Capability, Census, Interface, Movable, Site
+from .ending import cancel, readable
 from .granian_apps import Under, by_rsgi, ending, native
 from .granian_clients import Clients, head_patience
 from .granian_hooks import Hooks, Lifespan
@@ -63,6 +78,8 @@ LOOK_SHARE = 100
 PATIENCE = 1.0
 """Seconds that granian may take to stop when nothing is under way any more, or when the time for that is over; and that a
 client may take to answer its PING."""
+WEBSOCKET_RESET_S = 0.5
+"""Seconds for which a drain may wait until websockets whose clients don't read have noticed that they were reset."""
 TLS_FROM = "tls1.2"
 """The oldest version of TLS that is spoken, as with uvicorn."""
 POOL_IDLE = 30
@@ -98,6 +115,8 @@ class GranianEngine:
         self._told = False
         self._said: list[tuple[socket.socket, dict[int, tuple[int, int]]]] = []
         self._silent_at = 0.0
+        self._ended_at_look = -1
+        self._websockets_until: float | None = None
         self._lingering = Lingering()
         self._clients = Clients(site.settings, self._under, self._listeners)
 
@@ -185,9 +204,11 @@ class GranianEngine:
         now = time.monotonic()
         self._look(now)
         if self._drained_at is not None and now - self._drained_at >= grace:
-            self._end()
-            self._end_silent(now)
-            self._lingering.look(now)
+            if self._end_websockets(now):
+                self._end()
+            if self._told:
+                self._end_silent(now)
+                self._lingering.look(now)
 
     def idle(self) -> bool:
         """Whether no request is under way, and no connection is open or waiting, as far as one can see."""
@@ -199,11 +220,16 @@ class GranianEngine:
         return not self._connections and not any(map(_waiting, self._listeners))
 
     async def cut(self, patience: float) -> list[str]:
-        """Reset all connections, behind granian's back; tasks are cancelled with all others of the loop."""
+        """Reset all connections, behind granian's back; then cancel the tasks of requests.
+
+        In this order: the response of a task that is cancelled would end as if it were whole.
+        """
+        paths = [readable(path.encode("utf-8", "surrogatepass")) for path in self._under.paths()]
         for listener in self._listeners:
             reset_established(listener)
+        await cancel(self._under.all_tasks(), patience)
         self._lingering.close()
-        return []
+        return paths
 
     async def stop(self) -> None:
         """Stop granian, then the app."""
@@ -227,10 +253,26 @@ class GranianEngine:
             for signal, _ in self._running:
                 signal.set()
 
+    def _end_websockets(self, now: float) -> bool:
+        """Reset the websockets whose clients don't read; return whether no `send` waits for one any more, or too long."""
+        websockets = self._under.websockets()
+        blocked = sum(reset_blocked(listener, set(websockets.values())) for listener in self._listeners)
+        if self._websockets_until is None:
+            self._websockets_until = now + WEBSOCKET_RESET_S
+            for task, (host, _) in websockets.items():
+                if not host:  # a Unix socket: the connection can't be found, but its task
+                    task.cancel()
+                    blocked += 1
+        return not blocked or now >= self._websockets_until
+
     def _end_silent(self, now: float) -> None:
         """End connections whose clients don't answer the PING."""
         begun, ended = self._under.counts()
-        if begun == ended and now >= self._silent_at:
+        if begun != ended or ended != self._ended_at_look:
+            self._ended_at_look = ended if begun == ended else -1
+            self._silent_at = now + PATIENCE
+            self._said = [(listener, progress_since(listener, before)) for listener, before in self._said]
+        elif now >= self._silent_at:
             self._silent_at = now + PATIENCE
             self._said = [(listener, end_silent(listener, before)) for listener, before in self._said]
 

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterable, MutableSequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from types import CodeType, FrameType
 from typing import Any
 
@@ -98,14 +98,33 @@ class Under:
             running = (_called(frame, self._codes) for frame in sys._current_frames().values())
             return {(scope["REMOTE_ADDR"].partition("%")[0], None): False for scope in running if scope is not None}
         found: dict[tuple[str, int | None], bool] = {}
-        coroutines: Iterable[Any] = (task.get_coro() for task in asyncio.all_tasks())
-        for coroutine in coroutines:
+        for _, coroutine, scope in self._awaited():
+            peer = _peer(scope)
+            found[peer] = found.get(peer, True) and _has_body(scope) and waits(coroutine)
+        return found
+
+    def websockets(self) -> dict[asyncio.Task[Any], tuple[str, int | None]]:
+        """Return the tasks of websockets, each with host and port of its client; host "" over a Unix socket."""
+        return {task: _peer(scope) for task, _, scope in self._awaited() if _is_websocket(scope)}
+
+    def all_tasks(self) -> list[asyncio.Task[Any]]:
+        """Return the tasks of the requests under way."""
+        return [task for task, _, _ in self._awaited()]
+
+    def paths(self) -> list[str]:
+        """Return the paths of the requests under way, as the app sees them, without those that wait for the loop or a thread."""
+        if self._threads:
+            running = (_called(frame, self._codes) for frame in sys._current_frames().values())
+            return [scope["PATH_INFO"] for scope in running if scope is not None]
+        return [_path(scope) for _, _, scope in self._awaited()]
+
+    def _awaited(self) -> Iterator[tuple[asyncio.Task[Any], Any, Any]]:
+        """Requests whose coroutine has begun: task, coroutine and granian's scope of each."""
+        for task in asyncio.all_tasks():
+            coroutine: Any = task.get_coro()
             frame = coroutine.cr_frame if getattr(coroutine, "cr_code", None) in self._codes else None
             if frame is not None:
-                scope = frame.f_locals["watcher"].scope
-                peer = _peer(scope)
-                found[peer] = found.get(peer, True) and _has_body(scope) and waits(coroutine)
-        return found
+                yield task, coroutine, frame.f_locals["watcher"].scope
 
     def end_all(self) -> None:
         """From now on each response ends its connection."""
@@ -250,6 +269,14 @@ def _peer(scope: Any) -> tuple[str, int | None]:
             host, _, number = scope.client.rpartition(":")
             port = int(number)
     return host.strip("[]").partition("%")[0], port
+
+
+def _is_websocket(scope: Any) -> bool:
+    return bool(scope["type"] == "websocket" if isinstance(scope, dict) else scope.proto == "ws")
+
+
+def _path(scope: Any) -> str:
+    return str(scope["path"] if isinstance(scope, dict) else scope.path)
 
 
 def _has_body(scope: Any) -> bool:

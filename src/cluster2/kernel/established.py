@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .progress import peer_spoke_last, transferred, untaken
@@ -63,6 +64,22 @@ def reset(descriptor: int) -> None:
     ctypes.CDLL(None, use_errno=True).connect(descriptor, struct.pack("H14x", socket.AF_UNSPEC), 16)
 
 
+def reset_blocked(listener: socket.socket, peers: Container[tuple[str, int | None]]) -> int:
+    """Reset those of these peers' connections to which nothing can be written now; return how many there were."""
+    count = 0
+    for descriptor, peer in _peers(listener):
+        if isinstance(peer, tuple) and (peer[0].partition("%")[0], peer[1]) in peers and not _writable(descriptor):
+            reset(descriptor)
+            count += 1
+    return count
+
+
+def _writable(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
 def end(descriptor: int) -> None:
     """Its owner reads the end of the connection, as if the client had closed it, and closes it in his own way."""
     one = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)  # shutdown(2) asks for no family
@@ -91,15 +108,24 @@ def progress(listener: socket.socket) -> dict[int, tuple[int, int]]:
 def end_silent(listener: socket.socket, before: Mapping[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
     """End those with no `progress` since `before` whose client has taken all that was sent to it.
 
-    Returns what to compare with next time: who has brought something is spared for good, who has taken something until then:
-    between two writes of a server that is busy a client may have taken all that there is yet.
+    Returns what to compare with next time (`progress_since`).
     """
-    now = progress(listener)
-    for descriptor, count in now.items():
-        # In this order: who begins to take just now has nothing untaken any more, but other counts.
+    for descriptor, count in progress(listener).items():
+        # In this order: a client that begins to take just now has nothing untaken any more, but other counts.
         if before.get(descriptor) == count and not untaken(descriptor) and transferred(descriptor) == count:
             end(descriptor)
-    return {descriptor: (count[0], before.get(descriptor, count)[1]) for descriptor, count in now.items()}
+    return progress_since(listener, before)
+
+
+def progress_since(listener: socket.socket, before: Mapping[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """Return the progress to compare with from now on.
+
+    A client that has brought something since the first look keeps its old count, and so differs for good: it speaks. One that has
+    taken something differs until the next look: between two writes of a busy server it may have taken all that there is yet.
+    """
+    return {
+        descriptor: (count[0], before.get(descriptor, count)[1]) for descriptor, count in progress(listener).items()
+    }
 
 
 def descriptors(listener: socket.socket) -> Iterator[int]:
