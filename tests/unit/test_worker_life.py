@@ -11,6 +11,7 @@ import pytest
 from cluster2 import worker
 from cluster2.worker import api, runtime
 from cluster2.worker.life import Hooks, Life
+from tests.unit.waiting import PATIENCE, until
 
 
 @pytest.fixture
@@ -99,6 +100,67 @@ async def test_a_hook_of_the_end_that_raises(hooks: Hooks, caplog: pytest.LogCap
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (logging.ERROR, "a hook of worker.on_stop raised")
     ] * 2
+
+
+@pytest.mark.anyio
+async def test_a_hook_of_the_drain_that_raises(hooks: Hooks, caplog: pytest.LogCaptureFixture) -> None:
+    """What raises when the worker begins to drain is logged, and the other hooks run all the same, in order."""
+    called: list[str] = []
+    worker.on_drain(lambda: called.append("first"))
+    worker.on_drain(lambda: 1 // 0)
+
+    @worker.on_drain
+    async def last() -> None:
+        called.append("last")
+
+    assert await hooks.run_drain() is False
+    assert called == ["first", "last"]
+    assert [record.getMessage() for record in caplog.records] == ["a hook of worker.on_drain raised"]
+
+
+@pytest.mark.anyio
+async def test_a_hook_of_the_drain_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
+    """It is cancelled when its time is over."""
+    hook = asyncio.ensure_future(asyncio.Event().wait())
+    assert await runtime.finish(hook, 0.01) is False
+    assert hook.cancelled()
+    assert "hasn't ended within drain_timeout" in caplog.text
+
+
+@pytest.mark.anyio
+async def test_drained() -> None:
+    """What waits for the drain goes on when it begins, on each loop of the process; a wait that is cancelled is forgotten."""
+    life = Life(pid=7, slot=3, generation=2)
+    elsewhere = asyncio.ensure_future(
+        asyncio.to_thread(lambda: asyncio.run(asyncio.wait_for(life.drained(), PATIENCE)))
+    )
+    here, cancelled = asyncio.ensure_future(life.drained()), asyncio.ensure_future(life.drained())
+    await until(lambda: len(life._waiting) == 3)
+    cancelled.cancel()
+    await until(lambda: len(life._waiting) == 2)
+    assert not here.done()
+    assert not elsewhere.done()
+    life.draining = True
+    await asyncio.wait_for(asyncio.gather(here, elsewhere), PATIENCE)
+    await asyncio.wait_for(life.drained(), PATIENCE)
+    assert not life._waiting
+
+
+@pytest.mark.anyio
+async def test_drained_in_an_app(hooks: Hooks) -> None:
+    """Outside of a worker nothing drains; a simulated one drains when the test says so, and its hooks run."""
+    called: list[bool] = []
+    worker.on_drain(lambda: called.append(worker.draining))
+    outside = asyncio.ensure_future(worker.drained())
+    await asyncio.sleep(0)
+    with worker.simulated() as me:
+        inside = asyncio.ensure_future(worker.drained())
+        await asyncio.sleep(0)
+        await me.drain()
+        await asyncio.wait_for(inside, PATIENCE)
+    assert called == [True]
+    assert not outside.done()
+    outside.cancel()
 
 
 @pytest.mark.anyio

@@ -111,6 +111,15 @@ class Pool:
         if not self._ringing:
             self._ring()
 
+    def drop(self) -> None:
+        """Forget the calls that no thread has begun yet."""
+        try:
+            while True:
+                if self._jobs.popleft() is not None:
+                    self.busy -= 1
+        except IndexError:
+            pass
+
     def tell(self, job: Job | None) -> None:
         """In a thread: have the loop call `job.told`."""
         self._said.append(job)

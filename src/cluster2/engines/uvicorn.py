@@ -51,6 +51,8 @@ _HTTP = frozenset(
     }
 )
 """What it can do for apps of both interfaces."""
+_LOOK_INTERVAL_S = 0.005
+"""Seconds between two looks whether threads have ended."""
 _ASKED = math.inf
 """Stands for the time since when a connection is idle, once it was asked to close: it isn't asked again."""
 
@@ -266,8 +268,14 @@ class UvicornEngine:
         for cycle in [] if self._http2 is None else self._http2.cycles():
             paths.append(readable(cycle.scope["raw_path"]))
             cycle.disconnected = True
+        deadline = time.monotonic() + patience
+        if self._pool is not None:
+            self._pool.drop()
         with cancellation_is_no_news("uvicorn.error"):
             await cancel(self._state.tasks, patience)
+        # Threads notice at their next part that nobody wants the rest, and call the app's close().
+        while self._pool is not None and self._pool.busy and time.monotonic() < deadline:
+            await asyncio.sleep(_LOOK_INTERVAL_S)
         return paths
 
     async def stop(self) -> None:

@@ -2,7 +2,7 @@
 
 It can be imported anywhere. Hooks are registered while the app is imported, in the zygote, and run in each worker. Facts
 about the worker (`pid`, `slot`, `generation`, `draining`) exist only inside of one; elsewhere they raise NotAWorker, except
-that `draining` is false.
+that `draining` is false and `drained()` never returns.
 
 Handlers of events (`on`, `once`) and components (`status`) may be registered anywhere as well. What talks to the master
 (`emit`, `delegate`, `delegate_sync`, `delegate_nowait`) works from async and from threaded code, and only inside of a
@@ -21,9 +21,11 @@ from .api import (
     delegate,
     delegate_nowait,
     delegate_sync,
+    drained,
     emit,
     off,
     on,
+    on_drain,
     on_start,
     on_stop,
     once,
@@ -45,11 +47,13 @@ __all__ = [
     "delegate",
     "delegate_nowait",
     "delegate_sync",
+    "drained",
     "draining",
     "emit",
     "generation",
     "off",
     "on",
+    "on_drain",
     "on_start",
     "on_stop",
     "once",

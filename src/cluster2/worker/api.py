@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -59,6 +60,27 @@ def on_start(hook: Hook) -> Hook:
     """Run this in each worker after the fork, before the first request: pools, threads, seeds. Sync or async."""
     hooks.start.append(hook)
     return hook
+
+
+def on_drain(hook: Hook) -> Hook:
+    """Run this in each worker when it begins to drain: say it to long streams and background work. Sync (quick) or async.
+
+    Requests under way go on meanwhile; the worker waits for the hook, as for them, for `drain_timeout` at most. What it raises is
+    logged.
+    """
+    hooks.drain.append(hook)
+    return hook
+
+
+async def drained() -> None:
+    """Return when this worker begins to drain: at once if it already does. From any event loop of this process.
+
+    Outside of a worker it never returns, as `draining` is never true there: so an app runs under other servers as well.
+    """
+    if _life is None:
+        await asyncio.get_running_loop().create_future()
+    else:
+        await _life.drained()
 
 
 def on_stop(hook: Hook) -> Hook:

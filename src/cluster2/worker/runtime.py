@@ -27,6 +27,7 @@ from ..kernel.scoreboard import Row
 from ..lifecycle import State
 from . import api
 from .acceptor import Acceptor
+from .alone import Alone
 from .birth import Birth, Staffed
 from .check import Check
 from .drain import Drain
@@ -64,10 +65,14 @@ def serve(birth: Birth, ended: Callable[[int], Awaitable[None]] | None = None) -
     if birth.talk is not None:
         _arrange_signals(birth)
     loop = uvloop.new_event_loop()
-    code = loop.run_until_complete(Worker(birth).run())
-    if ended is not None:
-        loop.run_until_complete(ended(code))
-    loop.run_until_complete(_cancel_rest())
+    worker = Worker(birth)
+    try:
+        code = loop.run_until_complete(worker.run())
+        if ended is not None:
+            loop.run_until_complete(ended(code))
+        loop.run_until_complete(_cancel_rest())
+    finally:
+        worker.gone()
     return code
 
 
@@ -98,6 +103,7 @@ class Worker:
         self._say = birth.heard
         self._traffic = Traffic(birth.board.header, lambda message: self._say(message), alone=birth.talk is None)
         self._office: Office | None = None
+        self._alone = Alone(birth.settings, birth.heard)
         self._paper = birth.paper or Paper(birth.settings, "", order.slot)
 
     async def run(self) -> int:
@@ -116,6 +122,10 @@ class Worker:
         if self._birth.loopback is not None:
             await self._birth.loopback.close()
         return code
+
+    def gone(self) -> None:
+        """Take back what was arranged with the process."""
+        self._alone.close()
 
     async def _live(self) -> int:
         try:
@@ -177,7 +187,7 @@ class Worker:
             channel = await TalkChannel.open(self._birth.talk, self._receive, self._orphaned)
             self._say = channel.send
         else:
-            loop.add_signal_handler(signal.SIGINT, self._terminated, signal.SIGINT)
+            self._alone.arrange(loop, self._terminated)
             if self._birth.loopback is None:
                 return None
             channel = await TalkChannel.open(await self._birth.loopback.open(), self._receive, lambda: None)
@@ -277,7 +287,6 @@ class Worker:
 
     async def _leave(self) -> bool:
         """Drain. Returns whether everything has ended by itself."""
-        self._life.draining = True
         self._row.draining, self._row.state = 1, State.DRAINING
         self._pulse.drain()
         if self._birth.shut_doors is not None:
@@ -286,8 +295,12 @@ class Worker:
 
     async def _end(self) -> int:
         """Drain, stop the app, run its hooks. Returns the exit code: 1 if one of that failed, which was logged."""
+        deadline = time.monotonic() + self._settings.drain_timeout
+        self._life.draining = True
+        hooks = asyncio.ensure_future(api.hooks.run_drain())
         fine = await take_all(
             ("the drain", self._drained),
+            ("worker.on_drain", lambda: finish(hooks, deadline - time.monotonic())),
             ("closing the acceptor", self._stop_taking),
             *((f"stopping engine {engine.name}", engine.stop) for engine in reversed(self._engines)),
             ("worker.on_stop", api.hooks.run_stop),
@@ -343,6 +356,17 @@ class Worker:
         if self._office is not None:
             self._office.questions.end(NO_MASTER)
         self._drain_soon(True)
+
+
+async def finish(hooks: asyncio.Future[bool], seconds: float) -> bool:
+    """Wait for the hooks of `worker.on_drain`, which run beside the drain, and cancel them when the time is over."""
+    await asyncio.wait({hooks}, timeout=max(0.0, seconds))
+    if not hooks.done():
+        logger.warning("a hook of worker.on_drain hasn't ended within drain_timeout; it is cancelled")
+        hooks.cancel()
+        await asyncio.wait({hooks}, timeout=LAST_WORDS)
+        return False
+    return hooks.result()
 
 
 async def take_all(*steps: tuple[str, Callable[[], Awaitable[bool | None]]]) -> bool:

@@ -22,7 +22,7 @@ class Simulated:
     """The worker that a test makes of its process, and the master as that worker sees it.
 
     Attributes:
-        life: its facts; `life.draining = True` makes it drain.
+        life: its facts.
         emitted: what the app emitted: pairs of name and data.
         delegated: what it delegated: pairs of kind and message, also those that nobody waits for.
     """
@@ -36,6 +36,11 @@ class Simulated:
     async def start(self) -> None:
         """Run the hooks of `worker.on_start`."""
         await api.hooks.run_start()
+
+    async def drain(self) -> None:
+        """Begin to drain: wake what waits for `worker.drained()`, and run the hooks of `worker.on_drain`."""
+        self.life.draining = True
+        await api.hooks.run_drain()
 
     async def stop(self) -> None:
         """Run those of `worker.on_stop`."""
