@@ -59,12 +59,7 @@ class Drain:
         began = time.monotonic()
         deadline = began + self._settings.drain_timeout
         grace = min(deadline, began + self._settings.drain_idle)
-        if self.last:
-            self._attempt("parking", moves.park_no_more)
-            self._attempt("closing the listeners", acceptor.stop_listening)
-            self._attempt("serving the accept queue", lambda: acceptor.serve_queue(everything=True))
-        else:
-            self._attempt("closing the acceptor", acceptor.stop)
+        self._stop_taking(acceptor, moves)
         while acceptor.joining() and time.monotonic() < grace:
             await asyncio.sleep(0.001)  # those just taken are to reach their engines
         self._drain(engines, moving=moves.possible and not self.last)
@@ -94,6 +89,14 @@ class Drain:
             for engine in engines:
                 self._attempt("sweeping", lambda engine=engine: engine.sweep(self._settings.drain_idle))  # type: ignore[misc]
             await asyncio.sleep(TICK)
+
+    def _stop_taking(self, acceptor: Acceptor, moves: Moves) -> None:
+        if self.last:
+            self._attempt("parking", moves.park_no_more)
+            self._attempt("closing the listeners", acceptor.stop_listening)
+            self._attempt("serving the accept queue", lambda: acceptor.serve_queue(everything=True))
+        else:
+            self._attempt("closing the acceptor", acceptor.stop)
 
     def _drain(self, engines: Sequence[Engine], *, moving: bool) -> None:
         for engine in engines:
