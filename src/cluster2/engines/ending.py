@@ -17,7 +17,7 @@ import contextlib
 import logging
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 _AT_ONCE = struct.pack("ii", 1, 0)
@@ -62,6 +62,14 @@ def abandon(transport: asyncio.WriteTransport, step: str) -> None:
         reset(transport)
     except Exception:
         logger.exception("the connection could not be reset")
+
+
+def alone(step: Callable[[], object], transport: asyncio.WriteTransport, name: str) -> None:
+    """Take a step of a drain with one connection; if it raises only that connection is lost (`abandon`)."""
+    try:
+        step()
+    except Exception:
+        abandon(transport, name)
 
 
 async def cancel(tasks: Iterable[asyncio.Task[Any]], patience: float) -> None:

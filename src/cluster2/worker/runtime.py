@@ -291,7 +291,11 @@ class Worker:
         self._row.draining, self._row.state = 1, State.DRAINING
         self._pulse.drain()
         if self._birth.shut_doors is not None:
-            self._drain.open_doors = not self._birth.shut_doors()
+            try:
+                self._drain.open_doors = not self._birth.shut_doors()
+            except Exception:
+                logger.exception("the doors could not be shut; newcomers are served until the worker is idle")
+                self._drain.open_doors = True
         return await self._drain.finished(self._engines, self._acceptor, self._moves)
 
     async def _end(self) -> int:
@@ -310,7 +314,13 @@ class Worker:
         return 0 if fine else 1
 
     async def _drained(self) -> None:
-        if not await self._leave():
+        finished: bool | None = None
+        while finished is None:
+            try:
+                finished = await self._leave()
+            except asyncio.CancelledError:
+                logger.exception("the app cancelled the worker's own task; the drain goes on")
+        if not finished:
             self._say(wire.Cut(await self._drain.cut(self._engines)))
 
     async def _stop_taking(self) -> None:

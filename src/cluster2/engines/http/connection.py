@@ -44,7 +44,7 @@ from urllib.parse import unquote
 import httptools
 
 from ...kernel.progress import shut_down, transferred, untaken
-from ..ending import readable, reset
+from ..ending import abandon, readable, reset
 from ..patience import For, Wait
 from .limits import (
     LINGER_S,
@@ -849,6 +849,10 @@ class Connection(asyncio.Protocol):
         self.state = CLOSED
         self._input_over = True
         self.transport.abort()
+
+    def abandon(self, step: str) -> None:
+        """Log the exception that is being handled, and reset the connection."""
+        abandon(self.transport, step)
 
     def waits(self) -> Wait | None:
         """What it waits for from its client; see `patience`."""

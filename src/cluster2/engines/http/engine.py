@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from ...settings import Settings
 from ..base import Capability, Census, Hold, Interface, Movable, Served, Site
-from ..ending import cancel, readable, reset
+from ..ending import alone, cancel, readable, reset
 from ..patience import Patience
 from ..wsgi_inline import Inline
 from .connection import IDLE, LINGERING, UPGRADED, Connection
@@ -335,9 +335,9 @@ class HttpEngine:
         """Requests under way, and those that come from now on, end their connections, unless these can move instead."""
         self.ending = True
         self._moving = moving and self._keep_alive
-        for connection in self.connections:
+        for connection in list(self.connections):
             if self.ends(connection):
-                connection.end_politely()
+                alone(connection.end_politely, connection.transport, "drain")
 
     def sweep(self, grace: float) -> None:
         """Close connections that were idle, and websockets that were open (1012), for `grace` seconds of the drain."""
@@ -347,11 +347,11 @@ class HttpEngine:
             if connection.state == IDLE:
                 since = self._idle_since[connection] = known.get(connection, now)
                 if now - since >= grace:
-                    connection.close_idle()
+                    alone(connection.close_idle, connection.transport, "closing")
         for websocket in list(self.websockets):
             since = self._idle_since[websocket] = known.get(websocket, now)
             if now - since >= grace:
-                websocket.close_for_retire()
+                alone(websocket.close_for_retire, websocket.transport, "closing")
 
     def idle(self) -> bool:
         """Whether no connection is open, no request's app is running, and no thread is at work."""
