@@ -223,7 +223,9 @@ def reread(config: Config) -> Options:
     if kept:
         validate(settings, again.sources)
         check_files(settings, again.sources)
-    if None in (target for target, _ in settings.targets()):
+    named = [target for target, _ in settings.targets()]
+    # A script gives its app as an object, which isn't in the options.
+    if None in named and None not in (target for target, _ in config.settings.targets()):
         raise ConfigError("app isn't set any more, and `apps` takes effect only by a restart")
     restart = [f"{name} has changed ({again.sources[name]}): that takes effect only by a restart" for name in kept]
     return Options(settings, explicit(again), (*restart, *(set(again.warnings) - set(config.warnings))))
