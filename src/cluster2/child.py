@@ -20,7 +20,10 @@ from .settings import Settings
 from .worker import runtime
 from .worker.birth import Birth, Staffed
 from .worker.paper import Paper
-from .zygote import image, main
+from .zygote import bytecode, image, main
+
+EXECUTED_AGAIN = "_CLUSTER2_EXECUTED_AGAIN"
+"""The variable by which a script that is executed a second time knows that."""
 
 
 def run(settings: Settings | None = None, targets: Sequence[object] | None = None) -> int:
@@ -40,6 +43,18 @@ def run(settings: Settings | None = None, targets: Sequence[object] | None = Non
         return image.build(options, order.sources, targets or [target for target, _ in options.targets()])
 
     return main.main(channel, prepare, _serve)
+
+
+def execute_again_if_stale() -> None:
+    """In script mode: execute the script once more if its imports may have run old code (`zygote.bytecode` tells how).
+
+    The bytecode in question is removed first, so the second execution compiles the sources. The channel and the order that
+    waits in it are inherited.
+    """
+    if bytecode.remove_stale() and os.environ.pop(EXECUTED_AGAIN, None) is None:
+        os.environ[EXECUTED_AGAIN] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    os.environ.pop(EXECUTED_AGAIN, None)
 
 
 def title(settings: Settings, role: str) -> None:

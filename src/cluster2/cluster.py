@@ -25,6 +25,7 @@ from .master.statuses import ComponentStatus
 from .master.switchboard import Switchboard
 from .reducers import Reducer
 from .wire import CHANNEL
+from .zygote import bytecode
 
 if TYPE_CHECKING:
     from .client import Client
@@ -74,8 +75,10 @@ class Cluster:
             if CHANNEL in os.environ:
                 from . import child  # what serves and what loads, which a master doesn't need
 
+                child.execute_again_if_stale()
                 sys.exit(child.run(configured.settings, targets))
             argv = default_argv() if targets is None else _own_script()
+            bytecode.remove_stale()
             code = boot.run(configured, switchboard=self._switchboard, argv=argv, targets=targets)
         except ClusterError as error:
             report(error)

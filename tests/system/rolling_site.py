@@ -40,8 +40,7 @@ SETUP = """
             with open("events", "ab") as file:
                 file.write(msgspec.json.encode({"name": event.name, **msgspec.structs.asdict(event)}) + b"\\n")
 """
-ENV = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-"""Without bytecode: a file that is rewritten within a second, to the same length, would not be read again."""
+ENV = {"PYTHONPATH": str(ROOT)}
 
 
 def write(directory: Path, version: str, *, startup: str = "pass", first: str = "") -> None:

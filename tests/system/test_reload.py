@@ -317,33 +317,39 @@ def test_without_preload(site: Site) -> None:
 
 
 def test_script_mode(start: Callable[..., Running], tmp_path: Path) -> None:
-    """In script mode a reload executes the script again: code before `listen` is new in the workers, not in the master."""
-    script = tmp_path / "main.py"
+    """In script mode a reload executes the script again: code before `listen` is new in the workers, not in the master.
 
-    def write_script(version: str) -> None:
-        prepare(tmp_path)
-        script.write_text(
-            textwrap.dedent(f"""
-            import os
+    What the script imports is new as well, though its size and modification time are those of the code before.
+    """
+    prepare(tmp_path)
+    imported = tmp_path / "version.py"
+
+    def write_version(version: str) -> None:
+        imported.write_text(f"VERSION = {version!r}\n")
+        os.utime(imported, (1_600_000_000, 1_600_000_000))
+
+    (tmp_path / "main.py").write_text(
+        textwrap.dedent("""
+            import version
             from cluster2 import Cluster
             from tests.system.sample_apps import answer
 
             async def app(scope, receive, send):
                 if scope["type"] == "http":
-                    await answer(send, b"{version}")
+                    await answer(send, version.VERSION.encode())
 
             Cluster(host="127.0.0.1", port=0, workers=2, mon_port=0).listen(app)
             """)
-        )
-
-    write_script("one")
+    )
+    write_version("one")
     running = start([sys.executable, "main.py"], directory=tmp_path, env=ENV).ready()
     master, old = running.status()["master"]["pid"], pids(running)
-    write_script("two")
-    assert running.cli("reload").returncode == 0
-    assert get(running.address).body == b"two"
-    assert running.status()["master"]["pid"] == master
-    wait_replaced(running, old)
+    for version in ("two", "six", "ten"):
+        write_version(version)
+        assert running.cli("reload").returncode == 0
+        assert get(running.address).body == version.encode()
+        assert running.status()["master"]["pid"] == master
+        old = wait_replaced(running, old)
 
 
 def test_shutdown_in_the_middle(site: Site) -> None:

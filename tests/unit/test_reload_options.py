@@ -69,6 +69,10 @@ FILES = {
 }
 
 
+WHEN_S = 1_600_000_000
+"""A modification time."""
+
+
 def bad_values(option: Option) -> Iterator[object]:
     """Values that a file may give this option, each of which is wrong."""
     yield WRONG.get(option.kind.label, "none of them")
@@ -81,11 +85,12 @@ def options_text(**values: object) -> str:
 
 
 @asynccontextmanager
-async def configured(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Observed]:
+async def configured(directory: Path, monkeypatch: pytest.MonkeyPatch, text: str = APP) -> AsyncIterator[Observed]:
     """A cluster of one worker that has all of its options from a file."""
     monkeypatch.chdir(directory)
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     before = set(processes())
-    (directory / "site_of_test.py").write_text(APP)
+    (directory / "site_of_test.py").write_text(text)
     write(directory)
     found = Observed(directory, Cluster())
     try:
@@ -228,3 +233,20 @@ async def test_an_abandoned_change_of_the_number_of_workers(tmp_path: Path, monk
         assert (await cluster.status())["wanted"] == 2
         (tmp_path / "broken").unlink()
         await cluster.whole()
+
+
+async def test_an_edit_of_the_same_second_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reload runs the code as it is, also where its size and modification time are those of the code before."""
+    text = APP.replace('b"%d" % os.getpid()', "version.VERSION").replace("import asyncio", "import version, asyncio")
+    source = tmp_path / "version.py"
+
+    def write_version(number: int) -> None:
+        source.write_text(f"VERSION = b'{number}'\n")
+        os.utime(source, (WHEN_S, WHEN_S))
+
+    write_version(0)
+    async with configured(tmp_path, monkeypatch, text) as cluster:
+        for number in range(1, 6):
+            write_version(number)
+            await reload(cluster)
+            assert await cluster.get() == b"%d" % number

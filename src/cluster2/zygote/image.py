@@ -27,6 +27,7 @@ from ..engines.base import Engine
 from ..errors import AppError, ClusterError, ConfigError
 from ..kernel import privileges, processes
 from ..settings import Settings
+from . import bytecode
 
 logger = logging.getLogger("cluster2.zygote")
 
@@ -62,6 +63,7 @@ def build(settings: Settings, sources: Mapping[str, str], targets: Sequence[obje
     gc.disable()
     own_name = Path("/proc/self/comm").read_text().strip()
     _enter(settings)
+    bytecode.install()
     logs.configure(settings)
     sites = _sites(settings, sources, targets)
     validator = _validator(settings)

@@ -1,0 +1,92 @@
+"""Bytecode that may be older than its source is not used.
+
+CPython trusts a `.pyc` file whose header has the size of the source and its modification time, in whole seconds (PEP 3147,
+`importlib`). A source that is written twice within a second, to the same size, or whose time is set on purpose (`rsync -t`,
+`tar`, reproducible builds), therefore keeps the bytecode of its first version for ever: a reload would serve old code and
+report success.
+
+The rule here is that of git for its index ("racily clean"): what was noted too shortly after a change proves nothing. The
+kernel's time of an inode's last change (`ctime`) can't be set by anyone, and a write, a rename and `utime` all renew it. So
+bytecode is passed over, and written anew by the usual import machinery, unless it was written more than MARGIN_NS after
+that. The cost is one `stat` for each module; code that is older than MARGIN_NS when it is first imported keeps its bytecode.
+
+Modules below `site-packages` and of the standard library are exempt. Installers write their bytecode and replace whole
+directories, and an image of a container that is unpacked renews the `ctime` of all sources, but keeps the time of the bytecode:
+without the exemption, a start would compile everything in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import sysconfig
+import time
+from collections.abc import Iterable
+from importlib.machinery import SourceFileLoader
+from types import ModuleType
+
+MARGIN_NS = 2_000_000_000
+"""Covers the second of CPython's comparison, the time between reading a source and writing its bytecode, and file systems
+that keep time in steps of two seconds."""
+
+_SUFFIX = ".pyc"
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+_STDLIB = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})
+_BY_HASH = 1
+"""The flag of bytecode that is checked by the source's hash, or on purpose never (PEP 552): time says nothing about it."""
+
+_read = SourceFileLoader.get_data
+
+
+def install() -> None:
+    """Have imports in this process, and in all that are forked from it, pass over bytecode that may be stale."""
+    # The method of the class, and no finder of our own: loaders of others (tracers, type checkers) derive from this class,
+    # and `spec_from_file_location` uses it as well.
+    SourceFileLoader.get_data = _get_data  # type: ignore[method-assign,assignment]
+
+
+def _get_data(self: SourceFileLoader, path: str) -> bytes:
+    data = _read(self, path)
+    if path.endswith(_SUFFIX) and not data[4] & _BY_HASH and may_be_stale(self.path, path):
+        raise OSError(f"{path} may be older than {self.path}")  # importlib then compiles the source
+    return data
+
+
+def may_be_stale(source: str, bytecode: str) -> bool:
+    """Return whether the source may have changed after it was read for this bytecode. Raises OSError if one doesn't exist."""
+    if source.startswith(_STDLIB) or any(each in source for each in _INSTALLED):
+        return False
+    return os.stat(bytecode).st_mtime_ns <= os.stat(source).st_ctime_ns + MARGIN_NS
+
+
+def remove_stale(modules: Iterable[ModuleType] | None = None) -> bool:
+    """Remove the bytecode of loaded modules that may be stale by now, for processes that imported them without `install`.
+
+    In script mode the user's script imports its modules before it calls anything of ours.
+
+    Args:
+        modules: None: all that this process has loaded.
+
+    Returns:
+        Whether one of them was loaded from bytecode that this process has not written itself, and so may run old code.
+    """
+    began_ns = _process_start_ns()
+    old = False
+    for module in list(sys.modules.values() if modules is None else modules):
+        source, bytecode = getattr(module, "__file__", None), getattr(module, "__cached__", None)
+        if not isinstance(source, str) or not isinstance(bytecode, str) or not bytecode.endswith(_SUFFIX):
+            continue
+        with contextlib.suppress(OSError):  # there is no bytecode, or it isn't ours to remove
+            if may_be_stale(source, bytecode):
+                old = old or os.stat(bytecode).st_mtime_ns < began_ns
+                os.unlink(bytecode)
+    return old
+
+
+def _process_start_ns() -> int:
+    """Return when this process was executed or forked, as nanoseconds since the epoch."""
+    with open("/proc/self/stat") as file:
+        ticks = int(file.read().rpartition(")")[2].split()[19])  # field 22: since boot
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return int((time.time() - age_s) * 1e9)
