@@ -335,6 +335,18 @@ class Restarts:
         self._forget(now)
         return len(self._crashes)
 
+    def release(self) -> None:
+        """Let no slot wait any longer. Crashes still count."""
+        self._young.clear()
+        self._not_before.clear()
+
+    def forgive(self) -> bool:
+        """Forget all crashes: they were those of other code. Returns whether the cluster was degraded."""
+        self.release()
+        self._crashes.clear()
+        was, self.degraded = self.degraded, False
+        return was
+
     def recovered(self, now: float) -> bool:
         """Whether a degraded cluster may be called healthy again; it is so from then on."""
         if self.degraded and not self.crashes(now):

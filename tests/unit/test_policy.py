@@ -417,3 +417,20 @@ def test_waits_are_bounded(crashes: list[tuple[int, float, float]], limit: int) 
             assert restarts.blocked_slots(when) < restarts.blocked_slots(now)
         now += pause
     assert restarts.blocked_slots(now + LONGEST_BACKOFF) == frozenset()
+
+
+def test_crashes_of_other_code() -> None:
+    """What a slot waits for can be lifted while crashes still count; then all crashes can be forgotten."""
+    restarts = Restarts(limit=2, window=60)
+    for now in (1.0, 2.0, 3.0, 4.0):
+        restarts.crashed(0, 0.1, now)
+    assert restarts.degraded
+    assert restarts.blocked_slots(4.0) == {0}
+    restarts.release()
+    assert restarts.degraded
+    assert restarts.blocked_slots(4.0) == frozenset()
+    assert restarts.crashes(4.0) == 4
+    assert restarts.forgive()
+    assert not restarts.degraded
+    assert restarts.crashes(4.0) == 0
+    assert not restarts.forgive()

@@ -26,6 +26,8 @@ def test_each_end_is_counted_once() -> None:
 
     reloader = Reloader(begin, lambda generation: None, lambda generation: None, tell, counted.append)
     reloader.ask(None)
+    assert told == [], "the first generation isn't there yet"
+    reloader.open()
     reloader.ask(None)
     assert counted == [False, False]
     reloader.ask(None)

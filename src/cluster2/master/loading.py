@@ -95,6 +95,7 @@ class Loading:
         if message.threads or not settings.preload:
             master.generations.each_executed(generation)
         if master.reloader.proves(generation):
+            master.lives.restarts.release()  # slots of the old code that back off: the new code is tried at once
             master.reloader.prepared()
 
     def _unaffordable(self, settings: Settings, message: wire.Prepared) -> str | None:

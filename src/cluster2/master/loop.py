@@ -150,6 +150,7 @@ class Master:
         if self.phase is Phase.BOOTING and self.roster.ready() == self.wanted.slots:
             self.phase = Phase.SERVING
             self._on_ready()
+            self.reloader.open()
 
     def left_badly(self, handle: Handle, fault: str) -> None:
         """A worker did not leave as it was to: tell who wanted it to leave."""
@@ -232,6 +233,8 @@ class Master:
     def _count_reload(self, done: bool) -> None:
         header = self.estate.board.header
         header.reloads, header.reloads_failed = header.reloads + done, header.reloads_failed + (not done)
+        if done and self.lives.restarts.forgive():
+            self.emit(events.Recovered(time=time.time(), ready=self.roster.ready()))
 
     # What the verbs do
 

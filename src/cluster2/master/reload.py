@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from .. import events
 from ..errors import ClusterError, as_cluster_error
+from ..lifecycle import State
 from ..policy import Seen
 from ..rolling import Rolling, Stage
 from .facts import Command
@@ -37,7 +38,7 @@ class Reloader:
         emit: Callable[[events.Event], None],
         count: Callable[[bool], None] = lambda done: None,
     ) -> None:
-        """Nothing is under way.
+        """Nothing is under way, and nothing is begun before `open`.
 
         Args:
             begin: start to load the code of that generation; returns warnings about its options, a line each. What it
@@ -59,11 +60,17 @@ class Reloader:
         self._current = 1
         self._warnings: list[str] = []
         self._faults: list[str] = []
+        self._opened = False
         self.rolling: Rolling | None = None
+
+    def open(self) -> None:
+        """Allow changes from now on: the first generation serves. One that was asked for before is begun."""
+        self._opened = True
+        self._start_next()
 
     def ask(self, command: Command | None) -> None:
         """Somebody (None: a signal) wants the code loaded again."""
-        if self.rolling is not None:
+        if self.rolling is not None or not self._opened:
             self._asked_again = True
             self._next += [command] if command else []
             return
@@ -89,7 +96,8 @@ class Reloader:
         self.rolling.look(now)
         for command in self._callers:
             command.tell({"replaced": before, "of": wanted})
-        if self.rolling.finished(seen):
+        # A slot may be empty still: one that backed off, or one that the new options have added.
+        if self.rolling.finished(seen) and sum(worker.state is State.READY for worker in seen) >= wanted:
             self._done()
 
     def abandon(self, error: ClusterError) -> None:
@@ -120,7 +128,7 @@ class Reloader:
         """The cluster ends: nothing comes of it any more."""
         self.rolling = None
         self._asked_again = False
-        self._callers += self._next
+        self._callers, self._next = self._callers + self._next, []
         self._answer(ClusterError(reason))
 
     def proves(self, generation: int) -> bool:
@@ -170,6 +178,10 @@ class Reloader:
         callers, self._callers = self._callers, []
         for command in callers:
             command.answer(result)
+        self._start_next()
+
+    def _start_next(self) -> None:
+        """Begin the change that was asked for meanwhile, if one was."""
         if self._asked_again:
             self._asked_again = False
             self._callers, self._next = self._next, []

@@ -105,8 +105,10 @@ class Verbs:
             case "shutdown":
                 master.departure.shut_down()
             case "reload":
-                if master.phase is Phase.SERVING:
+                if master.phase in (Phase.BOOTING, Phase.SERVING):
                     master.reloader.ask(None)
+                else:
+                    master.warn(f"no reload: the cluster is {master.phase.value}")
             case "reopen logs":
                 master.reopen_logs()
             case "one worker more":
@@ -171,7 +173,8 @@ class Verbs:
         command.answer(self._farewell())
 
     def _do_reload(self, command: Command) -> None:
-        if self._serving(command):
+        """Change the generation; one that is asked for while the first workers start is carried out when they serve."""
+        if self._master.phase is Phase.BOOTING or self._serving(command):
             self._master.reloader.ask(command)
 
     def _do_recycle(self, command: Command) -> None:
