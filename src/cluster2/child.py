@@ -13,10 +13,11 @@ import sys
 from collections.abc import Sequence
 
 from . import wire
-from .kernel import processes, stacks
+from .errors import ConfigError
+from .kernel import processes, snapshots, stacks
 from .kernel.descriptors import Packets
 from .kernel.scoreboard import Scoreboard, page_of
-from .settings import Settings
+from .settings import FILES, Settings
 from .worker import runtime
 from .worker.birth import Birth, Staffed
 from .worker.paper import Paper
@@ -37,12 +38,32 @@ def run(settings: Settings | None = None, targets: Sequence[object] | None = Non
     channel = Packets.attach(int(os.environ.pop(wire.CHANNEL)))
     processes.raise_file_limit()
 
-    def prepare(order: wire.Prepare) -> image.Image:
+    def prepare(order: wire.Prepare, files: list[int]) -> image.Image:
         options = settings or Settings.from_wire(order.settings)
         title(options, f"zygote g{order.generation}")
-        return image.build(options, order.sources, targets or [target for target, _ in options.targets()])
+        named = targets or [target for target, _ in options.targets()]
+        return image.build(options, order.sources, named, _copies(options, order, files))
 
     return main.main(channel, prepare, _serve)
+
+
+def _copies(options: Settings, order: wire.Prepare, descriptors: Sequence[int]) -> dict[str, str]:
+    """Return the path of a copy of each file that the options name, by field.
+
+    The master has copied them. A script that is executed again may name others by now.
+    """
+    handed = dict(zip(order.files, descriptors, strict=True))
+    found = {}
+    for name in FILES:
+        if (path := getattr(options, name)) is None:
+            continue
+        try:
+            same = name in handed and order.settings[name] == path
+            descriptor = handed[name] if same else snapshots.take(path)
+        except OSError as error:
+            raise ConfigError(f"{name} = {path!r}: can't be read: {error.strerror}") from error
+        found[name] = snapshots.path_of(descriptor)
+    return found
 
 
 def execute_again_if_stale() -> None:

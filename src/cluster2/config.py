@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from .errors import ConfigError
 from .kinds import PATH
-from .settings import OPTIONS, Option, Settings, validate
+from .settings import FILES, OPTIONS, Option, Settings, validate
 
 PREFIX = "CLUSTER2_"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -145,7 +145,7 @@ def check_files(settings: Settings, sources: Mapping[str, str] = _NOTHING) -> No
 
     if not os.path.isdir(settings.chdir):
         raise refused("chdir", "there is no such directory")
-    for name in ("env_file", "ssl_certfile", "ssl_keyfile", "ssl_ca_certs"):
+    for name in FILES:
         if (path := getattr(settings, name)) is not None:
             try:
                 Path(path).open("rb").close()

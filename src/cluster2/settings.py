@@ -64,6 +64,7 @@ class Option:
         code_only: whether it has no form as a text, so that only code and files can set it.
         positional: whether the command line has it as an argument and not as a flag.
         secret: whether its value must not be shown.
+        file: whether it names a file that a generation needs, and that is read once, when the generation is loaded.
     """
 
     field: str
@@ -81,6 +82,7 @@ class Option:
     code_only: bool = False
     positional: bool = False
     secret: bool = False
+    file: bool = False
 
     @property
     def flag(self) -> str | None:
@@ -143,7 +145,7 @@ class Settings:
     apps: tuple[tuple[Any, tuple[int | str, ...]], ...] = option(
         (), APPS, "several apps, each with its port or addresses", _APP, seed="apps", restart=True, code_only=True
     )
-    env_file: str | None = option(None, PATH, "lines NAME=value for the environment of the app", _APP)
+    env_file: str | None = option(None, PATH, "lines NAME=value for the environment of the app", _APP, file=True)
     chdir: str = option(".", PATH, "the app's working directory, also put on the import path", _APP, restart=True)
     preload: bool = option(True, FLAG, "import once and fork workers; off: each worker imports for itself", _APP)
     warm_up: str | Callable[..., Any] | None = option(  # noqa: RUF009 - it makes a field; ruff can't know
@@ -311,13 +313,13 @@ class Settings:
         "", TEXT, "the path under which a proxy has mounted the app", _ENGINE, needs="proxy-headers", moot=("",)
     )
 
-    ssl_certfile: str | None = option(None, PATH, "certificate chain, PEM", _TLS, needs="tls")
+    ssl_certfile: str | None = option(None, PATH, "certificate chain, PEM", _TLS, needs="tls", file=True)
     ssl_keyfile: str | None = option(
-        None, PATH, "private key, PEM, if the certificate's file hasn't it", _TLS, needs="tls"
+        None, PATH, "private key, PEM, if the certificate's file hasn't it", _TLS, needs="tls", file=True
     )
     ssl_keyfile_password: str | None = option(None, TEXT, "what decrypts the key", _TLS, needs="tls", secret=True)
     ssl_ca_certs: str | None = option(
-        None, PATH, "authorities that client certificates are checked by", _TLS, needs="tls"
+        None, PATH, "authorities that client certificates are checked by", _TLS, needs="tls", file=True
     )
 
     pids: str = option("./pids", PATH, "directory of pid files and control socket", _FILES, seed="pids", restart=True)
@@ -381,6 +383,10 @@ class Settings:
 
 OPTIONS: Mapping[str, Option] = options_of(Settings)
 """All options by dotted name."""
+
+
+FILES = tuple(option.field for option in OPTIONS.values() if option.file)
+"""Fields of the options that name files which are read once for each generation."""
 
 
 def _plain(value: Any) -> Any:

@@ -36,17 +36,21 @@ CHANNEL = "_CLUSTER2_CHANNEL"
 class Prepare(Message, frozen=True):
     """Import the app and get ready to fork.
 
+    Its descriptors: a copy of each of `files`.
+
     Attributes:
         generation: the number of this generation, counted from 1.
         settings: the effective options (`Settings.to_wire`).
         sources: where each option that isn't a default came from, for messages about it.
         log: the file that the output of who receives this goes to; "": it stays where it is.
+        files: fields of the options whose files have been read for this generation.
     """
 
     generation: int
     settings: dict[str, Any]
     sources: dict[str, str]
     log: str = ""
+    files: list[str] = []
 
 
 class Socket(msgspec.Struct, frozen=True):

@@ -344,7 +344,7 @@ def _check_key(settings: Settings) -> None:
 
 
 def _tls(site: Site) -> tuple[Any, ...]:
-    """granian reads the files itself, in each new worker."""
+    """Return granian's arguments for TLS. It reads the files itself, in each new worker: copies (`kernel.snapshots`)."""
     settings = site.settings
     if settings.ssl_certfile is None:
         return (False, None, None, None, TLS_FROM, None, [], False)

@@ -5,10 +5,14 @@ Usually there is one; while a reload is under way there are two, so that the old
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 
 from .. import wire
-from ..settings import Settings
+from ..errors import ConfigError
+from ..kernel import snapshots
+from ..settings import FILES, Settings
 from .estate import Estate, Options
 from .facts import Fact
 from .nursery import Nursery
@@ -22,6 +26,7 @@ class Generations:
         self._estate = estate
         self._put = put
         self._options: dict[int, Options] = {1: estate.options}
+        self._files: dict[int, dict[str, int]] = {}
         self._nurseries: dict[int, Nursery] = {}
         self._admitted: set[int] = set()
         self._leaving: list[Nursery] = []
@@ -39,15 +44,22 @@ class Generations:
     def load(self, generation: int) -> None:
         """Start to load the app as it is now (again, if its zygote has died).
 
+        The files that its options name are read the first time only.
+
         Raises:
-            ClusterError: the options of a new generation, read again, are bad.
+            ClusterError: the options of a new generation, read again, are bad, or a file can't be read.
         """
         self.read_options(generation)
         settings, sources, _ = self._options[generation]
+        if generation not in self._files:
+            self._files[generation] = _read_files(settings)
+        files = self._files[generation]
         self._close(generation)
         log = "" if self._estate.logbook is None else self._estate.logbook.output
-        prepare = wire.Prepare(generation, settings.to_wire(), dict(sources), log)
-        nursery = self._nurseries[generation] = Nursery(prepare, self._estate.argv, self._put, settings.boot_timeout)
+        prepare = wire.Prepare(generation, settings.to_wire(), dict(sources), log, list(files))
+        nursery = self._nurseries[generation] = Nursery(
+            prepare, self._estate.argv, self._put, settings.boot_timeout, list(files.values())
+        )
         nursery.load()
 
     def reopen_logs(self) -> None:
@@ -59,6 +71,7 @@ class Generations:
         """No worker of that generation is made any more."""
         self._close(generation)
         self._options.pop(generation, None)
+        self._forget_files(generation)
 
     def settings(self, generation: int) -> Settings:
         """Its options."""
@@ -97,6 +110,8 @@ class Generations:
     async def gone(self, patience: float) -> None:
         """Wait for zygotes that were let go; those that hang are killed after `patience` seconds."""
         self.close()
+        for generation in list(self._files):
+            self._forget_files(generation)
         for nursery in self._leaving:
             await nursery.gone(patience)
 
@@ -106,3 +121,23 @@ class Generations:
         if nursery is not None:
             nursery.close()
             self._leaving = [each for each in self._leaving if each.pids()] + [nursery]
+
+    def _forget_files(self, generation: int) -> None:
+        for descriptor in self._files.pop(generation, {}).values():
+            os.close(descriptor)
+
+
+def _read_files(settings: Settings) -> dict[str, int]:
+    """Return a descriptor of a copy of each file that the options name, by field. Raises ConfigError if one can't be had."""
+    found: dict[str, int] = {}
+    with contextlib.ExitStack() as unfinished:
+        for name in FILES:
+            if (path := getattr(settings, name)) is None:
+                continue
+            try:
+                found[name] = snapshots.take(path)
+            except OSError as error:
+                raise ConfigError(f"{name} = {path!r}: can't be read: {error.strerror}") from error
+            unfinished.callback(os.close, found[name])
+        unfinished.pop_all()
+    return found

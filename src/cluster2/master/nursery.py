@@ -41,7 +41,12 @@ class Nursery:
     """
 
     def __init__(
-        self, prepare: wire.Prepare, argv: Sequence[str], put: Callable[[Fact], None], patience: float = 60.0
+        self,
+        prepare: wire.Prepare,
+        argv: Sequence[str],
+        put: Callable[[Fact], None],
+        patience: float = 60.0,
+        files: Sequence[int] = (),
     ) -> None:
         """Nothing is started yet.
 
@@ -50,10 +55,12 @@ class Nursery:
             argv: the program that is the child: absolute path and arguments.
             put: takes the facts about it.
             patience: seconds that loading may take.
+            files: descriptors that travel with each order to prepare; they remain the caller's.
         """
         self._patience = patience
         self._limit: asyncio.TimerHandle | None = None
         self._prepare = prepare
+        self._files = files
         self._argv = argv
         self._put = put
         self._loop = asyncio.get_running_loop()
@@ -160,7 +167,7 @@ class Nursery:
             self._say(message)
 
     def _execute(self, *, reap: bool = True) -> Child:
-        return Child(self._argv, codec.pack_order(self._prepare), buffer=BUFFER, reap=reap)
+        return Child(self._argv, codec.pack_order(self._prepare), self._files, buffer=BUFFER, reap=reap)
 
     def _hear(self, child: Child, receive: Callable[[wire.Orders | None], None]) -> None:
         """What a child says, as messages; None: its channel has ended, or might as well have."""

@@ -10,8 +10,8 @@ from ..settings import Settings
 def context(settings: Settings) -> ssl.SSLContext | None:
     """The context that the options describe, or None for plain connections.
 
-    The files were looked at when the options were read; here they are read again, in each new worker, so that a renewed
-    certificate is served by a reload.
+    Each worker reads the files, which are copies that were made when its generation was loaded (`kernel.snapshots`): a
+    reload serves a renewed certificate, and a broken file on disk keeps no worker from being replaced.
     """
     if settings.ssl_certfile is None:
         return None

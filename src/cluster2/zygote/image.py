@@ -14,9 +14,10 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
+from types import MappingProxyType
 from typing import Any, cast
 
 from .. import logs
@@ -30,6 +31,8 @@ from ..settings import Settings
 from . import bytecode
 
 logger = logging.getLogger("cluster2.zygote")
+
+_NO_FILES: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +51,16 @@ class Image:
     validator: Callable[..., Any] | None = None
 
 
-def build(settings: Settings, sources: Mapping[str, str], targets: Sequence[object]) -> Image:
+def build(
+    settings: Settings, sources: Mapping[str, str], targets: Sequence[object], files: Mapping[str, Any] = _NO_FILES
+) -> Image:
     """Import the apps and get everything ready to fork.
 
     Args:
         settings: the effective options.
         sources: of options that were set on purpose.
         targets: the apps: `module:attr` each, or the object itself (script mode).
+        files: paths to use instead of those of the options, by field: copies of their files.
 
     Raises:
         AppError: an app can't be imported, or `warm_up` raised.
@@ -62,13 +68,14 @@ def build(settings: Settings, sources: Mapping[str, str], targets: Sequence[obje
     """
     gc.disable()
     own_name = Path("/proc/self/comm").read_text().strip()
-    _enter(settings)
+    copied = replace(settings, **files)
+    _enter(copied)
     bytecode.install()
     logs.configure(settings)
     sites = _sites(settings, sources, targets)
     validator = _validator(settings)
     _warm_up(settings)
-    return Image(settings, sites, _threads(own_name), validator)
+    return Image(copied, sites, _threads(own_name), validator)
 
 
 def freeze() -> None:

@@ -28,15 +28,15 @@ Serve = Callable[[Image, wire.Fork, list[int]], int]
 """Be the worker of an order: (image, order, its descriptors) → exit code. Injected: this package knows no worker."""
 
 
-def main(channel: Packets, prepare: Callable[[wire.Prepare], Image], serve: Serve) -> int:
+def main(channel: Packets, prepare: Callable[[wire.Prepare, list[int]], Image], serve: Serve) -> int:
     """Be a zygote until the channel ends. Returns the exit code; in a worker it never returns."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the master ends us by closing the channel
-    order, _ = _receive(channel)
+    order, files = _receive(channel)
     if not isinstance(order, wire.Prepare):
         return 0
     try:
-        image = prepare(order)
+        image = prepare(order, files)
     except ClusterError as error:
         message, detail = codec.clip(error.message, MOST_MESSAGE), codec.clip(error.detail, MOST_DETAIL, end=True)
         _say(channel, wire.PrepareFailed(message, detail, error.exit_code))
