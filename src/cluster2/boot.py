@@ -218,7 +218,7 @@ def reread(config: Config) -> Options:
     """
     again = config.again()
     kept = changed(config, again)
-    fields = {OPTIONS[name].field for name in kept}
+    fields = {option.field for option in OPTIONS.values() if option.restart}
     settings = dataclasses.replace(again.settings, **{field: getattr(config.settings, field) for field in fields})
     if kept:
         validate(settings, again.sources)
@@ -236,7 +236,10 @@ def changed(before: Config, after: Config) -> list[str]:
     return [
         name
         for name, option in OPTIONS.items()
-        if option.restart and getattr(before.settings, option.field) != getattr(after.settings, option.field)
+        if option.restart
+        and getattr(before.settings, option.field) != getattr(after.settings, option.field)
+        # A default below a symbolic link may mean another directory by now; it was not asked for.
+        and (before.explicit(name) or after.explicit(name))
     ]
 
 

@@ -392,7 +392,7 @@ def _set_up(setup: Any, cluster: Cluster, configured: Config) -> None:
 def _own_script() -> list[str]:
     if hasattr(sys, "ps1") or not sys.argv[0]:
         raise ConfigError("an app object can be served from a script file only; here, name it as module:attr")
-    return script_argv()
+    return script_argv(str(config.working_directory()))
 
 
 def _importable(app: object) -> str:

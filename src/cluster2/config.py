@@ -19,6 +19,8 @@ from .kinds import PATH
 from .settings import FILES, OPTIONS, Option, Settings, validate
 
 PREFIX = "CLUSTER2_"
+_FIXED_PLACES = ("pids", "logs")
+"""Directories that stay where they were at the start: symbolic links on the way there are followed once."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -85,7 +87,7 @@ def load(
     Raises:
         ConfigError: an option is unknown, has a bad value, or contradicts another.
     """
-    directory = Path.cwd() if directory is None else directory
+    directory = working_directory() if directory is None else directory
     warnings: list[str] = []
     found = _from_file(directory, file, warnings)
     found |= _from_environment(os.environ if environ is None else environ, warnings)
@@ -105,6 +107,21 @@ def load(
     return Config(settings, MappingProxyType(sources), tuple(warnings), again)
 
 
+def working_directory() -> Path:
+    """Return the working directory, by the name that the shell has for it (`PWD`) if that is a name of it.
+
+    The name may have a symbolic link in it, as `current` is in many deployments. The kernel knows only the directory that it
+    led to at the start; with the name a reload finds the release that it leads to by then.
+    """
+    named = os.environ.get("PWD", "")
+    try:
+        if os.path.isabs(named) and ".." not in Path(named).parts and os.path.samefile(named, os.curdir):
+            return Path(named)
+    except OSError:
+        pass  # PWD names nothing any more: it was inherited from elsewhere
+    return Path.cwd()
+
+
 def lookup(
     name: str, given: object = None, *, environ: Mapping[str, str] | None = None, directory: Path | None = None
 ) -> Any:
@@ -117,7 +134,7 @@ def lookup(
         ConfigError: its value is bad, or the file can't be parsed.
     """
     option = OPTIONS[name]
-    directory = Path.cwd() if directory is None else directory
+    directory = working_directory() if directory is None else directory
     environ = os.environ if environ is None else environ
     if given is not None:
         return _value(option, _Given(given, option.flag or "code", 3), directory)
@@ -220,7 +237,16 @@ def _value(option: Option, given: _Given, directory: Path) -> Any:
     except ValueError as error:
         raw = "***" if option.secret else repr(given.raw)
         raise ConfigError(f"{option.name} = {raw} ({given.source}): {error}") from None
-    return os.path.abspath(directory / str(value)) if option.kind is PATH and value is not None else value
+    return _absolute(option, directory, str(value)) if option.kind is PATH and value is not None else value
+
+
+def _absolute(option: Option, directory: Path, value: str) -> str:
+    """Return the absolute path that a relative one means."""
+    joined = os.path.join(directory, value)
+    if option.name in _FIXED_PLACES:
+        return os.path.realpath(joined)
+    # Behind a symbolic link `..` is the parent of the link's target: only the kernel can tell which that is at a reload.
+    return joined if ".." in Path(value).parts and directory.resolve() != directory else os.path.abspath(joined)
 
 
 def _settle_addresses(found: dict[str, _Given]) -> None:

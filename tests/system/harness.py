@@ -145,6 +145,7 @@ class Running:
         listeners: Sequence[socket.socket] = (),
     ) -> None:
         self.directory = directory
+        self.pids = directory / "pids"
         self.argv = list(argv)
         self._before = descendants()
         self._ports: set[int] = set()
@@ -166,11 +167,6 @@ class Running:
     def stderr(self) -> str:
         """All that it has written to standard error."""
         return (self.directory / "stderr").read_text(errors="replace")
-
-    @property
-    def pids(self) -> Path:
-        """Its pids directory."""
-        return self.directory / "pids"
 
     def ask(self, verb: str, **params: Any) -> dict[str, Any]:
         """The result of a verb, over the control socket; OSError if no master answers, AssertionError if it refuses."""

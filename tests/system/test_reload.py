@@ -18,7 +18,7 @@ import trustme
 
 from cluster2 import Cluster
 from tests.system.clients import Connection, get
-from tests.system.harness import Running, descendants, wait_until
+from tests.system.harness import Running, command, descendants, wait_until
 from tests.system.rolling_site import ENV, arguments, events, pids, prepare, wait_replaced, write
 
 Site = Callable[..., Running]
@@ -363,3 +363,43 @@ def test_shutdown_in_the_middle(site: Site) -> None:
         done = reload.result()
     assert done.returncode == 1
     assert "the cluster shuts down" in done.stderr
+
+
+@pytest.mark.parametrize("script", [False, True], ids=["by name", "script"])
+def test_a_release_behind_a_symlink(start: Callable[..., Running], tmp_path: Path, script: bool) -> None:
+    """Started in a directory that is a symbolic link, a reload takes code, options and files from where it leads now."""
+    text = """
+        import os
+        import version
+        from tests.system.sample_apps import answer
+
+        async def app(scope, receive, send):
+            if scope["type"] == "http":
+                await answer(send, f"{version.VERSION} {os.environ['FROM_A_FILE']} {os.getcwd()}".encode())
+
+        if __name__ == "__main__":
+            from cluster2 import Cluster
+            Cluster().listen(app)
+        """
+    link, releases, shared = tmp_path / "current", [tmp_path / "first", tmp_path / "second"], tmp_path / "shared"
+    shared.mkdir()
+    for number, release in enumerate(releases, 1):
+        release.mkdir()
+        (release / "version.py").write_text(f"VERSION = {number}\n")
+        (release / "main.py").write_text(textwrap.dedent(text))
+        (release / "site.env").write_text(f"FROM_A_FILE={number}\n")
+        (release / "cluster2.toml").write_text(
+            f'host = "127.0.0.1"\nport = 0\nmon_port = 0\nworkers = {number}\nenv_file = "site.env"\npids = "../shared"\n'
+        )
+    link.symlink_to(releases[0])
+    argv = [sys.executable, "main.py"] if script else command("run", "main:app")
+    running = start(argv, directory=link, env=ENV | {"PWD": str(link)})
+    running.pids = shared
+    running.ready(1)
+    assert get(running.address).body.decode() == f"1 1 {releases[0]}"
+    (tmp_path / "next").symlink_to(releases[1])
+    (tmp_path / "next").rename(link)
+    done = running.cli("reload")
+    assert (done.returncode, done.stderr) == (0, "")
+    wait_until(lambda: len(running.workers()) == 2, "the new options count")
+    assert get(running.address).body.decode() == f"2 2 {releases[1]}"

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster2 import config
-from cluster2.config import Config, check_files, flatten, line_of, lookup, read_env_file
+from cluster2.config import Config, check_files, flatten, line_of, lookup, read_env_file, working_directory
 from cluster2.errors import ConfigError
 from cluster2.kernel.processes import usable_cpus
 from cluster2.settings import OPTIONS, Settings
@@ -334,3 +334,43 @@ def test_the_process_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found.settings.backlog == 9
     assert found.settings.pids == os.path.abspath("pids")
     assert set(found.sources) == set(OPTIONS)
+
+
+def test_the_working_directory_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PWD is used if it names the working directory: a link in it is followed anew. `pids` and `logs` stay where they are."""
+    link, first, second = (tmp_path / name for name in ("current", "first", "second"))
+    first.mkdir()
+    second.mkdir()
+    link.symlink_to(first)
+    monkeypatch.chdir(link)
+    for named, is_named in (
+        (link, link),
+        (second, first),
+        ("current", first),
+        (f"{link}/../current", first),
+        (None, first),
+    ):
+        if named is None:
+            monkeypatch.delenv("PWD")
+        else:
+            monkeypatch.setenv("PWD", str(named))
+        assert working_directory() == is_named, named
+    monkeypatch.setenv("PWD", str(link))
+    (link / "site.env").write_text("A=1\n")
+    before = config.load({"env_file": "site.env"}, environ={})
+    found = before.settings
+    assert (found.chdir, found.env_file) == (str(link), f"{link}/site.env")
+    assert (found.pids, found.logs) == (f"{first}/pids", f"{first}/logs")
+    link.unlink()
+    link.symlink_to(second)
+    with pytest.raises(ConfigError, match=r"env_file = '.*/current/site\.env' \(code\): can't be read"):
+        before.again()
+    (first.parent / "above.env").write_text("A=1\n")
+    assert (
+        config.load({"env_file": "../above.env"}, environ={}, directory=link).settings.env_file
+        == f"{link}/../above.env"
+    )
+    assert (
+        config.load({"env_file": "../above.env"}, environ={}, directory=first).settings.env_file
+        == f"{tmp_path}/above.env"
+    )

@@ -205,10 +205,19 @@ class Nursery:
 
 
 def default_argv() -> list[str]:
-    """The child for apps that are named by text."""
-    return [sys.executable, "-m", "cluster2.child"]
+    """Return the command line of the child for apps that are named by text.
+
+    -P: the import path gets the directory that `chdir` names, and not the one that the master was started in.
+    """
+    return [sys.executable, "-P", "-m", "cluster2.child"]
 
 
-def script_argv() -> list[str]:
-    """The child in script mode: this very script, executed again."""
-    return [sys.executable, *sys.orig_argv[1:]]
+def script_argv(directory: str) -> list[str]:
+    """Return the command line of the child in script mode: this very script, executed again.
+
+    Args:
+        directory: the working directory, by the name that a new generation finds its release with. `posix_spawn` can't change
+            directories, so where the kernel has another name for it (there is a symbolic link) a shell does.
+    """
+    script = [sys.executable, *sys.orig_argv[1:]]
+    return script if directory == os.getcwd() else ["/bin/sh", "-c", 'cd "$0" && exec "$@"', directory, *script]
