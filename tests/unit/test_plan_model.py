@@ -76,11 +76,13 @@ class ClusterMachine(RuleBasedStateMachine):
         self.converge()
         for _ in range(2 * slots):
             self.go_on(0)
+        self.reloader.open()
 
     # What the master gives its reloader.
 
-    def _load(self, generation: int) -> None:
+    def _load(self, generation: int) -> list[str]:
         self.loading = generation
+        return []
 
     def _want(self, generation: int) -> None:
         assert generation in self.loaded, "only what is loaded can be wanted"
