@@ -17,6 +17,7 @@ import pytest
 from cluster2 import events
 from cluster2.cluster import Cluster
 from cluster2.errors import ClusterError
+from cluster2.kernel.scoreboard import Header
 from cluster2.settings import OPTIONS, Option
 from tests.unit.clusters import APP, Observed, nobody_is_left, processes
 from tests.unit.waiting import until
@@ -250,3 +251,28 @@ async def test_an_edit_of_the_same_second_and_size(tmp_path: Path, monkeypatch: 
             write_version(number)
             await reload(cluster)
             assert await cluster.get() == b"%d" % number
+
+
+async def test_the_keepers_timeout_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload with another `timeout` holds for connections that come to rest afterwards; the keeper stays the same process."""
+    async with configured(tmp_path, monkeypatch) as cluster:
+        write(tmp_path, timeout="2s", rest_after="100ms")
+        keeper = (await cluster.status())["keeper"]["pid"]
+        await reload(cluster)
+        host, _, port = cluster.running.addresses[0].rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        await until(
+            lambda: cluster_header(cluster).keeper_expired,
+            "the keeper has closed it, long before the 30 s of the start",
+        )
+        await reader.read()
+        writer.close()
+        assert (await cluster.status())["keeper"]["pid"] == keeper
+
+
+def cluster_header(cluster: Observed) -> Header:
+    """The cells that the keeper publishes in."""
+    master = cluster.running._master
+    assert master is not None
+    return master.estate.board.header

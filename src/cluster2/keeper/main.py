@@ -199,10 +199,16 @@ class Keeper:
                 os.close(late.popleft().descriptor)
 
     def _obey(self) -> bool:
-        """What the master says; false: it is gone."""
+        """Carry out an order of the master's: `drain SECONDS`, or `timeout SECONDS` for connections that come from now on.
+
+        Returns:
+            False: the master is gone.
+        """
         said = os.read(self._control, 64).split()
         if not said:
             return False
+        if said[0] == b"timeout":
+            self._timeout = float(said[1])
         if said[0] == b"drain":
             self._leave_at = time.monotonic() + float(said[1])
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import sys
 from collections.abc import Callable, Collection
@@ -85,6 +86,16 @@ class Keeping(Helper):
         if not self.serves and any(plain or site in self._unix for site in movable):
             self.serves = True
             self.start()
+
+    def apply_timeout(self, settings: Settings) -> None:
+        """Have connections that come to rest from now on be closed after the idle timeout of these options."""
+        if settings.timeout == self._options.timeout:
+            return
+        self._options = settings
+        if self._child is not None:
+            # A keeper that is dying or doesn't listen is replaced by one that is started with the new value.
+            with contextlib.suppress(OSError):
+                self._child.channel.send(f"timeout {settings.timeout}".encode())
 
     def descriptors(self) -> list[int]:
         """What each worker gets: the entry of the rest queue, the exit of each ready queue."""

@@ -359,6 +359,8 @@ class Master:
         self.wanted = policy.Wanted(slots, generation, after.max_surge)
         self.watchman.heed(generation)
         self.lives.actions.heed(after)
+        if self.keeping is not None:
+            self.keeping.apply_timeout(after)
         if self.monitoring is not None:
             self.monitoring.heed(after)
         self.estate.board.header.generation = generation
