@@ -6,6 +6,8 @@ import mmap
 import os
 import pwd
 import signal
+import socket
+import ssl
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import trustme
 
 import cluster2
 from tests.system.clients import Connection
@@ -157,3 +160,34 @@ def test_a_user_that_there_is_not(start: Start, directory: Path) -> None:
     running = start_as(start, directory, "no-such-user", "--mon-port", str(free_port()))
     assert running.wait() == 5
     assert "user = 'no-such-user': there is no such user" in running.stderr
+
+
+@pytest.mark.parametrize("engine", ["uvicorn", "granian"])
+@pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
+def test_files_that_only_root_may_read(start: Start, directory: Path, engine: str, preload: str) -> None:
+    """The master reads key, certificate and environment for its workers, which couldn't."""
+    authority, site, variables = trustme.CA(), directory / "site.pem", directory / "site.env"
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(site)
+    variables.write_text("A=1\n")
+    for file in (site, variables):
+        file.chmod(0o600)
+    options = (
+        "--ssl-certfile",
+        str(site),
+        "--env-file",
+        str(variables),
+        "--engine",
+        engine,
+        preload,
+        "--mon-port",
+        "0",
+    )
+    running = start_as(start, directory, "nobody", *options).ready()
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    with (
+        socket.create_connection(running.address, 30) as plain,
+        trusting.wrap_socket(plain, server_hostname="localhost") as client,
+    ):
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
