@@ -5,8 +5,9 @@ keep a worker from being replaced. So the master copies such files into memory w
 that needs one opens the copy.
 
 The copy is a memfd, sealed against writes, that is handed on as a descriptor and opened by a path below /proc/self/fd: each
-open has an offset of its own (a descriptor that is passed on would share one), and OpenSSL, granian and Python take a path. A
-process may open its own descriptors so whatever user it has become, since every user may read the file. So a private key may be readable by root alone although workers run as another user; they have it in their memory anyway.
+open has an offset of its own (a descriptor that is passed on would share one), and OpenSSL, granian and Python take a path. The
+copy may be read by every user that has the descriptor, so a private key on disk may be readable by root alone although workers
+run as another user; they have it in their memory anyway.
 """
 
 from __future__ import annotations
