@@ -5,6 +5,7 @@ The façade: what users import. Everything else is private to the project.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -34,3 +35,9 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)
+
+
+if "_CLUSTER2_STACKS" in os.environ:  # executed by a master
+    from .kernel import executed
+
+    executed.begin()

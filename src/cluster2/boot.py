@@ -19,7 +19,7 @@ from . import events, logs
 from .config import Config, check_files
 from .emitter import Emitter
 from .errors import ClusterError, ConfigError
-from .kernel import processes
+from .kernel import processes, signals
 from .kernel.listeners import Listener, open_all, systemd_fds
 from .kernel.notify import Notifier
 from .kernel.pidfiles import PidsDirectory
@@ -97,6 +97,7 @@ def _serve(
         with listening(config) as listeners, monitor_listening(config) as monitor:
             tell, settle = _teller(switchboard.emitter, herald), switchboard.emitter.settle
             return single.run(config, listeners, monitor, targets, ready, tell, settle, switchboard, logbook)
+    signals.settle_master()
     with estate(config, argv or default_argv(), logbook) as owned:
         return uvloop.run(supervise(owned, switchboard, on_ready))
 
@@ -278,9 +279,10 @@ def _log(event: events.Event) -> None:
             )  # fmt: skip
         case events.Died():
             how = event.signal or f"exit code {event.code}"
-            fine = event.code == 0 or event.reason == "stop"
+            fine = (event.code == 0 and event.phase in ("serving", "drain")) or event.reason == "stop"
             level = logging.INFO if fine else logging.WARNING
-            logger.log(level, "worker %d is gone (slot %d, %s, %s)", event.pid, event.slot, event.reason, how)
+            doing = events.during(event.phase)
+            logger.log(level, "worker %d is gone (slot %d, %s, %s %s)", event.pid, event.slot, event.reason, how, doing)
         case events.Signalled():
             logger.info("%s: %s", event.signal, event.action)
         case events.ShuttingDown():

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
+from .lifecycle import LifePhase
+
 Reason = Literal["exit", "crash", "hang", "recycle", "reload", "scale", "shutdown", "stop"]
 """Why a worker ended: it left by itself with code 0, it failed, or the master wanted it so."""
 
@@ -56,6 +58,7 @@ class Died(Event, frozen=True, kw_only=True):
         signal: the name of that signal, or None.
         uptime: seconds since it was forked.
         stacks: the Python stacks of its threads if it hung, else None.
+        phase: what it was doing.
     """
 
     name: ClassVar[str] = "died"
@@ -67,6 +70,7 @@ class Died(Event, frozen=True, kw_only=True):
     uptime: float
     reason: Reason
     stacks: str | None = None
+    phase: LifePhase = "serving"
 
 
 class Warned(Event, frozen=True, kw_only=True):
@@ -219,6 +223,11 @@ class Emitted(Event, frozen=True, kw_only=True):
     data: Any = None
     pid: int = 0
     slot: int | None = None
+
+
+def during(phase: LifePhase) -> str:
+    """Return a phase as the end of a sentence."""
+    return "while serving" if phase == "serving" else f"during {phase}"
 
 
 def name_of(event: Event) -> str:

@@ -8,7 +8,10 @@ of. Nothing here touches a process: `master.actions` carries out what the table 
 from __future__ import annotations
 
 from enum import Enum, IntEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+LifePhase = Literal["import", "fork", "startup", "serving", "drain"]
+"""What a worker is doing, or was doing when it ended. `startup`: `worker.on_start` hooks and the app's lifespan."""
 
 PHASES = ("booting", "serving", "degraded", "leaving", "draining", "stopping")
 """Where a cluster can be; the places stand in the scoreboard."""
@@ -114,3 +117,18 @@ def step(state: State, event: Event) -> Step:
 
 LIVE = frozenset({State.SPAWNING, State.BOOTING, State.READY})
 """States of a worker that serves or is about to."""
+
+
+def life_phase(state: State, *, executed: bool, started: bool) -> LifePhase:
+    """Return what a worker in this state is doing.
+
+    Args:
+        executed: it was executed, not forked: it imports the app itself.
+        started: its own code runs: the app is imported.
+    """
+    match state:
+        case State.READY:
+            return "serving"
+        case State.DRAINING:
+            return "drain"
+    return "startup" if started else "import" if executed else "fork"

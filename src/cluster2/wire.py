@@ -93,6 +93,8 @@ class Fork(Message, frozen=True):
     logs: str = ""
 
 
+STACKS_FILE = 1
+"""The place of the file for stacks among the descriptors of `Fork`."""
 CONNECTION = b"connection"
 """monitor → master, with a descriptor: a stream on which to ask as on the control socket."""
 
@@ -164,10 +166,11 @@ class Forked(Message, frozen=True):
 
 
 class ForkFailed(Message, frozen=True):
-    """There is no such worker: the kernel refused."""
+    """There is no such worker: the kernel refused, or the fork hung. `detail` has the stacks of what hung."""
 
     incarnation: int
     message: str
+    detail: str = ""
 
 
 # Talk: worker → master.

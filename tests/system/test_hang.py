@@ -64,7 +64,7 @@ def test_workers_that_are_stuck(run: Serve) -> None:
         assert slot is not None
         noticed = _line(lines, f"worker {victim} (slot {slot[1]}, generation 1) is replaced: its loop is stuck")
         shown = _line(lines, f"stacks of worker {victim}")
-        gone = _line(lines, f"worker {victim} is gone (slot {slot[1]}, hang, SIGKILL)")
+        gone = _line(lines, f"worker {victim} is gone (slot {slot[1]}, hang, SIGKILL while serving)")
         served = [n for n, line in enumerate(lines) if f"serves (slot {slot[1]}," in line]
         assert noticed < shown < served[1] < gone, "first its stacks, then its successor, then its end"
 

@@ -9,6 +9,7 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.system.clients import Connection, Load, get
@@ -165,3 +166,26 @@ def test_killed_master_orphans_nobody(run: Serve) -> None:
     # The next master on this directory clears what the killed one could not.
     successor = run(sample("plain"), directory=running.directory).ready()
     assert successor.shutdown() == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--no-preload",)], ids=["forked", "executed"])
+def test_killed_master_leaves_no_stopped_process(run: Serve, options: tuple[str, ...]) -> None:
+    """A worker, zygote, keeper or monitor that is stopped when the master is killed ends all the same."""
+    running = run(sample("plain"), "--drain-timeout", "1", *options, workers=1).ready(1)
+    ours = descendants() - running._before - {running.process.pid}
+    assert len(ours) == (3 if not options else 2), [psutil.Process(pid).cmdline() for pid in ours]
+    for pid in ours:
+        wait_until(lambda pid=pid: _has_begun(pid), f"{pid} has begun")
+        os.kill(pid, signal.SIGSTOP)
+    for pid in ours:
+        wait_until(lambda pid=pid: psutil.Process(pid).status() == psutil.STATUS_STOPPED, f"{pid} is stopped")
+    running.process.kill()
+    running.wait()
+    wait_until(lambda: not descendants() - running._before, "all processes have ended")
+    shutil.rmtree(running.pids)
+
+
+def _has_begun(pid: int) -> bool:
+    """Whether a process has taken the steps of `kernel.executed`: it handles SIGUSR1."""
+    (handled,) = re.findall(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(handled, 16) >> (signal.SIGUSR1 - 1) & 1)

@@ -84,10 +84,14 @@ BROKEN: dict[str, tuple[dict[str, str], str, str]] = {
         "the app's lifespan failed at startup",
         "the database is away",
     ),
-    "dies at boot": ({"startup": "os._exit(9)"}, "a worker of the new generation died (exit code 9)", ""),
+    "dies at boot": (
+        {"startup": "os._exit(9)"},
+        "a worker of the new generation died (exit code 9 during startup)",
+        "",
+    ),
     "dies when ready": (
         {"startup": "asyncio.get_running_loop().call_later(0.05, os._exit, 9)"},
-        "a worker of the new generation died (exit code 9)",
+        "a worker of the new generation died (exit code 9 ",
         "",
     ),
 }

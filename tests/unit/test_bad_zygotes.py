@@ -30,6 +30,7 @@ except ClusterError as error:
 ZYGOTE = """
 import os, socket, sys, time
 from cluster2 import codec, wire
+from cluster2.kernel import forking
 from cluster2.kernel.descriptors import Packets
 
 channel = Packets.attach(int(os.environ.pop(wire.CHANNEL)))
@@ -58,7 +59,7 @@ def wait_for_the_end():
 hear()
 say(wire.Prepared(["asgi"], ["uvicorn"], []))
 """
-DEAD = "the process that imports the app died; its log says why"
+DEAD = "the process that imports the app died ({}); its log says why"
 
 
 def run_with(directory: Path, zygote: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -88,12 +89,15 @@ def refused(directory: Path, zygote: str, **options: Any) -> str:
 @pytest.mark.parametrize("workers", [1, 60])
 def test_one_that_dies_of_an_order(tmp_path: Path, workers: int) -> None:
     """A zygote that dies of its first order, while the master gives it more, ends the first boot."""
-    assert refused(tmp_path, "hear(); os._exit(1)", workers=workers) == DEAD
+    assert refused(tmp_path, "hear(); os._exit(1)", workers=workers) == DEAD.format(
+        "exit code 1 while it forked a worker"
+    )
 
 
 def test_one_that_dies_when_it_has_loaded(tmp_path: Path) -> None:
     """A zygote that ends as soon as it has loaded the app, before or between the orders, ends the first boot."""
-    assert refused(tmp_path, "os._exit(0)", workers=60) == DEAD
+    told = refused(tmp_path, "os._exit(0)", workers=60)
+    assert told in (DEAD.format("exit code 0"), DEAD.format("exit code 0 while it forked a worker"))
 
 
 def test_one_that_can_not_fork(tmp_path: Path) -> None:
@@ -116,7 +120,7 @@ def test_one_that_speaks_of_workers_that_nobody_asked_for(tmp_path: Path) -> Non
         hear()
         os._exit(1)
         """
-    assert refused(tmp_path, zygote) == DEAD
+    assert refused(tmp_path, zygote) == DEAD.format("exit code 1 while it forked a worker")
 
 
 def test_one_that_sends_garbage(tmp_path: Path) -> None:
@@ -125,7 +129,8 @@ def test_one_that_sends_garbage(tmp_path: Path) -> None:
         channel.send(b"garbage")
         wait_for_the_end()
         """
-    assert refused(tmp_path, zygote, boot_timeout=1.0) == DEAD
+    told = refused(tmp_path, zygote, boot_timeout=1.0)
+    assert told in (DEAD.format("exit code 0"), DEAD.format("exit code 0 while it forked a worker"))
 
 
 def test_a_worker_that_is_gone_before_it_is_known(tmp_path: Path) -> None:
@@ -154,6 +159,19 @@ def test_a_worker_that_is_ready_before_it_was_born(tmp_path: Path) -> None:
     assert "Traceback" not in run_with(tmp_path, zygote, workers=1, boot_timeout=1.0).stderr
 
 
+def test_one_that_does_not_answer(tmp_path: Path) -> None:
+    """A zygote that doesn't carry out an order is killed before the worker's boot_timeout is over."""
+    told = refused(tmp_path, "wait_for_the_end()", boot_timeout=2.0)
+    assert told == DEAD.format("SIGKILL while it forked a worker")
+
+
 def test_a_worker_that_never_says_a_word(tmp_path: Path) -> None:
-    """An order that nobody carries out is given up after boot_timeout."""
-    assert "wasn't ready within boot_timeout (2 s)" in refused(tmp_path, "wait_for_the_end()", boot_timeout=2.0)
+    """A worker that doesn't become ready is given up after boot_timeout."""
+    zygote = """
+        for order, descriptors in orders():
+            pid = forking.fork_orphan()
+            if pid is None:
+                time.sleep(60)  # the end of the test comes first
+            say(wire.Forked(order.incarnation, pid))
+        """
+    assert "wasn't ready within boot_timeout (2 s)" in refused(tmp_path, zygote, boot_timeout=2.0)

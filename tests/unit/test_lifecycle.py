@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.lifecycle import LIVE, TABLE, Action, Event, State, Step, step
+from cluster2.lifecycle import LIVE, TABLE, Action, Event, State, Step, life_phase, step
 
 S, E, A = State, Event, Action
 PAIRS = list(itertools.product(State, Event))
@@ -100,3 +100,21 @@ def test_live_states() -> None:
     """A worker counts as live from the order to spawn it until it is told to leave."""
     assert {State.SPAWNING, State.BOOTING, State.READY} == LIVE
     assert [state.label for state in State] == ["spawning", "booting", "ready", "draining", "dying", "dead"]
+
+
+@pytest.mark.parametrize(
+    ("state", "executed", "started", "phase"),
+    [
+        (State.SPAWNING, False, False, "fork"),
+        (State.BOOTING, False, False, "fork"),
+        (State.BOOTING, False, True, "startup"),
+        (State.SPAWNING, True, False, "import"),
+        (State.BOOTING, True, False, "import"),
+        (State.BOOTING, True, True, "startup"),
+        (State.READY, True, True, "serving"),
+        (State.DRAINING, False, True, "drain"),
+    ],
+)
+def test_the_phase_of_a_life(state: State, executed: bool, started: bool, phase: str) -> None:
+    """What a worker is doing follows from its state, how it was made, and whether its own code runs."""
+    assert life_phase(state, executed=executed, started=started) == phase

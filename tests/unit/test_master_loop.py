@@ -129,7 +129,8 @@ async def test_threads_at_import(tmp_path: Path) -> None:
 async def test_workers_that_crash_at_boot(tmp_path: Path) -> None:
     """At the first boot, workers that die before they are ready again and again end the attempt."""
     (tmp_path / "crashing").touch()
-    with pytest.raises(AppError, match=r"workers die before they are ready \(crash: exit code 9\); their log says why"):
+    told = r"workers die before they are ready \(crash: exit code 9 during startup\); their log says why"
+    with pytest.raises(AppError, match=told):
         async with observed(tmp_path, restart_limit=2):
             pass
 
@@ -163,6 +164,7 @@ async def test_a_worker_that_hangs_at_the_first_boot(tmp_path: Path) -> None:
         ):  # the import has that bound, too, and the machine is busy
             break
     assert "wasn't ready" in raised.value.message
+    assert "most recent call first" in raised.value.detail
 
 
 async def test_a_worker_that_hangs_at_a_later_boot(tmp_path: Path) -> None:
@@ -176,6 +178,8 @@ async def test_a_worker_that_hangs_at_a_later_boot(tmp_path: Path) -> None:
         os.kill(before[0], signal.SIGKILL)
         warned = await cluster.event(events.Warned)
         assert "wasn't ready within boot_timeout" in warned.text
+        died = await cluster.event(events.Died, phase="startup")
+        assert "most recent call first" in (died.stacks or "")
         master.lives.actions.heed(master.settings)
         (tmp_path / "hanging").unlink()
         assert await cluster.get() == b"%d" % before[1]
@@ -278,7 +282,8 @@ async def test_a_request_that_outlasts_the_drain(
         assert await cluster.running.ended() == 0
         assert await request in (b"", b"Internal Server Error")
     (died,) = (event for event in cluster.of(events.Died) if event.pid == pid)
-    assert (died.code, died.signal, died.reason) == (exit_code, killed_by, "shutdown")
+    assert (died.code, died.signal, died.reason, died.phase) == (exit_code, killed_by, "shutdown", "drain")
+    assert ("site_of_test.py" in (died.stacks or "")) == (killed_by is not None)
     assert "drain_timeout" in cluster.of(events.Warned)[-1].text
 
 

@@ -231,6 +231,21 @@ async def test_an_import_that_hangs(tmp_path: Path) -> None:
         assert w.facts == []
 
 
+async def test_an_import_that_takes_too_long(tmp_path: Path) -> None:
+    """A zygote that hangs in the app's import beyond its time is killed, and its stacks are told."""
+    started = tmp_path / "started"
+    text = f"import pathlib, threading\npathlib.Path({str(started)!r}).touch()\nthreading.Event().wait()\n"
+    async with ward(tmp_path, text) as w:
+        await until(started.exists)
+        (zygote,) = w.nursery.pids()
+        w.nursery._too_slow()
+        failed = await w.said()
+        assert isinstance(failed, wire.PrepareFailed)
+        assert "wasn't imported within boot_timeout" in failed.message
+        assert "site_of_test.py" in failed.detail
+        await until(lambda: not psutil.pid_exists(zygote), "it is killed")
+
+
 async def test_nothing_leaks(tmp_path: Path) -> None:
     """Loading and closing leaves no descriptor open."""
     async with ward(tmp_path) as w:

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import AppError
 from .base import Site
 from .granian_internals import module
+from .lifespan import Startup
 
 Call = Callable[..., Any]
 logger = logging.getLogger("cluster2.granian")
@@ -25,32 +26,15 @@ class Lifespan:
 
     def __init__(self, site: Site) -> None:
         self._mode = site.settings.lifespan
-        self.said = ""
-        self._protocol = self._made(site.app)
+        self._startup = Startup(site.app, self._mode)
+        self._protocol: Any = module("asgi").LifespanProtocol(self._startup.call)
         self.state: dict[str, Any] = self._protocol.state
-
-    def _made(self, app: Call) -> Any:
-        base = module("asgi").LifespanProtocol
-
-        async def send(protocol: Any, message: Any) -> None:
-            if message["type"] == "lifespan.startup.failed":
-                self.said = str(message.get("message", ""))
-                message = {**message, "message": ""}  # ours to report; granian would log it as well
-            await base.send(protocol, message)
-
-        return type("Lifespan", (base,), {"send": send})(app)
 
     async def startup(self) -> None:
         """Raises AppError if the app refuses, or has no lifespan although it must."""
-        if self._mode == "off":
-            return
-        protocol = self._protocol
-        await protocol.startup()
-        if protocol.interrupt or (protocol.errored and self._mode == "on"):
-            cause = "".join(traceback.format_exception(protocol.exc)) if protocol.exc is not None else ""
-            detail = self.said or cause
-            reason = detail.strip().splitlines()[-1] if detail.strip() else "it said no reason"
-            raise AppError(f"the app's lifespan failed at startup: {reason}", detail=detail)
+        if self._mode != "off":
+            await self._protocol.startup()
+            self._startup.check()
 
     async def shutdown(self) -> None:
         """The app's own errors are logged by granian."""
@@ -74,7 +58,7 @@ class Hooks:
         """Raises AppError if the hook raises."""
         try:
             await self._run(self._init)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             detail = "".join(traceback.format_exception(error))
             raise AppError(f"the app's __rsgi_init__ raised {type(error).__name__}: {error}", detail=detail) from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import logging
 import math
 import socket
@@ -21,11 +22,12 @@ from uvicorn.lifespan.off import LifespanOff
 from uvicorn.lifespan.on import LifespanOn
 from uvicorn.server import ServerState
 
-from ..errors import AppError, ConfigError
+from ..errors import ConfigError
 from ..settings import Settings
 from .access import logged, noted
 from .base import Capability, Census, Hold, Interface, Movable, Served, Site
 from .ending import abandon, cancel, cancellation_is_no_news, readable, reset
+from .lifespan import Startup
 from .patience import Patience
 from .uvicorn_answer import answer
 from .uvicorn_http import Clock, HttpConnection, TakenConnection, check, template_of
@@ -82,6 +84,10 @@ class UvicornEngine:
         self._config = _config(site, self._bridge, self._plain)
         self._pool = None if self._bridge is None else self._bridge.pool
         self._lifespan = _lifespan(self._config)
+        self._startup = Startup(self._config.loaded_app, self._config.lifespan)
+        if isinstance(self._lifespan, LifespanOn):
+            self._lifespan.config = config = copy.copy(self._config)  # its own: requests take the straight way
+            config.loaded_app = self._startup.call
         self._idle_since: dict[Any, float] = {}
         self._begun: dict[Any, float] = {}
         self.reads_first = site.tls is None
@@ -110,12 +116,9 @@ class UvicornEngine:
 
     async def start(self) -> None:
         """Run the app's lifespan to the end of its startup; start its threads."""
-        with _Quiet() as quiet:
+        with _Quiet():
             await self._lifespan.startup()
-        if self._lifespan.should_exit:
-            detail = getattr(self._lifespan, "said", "") or quiet.cause
-            reason = detail.strip().splitlines()[-1] if detail.strip() else "it said no reason"
-            raise AppError(f"the app's lifespan failed at startup: {reason}", detail=detail)
+        self._startup.check()
         self._plain.context = contextvars.copy_context()
         self._plain.template = template_of(self._config, self._state, self._lifespan.state)
         if self._bridge is not None:
@@ -305,29 +308,12 @@ class _Told(logging.Filter):
 _TOLD = _Told()
 
 
-class _Lifespan(LifespanOn):
-    """uvicorn's, which keeps what the app said when it failed."""
-
-    said = ""
-
-    async def send(self, message: Any) -> None:
-        if message["type"] == "lifespan.startup.failed":
-            self.said = str(message.pop("message", ""))  # ours to report; uvicorn would log it as well
-        await super().send(message)
-
-
 class _Quiet(logging.Filter):
-    """Keeps uvicorn from announcing that it exits: that is ours to decide, and the error to report. Notes the cause."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cause = ""
+    """Keeps uvicorn from logging what becomes of a startup: that is ours to report (`Startup`)."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and record.exc_info[0] is not None:
-            self.cause = logging.Formatter().formatException(record.exc_info)
-            return False
-        return record.msg != "Application startup failed. Exiting."
+        failed = record.exc_info is not None and record.exc_info[0] is not None
+        return not failed and record.msg != "Application startup failed. Exiting."
 
     def __enter__(self) -> _Quiet:
         logging.getLogger("uvicorn.error").addFilter(self)
@@ -393,4 +379,4 @@ def _silence_factory_probe(config: Config) -> None:
 
 
 def _lifespan(config: Config) -> LifespanOn | LifespanOff:
-    return LifespanOff(config) if config.lifespan == "off" else _Lifespan(config)
+    return LifespanOff(config) if config.lifespan == "off" else LifespanOn(config)

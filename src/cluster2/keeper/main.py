@@ -27,6 +27,7 @@ from ..kernel.logfiles import Follower
 from ..kernel.privileges import drop_privileges
 from ..kernel.processes import raise_file_limit
 from ..kernel.scoreboard import KEEPER_PAGE, Scoreboard
+from ..kernel.signals import settle
 from ..lifecycle import State
 from ..step_guard import StepGuard
 from .resting import FAR, Resting
@@ -255,11 +256,9 @@ def main(arguments: list[str]) -> None:
         arguments: how many apps there are, the idle timeout in seconds, the user and the group to be ("": as we are), the file
             that its output goes to ("": where it goes now).
     """
-    import signal
     import socket
 
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the master ends us by closing the channel
+    settle("keeper")  # the master ends us by closing the channel
     sites, timeout, (user, group, log) = int(arguments[0]), float(arguments[1]), arguments[2:5]
     drop_privileges(user or None, group or None)
     rest = Inlet(socket.socket(fileno=4))

@@ -1,7 +1,8 @@
 """Users: how a process that root has started becomes somebody else, for good.
 
 All of its ids change, real, effective and saved ones, and all of its groups: none is left by which it could go back. The kernel
-takes its capabilities and its death signal (`processes`) along. Groups go first: afterwards one may not.
+takes its capabilities along, and its parent-death signal (`processes`), which is set again. Groups go first: afterwards one may
+not.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def drop_privileges(user: str | int | None, group: str | int | None) -> None:
         gid = _find_group(group)
     if (uid, gid) == (os.geteuid(), os.getegid()) and uid != 0:
         return  # a service manager has done it; without privileges even setgroups to the same list is refused
+    death_signal = processes.parent_death_signal()
     try:
         # The groups first: afterwards we may not.
         if name is not None:
@@ -37,6 +39,7 @@ def drop_privileges(user: str | int | None, group: str | int | None) -> None:
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
         processes.show_to_own_user()  # it has no secrets: what ours know as root they know as that user
+        processes.set_parent_death_signal(death_signal)
     except PermissionError as error:
         wanted = f"user = {user!r}, group = {group!r}"
         raise ConfigError(f"{wanted}: only root can change them; start as root or as that user") from error

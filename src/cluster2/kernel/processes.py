@@ -6,16 +6,6 @@ SIGXFSZ, a shell may have ignored SIGINT and SIGHUP, and both a mask and ignored
 inherited them would not die of what it should die of. So dispositions and mask are reset. All that Python opens is
 close-on-exec, but what *we* inherited isn't: that is closed in the child, one by one.
 
-**Forking an orphan.** The zygote forks workers, but they have to be the master's children: its to reap and to wait for,
-untouched when the zygote dies. So the zygote forks an intermediate that forks the worker and exits at once; the kernel
-gives the orphan to the nearest subreaper, the master. A worker must not go on before that: `PR_SET_PDEATHSIG` would
-fire for the intermediate's death, and `getppid` would name it. It waits on a pidfd of the intermediate, which turns
-readable only after the kernel has moved its children (by its source; `getppid` is asked again anyway) (the end of a
-pipe comes earlier: files are closed first; asking `getppid` in a loop works as well, at the cost of a core that is
-needed just then). Not chosen: `clone(CLONE_PARENT)` makes the master the parent with one fork, but doesn't go through
-`os.fork`, so that neither glibc's nor CPython's fork handlers run. Measured, from the call to the caller's return: 1.3
-ms with a small zygote, 7 with 100 MiB of touched memory, 16 with 200: each of the two forks copies the page tables.
-
 **Waiting.** A pid may be another process's by the time that it is used; a pidfd can't. `waitid` on it,
 `pidfd_send_signal` through it, and it is readable in the event loop when the process has ended.
 
@@ -39,14 +29,13 @@ import glob
 import math
 import os
 import resource
-import select
 import signal
-import struct
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_GET_PDEATHSIG: Final = 2
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -80,6 +69,18 @@ def become_subreaper() -> None:
 def set_parent_death_signal(sig: int) -> None:
     """Have the kernel send us `sig` when our parent ends; 0: none. Nothing comes if the parent has ended already."""
     _prctl(_PR_SET_PDEATHSIG, sig)
+
+
+def parent_death_signal() -> int:
+    """Return the signal that `set_parent_death_signal` has set; 0: none."""
+    import ctypes
+
+    found = ctypes.c_int()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(found), *map(ctypes.c_ulong, (0, 0, 0))) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl(PR_GET_PDEATHSIG): {os.strerror(code)}")
+    return found.value
 
 
 def show_to_own_user() -> None:
@@ -116,64 +117,6 @@ def execute(argv: Sequence[str], *, fds: Mapping[int, int], environ: Mapping[str
         )
 
 
-def fork_orphan() -> int | None:
-    """Fork a process that becomes the child of the nearest subreaper. Call it with one thread only.
-
-    Returns:
-        In the caller, the new process's pid (it may have ended and been reaped already).
-        In the new process None, after its adoption.
-    Raises:
-        OSError: EAGAIN or ENOMEM from either fork, in the caller; nothing is left behind.
-    """
-    reader, writer = os.pipe()
-    try:
-        middle = os.fork()
-    except OSError:
-        os.close(reader)
-        os.close(writer)
-        raise
-    if middle == 0:
-        os.close(reader)
-        _become_orphan(writer)
-        return None
-    os.close(writer)
-    try:
-        answer = os.read(reader, 4)
-    finally:
-        os.close(reader)
-        with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored: the kernel reaps by itself
-            os.waitpid(middle, 0)
-    pid = struct.unpack("i", answer)[0] if answer else -errno.ECHILD
-    if pid < 0:
-        raise OSError(-pid, f"a worker can't be forked: {os.strerror(-pid)}")
-    return int(pid)
-
-
-def _become_orphan(writer: int) -> None:
-    """Fork again, report, and exit; return only in the orphan, once it has been adopted."""
-    middle = os.getpid()
-    try:
-        pid = os.fork()
-    except OSError as error:
-        pid = -(error.errno or errno.EAGAIN)
-    if pid:
-        try:
-            os.write(writer, struct.pack("i", pid))
-        finally:
-            os._exit(
-                0
-            )  # whatever happens: the code after `fork_orphan` isn't this process's, nor are its exit handlers
-    os.close(writer)
-    while os.getppid() == middle:
-        # Should the intermediate be reaped right here, there is nothing to open, and the loop sees the new parent.
-        with contextlib.suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(middle)
-            waiter = select.poll()  # not `select`, which can't take descriptors above 1023
-            waiter.register(pidfd, select.POLLIN)
-            waiter.poll()
-            os.close(pidfd)
-
-
 def open_pidfd(pid: int) -> int:
     """A close-on-exec descriptor for a process; readable when that has ended.
 
@@ -193,6 +136,14 @@ def exit_of(pidfd: int) -> ExitStatus | None:
     if found is None:
         return None
     return ExitStatus(code=found.si_status) if found.si_code == os.CLD_EXITED else ExitStatus(signal=found.si_status)
+
+
+def is_running_child(pid: int) -> bool:
+    """Whether a process is our child and hasn't ended."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False
 
 
 def send_signal(pidfd: int, sig: int) -> bool:

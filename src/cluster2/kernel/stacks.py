@@ -8,11 +8,11 @@ reads what appears. A process that is stopped writes nothing: then its state in 
 
 from __future__ import annotations
 
-import asyncio
 import faulthandler
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 PATIENCE = 1.0
 """Seconds to wait for a process to write its stacks."""
@@ -20,6 +20,7 @@ QUIET = 0.03
 """Seconds without growth after which they are taken for complete."""
 LONGEST = 1 << 18
 """Bytes that are read of them."""
+_UNARMED = "has only just begun, or its app has taken SIGUSR1 away"
 _STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "waiting in the kernel", "Z": "a zombie"}
 
 
@@ -35,12 +36,48 @@ def arm(descriptor: int) -> None:
 
 async def capture(descriptor: int, pidfd: int, pid: int) -> str:
     """The stacks of a process that has armed itself, or a line that says why there are none."""
-    os.ftruncate(descriptor, 0)
-    os.lseek(descriptor, 0, os.SEEK_SET)  # the offset is shared with the process that writes
+    import asyncio  # not at the top: the keeper, which imports this module, has no use for it
+
+    if not _is_armed(pid):
+        return f"no stacks: process {pid} {_UNARMED}"
+    _empty(descriptor)
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGUSR1)
     except ProcessLookupError:
         return f"no stacks: process {pid} has ended"
+    for _ in _growth(descriptor):
+        await asyncio.sleep(0.01)
+    return _found(descriptor, pid)
+
+
+def capture_child(descriptor: int, pid: int) -> str:
+    """The same of a child that hasn't been reaped, for a process without an event loop: it waits."""
+    if not _is_armed(pid):
+        return f"no stacks: process {pid} {_UNARMED}"
+    _empty(descriptor)
+    os.kill(pid, signal.SIGUSR1)
+    for _ in _growth(descriptor):
+        time.sleep(0.01)
+    return _found(descriptor, pid)
+
+
+def _is_armed(pid: int) -> bool:
+    """Whether a process handles SIGUSR1, which would end it otherwise. One that has ended is told of later."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            facts = dict(line.split(":", 1) for line in file)
+    except OSError:
+        return True
+    return "Z" in facts["State"] or bool(int(facts["SigCgt"], 16) >> (signal.SIGUSR1 - 1) & 1)
+
+
+def _empty(descriptor: int) -> None:
+    os.ftruncate(descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)  # the offset is shared with the process that writes
+
+
+def _growth(descriptor: int) -> Iterator[None]:
+    """Yield until the stacks are complete, or until PATIENCE is over."""
     deadline = time.monotonic() + PATIENCE
     size, since = 0, time.monotonic()
     while (now := time.monotonic()) < deadline:
@@ -48,11 +85,13 @@ async def capture(descriptor: int, pidfd: int, pid: int) -> str:
         if grown != size:
             size, since = grown, now
         elif size and now - since >= QUIET:
-            break
-        await asyncio.sleep(0.01)
-    if not size:
-        return f"no stacks: process {pid} doesn't react; it is {_state(pid)}"
-    return os.pread(descriptor, LONGEST, 0).decode(errors="replace").rstrip()
+            return
+        yield
+
+
+def _found(descriptor: int, pid: int) -> str:
+    found = os.pread(descriptor, LONGEST, 0).decode(errors="replace").rstrip()
+    return found or f"no stacks: process {pid} doesn't react; it is {_state(pid)}"
 
 
 def _state(pid: int) -> str:

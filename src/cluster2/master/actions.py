@@ -19,6 +19,7 @@ from ..kernel.scoreboard import Scoreboard
 from ..lifecycle import Action, State
 from ..policy import SHORT_LIFE
 from ..settings import Settings
+from .child import KILL_TIMEOUT_S
 from .facts import Exited, Fact, Overdue, Vanished
 from .handle import Handle
 from .roster import Roster
@@ -64,8 +65,10 @@ class Actions:
 
     def apply(self, handle: Handle, event: lifecycle.Event, status: ExitStatus | None = None) -> None:
         """Something happened to a worker: go to the next state and do what belongs to it."""
-        before = handle.state
+        before, doing = handle.state, handle.phase()
         handle.state, actions = lifecycle.step(before, event)
+        if handle.state in (State.DYING, State.DEAD):
+            handle.ended_in = doing
         if handle.state is not before:
             self.limit(handle)
             self._moved()
@@ -92,6 +95,7 @@ class Actions:
             State.BOOTING: self._settings.boot_timeout,
             State.READY: SHORT_LIFE,
             State.DRAINING: self._settings.drain_timeout + DRAIN_MARGIN,
+            State.DYING: KILL_TIMEOUT_S,
         }.get(handle.state)
         if bound is not None:
             handle.timer = self._loop.call_later(bound, self._put, Overdue(handle, handle.state))
@@ -181,10 +185,11 @@ def _died(handle: Handle, status: ExitStatus | None) -> events.Died:
         slot=handle.slot,
         generation=handle.generation,
         code=None if status is None else status.code,
-        signal=None if status is None or status.signal is None else signal.Signals(status.signal).name,
+        signal=None if status is None or status.signal is None else str(status),
         uptime=handle.uptime(time.monotonic()),
         reason=reason_of(handle, status),
         stacks=handle.stacks,
+        phase=handle.phase(),
     )
 
 

@@ -10,16 +10,21 @@ A `Child` lives once. What is to be there again after its end is a `Helper`'s bu
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 
 from .. import wire
-from ..kernel import processes
+from ..kernel import executed, processes, stacks
 from ..kernel.descriptors import DescriptorsLost, PacketError, Packets
+
+logger = logging.getLogger("cluster2.master")
 
 CHANNEL_FD = 3
 """The descriptor that a child finds its channel at."""
+KILL_TIMEOUT_S = 5.0
+"""Seconds from SIGKILL to the end of a process. Only one that waits in the kernel, for a dead disk, takes longer."""
 
 
 class Child:
@@ -41,6 +46,7 @@ class Child:
         fds: Mapping[int, int] | None = None,
         buffer: int | None = None,
         reap: bool = True,
+        stacks_file: int | None = None,
     ) -> None:
         """Execute it.
 
@@ -50,6 +56,7 @@ class Child:
             fds: what it is to inherit beside the channel: its number → our descriptor.
             buffer: of the channel, in bytes; None: the system's default.
             reap: false: somebody else waits for its end, and `left` is never done.
+            stacks_file: our descriptor of the file that it writes its stacks to; None: one of its own, for `stacks`.
 
         Raises:
             OSError: there is no room for it, or no such program. Nothing is left behind.
@@ -57,17 +64,23 @@ class Child:
         """
         self.channel, theirs = Packets.pair(buffer=buffer)
         self.left: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._pidfd = -1
+        self._pidfd = self._stacks_file = -1
         try:
             self.channel.set_blocking(False)
             if order:
                 self.channel.send(order, descriptors)
-            environ = {**os.environ, wire.CHANNEL: str(CHANNEL_FD)}
-            self.pid = processes.execute(argv, fds={CHANNEL_FD: theirs.fileno(), **(fds or {})}, environ=environ)
+            if stacks_file is None:
+                stacks_file = self._stacks_file = stacks.create()
+            passed = {CHANNEL_FD: theirs.fileno(), **(fds or {})}
+            at = max(passed) + 1
+            passed[at] = stacks_file
+            environ = {**os.environ, wire.CHANNEL: str(CHANNEL_FD), executed.STACKS_VARIABLE: str(at)}
+            self.pid = processes.execute(argv, fds=passed, environ=environ)
             if reap:
                 self._watch()
         except BaseException:
             self.channel.close()
+            self._close_stacks_file()
             raise
         finally:
             theirs.close()
@@ -99,6 +112,17 @@ class Child:
         if self._pidfd >= 0:
             processes.send_signal(self._pidfd, signal.SIGKILL)
 
+    async def stacks(self) -> str:
+        """The Python stacks of its threads, or a line that says why there are none. Takes up to a second."""
+        if self._pidfd < 0 or self._stacks_file < 0:
+            return f"no stacks: process {self.pid} has ended"
+        pidfd, file = os.dup(self._pidfd), os.dup(self._stacks_file)  # copies, since it may end meanwhile
+        try:
+            return await stacks.capture(file, pidfd, self.pid)
+        finally:
+            os.close(pidfd)
+            os.close(file)
+
     def let_go(self) -> None:
         """It may leave: close the channel. What it said that wasn't heard yet is lost."""
         if self.channel.fileno() >= 0:
@@ -108,11 +132,12 @@ class Child:
     async def gone(self, patience: float) -> None:
         """Let it go and wait until it has left; killed after `patience` seconds."""
         self.let_go()
-        try:
-            await asyncio.wait_for(asyncio.shield(self.left), patience)
-        except TimeoutError:
+        await asyncio.wait({self.left}, timeout=patience)
+        if not self.left.done():
             self.kill()
-            await self.left
+            await asyncio.wait({self.left}, timeout=KILL_TIMEOUT_S)
+        if not self.left.done():
+            logger.warning("process %d has not ended %g s after SIGKILL", self.pid, KILL_TIMEOUT_S)
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:
@@ -146,5 +171,11 @@ class Child:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
+        self._close_stacks_file()
         if not self.left.done():
             self.left.set_result(how)
+
+    def _close_stacks_file(self) -> None:
+        if self._stacks_file >= 0:
+            os.close(self._stacks_file)
+            self._stacks_file = -1

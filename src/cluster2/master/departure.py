@@ -86,8 +86,8 @@ class Departure:
         if master.keeping is not None:
             master.keeping.stop()
         master.generations.close()
-        for handle in master.roster:
-            master.lives.end(handle, lifecycle.Event.KILL, "stop")
+        for handle in list(master.roster):
+            master.lives.kill(handle, "stop")
 
     def close(self) -> None:
         """All have left."""
@@ -106,7 +106,10 @@ class Departure:
         master.lives.actions.open_doors = bool(open_doors)
         master.lives.actions.last_drain = True
         self.workers = len(master.roster)
-        for handle in master.roster:
-            master.lives.end(handle, lifecycle.Event.DRAIN, "shutdown")
+        for handle in list(master.roster):
+            if handle.pid is None:  # it has nothing to finish, and its fork may hang
+                master.lives.kill(handle, "shutdown")
+            else:
+                master.lives.end(handle, lifecycle.Event.DRAIN, "shutdown")
         if master.keeping is not None:
             master.keeping.drain(master.settings.drain_idle)

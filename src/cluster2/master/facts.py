@@ -18,10 +18,17 @@ from .handle import Handle
 
 @dataclass(frozen=True, slots=True)
 class FromZygote:
-    """A zygote said something; None: its channel has ended."""
+    """A zygote said something; None: it has ended.
+
+    Attributes:
+        how: how it ended and what it was doing, for a message.
+        detail: its stacks, if it was killed because it hung.
+    """
 
     generation: int
     message: wire.Orders | None
+    how: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from .. import wire
 from ..events import Reason
 from ..health import Promise
 from ..kernel.scoreboard import Row
-from ..lifecycle import State
+from ..lifecycle import LifePhase, State, life_phase
 from ..policy import Seen
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ class Handle:
         stacks_file: where it writes its stacks when asked.
         stacks: what it wrote when it was found to be stuck, or None.
         cut: what of it was not finished when its time to drain was over, or None: it was reset, or the worker was killed.
+        overdue: the state in which it has stayed for too long, once its stacks have been asked for; or None.
+        executed: it was executed, not forked: it imports the app itself.
+        started: it has said that it runs: the app is imported, and the worker's own code begins.
+        ended_in: what it was doing when it was killed or ended, or None.
         drain_first: it is told to drain when its successor is ready; false: it is killed then, since it wouldn't hear.
         promise: what its heartbeats promise.
         talk: the link to it, or None when its channel has closed.
@@ -53,6 +57,10 @@ class Handle:
     stacks_file: int = -1
     stacks: str | None = None
     cut: str | None = None
+    overdue: State | None = None
+    executed: bool = False
+    started: bool = False
+    ended_in: LifePhase | None = None
     drain_first: bool = True
     promise: Promise = field(default_factory=Promise, repr=False)
     talk: TalkToWorker | None = field(default=None, repr=False)
@@ -70,6 +78,10 @@ class Handle:
     def deadline(self, row: Row, now: float) -> float:
         """Return when its next heartbeat is due, by what its row says and by when that was seen first."""
         return self.promise.deadline(row.integers[Row.heartbeat.index], row.heartbeat, now)
+
+    def phase(self) -> LifePhase:
+        """What it is doing, or was doing when it was killed or ended."""
+        return self.ended_in or life_phase(self.state, executed=self.executed, started=self.started)
 
     def uptime(self, now: float) -> float:
         """Seconds since the order to fork it."""

@@ -9,6 +9,7 @@ One without a sign of life is stuck; it is killed, which leads to the same.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from ..kernel.scoreboard import Header
 from ..policy import Pauses
 from .child import Child
 from .facts import Fact, HelperGone
+
+logger = logging.getLogger("cluster2.master")
 
 
 class Helper(ABC):
@@ -46,6 +49,7 @@ class Helper(ABC):
         self._born = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._renewing = False
+        self._killing: asyncio.Task[None] | None = None
 
     @abstractmethod
     def _execute(self) -> Child:
@@ -87,8 +91,15 @@ class Helper(ABC):
         beat: float = getattr(self._header, f"{self.name}_beat")
         if self._child is None or now - beat <= self.patience:
             return None
-        self._child.kill()
+        if self._killing is not None and not self._killing.done():
+            return None
+        self._killing = self._loop.create_task(self._kill_stuck(self._child))
         return f"the {self.name} gives no sign of life; it is killed"
+
+    async def _kill_stuck(self, child: Child) -> None:
+        """Log the stacks of a process that is stuck, which tell why, then kill it."""
+        logger.warning("stacks of the %s:\n%s", self.name, await child.stacks())
+        child.kill()
 
     def alive(self) -> bool:
         """Whether there is such a process."""

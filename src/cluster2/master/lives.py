@@ -9,19 +9,22 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import time
 from typing import TYPE_CHECKING
 
 from .. import events, lifecycle, policy, wire
 from ..errors import AppError, ClusterError, by_exit_code
+from ..events import during
 from ..kernel import processes, stacks
 from ..kernel.processes import ExitStatus
 from ..lifecycle import State
 from ..step_guard import reason
 from .actions import Actions, reason_of
+from .child import KILL_TIMEOUT_S
 from .estate import Phase
-from .facts import Garbage
+from .facts import Garbage, Overdue
 from .handle import Handle
 from .talk import TalkToWorker
 
@@ -34,6 +37,8 @@ SPAWNING = "no worker can be made"
 """What is reported when the system refuses to make one."""
 BOOT_REFUSALS_S = 1.0
 """Seconds for which the system may refuse all workers at the first start before that is given up."""
+_STACKS_FIRST = frozenset({State.SPAWNING, State.BOOTING, State.DRAINING})
+"""States in which a worker that has stayed for too long is killed, after its stacks have been logged."""
 
 
 class Lives:
@@ -61,7 +66,10 @@ class Lives:
     def forked(self, incarnation: int, pid: int) -> None:
         """A worker has a process, says its zygote or the worker itself; the first to say so counts."""
         handle = self._master.roster.find(incarnation)
-        if handle is None or handle.pid is not None:
+        if handle is None:
+            self._kill_unwanted(pid)
+            return
+        if handle.pid is not None:
             return  # told twice, by the zygote and by the worker itself
         handle.pid = self._master.estate.board.row(handle.row).pid = pid
         self._refused_since = None
@@ -69,12 +77,18 @@ class Lives:
         self._master.guard.worked(SPAWNING)
         self.actions.apply(handle, lifecycle.Event.FORKED)
 
+    def _kill_unwanted(self, pid: int) -> None:
+        """Kill a worker that was given up before it was forked. One that has come and gone isn't our child any more."""
+        if pid not in self._master.children() and processes.is_running_child(pid):
+            os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still its own
+
     def from_worker(self, handle: Handle, message: wire.Talk) -> None:
         """A worker said something."""
         if handle.state is State.DEAD:
             return  # said before its end, read after it
         match message:
             case wire.Born():
+                handle.started = True
                 self.forked(handle.incarnation, message.pid)
                 if message.version != wire.VERSION:
                     self._refuse(handle, message.version)
@@ -111,7 +125,7 @@ class Lives:
             and self._master.generations.nursery(handle.generation) is None
             and handle.state is not State.DEAD
         ):
-            self.buried(handle, None)
+            self.forget(handle)
 
     def _refuse(self, handle: Handle, version: int) -> None:
         """A worker that can't be talked to."""
@@ -132,7 +146,11 @@ class Lives:
         """A worker's process has ended."""
         if handle.pidfd is None or handle.state is State.DEAD:
             return
-        status = processes.exit_of(handle.pidfd)
+        try:
+            status = processes.exit_of(handle.pidfd)
+        except ChildProcessError:  # reaped by the program that the master lives in; how it ended isn't known
+            self.buried(handle, None)
+            return
         if status is not None:
             self.buried(handle, status)
 
@@ -142,10 +160,7 @@ class Lives:
             handle.reason = None  # it was to be replaced, but hadn't been told to leave: it has died by itself
         meant = handle.reason not in (None, "crash")
         fault = departure_fault(handle, status)
-        logbook = self._master.estate.logbook
-        if logbook is not None and handle.pid is not None:
-            logbook.ended(handle.slot, handle.pid, str(status or "how isn't known"), meant)
-        self._forget(handle, status)
+        self.forget(handle, status)
         if fault is not None:
             self._master.left_badly(handle, fault)
         if meant or self._master.ending():
@@ -154,7 +169,7 @@ class Lives:
             died = f"{handle} died before it was ready ({status or 'it could not be made'})"
             self._master.verbs.start_failed(handle.slot, died)
         if self._master.reloader.proves(handle.generation):
-            how = status or "it could not be made"
+            how = f"{status} {during(handle.phase())}" if status else "it could not be made"
             self._master.reloader.abandon(AppError(f"a worker of the new generation died ({how}); its log says why"))
             return
         now = time.monotonic()
@@ -165,8 +180,14 @@ class Lives:
         if self.restarts.degraded and not was_degraded:
             self._degraded(handle, status, now)
 
-    def _forget(self, handle: Handle, status: ExitStatus | None) -> None:
-        """A worker has ended, or never came to be: give back what it had."""
+    def forget(self, handle: Handle, status: ExitStatus | None = None) -> None:
+        """Remove a worker that has ended, or that never came to be because its zygote ended, which isn't a crash of its own."""
+        if handle.state is State.DEAD:
+            return
+        logbook = self._master.estate.logbook
+        if logbook is not None and handle.pid is not None:
+            meant = handle.reason not in (None, "crash")
+            logbook.ended(handle.slot, handle.pid, str(status or "how isn't known"), meant)
         self.actions.apply(handle, lifecycle.Event.EXITED, status)
         self._master.steering.release(handle.place)
         self._master.watchman.forget(handle)
@@ -175,7 +196,8 @@ class Lives:
         if self._master.phase is Phase.BOOTING:
             self._master.departure.fail(
                 AppError(
-                    f"workers die before they are ready ({reason_of(handle, status)}: {status}); their log says why"
+                    f"workers die before they are ready ({reason_of(handle, status)}: {status} "
+                    f"{during(handle.phase())}); their log says why"
                 )
             )
             return
@@ -192,27 +214,33 @@ class Lives:
         if handle.state is not state:  # another fact that was in the queue before has ended it
             return
         settings = self._master.settings
+        if state in _STACKS_FIRST and handle.overdue is not state and handle.pidfd is not None:
+            handle.overdue = state
+            self._master.watchman.take_stacks(handle, Overdue(handle, state))
+            return
         match state:
             case State.READY:
                 self.restarts.settled(handle.slot)
             case State.SPAWNING | State.BOOTING:
                 text = f"{handle} wasn't ready within boot_timeout ({settings.boot_timeout:g} s)"
+                error = AppError(text, detail=handle.stacks or "")
                 if self._master.phase is Phase.BOOTING:
-                    self._master.departure.fail(AppError(text))
+                    self._master.departure.fail(error)
                     return
                 if self._master.reloader.proves(handle.generation):
-                    self._master.reloader.abandon(AppError(text))
+                    self._master.reloader.abandon(error)
                 self._master.warn(f"{text}; it is killed")
-                self.end(handle, lifecycle.Event.KILL, "crash")
-                if handle.pid is None:  # nobody knows of a process; if there is one, it finds its channel closed
-                    self.buried(handle, None)
+                self.kill(handle, "crash")
             case State.DRAINING:
                 killed = f"it did not leave within drain_timeout ({settings.drain_timeout:g} s) and was killed"
                 handle.cut = handle.cut or killed
                 self._master.warn(
                     f"{handle} hasn't left within drain_timeout ({settings.drain_timeout:g} s); it is killed"
                 )
-                self.end(handle, lifecycle.Event.KILL, handle.reason)
+                self.kill(handle, handle.reason)
+            case State.DYING:
+                self._master.warn(f"{handle} has not ended {KILL_TIMEOUT_S:g} s after SIGKILL; it is given up")
+                self.buried(handle, None)
             case _:
                 pass
 
@@ -275,6 +303,7 @@ class Lives:
                 # Meanwhile the zygote may have died, or the cluster been told to end: that is no crash of a worker.
                 if nursery is None or master.ending():
                     return
+                handle.executed = nursery.executes
                 order, descriptors = self._orders(handle)
                 nursery.spawn(order, [theirs.fileno(), file, *master.estate.board.descriptors, *descriptors])
             handle.talk = talk
@@ -321,7 +350,7 @@ class Lives:
         """The zygote could not fork a worker that was ordered."""
         handle = self._master.roster.find(incarnation)
         if handle is not None and handle.pid is None:
-            self._forget(handle, None)
+            self.forget(handle)
             self._refused(handle.slot, handle.generation, OSError(reason))
 
     def _logs(self, slot: int) -> str:
@@ -335,6 +364,12 @@ class Lives:
         """A worker is to leave, for this reason."""
         handle.reason = reason
         self.actions.apply(handle, event)
+
+    def kill(self, handle: Handle, reason: events.Reason | None) -> None:
+        """End a worker at once. One without a pid is forgotten: if there is a process, it is killed when its pid is reported."""
+        self.end(handle, lifecycle.Event.KILL, reason)
+        if handle.pid is None:
+            self.buried(handle, None)
 
 
 def departure_fault(handle: Handle, status: ExitStatus | None) -> str | None:

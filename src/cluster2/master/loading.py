@@ -14,6 +14,7 @@ from .. import wire
 from ..errors import AppError, ClusterError, ConfigError, as_cluster_error, by_exit_code
 from ..settings import Settings
 from .estate import Phase
+from .facts import FromZygote
 
 if TYPE_CHECKING:
     from .loop import Master
@@ -32,9 +33,10 @@ class Loading:
         self._master = master
         self._again_at: float | None = None
 
-    def said(self, generation: int, message: wire.Orders | None) -> None:
+    def said(self, fact: FromZygote) -> None:
         """A zygote said something, or an executed worker that loads the app; None: the zygote is gone."""
         master = self._master
+        generation, message = fact.generation, fact.message
         match message:
             case wire.Prepared():
                 try:
@@ -46,12 +48,15 @@ class Loading:
             case wire.Forked():
                 master.lives.forked(message.incarnation, message.pid)
             case wire.ForkFailed():
+                if message.detail:
+                    logger.warning("stacks of the fork:\n%s", message.detail)
                 master.lives.unforked(message.incarnation, message.message)
             case None:
-                self._failed(generation, AppError("the process that imports the app died; its log says why"))
+                text = f"the process that imports the app died ({fact.how}); its log says why"
+                self._failed(generation, AppError(text, detail=fact.detail))
                 for handle in list(master.roster):
                     if handle.generation == generation and handle.pid is None and handle.talk is None:
-                        master.lives.buried(handle, None)
+                        master.lives.forget(handle)
             case _:
                 logger.warning("a zygote said what only a master says: %r", message)
 

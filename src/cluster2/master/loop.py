@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from .. import events, lifecycle, policy, wire
-from ..kernel import processes
+from ..kernel import leftovers, processes
 from ..settings import Settings
 from ..step_guard import StepGuard
 from .control import Control
@@ -167,6 +167,11 @@ class Master:
         """The processes beside the workers that this cluster has."""
         return [helper for helper in (self.keeping, self.monitoring) if helper is not None]
 
+    def children(self) -> set[int]:
+        """Pids of the children that this master has made and waits for."""
+        workers = {handle.pid for handle in self.roster if handle.pid is not None}
+        return workers.union(self.generations.pids(), *(helper.pids() for helper in self.helpers()))
+
     def _finished(self) -> bool:
         """Whether we are leaving, and everybody else has left."""
         if not self.ending() or len(self.roster):
@@ -194,12 +199,12 @@ class Master:
     def _handle(self, fact: Fact) -> None:
         match fact:
             case FromZygote():
-                self.loading.said(fact.generation, fact.message)
+                self.loading.said(fact)
             case FromWorker():
                 self.lives.from_worker(fact.worker, fact.message)
             case Garbage():
                 logger.warning("%s sent garbage and is replaced: %s", fact.worker, fact.text)
-                self.lives.end(fact.worker, lifecycle.Event.KILL, "crash")
+                self.lives.kill(fact.worker, "crash")
             case Silent():
                 self.lives.silent(fact.worker)
             case Exited():
@@ -404,8 +409,16 @@ class Master:
             await self._leave()
         if self.monitoring is not None:
             await self.monitoring.gone(0.0)
+        self._kill_leftovers()
         self.steering.close()
         await self._control.close()
+
+    def _kill_leftovers(self) -> None:
+        """Kill what still holds a socket of ours. Not in a user's program, whose own forks hold them as well."""
+        if self.estate.owns_process:
+            sockets = [listener.sock.fileno() for _, listener in self.estate.listeners]
+            for pid in leftovers.kill_holders([*self.estate.board.descriptors, *sockets]):
+                logger.warning("process %d, a fork that never became a worker, was killed", pid)
 
     def reopen_logs(self) -> None:
         """Somebody has renamed log files: everybody is to open theirs again. Who isn't told looks once a second anyway."""

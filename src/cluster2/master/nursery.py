@@ -10,18 +10,26 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from .. import codec, wire
 from ..errors import AppError, ClusterError
-from .child import Child
+from ..kernel.forking import FORK_TIMEOUT_S
+from .child import KILL_TIMEOUT_S, Child
 from .facts import Fact, FromZygote
 
 BUFFER = 1 << 18
 """Of the channel, in bytes: a traceback must fit."""
+ANSWER_TIMEOUT_S = FORK_TIMEOUT_S + 5.0
+"""Seconds that a zygote may take for one order. It gives up a fork that hangs before that."""
+EXIT_GRACE_S = 1.0
+"""Seconds from the end of a zygote's channel to its exit; then it is killed."""
+LEAVE_GRACE_S = 5.0
+"""Seconds that a zygote which isn't needed any more may take to leave: it may be importing, or running exit handlers."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,6 +75,10 @@ class Nursery:
         self._zygote: Child | None = None
         self._alone: dict[int, Alone] = {}
         self._leaving: list[Child] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unanswered: set[int] = set()
+        self._answer_limit: asyncio.TimerHandle | None = None
+        self._stacks = ""
         self._forks = True
         self.ready = False
 
@@ -99,17 +111,25 @@ class Nursery:
         if self._forks:
             assert self._zygote is not None
             self._zygote.channel.send(codec.pack_order(order), descriptors)
+            self._unanswered.add(order.incarnation)
+            if self._answer_limit is None:
+                self._limit_answer()
             return
         with contextlib.ExitStack() as unsent:
             copies = []
             for descriptor in descriptors:
                 copies.append(os.dup(descriptor))
                 unsent.callback(os.close, copies[-1])
-            child = self._execute(reap=False)
+            child = self._execute(reap=False, stacks_file=copies[wire.STACKS_FILE])
             unsent.pop_all()
         self._alone[order.incarnation] = Alone(child, msgspec.structs.replace(order, become=True), copies)
         self._hear(child, lambda message: self._from_alone(order.incarnation, message))
         self._say(wire.Forked(order.incarnation, child.pid))
+
+    @property
+    def executes(self) -> bool:
+        """Whether each worker is executed and imports the app itself."""
+        return not self._forks
 
     def reopen_logs(self) -> None:
         """The zygote is to open its log again; one that doesn't listen does so before its next fork."""
@@ -138,22 +158,74 @@ class Nursery:
         self._put(FromZygote(self._prepare.generation, message))
 
     def _too_slow(self) -> None:
-        assert self._zygote is not None
-        self._zygote.kill()
-        self._let_zygote_go()
-        message = f"the app wasn't imported within boot_timeout ({self._patience:g} s)"
-        self._say(wire.PrepareFailed(message, "", AppError.exit_code))
+        zygote = self._zygote
+        assert zygote is not None
+
+        async def give_up() -> None:
+            stacks = await zygote.stacks()
+            if zygote is not self._zygote or self._limit is None:
+                return  # meanwhile it has come to something, or has ended
+            self._let_zygote_go(at_once=True)
+            message = f"the app wasn't imported within boot_timeout ({self._patience:g} s)"
+            self._say(wire.PrepareFailed(message, stacks, AppError.exit_code))
+
+        self._start(give_up())
+
+    def _limit_answer(self) -> None:
+        """Bound the time until the zygote answers the oldest order."""
+        if self._answer_limit is not None:
+            self._answer_limit.cancel()
+            self._answer_limit = None
+        if self._unanswered:
+            # An order's worker must be ready within boot_timeout; what of it is spent here is told as what it is.
+            timeout_s = min(ANSWER_TIMEOUT_S, self._patience * 0.75)
+            self._answer_limit = self._loop.call_later(timeout_s, self._doesnt_answer)
+
+    def _doesnt_answer(self) -> None:
+        zygote = self._zygote
+        if zygote is None:
+            return
+
+        async def kill() -> None:
+            stacks = await zygote.stacks()
+            if zygote is self._zygote and self._unanswered:
+                self._stacks = stacks
+                zygote.kill()  # the end of its channel tells the rest
+
+        self._start(kill())
 
     def _from_zygote(self, zygote: Child, message: wire.Orders | None) -> None:
         if zygote is not self._zygote:
             return
+        if isinstance(message, wire.Forked | wire.ForkFailed):
+            self._unanswered.discard(message.incarnation)
+            self._limit_answer()
+        if message is None:
+            self._zygote_ends(zygote)
+            return
         self._in_time()
         if isinstance(message, wire.Prepared):
             self.ready = True
-        if message is None:
-            self.ready = False
-            self._let_zygote_go()
         self._say(message)
+
+    def _zygote_ends(self, zygote: Child) -> None:
+        """Its channel has ended, or it sent garbage: tell when it has exited, and how."""
+        doing = "while it forked a worker" if self._unanswered else "" if self.ready else "while it imported the app"
+        self.ready = False
+        self._let_zygote_go(EXIT_GRACE_S)
+
+        async def tell() -> None:
+            await asyncio.wait({zygote.left}, timeout=EXIT_GRACE_S + KILL_TIMEOUT_S)
+            how = zygote.left.result() if zygote.left.done() else "it doesn't end"
+            stacks, self._stacks = self._stacks, ""
+            self._put(FromZygote(self._prepare.generation, None, " ".join(filter(None, (how, doing))), stacks))
+
+        self._start(tell())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _from_alone(self, incarnation: int, message: wire.Orders | None) -> None:
         alone = self._alone.pop(incarnation, None)
@@ -166,8 +238,9 @@ class Nursery:
         if isinstance(message, wire.PrepareFailed):
             self._say(message)
 
-    def _execute(self, *, reap: bool = True) -> Child:
-        return Child(self._argv, codec.pack_order(self._prepare), self._files, buffer=BUFFER, reap=reap)
+    def _execute(self, *, reap: bool = True, stacks_file: int | None = None) -> Child:
+        order = codec.pack_order(self._prepare)
+        return Child(self._argv, order, self._files, buffer=BUFFER, reap=reap, stacks_file=stacks_file)
 
     def _hear(self, child: Child, receive: Callable[[wire.Orders | None], None]) -> None:
         """What a child says, as messages; None: its channel has ended, or might as well have."""
@@ -189,13 +262,19 @@ class Nursery:
             self._limit.cancel()
             self._limit = None
 
-    def _let_zygote_go(self) -> None:
-        """Close its channel; it is reaped when it has left."""
+    def _let_zygote_go(self, grace_s: float = LEAVE_GRACE_S, *, at_once: bool = False) -> None:
+        """Close its channel, and kill it if it hasn't left in time; it is reaped in any case."""
         self._in_time()
+        self._unanswered.clear()
+        self._limit_answer()
         if self._zygote is not None:
-            self._zygote.let_go()
-            self._leaving = [child for child in self._leaving if not child.left.done()] + [self._zygote]
-            self._zygote = None
+            zygote, self._zygote = self._zygote, None
+            zygote.let_go()
+            if at_once:
+                zygote.kill()
+            killer = self._loop.call_later(grace_s, zygote.kill)
+            zygote.left.add_done_callback(lambda _: killer.cancel())
+            self._leaving = [child for child in self._leaving if not child.left.done()] + [zygote]
 
     def _dismiss(self, alone: Alone) -> None:
         """Close the channel, and what was to travel over it."""

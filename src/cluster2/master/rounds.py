@@ -72,7 +72,7 @@ class Rounds:
                 master.emit(beat)
         if master.estate.owns_process:
             with guard("stray processes can't be reaped"):
-                processes.reap_strays(self._known())
+                processes.reap_strays(master.children())
         with guard("the app can't be loaded again"):
             master.loading.look(now)
         if master.roster.ready() >= master.wanted.slots and master.lives.restarts.recovered(now):
@@ -109,9 +109,3 @@ class Rounds:
         if serving and len(serving) == len(roster):
             oldest = min(serving, key=lambda handle: handle.born)
             oldest.replace, oldest.reason = now, "recycle"
-
-    def _known(self) -> set[int]:
-        """Children whose end somebody else waits for."""
-        master = self._master
-        workers = {handle.pid for handle in master.roster if handle.pid is not None}
-        return workers.union(master.generations.pids(), *(helper.pids() for helper in master.helpers()))

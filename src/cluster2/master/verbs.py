@@ -37,6 +37,7 @@ SIGNALS = {
     signal.SIGTTIN: "one worker more",
     signal.SIGTTOU: "one worker less",
     signal.SIGUSR1: "reopen logs",
+    signal.SIGUSR2: "nothing",
 }
 """What each signal asks for. A second TERM or INT ends a lame duck, another INT stops."""
 
@@ -111,6 +112,8 @@ class Verbs:
                     master.warn(f"no reload: the cluster is {master.phase.value}")
             case "reopen logs":
                 master.reopen_logs()
+            case "nothing":  # gunicorn begins an upgrade
+                master.warn("SIGUSR2 does nothing here: `cluster2 reload`, or SIGHUP, loads the code again")
             case "one worker more":
                 master.resize(master.wanted.slots + 1)
             case _:

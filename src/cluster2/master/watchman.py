@@ -196,6 +196,16 @@ class Watchman:
 
         self._start(take())
 
+    def take_stacks(self, handle: Handle, then: Fact) -> None:
+        """Log the stacks of a worker that is about to be killed, then put this fact."""
+
+        async def take() -> None:
+            handle.stacks = await _stacks_of(handle)
+            logger.warning("stacks of %s:\n%s", handle, handle.stacks)
+            self._put(then)
+
+        self._start(take())
+
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)

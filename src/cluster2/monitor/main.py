@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from ..engines.base import Interface, Site
 from ..engines.uvicorn import UvicornEngine
 from ..engines.uvicorn_http import check
 from ..errors import ClusterError
-from ..kernel import privileges, processes
+from ..kernel import privileges, signals
 from ..kernel.descriptors import Packets
 from ..kernel.logfiles import Follower
 from ..kernel.scoreboard import MONITOR_PAGE, Scoreboard
@@ -51,8 +50,7 @@ LAST_WORDS = 0.5
 
 def main() -> int:
     """Serve until the channel ends. Returns the exit code."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)  # a terminal's ^C is the master's business
+    signals.settle("monitor")  # a terminal's ^C is the master's business, and it ends us by closing the channel
     channel = Packets.attach(int(os.environ.pop(wire.CHANNEL)))
     packet, descriptors = channel.receive()
     if not packet:
@@ -67,7 +65,6 @@ def main() -> int:
     except ClusterError as error:  # the zygote, which says the same, ends the cluster
         logger.warning("the monitor can't serve: %s", error.message)
         return error.exit_code
-    processes.set_parent_death_signal(signal.SIGKILL)  # behind the end of the channel, for a loop that is stuck
     board = Scoreboard.attach(descriptors[:3], MONITOR_PAGE)
     listeners = [socket.socket(fileno=each) for each in descriptors[3:]]
     asyncio.run(_observe(channel, board, listeners, order, settings))

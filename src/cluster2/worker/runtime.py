@@ -21,7 +21,7 @@ from .. import codec, latencies, wire
 from ..apps import said, trace
 from ..engines.base import Capability, Engine, Interface, Site, is_fed, is_own, owns_accept
 from ..errors import AppError, ClusterError
-from ..kernel import processes
+from ..kernel import processes, signals
 from ..kernel.cells import LARGEST_COUNT
 from ..kernel.handover import Inlet, Outlet, batch_size
 from ..kernel.scoreboard import Row
@@ -177,6 +177,8 @@ class Worker:
         if not starting.done():
             starting.cancel()
             return False
+        if starting.cancelled():
+            raise AppError("the app has cancelled the task that starts it")
         starting.result()
         return True
 
@@ -199,7 +201,7 @@ class Worker:
     async def _start(self) -> None:
         try:
             await api.hooks.run_start()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise AppError(f"a hook of worker.on_start raised {said(error)}", detail=trace(error)) from error
         self._watch = Watch(self._long_step, 2 * self._settings.park_above, self._took)
         self._engines = [self._engine(site) for site in self._birth.sites]
@@ -399,17 +401,23 @@ async def take_all(*steps: tuple[str, Callable[[], Awaitable[bool | None]]]) -> 
 
 
 def _arrange_signals(birth: Birth) -> None:
-    """A terminal's ^C, or a HUP to the group, is the master's business: it tells its workers itself."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
+    """Ignore what concerns the master alone, and have this process end if the master is gone and the loop is stuck.
+
+    A terminal's ^C, or a HUP to the group, is the master's business: it tells its workers itself.
+
+    The parent-death signal is SIGCONT: no other but SIGKILL reaches a process that is stopped, and after SIGKILL nothing
+    could be drained. Continued, the worker finds that its channel has ended.
+    """
+    signals.settle("worker")
     limit = birth.settings.drain_timeout + ORPHAN_GRACE
 
-    def master_died(*_: object) -> None:
+    def continued(*_: object) -> None:
+        if os.getppid() == birth.order.master:
+            return  # a shell's `fg`, or an operator's `kill -CONT`
         # Behind the end of the channel, for a loop that is stuck: SIGALRM's default action needs no Python to end us.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, limit)
 
-    signal.signal(signal.SIGUSR2, master_died)
-    processes.set_parent_death_signal(signal.SIGUSR2)
-    if os.getppid() != birth.order.master:
-        signal.raise_signal(signal.SIGUSR2)
+    signal.signal(signal.SIGCONT, continued)
+    processes.set_parent_death_signal(signal.SIGCONT)
+    continued()

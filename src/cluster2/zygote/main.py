@@ -19,7 +19,7 @@ from typing import NoReturn
 from .. import codec, wire
 from ..engines.base import Capability, owns_accept
 from ..errors import ClusterError
-from ..kernel import processes
+from ..kernel import executed, forking, processes, signals, stacks
 from ..kernel.descriptors import MAX_DESCRIPTORS, DescriptorsLost, Packets
 from ..kernel.logfiles import Follower
 from .image import Image, freeze
@@ -30,8 +30,7 @@ Serve = Callable[[Image, wire.Fork, list[int]], int]
 
 def main(channel: Packets, prepare: Callable[[wire.Prepare, list[int]], Image], serve: Serve) -> int:
     """Be a zygote until the channel ends. Returns the exit code; in a worker it never returns."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the master ends us by closing the channel
+    signals.settle("zygote")  # the master ends us by closing the channel
     order, files = _receive(channel)
     if not isinstance(order, wire.Prepare):
         return 0
@@ -42,6 +41,7 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare, list[int]], Image], 
         _say(channel, wire.PrepareFailed(message, detail, error.exit_code))
         return error.exit_code
     output = Follower(log, 1, 2) if (log := order.log) else None
+    signals.settle("zygote")  # once more: the app's import may have changed something
     freeze()
     _say(channel, _prepared(image))
     while True:
@@ -99,10 +99,23 @@ def _say(channel: Packets, message: wire.Orders) -> None:
 def _fork(
     channel: Packets, image: Image, order: wire.Fork, descriptors: list[int], serve: Serve
 ) -> wire.Forked | wire.ForkFailed:
+    def born() -> None:
+        """Run in the worker before the app's at-fork handlers, which may hang."""
+        stacks.arm(descriptors[wire.STACKS_FILE])
+        processes.set_parent_death_signal(signal.SIGKILL)  # until it can drain
+        if os.getppid() != order.master:
+            os._exit(0)
+
+    def dump(pid: int) -> str:
+        return stacks.capture_child(file, pid) if (file := executed.stacks_file()) >= 0 else ""
+
+    timeout_s = min(forking.FORK_TIMEOUT_S, image.settings.boot_timeout / 2)
     try:
-        pid = processes.fork_orphan()
+        pid = forking.fork_orphan(born, timeout_s=timeout_s, dump=dump)
+    except forking.ForkTimeout as error:
+        return wire.ForkFailed(order.incarnation, str(error), codec.clip(error.stacks, MOST_DETAIL))
     except OSError as error:
-        return wire.ForkFailed(order.incarnation, str(error))
+        return wire.ForkFailed(order.incarnation, error.strerror or str(error))
     if pid:
         return wire.Forked(order.incarnation, pid)
     channel.close()

@@ -1,0 +1,39 @@
+"""The first steps of a process that the master has executed: a zygote, an executed worker, the keeper, the monitor.
+
+They are taken when the package is imported (`cluster2/__init__.py`), before any line of the app in `python -m
+cluster2.child`. In script mode the script's own imports may come before.
+
+- SIGUSR1 writes the Python stacks to a file that the master gave (`kernel.stacks`): before the master kills a process
+  that hangs, it logs them.
+- The end of the master ends the process by SIGKILL, the only signal that a stopped process obeys. The end of its channel
+  comes first, and tells it to leave; this stands behind it for a process that is stopped, or hangs in foreign code. A
+  worker asks for another signal as soon as it can drain (`worker.runtime`).
+  A process that is stopped before it comes here, in its first milliseconds, is not reached.
+- Our at-fork handlers are called before the app's (`kernel.forking`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from . import forking, stacks
+from .processes import set_parent_death_signal
+
+STACKS_VARIABLE = "_CLUSTER2_STACKS"
+"""The environment variable with the descriptor of the file for stacks."""
+_stacks_file = -1
+
+
+def begin() -> None:
+    """Take the steps. The variable leaves the environment, so that no program of the app takes itself for one of ours."""
+    global _stacks_file
+    _stacks_file = int(os.environ.pop(STACKS_VARIABLE))
+    set_parent_death_signal(signal.SIGKILL)
+    stacks.arm(_stacks_file)
+    forking.register_handlers()
+
+
+def stacks_file() -> int:
+    """Return the descriptor of the file for stacks; -1: this process wasn't executed by a master."""
+    return _stacks_file

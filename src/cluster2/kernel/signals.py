@@ -1,0 +1,38 @@
+"""Bring a process's signals into the state that `cluster2.signal_table` declares for its kind.
+
+What handles a signal is installed where it is needed; here the rest is settled. A process that the master executes begins
+with default dispositions and an empty mask (`kernel.processes: execute`). The master itself inherits both from whatever
+started it: a mask that blocks TERM would make it deaf, and an ignored CHLD would have the kernel reap its workers before
+it could ask how they ended.
+
+A signal that is ignored stays so in programs that the app executes. So only those are ignored in workers that would be
+fatal there and are sent to whole groups or by habit.
+"""
+
+from __future__ import annotations
+
+import signal
+
+from ..signal_table import TABLE, Disposition, Role
+
+
+def numbers(name: str) -> list[int]:
+    """Return the numbers of the signals that a row of the table is about."""
+    if name == "RTMIN to RTMAX":
+        return list(range(signal.SIGRTMIN, signal.SIGRTMAX + 1))
+    return [int(signal.Signals[f"SIG{name}"])]
+
+
+def settle(role: Role) -> None:
+    """Ignore what a process of this kind ignores. Call it in the main thread."""
+    for name, effects in TABLE.items():
+        if effects[role].disposition is Disposition.IGNORED:
+            for number in numbers(name):
+                signal.signal(number, signal.SIG_IGN)
+
+
+def settle_master() -> None:
+    """Do that for a master, and undo what it has inherited."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    settle("master")

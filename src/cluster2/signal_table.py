@@ -1,0 +1,98 @@
+"""What each signal does to each kind of process: the one declaration.
+
+`kernel.signals` makes it so, `docs/signals.md` shows it, and a test compares both with real processes.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Literal, NamedTuple
+
+Role = Literal["master", "worker", "zygote", "keeper", "monitor"]
+ROLES: tuple[Role, ...] = ("master", "worker", "zygote", "keeper", "monitor")
+
+
+class Disposition(Enum):
+    """What the kernel is told to do with a signal."""
+
+    HANDLED = "call a handler"
+    IGNORED = "ignore it"
+    DEFAULT = "do what it always does"
+
+
+class Effect(NamedTuple):
+    """What comes of a signal.
+
+    Attributes:
+        text: for the table in the docs.
+    """
+
+    disposition: Disposition
+    text: str
+
+
+_H, _I, _D = Disposition.HANDLED, Disposition.IGNORED, Disposition.DEFAULT
+_IGNORED = Effect(_I, "ignored")
+_STACKS = Effect(_H, "writes its stacks for the master")
+_STOPS = Effect(_D, "stops it until CONT")
+_NOTHING = Effect(_D, "nothing")
+_APP = Effect(_D, "the app's; without a handler it ends the worker, which is replaced")
+_ENDS = Effect(_D, "ends it; another is started")
+_ENDS_MASTER = Effect(_D, "ends it; workers drain and leave")
+_GOES_ON = Effect(_D, "goes on after a stop")
+
+
+def _row(master: Effect, worker: Effect, others: Effect) -> dict[Role, Effect]:
+    return {"master": master, "worker": worker, "zygote": others, "keeper": others, "monitor": others}
+
+
+_FATAL = _row(_ENDS_MASTER, Effect(_D, "ends it; it is replaced"), _ENDS)
+_TIMERS = _row(_IGNORED, _APP, _ENDS)
+_ALL_STOP = _row(_STOPS, _STOPS, _STOPS)
+_ALL_NOTHING = _row(_NOTHING, _NOTHING, _NOTHING)
+
+TABLE: dict[str, dict[Role, Effect]] = {
+    "TERM": _row(Effect(_H, "graceful shutdown"), Effect(_H, "drains, leaves and is replaced"), _IGNORED),
+    "INT": _row(Effect(_H, "graceful shutdown; while it drains: stop"), _IGNORED, _IGNORED),
+    "QUIT": _row(Effect(_H, "stop at once"), _IGNORED, _IGNORED),
+    "HUP": _row(Effect(_H, "reload"), _IGNORED, _IGNORED),
+    "USR1": _row(Effect(_H, "opens the log files again"), _STACKS, _STACKS),
+    "USR2": _row(Effect(_H, "ignored; a line in the log names `cluster2 reload`"), _IGNORED, _IGNORED),
+    "TTIN": _row(Effect(_H, "one worker more"), _IGNORED, _IGNORED),
+    "TTOU": _row(Effect(_H, "one worker less"), _IGNORED, _IGNORED),
+    "PIPE": _row(_IGNORED, _IGNORED, _IGNORED),
+    "XFSZ": _row(_IGNORED, _IGNORED, _IGNORED),
+    "ALRM": _TIMERS,
+    "VTALRM": _TIMERS,
+    "PROF": _TIMERS,
+    "XCPU": _TIMERS,
+    "IO": _TIMERS,
+    "PWR": _TIMERS,
+    "STKFLT": _TIMERS,
+    "RTMIN to RTMAX": _TIMERS,
+    "CHLD": _ALL_NOTHING,
+    "URG": _ALL_NOTHING,
+    "WINCH": _ALL_NOTHING,
+    "CONT": _row(_GOES_ON, Effect(_H, "goes on after a stop; without its master it drains and leaves"), _GOES_ON),
+    "TSTP": _ALL_STOP,
+    "STOP": _ALL_STOP,
+    "KILL": _FATAL,
+    "ABRT": _FATAL,
+    "BUS": _FATAL,
+    "FPE": _FATAL,
+    "ILL": _FATAL,
+    "SEGV": _FATAL,
+    "SYS": _FATAL,
+    "TRAP": _FATAL,
+}
+"""The effect by the signal's name, without SIG, and by the kind of process."""
+
+
+def table() -> str:
+    """Return the table of the docs, as Markdown. Signals with the same effects share a row."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name, effects in TABLE.items():
+        rows.setdefault(tuple(effects[role].text for role in ROLES), []).append(name)
+    lines = [f"| signal | {' | '.join(ROLES)} |", f"|{'---|' * (len(ROLES) + 1)}"]
+    lines += [f"| {', '.join(names)} | {' | '.join(texts)} |" for texts, names in rows.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,134 @@
+"""Each signal has its declared effect on each kind of process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster2.kernel.signals import numbers
+from cluster2.signal_table import ROLES, TABLE, Disposition, Role
+from tests.system.clients import get
+from tests.system.conftest import Serve
+from tests.system.harness import Running, command, free_port, sample, wait_until
+
+FAULTS = {"ABRT", "BUS", "FPE", "ILL", "SEGV"}
+HARMLESS = {"USR1", "USR2", "CONT", "CHLD", "URG", "WINCH"}
+"""Signals that are not ignored, and have no effect on any process that serves."""
+
+
+def started(start: Serve) -> Running:
+    """A cluster with one process of each kind."""
+    argv = command("run", sample("plain"), "--mon-port", str(free_port()), "--bind", "127.0.0.1:0", "--workers", "1")
+    return start(argv).ready(1)
+
+
+def process(running: Running, role: Role) -> int:
+    """The pid of the cluster's process of a kind; 0: there is none now."""
+    if role == "master":
+        return running.process.pid
+    for child in psutil.Process(running.process.pid).children():
+        try:
+            if role in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+                return child.pid
+        except psutil.NoSuchProcess:
+            continue
+    return 0
+
+
+def masks(pid: int) -> dict[str, int]:
+    """The signals that a process blocks, ignores and handles, a bit each."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {
+        name: int(value, 16)
+        for name, _, value in (line.partition(":\t") for line in lines)
+        if name[:3] == "Sig" and name != "SigQ"
+    }
+
+
+def declared(role: Role, disposition: Disposition) -> set[str]:
+    """The names of the signals with this disposition."""
+    return {name for name, effects in TABLE.items() if effects[role].disposition is disposition}
+
+
+def as_declared(role: Role, pid: int) -> bool:
+    """Whether a process blocks, ignores and handles what it is declared to; PYTHONFAULTHANDLER handles faults as well."""
+    found = masks(pid)
+    ignored, handled = (
+        {name for name in TABLE if any(found[mask] >> (number - 1) & 1 for number in numbers(name))}
+        for mask in ("SigIgn", "SigCgt")
+    )
+    return (
+        not found["SigBlk"]
+        and ignored == declared(role, Disposition.IGNORED)
+        and handled - FAULTS == declared(role, Disposition.HANDLED)
+    )
+
+
+def settled(running: Running) -> dict[Role, int]:
+    """The pid of each kind of process, when all have settled their signals."""
+    pids: dict[Role, int] = {}
+    for role in ROLES:
+        pids[role] = wait_until(lambda role=role: process(running, role), f"there is a {role}")
+        wait_until(
+            lambda role=role: as_declared(role, pids[role]),
+            lambda role=role: f"the {role}'s signals are as declared: {masks(pids[role])}",
+            timeout=10,
+        )
+    return pids
+
+
+def test_dispositions(start: Serve) -> None:
+    """Each process blocks none, ignores what it is declared to ignore, and handles what it is declared to handle."""
+    running = started(start)
+    settled(running)
+    assert running.shutdown() == 0
+
+
+def test_what_is_ignored(start: Serve) -> None:
+    """Each process outlives each signal that it ignores, or handles without an effect, and the cluster serves on."""
+    running = started(start)
+    pids = settled(running)
+    for role in ROLES:
+        for name in declared(role, Disposition.IGNORED) | HARMLESS:
+            for number in numbers(name):
+                os.kill(pids[role], number)
+    wait_until(lambda: "SIGUSR2 does nothing here" in running.stderr, "the master has heard of all")
+    assert get(running.address).body == b"hello"
+    assert {role: process(running, role) for role in ROLES} == pids
+    assert len(running.workers()) == 1
+    assert running.shutdown() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", [role for role in ROLES if role != "master"])
+def test_what_ends_a_process(start: Serve, role: Role) -> None:
+    """A process that a signal ends is replaced."""
+    running = started(start)
+    for number in (signal.SIGALRM, signal.SIGSEGV):
+        pid = wait_until(lambda: process(running, role), f"there is a {role}")
+        os.kill(pid, number)
+        wait_until(
+            lambda pid=pid: process(running, role) not in (0, pid), lambda: f"another {role}; log:\n{running.stderr}"
+        )
+    running.ready(1)
+    assert get(running.address).body == b"hello"
+    assert running.shutdown() == 0
+
+
+def test_what_a_master_inherits(start: Serve) -> None:
+    """A master whose parent ignores CHLD and blocks TERM learns how its workers end, and hears TERM."""
+    deaf = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    argv = command("run", sample("plain"), "--mon-port", "0", "--bind", "127.0.0.1:0", "--workers", "1")
+    running = start([sys.executable, "-c", deaf, *argv]).ready(1)
+    os.kill(running.workers()[0]["pid"], signal.SIGKILL)
+    wait_until(lambda: "(slot 0, crash, SIGKILL while serving)" in running.stderr, lambda: f"told: {running.stderr}")
+    running.ready(1)
+    assert running.shutdown() == 0
