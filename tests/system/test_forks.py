@@ -32,7 +32,7 @@ def hanging(run: Serve, place: str, *options: str) -> Running:
 @pytest.mark.parametrize("place", PLACES)
 def test_fork_that_hangs(run: Serve, place: str) -> None:
     """A fork that hangs in an at-fork handler is given up, its stacks are logged, and another attempt is made."""
-    running = hanging(run, place, "--boot-timeout", "5")
+    running = hanging(run, place, "--boot-timeout", "8")
     reason = {
         "worker": "wasn't ready within boot_timeout",
         "zygote": "SIGKILL while it forked a worker",
