@@ -155,7 +155,8 @@ class Master:
     def left_badly(self, handle: Handle, fault: str) -> None:
         """A worker did not leave as it was to: tell who wanted it to leave."""
         self.verbs.left_badly(handle, fault)
-        self.reloader.left_badly(handle.generation, fault)
+        if handle.ready_at is not None:  # old code that can't start has lost nothing; the reload may be what mends it
+            self.reloader.left_badly(handle.generation, fault)
         if self.phase is Phase.DRAINING:
             self.departure.faults.append(fault)
 
