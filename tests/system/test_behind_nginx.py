@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -44,24 +45,31 @@ http {{
         location / {{
             proxy_pass http://cluster;
             proxy_http_version 1.1;
-            proxy_set_header Connection "";
+            {headers}
             proxy_next_upstream off;
         }}
     }}
 }}
 """
+KEPT_ALIVE = 'proxy_set_header Connection "";'
+UPGRADING = """proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection $http_connection;
+            proxy_request_buffering off;"""
+"""The usual lines for websockets."""
 KINDS = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
 class Nginx:
     """nginx before a cluster, on a port of its own."""
 
-    def __init__(self, directory: Path, port: int) -> None:
+    def __init__(self, directory: Path, port: int, headers: str = KEPT_ALIVE) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.address: tuple[str, int] = free.getsockname()
         self.directory = directory
         paths = "\n".join(f"{kind}_temp_path {directory}/{kind};" for kind in KINDS)
-        text = CONFIGURATION.format(directory=directory, port=port, own=self.address[1], wide=WIDE, paths=paths)
+        text = CONFIGURATION.format(
+            directory=directory, port=port, own=self.address[1], wide=WIDE, paths=paths, headers=headers
+        )
         (directory / "nginx.conf").write_text(text)
         argv = [
             str(NGINX),
@@ -155,3 +163,36 @@ def test_a_killed_worker_is_the_only_cost(before: tuple[Running, Nginx]) -> None
     with Connection(nginx.address) as client:
         assert client.get("/small/1").body == b"small 1"
     assert upstream_ports(running) == ports
+
+
+@pytest.mark.parametrize(
+    "target", [("app",), ("make_flask", "--factory"), ("make_flask", "--factory", "--threads", "0")]
+)
+def test_an_upgrade_that_is_not_made(run: Serve, tmp_path: Path, target: tuple[str, ...]) -> None:
+    """The body of such a request reaches the app, in one segment or two; it is never taken for a request of another client's."""
+    if NGINX is None:
+        pytest.skip("nginx isn't installed")
+    attr, *options = target
+    directory = tmp_path / "nginx"
+    directory.mkdir()
+    running = run(f"{APP}:{attr}", *options, "--engine", "http", "--rest-after", "0").ready()
+    with ExitStack() as stack:
+        nginx = Nginx(directory, running.address[1], UPGRADING)
+        stack.callback(nginx.close)
+        smuggled = b"GET /small/666 HTTP/1.1\r\nHost: test\r\n\r\n"
+        digest = hashlib.sha256(smuggled).hexdigest().encode()
+        chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(smuggled), smuggled)
+        for word in ("h2c", "websocket, h2c", "x"):
+            for length, body in (
+                (f"Content-Length: {len(smuggled)}", smuggled),
+                ("Transfer-Encoding: chunked", chunked),
+            ):
+                for address in (nginx.address, running.address):
+                    with Connection(address) as connection, Connection(address) as other:
+                        headers = f"Connection: Upgrade\r\nUpgrade: {word}\r\n{length}\r\n"
+                        connection.send("/upload/1", method="POST", headers=headers)
+                        connection.socket.sendall(body[:9])
+                        connection.socket.sendall(body[9:])
+                        assert connection.receive().body == digest
+                        assert other.get("/small/2").body == b"small 2"
+                        assert connection.get("/small/3").body == b"small 3"

@@ -88,10 +88,12 @@ async def settle() -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: Any, interface: Interface = Interface.ASGI, **options: Any) -> AsyncIterator[HttpEngine]:
-    """An engine that serves an app. ASGI apps have no lifespan."""
+async def serving(
+    app: Any, interface: Interface = Interface.ASGI, wrap: Any = None, **options: Any
+) -> AsyncIterator[HttpEngine]:
+    """An engine that serves an app, in the layer that `wrap` puts around it. ASGI apps have no lifespan."""
     options = {"lifespan": "off"} | options
-    engine = HttpEngine(Site(app, interface, Settings(**options), None))
+    engine = HttpEngine(Site(app, interface, Settings(**options), None, wrap or (lambda call, interface: call)))
     await engine.start()
     yield engine
     await engine.cut(1.0)

@@ -580,3 +580,35 @@ async def test_wsgi_half_close_and_upgrade() -> None:
             assert statuses(bytes(transport.output)) == [200, 200]
             assert b"\r\n\r\nabcHTTP/1.1" in transport.output
             assert transport.closed
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+async def test_wsgi_without_a_connection(threads: int) -> None:
+    """A health check calls the app with messages of its own, without a request of a connection."""
+
+    def app(environ: Message, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [environ["PATH_INFO"].encode()]
+
+    told: list[Message] = []
+    asked: list[Any] = []
+
+    def wrap(call: Any, interface: Interface) -> Any:
+        asked.append(call)
+        return call
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        told.append(message)
+
+    async with serving(app, Interface.WSGI, wrap=wrap, threads=threads) as engine:
+        assert not engine.connections
+        scope = {
+            "type": "http", "method": "GET", "path": "/well", "raw_path": b"/well", "query_string": b"", "headers": [],
+            "http_version": "1.1", "scheme": "http", "client": None, "server": ("a", 80),
+        }  # fmt: skip
+        await asked[0](scope, receive, send)
+        assert [message["type"] for message in told] == ["http.response.start", "http.response.body"]
+        assert told[1]["body"] == b"/well"

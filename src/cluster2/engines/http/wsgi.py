@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..pep3333 import App, Environ
 from ..threads import Pool
@@ -17,11 +17,9 @@ from ..wsgi import Bridge
 from ..wsgi_client import Message, Receive, Send, send_whole
 from ..wsgi_inline import Inline
 from ..wsgi_threaded import Call, converse
+from .request import Request
 
-if TYPE_CHECKING:
-    from .request import Request
-
-Rest = Callable[["Request", Coroutine[Any, Any, None] | None], None]
+Rest = Callable[[Request, Coroutine[Any, Any, None] | None], None]
 """Gets a request with what is left to be done for it; None: it is through."""
 
 
@@ -39,8 +37,8 @@ class WsgiServer(Bridge):
 
         The worker's layer stands around this. It may await what it gets: then the request goes the long way.
         """
-        request: Request = receive.__self__  # type: ignore[attr-defined]
-        if not request.ended:
+        request = getattr(receive, "__self__", None)
+        if type(request) is not Request or not request.ended:  # a health check asks the app by no connection
             return super().__call__(scope, receive, send)
         if self.pool is not None:
             return DirectCall(self._app, self._environ(request), request, self.pool, self.rest)
@@ -115,5 +113,5 @@ class DirectCall(Call):
 
 def answer(send: Send, status: int, headers: Any, body: bytes) -> bool:
     """Send a whole response in one step, past `send`; see `wsgi_client.Answer`."""
-    request: Request = send.__self__  # type: ignore[attr-defined]
-    return request.answer(status, headers, body)
+    request = getattr(send, "__self__", None)
+    return type(request) is Request and request.answer(status, headers, body)
