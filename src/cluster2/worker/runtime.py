@@ -371,15 +371,16 @@ class Worker:
         self._drain_soon(True)
 
 
-async def finish(hooks: asyncio.Future[bool], seconds: float) -> bool:
-    """Wait for the hooks of `worker.on_drain`, which run beside the drain, and cancel them when the time is over."""
+async def finish(hooks: asyncio.Future[bool], seconds: float) -> None:
+    """Wait for the hooks of `worker.on_drain`, which run beside the drain, and cancel them when the time is over.
+
+    One that raises or hangs is logged. It is no failure of the worker's end: the drain was complete without it.
+    """
     await asyncio.wait({hooks}, timeout=max(0.0, seconds))
     if not hooks.done():
         logger.warning("a hook of worker.on_drain hasn't ended within drain_timeout; it is cancelled")
         hooks.cancel()
         await asyncio.wait({hooks}, timeout=LAST_WORDS)
-        return False
-    return hooks.result()
 
 
 async def take_all(*steps: tuple[str, Callable[[], Awaitable[bool | None]]]) -> bool:
