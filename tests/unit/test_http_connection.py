@@ -612,3 +612,26 @@ async def test_wsgi_without_a_connection(threads: int) -> None:
         await asked[0](scope, receive, send)
         assert [message["type"] for message in told] == ["http.response.start", "http.response.body"]
         assert told[1]["body"] == b"/well"
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("length", ["5", " 5 ", "6", "x"])
+async def test_wsgi_lengths(threads: int, length: str) -> None:
+    """A length that is right is sent, whatever stands around it; one that isn't becomes a 500, and the threads go on."""
+
+    def app(environ: Message, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", length)])
+        return [b"hello"]
+
+    async with serving(app, Interface.WSGI, threads=threads) as engine:
+        for _ in range(3):
+            _, transport = connect(engine)
+            await feed(transport, [GET])
+            for _ in range(2000):
+                if transport.output:
+                    break
+                await asyncio.sleep(0.001)
+            right = length.strip() == "5"
+            assert statuses(bytes(transport.output)) == [200 if right else 500]
+            assert not right or b"content-length: 5\r\n" in transport.output
+        assert engine.room()

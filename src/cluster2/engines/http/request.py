@@ -177,15 +177,14 @@ class Request:
         """Send a whole response in one step. Returns whether that was possible; if not, nothing has happened.
 
         Args:
-            headers: as in ASGI.
+            headers: as in ASGI, checked (`pep3333.Response`).
             body: empty for a response to HEAD.
         """
         if self.disconnected or self.phase != BEGUN or self.connection.writing_paused is not None:
             return False
-        self._head = Head(self.connection.engine.defaults, status, headers)
         self.status = status
         self.phase = STARTED
-        self._send_body(body, False)
+        self._send_first(Head(self.connection.engine.defaults, status, headers, checked=True), body, False)
         return True
 
     # Sending.

@@ -18,6 +18,7 @@ from ..wsgi_client import Message, Receive, Send, send_whole
 from ..wsgi_inline import Inline
 from ..wsgi_threaded import Call, converse
 from .request import Request
+from .response import InvalidResponse
 
 Rest = Callable[[Request, Coroutine[Any, Any, None] | None], None]
 """Gets a request with what is left to be done for it; None: it is through."""
@@ -114,4 +115,10 @@ class DirectCall(Call):
 def answer(send: Send, status: int, headers: Any, body: bytes) -> bool:
     """Send a whole response in one step, past `send`; see `wsgi_client.Answer`."""
     request = getattr(send, "__self__", None)
-    return type(request) is Request and request.answer(status, headers, body)
+    if type(request) is not Request:
+        return False
+    try:
+        return request.answer(status, headers, body)
+    except InvalidResponse as error:  # nobody above could take it: this may be called by the threads' pool
+        request.failed(error)
+        return True
