@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import socket
 import time
@@ -46,6 +47,7 @@ from ..kernel.established import (
     descriptors,
     end_silent,
     established,
+    look,
     progress,
     progress_since,
     reset_blocked,
@@ -56,10 +58,13 @@ from ..kernel.listeners import queue_length
 from ..settings import Settings
 from .base import Capability, Census, Interface, Movable, Site
 from .ending import cancel, readable
-from .granian_apps import Under, by_rsgi, ending, native
+from .granian_apps import Under, by_rsgi, client_of, ending, native
 from .granian_clients import Clients, head_patience
 from .granian_hooks import Hooks, Lifespan
 from .granian_internals import check, module
+from .granian_senders import Senders
+
+logger = logging.getLogger("cluster2.worker")
 
 _ANY = frozenset(
     {
@@ -102,6 +107,7 @@ class GranianEngine:
         call = by_rsgi(site.app) if site.interface is Interface.RSGI else site.app
         self._site = site = replace(site, app=site.wrap(call, site.interface))
         self._loop = asyncio.get_running_loop()
+        self._senders = Senders(client_of)
         self._under = Under(site.gauge, remember=bool(site.settings.request_timeout))
         self._begun: dict[object, float] = {}
         self._lifespan = Lifespan(site) if site.interface is Interface.ASGI else None
@@ -196,6 +202,7 @@ class GranianEngine:
         if self._drained_at is None:
             self._drained_at = time.monotonic()
             self._under.end_all()
+            self._senders.draining = True
             self._look_at = 0.0
             self._look(self._drained_at)
 
@@ -204,6 +211,7 @@ class GranianEngine:
         now = time.monotonic()
         self._look(now)
         if self._drained_at is not None and now - self._drained_at >= grace:
+            self._end_senders()
             if self._end_websockets(now):
                 self._end()
             if self._told:
@@ -224,7 +232,7 @@ class GranianEngine:
 
         In this order: the response of a task that is cancelled would end as if it were whole.
         """
-        paths = [readable(path.encode("utf-8", "surrogatepass")) for path in self._under.paths()]
+        paths = [_readable(path) for path in self._under.paths()]
         for listener in self._listeners:
             reset_established(listener)
         await cancel(self._under.all_tasks(), patience)
@@ -276,6 +284,14 @@ class GranianEngine:
             self._silent_at = now + PATIENCE
             self._said = [(listener, end_silent(listener, before)) for listener, before in self._said]
 
+    def _end_senders(self) -> None:
+        """Cancel requests that go on sending to a client that isn't connected any more."""
+        if not (sent := self._senders.going_on()):
+            return
+        there = {(each.host, each.port) for listener in self._listeners for each in look(listener)}
+        for path in self._under.cancel(lambda peer: peer in sent and peer not in there):
+            logger.warning("%s still sends, and its client has gone: it is cancelled", _readable(path))
+
     def _look(self, now: float) -> None:
         if now >= self._look_at:
             self._connections = sum(map(established, self._listeners))
@@ -288,6 +304,8 @@ class GranianEngine:
     def _called(self) -> Callable[..., Any]:
         """What granian calls with each request."""
         app, state = self._site.app, self._state()
+        if self._site.interface is Interface.ASGI:
+            app = self._senders.paced(app)
         inner = native(self._site, app, state)
         last = native(self._site, ending(app, self._site.interface), state)
         if self._site.interface is Interface.WSGI:
@@ -316,6 +334,11 @@ class GranianEngine:
             *_tls(self._site),
             (None, None),
         )
+
+
+def _readable(path: str) -> str:
+    """A path as the app sees it, for a log (`ending.readable`)."""
+    return readable(path.encode("utf-8", "surrogatepass"))
 
 
 def _host(client: str) -> str | None:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import itertools
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from types import CodeType, FrameType
 from typing import Any
@@ -70,6 +71,7 @@ class Under:
         self._failures = itertools.count()
         self._codes: set[CodeType] = set()
         self._threads = 0
+        self._given_up: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
     def counts(self) -> tuple[int, int]:
         """How many have begun, and how many of them have ended."""
@@ -99,13 +101,13 @@ class Under:
             return {(scope["REMOTE_ADDR"].partition("%")[0], None): False for scope in running if scope is not None}
         found: dict[tuple[str, int | None], bool] = {}
         for _, coroutine, scope in self._awaited():
-            peer = _peer(scope)
+            peer = client_of(scope)
             found[peer] = found.get(peer, True) and _has_body(scope) and waits(coroutine)
         return found
 
     def websockets(self) -> dict[asyncio.Task[Any], tuple[str, int | None]]:
         """Return the tasks of websockets, each with host and port of its client; host "" over a Unix socket."""
-        return {task: _peer(scope) for task, _, scope in self._awaited() if _is_websocket(scope)}
+        return {task: client_of(scope) for task, _, scope in self._awaited() if _is_websocket(scope)}
 
     def all_tasks(self) -> list[asyncio.Task[Any]]:
         """Return the tasks of the requests under way."""
@@ -125,6 +127,16 @@ class Under:
             frame = coroutine.cr_frame if getattr(coroutine, "cr_code", None) in self._codes else None
             if frame is not None:
                 yield task, coroutine, frame.f_locals["watcher"].scope
+
+    def cancel(self, gone: Callable[[tuple[str, int | None]], bool]) -> list[str]:
+        """Cancel the requests whose clients are `gone`; return their paths, as the app sees them."""
+        paths = []
+        for task, _, scope in self._awaited():
+            if gone(client_of(scope)):
+                paths.append(_path(scope))
+                self._given_up.add(task)
+                task.cancel()
+        return paths
 
     def end_all(self) -> None:
         """From now on each response ends its connection."""
@@ -146,7 +158,7 @@ class Under:
         """
         begin = itertools.count(1)
         ended = 0
-        way, gauge, failures = self._way, self._gauge, self._failures
+        way, gauge, failures, given_up = self._way, self._gauge, self._failures, self._given_up
         called = last if self._ending else inner
 
         def scheduled(watcher: Any) -> Any:
@@ -161,6 +173,9 @@ class Under:
             except BaseException as error:  # granian answers 500 and logs it; a cancelled one must be told as well
                 if not isinstance(error, asyncio.CancelledError):
                     next(failures)
+                elif asyncio.current_task() in given_up:
+                    watcher.done()  # its client has gone, so there is nothing to answer, and the log has it already
+                    return
                 watcher.err(error)
             else:
                 watcher.done()
@@ -256,7 +271,7 @@ def _called(frame: FrameType | None, codes: set[CodeType]) -> dict[str, Any] | N
     return None
 
 
-def _peer(scope: Any) -> tuple[str, int | None]:
+def client_of(scope: Any) -> tuple[str, int | None]:
     """Host and port of a client, without the scope of a link-local address; nobody's, if an app has put something else there."""
     match scope:
         case {"client": [str(host), int(port)]}:

@@ -7,6 +7,7 @@ uvicorn parses HTTP and runs the app; processes, listeners, accepting, draining 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import copy
 import logging
@@ -30,6 +31,7 @@ from .ending import abandon, cancel, cancellation_is_no_news, readable, reset
 from .lifespan import Startup
 from .patience import Patience
 from .uvicorn_answer import answer
+from .uvicorn_gone import client_gone, end_senders
 from .uvicorn_http import Clock, HttpConnection, TakenConnection, check, template_of
 from .uvicorn_websocket import WebSocketConnection
 from .wsgi import Bridge
@@ -89,6 +91,8 @@ class UvicornEngine:
             self._lifespan.config = config = copy.copy(self._config)  # its own: requests take the straight way
             config.loaded_app = self._startup.call
         self._idle_since: dict[Any, float] = {}
+        self._drained_at = math.inf
+        self._hushed = contextlib.ExitStack()
         self._begun: dict[Any, float] = {}
         self.reads_first = site.tls is None
 
@@ -214,6 +218,7 @@ class UvicornEngine:
         def ends(connection: HttpConnection) -> bool:
             return not (moving and self._keep_alive) or connection.scheme != "http"
 
+        self._drained_at = min(self._drained_at, time.monotonic())
         self._end_each(ends)
         for connection in self.movable():
             try:
@@ -232,6 +237,8 @@ class UvicornEngine:
         Each is asked once: a websocket's closing handshake can't be begun twice, and takes as long as its client takes to read.
         """
         now = time.monotonic()
+        if now - self._drained_at >= grace and end_senders(self._state.tasks):
+            self._hushed.enter_context(cancellation_is_no_news("uvicorn.error"))
         known, self._idle_since = self._idle_since, {}
         if self._http2 is not None:
             self._http2.press(now)
@@ -270,7 +277,7 @@ class UvicornEngine:
                 abandon(connection.transport, "cut")
         for cycle in [] if self._http2 is None else self._http2.cycles():
             paths.append(readable(cycle.scope["raw_path"]))
-            cycle.disconnected = True
+            client_gone(cycle)
         deadline = time.monotonic() + patience
         if self._pool is not None:
             self._pool.drop()
@@ -285,6 +292,7 @@ class UvicornEngine:
         """Run the app's lifespan to its end. Threads that are stuck aren't waited for: the process ends without them."""
         if self._bridge is not None:
             self._bridge.stop()
+        self._hushed.close()
         await self._lifespan.shutdown()
 
     def _end_each(self, ends: Callable[[HttpConnection], bool]) -> None:

@@ -50,6 +50,7 @@ from .base import Served
 from .ending import abandon, reset
 from .patience import For, Wait
 from .uvicorn_flow import Flow
+from .uvicorn_gone import client_gone
 from .uvicorn_old import OldCycle
 
 TESTED = ((0, 54), (0, 55))
@@ -177,7 +178,8 @@ class HttpConnection(HttpToolsProtocol):
         """uvicorn's, without its timer; and no further request is begun for a client that doesn't take its response."""
         self.used = self.clock.now
         self.server_state.total_requests += 1
-        if (self.flow.read_paused or self.pipeline) and not (self.flow.write_paused and self.pipeline):
+        flow: Any = self.flow
+        if (flow.read_paused or self.pipeline) and not (flow.full and self.pipeline):
             self._go_on()
 
     def resume_writing(self) -> None:
@@ -204,8 +206,7 @@ class HttpConnection(HttpToolsProtocol):
         """What the app still says is for nobody; if it waits for its client it is told so."""
         serving = self.serving
         if serving is not None and not serving.response_complete:
-            serving.disconnected = True
-            serving.message_event.set()
+            client_gone(serving)
 
     def idle(self) -> bool:
         """Whether it waits for its client: no request has begun, or the last one was answered."""

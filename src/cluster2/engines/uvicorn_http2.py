@@ -47,6 +47,8 @@ from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle, ZttpH2Prot
 from ..errors import ConfigError
 from .ending import reset
 from .patience import For, Wait
+from .uvicorn_flow import TURN
+from .uvicorn_gone import client_gone
 from .uvicorn_http import Clock, Same, taken_of
 
 HELD_BACK = 65536
@@ -87,8 +89,18 @@ class Http2Connection(ZttpH2Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """uvicorn's; apps that wait for a window needn't any more."""
+        for cycle in self.cycles.values():
+            if not cycle.response_complete:
+                client_gone(cycle)
         super().connection_lost(exc)
         self._went_on()
+
+    def handle_rst_stream(self, event: Any) -> None:
+        """uvicorn's; the app that still sends is told by its flow."""
+        cycle = self.cycles.get(event.stream_id)
+        if cycle is not None and not cycle.response_complete:
+            client_gone(cycle)
+        super().handle_rst_stream(event)
 
     def data_received(self, data: bytes) -> None:
         """uvicorn's, without its timer."""
@@ -237,19 +249,22 @@ class Stream:
         cycle: uvicorn's.
     """
 
-    __slots__ = ("_connection", "cycle")
+    __slots__ = ("_asked", "_connection", "cycle")
 
     def __init__(self, connection: Http2Connection, cycle: Any) -> None:
         self._connection = connection
+        self._asked = 0
         self.cycle = cycle
 
     @property
     def write_paused(self) -> bool:
-        """Whether the transport, or the stream's window, holds too much back."""
-        return self._connection.flow.write_paused or self._full()
+        """Whether the transport, or the stream's window, holds too much back; or the loop is to turn (`uvicorn_flow`)."""
+        self._asked += 1
+        return not self._asked % TURN or self._connection.flow.write_paused or self._full()
 
     async def drain(self) -> None:
-        """Wait until neither does."""
+        """Wait until neither does, and for a turn of the loop."""
+        await asyncio.sleep(0)
         while self._full():
             await self._connection.progress()
         await self._connection.flow.drain()
@@ -266,8 +281,7 @@ class Stream:
     def give_up(self, what: For) -> None:
         """See `patience`; the connection's other streams go on."""
         cycle, stream = self.cycle, self.cycle.stream
-        cycle.disconnected = True
-        cycle.message_event.set()
+        client_gone(cycle)
         if what is For.BODY:
             stream.send_response(408, [(b"content-type", b"text/plain; charset=utf-8")])
             stream.send_data(b"Request Timeout")

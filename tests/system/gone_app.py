@@ -1,0 +1,58 @@
+"""Apps that stream without an end, and wait for nothing but `send`. `mark.begun` is there as soon as a stream has begun."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse as FastAPIStream
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+
+
+async def endless(pause: float | None = None) -> AsyncIterator[bytes]:
+    Path("mark.begun").touch()
+    while True:
+        yield b"x" * 100
+        if pause is not None:
+            await asyncio.sleep(pause)
+
+
+async def stream(request: Request) -> StreamingResponse:
+    return StreamingResponse(endless())
+
+
+async def hello(request: Request) -> PlainTextResponse:
+    return PlainTextResponse("hello")
+
+
+starlette_app = Starlette(routes=[Route("/stream", stream), Route("/", hello)])
+fastapi_app = FastAPI()
+
+
+@fastapi_app.get("/stream")
+async def fastapi_stream() -> FastAPIStream:
+    return FastAPIStream(endless())
+
+
+@fastapi_app.get("/")
+async def fastapi_hello() -> str:
+    return "hello"
+
+
+async def deaf(scope: Any, receive: Any, send: Any) -> None:
+    """/stream, /slow: sends for ever, and never listens; /slow waits a while between two messages."""
+    if scope["type"] != "http":
+        return
+    if scope["path"] == "/":
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        await send({"type": "http.response.body", "body": b"hello"})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    async for chunk in endless(0.05 if scope["path"] == "/slow" else None):
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
