@@ -14,7 +14,7 @@ from tests.system.harness import Running, wait_until
 
 Serve = Callable[..., Running]
 APPS = Path(__file__).with_name("gone_app.py")
-ENGINES = ("uvicorn", "granian")
+ENGINES = ("uvicorn", "granian", "http")
 DRAIN_TIMEOUT = 20.0
 
 
@@ -52,6 +52,7 @@ def test_an_app_that_never_listens(run: Serve, engine: str, path: str) -> None:
     assert running.cli("recycle").returncode == 0
     assert time.monotonic() - began < DRAIN_TIMEOUT / 2
     assert f"{path} still sends, and its client has gone: it is cancelled" in running.stderr
+    assert "Traceback" not in running.stderr
 
 
 @pytest.mark.slow

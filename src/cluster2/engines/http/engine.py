@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import math
 import socket
 import sys
 import time
@@ -24,6 +25,7 @@ from ..patience import Patience
 from ..wsgi_inline import Inline
 from .connection import IDLE, LINGERING, UPGRADED, Connection
 from .lifespan import Lifespan
+from .limits import LAST_MESSAGES
 from .proxy_headers import UNIX_PEER, TrustedProxies
 from .request import COMPLETE, Request
 from .response import Defaults
@@ -112,6 +114,8 @@ class HttpEngine:
         self.websockets: set[WebSocketConnection] = set()
         self._idle_since: dict[Connection | WebSocketConnection, float] = {}
         self._begun: dict[Request, float] = {}
+        self._drained_at = math.inf
+        self._sent_to_gone: dict[Request, int] = {}
         self._context = contextvars.copy_context()
         self._refusals_told_at = -REFUSAL_LOG_INTERVAL_S
         self._refusals_untold = 0
@@ -335,6 +339,7 @@ class HttpEngine:
         """Requests under way, and those that come from now on, end their connections, unless these can move instead."""
         self.ending = True
         self._moving = moving and self._keep_alive
+        self._drained_at = min(self._drained_at, time.monotonic())
         for connection in list(self.connections):
             if self.ends(connection):
                 alone(connection.end_politely, connection.transport, "drain")
@@ -342,6 +347,8 @@ class HttpEngine:
     def sweep(self, grace: float) -> None:
         """Close connections that were idle, and websockets that were open (1012), for `grace` seconds of the drain."""
         now = time.monotonic()
+        if now - self._drained_at >= grace:
+            self._cancel_senders()
         known, self._idle_since = self._idle_since, {}
         for connection in list(self.connections):
             if connection.state == IDLE:
@@ -352,6 +359,18 @@ class HttpEngine:
             since = self._idle_since[websocket] = known.get(websocket, now)
             if now - since >= grace:
                 alone(websocket.close_for_retire, websocket.transport, "closing")
+
+    def _cancel_senders(self) -> None:
+        """Cancel requests that have gone on sending to a client that has gone, since this was called first."""
+        known, self._sent_to_gone = self._sent_to_gone, {}
+        for request in list(self.running):
+            if not request.disconnected or request.task is None:
+                continue
+            before = self._sent_to_gone[request] = known.get(request, request.unfinished)
+            if request.unfinished > before + LAST_MESSAGES:
+                self._sent_to_gone[request] = sys.maxsize  # once
+                logger.warning("%s still sends, and its client has gone: it is cancelled", request.named())
+                request.task.cancel()
 
     def idle(self) -> bool:
         """Whether no connection is open, no request's app is running, and no thread is at work."""

@@ -26,3 +26,11 @@ LINGER_S = 1.0
 """Seconds that a client may take to notice that our side has ended, before the connection is closed."""
 JOINED_BYTES = 1 << 14
 """Up to so many bytes of a body are copied behind the head, for one write. A larger body is written beside it."""
+TURN_MESSAGES = 64
+"""Messages of a stream after which its app lets the loop turn once. Else one that waits for nothing else would hold the loop."""
+GONE_MESSAGES = 100
+"""Messages to a client that has gone, after which the app is slowed down."""
+GONE_PAUSE_S = 0.01
+"""Seconds that each further one takes."""
+LAST_MESSAGES = 3
+"""Messages that an app whose client has gone may still send in a drain before it is cancelled: a response's head, body, end."""

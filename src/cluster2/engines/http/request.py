@@ -16,6 +16,10 @@ response. So what a client sees doesn't depend on how its bytes are split.
 Framing of the body (RFC 9112, 6.3): as long as the app declares; else as long as it is, if all of it comes with the first
 message; else in chunks; for HTTP/1.0, which knows no chunks, to the end of the connection. A body that is shorter or longer than
 declared, or that the app doesn't end, ends the connection before its promised end, so that the client can see it.
+
+A stream must not hold the loop. As long as the kernel takes what is written, and when the client has gone, `send` would never
+suspend. So one of `TURN_MESSAGES` lets the loop turn. When the client has gone each message does: an app that listens for
+`http.disconnect` hears it. The engine cancels one that doesn't listen in a drain (`HttpEngine.sweep`).
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ending import readable
 from ..wsgi_client import Failed
-from .limits import JOINED_BYTES, MAX_UNREAD_BODY_BYTES
+from .limits import GONE_MESSAGES, GONE_PAUSE_S, JOINED_BYTES, MAX_UNREAD_BODY_BYTES, TURN_MESSAGES
 from .response import CHUNKED, CLOSE, CONTINUE, END, KEEP_ALIVE, LAST_CHUNK, Head, InvalidResponse, refusal
 
 if TYPE_CHECKING:
@@ -75,6 +79,7 @@ class Request:
         began: on the clock of `time.perf_counter`; only known if requests are logged.
         status: of the response.
         size: bytes of the response's body.
+        unfinished: messages that weren't the end of the response, or were for a client that has gone.
     """
 
     __slots__ = (
@@ -98,6 +103,7 @@ class Request:
         "status",
         "task",
         "transport",
+        "unfinished",
         "waiters",
     )
 
@@ -119,6 +125,7 @@ class Request:
         self.began = 0.0
         self.status = 0
         self.size = 0
+        self.unfinished = 0
         self._delivered = False
         self._head: Head | None = None
         self._framing = 0
@@ -160,10 +167,17 @@ class Request:
         if connection.writing_paused is not None:
             await connection.writable()
         if self.disconnected:
+            self.unfinished += 1
+            await asyncio.sleep(0 if self.unfinished < GONE_MESSAGES else GONE_PAUSE_S)
             return
         kind = message["type"]
         if kind == "http.response.body":
-            self._send_body(message.get("body", b""), message.get("more_body", False))
+            more = message.get("more_body", False)
+            self._send_body(message.get("body", b""), more)
+            if more:
+                self.unfinished += 1
+                if not self.unfinished % TURN_MESSAGES:
+                    await asyncio.sleep(0)
         elif kind != "http.response.start":
             raise InvalidResponse(f"the app sent {kind!r}; expected is http.response.start or http.response.body")
         elif self.phase != BEGUN:
