@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 from collections import deque
 from enum import IntEnum
@@ -806,7 +807,9 @@ class Connection(asyncio.Protocol):
         self.pipeline = None
 
     def _shut_down(self) -> None:
-        """End the connection itself: a child process of the app may hold a copy of the descriptor."""
+        """End the connection itself, if a child process may hold a copy of the descriptor (it costs a system call)."""
+        if not _forks.any:
+            return
         sock = self.transport.get_extra_info("socket")
         if sock is not None and (descriptor := sock.fileno()) >= 0:
             shut_down(descriptor)
@@ -911,6 +914,22 @@ class Connection(asyncio.Protocol):
         """Return peer and path of what has come last, for a log."""
         target = getattr(self, "_target", b"")
         return f"{self.peer_name()} {readable(target)}" if target else self.peer_name()
+
+
+class _Forks:
+    """Whether this process has forked. What is executed as well (subprocess) has no copies: descriptors are close-on-exec."""
+
+    any = False
+
+    def note(self) -> None:
+        self.any = True
+
+    def forget(self) -> None:
+        self.any = False
+
+
+_forks = _Forks()
+os.register_at_fork(after_in_parent=_forks.note, after_in_child=_forks.forget)
 
 
 class Same:
