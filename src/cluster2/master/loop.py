@@ -418,7 +418,9 @@ class Master:
         """Kill what still holds a socket of ours. Not in a user's program, whose own forks hold them as well."""
         if self.estate.owns_process:
             sockets = [listener.sock.fileno() for _, listener in self.estate.listeners]
-            for pid in leftovers.kill_holders([*self.estate.board.descriptors, *sockets]):
+            # A listener whose door could not be shut was closed when the drain began (`Departure`).
+            held = [*self.estate.board.descriptors, *(fd for fd in sockets if fd >= 0)]
+            for pid in leftovers.kill_holders(held):
                 logger.warning("process %d, a fork that never became a worker, was killed", pid)
 
     def reopen_logs(self) -> None:

@@ -31,6 +31,6 @@ TURN_MESSAGES = 64
 GONE_MESSAGES = 100
 """Messages to a client that has gone, after which the app is slowed down."""
 GONE_PAUSE_S = 0.01
-"""Seconds that each further one takes."""
+"""Seconds that each `TURN_MESSAGES` further ones take."""
 LAST_MESSAGES = 3
 """Messages that an app whose client has gone may still send in a drain before it is cancelled: a response's head, body, end."""

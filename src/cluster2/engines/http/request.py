@@ -18,7 +18,7 @@ message; else in chunks; for HTTP/1.0, which knows no chunks, to the end of the 
 declared, or that the app doesn't end, ends the connection before its promised end, so that the client can see it.
 
 A stream must not hold the loop. As long as the kernel takes what is written, and when the client has gone, `send` would never
-suspend. So one of `TURN_MESSAGES` lets the loop turn. When the client has gone each message does: an app that listens for
+suspend. So one of `TURN_MESSAGES` lets the loop turn, also when the client has gone: an app that listens for
 `http.disconnect` hears it. The engine cancels one that doesn't listen in a drain (`HttpEngine.sweep`).
 """
 
@@ -167,8 +167,11 @@ class Request:
         if connection.writing_paused is not None:
             await connection.writable()
         if self.disconnected:
+            # Not each message: a cancellation that comes while `send` waits leaves a generator to the garbage collector,
+            # one that comes while the generator waits by itself closes it at once.
             self.unfinished += 1
-            await asyncio.sleep(0 if self.unfinished < GONE_MESSAGES else GONE_PAUSE_S)
+            if not self.unfinished % TURN_MESSAGES:
+                await asyncio.sleep(0 if self.unfinished < GONE_MESSAGES else GONE_PAUSE_S)
             return
         kind = message["type"]
         if kind == "http.response.body":
