@@ -29,7 +29,10 @@ def hanging(run: Serve, place: str, *options: str) -> Running:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place",
+    [place if place in ("zygote", "second fork") else pytest.param(place, marks=pytest.mark.soak) for place in PLACES],
+)
 def test_fork_that_hangs(run: Serve, place: str) -> None:
     """A fork that hangs in an at-fork handler is given up, its stacks are logged, and another attempt is made."""
     running = hanging(run, place, "--boot-timeout", "8")

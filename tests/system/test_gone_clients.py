@@ -27,7 +27,7 @@ def leaves(running: Running, path: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("app", ["starlette_app", "fastapi_app"])
+@pytest.mark.parametrize("app", ["starlette_app", pytest.param("fastapi_app", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_app_ends(run: Serve, engine: str, app: str) -> None:
     """The loop turns, the framework hears that the client has gone, and ends the request."""
@@ -39,7 +39,7 @@ def test_the_app_ends(run: Serve, engine: str, app: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["/stream", "/slow"])
+@pytest.mark.parametrize("path", ["/stream", pytest.param("/slow", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_app_that_never_listens(run: Serve, engine: str, path: str) -> None:
     """Others are served beside it; a recycle cancels it soon, and says so, instead of waiting for `drain_timeout`."""
