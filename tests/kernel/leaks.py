@@ -22,13 +22,12 @@ def descriptors() -> set[str]:
 @contextmanager
 def descriptors_left(count: int) -> Iterator[None]:
     """Let this process open so many descriptors more, and not one beyond."""
-    highest = max(int(each.split()[0]) for each in descriptors())
+    highest = max(int(each.split()[0]) for each in descriptors()) + count
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     filler = [os.open(os.devnull, os.O_RDONLY)]
-    while filler[-1] < highest:  # the lowest number that is free
+    while filler[-1] < highest:  # the lowest number that is free: so every gap is filled
         filler.append(os.dup(filler[0]))
-    os.close(filler.pop())
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (filler[-1] + 1, limits[1]))
     try:
         for _ in range(count):
             os.close(filler.pop())

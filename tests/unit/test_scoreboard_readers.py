@@ -66,7 +66,8 @@ class Parts:
             self.roster.add(handle)
         self.liar, self.well = self.roster
         self.watchman = Watchman(board, lambda fact: None, self.warned.append)
-        self.watchman.heed(Settings(request_timeout=30.0, request_threshold=10**6))
+        self.watchman.prepare(1, Settings(request_timeout=30.0, request_threshold=10**6))
+        self.watchman.heed(1)
         self.watchman._stuck = lambda handle, trouble: setattr(handle, "reason", "hang")  # type: ignore[method-assign]
         self.heartbeats = Heartbeats(board, now)
         self.stalls = Stalls(board)
