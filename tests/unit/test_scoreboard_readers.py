@@ -85,7 +85,15 @@ class Parts:
         """What all of them tell, as it is sent."""
         now = time.monotonic()
         shown = status(
-            self.board, self.roster, state="serving", wanted=2, addresses=[], monitor=None, talk={}, memory=False
+            self.board,
+            self.roster,
+            state="serving",
+            wanted=2,
+            addresses=[],
+            monitor=None,
+            talk={},
+            backoffs=(),
+            memory=False,
         )
         beat = self.heartbeats.look(self.roster, now + 10, 1.0)
         self.desk.watch.look(now, time.time())
