@@ -127,6 +127,11 @@ async def test_a_look_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert len([each for each in cluster.of(events.Warned) if str(error).partition("] ")[2] in each.text]) == 1
 
 
+def followed(directory: Path) -> int:
+    """Count the log files of workers below a directory that this process has open."""
+    return sum(str(directory) in each and "worker." in each for each in descriptors())
+
+
 @pytest.mark.parametrize("kind", ["forked", "executed", "steered", "relayed"])
 async def test_what_workers_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """What is reckoned for more workers suffices for a real master, and isn't much more than that has open in the end."""
@@ -136,7 +141,7 @@ async def test_what_workers_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     async with observed(tmp_path, text, workers=1, log_to=log_to, **options) as cluster:
         master = master_of(cluster)
         if kind == "relayed":
-            await until(lambda: any("worker." in each for each in descriptors()), "the first file is followed")
+            await until(lambda: followed(tmp_path) == 1, "the first file is followed")
         before, opened, surge = descriptors(), processes.open_descriptors(), master.wanted.surge
 
         def added() -> int:
@@ -157,7 +162,7 @@ async def test_what_workers_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             await asyncio.sleep(0)
         await scaling
         if kind == "relayed":
-            await until(lambda: sum("worker." in each for each in descriptors()) == 4, "all files are followed")
+            await until(lambda: followed(tmp_path) == 4, lambda: f"all files are followed: {descriptors()}")
         # The connection of the command may still be open. Of the steered places one may have been open before.
         rest = (0, 2) if kind == "steered" else (0,)
         await until(lambda: added() % 3 in rest, lambda: f"only workers have been added: {descriptors() - before}")
