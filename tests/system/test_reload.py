@@ -199,7 +199,10 @@ def test_no_fork_storm_without_the_old_zygote(site: Site) -> None:
             running.status()
         assert len(running.status()["workers"]) == 2
         (running.directory / "go").touch()
-        assert reload.result().returncode == 0
+        done = reload.result()
+        assert (done.returncode, "generation 2 serves" in done.stderr) == (1, True), (
+            "old workers died instead of leaving"
+        )
     assert [row["generation"] for row in running.workers()] == [2, 2]
     assert len(events(running, "forked")) == 4, "two of each generation"
     assert get(running.address).body == b"two"
