@@ -478,7 +478,9 @@ def test_shutdown(see: See, tmp_path: Any) -> None:
     cluster = started(tmp_path)
     try:
         sight = see(cluster.url).live(2)
-        sight.expected = ("Failed to load resource: net::ERR_",)
+        # What the page asks of a master that leaves is answered with 503.
+        refused = "Failed to load resource: the server responded with a status of 503"
+        sight.expected = ("Failed to load resource: net::ERR_", refused)
         sight.get_by_role("button", name="Shut down…").click()
         give_token(sight)
         assert cluster.running.wait() == 0
