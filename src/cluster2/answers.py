@@ -151,7 +151,11 @@ GROUPS: Mapping[str, tuple[Field, ...]] = {
         ),
         Field("workers[].memory", "bytes", "as that of the master; in `top` every ten seconds"),
         Field("workers[].heartbeat_age", "seconds", "since its last sign of life; null: there was none yet", (FACTS,)),
-        Field("workers[].mode", "text", f"how it takes connections: {_words(MODES)} ([what that means](../keeper.md))"),
+        Field(
+            "workers[].mode",
+            "text",
+            f"how it takes connections: {_words((*MODES, 'none'))} ([what that means](../keeper.md))",
+        ),
         _cell("workers[].longest_step"),
         _cell("workers[].connections"),
         _cell("workers[].accepted"),

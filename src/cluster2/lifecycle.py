@@ -40,8 +40,15 @@ def state_label(code: int) -> str:
     return State(code).label if code in State._value2member_map_ else "unknown"
 
 
-def mode_label(code: int) -> str:
-    """Return the name of the mode that a code of the scoreboard stands for; `unknown`: there is no such mode."""
+def mode_label(code: int, *, draining: bool) -> str:
+    """Return how a worker takes connections, as users see it; `unknown`: there is no such mode.
+
+    Args:
+        code: its place in `MODES`, from the scoreboard.
+        draining: the worker itself has begun to drain: then it takes none.
+    """
+    if draining:
+        return "none"
     return MODES[code] if 0 <= code < len(MODES) else "unknown"
 
 

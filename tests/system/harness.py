@@ -42,6 +42,12 @@ def wait_until(predicate: Callable[[], _T], why: str | Callable[[], str], timeou
     return found
 
 
+def accepts(path: str | Path) -> bool:
+    """Whether somebody listens on a Unix socket. Its path is there a moment earlier, between bind(2) and listen(2)."""
+    with socket.socket(socket.AF_UNIX) as trial:
+        return trial.connect_ex(str(path)) == 0
+
+
 def sample(name: str) -> str:
     """The target of one of the apps in sample_apps.py."""
     return f"{SAMPLES}:{name}"
@@ -226,7 +232,14 @@ class Running:
         (self.directory / "release").touch()
 
     def draining(self, workers: int = 1) -> None:
-        """Wait until so many workers drain."""
+        """Wait until so many workers have heard that they are to drain: they take no connections any more."""
+        wait_until(
+            lambda: sum(row["mode"] == "none" for row in self.workers("draining")) >= workers,
+            lambda: f"{workers} drain; standard error:\n{self.stderr}",
+        )
+
+    def ordered_to_drain(self, workers: int = 1) -> None:
+        """Wait until the master has told so many workers to drain; one whose handler holds the loop hears it later."""
         wait_until(
             lambda: len(self.workers("draining")) >= workers, lambda: f"{workers} drain; standard error:\n{self.stderr}"
         )

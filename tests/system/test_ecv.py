@@ -15,7 +15,7 @@ import pytest
 
 from cluster2 import Cluster
 from tests.system.clients import Connection, get
-from tests.system.harness import Running, command, wait_until
+from tests.system.harness import Running, accepts, command, wait_until
 
 Serve = Callable[..., Running]
 APPS = Path(__file__).with_name("health_app.py")
@@ -387,7 +387,7 @@ def test_single(run: Serve) -> None:
     options = ("--no-cluster", "--ecv-control", "--ecv-monitor", "/health")
     running = run(f"{APPS}:app", *options, bind=("unix:app.sock",), workers=None)
     path = str(running.directory / "app.sock")
-    wait_until(lambda: Path(path).exists() and "refused" not in running.stderr, "it listens")
+    wait_until(lambda: accepts(path), lambda: f"it listens: {running.stderr}")
 
     def ask(method: str, path_: str) -> int:
         with Connection(path) as connection:

@@ -89,7 +89,7 @@ def test_accept_queue_is_served(run: Serve, name: str) -> None:
         for connection in waiting:
             connection.send()
         running.signal(signal.SIGTERM)
-        running.draining(2)
+        running.ordered_to_drain(2)
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
         answers = [connection.receive() for connection in waiting]
@@ -181,7 +181,7 @@ def test_tcp_accept_queue_is_served(run: Serve) -> None:
             client.sendall(b"ping\n")
             client.shutdown(socket.SHUT_WR)
         running.signal(signal.SIGTERM)
-        running.draining(2)
+        running.ordered_to_drain(2)
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
         for client in waiting:

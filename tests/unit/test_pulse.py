@@ -17,7 +17,7 @@ from cluster2.lifecycle import State
 from cluster2.settings import Settings
 from cluster2.worker.acceptor import Acceptor
 from cluster2.worker.moves import Moves
-from cluster2.worker.pace import LONG, PROOF, Mode, Pace
+from cluster2.worker.pace import CLEAR, MANY_CLEAR, PROOF, Mode, Pace
 from cluster2.worker.paper import Paper
 from cluster2.worker.pulse import CROWD, QUICK, REST, SLOW, Pulse
 from cluster2.worker.steps import BURST, Watch
@@ -209,7 +209,8 @@ async def test_a_mode_keeps_it_awake(board: Scoreboard) -> None:
     """While it isn't eager it goes on ticking, or it would never become so again."""
     worker = Worker(board)
     worker.pulse.start()
-    worker.pulse.long_step(2 * LONG, time.monotonic())
+    for _ in range(MANY_CLEAR):
+        worker.pulse.long_step(2 * CLEAR, time.monotonic())
     worker.pulse.wake()
     await until(lambda: worker.pulse._wait == SLOW)
     worker.pulse.stop()
@@ -231,13 +232,14 @@ async def test_stop(board: Scoreboard) -> None:
 
 
 async def test_a_long_step(board: Scoreboard) -> None:
-    """The first long step holds the acceptor at once, and stands in the row; a second one changes nothing."""
+    """Enough long steps hold the acceptor at once, and the longest stands in the row; more change nothing."""
     worker = Worker(board)
     now = time.monotonic()
-    worker.pulse.long_step(2 * LONG, now)
-    worker.pulse.long_step(3 * LONG, now)
-    assert worker.taker.modes == ["hold HELD"]
-    assert (worker.row.mode, worker.row.longest_step) == (Mode.HELD, 3 * LONG)
+    for number in range(MANY_CLEAR + 2):
+        longest = (1.1 + number / 10) * CLEAR
+        worker.pulse.long_step(longest, now)
+        assert worker.taker.modes == (["hold HELD"] if number + 1 >= MANY_CLEAR else [])
+    assert (worker.row.mode, worker.row.longest_step) == (Mode.HELD, longest)
     assert worker.row.long_at == 0.0, "it is no proof"
     assert worker.ways.done == []
 

@@ -93,7 +93,7 @@ def _worker(board: Scoreboard, handle: Handle, weigh: Callable[[int], int | None
         "cpu": row.cpu,
         "timed_out": row.timed_out,
         "latency": latencies.summary(row.measured()),
-        "mode": mode_label(row.mode),
+        "mode": mode_label(row.mode, draining=bool(row.draining)),
         "longest_step": row.longest_step,
         "parked": row.parked,
         "moved_in": row.moved_in,

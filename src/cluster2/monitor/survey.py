@@ -55,7 +55,7 @@ class Worker:
     @property
     def mode(self) -> str:
         """How it takes connections."""
-        return mode_label(self.cells["mode"])
+        return mode_label(self.cells["mode"], draining=bool(self.cells["draining"]))
 
     def serves(self, now: float) -> bool:
         """Whether it is ready; one whose sign of life is overdue isn't."""

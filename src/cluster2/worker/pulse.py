@@ -232,8 +232,9 @@ class Pulse:
             return
         before = self._pace.mode
         mode = self._pace.relax(now)
+        self._row.longest_step = self._pace.longest
         if mode is not before:
-            self._row.mode, self._row.longest_step = mode, self._pace.longest
+            self._row.mode = mode
             if before is Mode.PARKING:
                 self._moves.park_no_more()
             task = self._loop.create_task(self._acceptor.change(mode))

@@ -136,7 +136,7 @@ class Watch:
         cpu, whole, switches, _ = before
         # Before the thread's own, as after it at the beginning: what passes between the two is nobody else's.
         whole_now = _whole()
-        used = _cpu() - cpu
+        used = min(_cpu() - cpu, wall)  # an interrupt may have come between the two clocks
         others = whole_now - whole - used
         slept = getrusage(RUSAGE_THREAD).ru_nvcsw != switches and others < ALONE
         held = wall if slept and not self._crowded else used
