@@ -11,21 +11,16 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import pkgutil
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, Final
 
 from .engines.base import Interface, is_async
 from .engines.boundary import boundary
-from .errors import AppError, ClusterError
-
-MOST_SAID = 500
-"""Characters of an error's text that a message repeats."""
+from .errors import AppError, ClusterError, said, trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,28 +262,5 @@ def _broken(source: str, error: BaseException) -> AppError:
     return AppError(f"{source} can't be imported: it raised {said(error)}", detail=trace(error))
 
 
-def said(error: BaseException) -> str:
-    """An error's kind and the first line of its text, for a message of one line."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:MOST_SAID]}" if text else type(error).__name__
-
-
 def _searched() -> str:
     return sys.path[0] or str(Path.cwd())
-
-
-def trace(error: BaseException, *ours: str) -> str:
-    """The traceback from the app's own first line on: the import machinery's and our frames tell the reader nothing.
-
-    Args:
-        ours: files of the callers of the app, besides this one.
-    """
-    foreign = {__file__, importlib.__file__, pkgutil.__file__, *ours}
-    first: TracebackType | None = error.__traceback__
-    while first is not None and _foreign(first.tb_frame.f_code.co_filename, foreign):
-        first = first.tb_next
-    return "".join(traceback.format_exception(type(error), error, first)).rstrip()
-
-
-def _foreign(filename: str, files: set[str]) -> bool:
-    return filename.startswith("<frozen importlib") or filename in files

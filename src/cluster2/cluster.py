@@ -14,7 +14,7 @@ import msgspec
 
 from . import boot, config, events
 from .config import Config
-from .errors import ClusterError, ConfigError
+from .errors import ClusterError, ConfigError, said, trace
 from .master.delegates import LIMIT
 from .master.estate import Estate
 from .master.facts import Command
@@ -385,8 +385,10 @@ def _set_up(setup: Any, cluster: Cluster, configured: Config) -> None:
     source = configured.sources["setup"]
     try:
         (resolve_name(setup) if isinstance(setup, str) else setup)(cluster)
-    except Exception as error:
-        raise ConfigError(f"setup = {setup} ({source}): it raised {type(error).__name__}: {error}") from error
+    except ClusterError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"setup = {setup} ({source}): it raised {said(error)}", detail=trace(error)) from error
 
 
 def _own_script() -> list[str]:

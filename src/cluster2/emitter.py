@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from .errors import raised_in
 from .events import Event, name_of
 
 logger = logging.getLogger("cluster2.master")
@@ -67,14 +68,14 @@ class Emitter:
             begun = time.monotonic()
             try:
                 result = handler(event)
-            except (Exception, SystemExit):  # a handler doesn't end the process
-                logger.exception("a handler of %r raised", name)
+            except (Exception, SystemExit) as error:  # a handler doesn't end the process
+                logger.error("a handler of %r raised", name, exc_info=raised_in(error))
                 continue
             finally:
                 if (took := time.monotonic() - begun) > LONG:
                     logger.warning(
                         "a handler of %r, %s, held the event loop for %.2f s; make it async, or let it use a thread",
-                        name, _called(handler), took,
+                        name, described(handler), took,
                     )  # fmt: skip
             if inspect.isawaitable(result):
                 task = asyncio.ensure_future(_contained(result))
@@ -89,12 +90,12 @@ class Emitter:
     def _done(self, name: str, task: asyncio.Future[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a handler of %r raised", name, exc_info=error)
+            logger.error("a handler of %r raised", name, exc_info=raised_in(error))
 
 
-def _called(handler: Handler) -> str:
-    """The name of a handler, and where it stands, as far as that can be known."""
-    inner: Any = inspect.unwrap(handler)
+def described(function: Callable[..., Any]) -> str:
+    """Return the name of a function of the user's, and where it stands, as far as that can be known."""
+    inner: Any = inspect.unwrap(function)
     while isinstance(inner, functools.partial):
         inner = inspect.unwrap(inner.func)
     name = getattr(inner, "__qualname__", None) or repr(inner)

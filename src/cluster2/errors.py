@@ -7,7 +7,16 @@ way out; its `exit_code` is part of the contract of the command line (see `docs/
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
+from types import TracebackType
 from typing import ClassVar
+
+_OURS = (f"{Path(__file__).parent}/", "<frozen importlib")
+_MACHINERY = ("/importlib/__init__.py", "/pkgutil.py")
+
+
+MAX_SAID_CHARS = 500
+"""Characters of an error's text that a message repeats."""
 
 
 class ClusterError(Exception):
@@ -97,9 +106,39 @@ def as_cluster_error(error: BaseException) -> ClusterError:
     """Return an error of ours as it is, and any other as one that names its type and has its traceback as `detail`."""
     if isinstance(error, ClusterError):
         return error
-    first = str(error).strip().partition("\n")[0]
-    message = f"{type(error).__name__}: {first}" if first else type(error).__name__
-    return ClusterError(message, detail="".join(traceback.format_exception(error)).rstrip())
+    return ClusterError(said(error), detail="".join(traceback.format_exception(error)).rstrip())
+
+
+def said(error: BaseException) -> str:
+    """Return an error's kind and the first line of its text, for a message of one line."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:MAX_SAID_CHARS]}" if text else type(error).__name__
+
+
+def raised_in(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
+    """Return what a logger takes as `exc_info`, with the traceback from the first frame of the user's code on.
+
+    The frames before it are ours and those of the import machinery. They tell nothing about an error in a function of the user's.
+    """
+    first: TracebackType | None = error.__traceback__
+    while first is not None and _is_ours(first.tb_frame.f_code.co_filename):
+        first = first.tb_next
+    return type(error), error, first
+
+
+def trace(error: BaseException) -> str:
+    """Return the traceback of an error in the user's code from its first frame on.
+
+    It is empty if nothing of the user's code ran and the error's text is one line, as that of a module that isn't there: the
+    message says all of that.
+    """
+    kind, value, first = raised_in(error)
+    lines = traceback.format_exception(kind, value, first)
+    return "" if first is None and len(lines) == 1 else "".join(lines).rstrip()
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith(_OURS) or filename.endswith(_MACHINERY)
 
 
 def by_exit_code(code: int, message: str, *, detail: str = "") -> ClusterError:

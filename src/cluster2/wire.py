@@ -225,6 +225,16 @@ class Cut(Message, frozen=True):
     text: str
 
 
+class EndFailed(Message, frozen=True):
+    """The worker has ended its drain, and failed in what it does behind it; it exits with 1. Becomes a `warning` event.
+
+    Attributes:
+        text: what failed: the hook with its name, or the shutdown of the app.
+    """
+
+    text: str
+
+
 class SetTraffic(Message, frozen=True):
     """Somebody who may has told the worker to enable or disable traffic, for the whole cluster."""
 
@@ -376,4 +386,18 @@ class Unknown(NamedTuple):
 
 Orders = Prepare | Fork | Reopen | Observe | Prepared | PrepareFailed | Forked | ForkFailed
 Both = Emit | Delegate | Answer | GiveUp | Component | View | Reduce | Viewed | Update
-Talk = Born | Ready | Leaving | BootFailed | Note | Cut | SetTraffic | Drain | Deserted | TrafficSet | Reopen | Both
+Talk = (
+    Born
+    | Ready
+    | Leaving
+    | BootFailed
+    | Note
+    | Cut
+    | EndFailed
+    | SetTraffic
+    | Drain
+    | Deserted
+    | TrafficSet
+    | Reopen
+    | Both
+)

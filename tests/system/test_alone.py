@@ -60,7 +60,7 @@ def test_a_hook_that_exits(run: Serve) -> None:
     running.signal(signal.SIGTERM)
     assert running.wait() == 1
     assert (running.directory / "stopped.lifespan").exists()
-    assert "a hook of worker.on_stop raised" in running.stderr
+    assert "of worker.on_stop raised" in running.stderr
 
 
 def test_signals_that_need_a_master(run: Serve) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -163,6 +164,7 @@ def test_when_a_predicate_says_so(site: Site, tmp_path: Path) -> None:
     recycled(running, "recycle_when")
     assert {event["slot"] for event in events(running, "died")} == {1}
     assert "LookupError: who knows" in running.stderr
+    assert "watchman.py" not in running.stderr, "the frames are the user's own"
 
 
 def test_a_predicate_that_is_none(site: Site, start: Callable[..., Running], tmp_path: Path) -> None:
@@ -170,7 +172,31 @@ def test_a_predicate_that_is_none(site: Site, start: Callable[..., Running], tmp
     prepare(tmp_path)
     running = start(arguments("--recycle-when", "judge:enough"), directory=tmp_path, env=ENV)
     assert running.wait() == 5
-    assert "recycle_when = 'judge:enough': can't be imported" in running.stderr
+    told = "recycle_when = 'judge:enough': can't be imported: ModuleNotFoundError: No module named 'judge'\n"
+    assert running.stderr.endswith(told), "nothing of the user's has run: there are no frames to show"
+
+
+FUNCTIONS = {
+    "recycle_when": ("--recycle-when", 5),
+    "setup": ("--setup", 5),
+    "warm_up": ("--warm-up", 3),
+    "ecv.validator": ("--ecv-validator", 3),
+}
+"""Options that name a function of the user's: the flag, and the exit code where it can't be used."""
+
+
+@pytest.mark.parametrize("option", FUNCTIONS)
+def test_a_function_whose_module_raises(start: Callable[..., Running], tmp_path: Path, option: str) -> None:
+    """The traceback of an option's module has the frames of that module, and none of ours or of the import machinery."""
+    prepare(tmp_path)
+    flag, code = FUNCTIONS[option]
+    (tmp_path / "broken.py").write_text("def fails():\n    return 1 // 0\n\nfails()\n")
+    monitored = ("--ecv-monitor", "/") if option == "ecv.validator" else ()
+    running = start(arguments(flag, "broken:fails", *monitored), directory=tmp_path, env=ENV)
+    assert running.wait() == code
+    frames = re.findall(r'File "(.*)", line (\d+)', running.stderr)
+    assert frames == [(str(tmp_path / "broken.py"), "4"), (str(tmp_path / "broken.py"), "2")], running.stderr
+    assert "ZeroDivisionError" in running.stderr
 
 
 def test_recycle_during_a_reload(site: Site) -> None:

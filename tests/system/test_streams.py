@@ -59,5 +59,5 @@ def test_a_reload_with_an_open_stream(run: Serve, tmp_path: Path, name: str) -> 
             answer.read()  # raises if the end is missing
             reload.join()
     wait_until(lambda: (tmp_path / "drains").exists(), "the hook has run")
-    assert "a hook of worker.on_drain raised" in running.stderr
+    assert "of worker.on_drain raised" in running.stderr
     assert running.shutdown() == 0

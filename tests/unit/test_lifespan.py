@@ -101,9 +101,10 @@ async def test_a_lifespan_that_must_be(engine: type[Any]) -> None:
 
 @ENGINES
 async def test_a_lifespan_that_fails_later(engine: type[Any], caplog: pytest.LogCaptureFixture) -> None:
-    """An app whose lifespan raises after its startup serves on; the error is logged."""
+    """An app whose lifespan raises after its startup serves on; the error is logged, and told at the end."""
     found = made(engine, fails_later, "auto")
     await found.start()
-    await found.stop()
+    with pytest.raises(AppError, match="the app's lifespan raised LookupError: no such table"):
+        await found.stop()
     assert "the app's lifespan raised after its startup" in caplog.text
     assert "no such table" in caplog.text

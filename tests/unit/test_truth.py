@@ -85,6 +85,48 @@ async def test_a_worker_that_does_not_leave(
             assert await cluster.whole(without=[pid], wanted=1 if verb == "scale" else 2)
 
 
+ENDS = {
+    "hook": (
+        "ENDS = 'well'\n@worker.on_stop\ndef flush():\n    raise OSError('the disk is full')\n",
+        r"the hook flush \(.*site_of_test\.py:\d+\) of worker\.on_stop raised OSError: the disk is full$",
+    ),
+    "lifespan raises": ("ENDS = 'raises'", r"the app's lifespan raised LookupError: no database$"),
+    "lifespan fails": ("ENDS = 'fails'", r"the app's lifespan failed at shutdown: no database$"),
+}  # fmt: skip
+"""What fails at the end of a worker: the code that does so, and what is told of it."""
+
+ENDING_APP = """
+from cluster2 import worker
+{}
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({{"type": "lifespan.startup.complete"}})
+        await receive()
+        if ENDS == "raises":
+            raise LookupError("no database")
+        if ENDS == "fails":
+            await send({{"type": "lifespan.shutdown.failed", "message": "no database"}})
+        else:
+            await send({{"type": "lifespan.shutdown.complete"}})
+"""
+
+
+@pytest.mark.parametrize("engine", ["uvicorn", "http", "granian"])
+@pytest.mark.parametrize("what", ENDS)
+async def test_an_end_that_fails(tmp_path: Path, what: str, engine: str) -> None:
+    """A hook of the end that raises, or a shutdown that fails, is told as that: the worker has not died."""
+    code, told = ENDS[what]
+    async with observed(tmp_path, ENDING_APP.format(code), workers=1, engine=engine) as cluster:
+        pid = (await cluster.workers())[0]
+        with pytest.raises(ClusterError, match=told) as raised:
+            await asyncio.to_thread(cluster.cluster.reload)
+        assert f"generation 2 serves, but worker {pid} (slot 0, generation 1): the " in raised.value.message
+        assert (await cluster.event(events.Died, pid=pid)).code == 1
+        with pytest.raises(ClusterError, match=told):
+            await asyncio.to_thread(cluster.cluster.shutdown)
+
+
 @pytest.mark.parametrize("verb", LEAVE)
 async def test_workers_that_leave(tmp_path: Path, verb: str) -> None:
     """Where all leave as they are to, the command says that it is done."""
@@ -155,6 +197,12 @@ def handle(state: State, **fields: Any) -> Handle:
         (handle(State.DRAINING, reason="scale"), ExitStatus(code=3), r"died while it drained \(exit code 3\)"),
         (handle(State.DRAINING, reason="scale"), None, r"died while it drained \(how isn't known\)"),
         (handle(State.DRAINING, reason="scale", cut="was cut"), ExitStatus(code=0), "generation 1\\): was cut"),
+        (
+            handle(State.DRAINING, reason="scale", end_failed="it raised"),
+            ExitStatus(code=1),
+            "generation 1\\): it raised$",
+        ),
+        (handle(State.DRAINING, cut="was cut", end_failed="it raised"), ExitStatus(code=1), "was cut; it raised$"),
         (handle(State.READY, reason="recycle"), ExitStatus(signal=11), r"died instead of leaving \(SIGSEGV\)"),
         (handle(State.DYING, reason="hang", drain_first=False), ExitStatus(signal=9), "was stuck and was killed"),
         (handle(State.DYING, reason="stop"), ExitStatus(signal=9), None),

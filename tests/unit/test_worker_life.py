@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import re
 import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
 from cluster2 import worker
+from cluster2.emitter import described
 from cluster2.worker import api, runtime
 from cluster2.worker.life import Hooks, Life
 from tests.unit.waiting import PATIENCE, until
@@ -95,11 +100,17 @@ async def test_a_hook_of_the_end_that_raises(hooks: Hooks, caplog: pytest.LogCap
     worker.on_stop(lambda: called.append("first"))
     worker.on_stop(lambda: 1 // 0)
     worker.on_stop(sys.exit)
-    assert await hooks.run_stop() is False
+    failed = await hooks.run_stop()
     assert called == ["first"]
-    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
-        (logging.ERROR, "a hook of worker.on_stop raised")
-    ] * 2
+    assert failed is not None
+    exits, divides = failed.split("; ")
+    assert exits == "the hook exit of worker.on_stop raised SystemExit"
+    assert re.fullmatch(
+        r"the hook test_.*<lambda> \(.*test_worker_life\.py:\d+\) of worker\.on_stop raised Zero.*by zero", divides
+    )
+    assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
+    assert all("of worker.on_stop raised" in record.getMessage() for record in caplog.records)
+    assert f'File "{inspect.getsourcefile(Hooks)}"' not in caplog.text, "the frames are the hook's own"
 
 
 @pytest.mark.anyio
@@ -107,7 +118,10 @@ async def test_a_hook_of_the_drain_that_raises(hooks: Hooks, caplog: pytest.LogC
     """What raises when the worker begins to drain is logged, and the other hooks run all the same, in order."""
     called: list[str] = []
     worker.on_drain(lambda: called.append("first"))
-    worker.on_drain(lambda: 1 // 0)
+
+    @worker.on_drain
+    def broken() -> None:
+        1 // 0  # noqa: B018
 
     @worker.on_drain
     async def last() -> None:
@@ -115,7 +129,9 @@ async def test_a_hook_of_the_drain_that_raises(hooks: Hooks, caplog: pytest.LogC
 
     assert await hooks.run_drain() is False
     assert called == ["first", "last"]
-    assert [record.getMessage() for record in caplog.records] == ["a hook of worker.on_drain raised"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the hook {described(broken)} of worker.on_drain raised"
+    ]
 
 
 @pytest.mark.anyio
@@ -183,8 +199,18 @@ async def test_the_end_goes_on_after_a_step_that_raises(caplog: pytest.LogCaptur
         task.cancel()
         await asyncio.sleep(0)
 
-    steps = [("raises", raises), ("exits", exits), ("cancels", cancels), ("good", good)]
-    assert await runtime.take_all(*steps) is False
-    assert taken == ["good"]
+    async def tells() -> str:
+        taken.append("good")
+        return "tells: what was wrong"
+
+    steps: list[tuple[str, Callable[[], Coroutine[Any, Any, str | None]]]]
+    steps = [("raises", raises), ("exits", exits), ("cancels", cancels), ("tells", tells), ("good", good)]
+    assert await runtime.take_all(*steps) == [
+        "raises failed: LookupError",
+        "exits failed: SystemExit: 3",
+        "cancels failed: CancelledError",
+        "tells: what was wrong",
+    ]
+    assert taken == ["good", "good"]
     assert [record.getMessage().split()[0] for record in caplog.records] == ["raises", "exits", "cancels"]
-    assert await runtime.take_all(("good", good)) is True
+    assert await runtime.take_all(("good", good)) == []

@@ -233,7 +233,11 @@ class Engine(Protocol):
         """
 
     async def stop(self) -> None:
-        """Stop the app, after the last connection has gone."""
+        """Stop the app, after the last connection has gone.
+
+        Raises:
+            AppError: its shutdown has failed: the worker goes on leaving, and tells the command that wanted it to leave.
+        """
 
 
 class FedEngine(Engine, Protocol):

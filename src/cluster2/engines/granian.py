@@ -244,11 +244,13 @@ class GranianEngine:
         self._end()
         if self._running:
             await asyncio.wait([finished for _, finished in self._running], timeout=PATIENCE)
-        if self._lifespan is not None:
-            await self._lifespan.shutdown()
-        if self._hooks is not None:
-            await self._hooks.close()
-        self._lingering.close()
+        try:
+            if self._lifespan is not None:
+                await self._lifespan.shutdown()
+            if self._hooks is not None:
+                await self._hooks.close()
+        finally:
+            self._lingering.close()
 
     def _end(self) -> None:
         if not self._told:

@@ -37,9 +37,10 @@ class Lifespan:
             self._startup.check()
 
     async def shutdown(self) -> None:
-        """The app's own errors are logged by granian."""
+        """The app's own errors are logged by granian. Raises AppError if there was one."""
         if self._mode != "off":
             await self._protocol.shutdown()
+            self._startup.check_end()
 
 
 class Hooks:

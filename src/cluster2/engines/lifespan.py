@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import AppError
+from ..errors import AppError, said
 
 logger = logging.getLogger("cluster2.worker")
 Call = Callable[..., Any]
@@ -40,6 +40,7 @@ class Startup:
         self._foreign = False
         self._said = ""
         self._error: BaseException | None = None
+        self._shutdown_failed: str | None = None
 
     async def call(self, scope: Any, receive: Call, send: Call) -> None:
         """Be the app, for its lifespan alone. What it raises is kept for `check`: the engine would judge it otherwise."""
@@ -55,6 +56,8 @@ class Startup:
             if kind == "lifespan.startup.failed":
                 self._failed, self._said = True, str(message.get("message", ""))
                 message = {**message, "message": ""}  # ours to report; the engine would log it as well
+            if kind == "lifespan.shutdown.failed":
+                self._shutdown_failed = str(message.get("message") or "") or "it said no reason"
             await send(message)
             self._complete = self._complete or kind == "lifespan.startup.complete"
 
@@ -79,6 +82,13 @@ class Startup:
             raise _refusal(_traceback(error))
         if self._received and not self._foreign:
             raise _refusal(_traceback(error), "; if the app has no lifespan, set lifespan = off")
+
+    def check_end(self) -> None:
+        """Raise AppError if the shutdown has failed, or the lifespan has raised since the startup. Call it after the shutdown."""
+        if self._shutdown_failed is not None:
+            raise AppError(f"the app's lifespan failed at shutdown: {self._shutdown_failed.strip().splitlines()[-1]}")
+        if self._complete and isinstance(self._error, Exception | SystemExit):
+            raise AppError(f"the app's lifespan raised {said(self._error)}")
 
 
 def _refusal(detail: str, hint: str = "") -> AppError:

@@ -289,11 +289,16 @@ class UvicornEngine:
         return paths
 
     async def stop(self) -> None:
-        """Run the app's lifespan to its end. Threads that are stuck aren't waited for: the process ends without them."""
+        """Run the app's lifespan to its end. Threads that are stuck aren't waited for: the process ends without them.
+
+        Raises:
+            AppError: the app's shutdown has failed.
+        """
         if self._bridge is not None:
             self._bridge.stop()
         self._hushed.close()
         await self._lifespan.shutdown()
+        self._startup.check_end()
 
     def _end_each(self, ends: Callable[[HttpConnection], bool]) -> None:
         """From now on the response to a new request ends its connection, where `ends` says so."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .. import codec, wire
-from ..errors import ConfigError
+from ..errors import ConfigError, raised_in
 from ..flights import Flight, Flights
 from .threads import Threads
 
@@ -205,7 +205,7 @@ class Delegates:
         except BaseException as error:  # also SystemExit: it would end the master, and nobody would be told
             failure = _failure(error)
             if flight.lone:
-                logger.exception("work that nobody waits for failed: %r", kind.name)
+                logger.error("work that nobody waits for failed: %r", kind.name, exc_info=raised_in(error))
         lone = flight.lone
         askers = kind.flights.end(flight)
         if lone:
@@ -271,7 +271,7 @@ class Delegates:
 
 
 def _failure(error: BaseException) -> wire.Failure:
-    trace = codec.clip("".join(traceback.format_exception(error)), MOST_TRACEBACK, end=True)
+    trace = codec.clip("".join(traceback.format_exception(*raised_in(error))), MOST_TRACEBACK, end=True)
     try:
         text = str(error)
     except Exception as another:  # an error whose text is an error

@@ -32,6 +32,7 @@ class Handle:
         stacks_file: where it writes its stacks when asked.
         stacks: what it wrote when it was found to be stuck, or None.
         cut: what of it was not finished when its time to drain was over, or None: it was reset, or the worker was killed.
+        end_failed: what failed when it had drained (a hook, the app's shutdown), or None.
         overdue: the state in which it has stayed for too long, once its stacks have been asked for; or None.
         executed: it was executed, not forked: it imports the app itself.
         started: it has said that it runs: the app is imported, and the worker's own code begins.
@@ -57,6 +58,7 @@ class Handle:
     stacks_file: int = -1
     stacks: str | None = None
     cut: str | None = None
+    end_failed: str | None = None
     overdue: State | None = None
     executed: bool = False
     started: bool = False

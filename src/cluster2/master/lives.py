@@ -113,6 +113,9 @@ class Lives:
             case wire.Cut():
                 handle.cut = message.text
                 self._master.warn(f"{handle}: {message.text}")
+            case wire.EndFailed():
+                handle.end_failed = message.text
+                self._master.warn(f"{handle}: {message.text}")
             case _:
                 logger.warning("%s said what only a master says: %r", handle, message)
 
@@ -381,8 +384,8 @@ def departure_fault(handle: Handle, status: ExitStatus | None) -> str | None:
     """
     if handle.pid is None or handle.reason == "stop":
         return None
-    if handle.cut is not None:
-        return f"{handle}: {handle.cut}"
+    if told := [each for each in (handle.cut, handle.end_failed) if each is not None]:
+        return f"{handle}: {'; '.join(told)}"
     if status == ExitStatus(code=0) and handle.state not in lifecycle.LIVE:
         return None
     how = status or "how isn't known"

@@ -20,7 +20,7 @@ from pkgutil import resolve_name
 from typing import Any, cast
 
 from .. import health
-from ..errors import ConfigError, as_cluster_error
+from ..errors import ConfigError, raised_in, said, trace
 from ..health import Trouble
 from ..kernel import processes, stacks
 from ..kernel.scoreboard import Scoreboard
@@ -115,8 +115,8 @@ class Judge:
         }
         try:
             return bool(self._predicate(facts))
-        except Exception:
-            logger.exception("recycle_when raised")
+        except (Exception, SystemExit) as error:
+            logger.error("recycle_when raised", exc_info=raised_in(error))
             return False
 
 
@@ -244,7 +244,4 @@ def _imported(named: str, settings: Settings) -> object:
     try:
         return resolve_name(named)
     except (Exception, SystemExit) as error:  # a module may raise anything when it is imported
-        wrong = as_cluster_error(error)
-        raise ConfigError(
-            f"recycle_when = {named!r}: can't be imported: {wrong.message}", detail=wrong.detail
-        ) from error
+        raise ConfigError(f"recycle_when = {named!r}: can't be imported: {said(error)}", detail=trace(error)) from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import codec, wire
-from ..errors import ClusterError, ConfigError
+from ..errors import ClusterError, ConfigError, raised_in
 from ..reducers import REDUCERS, Reducer
 
 logger = logging.getLogger("cluster2.worker")
@@ -85,8 +85,8 @@ class Components:
             result = component.update(value)
             if inspect.isawaitable(result):
                 await result
-        except Exception:
-            logger.exception("the updater of component %r raised", name)
+        except Exception as error:
+            logger.error("the updater of component %r raised", name, exc_info=raised_in(error))
 
     async def update_late(self, name: str) -> None:
         """A component has been registered: set it to what it was told before."""

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from ..emitter import described
+from ..errors import raised_in, said
+
 Hook = TypeVar("Hook", bound=Callable[[], Any])
 logger = logging.getLogger("cluster2.worker")
 
@@ -99,24 +102,24 @@ class Hooks:
         for hook in self.drain:
             try:
                 await _run(hook)
-            except Exception:
+            except Exception as error:
                 fine = False
-                logger.exception("a hook of worker.on_drain raised")
+                logger.error("the hook %s of worker.on_drain raised", described(hook), exc_info=raised_in(error))
         return fine
 
-    async def run_stop(self) -> bool:
-        """Run the hooks of the end, in reverse order; return whether none raised.
+    async def run_stop(self) -> str | None:
+        """Run the hooks of the end, in reverse order. Return which of them raised what, as the end of a line, or None.
 
         What a hook raises is logged, SystemExit and a cancellation too: the worker is leaving anyway, and the other hooks count.
         """
-        fine = True
+        failed = []
         for hook in reversed(self.stop):
             try:
                 await _run(hook)
-            except BaseException:
-                fine = False
-                logger.exception("a hook of worker.on_stop raised")
-        return fine
+            except BaseException as error:
+                failed.append(f"the hook {described(hook)} of worker.on_stop raised {said(error)}")
+                logger.error("the hook %s of worker.on_stop raised", described(hook), exc_info=raised_in(error))
+        return "; ".join(failed) or None
 
 
 async def _run(hook: Callable[[], Any]) -> None:

@@ -18,9 +18,8 @@ from typing import Any, cast
 import uvloop
 
 from .. import codec, latencies, wire
-from ..apps import said, trace
 from ..engines.base import Capability, Engine, Interface, Site, is_fed, is_own, owns_accept
-from ..errors import AppError, ClusterError
+from ..errors import AppError, ClusterError, said, trace
 from ..kernel import processes, signals
 from ..kernel.cells import LARGEST_COUNT
 from ..kernel.handover import Inlet, Outlet, batch_size
@@ -301,11 +300,11 @@ class Worker:
         return await self._drain.finished(self._engines, self._acceptor, self._moves)
 
     async def _end(self) -> int:
-        """Drain, stop the app, run its hooks. Returns the exit code: 1 if one of that failed, which was logged."""
+        """Drain, stop the app, run its hooks. Returns the exit code: 1 if one of that failed, which was logged and told."""
         deadline = time.monotonic() + self._settings.drain_timeout
         self._life.draining = True
         hooks = asyncio.ensure_future(api.hooks.run_drain())
-        fine = await take_all(
+        failed = await take_all(
             ("the drain", self._drained),
             ("worker.on_drain", lambda: finish(hooks, deadline - time.monotonic())),
             ("closing the acceptor", self._stop_taking),
@@ -313,7 +312,9 @@ class Worker:
             ("worker.on_stop", api.hooks.run_stop),
             ("the last heartbeat", self._last_beat),
         )
-        return 0 if fine else 1
+        if failed:
+            self._say(wire.EndFailed(codec.clip("; ".join(failed), MOST_SAID)))
+        return 1 if failed else 0
 
     async def _drained(self) -> None:
         finished: bool | None = None
@@ -383,22 +384,27 @@ async def finish(hooks: asyncio.Future[bool], seconds: float) -> None:
         await asyncio.wait({hooks}, timeout=LAST_WORDS)
 
 
-async def take_all(*steps: tuple[str, Callable[[], Awaitable[bool | None]]]) -> bool:
+async def take_all(*steps: tuple[str, Callable[[], Awaitable[str | None]]]) -> list[str]:
     """Take each step, whatever the one before it raised; log what one raises, with its name.
 
     SystemExit of a hook, or the cancellation of all tasks of the loop by one, ends that step and no other.
 
     Returns:
-        Whether all were fine: none raised, and none returned False.
+        What failed: a line for each step that raised, or that returned what went wrong.
     """
-    fine = True
+    failed = []
     for name, step in steps:
         try:
-            fine = await step() is not False and fine
-        except BaseException:
+            wrong = await step()
+        except ClusterError as error:
+            wrong = error.message
+            logger.error("%s failed: %s", name, wrong)
+        except BaseException as error:
+            wrong = f"{name} failed: {said(error)}"
             logger.exception("%s failed; the worker goes on leaving", name)
-            fine = False
-    return fine
+        if wrong:
+            failed.append(wrong)
+    return failed
 
 
 def _arrange_signals(birth: Birth) -> None:

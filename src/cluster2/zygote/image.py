@@ -21,11 +21,11 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from .. import logs
-from ..apps import App, load, said, trace
+from ..apps import App, load
 from ..config import read_env_file
 from ..engines import catalogue
 from ..engines.base import Engine
-from ..errors import AppError, ClusterError, ConfigError
+from ..errors import AppError, ClusterError, ConfigError, said, trace
 from ..kernel import privileges, processes
 from ..settings import Settings
 from . import bytecode
@@ -129,7 +129,7 @@ def _warm_up(settings: Settings) -> None:
     except ClusterError:
         raise
     except (Exception, SystemExit) as error:
-        raise AppError(f"warm_up = {label} raised {said(error)}", detail=trace(error, __file__)) from error
+        raise AppError(f"warm_up = {label} raised {said(error)}", detail=trace(error)) from error
 
 
 def _validator(settings: Settings) -> Callable[..., Any] | None:
@@ -139,7 +139,7 @@ def _validator(settings: Settings) -> Callable[..., Any] | None:
     try:
         found = resolve_name(named)
     except Exception as error:
-        raise AppError(f"ecv.validator = {named} raised {said(error)}", detail=trace(error, __file__)) from error
+        raise AppError(f"ecv.validator = {named} raised {said(error)}", detail=trace(error)) from error
     if not callable(found):
         raise ConfigError(f"ecv.validator = {named}: it is a {type(found).__name__}, which can't be called")
     return cast(Callable[..., Any], found)

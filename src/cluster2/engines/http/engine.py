@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from email.utils import formatdate
 from typing import Any, ClassVar
 
+from ...errors import AppError
 from ...settings import Settings
 from ..base import Capability, Census, Hold, Interface, Movable, Served, Site
 from ..ending import alone, cancel, readable, reset
@@ -145,10 +146,16 @@ class HttpEngine:
         self.second()
 
     async def stop(self) -> None:
-        """Run the app's lifespan to its end. Threads that are stuck aren't waited for: the process ends without them."""
+        """Run the app's lifespan to its end. Threads that are stuck aren't waited for: the process ends without them.
+
+        Raises:
+            AppError: the app's shutdown has failed.
+        """
         if self._bridge is not None:
             self._bridge.stop()
         await self._lifespan.stop()
+        if (fault := self._lifespan.shutdown_fault()) is not None:
+            raise AppError(fault)
 
     def protocol(self) -> asyncio.BaseProtocol:
         """A connection."""

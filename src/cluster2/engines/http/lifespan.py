@@ -129,6 +129,19 @@ class Lifespan:
         else:
             self._log_shutdown()
 
+    def shutdown_fault(self) -> str | None:
+        """Return how the shutdown has failed, or None. To be asked after `stop`."""
+        if self._phase is _Phase.FAILED:
+            return (
+                f"the app's lifespan failed at shutdown: {(self._said.strip() or 'it said no reason').splitlines()[-1]}"
+            )
+        if self._phase in (_Phase.STARTED, _Phase.STOPPING, _Phase.STOPPED):
+            if isinstance(self._error, Exception | SystemExit):
+                return f"the app's lifespan raised {_summary(self._error)}"
+            if self._phase is _Phase.STOPPING and isinstance(self._error, asyncio.CancelledError):
+                return f"the app's lifespan shutdown took longer than {self._shutdown_timeout_s:g} s"
+        return None
+
     def _log_shutdown(self) -> None:
         if self._phase is _Phase.FAILED:
             logger.error("The app's lifespan shutdown failed: %s", self._said.strip() or "it said no reason")
