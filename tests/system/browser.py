@@ -114,7 +114,7 @@ class Sight:
 
     def _heard(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
-            self.complaints.append(message.text)
+            self.complaints.append(f"{message.text} ({message.location['url']})")
 
     def __getattr__(self, name: str) -> Any:
         """What Playwright's page has: locator, keyboard, evaluate and the like."""

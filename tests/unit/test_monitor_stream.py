@@ -222,7 +222,8 @@ async def test_many_viewers(board: Scoreboard) -> None:
     viewers = [Viewer(desk) for _ in range(stream.MOST)]
     await viewers[-1].until(lambda: desk.viewers.count == stream.MOST)
     async with client(desk) as asking:
-        assert (await asking.get("/events")).status_code == 503
+        refused = await asking.get("/events")
+        assert (refused.status_code, refused.text) == (503, "too many are watching already\n")
         assert (await asking.get("/events?only=all")).status_code == 400
         await leave(viewers.pop())
         assert (await asking.head("/events")).status_code == 200
@@ -233,7 +234,9 @@ async def test_many_viewers(board: Scoreboard) -> None:
     desk.viewers.close()
     async with asyncio.timeout(30):
         await asyncio.gather(*(viewer.task for viewer in viewers))
-    assert desk.viewers.full, "no others are taken"
+    async with client(desk) as asking:
+        refused = await asking.get("/events")
+        assert (refused.status_code, refused.text) == (503, "the monitor is leaving\n"), "no others are taken"
 
 
 async def test_who_sees_code(board: Scoreboard) -> None:

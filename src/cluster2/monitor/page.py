@@ -124,8 +124,8 @@ class Page:
         only = request.query_params.get("only")
         if only not in (None, "events"):
             return PlainTextResponse(f"only = {only!r:.100}: expected events\n", 400, FRESH)
-        if self._desk.viewers.full:
-            return PlainTextResponse("too many are watching already\n", 503, {"retry-after": "5"})
+        if (refusal := self._desk.viewers.refusal()) is not None:
+            return PlainTextResponse(f"{refusal}\n", 503, {"retry-after": "5"})
         trusted = self._token is None or ecv.bears(request.headers.get("authorization"), self._token)
         return Stream(self._desk, _last(request.headers.get("last-event-id", "")), facts=only is None, full=trusted)
 

@@ -90,10 +90,11 @@ class Viewers:
         self._closed = True
         self.wake()
 
-    @property
-    def full(self) -> bool:
-        """Whether no other can be had."""
-        return self.count >= MOST or self._closed
+    def refusal(self) -> str | None:
+        """Return why no other can be had, or None."""
+        if self._closed:
+            return "the monitor is leaving"
+        return "too many are watching already" if self.count >= MOST else None
 
     async def serve(
         self, receive: Receive, send: Send, *, after: int, facts: bool, full: bool, head: bool = False

@@ -98,6 +98,7 @@ function show(now) {
     charts.mark({ event: "scaled", time: now.time, reason: `${facts.wanted} → ${now.wanted}` });
   }
   const first = facts === null;
+  if (facts?.master?.started !== now.master?.started) leaving = false; // another cluster, in place of the one that has ended
   facts = now;
   if (first) begin(now.master?.uptime ?? Infinity);
   leaving ||= Boolean(now.leaving);
@@ -133,6 +134,7 @@ const stream = new Stream({
     if (event.event === "shutdown") leaving = true;
     if (TOLD.has(event.event) && facts !== null && event.time > facts.time - 5) announce(said(event));
   },
+  leaving: () => leaving,
   back: () => linked("connecting", "Connecting …"),
   lost(why, pause) {
     linked("lost", "✕ Lost");

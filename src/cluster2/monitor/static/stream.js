@@ -7,6 +7,7 @@ const KEY = `cluster2 token ${new URL(".", location).pathname}`;
 const SILENCE = 8000; // ms without facts, which come each second, after which a stream is taken for dead
 const HIDDEN = 60000; // ms
 const PAUSES = [250, 1000, 2000, 4000, 8000, 15000]; // ms
+const PATIENT = 4; // the pause of PAUSES, counted from 1, with which it begins after a shutdown
 
 /** The monitor wants a token, or another one. */
 export class Unauthorized extends Error {}
@@ -110,7 +111,8 @@ function parsed(text) {
  * The stream of facts, for as long as the page lives.
  *
  * `on` has `open(anew)` (anew: all events will be told), `facts(facts)`, `sample(row)`, `event(event, first)` (first: it wasn't told before), `back()` (it is looked at again, and takes up the stream
- * that it had left), `lost(why, pause)` and `signedOut()`, after which nothing happens until `wake()`.
+ * that it had left), `lost(why, pause)`, `leaving()` (whether the cluster is known to end) and `signedOut()`, after which nothing
+ * happens until `wake()`.
  */
 export class Stream {
   #on;
@@ -140,7 +142,7 @@ export class Stream {
 
   /** Who bears the token is told more of each event: have them told once more. */
   #again() {
-    if (this.#bearing === token) return;
+    if (this.#bearing === token || this.#on.leaving()) return;
     this.#last = null;
     this.#restarting = true;
     this.#abort.abort();
@@ -203,7 +205,8 @@ export class Stream {
   }
 
   #failed(why) {
-    this.#failures++;
+    // A monitor that leaves for good has refused each new stream before its port is closed: don't come back at once.
+    this.#failures = Math.max(this.#failures + 1, this.#on.leaving() ? PATIENT : 0);
     this.#on.lost(why, PAUSES[Math.min(this.#failures, PAUSES.length) - 1] / 1000);
   }
 
