@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from . import events, wire
 from .config import Config
 from .emitter import Emitter
+from .engines.base import Engine, owns_accept
 from .errors import ClusterError, by_exit_code
 from .kernel import processes
 from .kernel.listeners import Listener, shut
@@ -90,7 +91,11 @@ def run(
         await settle()
 
     def shut_doors() -> bool:
-        open_doors = [listener for _, listener in listeners if not shut(listener, listener.address, told.warn)]
+        open_doors = [
+            listener
+            for site, listener in listeners
+            if _is_spun_on(listener, made.sites[site][1]) or not shut(listener, listener.address, told.warn)
+        ]
         return not open_doors
 
     birth = Birth(
@@ -110,6 +115,15 @@ def run(
     if told.failures:
         raise told.failures[0]
     return code
+
+
+def _is_spun_on(listener: Listener, engine: type[Engine]) -> bool:
+    """Return whether a shut door would hold the engine's own accept loop.
+
+    A Unix socket that is shut down is readable for ever, and accept(2) gives EAGAIN. tokio repeats that without end, and serves
+    nothing else in that thread (granian 2.8.9): requests under way were lost. The engine stops accepting by itself.
+    """
+    return listener.sock.family == socket.AF_UNIX and owns_accept(engine)
 
 
 def _board() -> Scoreboard:

@@ -72,3 +72,18 @@ async def exits_in_a_hook(scope: Any, receive: Callable[[], Any], send: Callable
 def exits() -> None:
     """Raise SystemExit."""
     raise SystemExit(7)
+
+
+class Flood(Endless):
+    """A body that no kernel takes at once."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        Path(f"held.body.{os.getpid()}").touch()
+        while True:
+            yield bytes(1_000_000)
+
+
+def flood(environ: dict[str, Any], start_response: Callable[..., Any]) -> Flood:
+    """Answer with more than the client takes."""
+    start_response("200 OK", [])
+    return Flood()

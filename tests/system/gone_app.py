@@ -56,3 +56,22 @@ async def deaf(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     async for chunk in endless(0.05 if scope["path"] == "/slow" else None):
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+
+async def rsgi(scope: Any, protocol: Any) -> None:
+    """The same for RSGI, which ends when a `send` raises; /swallows goes on."""
+    if scope.proto != "http":
+        return
+    if scope.path == "/":
+        protocol.response_str(200, [], "hello")
+        return
+    transport = protocol.response_stream(200, [])
+    async for chunk in endless(0.05 if scope.path == "/slow" else None):
+        try:
+            await transport.send_bytes(chunk)
+        except Exception:
+            if scope.path != "/swallows":
+                raise
+
+
+rsgi.__rsgi__ = rsgi  # type: ignore[attr-defined]

@@ -72,6 +72,11 @@ CASES = {
     "granian-asgi": Case("asgi", HTTP | WEBSOCKETS, ("--engine", "granian"), begun=("half", "flood")),
     "granian-rsgi": Case("rsgi", HTTP | WEBSOCKETS, begun=("half", "flood")),
     "granian-wsgi": Case("wsgi", HTTP, ("--engine", "granian")),
+    "granian-asgi-alone": Case(
+        "asgi", HTTP | WEBSOCKETS, ("--no-cluster", "--engine", "granian"), begun=("half", "flood"), unix=True
+    ),
+    "granian-rsgi-alone": Case("rsgi", HTTP | WEBSOCKETS, ("--no-cluster",), begun=("half", "flood"), unix=True),
+    "granian-wsgi-alone": Case("wsgi", HTTP, ("--no-cluster", "--engine", "granian"), unix=True),
     "tcp": Case("tcp", TCP, held=b"/held/good\n", begun=()),
     "tcp-protocol": Case("Protocol", TCP, ("--engine", "tcp"), held=b"/held/good\n", begun=()),
 }

@@ -85,6 +85,8 @@ PATIENCE = 1.0
 client may take to answer its PING."""
 WEBSOCKET_RESET_S = 0.5
 """Seconds for which a drain may wait until websockets whose clients don't read have noticed that they were reset."""
+THREADS_LOOK_INTERVAL_S = 0.005
+"""Seconds between two looks whether threads have ended their requests, which were cut off."""
 TLS_FROM = "tls1.2"
 """The oldest version of TLS that is spoken, as with uvicorn."""
 POOL_IDLE = 30
@@ -228,14 +230,19 @@ class GranianEngine:
         return not self._connections and not any(map(_waiting, self._listeners))
 
     async def cut(self, patience: float) -> list[str]:
-        """Reset all connections, behind granian's back; then cancel the tasks of requests.
+        """Reset all connections, behind granian's back; then cancel the tasks of requests, and wait for threads.
 
-        In this order: the response of a task that is cancelled would end as if it were whole.
+        In this order: the response of a task that is cancelled would end as if it were whole. A thread can't be cancelled. Its
+        next part finds the connection broken, and granian calls the body's `close()` then, as PEP 3333 demands.
         """
+        deadline = time.monotonic() + patience
         paths = [_readable(path) for path in self._under.paths()]
+        self._under.refuse()
         for listener in self._listeners:
             reset_established(listener)
         await cancel(self._under.all_tasks(), patience)
+        while self._under.in_threads() and time.monotonic() < deadline:
+            await asyncio.sleep(THREADS_LOOK_INTERVAL_S)
         self._lingering.close()
         return paths
 

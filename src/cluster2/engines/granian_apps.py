@@ -67,6 +67,7 @@ class Under:
         self._ending = False
         self._few = 0
         self._uses: list[Callable[[bool], None]] = []
+        self._refusals: list[Callable[[], None]] = []
         self._counts: list[Callable[[], tuple[int, int]]] = []
         self._failures = itertools.count()
         self._codes: set[CodeType] = set()
@@ -150,6 +151,16 @@ class Under:
             self._use(ending=True)
         return count
 
+    def refuse(self) -> None:
+        """Requests that still wait for a thread no longer reach the app: their connections are reset."""
+        for use in self._refusals:
+            use()
+
+    def in_threads(self) -> bool:
+        """Return whether a thread is in the app or in a body of it."""
+        begun, ended = self.counts()
+        return bool(self._threads) and begun != ended
+
     def tasks(self, inner: Call, last: Call) -> Call:
         """For apps that are awaited: what makes a request's task.
 
@@ -231,7 +242,12 @@ class Under:
             nonlocal called
             called = self._counted(last) if ending else inner
 
+        def refuse() -> None:
+            nonlocal called
+            called = _refused
+
         self._codes.add(run.__code__)
+        self._refusals.append(refuse)
         self._threads = count
         self._uses.append(use)
         self._counts.append(lambda: (_reading(begin) - 1, _reading(end) - 1))
@@ -253,6 +269,11 @@ class Under:
             return last(first, second)
 
         return counted
+
+
+def _refused(protocol: Any, scope: Any) -> None:
+    """Answer a WSGI request without its app."""
+    protocol.response_bytes(503, [], b"")
 
 
 def _reading(counter: itertools.count[int]) -> int:
@@ -282,6 +303,8 @@ def client_of(scope: Any) -> tuple[str, int | None]:
             return "", 0
         case _:
             host, _, number = scope.client.rpartition(":")
+            if not number.isdecimal():  # a Unix socket: the client has no name, or a path
+                return "", 0
             port = int(number)
     return host.strip("[]").partition("%")[0], port
 

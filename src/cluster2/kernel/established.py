@@ -60,8 +60,9 @@ def reset_established(listener: socket.socket) -> None:
 
 
 def reset(descriptor: int) -> None:
-    """The same for one of them."""
-    ctypes.CDLL(None, use_errno=True).connect(descriptor, struct.pack("H14x", socket.AF_UNSPEC), 16)
+    """Reset one of them. A Unix socket knows no RST (EINVAL): it is shut down, so that nothing more can be written."""
+    if ctypes.CDLL(None, use_errno=True).connect(descriptor, struct.pack("H14x", socket.AF_UNSPEC), 16) != 0:
+        _shut_down(descriptor, socket.SHUT_RDWR)
 
 
 def reset_blocked(listener: socket.socket, peers: Container[tuple[str, int | None]]) -> int:
@@ -82,9 +83,13 @@ def _writable(descriptor: int) -> bool:
 
 def end(descriptor: int) -> None:
     """Its owner reads the end of the connection, as if the client had closed it, and closes it in his own way."""
+    _shut_down(descriptor, socket.SHUT_RD)
+
+
+def _shut_down(descriptor: int, how: int) -> None:
     one = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)  # shutdown(2) asks for no family
     with contextlib.suppress(OSError):  # it has ended meanwhile
-        one.shutdown(socket.SHUT_RD)
+        one.shutdown(how)
     one.detach()
 
 
