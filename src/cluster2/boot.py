@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import uvloop
 
 from . import events, logs
-from .config import Config, check_files
+from .config import Config, check_files, restart_warning
 from .emitter import Emitter
 from .errors import ClusterError, ConfigError
 from .kernel import processes, signals
@@ -98,7 +98,7 @@ def _serve(
             tell, settle = _teller(switchboard.emitter, herald), switchboard.emitter.settle
             return single.run(config, listeners, monitor, targets, ready, tell, settle, switchboard, logbook)
     signals.settle_master()
-    with estate(config, argv or default_argv(), logbook) as owned:
+    with estate(config, argv or default_argv(), logbook, scripted=targets is not None) as owned:
         return uvloop.run(supervise(owned, switchboard, on_ready))
 
 
@@ -144,7 +144,12 @@ async def supervise(
 
 @contextlib.contextmanager
 def estate(
-    config: Config, argv: Sequence[str], logbook: Logbook | None = None, *, owns_process: bool = True
+    config: Config,
+    argv: Sequence[str],
+    logbook: Logbook | None = None,
+    *,
+    owns_process: bool = True,
+    scripted: bool = False,
 ) -> Iterator[Estate]:
     """Everything that a master owns."""
     settings = config.settings
@@ -174,6 +179,7 @@ def estate(
             owns_process=owns_process,
             notifier=notifier,
             logbook=logbook,
+            scripted=scripted,
         )
 
 
@@ -228,7 +234,7 @@ def reread(config: Config) -> Options:
     # A script gives its app as an object, which isn't in the options.
     if None in named and None not in (target for target, _ in config.settings.targets()):
         raise ConfigError("app isn't set any more, and `apps` takes effect only by a restart")
-    restart = [f"{name} has changed ({again.sources[name]}): that takes effect only by a restart" for name in kept]
+    restart = [restart_warning(name, again.sources[name]) for name in kept]
     return Options(settings, explicit(again), (*restart, *(set(again.warnings) - set(config.warnings))))
 
 

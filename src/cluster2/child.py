@@ -7,17 +7,20 @@ and `Cluster.listen` comes here.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import socket
 import sys
 from collections.abc import Sequence
 
-from . import wire
-from .errors import ConfigError
+from . import codec, wire
+from .config import Config, check_files, restart_warning
+from .errors import ClusterError, ConfigError
 from .kernel import processes, snapshots, stacks
-from .kernel.descriptors import Packets
+from .kernel.descriptors import MAX_DESCRIPTORS, Packets
 from .kernel.scoreboard import Scoreboard, page_of
-from .settings import FILES, Settings
+from .settings import FILES, OPTIONS, Settings, validate
 from .worker import runtime
 from .worker.birth import Birth, Staffed
 from .worker.paper import Paper
@@ -27,11 +30,11 @@ EXECUTED_AGAIN = "_CLUSTER2_EXECUTED_AGAIN"
 """The variable by which a script that is executed a second time knows that."""
 
 
-def run(settings: Settings | None = None, targets: Sequence[object] | None = None) -> int:
+def run(own: Config | None = None, targets: Sequence[object] | None = None) -> int:
     """Be the child. Returns its exit code.
 
     Args:
-        settings: the options as this process read them (script mode); None: as the master sends them.
+        own: the options as this process read them (script mode); None: all of them are sent by the master.
         targets: the apps as objects (script mode); None: as the options name them.
     """
     # Out of the environment, so that what the app starts doesn't take itself for one of us.
@@ -39,12 +42,51 @@ def run(settings: Settings | None = None, targets: Sequence[object] | None = Non
     processes.raise_file_limit()
 
     def prepare(order: wire.Prepare, files: list[int]) -> image.Image:
-        options = settings or Settings.from_wire(order.settings)
+        options = Settings.from_wire(order.settings) if own is None else _agreed(own, order, targets, channel)
         title(options, f"zygote g{order.generation}")
         named = targets or [target for target, _ in options.targets()]
         return image.build(options, order.sources, named, _copies(options, order, files))
 
     return main.main(channel, prepare, _serve)
+
+
+def refuse(error: ClusterError) -> None:
+    """Tell the master, in place of `run`, why the script doesn't come to that."""
+    channel = Packets.attach(int(os.environ.pop(wire.CHANNEL)))
+    with contextlib.suppress(OSError):
+        # The order: if it stayed unread, the end of this process would reset the channel.
+        channel.receive(MAX_DESCRIPTORS)
+    main.refuse(channel, error)
+
+
+def _agreed(own: Config, order: wire.Prepare, targets: Sequence[object] | None, channel: Packets) -> Settings:
+    """Return the options of a script's generation.
+
+    A new generation gets what the script says now, except for what a reload can't change. What it got is fixed: when it is loaded
+    again, because its process has died or each worker is executed, the script may say something else by then.
+
+    Raises:
+        ConfigError: the options contradict what can't be changed.
+    """
+    ordered = Settings.from_wire(order.settings)
+    if order.pinned:
+        return dataclasses.replace(ordered, **{name: getattr(own.settings, name) for name in order.objects})
+    restart = [option for option in OPTIONS.values() if option.restart]
+    settings = dataclasses.replace(own.settings, **{each.field: getattr(ordered, each.field) for each in restart})
+    said, before = own.settings.to_wire(), ordered.to_wire()
+    changed = [each.name for each in restart if said[each.field] != before[each.field]]
+    kept = [name for name in changed if own.explicit(name) or name in order.sources]
+    if len(own.settings.apps) != len(ordered.apps) or (targets and len(targets) != len(ordered.targets())):
+        raise ConfigError("the script has another number of apps now: that takes effect only by a restart")
+    if kept:
+        validate(settings, own.sources)
+        check_files(settings, own.sources)
+    warnings = [restart_warning(name, own.sources[name]) for name in kept]
+    sources = {name: source for name, source in own.sources.items() if own.explicit(name)}
+    chosen = wire.Chosen(settings.to_wire(), sources, settings.objects(), warnings)
+    with contextlib.suppress(ConnectionError):  # the master is gone: the next thing that is received is the end
+        channel.send(codec.pack_order(chosen))
+    return settings
 
 
 def _copies(options: Settings, order: wire.Prepare, descriptors: Sequence[int]) -> dict[str, str]:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import msgspec
@@ -46,7 +47,11 @@ class Cluster:
 
     def __init__(self, **options: Any) -> None:
         self._options = options
-        self._config = config.load(options, check=False)
+        try:
+            self._config = config.load(options, check=False)
+        except ConfigError as error:
+            _tell_if_uncaught(error)
+            raise
         self._switchboard = Switchboard()
 
     @property
@@ -76,12 +81,13 @@ class Cluster:
                 from . import child  # what serves and what loads, which a master doesn't need
 
                 child.execute_again_if_stale()
-                sys.exit(child.run(configured.settings, targets))
+                sys.exit(child.run(configured, targets))
             argv = default_argv() if targets is None else _own_script()
             bytecode.remove_stale()
             code = boot.run(configured, switchboard=self._switchboard, argv=argv, targets=targets)
         except ClusterError as error:
             report(error)
+            _tell_master(error)
             raise SystemExit(error.exit_code) from None
         if code:
             raise SystemExit(code)
@@ -376,6 +382,28 @@ def run(configured: Config, *, on_ready: Callable[[], None] | None = None) -> in
 def report(error: ClusterError) -> None:
     """Say on standard error what went wrong: one line, and the detail below it."""
     sys.stderr.write(f"cluster2: error: {error.message}\n" + (f"{error.detail}\n" if error.detail else ""))
+
+
+def _tell_master(error: ClusterError) -> None:
+    """In a script that was executed again: have the master know why it ends."""
+    if CHANNEL in os.environ:
+        from . import child
+
+        child.refuse(error)
+
+
+def _tell_if_uncaught(error: ConfigError) -> None:
+    """The same, if the script doesn't catch this error."""
+    if CHANNEL not in os.environ:
+        return
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], raised: BaseException, trace: TracebackType | None) -> None:
+        if raised is error:
+            _tell_master(error)
+        usual(kind, raised, trace)
+
+    sys.excepthook = hook
 
 
 def _set_up(setup: Any, cluster: Cluster, configured: Config) -> None:

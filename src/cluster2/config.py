@@ -107,6 +107,11 @@ def load(
     return Config(settings, MappingProxyType(sources), tuple(warnings), again)
 
 
+def restart_warning(name: str, source: str) -> str:
+    """Return what is told of an option that has another value now, and that a reload can't change."""
+    return f"{name} has changed ({source}): that takes effect only by a restart"
+
+
 def working_directory() -> Path:
     """Return the working directory, by the name that the shell has for it (`PWD`) if that is a name of it.
 

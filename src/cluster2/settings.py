@@ -374,6 +374,11 @@ class Settings:
         """The values by field as plain data; what isn't (callables, app objects) becomes None."""
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
 
+    def objects(self) -> list[str]:
+        """Return the fields whose values are objects, which don't travel; apps aside, which are named by their place."""
+        plain = (str, int, float, list, tuple, type(None))
+        return [each.name for each in fields(self) if not isinstance(getattr(self, each.name), plain)]
+
     @classmethod
     def from_wire(cls, values: Mapping[str, Any]) -> Settings:
         """The inverse of `to_wire`, except for what was no plain data. Fields that are missing have their default."""

@@ -44,6 +44,8 @@ class Prepare(Message, frozen=True):
         sources: where each option that isn't a default came from, for messages about it.
         log: the file that the output of who receives this goes to; "": it stays where it is.
         files: fields of the options whose files have been read for this generation.
+        objects: fields of the options that are objects of a script's (functions): it has them itself.
+        pinned: false: a script that is executed again is to choose the options of this generation (`Chosen`).
     """
 
     generation: int
@@ -51,6 +53,8 @@ class Prepare(Message, frozen=True):
     sources: dict[str, str]
     log: str = ""
     files: list[str] = []
+    objects: list[str] = []
+    pinned: bool = True
 
 
 class Socket(msgspec.Struct, frozen=True):
@@ -128,6 +132,24 @@ class Observe(Message, frozen=True):
 
 
 # Orders: zygote → master.
+
+
+class Chosen(Message, frozen=True):
+    """A script, executed again for a new generation, has come to these options. They are the generation's from now on.
+
+    It is said before the script's process gives up any privileges, and heard once.
+
+    Attributes:
+        settings: the effective options (`Settings.to_wire`), with what a reload can't change as it was.
+        sources: where each option that isn't a default came from.
+        objects: fields of options that are objects.
+        warnings: a line for each option that has another value now and needs a restart.
+    """
+
+    settings: dict[str, Any]
+    sources: dict[str, str]
+    objects: list[str] = []
+    warnings: list[str] = []
 
 
 class Prepared(Message, frozen=True):
@@ -384,7 +406,7 @@ class Unknown(NamedTuple):
     type: str
 
 
-Orders = Prepare | Fork | Reopen | Observe | Prepared | PrepareFailed | Forked | ForkFailed
+Orders = Prepare | Fork | Reopen | Observe | Chosen | Prepared | PrepareFailed | Forked | ForkFailed
 Both = Emit | Delegate | Answer | GiveUp | Component | View | Reduce | Viewed | Update
 Talk = (
     Born

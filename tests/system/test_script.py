@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.system.clients import get
@@ -235,3 +236,98 @@ def test_script_that_fails(script: Callable[[str], Running]) -> None:
     assert running.wait() == 3
     assert "absent" in running.stderr
     assert "src/cluster2/" not in running.stderr
+
+
+CHANGING = """
+    from cluster2 import Cluster
+    from tests.system import sample_apps
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await sample_apps.answer(send, scope["root_path"].encode())
+
+    Cluster(host="127.0.0.1", port=0, mon_port=0, env_file="variables", {}).listen(app)
+    """
+
+
+def edit(running: Running, options: str) -> None:
+    """Change the options that the script gives."""
+    (running.directory / "main.py").write_text(textwrap.dedent(CHANGING.format(options)))
+
+
+def bodies(running: Running, count: int = 6) -> set[bytes]:
+    """What is answered to some requests."""
+    return {get(running.address).body for _ in range(count)}
+
+
+@pytest.mark.parametrize("preload", [True, False])
+def test_options_of_a_script(script: Callable[[str], Running], tmp_path: Path, preload: bool) -> None:
+    """A reload takes the options that the script gives by then, in master and workers; a generation keeps what it began with."""
+    (tmp_path / "variables").write_text("ONE=1\n")
+    last = f"preload={preload}"
+    running = script(CHANGING.format(f"workers=2, root_path='/one', {last}")).ready(2)
+    assert bodies(running) == {b"/one"}
+
+    edit(
+        running, f"workers=3, root_path='/early', {last}"
+    )  # nobody has asked for a reload: the generation keeps its own
+    for title in ("zygote g1",) if preload else ():
+        kill(running, title)
+    kill_worker(running)
+    running.ready(2)
+    assert bodies(running) == {b"/one"}
+
+    edit(running, f"workers=3, root_path='/two', backlog=77, {last}")
+    done = running.cli("reload")
+    assert done.returncode == 0, done.stderr
+    assert "backlog has changed (code): that takes effect only by a restart" in done.stdout + done.stderr
+    running.ready(3)
+    assert bodies(running) == {b"/two"}
+
+    edit(running, f"workers=1, root_path='/three', {last}")
+    for title in ("zygote g2",) if preload else ():
+        kill(running, title)
+    kill_worker(running)
+    running.ready(3)
+    assert bodies(running) == {b"/two"}
+    assert running.shutdown() == 0
+
+
+def kill(running: Running, title: str) -> None:
+    """Kill the process below the master that has this title."""
+    (found,) = [child for child in psutil.Process(running.process.pid).children() if title in " ".join(child.cmdline())]
+    found.kill()
+
+
+def kill_worker(running: Running) -> None:
+    """Kill a worker, and wait until another serves in its place."""
+    before = running.workers()
+    os.kill(before[0]["pid"], signal.SIGKILL)
+    wait_until(
+        lambda: {row["pid"] for row in running.workers()} - {row["pid"] for row in before}, "its successor serves"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("workers='many'", "workers = 'many' (code): expected a whole number"),
+        ("env_file='absent'", "can't be read: No such file or directory"),
+        ("recycle_when='absent:function'", "recycle_when = 'absent:function': can't be imported"),
+        ("request_timeout=-1", "request_timeout = -1 (code)"),
+    ],
+)
+def test_bad_options_of_a_script(script: Callable[[str], Running], tmp_path: Path, options: str, told: str) -> None:
+    """A reload whose script gives an option that can't be used is abandoned, and says which."""
+    (tmp_path / "variables").write_text("ONE=1\n")
+    running = script(CHANGING.format("workers=1, root_path='/one'")).ready(1)
+    text = CHANGING if "env_file" not in options else CHANGING.replace('env_file="variables", ', "")
+    (tmp_path / "main.py").write_text(textwrap.dedent(text.format(f"root_path='/two', {options}")))
+    done = running.cli("reload")
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert bodies(running, 1) == {b"/one"}
+    edit(running, "workers=1, root_path='/two'")
+    assert running.cli("reload").returncode == 0
+    assert bodies(running, 1) == {b"/two"}
+    assert running.shutdown() == 0

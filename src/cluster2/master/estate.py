@@ -54,6 +54,7 @@ class Estate:
         argv: the program that loads the app (`nursery`).
         notifier: tells the service manager.
         logbook: keeps the directory of logs; None: all goes to standard error.
+        scripted: the program is a script that has options of its own, and is executed again for each generation.
         owns_process: whether signals and stray children are the master's; false inside somebody else's program.
     """
 
@@ -67,3 +68,4 @@ class Estate:
     owns_process: bool
     notifier: Notifier = field(default_factory=lambda: Notifier(None))
     logbook: Logbook | None = None
+    scripted: bool = False

@@ -6,13 +6,15 @@ Usually there is one; while a reload is under way there are two, so that the old
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable
 
 from .. import wire
+from ..config import restart_warning
 from ..errors import ConfigError
 from ..kernel import snapshots
-from ..settings import FILES, Settings
+from ..settings import FILES, OPTIONS, Settings
 from .estate import Estate, Options
 from .facts import Fact
 from .nursery import Nursery
@@ -27,6 +29,8 @@ class Generations:
         self._put = put
         self._options: dict[int, Options] = {1: estate.options}
         self._files: dict[int, dict[str, int]] = {}
+        self._objects: dict[int, list[str]] = {1: estate.options[0].objects()}
+        self._open = set[int]()
         self._nurseries: dict[int, Nursery] = {}
         self._admitted: set[int] = set()
         self._leaving: list[Nursery] = []
@@ -39,6 +43,9 @@ class Generations:
         """
         if generation not in self._options:
             self._options[generation] = self._estate.reread()
+            self._objects[generation] = self._options[generation].settings.objects()
+            if self._estate.scripted:
+                self._open.add(generation)
         return self._options[generation]
 
     def load(self, generation: int) -> None:
@@ -50,17 +57,56 @@ class Generations:
             ClusterError: the options of a new generation, read again, are bad, or a file can't be read.
         """
         self.read_options(generation)
-        settings, sources, _ = self._options[generation]
+        settings = self.settings(generation)
         if generation not in self._files:
             self._files[generation] = _read_files(settings)
-        files = self._files[generation]
         self._close(generation)
-        log = "" if self._estate.logbook is None else self._estate.logbook.output
-        prepare = wire.Prepare(generation, settings.to_wire(), dict(sources), log, list(files))
         nursery = self._nurseries[generation] = Nursery(
-            prepare, self._estate.argv, self._put, settings.boot_timeout, list(files.values())
+            self._order(generation), self._estate.argv, self._put, settings.boot_timeout, self._descriptors(generation)
         )
         nursery.load()
+
+    def choose(self, generation: int, chosen: wire.Chosen) -> list[str]:
+        """Fix the options of a new generation, which its script has come to; return warnings about them, a line each.
+
+        Only the first word counts: it was said before the app's code had its turn as the user that it runs as.
+
+        Raises:
+            ConfigError: a file that they name can't be read.
+        """
+        if generation not in self._open:
+            return []
+        self._open.discard(generation)
+        before, _, known = self._options[generation]
+        settings = Settings.from_wire(chosen.settings)
+        kept = {option.field for option in OPTIONS.values() if option.restart}.union(chosen.objects)
+        settings = dataclasses.replace(settings, **{name: getattr(before, name) for name in kept})
+        warnings = [each for each in chosen.warnings if each not in known]
+        if "recycle_when" in chosen.objects and not callable(before.recycle_when):
+            warnings.append(restart_warning("recycle_when", "a function in the script"))
+        changed = {name for name in FILES if getattr(settings, name) != getattr(before, name)}
+        self._options[generation] = Options(settings, chosen.sources, (*known, *warnings))
+        self._objects[generation] = chosen.objects
+        if changed:
+            self._forget_files(generation)
+            self._files[generation] = _read_files(settings)
+        self._nurseries[generation].pin(self._order(generation), self._descriptors(generation))
+        return warnings
+
+    def _order(self, generation: int) -> wire.Prepare:
+        settings, sources, _ = self._options[generation]
+        return wire.Prepare(
+            generation,
+            settings.to_wire(),
+            dict(sources),
+            "" if self._estate.logbook is None else self._estate.logbook.output,
+            list(self._files[generation]),
+            self._objects[generation],
+            pinned=generation not in self._open,
+        )
+
+    def _descriptors(self, generation: int) -> list[int]:
+        return list(self._files[generation].values())
 
     def reopen_logs(self) -> None:
         """Zygotes are to open their log again."""
@@ -71,6 +117,8 @@ class Generations:
         """No worker of that generation is made any more."""
         self._close(generation)
         self._options.pop(generation, None)
+        self._objects.pop(generation, None)
+        self._open.discard(generation)
         self._forget_files(generation)
 
     def settings(self, generation: int) -> Settings:

@@ -43,6 +43,11 @@ class Loading:
                     self._prepared(generation, message)
                 except Exception as error:  # whatever it is, it is the new generation's, and the old one goes on
                     self._failed(generation, as_cluster_error(error))
+            case wire.Chosen():
+                try:
+                    master.adopt(generation, message)
+                except Exception as error:
+                    self._failed(generation, as_cluster_error(error))
             case wire.PrepareFailed():
                 self._failed(generation, by_exit_code(message.exit_code, message.message, detail=message.detail))
             case wire.Forked():

@@ -347,6 +347,18 @@ class Master:
             self.warn(warning)
         return options.warnings
 
+    def adopt(self, generation: int, chosen: wire.Chosen) -> None:
+        """Give a new generation the options that its script has come to.
+
+        Raises:
+            ClusterError: an option is bad.
+        """
+        warnings = self.generations.choose(generation, chosen)
+        self.watchman.prepare(generation, self.generations.settings(generation))
+        self.reloader.note(warnings)
+        for warning in warnings:
+            self.warn(warning)
+
     def _drop(self, generation: int) -> None:
         """Forget a generation of which no worker is made any more."""
         self.generations.drop(generation)

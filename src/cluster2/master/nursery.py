@@ -92,6 +92,10 @@ class Nursery:
         self._limit = self._loop.call_later(self._patience, self._too_slow)
         self._hear(zygote, lambda message: self._from_zygote(zygote, message))
 
+    def pin(self, prepare: wire.Prepare, files: Sequence[int]) -> None:
+        """Load with these options from now on, whatever a script says when it is executed once more."""
+        self._prepare, self._files = prepare, files
+
     def each_executed(self) -> None:
         """From now on make no forks: each worker is executed and loads the app for itself."""
         self._forks, self.ready = False, True

@@ -119,6 +119,10 @@ class Reloader:
             ClusterError(f"reload abandoned, the old generation goes on: {error.message}", detail=error.detail)
         )
 
+    def note(self, warnings: Iterable[str]) -> None:
+        """These warnings about the new options came up later."""
+        self._warnings += warnings
+
     def left_badly(self, generation: int, fault: str) -> None:
         """A worker of that generation did not leave as it was to."""
         if self.rolling is not None and generation != self.rolling.new:

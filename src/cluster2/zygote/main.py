@@ -37,8 +37,7 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare, list[int]], Image], 
     try:
         image = prepare(order, files)
     except ClusterError as error:
-        message, detail = codec.clip(error.message, MOST_MESSAGE), codec.clip(error.detail, MOST_DETAIL, end=True)
-        _say(channel, wire.PrepareFailed(message, detail, error.exit_code))
+        refuse(channel, error)
         return error.exit_code
     output = Follower(log, 1, 2) if (log := order.log) else None
     signals.settle("zygote")  # once more: the app's import may have changed something
@@ -65,6 +64,12 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare, list[int]], Image], 
         _say(channel, _fork(channel, image, order, descriptors, serve))
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def refuse(channel: Packets, error: ClusterError) -> None:
+    """Tell the master why there will be no zygote."""
+    message, detail = codec.clip(error.message, MOST_MESSAGE), codec.clip(error.detail, MOST_DETAIL, end=True)
+    _say(channel, wire.PrepareFailed(message, detail, error.exit_code))
 
 
 def _prepared(image: Image) -> wire.Prepared:
