@@ -231,12 +231,14 @@ class Running:
         """Let the held requests go on."""
         (self.directory / "release").touch()
 
-    def draining(self, workers: int = 1) -> None:
-        """Wait until so many workers have heard that they are to drain: they take no connections any more."""
-        wait_until(
-            lambda: sum(row["mode"] == "none" for row in self.workers("draining")) >= workers,
-            lambda: f"{workers} drain; standard error:\n{self.stderr}",
-        )
+    def draining(self, workers: int = 1, *, pid: int = 0) -> None:
+        """Wait until so many workers, or that of a pid, have heard that they are to drain: they take no connections any more."""
+
+        def drain() -> bool:
+            heard = [row["pid"] for row in self.workers("draining") if row["mode"] == "none"]
+            return pid in heard if pid else len(heard) >= workers
+
+        wait_until(drain, lambda: f"{pid or workers} drain; standard error:\n{self.stderr}")
 
     def ordered_to_drain(self, workers: int = 1) -> None:
         """Wait until the master has told so many workers to drain; one whose handler holds the loop hears it later."""

@@ -265,7 +265,9 @@ def test_http2(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLContext]) ->
     options, trusting = certified
     running = run(f"{APPS}:rsgi", "--http2", *options, *QUICK, workers=1).ready(1)
     url = f"https://localhost:{running.address[1]}/"
-    with httpx.Client(http2=True, verify=trusting) as client:
+    # Without the limit httpx gives a connection up that was idle for 5 s: so long a reload may take on a busy machine.
+    limits = httpx.Limits(keepalive_expiry=None)
+    with httpx.Client(http2=True, verify=trusting, limits=limits) as client:
         answer = client.get(url)
         assert (answer.http_version, answer.text) == ("HTTP/2", "hello")
         running.ask("reload")

@@ -111,13 +111,13 @@ def test_no_keeper(run: Serve) -> None:
     assert running.status()["keeper"] is None
     with Wire(running) as wire:
         for turn in range(20):
-            wire.ask(f"a{turn}")
+            holder = int(wire.ask(f"a{turn}")["x-worker"])
         assert wire.quiet()
         assert [row["mode"] for row in running.workers()].count("parking") == 0
         before = {row["pid"] for row in running.workers()}
         for pid in before:
             os.kill(pid, signal.SIGTERM)
-        running.draining()
+        running.draining(pid=holder)
         assert wire.ask("b")["connection"] == "close"
     assert running.shutdown() == 0
 

@@ -29,9 +29,9 @@ def test_request_in_flight_is_finished(run: Serve, name: str) -> None:
     running = run(sample(name)).ready()
     with Connection(running.address) as connection:
         connection.send("/held/a")
-        running.held("a")
+        pid = running.held("a")
         running.signal(signal.SIGTERM)
-        running.draining()
+        running.draining(pid=pid)
         running.release()
         answer = connection.receive()
         assert (answer.status, answer.body) == (200, b"released")
@@ -45,9 +45,9 @@ def test_idle_connection_may_ask_once_more(run: Serve, name: str) -> None:
     """A kept-alive connection that asks within drain_idle after TERM is answered, with `connection: close`."""
     running = run(sample(name), "--drain-idle", "20s").ready()
     with Connection(running.address) as connection:
-        connection.get()
+        pid = int(connection.get().headers["x-worker"])
         running.signal(signal.SIGTERM)
-        running.draining()
+        running.draining(pid=pid)
         answer = connection.get()
         assert (answer.status, answer.body) == (200, b"hello")
         assert answer.headers["connection"] == "close"
