@@ -192,24 +192,27 @@ PIECES: dict[str, tuple[list[bytes | None], list[tuple[str, bytes, int]]]] = {
 }
 
 
-@pytest.mark.parametrize("name", PIECES)
-def test_disturbed(way: Way, name: str) -> None:
+@pytest.mark.slow
+def test_disturbed(way: Way) -> None:
     """Whatever a connection is in the middle of: each request is answered once, rightly, and the connection goes on."""
     running, disturb = way(MOVING)
-    with Wire(running) as wire:
-        wire.ask("first")
-        pieces, answers = PIECES[name]
-        for piece in pieces:
-            if piece is None:
-                disturb()
-            else:
-                wire.socket.sendall(piece)
-        for nonce, sent, size in answers:
-            assert "connection" not in wire.answer(nonce, sent, size)
-        for turn in range(3):
-            head = wire.ask(f"last-{turn}")
-            assert "connection" not in head
-        assert wire.quiet()
+    for name, (pieces, answers) in PIECES.items():
+        try:
+            with Wire(running) as wire:
+                wire.ask("first")
+                for piece in pieces:
+                    if piece is None:
+                        disturb()
+                    else:
+                        wire.socket.sendall(piece)
+                for nonce, sent, size in answers:
+                    assert "connection" not in wire.answer(nonce, sent, size)
+                for turn in range(3):
+                    assert "connection" not in wire.ask(f"last-{turn}")
+                assert wire.quiet()
+        except Exception as error:
+            error.add_note(f"disturbed: {name}")
+            raise
 
 
 def test_expect_continue(way: Way) -> None:
