@@ -1,10 +1,12 @@
-"""What all tests share: uvloop as anyio's backend, a process that nobody's orphan can escape, examples that take their time."""
+"""What all tests share: uvloop as anyio's backend, a process that no orphan can escape, examples without a deadline, a queue."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,37 @@ PR_SET_CHILD_SUBREAPER = 36
 # How long an example takes, and to make one, depends on what else the machine does.
 settings.register_profile("cluster2", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cluster2")
+
+_claims: dict[Path, bool] = {}
+"""Test files, and whether this process has claimed them."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option by which several processes share the tests (`scripts/test`)."""
+    text = "run only those test files that no other process with this directory has claimed"
+    parser.addoption("--share", metavar="DIRECTORY", type=Path, help=text)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the files that have the most slow tests: else one process may have such a file left when the others are done."""
+    if config.getoption("share"):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    """Claim the file of a test; pass over the test if another process was faster."""
+    directory: Path | None = item.config.getoption("share")
+    if directory is None:
+        return None
+    if item.path not in _claims:
+        try:
+            (directory / str(item.path.relative_to(item.config.rootpath)).replace("/", ".")).touch(exist_ok=False)
+            _claims[item.path] = True
+        except FileExistsError:
+            _claims[item.path] = False
+    return None if _claims[item.path] else True
 
 
 @pytest.fixture
