@@ -65,7 +65,7 @@ BALANCERS: dict[str, Before] = {
 }
 
 
-@pytest.fixture(params=BALANCERS)
+@pytest.fixture(params=["haproxy agent", "nginx", pytest.param("haproxy httpchk", marks=pytest.mark.soak)])
 def site(request: pytest.FixtureRequest, run: Serve, tmp_path: Path) -> Iterator[tuple[Pair, Balancer]]:
     """A balancer before two clusters."""
     name: str = request.param

@@ -82,8 +82,14 @@ CASES = {
 }
 
 
+RARE = ("asgi-unix", "asgi-alone", "granian-rsgi", "tcp-protocol")
+"""Cases that only `make soak` runs."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.soak) if name in RARE else name for name in CASES]
+)
 def test_others_lose_nothing(
     run: Serve, certified: tuple[tuple[str, ...], ssl.SSLContext], tmp_path: Path, name: str
 ) -> None:

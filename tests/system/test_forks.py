@@ -55,7 +55,9 @@ def test_fork_that_hangs(run: Serve, place: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL], ids=lambda each: each.name)
-@pytest.mark.parametrize("place", ["zygote", "second fork", "worker"])
+@pytest.mark.parametrize(
+    "place", ["second fork", *(pytest.param(place, marks=pytest.mark.soak) for place in ("zygote", "worker"))]
+)
 def test_the_end_while_a_fork_hangs(run: Serve, place: str, number: signal.Signals) -> None:
     """TERM and QUIT end a cluster in which a fork hangs; nothing of it outlives the master, even if that is killed."""
     running = hanging(run, place, "--drain-timeout", "0.1")

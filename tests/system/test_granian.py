@@ -222,6 +222,7 @@ FRAMEWORKS = {
 }
 
 
+@pytest.mark.soak  # test_frameworks.py serves all of them in one cluster
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_frameworks(run: Serve, tmp_path: Path, name: str) -> None:
     """FastAPI, Flask, Django and Litestar are served by granian."""

@@ -86,7 +86,7 @@ def test_half_close_over_a_unix_socket(run: Serve) -> None:
 @pytest.mark.parametrize("way", ["asgi", "wsgi-threads"])
 def test_half_close_of_a_worker_that_retires(run: Serve, way: str) -> None:
     """The client has ended its side, then the worker is told to leave: the response comes all the same."""
-    running = run(*WAYS[way], *ENGINE).ready()
+    running = run(*WAYS[way], *ENGINE, "--drain-idle", "500ms").ready()
     with Connection(running.address) as connection:
         ask(connection, "/wait/7")
         running.held("7")

@@ -162,8 +162,15 @@ def test_a_user_that_there_is_not(start: Start, directory: Path) -> None:
     assert "user = 'no-such-user': there is no such user" in running.stderr
 
 
-@pytest.mark.parametrize("engine", ["uvicorn", "granian"])
-@pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
+@pytest.mark.parametrize(
+    ("engine", "preload"),
+    [
+        ("uvicorn", "--preload"),
+        ("granian", "--no-preload"),
+        pytest.param("uvicorn", "--no-preload", marks=pytest.mark.soak),
+        pytest.param("granian", "--preload", marks=pytest.mark.soak),
+    ],
+)
 def test_files_that_only_root_may_read(start: Start, directory: Path, engine: str, preload: str) -> None:
     """The master reads key, certificate and environment for its workers, which couldn't."""
     authority, site, variables = trustme.CA(), directory / "site.pem", directory / "site.env"

@@ -1,7 +1,8 @@
 """The promise itself, for each way to serve, each kind of request, with kept-alive connections and with one a request.
 
-While the cluster reloads five times, recycles twenty workers and scales from two to six and back, each request is answered;
-where connections can move, none is closed. Each kind has an account of its own, so that what fails is told apart.
+While the cluster reloads twice, recycles six workers and scales from two to six and back, each request is answered; where
+connections can move, none is closed. `make soak` reloads five times and recycles twenty workers. Each kind has an account of
+its own, so that what fails is told apart.
 """
 
 from __future__ import annotations
@@ -42,21 +43,22 @@ def account(matrix: Matrix) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("reloads", "recycles"), [(2, 6), pytest.param(5, 20, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("name", WAYS)
-def test_nothing_is_dropped(run: Serve, name: str) -> None:
+def test_nothing_is_dropped(run: Serve, name: str, reloads: int, recycles: int) -> None:
     """Through reloads, recycles and scaling nothing fails; where connections can move, the server closes none."""
     way = WAYS[name]
     running = run(way.target, *way.all_options).ready()
     with loaded_in_every_way(running) as matrix:
-        roll(running, matrix, reloads=5, recycles=20, scales=(6, 2))
+        roll(running, matrix, reloads=reloads, recycles=recycles, scales=(6, 2))
     account(matrix)
     if way.moves:
         for (_, closing), seen in matrix.cells.items():
             assert seen.closed == 0, f"{matrix}"
             assert closing or seen.opened == matrix.each, f"{matrix}"
     status = running.status()
-    assert (status["generation"], len(status["workers"])) == (6, 2)
-    assert len(matrix.workers) >= 20, "new workers answered"
+    assert (status["generation"], len(status["workers"])) == (1 + reloads, 2)
+    assert len(matrix.workers) >= recycles, "new workers answered"
     assert running.shutdown() == 0
 
 

@@ -45,7 +45,9 @@ def goes_mad(monitor: Monitor) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [(), ("--engine", "granian"), ("--no-preload",)], ids=["uvicorn", "granian", "executed"]
+    "options",
+    [(), pytest.param(("--engine", "granian"), marks=pytest.mark.soak), ("--no-preload",)],
+    ids=["uvicorn", "granian", "executed"],
 )
 def test_a_worker_gone_mad(run: Serve, options: tuple[str, ...]) -> None:
     """It can write a page, its own; what else it has mapped stays read-only, and it has no descriptor to map more."""

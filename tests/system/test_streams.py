@@ -17,6 +17,8 @@ HELPER, PLAIN, STARLETTE, SSE_STARLETTE, WSGI, HOOK = re.findall(
     r"```python\n(.*?)```", (ROOT / "docs/streams.md").read_text(), re.DOTALL
 )
 GRANIAN = ("--engine", "granian")
+QUICK = ("plain", "sse-starlette-granian", "wsgi-inline")
+"""Cases that `make test` runs; `make soak` runs the others."""
 CASES = {
     "plain": (PLAIN, ()),
     "starlette": (STARLETTE, ()),
@@ -42,7 +44,9 @@ def fails():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.soak) for name in CASES]
+)
 def test_a_reload_with_an_open_stream(run: Serve, tmp_path: Path, name: str) -> None:
     """A stream ends whole when its worker is replaced, long before drain_timeout; hooks run, and one that raises is logged."""
     text, options = CASES[name]

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -99,32 +100,38 @@ async def test_an_unwatched_worker_is_stopped(tmp_path: Path, monkeypatch: pytes
         await stopping
 
 
-@pytest.mark.parametrize(
-    "step",
-    ["watchman.look", "_rounds._heartbeats.look", "loading.look", "steering.steer", "steering.stranded", "keeping.look",
-     "_rounds._watch_unwatched"],
-)  # fmt: skip
+LOOKS = (
+    *("watchman.look", "_rounds._heartbeats.look", "loading.look", "steering.steer", "steering.stranded"),
+    *("keeping.look", "_rounds._watch_unwatched"),
+)
+
+
 @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("a fault of ours")])
-async def test_a_look_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: Exception) -> None:
+@pytest.mark.parametrize("steps", [LOOKS, *(pytest.param((step,), marks=pytest.mark.soak) for step in LOOKS)])
+async def test_a_look_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[str, ...], error: Exception
+) -> None:
     """Whatever fails when the master looks around is reported once; it goes on to look, and workers are replaced."""
     async with observed(tmp_path, workers=1) as cluster:
-        *path, method = step.split(".")
-        part: Any = master_of(cluster)
-        for name in path:
-            part = getattr(part, name)
-        tried = []
+        tried = Counter[str]()
 
-        def fail(*_: object) -> None:
-            tried.append(step)
+        def fail(step: str) -> None:
+            tried[step] += 1
             raise error
 
         with monkeypatch.context() as patched:
-            patched.setattr(part, method, fail)
-            await until(lambda: len(tried) >= 2, "it is tried again")
+            for step in steps:
+                *path, method = step.split(".")
+                part: Any = master_of(cluster)
+                for name in path:
+                    part = getattr(part, name)
+                patched.setattr(part, method, lambda *_, step=step: fail(step))
+            await until(lambda: all(tried[step] >= 2 for step in steps), lambda: f"all are tried again: {tried}")
             (first,) = (await cluster.workers()).values()
             os.kill(first, signal.SIGKILL)
             await cluster.whole(without=[first], wanted=1)
-        assert len([each for each in cluster.of(events.Warned) if str(error).partition("] ")[2] in each.text]) == 1
+        told = [each.text for each in cluster.of(events.Warned) if str(error).partition("] ")[2] in each.text]
+        assert len(told) == len(set(told)) == len(steps), told
 
 
 def followed(directory: Path) -> int:

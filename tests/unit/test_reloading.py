@@ -124,8 +124,15 @@ class Secured:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["uvicorn", "granian"])
-@pytest.mark.parametrize("preload", [True, False])
+@pytest.mark.parametrize(
+    ("engine", "preload"),
+    [
+        ("uvicorn", True),
+        ("granian", False),
+        pytest.param("uvicorn", False, marks=pytest.mark.soak),
+        pytest.param("granian", True, marks=pytest.mark.soak),
+    ],
+)
 async def test_files_are_those_that_were_loaded(tmp_path: Path, engine: str, preload: bool) -> None:
     """Certificate, key and environment on disk may break: workers and zygotes that follow have those of their generation."""
     site = Secured(tmp_path)

@@ -60,8 +60,14 @@ async def hold_slot_1(cluster: Observed, path: str) -> int:
     return workers[1]
 
 
-@pytest.mark.parametrize("fault", TOLD)
-@pytest.mark.parametrize("verb", LEAVE)
+@pytest.mark.parametrize(
+    ("verb", "fault"),
+    [
+        (verb, fault) if verb == "recycle" or fault == "killed" else pytest.param(verb, fault, marks=pytest.mark.soak)
+        for verb in LEAVE
+        for fault in TOLD
+    ],
+)
 async def test_a_worker_that_does_not_leave(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, fault: str
 ) -> None:
