@@ -72,6 +72,10 @@ class Http2Client:
     def send(self, number: int, data: bytes, *, end: bool = False) -> None:
         self.writer.write(frame(DATA, END_STREAM if end else 0, number, data))
 
+    def reset(self, number: int) -> None:
+        """Give a stream up (CANCEL)."""
+        self.writer.write(frame(RST_STREAM, stream=number, payload=(8).to_bytes(4, "big")))
+
     async def read(self) -> bool:
         """Take one frame in; false: there is none any more."""
         try:

@@ -46,7 +46,7 @@ async def fastapi_hello() -> str:
 
 
 async def deaf(scope: Any, receive: Any, send: Any) -> None:
-    """/stream, /slow: sends for ever, and never listens; /slow waits a while between two messages."""
+    """/stream, /slow: sends for ever, and never listens; /slow waits a while between two messages. /body: reads one then."""
     if scope["type"] != "http":
         return
     if scope["path"] == "/":
@@ -54,8 +54,26 @@ async def deaf(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": b"hello"})
         return
     await send({"type": "http.response.start", "status": 200, "headers": []})
+    if scope["path"] == "/body":
+        async for chunk in endless(0.02):
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            if Path("read").exists():
+                break
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        await send({"type": "http.response.body", "body": body})
+        return
     async for chunk in endless(0.05 if scope["path"] == "/slow" else None):
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+
+async def renamed(scope: Any, receive: Any, send: Any) -> None:
+    """The same, behind middleware that believes a proxy who the client is."""
+    if scope["type"] == "http":
+        scope["client"] = ("203.0.113.9", 4711)
+    await deaf(scope, receive, send)
 
 
 async def rsgi(scope: Any, protocol: Any) -> None:

@@ -20,6 +20,11 @@ a `send` of a websocket whose client doesn't read then panics in Rust ("Cannot d
 GIL held. Either loses all that the worker has, and the app's shutdown. So such connections are reset, and their sends are over,
 before granian is told to stop (`_end_websockets`).
 
+*The runtime.* One of several threads would be dropped right after granian has called back, by a thread that holds the GIL and
+waits for the others. One of these may want the GIL then: for the result of a `send` or `receive` whose connection, the last one,
+has just ended. That hung the worker until it was killed (3 of 10 drains in which the client of several HTTP/2 streams left last).
+So the callback never returns: the process ends soon, and the runtime with it. Until then what waits in it comes to its end.
+
 *HTTP/2* ends as RFC 9113 (6.8) suggests: hyper sends GOAWAY for no stream in particular, with a PING; when that is
 answered GOAWAY again with the last stream, and it closes when none is open. A client that reads only while it waits
 for an answer (Python's httpx) doesn't answer the PING, and hyper would wait for it as long as there is time. So who
@@ -37,6 +42,7 @@ import itertools
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -61,8 +67,8 @@ from .ending import cancel, readable
 from .granian_apps import Under, by_rsgi, client_of, ending, native
 from .granian_clients import Clients, head_patience
 from .granian_hooks import Hooks, Lifespan
-from .granian_internals import check, module
-from .granian_senders import Senders
+from .granian_internals import check, module, wrap_streams
+from .granian_senders import Senders, Transport
 
 logger = logging.getLogger("cluster2.worker")
 
@@ -159,10 +165,16 @@ class GranianEngine:
         worker = self._worker(inside, holder, unix)
         finished: asyncio.Future[None] = self._loop.create_future()
         signal = inside.WorkerSignal()
-        signal.add_cb(lambda: self._loop.call_soon_threadsafe(finished.set_result, None))
-        scheduler = module("_futures")._new_cbscheduler(self._loop, self._called(), impl_asyncio=True)
         # As granian chooses: with one thread of Rust's for RSGI over HTTP/1.1, else with a runtime of several.
         single = self._site.interface is Interface.RSGI and not self._site.settings.http2
+
+        def over() -> None:  # in a thread of Rust's
+            self._loop.call_soon_threadsafe(finished.set_result, None)
+            if not single:
+                threading.Event().wait()  # for ever: see "The runtime"
+
+        signal.add_cb(over)
+        scheduler = module("_futures")._new_cbscheduler(self._loop, self._called(unix), impl_asyncio=True)
         serve = f"serve_{'str' if single else 'mtr'}{'_uds' if unix else ''}"
         getattr(worker, serve)(scheduler, self._loop, signal)
         self._listeners.append(listener)
@@ -204,7 +216,7 @@ class GranianEngine:
         if self._drained_at is None:
             self._drained_at = time.monotonic()
             self._under.end_all()
-            self._senders.draining = True
+            self._senders.drain()
             self._look_at = 0.0
             self._look(self._drained_at)
 
@@ -213,7 +225,7 @@ class GranianEngine:
         now = time.monotonic()
         self._look(now)
         if self._drained_at is not None and now - self._drained_at >= grace:
-            self._end_senders()
+            self._end_senders(now)
             if self._end_websockets(now):
                 self._end()
             if self._told:
@@ -293,13 +305,14 @@ class GranianEngine:
             self._silent_at = now + PATIENCE
             self._said = [(listener, end_silent(listener, before)) for listener, before in self._said]
 
-    def _end_senders(self) -> None:
-        """Cancel requests that go on sending to a client that isn't connected any more."""
-        if not (sent := self._senders.going_on()):
-            return
-        there = {(each.host, each.port) for listener in self._listeners for each in look(listener)}
-        for path in self._under.cancel(lambda peer: peer in sent and peer not in there):
-            logger.warning("%s still sends, and its client has gone: it is cancelled", _readable(path))
+    def _end_senders(self, now: float) -> None:
+        """Cancel requests that go on sending to a client that has gone."""
+        if gone := self._senders.going_on(now, self._peers):
+            for path in self._under.cancel(gone):
+                logger.warning("%s still sends, and its client has gone: it is cancelled", _readable(path))
+
+    def _peers(self) -> set[tuple[str, int | None]]:
+        return {(each.host, each.port) for listener in self._listeners for each in look(listener)}
 
     def _look(self, now: float) -> None:
         if now >= self._look_at:
@@ -310,11 +323,13 @@ class GranianEngine:
     def _state(self) -> dict[str, Any]:
         return self._lifespan.state if self._lifespan is not None else {}
 
-    def _called(self) -> Callable[..., Any]:
+    def _called(self, unix: bool) -> Callable[..., Any]:
         """What granian calls with each request."""
         app, state = self._site.app, self._state()
         if self._site.interface is Interface.ASGI:
-            app = self._senders.paced(app)
+            app = self._senders.paced(app, listens=unix or self._site.settings.http2)
+        if self._site.interface is Interface.RSGI:
+            wrap_streams(Transport)
         inner = native(self._site, app, state)
         last = native(self._site, ending(app, self._site.interface), state)
         if self._site.interface is Interface.WSGI:

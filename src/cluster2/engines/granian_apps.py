@@ -123,18 +123,23 @@ class Under:
 
     def _awaited(self) -> Iterator[tuple[asyncio.Task[Any], Any, Any]]:
         """Requests whose coroutine has begun: task, coroutine and granian's scope of each."""
+        return ((task, coroutine, watcher.scope) for task, coroutine, watcher in self._watched())
+
+    def _watched(self) -> Iterator[tuple[asyncio.Task[Any], Any, Any]]:
+        """The same, with granian's watcher of each."""
         for task in asyncio.all_tasks():
             coroutine: Any = task.get_coro()
             frame = coroutine.cr_frame if getattr(coroutine, "cr_code", None) in self._codes else None
             if frame is not None:
-                yield task, coroutine, frame.f_locals["watcher"].scope
+                yield task, coroutine, frame.f_locals["watcher"]
 
-    def cancel(self, gone: Callable[[tuple[str, int | None]], bool]) -> list[str]:
-        """Cancel the requests whose clients are `gone`; return their paths, as the app sees them."""
+    def cancel(self, requests: Iterable[Any]) -> list[str]:
+        """Cancel requests, each told by its scope or its protocol; return their paths, as the app sees them."""
         paths = []
-        for task, _, scope in self._awaited():
-            if gone(client_of(scope)):
-                paths.append(_path(scope))
+        ids = set(map(id, requests))
+        for task, _, watcher in self._watched():
+            if ids & {id(watcher.scope), id(watcher.proto)}:
+                paths.append(_path(watcher.scope))
                 self._given_up.add(task)
                 task.cancel()
         return paths

@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import importlib
 from collections.abc import Callable
-from types import AsyncGeneratorType, CoroutineType, GeneratorType, SimpleNamespace
+from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType, SimpleNamespace
 from typing import Any
 
 from ..errors import ConfigError
@@ -23,7 +23,7 @@ TESTED = ((2, 8), (2, 9))
 INSTALL = "pip install 'cluster2[granian]'"
 
 _PARTS = {
-    "granian._granian": ("ASGIWorker", "RSGIWorker", "WSGIWorker", "SocketHolder", "WorkerSignal"),
+    "granian._granian": ("ASGIWorker", "RSGIWorker", "WSGIWorker", "SocketHolder", "WorkerSignal", "RSGIHTTPProtocol"),
     "granian._futures": ("_new_cbscheduler",),
     "granian.asgi": ("LifespanProtocol", "_callback_wrapper"),
     "granian.rsgi": ("_callback_wrapper",),
@@ -36,6 +36,8 @@ _FUTURE = "PyFutureAwaitable"
 _STEPS = ("async_generator_asend", "async_generator_athrow", "coroutine_wrapper")
 """What stands between an `await` and the generator or coroutine behind it: names of classes that aren't to be had either."""
 _BEHIND = (AsyncGeneratorType, CoroutineType)
+_IMMUTABLE = 1 << 8
+"""Py_TPFLAGS_IMMUTABLETYPE: the flag of classes whose methods can't be replaced."""
 _METHODS = ("serve_mtr", "serve_str", "serve_mtr_uds", "serve_str_uds")
 
 
@@ -66,6 +68,8 @@ def check() -> None:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"engine granian: granian {found} can't be imported: {error}; {wanted}") from error
     missing += [f"RSGIWorker.{each}" for each in _METHODS if not hasattr(worker, each)]
+    if not missing and not _has_streams():
+        missing.append("_granian.RSGIHTTPProtocol.response_stream, to be replaced")
     if missing:
         raise ConfigError(f"engine granian: granian {found} lacks {', '.join(missing)}; {wanted}")
 
@@ -84,6 +88,22 @@ def wsgi_callback(app: Callable[..., Any], log: str | None) -> Callable[..., Any
     finally:
         inside.os = system
     return made
+
+
+def wrap_streams(wrap: Callable[[Any, Any], Any]) -> None:
+    """Have RSGI's `response_stream` return `wrap(protocol, transport)`, in this process. A second call does nothing.
+
+    The method is replaced in the class: that costs other requests nothing, as a wrapper of each protocol object would.
+    """
+    protocol = module("_granian").RSGIHTTPProtocol
+    original = protocol.response_stream
+    if isinstance(original, FunctionType):
+        return
+
+    def response_stream(self: Any, *positional: Any, **named: Any) -> Any:
+        return wrap(self, original(self, *positional, **named))
+
+    protocol.response_stream = response_stream
 
 
 def waits(coroutine: Any) -> bool:
@@ -108,6 +128,11 @@ def waits(coroutine: Any) -> bool:
         else:
             return False
     return False
+
+
+def _has_streams() -> bool:
+    protocol = module("_granian").RSGIHTTPProtocol
+    return hasattr(protocol, "response_stream") and not protocol.__flags__ & _IMMUTABLE
 
 
 def _has(name: str, part: str) -> bool:

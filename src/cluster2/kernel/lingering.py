@@ -70,6 +70,7 @@ def _goes_on(held: socket.socket) -> bool | None:
         held.shutdown(socket.SHUT_WR)  # its owner has, if he had the time
     said = False
     try:
+        held.getpeername()  # a reset that its owner has read of shows only here: what the peer didn't take is counted for ever
         while held.recv(_PIECE, socket.MSG_DONTWAIT):
             said = True
     except BlockingIOError:
