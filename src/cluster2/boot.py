@@ -6,6 +6,7 @@ given back in the reverse order, whatever happens in between.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import logging
@@ -31,6 +32,7 @@ from .master.logbook import Logbook
 from .master.loop import Master
 from .master.nursery import default_argv
 from .master.switchboard import Switchboard
+from .master.verbs import SIGNALS
 from .settings import OPTIONS, validate
 
 logger = logging.getLogger("cluster2.master")
@@ -140,6 +142,8 @@ async def supervise(
         await switchboard.emitter.settle()
         owned.pids.release()
         await master.close()
+        if owned.owns_process:
+            signals.ignore_from_now(asyncio.get_running_loop(), SIGNALS)
 
 
 @contextlib.contextmanager

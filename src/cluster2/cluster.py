@@ -16,6 +16,7 @@ import msgspec
 from . import boot, config, events
 from .config import Config
 from .errors import ClusterError, ConfigError, said, trace
+from .kernel import signals
 from .master.delegates import LIMIT
 from .master.estate import Estate
 from .master.facts import Command
@@ -24,6 +25,7 @@ from .master.loop import Master
 from .master.nursery import default_argv, script_argv
 from .master.statuses import ComponentStatus
 from .master.switchboard import Switchboard
+from .master.verbs import SIGNALS
 from .reducers import Reducer
 from .wire import CHANNEL
 from .zygote import bytecode
@@ -84,13 +86,13 @@ class Cluster:
                 sys.exit(child.run(configured, targets))
             argv = default_argv() if targets is None else _own_script()
             bytecode.remove_stale()
-            code = boot.run(configured, switchboard=self._switchboard, argv=argv, targets=targets)
+            with signals.given_back(SIGNALS):
+                if code := boot.run(configured, switchboard=self._switchboard, argv=argv, targets=targets):
+                    raise SystemExit(code)
         except ClusterError as error:
             report(error)
             _tell_master(error)
             raise SystemExit(error.exit_code) from None
-        if code:
-            raise SystemExit(code)
 
     async def serve(self, app: object = None) -> int:
         """The same inside a running event loop, whose signals stay its own. Cancel it, or call `shutdown`, to end it.

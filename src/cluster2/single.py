@@ -175,7 +175,7 @@ class _Told:
                 self.failures.append(by_exit_code(message.exit_code, message.message, detail=message.detail))
             case wire.SetTraffic():
                 self._emit((events.Enabled if message.enabled else events.Disabled)(time=now))
-            case wire.Note() | wire.Cut():
+            case wire.Note() | wire.Cut() | wire.EndFailed():
                 self.warn(message.text)
             case _:
                 logger.warning("without a master nobody can say %r", message)

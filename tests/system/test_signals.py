@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -127,3 +128,35 @@ def test_what_a_master_inherits(start: Serve) -> None:
     wait_until(lambda: "(slot 0, crash, SIGKILL while serving)" in running.stderr, lambda: f"told: {running.stderr}")
     running.ready(1)
     assert running.shutdown() == 0
+
+
+@pytest.mark.parametrize("cluster", ["--cluster", "--no-cluster"])
+def test_signals_in_the_last_moments(start: Serve, cluster: str) -> None:
+    """Signals that come again and again until the process is gone don't change its exit code, which is 0."""
+    options = (cluster, "--mon-port", "0", "--bind", "unix:s", "--workers", "1")
+    running = start(command("run", sample("plain"), *options))
+    wait_until(lambda: "serves (slot 0" in running.stderr, lambda: running.stderr)
+    while running.process.poll() is None:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            running.signal(number)
+        time.sleep(0.0005)
+    assert running.process.returncode == 0, running.stderr
+
+
+def test_signals_behind_listen(start: Serve, tmp_path: Path) -> None:
+    """When `listen` has returned, signals do what they did before it: ^C interrupts the script, TERM ends it."""
+    (tmp_path / "main.py").write_text(
+        "import signal, time\n"
+        "from cluster2 import Cluster\n"
+        "signal.signal(signal.SIGHUP, print)\n"
+        f"Cluster(bind='unix:s', workers=1, mon_port=0).listen({sample('plain')!r})\n"
+        "assert signal.getsignal(signal.SIGHUP) is print\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+        "print('returned', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    running = start([sys.executable, "main.py"], directory=tmp_path)
+    running.ready(1)
+    running.signal(signal.SIGTERM)
+    wait_until(lambda: "returned" in (running.directory / "stdout").read_text(), lambda: running.stderr)
+    assert running.shutdown() == -signal.SIGTERM

@@ -11,7 +11,10 @@ fatal there and are sent to whole groups or by habit.
 
 from __future__ import annotations
 
+import asyncio
 import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from ..signal_table import TABLE, Disposition, Role
 
@@ -29,6 +32,31 @@ def settle(role: Role) -> None:
         if effects[role].disposition is Disposition.IGNORED:
             for number in numbers(name):
                 signal.signal(number, signal.SIG_IGN)
+
+
+def ignore_from_now(loop: asyncio.AbstractEventLoop, handled: Iterable[int]) -> None:
+    """Ignore signals that the loop has handled until now: the exit code is decided.
+
+    A loop that is closed restores the default effect of what it handled, and so does the interpreter when it ends: a TERM that
+    came then would end the process with -15 in place of its exit code. What is ignored stays so. Between the two steps they have
+    their default effect, so they are blocked meanwhile.
+    """
+    numbers = list(handled)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    for number in numbers:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def given_back(handled: Iterable[int]) -> Iterator[None]:
+    """Restore the effects of these signals when the block ends; not if it raises, since the process ends then."""
+    before = {number: signal.getsignal(number) for number in handled}
+    yield
+    for number, effect in before.items():
+        if effect is not None:
+            signal.signal(number, effect)
 
 
 def settle_master() -> None:

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from .. import wire
+from ..kernel import signals
 from ..settings import Settings
 
 END_MARGIN_S = 2.0
@@ -59,15 +60,14 @@ class Alone:
             loop.add_signal_handler(number, self._ignored, number)
 
     def close(self) -> None:
-        """Disarm the watchdog, give the signals back."""
+        """Disarm the watchdog; from now on signals are ignored, since the exit code is decided."""
         if self._ends_at is not None:
             faulthandler.cancel_dump_traceback_later()
         if self._stderr >= 0:
             os.close(self._stderr)
             self._stderr = -1
         if self._arranged is not None:
-            for number in (signal.SIGTERM, signal.SIGINT, *_NEEDS_A_MASTER):
-                self._arranged.remove_signal_handler(number)
+            signals.ignore_from_now(self._arranged, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, *_NEEDS_A_MASTER))
             self._arranged = None
 
     def _end_is_near(self, number: int, frame: FrameType | None) -> None:
