@@ -15,7 +15,7 @@ import pytest
 
 from cluster2.engines.base import Interface, Site
 from cluster2.engines.tcp import TcpEngine
-from cluster2.kernel.handover import Inlet, queue
+from cluster2.kernel.handover import Inlet, Outlet, queue
 from cluster2.settings import Settings
 from cluster2.worker.acceptor import HOLD, Acceptor, Door, ReadyQueue
 from cluster2.worker.pace import Mode
@@ -340,4 +340,49 @@ async def test_engines_without_room_dont_hold_up_others(listener: socket.socket)
         assert await waiting == b"hello"
         await acceptor.change(Mode.EAGER)
         assert await greeting(listener) == await greeting(other) == b"hello"
+        acceptor.stop()
+
+
+@pytest.mark.parametrize("mode", [Mode.HELD, Mode.PARKING])
+async def test_no_room(listener: socket.socket, mode: Mode) -> None:
+    """As many connections are taken as there is room for; the others wait until there is more."""
+    taking = Taking(listener)
+    taking.acceptor.allow(3)
+    await taking.acceptor.start(mode)
+    greetings = [asyncio.ensure_future(greeting(listener)) for _ in range(8)]
+    await until(lambda: taking.acceptor.accepted == 3)
+    taking.acceptor.allow(0)
+    assert await taking_stands(taking, 3)
+    taking.acceptor.allow(2)
+    await until(lambda: taking.acceptor.accepted == 5)
+    assert await taking_stands(taking, 5)
+    taking.acceptor.allow(100)
+    assert await asyncio.gather(*greetings) == [b"hello"] * 8
+    taking.acceptor.stop()
+
+
+async def taking_stands(taking: Taking, count: int) -> bool:
+    """Whether nothing more is taken while the loop turns, and timers have their turn."""
+    for _ in range(20):
+        await asyncio.sleep(HOLD)
+    return taking.acceptor.accepted == count
+
+
+async def test_no_room_for_what_returns() -> None:
+    """What is in a ready queue stays there while there is no room, in eager mode as well."""
+    entry, exit = queue()
+    engine = TcpEngine(Site(greet, Interface.TCP, Settings(), None))
+    acceptor = Acceptor([], [ReadyQueue(Inlet(exit), engine)], lambda: None)
+    acceptor.allow(0)
+    await acceptor.start()
+    ours, theirs = socket.socketpair()
+    with ours, entry, exit:
+        assert Outlet(entry).send(theirs.fileno(), 0, socket.AF_UNIX, 0.0)
+        theirs.close()
+        for _ in range(20):
+            await asyncio.sleep(HOLD)
+        assert (acceptor.returned, acceptor.lost) == (0, 0)
+        acceptor.allow(1)
+        ours.setblocking(False)
+        assert await asyncio.get_running_loop().sock_recv(ours, 10) == b"hello"
         acceptor.stop()

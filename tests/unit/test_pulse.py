@@ -16,6 +16,7 @@ from cluster2.kernel.scoreboard import Row, Scoreboard
 from cluster2.lifecycle import State
 from cluster2.settings import Settings
 from cluster2.worker.acceptor import Acceptor
+from cluster2.worker.descriptor_room import MAX_RESERVE, DescriptorRoom
 from cluster2.worker.moves import Moves
 from cluster2.worker.pace import CLEAR, MANY_CLEAR, PROOF, Mode, Pace
 from cluster2.worker.paper import Paper
@@ -62,13 +63,30 @@ class Taker:
         self.accepted = 0
         self.returned = 0
         self.lost = 0
+        self.room = 0
         self.modes: list[str] = []
+
+    def allow(self, room: int) -> None:
+        self.room = room
 
     def hold(self, mode: Mode) -> None:
         self.modes.append(f"hold {mode.name}")
 
     async def change(self, mode: Mode) -> None:
         self.modes.append(f"change {mode.name}")
+
+
+class Room(DescriptorRoom):
+    """Room as if there were so many descriptors."""
+
+    def __init__(self, total: int = 100_000) -> None:
+        self.total = total
+        self.measured = 0
+        super().__init__(1, 100)
+
+    def measure(self, connections: int) -> None:
+        self.measured += 1
+        self.limit, self._others = self.total, 0
 
 
 class Ways:
@@ -107,6 +125,7 @@ class Worker:
         self.taker = Taker()
         self.ways = Ways()
         self.pace = Pace(park_above)
+        self.room = Room()
         self.watch = Watch(lambda step, now: self.pulse.long_step(step, now), 2 * ABOVE)
         self.pulse = Pulse(
             board,
@@ -119,6 +138,7 @@ class Worker:
             rest_after=2.0,
             request_timeout=request_timeout,
             paper=Paper(Settings(), "", 0),
+            room=self.room,
         )
 
     def works(self, requests: int = 1) -> None:
@@ -418,3 +438,38 @@ async def test_threads_that_are_held(board: Scoreboard) -> None:
     worker.homes[0].hold = Hold(wall=0.0, used=0.0, full=False)
     await until(lambda: worker.pulse.slow)
     worker.pulse.stop()
+
+
+async def test_descriptors_are_scarce(board: Scoreboard, caplog: pytest.LogCaptureFixture) -> None:
+    """Near the limit connections are taken one at a time, at the limit none, which is said once; with room again all is as before."""
+    worker = Worker(board)
+    worker.pulse.start()
+    home, room = worker.homes[0], worker.room
+    assert worker.taker.room == room.total - MAX_RESERVE
+    home.now = Census(0, room.total - MAX_RESERVE - room.burst, 0)
+    await worker.busy(lambda: worker.taker.room == room.burst)
+    assert worker.pace.mode is Mode.EAGER
+    home.now = home.now._replace(connections=room.total - MAX_RESERVE - room.burst + 1)
+    await worker.busy(lambda: worker.pace.mode is Mode.HELD)
+    assert worker.taker.modes == ["hold HELD"]
+    assert worker.row.mode == Mode.HELD
+    home.now = home.now._replace(connections=room.total - MAX_RESERVE)
+    await worker.busy(lambda: worker.taker.room == 0)
+    room.total -= 1000  # a script lowers the limit
+    await worker.busy(lambda: worker.taker.room == -1000, "it is measured again")
+    home.now = home.now._replace(connections=1)
+    await worker.busy(lambda: worker.taker.room > room.burst)
+    worker.pulse.stop()
+    told = [record.getMessage() for record in caplog.records if "no more connections" in record.getMessage()]
+    assert len(told) == 2, "once for each limit"
+    assert told[0].endswith("RLIMIT_NOFILE is 100000; newcomers wait, or go to another worker; raise the limit")
+
+
+async def test_a_start_with_few_descriptors(board: Scoreboard) -> None:
+    """A worker that has few from the start never accepts eagerly."""
+    worker = Worker(board)
+    assert worker.pulse.begin() is Mode.EAGER
+    worker.room.total = worker.room.burst
+    worker.room.measure(0)
+    assert worker.pulse.begin() is Mode.HELD
+    assert worker.row.mode == Mode.HELD

@@ -268,6 +268,15 @@ def file_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+def max_backlog() -> int:
+    """Return the length that the kernel allows an accept queue (net.core.somaxconn)."""
+    try:
+        with open("/proc/sys/net/core/somaxconn") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 4096  # the default since Linux 5.4
+
+
 def open_descriptors() -> int:
     """Return how many descriptors this process has open; 5 µs. If none is left to count them by, the limit.
 

@@ -62,13 +62,18 @@ class Acceptor:
         ready_queues: Sequence[ReadyQueue],
         woken: Callable[[], None],
         handshake: float = 0.0,
+        backlog: int = 2048,
     ) -> None:
         """Watch nothing yet.
 
         Args:
             woken: called with each connection that comes: the worker isn't at rest.
             handshake: seconds that a TLS handshake may take; 0: as many as the loop allows (60).
+            backlog: the length of the accept queues, which a server of the loop's own sets anew.
         """
+        self._backlog = backlog
+        self._room: int | None = None
+        self._full = False
         self._handshake = handshake or None
         self._doors = doors
         self._open_doors = list(doors)
@@ -109,8 +114,8 @@ class Acceptor:
         """Connections that were in ready queues, and couldn't be taken because no descriptor was left."""
         return sum(way.inlet.truncated for way in self._ways)
 
-    async def start(self) -> None:
-        """Begin to take connections, eagerly."""
+    async def start(self, mode: Mode = Mode.EAGER) -> None:
+        """Begin to take connections."""
         for door in self._doors:
             self._gate.add(door.listener, watched=False)
         for way in self._ready_queues:
@@ -118,7 +123,21 @@ class Acceptor:
         self._gate.start(self._readable)
         for engine in {id(source.engine): source.engine for source in self._sources}.values():
             engine.on_room(lambda engine=engine: self._invited(engine))  # type: ignore[misc]
-        await self._open_native()
+        if mode is Mode.EAGER:
+            await self._open_native()
+        else:
+            self.hold(mode)
+
+    def allow(self, room: int) -> None:
+        """Take so many more connections, until this is called again; none if that is 0 or less.
+
+        What the loop's own server accepts isn't bounded by it: with little room the mode must be another one.
+        """
+        self._room = room
+        if self._full and room > 0:
+            self._full = False
+            if not self._paused:
+                self._go_on()
 
     async def change(self, mode: Mode) -> None:
         """Take connections in this mode from now on."""
@@ -210,7 +229,7 @@ class Acceptor:
         twin = door.listener.dup()
         try:
             native = await self._loop.create_server(
-                self._native(door), sock=twin, backlog=4096, **self._secured(door.tls)
+                self._native(door), sock=twin, backlog=self._backlog, **self._secured(door.tls)
             )
         except BaseException:
             twin.close()
@@ -262,6 +281,8 @@ class Acceptor:
 
     def _take_returned(self, way: ReadyQueue) -> None:
         for _ in range(ROUND):
+            if self._has_no_room():
+                return
             taken = self._from(way)
             if taken is None:
                 if way.inlet.ended:
@@ -285,7 +306,7 @@ class Acceptor:
 
     def _take_next(self, invited: FedEngine | None) -> None:
         self._due = False
-        if self._mode is Mode.EAGER:
+        if self._mode is Mode.EAGER or self._has_no_room():
             return
         sources, full = self._sources, 0
         for _ in sources:
@@ -305,6 +326,15 @@ class Acceptor:
             self._shut_full()
             self._arm()
         # Else nothing is wanted: the gate stays shut until somebody has room.
+
+    def _has_no_room(self) -> bool:
+        """Return whether no connection may be taken; then the gate is shut until `allow` has room again."""
+        if self._room is None or self._room > 0:
+            return False
+        self._full = True
+        self._pending = None
+        self._gate.shut()
+        return True
 
     def _take_soon(self) -> None:
         """When what is under way has had its turn."""
@@ -326,11 +356,11 @@ class Acceptor:
         """An engine has room again, or lets one in."""
         if self._mode is not Mode.EAGER:
             self._open_again()
-            if self._pending is None and not self._due and not self._paused:
+            if self._pending is None and not self._due and not self._paused and not self._full:
                 self._take(engine)
 
     def _arm(self) -> None:
-        if self._listening and not self._paused:
+        if self._listening and not self._paused and not self._full:
             self._gate.open_once()
 
     def _hold_back(self, connection: object) -> None:
@@ -360,10 +390,13 @@ class Acceptor:
     def _from(self, source: Door | ReadyQueue) -> socket.socket | None:
         """The next connection that waits there."""
         try:
-            return source.take()
+            taken = source.take()
         except OSError as error:
             self._pause(error)
             return None
+        if taken is not None and self._room is not None:
+            self._room -= 1
+        return taken
 
     def _join(self, connection: socket.socket, source: Door | ReadyQueue) -> bool:
         """Give a connection its protocol; false if the client has gone."""
@@ -423,9 +456,13 @@ class Acceptor:
 
     def _resume(self) -> None:
         self._paused = False
+        if not self._full:
+            self._go_on()
+
+    def _go_on(self) -> None:
         if self._mode is Mode.EAGER:
             self._gate.open()
-        else:
+        elif self._pending is None and not self._due:
             self._take()
 
     def _secured(self, tls: ssl.SSLContext | None) -> dict[str, Any]:

@@ -102,6 +102,12 @@ class Pace:
                 self.mode = Mode.PARKING
         return self.mode
 
+    def hold_back(self, now: float) -> Mode:
+        """Connections must not be taken eagerly, whatever the app does: descriptors are scarce. Returns the mode from now on."""
+        self._held_at = now
+        self.mode = max(self.mode, Mode.HELD)
+        return self.mode
+
     def relax(self, now: float) -> Mode:
         """Some time has passed. Returns the mode from now on."""
         if self.mode is Mode.PARKING and now - self._park_at > CALM:

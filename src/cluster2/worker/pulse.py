@@ -14,12 +14,14 @@ from collections.abc import Sequence
 
 from ..engines.base import Engine, Hold, is_fed, owns_accept
 from ..health import PROMISE
+from ..errors import ClusterError
 from ..kernel import processes
 from ..kernel.scoreboard import Row, Scoreboard
 from ..lifecycle import State
 from ..step_guard import StepGuard
 from . import api
 from .acceptor import Acceptor
+from .descriptor_room import DescriptorRoom
 from .failures import Failures
 from .holds import Holds
 from .moves import Moves
@@ -34,6 +36,8 @@ SLOW = 0.1
 REST = PROMISE / 2
 LATE = 0.004
 """Seconds by which a quick tick must be late before a long step is suspected."""
+NO_ROOM = "no more connections can be taken"
+"""What is reported when the limit of descriptors is reached."""
 CROWD = 8
 """Connections more than at the last tick with which the balance is looked at at once."""
 
@@ -53,6 +57,7 @@ class Pulse:
         rest_after: float,
         request_timeout: float,
         paper: Paper,
+        room: DescriptorRoom,
     ) -> None:
         """Nothing ticks yet."""
         self._board = board
@@ -66,6 +71,7 @@ class Pulse:
         self._rest_after = rest_after
         self._request_timeout = request_timeout
         self._paper = paper
+        self._room = room
         self._holds = Holds()
         self._failures = Failures()
         self._loop = asyncio.get_running_loop()
@@ -80,6 +86,12 @@ class Pulse:
         self._guard = StepGuard(_report)
         self.slow = True
         self.draining = False
+
+    def begin(self) -> Mode:
+        """Return the mode in which the acceptor is to start."""
+        if self._room.is_scarce(self._room.left(0)):
+            self._row.mode = self._pace.hold_back(time.monotonic())
+        return self._pace.mode
 
     def start(self) -> None:
         """Tick from now on."""
@@ -184,14 +196,35 @@ class Pulse:
         busy = busy or any(hold.full for hold in holds)
         crowd = connections - self._connections
         self._connections = connections
+        with guard("the room for connections"):
+            self._look_at_room(now, connections)
         if crowd >= CROWD and now - self._slow_at < 0.95 * SLOW and not self.draining:
             self._row.connections = connections
             with guard("moving connections"):
                 self._moves.share(now, self._counts(), connections)
         return QUICK if busy else SLOW if connections or self._pace.mode else REST
 
+    def _look_at_room(self, now: float, connections: int) -> None:
+        """Have no more connections taken than there are descriptors for."""
+        room = self._room.left(connections)
+        if self._room.is_scarce(room) and not self.draining:
+            before = self._pace.mode
+            mode = self._pace.hold_back(now)
+            if before is Mode.EAGER:
+                self._row.mode = mode
+                self._acceptor.hold(mode)
+        if room > 0:
+            self._guard.worked(NO_ROOM)
+        else:
+            limit = ClusterError(f"RLIMIT_NOFILE is {self._room.limit}")
+            self._guard.failed(NO_ROOM, limit, "newcomers wait, or go to another worker; raise the limit")
+        self._acceptor.allow(room)
+
     def _on_slow(self, now: float) -> None:
         """Do what is done ten times a second at most."""
+        if self._room.is_scarce(self._room.left(self._connections)):
+            with self._guard("the room for connections"):
+                self._room.measure(self._connections)
         with self._guard("the log files"):
             self._paper.look()
         with self._guard("the counts of this worker"):
@@ -203,6 +236,8 @@ class Pulse:
 
     def _on_second(self) -> None:
         """Do what is done once a second at most."""
+        with self._guard("the room for connections"):
+            self._room.measure(self._connections)
         with self._guard("the memory of this worker"):
             self._row.memory = processes.resident_memory()
         for engine in self._engines:

@@ -30,6 +30,7 @@ from .acceptor import Acceptor
 from .alone import Alone
 from .birth import Birth, Staffed
 from .check import Check
+from .descriptor_room import DescriptorRoom
 from .drain import Drain
 from .ecv import Ecv, Served, Traffic
 from .life import Life
@@ -211,7 +212,8 @@ class Worker:
         """Take connections from now on. Nothing of the app's is waited for, so nothing ends this in the middle."""
         outlet = None if self._birth.rest is None else Outlet(self._birth.rest, batch_size(processes.file_limit()))
         self._moves = Moves(outlet, self._engines, self._birth.board.header)
-        self._acceptor = Acceptor(self._doors(), self._ready_queues(), self._woken, self._settings.timeout)
+        doors, backlog = self._doors(), self._settings.backlog
+        self._acceptor = Acceptor(doors, self._ready_queues(), self._woken, self._settings.timeout, backlog)
         self._pulse = Pulse(
             self._birth.board,
             self._row,
@@ -223,8 +225,9 @@ class Worker:
             self._settings.rest_after,
             self._settings.request_timeout,
             self._paper,
+            DescriptorRoom(len(doors), backlog),
         )
-        await self._acceptor.start()
+        await self._acceptor.start(self._pulse.begin())
         for spec, listener in self._birth.sockets:
             if is_own(engine := self._engines[spec.site]):
                 engine.listen(listener)
