@@ -441,7 +441,7 @@ async def test_threads_that_are_held(board: Scoreboard) -> None:
 
 
 async def test_descriptors_are_scarce(board: Scoreboard, caplog: pytest.LogCaptureFixture) -> None:
-    """Near the limit connections are taken one at a time, at the limit none, which is said once; with room again all is as before."""
+    """Near the limit connections are taken one at a time, at the limit none, which is said once."""
     worker = Worker(board)
     worker.pulse.start()
     home, room = worker.homes[0], worker.room

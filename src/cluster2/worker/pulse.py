@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 
 from ..engines.base import Engine, Hold, is_fed, owns_accept
-from ..health import PROMISE
 from ..errors import ClusterError
+from ..health import PROMISE
 from ..kernel import processes
 from ..kernel.scoreboard import Row, Scoreboard
 from ..lifecycle import State
