@@ -19,6 +19,7 @@ import msgspec
 from .settings import Settings
 
 _OURS = ("cluster2", "uvicorn", "granian", "_granian")
+"""Loggers whose lines are ours to write. Apps log by `uvicorn`'s, out of habit."""
 _FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
 
 
@@ -52,12 +53,10 @@ def configure(settings: Settings, *, waits: bool = True) -> None:
         log.setLevel(level)
         log.propagate = False
     # What engines say at info is about a start and a stop that we announce ourselves.
-    for name in ("uvicorn.error", "_granian"):
-        logging.getLogger(name).setLevel("DEBUG" if level == "DEBUG" else max(logging.WARNING, _number(level)))
-    for name in ("uvicorn.access", "granian.access"):
-        access = logging.getLogger(name)
-        access.handlers[:], access.propagate = [], True  # where an engine has switched it off, in this very process
-        access.setLevel("INFO")
+    logging.getLogger("_granian").setLevel("DEBUG" if level == "DEBUG" else max(logging.WARNING, _number(level)))
+    access = logging.getLogger("granian.access")
+    access.handlers[:], access.propagate = [], True  # where the engine has switched it off, in this very process
+    access.setLevel("INFO")
 
 
 def line(text: str, level: int = logging.INFO, **extra: object) -> bytes:

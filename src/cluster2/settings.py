@@ -294,7 +294,7 @@ class Settings:
         moot=(0.0,),
     )
 
-    engine: str = option("auto", NAME, "auto, http, uvicorn, granian, tcp, or the name of an installed one", _ENGINE)
+    engine: str = option("auto", NAME, "auto, http, granian, tcp, or the name of an installed one", _ENGINE)
     threads: int = option(
         8,
         COUNT,

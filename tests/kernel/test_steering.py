@@ -198,7 +198,7 @@ def test_a_kernel_that_cant_steer(group: Make, monkeypatch: pytest.MonkeyPatch) 
     """One that takes the program and doesn't heed it is found out, and nothing stays open."""
     one = group(1)
     monkeypatch.setattr(one, "_attach", lambda steps: None)
-    with pytest.raises(ConfigError, match=r"this kernel can't steer: choose engine uvicorn"):
+    with pytest.raises(ConfigError, match=r"this kernel can't steer: choose engine http"):
         one.grow(8)
     monkeypatch.undo()
     one.close()

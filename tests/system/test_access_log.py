@@ -21,13 +21,13 @@ Serve = Callable[..., Running]
 
 APP = str(Path(__file__).with_name("log_app.py"))
 WAYS = {
-    "uvicorn": (":app",),
+    "http": (":app",),
     "wsgi": (":wsgi",),
     "wsgi inline": (":wsgi", "--threads", "0"),
     "granian": (":app", "--engine", "granian"),
     "granian wsgi": (":wsgi", "--engine", "granian"),
 }
-QUICK = (("uvicorn", "text"), ("granian", "text"), ("wsgi", "json"))
+QUICK = (("http", "text"), ("granian", "text"), ("wsgi", "json"))
 LINE = re.compile(
     r"(?P<client>\S+) - - \[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] "
     r'"(?P<method>[A-Z]+) (?P<path>\S+) HTTP/(?P<version>[\d.]+)" '
@@ -35,7 +35,7 @@ LINE = re.compile(
 )
 EVIL, CLEAN = 'a"b\\c - - [x] "GET /forged HTTP/1.1" 200', r"a\x22b\x5cc - - [x] \x22GET /forged HTTP/1.1\x22 200"
 ODD, ODD_CLEAN = "\t\u00e9", r"\x09\xc3\xa9"
-"""Bytes that uvicorn lets pass."""
+"""Bytes that the parser lets pass."""
 
 
 def serve(run: Serve, way: str, *options: str) -> Running:
@@ -120,9 +120,7 @@ def tell_one_to_leave(running: Running) -> None:
     wait_until(lambda: leaver not in {each["pid"] for each in running.workers()}, "it has left")
 
 
-@pytest.mark.parametrize(
-    "way", ["uvicorn", *(pytest.param(each, marks=pytest.mark.soak) for each in ("wsgi", "granian"))]
-)
+@pytest.mark.parametrize("way", ["http", *(pytest.param(each, marks=pytest.mark.soak) for each in ("wsgi", "granian"))])
 def test_nothing_is_lost_at_a_drain(run: Serve, way: str) -> None:
     """Over a reload, a worker that is told to leave, and the shutdown, there is exactly one line for each answer."""
     running = serve(run, way)

@@ -64,7 +64,7 @@ ASGI_BEGUN = ("half", "flood", "garbage")
 CASES = {
     "asgi": Case("asgi", HTTP | WEBSOCKETS, begun=ASGI_BEGUN),
     "asgi-recycle": Case("asgi", HTTP | WEBSOCKETS, ("--no-keeper",), "recycle", begun=ASGI_BEGUN),
-    "asgi-tls-http2": Case("asgi", HTTP | WEBSOCKETS, ("--http2",), begun=ASGI_BEGUN, tls=True),
+    "asgi-tls": Case("asgi", HTTP | WEBSOCKETS, begun=ASGI_BEGUN, tls=True),
     "asgi-unix": Case("asgi", HTTP | WEBSOCKETS, begun=ASGI_BEGUN, unix=True),
     "asgi-alone": Case("asgi", HTTP | WEBSOCKETS, ("--no-cluster",), begun=ASGI_BEGUN, unix=True),
     "wsgi-threads": Case("wsgi", HTTP, begun=()),

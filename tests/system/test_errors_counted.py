@@ -34,7 +34,7 @@ async def rsgi(scope, protocol):
 
 @pytest.mark.parametrize(
     ("app", "engine"),
-    [("asgi", "uvicorn"), ("wsgi", "uvicorn"), ("asgi", "granian"), ("wsgi", "granian"), ("rsgi", "granian")],
+    [("asgi", "http"), ("wsgi", "http"), ("asgi", "granian"), ("wsgi", "granian"), ("rsgi", "granian")],
 )
 def test_errors(run: Callable[..., Running], tmp_path: Path, app: str, engine: str) -> None:
     """The heartbeat's total of errors is the number of requests in which the app raised."""

@@ -14,7 +14,7 @@ from tests.system.harness import Running, wait_until
 
 Serve = Callable[..., Running]
 APPS = Path(__file__).with_name("gone_app.py")
-ENGINES = ("uvicorn", "granian", "http")
+ENGINES = ("http", "granian")
 DRAIN_TIMEOUT = 20.0
 
 

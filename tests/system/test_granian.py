@@ -68,15 +68,15 @@ def test_rolling_drops_nothing(run: Serve, kind: str) -> None:
 
 @pytest.mark.slow
 def test_the_engine_changes_by_a_reload(run: Serve, tmp_path: Path) -> None:
-    """From granian to uvicorn, under load, nothing is dropped; back is refused, since connections may rest at the keeper."""
+    """From granian to http, under load, nothing is dropped; back is refused, since connections may rest at the keeper."""
     file = tmp_path / "cluster2.toml"
     file.write_text('engine = "granian"\n')
     running = run(f"{ROLLING}:app", *QUICK, directory=tmp_path).ready()
     with Mix(running.address) as mix:
         wait_until(lambda: mix.seen.answered > 50, lambda: f"the load runs: {mix.seen}")
-        file.write_text('engine = "uvicorn"\n')
+        file.write_text('engine = "http"\n')
         running.ask("reload")
-        assert all(row["accepted"] is not None for row in running.workers()), "uvicorn serves"
+        assert all(row["accepted"] is not None for row in running.workers()), "http serves"
         before = mix.seen.answered
         wait_until(lambda: mix.seen.answered > before + 20, "the load goes on")
         file.write_text('engine = "granian"\n')
@@ -405,7 +405,7 @@ def test_the_kernel_refuses_to_steer(start: Callable[..., Running]) -> None:
     running = start([*forbidden, *command("run", f"{APPS}:rsgi", *options)])
     assert running.wait() == 5
     assert "engine granian: 127.0.0.1:" in running.stderr
-    assert "can't be steered: Operation not permitted; choose engine uvicorn" in running.stderr
+    assert "can't be steered: Operation not permitted; choose engine http" in running.stderr
     assert len(running.stderr.strip().splitlines()) == 1, running.stderr
     other = start([*forbidden, *command("run", f"{ROLLING}:app", *options)]).ready(1)
     assert other.shutdown() == 0

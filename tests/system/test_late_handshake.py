@@ -31,7 +31,7 @@ def network() -> Iterator[Network]:
     made.close()
 
 
-@pytest.fixture(params=["uvicorn", "granian"])
+@pytest.fixture(params=["http", "granian"])
 def running(request: pytest.FixtureRequest, network: Network, start: Start) -> Running:
     """A cluster in it: all workers share one queue, or each has a place in a steered group."""
     options = ["--engine", request.param, "--drain-idle", "1s", "--workers", "2"]

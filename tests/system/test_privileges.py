@@ -165,9 +165,9 @@ def test_a_user_that_there_is_not(start: Start, directory: Path) -> None:
 @pytest.mark.parametrize(
     ("engine", "preload"),
     [
-        ("uvicorn", "--preload"),
+        ("http", "--preload"),
         ("granian", "--no-preload"),
-        pytest.param("uvicorn", "--no-preload", marks=pytest.mark.soak),
+        pytest.param("http", "--no-preload", marks=pytest.mark.soak),
         pytest.param("granian", "--preload", marks=pytest.mark.soak),
     ],
 )

@@ -272,7 +272,7 @@ def test_options_are_read_again(site: Site, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "elsewhere" in done.stderr
     assert len(running.workers()) == 3, "the old generation goes on with all its workers"
-    toml.write_text('workers = 1\nengine = "uvicorn"\n')
+    toml.write_text('workers = 1\nengine = "http"\n')
     assert running.cli("reload").returncode == 0
     wait_until(lambda: len(running.status()["workers"]) == 1, "one is left")
     assert get(running.address).body == b"three"

@@ -47,7 +47,7 @@ def goes_mad(monitor: Monitor) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "options",
     [(), pytest.param(("--engine", "granian"), marks=pytest.mark.soak), ("--no-preload",)],
-    ids=["uvicorn", "granian", "executed"],
+    ids=["http", "granian", "executed"],
 )
 def test_a_worker_gone_mad(run: Serve, options: tuple[str, ...]) -> None:
     """It can write a page, its own; what else it has mapped stays read-only, and it has no descriptor to map more."""

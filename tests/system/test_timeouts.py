@@ -51,7 +51,7 @@ def test_a_stream_that_is_silent(run: Serve) -> None:
     assert running.shutdown() == 0
 
 
-@pytest.mark.parametrize("engine", ["uvicorn", "granian"])
+@pytest.mark.parametrize("engine", ["http", "granian"])
 def test_a_handshake_that_never_ends(run: Serve, tmp_path: Path, engine: str) -> None:
     """A client that connects to a TLS port and says nothing, or half a handshake, is closed."""
     authority = trustme.CA()

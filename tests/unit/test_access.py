@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from cluster2.engines.access import AHEAD, AccessLog, Handler, logged, noted
-from cluster2.engines.wsgi_client import has_left
+from cluster2.engines.access import AHEAD, AccessLog, Handler
 
-pytestmark = pytest.mark.anyio
 STAMP = r"\[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\]"
 
 
@@ -101,124 +99,6 @@ def test_lines_are_written_together() -> None:
     log.flush()
     log.flush()
     assert [piece.count(b"\n") for piece in pieces] == [AHEAD, 1]
-
-
-class Cycle:
-    """What a server knows of a request; with a short cut for whole responses."""
-
-    def __init__(self) -> None:
-        self.disconnected = False
-        self.could = True
-        self.messages: list[Any] = []
-
-    async def receive(self) -> dict[str, Any]:
-        """The client leaves."""
-        self.disconnected = True
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: dict[str, Any]) -> None:
-        """Note it."""
-        self.messages.append(message)
-
-
-def answer(send: Any, status: int, headers: Any, body: bytes) -> bool:
-    """The server's short cut."""
-    if send.__self__.could:
-        send.__self__.messages.append((status, body))
-    return bool(send.__self__.could)
-
-
-async def answered(app: Callable[..., Any], asked: dict[str, Any], cycle: Cycle) -> list[dict[str, Any]]:
-    """What is logged of a request."""
-    pieces: list[bytes] = []
-    log = AccessLog(0, True, pieces.append)
-    try:
-        await logged(app, log)(asked, cycle.receive, cycle.send)
-    except ZeroDivisionError:
-        pass  # the engine's business
-    log.flush()
-    return [json.loads(line) for line in b"".join(pieces).splitlines()]
-
-
-async def told(app: Callable[..., Any], asked: dict[str, Any], cycle: Cycle) -> list[tuple[int | None, int]]:
-    """Of that, status and size."""
-    return [(each["status"], each["bytes"]) for each in await answered(app, asked, cycle)]
-
-
-async def test_what_is_logged_of_an_app() -> None:
-    """Status and size of what it sent in pieces; else the 500 that the server sends; nothing of what isn't HTTP."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["path"] == "/fails":
-            raise ZeroDivisionError
-        if scope["path"] != "/silent":
-            await send({"type": "http.response.start", "status": int(scope["path"][1:]), "headers": []})
-            await send({"type": "http.response.body", "body": b"12345", "more_body": True})
-            await send({"type": "http.response.body", "body": b"678"})
-
-    assert await told(app, scope(b"/201"), Cycle()) == [(201, 8)]
-    assert await told(app, scope(b"/201") | {"method": "HEAD"}, Cycle()) == [(201, 0)]
-    assert await told(app, scope(b"/204"), Cycle()) == [(204, 0)]
-    assert await told(app, scope(b"/304"), Cycle()) == [(304, 0)]
-    assert await told(app, scope(b"/fails"), Cycle()) == [(500, 21)]
-    assert await told(app, scope(b"/silent"), Cycle()) == [(500, 21)]
-    assert await told(app, {"type": "lifespan", "path": "/silent"}, Cycle()) == []
-
-
-async def test_what_is_logged_of_a_client_that_goes_away() -> None:
-    """What was sent until then; no status if that was nothing, whatever the app says or raises afterwards."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["path"] == "/late":
-            await receive()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"12345", "more_body": True})
-        await receive()
-        await send({"type": "http.response.body", "body": b"678"})
-
-    async def fails(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        raise ZeroDivisionError
-
-    assert await told(app, scope(b"/"), Cycle()) == [(200, 5)]
-    assert await told(app, scope(b"/late"), Cycle()) == [(None, 0)]
-    assert await told(fails, scope(b"/"), Cycle()) == [(None, 0)]
-
-
-async def test_a_whole_response_is_noted() -> None:
-    """The server's short cut is taken through the log, which knows what went out by it; also that it could not be taken."""
-    short = noted(answer)
-    taken: list[bool] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert not has_left(send)
-        taken.append(short(send, 203, [], b"123"))
-
-    cycle = Cycle()
-    assert await told(app, scope(), cycle) == [(203, 3)]
-    assert (taken, cycle.messages) == ([True], [(203, b"123")])
-    cycle.could = False
-    assert await told(app, scope(), cycle) == [(500, 21)]
-    assert taken == [True, False]
-
-
-async def test_no_short_cut_past_a_send_of_somebody_else() -> None:
-    """Who calls the app with a `send` of its own, as a health check does, gets what is sent."""
-
-    async def send(message: Any) -> None: ...
-
-    assert not noted(answer)(send, 200, [], b"")
-    assert not noted(answer)(Cycle().send, 200, [], b"")
-
-
-async def test_the_log_tells_that_a_client_has_left() -> None:
-    """The bridge of WSGI apps sees it through the log."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        assert has_left(send)
-
-    assert await told(app, scope(), Cycle()) == [(None, 0)]
 
 
 @pytest.mark.parametrize("path", ["/ä", "/ä".encode().decode("latin-1")])

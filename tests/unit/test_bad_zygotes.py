@@ -57,7 +57,7 @@ def wait_for_the_end():
         pass
 
 hear()
-say(wire.Prepared(["asgi"], ["uvicorn"], []))
+say(wire.Prepared(["asgi"], ["http"], []))
 """
 DEAD = "the process that imports the app died ({}); its log says why"
 

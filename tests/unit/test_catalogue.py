@@ -11,8 +11,8 @@ import pytest
 from cluster2.engines import base, catalogue
 from cluster2.engines.base import Capability, Interface
 from cluster2.engines.granian import GranianEngine
+from cluster2.engines.http.engine import HttpEngine
 from cluster2.engines.tcp import TcpEngine
-from cluster2.engines.uvicorn import UvicornEngine
 from cluster2.errors import ConfigError
 from cluster2.settings import OPTIONS, Settings
 
@@ -31,30 +31,44 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_auto() -> None:
     """Left to itself, each interface has the engine of its own."""
-    assert catalogue.choose("auto", Interface.ASGI) is UvicornEngine
-    assert catalogue.choose("auto", Interface.WSGI) is UvicornEngine
+    assert catalogue.choose("auto", Interface.ASGI) is HttpEngine
+    assert catalogue.choose("auto", Interface.WSGI) is HttpEngine
     assert catalogue.choose("auto", Interface.TCP) is TcpEngine
     assert catalogue.choose("auto", Interface.RSGI) is GranianEngine
 
 
 def test_by_name() -> None:
     """A named engine is taken if it can serve the app."""
-    assert catalogue.choose("uvicorn", Interface.WSGI) is UvicornEngine
+    assert catalogue.choose("http", Interface.WSGI) is HttpEngine
     with pytest.raises(ConfigError, match=r"engine 'tcp' can't serve a ASGI app \(it takes TCP\)"):
         catalogue.choose("tcp", Interface.ASGI)
 
 
 def test_unknown() -> None:
     """An unknown name is refused, with those that there are."""
-    with pytest.raises(ConfigError, match="engine 'steam' is unknown; installed are http, uvicorn, granian, tcp"):
+    with pytest.raises(ConfigError, match="engine 'steam' is unknown; installed are http, granian, tcp"):
         catalogue.find("steam")
+
+
+def test_one_that_is_no_more() -> None:
+    """An engine of earlier versions is refused, with the one that does the same."""
+    with pytest.raises(ConfigError, match=r"engine 'uvicorn' is no more: leave `engine` out, or choose 'http', which"):
+        catalogue.find("uvicorn")
+
+
+def test_http2_names_the_engine_that_speaks_it() -> None:
+    """The default engine speaks HTTP/1.1 only."""
+    settings, given = Settings(http2=True), {"http2": "flag --http2"}
+    refused = r"http2 \(flag --http2\): engine 'http' has no http2 for ASGI apps; .* choose engine 'granian'$"
+    with pytest.raises(ConfigError, match=refused):
+        catalogue.check_options(staff((Interface.ASGI, HttpEngine)), settings, given)
 
 
 @pytest.mark.usefixtures("installed")
 def test_third_parties() -> None:
     """An engine that another distribution brings is found by its entry point, and stands in the list."""
     assert catalogue.find("steam") is TcpEngine
-    assert catalogue.names() == ["http", "uvicorn", "granian", "tcp", "broken", "steam"]
+    assert catalogue.names() == ["http", "granian", "tcp", "broken", "steam"]
 
 
 @pytest.mark.usefixtures("installed")
@@ -68,8 +82,8 @@ def staff(*engines: tuple[Interface, type[base.Engine]]) -> list[catalogue.Staff
     return [catalogue.Staff(f"site:{interface}", interface, engine) for interface, engine in engines]
 
 
-ASGI = (Interface.ASGI, UvicornEngine)
-WSGI = (Interface.WSGI, UvicornEngine)
+ASGI = (Interface.ASGI, HttpEngine)
+WSGI = (Interface.WSGI, HttpEngine)
 TCP = (Interface.TCP, TcpEngine)
 
 
@@ -128,11 +142,11 @@ def test_what_protects_must_hold_for_all() -> None:
 def test_the_way_out_names_an_engine_that_can() -> None:
     """A refusal names the installed engines that could honour the option."""
 
-    class Lean(UvicornEngine):
+    class Lean(HttpEngine):
         name = "lean"
         capabilities = {Interface.ASGI: frozenset()}  # noqa: RUF012
 
-    with pytest.raises(ConfigError, match="root_path .* leave the option out, or choose engine 'http' or 'uvicorn'$"):
+    with pytest.raises(ConfigError, match="root_path .* leave the option out, or choose engine 'http'$"):
         catalogue.check_options(staff((Interface.ASGI, Lean)), Settings(root_path="/x"), {"root_path": "flag"})
 
 

@@ -113,7 +113,7 @@ async def test_apps_without_lifespan(app: Call, caplog: pytest.LogCaptureFixture
     await lifespan.start()
     await lifespan.stop()
     assert [(each.levelname, each.exc_info) for each in caplog.records] == [("INFO", None)]
-    assert "doesn't support lifespan" in caplog.text
+    assert "the app has no lifespan" in caplog.text
     with pytest.raises(AppError, match="lifespan: it is on, but the app doesn't support it: "):
         await Lifespan(app, {}, "on").start()
 
@@ -197,7 +197,7 @@ async def test_it_raises_while_it_serves(caplog: pytest.LogCaptureFixture) -> No
     await lifespan.start()
     await broken.wait()
     await lifespan.stop()
-    assert "raised while the app serves" in caplog.text
+    assert "raised after its startup" in caplog.text
     assert "ValueError: background" in caplog.text
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.engines.uvicorn import UvicornEngine
+from cluster2.engines.http.engine import HttpEngine
 from cluster2.errors import AppError, ClusterError, ConfigError
 from cluster2.settings import Settings
 from cluster2.zygote import image
@@ -38,7 +38,7 @@ def test_an_image(build: Build, tmp_path: Path) -> None:
     """It has each app with its engine; the directory is entered and importable; the collector is off."""
     made = build()
     ((app, engine),) = made.sites
-    assert (app.label, engine) == ("site_of_test:app", UvicornEngine)
+    assert (app.label, engine) == ("site_of_test:app", HttpEngine)
     assert set(made.threads) <= {"libuv-worker"}, "but for those of loops that other tests ran in this process"
     assert os.getcwd() == sys.path[0] == str(tmp_path)
     assert not gc.isenabled()
@@ -80,13 +80,6 @@ def test_a_warm_up_that_raises(build: Build, text: str, says: str, detail: str) 
         build(APP + text + "\n", warm_up="site_of_test:warm")
     assert detail in raised.value.detail
     assert "image.py" not in raised.value.detail
-
-
-def test_another_uvicorn(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A release of the engine that isn't known is refused before anything is forked."""
-    monkeypatch.setattr("uvicorn.__version__", "1.0.0")
-    with pytest.raises(ConfigError, match=r"^uvicorn 1\.0\.0 is installed"):
-        build()
 
 
 def test_an_async_warm_up(build: Build) -> None:

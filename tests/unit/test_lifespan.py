@@ -10,13 +10,13 @@ import pytest
 
 from cluster2.engines.base import Interface, Site
 from cluster2.engines.granian import GranianEngine
-from cluster2.engines.uvicorn import UvicornEngine
+from cluster2.engines.http.engine import HttpEngine
 from cluster2.errors import AppError
 from cluster2.settings import Settings
 
 pytestmark = pytest.mark.anyio
 App = Callable[[Any, Any, Any], Awaitable[None]]
-ENGINES = pytest.mark.parametrize("engine", [UvicornEngine, GranianEngine], ids=lambda each: each.name)
+ENGINES = pytest.mark.parametrize("engine", [HttpEngine, GranianEngine], ids=lambda each: each.name)
 
 
 async def raises_at_the_scope(scope: Any, receive: Any, send: Any) -> None:

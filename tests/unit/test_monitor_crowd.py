@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from cluster2.engines.base import Interface, Site
-from cluster2.engines.uvicorn import UvicornEngine
+from cluster2.engines.ending import reset
+from cluster2.engines.http.engine import HttpEngine
 from cluster2.monitor import crowd
 from cluster2.monitor.crowd import Crowd
 from cluster2.settings import Settings
@@ -42,6 +43,10 @@ class Client:
         self.writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
         await self.writer.drain()
 
+    def abort(self) -> None:
+        """Leave by a reset. One that ends its side could still wait for its answer."""
+        reset(self.writer.transport)
+
     async def hears(self) -> bytes:
         """The beginning of an answer; nothing: it was closed."""
         try:
@@ -50,13 +55,13 @@ class Client:
             return b""
 
 
-def under_way(engine: UvicornEngine, count: int) -> bool:
+def under_way(engine: HttpEngine, count: int) -> bool:
     return engine.census().in_flight == count
 
 
 @asynccontextmanager
-async def crowded() -> AsyncIterator[tuple[UvicornEngine, Crowd, Callable[[], Any]]]:
-    engine = UvicornEngine(Site(app, Interface.ASGI, Settings(lifespan="off"), None))
+async def crowded() -> AsyncIterator[tuple[HttpEngine, Crowd, Callable[[], Any]]]:
+    engine = HttpEngine(Site(app, Interface.ASGI, Settings(lifespan="off"), None))
     await engine.start()
     kept = Crowd(engine)
     clients: list[Client] = []
@@ -68,7 +73,7 @@ async def crowded() -> AsyncIterator[tuple[UvicornEngine, Crowd, Callable[[], An
             theirs, _ = listener.accept()
             theirs.setblocking(False)
             client = Client(*await asyncio.open_connection(sock=ours, limit=1024))
-            stack.callback(client.writer.transport.abort)
+            stack.callback(client.abort)
             clients.append(client)  # one that nobody knows any more would be closed
             await asyncio.get_running_loop().connect_accepted_socket(kept.protocol, theirs)
             return client

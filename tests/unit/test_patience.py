@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from cluster2.engines.base import Engine, Interface, Site
+from cluster2.engines.http.connection import State
+from cluster2.engines.http.engine import HttpEngine
 from cluster2.engines.patience import For, Patience, Wait
 from cluster2.engines.tcp import TcpEngine
-from cluster2.engines.uvicorn import UvicornEngine
 from cluster2.kernel.progress import transferred, untaken
 from cluster2.settings import Settings
 from tests.unit.waiting import PATIENCE, until
@@ -71,7 +72,7 @@ class Bench:
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.engine = engine
         self.now = 1000.0
-        for module in ("uvicorn", "tcp"):
+        for module in ("http.engine", "tcp"):
             monkeypatch.setattr(f"cluster2.engines.{module}.time", self)
         self.engine.tick(self.now)
 
@@ -146,7 +147,7 @@ class Client:
 @pytest.fixture
 async def http(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Bench, App]]:
     app = App()
-    engine = UvicornEngine(Site(app, Interface.ASGI, Settings(timeout=LIMIT), None))
+    engine = HttpEngine(Site(app, Interface.ASGI, Settings(timeout=LIMIT), None))
     bench = Bench(engine, monkeypatch)
     await engine.start()
     yield bench, app
@@ -181,7 +182,7 @@ async def test_silent_after_a_response(http: Http) -> None:
     bench, _ = http
     async with bench.connected() as client:
         await bench.later(20)
-        client.send(b"GET / HTTP/1.1\r\n\r\n")
+        client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         await client.reader.readuntil(b"hello")
         await bench.later(20)
         assert bench.counts == (0, 0)
@@ -190,7 +191,7 @@ async def test_silent_after_a_response(http: Http) -> None:
     assert bench.counts == (1, 0)
 
 
-@pytest.mark.parametrize("before", [b"", b"GET / HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize("before", [b"", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"])
 async def test_a_head_that_trickles(http: Http, before: bytes) -> None:
     """A head has to come whole in time: a byte now and then doesn't help. It is answered 408, on first and later requests."""
     bench, app = http
@@ -198,8 +199,8 @@ async def test_a_head_that_trickles(http: Http, before: bytes) -> None:
         if before:
             client.send(before)
             await client.reader.readuntil(b"hello")
-        client.send(b"GET /slow HTTP/1.1\r\n")
-        await until(lambda: connection(bench).scope is not None and not connection(bench).idle(), "it has begun")
+        client.send(b"GET /slow HTTP/1.1\r\nhost: x\r\n")
+        await until(lambda: connection(bench).state == State.HEAD, "it has begun")
         for _ in range(16):
             client.send(b"X")
             await bench.later(2)
@@ -214,11 +215,11 @@ async def test_a_body_that_stops(http: Http) -> None:
     """A body may take as long as it goes on; when nothing has come for the time it is 408, and the app is told."""
     bench, app = http
     async with bench.connected() as client:
-        client.send(b"POST /body HTTP/1.1\r\ncontent-length: 1000\r\n\r\n")
+        client.send(b"POST /body HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n")
         await until(lambda: app.began, "the app has begun")
         for number in range(1, 6):
             client.send(b"x")
-            await until(lambda: connection(bench).cycle.message_event._waiters, "the app waits")
+            await until(lambda: connection(bench).request.waits_for_body(), "the app waits")
             await bench.later(LIMIT - 1)
             assert bench.counts == (0, 0), number
         await bench.later(3)
@@ -232,7 +233,7 @@ async def test_a_body_that_the_app_does_not_wait_for(http: Http) -> None:
     """As long as the app works and hasn't asked for the body, no time counts, whatever is missing of it."""
     bench, app = http
     async with bench.connected() as client:
-        client.send(b"POST /held HTTP/1.1\r\ncontent-length: 1000\r\n\r\nx")
+        client.send(b"POST /held HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nx")
         await until(lambda: app.began, "the app has begun")
         await bench.later(10 * LIMIT)
         app.gate.set()
@@ -244,7 +245,7 @@ async def test_continue_is_ours_to_say(http: Http) -> None:
     """A client that waits for "100 Continue" waits for the app."""
     bench, app = http
     async with bench.connected() as client:
-        client.send(b"POST /held HTTP/1.1\r\ncontent-length: 1\r\nexpect: 100-continue\r\n\r\n")
+        client.send(b"POST /held HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\nexpect: 100-continue\r\n\r\n")
         await until(lambda: app.began, "the app has begun")
         await bench.later(10 * LIMIT)
         app.gate.set()
@@ -256,7 +257,7 @@ async def test_an_app_that_works(http: Http) -> None:
     """A request that is under way is never timed out, nor are those that were sent behind it."""
     bench, app = http
     async with bench.connected() as client:
-        client.send(b"GET /held HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n")
+        client.send(b"GET /held HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\nhost: x\r\n\r\n")
         await until(lambda: app.began, "the app has begun")
         await bench.later(10 * LIMIT)
         app.gate.set()
@@ -271,7 +272,7 @@ async def test_a_reader_that_stops(http: Http, family: socket.AddressFamily, clo
     """A client that takes its response slowly has all the time; one that takes nothing of it is cut off."""
     bench, app = http
     async with bench.connected(family) as client:
-        client.send(b"GET /large HTTP/1.1\r\n%s\r\n" % close)
+        client.send(b"GET /large HTTP/1.1\r\nhost: x\r\n%s\r\n" % close)
         await until(lambda: app.began and connection(bench).transport.get_write_buffer_size(), "it is waiting")
         for number in range(5):
             await client.reader.readexactly(1 << 21)
@@ -291,8 +292,8 @@ async def test_a_reader_that_stops_and_has_asked_for_more(
     """Cut off or leaving by itself: what the app still says is for nobody, which is no error, and no more is asked of it."""
     bench, app = http
     async with bench.connected() as client:
-        client.send(b"GET /stream HTTP/1.1\r\n\r\n" * 3)
-        await until(lambda: app.began and connection(bench).flow.write_paused, "the app waits for it")
+        client.send(b"GET /stream HTTP/1.1\r\nhost: x\r\n\r\n" * 3)
+        await until(lambda: app.began and connection(bench).writing_paused is not None, "the app waits for it")
         if resets:
             client.writer.transport.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
@@ -310,8 +311,10 @@ async def test_a_request_behind_a_response_that_is_not_taken(http: Http) -> None
     """It begins when the client has taken what came before it; all are answered, in order."""
     bench, app = http
     async with bench.connected() as client:
-        client.send(b"GET /large HTTP/1.1\r\n\r\nGET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n")
-        await until(lambda: app.began and connection(bench).cycle.response_complete is False, "two wait")
+        client.send(
+            b"GET /large HTTP/1.1\r\nhost: x\r\n\r\nGET /a HTTP/1.1\r\nhost: x\r\n\r\nGET /b HTTP/1.1\r\nhost: x\r\n\r\n"
+        )
+        await until(lambda: app.began and connection(bench).pipeline, "two wait")
         for _ in range(TURNS):
             await asyncio.sleep(0)
         assert app.began == ["/large"]
@@ -320,7 +323,7 @@ async def test_a_request_behind_a_response_that_is_not_taken(http: Http) -> None
         for _ in range(2):
             await asyncio.wait_for(client.reader.readuntil(b"hello"), PATIENCE)
         assert app.began == ["/large", "/a", "/b"]
-        client.send(b"GET /c HTTP/1.1\r\n\r\n")
+        client.send(b"GET /c HTTP/1.1\r\nhost: x\r\n\r\n")
         await asyncio.wait_for(client.reader.readuntil(b"hello"), PATIENCE)
     assert bench.engine.census().requests == 4
 
@@ -329,7 +332,7 @@ async def test_a_large_response_before_a_body_that_nobody_reads(http: Http) -> N
     """A client that sends its whole body before it reads isn't kept from that by a response that it doesn't take yet."""
     bench, _ = http
     async with bench.connected() as client:
-        client.send(b"POST /large HTTP/1.1\r\nContent-Length: 67108864\r\n\r\n")
+        client.send(b"POST /large HTTP/1.1\r\nhost: x\r\nContent-Length: 67108864\r\n\r\n")
         client.writer.write(bytes(1 << 26))
         await asyncio.wait_for(client.writer.drain(), PATIENCE)
         await client.reader.readuntil(b"\r\n\r\n")
@@ -338,13 +341,13 @@ async def test_a_large_response_before_a_body_that_nobody_reads(http: Http) -> N
 
 async def test_timeout_0(monkeypatch: pytest.MonkeyPatch) -> None:
     """With timeout = 0 nobody is ever given up."""
-    engine = UvicornEngine(Site(App(), Interface.ASGI, Settings(timeout=0.0), None))
+    engine = HttpEngine(Site(App(), Interface.ASGI, Settings(timeout=0.0), None))
     bench = Bench(engine, monkeypatch)
     await engine.start()
     async with bench.connected() as client:
         client.send(b"GET / HT")
         await bench.later(1000)
-        client.send(b"TP/1.1\r\n\r\n")
+        client.send(b"TP/1.1\r\nhost: x\r\n\r\n")
         await client.reader.readuntil(b"hello")
     await until(engine.idle, "it is closed")
     assert bench.counts == (0, 0)

@@ -127,9 +127,9 @@ class Secured:
 @pytest.mark.parametrize(
     ("engine", "preload"),
     [
-        ("uvicorn", True),
+        ("http", True),
         ("granian", False),
-        pytest.param("uvicorn", False, marks=pytest.mark.soak),
+        pytest.param("http", False, marks=pytest.mark.soak),
         pytest.param("granian", True, marks=pytest.mark.soak),
     ],
 )

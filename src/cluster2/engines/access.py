@@ -1,16 +1,11 @@
 """The access log: a line a request, cheap enough to leave on.
 
 A line is made when a response has ended (or its client has gone) and put into a list, which the worker's tick writes with one
-call: every 10 ms under load. uvicorn's own way is a record through `logging`, with a write, for each request. What a worker
-that is killed has answered within the last 10 ms isn't in the log.
+call: every 10 ms under load. The usual way is a record through `logging`, with a write, for each request. What a worker that is
+killed has answered within the last 10 ms isn't in the log.
 
-The layer goes around what uvicorn calls, so it sees all that is answered: the app's responses, those to health checks, and the
-500 that uvicorn answers for an app that raised, or answered nothing. It doesn't see websockets.
-
-What it passes on as `send` is a method, as uvicorn's own is, of an object (`Sent`) that knows uvicorn's: so who looks for more
-than `send` behind it finds that, too. The bridge of WSGI apps does: to see whether a client has left, and to send a whole
-response in one step past `send` (`noted`). When that was a plain function, both were lost, and WSGI inline cost 1.56 times as
-much with the log as without.
+All that is answered is logged: the app's responses, those to health checks, and the 500 for an app that raised, or answered
+nothing. Websockets aren't.
 """
 
 from __future__ import annotations
@@ -152,77 +147,6 @@ def _clean(text: str | None) -> str | None:
     if text is None:
         return None
     return "".join(each if " " <= each <= "~" and each not in '"\\' else f"\\x{ord(each):02x}" for each in text)
-
-
-class Sent:
-    """The way out for the answer to one request, and what has taken it.
-
-    Attributes:
-        status: 0: nothing yet.
-        size: of the body, in bytes.
-    """
-
-    __slots__ = ("_cycle", "out", "size", "status")
-
-    def __init__(self, out: Callable[..., Any]) -> None:
-        """Nothing is sent yet.
-
-        Args:
-            out: the server's own `send`, a method of what knows whether the client is still there.
-        """
-        self.out = out
-        self._cycle: Any = out.__self__  # type: ignore[attr-defined]
-        self.status = self.size = 0
-
-    @property
-    def disconnected(self) -> bool:
-        """Whether the client has left, as the server sees it."""
-        return bool(self._cycle.disconnected)
-
-    def send(self, message: Any) -> Any:
-        """What the app is called with. What comes after the client has left goes nowhere."""
-        if not self._cycle.disconnected:
-            body = message.get("body")
-            if body is not None:
-                self.size += len(body)
-            elif message["type"] == "http.response.start":
-                self.status = message["status"]
-        return self.out(message)
-
-
-def noted(answer: Callable[..., bool]) -> Callable[..., bool]:
-    """The server's short cut for a whole response (`wsgi_client.Answer`), for apps that are called through `logged`."""
-
-    def through(send: Any, status: int, headers: Any, body: bytes) -> bool:
-        sent = getattr(send, "__self__", None)
-        if type(sent) is not Sent or not answer(sent.out, status, headers, body):
-            return False
-        sent.status, sent.size = status, len(body)
-        return True
-
-    return through
-
-
-LAST_WORDS = len(b"Internal Server Error")
-"""Bytes of the 500 by which uvicorn answers for an app that didn't."""
-
-
-def logged(app: Callable[..., Any], log: AccessLog) -> Callable[..., Any]:
-    """The ASGI app, with a line for each request."""
-
-    async def wrapped(scope: Any, receive: Any, send: Any) -> Any:
-        if scope["type"] != "http":
-            return await app(scope, receive, send)
-        began, sent = time.perf_counter(), Sent(send)
-        try:
-            return await app(scope, receive, sent.send)
-        finally:
-            if not sent.status and not sent.disconnected:
-                sent.status, sent.size = 500, LAST_WORDS
-            bodiless = scope["method"] == "HEAD" or sent.status in (204, 304)
-            log.add(scope, sent.status, 0 if bodiless else sent.size, time.perf_counter() - began)
-
-    return wrapped
 
 
 GRANIANS = "%(header{user-agent})s %(header{referer})s"

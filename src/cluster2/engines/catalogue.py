@@ -31,13 +31,14 @@ PROTECTS = frozenset({Capability.TLS})
 """What an app can't be left without, if it was asked for, because another app has it."""
 BUILT_IN: Mapping[str, str] = {
     "http": "cluster2.engines.http.engine:HttpEngine",
-    "uvicorn": "cluster2.engines.uvicorn:UvicornEngine",
     "granian": "cluster2.engines.granian:GranianEngine",
     "tcp": "cluster2.engines.tcp:TcpEngine",
 }
+_REPLACED = {"uvicorn": "http"}
+"""Engines of earlier versions, and what serves in their place."""
 _DEFAULT = {
-    Interface.ASGI: "uvicorn",
-    Interface.WSGI: "uvicorn",
+    Interface.ASGI: "http",
+    Interface.WSGI: "http",
     Interface.RSGI: "granian",
     Interface.TCP: "tcp",
 }
@@ -83,6 +84,10 @@ def _named(name: str) -> type[Engine]:
                 return found
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"engine {name!r} can't be imported: {error}; install what it needs") from error
+    if name in _REPLACED:
+        raise ConfigError(
+            f"engine {name!r} is no more: leave `engine` out, or choose {_REPLACED[name]!r}, which does the same"
+        )
     raise ConfigError(f"engine {name!r} is unknown; installed are {', '.join(names())}")
 
 

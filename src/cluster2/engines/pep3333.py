@@ -36,6 +36,8 @@ MOST_NAMES = 1000
 """Names of headers that are remembered; clients can invent any number of them."""
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+CONTROLS = bytes([*range(9), *range(10, 32), 127])
+"""Control characters that no header's value may have (RFC 9110, 5.5): all but the tab."""
 _HOP_BY_HOP = frozenset(
     {"keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
 )
@@ -88,36 +90,59 @@ class Environs:
         self._root = len(root_path)
         self._keys: dict[bytes, str] = {}
 
-    def make(self, scope: Mapping[str, Any]) -> Environ:
-        """The environ of an HTTP request, but for `wsgi.input`."""
+    def of_scope(self, scope: Mapping[str, Any]) -> Environ:
+        """The environ of a request that ASGI describes, but for `wsgi.input`."""
+        base = self.base(scope["scheme"], scope["client"], scope["server"])
+        made = self.make(
+            base, scope["method"], scope["http_version"], scope["path"], scope["raw_path"], scope["query_string"]
+        )
+        self.put_headers(made, scope["headers"])
+        return made
+
+    def base(self, scheme: str, client: Any, server: Any) -> Environ:
+        """What all requests of a connection have in common; those through a proxy that is believed differ.
+
+        Args:
+            client, server: as in an ASGI scope.
+        """
         environ = self._base.copy()
-        raw: bytes = scope["raw_path"]
-        path: str = scope["path"]
-        if b"%" in raw:
-            path = unquote_to_bytes(raw).decode("latin-1")
-        query = scope["query_string"].decode("latin-1")
-        target = raw.decode("latin-1")
-        environ["REQUEST_METHOD"] = scope["method"]
-        environ["PATH_INFO"] = path[self._root :] if self._root else path
-        environ["QUERY_STRING"] = query
-        environ["RAW_URI"] = environ["REQUEST_URI"] = f"{target}?{query}" if query else target
-        environ["SERVER_PROTOCOL"] = "HTTP/" + scope["http_version"]
-        environ["wsgi.url_scheme"] = scheme = scope["scheme"]
-        self._put_headers(environ, scope["headers"])
-        client = scope["client"]
+        environ["wsgi.url_scheme"] = scheme
+        if scheme == "https":
+            environ["HTTPS"] = "on"
         if client:
             environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client[0], str(client[1])
         else:  # of a Unix socket; frameworks expect to find something
             environ["REMOTE_ADDR"] = ""
-        name, port = scope["server"] or ("", None)
-        if port is None:
-            name, port = _named(environ.get("HTTP_HOST", ""), scheme)
-        environ["SERVER_NAME"], environ["SERVER_PORT"] = name, str(port)
-        if scheme == "https":
-            environ["HTTPS"] = "on"
+        name, port = server or ("", None)
+        if port is not None:
+            environ["SERVER_NAME"], environ["SERVER_PORT"] = name, str(port)
         return environ
 
-    def _put_headers(self, environ: Environ, headers: Iterable[Header]) -> None:
+    def make(self, base: Environ, method: str, version: str, path: str, raw_path: bytes, query: bytes) -> Environ:
+        """The environ of a request, but for its headers and `wsgi.input`.
+
+        Args:
+            base: see `base`. It isn't changed.
+            path: decoded, as in an ASGI scope.
+        """
+        environ = base.copy()
+        if b"%" in raw_path:
+            path = unquote_to_bytes(raw_path).decode("latin-1")
+        environ["REQUEST_METHOD"] = method
+        environ["PATH_INFO"] = path[self._root :] if self._root else path
+        target = raw_path.decode("latin-1")
+        if query:
+            text = query.decode("latin-1")
+            environ["QUERY_STRING"] = text
+            target = f"{target}?{text}"
+        else:
+            environ["QUERY_STRING"] = ""
+        environ["RAW_URI"] = environ["REQUEST_URI"] = target
+        environ["SERVER_PROTOCOL"] = "HTTP/1.1" if version == "1.1" else "HTTP/" + version
+        return environ
+
+    def put_headers(self, environ: Environ, headers: Iterable[Header]) -> None:
+        """Put a request's headers into its environ."""
         keys = self._keys
         for name, value in headers:
             key = keys.get(name)
@@ -129,6 +154,9 @@ class Environs:
             if key in environ:
                 text = environ[key] + ("; " if key == "HTTP_COOKIE" else ",") + text
             environ[key] = text
+        if "SERVER_NAME" not in environ:
+            host, scheme = environ.get("HTTP_HOST", ""), environ["wsgi.url_scheme"]
+            environ["SERVER_NAME"], environ["SERVER_PORT"] = _named(host, scheme)
 
     def _key(self, name: bytes) -> str:
         """The name by which an app finds a header; "": not at all."""
@@ -163,12 +191,28 @@ class Response:
 
     Attributes:
         status: 0 before `start_response`.
+        lines: the app's headers for the wire, each with a line end before it.
+        length: of the body, if the app has declared it.
+        close: the app wants the connection to end.
+        own: the app has a header of its own that servers usually write: `date`, `server`.
         bodiless: the answer has no body, whatever the app yields (HEAD, 204, 304).
         begun: a part of the body was given away, so that the head can't change any more.
         complete: all of the body that was declared has been given away.
     """
 
-    __slots__ = ("_declared", "_emit", "_head", "_left", "begun", "bodiless", "complete", "headers", "status")
+    __slots__ = (
+        "_emit",
+        "_head",
+        "_left",
+        "begun",
+        "bodiless",
+        "close",
+        "complete",
+        "length",
+        "lines",
+        "own",
+        "status",
+    )
 
     def __init__(self, method: str, emit: Callable[[bytes], None]) -> None:
         """Nothing is known yet.
@@ -177,14 +221,18 @@ class Response:
             emit: takes each part of the body, none of them empty; `complete` and `begun` are up to date then.
         """
         self._emit = emit
-        self._head = method == "HEAD"
-        self._declared: int | None = None
-        self._left = 0
-        self.status = 0
-        self.headers: list[Header] = []
-        self.bodiless = self._head
-        self.begun = False
-        self.complete = False
+        self._head = self.bodiless = method == "HEAD"
+        self.status = self._left = 0
+        self.lines = b""
+        self.length: int | None = None
+        self.own: set[bytes] | None = None
+        self.close = self.begun = self.complete = False
+
+    @property
+    def headers(self) -> list[Header]:
+        """The app's headers, as ASGI has them."""
+        pairs = [line.partition(b": ") for line in self.lines.split(b"\r\n")[1:]]
+        return [(name, value) for name, _, value in pairs] + ([(b"connection", b"close")] if self.close else [])
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
@@ -196,18 +244,52 @@ class Response:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None  # else this frame and the traceback keep each other alive
+            self.length, self.own, self.close, self.bodiless, self._left = None, None, False, self._head, 0
         elif self.status:
             raise Broken("the app called start_response twice, without exc_info")
-        code = _code(status)
-        self._declared, self._left = None, 0
-        self.headers = self._encoded(headers)
-        self.status = code
-        self.bodiless = self._head
-        if code in (204, 304):
-            # An ASGI server would wait for the body that a length announces.
+        try:
+            code = _codes[status]
+        except (KeyError, TypeError):
+            code = _code(status)
+        if code == 204 or code == 304:
             self.bodiless = True
-            self.headers = [header for header in self.headers if header[0] != b"content-length"]
+        parts: list[str] = []
+        try:
+            for name, value in headers:
+                line = _lines.get(name)
+                if line is None:
+                    line = self._line(name, value)
+                if line:
+                    parts += line, value
+            lines = "".join(parts).encode("latin-1")
+        except (TypeError, ValueError, AttributeError) as error:
+            raise Broken(f"the app's headers aren't pairs of texts in latin-1: {error}") from error
+        # Two parts for each header, and two control characters: its line end.
+        if len(lines) - len(lines.translate(None, CONTROLS)) != len(parts):
+            name = next(name for name, value in headers if _CONTROL.search(value))
+            raise Broken(f"the app's header {name!r} has a control character in its value")
+        if self.length is not None and code != 204 and code != 304:  # an ASGI server would wait for the body
+            lines = b"%b\r\ncontent-length: %d" % (lines, self.length)
+        self.lines, self.status = lines, code
         return self.write
+
+    def _line(self, name: str, value: str) -> str:
+        """How a header's line begins; "": it isn't written here, or not at all."""
+        low = name.lower()
+        if low == "content-length":
+            self._declare(value)
+            return ""
+        if not _TOKEN.fullmatch(name):
+            raise Broken(f"the app's header {name!r} has a name that HTTP doesn't allow")
+        if low == "connection":
+            self.close = self.close or value.strip().lower() == "close"
+            return ""
+        line = "" if low in _HOP_BY_HOP else f"\r\n{low}: "
+        if low in ("date", "server"):
+            self.own = {low.encode()} | (self.own or set())
+        elif len(_lines) < MOST_NAMES:
+            _lines[name] = line
+        return line
 
     def write(self, data: bytes) -> None:
         """A part of the body: what `start_response` returns, and what each part that the app yields goes through."""
@@ -219,7 +301,7 @@ class Response:
             raise Broken("the app gave a part of its body before it called start_response")
         if self.bodiless:
             return
-        if self._declared is not None:
+        if self.length is not None:
             if len(data) > self._left:
                 self._lies("longer")
             self._left -= len(data)
@@ -233,7 +315,7 @@ class Response:
 
     def _clipped(self, file: FileWrapper) -> Iterator[bytes]:
         for part in file:
-            if self._declared is not None and len(part) >= self._left:
+            if self.length is not None and len(part) >= self._left:
                 yield part[: self._left]
                 return
             yield part
@@ -248,10 +330,10 @@ class Response:
             self._never_started()
         if self.bodiless:
             return b""
-        if self._declared is None:
-            self.headers.append((b"content-length", b"%d" % len(body)))
-        elif len(body) != self._declared:
-            self._lies("longer" if len(body) > self._declared else "shorter")
+        if self.length is None:
+            self.lines += b"\r\ncontent-length: %d" % len(body)
+        elif len(body) != self.length:
+            self._lies("longer" if len(body) > self.length else "shorter")
         self.begun = self.complete = True
         return body
 
@@ -266,56 +348,21 @@ class Response:
         raise Broken("the app returned without a call of start_response")
 
     def _lies(self, how: str) -> NoReturn:
-        raise Broken(f"the app's body is {how} than its Content-Length, {self._declared}")
-
-    def _encoded(self, headers: list[tuple[str, str]]) -> list[Header]:
-        encoded: list[Header] = []
-        try:
-            for name, value in headers:
-                low = _lowered(name)
-                if not value.isprintable() and _CONTROL.search(value):
-                    raise Broken(f"the app's header {name!r} has a control character in its value")
-                if low == b"content-length":
-                    self._declare(value)
-                if low is not None and (low != b"connection" or value.strip().lower() == "close"):
-                    encoded.append((low, value.encode("latin-1")))
-        except (TypeError, ValueError, AttributeError) as error:
-            raise Broken(f"the app's headers aren't pairs of texts in latin-1: {error}") from error
-        return encoded
+        raise Broken(f"the app's body is {how} than its Content-Length, {self.length}")
 
     def _declare(self, value: str) -> None:
         length = int(value) if value.isascii() and value.strip().isdigit() else -1
-        if length < 0 or self._declared not in (None, length):
+        if length < 0 or self.length not in (None, length):
             raise Broken(f"the app's Content-Length {value!r} is no length, or not its only one")
-        self._declared = self._left = length
+        self.length = self._left = length
 
 
-_known: dict[str, bytes | None] = {}
-
-
-def _lowered(name: str) -> bytes | None:
-    """A header's name for the wire; None: it isn't the app's to send."""
-    try:
-        return _known[name]
-    except KeyError:
-        pass
-    if not _TOKEN.fullmatch(name):
-        raise Broken(f"the app's header {name!r} has a name that HTTP doesn't allow")
-    low = name.lower()
-    found = None if low in _HOP_BY_HOP else low.encode()
-    if len(_known) < MOST_NAMES:
-        _known[name] = found
-    return found
-
-
+_lines: dict[str, str] = {}
+"""Names of headers that were checked, and how their lines begin."""
 _codes: dict[str, int] = {}
 
 
 def _code(status: str) -> int:
-    try:
-        return _codes[status]
-    except (KeyError, TypeError):
-        pass
     code = str(status)[:3]
     if not isinstance(cast(object, status), str) or not (
         code.isascii() and code.isdigit() and 200 <= int(code) <= 599 and status[3:4] in ("", " ")

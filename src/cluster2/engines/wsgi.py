@@ -81,18 +81,18 @@ class Bridge:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request. Raises Failed."""
-        environ = self._environs.make(scope)
+        environ = self._environs.of_scope(scope)
         length = body_length(environ)
         if self.pool is None:
             if length == 0:
                 environ["wsgi.input"] = io.BytesIO()
                 if self._turn.busy:
                     await self._turn.wait()
-                await Inline(self._app, environ, scope, self._turn, receive, send, self._answer).run()
+                await Inline(self._app, environ, self._turn, receive, send, self._answer).run()
             else:
                 await self._spooled(scope, environ, receive, send)
             return
-        call = Call(self._app, environ, scope, self.pool)
+        call = Call(self._app, environ, self.pool)
         if length == 0:
             environ["wsgi.input"] = io.BytesIO()
         elif length is None or length > AT_ONCE or "HTTP_EXPECT" in environ:
@@ -118,7 +118,7 @@ class Bridge:
                 return
             environ["wsgi.input"] = body
             await self._turn.wait()
-            await Inline(self._app, environ, scope, self._turn, receive, send, self._answer).run()
+            await Inline(self._app, environ, self._turn, receive, send, self._answer).run()
 
 
 async def _collected(receive: Receive, into: io.BytesIO | SpooledTemporaryFile[bytes]) -> bool:

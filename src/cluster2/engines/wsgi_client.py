@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from .pep3333 import Broken, Header, Response
+from .pep3333 import Broken, Environ, Response
 
 AHEAD = 65536
 """Bytes of a response that an app may be ahead of its client; and of a request that may come before the app asks for them."""
@@ -16,8 +16,8 @@ AHEAD = 65536
 Message = dict[str, Any]
 Receive = Callable[[], Any]
 Send = Callable[[Message], Any]
-Answer = Callable[[Send, int, list[Header], bytes], bool]
-"""Sends status, headers and body of a whole response past `send`; returns whether it could."""
+Answer = Callable[[Send, Response, bytes], bool]
+"""Sends a whole response, with its body, past `send`; returns whether it could."""
 GONE: Message = {"type": "http.disconnect"}
 
 logger = logging.getLogger("cluster2.wsgi")
@@ -27,12 +27,17 @@ class Failed(Exception):
     """The request has failed, and it was logged: the server has only to end it. The text says why."""
 
 
-def log(error: BaseException, scope: Message) -> str:
-    """Log what went wrong, with the request; returns what. The path is the raw one: it has no line ends to forge the log with."""
+def log(error: BaseException, asked: str) -> str:
+    """Log what went wrong, with the request (`asked_for`); returns what."""
     what = str(error) if isinstance(error, Broken) else f"the app raised {type(error).__name__}"
-    path = scope["raw_path"].decode("ascii", "replace")
-    logger.error("%s %s: %s", scope["method"], path, what, exc_info=error)
+    logger.error("%s: %s", asked, what, exc_info=error)
     return what
+
+
+def asked_for(environ: Environ) -> str:
+    """Return method and path of a request. The path is the raw one: it has no line ends to forge a log with."""
+    path = str(environ.get("RAW_URI", "")).partition("?")[0].encode("ascii", "replace").decode()
+    return f"{environ.get('REQUEST_METHOD', '')} {path}"  # the app may have done with it as it likes
 
 
 async def begin(response: Response, send: Send) -> None:
@@ -45,14 +50,14 @@ def has_left(send: Send) -> bool:
     return bool(getattr(getattr(send, "__self__", None), "disconnected", False))
 
 
-def no_short_cut(send: Send, status: int, headers: list[Header], body: bytes) -> bool:
+def no_short_cut(send: Send, response: Response, body: bytes) -> bool:
     """There is none."""
     return False
 
 
 async def send_whole(response: Response, body: bytes, send: Send, answer: Answer) -> None:
     """Send a response that is all there."""
-    if (response.complete or response.bodiless) and answer(send, response.status, response.headers, body):
+    if (response.complete or response.bodiless) and answer(send, response, body):
         return
     await begin(response, send)
     await send({"type": "http.response.body", "body": body})

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 from .pep3333 import App, Environ, Response
-from .wsgi_client import Answer, Failed, Inbox, Message, Receive, Send, begin, log, send_whole
+from .wsgi_client import Answer, Failed, Inbox, Receive, Send, asked_for, begin, log, send_whole
 
 
 class Turn:
@@ -50,26 +50,42 @@ class Turn:
 
 
 class Inline:
-    """One request's call of the app, on the loop."""
+    """One request's call of the app, on the loop: `call`, and if that wasn't all, `rest`."""
 
-    def __init__(
-        self, app: App, environ: Environ, scope: Message, turn: Turn, receive: Receive, send: Send, answer: Answer
-    ) -> None:
-        self._answer = answer
+    __slots__ = (
+        "_answer",
+        "_app",
+        "_begun",
+        "_environ",
+        "_gone",
+        "_inbox",
+        "_parts",
+        "_reason",
+        "_receive",
+        "_response",
+        "_result",
+        "_send",
+        "_turn",
+        "_whole",
+    )
+
+    def __init__(self, app: App, environ: Environ, turn: Turn, receive: Receive, send: Send, answer: Answer) -> None:
+        """Nothing is called yet.
+
+        Args:
+            answer: the server's short cut for a whole response.
+        """
         self._app = app
         self._environ = environ
-        self._scope = scope
         self._turn = turn
-        self._send = send
-        self._parts: list[bytes] = []
-        self._response = Response(scope["method"], self._parts.append)
-        self._begun = False
-        self._gone = False
         self._receive = receive
-        self._inbox: Inbox | None = None
+        self._send = send
+        self._answer = answer
+        self._parts: list[bytes] = []
+        self._response = Response(environ["REQUEST_METHOD"], self._parts.append)
         self._result: Any = None
         self._reason = ""
-        self._whole = False
+        self._begun = self._gone = self._whole = False
 
     def __await__(self) -> Generator[Any, None, None]:
         """The same as `run`."""
@@ -81,16 +97,16 @@ class Inline:
         try:
             result = self._result = self._app(self._environ, response.start_response)
             if not isinstance(result, list | tuple) or response.begun:
+                self._turn.busy = True  # until `rest` is through
                 return False
             body = response.whole(result)
         except BaseException as error:
-            self._reason = log(error, self._scope)
+            self._reason = log(error, asked_for(self._environ))
             self._close()
             return False
-        self._close()
-        if (response.complete or response.bodiless) and self._answer(
-            self._send, response.status, response.headers, body
-        ):
+        if hasattr(result, "close"):
+            self._close()
+        if (response.complete or response.bodiless) and self._answer(self._send, response, body):
             return True
         self._parts.append(body)
         self._whole = True
@@ -104,19 +120,19 @@ class Inline:
     async def rest(self) -> None:
         """What `call` couldn't do at once. Raises Failed."""
         if not self._whole and not self._reason:
+            self._inbox = Inbox(self._receive, self._leave)
             try:
                 try:
                     await self._pass_on(self._result)
                 except asyncio.CancelledError:
                     raise
                 except BaseException as error:
-                    self._reason = log(error, self._scope)
+                    self._reason = log(error, asked_for(self._environ))
                 finally:
                     self._close()
             finally:
-                if self._inbox is not None:
-                    self._inbox.close()
-                    self._turn.over()
+                self._inbox.close()
+                self._turn.over()
         if self._gone:
             return
         if not self._reason:
@@ -136,9 +152,6 @@ class Inline:
             if self._gone or (response.bodiless and response.status):
                 return
             if parts and not response.complete:
-                if self._inbox is None:
-                    self._turn.busy = True
-                    self._inbox = Inbox(self._receive, self._leave)
                 await self._flush(last=False)
                 self._inbox.listen()
                 await asyncio.sleep(0)  # let it go out while the app makes the next part
@@ -159,7 +172,7 @@ class Inline:
                 result.close()
         except BaseException as error:
             if not self._reason:
-                log(error, self._scope)
+                log(error, asked_for(self._environ))
 
     def _leave(self) -> None:
         self._gone = True

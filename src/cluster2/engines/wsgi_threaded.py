@@ -11,7 +11,7 @@ from typing import Any
 
 from .pep3333 import App, ClientGone, Environ, Response
 from .threads import Pool
-from .wsgi_client import AHEAD, GONE, Failed, Inbox, Message, Receive, Send, begin, has_left, log
+from .wsgi_client import AHEAD, GONE, Failed, Inbox, Message, Receive, Send, asked_for, begin, has_left, log
 
 
 class Call:
@@ -39,7 +39,6 @@ class Call:
         "_pool",
         "_produced",
         "_said",
-        "_scope",
         "_waiter",
         "asked",
         "complete",
@@ -50,10 +49,9 @@ class Call:
         "response",
     )
 
-    def __init__(self, app: App, environ: Environ, scope: Message, pool: Pool) -> None:
+    def __init__(self, app: App, environ: Environ, pool: Pool) -> None:
         self._app = app
         self._environ: Environ | None = environ
-        self._scope = scope
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
@@ -63,7 +61,7 @@ class Call:
         self._parts: list[bytes] = []
         self._produced = self._consumed = 0
         self.context = copy_context()
-        self.response = Response(scope["method"], self._emit)
+        self.response = Response(environ["REQUEST_METHOD"], self._emit)
         self.reason = ""
         self.complete = self.failed = self.gone = self.asked = False
 
@@ -192,7 +190,7 @@ class Call:
 
     def _fail(self, error: BaseException) -> None:
         if not self.reason and not isinstance(error, ClientGone):
-            self.reason = log(error, self._scope)
+            self.reason = log(error, asked_for(self._environ or {}))
         if not self.complete:
             self.failed = True
             self._end()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import select
 import socket
 import termios
 
@@ -58,3 +59,25 @@ def shut_down(descriptor: int) -> None:
     Through ctypes for the same reason as above. A connection that is over already is left as it is.
     """
     _libc.shutdown(descriptor, socket.SHUT_RDWR)
+
+
+def probe(sock: socket.socket, seconds: int) -> None:
+    """Have the kernel find out that a peer which has ended its side is gone altogether, by keep-alive probes (tcp(7)).
+
+    A client that has closed its socket looks like one that has ended its side and still reads, until something is sent to it. The
+    client's kernel forgets a closed socket after `tcp_fin_timeout` (60 s), and then resets the connection at the next probe.
+    """
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, seconds)
+
+
+def has_left(descriptor: int) -> bool:
+    """Whether the peer of a connection has reset it, or (Unix sockets) has closed its own.
+
+    To be asked where nobody reads any more, since the end of what the peer says has come.
+    """
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

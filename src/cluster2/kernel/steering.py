@@ -61,7 +61,7 @@ PATIENCE: Final = 0.25
 """Seconds that a connection to ourselves may take, where there is time."""
 _DOUBT: Final = 10
 """The chance that a kernel that can't steer passes the proof of a place is one to two to the power of that."""
-_WAY_OUT: Final = "choose engine uvicorn, which needs no steering"
+_WAY_OUT: Final = "choose engine http, which needs no steering"
 
 
 class Group:

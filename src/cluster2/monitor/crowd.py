@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import asyncio
 
+from ..engines.http.connection import Connection
+from ..engines.http.engine import HttpEngine
 from ..engines.patience import For
-from ..engines.uvicorn import UvicornEngine
-from ..engines.uvicorn_http import HttpConnection
 
 MOST = 128
 """Connections."""
@@ -29,7 +29,7 @@ _AT_WORK = 3
 class Crowd:
     """Keeps the connections of an engine within both bounds, the second one but for what 16 who came last have asked for."""
 
-    def __init__(self, engine: UvicornEngine) -> None:
+    def __init__(self, engine: HttpEngine) -> None:
         self._engine = engine
         self._came = 0
 
@@ -57,7 +57,7 @@ class Crowd:
                 return
 
 
-def _missed(connection: HttpConnection) -> tuple[int, float, HttpConnection]:
+def _missed(connection: Connection) -> tuple[int, float, Connection]:
     """How much it would be missed: the least is who comes first."""
     wait = connection.waits()
     rank = _AT_WORK if wait is None else _RANKS[wait.what]

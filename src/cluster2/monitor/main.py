@@ -23,8 +23,7 @@ from collections.abc import Callable, Sequence
 
 from .. import codec, logs, wire
 from ..engines.base import Interface, Site
-from ..engines.uvicorn import UvicornEngine
-from ..engines.uvicorn_http import check
+from ..engines.http.engine import HttpEngine
 from ..errors import ClusterError
 from ..kernel import privileges, signals
 from ..kernel.descriptors import Packets
@@ -141,8 +140,7 @@ async def serve(
     own = dataclasses.replace(
         settings, lifespan="off", access_log=False, forwarded_allow_ips="", root_path="", keep_alive=True
     )
-    check()
-    engine = UvicornEngine(Site(make(facts, settings, desk), Interface.ASGI, own, None))
+    engine = HttpEngine(Site(make(facts, settings, desk), Interface.ASGI, own, None))
     await engine.start()
     loop = asyncio.get_running_loop()
     crowd = Crowd(engine)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-LOGGERS = ("uvicorn.error", "cluster2.wsgi", "cluster2.tcp")
+LOGGERS = ("cluster2.wsgi", "cluster2.tcp")
 """Where engines log what an app raises."""
 
 

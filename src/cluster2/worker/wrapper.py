@@ -2,7 +2,8 @@
 
 For nearly all requests the layer is a comparison of the path and one test of a number, and returns the app's own awaitable:
 nothing is wrapped, nothing is counted here (engines count already, and the worker's tick reads them). A few are measured
-(`steps`), and those that ask for the health are answered (`ecv`).
+(`steps`), and those that ask for the health are answered (`ecv`). An engine that can call its app in a way of its own, past
+the layer, asks `concerns` first: whether the layer has something to do with the next request, by its path.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ def _asgi(app: Call, watch: Watch, woken: Callable[[], None], ecv: Ecv | None) -
             return watch.measured(app(scope, receive, send))
         return app(scope, receive, send)
 
+    def concerns(path: str) -> bool:
+        return watch.due > 0 or path in ours
+
+    wrapped.concerns = concerns  # type: ignore[attr-defined]
     return wrapped
 
 

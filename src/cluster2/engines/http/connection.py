@@ -8,7 +8,7 @@ A connection is in one of these states. What it waits for, and whether it may mo
 | `HEAD` | a head is coming, and no request is served | the head is complete: `SERVING`, `UPGRADED` |
 | `SERVING` | a request is served; more may wait behind it | the response is complete: any of the others |
 | `DISCARDING` | the response is complete; the rest of the request's body is dropped | the body is complete: `IDLE` |
-| `LINGERING` | our side has ended; what comes is dropped | the client ends its side, or `LINGER_S`: `CLOSED` |
+| `LINGERING` | our side has ended; what comes is dropped | the client ends its side, or its time is over: `CLOSED` |
 | `UPGRADED` | a websocket has taken the transport over | never |
 | `CLOSED` | closed, reset, lost or handed over | never |
 
@@ -21,7 +21,7 @@ body is wrong is `broken` (see `request`). `_input_over` means that nothing more
 asked for the end, or has sent what can't be understood.
 
 *The end of the client's side* (`eof_received`) isn't the end of its interest: requests that have come are answered. Whether the
-client is still there can't be known before something is sent to it.
+client is still there can't be seen before something is sent to it. So the kernel probes, and the engine looks once a second.
 
 *Upgrade.* httptools stops at the end of a head that asks for one, and takes the request's body for the bytes of another
 protocol. A client that isn't upgraded goes on in HTTP, so its body would be parsed as the next request. So unless the request
@@ -37,6 +37,7 @@ import asyncio
 import contextlib
 import os
 import re
+import sys
 from collections import deque
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, cast
@@ -44,11 +45,12 @@ from urllib.parse import unquote
 
 import httptools
 
-from ...kernel.progress import shut_down, transferred, untaken
-from ..ending import abandon, readable, reset
+from ...kernel.progress import has_left, probe, shut_down, transferred, untaken
+from ..ending import abandon, lent, readable, reset
 from ..patience import For, Wait
 from .limits import (
     LINGER_S,
+    LINGER_TOTAL_S,
     MAX_BODYLESS_BYTES,
     MAX_DISCARDED_BYTES,
     MAX_HEAD_BYTES,
@@ -58,6 +60,7 @@ from .limits import (
     MAX_RAW_HEAD_BYTES,
     MAX_SLICE_BYTES,
     MAX_TARGET_BYTES,
+    PROBE_S,
 )
 from .request import COMPLETE, SENDING, Request
 from .response import refusal
@@ -100,8 +103,6 @@ _MAX_HOSTS = 1024
 """Host values that are remembered as valid. Clients can invent any number of them."""
 _METHODS: dict[bytes, str] = {}
 _VERSION_1_1 = b" HTTP/1.1\r\n"
-_ASGI_VERSION = "3.0"
-_SPEC_VERSION = "2.3"
 
 _BAD_REQUEST = "Bad Request"
 _REASONS = {"Invalid HTTP version": (505, "only versions 1.0 and 1.1 are spoken here")}
@@ -129,10 +130,11 @@ class Connection(asyncio.Protocol):
         state: see the module.
         request: the one that is served, or was last; None before the first.
         pipeline: requests that wait behind it.
+        environ: what the requests of a WSGI app have in common here; None: none has come yet.
         writing_paused: those that wait until the client has taken what was sent; None: nobody has to wait.
         used: when it was last used, on the engine's clock; 0: not known.
         secure: over TLS. Such a connection can't move.
-        client: address of the peer, as in an ASGI scope.
+        client, server: addresses of the peer and of our side, as in an ASGI scope.
     """
 
     __slots__ = (
@@ -147,6 +149,8 @@ class Connection(asyncio.Protocol):
         "_headers",
         "_in_head",
         "_input_over",
+        "_linger_bytes",
+        "_linger_until",
         "_lingering",
         "_muted",
         "_parser",
@@ -154,19 +158,20 @@ class Connection(asyncio.Protocol):
         "_receiving",
         "_refusal",
         "_seen",
-        "_server",
         "_target",
         "_unparsed",
         "_upgrade",
         "_upgrade_scope",
         "client",
         "engine",
+        "environ",
         "first",
         "loop",
         "pipeline",
         "request",
         "secure",
         "served",
+        "server",
         "state",
         "transport",
         "used",
@@ -189,6 +194,7 @@ class Connection(asyncio.Protocol):
         self.state = IDLE
         self.request: Request | None = None
         self.pipeline: deque[Request] | None = None
+        self.environ: dict[str, Any] | None = None
         self.writing_paused: list[asyncio.Future[None]] | None = None
         self.used = 0.0
         self._graceful = False
@@ -219,7 +225,7 @@ class Connection(asyncio.Protocol):
         engine.connections.add(self)
         info = transport.get_extra_info
         local, peer = info("sockname"), info("peername")
-        self._server = (local[0], local[1]) if isinstance(local, tuple) else (local, None) if local else None
+        self.server = (local[0], local[1]) if isinstance(local, tuple) else (local, None) if local else None
         self.client = (peer[0], peer[1]) if isinstance(peer, tuple) else None  # a Unix socket's peer has no name
         self.secure = info("sslcontext") is not None
         first, self.first = self.first, None
@@ -238,7 +244,24 @@ class Connection(asyncio.Protocol):
         self._eof = True
         if not self._unparsed:
             self._input_ended()
+        if self.state == SERVING:
+            self._watch_half_closed()
         return not self.secure and self.state != CLOSED  # TLS has no half-closed connections
+
+    def _watch_half_closed(self) -> None:
+        """Nobody reads any more, so nobody would notice that the client resets the connection, or is gone."""
+        self.engine.half_closed.add(self)
+        with lent(self.transport) as sock, contextlib.suppress(OSError):
+            if sock is not None:
+                probe(sock, PROBE_S)
+
+    def look_for_client(self) -> None:
+        """End the connection if its client, which has ended its side, has left altogether."""
+        with lent(self.transport) as sock:
+            left = sock is None or has_left(sock.fileno())
+        if left:
+            self._disown()
+            self._reset()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the requests, and whoever waits."""
@@ -251,6 +274,8 @@ class Connection(asyncio.Protocol):
         if self._lingering is not None:
             self._lingering.cancel()
         self.engine.connections.discard(self)
+        if self._eof:
+            self.engine.half_closed.discard(self)
         self._disown()
         self._unparsed = b""
         self.resume_writing()
@@ -326,7 +351,7 @@ class Connection(asyncio.Protocol):
         if self._input_over:
             if self.state == LINGERING:
                 self._discarded += len(data)
-                if self._discarded > MAX_LINGER_BYTES:
+                if self._discarded > self._linger_bytes:
                     self._close()
             return
         self._unparsed = self._unparsed + data if self._unparsed else data
@@ -462,25 +487,23 @@ class Connection(asyncio.Protocol):
             path = unquote(path)
         if engine.root_path:
             path, raw = engine.root_path + path, engine.raw_root_path + raw
-        scope = {
-            "type": "http",
-            "asgi": {"version": _ASGI_VERSION, "spec_version": _SPEC_VERSION},
-            "http_version": version,
-            "server": self._server,
-            "client": client,
-            "scheme": scheme,
-            "method": _METHODS.get(method) or _learn(method),
-            "root_path": engine.root_path,
-            "path": path,
-            "raw_path": raw,
-            "query_string": query,
-            "headers": self._headers,
-            "state": engine.state.copy(),
-        }
+        request = Request(
+            self,
+            _METHODS.get(method) or _learn(method),
+            version,
+            path,
+            raw,
+            query,
+            self._headers,
+            scheme,
+            client,
+            parser.should_keep_alive(),
+            expects,
+        )
         if self._upgrade:
-            self._upgrade_scope = scope
+            self._upgrade_scope = request.scope
             return
-        self._receiving = request = Request(self, scope, parser.should_keep_alive(), expects)
+        self._receiving = request
         self._bodyless = 0
         if self.state == HEAD:
             self.state = SERVING
@@ -756,7 +779,8 @@ class Connection(asyncio.Protocol):
         """End our side: what was written is delivered. Close when the client has seen it, if it may still send something."""
         if self.state >= LINGERING:
             return
-        complete = self._receiving is None and self.request is not None and self.request.asked_for_end
+        in_body = self._receiving is not None
+        complete = not in_body and self.request is not None and self.request.asked_for_end
         self._input_over = True
         self._receiving = None
         self._unparsed = b""
@@ -766,12 +790,23 @@ class Connection(asyncio.Protocol):
             return
         self.state = LINGERING
         self._discarded = 0
-        self._lingering = self.loop.call_later(LINGER_S, self._close)
+        self._linger_bytes = sys.maxsize if in_body else MAX_LINGER_BYTES
+        self._linger_until = self.loop.time() + LINGER_TOTAL_S
+        self._lingering = self.loop.call_later(LINGER_S, self._lingered)
         with contextlib.suppress(OSError):
             self.transport.write_eof()
         if self._reading_paused:
             self._reading_paused = False
             self.transport.resume_reading()
+
+    def _lingered(self) -> None:
+        """Close, unless the client has sent something meanwhile, and hasn't done so for too long."""
+        if not self._discarded or self.loop.time() > self._linger_until:
+            self._close()
+            return
+        self._linger_bytes -= self._discarded
+        self._discarded = 0
+        self._lingering = self.loop.call_later(LINGER_S, self._lingered)
 
     def _close(self) -> None:
         """Close when all is written."""

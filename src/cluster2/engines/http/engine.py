@@ -23,7 +23,6 @@ from ...settings import Settings
 from ..base import Capability, Census, Hold, Interface, Movable, Served, Site
 from ..ending import alone, cancel, readable, reset
 from ..patience import Patience
-from ..wsgi_inline import Inline
 from .connection import IDLE, LINGERING, UPGRADED, Connection
 from .lifespan import Lifespan
 from .limits import LAST_MESSAGES
@@ -32,7 +31,7 @@ from .request import COMPLETE, Request
 from .response import Defaults
 from .websocket import MAX_MESSAGE_BYTES, WebSocketConnection
 from .websocket_session import Refusal, open_session
-from .wsgi import DirectCall, WsgiServer, answer
+from .wsgi import WsgiServer, answer
 
 _HTTP = frozenset(
     {
@@ -52,6 +51,8 @@ TRUSTED_BY_DEFAULT = "127.0.0.1"
 """Proxies that are believed if the option doesn't say."""
 REFUSAL_LOG_INTERVAL_S = 1.0
 """Seconds between two lines about refused requests, so that clients can't fill the log."""
+THREAD_LOOK_S = 0.01
+"""Seconds between two looks whether threads are through with what was cut off."""
 _EAGER = sys.version_info >= (3, 12)
 
 logger = logging.getLogger("cluster2.http")
@@ -67,6 +68,7 @@ class HttpEngine:
         state: what the lifespan has left for requests.
         root_path: stands before each path.
         connections: that are open.
+        half_closed: of these, the ones whose client has ended its side while its request was served.
         running: requests whose app runs.
         answered: responses that were complete, ever.
         failed: requests whose app has failed, ever.
@@ -94,6 +96,7 @@ class HttpEngine:
         self.root_path = settings.root_path
         self.raw_root_path = settings.root_path.encode()
         self.connections: set[Connection] = set()
+        self.half_closed: set[Connection] = set()
         self.running: set[Request] = set()
         self.answered = self.failed = 0
         self.refused: Counter[int] = Counter()
@@ -109,6 +112,7 @@ class HttpEngine:
         self._bridge = self._wsgi_server(site) if site.interface is Interface.WSGI else None
         self._pool = None if self._bridge is None else self._bridge.pool
         self._app = site.wrap(self._bridge or site.app, Interface.ASGI)
+        self._concerns: Callable[[str], bool] = getattr(self._app, "concerns", _nothing)
         self.state: dict[str, Any] = {}
         self._lifespan = Lifespan(self._app, self.state, "off" if self._bridge else settings.lifespan)
         self.serves_websockets = self._bridge is None
@@ -142,6 +146,7 @@ class HttpEngine:
         await self._lifespan.start()
         self._context = contextvars.copy_context()
         if self._bridge is not None:
+            self._bridge.context = self._context
             self._bridge.start()
         self.second()
 
@@ -201,15 +206,11 @@ class HttpEngine:
     def _begin_wsgi(self, request: Request) -> None:
         if request.disconnected:
             return
-        called = self._app(request.scope, request.receive, request.send)
-        kind = type(called)
-        if kind is DirectCall:
+        assert self._bridge is not None
+        if self._pool is not None:
             self.running.add(request)
-            called.begin()
-        elif kind is not Inline:
-            self._finish(request, called)
-        elif not self._context.copy().run(called.call):
-            self._finish(request, called.rest())
+        if self._concerns(request.path) or not self._bridge.begin(request):
+            self._finish(request, self._app(request.scope, request.receive, request.send))
 
     def _finish(self, request: Request, rest: Awaitable[None] | None) -> None:
         """Do what is left of a request of a WSGI app; None: nothing is."""
@@ -288,6 +289,8 @@ class HttpEngine:
         self.defaults.renew(formatdate(time.time(), usegmt=True).encode())
         self.clock = now = time.monotonic()
         self._patience.look(list(self.connections), now)
+        for connection in list(self.half_closed):
+            connection.look_for_client()
         for websocket in list(self.websockets):
             websocket.poll(now)
 
@@ -362,6 +365,8 @@ class HttpEngine:
                 since = self._idle_since[connection] = known.get(connection, now)
                 if now - since >= grace:
                     alone(connection.close_idle, connection.transport, "closing")
+            elif connection.state == LINGERING and now - self._drained_at >= grace:
+                alone(connection.close_idle, connection.transport, "closing")
         for websocket in list(self.websockets):
             since = self._idle_since[websocket] = known.get(websocket, now)
             if now - since >= grace:
@@ -389,16 +394,27 @@ class HttpEngine:
         for connection in list(self.connections):
             request = connection.request
             if request is not None and request.phase != COMPLETE and connection.state < LINGERING:
-                paths.append(readable(request.scope["raw_path"]))
+                paths.append(readable(request.raw_path))
                 request.disconnect()
-            reset(connection.transport)
+            alone(lambda connection=connection: reset(connection.transport), connection.transport, "cut")  # type: ignore[misc]
         tasks = [request.task for request in self.running]
         for websocket in list(self.websockets):
             paths.append(readable(websocket.scope["raw_path"]))
             websocket.abort()
             tasks.append(websocket.task)
+        deadline = time.monotonic() + patience
+        if self._pool is not None:
+            self._pool.drop()
         await cancel([task for task in tasks if task is not None], patience)
+        # Threads notice at their next part that nobody wants the rest, and call the app's close().
+        while self._pool is not None and self._pool.busy and time.monotonic() < deadline:
+            await asyncio.sleep(THREAD_LOOK_S)
         return paths
+
+
+def _nothing(path: str) -> bool:
+    """Nothing concerns a layer that says nothing of it, for there is none."""
+    return False
 
 
 def _peer_of(connection: Connection) -> tuple[str, int] | None:

@@ -122,9 +122,7 @@ class Lifespan:
         self._shutdown_due.set()
         done, _ = await asyncio.wait([task], timeout=self._shutdown_timeout_s)
         if not done:
-            logger.error(
-                "The app's lifespan shutdown took longer than %g s and is cancelled.", self._shutdown_timeout_s
-            )
+            logger.error("the app's lifespan shutdown took longer than %g s and is cancelled", self._shutdown_timeout_s)
             await self._cancel()
         else:
             self._log_shutdown()
@@ -144,9 +142,9 @@ class Lifespan:
 
     def _log_shutdown(self) -> None:
         if self._phase is _Phase.FAILED:
-            logger.error("The app's lifespan shutdown failed: %s", self._said.strip() or "it said no reason")
+            logger.error("the app's lifespan failed at shutdown: %s", self._said.strip() or "it said no reason")
         elif self._phase is not _Phase.STOPPED and self._error is None:
-            logger.info("The app has ended its lifespan without lifespan.shutdown.complete.")
+            logger.info("the app has ended its lifespan without lifespan.shutdown.complete")
 
     async def _run(self) -> None:
         """Call the app. Never raises: SystemExit would end the event loop from inside the task."""
@@ -158,8 +156,7 @@ class Lifespan:
         except BaseException as error:
             self._error = error
             if self._phase in (_Phase.STARTED, _Phase.STOPPING, _Phase.STOPPED):
-                during = "while the app serves" if self._phase is _Phase.STARTED else "at shutdown"
-                logger.exception("The app's lifespan raised %s:", during)
+                logger.exception("the app's lifespan raised after its startup")
         finally:
             self._moved.set()
 
@@ -226,7 +223,7 @@ class Lifespan:
             raise AppError(
                 f"lifespan: it is on, but the app doesn't support it: {reason}", detail=_traceback(self._error)
             )
-        logger.info("The app doesn't support lifespan events (%s).", reason)
+        logger.info("the app has no lifespan: %s", reason)
 
     def _failure(self) -> AppError:
         detail = self._said or _traceback(self._error)
@@ -234,7 +231,8 @@ class Lifespan:
             reason = self._said.strip().splitlines()[-1]
         else:
             reason = _summary(self._error) if self._error is not None else "it said no reason"
-        hint = "" if self._phase is _Phase.FAILED else " (if the app has no lifespan, set lifespan = off)"
+        doubtful = self._mode == "auto" and self._phase is not _Phase.FAILED and isinstance(self._error, Exception)
+        hint = "; if the app has no lifespan, set lifespan = off" if doubtful else ""
         return AppError(f"the app's lifespan failed at startup: {reason}{hint}", detail=detail)
 
 

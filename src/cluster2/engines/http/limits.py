@@ -21,9 +21,13 @@ MAX_BODYLESS_BYTES = 1 << 17
 MAX_DISCARDED_BYTES = 1 << 20
 """Bytes of a body that are read and dropped after its response, so that the connection can go on. Above, it ends."""
 MAX_LINGER_BYTES = 1 << 20
-"""Bytes that are read and dropped after our side has ended."""
+"""Bytes that are read and dropped after our side has ended, unless they are of a body that we have answered early."""
 LINGER_S = 1.0
-"""Seconds that a client may take to notice that our side has ended, before the connection is closed."""
+"""Seconds without a byte that a client may take to notice that our side has ended, before the connection is closed."""
+LINGER_TOTAL_S = 30.0
+"""Seconds that a client may go on sending to a side that has ended: some read no response before all of their body is out."""
+PROBE_S = 10
+"""Seconds between two probes whether a client that has ended its side is still there, while its request is served."""
 JOINED_BYTES = 1 << 14
 """Up to so many bytes of a body are copied behind the head, for one write. A larger body is written beside it."""
 TURN_MESSAGES = 64

@@ -27,16 +27,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from ..ending import readable
 from ..wsgi_client import Failed
 from .limits import GONE_MESSAGES, GONE_PAUSE_S, JOINED_BYTES, MAX_UNREAD_BODY_BYTES, TURN_MESSAGES
-from .response import CHUNKED, CLOSE, CONTINUE, END, KEEP_ALIVE, LAST_CHUNK, Head, InvalidResponse, refusal
+from .response import CHUNKED, CLOSE, CLOSE_END, CONTINUE, END, KEEP_ALIVE, LAST_CHUNK, Head, InvalidResponse, refusal
 
 if TYPE_CHECKING:
+    from ..pep3333 import Response
     from .connection import Connection
 
 Message = dict[str, Any]
@@ -44,6 +45,8 @@ Message = dict[str, Any]
 logger = logging.getLogger("cluster2.http")
 
 _SERVER_ERROR = "Internal Server Error"
+_ASGI_VERSION = "3.0"
+_SPEC_VERSION = "2.3"
 
 
 class Phase(IntEnum):
@@ -64,7 +67,8 @@ class Request:
     Attributes:
         connection: that brought it.
         transport: of the connection.
-        scope: ASGI's.
+        method, version, path, raw_path, query, headers: what the head says; `path` is decoded, the version "1.1" or "1.0".
+        scheme, client: by its connection, or by proxies that are believed.
         keep_alive: the connection may go on afterwards.
         asked_for_end: the client doesn't want it to.
         expects: the client waits for `100 Continue`.
@@ -87,31 +91,59 @@ class Request:
         "_framing",
         "_head",
         "_left",
+        "_scope",
         "asked_for_end",
         "began",
         "body",
         "broken",
+        "client",
         "connection",
         "disconnected",
         "ended",
         "expects",
+        "headers",
         "keep_alive",
+        "method",
+        "path",
         "phase",
+        "query",
+        "raw_path",
         "received",
-        "scope",
+        "scheme",
         "size",
         "status",
         "task",
         "transport",
         "unfinished",
+        "version",
         "waiters",
     )
 
-    def __init__(self, connection: Connection, scope: Message, keep_alive: bool, expects: bool) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        method: str,
+        version: str,
+        path: str,
+        raw_path: bytes,
+        query: bytes,
+        headers: list[tuple[bytes, bytes]],
+        scheme: str,
+        client: Any,
+        keep_alive: bool,
+        expects: bool,
+    ) -> None:
         """Nothing has come but the head."""
         self.connection = connection
         self.transport = connection.transport
-        self.scope = scope
+        self.method = method
+        self.version = version
+        self.path = path
+        self.raw_path = raw_path
+        self.query = query
+        self.headers = headers
+        self.scheme = scheme
+        self.client = client
         self.keep_alive = keep_alive
         self.asked_for_end = not keep_alive
         self.expects = expects
@@ -126,6 +158,7 @@ class Request:
         self.status = 0
         self.size = 0
         self.unfinished = 0
+        self._scope: Message | None = None
         self._delivered = False
         self._head: Head | None = None
         self._framing = 0
@@ -133,6 +166,30 @@ class Request:
         self.waiters: list[asyncio.Future[None]] | None = None
 
     # What the app is called with.
+
+    @property
+    def scope(self) -> Message:
+        """ASGI's. The app may have put something into it."""
+        scope = self._scope
+        if scope is None:
+            connection = self.connection
+            engine = connection.engine
+            self._scope = scope = {
+                "type": "http",
+                "asgi": {"version": _ASGI_VERSION, "spec_version": _SPEC_VERSION},
+                "http_version": self.version,
+                "server": connection.server,
+                "client": self.client,
+                "scheme": self.scheme,
+                "method": self.method,
+                "root_path": engine.root_path,
+                "path": self.path,
+                "raw_path": self.raw_path,
+                "query_string": self.query,
+                "headers": self.headers,
+                "state": engine.state.copy(),
+            }
+        return scope
 
     async def receive(self) -> Message:
         """Return the next message of the client's."""
@@ -190,18 +247,33 @@ class Request:
             self._head = Head(connection.engine.defaults, status, message.get("headers", ()))
             self.phase = STARTED
 
-    def answer(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
-        """Send a whole response in one step. Returns whether that was possible; if not, nothing has happened.
+    def answer(self, response: Response, body: bytes) -> bool:
+        """Send a WSGI app's whole response in one step. Returns whether that was possible; if not, nothing has happened.
 
         Args:
-            headers: as in ASGI, checked (`pep3333.Response`).
-            body: empty for a response to HEAD.
+            response: checked, with the length of its body.
+            body: empty for a response that has none.
         """
-        if self.disconnected or self.phase != BEGUN or self.connection.writing_paused is not None:
+        connection = self.connection
+        if self.disconnected or self.phase != BEGUN or connection.writing_paused is not None or not self.ended:
             return False
-        self.status = status
-        self.phase = STARTED
-        self._send_first(Head(self.connection.engine.defaults, status, headers, checked=True), body, False)
+        defaults = connection.engine.defaults
+        status = self.status = response.status
+        head = (
+            defaults.without(status, response.own)
+            if response.own
+            else defaults.beginnings.get(status) or defaults.beginning(status)
+        )
+        if response.close:
+            self.keep_alive = False
+        end = CLOSE_END if not self.keep_alive else END if self.version == "1.1" else KEEP_ALIVE + END
+        self.phase = COMPLETE
+        self.size = len(body)
+        if len(body) <= JOINED_BYTES:
+            self.transport.write(b"%b%b%b%b" % (head, response.lines, end, body))
+        else:
+            self.transport.writelines((head + response.lines + end, body))
+        self._completed()
         return True
 
     # Sending.
@@ -240,12 +312,11 @@ class Request:
 
     def _send_first(self, head: Head, body: bytes, more: bool) -> None:
         """Send the head with the first part of the body. Here the framing is decided."""
-        scope = self.scope
         length, end = head.length, END
         if head.close or self.expects or self.broken is not None:
             # A client that wasn't told to continue may send the body or not: its next bytes can't be understood.
             self.keep_alive = False
-        if scope["method"] == "HEAD" or self.status in _BODILESS:
+        if self.method == "HEAD" or self.status in _BODILESS:
             self._framing, body = _NONE, b""
         elif length is not None:
             self._framing, self._left = _LENGTH, length - len(body)
@@ -255,13 +326,13 @@ class Request:
                 )
         elif not more:
             self._framing, end = _LENGTH, b"\r\ncontent-length: %d%b" % (len(body), END)
-        elif scope["http_version"] == "1.0":
+        elif self.version == "1.0":
             self._framing, self.keep_alive = _TO_THE_END, False
         else:
             self._framing, end = _CHUNKED, CHUNKED + END
         if not self.keep_alive:
             end = CLOSE + end
-        elif scope["http_version"] == "1.0":
+        elif self.version == "1.0":
             end = KEEP_ALIVE + end
         self._head = None
         self.size = len(body)
@@ -378,7 +449,7 @@ class Request:
         self.status, self.size = 500, len(_SERVER_ERROR)
         self.keep_alive = False
         data = refusal(500, _SERVER_ERROR, connection.engine.defaults)
-        if self.scope["method"] == "HEAD":
+        if self.method == "HEAD":
             data, self.size = data[: -len(_SERVER_ERROR)], 0
         self.transport.write(data)
         self.phase = COMPLETE
@@ -406,8 +477,7 @@ class Request:
 
     def named(self) -> str:
         """Return peer, method and path for a log."""
-        scope = self.scope
-        return f"{self.connection.peer_name()} {scope['method']} {readable(scope['raw_path'])}"
+        return f"{self.connection.peer_name()} {self.method} {readable(self.raw_path)}"
 
 
 _NONE, _LENGTH, _CHUNKED, _TO_THE_END = 0, 1, 2, 3

@@ -16,9 +16,12 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import cast
 
+from ..pep3333 import CONTROLS
+
 SERVER = b"\r\nserver: cluster2"
 END = b"\r\n\r\n"
 CLOSE = b"\r\nconnection: close"
+CLOSE_END = CLOSE + END
 KEEP_ALIVE = b"\r\nconnection: keep-alive"
 CHUNKED = b"\r\ntransfer-encoding: chunked"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -27,7 +30,6 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _MAX_NAMES = 1024
 """Names that are remembered. An app can invent any number of them."""
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_CONTROLS = bytes([*range(9), *range(10, 32), 127])
 _PLAIN: dict[bytes, bytes] = {}
 """Names that were checked, as the app writes them, and how their line begins."""
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection", b"date", b"server"})
@@ -88,14 +90,8 @@ class Head:
 
     __slots__ = ("close", "data", "length")
 
-    def __init__(
-        self, defaults: Defaults, status: int, headers: Iterable[tuple[bytes, bytes]], *, checked: bool = False
-    ) -> None:
-        """Assemble a head. Raises InvalidResponse, or TypeError for headers that aren't pairs of bytes.
-
-        Args:
-            checked: the values have no control characters, as was seen elsewhere.
-        """
+    def __init__(self, defaults: Defaults, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Assemble a head. Raises InvalidResponse, or TypeError for headers that aren't pairs of bytes."""
         self.length: int | None = None
         self.close = False
         parts = [defaults.beginnings.get(status) or defaults.beginning(status)]
@@ -126,7 +122,7 @@ class Head:
             lines -= len(own)
         self.data = head = b"".join(parts)
         # Two parts and one line end (two control characters) for each of the app's headers.
-        if not checked and len(head) - len(head.translate(None, _CONTROLS)) != 2 * lines + len(parts) - 1:
+        if len(head) - len(head.translate(None, CONTROLS)) != 2 * lines + len(parts) - 1:
             raise InvalidResponse("the app's headers have a control character in a value")
 
     def _declare(self, status: int, value: bytes, parts: list[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""WSGI apps, called from the connection without ASGI messages, coroutines or tasks in between, wherever that is possible.
+"""WSGI apps, called from the connection without a scope, messages, coroutines or tasks of ASGI's, wherever that is possible.
 
 That is where all of the request is there, and all of the response comes in one piece: then an inline app is called, and
 answered for, in the very step that has parsed the request, and a call in a thread costs no more than the way there and back. What
@@ -7,20 +7,19 @@ else there is (bodies that come slowly, streams, apps that fail, requests that a
 
 from __future__ import annotations
 
+import contextvars
 import io
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import Any
+from collections.abc import Awaitable, Callable
 
-from ..pep3333 import App, Environ
+from ..pep3333 import App, Environ, Response
 from ..threads import Pool
 from ..wsgi import Bridge
-from ..wsgi_client import Message, Receive, Send, send_whole
+from ..wsgi_client import Send, send_whole
 from ..wsgi_inline import Inline
 from ..wsgi_threaded import Call, converse
 from .request import Request
-from .response import InvalidResponse
 
-Rest = Callable[[Request, Coroutine[Any, Any, None] | None], None]
+Rest = Callable[[Request, Awaitable[None] | None], None]
 """Gets a request with what is left to be done for it; None: it is through."""
 
 
@@ -29,26 +28,36 @@ class WsgiServer(Bridge):
 
     Attributes:
         rest: takes over what can't be done at once.
+        context: that each request gets a copy of.
     """
 
     rest: Rest
+    context: contextvars.Context
 
-    def __call__(self, scope: Message, receive: Receive, send: Send) -> Awaitable[None]:  # type: ignore[override]
-        """Return what answers one request: an `Inline` or a `DirectCall` if all of the request is there, else a coroutine.
-
-        The worker's layer stands around this. It may await what it gets: then the request goes the long way.
-        """
-        request = getattr(receive, "__self__", None)
-        if type(request) is not Request or not request.ended:  # a health check asks the app by no connection
-            return super().__call__(scope, receive, send)
+    def begin(self, request: Request) -> bool:
+        """Call the app with a request. Returns false where it can't be done this way, and nothing has happened."""
+        if not request.ended:
+            return False
         if self.pool is not None:
-            return DirectCall(self._app, self._environ(request), request, self.pool, self.rest)
+            DirectCall(self._app, self._environ(request), request, self.pool, self.rest).begin()
+            return True
         if self._turn.busy:
-            return super().__call__(scope, receive, send)
-        return Inline(self._app, self._environ(request), scope, self._turn, receive, send, answer)
+            return False
+        call = Inline(self._app, self._environ(request), self._turn, request.receive, request.send, answer)
+        if not self.context.copy().run(call.call):
+            self.rest(request, call.rest())
+        return True
 
     def _environ(self, request: Request) -> Environ:
-        environ = self._environs.make(request.scope)
+        environs, connection = self._environs, request.connection
+        if request.client is connection.client and not connection.secure:
+            base = connection.environ
+            if base is None:
+                base = connection.environ = environs.base(request.scheme, request.client, connection.server)
+        else:
+            base = environs.base(request.scheme, request.client, connection.server)
+        environ = environs.make(base, request.method, request.version, request.path, request.raw_path, request.query)
+        environs.put_headers(environ, request.headers)
         environ["wsgi.input"] = io.BytesIO(request.take_body())
         return environ
 
@@ -59,7 +68,7 @@ class DirectCall(Call):
     __slots__ = ("_heard", "_request", "_rest")
 
     def __init__(self, app: App, environ: Environ, request: Request, pool: Pool, rest: Rest) -> None:
-        super().__init__(app, environ, request.scope, pool)
+        super().__init__(app, environ, pool)
         self._request = request
         self._rest = rest
         self._heard = False
@@ -79,26 +88,12 @@ class DirectCall(Call):
             self._rest(request, None)
         elif self.complete and not self.failed and (response.complete or response.bodiless):
             body = self.take()
-            if request.answer(response.status, response.headers, body):
+            if request.answer(response, body):
                 self._rest(request, None)
             else:
                 self._rest(request, send_whole(response, body, request.send, answer))
         else:
             self._rest(request, self._converse())
-
-    def __await__(self) -> Generator[Any, None, None]:
-        """The long way: it is made, and what it says is awaited."""
-        return self._made().__await__()
-
-    async def _made(self) -> None:
-        self._heard = True
-        self.begin()
-        try:
-            await self.news()
-            await self._converse()
-        finally:
-            if not self.complete:
-                self.leave()
 
     async def _converse(self) -> None:
         request = self._request
@@ -112,13 +107,7 @@ class DirectCall(Call):
                 self.leave()
 
 
-def answer(send: Send, status: int, headers: Any, body: bytes) -> bool:
+def answer(send: Send, response: Response, body: bytes) -> bool:
     """Send a whole response in one step, past `send`; see `wsgi_client.Answer`."""
     request = getattr(send, "__self__", None)
-    if type(request) is not Request:
-        return False
-    try:
-        return request.answer(status, headers, body)
-    except InvalidResponse as error:  # nobody above could take it: this may be called by the threads' pool
-        request.failed(error)
-        return True
+    return type(request) is Request and request.answer(response, body)
