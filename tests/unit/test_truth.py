@@ -118,7 +118,7 @@ async def app(scope, receive, send):
 """
 
 
-@pytest.mark.parametrize("engine", ["uvicorn", "http", "granian"])
+@pytest.mark.parametrize("engine", ["http", "granian"])
 @pytest.mark.parametrize("what", ENDS)
 async def test_an_end_that_fails(tmp_path: Path, what: str, engine: str) -> None:
     """A hook of the end that raises, or a shutdown that fails, is told as that: the worker has not died."""
