@@ -1,6 +1,7 @@
-"""Repeat the system tests and count what fails: first on a machine that is otherwise idle, then with all cores loaded.
+"""Repeat the system tests, and tell what fails in which round: on a machine that is otherwise idle, then with all cores loaded.
 
-Usage: python scripts/repeat.py [--times N] [TEST ...]. The exit code is 1 if anything failed.
+Usage: python scripts/repeat.py [--times N] [--only alone|loaded] [TEST ...]. The exit code is 1 if anything failed.
+An interrupt ends the rounds, and what has failed so far is told.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -21,20 +23,26 @@ CONDITIONS = ("alone", "loaded")
 
 
 def main() -> int:
-    """Run all rounds, print a table, and return the exit code."""
+    """Run all rounds, tell of each as it ends, print a table, and return the exit code."""
     parser = argparse.ArgumentParser(description="Repeat system tests, alone and with all cores loaded.")
     parser.add_argument("--times", type=int, default=20, help="rounds in each condition")
+    parser.add_argument("--only", choices=CONDITIONS, help="one of the conditions")
     parser.add_argument("tests", nargs="*", default=["tests/system"], help="files or tests")
     options = parser.parse_args()
-    failures: dict[str, collections.Counter[str]] = {}
-    for condition in CONDITIONS:
-        with _load() if condition == "loaded" else contextlib.nullcontext():
-            for number in range(1, options.times + 1):
-                failed = _round(options.tests)
-                for name in failed:
-                    failures.setdefault(name, collections.Counter())[condition] += 1
-                print(f"{condition} {number}/{options.times}: {len(failed)} failed", flush=True)
-    _print_table(failures, options.times)
+    failures: dict[str, dict[str, list[int]]] = {}
+    rounds: collections.Counter[str] = collections.Counter()
+    with contextlib.suppress(KeyboardInterrupt):
+        for condition in [options.only] if options.only else CONDITIONS:
+            with _load() if condition == "loaded" else contextlib.nullcontext():
+                for number in range(1, options.times + 1):
+                    began = time.monotonic()
+                    failed = _round(options.tests)
+                    rounds[condition] += 1
+                    for name in failed:
+                        failures.setdefault(name, {}).setdefault(condition, []).append(number)
+                    lasted = f"{condition} {number}/{options.times}, {time.monotonic() - began:.0f} s"
+                    print(f"{lasted}: {'failed: ' + ', '.join(failed) if failed else 'all passed'}", flush=True)
+    _print_table(failures, rounds)
     return 1 if failures else 0
 
 
@@ -66,22 +74,25 @@ def _round(tests: list[str]) -> list[str]:
 
 
 def _failed(report: Path) -> list[str]:
-    """Return the tests that failed according to a report in the format of JUnit."""
+    """Return the tests that failed according to a report in the format of JUnit, as pytest takes them."""
     cases = ElementTree.parse(report).getroot().iter("testcase")
     return [
-        f"{case.get('classname')}::{case.get('name')}"
+        f"{str(case.get('classname')).replace('.', '/')}.py::{case.get('name')}"
         for case in cases
         if case.find("failure") is not None or case.find("error") is not None
     ]
 
 
-def _print_table(failures: dict[str, collections.Counter[str]], times: int) -> None:
-    if not failures:
-        print(f"nothing failed in {times} rounds alone and {times} rounds with all cores loaded")
-        return
-    print(f"{'failed, of ' + str(times):<16}" + "".join(f"{condition:>8}" for condition in CONDITIONS))
-    for name, counts in sorted(failures.items(), key=lambda item: (-item[1].total(), item[0])):
-        print(f"{'':<16}" + "".join(f"{counts[condition]:>8}" for condition in CONDITIONS) + f"  {name}")
+def _print_table(failures: dict[str, dict[str, list[int]]], rounds: collections.Counter[str]) -> None:
+    """Print each test that failed, the most frequent first: how often in each condition, and in which rounds."""
+    done = " and ".join(f"{number} rounds {condition}" for condition, number in rounds.items())
+    print(f"{len(failures) or 'no'} tests failed in {done or 'no round'}")
+    for name, found in sorted(failures.items(), key=lambda item: (-sum(map(len, item[1].values())), item[0])):
+        told = "; ".join(
+            f"{condition} {len(numbers)} of {rounds[condition]} ({', '.join(map(str, numbers))})"
+            for condition, numbers in found.items()
+        )
+        print(f"  {name}: {told}")
 
 
 if __name__ == "__main__":
