@@ -1,4 +1,4 @@
-"""An app gone mad: it writes over all of the scoreboard that it can reach, and tells what it could."""
+"""An app that can go mad: it writes over all of the scoreboard that it can reach. It tells before what that is."""
 
 from __future__ import annotations
 
@@ -54,14 +54,19 @@ def opened(process: str) -> list[str]:
     return found
 
 
-def scribble(seconds: float) -> dict[str, Any]:
+def scribble(seconds: float) -> None:
     """Fill what is writable of it with nonsense, again and again, for longer than the master's and the monitor's next look."""
     chance, until = random.Random(7), time.monotonic() + seconds
     ours = [(first, size) for first, size, writable, _ in mappings() if writable]
-    locked = [(first, size, name) for first, size, writable, name in mappings() if not writable]
     while time.monotonic() < until:
         for first, size in ours:
             ctypes.memmove(first, b"".join(chance.choices(ODD, k=size // 8)), size)
+
+
+def reach() -> dict[str, Any]:
+    """What it can write, and what it can't; and by which ways it could write that all the same."""
+    ours = [(first, size) for first, size, writable, _ in mappings() if writable]
+    locked = [(first, size, name) for first, size, writable, name in mappings() if not writable]
     return {
         "written": sum(size for _, size in ours),
         "locked": sorted(name for _, _, name in locked),
@@ -78,10 +83,13 @@ async def answer(send: Any, body: bytes) -> None:
 
 
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """/scribble goes mad; everything else is answered "hello"."""
+    """/reach tells what it could write; /scribble goes mad; everything else is answered "hello"."""
     if scope["type"] != "http":
         return
-    if scope["path"] == "/scribble":
-        await answer(send, json.dumps(scribble(1.2)).encode())
+    if scope["path"] == "/reach":
+        await answer(send, json.dumps(reach()).encode())
+    elif scope["path"] == "/scribble":
+        scribble(1.2)
+        await answer(send, b"mad")
     else:
         await answer(send, b"hello")
