@@ -21,6 +21,7 @@ from .config import Config, check_files, restart_warning
 from .emitter import Emitter
 from .errors import ClusterError, ConfigError
 from .kernel import processes, signals
+from .kernel.lifeline import Lifeline
 from .kernel.listeners import Listener, open_all, systemd_fds
 from .kernel.notify import Notifier
 from .kernel.pidfiles import PidsDirectory
@@ -169,6 +170,8 @@ def estate(
         processes.become_subreaper()
         board = Scoreboard.create()
         stack.callback(board.close)
+        lifeline = Lifeline()
+        stack.callback(lifeline.close)
 
         if logbook is not None:
             stack.callback(logbook.stop)
@@ -181,6 +184,7 @@ def estate(
             pids=pids,
             argv=argv,
             owns_process=owns_process,
+            lifeline=lifeline,
             notifier=notifier,
             logbook=logbook,
             scripted=scripted,

@@ -131,7 +131,7 @@ def _serve(made: image.Image, order: wire.Fork, descriptors: list[int]) -> int:
     title(made.settings, f"worker {order.slot} g{order.generation}")
     paper = Paper(made.settings, order.logs, order.slot)
     paper.begin(order.generation, order.slot)
-    talk, stack_file, *shared = descriptors
+    talk, stack_file, line, *shared = descriptors
     board, others = shared[:3], shared[3:]
     stacks.arm(stack_file)
     sockets = [socket.socket(fileno=descriptor) for descriptor in others]
@@ -143,6 +143,7 @@ def _serve(made: image.Image, order: wire.Fork, descriptors: list[int]) -> int:
             sites=[Staffed(app, engine) for app, engine in made.sites],
             board=Scoreboard.attach(board, page_of(order.row)),
             talk=socket.socket(fileno=talk),
+            lifeline=line,
             sockets=list(zip(order.sockets, doors, strict=True)),
             rest=ways[0] if ways else None,
             ready=ways[1:],

@@ -69,7 +69,9 @@ TABLE: dict[str, dict[Role, Effect]] = {
     "IO": _TIMERS,
     "PWR": _TIMERS,
     "STKFLT": _TIMERS,
-    "RTMIN to RTMAX": _TIMERS,
+    "RTMIN to RTMAX": _row(
+        _IGNORED, Effect(_H, "the app's, but one; without a handler they end the worker, which is replaced"), _ENDS
+    ),
     "CHLD": _ALL_NOTHING,
     "URG": _ALL_NOTHING,
     "WINCH": _ALL_NOTHING,

@@ -22,6 +22,7 @@ from .errors import ClusterError, by_exit_code
 from .kernel import processes
 from .kernel.listeners import Listener, shut
 from .kernel.scoreboard import Scoreboard
+from .kernel.signals import ignore_until_handled
 from .lifecycle import PHASES
 from .master.facts import Fact
 from .master.handle import Handle
@@ -111,6 +112,7 @@ def run(
         paper=paper,
         shut_doors=shut_doors,
     )
+    ignore_until_handled()
     code = runtime.serve(birth, ended)
     if told.failures:
         raise told.failures[0]

@@ -74,8 +74,8 @@ class Socket(msgspec.Struct, frozen=True):
 class Fork(Message, frozen=True):
     """Make a worker.
 
-    Its descriptors: the talk channel, the file for its stacks, the three of the scoreboard, one for each of `sockets`, and where
-    there is a keeper the entry of the rest queue and the exit of each app's ready queue.
+    Its descriptors: the talk channel, the file for its stacks, the lifeline, the three of the scoreboard, one for each of
+    `sockets`, and where there is a keeper the entry of the rest queue and the exit of each app's ready queue.
 
     Attributes:
         incarnation: names this worker in all messages; never used twice.

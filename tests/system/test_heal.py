@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -182,6 +183,42 @@ def test_killed_master_leaves_no_stopped_process(run: Serve, options: tuple[str,
     running.process.kill()
     running.wait()
     wait_until(lambda: not descendants() - running._before, "all processes have ended")
+    shutil.rmtree(running.pids)
+
+
+STUCK = """
+import asyncio, collections, ctypes, itertools, os, pathlib
+
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    pathlib.Path(f"stuck{scope['path'].replace('/', '.')}").write_text(str(os.getpid()))
+    if scope["path"] == "/gil":
+        collections.deque(itertools.repeat(None), maxlen=0)  # C code that has the GIL, and never looks for signals
+    mutex = (ctypes.c_char * 64)()
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)  # the second time for ever, without the GIL
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--no-preload", "--no-keeper")], ids=["forked", "executed"])
+def test_killed_master_leaves_no_worker_in_c(run: Serve, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """A worker whose main thread is in C code for ever, with the GIL or without, ends some time after a master that is killed."""
+    (tmp_path / "stuck.py").write_text(STUCK)
+    running = run("stuck.py:app", "--drain-timeout", "1", *options, directory=tmp_path).ready()
+    with ExitStack() as clients:
+        pids = set()
+        for path in ("gil", "lock"):
+            client = clients.enter_context(Connection(running.address))
+            client.send(f"/{path}")
+            mark = tmp_path / f"stuck.{path}"
+            pids.add(int(wait_until(lambda mark=mark: mark.exists() and mark.read_text(), "it is stuck")))  # type: ignore[misc]
+        assert len(pids) == 2, "one worker each"
+        running.process.kill()
+        running.wait()
+        wait_until(lambda: descendants() - running._before == pids, "all others have left")
+        wait_until(lambda: not descendants() - running._before, "they have ended", timeout=60)
     shutil.rmtree(running.pids)
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from cluster2 import codec, wire
 from cluster2.kernel import stacks
+from cluster2.kernel.lifeline import Lifeline
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.master.facts import Fact, FromZygote
 from cluster2.master.nursery import Nursery, default_argv
@@ -88,6 +89,8 @@ class Birth:
         self.board = Scoreboard.create()
         self.row = self.board.claim()
         self.stacks = stacks.create()
+        self.lifeline = Lifeline()
+        self.line = self.lifeline.twin()
         self._unpacker = codec.Unpacker()
         self._heard: list[wire.Talk] = []
 
@@ -95,7 +98,7 @@ class Birth:
         return wire.Fork(incarnation, 0, 1, self.row, os.getpid(), [wire.Socket(0, "127.0.0.1:0", True)])
 
     def descriptors(self) -> list[int]:
-        return [self.theirs.fileno(), self.stacks, *self.board.descriptors, self.listener.fileno()]
+        return [self.theirs.fileno(), self.stacks, self.line, *self.board.descriptors, self.listener.fileno()]
 
     async def hears(self) -> wire.Talk:
         """The next message of the worker."""
@@ -117,6 +120,8 @@ class Birth:
         for each in (self.ours, self.theirs, self.listener, self.board):
             each.close()
         os.close(self.stacks)
+        os.close(self.line)
+        self.lifeline.close()
 
 
 @pytest.fixture

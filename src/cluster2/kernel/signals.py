@@ -64,3 +64,10 @@ def settle_master() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     settle("master")
+    ignore_until_handled()
+
+
+def ignore_until_handled() -> None:
+    """Ignore what a service manager or logrotate may send as soon as there is a pid, until the loop handles it."""
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
+        signal.signal(number, signal.SIG_IGN)

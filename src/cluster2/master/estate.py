@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from ..kernel.lifeline import Lifeline
 from ..kernel.listeners import Listener
 from ..kernel.notify import Notifier
 from ..kernel.pidfiles import PidsDirectory
@@ -52,6 +53,7 @@ class Estate:
         listeners: each with the index of the app that it belongs to.
         monitor: of the monitor: its page's, and the one of HAProxy's agent-check, if there is one; none: there is no monitor.
         argv: the program that loads the app (`nursery`).
+        lifeline: ends workers that are stuck when the master has ended.
         notifier: tells the service manager.
         logbook: keeps the directory of logs; None: all goes to standard error.
         scripted: the program is a script that has options of its own, and is executed again for each generation.
@@ -66,6 +68,7 @@ class Estate:
     pids: PidsDirectory
     argv: Sequence[str]
     owns_process: bool
+    lifeline: Lifeline = field(default_factory=Lifeline)
     notifier: Notifier = field(default_factory=lambda: Notifier(None))
     logbook: Logbook | None = None
     scripted: bool = False

@@ -308,7 +308,11 @@ class Lives:
                     return
                 handle.executed = nursery.executes
                 order, descriptors = self._orders(handle)
-                nursery.spawn(order, [theirs.fileno(), file, *master.estate.board.descriptors, *descriptors])
+                line = master.estate.lifeline.twin()
+                try:
+                    nursery.spawn(order, [theirs.fileno(), file, line, *master.estate.board.descriptors, *descriptors])
+                finally:
+                    os.close(line)
             handle.talk = talk
             undo.pop_all()
         master.roster.add(handle)

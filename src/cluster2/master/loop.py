@@ -285,7 +285,7 @@ class Master:
         relayed = self.estate.logbook is not None and self.estate.logbook.relays
         cost = DescriptorCost(
             worker=WORKER_DESCRIPTORS + relayed + places * sum(site in steered for site, _ in self.estate.listeners),
-            at_once=1 + 3 + len(self.estate.listeners) + len(ways) if executed else 0,
+            at_once=1 + 4 + len(self.estate.listeners) + len(ways) if executed else 0,
         )
         opened, limit = processes.open_descriptors(), processes.file_limit()
         return refusal(slots, surge, len(self.roster), cost, opened=opened, limit=limit)

@@ -40,6 +40,7 @@ class Birth:
     Attributes:
         sockets: listening sockets, each with what the order says about it.
         talk: its end of the channel to the master; None: there is no master (`cluster = false`).
+        lifeline: a descriptor by which the kernel ends it after the master's end (`kernel.lifeline`), if there is a master.
         rest: the entry of the rest queue, if there is a keeper.
         ready: the exit of each app's ready queue, if there is a keeper.
         validator: says whether the app's answer to the health check is fine.
@@ -55,6 +56,7 @@ class Birth:
     board: Scoreboard
     talk: socket.socket | None
     sockets: Sequence[tuple[wire.Socket, socket.socket]]
+    lifeline: int = -1
     rest: socket.socket | None = None
     ready: Sequence[socket.socket] = ()
     validator: Callable[..., Any] | None = None

@@ -20,7 +20,7 @@ import uvloop
 from .. import codec, latencies, wire
 from ..engines.base import Capability, Engine, Interface, Site, is_fed, is_own, owns_accept
 from ..errors import AppError, ClusterError, said, trace
-from ..kernel import processes, signals
+from ..kernel import lifeline, processes, signals
 from ..kernel.cells import LARGEST_COUNT
 from ..kernel.handover import Inlet, Outlet, batch_size
 from ..kernel.scoreboard import Row
@@ -420,11 +420,15 @@ def _arrange_signals(birth: Birth) -> None:
     """
     signals.settle("worker")
     limit = birth.settings.drain_timeout + ORPHAN_GRACE
+    ending = lifeline.arm(birth.lifeline, limit) if birth.lifeline >= 0 else None
 
     def continued(*_: object) -> None:
         if os.getppid() == birth.order.master:
             return  # a shell's `fg`, or an operator's `kill -CONT`
         # Behind the end of the channel, for a loop that is stuck: SIGALRM's default action needs no Python to end us.
+        # The lifeline, which has no exact time, is for a main thread that doesn't come here.
+        if ending is not None:
+            lifeline.disarm(ending)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, limit)
 
