@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,6 @@ PR_SET_CHILD_SUBREAPER = 36
 # How long an example takes, and to make one, depends on what else the machine does.
 settings.register_profile("cluster2", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cluster2")
-
-_claims: dict[Path, bool] = {}
-"""Test files, and whether this process has claimed them."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,18 +34,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: -slow[item.path])
 
 
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
-    """Claim the file of a test; pass over the test if another process was faster."""
-    directory: Path | None = item.config.getoption("share")
-    if directory is None:
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """Run the files that this process claims. Each is run to its end, fixtures included, as if it were the only one."""
+    directory: Path | None = session.config.getoption("share")
+    if directory is None or session.testsfailed or session.config.option.collectonly:
         return None
-    if item.path not in _claims:
-        try:
-            (directory / str(item.path.relative_to(item.config.rootpath)).replace("/", ".")).touch(exist_ok=False)
-            _claims[item.path] = True
-        except FileExistsError:
-            _claims[item.path] = False
-    return None if _claims[item.path] else True
+    for path, group in groupby(session.items, lambda item: item.path):
+        if _claim(directory / str(path.relative_to(session.config.rootpath)).replace("/", ".")):
+            items = list(group)
+            for item, following in zip(items, [*items[1:], None], strict=True):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if session.shouldfail:
+                    raise session.Failed(session.shouldfail)
+                if session.shouldstop:
+                    raise session.Interrupted(session.shouldstop)
+    return True
+
+
+def _claim(mark: Path) -> bool:
+    """Whether this process is the first to make that mark."""
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 @pytest.fixture
