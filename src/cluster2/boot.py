@@ -25,9 +25,8 @@ from .kernel.lifeline import Lifeline
 from .kernel.listeners import Listener, open_all, systemd_fds
 from .kernel.notify import Notifier
 from .kernel.pidfiles import PidsDirectory
-from .kernel.scoreboard import Scoreboard
 from .kinds import Address, FdAddress, TcpAddress
-from .master.estate import Estate, Options
+from .master.estate import Estate, Options, make_board
 from .master.herald import Herald
 from .master.logbook import Logbook
 from .master.loop import Master
@@ -168,7 +167,7 @@ def estate(
         listeners = stack.enter_context(listening(config))
         monitor = stack.enter_context(monitor_listening(config))
         processes.become_subreaper()
-        board = Scoreboard.create()
+        board = make_board()
         stack.callback(board.close)
         lifeline = Lifeline()
         stack.callback(lifeline.close)

@@ -24,6 +24,7 @@ from .kernel.listeners import Listener, shut
 from .kernel.scoreboard import Scoreboard
 from .kernel.signals import ignore_until_handled
 from .lifecycle import PHASES
+from .master.estate import make_board
 from .master.facts import Fact
 from .master.handle import Handle
 from .master.logbook import Logbook
@@ -130,7 +131,7 @@ def _is_spun_on(listener: Listener, engine: type[Engine]) -> bool:
 
 def _board() -> Scoreboard:
     """Return the scoreboard, with what a master would write into it."""
-    board = Scoreboard.create()
+    board = make_board()
     board.header.started, board.header.traffic, board.header.wanted = time.time(), 1, 1
     board.header.generation = GENERATION
     row = board.row(board.claim())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import pwd
+import resource
 import signal
 import socket
 import ssl
@@ -198,3 +199,23 @@ def test_files_that_only_root_may_read(start: Start, directory: Path, engine: st
     ):
         client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+
+
+def test_no_process_is_left(start: Start, directory: Path) -> None:
+    """With RLIMIT_NPROC a reload whose processes can't be made is abandoned with the reason; the old generation serves on."""
+    running = start_as(start, directory, "nobody", "--mon-port", "0").ready()
+    pid = running.process.pid
+    before = {row["pid"] for row in running.workers()}
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NPROC)
+    resource.prlimit(
+        pid, resource.RLIMIT_NPROC, (1, hard)
+    )  # of root's processes none is counted, but of those that it starts
+    with pytest.raises(AssertionError, match="Resource temporarily unavailable"):
+        running.ask("reload")
+    assert {row["pid"] for row in running.workers()} == before
+    with Connection(running.address) as connection:
+        assert connection.get().status == 200
+    resource.prlimit(pid, resource.RLIMIT_NPROC, (soft, hard))
+    running.ask("reload")
+    assert "Traceback" not in running.stderr
+    assert running.shutdown() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.master.facts import Fact, FromZygote
 from cluster2.master.nursery import Nursery, default_argv
 from cluster2.settings import Settings
+from tests.kernel.leaks import descriptors
 from tests.unit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
@@ -265,3 +267,37 @@ async def test_a_program_that_is_no_child(tmp_path: Path) -> None:
     """A program that ends without a word (the script has a `sys.exit` before `listen`) is a zygote that died."""
     async with ward(tmp_path, argv=[sys.executable, "-c", "raise SystemExit(3)"]) as w:
         assert await w.said() is None
+
+
+@pytest.mark.parametrize("executed", [False, True])
+async def test_a_child_that_can_not_be_heard(
+    tmp_path: Path, birth: Birth, monkeypatch: pytest.MonkeyPatch, executed: bool
+) -> None:
+    """A process whose channel can't be watched is ended, and that is told; nothing of it is left."""
+    loop, before = asyncio.get_running_loop(), descriptors()
+    watch, calls = loop.add_reader, []
+
+    def add_reader(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == (
+            1 if executed else 2
+        ):  # a zygote's pidfd is watched first; an executed worker is the master's to reap
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        watch(*arguments)
+
+    facts: list[Fact] = []
+    nursery = Nursery(wire.Prepare(1, {}, {}), default_argv(), facts.append)
+    monkeypatch.setattr(loop, "add_reader", add_reader)
+    if executed:
+        nursery.each_executed()
+        with pytest.raises(OSError, match="No space left"):
+            nursery.spawn(birth.order(), birth.descriptors())
+    else:
+        nursery.load()
+        (fact,) = facts
+        assert isinstance(fact, FromZygote)
+        assert fact.message == wire.PrepareFailed("no process can be made: No space left on device", "", 1)
+        assert not nursery.ready
+    nursery.close()
+    await nursery.gone(PATIENCE)
+    await until(lambda: descriptors() == before, lambda: f"left: {descriptors() ^ before}")

@@ -12,6 +12,7 @@ from contextvars import copy_context
 import pytest
 
 from cluster2.engines.threads import Pool
+from cluster2.errors import AppError
 from tests.unit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
@@ -164,3 +165,28 @@ async def test_a_thread_that_speaks_after_the_loop() -> None:
         lambda: threading.active_count() < before or "wsgi-0" not in {each.name for each in threading.enumerate()}
     )
     assert ended == ["loop"]
+
+
+@pytest.mark.parametrize("can_be_started", [0, 2])
+async def test_the_system_has_fewer_threads(monkeypatch: pytest.MonkeyPatch, can_be_started: int) -> None:
+    """A pool does with the threads that can be started, and says that there are none if there are none."""
+    begin, started = threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        if len(started) == can_be_started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    if not can_be_started:
+        with pytest.raises(AppError, match="no thread can be started for the app's calls: can't start new thread"):
+            Pool(4).start()
+        return
+    async with pool_of(4) as pool:
+        assert pool.size == 2
+        tasks = [Task(pool, lambda: time.sleep(0.001)) for _ in range(20)]
+        for task in tasks:
+            pool.run(task)
+        await until(lambda: not pool.busy)
+        assert [task.heard for task in tasks] == [1] * 20

@@ -177,6 +177,20 @@ async def test_validator(validator: Callable[..., Any], reason: str | None) -> N
         assert judge.reasons[0].startswith(reason)
 
 
+async def test_no_thread_for_a_validator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has no thread the check fails, and says that it isn't the validator's fault; later it passes again."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    judge = Judge(sync_true)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        assert not await judge.passes()
+    assert await judge.passes()
+    assert judge.reasons == ["no thread can be started for the check: can't start new thread", None]
+
+
 async def test_validator_isnt_asked_about_a_failure() -> None:
     """An answer of 300 or more has failed already."""
     judge = Judge(lambda *arguments: 1 // 0)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import threading
 import time
 from collections import deque
@@ -30,7 +31,10 @@ from contextvars import Context
 from queue import SimpleQueue
 from typing import Protocol
 
+from ..errors import AppError
 from .base import Hold
+
+logger = logging.getLogger("cluster2.worker")
 
 PATIENCE = 0.005
 """Seconds after which somebody from outside is let in, though the pool is full of its own."""
@@ -92,10 +96,23 @@ class Pool:
         self._denied_at = 0.0
 
     def start(self) -> None:
-        """Start the threads, on the running loop. They don't keep a process from ending."""
+        """Start the threads, on the running loop. They don't keep a process from ending.
+
+        Where the system has fewer (RLIMIT_NPROC, a control group's bound) it has to do with those.
+
+        Raises:
+            AppError: there isn't one.
+        """
         self._loop = asyncio.get_running_loop()
         for seat in range(self.size):
-            threading.Thread(target=self._serve, args=(seat,), name=f"wsgi-{seat}", daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(seat,), name=f"wsgi-{seat}", daemon=True).start()
+            except RuntimeError as error:
+                if not seat:
+                    raise AppError(f"no thread can be started for the app's calls: {error}") from error
+                logger.warning("threads = %d: only %d can be started: %s", self.size, seat, error)
+                self.size = seat
+                return
 
     def stop(self) -> None:
         """Let threads go, each as soon as it is free."""

@@ -86,7 +86,11 @@ class Child:
             theirs.close()
 
     def hear(self, receive: Callable[[bytes, list[int]], None]) -> None:
-        """Call this with each message, and with its descriptors, which are the callee's then; b"": the channel has ended."""
+        """Call this with each message, and with its descriptors, which are the callee's then; b"": the channel has ended.
+
+        Raises:
+            OSError: the channel can't be watched: the process is killed, since nobody would hear it.
+        """
 
         def readable() -> None:
             try:
@@ -105,7 +109,12 @@ class Child:
                 self._loop.remove_reader(self.channel.fileno())
             receive(packet, descriptors)
 
-        self._loop.add_reader(self.channel.fileno(), readable)
+        try:
+            self._loop.add_reader(self.channel.fileno(), readable)
+        except OSError:
+            self.let_go()
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """End it at once."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from ..errors import ClusterError
 from ..kernel.lifeline import Lifeline
 from ..kernel.listeners import Listener
 from ..kernel.notify import Notifier
@@ -72,3 +74,16 @@ class Estate:
     notifier: Notifier = field(default_factory=lambda: Notifier(None))
     logbook: Logbook | None = None
     scripted: bool = False
+
+
+def make_board() -> Scoreboard:
+    """Return a new scoreboard.
+
+    Raises:
+        ClusterError: the system doesn't give the memory.
+    """
+    try:
+        return Scoreboard.create()
+    except OSError as error:
+        hint = "; RLIMIT_FSIZE bounds shared memory as well: raise it" if error.errno == errno.EFBIG else ""
+        raise ClusterError(f"no shared memory can be had for the scoreboard: {error.strerror}{hint}") from error

@@ -86,11 +86,12 @@ class Nursery:
         """Start the zygote. A fact says whether it is prepared."""
         try:
             zygote = self._zygote = self._execute()
+            self._hear(zygote, lambda message: self._from_zygote(zygote, message))
         except OSError as error:
+            self._let_zygote_go(at_once=True)
             self._say(wire.PrepareFailed(f"no process can be made: {error.strerror}", "", ClusterError.exit_code))
             return
         self._limit = self._loop.call_later(self._patience, self._too_slow)
-        self._hear(zygote, lambda message: self._from_zygote(zygote, message))
 
     def pin(self, prepare: wire.Prepare, files: Sequence[int]) -> None:
         """Load with these options from now on, whatever a script says when it is executed once more."""
@@ -125,9 +126,9 @@ class Nursery:
                 copies.append(os.dup(descriptor))
                 unsent.callback(os.close, copies[-1])
             child = self._execute(reap=False, stacks_file=copies[wire.STACKS_FILE])
+            self._hear(child, lambda message: self._from_alone(order.incarnation, message))
             unsent.pop_all()
         self._alone[order.incarnation] = Alone(child, msgspec.structs.replace(order, become=True), copies)
-        self._hear(child, lambda message: self._from_alone(order.incarnation, message))
         self._say(wire.Forked(order.incarnation, child.pid))
 
     @property

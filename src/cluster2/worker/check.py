@@ -112,6 +112,8 @@ class Check:
                 verdict = await self._bounded(in_thread(self._validator, *arguments), cancellable=False)
                 if inspect.iscoroutine(verdict):
                     verdict = await self._bounded(verdict, cancellable=True)
+        except Unfit:
+            raise
         except Exception as error:
             raise Unfit(f"ecv.validator raised {type(error).__name__}: {error}") from error
         if not verdict:
@@ -134,7 +136,10 @@ class Check:
 
 
 async def in_thread(function: Call, *arguments: Any) -> Any:
-    """What it returns, or raises. The thread is a daemon: one that never ends keeps neither the loop nor the worker."""
+    """What it returns, or raises; Unfit if the system has no thread for it.
+
+    The thread is a daemon: one that never ends keeps neither the loop nor the worker.
+    """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[Any] = loop.create_future()
 
@@ -159,7 +164,10 @@ async def in_thread(function: Call, *arguments: Any) -> Any:
         except RuntimeError:
             pass  # the loop has ended meanwhile: nobody wants to know
 
-    threading.Thread(target=run, name="cluster2-check", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="cluster2-check", daemon=True).start()
+    except RuntimeError as error:
+        raise Unfit(f"no thread can be started for the check: {error}") from error
     return await ended
 
 
