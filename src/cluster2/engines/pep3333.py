@@ -201,6 +201,7 @@ class Response:
     """
 
     __slots__ = (
+        "_bare",
         "_emit",
         "_head",
         "_left",
@@ -251,7 +252,8 @@ class Response:
             code = _codes[status]
         except (KeyError, TypeError):
             code = _code(status)
-        if code == 204 or code == 304:
+        self._bare = code == 204 or code == 304
+        if self._bare:
             self.bodiless = True
         parts: list[str] = []
         try:
@@ -259,6 +261,9 @@ class Response:
                 line = _lines.get(name)
                 if line is None:
                     line = self._line(name, value)
+                elif line is _LENGTH:
+                    value = value.strip()
+                    line = self._declare(value)
                 if line:
                     parts += line, value
             lines = "".join(parts).encode("latin-1")
@@ -268,8 +273,6 @@ class Response:
         if len(lines) - len(lines.translate(None, CONTROLS)) != len(parts):
             name = next(name for name, value in headers if _CONTROL.search(value))
             raise Broken(f"the app's header {name!r} has a control character in its value")
-        if self.length is not None and code != 204 and code != 304:  # an ASGI server would wait for the body
-            lines = b"%b\r\ncontent-length: %d" % (lines, self.length)
         self.lines, self.status = lines, code
         return self.write
 
@@ -277,8 +280,7 @@ class Response:
         """How a header's line begins; "": it isn't written here, or not at all."""
         low = name.lower()
         if low == "content-length":
-            self._declare(value)
-            return ""
+            return self._declare(value.strip())
         if not _TOKEN.fullmatch(name):
             raise Broken(f"the app's header {name!r} has a name that HTTP doesn't allow")
         if low == "connection":
@@ -350,15 +352,19 @@ class Response:
     def _lies(self, how: str) -> NoReturn:
         raise Broken(f"the app's body is {how} than its Content-Length, {self.length}")
 
-    def _declare(self, value: str) -> None:
-        length = int(value) if value.isascii() and value.strip().isdigit() else -1
-        if length < 0 or self.length not in (None, length):
+    def _declare(self, value: str) -> str:
+        """Note the length of the body. Returns how its line begins; "": it has none."""
+        known, length = self.length, int(value) if value.isdecimal() and value.isascii() else -1
+        if length < 0 or (known is not None and known != length):
             raise Broken(f"the app's Content-Length {value!r} is no length, or not its only one")
         self.length = self._left = length
+        # Where there is no body, a client would wait for the one that it announces.
+        return "" if self._bare or known is not None else _LENGTH
 
 
-_lines: dict[str, str] = {}
-"""Names of headers that were checked, and how their lines begin."""
+_LENGTH = "\r\ncontent-length: "
+_lines: dict[str, str] = {"Content-Length": _LENGTH, "content-length": _LENGTH}
+"""Names of headers that were checked, and how their lines begin; "": they aren't the app's to send."""
 _codes: dict[str, int] = {}
 
 

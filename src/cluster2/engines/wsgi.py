@@ -45,17 +45,13 @@ class Bridge:
         pool: the threads that the app runs in; None: it runs inline.
     """
 
-    def __init__(
-        self, app: App, threads: int, *, root_path: str = "", multiprocess: bool = True, answer: Answer = no_short_cut
-    ) -> None:
+    def __init__(self, app: App, threads: int, *, root_path: str = "", multiprocess: bool = True) -> None:
         """Bridge to an app.
 
         Args:
             threads: how many of its requests run at the same time; 0: one, on the loop.
             multiprocess: other processes serve the app as well.
-            answer: the server's short cut for a whole response.
         """
-        self._answer = answer
         self._app = app
         self._environs = Environs(root_path=root_path, multithread=threads > 1, multiprocess=multiprocess)
         self._turn = Turn()
@@ -79,16 +75,20 @@ class Bridge:
         """Call this when there is room again, or when one from outside is let in."""
         (self.pool or self._turn).freed = freed
 
+    def short_cut(self, send: Send) -> Answer:
+        """The server's way to send a whole response past `send`."""
+        return no_short_cut
+
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request. Raises Failed."""
-        environ = self._environs.of_scope(scope)
+        environ, answer = self._environs.of_scope(scope), self.short_cut(send)
         length = body_length(environ)
         if self.pool is None:
             if length == 0:
                 environ["wsgi.input"] = io.BytesIO()
                 if self._turn.busy:
                     await self._turn.wait()
-                await Inline(self._app, environ, self._turn, receive, send, self._answer).run()
+                await Inline(self._app, environ, self._turn, receive, send, answer).run()
             else:
                 await self._spooled(scope, environ, receive, send)
             return
@@ -105,7 +105,7 @@ class Bridge:
         try:
             await call.news()
             if call.complete and not call.failed:
-                await send_whole(call.response, call.take(), send, self._answer)
+                await send_whole(call.response, call.take(), send, answer)
             else:
                 await converse(call, receive, send)
         finally:
@@ -118,7 +118,7 @@ class Bridge:
                 return
             environ["wsgi.input"] = body
             await self._turn.wait()
-            await Inline(self._app, environ, self._turn, receive, send, self._answer).run()
+            await Inline(self._app, environ, self._turn, receive, send, self.short_cut(send)).run()
 
 
 async def _collected(receive: Receive, into: io.BytesIO | SpooledTemporaryFile[bytes]) -> bool:

@@ -16,7 +16,7 @@ AHEAD = 65536
 Message = dict[str, Any]
 Receive = Callable[[], Any]
 Send = Callable[[Message], Any]
-Answer = Callable[[Send, Response, bytes], bool]
+Answer = Callable[[Response, bytes], bool]
 """Sends a whole response, with its body, past `send`; returns whether it could."""
 GONE: Message = {"type": "http.disconnect"}
 
@@ -50,14 +50,14 @@ def has_left(send: Send) -> bool:
     return bool(getattr(getattr(send, "__self__", None), "disconnected", False))
 
 
-def no_short_cut(send: Send, response: Response, body: bytes) -> bool:
+def no_short_cut(response: Response, body: bytes) -> bool:
     """There is none."""
     return False
 
 
 async def send_whole(response: Response, body: bytes, send: Send, answer: Answer) -> None:
     """Send a response that is all there."""
-    if (response.complete or response.bodiless) and answer(send, response, body):
+    if (response.complete or response.bodiless) and answer(response, body):
         return
     await begin(response, send)
     await send({"type": "http.response.body", "body": body})

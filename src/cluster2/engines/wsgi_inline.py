@@ -106,7 +106,7 @@ class Inline:
             return False
         if hasattr(result, "close"):
             self._close()
-        if (response.complete or response.bodiless) and self._answer(self._send, response, body):
+        if (response.complete or response.bodiless) and self._answer(response, body):
             return True
         self._parts.append(body)
         self._whole = True

@@ -102,6 +102,12 @@ _VALID_HOSTS: set[bytes] = set()
 _MAX_HOSTS = 1024
 """Host values that are remembered as valid. Clients can invent any number of them."""
 _METHODS: dict[bytes, str] = {}
+Target = tuple[str, bytes, bytes]
+"""Decoded path, path and query of a request's target."""
+_TARGETS: dict[bytes, Target] = {}
+_MAX_TARGETS = 1024
+_MAX_KEPT_TARGET_BYTES = 128
+"""Targets that are remembered: how many, and how long they may be. Many clients ask for the same ones."""
 _VERSION_1_1 = b" HTTP/1.1\r\n"
 
 _BAD_REQUEST = "Bad Request"
@@ -476,15 +482,10 @@ class Connection(asyncio.Protocol):
             too_many = len(target) <= MAX_TARGET_BYTES
             self.refuse(431, "too many headers") if too_many else self.refuse(414, "the target is too long")
             return
-        raw, _, query = target.partition(b"?")
-        if raw[:1] != b"/" or b"#" in target:
-            found = self._unusual_target(method)
-            if found is None:
-                return
-            raw, query = found
-        path = raw.decode("ascii")
-        if "%" in path:
-            path = unquote(path)
+        parts = _TARGETS.get(target) or self._split(target, method)
+        if parts is None:
+            return
+        path, raw, query = parts
         if engine.root_path:
             path, raw = engine.root_path + path, engine.raw_root_path + raw
         request = Request(
@@ -510,6 +511,23 @@ class Connection(asyncio.Protocol):
             self.request = self._fresh = request
         else:
             self._queue(request)
+
+    def _split(self, target: bytes, method: bytes) -> Target | None:
+        """Return the parts of a target; None if it is refused."""
+        raw, _, query = target.partition(b"?")
+        usual = raw[:1] == b"/" and b"#" not in target
+        if not usual:
+            found = self._unusual_target(method)
+            if found is None:
+                return None
+            raw, query = found
+        path = raw.decode("ascii")
+        parts = unquote(path) if "%" in path else path, raw, query
+        if usual and len(target) <= _MAX_KEPT_TARGET_BYTES:
+            if len(_TARGETS) >= _MAX_TARGETS:
+                _TARGETS.clear()
+            _TARGETS[target] = parts
+        return parts
 
     def _queue(self, request: Request) -> None:
         if self.pipeline is None:

@@ -31,7 +31,7 @@ from .request import COMPLETE, Request
 from .response import Defaults
 from .websocket import MAX_MESSAGE_BYTES, WebSocketConnection
 from .websocket_session import Refusal, open_session
-from .wsgi import WsgiServer, answer
+from .wsgi import WsgiServer
 
 _HTTP = frozenset(
     {
@@ -172,9 +172,7 @@ class HttpEngine:
 
     def _wsgi_server(self, site: Site) -> WsgiServer:
         settings = site.settings
-        server = WsgiServer(
-            site.app, settings.threads, root_path=settings.root_path, multiprocess=settings.cluster, answer=answer
-        )
+        server = WsgiServer(site.app, settings.threads, root_path=settings.root_path, multiprocess=settings.cluster)
         server.rest = self._finish
         return server
 

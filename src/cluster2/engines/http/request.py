@@ -161,8 +161,6 @@ class Request:
         self._scope: Message | None = None
         self._delivered = False
         self._head: Head | None = None
-        self._framing = 0
-        self._left = 0
         self.waiters: list[asyncio.Future[None]] | None = None
 
     # What the app is called with.
@@ -270,7 +268,7 @@ class Request:
         self.phase = COMPLETE
         self.size = len(body)
         if len(body) <= JOINED_BYTES:
-            self.transport.write(b"%b%b%b%b" % (head, response.lines, end, body))
+            self.transport.write(b"".join((head, response.lines, end, body)))
         else:
             self.transport.writelines((head + response.lines + end, body))
         self._completed()

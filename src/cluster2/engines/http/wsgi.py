@@ -11,10 +11,10 @@ import contextvars
 import io
 from collections.abc import Awaitable, Callable
 
-from ..pep3333 import App, Environ, Response
+from ..pep3333 import App, Environ
 from ..threads import Pool
 from ..wsgi import Bridge
-from ..wsgi_client import Send, send_whole
+from ..wsgi_client import Answer, Send, no_short_cut, send_whole
 from ..wsgi_inline import Inline
 from ..wsgi_threaded import Call, converse
 from .request import Request
@@ -43,10 +43,15 @@ class WsgiServer(Bridge):
             return True
         if self._turn.busy:
             return False
-        call = Inline(self._app, self._environ(request), self._turn, request.receive, request.send, answer)
+        call = Inline(self._app, self._environ(request), self._turn, request.receive, request.send, request.answer)
         if not self.context.copy().run(call.call):
             self.rest(request, call.rest())
         return True
+
+    def short_cut(self, send: Send) -> Answer:
+        """That of the request, if it is one: a health check asks the app by no connection."""
+        request = getattr(send, "__self__", None)
+        return request.answer if type(request) is Request else no_short_cut
 
     def _environ(self, request: Request) -> Environ:
         environs, connection = self._environs, request.connection
@@ -91,7 +96,7 @@ class DirectCall(Call):
             if request.answer(response, body):
                 self._rest(request, None)
             else:
-                self._rest(request, send_whole(response, body, request.send, answer))
+                self._rest(request, send_whole(response, body, request.send, request.answer))
         else:
             self._rest(request, self._converse())
 
@@ -99,15 +104,9 @@ class DirectCall(Call):
         request = self._request
         try:
             if self.complete and not self.failed:
-                await send_whole(self.response, self.take(), request.send, answer)
+                await send_whole(self.response, self.take(), request.send, request.answer)
             else:
                 await converse(self, request.receive, request.send)
         finally:
             if not self.complete:
                 self.leave()
-
-
-def answer(send: Send, response: Response, body: bytes) -> bool:
-    """Send a whole response in one step, past `send`; see `wsgi_client.Answer`."""
-    request = getattr(send, "__self__", None)
-    return type(request) is Request and request.answer(response, body)
