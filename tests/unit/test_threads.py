@@ -11,6 +11,7 @@ from contextvars import copy_context
 
 import pytest
 
+from cluster2.engines import threads
 from cluster2.engines.threads import Pool
 from cluster2.errors import AppError
 from tests.unit.waiting import PATIENCE, until
@@ -67,6 +68,43 @@ async def test_all_threads_work_at_once() -> None:
         for _ in range(4):
             pool.run(Task(pool, lambda: barrier.wait(PATIENCE)))
         await until(lambda: not pool.busy)
+
+
+async def test_short_calls_need_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as no call blocks all of them are made by one thread, batch after batch."""
+    monkeypatch.setattr(threads, "LOOK", 3600.0)
+    made: list[str] = []
+    async with pool_of(8) as pool:
+        for _ in range(50):
+            for _ in range(20):
+                pool.run(Task(pool, lambda: made.append(threading.current_thread().name)))
+            await until(lambda: not pool.busy)
+        # Bells that are heard in any order: each batch has one thread, not all of them the same.
+        assert all(len(set(made[first : first + 20])) == 1 for first in range(0, 1000, 20))
+    assert len(made) == 1000
+
+
+async def test_patience_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that blocks while others wait makes the pool eager: for longer each time, until all was quiet for a while."""
+    monkeypatch.setattr(threads, "EAGER", 0.02)
+    gate = threading.Event()
+    async with pool_of(2) as pool:
+        pool._eager_for = threads.EAGER
+        forget = pool._forget
+        pool._forget = lambda: None  # type: ignore[method-assign]
+        for more in (1, 2):
+            await until(lambda: pool._patient)
+            gate.clear()
+            for _ in range(2):
+                pool.run(Task(pool, lambda: gate.wait(PATIENCE)))
+            await until(lambda: not pool._patient)
+            await until(lambda: sum(map(bool, pool.under_way())) == 2, "both have a thread")
+            assert pool._eager_for == 2 * more * threads.EAGER
+            gate.set()
+            await until(lambda: not pool.busy)
+        await until(lambda: pool._patient)
+        forget()
+        assert pool._eager_for == threads.EAGER
 
 
 async def test_a_blocked_thread_holds_up_nobody() -> None:

@@ -53,7 +53,7 @@ class Call:
         self._app = app
         self._environ: Environ | None = environ
         self._pool = pool
-        self._loop = asyncio.get_running_loop()
+        self._loop = pool.loop
         self._waiter: asyncio.Future[None] | None = None
         self._said = self._body_ended = False
         self._event: threading.Event | None = None
