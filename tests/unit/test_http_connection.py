@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster2.engines.base import Interface
+from cluster2.engines.http import head
 from cluster2.engines.http.connection import State
 from cluster2.engines.http.limits import (
     MAX_BODYLESS_BYTES,
@@ -635,3 +636,17 @@ async def test_wsgi_lengths(threads: int, length: str) -> None:
             assert statuses(bytes(transport.output)) == [200 if right else 500]
             assert not right or b"content-length: 5\r\n" in transport.output
         assert engine.room()
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that invent targets and hosts take no memory for good; long and unusual targets aren't remembered at all."""
+    monkeypatch.setattr(head, "TARGETS", {})
+    monkeypatch.setattr(head, "VALID_HOSTS", set())
+    for number in range(5000):
+        assert head.split_target(b"/%d?x" % number, b"GET") == ((f"/{number}", b"/%d" % number, b"x"), None)
+        assert head.is_valid_host(b"host%d" % number)
+    assert 0 < len(head.TARGETS) <= 1024
+    assert 0 < len(head.VALID_HOSTS) <= 1024
+    for target in (b"/" + bytes(200).replace(b"\0", b"x"), b"*", b"http://a/b", b"/a#b"):
+        head.split_target(target, b"OPTIONS")
+        assert target not in head.TARGETS

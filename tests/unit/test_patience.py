@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cluster2.engines.base import Engine, Interface, Site
+from cluster2.engines.ending import reset
 from cluster2.engines.http.connection import State
 from cluster2.engines.http.engine import HttpEngine
 from cluster2.engines.patience import For, Patience, Wait
@@ -305,6 +306,28 @@ async def test_a_reader_that_stops_and_has_asked_for_more(
         await until(bench.engine.idle, "it is gone, and so is its request")
     assert app.began == ["/stream"]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+async def test_a_half_closed_client_that_leaves(http: Http, family: socket.AddressFamily) -> None:
+    """A client that has ended its side is waited for; when it has left altogether the app is told within a second."""
+    bench, app = http
+    async with bench.connected(family) as client:
+        client.send(b"GET /held HTTP/1.1\r\nhost: x\r\n\r\n")
+        await until(lambda: app.began, "the app has begun")
+        client.writer.write_eof()
+        await until(lambda: bench.engine.half_closed, "its end is seen")  # type: ignore[attr-defined]
+        await bench.later(3)
+        assert bench.engine.census().in_flight == 1
+        request = connection(bench).request
+        assert not request.disconnected
+        reset(client.writer.transport)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        await bench.later(1)
+        assert request.disconnected
+        await until(lambda: not bench.engine.census().connections, "it is closed")
+    assert bench.counts == (0, 0), "nobody was given up"
 
 
 async def test_a_request_behind_a_response_that_is_not_taken(http: Http) -> None:

@@ -17,9 +17,12 @@ connection, 2.0 for one in the middle of a head.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
+
+from ..kernel.progress import transferred, untaken
 
 
 class For(Enum):
@@ -94,3 +97,29 @@ class Patience:
             self.given_up += 1
             self.stalled += what not in (For.REQUEST, For.STREAM)
             connection.give_up(what)
+
+
+class Same:
+    """A mark that is equal to another of the same object only; it keeps that alive, so that no other can have its place."""
+
+    __slots__ = ("what",)
+
+    def __init__(self, what: object) -> None:
+        self.what = what
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.what is self.what
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def taken(transport: asyncio.Transport, size: int) -> int:
+    """Return a mark that changes as soon as the client takes something of what was sent to it.
+
+    Args:
+        size: bytes of that which wait in the transport.
+    """
+    sock = transport.get_extra_info("socket")
+    descriptor = -1 if sock is None else sock.fileno()
+    counts = transferred(descriptor)
+    return size + untaken(descriptor) if counts is None else counts[0]

@@ -7,9 +7,9 @@ woken once for all that came meanwhile. (A WSGI request costs less than half of 
 *Who is woken.* Calls come in batches, as the loop turns. A thread that is woken while the loop still reads fights with it for
 the GIL, and so do eight threads for calls that one of them makes sooner than the second is awake: a change of threads costs as
 much as a short call. So the pool is patient, as long as calls are short: one thread is woken, when the loop has read all that
-there is; it takes calls until there are none, and the loop has nothing to do meanwhile. If calls have waited for
-5 ms and none was begun, the one that is being made blocks: then all threads that are needed are woken, and the pool is
-eager for a while: whoever is woken wakes one more before each call if others wait. (An empty handler under wrk, eight threads: 0.1 futex calls a
+there is; it takes calls until there are none, and the loop has nothing to do meanwhile. If calls have waited for 5 ms and none
+was begun, the one that is being made blocks: then all threads that are needed are woken, and the pool is eager for a while:
+whoever is woken wakes one more before each call if others wait. (An empty handler under wrk, eight threads: 0.1 futex calls a
 request instead of 3.6.)
 
 Invariant: while calls wait, a bell is unheard, or a thread is about to look, or (patient) one is at work and a look is due.

@@ -35,19 +35,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import re
 import sys
 from collections import deque
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import unquote
 
 import httptools
 
-from ...kernel.progress import has_left, probe, shut_down, transferred, untaken
-from ..ending import abandon, lent, readable, reset
-from ..patience import For, Wait
+from ...kernel.progress import has_left, probe, shut_down
+from ..ending import abandon, forks, lent, readable, reset
+from ..patience import For, Same, Wait, taken
+from .head import (
+    FORWARDED,
+    HOST,
+    METHODS,
+    SPECIAL,
+    TARGETS,
+    VALID_HOSTS,
+    Header,
+    Refused,
+    Target,
+    is_valid_host,
+    method_name,
+    split_target,
+)
 from .limits import (
     LINGER_S,
     LINGER_TOTAL_S,
@@ -69,8 +80,6 @@ if TYPE_CHECKING:
     from ..base import Served
     from .engine import HttpEngine
 
-Header = tuple[bytes, bytes]
-
 
 class State(IntEnum):
     """See the module."""
@@ -86,28 +95,6 @@ class State(IntEnum):
 
 IDLE, HEAD, SERVING, DISCARDING, LINGERING, UPGRADED, CLOSED = 0, 1, 2, 3, 4, 5, 6  # the same, without the lookup
 
-# Headers that mean something to the connection, counted in one number while a head is parsed: nearly every head has exactly one
-# Host and nothing else of these, so one comparison tells that there is nothing to do.
-_HOST, _CODING, _EXPECT, _UPGRADE, _FORWARDED = (1 << 12 * place for place in range(5))
-_SPECIAL = {
-    b"host": _HOST,
-    b"transfer-encoding": _CODING,
-    b"expect": _EXPECT,
-    b"upgrade": _UPGRADE,
-    b"x-forwarded-for": _FORWARDED,
-    b"x-forwarded-proto": _FORWARDED,
-}
-_HOST_VALUE = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.v]+\])(?::[0-9]*)?")
-_VALID_HOSTS: set[bytes] = set()
-_MAX_HOSTS = 1024
-"""Host values that are remembered as valid. Clients can invent any number of them."""
-_METHODS: dict[bytes, str] = {}
-Target = tuple[str, bytes, bytes]
-"""Decoded path, path and query of a request's target."""
-_TARGETS: dict[bytes, Target] = {}
-_MAX_TARGETS = 1024
-_MAX_KEPT_TARGET_BYTES = 128
-"""Targets that are remembered: how many, and how long they may be. Many clients ask for the same ones."""
 _VERSION_1_1 = b" HTTP/1.1\r\n"
 
 _BAD_REQUEST = "Bad Request"
@@ -449,11 +436,11 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer, which is dropped."""
         name, value = name.lower(), value.rstrip()  # llhttp leaves whitespace at the end
-        special = _SPECIAL.get(name)
+        special = SPECIAL.get(name)
         if special is not None:
             self._seen += special
-            if special == _HOST and value not in _VALID_HOSTS and not _is_valid_host(value):
-                self._seen += _HOST  # counts like a second one
+            if special == HOST and value not in VALID_HOSTS and not is_valid_host(value):
+                self._seen += HOST  # counts like a second one
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -472,17 +459,17 @@ class Connection(asyncio.Protocol):
         expects = False
         scheme, client = "https" if self.secure else "http", self.client
         seen = self._seen
-        if seen != _HOST or version != "1.1" or self._head_read >= 0:
+        if seen != HOST or version != "1.1" or self._head_read >= 0:
             if not self._examine(method, version):
                 return
             expects = seen >> 24 & 0xFFF != 0 and version == "1.1"
-            if seen >= _FORWARDED and engine.trusts(self):
+            if seen >= FORWARDED and engine.trusts(self):
                 client, scheme = engine.resolve(self, self._headers)
         if len(self._headers) > MAX_HEADERS or len(target) > MAX_TARGET_BYTES:
             too_many = len(target) <= MAX_TARGET_BYTES
             self.refuse(431, "too many headers") if too_many else self.refuse(414, "the target is too long")
             return
-        parts = _TARGETS.get(target) or self._split(target, method)
+        parts = TARGETS.get(target) or self._split(target, method)
         if parts is None:
             return
         path, raw, query = parts
@@ -490,7 +477,7 @@ class Connection(asyncio.Protocol):
             path, raw = engine.root_path + path, engine.raw_root_path + raw
         request = Request(
             self,
-            _METHODS.get(method) or _learn(method),
+            METHODS.get(method) or method_name(method),
             version,
             path,
             raw,
@@ -514,19 +501,13 @@ class Connection(asyncio.Protocol):
 
     def _split(self, target: bytes, method: bytes) -> Target | None:
         """Return the parts of a target; None if it is refused."""
-        raw, _, query = target.partition(b"?")
-        usual = raw[:1] == b"/" and b"#" not in target
-        if not usual:
-            found = self._unusual_target(method)
-            if found is None:
-                return None
-            raw, query = found
-        path = raw.decode("ascii")
-        parts = unquote(path) if "%" in path else path, raw, query
-        if usual and len(target) <= _MAX_KEPT_TARGET_BYTES:
-            if len(_TARGETS) >= _MAX_TARGETS:
-                _TARGETS.clear()
-            _TARGETS[target] = parts
+        try:
+            parts, authority = split_target(target, method)
+        except Refused as refused:
+            self.refuse(refused.status, refused.text)
+            return None
+        if authority is not None:  # it counts, whatever Host says (RFC 9112, 3.2.2)
+            self._headers[:] = [each for each in self._headers if each[0] != b"host"] + [(b"host", authority)]
         return parts
 
     def _queue(self, request: Request) -> None:
@@ -615,31 +596,6 @@ class Connection(asyncio.Protocol):
 
     def _head_size(self) -> int:
         return len(self._target) + sum(len(name) + len(value) for name, value in self._headers)
-
-    def _unusual_target(self, method: bytes) -> tuple[bytes, bytes] | None:
-        """Return path and query of a target that isn't a plain path (RFC 9112, 3.2); None if it is refused."""
-        target = self._target
-        if method == b"CONNECT":
-            self.refuse(501, "CONNECT isn't supported")
-            return None
-        if target == b"*" and method == b"OPTIONS":
-            return target, b""
-        try:
-            url = httptools.parse_url(target)
-        except httptools.HttpParserInvalidURLError:
-            self.refuse(400, "the target can't be understood")
-            return None
-        if target[:1] != b"/":
-            host = cast(bytes | None, url.host)
-            if not host:
-                self.refuse(400, "the target can't be understood")
-                return None
-            # The target's authority counts, whatever Host says (RFC 9112, 3.2.2).
-            authority = b"[%b]" % host if b":" in host else host
-            if url.port is not None:
-                authority = b"%b:%d" % (authority, url.port)
-            self._headers[:] = [each for each in self._headers if each[0] != b"host"] + [(b"host", authority)]
-        return url.path or b"/", url.query or b""
 
     def _check_unfinished_head(self, size: int) -> None:
         """Bound a head that isn't complete. What came with its beginning isn't counted: the end of a body may be before it."""
@@ -861,7 +817,7 @@ class Connection(asyncio.Protocol):
 
     def _shut_down(self) -> None:
         """End the connection itself, if a child process may hold a copy of the descriptor (it costs a system call)."""
-        if not _forks.any:
+        if not forks.any:
             return
         sock = self.transport.get_extra_info("socket")
         if sock is not None and (descriptor := sock.fileno()) >= 0:
@@ -914,7 +870,7 @@ class Connection(asyncio.Protocol):
         """What it waits for from its client; see `patience`."""
         transport = self.transport
         if size := transport.get_write_buffer_size():
-            return Wait(For.TAKING, _taken(transport, size))
+            return Wait(For.TAKING, taken(transport, size))
         if transport.is_closing() or self.state >= LINGERING:
             return None
         if self.state == IDLE:
@@ -967,54 +923,3 @@ class Connection(asyncio.Protocol):
         """Return peer and path of what has come last, for a log."""
         target = getattr(self, "_target", b"")
         return f"{self.peer_name()} {readable(target)}" if target else self.peer_name()
-
-
-class _Forks:
-    """Whether this process has forked. What is executed as well (subprocess) has no copies: descriptors are close-on-exec."""
-
-    any = False
-
-    def note(self) -> None:
-        self.any = True
-
-    def forget(self) -> None:
-        self.any = False
-
-
-_forks = _Forks()
-os.register_at_fork(after_in_parent=_forks.note, after_in_child=_forks.forget)
-
-
-class Same:
-    """Equal to another of the same object only; it keeps that alive, so that no other can have its place."""
-
-    __slots__ = ("what",)
-
-    def __init__(self, what: object) -> None:
-        self.what = what
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other.what is self.what
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def _taken(transport: asyncio.Transport, size: int) -> int:
-    """A number that changes as soon as the client takes something of what was sent to it, `size` bytes of it by the transport."""
-    sock = transport.get_extra_info("socket")
-    descriptor = -1 if sock is None else sock.fileno()
-    counts = transferred(descriptor)
-    return size + untaken(descriptor) if counts is None else counts[0]
-
-
-def _is_valid_host(value: bytes) -> bool:
-    """Return whether a Host header's value is one (RFC 9112, 3.2; RFC 3986, 3.2.2)."""
-    valid = _HOST_VALUE.fullmatch(value) is not None
-    if valid and len(_VALID_HOSTS) < _MAX_HOSTS:
-        _VALID_HOSTS.add(value)
-    return valid
-
-
-def _learn(method: bytes) -> str:
-    _METHODS[method] = name = method.decode("ascii")  # llhttp knows some forty
-    return name

@@ -1,0 +1,103 @@
+"""What the head of a request says, checked and taken apart. Pure.
+
+Most clients ask for the same targets, hosts and methods again and again, so what was found out of these is remembered. Clients
+can invent any number of them: the memories are bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import cast
+from urllib.parse import unquote
+
+import httptools
+
+Header = tuple[bytes, bytes]
+Target = tuple[str, bytes, bytes]
+"""Decoded path, path and query of a request's target."""
+
+# Headers that mean something to the connection, counted in one number while a head is parsed: nearly every head has exactly one
+# Host and nothing else of these, so one comparison tells that there is nothing to do.
+HOST, CODING, EXPECT, UPGRADE, FORWARDED = (1 << 12 * place for place in range(5))
+SPECIAL = {
+    b"host": HOST,
+    b"transfer-encoding": CODING,
+    b"expect": EXPECT,
+    b"upgrade": UPGRADE,
+    b"x-forwarded-for": FORWARDED,
+    b"x-forwarded-proto": FORWARDED,
+}
+
+VALID_HOSTS: set[bytes] = set()
+METHODS: dict[bytes, str] = {}
+TARGETS: dict[bytes, Target] = {}
+"""What is remembered. To look here first saves a call; what isn't here has to be asked of the functions below."""
+_MAX_HOSTS = 1024
+_MAX_TARGETS = 1024
+_MAX_KEPT_TARGET_BYTES = 128
+"""A longer target isn't likely to come again."""
+_HOST_VALUE = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.v]+\])(?::[0-9]*)?")
+
+
+class Refused(Exception):
+    """The head is wrong.
+
+    Attributes:
+        status, text: of the error response.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+def is_valid_host(value: bytes) -> bool:
+    """Return whether a Host header's value is one (RFC 9112, 3.2; RFC 3986, 3.2.2)."""
+    valid = _HOST_VALUE.fullmatch(value) is not None
+    if valid and len(VALID_HOSTS) < _MAX_HOSTS:
+        VALID_HOSTS.add(value)
+    return valid
+
+
+def method_name(method: bytes) -> str:
+    """Return a method's name as text."""
+    METHODS[method] = name = method.decode("ascii")  # llhttp knows some forty
+    return name
+
+
+def split_target(target: bytes, method: bytes) -> tuple[Target, bytes | None]:
+    """Return the parts of a target, and the authority that stands in it; None: it has none. Raises Refused."""
+    raw, _, query = target.partition(b"?")
+    authority = None
+    usual = raw[:1] == b"/" and b"#" not in target
+    if not usual:
+        raw, query, authority = _split_unusual(target, method)
+    path = raw.decode("ascii")
+    parts = unquote(path) if "%" in path else path, raw, query
+    if usual and len(target) <= _MAX_KEPT_TARGET_BYTES:
+        if len(TARGETS) >= _MAX_TARGETS:
+            TARGETS.clear()
+        TARGETS[target] = parts
+    return parts, authority
+
+
+def _split_unusual(target: bytes, method: bytes) -> tuple[bytes, bytes, bytes | None]:
+    """Return path, query and authority of a target that isn't a plain path (RFC 9112, 3.2). Raises Refused."""
+    if method == b"CONNECT":
+        raise Refused(501, "CONNECT isn't supported")
+    if target == b"*" and method == b"OPTIONS":
+        return target, b"", None
+    try:
+        url = httptools.parse_url(target)
+    except httptools.HttpParserInvalidURLError:
+        raise Refused(400, "the target can't be understood") from None
+    authority = None
+    if target[:1] != b"/":
+        host = cast(bytes | None, url.host)
+        if not host:
+            raise Refused(400, "the target can't be understood")
+        authority = b"[%b]" % host if b":" in host else host
+        if url.port is not None:
+            authority = b"%b:%d" % (authority, url.port)
+    return url.path or b"/", url.query or b"", authority
