@@ -9,7 +9,7 @@ import pytest
 from tests.system.conftest import Serve, run, start  # noqa: F401 - fixtures
 from tests.system.test_random_requests import WAYS, soak
 
-SECONDS = float(os.environ.get("SECONDS", "600"))
+SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
 
 
 @pytest.mark.soak

@@ -6,6 +6,8 @@
 - *unread*: the request's body isn't read.
 - *duplex*: each part of the request's body is sent back as soon as it comes, then the checksum.
 - *empty*: status 204.
+
+`x-before` tells whether the context variables of another request are seen.
 """
 
 from __future__ import annotations
@@ -15,10 +17,20 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 PART = 65_536
 """Bytes that the WSGI app reads at a time."""
+
+_current: ContextVar[str] = ContextVar("current", default="none")
+
+
+def _before(number: str) -> str:
+    """What a context variable was set to before this request set it: it must be nothing."""
+    before = _current.get()
+    _current.set(number)
+    return before
 
 
 def expected(kind: str, number: str, method: str, mark: str, body: bytes, size: int) -> bytes:
@@ -42,7 +54,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] != "http":
         return
     _, kind, number, size, sleep, block = scope["path"].split("/")
-    headers = [(b"x-id", number.encode()), (b"x-worker", b"%d" % os.getpid())]
+    headers = [(b"x-id", number.encode()), (b"x-worker", b"%d" % os.getpid()), (b"x-before", _before(number).encode())]
     mark = next((value.decode() for name, value in scope["headers"] if name == b"x-mark"), "")
     body = b""
     if kind == "duplex":
@@ -77,7 +89,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 def wsgi_app(environ: Any, start_response: Any) -> Any:
     """WSGI."""
     _, kind, number, size, sleep, block = environ["PATH_INFO"].split("/")
-    headers = [("x-id", number), ("x-worker", str(os.getpid()))]
+    headers = [("x-id", number), ("x-worker", str(os.getpid())), ("x-before", _before(number))]
     method, mark = environ["REQUEST_METHOD"], environ.get("HTTP_X_MARK", "")
     if kind == "duplex":
         start_response("200 OK", headers)

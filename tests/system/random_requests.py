@@ -307,6 +307,8 @@ class Client:
         status = b"204" if asked.kind == "empty" else b"200"
         if head[:13] != b"http/1.1 %b " % status or value(head, b"x-id") != asked.number.encode():
             raise ValueError(f"{head!r} isn't the head of the response to {asked.number}")
+        if (before := value(head, b"x-before")) != b"none":
+            raise ValueError(f"the request has begun in the context of {before!r}")
         bodiless = asked.method == "HEAD" or asked.kind == "empty"
         if bodiless:
             body = asked.body if asked.method != "HEAD" else b""

@@ -31,7 +31,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextvars import Context
+from contextvars import Context, copy_context
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -99,6 +99,7 @@ class Pool:
         self._looked_at = -1
         self._said: deque[Job | None] = deque()
         self._waking = False
+        self._context = copy_context()
         self._since = [0.0] * size
         self._counted = [0.0] * size
         self._ages = [0.0] * size
@@ -119,6 +120,7 @@ class Pool:
             AppError: there isn't one.
         """
         self.loop = asyncio.get_running_loop()
+        self._context = copy_context()
         for seat in range(self.size):
             try:
                 threading.Thread(target=self._serve, args=(seat,), name=f"wsgi-{seat}", daemon=True).start()
@@ -164,7 +166,8 @@ class Pool:
         if not self._waking:  # the loop clears this before it empties the deque, so nothing is overlooked
             self._waking = True
             try:
-                self.loop.call_soon_threadsafe(self._hear)
+                # Not in the context of the call: what is heard may let other requests and connections begin.
+                self.loop.call_soon_threadsafe(self._hear, context=self._context)
             except RuntimeError:
                 pass  # the loop has ended: a thread that was stuck comes too late to say anything
 

@@ -27,6 +27,7 @@ tick (p99 80 ms in a trial). It takes, and balances afterwards.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import socket
 import ssl
@@ -85,6 +86,7 @@ class Acceptor:
         self._ready_queues = list(ready_queues)
         self._woken = woken
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
         self._mode = Mode.EAGER
         self._sources: list[Door | ReadyQueue] = [*doors, *ready_queues]
         self._turn = 0
@@ -357,7 +359,8 @@ class Acceptor:
         if self._mode is not Mode.EAGER:
             self._open_again()
             if self._pending is None and not self._due and not self._paused and not self._full:
-                self._take(engine)
+                # We may be called in the context of a request, and a connection keeps the context in which it is taken.
+                self._context.copy().run(self._take, engine)
 
     def _arm(self) -> None:
         if self._listening and not self._paused and not self._full:

@@ -307,8 +307,8 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as stop:
-            self._stopped(data[stop.args[0] :])
-            return
+            if self._stopped(data[stop.args[0] :]):
+                return
         except httptools.HttpParserError as error:
             self._invalid(error)
         fresh = self._fresh
@@ -382,9 +382,12 @@ class Connection(asyncio.Protocol):
         if self.pipeline is not None and len(self.pipeline) > MAX_PIPELINED:
             return
         self._reading_paused = False
+        idle = self.state == IDLE
         self._go_on_parsing()
         if not self._reading_paused and not self._eof:
             self.transport.resume_reading()
+        if idle:
+            self._freed()
 
     def body_taken(self) -> None:
         """The app has received what there was of its body."""
@@ -615,27 +618,33 @@ class Connection(asyncio.Protocol):
             return False
         return [value.lower() for name, value in self._headers if name == b"upgrade"] == [b"websocket"]
 
-    def _stopped(self, rest: bytes) -> None:
-        """The parser has stopped behind a head that asks for another protocol."""
-        if self._upgrade and not self._input_over:
-            self._unparsed = rest + self._unparsed
-            if self.state == HEAD:
-                self._hand_over()
-            else:
-                # Requests before it are answered first; one of them may have come with it.
-                self._pause_reading()
-                self._parser = httptools.HttpRequestParser(self)
-                self._parse(b"")
-            return
-        if not self._muted or self._input_over:
-            return
-        self._muted = False
-        parser = self._parser
-        lines = [b"%b %b HTTP/%b" % (parser.get_method(), self._target, parser.get_http_version().encode())]
-        lines += [b"%b: %b" % header for header in self._headers if header[0] != b"upgrade"]
-        self._parser = httptools.HttpRequestParser(self)
-        self._parser.feed_data(b"\r\n".join([*lines, b"", b""]))
-        self._parse(rest)
+    def _stopped(self, rest: bytes) -> bool:
+        """Go on behind a head that asks for another protocol, where the parser has stopped.
+
+        Returns:
+            Whether a websocket has taken over. Else requests that have come with that head may have to begin.
+        """
+        while self._muted and not self._input_over:  # in a loop, as many such heads may come in one slice
+            self._muted = False
+            parser = self._parser
+            lines = [b"%b %b HTTP/%b" % (parser.get_method(), self._target, parser.get_http_version().encode())]
+            lines += [b"%b: %b" % header for header in self._headers if header[0] != b"upgrade"]
+            self._parser = httptools.HttpRequestParser(self)
+            try:
+                self._parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+                self._parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as stop:
+                rest = rest[stop.args[0] :]
+            except httptools.HttpParserError as error:
+                self._invalid(error)
+        if not self._upgrade or self._input_over:
+            return False
+        self._unparsed = rest + self._unparsed
+        if self.state == HEAD:
+            self._hand_over()
+            return True
+        self._pause_reading()  # requests before it are answered first
+        return False
 
     def _hand_over(self) -> None:
         """Let a websocket go on with the connection, unless it was closed meanwhile."""
@@ -721,17 +730,15 @@ class Connection(asyncio.Protocol):
             self.state = DISCARDING
             self._discarded = 0
             request.body = b""
-            self._read_on()
+            if self._reading_paused:
+                engine.soon(self._read_on)  # not in the context of this request: the next one may have come already
         else:
             self.used = engine.clock
-            if self._in_head:
-                self.state = HEAD
-            else:
-                self.state = IDLE
-                if engine.freed is not None:
-                    engine.freed(self)
+            self.state = HEAD if self._in_head else IDLE
             if self._reading_paused:
-                self._read_on()
+                engine.soon(self._read_on)
+            elif self.state == IDLE and engine.freed is not None:
+                engine.freed(self)
 
     def _next(self) -> None:
         """Begin with the next request of the pipeline, unless the last one has ended the connection."""
@@ -836,6 +843,7 @@ class Connection(asyncio.Protocol):
             self.state == IDLE
             and not self.secure
             and not self._input_over
+            and not self._unparsed
             and not transport.is_closing()
             and not transport.get_write_buffer_size()
         )
@@ -896,8 +904,10 @@ class Connection(asyncio.Protocol):
         elif what in (For.HEAD, For.BODY):
             request = self.request if what is For.BODY else None
             response = self._refused(408, "Request Timeout")
-            if request is None or request.phase < SENDING:
-                self.transport.write(response)
+            if request is not None and request.phase == SENDING:
+                request.cut()
+                return
+            self.transport.write(response)
             self._disown()
             self.end()
         else:

@@ -194,7 +194,8 @@ class HttpEngine:
     def begin_later(self, request: Request) -> None:
         """The same from within another request, whose context variables it must not see."""
         if self._bridge is not None:
-            self.loop.call_soon(self.begin, request)  # not within the call of the one before
+            # Not within the call of the one before.
+            self.loop.call_soon(self.begin, request, context=self._context.copy())
             return
         if self.access is not None:
             request.began = time.perf_counter()
@@ -210,13 +211,19 @@ class HttpEngine:
         if self._concerns(request.path) or not self._bridge.begin(request):
             self._finish(request, self._app(request.scope, request.receive, request.send))
 
-    def _finish(self, request: Request, rest: Awaitable[None] | None) -> None:
-        """Do what is left of a request of a WSGI app; None: nothing is."""
+    def _finish(
+        self, request: Request, rest: Awaitable[None] | None, context: contextvars.Context | None = None
+    ) -> None:
+        """Do what is left of a request of a WSGI app; None: nothing is.
+
+        Args:
+            context: in which the app was called, if it was called on the loop.
+        """
         if rest is None:
             self.running.discard(request)
             return
         self.running.add(request)
-        request.task = self.loop.create_task(request.run(lambda *_: rest))
+        request.task = self.loop.create_task(request.run(lambda *_: rest), context=context)
 
     def soon(self, callback: Callable[[], None]) -> None:
         """Call back outside of the request that runs now, whose context variables must not be seen."""

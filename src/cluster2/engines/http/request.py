@@ -193,6 +193,7 @@ class Request:
         """Return the next message of the client's."""
         while True:
             if self.disconnected or self.phase == COMPLETE:
+                await self._take_turns()
                 return {"type": "http.disconnect"}
             if self.ended:
                 if not self._delivered:
@@ -208,7 +209,8 @@ class Request:
                 continue
             elif self.expects:
                 self.expects = False
-                self.transport.write(CONTINUE)
+                if self.phase < SENDING:  # else it would come within the response
+                    self.transport.write(CONTINUE)
             waiter = self.connection.loop.create_future()
             if self.waiters is None:
                 self.waiters = [waiter]
@@ -222,11 +224,7 @@ class Request:
         if connection.writing_paused is not None:
             await connection.writable()
         if self.disconnected:
-            # Not each message: a cancellation that comes while `send` waits leaves a generator to the garbage collector,
-            # one that comes while the generator waits by itself closes it at once.
-            self.unfinished += 1
-            if not self.unfinished % TURN_MESSAGES:
-                await asyncio.sleep(0 if self.unfinished < GONE_MESSAGES else GONE_PAUSE_S)
+            await self._take_turns()
             return
         kind = message["type"]
         if kind == "http.response.body":
@@ -244,6 +242,16 @@ class Request:
             self.status = status = message["status"]
             self._head = Head(connection.engine.defaults, status, message.get("headers", ()))
             self.phase = STARTED
+
+    async def _take_turns(self) -> None:
+        """Let others have their turn, and slow down an app that goes on though nothing is to be sent or received any more.
+
+        Not at each message: a cancellation that comes while `send` waits leaves a generator to the garbage collector, one that
+        comes while the generator waits by itself closes it at once.
+        """
+        self.unfinished += 1
+        if not self.unfinished % TURN_MESSAGES:
+            await asyncio.sleep(0 if self.unfinished < GONE_MESSAGES else GONE_PAUSE_S)
 
     def answer(self, response: Response, body: bytes) -> bool:
         """Send a WSGI app's whole response in one step. Returns whether that was possible; if not, nothing has happened.
@@ -440,8 +448,7 @@ class Request:
             return
         connection = self.connection
         if self.phase == SENDING:
-            self.disconnect()
-            connection.cut(abruptly=self._framing == _TO_THE_END)
+            self.cut()
             return
         self._head = None
         self.status, self.size = 500, len(_SERVER_ERROR)
@@ -456,15 +463,17 @@ class Request:
     def _give_up_broken(self) -> None:
         """Answer for the app that asks for the rest of a body that can't be had."""
         assert self.broken is not None
-        connection = self.connection
-        sending = self.phase == SENDING
-        if not sending:
-            self.transport.write(self.broken)
+        if self.phase == SENDING:
+            self.cut()
+            return
+        self.transport.write(self.broken)
         self.disconnect()
-        if sending:
-            connection.cut(abruptly=self._framing == _TO_THE_END)
-        else:
-            connection.end()
+        self.connection.end()
+
+    def cut(self) -> None:
+        """End the connection before the promised end of a response that is being sent."""
+        self.disconnect()
+        self.connection.cut(abruptly=self._framing == _TO_THE_END)
 
     def log(self) -> None:
         """Write the request's line in the access log, once."""

@@ -19,8 +19,8 @@ from ..wsgi_inline import Inline
 from ..wsgi_threaded import Call, converse
 from .request import Request
 
-Rest = Callable[[Request, Awaitable[None] | None], None]
-"""Gets a request with what is left to be done for it; None: it is through."""
+Rest = Callable[[Request, Awaitable[None] | None, contextvars.Context | None], None]
+"""Gets a request with what is left to be done for it (None: it is through), and in which context (None: in any)."""
 
 
 class WsgiServer(Bridge):
@@ -44,8 +44,9 @@ class WsgiServer(Bridge):
         if self._turn.busy:
             return False
         call = Inline(self._app, self._environ(request), self._turn, request.receive, request.send, request.answer)
-        if not self.context.copy().run(call.call):
-            self.rest(request, call.rest())
+        context = self.context.copy()
+        if not context.run(call.call):
+            self.rest(request, call.rest(), context)
         return True
 
     def short_cut(self, send: Send) -> Answer:
@@ -55,7 +56,8 @@ class WsgiServer(Bridge):
 
     def _environ(self, request: Request) -> Environ:
         environs, connection = self._environs, request.connection
-        if request.client is connection.client and not connection.secure:
+        # A proxy may say for each request by which scheme it has come, and nothing of the client.
+        if request.client is connection.client and request.scheme == "http":
             base = connection.environ
             if base is None:
                 base = connection.environ = environs.base(request.scheme, request.client, connection.server)
@@ -90,15 +92,15 @@ class DirectCall(Call):
         self._heard = True
         request, response = self._request, self.response
         if request.disconnected and self.complete:
-            self._rest(request, None)
+            self._rest(request, None, None)
         elif self.complete and not self.failed and (response.complete or response.bodiless):
             body = self.take()
             if request.answer(response, body):
-                self._rest(request, None)
+                self._rest(request, None, None)
             else:
-                self._rest(request, send_whole(response, body, request.send, request.answer))
+                self._rest(request, send_whole(response, body, request.send, request.answer), None)
         else:
-            self._rest(request, self._converse())
+            self._rest(request, self._converse(), None)
 
     async def _converse(self) -> None:
         request = self._request
