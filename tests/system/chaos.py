@@ -54,7 +54,7 @@ class Chaos:
 
     def play(self, script: Iterable[str]) -> None:
         """Carry out the steps under load; after each, wait until the cluster is as it should be."""
-        with Load(self.running.address, clients=CLIENTS) as load:
+        with Load(self.running.address, clients=CLIENTS, pause=0.002) as load:
             self._settle(load)
             for name in script:
                 self._done.append(name)

@@ -92,6 +92,7 @@ class Load:
     """So many clients, each one request after the other, from `with` on until its end.
 
     `keep_alive=False`: a connection for each request. `reconnect=False`: a client leaves when its connection has ended.
+    `pause`: seconds that a client waits after each answer; without it they take all the time that the machine has.
     """
 
     def __init__(
@@ -102,8 +103,10 @@ class Load:
         keep_alive: bool = True,
         reconnect: bool = True,
         path: str = "/",
+        pause: float = 0.0,
     ) -> None:
         self.counts = Counts()
+        self._pause = pause
         self._reconnect = reconnect
         self._address = address
         self._clients = clients
@@ -159,6 +162,8 @@ class Load:
             self.counts.answered += 1
             if worker := re.search(rb"(?i)x-worker: (\d+)", head):
                 self.counts.workers.add(int(worker[1]))
+            if self._pause:
+                await asyncio.sleep(self._pause)
             if not self._keep_alive or b"connection: close" in head.lower():
                 return
 

@@ -85,7 +85,10 @@ def test_traffic_moves(site: tuple[Pair, Balancer]) -> None:
     """`disable` moves all traffic to the other one, `enable` brings it back; so do a shutdown and a new start; none fails."""
     pair, balancer = site
     one, two = pair.clusters
-    with Load(balancer.address, clients=4) as kept, Load(balancer.address, clients=4, keep_alive=False) as new:
+    with (
+        Load(balancer.address, clients=4, pause=0.005) as kept,
+        Load(balancer.address, clients=4, pause=0.005, keep_alive=False) as new,
+    ):
         loads = (kept, new)
         served_by(loads, one, two)
         one.ask("disable")

@@ -127,6 +127,7 @@ def test_others_lose_nothing(
             connection.socket.close()
         told.join()
     assert case.verb != "shutdown" or running.wait() == 0
+    assert "drain_timeout" not in running.stderr, "nobody waits for those who have left"
     stopped = {path.name for path in running.directory.glob("stopped.*")}
     expected = {f"stopped.hook.{pid}"} | ({f"stopped.lifespan.{pid}"} if case.app in ("asgi", "rsgi") else set())
     assert stopped == expected, running.stderr

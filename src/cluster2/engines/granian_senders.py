@@ -8,10 +8,11 @@ one that comes while the generator waits by itself closes it at once.
 An app that doesn't hear that its client has gone would hold up each drain for `drain_timeout`. So messages are counted in a
 drain. A request that goes on sending is looked at, and cancelled if its client has gone. What shows that depends:
 
-- ASGI over HTTP/1.1 on TCP: its connection isn't there any more (`kernel.established`). A request pays nothing for it.
+- ASGI over HTTP/1.1 on TCP, websockets included: its connection isn't there any more (`kernel.established`). A request pays
+  nothing for it.
 - ASGI over HTTP/2 and on Unix sockets: streams that were reset leave their connection behind, and the kernel tells no peer. But
   granian's `receive` gives `http.disconnect` after a message that could not be sent. So it is asked (`Receiver`), and what
-  else it gives is kept for the app.
+  else it gives is kept for the app. Websockets there aren't looked at, and are cut when `drain_timeout` is over.
 - RSGI: `send_bytes` and `send_str` raise. That ends most apps; one that goes on all the same is cancelled.
 
 RSGI's protocol objects are Rust's. A wrapper of each would be paid for by each request, so the method that begins a stream is
@@ -62,16 +63,17 @@ class Senders:
         """
 
         def called(scope: Any, receive: Call, send: Call) -> Any:
-            if scope["type"] != "http":
+            if scope["type"] == "lifespan":
                 return app(scope, receive, send)
             client = scope["client"]  # middleware for proxies replaces it
-            receiver = Receiver(receive) if listens else None
+            receiver = Receiver(receive) if listens and scope["type"] == "http" else None
+            shown = not listens or receiver is not None
             sent = 0
 
             def paced(message: Any) -> Any:
                 nonlocal sent
                 sent += 1
-                if self.draining and sent > LAST_MESSAGES:
+                if self.draining and shown and sent > LAST_MESSAGES:
                     self._count(scope, client, receiver, sent)
                 return send(message) if sent % TURN else _turned(send, message)
 
