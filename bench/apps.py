@@ -6,6 +6,11 @@
 | `/slow` | `hello`, after holding its worker for 30 ms: asleep, or computing if `BENCH_SLOW=compute` |
 | `/stuck` | `hello`, after computing for a second |
 | `/pid` | the pid of the worker that answers |
+| `/megabyte` | 1 MiB |
+| `/chunks` (ASGI) | 64 KiB in pieces of 1 KiB |
+| `/upload` (ASGI) | how many bytes came |
+
+Websockets are echoed.
 
 They import the standard library alone, so that they add nothing to what a server costs. `BENCH_IMPORT_SECONDS` makes the import
 take so long.
@@ -20,6 +25,7 @@ from typing import Any
 
 HOLD = 0.030
 """For how many seconds a slow request holds its worker."""
+KIBIBYTE, MEBIBYTE = bytes(1 << 10), bytes(1 << 20)
 STUCK = 1.0
 """For how many seconds `/stuck` computes."""
 
@@ -52,6 +58,8 @@ def answer(path: str) -> bytes:
         hold()
     if path == "/stuck":
         compute(STUCK)
+    if path == "/megabyte":
+        return MEBIBYTE
     return str(os.getpid()).encode() if path == "/pid" else b"hello"
 
 
@@ -59,12 +67,42 @@ async def app(
     scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
 ) -> None:
     """The ASGI application. It has no lifespan: servers go on without one when it raises."""
+    if scope["type"] == "websocket":
+        await _echo(receive, send)
+        return
     if scope["type"] != "http":
         raise NotImplementedError(scope["type"])
-    body = answer(scope["path"])
+    path = scope["path"]
+    if path == "/chunks":
+        await _stream(send)
+        return
+    body = await _uploaded(receive) if path == "/upload" else answer(path)
     headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+async def _stream(send: Callable[[Message], Awaitable[None]]) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    for _ in range(64):
+        await send({"type": "http.response.body", "body": KIBIBYTE, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _uploaded(receive: Callable[[], Awaitable[Message]]) -> bytes:
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    return str(size).encode()
+
+
+async def _echo(receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
 
 
 def wsgi(environ: dict[str, Any], start_response: Callable[[str, list[tuple[str, str]]], Any]) -> Iterable[bytes]:

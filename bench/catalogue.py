@@ -35,7 +35,17 @@ ENDPOINTS = App("bench.endpoints:app")
 HEAVY = App("bench.heavy:app")
 FLASK = App(None, "bench.flask_hello:app")
 DJANGO = App(None, "bench.django_hello:app")
-APPS = {"hello": HELLO, "endpoints": ENDPOINTS, "heavy": HEAVY, "flask": FLASK, "django": DJANGO}
+STARLETTE = App("bench.json_apps:starlette")
+FASTAPI = App("bench.json_apps:fastapi")
+APPS = {
+    "hello": HELLO,
+    "endpoints": ENDPOINTS,
+    "heavy": HEAVY,
+    "flask": FLASK,
+    "django": DJANGO,
+    "starlette": STARLETTE,
+    "fastapi": FASTAPI,
+}
 
 
 @dataclass(frozen=True, slots=True)

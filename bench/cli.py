@@ -13,12 +13,25 @@ from bench import tools
 from bench.catalogue import COMMANDS
 from bench.errors import BenchError
 from bench.report import RESULTS, Figure, load, save, table
-from bench.suites import cost, delegation, keeper, reload, rolling, serve, shares, steered, tail, wakes, watched, wsgi
+from bench.suites import (
+    delegation,
+    keeper,
+    reload,
+    requests,
+    rolling,
+    serve,
+    shares,
+    steered,
+    tail,
+    wakes,
+    watched,
+    wsgi,
+)
 from bench.suites.plan import Plan, Suite, say
 
 SUITES: dict[str, tuple[str, Suite]] = {
     "serve": ("throughput, the master's cost, memory, healing", serve.figures),
-    "cost": ("CPU time a request and throughput on an empty handler", cost.figures),
+    "requests": ("what a request costs in its usual forms, beside uvicorn and granian", requests.figures),
     "tail": ("p99 when one request in ten blocks its worker", tail.figures),
     "threads": ("the same when they compute in threads", tail.threads),
     "rolling": ("thousands of idle clients while workers are replaced", rolling.figures),

@@ -10,10 +10,19 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
-from bench import proc, wrk
+from bench import echo, proc, wrk
+from bench.client import Target
 from bench.servers import Running
 from bench.stats import median_ratio
+
+
+class Load(Enum):
+    """What the clients do."""
+
+    REQUESTS = "requests, by wrk"
+    ECHOES = "echoes over websockets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +32,7 @@ class Rounds:
     Attributes:
         close: a connection for each request.
         seconds: of load, for each server in each round.
+        body: bytes that each request uploads; 0: it is a GET.
     """
 
     connections: int = 64
@@ -30,6 +40,15 @@ class Rounds:
     rounds: int = 5
     close: bool = False
     path: str = "/"
+    body: int = 0
+    load: Load = Load.REQUESTS
+
+    def run(self, target: Target, seconds: int) -> wrk.Report:
+        """Load a server for so many seconds."""
+        target = target.at(self.path)
+        if self.load is Load.ECHOES:
+            return echo.load(target, self.connections, seconds)
+        return wrk.load(target.url, connections=self.connections, seconds=seconds, close=self.close, body=self.body)
 
 
 @dataclass(slots=True)
@@ -78,12 +97,7 @@ def measure(servers: Sequence[Running], how: Rounds) -> dict[str, Series]:
     for number in range(how.rounds + 1):
         for server in servers:
             used = proc.tree_cpu(server.pid)
-            report = wrk.load(
-                server.target.at(how.path).url,
-                connections=how.connections,
-                seconds=how.seconds if number else 1,
-                close=how.close,
-            )
+            report = how.run(server.target, how.seconds if number else 1)
             used = proc.tree_cpu(server.pid) - used
             if number and report.requests:
                 series = found[server.name]

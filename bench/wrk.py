@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 
 from bench.errors import BenchError
@@ -50,7 +51,7 @@ def read_report(text: str) -> Report:
     return Report(int(total.group(1)), float(total.group(2)) * _UNITS[total.group(3)], errors)
 
 
-def load(url: str, *, connections: int, seconds: int, close: bool = False) -> Report:
+def load(url: str, *, connections: int, seconds: int, close: bool = False, body: int = 0) -> Report:
     """Loads a server with as many requests as it takes.
 
     One thread: it shares the cores with the server, and more of them only change hands.
@@ -58,6 +59,7 @@ def load(url: str, *, connections: int, seconds: int, close: bool = False) -> Re
     Args:
         connections: how many are kept busy at a time.
         close: a connection for each request.
+        body: bytes that each request uploads; 0: it is a GET.
 
     Raises:
         BenchError: wrk isn't installed, or didn't finish.
@@ -66,11 +68,17 @@ def load(url: str, *, connections: int, seconds: int, close: bool = False) -> Re
     if program is None:
         raise BenchError("wrk is not installed: apt-get install wrk")
     header = ["-H", "Connection: close"] if close else []
-    command = [program, "-t1", f"-c{connections}", f"-d{seconds}s", *header, url]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=False)
-    except subprocess.TimeoutExpired:
-        raise BenchError(f"wrk did not end within {seconds + 30} s: {' '.join(command)}") from None
+    command = [program, "-t1", f"-c{connections}", f"-d{seconds}s", *header]
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        if body:
+            script.write(f'wrk.method = "POST"\nwrk.body = string.rep("x", {body})\n')
+            script.flush()
+            command += ["-s", script.name]
+        command.append(url)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=False)
+        except subprocess.TimeoutExpired:
+            raise BenchError(f"wrk did not end within {seconds + 30} s: {' '.join(command)}") from None
     if done.returncode:
         raise BenchError(f"wrk failed: {(done.stderr or done.stdout).strip()[-200:]}")
     return read_report(done.stdout)

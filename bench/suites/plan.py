@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from bench.catalogue import COMMANDS
 from bench.errors import BenchError, NotAvailable
-from bench.report import Figure
+from bench.report import US, Figure, Mark, against, at_most
+from bench.rounds import Comparison
 from bench.stats import middle
 
 T = TypeVar("T")
@@ -90,3 +91,14 @@ def rate(utilisation: float, hold: float, slow: float, capacity: int) -> float:
         capacity: workers; where they compute, the cores.
     """
     return utilisation * capacity / (slow * hold)
+
+
+def compared(name: str, unit: str, found: Comparison, bound: float, *, at_least: bool) -> Figure:
+    """A comparison as a row; the mark holds the median of the ratios of pairs, uvicorn's being 1, against the bound."""
+    marks: list[Mark] = []
+    if "uvicorn" in found.ratios:
+        marks.append(against(bound, found.ratios, "uvicorn", at_least=at_least))
+    if found.errors.get(US):
+        marks.append(at_most(0, found.errors[US], "errors"))
+    details = {"ratios": found.ratios, "rounds": found.rounds, "errors": found.errors}
+    return Figure(name, unit, found.medians, marks, details)

@@ -9,8 +9,7 @@ from bench.catalogue import HEAVY
 from bench.report import US, Figure, against, at_most
 from bench.rounds import Rounds
 from bench.servers import all_running, running
-from bench.suites.cost import figure
-from bench.suites.plan import Plan, each, say, values_of
+from bench.suites.plan import Plan, compared, each, say, values_of
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
@@ -27,7 +26,7 @@ def _throughput(plan: Plan) -> Figure:
         found = throughput.compare(servers, how)
     say(str(found))
     name = "throughput, empty handler, 64 keep-alive connections"
-    return figure(name, "requests/s", found, 0.97, at_least=True)
+    return compared(name, "requests/s", found, 0.97, at_least=True)
 
 
 def _idle(plan: Plan) -> Iterator[Figure]:

@@ -17,8 +17,7 @@ from bench.openloop import Arrivals, Tail
 from bench.report import US, Figure, Mark, Values, against, at_most, ratio
 from bench.rounds import Rounds, compare, measure
 from bench.servers import Running, all_running
-from bench.suites.cost import figure
-from bench.suites.plan import CORES, Plan, medians, rate, say
+from bench.suites.plan import CORES, Plan, compared, medians, rate, say
 
 SLOW = 0.1
 POOL = 64
@@ -139,4 +138,4 @@ def threads(plan: Plan) -> Iterator[Figure]:
             rounds = compare(measure(servers, how), cpu=False)
             name = f"throughput, trivial endpoint in a thread, {connections} keep-alive connections"
             say(f"{name}: {rounds}")
-            yield figure(name, "requests/s", rounds, 0.95, at_least=True)
+            yield compared(name, "requests/s", rounds, 0.95, at_least=True)

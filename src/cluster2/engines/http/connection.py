@@ -71,6 +71,7 @@ from .limits import (
     MAX_RAW_HEAD_BYTES,
     MAX_SLICE_BYTES,
     MAX_TARGET_BYTES,
+    MAX_UNREAD_BODY_BYTES,
     PROBE_S,
 )
 from .request import COMPLETE, SENDING, Request
@@ -199,7 +200,7 @@ class Connection(asyncio.Protocol):
         self._head_read = 0
         self._bodyless = 0
         self._discarded = 0
-        self._unparsed = b""
+        self._unparsed: bytes | memoryview = b""
         self._data = b""
         self._feeding = False
         self._reading_paused = False
@@ -300,10 +301,10 @@ class Connection(asyncio.Protocol):
 
     # Input.
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: bytes | memoryview) -> None:
         """Have a slice parsed, and begin with the request that it completes."""
         if self.state == IDLE:
-            self._data = data
+            self._data = data if type(data) is bytes else b""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as stop:
@@ -347,7 +348,7 @@ class Connection(asyncio.Protocol):
                 if self._discarded > self._linger_bytes:
                     self._close()
             return
-        self._unparsed = self._unparsed + data if self._unparsed else data
+        self._unparsed = memoryview(b"".join((self._unparsed, data)) if self._unparsed else data)
         if not self._reading_paused:
             self._go_on_parsing()
 
@@ -358,7 +359,10 @@ class Connection(asyncio.Protocol):
         self._feeding = True
         try:
             while self._unparsed and not self._reading_paused and not self._input_over:
-                data, self._unparsed = self._unparsed[:MAX_SLICE_BYTES], self._unparsed[MAX_SLICE_BYTES:]
+                size = MAX_SLICE_BYTES
+                if self._receiving is not None and not self._in_head:
+                    size = max(size, min(self._receiving.left_of_body(), MAX_UNREAD_BODY_BYTES))
+                data, self._unparsed = self._unparsed[:size], self._unparsed[size:]
                 self._parse(data)
         finally:
             self._feeding = False
@@ -525,7 +529,7 @@ class Connection(asyncio.Protocol):
         request = self._receiving
         if request is None:
             return
-        self._bodyless = 0
+        self._bodyless = -len(data)  # the slice that brought it is added behind the parser's step
         if request.phase == COMPLETE:
             self._discarded += len(data)
             if self._discarded > MAX_DISCARDED_BYTES:
@@ -618,7 +622,7 @@ class Connection(asyncio.Protocol):
             return False
         return [value.lower() for name, value in self._headers if name == b"upgrade"] == [b"websocket"]
 
-    def _stopped(self, rest: bytes) -> bool:
+    def _stopped(self, rest: bytes | memoryview) -> bool:
         """Go on behind a head that asks for another protocol, where the parser has stopped.
 
         Returns:
@@ -639,7 +643,7 @@ class Connection(asyncio.Protocol):
                 self._invalid(error)
         if not self._upgrade or self._input_over:
             return False
-        self._unparsed = rest + self._unparsed
+        self._unparsed = memoryview(b"".join((rest, self._unparsed)))
         if self.state == HEAD:
             self._hand_over()
             return True
@@ -650,7 +654,7 @@ class Connection(asyncio.Protocol):
         """Let a websocket go on with the connection, unless it was closed meanwhile."""
         if self.state >= LINGERING:
             return
-        unparsed, self._unparsed = self._unparsed, b""
+        unparsed, self._unparsed = bytes(self._unparsed), b""
         if self._reading_paused:
             self._reading_paused = False
             self.transport.resume_reading()

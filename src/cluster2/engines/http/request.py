@@ -423,6 +423,11 @@ class Request:
         body, self.body = self.body, b""
         return body
 
+    def left_of_body(self) -> int:
+        """Return how many bytes of the body are to come; 0: that isn't known."""
+        length = next((value for name, value in self.headers if name == b"content-length"), b"0")
+        return int(length) - self.received
+
     def has_room(self) -> bool:
         """Return whether more of the body may be read."""
         return len(self.body) <= MAX_UNREAD_BODY_BYTES or self.disconnected or self.phase == COMPLETE
