@@ -202,7 +202,11 @@ async def app(scope, receive, send):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--no-preload", "--no-keeper")], ids=["forked", "executed"])
+@pytest.mark.parametrize(
+    "options",
+    [(), pytest.param(("--no-preload", "--no-keeper"), marks=pytest.mark.soak)],
+    ids=["forked", "executed"],
+)
 def test_killed_master_leaves_no_worker_in_c(run: Serve, tmp_path: Path, options: tuple[str, ...]) -> None:
     """A worker whose main thread is in C code for ever, with the GIL or without, ends some time after a master that is killed."""
     (tmp_path / "stuck.py").write_text(STUCK)
