@@ -153,7 +153,18 @@ PROXIES: dict[str, Start] = {
 def test_nothing_is_smuggled(run: Serve, tmp_path: Path, proxy: str, app: str) -> None:
     """No request that the proxy forbids reaches the app, and each other client gets the response to its own request."""
     attr, *options = APPS[app]
-    running = run(f"{APP}:{attr}", *options, "--engine", "http", "--rest-after", "0", workers=1).ready(1)
+    running = run(
+        f"{APP}:{attr}",
+        *options,
+        "--engine",
+        "http",
+        "--rest-after",
+        "0",
+        "--access-log",
+        "--log-to",
+        "files",
+        workers=1,
+    ).ready(1)
     directory = tmp_path / "proxy"
     directory.mkdir()
     before = PROXIES[proxy](directory, running.address[1])
@@ -166,4 +177,11 @@ def test_nothing_is_smuggled(run: Serve, tmp_path: Path, proxy: str, app: str) -
             assert (found.status, found.body) == (200, expected("echo", str(number), "GET", "m", b"", 1)), attack
     finally:
         before.close()
-    assert "Traceback" not in running.stderr
+    assert "Traceback" not in running.stderr + "".join(
+        each.read_text() for each in (running.directory / "logs").glob("*")
+    )
+    assert running.shutdown() == 0
+    # Most answers to what is smuggled go nowhere; the app's own account has them all.
+    asked = (running.directory / "logs" / "access.log").read_text()
+    assert f"/echo/{number}/" in asked
+    assert "forbidden" not in asked
