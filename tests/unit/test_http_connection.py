@@ -102,6 +102,12 @@ CORPUS: dict[str, tuple[bytes, list[int]]] = {
     "garbage behind a request": (GET + b"\0\0\0" + GET, [200, 501]),
     "method": (b"FOO / HTTP/1.1\r\nHost: a\r\n\r\n" + GET, [501]),
     "connect": (b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n" + GET, [501]),
+    "connect to a path": (b"CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n" + GET, [501]),
+    "connect to a path, with a body": (
+        b"CONNECT / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(GET) + GET,
+        [501],
+    ),
+    "connect behind another request": (GET + b"CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n" + GET, [200, 501]),
     "two words": (b"GET /\r\n\r\n", [505]),
     "0.9": (b"GET / HTTP/0.9\r\n\r\n", [505]),
     "1.2": (b"GET / HTTP/1.2\r\nHost: a\r\n\r\n", [505]),

@@ -476,15 +476,16 @@ class Connection(asyncio.Protocol):
             too_many = len(target) <= MAX_TARGET_BYTES
             self.refuse(431, "too many headers") if too_many else self.refuse(414, "the target is too long")
             return
+        name = METHODS.get(method) or self._method_name(method)
         parts = TARGETS.get(target) or self._split(target, method)
-        if parts is None:
+        if name is None or parts is None:
             return
         path, raw, query = parts
         if engine.root_path:
             path, raw = engine.root_path + path, engine.raw_root_path + raw
         request = Request(
             self,
-            METHODS.get(method) or method_name(method),
+            name,
             version,
             path,
             raw,
@@ -505,6 +506,14 @@ class Connection(asyncio.Protocol):
             self.request = self._fresh = request
         else:
             self._queue(request)
+
+    def _method_name(self, method: bytes) -> str | None:
+        """Return a method's name; None if it is refused."""
+        try:
+            return method_name(method)
+        except Refused as refused:
+            self.refuse(refused.status, refused.text)
+            return None
 
     def _split(self, target: bytes, method: bytes) -> Target | None:
         """Return the parts of a target; None if it is refused."""

@@ -61,7 +61,12 @@ def is_valid_host(value: bytes) -> bool:
 
 
 def method_name(method: bytes) -> str:
-    """Return a method's name as text."""
+    """Return a method's name as text. Raises Refused.
+
+    CONNECT is refused whatever its target: the parser takes what comes behind it for another protocol's.
+    """
+    if method == b"CONNECT":
+        raise Refused(501, "CONNECT isn't supported")
     METHODS[method] = name = method.decode("ascii")  # llhttp knows some forty
     return name
 
@@ -84,8 +89,6 @@ def split_target(target: bytes, method: bytes) -> tuple[Target, bytes | None]:
 
 def _split_unusual(target: bytes, method: bytes) -> tuple[bytes, bytes, bytes | None]:
     """Return path, query and authority of a target that isn't a plain path (RFC 9112, 3.2). Raises Refused."""
-    if method == b"CONNECT":
-        raise Refused(501, "CONNECT isn't supported")
     if target == b"*" and method == b"OPTIONS":
         return target, b"", None
     try:
