@@ -65,14 +65,11 @@ def lower():
 """
 
 
-@pytest.mark.parametrize("engine", ["uvicorn", "http"])
 @pytest.mark.parametrize("how", ["inherited", "lowered by the app"])
 @pytest.mark.parametrize("keeper", ["--keeper", "--no-keeper"])
-def test_more_clients_than_descriptors(
-    start: Callable[..., Running], tmp_path: Path, keeper: str, how: str, engine: str
-) -> None:
+def test_more_clients_than_descriptors(start: Callable[..., Running], tmp_path: Path, keeper: str, how: str) -> None:
     """Clients that a worker has no descriptors for wait in the accept queue; none is closed, and the log says why they wait."""
-    options = ("--workers", "1", "--engine", engine, keeper)
+    options = ("--workers", "1", keeper)
     if how == "inherited":
         running = limited(start, FEW, *options)
     else:

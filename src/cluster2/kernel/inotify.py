@@ -12,40 +12,54 @@ from __future__ import annotations
 import ctypes
 import os
 
-MODIFY, MOVED_TO, CREATE = 0x2, 0x80, 0x100
+MODIFY, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF = 0x2, 0x40, 0x80, 0x100, 0x200, 0x400, 0x800
+WRITTEN = MODIFY | MOVED_TO | CREATE
+"""There is something new to read."""
+CHANGED = WRITTEN | MOVED_FROM | DELETE | DELETE_SELF | MOVE_SELF
+"""The directory isn't as it was."""
 _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC  # IN_NONBLOCK and IN_CLOEXEC are the same numbers
 _BLOCK = 1 << 16
 
 
 class Inotify:
-    """Readable when something was written in a directory."""
+    """Readable when something has happened in a directory."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, events: int = WRITTEN) -> None:
         """Watch it.
+
+        Args:
+            events: `WRITTEN` or `CHANGED`.
 
         Raises:
             OSError: it isn't there, or `fs.inotify.max_user_instances` are in use.
         """
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._fd = _checked(libc.inotify_init1(_FLAGS), "inotify_init1")
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._directory, self._events = directory, events
+        self._fd = _checked(self._libc.inotify_init1(_FLAGS), "inotify_init1")
         try:
-            path = os.fsencode(directory)
-            _checked(libc.inotify_add_watch(self._fd, path, MODIFY | MOVED_TO | CREATE), directory)
+            self.renew()
         except OSError:
             os.close(self._fd)
             raise
+
+    def renew(self) -> None:
+        """Watch the directory that has this name now. Raises OSError: it isn't there."""
+        path = os.fsencode(self._directory)
+        _checked(self._libc.inotify_add_watch(self._fd, path, self._events), self._directory)
 
     def fileno(self) -> int:
         """The descriptor to wait for."""
         return self._fd
 
-    def clear(self) -> None:
-        """Forget what has happened until now."""
+    def clear(self) -> bool:
+        """Forget what has happened until now. Returns whether something has."""
+        happened = False
         try:
             while os.read(self._fd, _BLOCK):
-                pass
+                happened = True
         except BlockingIOError:
             pass  # that was all
+        return happened
 
     def close(self) -> None:
         """Watch no more."""
