@@ -10,12 +10,14 @@ import resource
 import select
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from cluster2.kernel.forking import fork_orphan
 from cluster2.kernel.processes import become_subreaper, raise_file_limit, set_parent_death_signal
 from tests.kernel.children import fork, told, wait
+from tests.kernel.leaks import descriptors
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -61,13 +63,20 @@ def test_an_orphan_passes_over_its_zygote() -> None:
     os.close(writer)
 
 
-def test_an_orphan_has_no_descriptor_more() -> None:
+def test_an_orphan_has_no_descriptor_more(tmp_path: Path) -> None:
     """Neither it nor its caller keeps an end of the pipe between them."""
     gc.collect()  # earlier tests' sockets are to be closed now, not in the middle of this one
-    before = set(os.listdir("/proc/self/fd"))
-    # It may have fewer: what other tests have imported may close its own in a child.
-    assert wait(orphan(lambda: int(not set(os.listdir("/proc/self/fd")) <= before))) == 0
-    assert set(os.listdir("/proc/self/fd")) <= before
+    before = descriptors()
+
+    def body() -> int:
+        (tmp_path / "more").write_text(
+            "\n".join(descriptors() - before)
+        )  # what other tests have imported may open some
+        return 0
+
+    assert wait(orphan(body)) == 0
+    assert "pipe:" not in (tmp_path / "more").read_text()
+    assert not {each for each in descriptors() - before if "pipe:" in each}
 
 
 def test_the_parent_death_signal_of_an_orphan() -> None:

@@ -20,7 +20,7 @@ from tests.system import forbidding
 from tests.system.clients import Connection, Load, get
 from tests.system.conftest import Serve
 from tests.system.forbidding import SETSOCKOPT
-from tests.system.harness import command, free_port, listening_ports, sample, stop, wait_until
+from tests.system.harness import PATIENCE, command, free_port, listening_ports, sample, stop, wait_until
 
 
 @pytest.mark.parametrize("name", ["plain", "wsgi"])
@@ -299,6 +299,7 @@ def test_term_while_booting(run: Serve) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_two_thousand_in_flight(run: Serve) -> None:
     """2,000 requests that are under way at TERM are all answered, each with `connection: close`; then all leave with 0."""
     running = run(sample("plain"), "--drain-timeout", "60s").ready()
@@ -317,8 +318,9 @@ def test_two_thousand_in_flight(run: Serve) -> None:
         asking = [asyncio.create_task(ask(began)) for _ in range(2000)]
         for _ in asking:
             await began.acquire()
+        in_flight = lambda: sum(row["in_flight"] for row in running.workers())  # noqa: E731
         await asyncio.to_thread(
-            wait_until, lambda: sum(row["in_flight"] for row in running.workers()) == 2000, "all are under way"
+            wait_until, lambda: in_flight() == 2000, lambda: f"all are under way: {in_flight()}", 3 * PATIENCE
         )
         running.signal(signal.SIGTERM)
         await asyncio.to_thread(running.draining)
