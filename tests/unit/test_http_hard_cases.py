@@ -196,6 +196,35 @@ async def test_a_body_that_stalls_in_a_response_without_end() -> None:
         assert transport.aborted
 
 
+class Lines:
+    """An access log that keeps status and size."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def add(self, scope: Message, status: int, size: int, took: float) -> None:
+        self.seen.append((status, size))
+
+
+@pytest.mark.parametrize("stalls", [False, True], ids=["the client ends its side", "the client stalls"])
+async def test_what_is_logged_of_a_body_that_never_came(stalls: bool) -> None:
+    """The access log has the error that the client got in place of the app's answer."""
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+
+    async with serving(app) as engine:
+        log = Lines()
+        engine.access = log  # type: ignore[assignment]
+        connection, transport = connect(engine)
+        await feed(transport, [b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc"], half_close=not stalls)
+        if stalls:
+            connection.give_up(For.BODY)
+        body = bytes(transport.output).partition(b"\r\n\r\n")[2]
+        assert log.seen == [(408 if stalls else 400, len(body))]
+
+
 async def test_scheme_of_each_request() -> None:
     """Each request through a proxy that is believed has its own scheme, also where the proxy tells no client."""
 

@@ -917,11 +917,10 @@ class Connection(asyncio.Protocol):
         elif what in (For.HEAD, For.BODY):
             request = self.request if what is For.BODY else None
             response = self._refused(408, "Request Timeout")
-            if request is not None and request.phase == SENDING:
-                request.cut()
+            if request is not None:
+                request.give_up(response)
                 return
             self.transport.write(response)
-            self._disown()
             self.end()
         else:
             self._close()

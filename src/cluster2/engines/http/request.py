@@ -205,7 +205,7 @@ class Request:
                 self.connection.body_taken()
                 return {"type": "http.request", "body": body, "more_body": True}
             elif self.broken is not None:
-                self._give_up_broken()
+                self.give_up(self.broken)
                 continue
             elif self.expects:
                 self.expects = False
@@ -453,7 +453,7 @@ class Request:
             return
         connection = self.connection
         if self.phase == SENDING:
-            self.cut()
+            self._cut()
             return
         self._head = None
         self.status, self.size = 500, len(_SERVER_ERROR)
@@ -465,17 +465,17 @@ class Request:
         self.phase = COMPLETE
         self._completed()
 
-    def _give_up_broken(self) -> None:
-        """Answer for the app that asks for the rest of a body that can't be had."""
-        assert self.broken is not None
+    def give_up(self, response: bytes) -> None:
+        """Answer for the app, which waits for the rest of a body that can't be had, and end the connection."""
         if self.phase == SENDING:
-            self.cut()
+            self._cut()
             return
-        self.transport.write(self.broken)
+        self.transport.write(response)
+        self.status, self.size = int(response[9:12]), len(response.partition(END)[2])
         self.disconnect()
         self.connection.end()
 
-    def cut(self) -> None:
+    def _cut(self) -> None:
         """End the connection before the promised end of a response that is being sent."""
         self.disconnect()
         self.connection.cut(abruptly=self._framing == _TO_THE_END)
