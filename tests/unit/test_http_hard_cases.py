@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 from cluster2.engines.base import Interface
+from cluster2.engines.http.connection import Connection as HttpConnection
 from cluster2.engines.http.limits import MAX_SLICE_BYTES
+from cluster2.engines.http.request import Request as HttpRequest
 from cluster2.engines.patience import For
 from tests.unit.http_exchange import Message, Receive, Send, connect, exchange, feed, serving, settle
 
@@ -194,6 +197,34 @@ async def test_a_body_that_stalls_in_a_response_without_end() -> None:
         connection.give_up(For.BODY)
         await settle()
         assert transport.aborted
+
+
+@pytest.mark.parametrize("how", ["asgi", "threads", "inline"])
+async def test_nothing_waits_for_the_garbage_collector(how: str) -> None:
+    """When a connection is lost, it and its requests are gone: to find cycles is a fifth of what a connection costs."""
+    wsgi = {} if how == "asgi" else {"threads": 2 if how == "threads" else 0}
+    interface = Interface.WSGI if wsgi else Interface.ASGI
+
+    def left() -> int:
+        return sum(isinstance(each, HttpConnection | HttpRequest) for each in gc.get_objects())
+
+    async with serving(leaky_wsgi if wsgi else leaky, interface, **wsgi) as engine:
+        gc.collect()
+        gc.disable()
+        try:
+            before = left()
+            for data in (GET, GET * 3, post(10), post(100_000) + GET):
+                connection, transport = connect(engine)
+                await feed(transport, [data])
+                await answering(transport, data.count(b"HTTP/1.1"))
+                transport.close()
+                await settle()
+                transport.protocol = None
+                del connection, transport
+            await settle()
+            assert left() - before <= 2  # a thread may still have its last call in hand
+        finally:
+            gc.enable()
 
 
 class Lines:

@@ -346,6 +346,10 @@ class Response:
         if self._left and not self.bodiless:
             self._lies("shorter")
 
+    def release(self) -> None:
+        """Let go of what takes the parts of the body: what the app still writes goes nowhere."""
+        self._emit = _nowhere
+
     def _never_started(self) -> NoReturn:
         raise Broken("the app returned without a call of start_response")
 
@@ -366,6 +370,10 @@ _LENGTH = "\r\ncontent-length: "
 _lines: dict[str, str] = {"Content-Length": _LENGTH, "content-length": _LENGTH}
 """Names of headers that were checked, and how their lines begin; "": they aren't the app's to send."""
 _codes: dict[str, int] = {}
+
+
+def _nowhere(data: bytes) -> None:
+    """Take a part of the body for nobody."""
 
 
 def _code(status: str) -> int:

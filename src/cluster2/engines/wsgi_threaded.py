@@ -132,6 +132,7 @@ class Call:
         except BaseException as error:
             self._fail(error)
         self._environ = None  # which may hold us
+        response.release()  # or it and we would wait for the garbage collector, with the request and its connection
 
     def more(self) -> bytes:
         """More of the request's body; b"" at its end. Raises ClientGone."""
