@@ -260,8 +260,7 @@ class Client:
         if way == "breaks off":
             for each in asked[:-1]:
                 await self._response(reader, each, continued)
-            whole = await sending == len(last.raw)
-            await self._rest(reader, last, whole)
+            await self._rest(reader, last, await sending)
             return "broken off"
         for each in asked:
             head = await self._response(reader, each, continued)
@@ -275,8 +274,8 @@ class Client:
         self._note("the end has come")
         return "half-closed" if way == "half-close" else "by the server"
 
-    async def _rest(self, reader: asyncio.StreamReader, last: Asked, whole: bool) -> None:
-        """What comes in answer to a request that the client has broken off: a response or an error, and the end."""
+    async def _rest(self, reader: asyncio.StreamReader, last: Asked, sent: int) -> None:
+        """What comes in answer to so many bytes of a request, and the end: a response, or an error; nothing to empty lines."""
         try:
             data = await reader.read()
         except ConnectionResetError:
@@ -286,9 +285,10 @@ class Client:
         while data.startswith(b"HTTP/1.1 100 "):
             data = data.partition(b"\r\n\r\n")[2]
         self._note(f"{len(data)} bytes until the end: {data[:60]!r}")
-        status = data[9:12]
-        right = (b"200", b"204") if whole or last.kind in ("unread", "duplex") else ()
-        if status not in (b"400", *right) and (data or last.kind != "duplex"):
+        right = (b"400", b"200", b"204") if last.kind in ("unread", "duplex") else (b"400",)
+        if not last.raw[:sent].strip(b"\r\n") or (last.kind == "duplex" and not data):
+            right = (b"",)
+        if data[9:12] not in right:
             raise ValueError(f"{data[:200]!r} in answer to a part of {last.raw[:60]!r}")
 
     async def _response(self, reader: asyncio.StreamReader, asked: Asked, continued: asyncio.Event) -> bytes:

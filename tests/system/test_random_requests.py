@@ -29,7 +29,7 @@ def soak(run: Serve, way: str, *, clients: int, seconds: float) -> None:
     tally, disturber = asyncio.run(
         drive(running, seed=seed, clients=clients, seconds=seconds, websockets=way == "asgi")
     )
-    print(f"{tally}; {disturber.done}")
+    print(f"{tally}; {disturber.done}", *tally.wrong[:3], sep="\n")
     assert not tally.wrong, f"SEED={seed}, {tally}\n" + "\n".join(tally.wrong[:10]) + f"\n{running.stderr[-3000:]}"
     assert len(tally.workers) > 2
     assert tally.moved > 0
