@@ -135,6 +135,26 @@ async def test_what_waits_is_not_moved(rest: bytes) -> None:
         assert connection.may_move()
 
 
+async def test_what_waits_is_not_swept() -> None:
+    """A drain without any grace doesn't close it either: the client was told that it may go on."""
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0)
+        await send(begins())
+        await send(part(b""))
+        engine.drain(moving=False)
+        engine.sweep(0.0)
+
+    async with serving(app) as engine:
+        _, transport = connect(engine)
+        size = 5 * MAX_SLICE_BYTES - len(post(0)) - 4
+        await feed(transport, [post(size) + GET])
+        await settle()
+        assert bytes(transport.output).count(b"HTTP/1.1 200") == 2
+        assert bytes(transport.output).count(b"connection: close") == 1
+        assert transport.closed or transport.ended
+
+
 async def test_continue_behind_a_head() -> None:
     """An app that reads the body when a part of its response is out gets it; no 100 Continue comes within the response."""
 

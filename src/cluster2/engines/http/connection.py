@@ -846,8 +846,8 @@ class Connection(asyncio.Protocol):
     # For the worker; see `engines.base`.
 
     def idle(self) -> bool:
-        """Whether it waits for a request."""
-        return self.state == IDLE
+        """Whether it waits for a request, of which not a byte has come."""
+        return self.state == IDLE and not self._unparsed
 
     def may_move(self) -> bool:
         """Whether another process could go on with it now."""

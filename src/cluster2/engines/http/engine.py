@@ -23,7 +23,7 @@ from ...settings import Settings
 from ..base import Capability, Census, Hold, Interface, Movable, Served, Site
 from ..ending import alone, cancel, readable, reset
 from ..patience import Patience
-from .connection import IDLE, LINGERING, UPGRADED, Connection
+from .connection import LINGERING, UPGRADED, Connection
 from .lifespan import Lifespan
 from .limits import LAST_MESSAGES
 from .proxy_headers import UNIX_PEER, TrustedProxies
@@ -366,7 +366,7 @@ class HttpEngine:
             self._cancel_senders()
         known, self._idle_since = self._idle_since, {}
         for connection in list(self.connections):
-            if connection.state == IDLE:
+            if connection.idle():
                 since = self._idle_since[connection] = known.get(connection, now)
                 if now - since >= grace:
                     alone(connection.close_idle, connection.transport, "closing")
