@@ -40,6 +40,8 @@ def exchange(address: tuple[str, int], raw: bytes, later: bytes = b"") -> Answer
         received = b""
         try:
             connection.sendall(raw)
+            if b"keep-alive" in raw:
+                connection.shutdown(socket.SHUT_WR)  # else the connection would have no end
             if later:
                 received = connection.recv(65536)
                 connection.sendall(later)

@@ -5,10 +5,23 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
 import pytest
+
+MASTERS = [getattr(signal, f"SIG{name}") for name in ["HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "TTIN", "TTOU"]]
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """Put back the effects of signals: a master that ends in the test's own process leaves them ignored."""
+    before = {number: signal.getsignal(number) for number in MASTERS}
+    yield
+    for number, effect in before.items():
+        if signal.getsignal(number) is not effect:
+            signal.signal(number, effect)
 
 
 @pytest.fixture
