@@ -22,9 +22,10 @@ from .emitter import Emitter
 from .errors import ClusterError, ConfigError
 from .kernel import processes, signals
 from .kernel.lifeline import Lifeline
-from .kernel.listeners import Listener, open_all, systemd_fds
+from .kernel.listeners import Listener, SocketFile, open_all, systemd_fds
 from .kernel.notify import Notifier
 from .kernel.pidfiles import PidsDirectory
+from .kernel.privileges import ids
 from .kinds import Address, FdAddress, TcpAddress
 from .master.estate import Estate, Options, make_board
 from .master.herald import Herald
@@ -33,7 +34,7 @@ from .master.loop import Master
 from .master.nursery import default_argv
 from .master.switchboard import Switchboard
 from .master.verbs import SIGNALS
-from .settings import OPTIONS, validate
+from .settings import OPTIONS, Settings, validate
 
 logger = logging.getLogger("cluster2.master")
 
@@ -195,13 +196,19 @@ def listening(config: Config) -> Iterator[list[tuple[int, Listener]]]:
     """The listeners of each app, by its index."""
     places = _places(config)
     flat = [address for addresses in places for address in addresses]
-    listeners = open_all(flat, backlog=config.settings.backlog)
+    listeners = open_all(flat, backlog=config.settings.backlog, files=_socket_files(config.settings))
     sites = [site for site, addresses in enumerate(places) for _ in addresses]
     try:
         yield list(zip(sites, listeners, strict=True))
     finally:
         for listener in listeners:
             listener.close()
+
+
+def _socket_files(settings: Settings) -> SocketFile:
+    """Return how socket files are made: workers' files are made likewise."""
+    owner = None if settings.user is None and settings.group is None else ids(settings.user, settings.group)
+    return SocketFile(0o666 & ~(settings.umask or 0), owner)
 
 
 @contextlib.contextmanager

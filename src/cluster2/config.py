@@ -1,5 +1,7 @@
 """Where the values of options come from: code or flags, the environment, the file, defaults, in this order.
 
+Between the file and the defaults stand variables that other servers read for the same (`Option.shared_variable`).
+
 `load` gathers them, checks each, and notes for each where it came from, since a message that names the line, the
 variable or the flag spares a search.
 """
@@ -34,7 +36,7 @@ class Config:
 
     Attributes:
         sources: for each option by dotted name where its value is from: "default", "flag --workers",
-            "CLUSTER2_WORKERS", "cluster2.toml:3", "code".
+            "CLUSTER2_WORKERS", "cluster2.toml:3", "code", "FORWARDED_ALLOW_IPS".
         warnings: what looks like a mistake but need not be one, a line each.
         again: gathers them again, as they are now; raises ConfigError as `load` does.
     """
@@ -46,11 +48,14 @@ class Config:
 
     def explicit(self, name: str) -> bool:
         """Whether the option of that dotted name was set on purpose, be it to its default."""
-        return self.sources[name] != "default"
+        return self.sources[name] not in ("default", OPTIONS[name].shared_variable)
 
 
 class _Given(NamedTuple):
-    """A raw value; of two, the one with the higher rank (1 file, 2 environment, 3 code or flag) counts."""
+    """A raw value; of two, the one with the higher rank counts.
+
+    Ranks are 0 default, 1 shared variable, 2 file, 3 environment, 4 code or flag.
+    """
 
     raw: object
     source: str
@@ -89,8 +94,10 @@ def load(
     """
     directory = working_directory() if directory is None else directory
     warnings: list[str] = []
-    found = _from_file(directory, file, warnings)
-    found |= _from_environment(os.environ if environ is None else environ, warnings)
+    variables = os.environ if environ is None else environ
+    found = _from_shared_variables(variables)
+    found |= _from_file(directory, file, warnings)
+    found |= _from_environment(variables, warnings)
     found |= _from_code(given, origin)
     _settle_addresses(found)
     complete = {name: found.get(name, _Given(option.default, "default", 0)) for name, option in OPTIONS.items()}
@@ -142,9 +149,9 @@ def lookup(
     directory = working_directory() if directory is None else directory
     environ = os.environ if environ is None else environ
     if given is not None:
-        return _value(option, _Given(given, option.flag or "code", 3), directory)
+        return _value(option, _Given(given, option.flag or "code", 4), directory)
     if option.variable is not None and option.variable in environ:
-        return _value(option, _Given(environ[option.variable], option.variable, 2), directory)
+        return _value(option, _Given(environ[option.variable], option.variable, 3), directory)
     for key, each in _read_file(directory, None, []):
         if key == name:
             return _value(option, each, directory)
@@ -288,8 +295,13 @@ def _from_code(given: Mapping[str, Any], origin: Callable[[str], str]) -> dict[s
         if name not in OPTIONS:
             raise ConfigError(f"{_unknown(name)} ({origin(name)})")
         if raw is not None:
-            found[name] = _Given(raw, origin(name), 3)
+            found[name] = _Given(raw, origin(name), 4)
     return found
+
+
+def _from_shared_variables(environ: Mapping[str, str]) -> dict[str, _Given]:
+    shared = {name: option.shared_variable for name, option in OPTIONS.items() if option.shared_variable}
+    return {name: _Given(environ[each], each, 1) for name, each in shared.items() if each in environ}
 
 
 def _from_environment(environ: Mapping[str, str], warnings: list[str]) -> dict[str, _Given]:
@@ -301,7 +313,7 @@ def _from_environment(environ: Mapping[str, str], warnings: list[str]) -> dict[s
         # Kubernetes announces a service named cluster2 by a variable that has the name of our option.
         announced = variable == "CLUSTER2_PORT" and re.match("(tcp|udp|sctp)://", raw)
         if variable in options and not announced:
-            found[options[variable]] = _Given(raw, variable, 2)
+            found[options[variable]] = _Given(raw, variable, 3)
         else:
             closest = [] if announced else _closest(variable, options, 0.8)
             hint = f"; did you mean {closest[0]}?" if closest else ""
@@ -356,7 +368,7 @@ def _located(path: Path, shown: str) -> Iterator[tuple[str, _Given]]:
     text = path.read_text("utf-8") if table else ""
     for name, raw in flatten(table):
         line = line_of(text, f"tool.cluster2.{name}" if _shared(path) else name)
-        yield name, _Given(raw, f"{shown}:{line}" if line else shown, 1)
+        yield name, _Given(raw, f"{shown}:{line}" if line else shown, 2)
 
 
 def flatten(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import PurePath
@@ -252,7 +252,7 @@ def _reference(raw: object) -> Any:
     raise ValueError
 
 
-def _items(raw: object) -> Iterable[object]:
+def _items(raw: object) -> Sequence[object]:
     """What is in a list; a text is a list with commas, any other value a list of one."""
     if isinstance(raw, str):
         return [item.strip() for item in raw.split(",") if item.strip()]
@@ -275,6 +275,58 @@ def _apps(raw: object) -> Any:
     if not isinstance(raw, list | tuple):
         raise ValueError
     return tuple((target, tuple(_place(place) for place in _items(places))) for target, places in raw)
+
+
+# Proxies that are believed
+
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """Peers whose `X-Forwarded-*` headers are believed.
+
+    Attributes:
+        networks: of which all addresses are; IPv4 addresses in IPv6 form count as IPv4 addresses.
+        all_peers: all are, whatever their address.
+        unix: the peers of Unix sockets are.
+    """
+
+    networks: tuple[IpNetwork, ...]
+    all_peers: bool
+    unix: bool
+
+
+def parse_proxies(text: str) -> Proxies:
+    """Return the peers that a value of `forwarded_allow_ips` names; an empty text names none.
+
+    Raises:
+        ValueError: an item is no address, no network, and neither `unix:` nor `*`; the text names it.
+    """
+    items = _items(text)
+    networks = tuple(_network(str(item)) for item in items if item not in ("*", "unix:"))
+    return Proxies(networks, all_peers="*" in items, unix="*" in items or "unix:" in items)
+
+
+def _network(item: str) -> IpNetwork:
+    """Return the network that an item names; for a single address, that with nothing else in it."""
+    if item.startswith("unix:"):
+        raise _HintError(f"{item!r} names one socket: write `unix:`, which stands for all Unix sockets")
+    try:
+        network = ipaddress.ip_network(item)
+    except ValueError as error:
+        raise _HintError(str(error) if repr(item) in str(error) else f"{item!r}: {error}") from None
+    # Peers of a dual-stack listener are compared by their IPv4 address, so a network of the mapped form is as well.
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is not None and network.prefixlen >= 96:
+        return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+    return network
+
+
+def _proxies(raw: object) -> str:
+    items = [_text(item) for item in _items(raw)]
+    parse_proxies(text := ",".join(items))
+    return text
 
 
 def count(least: int = 0) -> Kind:
@@ -323,6 +375,12 @@ UMASK = Kind(
 HOST = Kind("HOST", "a host name or an IP address", _host)
 ADDRESS = Kind("ADDRESS", "host:port, [ipv6]:port, unix:path or fd://3", _address)
 ADDRESSES = Kind("ADDRESS", ADDRESS.describe, lambda raw: tuple(_address(item) for item in _items(raw)), _joined)
+PROXIES = Kind(
+    "PROXIES",
+    "addresses and networks such as 10.0.0.0/8, unix: for the peers of Unix sockets, or * for all, with commas; "
+    "empty: none",
+    _proxies,
+)
 REFERENCE = Kind("REFERENCE", "module:function", _reference)
 APPS = Kind("LIST", 'a list of pairs such as ["module:attr", 3000], with a port, an address or several', _apps)
 

@@ -71,6 +71,8 @@ def _row(option: Option) -> str:
         notes.append("no flag or variable")
     if option.seed and option.seed != option.name:
         notes.append(f"was `{option.seed}`")
+    if option.shared_variable:
+        notes.append(f"where it isn't set, `{option.shared_variable}` counts")
     meaning = option.help + (f" ({'; '.join(notes)})" if notes else "")
     default = option.show(option.default) if option.default != () else ""
     cells = (f"`{option.name}`{marks}", option.kind.describe, f"`{default}`" if default else "–", meaning)

@@ -28,6 +28,7 @@ from .kinds import (
     PORT,
     PORTS,
     POSITIVE,
+    PROXIES,
     RATIO,
     REFERENCE,
     SIZE,
@@ -65,6 +66,8 @@ class Option:
         positional: whether the command line has it as an argument and not as a flag.
         secret: whether its value must not be shown.
         file: whether it names a file that a generation needs, and that is read once, when the generation is loaded.
+        shared_variable: an environment variable that other servers read for the same. It counts less than the file, and
+            isn't taken for the user's wish: an engine that can't honour it isn't refused.
     """
 
     field: str
@@ -83,6 +86,7 @@ class Option:
     positional: bool = False
     secret: bool = False
     file: bool = False
+    shared_variable: str | None = None
 
     @property
     def flag(self) -> str | None:
@@ -306,8 +310,14 @@ class Settings:
     lifespan: str = option(
         "auto", choice("auto", "on", "off"), "ASGI lifespan events", _ENGINE, needs="lifespan", moot=("auto", "off")
     )
-    forwarded_allow_ips: str | None = option(
-        None, TEXT, "proxies whose X-Forwarded-* are believed, with commas; * for all", _ENGINE, needs="proxy-headers"
+    forwarded_allow_ips: str = option(
+        "127.0.0.1,::1,unix:",
+        PROXIES,
+        "proxies whose X-Forwarded-For and X-Forwarded-Proto are believed",
+        _ENGINE,
+        needs="proxy-headers",
+        moot=("",),
+        shared_variable="FORWARDED_ALLOW_IPS",
     )
     root_path: str = option(
         "", TEXT, "the path under which a proxy has mounted the app", _ENGINE, needs="proxy-headers", moot=("",)

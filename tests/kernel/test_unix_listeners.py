@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster2.errors import AddressInUse, ConfigError
-from cluster2.kernel.listeners import PATH_BYTES, open_all
+from cluster2.kernel.listeners import PATH_BYTES, SocketFile, open_all
 from cluster2.kinds import UnixAddress
 from tests.kernel.children import leaving
 from tests.kernel.visitors import Open, accept, ask, serve
@@ -37,9 +37,20 @@ def test_a_unix_socket(listen: Open, tmp_path: Path) -> None:
 
 def test_the_mode_of_a_socket_file(tmp_path: Path) -> None:
     """Its mode is what the caller says."""
-    (listener,) = open_all([UnixAddress(str(tmp_path / "a.sock"))], backlog=1, unix_mode=0o660)
+    (listener,) = open_all([UnixAddress(str(tmp_path / "a.sock"))], backlog=1, files=SocketFile(0o660))
     assert stat.S_IMODE((tmp_path / "a.sock").stat().st_mode) == 0o660
     listener.close()
+
+
+def test_the_owner_of_a_socket_file(tmp_path: Path) -> None:
+    """Its owner is the one that the caller says; a process that may not give files away keeps it."""
+    owner = (12345, 23456)
+    path = tmp_path / "a.sock"
+    (listener,) = open_all([UnixAddress(str(path))], backlog=1, files=SocketFile(0o660, owner))
+    found = path.stat()
+    assert (found.st_uid, found.st_gid) == (owner if os.geteuid() == 0 else (os.geteuid(), os.getegid()))
+    listener.close()
+    assert not path.exists()
 
 
 def test_a_relative_path(listen: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

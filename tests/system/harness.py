@@ -129,7 +129,8 @@ def free_port() -> int:
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment without options of cluster2 that the developer may have set; an import path goes before theirs."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CLUSTER2_", "LISTEN_"))}
+    strange = ("CLUSTER2_", "LISTEN_", "FORWARDED_ALLOW_IPS")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
     made = kept | {"PYTHONFAULTHANDLER": "1"} | dict(extra or {})
     if extra and "PYTHONPATH" in extra and "PYTHONPATH" in kept:
         made["PYTHONPATH"] = f"{extra['PYTHONPATH']}{os.pathsep}{kept['PYTHONPATH']}"

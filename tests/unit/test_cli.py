@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 def _somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test has an empty working directory, and an environment without options."""
     monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("CLUSTER2_")]:
+    for name in [name for name in os.environ if name.startswith(("CLUSTER2_", "FORWARDED_ALLOW_IPS"))]:
         monkeypatch.delenv(name)
 
 
@@ -220,6 +220,17 @@ def test_config_shows_sources(tmp_path: Path) -> None:
     assert rows["workers"].split() == ["3", "CLUSTER2_WORKERS"]
     assert rows["timeout"].split() == ["90s", "flag", "--timeout"]
     assert "hush" not in result.stdout
+
+
+def test_config_shows_which_proxies_are_believed() -> None:
+    """The default is shown as it is, an empty value as one, and the source is also named if it is other servers' variable."""
+    for environment, shown in (
+        ({}, "127.0.0.1,::1,unix: default"),
+        ({"FORWARDED_ALLOW_IPS": "10.0.0.1"}, "10.0.0.1 FORWARDED_ALLOW_IPS"),
+        ({"CLUSTER2_FORWARDED_ALLOW_IPS": ""}, '"" CLUSTER2_FORWARDED_ALLOW_IPS'),
+    ):
+        lines = CliRunner(env=environment).invoke(cli, ["config"]).stdout.splitlines()
+        assert [" ".join(line.split()[1:]) for line in lines if line.startswith("forwarded_allow_ips ")] == [shown]
 
 
 def test_config_as_json(tmp_path: Path) -> None:

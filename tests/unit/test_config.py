@@ -56,6 +56,39 @@ def test_precedence(tmp_path: Path, values: dict[str, int]) -> None:
     assert found.explicit("backlog") == bool(values)
 
 
+@pytest.mark.parametrize(
+    ("given", "environ", "file", "value", "source"),
+    [
+        ({}, {}, "", "127.0.0.1,::1,unix:", "default"),
+        ({}, {"FORWARDED_ALLOW_IPS": "10.0.0.1"}, "", "10.0.0.1", "FORWARDED_ALLOW_IPS"),
+        ({}, {"FORWARDED_ALLOW_IPS": ""}, "", "", "FORWARDED_ALLOW_IPS"),
+        ({}, {"FORWARDED_ALLOW_IPS": "*"}, "forwarded_allow_ips = ''", "", "cluster2.toml:1"),
+        ({}, {"FORWARDED_ALLOW_IPS": "*", "CLUSTER2_FORWARDED_ALLOW_IPS": ""}, "", "", "CLUSTER2_FORWARDED_ALLOW_IPS"),
+        ({"forwarded_allow_ips": ["::1", "unix:"]}, {"FORWARDED_ALLOW_IPS": "*"}, "", "::1,unix:", "code"),
+    ],
+)
+def test_proxies_that_are_believed(
+    tmp_path: Path, given: dict[str, Any], environ: dict[str, str], file: str, value: str, source: str
+) -> None:
+    """The variable of other servers counts, but for less than each way of our own, and isn't taken for the user's wish."""
+    (tmp_path / "cluster2.toml").write_text(file)
+    found = load(tmp_path, given, environ=environ)
+    assert (found.settings.forwarded_allow_ips, found.sources["forwarded_allow_ips"]) == (value, source)
+    assert found.explicit("forwarded_allow_ips") == (source not in ("default", "FORWARDED_ALLOW_IPS"))
+
+
+@pytest.mark.parametrize("form", ["file", "variable", "shared"])
+def test_proxies_that_cannot_be(tmp_path: Path, form: str) -> None:
+    """A network that is none is refused with its source, also if other servers' variable has it."""
+    (tmp_path / "cluster2.toml").write_text("\nforwarded_allow_ips = ['10.0.0.0/33']" if form == "file" else "")
+    environ = {"variable": "CLUSTER2_FORWARDED_ALLOW_IPS", "shared": "FORWARDED_ALLOW_IPS"}
+    source = {**environ, "file": "cluster2.toml:2"}[form]
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, environ={environ[form]: "::1,10.0.0.0/33"} if form in environ else {})
+    assert error.value.message.startswith("forwarded_allow_ips = ")
+    assert f"({source}): '10.0.0.0/33' does not appear to be an IPv4 or IPv6 network; expected" in error.value.message
+
+
 def test_all_of_an_options_forms(tmp_path: Path) -> None:
     """Text and native values of the four sources become the same types."""
     (tmp_path / "cluster2.toml").write_text(

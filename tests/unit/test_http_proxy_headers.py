@@ -9,15 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster2.engines.http.proxy_headers import MAX_HOPS, UNIX_PEER, TrustedProxies, websocket_scheme
-from cluster2.errors import ConfigError
+from cluster2.kinds import PROXIES, parse_proxies
 
 PEER = ("10.0.0.1", 5000)
+
+
+def trusting(trusted: str) -> TrustedProxies:
+    """The proxies of a value of the option."""
+    return TrustedProxies(parse_proxies(PROXIES.parse(trusted)))
 
 
 def resolve(trusted: str, *lines: str, peer: tuple[str, int] | None = PEER) -> tuple[str, int] | None:
     """The client, for these lines of X-Forwarded-For."""
     headers = [(b"x-forwarded-for", line.encode("latin-1")) for line in lines]
-    return TrustedProxies.parse(trusted).resolve(peer, headers)[0]
+    return trusting(trusted).resolve(peer, headers)[0]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +72,9 @@ def test_garbage_ends_the_search(garbage: str) -> None:
 def test_mapped_peers() -> None:
     """The peer of a dual-stack listener is trusted by its IPv4 address."""
     assert resolve("10.0.0.0/8", "192.0.2.7", peer=("::ffff:10.0.0.1", 5000)) == ("192.0.2.7", 0)
-    assert resolve("::ffff:10.0.0.1", "192.0.2.7") == ("192.0.2.7", 0)
+    for mapped in ("::ffff:10.0.0.1", "::ffff:10.0.0.0/104", "::ffff:0:0/96"):
+        for peer in (PEER, ("::ffff:10.0.0.1", 5000)):
+            assert resolve(mapped, "::ffff:192.0.2.7, 10.0.0.1", peer=peer) == ("192.0.2.7", 0)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +82,7 @@ def test_mapped_peers() -> None:
 )
 def test_unix_sockets(trusted: str, believed: bool) -> None:
     """The peer of a Unix socket is believed if `unix:` or `*` says so; it has no address of its own."""
-    proxies = TrustedProxies.parse(trusted)
+    proxies = trusting(trusted)
     assert proxies.trusts(UNIX_PEER) is believed
     assert resolve(trusted, "192.0.2.7", peer=UNIX_PEER) == (("192.0.2.7", 0) if believed else None)
     assert resolve(trusted, peer=UNIX_PEER) is None
@@ -110,8 +117,8 @@ def test_a_peer_that_is_not_known() -> None:
 def test_the_scheme(values: list[bytes], scheme: str | None) -> None:
     """The nearest proxy's word counts, if it is a scheme of HTTP or of websockets; only trusted proxies are believed."""
     headers = [(b"x-forwarded-proto", value) for value in values]
-    assert TrustedProxies.parse("10.0.0.1").resolve(PEER, headers) == (PEER, scheme)
-    assert TrustedProxies.parse("10.0.0.2").resolve(PEER, headers) == (PEER, None)
+    assert trusting("10.0.0.1").resolve(PEER, headers) == (PEER, scheme)
+    assert trusting("10.0.0.2").resolve(PEER, headers) == (PEER, None)
 
 
 def test_the_scheme_of_websockets() -> None:
@@ -120,13 +127,39 @@ def test_the_scheme_of_websockets() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", ["localhost", "10.0.0.0/33", "10.0.0.1/8", "2001:db8::/129", "unix:/run/x", "1.2.3", "**", "10.0.0.0/x"]
+    ("bad", "reason"),
+    [
+        ("localhost", "does not appear to be"),
+        ("10.0.0.0/33", "'10.0.0.0/33' does not appear to be"),
+        ("10.0.0.1/8", "has host bits set"),
+        ("2001:db8::/129", "does not appear to be"),
+        ("unix:/run/x", "write `unix:`"),
+        ("1.2.3", "does not appear to be"),
+        ("**", "does not appear to be"),
+        ("10.0.0.0/x", "does not appear to be"),
+    ],
 )
-def test_bad_items(bad: str) -> None:
-    """The message names the item that can't be understood."""
-    with pytest.raises(ConfigError, match="forwarded_allow_ips: ") as error:
-        TrustedProxies.parse(f"127.0.0.1, {bad} ,::1")
-    assert repr(bad) in str(error.value)
+def test_bad_items(bad: str, reason: str) -> None:
+    """The message names the item that can't be understood, what is wrong with it, and what is allowed."""
+    with pytest.raises(ValueError, match="expected addresses and networks such as") as error:
+        PROXIES.parse(f"127.0.0.1, {bad} ,::1")
+    assert bad in str(error.value)
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [
+        ("", ""),
+        (" , ", ""),
+        ([], ""),
+        ("10.0.0.1 , unix:,*", "10.0.0.1,unix:,*"),
+        (["10.0.0.0/8", "::1"], "10.0.0.0/8,::1"),
+    ],
+)
+def test_values(raw: object, value: str) -> None:
+    """A list is as good as a text; nothing in it means that no peer is trusted."""
+    assert PROXIES.parse(raw) == value
 
 
 def test_long_lists_are_bounded() -> None:
@@ -167,7 +200,7 @@ def test_what_a_client_sends_changes_nothing(
 def test_any_bytes(forwarded: bytes, scheme: bytes) -> None:
     """Any bytes give an address and a scheme, never an error."""
     headers = [(b"x-forwarded-for", forwarded), (b"x-forwarded-proto", scheme)]
-    client, told = TrustedProxies.parse("*").resolve(PEER, headers)
+    client, told = trusting("*").resolve(PEER, headers)
     assert client is not None
     ipaddress.ip_address(client[0])
     assert 0 <= client[1] <= 0xFFFF

@@ -77,4 +77,4 @@ def _shown(name: str, values: dict[str, Any]) -> Any:
 def _line(name: str, config: Config) -> str:
     option = OPTIONS[name]
     value = getattr(config.settings, option.field)
-    return option.show(value) if value not in (None, ()) else "-"
+    return option.show(value) or '""' if value not in (None, ()) else "-"

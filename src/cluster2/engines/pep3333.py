@@ -41,7 +41,7 @@ CONTROLS = bytes([*range(9), *range(10, 32), 127])
 _HOP_BY_HOP = frozenset(
     {"keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
 )
-_PORTS = {"http": "80", "https": "443"}
+_PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
 
 
 class Broken(Exception):

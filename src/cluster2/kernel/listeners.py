@@ -8,8 +8,10 @@ with several addresses gives one listener, on the first, IPv4 before IPv6 (as in
 
 **Unix sockets.** A file that is left over looks like one in use: only a connect tells (ECONNREFUSED: nobody listens).
 The file's mode is set by `fchmod` before `bind` and under an umask of 0, so that it never has another: 0666 unless told
-otherwise, as other servers do, since a proxy runs as another user; the directory around it says who may come near. A
-file is removed only if it is still the one that we made (device and inode).
+otherwise, as other servers do, since a proxy runs as another user; the directory around it says who may come near. Its owner
+can't be set before: `bind` takes that of the process. It is changed through a descriptor of the file (O_PATH) that is known to
+be a socket of ours, so that whoever can write to the directory can't have another file given away. A file is removed only if
+it is still the one that we made (device and inode).
 
 **Shutting the door.** Before a cluster leaves, nobody new may come in, while all that is in the accept queue must be
 served, and so must handshakes under way: those clients believe that they are connected, and some have sent their
@@ -46,7 +48,7 @@ import stat
 import struct
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, NoReturn, Protocol
+from typing import Final, NamedTuple, NoReturn, Protocol
 
 from cluster2.errors import AddressInUse, ConfigError
 from cluster2.kernel.syn_sink import open_sink
@@ -110,12 +112,27 @@ class Listener:
                     os.unlink(path)
 
 
-def open_all(addresses: Sequence[Address], *, backlog: int, unix_mode: int = 0o666) -> list[Listener]:
+class SocketFile(NamedTuple):
+    """How the files of Unix sockets are made.
+
+    Attributes:
+        mode: their mode.
+        owner: their user and group; None: those of this process.
+    """
+
+    mode: int = 0o666
+    owner: tuple[int, int] | None = None
+
+
+OPEN_TO_ALL: Final = SocketFile()
+
+
+def open_all(addresses: Sequence[Address], *, backlog: int, files: SocketFile = OPEN_TO_ALL) -> list[Listener]:
     """Bind and listen: one listener for each address, in their order. All or none: an error closes what was opened.
 
     Args:
         backlog: the length of each accept queue (the kernel bounds it by `net.core.somaxconn`).
-        unix_mode: the mode of socket files.
+        files: how the files of Unix sockets are made.
     Raises:
         AddressInUse: somebody listens there.
         ConfigError: an address that can't be bound, or an inherited descriptor that is no listening stream socket.
@@ -127,7 +144,7 @@ def open_all(addresses: Sequence[Address], *, backlog: int, unix_mode: int = 0o6
                 case TcpAddress():
                     listeners.append(_open_tcp(address, backlog))
                 case UnixAddress():
-                    listeners.append(_open_unix(address, backlog, unix_mode))
+                    listeners.append(_open_unix(address, backlog, files))
                 case FdAddress():
                     if any(address == other.address for other in listeners):
                         raise ConfigError(f"{address} is given twice")
@@ -273,7 +290,7 @@ def _holder(host: str, port: int) -> str:
     return ""
 
 
-def _open_unix(address: UnixAddress, backlog: int, mode: int) -> Listener:
+def _open_unix(address: UnixAddress, backlog: int, files: SocketFile) -> Listener:
     path = os.path.abspath(address.path)
     size = len(os.fsencode(address.path))
     if size > PATH_BYTES:
@@ -283,8 +300,10 @@ def _open_unix(address: UnixAddress, backlog: int, mode: int) -> Listener:
     _make_room(address)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _bind_unix(sock, address.path, mode)
+        _bind_unix(sock, address.path, files.mode)
         found = os.lstat(path)
+        if files.owner is not None:
+            _give_away(path, *files.owner)
         listener = Listener(sock, address, True, (path, found.st_dev, found.st_ino))
     except OSError as error:
         sock.close()
@@ -306,6 +325,17 @@ def _bind_unix(sock: socket.socket, path: str, mode: int) -> None:
         sock.bind(path)
     finally:
         os.umask(umask)
+
+
+def _give_away(path: str, user: int, group: int) -> None:
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid():
+            with contextlib.suppress(PermissionError):  # who can't become that user is told so when the app is loaded
+                os.chown(f"/proc/self/fd/{fd}", user, group)
+    finally:
+        os.close(fd)
 
 
 def _make_room(address: UnixAddress) -> None:

@@ -19,6 +19,7 @@ from email.utils import formatdate
 from typing import Any, ClassVar
 
 from ...errors import AppError
+from ...kinds import parse_proxies
 from ...settings import Settings
 from ..base import Capability, Census, Hold, Interface, Movable, Served, Site
 from ..ending import alone, cancel, readable, reset
@@ -47,8 +48,6 @@ _HTTP = frozenset(
     }
 )
 """What it can do for apps of both interfaces."""
-TRUSTED_BY_DEFAULT = "127.0.0.1"
-"""Proxies that are believed if the option doesn't say."""
 REFUSAL_LOG_INTERVAL_S = 1.0
 """Seconds between two lines about refused requests, so that clients can't fill the log."""
 THREAD_LOOK_S = 0.01
@@ -107,8 +106,7 @@ class HttpEngine:
         self._moving = False
         self._keep_alive = settings.keep_alive
         self._patience = Patience(settings.timeout)
-        trusted = settings.forwarded_allow_ips
-        self._proxies = TrustedProxies.parse(TRUSTED_BY_DEFAULT if trusted is None else trusted)
+        self._proxies = TrustedProxies(parse_proxies(settings.forwarded_allow_ips))
         self._bridge = self._wsgi_server(site) if site.interface is Interface.WSGI else None
         self._pool = None if self._bridge is None else self._bridge.pool
         self._app = site.wrap(self._bridge or site.app, Interface.ASGI)

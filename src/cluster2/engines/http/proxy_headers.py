@@ -20,9 +20,9 @@ import functools
 import ipaddress
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
-from ...errors import ConfigError
+from ...kinds import Proxies
 
 Address = tuple[str, int]
 """A host and a port. A port that isn't known is 0."""
@@ -39,7 +39,6 @@ _V4_PORT = re.compile(r"([0-9.]+):([0-9]{1,5})")
 _V6_BRACKETS = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::([0-9]{1,5}))?")
 
 _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
-_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class _Hop(NamedTuple):
@@ -52,34 +51,13 @@ class _Hop(NamedTuple):
 class TrustedProxies:
     """Decide which peers are proxies, and take the client and the scheme from the headers of these."""
 
-    def __init__(self, networks: Iterable[_Network], *, all_peers: bool = False, unix: bool = False) -> None:
-        """Trust these networks.
-
-        Args:
-            networks: of which all addresses are trusted.
-            all_peers: trust all of them, whatever their address.
-            unix: the peers of Unix sockets are trusted.
-        """
-        self._networks = tuple(networks)
-        self._all_peers = all_peers
-        self._unix = unix or all_peers
+    def __init__(self, proxies: Proxies) -> None:
+        """Trust these peers."""
+        self._networks = proxies.networks
+        self._all_peers = proxies.all_peers
+        self._unix = proxies.unix
         # A proxy has few addresses, and a client sends many requests: parsing takes 2 µs, a look into the cache 0.1.
         self._hop: Callable[[str], _Hop | None] = functools.lru_cache(_CACHED_ENTRIES)(self._examine)
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Return what the value of `forwarded_allow_ips` trusts.
-
-        Args:
-            text: addresses (`127.0.0.1`, `::1`), networks (`10.0.0.0/8`), `unix:` for the peers of Unix sockets, or `*` for all;
-                separated by commas. An empty text trusts nothing.
-
-        Raises:
-            ConfigError: an item is none of these; the message names it.
-        """
-        items = [item for item in (part.strip() for part in text.split(",")) if item]
-        networks = [_network(item) for item in items if item not in ("*", "unix:")]
-        return cls(networks, all_peers="*" in items, unix="unix:" in items)
 
     def trusts(self, peer: Address | None) -> bool:
         """Return whether a peer's headers are believed. This doesn't change while a connection is open.
@@ -163,14 +141,3 @@ def _host_and_port(text: str) -> tuple[str, int]:
 def _plain(ip: _IP) -> _IP:
     """Return the IPv4 address that an IPv6 address maps; else the same."""
     return (ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else ip
-
-
-def _network(item: str) -> _Network:
-    """Return the network that an item of the option names; for a single address that is all there is in it."""
-    try:
-        if "/" in item:
-            return ipaddress.ip_network(item)
-        ip = _plain(ipaddress.ip_address(item))
-    except ValueError as error:
-        raise ConfigError(f"forwarded_allow_ips: {item!r} is no address, network, `unix:` or `*`: {error}") from None
-    return ipaddress.ip_network(ip)
