@@ -1,6 +1,6 @@
-"""What an app is, where it comes from, and of which kind it is.
+"""What an app is, and of which kind it is.
 
-A target is `module:attr`, `path/file.py:attr` or the object itself. Its interface is read off its signature; the wrappers
+A target is a text (`targets`) or the object itself. Its interface is read off its signature; the wrappers
 `asgi`, `wsgi`, `rsgi` and `tcp` say so explicitly where the signature can't.
 """
 
@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
+from . import targets
 from .engines.base import Interface, is_async
 from .engines.boundary import boundary
-from .errors import AppError, ClusterError, said, trace
+from .errors import AppError
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +76,11 @@ def load(target: str | object, *, factory: bool = False) -> App:
     Raises:
         AppError: it can't be imported (`detail` has the app's own traceback), or it isn't an app.
     """
-    label = target if isinstance(target, str) else _label(target)
-    found = _import(target) if isinstance(target, str) else target
-    if factory:
-        found = _made_by(found, label)
+    if isinstance(target, str):
+        found, label = targets.find(target, factory=factory)
+    else:
+        label = _label(target)
+        found = targets.made_by(target, label) if factory else target
     interface = detect(found, label)
     call: Any = found.call if isinstance(found, Declared) else found
     return App(call, interface, label)
@@ -133,6 +130,8 @@ def _refusal(app: Callable[..., Any], names: list[str] | None) -> str:
         )
     if isinstance(app, type) and any("__call__" in vars(each) for each in app.__mro__):
         return "is a class, not an app; make an object of it, and name that"
+    if names == [] and is_async(app):
+        return f"is async and takes no argument; if it is a factory, make it a plain function: {targets.NO_LOOP}"
     if names == []:
         return (
             "takes no argument: if it is a factory that returns the app, add --factory; "
@@ -191,76 +190,3 @@ def _positional(app: Callable[..., Any]) -> list[str] | None:
 def _label(app: object) -> str:
     call = app.call if isinstance(app, Declared) else app
     return str(getattr(call, "__qualname__", type(call).__qualname__))
-
-
-def _import(target: str) -> object:
-    source, colon, path = target.rpartition(":")
-    if not colon or not source or not path:
-        raise AppError(f"{target!r} names no app: write module:attribute or path/file.py:attribute")
-    found: object = _module(source, target)
-    for name in path.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError:
-            raise AppError(f"{source} has no attribute {path!r} (wanted by {target!r})") from None
-        except Exception as error:  # a module's own __getattr__ may import, and so raise, anything
-            raise _broken(target, error) from error
-    return found
-
-
-def _module(source: str, target: str) -> ModuleType:
-    try:
-        return _from_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
-    except ClusterError:
-        raise
-    except ModuleNotFoundError as error:
-        if error.name is not None and (source == error.name or source.startswith(error.name + ".")):
-            raise AppError(
-                f"there is no module {error.name!r} (wanted by {target!r}); it is searched in {_searched()}"
-            ) from None
-        raise _broken(source, error) from error
-    except BaseException as error:  # an app's module may raise anything, SystemExit included; the exit code is ours
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise _broken(source, error) from error
-
-
-def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise AppError(f"there is no file {str(path)!r} (looked for in {Path.cwd()})")
-    loaded = sys.modules.get(path.stem)
-    if loaded is not None:
-        if loaded.__dict__.get("__file__") == str(path.resolve()):
-            return loaded  # by another of our apps
-        raise AppError(f"{path} can't be imported: a module named {path.stem!r} is loaded already; rename the file")
-    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[path.stem]
-        raise
-    return module
-
-
-def _made_by(factory: object, label: str) -> object:
-    if not callable(factory):
-        raise AppError(
-            f"{label} is a {type(factory).__name__}, which can't be called as a factory; leave --factory out"
-        )
-    try:
-        return factory()
-    except (Exception, SystemExit) as error:
-        raise AppError(f"the factory {label} raised {said(error)}", detail=trace(error)) from error
-
-
-def _broken(source: str, error: BaseException) -> AppError:
-    return AppError(f"{source} can't be imported: it raised {said(error)}", detail=trace(error))
-
-
-def _searched() -> str:
-    return sys.path[0] or str(Path.cwd())

@@ -16,6 +16,8 @@ from pathlib import PurePath
 from typing import Any
 
 Read = Callable[[object], Any]
+ANY_HOST = "0.0.0.0"
+"""The host of an address that names none, as in `:8000`: all IPv4 addresses of this machine."""
 
 # Addresses
 
@@ -55,7 +57,7 @@ Address = TcpAddress | UnixAddress | FdAddress
 
 
 def parse_address(text: str) -> Address:
-    """The address that a text such as `host:port`, `[::]:port`, `unix:path` or `fd://3` means: the inverse of `str`.
+    """The address that a text such as `host:port`, `:port`, `[::]:port`, `unix:path` or `fd://3` means: the inverse of `str`.
 
     Raises:
         ValueError: it is none of these.
@@ -64,10 +66,10 @@ def parse_address(text: str) -> Address:
         return UnixAddress(text[5:])
     if match := re.fullmatch(r"fd://([0-9]{1,9})", text):
         return FdAddress(int(match[1]))
-    if match := re.fullmatch(r"(?:\[([^][]+)]|([^][:/\s]+)):([0-9]{1,5})", text):
+    if match := re.fullmatch(r"(?:\[([^][]+)]|([^][:/\s]*)):([0-9]{1,5})", text):
         port = int(match[3])
         if port <= 65535 and (match[1] is None or _is_ipv6(match[1])):
-            return TcpAddress(match[1] or match[2], port)
+            return TcpAddress(match[1] or match[2] or ANY_HOST, port)
     raise ValueError(f"expected {ADDRESS.describe}")
 
 
@@ -344,7 +346,7 @@ def choice(*values: str) -> Kind:
 
 
 def _auto(raw: object) -> int:
-    return 0 if isinstance(raw, str) and raw.strip().lower() == "auto" else _whole(raw)
+    return 0 if isinstance(raw, str) and raw.strip().lower() == "auto" else _whole(raw, 1)
 
 
 def _joined(values: object) -> str:
@@ -373,7 +375,7 @@ UMASK = Kind(
     "OCTAL", "an octal number from 0 to 777", lambda raw: _whole(raw, 0, 0o777, 8), lambda value: f"{value:04o}"
 )
 HOST = Kind("HOST", "a host name or an IP address", _host)
-ADDRESS = Kind("ADDRESS", "host:port, [ipv6]:port, unix:path or fd://3", _address)
+ADDRESS = Kind("ADDRESS", "host:port, :port, [ipv6]:port, unix:path or fd://3", _address)
 ADDRESSES = Kind("ADDRESS", ADDRESS.describe, lambda raw: tuple(_address(item) for item in _items(raw)), _joined)
 PROXIES = Kind(
     "PROXIES",

@@ -139,6 +139,11 @@ def factory() -> Callable[..., Awaitable[None]]:
     return plain
 
 
+async def async_factory() -> Callable[..., Awaitable[None]]:
+    """Would have to be awaited."""
+    return plain
+
+
 def broken_factory() -> Callable[..., Awaitable[None]]:
     """Raises."""
     raise LookupError("no such tenant")

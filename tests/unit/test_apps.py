@@ -311,7 +311,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
     monkeypatch.syspath_prepend(tmp_path)
 
     def write(text: str, name: str = "site_of_test") -> None:
-        path = (tmp_path / name.replace(".", "/")).with_suffix(".py")
+        path = tmp_path / f"{name.replace('.', '/')}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
@@ -360,7 +360,12 @@ def test_two_apps_in_one_file(module: Callable[..., None]) -> None:
 @pytest.mark.parametrize(
     ("target", "says"),
     [
-        ("site_of_test", "'site_of_test' names no app: write module:attribute or path/file.py:attribute"),
+        ("below/site_of_test", "'below/site_of_test' names no app: write module:attribute or path/file.py:attribute"),
+        (".site_of_test:app", "names no app"),
+        ("site_of_test:make(", r"'site_of_test:make\(' names no app"),
+        ("site_of_test:make(app)", "with literals as arguments"),
+        ("site_of_test:make(**{})", "with literals as arguments"),
+        ("site_of_test:make()()", "with literals as arguments"),
         (":app", "':app' names no app"),
         ("site_of_test:", "'site_of_test:' names no app"),
         ("", "'' names no app"),
@@ -385,6 +390,127 @@ def test_bad_targets(module: Callable[..., None], target: str, says: str) -> Non
         load(target)
     assert "\n" not in raised.value.message
     assert raised.value.detail == ""
+
+
+@pytest.mark.parametrize("target", ["site_of_test", "site_of_test.py", "package_of_test.site_of_test"])
+@pytest.mark.parametrize("name", ["app", "application"])
+def test_no_attribute_is_named(module: Callable[..., None], target: str, name: str) -> None:
+    """`proj.wsgi` alone means its `application` or `app`, as with gunicorn; the label names it."""
+    module(f"def {name}(environ, start_response): ...\n", target.removesuffix(".py"))
+    assert load(target).label == f"{target}:{name}"
+
+
+def test_two_usual_names(module: Callable[..., None]) -> None:
+    """`application` and `app` may be the same object; if they differ one has to be named."""
+    module("def app(a, b): ...\napplication = app\n")
+    assert load("site_of_test").label == "site_of_test:application"
+    module("def app(a, b): ...\ndef application(a, b): ...\n", "other_of_test")
+    with pytest.raises(AppError, match="other_of_test has application and app, which differ: name one"):
+        load("other_of_test")
+
+
+def test_no_usual_name(module: Callable[..., None]) -> None:
+    """A module without them is refused; a factory in it is pointed at, and a submodule named `app` is no app."""
+    module("def create_app(): ...\n")
+    with pytest.raises(AppError, match=r"has no application or app; is it site_of_test:create_app\(\) \?"):
+        load("site_of_test")
+    module("from . import app\n", "package_of_test.__init__")
+    module("", "package_of_test.app")
+    with pytest.raises(AppError, match="package_of_test has no application or app"):
+        load("package_of_test")
+    with pytest.raises(AppError, match="package_of_test has no create_app or make_app"):
+        load("package_of_test", factory=True)
+
+
+def test_a_usual_factory(module: Callable[..., None]) -> None:
+    """With `factory`, a module alone means its `create_app` or `make_app`."""
+    module("def create_app():\n    return lambda environ, start_response: None\n")
+    assert load("site_of_test", factory=True).label == "site_of_test:create_app"
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("create()", "() {}"),
+        ("create('a:b', 2)", "('a:b', 2) {}"),
+        ("create(debug=True, names=['(', ')'])", "() {'debug': True, 'names': ['(', ')']}"),
+        ("inner.create(-1)", "(-1,) {}"),
+    ],
+)
+@pytest.mark.parametrize("source", ["site_of_test", "site_of_test.py", "dir (copy)/site_of_test.py"])
+def test_a_factory_is_called(module: Callable[..., None], source: str, call: str, told: str) -> None:
+    """`module:create_app("prod", debug=True)` is what that returns, as with gunicorn."""
+    module(
+        "def create(*arguments, **keywords):\n"
+        "    def app(environ, start_response): ...\n"
+        "    app.told = f'{arguments} {keywords}'\n"
+        "    return app\n"
+        "class inner:\n    create = staticmethod(create)\n",
+        source.removesuffix(".py"),
+    )
+    found = load(f"{source}:{call}")
+    assert found.call.told == told  # type: ignore[attr-defined]
+    assert found.label == f"{source}:{call}"
+
+
+def test_a_call_that_is_no_factory(module: Callable[..., None]) -> None:
+    """A call beside --factory, of what can't be called, and one that raises, are refused in one line."""
+    module("app = 3\ndef make():\n    raise LookupError('no such tenant')\n")
+    with pytest.raises(AppError, match=r"calls the factory already; leave --factory out"):
+        load("site_of_test:make()", factory=True)
+    with pytest.raises(
+        AppError, match=r"site_of_test:app is a int, which can't be called as a factory; leave \(\) out"
+    ):
+        load("site_of_test:app()")
+    with pytest.raises(AppError, match="the factory site_of_test:make raised LookupError: no such tenant") as raised:
+        load("site_of_test:make()")
+    assert "line 3, in make" in raised.value.detail
+
+
+@pytest.mark.parametrize(("target", "factory"), [("make", True), ("make()", False), ("plain", True), ("make", False)])
+@pytest.mark.filterwarnings("error")
+def test_an_async_factory(module: Callable[..., None], target: str, factory: bool) -> None:
+    """A factory that has to be awaited is refused with the way out: no loop runs before the fork."""
+    module("async def make(): ...\ndef plain():\n    return make()\n")
+    with pytest.raises(
+        AppError, match="is async.* make it a plain function: no event loop runs while the app is loaded"
+    ):
+        load(f"site_of_test:{target}", factory=factory)
+
+
+@pytest.mark.parametrize("target", ["package_of_test/web.py:app", "package_of_test/inner/web.py:app"])
+def test_a_file_in_a_package(module: Callable[..., None], target: str) -> None:
+    """It is a module of its package: relative imports work, it is loaded once, and it can import its neighbours plainly."""
+    name = target.partition(".")[0].replace("/", ".")
+    package = name.rpartition(".")[0]
+    module("", "package_of_test.__init__")
+    module("", "package_of_test.inner.__init__")
+    module("from . import neighbour_of_test\nimport plain_of_test\ndef app(a, b): ...\n", name)
+    module(f"from {package} import web\n", f"{package}.neighbour_of_test")
+    module("", f"{package}.plain_of_test")
+    assert load(target).call.__module__ == name  # type: ignore[attr-defined]
+    assert load(f"{name}:app").call is load(target).call
+
+
+def test_a_package_by_its_file(module: Callable[..., None]) -> None:
+    """`package/__init__.py:app` is the package."""
+    module("def app(a, b): ...\n", "package_of_test.__init__")
+    assert load("package_of_test/__init__.py:app").call.__module__ == "package_of_test"  # type: ignore[attr-defined]
+
+
+def test_a_relative_import_without_a_package(module: Callable[..., None]) -> None:
+    """The way out is in the line."""
+    module("from . import neighbour\n", "below.site_of_test")
+    with pytest.raises(AppError, match="no known parent package; put an __init__.py beside it, or name it as package"):
+        load("below/site_of_test.py:app")
+
+
+def test_a_package_whose_name_is_taken(module: Callable[..., None]) -> None:
+    """A directory that has the name of a package that is loaded already is no other package."""
+    module("", "json.__init__")
+    module("def app(a, b): ...\n", "json.web")
+    with pytest.raises(AppError, match="a module named 'json' is loaded already; rename"):
+        load("json/web.py:app")
 
 
 BROKEN = {

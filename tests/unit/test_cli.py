@@ -148,7 +148,18 @@ def test_ctrl_c(master: Fake) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["bogus"], 2, "No such command 'bogus'"),
+        (["bogus"], 2, "No such command 'bogus'.\n"),
+        (["stauts"], 2, "No such command 'stauts'. Did you mean 'status'?"),
+        (["serve"], 2, "No such command 'serve'. Did you mean 'run'?"),
+        (["site:app"], 2, "No such command 'site:app'. To serve an app: cluster2 run site:app"),
+        (["site.py"], 2, "To serve an app: cluster2 run site.py"),
+        (["run", "--wrokers", "2"], 2, "--workers"),
+        (["status", "--jsno"], 2, "Did you mean '--json'?"),
+        (
+            ["run", "a:app", "-w", "0"],
+            5,
+            "workers = '0' (flag --workers): expected a whole number of at least 1, or auto",
+        ),
         (["run", "--bogus"], 2, "No such option"),
         (["run"], 2, "name the app"),
         (["check"], 2, "name the app"),

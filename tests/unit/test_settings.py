@@ -48,6 +48,11 @@ def test_a_text_that_is_an_address_comes_back(text: str) -> None:
     assert not message or "host:port" in message
 
 
+def test_no_host_is_every_address() -> None:
+    """`:8000` is all IPv4 addresses, as with gunicorn and as `host` is unless told otherwise."""
+    assert parse_address(":8000") == TcpAddress(Settings().host, 8000)
+
+
 def test_ipv6_stands_in_brackets() -> None:
     """Only brackets tell an IPv6 address from its port."""
     assert str(TcpAddress("::", 3000)) == "[::]:3000"
@@ -59,7 +64,7 @@ def test_ipv6_stands_in_brackets() -> None:
     [
         "",
         "3000",
-        ":3000",
+        ":",
         "host",
         "host:",
         "host:port",
@@ -110,6 +115,7 @@ def test_what_is_no_address(text: str) -> None:
         (kinds.ACCOUNT, 1000, "1000"),
         (kinds.HOST, "[::]", "::"),
         (kinds.ADDRESSES, "a:1, unix:b", ("a:1", "unix:b")),
+        (kinds.ADDRESSES, ":1", ("0.0.0.0:1",)),
         (kinds.ADDRESSES, [TcpAddress("a", 1)], ("a:1",)),
         (kinds.REFERENCE, "pkg.module:function", "pkg.module:function"),
         (kinds.REFERENCE, len, len),
@@ -134,6 +140,8 @@ def test_what_a_value_means(kind: Kind, raw: object, value: object) -> None:
         (kinds.COUNT, 1.5, "a whole number"),
         (kinds.COUNT, True, "a whole number"),
         (kinds.WORKERS, "many", "expected a whole number of at least 1"),
+        (kinds.WORKERS, "0", "expected a whole number of at least 1, or auto"),
+        (kinds.WORKERS, 0, "expected a whole number of at least 1, or auto"),
         (kinds.PORT, 65536, "0 to 65535"),
         (kinds.PORTS, [], "a port"),
         (kinds.DURATION, "5 parsecs", "unknown unit 'parsecs'; expected a duration"),

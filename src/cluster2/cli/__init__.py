@@ -38,6 +38,9 @@ COMMANDS = {
 }
 """The module that has a command."""
 
+_ELSEWHERE = {"serve": "run", "dev": "run", "restart": "reload", "kill": "stop", "ps": "status", "ls": "status"}
+"""Commands of other programs, with ours that do the same."""
+
 INTERRUPTED = 130
 """128 + SIGINT, as the shell counts a program that Ctrl-C ended."""
 
@@ -54,6 +57,15 @@ class _Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(f".{COMMANDS[cmd_name]}", __name__), cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the first argument names. Raises click.UsageError, with what may have been meant."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            raise click.UsageError(f"No such command {name!r}.{_meant(name)}", ctx)
+        return super().resolve_command(ctx, args)
+
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         """Run a command and leave with its exit code."""
         try:
@@ -69,6 +81,16 @@ class _Commands(click.Group):
                 click.echo(shown(error.detail), err=True)
             code = error.exit_code
         sys.exit(code or 0)
+
+
+def _meant(name: str) -> str:
+    """Return what a word that is no command may have been meant to be, as a sentence, or nothing."""
+    import difflib  # takes milliseconds, which only a mistake costs
+
+    if ":" in name or name.endswith(".py"):
+        return f" To serve an app: cluster2 run {name}"
+    close = difflib.get_close_matches(_ELSEWHERE.get(name, name), COMMANDS, 1, 0.7)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 @contextlib.contextmanager

@@ -23,8 +23,9 @@ READY_FD = "_CLUSTER2_READY_FD"
 def run(**flags: Any) -> int:
     """Serve TARGET in the foreground.
 
-    TARGET is module:attr or path/file.py:attr: an ASGI or WSGI app, a TCP handler, or with --factory a callable that
-    returns one.
+    TARGET names an ASGI, WSGI or RSGI app, or a TCP handler: module:attr, or path/file.py:attr. With --factory it names a
+    callable that returns one; 'module:create_app("prod")' calls it with arguments. Without :attr, application or app is
+    looked for (with --factory: create_app or make_app).
     """
     # First of all: nothing that this process starts may inherit the descriptor or its name.
     on_ready = _announcer(os.environ.pop(READY_FD, None))
