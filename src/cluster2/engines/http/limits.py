@@ -30,7 +30,11 @@ PROBE_S = 10
 """Seconds between two probes whether a client that has ended its side is still there, while its request is served."""
 JOINED_BYTES = 1 << 14
 """Up to so many bytes of a body are copied behind the head, for one write. A larger body is written beside it."""
-TURN_MESSAGES = 64
+HELD_S = 0.001
+"""Seconds after a write within which the next part of a stream is held for those that follow it in the same step of the loop."""
+MAX_HELD_BYTES = 1 << 16
+"""Bytes of a stream that are held. With more, they are written."""
+TURN_MESSAGES = 256
 """Messages of a stream after which its app lets the loop turn once. Else one that waits for nothing else would hold the loop."""
 GONE_MESSAGES = 100
 """Messages to a client that has gone, after which the app is slowed down."""

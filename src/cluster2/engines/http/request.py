@@ -19,7 +19,8 @@ declared, or that the app doesn't end, ends the connection before its promised e
 
 A stream must not hold the loop. As long as the kernel takes what is written, and when the client has gone, `send` would never
 suspend. So one of `TURN_MESSAGES` lets the loop turn, also when the client has gone: an app that listens for
-`http.disconnect` hears it. The engine cancels one that doesn't listen in a drain (`HttpEngine.sweep`).
+`http.disconnect` hears it. The engine cancels one that doesn't listen in a drain (`HttpEngine.sweep`). What is written when is
+told in `stream`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from typing import TYPE_CHECKING, Any
 from ..ending import readable
 from ..wsgi_client import Failed
 from .limits import GONE_MESSAGES, GONE_PAUSE_S, JOINED_BYTES, MAX_UNREAD_BODY_BYTES, TURN_MESSAGES
-from .response import CHUNKED, CLOSE, CLOSE_END, CONTINUE, END, KEEP_ALIVE, LAST_CHUNK, Head, InvalidResponse, refusal
+from .response import CHUNKED_LINE, CLOSE, CLOSE_END, CONTINUE, END, KEEP_ALIVE, Head, InvalidResponse, refusal
+from .stream import CHUNKED, LENGTH, NONE, TO_THE_END, BodyStream
 
 if TYPE_CHECKING:
     from ..pep3333 import Response
@@ -88,10 +90,9 @@ class Request:
 
     __slots__ = (
         "_delivered",
-        "_framing",
         "_head",
-        "_left",
         "_scope",
+        "_stream",
         "asked_for_end",
         "began",
         "body",
@@ -161,6 +162,7 @@ class Request:
         self._scope: Message | None = None
         self._delivered = False
         self._head: Head | None = None
+        self._stream: BodyStream | None = None
         self.waiters: list[asyncio.Future[None]] | None = None
 
     # What the app is called with.
@@ -229,7 +231,17 @@ class Request:
         kind = message["type"]
         if kind == "http.response.body":
             more = message.get("more_body", False)
-            self._send_body(message.get("body", b""), more)
+            body = message.get("body", b"")
+            stream = self._stream
+            if stream is None:
+                self._send_first(body, more)
+            else:
+                if stream.framing != NONE:
+                    self.size += len(body)
+                stream.send(body, more)
+                if not more:
+                    self._stream = None
+                    self._complete()
             if more:
                 self.unfinished += 1
                 if not self.unfinished % TURN_MESSAGES:
@@ -273,95 +285,67 @@ class Request:
         if response.close:
             self.keep_alive = False
         end = CLOSE_END if not self.keep_alive else END if self.version == "1.1" else KEEP_ALIVE + END
-        self.phase = COMPLETE
         self.size = len(body)
         if len(body) <= JOINED_BYTES:
             self.transport.write(b"".join((head, response.lines, end, body)))
         else:
             self.transport.writelines((head + response.lines + end, body))
-        self._completed()
+        self._complete()
         return True
 
     # Sending.
 
-    def _send_body(self, body: bytes, more: bool) -> None:
+    def _send_first(self, body: bytes, more: bool) -> None:
+        """Send the head with the first part of the body. Here the framing is decided."""
         head = self._head
-        if head is not None:
-            self._send_first(head, body, more)
-            return
-        if self.phase != SENDING:
+        if head is None:
             raise InvalidResponse(
                 "the app sent http.response.body after the end of its response"
                 if self.phase == COMPLETE
                 else "the app sent http.response.body before http.response.start"
             )
-        framing = self._framing
-        if framing == _CHUNKED:
-            self.size += len(body)
-            if body:
-                self._write(b"%x\r\n" % len(body), body, b"\r\n" if more else b"\r\n" + LAST_CHUNK)
-            elif not more:
-                self.transport.write(LAST_CHUNK)
-        elif framing != _NONE:
-            self.size += len(body)
-            if framing == _LENGTH:
-                self._left -= len(body)
-                if self._left < 0:
-                    raise InvalidResponse("the app's body is longer than its Content-Length")
-                if self._left and not more:
-                    raise InvalidResponse("the app's body is shorter than its Content-Length")
-            if body:
-                self.transport.write(body)
-        if not more:
-            self.phase = COMPLETE
-            self._completed()
-
-    def _send_first(self, head: Head, body: bytes, more: bool) -> None:
-        """Send the head with the first part of the body. Here the framing is decided."""
-        length, end = head.length, END
+        length, end, left = head.length, END, 0
         if head.close or self.expects or self.broken is not None:
             # A client that wasn't told to continue may send the body or not: its next bytes can't be understood.
             self.keep_alive = False
         if self.method == "HEAD" or self.status in _BODILESS:
-            self._framing, body = _NONE, b""
+            framing, body = NONE, b""
         elif length is not None:
-            self._framing, self._left = _LENGTH, length - len(body)
-            if self._left < 0 or (self._left and not more):
+            framing, left = LENGTH, length - len(body)
+            if left < 0 or (left and not more):
                 raise InvalidResponse(
-                    f"the app's body is {'longer' if self._left < 0 else 'shorter'} than its Content-Length"
+                    f"the app's body is {'longer' if left < 0 else 'shorter'} than its Content-Length"
                 )
         elif not more:
-            self._framing, end = _LENGTH, b"\r\ncontent-length: %d%b" % (len(body), END)
+            framing, end = LENGTH, b"\r\ncontent-length: %d%b" % (len(body), END)
         elif self.version == "1.0":
-            self._framing, self.keep_alive = _TO_THE_END, False
+            framing, self.keep_alive = TO_THE_END, False
         else:
-            self._framing, end = _CHUNKED, CHUNKED + END
+            framing, end = CHUNKED, CHUNKED_LINE + END
         if not self.keep_alive:
             end = CLOSE + end
         elif self.version == "1.0":
             end = KEEP_ALIVE + end
         self._head = None
         self.size = len(body)
-        if self._framing == _CHUNKED and body:
-            end = b"%b%x\r\n" % (end, len(body))
-            self._write(head.data + end, body, b"\r\n")
-        elif len(body) <= JOINED_BYTES:
-            self.transport.write(head.data + end + body)
+        begin = head.data + end
+        if framing == CHUNKED and body:
+            begin += b"%x\r\n" % len(body)
+            parts: tuple[bytes, ...] = begin, body, b"\r\n"
         else:
-            self.transport.writelines((head.data + end, body))
+            parts = begin, body
+        if len(body) <= JOINED_BYTES:
+            self.transport.write(b"".join(parts))
+        else:
+            self.transport.writelines(parts)
         if more:
             self.phase = SENDING
+            self._stream = BodyStream(self.transport, self.connection.loop, framing, left)
         else:
-            self.phase = COMPLETE
-            self._completed()
+            self._complete()
 
-    def _write(self, before: bytes, body: bytes, after: bytes) -> None:
-        if len(body) <= JOINED_BYTES:
-            self.transport.write(b"%b%b%b" % (before, body, after))
-        else:
-            self.transport.writelines((before, body, after))
-
-    def _completed(self) -> None:
+    def _complete(self) -> None:
+        self.phase = COMPLETE
         if self.waiters is not None:
             self.wake()
         if self.began:
@@ -402,6 +386,8 @@ class Request:
         """Tell the app that the client has left. What it sends from now on goes nowhere."""
         if self.phase != COMPLETE and not self.disconnected:
             self.disconnected = True
+            if self._stream is not None:
+                self._stream.discard()
             if self.began:
                 self.log()
         self.wake()
@@ -462,8 +448,7 @@ class Request:
         if self.method == "HEAD":
             data, self.size = data[: -len(_SERVER_ERROR)], 0
         self.transport.write(data)
-        self.phase = COMPLETE
-        self._completed()
+        self._complete()
 
     def give_up(self, response: bytes) -> None:
         """Answer for the app, which waits for the rest of a body that can't be had, and end the connection."""
@@ -477,8 +462,11 @@ class Request:
 
     def _cut(self) -> None:
         """End the connection before the promised end of a response that is being sent."""
+        stream = self._stream
+        assert stream is not None
+        stream.flush()
         self.disconnect()
-        self.connection.cut(abruptly=self._framing == _TO_THE_END)
+        self.connection.cut(abruptly=stream.framing == TO_THE_END)
 
     def log(self) -> None:
         """Write the request's line in the access log, once."""
@@ -492,5 +480,4 @@ class Request:
         return f"{self.connection.peer_name()} {self.method} {readable(self.raw_path)}"
 
 
-_NONE, _LENGTH, _CHUNKED, _TO_THE_END = 0, 1, 2, 3
 _BODILESS = frozenset({204, 304})

@@ -23,7 +23,7 @@ END = b"\r\n\r\n"
 CLOSE = b"\r\nconnection: close"
 CLOSE_END = CLOSE + END
 KEEP_ALIVE = b"\r\nconnection: keep-alive"
-CHUNKED = b"\r\ntransfer-encoding: chunked"
+CHUNKED_LINE = b"\r\ntransfer-encoding: chunked"
 LAST_CHUNK = b"0\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 

@@ -36,7 +36,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import SEND_EOF
 from websockets.server import ServerProtocol
 
-from .response import CHUNKED, CLOSE, END, LAST_CHUNK, Defaults, Head, refusal
+from .response import CHUNKED_LINE, CLOSE, END, LAST_CHUNK, Defaults, Head, refusal
 
 Headers = Iterable[tuple[bytes, bytes]]
 Message = MutableMapping[str, Any]
@@ -355,7 +355,7 @@ class Session:
         length = head.length
         framing = b""
         if length is None and more:
-            self._chunked, framing = True, CHUNKED
+            self._chunked, framing = True, CHUNKED_LINE
         elif length is None:
             length = len(body)
             framing = b"\r\ncontent-length: %d" % length

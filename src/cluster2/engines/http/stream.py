@@ -1,0 +1,105 @@
+"""The body of a response that comes in several messages: its framing (RFC 9112, 6), and when it is written.
+
+The first part of a stream is written at once, and so is a part that comes a while after the last one. Parts that follow each
+other faster than `HELD_S` are held, and leave in one write at the end of the loop's step at the latest. An app that makes 64
+parts of 1 KiB without waiting costs 3 system calls instead of 66, and the kernel makes a segment of each of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+
+from .limits import HELD_S, JOINED_BYTES, MAX_HELD_BYTES
+from .response import LAST_CHUNK, InvalidResponse
+
+NONE, LENGTH, CHUNKED, TO_THE_END = 0, 1, 2, 3
+"""How a client finds the end of a body: there is none; after so many bytes; by chunks; where the connection ends."""
+
+
+class BodyStream:
+    """The rest of a body, behind what was written with the head.
+
+    Attributes:
+        framing: see above.
+    """
+
+    __slots__ = ("_flush_due", "_held", "_held_bytes", "_left", "_loop", "_transport", "_written_at", "framing")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, framing: int, left: int) -> None:
+        """Go on behind the head, which was just written.
+
+        Args:
+            left: bytes that the app still owes of the length that it has declared, for `LENGTH`.
+        """
+        self._transport = transport
+        self._loop = loop
+        self.framing = framing
+        self._left = left
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._flush_due = False
+        self._written_at = monotonic()
+
+    def send(self, body: bytes, more: bool) -> None:
+        """Frame and write a part. Raises InvalidResponse."""
+        framing, size = self.framing, len(body)
+        if framing == LENGTH:
+            self._left -= size
+            if self._left < 0:
+                raise InvalidResponse("the app's body is longer than its Content-Length")
+            if self._left and not more:
+                raise InvalidResponse("the app's body is shorter than its Content-Length")
+        elif framing == NONE:
+            return
+        if size > JOINED_BYTES:
+            self._send_large(body, more)
+            return
+        if framing == CHUNKED:
+            body = b"%x\r\n%b\r\n" % (size, body) if size else b""
+            if not more:
+                body += LAST_CHUNK
+        held = self._held
+        if more:
+            if not body:
+                return
+            now = monotonic()
+            if now - self._written_at < HELD_S and self._held_bytes < MAX_HELD_BYTES:
+                held.append(body)
+                self._held_bytes += size
+                if not self._flush_due:
+                    self._flush_due = True
+                    self._loop.call_soon(self._step_over)
+                return
+            self._written_at = now
+        if held:
+            held.append(body)
+            self.flush()
+        elif body:
+            self._transport.write(body)
+
+    def _send_large(self, body: bytes, more: bool) -> None:
+        """Write a part without a copy of it."""
+        self.flush()
+        self._written_at = monotonic()
+        if self.framing == CHUNKED:
+            after = b"\r\n" if more else b"\r\n" + LAST_CHUNK
+            self._transport.writelines((b"%x\r\n" % len(body), body, after))
+        else:
+            self._transport.write(body)
+
+    def _step_over(self) -> None:
+        self._flush_due = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is held."""
+        held = self._held
+        if held:
+            self._transport.write(held[0] if len(held) == 1 else b"".join(held))
+            self.discard()
+
+    def discard(self) -> None:
+        """Drop what is held."""
+        self._held.clear()
+        self._held_bytes = 0
