@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import uvloop
 
-from . import events, logs
+from . import events, logs, places
 from .config import Config, check_files, restart_warning
 from .emitter import Emitter
 from .errors import ClusterError, ConfigError
@@ -26,7 +26,7 @@ from .kernel.listeners import Listener, SocketFile, open_all, systemd_fds
 from .kernel.notify import Notifier
 from .kernel.pidfiles import PidsDirectory
 from .kernel.privileges import ids
-from .kinds import Address, FdAddress, TcpAddress
+from .kinds import Address, FdAddress
 from .master.estate import Estate, Options, make_board
 from .master.herald import Herald
 from .master.logbook import Logbook
@@ -92,12 +92,14 @@ def _serve(
 
         herald = Herald(Notifier.from_environment(os.environ), os.environ)
 
-        def ready() -> None:
-            herald.serves(1)
-            herald.live()
-            on_ready()
-
         with listening(config) as listeners, monitor_listening(config) as monitor:
+
+            def ready() -> None:
+                places.announce(config.settings, monitor, logbook, None)
+                herald.serves(1)
+                herald.live()
+                on_ready()
+
             tell, settle = _teller(switchboard.emitter, herald), switchboard.emitter.settle
             return single.run(config, listeners, monitor, targets, ready, tell, settle, switchboard, logbook)
     signals.settle_master()
@@ -127,6 +129,7 @@ async def supervise(
     def ready() -> None:
         where = ", ".join(str(listener.address) for _, listener in owned.listeners)
         logger.info("serving on %s with %d workers", where, owned.options[0].workers)
+        places.announce(owned.options[0], owned.monitor, owned.logbook, owned.pids)
         herald.serves(owned.options[0].workers)
         owned.pids.keep()
         on_ready()
@@ -215,13 +218,14 @@ def _socket_files(settings: Settings) -> SocketFile:
 def monitor_listening(config: Config) -> Iterator[list[Listener]]:
     """The listeners of the monitor: of its page, and of HAProxy's agent-check if there shall be one. None without a monitor."""
     settings = config.settings
+    wanted = (("mon_port", places.monitor_ports(config)), ("ecv.agent_port", [settings.ecv_agent_port]))
     listeners: list[Listener] = []
     with contextlib.ExitStack() as stack:
-        for name, port in (("mon_port", settings.mon_port), ("ecv.agent_port", settings.ecv_agent_port)):
-            if not port:
+        for name, ports in wanted:
+            if not ports[0]:
                 continue
             try:
-                listeners += open_all([TcpAddress(settings.mon_host, port)], backlog=settings.backlog)
+                listeners.append(places.first_free(settings, ports))
             except ClusterError as error:
                 raise type(error)(f"{error.message} ({name}, {config.sources[name]}; 0: none)") from error
             stack.callback(listeners[-1].close)

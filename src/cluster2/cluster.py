@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import msgspec
 
-from . import boot, config, events
+from . import boot, config, events, places
 from .config import Config
 from .errors import ClusterError, ConfigError, said, trace
 from .kernel import signals
@@ -373,12 +373,15 @@ def run(configured: Config, *, on_ready: Callable[[], None] | None = None) -> in
     Raises:
         ClusterError: it can't serve.
     """
-    cluster = Cluster.__new__(Cluster)
-    cluster._options, cluster._config, cluster._switchboard = {}, configured, Switchboard()
-    setup: Any = configured.settings.setup
-    if setup is not None:
-        _set_up(setup, cluster, configured)
-    return boot.run(configured, switchboard=cluster._switchboard, on_ready=on_ready)
+    # In the background nobody would read where the pids are: then a directory that can't be written is an error.
+    usable = places.with_writable_pids(configured) if on_ready is None else contextlib.nullcontext(configured)
+    with usable as configured:
+        cluster = Cluster.__new__(Cluster)
+        cluster._options, cluster._config, cluster._switchboard = {}, configured, Switchboard()
+        setup: Any = configured.settings.setup
+        if setup is not None:
+            _set_up(setup, cluster, configured)
+        return boot.run(configured, switchboard=cluster._switchboard, on_ready=on_ready)
 
 
 def report(error: ClusterError) -> None:

@@ -300,8 +300,20 @@ def _from_code(given: Mapping[str, Any], origin: Callable[[str], str]) -> dict[s
 
 
 def _from_shared_variables(environ: Mapping[str, str]) -> dict[str, _Given]:
-    shared = {name: option.shared_variable for name, option in OPTIONS.items() if option.shared_variable}
-    return {name: _Given(environ[each], each, 1) for name, each in shared.items() if each in environ}
+    found = {}
+    for name, option in OPTIONS.items():
+        raw = environ.get(option.shared_variable or "")
+        if option.shared_variable and raw is not None and (raw or _means_something_empty(option)):
+            found[name] = _Given(raw, option.shared_variable, 1)
+    return found
+
+
+def _means_something_empty(option: Option) -> bool:
+    try:
+        option.kind.parse("")
+    except ValueError:
+        return False
+    return True
 
 
 def _from_environment(environ: Mapping[str, str], warnings: list[str]) -> dict[str, _Given]:

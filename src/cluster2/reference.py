@@ -31,7 +31,8 @@ This page is made by `python -m cluster2.reference options`; don't edit it.
 An option is set, in this order of precedence, by a flag or a keyword of the API, by an environment variable, by the
 file (`cluster2.toml`, or the table `[tool.cluster2]` of `pyproject.toml`, in the working directory; `--config FILE`
 names another), or by its default. Of `bind`, `apps`, and `host` with `port`, which say the same, the one set at the
-higher precedence counts. `cluster2 config` shows all values and where each comes from;
+higher precedence counts. Variables that hosting platforms set for any server, such as `PORT`, count before the default
+only. `cluster2 config` shows all values and where each comes from;
 `python -m cluster2.reference sample` prints a file to start from.
 
 | form | of `drain_timeout` |

@@ -167,6 +167,7 @@ class Settings:
         _PROCESSES,
         short="-w",
         seed="noWorkers",
+        shared_variable="WEB_CONCURRENCY",
     )
     boot_timeout: float = option(60.0, POSITIVE, "how long a worker may take to become ready", _PROCESSES)
     max_surge: int = option(1, count(1), "how many workers may be replaced at a time", _PROCESSES)
@@ -205,8 +206,9 @@ class Settings:
 
     host: str = option("0.0.0.0", HOST, "where to listen", _LISTEN, seed="host", restart=True)
     port: int | tuple[int, ...] = option(
-        3000, PORTS, "the port, or several; 0 picks one", _LISTEN, repeatable=True, seed="port", restart=True
-    )
+        3000, PORTS, "the port, or several; 0 picks one", _LISTEN, repeatable=True, seed="port", restart=True,
+        shared_variable="PORT",
+    )  # fmt: skip
     bind: tuple[str, ...] = option(
         (),
         ADDRESSES,
@@ -218,7 +220,10 @@ class Settings:
     )
     backlog: int = option(2048, count(1), "length of each accept queue", _LISTEN, restart=True)
     mon_host: str = option("127.0.0.1", HOST, "where the monitor listens", _LISTEN, seed="monHost", restart=True)
-    mon_port: int = option(3001, PORT, "the monitor's port; 0: no monitor", _LISTEN, seed="monPort", restart=True)
+    mon_port: int = option(
+        3001, PORT, "the monitor's port, unless set the next one if it is in use; 0: no monitor", _LISTEN,
+        seed="monPort", restart=True,
+    )  # fmt: skip
     mon_path: str = option("/", BARE_PATH, "the path under which the monitor answers", _LISTEN, restart=True)
     mon_token: str | None = option(
         None, TOKEN, "what changes need, and everything but health checks where others can reach it", _LISTEN,
@@ -443,14 +448,16 @@ def validate(settings: Settings, sources: Mapping[str, str] = MappingProxyType({
         )
     if settings.ecv_agent_port and not settings.mon_port:
         raise ConfigError(f"{said('ecv.agent_port')} is answered by the monitor: that needs mon_port")
-    if settings.ecv_agent_port and settings.ecv_agent_port == settings.mon_port:
+    # A monitor's port that nobody has asked for gives way.
+    fixed = [name for name in ("mon_port", "ecv.agent_port") if sources.get(name) != "default"]
+    if settings.ecv_agent_port and settings.ecv_agent_port == settings.mon_port and "mon_port" in fixed:
         raise ConfigError(f"{said('ecv.agent_port')} is the monitor's port too; choose another")
     seen: set[Address] = set()
     for address in settings.addresses():
         port = getattr(address, "port", None)
         if address in seen and port != 0:
             raise ConfigError(f"{address} is listed twice: each address can be bound once")
-        for name in ("mon_port", "ecv.agent_port"):
+        for name in fixed:
             if port and port == getattr(settings, OPTIONS[name].field):
                 raise ConfigError(f"{said(name)} is the app's port too ({address}); choose another, or 0 for none")
         seen.add(address)

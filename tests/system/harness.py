@@ -22,11 +22,16 @@ from typing import Any, TypeVar
 
 import psutil
 
+from cluster2.settings import OPTIONS
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 SAMPLES = Path(__file__).with_name("sample_apps.py")
 PATIENCE = 30.0
 """Seconds that anything may take on a loaded machine."""
+
+SHARED = tuple(option.shared_variable for option in OPTIONS.values() if option.shared_variable)
+"""Variables that other servers read as well; a longer name that begins so isn't missed."""
 
 _T = TypeVar("_T")
 _never = threading.Event()
@@ -129,7 +134,7 @@ def free_port() -> int:
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment without options of cluster2 that the developer may have set; an import path goes before theirs."""
-    strange = ("CLUSTER2_", "LISTEN_", "FORWARDED_ALLOW_IPS")
+    strange = ("CLUSTER2_", "LISTEN_", *SHARED)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
     made = kept | {"PYTHONFAULTHANDLER": "1"} | dict(extra or {})
     if extra and "PYTHONPATH" in extra and "PYTHONPATH" in kept:

@@ -175,7 +175,11 @@ def test_ctrl_c(master: Fake) -> None:
             5,
             "timeout = '3x' (flag --timeout): unknown unit 'x'; expected a duration",
         ),
-        (["run", "a:app", "--port", "3001"], 5, "mon_port = 3001 (default) is the app's port too (0.0.0.0:3001)"),
+        (
+            ["run", "a:app", "--port", "9", "--mon-port", "9"],
+            5,
+            "mon_port = 9 (flag --mon-port) is the app's port too (0.0.0.0:9)",
+        ),
         (["run", "a:app", "--port", "1", "-b", "a:2"], 5, "port (flag --port) and bind (flag --bind) are both set"),
         (["run", "a:app", "-c", "none.toml"], 5, "none.toml can't be read"),
         (["status"], 6, "no master is running on"),

@@ -57,6 +57,35 @@ def test_precedence(tmp_path: Path, values: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("variable", "name", "file", "own"),
+    [("PORT", "port", "port = 2", "CLUSTER2_PORT"), ("WEB_CONCURRENCY", "workers", "workers = 2", "CLUSTER2_WORKERS")],
+)
+def test_variables_of_hosting_platforms(tmp_path: Path, variable: str, name: str, file: str, own: str) -> None:
+    """They count before the default, and give way to whatever is said to cluster2 itself. An empty one says nothing."""
+
+    def found(environ: dict[str, str], given: dict[str, Any] | None = None) -> tuple[Any, str]:
+        loaded = load(tmp_path, given, environ=environ)
+        assert not loaded.explicit(name) or loaded.sources[name] != variable
+        return getattr(loaded.settings, name), loaded.sources[name]
+
+    assert found({variable: "1"}) == (1, variable)
+    assert found({variable: ""})[1] == "default"
+    with pytest.raises(ConfigError, match=rf"^{name} = 'many' \({variable}\): expected a"):
+        load(tmp_path, environ={variable: "many"})
+    (tmp_path / "cluster2.toml").write_text(file)
+    assert found({variable: "1"}) == (2, "cluster2.toml:1")
+    assert found({variable: "1", own: "3"}) == (3, own)
+    assert found({variable: "1", own: "3"}, {name: 4}) == (4, "code")
+
+
+def test_the_platforms_port_and_bind(tmp_path: Path) -> None:
+    """Addresses that were asked for count, and the platform's port doesn't clash with them, nor with the monitor's."""
+    assert load(tmp_path, {"bind": ":1"}, environ={"PORT": "2"}).settings.bind == ("0.0.0.0:1",)
+    assert load(tmp_path, {"host": "::1"}, environ={"PORT": "2"}).settings.port == 2
+    assert load(tmp_path, environ={"PORT": "3001"}).settings.port == 3001
+
+
+@pytest.mark.parametrize(
     ("given", "environ", "file", "value", "source"),
     [
         ({}, {}, "", "127.0.0.1,::1,unix:", "default"),

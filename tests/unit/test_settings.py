@@ -290,6 +290,14 @@ def test_a_contradiction_names_the_source() -> None:
         validate(Settings(mon_port=3000), {"mon_port": "CLUSTER2_MON_PORT"})
 
 
+def test_a_default_gives_way() -> None:
+    """A monitor's port that wasn't asked for clashes with nothing: another is taken. One that was asked for does."""
+    for values in ({"port": 3001}, {"ecv_agent_port": 3001}):
+        validate(Settings(**values), {"mon_port": "default"})
+        with pytest.raises(ConfigError):
+            validate(Settings(**values), {"mon_port": "flag --mon-port"})
+
+
 def test_ipv6_texts_are_kept() -> None:
     """The kind of `bind` keeps an address's spelling."""
     address = str(ipaddress.IPv6Address("2001:db8::1"))

@@ -11,7 +11,9 @@ from typing import Any, BinaryIO
 
 import click
 
+from ..client import Client
 from ..errors import ConfigError
+from ..settings import Settings
 from .flags import OptionCommand, gather, require_target, with_options
 
 READY_FD = "_CLUSTER2_READY_FD"
@@ -43,7 +45,8 @@ def start(**flags: Any) -> int:
     """Serve TARGET in the background.
 
     Returns when the workers are ready, or with the exit code of what went wrong. TARGET and options are those of `run`;
-    what the processes write goes to files in the directory of logs, unless log_to says otherwise.
+    what the processes write goes to files in the directory of logs, unless log_to says otherwise. On a terminal it says
+    where that is.
     """
     config = require_target(gather(flags))
     path = Path(config.settings.logs) / "master.log"
@@ -62,7 +65,21 @@ def start(**flags: Any) -> int:
         with path.open("rb") as said:
             said.seek(before if path.stat().st_size >= before else 0)  # it was rotated
             sys.stderr.write(said.read().decode(errors="replace"))
+    elif sys.stderr.isatty():
+        _tell(config.settings)
     return code
+
+
+def _tell(settings: Settings) -> None:
+    """Say on the terminal where the cluster is that has just become ready."""
+    places = [f"logs in {settings.logs}"]
+    if settings.cluster:
+        found = Client(Path(settings.pids)).call("status", timeout=10)
+        click.echo(f"serving on {', '.join(found['addresses'])}", err=True)
+        if found["monitor"] is not None:
+            click.echo(f"the monitor's page is http://{found['monitor']['address']}{settings.mon_path}", err=True)
+        places.append(f"pids in {settings.pids}")
+    click.echo(", ".join(places), err=True)
 
 
 def _launch(arguments: tuple[str, ...], log: BinaryIO) -> int:

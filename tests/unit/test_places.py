@@ -1,0 +1,78 @@
+"""What gives way where a default can't be had."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster2 import config, places
+from cluster2.config import Config
+from cluster2.errors import AddressInUse
+
+
+def load(directory: Path, **given: Any) -> Config:
+    return config.load(given, environ={}, directory=directory)
+
+
+def test_ports_of_a_monitor(tmp_path: Path) -> None:
+    """The default and those that follow it, but for the cluster's own; one that was asked for, or none, is what it is."""
+    assert places.monitor_ports(load(tmp_path))[:2] == [3001, 3002]
+    busy = {"bind": ["127.0.0.1:3001", "unix:a"], "ecv": {"agent_port": 3002}}
+    assert places.monitor_ports(load(tmp_path, **busy))[:2] == [3003, 3004]
+    assert places.monitor_ports(load(tmp_path, mon_port=3001)) == [3001]
+    assert places.monitor_ports(load(tmp_path, mon_port=0)) == [0]
+
+
+def test_the_first_free_port(tmp_path: Path) -> None:
+    """Ports that are in use are passed over; if all are, the last one is named."""
+    settings = load(tmp_path).settings
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        busy = [one.getsockname()[1], other.getsockname()[1]]
+        with pytest.raises(AddressInUse, match=f"127.0.0.1:{busy[1]} is in use"):
+            places.first_free(settings, busy)
+        listener = places.first_free(settings, [*busy, 0])
+        listener.close()
+
+
+def test_pids_that_can_be_written_stay(tmp_path: Path) -> None:
+    """A directory that can be made, one that is there, and one that was named on purpose, are left alone and not made."""
+    for given in ({}, {"pids": "/proc/none"}, {"cluster": False, "pids": "/proc/none"}):
+        wanted = load(tmp_path, **given)
+        with places.with_writable_pids(wanted) as found:
+            assert found is wanted
+    assert not (tmp_path / "pids").exists()
+
+
+def test_pids_that_cannot_be_written(tmp_path: Path) -> None:
+    """The default is replaced by a directory of our own, which goes at the end; a warning says how to name it."""
+    (tmp_path / "pids").write_text("a file")
+    with places.with_writable_pids(load(tmp_path)) as found:
+        place = found.settings.pids
+        assert os.stat(place).st_mode & 0o777 == 0o700
+        assert found.warnings == (
+            f"{tmp_path}/pids can't be written, so pids are in {place}: give --pids {place} to other commands, or set pids",
+        )
+        assert not found.explicit("pids")
+    assert not os.path.exists(place)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_working_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    """The same for what an ordinary user meets."""
+    tmp_path.chmod(0o500)
+    with places.with_writable_pids(load(tmp_path)) as found:
+        assert found.settings.pids != f"{tmp_path}/pids"
+    tmp_path.chmod(0o700)
+
+
+def test_no_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nothing is replaced: the start says what is wrong with ./pids."""
+    (tmp_path / "pids").write_text("a file")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    wanted = load(tmp_path)
+    with places.with_writable_pids(wanted) as found:
+        assert found is wanted
