@@ -29,7 +29,7 @@ from tempfile import SpooledTemporaryFile
 from .pep3333 import App, Environ, Environs, body_length, body_of
 from .threads import Pool
 from .wsgi_client import AHEAD, Answer, Message, Receive, Send, no_short_cut, send_whole
-from .wsgi_inline import Inline, Turn
+from .wsgi_inline import Turn, call_inline
 from .wsgi_threaded import Call, converse
 
 AT_ONCE = AHEAD
@@ -88,7 +88,7 @@ class Bridge:
                 environ["wsgi.input"] = io.BytesIO()
                 if self._turn.busy:
                     await self._turn.wait()
-                await Inline(self._app, environ, self._turn, receive, send, answer).run()
+                await self._inline(environ, receive, send)
             else:
                 await self._spooled(scope, environ, receive, send)
             return
@@ -118,7 +118,12 @@ class Bridge:
                 return
             environ["wsgi.input"] = body
             await self._turn.wait()
-            await Inline(self._app, environ, self._turn, receive, send, self.short_cut(send)).run()
+            await self._inline(environ, receive, send)
+
+    async def _inline(self, environ: Environ, receive: Receive, send: Send) -> None:
+        rest = call_inline(self._app, environ, self._turn, receive, send, self.short_cut(send))
+        if rest is not None:
+            await rest
 
 
 async def _collected(receive: Receive, into: io.BytesIO | SpooledTemporaryFile[bytes]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from .pep3333 import App, Environ, Response
@@ -49,101 +49,100 @@ class Turn:
             self.freed()
 
 
-class Inline:
-    """One request's call of the app, on the loop: `call`, and if that wasn't all, `rest`."""
+def call_inline(
+    app: App, environ: Environ, turn: Turn, receive: Receive, send: Send, answer: Answer
+) -> Coroutine[Any, Any, None] | None:
+    """Call an app, and answer for it if its response is there in one piece, as nearly all are.
 
-    __slots__ = (
-        "_answer",
-        "_app",
-        "_begun",
-        "_environ",
-        "_gone",
-        "_inbox",
-        "_parts",
-        "_reason",
-        "_receive",
-        "_response",
-        "_result",
-        "_send",
-        "_turn",
-        "_whole",
-    )
+    Args:
+        answer: the server's short cut for a whole response.
 
-    def __init__(self, app: App, environ: Environ, turn: Turn, receive: Receive, send: Send, answer: Answer) -> None:
-        """Nothing is called yet.
+    Returns:
+        What is left to be done, which raises Failed; None: nothing is. No other app may be called before it is through.
+    """
+    parts: list[bytes] = []
+    response = Response(environ["REQUEST_METHOD"], parts.append)
+    result = None
+    try:
+        result = app(environ, response.start_response)
+        if not isinstance(result, list | tuple) or response.begun:
+            turn.busy = True  # until the answer is through
+            return _Parts(environ, response, parts, receive, send).run(result, turn, answer)
+        body = response.whole(result)
+    except BaseException as error:
+        reason = log(error, asked_for(environ))
+        _close(result, environ, told=True)
+        return _fail(reason, response, parts, send)
+    if hasattr(result, "close"):
+        _close(result, environ)
+    if (response.complete or response.bodiless) and answer(response, body):
+        return None
+    return send_whole(response, body, send, answer)
+
+
+async def _fail(reason: str, response: Response, parts: list[bytes], send: Send) -> None:
+    """Send what the app has written before it failed. Raises Failed."""
+    if response.begun:
+        await begin(response, send)
+        await send({"type": "http.response.body", "body": b"".join(parts), "more_body": True})
+    raise Failed(reason)
+
+
+def _close(result: Any, environ: Environ, *, told: bool = False) -> None:
+    """Call `close()` of what the app has returned.
+
+    Args:
+        told: an error of this request was logged already.
+    """
+    try:
+        if hasattr(result, "close"):
+            result.close()
+    except BaseException as error:
+        if not told:
+            log(error, asked_for(environ))
+
+
+class _Parts:
+    """A response that comes in parts."""
+
+    def __init__(self, environ: Environ, response: Response, parts: list[bytes], receive: Receive, send: Send) -> None:
+        """Go on where the app has returned.
 
         Args:
-            answer: the server's short cut for a whole response.
+            parts: what the app has given away, and wasn't sent yet.
         """
-        self._app = app
         self._environ = environ
-        self._turn = turn
-        self._receive = receive
+        self._response = response
+        self._parts = parts
         self._send = send
-        self._answer = answer
-        self._parts: list[bytes] = []
-        self._response = Response(environ["REQUEST_METHOD"], self._parts.append)
-        self._result: Any = None
-        self._reason = ""
-        self._begun = self._gone = self._whole = False
+        self._inbox = Inbox(receive, self._leave)
+        self._begun = self._gone = False
 
-    def __await__(self) -> Generator[Any, None, None]:
-        """The same as `run`."""
-        return self.run().__await__()
-
-    def call(self) -> bool:
-        """Call the app. Returns whether that was all: the response was there in one piece, and was sent. Else `rest` is due."""
-        response = self._response
+    async def run(self, result: Iterable[bytes], turn: Turn, answer: Answer) -> None:
+        """Send what the app yields, let it close, and have the next one called. Raises Failed."""
+        reason = ""
         try:
-            result = self._result = self._app(self._environ, response.start_response)
-            if not isinstance(result, list | tuple) or response.begun:
-                self._turn.busy = True  # until `rest` is through
-                return False
-            body = response.whole(result)
-        except BaseException as error:
-            self._reason = log(error, asked_for(self._environ))
-            self._close()
-            return False
-        if hasattr(result, "close"):
-            self._close()
-        if (response.complete or response.bodiless) and self._answer(response, body):
-            return True
-        self._parts.append(body)
-        self._whole = True
-        return False
-
-    async def run(self) -> None:
-        """Call the app and send what it answers. Raises Failed."""
-        if not self.call():
-            await self.rest()
-
-    async def rest(self) -> None:
-        """What `call` couldn't do at once. Raises Failed."""
-        if not self._whole and not self._reason:
-            self._inbox = Inbox(self._receive, self._leave)
             try:
-                try:
-                    await self._pass_on(self._result)
-                except asyncio.CancelledError:
-                    raise
-                except BaseException as error:
-                    self._reason = log(error, asked_for(self._environ))
-                finally:
-                    self._close()
+                await self._pass_on(result)
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                reason = log(error, asked_for(self._environ))
             finally:
-                self._inbox.close()
-                self._turn.over()
+                _close(result, self._environ, told=bool(reason))
+        finally:
+            self._inbox.close()
+            turn.over()
         if self._gone:
             return
-        if not self._reason:
-            if self._begun:
-                await self._flush(last=True)
-            else:
-                await send_whole(self._response, b"".join(self._parts), self._send, self._answer)
-            return
-        if self._response.begun:
-            await self._flush(last=False)
-        raise Failed(self._reason)
+        if reason:
+            if self._response.begun:
+                await self._flush(last=False)
+            raise Failed(reason)
+        if self._begun:
+            await self._flush(last=True)
+        else:
+            await send_whole(self._response, b"".join(self._parts), self._send, answer)
 
     async def _pass_on(self, result: Iterable[bytes]) -> None:
         response, parts = self._response, self._parts
@@ -164,15 +163,6 @@ class Inline:
         data = b"".join(self._parts)
         self._parts.clear()
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
-
-    def _close(self) -> None:
-        result, self._result = self._result, None
-        try:
-            if hasattr(result, "close"):
-                result.close()
-        except BaseException as error:
-            if not self._reason:
-                log(error, asked_for(self._environ))
 
     def _leave(self) -> None:
         self._gone = True

@@ -15,7 +15,7 @@ from ..pep3333 import App, Environ
 from ..threads import Pool
 from ..wsgi import Bridge
 from ..wsgi_client import Answer, Send, no_short_cut, send_whole
-from ..wsgi_inline import Inline
+from ..wsgi_inline import call_inline
 from ..wsgi_threaded import Call, converse
 from .request import Request
 
@@ -43,10 +43,13 @@ class WsgiServer(Bridge):
             return True
         if self._turn.busy:
             return False
-        call = Inline(self._app, self._environ(request), self._turn, request.receive, request.send, request.answer)
         context = self.context.copy()
-        if not context.run(call.call):
-            self.rest(request, call.rest(), context)
+        send = request.send
+        rest = context.run(
+            call_inline, self._app, self._environ(request), self._turn, request.receive, send, request.answer
+        )
+        if rest is not None:
+            self.rest(request, rest, context)
         return True
 
     def short_cut(self, send: Send) -> Answer:
