@@ -9,14 +9,20 @@ from cluster2 import worker
 
 MARKUP = '<script>pwned = 1</script><img src=x onerror="pwned = 2"><b>bold</b>&lt;'
 
+INHERITED = ("__proto__", "constructor", "toString", "hasOwnProperty", "valueOf", "__defineGetter__")
+"""Names that every object of JavaScript has."""
+
 worker.status(MARKUP, lambda: {MARKUP: [MARKUP]}, reducer="first")
 worker.status("pool", lambda: 3, reducer="sum")
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answers "hello"; /say: emits an event, and writes a line, both of markup."""
+    """Answers "hello"; /say: emits an event, and writes a line, both of markup; /inherited: emits events of such names."""
     if scope["type"] != "http":
         return
+    if scope["path"] == "/inherited":
+        for name in INHERITED:
+            worker.emit(name, {"said": name})
     if scope["path"] == "/say":
         worker.emit(MARKUP, {"said": MARKUP})
         print(MARKUP, file=sys.stderr, flush=True)

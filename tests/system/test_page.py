@@ -18,7 +18,7 @@ from tests.system import boards
 from tests.system.browser import TOKEN, Cluster, Sight, give_token, started
 from tests.system.clients import get, wrk
 from tests.system.harness import wait_until
-from tests.system.page_app import MARKUP
+from tests.system.page_app import INHERITED, MARKUP
 
 pytestmark = pytest.mark.slow
 See = Callable[..., Sight]
@@ -125,6 +125,19 @@ def test_markup_stays_text(see: See, cluster: Cluster) -> None:
     assert sorted(told) == sorted([str(pid), "3"] for pid in cluster.pids().values())
 
 
+def test_names_that_every_object_has(see: See, cluster: Cluster) -> None:
+    """Events of such names are shown as any other; the page goes on showing what comes later."""
+    sight = see(cluster.url).live(2)
+    assert get(cluster.running.address, "/inherited").status == 200
+    for name in INHERITED:
+        expect(sight.locator("#event-list b").get_by_text(name, exact=True)).to_have_count(1)
+    assert get(cluster.running.address, "/say").status == 200
+    expect(sight.locator("#event-list li").first.locator("b")).to_have_text(MARKUP)
+    assert set(sight.evaluate("window.links")) <= {"connecting", "live"}
+    again = see(cluster.url).live(2)  # which has them told from the past
+    expect(again.locator("#event-list b").get_by_text(INHERITED[0], exact=True)).to_have_count(1)
+
+
 def test_dependencies(see: See, cluster: Cluster) -> None:
     """A tree, asked for when somebody wants to see it; branches open."""
     sight = see(cluster.url).live(2)
@@ -145,6 +158,9 @@ def test_logs(see: See, cluster: Cluster) -> None:
     )
     sight = see(cluster.url).live(2)
     sight.get_by_role("tab", name="Logs").click()
+    expect(sight.locator("#logs-note")).to_have_text("Logs need the token: “List again” asks for it.")
+    sight.locator("#log-refresh").click()
+    give_token(sight)
     sight.get_by_role("button", name=log.name).click()
     text = sight.locator("#log-text")
     expect(text).to_contain_text(MARKUP)

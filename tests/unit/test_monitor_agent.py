@@ -12,7 +12,8 @@ import pytest
 from cluster2.errors import ConfigError
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.lifecycle import State
-from cluster2.monitor.agent import Agent, line, share
+from cluster2.monitor import agent
+from cluster2.monitor.agent import Agents, line, share
 from cluster2.monitor.facts import Facts
 from cluster2.settings import Settings, validate
 
@@ -75,7 +76,7 @@ def test_ports_that_can_not_be(options: dict[str, int], says: str) -> None:
         validate(Settings(ecv_agent_port=3002, **options))
 
 
-async def _leaves(agent: Agent) -> list[dict[str, object]]:
+async def _leaves(made: asyncio.Protocol) -> list[dict[str, object]]:
     """What the loop complains of if a client closes its connection before it is heard: what it is sent is answered by a reset."""
     loop, complaints = asyncio.get_running_loop(), list[dict[str, object]]()
     loop.set_exception_handler(lambda loop, context: complaints.append(context))
@@ -84,7 +85,7 @@ async def _leaves(agent: Agent) -> list[dict[str, object]]:
         client.close()
         taken, _ = listener.accept()
         taken.setblocking(False)
-        transport, _ = await loop.connect_accepted_socket(lambda: agent, taken)
+        transport, _ = await loop.connect_accepted_socket(lambda: made, taken)
         while not transport.is_closing():
             await asyncio.sleep(0)
     return complaints
@@ -92,4 +93,29 @@ async def _leaves(agent: Agent) -> list[dict[str, object]]:
 
 def test_who_has_gone_already(board: Scoreboard) -> None:
     """A client that closes its connection before it gets its line is no reason for a traceback."""
-    assert asyncio.run(_leaves(Agent(facts(board)))) == []
+    assert asyncio.run(_leaves(Agents(facts(board)).protocol())) == []
+
+
+async def _crowd(agents: Agents, count: int) -> tuple[int, list[bytes]]:
+    """How many are there when `count` have connected and left nothing; and what the last two were told."""
+    loop = asyncio.get_running_loop()
+    clients = []
+    with socket.create_server(("127.0.0.1", 0), backlog=count) as listener:
+        for _ in range(count):
+            clients.append(socket.create_connection(listener.getsockname()))
+            taken, _ = listener.accept()
+            taken.setblocking(False)
+            await loop.connect_accepted_socket(agents.protocol, taken)
+    told = [client.recv(100) for client in clients[-2:]]
+    there = len(agents.connections)
+    for client in clients:
+        client.close()
+    while agents.connections:
+        await asyncio.sleep(0.01)
+    return there, told
+
+
+def test_many_that_stay(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many connect and stay, there is a bound, and the last ones are answered."""
+    monkeypatch.setattr(agent, "MOST", 8)
+    assert asyncio.run(_crowd(Agents(facts(board)), 40)) == (8, [b"up ready 75%\n"] * 2)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from cluster2.engines.base import Interface, Site
 from cluster2.engines.ending import reset
 from cluster2.engines.http.engine import HttpEngine
 from cluster2.monitor import crowd
@@ -61,9 +60,9 @@ def under_way(engine: HttpEngine, count: int) -> bool:
 
 @asynccontextmanager
 async def crowded() -> AsyncIterator[tuple[HttpEngine, Crowd, Callable[[], Any]]]:
-    engine = HttpEngine(Site(app, Interface.ASGI, Settings(lifespan="off"), None))
+    kept = Crowd(app, Settings(lifespan="off"))
+    engine = kept.engine
     await engine.start()
-    kept = Crowd(engine)
     clients: list[Client] = []
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -120,18 +119,40 @@ async def test_all_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_what_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond so many bytes those leave for whom most is waiting; who takes what is sent stays."""
     monkeypatch.setattr(crowd, "UNTAKEN", 1 << 20)
+    most = 0
     async with crowded() as (engine, kept, connect):
+        answered = 0
+
+        def press() -> None:
+            nonlocal answered, most
+            answered += 1
+            there = [each.transport for each in engine.movable() if not each.transport.is_closing()]
+            most = max(most, sum(each.get_write_buffer_size() for each in there))
+            known()
+
+        known, kept.press = kept.press, press  # type: ignore[method-assign]
         good = await connect()
-        for _ in range(3):
-            await (await connect()).asks("/much")
-
-        def waiting() -> list[int]:
-            """What waits for each one for whom it is too much already."""
-            sizes = (each.transport.get_write_buffer_size() for each in engine.movable())
-            return [size for size in sizes if size > 1 << 20]
-
-        await until(lambda: len(waiting()) == 3)
-        kept.press()
-        await until(lambda: not waiting())
+        greedy = [await connect() for _ in range(20)]
+        for each in greedy:
+            each.writer.write(b"GET /much HTTP/1.1\r\nHost: test\r\n\r\n" * 20)
+        await until(lambda: answered >= 20)
+        await until(lambda: engine.census().connections == 1)
         await good.asks("/")
         assert await good.hears() == HELLO
+        assert 1 << 20 < most < 1 << 25
+
+
+@pytest.mark.parametrize("behind", [b"", b"x" * 70000, b"\x81\x85\0\0\0\0hello" * 1000])
+async def test_no_websockets(behind: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    """A handshake is an ordinary request: answered, and counted; what comes behind it is the next request."""
+    handshake = (
+        b"GET / HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    )
+    async with crowded() as (engine, _, connect):
+        for headers in (b"", b"Content-Length: 5\r\n"):
+            client = await connect()
+            client.writer.write(handshake + headers + b"\r\n" + behind)
+            assert await client.hears() == HELLO
+        assert not engine.websockets
+    assert "Traceback" not in capfd.readouterr().err

@@ -24,7 +24,7 @@ async def status(settings: Settings, path: str, *headers: tuple[bytes, bytes], m
     async def send(message: Any) -> None:
         sent.append(message)
 
-    gate = Gate(app, settings, frozenset({"/livez", "/ecv"}), frozenset({"/ecv/disable"}))
+    gate = Gate(app, settings, frozenset({"/livez", "/ecv"}), frozenset({"/ecv/disable"}), ("/m/logs", "/m/stacks"))
     scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
     await gate(scope, None, send)
     found: int = sent[0]["status"]
@@ -40,6 +40,13 @@ LOCAL, OPEN = Settings(mon_token=TOKEN), Settings(mon_host="0.0.0.0", mon_token=
         (LOCAL, "GET", "/livez", 200, 200),
         (LOCAL, "GET", "/", 200, 200),
         (LOCAL, "HEAD", "/metrics", 200, 200),
+        (LOCAL, "GET", "/m/logs", 401, 200),
+        (LOCAL, "GET", "/m/logs/", 401, 200),
+        (LOCAL, "HEAD", "/m/logs/master.log", 401, 200),
+        (LOCAL, "GET", "/m/stacks/7", 401, 200),
+        (LOCAL, "GET", "/m/logsomething", 200, 200),
+        (Settings(), "GET", "/m/logs/master.log", 200, 200),
+        (Settings(), "GET", "/m/stacks/7", 200, 200),
         (LOCAL, "POST", "/control/reload", 401, 200),
         (LOCAL, "DELETE", "/livez", 200, 200),
         (LOCAL, "POST", "/ecv/disable", 200, 200),
@@ -54,7 +61,10 @@ LOCAL, OPEN = Settings(mon_token=TOKEN), Settings(mon_host="0.0.0.0", mon_token=
     ],
 )
 async def test_token(settings: Settings, method: str, path: str, without: int, bearing: int) -> None:
-    """Health checks are open, switches have a rule of their own; all else needs the token where others come, changes always."""
+    """Health checks are open, switches have a rule of their own; all else needs the token where others come, changes always.
+
+    Where there is a token, logs and stacks need it as well.
+    """
     assert await status(settings, path, method=method) == without
     assert await status(settings, path, BEARS, method=method) == bearing
     assert await status(settings, path, (b"authorization", b"Bearer another-token"), method=method) == without
@@ -123,14 +133,3 @@ async def test_two_hosts() -> None:
 async def test_no_host() -> None:
     """A probe in HTTP/1.0 brings none; browsers always do."""
     assert await status(LOCAL, "/livez") == 200
-
-
-async def test_websocket() -> None:
-    """There are none."""
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    await Gate(None, LOCAL, frozenset(), frozenset())({"type": "websocket"}, None, send)  # type: ignore[arg-type]
-    assert sent == [{"type": "websocket.close", "code": 1008}]

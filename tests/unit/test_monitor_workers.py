@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -13,7 +13,6 @@ from cluster2.errors import ClusterError, NoAnswer, NotRunning, UsageError
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.monitor.facts import Facts
 from cluster2.monitor.workers import routes
-from cluster2.settings import Settings
 
 pytestmark = pytest.mark.anyio
 STACKS = {"workers": [{"pid": 7, "slot": 0, "stacks": "Thread <script>"}]}
@@ -32,13 +31,13 @@ class Master:
             raise self.answer
         return self.answer
 
-    async def get(self, path: str, token: str | None = None, **headers: str) -> httpx.Response:
+    async def get(self, path: str, **headers: str) -> httpx.Response:
         async def switch(enabled: bool) -> bool:
             return True
 
         board = Scoreboard.create()
         try:
-            app = Starlette(routes=routes("", Facts(board, 0, switch, self.ask), Settings(mon_token=token)))
+            app = Starlette(routes=routes("", Facts(board, 0, switch, self.ask)))
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 return await client.get(path, headers=headers)
@@ -107,11 +106,3 @@ async def test_stacks_of_nobody(worker: str) -> None:
     """What is no pid is 404; the master isn't asked."""
     master = Master(STACKS)
     assert ((await master.get(f"/stacks/{worker}")).status_code, master.asked) == (404, [])
-
-
-async def test_stacks_take_the_token() -> None:
-    """Where there is one it is needed, on loopback as well."""
-    get: Callable[..., Any] = Master(STACKS).get
-    assert (await get("/stacks/7", "a-secret-token")).status_code == 401
-    assert (await get("/stacks/7", "a-secret-token", authorization="Bearer another-token")).status_code == 401
-    assert (await get("/stacks/7", "a-secret-token", authorization="Bearer a-secret-token")).status_code == 200

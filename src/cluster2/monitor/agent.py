@@ -18,22 +18,53 @@ import math
 
 from .facts import Facts
 
+MOST = 64
+"""Connections of all agents; each of HAProxy's processes has one, for as long as an answer takes."""
+
+
+class Agents:
+    """Makes a protocol for each connection. Beyond `MOST` the oldest one ends, so that the next is heard."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.connections: dict[Agent, asyncio.Transport] = {}
+
+    def protocol(self) -> Agent:
+        """Return it."""
+        return Agent(self)
+
+    def came(self, agent: Agent, transport: asyncio.Transport) -> None:
+        """Count a connection."""
+        if len(self.connections) >= MOST:
+            oldest = next(iter(self.connections))
+            self.connections.pop(oldest).abort()
+        self.connections[agent] = transport
+
+    def left(self, agent: Agent) -> None:
+        """Count it no more."""
+        self.connections.pop(agent, None)
+
 
 class Agent(asyncio.Protocol):
     """Says it, and ends. What HAProxy may send first (`agent-send`) is dropped, but read: else the end would be a reset."""
 
-    def __init__(self, facts: Facts) -> None:
-        self._facts = facts
+    def __init__(self, agents: Agents) -> None:
+        self._agents = agents
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Nothing has to be asked."""
-        transport.write(line(self._facts))
+        self._agents.came(self, transport)
+        transport.write(line(self._agents.facts))
         with contextlib.suppress(OSError):  # it has been reset meanwhile
             transport.write_eof()
         asyncio.get_running_loop().call_later(PATIENCE, transport.abort)
 
     def eof_received(self) -> None:
         """HAProxy has closed: so do we."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over."""
+        self._agents.left(self)
 
 
 PATIENCE = 2.0

@@ -21,6 +21,9 @@ from .facts import Facts
 from .gate import READ, Gate
 from .shield import Shield
 
+PRIVATE = ("/logs", "/stacks")
+"""What shows code, or what the app has written."""
+
 
 def make(facts: Facts, settings: Settings, desk: Desk | None = None) -> Callable[..., Any]:
     """The app, behind its gate, below `mon_path`.
@@ -39,7 +42,7 @@ def make(facts: Facts, settings: Settings, desk: Desk | None = None) -> Callable
         *metrics.routes(root, facts.board),
         *deps.routes(root),
         *logs.routes(root, settings),
-        *workers.routes(root, facts, settings),
+        *workers.routes(root, facts),
         *control.routes(root, facts, settings),
     ]
     statics = (f"{root}/static/{name}" for name in page.files())
@@ -49,9 +52,10 @@ def make(facts: Facts, settings: Settings, desk: Desk | None = None) -> Callable
     def sign_in(path: str, accept: str) -> bytes | None:
         return shell.content if path in (root, root + "/") and page.wants_html(accept) else None
 
+    private = tuple(root + path for path in PRIVATE)
     app = Starlette(routes=routes)
     app.router.redirect_slashes = False  # to a URL made of the Host header
-    return Shield(Gate(app, settings, open_ones, frozenset(probes.switches), sign_in))
+    return Shield(Gate(app, settings, open_ones, frozenset(probes.switches), private, sign_in))
 
 
 class Probes:

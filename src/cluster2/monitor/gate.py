@@ -1,12 +1,15 @@
 """Who may ask the monitor what.
 
-Three dangers. *Others on the network*: where they can reach the port (`mon_host` isn't loopback), everything but the answers
-to health checks needs `mon_token`; those say no more than the app's own port does, and a kubelet's probe can bear no secret.
-*Changes*: whatever isn't GET or HEAD needs the token everywhere. *Pages in a browser on this machine*: a page whose host's
-name was made to point to 127.0.0.1 (DNS rebinding) is of the same origin as we are, for the browser, and could read
-everything. It can't choose the `Host` header, though: that bears its name, which isn't ours. A page under its true name can't
-read what we answer, but could have its reader's browser take all places of those who watch: what a browser asks for on behalf
-of another origin (`Sec-Fetch-Site`) is refused, unless somebody follows a link to us.
+Four dangers.
+
+- *Others on the network*: where they can reach the port (`mon_host` isn't loopback), everything but the answers to health checks
+  needs `mon_token`; those say no more than the app's own port does, and a kubelet's probe can bear no secret.
+- *Changes*: whatever isn't GET or HEAD needs the token everywhere.
+- *Other users of this machine*: where there is a token, what shows code or what the app has written needs it everywhere.
+- *Pages in a browser on this machine*: a page whose host's name was made to point to 127.0.0.1 (DNS rebinding) is of the same
+  origin as we are, for the browser, and could read everything. It can't choose the `Host` header, though: that bears its name,
+  which isn't ours. A page under its true name can't read what we answer, but could have its reader's browser take all places of
+  those who watch: what a browser asks for on behalf of another origin (`Sec-Fetch-Site`) is refused, unless a link is followed.
 
 The page's own files are those of the published package, and open to all, like health checks. So a browser can show the page
 without the token, as the body of a 401; it asks for the token then, and sends it along with whatever it wants to know.
@@ -48,6 +51,7 @@ class Gate:
         settings: `mon_host` and `mon_token` count.
         probes: paths of health checks and of the page's files, open to whoever reaches the port.
         switches: paths that have a rule of their own.
+        private: paths that need the token everywhere, if there is one, and so does what is below them.
         sign_in: the page that asks for the token, given path and Accept header of who was refused; None: there is none.
     """
 
@@ -57,6 +61,7 @@ class Gate:
         settings: Settings,
         probes: frozenset[str],
         switches: frozenset[str],
+        private: tuple[str, ...] = (),
         sign_in: Callable[[str, str], bytes | None] = lambda path, accept: None,
     ) -> None:
         self._app = app
@@ -65,6 +70,7 @@ class Gate:
         self._local = is_loopback(settings.mon_host)
         self._probes = probes
         self._switches = switches
+        self._private = private
         self._sign_in = sign_in
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -74,9 +80,6 @@ class Gate:
             if refusal is not None:
                 await _refuse(send, refusal, self._page(scope) if refusal is NO_TOKEN else None)
                 return
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-            return
         await self._app(scope, receive, send)
 
     def _refusal(self, scope: Any) -> Refusal | None:
@@ -88,11 +91,16 @@ class Gate:
         if headers.get(b"sec-fetch-site", b"none") not in OURS and not _follows_a_link(scope["method"], headers):
             return FOREIGN
         path, reads = scope["path"], scope["method"] in READ
-        if path in self._probes or path in self._switches or (self._local and reads):
+        if path in self._probes or path in self._switches:
+            return None
+        if self._local and reads and (self._token is None or not self._is_private(path)):
             return None
         if self._token is None:
             return NOT_SET
         return None if ecv.bears(headers.get(b"authorization", b"").decode("latin-1"), self._token) else NO_TOKEN
+
+    def _is_private(self, path: str) -> bool:
+        return any(path == each or path.startswith(each + "/") for each in self._private)
 
     def _page(self, scope: Any) -> bytes | None:
         """What a browser shows of a 401 whose scheme it doesn't know: the page, without any fact, which asks for the token."""

@@ -22,8 +22,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from .. import codec, logs, wire
-from ..engines.base import Interface, Site
-from ..engines.http.engine import HttpEngine
 from ..errors import ClusterError
 from ..kernel import privileges, signals
 from ..kernel.descriptors import Packets
@@ -31,7 +29,7 @@ from ..kernel.logfiles import Follower
 from ..kernel.scoreboard import MONITOR_PAGE, Scoreboard
 from ..settings import Settings
 from ..step_guard import StepGuard
-from .agent import Agent
+from .agent import Agents
 from .app import make
 from .crowd import Crowd
 from .desk import Desk
@@ -140,11 +138,11 @@ async def serve(
     own = dataclasses.replace(
         settings, lifespan="off", access_log=False, forwarded_allow_ips="", root_path="", keep_alive=True
     )
-    engine = HttpEngine(Site(make(facts, settings, desk), Interface.ASGI, own, None))
+    crowd = Crowd(make(facts, settings, desk), own)
+    engine = crowd.engine
     await engine.start()
     loop = asyncio.get_running_loop()
-    crowd = Crowd(engine)
-    protocols: list[Callable[[], asyncio.BaseProtocol]] = [crowd.protocol, lambda: Agent(facts)]
+    protocols: list[Callable[[], asyncio.BaseProtocol]] = [crowd.protocol, Agents(facts).protocol]
     servers = [
         await loop.create_server(make_one, sock=listener)
         for make_one, listener in zip(protocols, listeners, strict=False)
@@ -155,7 +153,6 @@ async def serve(
         "the monitor's look at the cluster": desk.second,
         "the monitor's tick": lambda: engine.tick(time.monotonic()),
         "the monitor's time limits": engine.second,
-        "the monitor's bound of connections": crowd.press,
     }
     while not left.is_set():
         for name, step in steps.items():

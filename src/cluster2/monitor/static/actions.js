@@ -147,6 +147,7 @@ class Activity {
 
 /** How far it is, told from the facts, where the monitor doesn't say so itself: [done, of, what]. */
 const MEASURES = {
+  __proto__: null,
   reload: ({ generation }) => (facts) => {
     if (generation === undefined) return null;
     return [facts.workers.filter((each) => each.generation === generation && each.state === "ready").length, facts.wanted, "workers are new"];
@@ -159,6 +160,7 @@ const MEASURES = {
 };
 
 const DONE = {
+  __proto__: null,
   reload: ({ generation }) => `Generation ${generation} serves`,
   scale: ({ workers }) => `${workers} workers are ready`,
   recycle: ({ replaced }) => (replaced === 1 ? "The worker is replaced" : `${replaced} workers are replaced`),

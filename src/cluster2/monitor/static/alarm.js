@@ -7,6 +7,7 @@ const RELIEF = 60000; // ms
 
 /** What is wrong, by the state of the master that says so. */
 const WRONG = {
+  __proto__: null,
   degraded: ({ ready, wanted }) => `Degraded: workers crash faster than restart_limit allows, so restarts back off. ${ready} of ${wanted} workers serve.`,
   stuck: () => "The master is stuck: workers serve on, but nobody replaces one that dies.",
 };

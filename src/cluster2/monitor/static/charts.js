@@ -52,7 +52,7 @@ const CHARTS = [
 
 // Ends that a mark of their own explains, or the end of all, would only hide the others.
 const EXPLAINED = new Set(["reload", "scale", "shutdown"]);
-const KINDS = { died: "ended", "reload-failed": "failed", reloading: "began", reloaded: "changed", scaled: "scaled" };
+const KINDS = { __proto__: null, died: "ended", "reload-failed": "failed", reloading: "began", reloaded: "changed", scaled: "scaled" };
 const HEIGHT = 120;
 const GAP = 3; // times the usual distance of two points: nothing is known between them
 const MARKS = 500;
@@ -60,7 +60,7 @@ const tones = { accent: "", ink: "", bad: "", line: "", muted: "", warn: "" };
 const marks = (name, reason) => name in KINDS && !EXPLAINED.has(reason);
 const dpr = () => window.devicePixelRatio || 1;
 
-const WORDS = { died: "ended", reloading: "reload began", "reload-failed": "reload failed" };
+const WORDS = { __proto__: null, died: "ended", reloading: "reload began", "reload-failed": "reload failed" };
 
 /** What is told of a mark where the cursor is. */
 function told(mark) {

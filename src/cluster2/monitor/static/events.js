@@ -5,14 +5,16 @@ import * as format from "./format.js";
 
 const KEPT = 200;
 const NOISE = new Set(["heartbeat"]);
-const TONES = { died: "warn", warning: "warn", degraded: "bad", "reload-failed": "bad", recovered: "good", reloaded: "good", shutdown: "warn" };
+const TONES = { __proto__: null, died: "warn", warning: "warn", degraded: "bad", "reload-failed": "bad", recovered: "good", reloaded: "good", shutdown: "warn" };
 const GLYPHS = { good: "●", warn: "▲", bad: "✕", "": "·" };
 const SKIPPED = new Set(["event", "time", "stacks", "traceback"]);
 
 const worker = (event) => `worker ${event.slot} (pid ${event.pid})`;
 const left = (event) => event.signal ?? `exit code ${event.code}`;
 
+// Tables that are asked for a name that an app may have chosen inherit nothing: `constructor` is in none of them.
 const SAID = {
+  __proto__: null,
   forked: (e) => `${worker(e)} was forked, generation ${e.generation}`,
   listening: (e) => `${worker(e)} is ready, after ${format.latency(e.boot)}`,
   died: (e) => `${worker(e)} ended: ${e.reason}, ${left(e)}, after ${format.duration(e.uptime)}`,

@@ -39,6 +39,7 @@ function rowActions(row) {
 // ------------------------------------------------------------------------------------------------------- at a glance
 
 const STATES = {
+  __proto__: null,
   booting: ["warn", "◔", "Starting"],
   serving: ["good", "●", "Serving"],
   running: ["good", "●", "Serving"],

@@ -3,14 +3,17 @@
 import { withToken } from "./actions.js";
 import { byId, el, setAttribute, setText } from "./dom.js";
 import * as format from "./format.js";
-import { ask, Refused } from "./stream.js";
+import { ask, Refused, session, Unauthorized } from "./stream.js";
 
 const FIRST = 1 << 16; // bytes of a log that are shown at first
 const MOST = 1 << 20; // bytes that are taken at once; who is further behind begins at the end again
 const KEPT = 1 << 19; // characters of a log that stay on the page
 const POLL = 1500; // ms between two looks for what has been added to a log
 
-const why = (failure) => (failure instanceof Refused ? failure.message : "The monitor doesn't answer.");
+const why = (failure) => (failure instanceof Refused || failure instanceof Unauthorized ? failure.message : "The monitor doesn't answer.");
+
+/** Whether logs and stacks are shown only to who bears the token: where there is one. */
+const needsToken = () => "actions" in document.body.dataset;
 
 /** Tabs as the ARIA practices describe them: arrow keys, Home and End move, the panel is shown at once. */
 export class Tabs {
@@ -109,14 +112,22 @@ export class Logs {
 
   constructor() {
     this.#follow.addEventListener("change", () => this.#next());
-    byId("log-refresh").addEventListener("click", () => this.open());
+    byId("log-refresh").addEventListener("click", () => this.open(true));
     document.addEventListener("visibilitychange", () => this.#next());
   }
 
-  async open() {
+  /** `asking`: a dialog may ask for the token. One that merely goes from tab to tab gets none in its way. */
+  async open(asking = false) {
     this.#open = true;
+    if (!asking && needsToken() && session.token === null) {
+      setText(this.#note, "Logs need the token: “List again” asks for it.");
+      return;
+    }
     try {
-      const { logs } = await (await ask("logs")).json();
+      const asked = { title: "Logs", confirm: "Show", needsToken: needsToken() };
+      const answer = await (asking ? withToken(asked, () => ask("logs")) : ask("logs"));
+      if (answer === null) return;
+      const { logs } = await answer.json();
       this.#names.replaceChildren(...logs.map((log) => this.#entry(log)));
       setText(this.#note, logs.length ? "" : "There are no log files: they are written with log_to = files, which is what start does.");
       if (this.#name === null && logs.length) await this.#show(logs[0].name);
@@ -241,7 +252,7 @@ export class Stacks {
     const title = `Stacks of worker ${worker.slot} (pid ${worker.pid})`;
     let text;
     try {
-      const answer = await withToken({ title, confirm: "Show", needsToken: "actions" in document.body.dataset }, () => ask(`stacks/${worker.pid}`));
+      const answer = await withToken({ title, confirm: "Show", needsToken: needsToken() }, () => ask(`stacks/${worker.pid}`));
       if (answer === null) return;
       const { workers } = await answer.json();
       text = workers.map((each) => each.stacks).join("\n");

@@ -99,6 +99,15 @@ export async function* messages(answer, heard = () => {}) {
   }
 }
 
+/** Show an event. One that can't be shown mustn't end the stream, which would come to it again, for ever. */
+function told(show) {
+  try {
+    show();
+  } catch (failure) {
+    console.error("an event can't be shown", failure);
+  }
+}
+
 function parsed(text) {
   try {
     return JSON.parse(text);
@@ -190,7 +199,7 @@ export class Stream {
           this.#last = id;
           const first = Number(id) > this.#newest;
           if (first) this.#newest = Number(id);
-          this.#on.event(data, first);
+          told(() => this.#on.event(data, first));
         } else if (name === "facts") {
           this.#failures = 0;
           shown = true;

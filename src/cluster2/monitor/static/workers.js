@@ -5,7 +5,7 @@ import * as format from "./format.js";
 
 const SETTLE = 3000; // ms between two changes of the order: rows that jump can't be read
 const LATE = 3; // seconds: a sign of life is overdue
-const STATES = { spawning: "○", booting: "◔", ready: "●", draining: "◑", dying: "✕", dead: "✕" };
+const STATES = { __proto__: null, spawning: "○", booting: "◔", ready: "●", draining: "◑", dying: "✕", dead: "✕" };
 
 const overdue = (worker) => worker.state === "ready" && worker.heartbeat_age > LATE;
 const quantile = (worker, which) => worker.recent?.[which] ?? worker.latency?.[which];
