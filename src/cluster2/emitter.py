@@ -13,7 +13,7 @@ from typing import Any
 from .errors import raised_in
 from .events import Event, name_of
 
-logger = logging.getLogger("cluster2.master")
+logger = logging.getLogger("cluster2.app")
 Handler = Callable[[Any], Any]
 MOST_RUNNING = 4096
 """Async handlers under way above which no more events should come in."""

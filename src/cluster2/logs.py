@@ -1,6 +1,10 @@
 """How processes of a cluster write their log: one line an event, as text or as JSON, on standard error.
 
 That may be a file (`kernel.logfiles`); who logs needn't know.
+
+*Floods.* A client or an app can cause as many requests, and so as many lines about them, as it likes: they would fill the disk,
+and cost more than the requests. So lines of the loggers that tell of such things (`_CAUSED_OUTSIDE`) are bounded by `RateLimit`,
+each kind by itself: the code that logs needn't care. What the app logs by loggers of its own is the app's business.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import select
 import time
 from collections.abc import Callable
@@ -16,13 +21,79 @@ from typing import Any
 
 import msgspec
 
+from .allowance import Allowance
 from .settings import Settings
 
 _OURS = ("cluster2", "uvicorn", "granian", "_granian")
 """Loggers whose lines are ours to write. Apps log by `uvicorn`'s, out of habit."""
-_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
+_CAUSED_OUTSIDE = (
+    "cluster2.app", "cluster2.granian", "cluster2.http", "cluster2.monitor", "cluster2.tcp", "cluster2.worker", "cluster2.wsgi",
+    "granian", "_granian", "asyncio",
+)  # fmt: skip
+"""Loggers that tell what clients and apps do. `cluster2.app` is the master's, for what apps do to it."""
+_NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+")
+_VERDICT = "_cluster2_passes"
+"""The attribute of a record that has been through `RateLimit`: there are several handlers, and it counts once."""
+_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", _VERDICT}
+
+MAX_KINDS = 1000
+"""Kinds that are remembered. Texts of clients and apps can make any number; beyond it all begin anew."""
 
 
+class RateLimit(logging.Filter):
+    """Bounds lines of one kind. The next line that passes says how many were left out.
+
+    Of one kind are lines of a logger that differ only in their arguments and, with a traceback, were raised at the same place. So
+    an error that comes with each request doesn't hide another one.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Nothing was logged yet."""
+        super().__init__()
+        self._clock = clock
+        self._kinds: dict[object, Allowance] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a line passes."""
+        verdict: bool | None = record.__dict__.get(_VERDICT)
+        if verdict is None:
+            verdict = record.levelno < logging.WARNING or not _is_caused_outside(record.name) or self._passes(record)
+            record.__dict__[_VERDICT] = verdict
+        return verdict
+
+    def _passes(self, record: logging.LogRecord) -> bool:
+        kind = _kind(record)
+        if (allowance := self._kinds.get(kind)) is None:
+            if len(self._kinds) >= MAX_KINDS:
+                self._kinds.clear()
+            allowance = self._kinds[kind] = Allowance()
+        if not allowance.take(self._clock()):
+            return False
+        if allowance.refused:
+            record.msg = f"{record.msg} ({allowance.refused} more like this were left out)"
+            allowance.refused = 0
+        return True
+
+
+def _is_caused_outside(name: str) -> bool:
+    return name in _CAUSED_OUTSIDE or name.startswith(("cluster2.http.", "granian.", "_granian."))
+
+
+def _kind(record: logging.LogRecord) -> object:
+    """Return what lines of the same kind have in common."""
+    text = str(record.msg).partition("\n")[0]
+    if not record.args:  # a text that was put together before: asyncio names transports and tasks by their address
+        text = _NUMBER.sub("", text)
+    raised = record.exc_info
+    if not raised or raised[0] is None:
+        return record.name, text
+    at = raised[2]
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return record.name, text, raised[0], at and (at.tb_frame.f_code.co_filename, at.tb_lineno)
+
+
+_limit = RateLimit()
 _copies: list[Callable[[bytes], None]] = []
 
 
@@ -46,6 +117,8 @@ def configure(settings: Settings, *, waits: bool = True) -> None:
     handlers = [first, *(_Copy(write) for write in _copies)]
     for each in handlers:
         each.setFormatter(_formatter(settings))
+        each.addFilter(_limit)
+    logging.getLogger("asyncio").addFilter(_limit)  # its lines go where the app's go
     level = settings.log_level.upper()
     for name in _OURS:
         log = logging.getLogger(name)

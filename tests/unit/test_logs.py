@@ -8,10 +8,12 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from cluster2 import logs
+from cluster2.allowance import BURST, INTERVAL_S
 from cluster2.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("own_process")
@@ -121,3 +123,95 @@ def test_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [line for line in taken.splitlines() if line.endswith(b"x" * 99)]
     assert told is not None
     assert re.match(rf"\n?\.\.\. lines that nobody took: {3000 - len(whole)}\n.* the last one\n$", told.decode())
+
+
+def flood(name: str, count: int, level: int = logging.WARNING, text: str = "%d") -> None:
+    """So many lines of a kind."""
+    for number in range(count):
+        logging.getLogger(name).log(level, text, number)
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """That of the limit, which has seen nothing yet."""
+    clock = Clock()
+    monkeypatch.setattr(logs, "_limit", logs.RateLimit(clock))
+    return clock
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_flood(monkeypatch: pytest.MonkeyPatch, clock: Clock, form: str) -> None:
+    """Of lines that others cause a few pass at once, then one a second, which tells how many were left out; copies count once."""
+    copied: list[bytes] = []
+    logs.copy_to(copied.append)
+    try:
+        stream = configured(monkeypatch, log_format=form)
+        flood("cluster2.http", 1000)
+        assert len(stream.getvalue().splitlines()) == BURST
+        assert "_cluster2" not in stream.getvalue()
+        clock.now = INTERVAL_S
+        flood("cluster2.http", 5)
+        lines = stream.getvalue().splitlines()
+        assert len(lines) == len(copied) == BURST + 1
+        assert f"0 ({1000 - BURST} more like this were left out)" in lines[-1]
+        clock.now = 100 * INTERVAL_S
+        flood("cluster2.http", 2)
+        assert len(stream.getvalue().splitlines()) == BURST + 3
+    finally:
+        logs.copy_no_more(copied.append)
+
+
+def test_kinds_of_lines(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """A flood hides no line of another kind: another text, another logger, or an exception from another place."""
+    stream = configured(monkeypatch)
+
+    def one() -> None:
+        raise KeyError("one")
+
+    def other() -> None:
+        raise KeyError("other")
+
+    def failing(raiser: Callable[[], None]) -> None:
+        try:
+            raiser()
+        except KeyError as error:
+            logging.getLogger("cluster2.wsgi").error("%s raised", "GET /", exc_info=error)
+
+    flood("cluster2.http", 100)
+    flood("cluster2.http", 1, text="another %d")
+    flood("cluster2.tcp", 1)
+    for _ in range(100):
+        failing(one)
+    failing(other)
+    said = stream.getvalue()
+    assert (said.count("another 0"), said.count("KeyError: 'one'"), said.count("KeyError: 'other'")) == (1, BURST, 1)
+    assert len(re.findall(r"warning 0$", said, re.MULTILINE)) == 2
+
+
+def test_what_is_not_bounded(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """What the master tells of its workers, and what an app logs itself, passes whole, and so does what is only information."""
+    stream = configured(monkeypatch)
+    for name, level in (
+        ("cluster2.master", logging.WARNING),
+        ("uvicorn.error", logging.ERROR),
+        ("cluster2.http", logging.INFO),
+    ):
+        flood(name, 100, level)
+    assert len(stream.getvalue().splitlines()) == 300
+
+
+def test_kinds_without_end(clock: Clock) -> None:
+    """Texts that are made up anew each time cost no memory without end."""
+    limit = logs.RateLimit(clock)
+    for number in range(3 * logs.MAX_KINDS):
+        limit.filter(logging.LogRecord("cluster2.http", logging.ERROR, "", 0, f"text {number}", None, None))
+    assert len(limit._kinds) <= logs.MAX_KINDS

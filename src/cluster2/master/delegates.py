@@ -25,7 +25,7 @@ from .threads import Threads
 if TYPE_CHECKING:
     from .switchboard import Link
 
-logger = logging.getLogger("cluster2.master")
+logger = logging.getLogger("cluster2.app")
 
 LIMIT = 64
 """Pieces of work of one kind that are done at a time, unless the handler says otherwise."""

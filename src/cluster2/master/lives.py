@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .loop import Master
 
 logger = logging.getLogger("cluster2.master")
+_of_apps = logging.getLogger("cluster2.app")
 
 SPAWNING = "no worker can be made"
 """What is reported when the system refuses to make one."""
@@ -117,7 +118,7 @@ class Lives:
                 handle.end_failed = message.text
                 self._master.warn(f"{handle}: {message.text}")
             case _:
-                logger.warning("%s said what only a master says: %r", handle, message)
+                _of_apps.warning("%s said what only a master says: %r", handle, message)
 
     def silent(self, handle: Handle) -> None:
         """A worker's channel has ended."""

@@ -26,7 +26,7 @@ from .handle import Handle
 if TYPE_CHECKING:
     from .switchboard import Switchboard
 
-logger = logging.getLogger("cluster2.master")
+logger = logging.getLogger("cluster2.app")
 
 FULL = 1 << 20
 CROWDED = 16 << 20

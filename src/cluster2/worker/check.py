@@ -13,11 +13,13 @@ import inspect
 import io
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
+from ..allowance import Allowance
 from ..engines.base import is_async
 
 Call = Callable[..., Any]
@@ -63,6 +65,7 @@ class Check:
         self._under_way: asyncio.Future[bool] | None = None
         self._stuck: set[object] = set()
         self._well = True
+        self._tellable = Allowance()
 
     async def passes(self, ask: Ask) -> bool:
         """Whether it is well now.
@@ -95,7 +98,8 @@ class Check:
         except Exception as error:
             late = deadline is not None and deadline.expired()
             reason = f"no verdict within {PATIENCE:g} s" if late else f"it raised {type(error).__name__}: {error}"
-        if self._well != (reason is None):
+        # A check that changes with each question isn't told each time: those who ask could cause any number of events.
+        if self._well != (reason is None) and self._tellable.take(time.monotonic()):
             self._well = reason is None
             self._told(reason)
         return reason is None

@@ -34,8 +34,6 @@ logger = logging.getLogger("cluster2.worker")
 
 CONFIRMATION = 5.0
 """Seconds in which the master must have confirmed; a stuck one must not keep the caller."""
-QUIET = 1.0
-"""Seconds between two lines about requests that were refused: nobody shall fill the log."""
 BODY = 1 << 16
 """Bytes of a request's body that are read and ignored; a longer one is refused."""
 BODY_PATIENCE = 5.0
@@ -109,7 +107,6 @@ class Ecv:
 
     def __init__(self, settings: Settings, since: float, traffic: Traffic, served: Served, root: str = "") -> None:
         """Args: since: wall time of the cluster's start; root: what the engine puts before each path."""
-        self._quiet_until = 0.0
         self._loop = asyncio.get_running_loop()
         self._page = ecv.Page(settings.ecv_path, since, socket.gethostname())
         self._traffic = traffic
@@ -180,9 +177,7 @@ class Ecv:
 
     def _refused(self, asked: Asked) -> Answer | None:
         answer = ecv.objection(self._page, asked, self._switches, self._token)
-        now = time.monotonic()
-        if answer is not None and answer.status != 405 and now >= self._quiet_until:
-            self._quiet_until = now + QUIET
+        if answer is not None and answer.status != 405:
             logger.warning("%s %s from %s: refused (%d)", asked.method, asked.path, asked.peer, answer.status)
         return answer
 

@@ -48,8 +48,6 @@ _HTTP = frozenset(
     }
 )
 """What it can do for apps of both interfaces."""
-REFUSAL_LOG_INTERVAL_S = 1.0
-"""Seconds between two lines about refused requests, so that clients can't fill the log."""
 THREAD_LOOK_S = 0.01
 """Seconds between two looks whether threads are through with what was cut off."""
 _EAGER = sys.version_info >= (3, 12)
@@ -120,8 +118,6 @@ class HttpEngine:
         self._drained_at = math.inf
         self._sent_to_gone: dict[Request, int] = {}
         self._context = contextvars.copy_context()
-        self._refusals_told_at = -REFUSAL_LOG_INTERVAL_S
-        self._refusals_untold = 0
 
     @staticmethod
     def preload(settings: Settings) -> None:
@@ -273,13 +269,7 @@ class HttpEngine:
     def note_refusal(self, connection: Connection, status: int, text: str) -> None:
         """Count and log that the server itself has answered with an error."""
         self.refused[status] += 1
-        now = time.monotonic()
-        if now - self._refusals_told_at < REFUSAL_LOG_INTERVAL_S:
-            self._refusals_untold += 1
-            return
-        more = f" ({self._refusals_untold} more since the last line)" if self._refusals_untold else ""
-        self._refusals_told_at, self._refusals_untold = now, 0
-        logger.warning("%s: refused (%d): %s%s", connection.described(), status, text, more)
+        logger.warning("%s: refused (%d): %s", connection.described(), status, text)
 
     # What the worker tells and asks.
 

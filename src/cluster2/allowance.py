@@ -1,0 +1,34 @@
+"""How often something may be told that others can cause: a token bucket, without a clock."""
+
+from __future__ import annotations
+
+BURST = 10
+"""How often at once."""
+INTERVAL_S = 1.0
+"""Seconds until once more."""
+
+
+class Allowance:
+    """Lets `BURST` pass at once, then one each `INTERVAL_S`.
+
+    Attributes:
+        refused: how many haven't passed since the last one that has.
+    """
+
+    __slots__ = ("_as_of", "_left", "refused")
+
+    def __init__(self) -> None:
+        """Nothing was asked for yet."""
+        self._left = float(BURST)
+        self._as_of = float("-inf")
+        self.refused = 0
+
+    def take(self, now: float) -> bool:
+        """Return whether one may pass; `refused` is for the caller to set back then."""
+        self._left = min(float(BURST), self._left + (now - self._as_of) / INTERVAL_S)
+        self._as_of = now
+        if self._left < 1:
+            self.refused += 1
+            return False
+        self._left -= 1
+        return True
