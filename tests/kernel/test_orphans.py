@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import gc
+import multiprocessing
 import os
 import resource
 import select
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster2.kernel import forking
 from cluster2.kernel.forking import fork_orphan
 from cluster2.kernel.processes import become_subreaper, raise_file_limit, set_parent_death_signal
 from tests.kernel.children import fork, told, wait
@@ -119,15 +122,16 @@ def test_an_orphan_from_a_process_with_many_files() -> None:
 @pytest.mark.parametrize("code", [errno.EAGAIN, errno.ENOMEM])
 def test_no_room_for_a_process(monkeypatch: pytest.MonkeyPatch, fails: str, code: int) -> None:
     """Whichever of the two forks fails, the caller gets the error, and no child and no descriptor is left."""
-    real = os.fork
+    real = forking._libc_fork
     us = os.getpid()
 
     def failing() -> int:
         if (os.getpid() == us) == (fails == "first"):
-            raise OSError(code, os.strerror(code))
-        return real()
+            ctypes.set_errno(code)
+            return -1
+        return int(real())
 
-    monkeypatch.setattr(os, "fork", failing)
+    monkeypatch.setattr(forking, "_libc_fork", failing)
     with pytest.raises(OSError, match=os.strerror(code)) as caught:
         fork_orphan()
     assert caught.value.errno == code
@@ -153,14 +157,48 @@ def test_no_room_for_a_second_process() -> None:
 
 def test_a_killed_intermediate(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the intermediate dies before it reports, that is an error, not a hang."""
-    real = os.fork
+    real = forking._libc_fork
     us = os.getpid()
 
     def dying() -> int:
         if os.getpid() != us:
             os.kill(os.getpid(), signal.SIGKILL)
-        return real()
+        return int(real())
 
-    monkeypatch.setattr(os, "fork", dying)
+    monkeypatch.setattr(forking, "_libc_fork", dying)
     with pytest.raises(ChildProcessError):
         fork_orphan()
+
+
+def test_handlers_run_once(tmp_path: Path) -> None:
+    """Each at-fork handler runs once, in the zygote or in the worker, so a lock between processes is released again."""
+    note = tmp_path / "note"
+
+    def zygote() -> int:
+        lock = multiprocessing.get_context("fork").Semaphore()
+
+        def before() -> None:
+            lock.acquire()
+            os.write(log, f"before {os.getpid()}\n".encode())
+
+        def after() -> None:
+            lock.release()
+            os.write(log, f"after {os.getpid()}\n".encode())
+
+        os.register_at_fork(
+            before=before, after_in_parent=after, after_in_child=lambda: os.write(log, f"in {os.getpid()}\n".encode())
+        )
+        pid = orphan(lambda: 0 if lock.acquire(timeout=20) else 1)
+        if not lock.acquire(timeout=20):
+            return 1
+        lock.release()
+        note.with_name("worker").write_text(str(pid))
+        return 0
+
+    log = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    pid = fork(zygote)
+    assert wait(pid) == 0
+    worker = int(note.with_name("worker").read_text())
+    assert wait(worker) == 0
+    assert sorted(note.read_text().splitlines()) == sorted([f"before {pid}", f"after {pid}", f"in {worker}"])
+    os.close(log)

@@ -1,7 +1,11 @@
-"""An app whose at-fork handlers hang where a file `hang.PLACE` says so, and note `hangs.PLACE.PID` when they do."""
+"""An app whose at-fork handlers hang where a file `hang.PLACE` says so, and note `hangs.PLACE.PID` when they do.
+
+Python's run in the zygote and in the worker; in the intermediate process only a handler in C runs, before the second fork.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from pathlib import Path
@@ -18,15 +22,22 @@ def _hang(place: str) -> None:
         threading.Event().wait()
 
 
-def _before() -> None:
-    _hang("zygote" if os.getpid() == ZYGOTE else "second fork")
+@ctypes.CFUNCTYPE(None)
+def _before_any_fork() -> None:
+    if os.getpid() != ZYGOTE:
+        _hang("second fork")
 
 
-def _in_child() -> None:
-    _hang("intermediate" if os.getppid() == ZYGOTE else "worker")
-
-
-os.register_at_fork(before=_before, after_in_parent=lambda: _hang("zygote after"), after_in_child=_in_child)
+_libc = ctypes.CDLL(None)
+# glibc keeps pthread_atfork in its static part.
+getattr(_libc, "pthread_atfork" if hasattr(_libc, "pthread_atfork") else "__register_atfork")(
+    _before_any_fork, None, None, None
+)
+os.register_at_fork(
+    before=lambda: _hang("zygote"),
+    after_in_parent=lambda: _hang("zygote after"),
+    after_in_child=lambda: _hang("worker"),
+)
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:

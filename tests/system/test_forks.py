@@ -14,7 +14,7 @@ from tests.system.conftest import Serve
 from tests.system.harness import ROOT, Running, descendants, wait_until
 
 FORKING = "tests.system.fork_app:app"
-PLACES = ("zygote", "intermediate", "second fork", "zygote after", "worker")
+PLACES = ("zygote", "second fork", "zygote after", "worker")
 
 
 def hanging(run: Serve, place: str, *options: str) -> Running:

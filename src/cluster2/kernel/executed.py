@@ -9,7 +9,7 @@ cluster2.child`. In script mode the script's own imports may come before.
   comes first, and tells it to leave; this stands behind it for a process that is stopped, or hangs in foreign code. A
   worker asks for another signal as soon as it can drain (`worker.runtime`).
   A process that is stopped before it comes here, in its first milliseconds, is not reached.
-- Our at-fork handlers are called before the app's (`kernel.forking`).
+- Our at-fork handler is called before the app's (`kernel.forking`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def begin() -> None:
     _stacks_file = int(os.environ.pop(STACKS_VARIABLE))
     set_parent_death_signal(signal.SIGKILL)
     stacks.arm(_stacks_file)
-    forking.register_handlers()
+    forking.register_handler()
 
 
 def stacks_file() -> int:

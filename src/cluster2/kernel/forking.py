@@ -7,25 +7,31 @@ the kernel gives the orphan to the nearest subreaper, the master. The worker mus
 intermediate, which becomes readable only after the kernel has moved its children (so says the kernel's source; `getppid`
 is asked again anyway). The end of a pipe comes earlier, since files are closed first; asking `getppid` in a loop works
 as well, but needs a core just then. Not chosen: `clone(CLONE_PARENT)` makes the master the parent with one fork, but
-doesn't go through `os.fork`, so that neither glibc's nor CPython's fork handlers run. Measured, from the call to the
+doesn't go through `fork`, so that glibc's handlers don't run. Measured, from the call to the
 caller's return: 1.3 ms with a small zygote, 7 with 100 MiB of touched memory, 16 with 200: each of the two forks copies
 the page tables.
 
-**Foreign code inside of a fork.** `os.fork` calls what the app, or a library of its, has registered with
-`os.register_at_fork`, and any of it may hang, in the zygote, in the intermediate or in the worker. Python calls handlers
-in the order of their registration, so ours, which are registered before the app is imported, come first. In the
-intermediate they ask for SIGKILL at the zygote's end (at that time nothing else would end a process that hangs), and
-after the second fork they exit, so that no foreign handler runs there. In the worker they report its pid and wait for
-the adoption: a worker that hangs in a foreign handler is known to the master, which kills it after `boot_timeout`. What
-hangs in the intermediate is killed by the zygote after FORK_TIMEOUT_S; a zygote that hangs is killed by the master.
+**Python's handlers run once.** With two calls of `os.fork` each handler of `os.register_at_fork` would run twice: a lock
+shared between processes that a handler takes before a fork, and releases in the parent, would stay taken by the
+intermediate, which never returns from its fork. So both forks are libc's, and Python's own steps are taken around them by
+its C API, as its documentation tells programs that fork by themselves: `PyOS_BeforeFork` and `PyOS_AfterFork_Parent` in
+the zygote, `PyOS_AfterFork_Child` in the worker. Each handler runs in the process that it is meant for, and sees its pid.
+The intermediate runs none, and since 3.13 Python's lock of all threads is held there: it does nothing but fork and report.
+glibc's handlers (`pthread_atfork`) run for both forks.
 
-Handlers in C (`pthread_atfork`) run before those in Python. A worker that hangs in one has reported nothing; the master
-finds it at its own end by what it holds (`kernel.leftovers`).
+**Foreign code inside of a fork.** Handlers of the app, or of a library of its, may hang, in the zygote or in the worker.
+Python calls them in the order of their registration, so ours, which is registered before the app is imported, comes first
+in the worker, and waits for the adoption. The intermediate reports the worker's pid before it exits: a worker that hangs in a
+foreign handler, in Python or in C, is known to the master, which kills it after `boot_timeout`. The intermediate itself can
+hang in a handler in C: the zygote kills it after FORK_TIMEOUT_S, and the kernel does at the zygote's end. A zygote that hangs
+is killed by the master. If it is killed before it has read the report, the master finds the worker at its own end by what that
+holds (`kernel.leftovers`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
@@ -54,32 +60,37 @@ class ForkTimeout(OSError):
 
 
 class _Fork:
-    """One call of `fork_orphan`, as the at-fork handlers see it.
+    """One call of `fork_orphan`, as the worker's at-fork handler sees it.
 
     Attributes:
-        writer: where the worker reports its pid.
         born: called in the worker when it has been adopted.
-        zygote: pid of the caller.
-        middle: pid of the intermediate; 0 before it exists.
+        middle: pid of the intermediate.
     """
 
-    def __init__(self, writer: int, born: Callable[[], None]) -> None:
-        self.writer = writer
+    def __init__(self, born: Callable[[], None]) -> None:
         self.born = born
-        self.zygote = os.getpid()
         self.middle = 0
 
 
 _under_way: _Fork | None = None
 _registered = False
 
+# PyDLL keeps the GIL: a child must not find it given to a thread that it doesn't have.
+_python = ctypes.pythonapi
+_libc_fork = ctypes.PyDLL(None, use_errno=True).fork
 
-def register_handlers() -> None:
-    """Have our at-fork handlers called before those that are registered later. Does nothing the second time."""
+
+def register_handler() -> None:
+    """Have our at-fork handler called before those that are registered later. Does nothing the second time."""
     global _registered
     if not _registered:
         _registered = True
-        os.register_at_fork(after_in_parent=_in_parent, after_in_child=_in_child)
+        os.register_at_fork(after_in_child=_in_child)
+
+
+def is_under_way() -> bool:
+    """Return whether the fork that at-fork handlers are called for is one of `fork_orphan`."""
+    return _under_way is not None
 
 
 def fork_orphan(
@@ -103,24 +114,26 @@ def fork_orphan(
         OSError: EAGAIN or ENOMEM from either fork, in the caller; nothing is left behind.
     """
     global _under_way
-    register_handlers()
+    register_handler()
     reader, writer = os.pipe()
-    _under_way = _Fork(writer, born)
-    try:
-        middle = os.fork()
-    except OSError:
+    zygote = os.getpid()
+    fork = _under_way = _Fork(born)
+    _python.PyOS_BeforeFork()
+    middle = _libc_fork()
+    if middle == 0:
+        _be_intermediate(fork, zygote, writer)
+        _python.PyOS_AfterFork_Child()  # this is the worker
+        _under_way = None
         os.close(reader)
         os.close(writer)
-        raise
-    finally:
-        if os.getpid() == _under_way.zygote:
-            _under_way = None
-    if middle == 0:
-        os.close(reader)
-        _fork_again(writer)
         return None
+    code = ctypes.get_errno()  # before foreign handlers, which may change it
+    _under_way = None
+    _python.PyOS_AfterFork_Parent()
     os.close(writer)
     try:
+        if middle < 0:
+            raise OSError(code, os.strerror(code))
         return _reported(reader, middle, time.monotonic() + timeout_s, dump)
     finally:
         os.close(reader)
@@ -134,7 +147,7 @@ def _reported(reader: int, middle: int, deadline: float, dump: Callable[[int], s
         with contextlib.suppress(ProcessLookupError):
             os.kill(middle, signal.SIGKILL)  # not reaped yet, so the pid is still its own
     how = _reap(middle)
-    # Not before the intermediate's end: then one of two reports is there, or nobody is left who could write one.
+    # Not before the intermediate's end: then its report is there, or will never be.
     answer = os.read(reader, _PID.size) if _readable(reader, time.monotonic()) else b""
     pid = _PID.unpack(answer)[0] if answer else 0
     if pid > 0:
@@ -174,15 +187,20 @@ def _reap(pid: int) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {-code}"
 
 
-def _fork_again(writer: int) -> None:
-    """Fork in the intermediate process; return only in the worker."""
+def _be_intermediate(fork: _Fork, zygote: int, writer: int) -> None:
+    """Fork the worker; return only in that."""
+    fork.middle = os.getpid()
     try:
-        pid = os.fork()
+        set_parent_death_signal(signal.SIGKILL)
+        if os.getppid() != zygote:
+            os._exit(1)
+        pid = _libc_fork()
     except OSError as error:
         _end_intermediate(writer, -(error.errno or 1))
-    if pid:  # only if the handlers weren't called: they end the intermediate
+    if pid < 0:
+        _end_intermediate(writer, -ctypes.get_errno())
+    if pid > 0:
         _end_intermediate(writer, pid)
-    os.close(writer)
 
 
 def _end_intermediate(writer: int, report: int) -> NoReturn:
@@ -194,19 +212,10 @@ def _end_intermediate(writer: int, report: int) -> NoReturn:
 
 
 def _in_child() -> None:
-    """Run first of all at-fork handlers in the intermediate, and in the worker."""
-    global _under_way
+    """Run first of all at-fork handlers in the worker."""
     fork = _under_way
     if fork is None:
         return  # a fork of the app's own
-    if not fork.middle:
-        fork.middle = os.getpid()
-        set_parent_death_signal(signal.SIGKILL)
-        if os.getppid() != fork.zygote:
-            os._exit(1)
-        return
-    _under_way = None
-    os.write(fork.writer, _PID.pack(os.getpid()))
     while os.getppid() == fork.middle:
         # Should the intermediate be reaped right here, there is nothing to open, and the loop sees the new parent.
         with contextlib.suppress(ProcessLookupError):
@@ -216,16 +225,3 @@ def _in_child() -> None:
             finally:
                 os.close(pidfd)
     fork.born()
-
-
-def _in_parent() -> None:
-    """End the intermediate as soon as it has forked the worker, which reports for itself."""
-    fork = _under_way
-    if fork is None or fork.middle != os.getpid():
-        return
-    try:
-        # Called after a failed fork as well; then there is no child, and `os.fork` is to raise its error.
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return
-    os._exit(0)
