@@ -20,7 +20,7 @@ from . import events, logs, places
 from .config import Config, check_files, restart_warning
 from .emitter import Emitter
 from .errors import ClusterError, ConfigError
-from .kernel import processes, signals
+from .kernel import app_forks, processes, signals
 from .kernel.lifeline import Lifeline
 from .kernel.listeners import Listener, SocketFile, open_all, systemd_fds
 from .kernel.notify import Notifier
@@ -90,6 +90,7 @@ def _serve(
     if not config.settings.cluster:
         from . import single  # the engines and what they bring would cost the master 2 MiB
 
+        app_forks.install()
         herald = Herald(Notifier.from_environment(os.environ), os.environ)
 
         with listening(config) as listeners, monitor_listening(config) as monitor:
@@ -102,6 +103,7 @@ def _serve(
 
             tell, settle = _teller(switchboard.emitter, herald), switchboard.emitter.settle
             return single.run(config, listeners, monitor, targets, ready, tell, settle, switchboard, logbook)
+    app_forks.install()
     signals.settle_master()
     with estate(config, argv or default_argv(), logbook, scripted=targets is not None) as owned:
         return uvloop.run(supervise(owned, switchboard, on_ready))
@@ -176,6 +178,12 @@ def estate(
         lifeline = Lifeline()
         stack.callback(lifeline.close)
 
+        def own() -> list[int]:
+            sockets = [*(listener for _, listener in listeners), *monitor]
+            fixed = [*pids.descriptors(), *lifeline.descriptors(), *board.descriptors]
+            return fixed + [listener.sock.fileno() for listener in sockets]
+
+        stack.enter_context(app_forks.withholding(own))
         if logbook is not None:
             stack.callback(logbook.stop)
         yield Estate(

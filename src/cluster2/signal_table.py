@@ -16,7 +16,8 @@ class Disposition(Enum):
     """What the kernel is told to do with a signal."""
 
     HANDLED = "call a handler"
-    IGNORED = "ignore it"
+    IGNORED = "ignore it, also in programs that are executed"
+    DROPPED = "call a handler that does nothing"
     DEFAULT = "do what it always does"
 
 
@@ -31,8 +32,9 @@ class Effect(NamedTuple):
     text: str
 
 
-_H, _I, _D = Disposition.HANDLED, Disposition.IGNORED, Disposition.DEFAULT
-_IGNORED = Effect(_I, "ignored")
+_H, _D = Disposition.HANDLED, Disposition.DEFAULT
+_IGNORED = Effect(Disposition.DROPPED, "ignored")
+_BY_PYTHON = Effect(Disposition.IGNORED, "ignored by Python")
 _STACKS = Effect(_H, "writes its stacks for the master")
 _STOPS = Effect(_D, "stops it until CONT")
 _NOTHING = Effect(_D, "nothing")
@@ -60,8 +62,8 @@ TABLE: dict[str, dict[Role, Effect]] = {
     "USR2": _row(Effect(_H, "ignored; a line in the log names `cluster2 reload`"), _IGNORED, _IGNORED),
     "TTIN": _row(Effect(_H, "one worker more"), _IGNORED, _IGNORED),
     "TTOU": _row(Effect(_H, "one worker less"), _IGNORED, _IGNORED),
-    "PIPE": _row(_IGNORED, _IGNORED, _IGNORED),
-    "XFSZ": _row(_IGNORED, _IGNORED, _IGNORED),
+    "PIPE": _row(_BY_PYTHON, _BY_PYTHON, _BY_PYTHON),
+    "XFSZ": _row(_BY_PYTHON, _BY_PYTHON, _BY_PYTHON),
     "ALRM": _TIMERS,
     "VTALRM": _TIMERS,
     "PROF": _TIMERS,

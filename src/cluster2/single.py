@@ -19,7 +19,7 @@ from .config import Config
 from .emitter import Emitter
 from .engines.base import Engine, owns_accept
 from .errors import ClusterError, by_exit_code
-from .kernel import processes
+from .kernel import app_forks, processes
 from .kernel.listeners import Listener, shut
 from .kernel.scoreboard import Scoreboard
 from .kernel.signals import ignore_until_handled
@@ -208,6 +208,7 @@ class Loopback:
         self._switchboard.start(self._emit)
         handle = Handle(incarnation=1, slot=SLOT, generation=GENERATION, row=0, born=time.monotonic())
         ours, theirs = socket.socketpair()
+        app_forks.withhold(ours, theirs)
         await asyncio.get_running_loop().create_unix_connection(
             lambda: TalkToWorker(handle, _unsupervised, self._switchboard), sock=ours
         )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
-import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -455,26 +453,3 @@ def test_preload() -> None:
     """All that serving needs is imported by `preload`, so that workers share it."""
     HttpEngine.preload(Settings())
     assert {"httptools", "websockets.server"} <= set(sys.modules)
-
-
-async def test_a_child_process_holds_a_copy() -> None:
-    """The client sees the end of its connection although a process that the app has forked still has its descriptor."""
-
-    async def app(scope: Message, receive: Callable[[], Any], send: Callable[[Message], Any]) -> None:
-        pid = os.fork()
-        if pid == 0:
-            signal.pause()
-            os._exit(0)
-        children.append(pid)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
-        await send({"type": "http.response.body", "body": b"hello"})
-
-    children: list[int] = []
-    async with Served(app, lifespan="off").running() as served, served.connected() as client:
-        try:
-            client.send(headers="Connection: close\r\n")
-            assert (await client.rest()).endswith(b"hello")
-        finally:
-            for pid in children:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)

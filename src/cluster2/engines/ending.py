@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -101,19 +100,3 @@ def readable(path: bytes) -> str:
     """A path of a client's for one line of a log: escaped, and cut if it is long."""
     text = path.decode("latin-1").encode("unicode_escape").decode("ascii")
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
-
-
-class _Forks:
-    """Whether this process has forked. What is executed as well (subprocess) has no copies: descriptors are close-on-exec."""
-
-    any = False
-
-    def note(self) -> None:
-        self.any = True
-
-    def forget(self) -> None:
-        self.any = False
-
-
-forks = _Forks()
-os.register_at_fork(after_in_parent=forks.note, after_in_child=forks.forget)

@@ -30,6 +30,8 @@ from typing import Final
 
 from cluster2.errors import ClusterError
 
+from . import app_forks
+
 MAX_MESSAGE: Final = 65536
 """The longest message in bytes: what a receiver is prepared for."""
 
@@ -61,6 +63,7 @@ class Packets:
     def __init__(self, sock: socket.socket) -> None:
         """Use `pair`, or `attach` for a descriptor that was inherited or received."""
         self._sock = sock
+        app_forks.withhold(sock)
 
     @classmethod
     def pair(cls, *, buffer: int | None = None) -> tuple[Packets, Packets]:

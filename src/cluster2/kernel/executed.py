@@ -9,7 +9,8 @@ cluster2.child`. In script mode the script's own imports may come before.
   comes first, and tells it to leave; this stands behind it for a process that is stopped, or hangs in foreign code. A
   worker asks for another signal as soon as it can drain (`worker.runtime`).
   A process that is stopped before it comes here, in its first milliseconds, is not reached.
-- Our at-fork handler is called before the app's (`kernel.forking`).
+- Our at-fork handlers are called before the app's: of forks that make a worker (`kernel.forking`), and of the app's own
+  (`kernel.app_forks`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import os
 import signal
 
-from . import forking, stacks
+from . import app_forks, forking, stacks
 from .processes import set_parent_death_signal
 
 STACKS_VARIABLE = "_CLUSTER2_STACKS"
@@ -31,6 +32,7 @@ def begin() -> None:
     _stacks_file = int(os.environ.pop(STACKS_VARIABLE))
     set_parent_death_signal(signal.SIGKILL)
     stacks.arm(_stacks_file)
+    app_forks.install()
     forking.register_handler()
 
 

@@ -40,6 +40,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
+from . import app_forks
 from .processes import set_parent_death_signal
 
 FORK_TIMEOUT_S = 10.0
@@ -88,11 +89,6 @@ def register_handler() -> None:
         os.register_at_fork(after_in_child=_in_child)
 
 
-def is_under_way() -> bool:
-    """Return whether the fork that at-fork handlers are called for is one of `fork_orphan`."""
-    return _under_way is not None
-
-
 def fork_orphan(
     born: Callable[[], None] = lambda: None,
     *,
@@ -118,18 +114,21 @@ def fork_orphan(
     reader, writer = os.pipe()
     zygote = os.getpid()
     fork = _under_way = _Fork(born)
+    app_forks.makes_worker(True)
     _python.PyOS_BeforeFork()
     middle = _libc_fork()
     if middle == 0:
         _be_intermediate(fork, zygote, writer)
         _python.PyOS_AfterFork_Child()  # this is the worker
         _under_way = None
+        app_forks.makes_worker(False)
         os.close(reader)
         os.close(writer)
         return None
     code = ctypes.get_errno()  # before foreign handlers, which may change it
     _under_way = None
     _python.PyOS_AfterFork_Parent()
+    app_forks.makes_worker(False)
     os.close(writer)
     try:
         if middle < 0:

@@ -40,6 +40,8 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from . import app_forks
+
 RECORD = struct.Struct("=BBxxf")
 """Of each connection: index of its app, address family, seconds that it has been idle."""
 BATCH = 128
@@ -83,6 +85,7 @@ def queue() -> tuple[socket.socket, socket.socket]:
     """The two ends of a queue: where connections go in, where they come out. Both can be shared by many processes."""
     into, out = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     into.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+    app_forks.withhold(into, out)
     return into, out
 
 

@@ -1,10 +1,10 @@
 """Kill what a master has made and lost sight of, at its very end.
 
 All processes of a cluster are known by their pids, but for one kind: a fork whose zygote died before it could tell the pid
-(`kernel.forking`). If it hangs in an at-fork handler, it would outlive the master, and keep its listening sockets open: the port would
-accept connections that nothing answers. It is below the master in the tree of processes, since the master is a
+(`kernel.forking`). If it hangs in an at-fork handler, it would outlive the master, and keep its listening sockets open: the
+port would accept connections that nothing answers. It is below the master in the tree of processes, since the master is a
 subreaper, and it is recognized by what it holds: the cluster's scoreboard or one of its listening sockets. What else an
-app has started (a program run by `subprocess`, which closes descriptors) holds none of these and is left alone.
+app has started holds none of these (`kernel.app_forks`) and is left alone.
 
 Linux tells the children of a process in `/proc/PID/task/TID/children` (CONFIG_PROC_CHILDREN); where that is missing, or
 another process's descriptors can't be read, nothing is found.

@@ -25,6 +25,9 @@ import math
 import os
 import signal
 
+from . import app_forks
+from .signals import drop
+
 _F_SETSIG = 10
 _FIRST, _LAST = int(signal.SIGRTMIN), int(signal.SIGRTMAX)
 
@@ -39,6 +42,10 @@ class Lifeline:
     def twin(self) -> int:
         """Return a descriptor for one worker: an open file of its own, since owner and signal belong to the open file."""
         return os.open(f"/proc/self/fd/{self._reader}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def descriptors(self) -> list[int]:
+        """Return both ends: no child may hold the writing end."""
+        return [self._reader, self._writer]
 
     def close(self) -> None:
         """Let go."""
@@ -61,6 +68,7 @@ def arm(descriptor: int, seconds: float) -> int:
     number = max(_FIRST, min(_LAST, math.ceil(seconds)))
     libc = ctypes.CDLL(None)
     libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    app_forks.in_child(lambda: signal.signal(number, signal.SIG_DFL))
     signal.signal(number, signal.SIG_DFL)  # so that Python, which doesn't see the next line, takes it for that
     libc.signal(number, ctypes.cast(libc.alarm, ctypes.c_void_p))
     fcntl.fcntl(descriptor, _F_SETSIG, number)
@@ -71,4 +79,4 @@ def arm(descriptor: int, seconds: float) -> int:
 
 def disarm(number: int) -> None:
     """Ignore the signal: this process sees to its end by itself."""
-    signal.signal(number, signal.SIG_IGN)
+    drop(number)

@@ -78,6 +78,10 @@ class PidsDirectory:
             self._give_up()
             raise
 
+    def descriptors(self) -> list[int]:
+        """Return the descriptors that mean that a master runs on it."""
+        return [self._lock_fd, -1 if self._name is None else self._name.fileno()]
+
     def intact(self) -> bool:
         """Tell whether the directory has its name, and lock, control socket and the master's pid file are in it."""
         try:

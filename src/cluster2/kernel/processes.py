@@ -176,7 +176,7 @@ def reap_strays(known: Container[int]) -> list[int]:
         _ended(os.P_PID, pid)
         reaped.append(pid)
     if pid is not None:
-        reaped += [child for child in _children() if child not in known and _ended(os.P_PID, child) is not None]
+        reaped += [child for child in children() if child not in known and _ended(os.P_PID, child) is not None]
     return reaped
 
 
@@ -189,8 +189,9 @@ def _ended(kind: int, which: int, how: int = 0) -> int | None:
     return None if found is None else found.si_pid
 
 
-def _children() -> Iterator[int]:
-    # Kernels without CONFIG_PROC_CHILDREN have no such file: then strays wait until the known ones are reaped.
+def children() -> Iterator[int]:
+    """Yield the pids of this process's children, also of those that have ended and aren't reaped."""
+    # Kernels without CONFIG_PROC_CHILDREN have no such file: then none are found; strays wait until the known ones are reaped.
     for path in glob.glob("/proc/self/task/*/children"):
         with contextlib.suppress(OSError), open(path) as file:
             yield from map(int, file.read().split())

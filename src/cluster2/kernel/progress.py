@@ -53,14 +53,6 @@ def untaken(descriptor: int) -> int:
         return 0
 
 
-def shut_down(descriptor: int) -> None:
-    """End a connection in both directions: also where another process has a copy of the descriptor. What was written is sent.
-
-    Through ctypes for the same reason as above. A connection that is over already is left as it is.
-    """
-    _libc.shutdown(descriptor, socket.SHUT_RDWR)
-
-
 def probe(sock: socket.socket, seconds: int) -> None:
     """Have the kernel find out that a peer which has ended its side is gone altogether, by keep-alive probes (tcp(7)).
 

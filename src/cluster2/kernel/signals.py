@@ -5,8 +5,13 @@ with default dispositions and an empty mask (`kernel.processes: execute`). The m
 started it: a mask that blocks TERM would make it deaf, and an ignored CHLD would have the kernel reap its workers before
 it could ask how they ended.
 
-A signal that is ignored stays so in programs that the app executes. So only those are ignored in workers that would be
-fatal there and are sent to whole groups or by habit.
+A signal that is ignored stays ignored in programs that the app executes, at import or in a handler of a request: `kill` wouldn't
+end them. So what we ignore has a handler that does nothing, which an exec replaces by the default effect. Only PIPE and XFSZ,
+which Python itself ignores (and `subprocess` restores), are left to it.
+
+That handler is a function of libc's that takes an int and does nothing: `abs`. One in Python would wake the event loop for
+nothing, and crash: Python's handlers run on the alternate stack, if there is one, and the kernel puts a frame there for each
+signal that is pending. The stack that `faulthandler` makes was full, and the process ended by SIGSEGV, when it got 20 at once.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import asyncio
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from ..signal_table import TABLE, Disposition, Role
 
@@ -29,9 +35,27 @@ def numbers(name: str) -> list[int]:
 def settle(role: Role) -> None:
     """Ignore what a process of this kind ignores. Call it in the main thread."""
     for name, effects in TABLE.items():
-        if effects[role].disposition is Disposition.IGNORED:
-            for number in numbers(name):
-                signal.signal(number, signal.SIG_IGN)
+        match effects[role].disposition:
+            case Disposition.IGNORED:
+                for number in numbers(name):
+                    signal.signal(number, signal.SIG_IGN)
+            case Disposition.DROPPED:
+                for number in numbers(name):
+                    drop(number)
+
+
+def drop(number: int) -> None:
+    """Ignore a signal in this process, but not in programs that it executes. Call it in the main thread."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    signal.signal(number, _dropped)  # for what Python says, and puts back if an app takes the signal for a while
+    libc.signal(number, ctypes.cast(libc.abs, ctypes.c_void_p))  # interrupted system calls go on: libc sets SA_RESTART
+
+
+def _dropped(number: int, frame: FrameType | None) -> None:
+    """Do nothing."""
 
 
 def ignore_from_now(loop: asyncio.AbstractEventLoop, handled: Iterable[int]) -> None:
@@ -70,4 +94,4 @@ def settle_master() -> None:
 def ignore_until_handled() -> None:
     """Ignore what a service manager or logrotate may send as soon as there is a pid, until the loop handles it."""
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
-        signal.signal(number, signal.SIG_IGN)
+        drop(number)

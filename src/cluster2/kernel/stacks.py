@@ -14,6 +14,8 @@ import signal
 import time
 from collections.abc import Iterator
 
+from . import app_forks
+
 PATIENCE = 1.0
 """Seconds to wait for a process to write its stacks."""
 QUIET = 0.03
@@ -32,6 +34,11 @@ def create() -> int:
 def arm(descriptor: int) -> None:
     """Write this process's stacks there whenever it is sent SIGUSR1."""
     faulthandler.register(signal.SIGUSR1, file=descriptor, all_threads=True)
+    app_forks.in_child(_disarm)
+
+
+def _disarm() -> None:
+    faulthandler.unregister(signal.SIGUSR1)
 
 
 async def capture(descriptor: int, pidfd: int, pid: int) -> str:

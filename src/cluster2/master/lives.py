@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from .. import events, lifecycle, policy, wire
 from ..errors import AppError, ClusterError, by_exit_code
 from ..events import during
-from ..kernel import processes, stacks
+from ..kernel import app_forks, processes, stacks
 from ..kernel.processes import ExitStatus
 from ..lifecycle import State
 from ..step_guard import reason
@@ -297,6 +297,7 @@ class Lives:
             undo.callback(setattr, handle, "state", State.DEAD)  # what its channel still says is of no interest
             ours, theirs = socket.socketpair()
             undo.callback(ours.close)
+            app_forks.withhold(ours)
             with theirs:
                 _, talk = await asyncio.get_running_loop().create_unix_connection(
                     lambda: TalkToWorker(handle, master.put, master.switchboard, master.settings.max_heartbeat_delay),

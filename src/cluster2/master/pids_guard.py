@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 
 from ..errors import ClusterError
+from ..kernel import app_forks
 from ..kernel.pidfiles import PidsDirectory
 from .control import Control
 from .roster import Roster
@@ -32,7 +33,10 @@ class PidsGuard:
 
     async def open(self) -> None:
         """Bind the control socket and take clients. Raises ConfigError."""
-        await self._control.open(self._pids.bind_control(CONTROL_BACKLOG))
+        listener = self._pids.bind_control(CONTROL_BACKLOG)
+        app_forks.withhold(listener)
+        app_forks.withhold_connections(listener)
+        await self._control.open(listener)
 
     async def look(self) -> None:
         """Restore what is missing. An error is a warning, once, and the next look tries again."""

@@ -36,6 +36,12 @@ def begin(life: Life | None, post: Post | None = None) -> tuple[Life | None, Pos
     return before
 
 
+def leave() -> None:
+    """This process was forked by a worker, and can't talk for that; what it knows of it stays true."""
+    global _post
+    _post = None
+
+
 def current(fact: str) -> Any:
     """A fact about the worker. Raises NotAWorker outside of one."""
     if _life is None:

@@ -20,7 +20,7 @@ import uvloop
 from .. import codec, latencies, wire
 from ..engines.base import Capability, Engine, Interface, Site, is_fed, is_own, owns_accept
 from ..errors import AppError, ClusterError, said, trace
-from ..kernel import lifeline, processes, signals
+from ..kernel import app_forks, lifeline, processes, signals
 from ..kernel.cells import LARGEST_COUNT
 from ..kernel.handover import Inlet, Outlet, batch_size
 from ..kernel.scoreboard import Row
@@ -63,9 +63,11 @@ def serve(birth: Birth, ended: Callable[[int], Awaitable[None]] | None = None) -
         ended: awaited on the worker's loop with that code, last of all that the app can notice.
     """
     gc.enable()  # the zygote switched it off to keep its heap in one piece
+    _withhold(birth)
     if birth.talk is not None:
         _arrange_signals(birth)
-    loop = uvloop.new_event_loop()
+    with app_forks.withholding_new_polls():
+        loop = uvloop.new_event_loop()
     worker = Worker(birth)
     try:
         code = loop.run_until_complete(worker.run())
@@ -75,6 +77,15 @@ def serve(birth: Birth, ended: Callable[[int], Awaitable[None]] | None = None) -
     finally:
         worker.gone()
     return code
+
+
+def _withhold(birth: Birth) -> None:
+    """Keep what makes this process a worker from processes that the app forks."""
+    listeners = [listener for _, listener in birth.sockets]
+    app_forks.withhold(*listeners, *birth.ready, *filter(None, (birth.rest, birth.talk)))
+    for listener in listeners:
+        app_forks.withhold_connections(listener)
+    app_forks.in_child(api.leave)
 
 
 async def _cancel_rest() -> None:

@@ -23,6 +23,7 @@ from ..kernel import executed, forking, processes, signals, stacks
 from ..kernel.descriptors import MAX_DESCRIPTORS, DescriptorsLost, Packets
 from ..kernel.logfiles import Follower
 from .image import Image, freeze
+from .started import StartedAtImport
 
 Serve = Callable[[Image, wire.Fork, list[int]], int]
 """Be the worker of an order: (image, order, its descriptors) → exit code. Injected: this package knows no worker."""
@@ -34,12 +35,14 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare, list[int]], Image], 
     order, files = _receive(channel)
     if not isinstance(order, wire.Prepare):
         return 0
+    started = StartedAtImport()
     try:
         image = prepare(order, files)
     except ClusterError as error:
         refuse(channel, error)
         return error.exit_code
     output = Follower(log, 1, 2) if (log := order.log) else None
+    started.note()
     signals.settle("zygote")  # once more: the app's import may have changed something
     freeze()
     _say(channel, _prepared(image))
@@ -57,10 +60,13 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare, list[int]], Image], 
         if isinstance(order, wire.Reopen):
             continue
         if not isinstance(order, wire.Fork):
+            started.end_soon()
             return 0
         if order.become:
             channel.close()
-            leave(serve(image, order, descriptors))
+            code = serve(image, order, descriptors)
+            started.end_soon()
+            leave(code)
         _say(channel, _fork(channel, image, order, descriptors, serve))
         for descriptor in descriptors:
             os.close(descriptor)
@@ -124,7 +130,14 @@ def _fork(
     if pid:
         return wire.Forked(order.incarnation, pid)
     channel.close()
+    _disown_children()
     leave(serve(image, order, descriptors))
+
+
+def _disown_children() -> None:
+    """Have `multiprocessing` forget what the import has started: it is the zygote's, and at the exit would be joined here."""
+    if (module := sys.modules.get("multiprocessing.process")) is not None:
+        getattr(module, "_children", set()).clear()  # as multiprocessing does in its own children
 
 
 def leave(code: int) -> NoReturn:

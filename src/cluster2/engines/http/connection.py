@@ -42,8 +42,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 
-from ...kernel.progress import has_left, probe, shut_down
-from ..ending import abandon, forks, lent, readable, reset
+from ...kernel.progress import has_left, probe
+from ..ending import abandon, lent, readable, reset
 from ..patience import For, Same, Wait, taken
 from .head import (
     FORWARDED,
@@ -138,7 +138,6 @@ class Connection(asyncio.Protocol):
         "_eof",
         "_feeding",
         "_fresh",
-        "_graceful",
         "_head_read",
         "_headers",
         "_in_head",
@@ -191,7 +190,6 @@ class Connection(asyncio.Protocol):
         self.environ: dict[str, Any] | None = None
         self.writing_paused: list[asyncio.Future[None]] | None = None
         self.used = 0.0
-        self._graceful = False
         self._lingering: asyncio.TimerHandle | None = None
         self._parser: Any = httptools.HttpRequestParser(self)
         self._fresh: Request | None = None
@@ -261,8 +259,6 @@ class Connection(asyncio.Protocol):
         """Tell the requests, and whoever waits."""
         if self.state == UPGRADED:
             return
-        if self._graceful and exc is None:
-            self._shut_down()
         self.state = CLOSED
         self._input_over = True
         if self._lingering is not None:
@@ -806,7 +802,6 @@ class Connection(asyncio.Protocol):
         """Close when all is written."""
         self.state = CLOSED
         self._input_over = True
-        self._graceful = True
         self.transport.close()
 
     def cut(self, *, abruptly: bool) -> None:
@@ -824,7 +819,6 @@ class Connection(asyncio.Protocol):
     def _reset(self) -> None:
         self.state = CLOSED
         self._input_over = True
-        self._graceful = False
         reset(self.transport)
 
     def _disown(self) -> None:
@@ -834,14 +828,6 @@ class Connection(asyncio.Protocol):
         for request in self.pipeline or ():
             request.disconnect()
         self.pipeline = None
-
-    def _shut_down(self) -> None:
-        """End the connection itself, if a child process may hold a copy of the descriptor (it costs a system call)."""
-        if not forks.any:
-            return
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None and (descriptor := sock.fileno()) >= 0:
-            shut_down(descriptor)
 
     # For the worker; see `engines.base`.
 
@@ -878,7 +864,6 @@ class Connection(asyncio.Protocol):
 
     def let_go(self) -> None:
         """Another process has it: close our copy. abort() is close(2) without shutdown(2)."""
-        self._graceful = False
         self.state = CLOSED
         self._input_over = True
         self.transport.abort()

@@ -1,0 +1,244 @@
+"""Processes that the app starts, at import and in its handlers: they are ordinary processes, and keep nothing of the cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.system.clients import Connection, get
+from tests.system.conftest import Serve
+from tests.system.harness import ROOT, Running, clean_environment, free_port, wait_until
+
+APP = "tests.system.children_app:"
+FORKS = ("multiprocess", "fork")
+PROGRAMS = ("popen", "preexec", "posix_spawn", "system")
+GLIBC = {32, 33}
+"""Signals that glibc keeps for itself: no program can change them."""
+FAULTS = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
+"""PYTHONFAULTHANDLER handles them."""
+ENVIRONMENT = {"PYTHONPATH": str(ROOT)}
+SHAPES = {
+    "asgi": ("app",),
+    "wsgi": ("wsgi",),
+    "wsgi inline": ("wsgi", "--threads", "0"),
+    "no preload": ("app", "--no-preload"),
+    "no keeper": ("app", "--no-keeper"),
+    "granian asgi": ("app", "--engine", "granian"),
+    "granian rsgi": ("rsgi", "--engine", "granian"),
+    "granian wsgi": ("wsgi", "--engine", "granian"),
+    "tcp": ("tcp",),
+    "alone": ("app", "--no-cluster"),
+}
+IMPORTED = "multiprocess popen posix_spawn"
+OFTEN = ("asgi", "wsgi", "granian rsgi", "tcp", "alone")
+
+
+def mask(pid: int, name: str) -> set[int]:
+    """The numbers of the signals that a process ignores (SigIgn), handles (SigCgt) or blocks (SigBlk)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            bits = int(line.split()[1], 16)
+            return {number for number in range(1, 65) if bits >> (number - 1) & 1} - GLIBC
+    raise AssertionError(name)
+
+
+def special(pid: int) -> set[str]:
+    """The sockets of a process, by the names that the kernel gives them."""
+    found = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            name = os.readlink(path)
+            if name.startswith("socket:"):
+                found.add(name)
+    return found
+
+
+def executed(pid: int) -> bool:
+    """Whether a process is the program that it is to be."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "sleep" in psutil.Process(pid).name()
+    return False
+
+
+@contextlib.contextmanager
+def killing() -> Iterator[list[int]]:
+    """Pids of processes that are killed at the end, if they are still there."""
+    pids: list[int] = []
+    try:
+        yield pids
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def started(run: Serve, shape: str, port: int, **environment: str) -> Running:
+    """The app of that shape, with one worker that serves."""
+    target, *options = SHAPES[shape]
+    options += ["--drain-timeout", "60"]
+    bind, env = (f"127.0.0.1:{port}",), ENVIRONMENT | environment
+    running = run(APP + target, *options, workers=1, env=env, bind=bind)
+    if shape != "alone":
+        return running.ready(1)
+    wait_until(lambda: "serves (slot 0" in running.stderr, lambda: running.stderr)
+    return running
+
+
+def ask(address: tuple[str, int], path: str, tcp: bool) -> int:
+    """Have the app start something, and return its pid when the server has ended the connection."""
+    with Connection(address) as connection:
+        if tcp:
+            connection.socket.sendall(f"{path}\n".encode())
+            with connection.socket.makefile("rb") as whole:
+                return int(whole.read())
+        answer = connection.get(path, headers="Connection: close\r\n")
+        assert answer.status == 200, answer
+        assert connection.closed()
+        return int(answer.body)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "shape", [pytest.param(each, marks=() if each in OFTEN else pytest.mark.soak) for each in SHAPES]
+)
+def test_children_of_handlers(run: Serve, shape: str) -> None:
+    """A forked child has no connection, listener or channel, and obeys TERM; its worker leaves at once, and the port is free."""
+    port = free_port()
+    tcp = shape == "tcp"
+
+    def serve() -> Running:
+        return started(run, shape, port)
+
+    running = serve()
+    address = ("127.0.0.1", port)
+    with killing() as pids:
+        worker = ask(address, "/", tcp)
+        for kind in FORKS:
+            pids.append(pid := ask(address, f"/{kind}", tcp))
+            wait_until(lambda pid=pid: (running.directory / f"forked.{pid}").exists(), f"the child of {kind} runs")
+            shared = special(pid) & special(worker)
+            wakers = 3 if "granian" in shape else 1  # sockets that wake event loops, and belong to nothing else
+            assert len(shared) <= wakers, "sockets of the worker"
+            assert mask(pid, "SigIgn") <= {signal.SIGPIPE, signal.SIGXFSZ}
+            assert mask(pid, "SigCgt") <= {signal.SIGINT, *FAULTS}
+            assert not mask(pid, "SigBlk")
+        os.kill(pids[0], signal.SIGTERM)
+        wait_until(lambda: not psutil.pid_exists(pids[0]) or psutil.Process(pids[0]).status() == "zombie", "it ends")
+        pids.append(ask(address, "/multiprocess", tcp))  # for the worker to end
+        assert ask(address, "/", tcp) == worker, "the worker goes on"
+        if shape != "alone":
+            done = running.cli("recycle")
+            assert done.returncode == 0, done.stderr
+            assert ask(address, "/", tcp) != worker
+        assert running.shutdown() == 0
+        assert psutil.pid_exists(pids[1]), "the fork that ends by nothing is still there"
+        again = serve()  # the port is free, and the lock
+        assert again.shutdown() == 0
+    assert "can only join" not in running.stderr
+
+
+def masks(pid: int) -> dict[str, set[int]]:
+    """All that a process inherits of signals."""
+    return {name: mask(pid, name) for name in ("SigIgn", "SigCgt", "SigBlk")}
+
+
+def programs(directory: Path, address: tuple[str, int], pids: list[int]) -> dict[str, object]:
+    """The signals of the programs that an app has started: at import, and in a handler, by their kind."""
+    found: dict[str, object] = {}
+    assert int(get(address, "/").body), "the import is over"
+    for path in directory.glob("imported.*"):
+        pids.append(int(path.suffix[1:]))
+        if "multiprocess" not in path.name:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a zygote's that isn't needed
+                found[path.stem] = masks(pids[-1])
+    for kind in PROGRAMS:
+        pids.append(pid := int(get(address, f"/{kind}").body))
+        wait_until(lambda pid=pid: executed(pid), f"{kind} has executed its program")
+        found[kind] = masks(pid)
+    return found
+
+
+@pytest.fixture(scope="module")
+def like_gunicorn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """What programs inherit that are started under gunicorn."""
+    directory = tmp_path_factory.mktemp("gunicorn")
+    port = free_port()
+    argv = [sys.executable, "-m", "gunicorn", "-b", f"127.0.0.1:{port}", "--no-control-socket", f"{APP}wsgi"]
+    environment = clean_environment(ENVIRONMENT | {"CHILDREN_AT_IMPORT": IMPORTED})
+
+    def accepts() -> bool:
+        with socket.socket() as trial:
+            return trial.connect_ex(("127.0.0.1", port)) == 0
+
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(argv, cwd=directory, env=environment, stderr=log)
+        try:
+            with killing() as pids:  # a child of multiprocessing doesn't obey TERM there, and holds up its worker
+                wait_until(accepts, "gunicorn listens")
+                return programs(directory, ("127.0.0.1", port), pids)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["asgi", "wsgi", "no preload", "granian rsgi", "alone"])
+def test_programs_inherit_what_they_do_under_gunicorn(run: Serve, shape: str, like_gunicorn: dict[str, object]) -> None:
+    """Programs that are started at import or in a handler ignore, handle and block the same signals as under gunicorn."""
+    port = free_port()
+    running = started(run, shape, port, CHILDREN_AT_IMPORT=IMPORTED)
+    with killing() as pids:
+        assert programs(running.directory, ("127.0.0.1", port), pids) == like_gunicorn
+        if shape != "wsgi":
+            pids.append(pid := int(get(("127.0.0.1", port), "/uvloops").body))
+            wait_until(lambda: executed(pid), "the program is executed")
+            assert mask(pid, "SigIgn") == set()
+        assert running.shutdown() == 0
+    assert "can only join" not in running.stderr
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "command"), [("asgi", "reload"), ("no preload", "recycle")])
+def test_children_of_the_import_end_with_it(run: Serve, shape: str, command: str) -> None:
+    """What the import has started ends with the generation, or the worker, that imported; what a handler has started stays."""
+    port = free_port()
+    running = started(run, shape, port, CHILDREN_AT_IMPORT="multiprocess joined popen session")
+
+    def imported() -> dict[int, str]:
+        return {int(path.suffix[1:]): path.stem for path in running.directory.glob("imported.*")}
+
+    with killing() as pids:
+        first = imported()
+        pids += first
+        pids.append(of_handler := int(get(("127.0.0.1", port), "/popen").body))
+        done = running.cli(command)
+        assert done.returncode == 0, done.stderr
+        second = {pid: kind for pid, kind in imported().items() if pid not in first}
+        pids += second
+        for pid, kind in first.items():
+            if kind != "imported.session":
+                wait_until(lambda pid=pid: not is_running(pid), f"{kind} of the old code ends")
+        living = {kind for pid, kind in second.items() if is_running(pid)}
+        assert living == set(first.values()), "those of the new code go on"
+        assert running.shutdown() == 0
+        for pid, kind in second.items():
+            if kind != "imported.session":
+                wait_until(lambda pid=pid: not is_running(pid), f"{kind} of the new code ends")
+        staying = [pid for pid, kind in (first | second).items() if kind == "imported.session"]
+        assert all(map(is_running, [*staying, of_handler])), "these aren't ours to end"
