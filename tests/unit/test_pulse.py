@@ -290,6 +290,16 @@ async def test_proof_of_siblings_parks(board: Scoreboard) -> None:
     assert worker.ways.done == ["park"]
 
 
+async def test_threads_held_from_the_first_tick_on(board: Scoreboard) -> None:
+    """A worker whose threads are all held at its first tick notices: that tick is not late."""
+    worker = Worker(board)
+    worker.homes[0].hold = Hold(wall=20.0, used=0.0, full=True)
+    worker.pulse.start()
+    assert worker.row.longest_step > 1.0
+    await until(lambda: "park" in worker.ways.done)
+    worker.pulse.stop()
+
+
 async def test_modes_end(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
     """When it is calm parking ends, then holding; the acceptor and the ways out are told, and the row."""
     monkeypatch.setattr("cluster2.worker.pace.CALM", 0.2)

@@ -96,6 +96,7 @@ class Pulse:
     def start(self) -> None:
         """Tick from now on."""
         self._failures.install()
+        self._due = time.monotonic()  # else the first tick would seem to be late by the machine's uptime
         self._tick()
 
     def drain(self) -> None:
