@@ -185,8 +185,10 @@ class Heartbeat(Event, frozen=True, kw_only=True):
         memory: resident bytes of a worker, on average, shared pages included.
         connections: open now.
         pending: requests under way now.
-        requests: total.
-        errors: total of requests and transactions that failed in the app.
+        requests: total of those that have ended: answered, refused, or left by their client.
+        responses: the same by the class of their status, `1xx` to `5xx`; a class is 0 where an engine can't know.
+        disconnects: total of requests whose connection ended before the response did; 0 where an engine can't know.
+        errors: total of requests answered with 5xx or failed in another way, and of transactions that failed.
         timed_out: total of connections given up because the client took too long.
         transactions: total of what the app has counted itself (`worker.transaction`).
         duration: seconds that those took together.
@@ -201,6 +203,8 @@ class Heartbeat(Event, frozen=True, kw_only=True):
     connections: int
     pending: int
     requests: int
+    responses: dict[str, int]
+    disconnects: int
     errors: int
     timed_out: int
     transactions: int

@@ -26,6 +26,12 @@ from .settings import Settings
 
 _OURS = ("cluster2", "uvicorn", "granian", "_granian")
 """Loggers whose lines are ours to write. Apps log by `uvicorn`'s, out of habit."""
+KEPT = (
+    "cluster2", "cluster2.app", "cluster2.granian", "cluster2.http", "cluster2.http.lifespan", "cluster2.http.websocket.library",
+    "cluster2.master", "cluster2.monitor", "cluster2.tcp", "cluster2.worker", "cluster2.wsgi", "cluster2.zygote",
+    "granian", "granian.access", "_granian",
+)  # fmt: skip
+"""Loggers that an app doesn't silence by accident (`_KeptLogger`)."""
 _CAUSED_OUTSIDE = (
     "cluster2.app", "cluster2.granian", "cluster2.http", "cluster2.monitor", "cluster2.tcp", "cluster2.worker", "cluster2.wsgi",
     "granian", "_granian", "asyncio",
@@ -120,6 +126,8 @@ def configure(settings: Settings, *, waits: bool = True) -> None:
         each.addFilter(_limit)
     logging.getLogger("asyncio").addFilter(_limit)  # its lines go where the app's go
     level = settings.log_level.upper()
+    for name in KEPT:
+        _keep(logging.getLogger(name))
     for name in _OURS:
         log = logging.getLogger(name)
         log.handlers[:] = handlers
@@ -130,6 +138,28 @@ def configure(settings: Settings, *, waits: bool = True) -> None:
     access = logging.getLogger("granian.access")
     access.handlers[:], access.propagate = [], True  # where the engine has switched it off, in this very process
     access.setLevel("INFO")
+
+
+class _KeptLogger(logging.Logger):
+    """A logger that is never disabled.
+
+    `logging.config.dictConfig` disables all loggers that exist and that it doesn't name, unless it is told not to. An app that
+    configures its own logging would silence tracebacks, the access log, and in a script the master. An app that names one of
+    our loggers has it as it wants it, and so has one that sets its level.
+    """
+
+    @property
+    def disabled(self) -> bool:
+        return False
+
+    @disabled.setter
+    def disabled(self, value: bool) -> None:
+        pass
+
+
+def _keep(logger: logging.Logger) -> None:
+    if type(logger) is logging.Logger:  # else an app has a class of its own for loggers
+        logger.__class__ = _KeptLogger
 
 
 def line(text: str, level: int = logging.INFO, **extra: object) -> bytes:

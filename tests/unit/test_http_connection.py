@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from cluster2.engines.http.limits import (
     MAX_TARGET_BYTES,
     MAX_UNREAD_BODY_BYTES,
 )
+from cluster2.engines.outcomes import CLIENT_GONE
 from tests.unit.http_exchange import Message, Receive, Send, connect, exchange, feed, serving, settle
 
 pytestmark = pytest.mark.anyio
@@ -167,7 +169,7 @@ async def test_what_is_answered(name: str) -> None:
             assert b"connection: close\r\n" in bytes(transport.output).rpartition(b"HTTP/1.1")[2]
             assert transport.ended or transport.closed
             assert connection.state in (State.LINGERING, State.CLOSED)
-            assert engine.refused == {expected[-1]: 1}
+        assert engine.ended == Counter(expected)
 
 
 @pytest.mark.parametrize("name", CORPUS)
@@ -383,7 +385,7 @@ async def test_an_app_that_fails(app: Any, method: bytes, caplog: pytest.LogCapt
         assert statuses(bytes(transport.output)) == [500]
         assert bytes(transport.output).endswith(b"Internal Server Error" if method == b"GET" else b"\r\n\r\n")
         assert transport.ended or transport.closed
-        assert engine.failed == 1
+        assert engine.outcomes.errors() == 1
     assert len([each for each in caplog.records if each.levelno >= logging.ERROR]) == 1
 
 
@@ -427,7 +429,8 @@ async def test_what_is_sent_after_the_client_has_left() -> None:
         await settle()
         assert told == ["http.request", "http.disconnect", "http.disconnect"]
         assert transport.output == b""
-        assert (engine.failed, engine.answered, len(engine.running)) == (0, 0, 0)
+        assert (engine.outcomes.errors(), engine.ended, len(engine.running)) == (0, {CLIENT_GONE: 1}, 0)
+        assert engine.outcomes.disconnects == 1
 
 
 # Bounds.
@@ -452,9 +455,9 @@ async def test_a_pipeline_without_end() -> None:
         gate.set()
         for _ in range(500):
             await settle()
-            if engine.answered == 5000:
+            if engine.outcomes.total() == 5000:
                 break
-        assert engine.answered == 5000
+        assert engine.outcomes.total() == 5000
         assert transport.reading
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import pytest
 
-from cluster2.engines.base import Census, Interface, Site
+from cluster2.engines.base import Interface, Site
 from cluster2.engines.http.engine import HttpEngine
 from cluster2.engines.http.limits import MAX_HEAD_BYTES as LONGEST_HEAD
 from cluster2.errors import AppError
@@ -131,16 +131,16 @@ async def test_requests_are_answered_and_counted() -> None:
                 assert "date: " in head
                 assert "connection: close" not in head
                 assert body == b"hello"
-            await until(lambda: engine.census() == Census(3, 2, 0))
+            await until(lambda: engine.census()[:3] == (3, 2, 0))
             two.send("/held")
             await until(lambda: app.held == 1)
-            assert engine.census() == Census(3, 2, 1)
+            assert engine.census()[:3] == (3, 2, 1)
             assert not engine.idle()
             app.gate.set()
             await two.receive()
-            await until(lambda: engine.census() == Census(4, 2, 0))
+            await until(lambda: engine.census()[:3] == (4, 2, 0))
         await until(engine.idle)
-        assert engine.census() == Census(4, 0, 0)
+        assert engine.census()[:3] == (4, 0, 0)
 
 
 @pytest.mark.parametrize("begins", [b"GET /", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nx: ", b"\r\n"])

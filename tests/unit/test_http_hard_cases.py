@@ -107,7 +107,7 @@ async def test_context_of_a_stream(threads: int) -> None:
         _, transport = connect(engine)
         await feed(transport, [GET])
         assert (await answering(transport, 1, b"0\r\n\r\n")).count(b"bob") == 3
-        assert engine.failed == 0
+        assert engine.outcomes.errors() == 0
 
 
 @pytest.mark.parametrize("rest", [b"", b"\r\n", GET], ids=["nothing", "an empty line", "a request"])
@@ -197,7 +197,7 @@ async def test_an_app_that_receives_for_ever(done: bool) -> None:
             if not engine.running:
                 break
         assert not engine.running
-        assert engine.failed == 0
+        assert engine.outcomes.errors() == 0
 
 
 async def test_a_body_that_stalls_in_a_response_without_end() -> None:

@@ -42,7 +42,7 @@ async def test_each_request_has_a_task_of_its_own() -> None:
 
     async with serving(app) as engine:
         await exchange(engine, [GET, GET * 2, GET])
-        assert engine.failed == 0
+        assert engine.outcomes.errors() == 0
     assert len({*seen, asyncio.current_task()}) == 5
     assert None not in seen
 
@@ -95,7 +95,7 @@ async def test_a_request_that_is_cancelled() -> None:
         await feed(transport, [b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n"])
         assert await engine.cut(1.0) == ["/held"]
         assert cleaned == [True]
-        assert (engine.failed, transport.aborted, bytes(transport.output)) == (0, True, b"")
+        assert (engine.outcomes.errors(), transport.aborted, bytes(transport.output)) == (0, True, b"")
 
 
 async def test_a_stream_whose_client_leaves() -> None:
@@ -124,7 +124,7 @@ async def test_a_stream_whose_client_leaves() -> None:
                 break
         assert closed == [True]
         assert not engine.running
-        assert engine.failed == 0
+        assert engine.outcomes.errors() == 0
 
 
 async def test_background_tasks() -> None:
@@ -173,4 +173,4 @@ async def test_middleware_of_starlette() -> None:
         output = await exchange(engine, [data[:-1], data[-1:], data])
         assert output.count(b"x-seen: yes") == 2
         assert output.count(b'{"body":"ab"}') == 2
-        assert engine.failed == 0
+        assert engine.outcomes.errors() == 0

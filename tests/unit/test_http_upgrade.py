@@ -80,7 +80,7 @@ async def test_refused_handshakes(request_: bytes, status: int) -> None:
         if len(request_) < 1000:
             for cut in range(1, len(request_)):
                 assert await exchange(engine, [request_[:cut], request_[cut:] + GET]) == whole
-        assert set(engine.refused) == {status}
+        assert set(engine.ended) == {status}
         assert not engine.websockets
 
 

@@ -21,6 +21,7 @@ from cluster2.engines.http import websocket
 from cluster2.engines.http.response import Defaults
 from cluster2.engines.http.websocket import WebSocketConnection
 from cluster2.engines.http.websocket_session import ClientDisconnected, Phase, Session, open_session
+from cluster2.engines.outcomes import Outcomes
 from tests.unit.test_http_websocket_session import KEY, frame
 from tests.unit.waiting import PATIENCE, until
 
@@ -41,7 +42,7 @@ class Host:
         self.app = app
         self.defaults = Defaults()
         self.defaults.renew(b"now")
-        self.failed = 0
+        self.outcomes = Outcomes()
         self.all: list[WebSocketConnection] = []
         self.ended: list[WebSocketConnection] = []
         self.send_buffer = send_buffer
@@ -311,7 +312,7 @@ async def test_a_fuzzing_client() -> None:
             finally:
                 raw.sock.close()
         await until(lambda: len(served.host.ended) == len(served.host.all) == 150)
-        assert served.host.failed == 0
+        assert served.host.outcomes.errors() == 0
         async with served.client() as client:
             await client.send("still here")
             assert await asyncio.wait_for(client.recv(), PATIENCE) == "still here"
@@ -376,7 +377,7 @@ async def test_the_app_fails_at_first(app: Call, caplog: pytest.LogCaptureFixtur
         with pytest.raises(InvalidStatus) as error:
             await served.client()
         assert error.value.response.status_code == 500
-        assert served.host.failed == 1
+        assert served.host.outcomes.errors() == 1
     (record,) = [each for each in caplog.records if each.name == "cluster2.http"]
     assert "127.0.0.1:1 websocket /chat%20room: " in record.getMessage()
 
@@ -388,7 +389,7 @@ async def test_the_app_fails_later(app: Call, caplog: pytest.LogCaptureFixture) 
         with pytest.raises(ConnectionClosed):
             await client.recv()
         assert client.close_code == 1011
-        assert served.host.failed == 1
+        assert served.host.outcomes.errors() == 1
     assert "later" in caplog.text
 
 
@@ -397,7 +398,7 @@ async def test_the_app_returns() -> None:
     async with Served(lambda *args: Notes().accept(*args)).running() as served, served.client() as client:
         with pytest.raises(ConnectionClosed):
             await client.recv()
-        assert (client.close_code, served.host.failed) == (1000, 0)
+        assert (client.close_code, served.host.outcomes.errors()) == (1000, 0)
 
 
 async def test_it_waits_after_the_end(caplog: pytest.LogCaptureFixture) -> None:
@@ -419,7 +420,7 @@ async def test_it_waits_after_the_end(caplog: pytest.LogCaptureFixture) -> None:
         async with served.client():
             pass
         await until(lambda: served.host.ended)
-        assert served.host.failed == 0
+        assert served.host.outcomes.errors() == 0
     assert raised == ["ClientDisconnected", "ClientDisconnected"]
     assert [each for each in caplog.records if each.name.startswith("cluster2")] == []
 
@@ -583,7 +584,7 @@ async def test_a_blocked_send_is_told_of_the_end() -> None:
         raw.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         raw.sock.close()
         await until(lambda: served.host.ended)
-        assert served.host.failed == 0
+        assert served.host.outcomes.errors() == 0
     assert isinstance(raised[0], ClientDisconnected)
 
 
@@ -772,7 +773,7 @@ async def test_cancelled() -> None:
         served.one.task.cancel()
         await asyncio.wait([served.one.task])
         assert served.one.task.cancelled()
-        assert served.host.failed == 0
+        assert served.host.outcomes.errors() == 0
         raw.sock.close()
 
 

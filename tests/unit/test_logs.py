@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+import logging.config
 import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -215,3 +217,33 @@ def test_kinds_without_end(clock: Clock) -> None:
     for number in range(3 * logs.MAX_KINDS):
         limit.filter(logging.LogRecord("cluster2.http", logging.ERROR, "", 0, f"text {number}", None, None))
     assert len(limit._kinds) <= logs.MAX_KINDS
+
+
+def test_loggers_that_an_app_does_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app's `dictConfig`, which disables existing loggers, leaves ours alone, before and after they are configured."""
+    quiet = {"version": 1, "root": {"level": "INFO"}}
+    logging.config.dictConfig(quiet)
+    stream = configured(monkeypatch)
+    logging.config.dictConfig(quiet)
+    for name in logs.KEPT:
+        logging.getLogger(name).error("from %s", name)
+    for name in logs.KEPT:
+        assert f"from {name}\n" in stream.getvalue()
+
+
+def test_an_app_may_configure_our_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that `dictConfig` names is as the app wants it."""
+    stream = configured(monkeypatch)
+    logging.config.dictConfig({"version": 1, "loggers": {"cluster2.http": {"level": "CRITICAL"}}})
+    logging.getLogger("cluster2.http").error("not wanted")
+    assert stream.getvalue() == ""
+    logging.getLogger("cluster2.http").setLevel(logging.NOTSET)
+
+
+def test_all_loggers_are_kept() -> None:
+    """Each logger that the package makes is among those that an app doesn't silence."""
+    package = Path(logs.__file__).parent
+    made = re.findall(
+        r"getLogger\(\"((?:cluster2|_?granian)[\w.]*)\"\)", "".join(path.read_text() for path in package.rglob("*.py"))
+    )
+    assert set(made) <= set(logs.KEPT)

@@ -25,6 +25,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
 
 from ..settings import Settings
 from .access import AccessLog
+from .outcomes import Outcomes
 
 
 class Interface(StrEnum):
@@ -62,12 +63,13 @@ class Census(NamedTuple):
     """What an engine is doing, counted when somebody asks.
 
     Attributes:
-        requests: answered since the start; None where the engine can't know.
+        requests: that have ended since the start; None where the engine can't know.
         connections: open now; None where the engine can't know.
         in_flight: requests (for TCP: connections) under way.
         timed_out: connections that were given up because their client took too long (`timeout`).
         stalled: of these, the ones that were in the middle of something.
-        failed: requests in which the app raised; 0 where the engine logs each, and `worker.failures` counts them.
+        outcomes: how they have ended; None where the engine can't know.
+        failed: errors that are in no outcome: the app failed where the engine's connections don't see it.
     """
 
     requests: int | None
@@ -75,6 +77,7 @@ class Census(NamedTuple):
     in_flight: int
     timed_out: int = 0
     stalled: int = 0
+    outcomes: Outcomes | None = None
     failed: int = 0
 
 

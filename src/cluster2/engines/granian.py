@@ -67,7 +67,7 @@ from .ending import cancel, readable
 from .granian_apps import Under, by_rsgi, client_of, ending, native
 from .granian_clients import Clients, head_patience
 from .granian_hooks import Hooks, Lifespan
-from .granian_internals import check, module, wrap_streams
+from .granian_internals import check, module
 from .granian_senders import Senders, Transport
 
 logger = logging.getLogger("cluster2.worker")
@@ -115,8 +115,8 @@ class GranianEngine:
         call = by_rsgi(site.app) if site.interface is Interface.RSGI else site.app
         self._site = site = replace(site, app=site.wrap(call, site.interface))
         self._loop = asyncio.get_running_loop()
-        self._senders = Senders(client_of)
         self._under = Under(site.gauge, remember=bool(site.settings.request_timeout))
+        self._senders = Senders(client_of, self._under.answers.accept)
         self._begun: dict[object, float] = {}
         self._lifespan = Lifespan(site) if site.interface is Interface.ASGI else None
         self._hooks = Hooks(site.app, self._loop) if site.interface is Interface.RSGI else None
@@ -192,7 +192,8 @@ class GranianEngine:
         """Requests are exact, connections as of the last look."""
         begun, ended = self._under.counts()
         given_up, stalled = self._clients.patience.given_up, self._clients.patience.stalled
-        return Census(ended, self._connections, begun - ended, given_up, stalled, failed=self._under.failed())
+        outcomes = self._under.outcomes()
+        return Census(outcomes.total(), self._connections, begun - ended, given_up, stalled, outcomes)
 
     def oldest(self, now: float) -> float | None:
         """Seen by looking at the requests under way."""
@@ -329,7 +330,9 @@ class GranianEngine:
         if self._site.interface is Interface.ASGI:
             app = self._senders.paced(app, listens=unix or self._site.settings.http2)
         if self._site.interface is Interface.RSGI:
-            wrap_streams(Transport)
+            self._under.answers.watch_rsgi(Transport)
+        if self._site.interface is Interface.WSGI:
+            app = self._under.thread_answers.bodies(app)
         inner = native(self._site, app, state)
         last = native(self._site, ending(app, self._site.interface), state)
         if self._site.interface is Interface.WSGI:

@@ -13,7 +13,9 @@ from typing import Any
 
 from .access import GRANIANS
 from .base import RSGI_HOOKS, Interface, Site
+from .granian_answers import UNANSWERED, Answers, ThreadAnswers
 from .granian_internals import module, waits, wsgi_callback
+from .outcomes import Outcomes, reading
 
 Call = Callable[..., Any]
 _CLOSE = ("connection", "close")
@@ -52,6 +54,10 @@ class Under:
 
     The cost is two additions and two stores a request. They are made in the layer that granian needs anyhow to learn of the end.
     Several listeners share it, and the pool's threads: a number that is stored may be late then, and is put right by the next.
+
+    Attributes:
+        answers: how those have ended whose app is awaited.
+        thread_answers: how those have ended whose app runs in threads.
     """
 
     def __init__(self, gauge: MutableSequence[int] | None, *, remember: bool) -> None:
@@ -69,7 +75,8 @@ class Under:
         self._uses: list[Callable[[bool], None]] = []
         self._refusals: list[Callable[[], None]] = []
         self._counts: list[Callable[[], tuple[int, int]]] = []
-        self._failures = itertools.count()
+        self.thread_answers = ThreadAnswers()
+        self.answers = Answers()
         self._codes: set[CodeType] = set()
         self._threads = 0
         self._given_up: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
@@ -79,9 +86,9 @@ class Under:
         pairs = [count() for count in self._counts]
         return sum(begun for begun, _ in pairs), sum(ended for _, ended in pairs)
 
-    def failed(self) -> int:
-        """In how many the app raised. granian logs that, but without what the worker counts by (`worker.failures`)."""
-        return _reading(self._failures)
+    def outcomes(self) -> Outcomes:
+        """Return how requests have ended."""
+        return self.thread_answers.outcomes() if self._threads else self.answers.outcomes
 
     def way(self) -> Iterable[object]:
         """Those under way, if they are remembered."""
@@ -174,7 +181,7 @@ class Under:
         """
         begin = itertools.count(1)
         ended = 0
-        way, gauge, failures, given_up = self._way, self._gauge, self._failures, self._given_up
+        way, gauge, given_up, settle = self._way, self._gauge, self._given_up, self.answers.ended
         called = last if self._ending else inner
 
         def scheduled(watcher: Any) -> Any:
@@ -184,12 +191,13 @@ class Under:
 
         async def watch(watcher: Any) -> None:
             nonlocal ended
+            failed = cancelled = False
             try:
                 await called(watcher.scope, watcher.proto)
             except BaseException as error:  # granian answers 500 and logs it; a cancelled one must be told as well
-                if not isinstance(error, asyncio.CancelledError):
-                    next(failures)
-                elif asyncio.current_task() in given_up:
+                cancelled = isinstance(error, asyncio.CancelledError)
+                failed = not cancelled
+                if cancelled and asyncio.current_task() in given_up:
                     watcher.done()  # its client has gone, so there is nothing to answer, and the log has it already
                     return
                 watcher.err(error)
@@ -198,6 +206,7 @@ class Under:
             finally:
                 ended += 1
                 gauge[1] = ended
+                settle(watcher.proto, failed=failed, cancelled=cancelled)
 
         def remembered(watcher: Any) -> Any:
             gauge[0] = next(begin)
@@ -216,24 +225,24 @@ class Under:
 
         self._codes |= {watch.__code__, forgotten.__code__}
         self._uses.append(use)
-        self._counts.append(lambda: (_reading(begin) - 1, ended))
+        self._counts.append(lambda: (reading(begin) - 1, ended))
         return remembered if self._remember else scheduled
 
     def threads(self, inner: Call, last: Call, count: int) -> Call:
         """For apps that run in threads of granian's: so many."""
         begin, end = itertools.count(1), itertools.count(1)
-        way, gauge, failures = self._way, self._gauge, self._failures
+        way, gauge = self._way, self._gauge
+        settle = self.thread_answers.ended
         called = last if self._ending else inner
 
         def run(protocol: Any, scope: Any) -> Any:
             gauge[0] = next(begin)
+            status = UNANSWERED
             try:
-                return called(protocol, scope)
-            except BaseException:
-                next(failures)
-                raise
+                status = called(protocol, scope)
             finally:
                 gauge[1] = next(end)
+                settle(status)
 
         def remembered(protocol: Any, scope: Any) -> Any:
             token = object()
@@ -255,7 +264,7 @@ class Under:
         self._refusals.append(refuse)
         self._threads = count
         self._uses.append(use)
-        self._counts.append(lambda: (_reading(begin) - 1, _reading(end) - 1))
+        self._counts.append(lambda: (reading(begin) - 1, reading(end) - 1))
         return remembered if self._remember else run
 
     def _use(self, *, ending: bool) -> None:
@@ -276,15 +285,10 @@ class Under:
         return counted
 
 
-def _refused(protocol: Any, scope: Any) -> None:
-    """Answer a WSGI request without its app."""
+def _refused(protocol: Any, scope: Any) -> int:
+    """Answer a WSGI request without its app; return the status."""
     protocol.response_bytes(503, [], b"")
-
-
-def _reading(counter: itertools.count[int]) -> int:
-    """What a count will give next, without taking it."""
-    state: Any = counter.__reduce__()[1]
-    return int(state[0])
+    return 503
 
 
 def _called(frame: FrameType | None, codes: set[CodeType]) -> dict[str, Any] | None:

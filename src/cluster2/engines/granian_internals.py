@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import gc
 import importlib
-from collections.abc import Callable
-from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType, SimpleNamespace
+from collections.abc import Callable, Mapping
+from types import AsyncGeneratorType, CoroutineType, GeneratorType, SimpleNamespace
 from typing import Any
 
 from ..errors import ConfigError
@@ -23,7 +23,7 @@ TESTED = ((2, 8), (2, 9))
 INSTALL = "pip install 'cluster2[granian]'"
 
 _PARTS = {
-    "granian._granian": ("ASGIWorker", "RSGIWorker", "WSGIWorker", "SocketHolder", "WorkerSignal", "RSGIHTTPProtocol"),
+    "granian._granian": ("ASGIWorker", "RSGIWorker", "WSGIWorker", "SocketHolder", "WorkerSignal", "ASGIHTTPProtocol"),
     "granian._futures": ("_new_cbscheduler",),
     "granian.asgi": ("LifespanProtocol", "_callback_wrapper"),
     "granian.rsgi": ("_callback_wrapper",),
@@ -38,7 +38,17 @@ _STEPS = ("async_generator_asend", "async_generator_athrow", "coroutine_wrapper"
 _BEHIND = (AsyncGeneratorType, CoroutineType)
 _IMMUTABLE = 1 << 8
 """Py_TPFLAGS_IMMUTABLETYPE: the flag of classes whose methods can't be replaced."""
+RESPONSES = (
+    "response_empty", "response_str", "response_bytes", "response_file", "response_file_range", "response_stream",
+)  # fmt: skip
+"""The methods by which an RSGI app answers a request."""
+_REPLACED = (
+    *(f"RSGIHTTPProtocol.{name}" for name in RESPONSES), "RSGIWebsocketProtocol.accept", "RSGIWebsocketProtocol.close",
+)  # fmt: skip
 _METHODS = ("serve_mtr", "serve_str", "serve_mtr_uds", "serve_str_uds")
+
+
+_originals: dict[tuple[type, str], Callable[..., Any]] = {}
 
 
 def module(name: str) -> Any:
@@ -68,8 +78,7 @@ def check() -> None:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"engine granian: granian {found} can't be imported: {error}; {wanted}") from error
     missing += [f"RSGIWorker.{each}" for each in _METHODS if not hasattr(worker, each)]
-    if not missing and not _has_streams():
-        missing.append("_granian.RSGIHTTPProtocol.response_stream, to be replaced")
+    missing += [f"_granian.{each}, to be replaced" for each in _REPLACED if not _can_be_replaced(each)]
     if missing:
         raise ConfigError(f"engine granian: granian {found} lacks {', '.join(missing)}; {wanted}")
 
@@ -90,20 +99,14 @@ def wsgi_callback(app: Callable[..., Any], log: str | None) -> Callable[..., Any
     return made
 
 
-def wrap_streams(wrap: Callable[[Any, Any], Any]) -> None:
-    """Have RSGI's `response_stream` return `wrap(protocol, transport)`, in this process. A second call does nothing.
+def replace_methods(kind: type, wrappers: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]) -> None:
+    """Replace methods of a class of Rust's, in this process, each by what a wrapper makes of the original one.
 
-    The method is replaced in the class: that costs other requests nothing, as a wrapper of each protocol object would.
+    That costs a request less than a wrapper of each object would. A second call replaces what the first one did.
     """
-    protocol = module("_granian").RSGIHTTPProtocol
-    original = protocol.response_stream
-    if isinstance(original, FunctionType):
-        return
-
-    def response_stream(self: Any, *positional: Any, **named: Any) -> Any:
-        return wrap(self, original(self, *positional, **named))
-
-    protocol.response_stream = response_stream
+    for name, wrapper in wrappers.items():
+        original = _originals.setdefault((kind, name), getattr(kind, name))
+        setattr(kind, name, wrapper(original))
 
 
 def waits(coroutine: Any) -> bool:
@@ -130,9 +133,10 @@ def waits(coroutine: Any) -> bool:
     return False
 
 
-def _has_streams() -> bool:
-    protocol = module("_granian").RSGIHTTPProtocol
-    return hasattr(protocol, "response_stream") and not protocol.__flags__ & _IMMUTABLE
+def _can_be_replaced(method: str) -> bool:
+    kind, _, name = method.partition(".")
+    found = getattr(module("_granian"), kind, None)
+    return found is not None and hasattr(found, name) and not found.__flags__ & _IMMUTABLE
 
 
 def _has(name: str, part: str) -> bool:

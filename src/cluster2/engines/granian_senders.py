@@ -16,7 +16,7 @@ drain. A request that goes on sending is looked at, and cancelled if its client 
 - RSGI: `send_bytes` and `send_str` raise. That ends most apps; one that goes on all the same is cancelled.
 
 RSGI's protocol objects are Rust's. A wrapper of each would be paid for by each request, so the method that begins a stream is
-replaced in their class (`granian_internals.wrap_streams`): only streams pay.
+replaced in their class (`granian_answers`): only streams pay.
 """
 
 from __future__ import annotations
@@ -44,8 +44,14 @@ class Senders:
         draining: each message is counted.
     """
 
-    def __init__(self, peer_of: Callable[[Any], Peer]) -> None:
-        """Args: peer_of: returns the client's host and port of a scope."""
+    def __init__(self, peer_of: Callable[[Any], Peer], accepted: Callable[[Any], None]) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            peer_of: returns the client's host and port of a scope.
+            accepted: told of each ASGI websocket that its app accepts, by granian's protocol object.
+        """
+        self._accepted = accepted
         self.draining = False
         self._peer_of = peer_of
         self._streams: dict[int, _Stream] = {}
@@ -65,6 +71,8 @@ class Senders:
         def called(scope: Any, receive: Call, send: Call) -> Any:
             if scope["type"] == "lifespan":
                 return app(scope, receive, send)
+            if scope["type"] == "websocket":
+                send = self._accepting(send)
             client = scope["client"]  # middleware for proxies replaces it
             receiver = Receiver(receive) if listens and scope["type"] == "http" else None
             shown = not listens or receiver is not None
@@ -82,6 +90,16 @@ class Senders:
             return app(scope, receive, paced)
 
         return called
+
+    def _accepting(self, send: Call) -> Call:
+        protocol = send.__self__  # type: ignore[attr-defined]  # it is granian's method
+
+        def sending(message: Any) -> Any:
+            if message["type"] == "websocket.accept":
+                self._accepted(protocol)
+            return send(message)
+
+        return sending
 
     def going_on(self, now: float, there: Callable[[], Set[Peer]]) -> list[Any]:
         """Return the requests that go on sending, though their client has gone: ASGI's scope or RSGI's protocol of each.

@@ -55,6 +55,7 @@ class TcpEngine:
         self._freed: Callable[[Movable], None] | None = None
         self._patience = Patience(site.settings.timeout)
         self._now = 0.0
+        self._failed = 0
 
     @staticmethod
     def preload(settings: Settings) -> None:
@@ -119,7 +120,7 @@ class TcpEngine:
     def census(self) -> Census:
         """Connections; there are no requests that could be counted."""
         count = len(self._connections())
-        return Census(None, count, count, self._patience.given_up, self._patience.stalled)
+        return Census(None, count, count, self._patience.given_up, self._patience.stalled, failed=self._failed)
 
     def oldest(self, now: float) -> float | None:
         """A stream has no requests."""
@@ -188,6 +189,7 @@ class TcpEngine:
                 if not self._cut:  # asyncio's streams would report it as an error
                     raise
             except Exception:
+                self._failed += 1
                 logger.exception("the TCP handler raised; its connection is closed")
             finally:
                 self._tasks.discard(task)

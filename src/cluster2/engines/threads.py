@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import logging
 import threading
 import time
@@ -80,6 +81,7 @@ class Pool:
     Attributes:
         size: how many threads.
         busy: calls that have a thread or wait for one.
+        failures: counts calls that failed when their response was complete, or nobody wanted it; a step is one under the GIL.
         freed: called when there is room again after `room` has denied it.
         loop: on which it was started.
     """
@@ -89,6 +91,7 @@ class Pool:
     def __init__(self, size: int) -> None:
         self.size = size
         self.busy = 0
+        self.failures = itertools.count()
         self.freed: Callable[[], None] | None = None
         self._jobs: deque[Job | None] = deque()
         self._bell: SimpleQueue[None] = SimpleQueue()

@@ -26,6 +26,7 @@ import io
 from collections.abc import Callable
 from tempfile import SpooledTemporaryFile
 
+from .outcomes import reading
 from .pep3333 import App, Environ, Environs, body_length, body_of
 from .threads import Pool
 from .wsgi_client import AHEAD, Answer, Message, Receive, Send, no_short_cut, send_whole
@@ -74,6 +75,10 @@ class Bridge:
     def on_room(self, freed: Callable[[], None]) -> None:
         """Call this when there is room again, or when one from outside is let in."""
         (self.pool or self._turn).freed = freed
+
+    def failures(self) -> int:
+        """Return how many calls failed when their response was complete, or nobody wanted it: no server sees these."""
+        return self._turn.failures if self.pool is None else reading(self.pool.failures)
 
     def short_cut(self, send: Send) -> Answer:
         """The server's way to send a whole response past `send`."""

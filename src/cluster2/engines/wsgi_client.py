@@ -27,6 +27,10 @@ class Failed(Exception):
     """The request has failed, and it was logged: the server has only to end it. The text says why."""
 
 
+class ClientLeft(Failed):
+    """It has failed because its client left, and by no fault of the app."""
+
+
 def log(error: BaseException, asked: str) -> str:
     """Log what went wrong, with the request (`asked_for`); returns what."""
     what = str(error) if isinstance(error, Broken) else f"the app raised {type(error).__name__}"

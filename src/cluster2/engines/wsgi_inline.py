@@ -16,11 +16,13 @@ class Turn:
 
     Attributes:
         busy: an app is in the middle of an answer that takes more than one step of the loop.
+        failures: calls that failed when their response was complete, or nobody wanted it.
         freed: called when there is room again after `room` has denied it.
     """
 
     def __init__(self) -> None:
         self.busy = False
+        self.failures = 0
         self.freed: Callable[[], None] | None = None
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._denied = False
@@ -73,8 +75,8 @@ def call_inline(
         reason = log(error, asked_for(environ))
         _close(result, environ, told=True)
         return _fail(reason, response, parts, send)
-    if hasattr(result, "close"):
-        _close(result, environ)
+    if hasattr(result, "close") and not _close(result, environ):
+        turn.failures += response.status < 500
     if (response.complete or response.bodiless) and answer(response, body):
         return None
     return send_whole(response, body, send, answer)
@@ -88,8 +90,8 @@ async def _fail(reason: str, response: Response, parts: list[bytes], send: Send)
     raise Failed(reason)
 
 
-def _close(result: Any, environ: Environ, *, told: bool = False) -> None:
-    """Call `close()` of what the app has returned.
+def _close(result: Any, environ: Environ, *, told: bool = False) -> bool:
+    """Call `close()` of what the app has returned; return whether that is the end of it. If not, it was logged that it raised.
 
     Args:
         told: an error of this request was logged already.
@@ -100,6 +102,8 @@ def _close(result: Any, environ: Environ, *, told: bool = False) -> None:
     except BaseException as error:
         if not told:
             log(error, asked_for(environ))
+            return False
+    return True
 
 
 class _Parts:
@@ -129,11 +133,13 @@ class _Parts:
             except BaseException as error:
                 reason = log(error, asked_for(self._environ))
             finally:
-                _close(result, self._environ, told=bool(reason))
+                if not _close(result, self._environ, told=bool(reason)):
+                    turn.failures += self._response.status < 500
         finally:
             self._inbox.close()
             turn.over()
         if self._gone:
+            turn.failures += bool(reason)
             return
         if reason:
             if self._response.begun:

@@ -11,7 +11,7 @@ from typing import Any
 
 from .pep3333 import App, ClientGone, Environ, Response
 from .threads import Pool
-from .wsgi_client import AHEAD, GONE, Failed, Inbox, Message, Receive, Send, asked_for, begin, has_left, log
+from .wsgi_client import AHEAD, GONE, ClientLeft, Failed, Inbox, Message, Receive, Send, asked_for, begin, has_left, log
 
 
 class Call:
@@ -190,11 +190,15 @@ class Call:
             self._tell()
 
     def _fail(self, error: BaseException) -> None:
-        if not self.reason and not isinstance(error, ClientGone):
+        first = not self.reason and not isinstance(error, ClientGone)
+        if first:
             self.reason = log(error, asked_for(self._environ or {}))
+        unheard = self.complete or self.gone
         if not self.complete:
             self.failed = True
             self._end()
+        if first and unheard and self.response.status < 500:
+            next(self._pool.failures)
 
     def _tell(self) -> None:
         if not self._said:
@@ -221,7 +225,7 @@ async def converse(call: Call, receive: Receive, send: Send) -> None:
                     call.leave()
                     return
             if failed:
-                raise Failed(call.reason)
+                raise Failed(call.reason) if call.reason else ClientLeft
             if complete:
                 return
             if call.asked:

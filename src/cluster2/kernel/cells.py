@@ -283,11 +283,11 @@ class Row(Cells):
     heartbeat = Real(4, "worker", "deadline by which the next heartbeat must have come")
     request_deadline = Real(5, "worker", "deadline of its oldest request; 0: none")
     started = SeparateReal(6, "master", "when it was ordered")
-    requests = Integer(7, "worker", "requests begun; -1: the engine can't know", UNKNOWN)
+    requests = Integer(7, "worker", "requests that have ended; -1: the engine can't know", UNKNOWN)
     connections = Integer(8, "worker", "connections open now; -1: the engine can't know", UNKNOWN, LARGEST_OPEN)
     accepted = Integer(9, "worker", "connections accepted from a listener; -1: the engine can't know", UNKNOWN)
     in_flight = Integer(10, "worker", "requests that it is working on", high=LARGEST_OPEN)
-    errors = Integer(11, "worker", "requests and transactions that failed in the app")
+    errors = Integer(11, "worker", "requests answered with 5xx or failed in another way, and transactions that failed")
     mode = Integer(
         12,
         "worker",
@@ -312,6 +312,25 @@ class Row(Cells):
     ended = Integer(31, "worker", "of these, the ones that have ended")
     latency = Real(32, "worker", "how long the requests took together that were measured: seconds")
     latencies = Tally(33, "how many of them took how long, by bucket; the worker fills it")
+    status_1xx = Integer(49, "worker", "requests that ended with 1xx: websockets; -1: the engine can't know", UNKNOWN)
+    status_2xx = Integer(50, "worker", "requests that ended with 2xx; -1: the engine can't know", UNKNOWN)
+    status_3xx = Integer(51, "worker", "requests that ended with 3xx; -1: the engine can't know", UNKNOWN)
+    status_4xx = Integer(
+        52, "worker", "requests that ended with 4xx, or whose client left before a status; -1: the engine can't know",
+        UNKNOWN,
+    )  # fmt: skip
+    status_5xx = Integer(53, "worker", "requests that ended with 5xx; -1: the engine can't know", UNKNOWN)
+    disconnects = Integer(
+        54, "worker", "requests whose connection ended before the response did; -1: the engine can't know", UNKNOWN
+    )
+
+    STATUS_CLASSES: ClassVar[Mapping[str, str]] = {f"{digit}xx": f"status_{digit}xx" for digit in range(1, 6)}
+    """The cells of requests by status class."""
+
+    def by_class(self) -> dict[str, int | None]:
+        """Return how many requests have ended with a status of each class; None: the engine can't know."""
+        counts = ((label, getattr(self, cell)) for label, cell in self.STATUS_CLASSES.items())
+        return {label: None if count < 0 else count for label, count in counts}
 
     def measured(self) -> list[int]:
         """Return how many requests took how long, by bucket, as a reader may use it."""

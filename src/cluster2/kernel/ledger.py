@@ -28,6 +28,7 @@ from .scoreboard import SLOTS, Integer, Past, Real, Row, Scoreboard
 COUNTERS: tuple[Integer | Real, ...] = (
     Row.requests, Row.accepted, Row.errors, Row.timed_out, Row.stalled, Row.parked, Row.moved_in, Row.moved_out, Row.lost,
     Row.transactions, Row.duration, Row.cpu, Row.latency,
+    Row.status_1xx, Row.status_2xx, Row.status_3xx, Row.status_4xx, Row.status_5xx, Row.disconnects,
 )  # fmt: skip
 """What is counted, and only grows in a life; besides the buckets of latencies."""
 

@@ -102,7 +102,7 @@ PAGES_SIZE: Final = PAGE_BYTES * (_FIRST_ROW_PAGE + ROWS)
 _PAGE_CELLS: Final = PAGE_BYTES // CELL
 
 # The last byte is the version of the layout: it changes whenever a cell gets another meaning or place.
-MAGIC: Final = int.from_bytes(b"cluster\x04", "big")
+MAGIC: Final = int.from_bytes(b"cluster\x05", "big")
 
 _MFD_NOEXEC_SEAL: Final = 0x0008
 _F_SEAL_FUTURE_WRITE: Final = 0x0010  # the module `fcntl` has it since Python 3.13

@@ -52,6 +52,8 @@ class Heartbeats:
             connections=sum(max(0, row.connections) for _, row in alive),
             pending=sum(row.in_flight for _, row in alive),
             requests=int(sum(slot["requests"] for slot in slots)),
+            responses={label: int(sum(slot[cell] for slot in slots)) for label, cell in Row.STATUS_CLASSES.items()},
+            disconnects=int(sum(slot["disconnects"] for slot in slots)),
             errors=int(sum(slot["errors"] for slot in slots)),
             timed_out=int(sum(slot["timed_out"] for slot in slots)),
             transactions=int(sum(slot["transactions"] for slot in slots)),
@@ -60,10 +62,11 @@ class Heartbeats:
         )
 
 
-def _counted(row: Row) -> dict[str, float]:
+def _counted(row: Row) -> dict[str, Any]:
     return {
-        "requests": max(0, row.requests), "errors": row.errors, "timed_out": row.timed_out,
-        "transactions": row.transactions, "duration": row.duration,
+        "requests": max(0, row.requests), "disconnects": max(0, row.disconnects),
+        "responses": {label: count or 0 for label, count in row.by_class().items()},
+        "errors": row.errors, "timed_out": row.timed_out, "transactions": row.transactions, "duration": row.duration,
     }  # fmt: skip
 
 

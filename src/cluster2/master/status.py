@@ -90,6 +90,8 @@ def _worker(board: Scoreboard, handle: Handle, weigh: Callable[[int], int | None
         "accepted": _known(row.accepted),
         "in_flight": row.in_flight,
         "errors": row.errors,
+        "responses": row.by_class(),
+        "disconnects": _known(row.disconnects),
         "cpu": row.cpu,
         "timed_out": row.timed_out,
         "latency": latencies.summary(row.measured()),

@@ -24,7 +24,7 @@ from .. import __version__
 from ..errors import ClusterError
 from ..kernel import ledger
 from ..kernel.ledger import Account
-from ..kernel.scoreboard import Scoreboard
+from ..kernel.scoreboard import Row, Scoreboard
 from ..latencies import BOUNDS
 from ..lifecycle import State
 
@@ -32,13 +32,14 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
 COUNTERS = {
-    "requests": ("requests", "Requests begun."),
+    "requests": ("requests", "Requests that have ended: answered, refused, or left by their client."),
+    "disconnects": ("disconnects", "Of these, the ones whose connection ended before the response did."),
     "accepted": ("connections_accepted", "Connections accepted from a listener."),
     "moved_in": ("connections_moved_in", "Connections taken over from the keeper."),
     "moved_out": ("connections_moved_out", "Connections handed to the keeper, for any reason."),
     "parked": ("connections_parked", "Connections handed to the keeper because handlers hold the loop."),
     "lost": ("connections_lost", "Connections from the keeper that were lost because no descriptor was left."),
-    "errors": ("errors", "Requests and transactions that failed in the app."),
+    "errors": ("errors", "Requests answered with 5xx or failed in another way, and transactions that failed."),
     "timed_out": ("connections_timed_out", "Connections given up because the client took too long."),
     "stalled": ("connections_stalled", "Of these, the ones in the middle of a request or a response."),
     "transactions": ("transactions", "Transactions that the app has counted itself."),
@@ -106,7 +107,12 @@ def collect(board: Scoreboard) -> Iterator[Metric]:
     """The families, each with all its samples."""
     accounts = ledger.read(board)
     return itertools.chain(
-        _cluster(board), _workers(accounts), _counters(accounts), _gauges(accounts), _latency(accounts)
+        _cluster(board),
+        _workers(accounts),
+        _counters(accounts),
+        _classes(accounts),
+        _gauges(accounts),
+        _latency(accounts),
     )
 
 
@@ -154,6 +160,23 @@ def _counters(accounts: dict[int, Account]) -> Iterator[Metric]:
         known = not any(key in account.unknown for account in accounts.values())
         if known:  # an engine that can't know says so in all slots: no number is better than a wrong one
             yield from _family("Counter", name, text, {slot: each.counters[key] for slot, each in accounts.items()})
+
+
+def _classes(accounts: dict[int, Account]) -> Iterator[Metric]:
+    """Yield how many requests have ended with a status of each class."""
+    from prometheus_client.core import CounterMetricFamily
+
+    name, text = "responses", "Requests that have ended, by the class of their status."
+    if any(cell in account.unknown for account in accounts.values() for cell in Row.STATUS_CLASSES.values()):
+        return
+    by_slot = CounterMetricFamily(WORKER + name, text, labels=["slot", "class"])
+    whole = CounterMetricFamily(PREFIX + name, text, labels=["class"])
+    for label, cell in Row.STATUS_CLASSES.items():
+        for slot, account in accounts.items():
+            by_slot.add_metric([str(slot), label], account.counters[cell])
+        whole.add_metric([label], sum(account.counters[cell] for account in accounts.values()))
+    yield by_slot
+    yield whole
 
 
 def _gauges(accounts: dict[int, Account]) -> Iterator[Metric]:

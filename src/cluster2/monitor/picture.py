@@ -12,12 +12,13 @@ from typing import Any
 
 from .. import __version__, latencies
 from ..kernel import processes, usage
+from ..kernel.scoreboard import Row
 from ..settings import Settings
 from .facts import Facts
 from .survey import Worker
 from .watch import UNKNOWN, Look, Watch
 
-COUNTS = ("requests", "connections", "accepted")
+COUNTS = ("requests", "connections", "accepted", "disconnects")
 """Cells that an engine may not know."""
 CELLS = ("in_flight", "errors", "cpu", "timed_out", "longest_step", "parked", "moved_in", "moved_out", "lost")
 """Cells that are told as they are."""
@@ -126,6 +127,7 @@ def _worker(worker: Worker, look: Look, watch: Watch) -> dict[str, Any]:
         "state": worker.state,
         **{name: worker.count(name) for name in COUNTS},
         **{name: worker.cells[name] for name in CELLS},
+        "responses": {label: worker.count(cell) for label, cell in Row.STATUS_CLASSES.items()},
         "latency": latencies.summary(worker.latencies),
         "mode": worker.mode,
         "uptime": max(0.0, now - worker.cells["started"]),

@@ -10,19 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ..engines.base import Engine, Hold, is_fed, owns_accept
+from ..engines.outcomes import CLASSES, Outcomes, add
 from ..errors import ClusterError
 from ..health import PROMISE
 from ..kernel import processes
+from ..kernel.cells import UNKNOWN
 from ..kernel.scoreboard import Row, Scoreboard
 from ..lifecycle import State
 from ..step_guard import StepGuard
 from . import api
 from .acceptor import Acceptor
 from .descriptor_room import DescriptorRoom
-from .failures import Failures
 from .holds import Holds
 from .moves import Moves
 from .pace import LONG, Mode, Pace
@@ -73,7 +74,6 @@ class Pulse:
         self._paper = paper
         self._room = room
         self._holds = Holds()
-        self._failures = Failures()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._wait = REST
@@ -95,7 +95,6 @@ class Pulse:
 
     def start(self) -> None:
         """Tick from now on."""
-        self._failures.install()
         self._due = time.monotonic()  # else the first tick would seem to be late by the machine's uptime
         self._tick()
 
@@ -105,7 +104,6 @@ class Pulse:
 
     def stop(self) -> None:
         """Tick no more."""
-        self._failures.remove()
         self._rest()
 
     def _rest(self) -> None:
@@ -139,25 +137,39 @@ class Pulse:
     def publish(self) -> None:
         """Bring the row up to date."""
         row = self._row
-        requests, connections, in_flight, timed_out, stalled, failed = 0, 0, 0, 0, 0, 0
-        for engine in self._engines:
-            census = engine.census()
-            requests = -1 if census.requests is None or requests < 0 else requests + census.requests
-            connections = -1 if census.connections is None or connections < 0 else connections + census.connections
-            in_flight += census.in_flight
-            timed_out += census.timed_out
-            stalled += census.stalled
-            failed += census.failed
-        row.timed_out, row.stalled = timed_out, stalled
-        row.requests, row.connections, row.in_flight = requests, connections, in_flight
+        censuses = [engine.census() for engine in self._engines]
+        row.timed_out = sum(census.timed_out for census in censuses)
+        row.stalled = sum(census.stalled for census in censuses)
+        row.in_flight = sum(census.in_flight for census in censuses)
+        row.requests = _sum(census.requests for census in censuses)
+        row.connections = _sum(census.connections for census in censuses)
+        errors = self._publish_outcomes([census.outcomes for census in censuses], known=row.requests >= 0)
+        errors += sum(census.failed for census in censuses)
         row.accepted = -1 if self._uncounted else self._acceptor.accepted
         row.moved_in, row.lost = self._acceptor.returned, self._acceptor.lost
         row.moved_out, row.parked = self._moves.moved, self._moves.parked
         counters = api.counters
-        row.errors = self._failures.count + failed + counters.errors
+        row.errors = errors + counters.errors
         row.transactions, row.duration = counters.transactions, counters.duration
         row.cpu = time.process_time()
         row.heartbeat = time.monotonic() + PROMISE
+
+    def _publish_outcomes(self, outcomes: Sequence[Outcomes | None], *, known: bool) -> int:
+        """Tell how requests have ended; return how many were errors.
+
+        Args:
+            known: all engines know their requests.
+        """
+        row = self._row
+        counts: Sequence[int] = [0] * CLASSES
+        for each in outcomes:
+            if each is not None:
+                counts = add(counts, each.by_class())
+        known = known and None not in outcomes
+        for name, count in zip(Row.STATUS_CLASSES.values(), counts, strict=True):
+            setattr(row, name, count if known else UNKNOWN)
+        row.disconnects = _sum(None if each is None or not known else each.disconnects for each in outcomes)
+        return sum(each.errors() for each in outcomes if each is not None)
 
     def _tick(self) -> None:
         """Do what is due, and tick again, whatever fails: a worker that stopped ticking would be killed as hung."""
@@ -297,6 +309,13 @@ class Pulse:
         """Connections of each worker that serves."""
         states, counts = self._board.column("state"), self._board.column("connections")
         return [count for state, count in zip(states, counts, strict=True) if state == State.READY]
+
+
+def _sum(counts: Iterable[int | None]) -> int:
+    """Return a sum; UNKNOWN if one of the counts isn't known."""
+    found = list(counts)
+    known = [count for count in found if count is not None]
+    return sum(known) if len(known) == len(found) else UNKNOWN
 
 
 def _report(text: str, detail: str) -> None:

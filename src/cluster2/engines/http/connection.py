@@ -705,7 +705,10 @@ class Connection(asyncio.Protocol):
             receiving.wake()
             if self.state == DISCARDING:
                 self.end()
-        elif self.state == SERVING:
+            return False
+        self.engine.ended[status] += 1
+        self.engine.outcomes.refused += status >= 500
+        if self.state == SERVING:
             self._refusal = response
         else:
             self.transport.write(response)
@@ -722,7 +725,7 @@ class Connection(asyncio.Protocol):
     def response_complete(self, request: Request) -> None:
         """Go on after a response: with the next request, with reading, or not at all."""
         engine = self.engine
-        engine.answered += 1
+        engine.ended[request.status] += 1
         if self.pipeline:
             if self.writing_paused is None:
                 self._next()
@@ -905,6 +908,7 @@ class Connection(asyncio.Protocol):
             if request is not None:
                 request.give_up(response)
                 return
+            self.engine.ended[408] += 1
             self.transport.write(response)
             self.end()
         else:

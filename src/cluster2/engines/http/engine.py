@@ -13,7 +13,6 @@ import math
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from email.utils import formatdate
 from typing import Any, ClassVar
@@ -23,6 +22,7 @@ from ...kinds import parse_proxies
 from ...settings import Settings
 from ..base import Capability, Census, Hold, Interface, Movable, Served, Site
 from ..ending import alone, cancel, readable, reset
+from ..outcomes import Outcomes
 from ..patience import Patience
 from .connection import LINGERING, UPGRADED, Connection
 from .lifespan import Lifespan
@@ -67,9 +67,8 @@ class HttpEngine:
         connections: that are open.
         half_closed: of these, the ones whose client has ended its side while its request was served.
         running: requests whose app runs.
-        answered: responses that were complete, ever.
-        failed: requests whose app has failed, ever.
-        refused: error responses of the server's own, by status.
+        outcomes: how requests have ended.
+        ended: how many with which status (`outcomes.by_status`).
         freed: called with each connection that is between two requests; None: nobody wants to know.
         ending: some responses have to end their connections; see `ends`.
         access: takes a line for each request; None: nobody wants one.
@@ -95,8 +94,8 @@ class HttpEngine:
         self.connections: set[Connection] = set()
         self.half_closed: set[Connection] = set()
         self.running: set[Request] = set()
-        self.answered = self.failed = 0
-        self.refused: Counter[int] = Counter()
+        self.outcomes = Outcomes()
+        self.ended = self.outcomes.by_status
         self.freed: Callable[[Movable], None] | None = None
         self.ending = not settings.keep_alive
         self.access = site.access
@@ -245,7 +244,6 @@ class HttpEngine:
         connection.state = UPGRADED
         self.connections.discard(connection)
         self.websockets.add(websocket)
-        self.answered += 1  # a handshake counts as a request
         transport.set_protocol(websocket)
         websocket.start(early)
 
@@ -267,8 +265,7 @@ class HttpEngine:
         return client, scheme or ("https" if connection.secure else "http")
 
     def note_refusal(self, connection: Connection, status: int, text: str) -> None:
-        """Count and log that the server itself has answered with an error."""
-        self.refused[status] += 1
+        """Log that the server itself answers with an error."""
         logger.warning("%s: refused (%d): %s", connection.described(), status, text)
 
     # What the worker tells and asks.
@@ -304,12 +301,13 @@ class HttpEngine:
         """Counts that are kept anyway."""
         patience = self._patience
         return Census(
-            self.answered,
+            self.outcomes.total(),
             len(self.connections) + len(self.websockets),
             len(self.running) + len(self.websockets),
             patience.given_up,
             patience.stalled,
-            self.failed,
+            self.outcomes,
+            0 if self._bridge is None else self._bridge.failures(),
         )
 
     def oldest(self, now: float) -> float | None:

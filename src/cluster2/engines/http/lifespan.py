@@ -33,7 +33,7 @@ SHUTDOWN_TIMEOUT_S = 30.0
 CANCEL_TIMEOUT_S = 1.0
 """How long a cancelled lifespan may take to clean up."""
 
-# Not the engine's own logger: there each traceback counts as a failed request (`worker.failures`).
+# Not the engine's own logger, whose tracebacks are those of requests.
 logger = logging.getLogger("cluster2.http.lifespan")
 App = Callable[..., Any]
 State = MutableMapping[str, Any]

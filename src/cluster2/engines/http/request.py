@@ -33,7 +33,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from ..ending import readable
-from ..wsgi_client import Failed
+from ..outcomes import CLIENT_GONE
+from ..wsgi_client import ClientLeft, Failed
 from .limits import GONE_MESSAGES, GONE_PAUSE_S, JOINED_BYTES, MAX_UNREAD_BODY_BYTES, TURN_MESSAGES
 from .response import CHUNKED_LINE, CLOSE, CLOSE_END, CONTINUE, END, KEEP_ALIVE, Head, InvalidResponse, refusal
 from .stream import CHUNKED, LENGTH, NONE, TO_THE_END, BodyStream
@@ -385,11 +386,19 @@ class Request:
     def disconnect(self) -> None:
         """Tell the app that the client has left. What it sends from now on goes nowhere."""
         if self.phase != COMPLETE and not self.disconnected:
-            self.disconnected = True
-            if self._stream is not None:
-                self._stream.discard()
-            if self.began:
-                self.log()
+            outcomes = self.connection.engine.outcomes
+            outcomes.disconnects += 1  # type: ignore[operator]  # this engine knows them
+            self._drop(self.status if self.phase == SENDING else CLIENT_GONE)
+        self.wake()
+
+    def _drop(self, status: int) -> None:
+        """End a request whose response won't be complete: what the app sends from now on goes nowhere."""
+        self.disconnected = True
+        self.connection.engine.ended[status] += 1
+        if self._stream is not None:
+            self._stream.discard()
+        if self.began:
+            self.log()
         self.wake()
 
     def body_came(self, data: bytes) -> bool:
@@ -422,13 +431,20 @@ class Request:
         """End a request whose app has raised."""
         gone = self.disconnected
         if not isinstance(error, Failed | asyncio.CancelledError):
-            self.connection.engine.failed += 1
             logger.error("%s: the app raised %s", self.named(), type(error).__name__, exc_info=error)
+        if not gone or not isinstance(error, asyncio.CancelledError | ClientLeft):
+            self._count_failure()
         if not gone:
             self._end_early()
 
+    def _count_failure(self) -> None:
+        """Count that the app has failed, unless the status says so, or will."""
+        settled = self.phase >= SENDING
+        if (settled or self.disconnected) and not (settled and self.status >= 500):
+            self.connection.engine.outcomes.failed += 1
+
     def _unfinished(self) -> None:
-        self.connection.engine.failed += 1
+        self._count_failure()
         what = "without a response" if self.phase == BEGUN else "before its response was complete"
         logger.error("%s: the app returned %s", self.named(), what)
         self._end_early()
@@ -453,19 +469,26 @@ class Request:
     def give_up(self, response: bytes) -> None:
         """Answer for the app, which waits for the rest of a body that can't be had, and end the connection."""
         if self.phase == SENDING:
-            self._cut()
+            self._cut(by_client=True)
             return
         self.transport.write(response)
         self.status, self.size = int(response[9:12]), len(response.partition(END)[2])
-        self.disconnect()
+        self._drop(self.status)
         self.connection.end()
 
-    def _cut(self) -> None:
-        """End the connection before the promised end of a response that is being sent."""
+    def _cut(self, *, by_client: bool = False) -> None:
+        """End the connection before the promised end of a response that is being sent.
+
+        Args:
+            by_client: the client is the cause, not the app.
+        """
         stream = self._stream
         assert stream is not None
         stream.flush()
-        self.disconnect()
+        if by_client:
+            self.disconnect()
+        else:
+            self._drop(self.status)
         self.connection.cut(abruptly=stream.framing == TO_THE_END)
 
     def log(self) -> None:

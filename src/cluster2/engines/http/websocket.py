@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from ...kernel.progress import transferred, untaken
 from ..ending import readable, reset
+from ..outcomes import CLIENT_GONE, Outcomes
 from .proxy_headers import websocket_scheme
 from .websocket_session import CLOSED, CLOSING, CONNECTING, OPEN, SPEC_VERSION, ClientDisconnected, Message, Session
 
@@ -41,6 +42,7 @@ CLOSE_TIMEOUT_S = 10.0
 """How long a client may take to answer Close, or to take the rest of what was sent."""
 LINGER_S = 1.0
 """How long a client may take to close when both sides have sent Close."""
+ACCEPTED = 101
 SERVICE_RESTART = 1012
 """The close code by which a client learns that it should connect again (IANA registry of RFC 6455)."""
 
@@ -51,10 +53,10 @@ class WebSocketHost(Protocol):
     """What a websocket needs of its engine.
 
     Attributes:
-        failed: how often an app has failed.
+        outcomes: how requests have ended. That of a websocket is its handshake.
     """
 
-    failed: int
+    outcomes: Outcomes
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run an app's call as a task."""
@@ -74,6 +76,7 @@ class WebSocketConnection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_answered",
         "_app",
         "_ending_since",
         "_heard",
@@ -116,6 +119,7 @@ class WebSocketConnection(asyncio.Protocol):
         self.transport = transport
         self.task: asyncio.Task[None] | None = None
         self._app = app
+        self._answered = False
         self._host = host
         self._unparsed = b""
         self._reading_paused = False
@@ -243,23 +247,39 @@ class WebSocketConnection(asyncio.Protocol):
             session.app_failed()
             raise
         except BaseException as error:
-            self._host.failed += 1
             logger.error("%s: the app raised %s", self.named(), type(error).__name__, exc_info=error)
             session.app_failed()
+            self._count_failure()
         else:
             if not session.app_returned():
-                self._host.failed += 1
+                self._count_failure()
                 logger.error("%s: the app returned without an answer to the handshake", self.named())
             elif returned is not None:
                 logger.error(
                     "%s: the app returned %r; an ASGI app must return None", self.named(), type(returned).__name__
                 )
         finally:
+            self._count_answer()
             self._unparsed = b"" if session.phase is CLOSED else self._unparsed
             self._flush()
             self._parse()
             if self._lost:
                 self._host.websocket_ended(self)
+
+    def _count_answer(self) -> None:
+        """Count the handshake, whose answer is known now, or will never come."""
+        if self._answered:
+            return
+        self._answered = True
+        outcomes = self._host.outcomes
+        outcomes.by_status[self.session.status or CLIENT_GONE] += 1
+        if not self.session.status and outcomes.disconnects is not None:
+            outcomes.disconnects += 1
+
+    def _count_failure(self) -> None:
+        """Count that the app has failed, unless the answer to the handshake says so."""
+        if self.session.status < 500:
+            self._host.outcomes.failed += 1
 
     async def receive(self) -> dict[str, Any]:
         """Return the next message. Raises ClientDisconnected after `websocket.disconnect`."""
@@ -291,6 +311,8 @@ class WebSocketConnection(asyncio.Protocol):
         finally:
             self._flush()
         if connecting:
+            if session.status == ACCEPTED:
+                self._count_answer()
             if self._retiring:
                 self._close(SERVICE_RESTART)
             self._parse()

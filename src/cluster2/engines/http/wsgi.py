@@ -95,6 +95,8 @@ class DirectCall(Call):
         self._heard = True
         request, response = self._request, self.response
         if request.disconnected and self.complete:
+            if self.failed and self.reason:
+                request.connection.engine.outcomes.failed += 1
             self._rest(request, None, None)
         elif self.complete and not self.failed and (response.complete or response.bodiless):
             body = self.take()

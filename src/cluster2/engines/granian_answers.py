@@ -1,0 +1,178 @@
+"""With which status granian's requests were answered (`outcomes`).
+
+- ASGI: granian itself knows it, and says 500 for what wasn't answered.
+- WSGI: granian's own layer returns it.
+- RSGI: its protocol objects are Rust's and forget it. A wrapper of each would be paid for by each request, so the methods that
+  answer are replaced in their classes (`granian_internals.replace_methods`): a call and a store in a dictionary.
+- Websockets: seen when the app accepts. One that isn't accepted is answered by granian, with 403 or what an RSGI app says.
+
+All of it happens on the loop, so that plain dictionaries do. What granian refuses by itself (a request that can't be parsed) is
+seen by nobody, and nor is whether a client was still there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+from .granian_internals import RESPONSES, module, replace_methods
+from .outcomes import CLASSES, CLIENT_GONE, Outcomes, reading
+
+ACCEPTED = 101
+UNANSWERED = 500
+"""The status that granian answers with if a request's app doesn't."""
+NOT_ACCEPTED = 403
+"""The same for a websocket."""
+
+
+class Answers:
+    """The answers to requests whose app is awaited.
+
+    Attributes:
+        outcomes: how requests have ended.
+    """
+
+    # By id of a protocol object, which lives until its request has ended. In common to all engines of a process, as the
+    # classes are whose methods note them.
+    _statuses: ClassVar[dict[int, int]] = {}
+    _accepted: ClassVar[set[int]] = set()
+
+    def __init__(self) -> None:
+        """Nothing was answered yet."""
+        self.outcomes = Outcomes(sees_clients=False)
+
+    def accept(self, protocol: Any) -> None:
+        """Count a websocket that is accepted: its request has ended."""
+        if id(protocol) not in self._accepted:
+            self._accepted.add(id(protocol))
+            self.outcomes.by_status[ACCEPTED] += 1
+
+    def watch_rsgi(self, stream: Callable[[Any, Any], Any]) -> None:
+        """Note from now on what RSGI apps answer, in this process.
+
+        Args:
+            stream: makes of a protocol object and of granian's transport of a stream what the app gets.
+        """
+        statuses, accepted = self._statuses, self._accepted
+
+        def responding(original: Callable[..., Any]) -> Callable[..., Any]:
+            def respond(protocol: Any, status: int, *more: Any, **named: Any) -> Any:
+                result = original(protocol, status, *more, **named)
+                statuses[id(protocol)] = status
+                return result
+
+            return respond
+
+        def streaming(original: Callable[..., Any]) -> Callable[..., Any]:
+            respond = responding(original)
+
+            def response_stream(protocol: Any, *positional: Any, **named: Any) -> Any:
+                return stream(protocol, respond(protocol, *positional, **named))
+
+            return response_stream
+
+        def accepting(original: Callable[..., Any]) -> Callable[..., Any]:
+            def accept(protocol: Any) -> Any:
+                self.accept(protocol)
+                return original(protocol)
+
+            return accept
+
+        def closing(original: Callable[..., Any]) -> Callable[..., Any]:
+            def close(protocol: Any, status: int | None = None) -> Any:
+                if status is not None and id(protocol) not in accepted:
+                    statuses[id(protocol)] = status
+                return original(protocol, status)
+
+            return close
+
+        inside = module("_granian")
+        replace_methods(inside.RSGIHTTPProtocol, dict.fromkeys(RESPONSES, responding) | {"response_stream": streaming})
+        replace_methods(inside.RSGIWebsocketProtocol, {"accept": accepting, "close": closing})
+
+    def ended(self, protocol: Any, *, failed: bool, cancelled: bool) -> None:
+        """Count a request whose app has ended.
+
+        Args:
+            failed: its app has raised.
+            cancelled: it was cancelled.
+        """
+        outcomes = self.outcomes
+        status = self._status(protocol)
+        if status:
+            if cancelled and status == UNANSWERED:
+                status = CLIENT_GONE
+            outcomes.by_status[status] += 1
+        if failed and status < UNANSWERED:
+            outcomes.failed += 1
+
+    def _status(self, protocol: Any) -> int:
+        """Return the status that a request was answered with; 0: it was counted already."""
+        try:
+            return int(protocol.sent_response_code)
+        except AttributeError:  # RSGI's, or a websocket's
+            pass
+        key = id(protocol)
+        if key in self._accepted:
+            self._accepted.discard(key)
+            return 0
+        status = self._statuses.pop(key, 0)
+        return status or (UNANSWERED if hasattr(protocol, "response_empty") else NOT_ACCEPTED)
+
+
+class ThreadAnswers:
+    """The answers to requests that run in threads of granian's. A step of a counter is one under the GIL."""
+
+    def __init__(self) -> None:
+        """Nothing was answered yet."""
+        self._classes = [itertools.count() for _ in range(CLASSES + 1)]
+        self._failures = itertools.count()
+
+    def ended(self, status: int) -> None:
+        """Count a request that was answered with this status."""
+        next(self._classes[min(status // 100, CLASSES)])
+
+    def bodies(self, app: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a WSGI app that counts the bodies that fail: granian iterates over them, and tells nobody but the log."""
+
+        def called(environ: Any, start_response: Any) -> Any:
+            body = app(environ, start_response)
+            return body if isinstance(body, list) else _Body(body, self._failures)
+
+        return called
+
+    def outcomes(self) -> Outcomes:
+        """Return how requests have ended."""
+        found = Outcomes(sees_clients=False)
+        for digit, count in enumerate(self._classes):
+            found.by_status[100 * digit] += reading(count)
+        found.failed = reading(self._failures)
+        return found
+
+
+class _Body:
+    """A WSGI body that counts if it fails."""
+
+    __slots__ = ("_failures", "_inner", "_iterator")
+
+    def __init__(self, inner: Any, failures: itertools.count[int]) -> None:
+        self._inner = inner
+        self._iterator = iter(inner)
+        self._failures = failures
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            raise
+        except BaseException:
+            next(self._failures)
+            raise
+
+    def close(self) -> None:
+        if (close := getattr(self._inner, "close", None)) is not None:
+            close()
