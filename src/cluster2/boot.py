@@ -20,7 +20,7 @@ from . import events, logs, places
 from .config import Config, check_files, restart_warning
 from .emitter import Emitter
 from .errors import ClusterError, ConfigError
-from .kernel import app_forks, processes, signals
+from .kernel import app_forks, environment, processes, signals
 from .kernel.lifeline import Lifeline
 from .kernel.listeners import Listener, SocketFile, open_all, systemd_fds
 from .kernel.notify import Notifier
@@ -34,7 +34,7 @@ from .master.loop import Master
 from .master.nursery import default_argv
 from .master.switchboard import Switchboard
 from .master.verbs import SIGNALS
-from .settings import OPTIONS, Settings, validate
+from .settings import OPTIONS, SECRETS, Settings, validate
 
 logger = logging.getLogger("cluster2.master")
 
@@ -66,6 +66,7 @@ def run(
         if logbook is not None:
             stack.callback(logbook.close)
         prepare(config)
+        environment.conceal(SECRETS)  # a reload reads them again, from Python's copy
         return _serve(config, switchboard, argv, targets, on_ready or _nothing, logbook)
 
 

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from . import codec, wire
 from .config import Config, check_files, restart_warning
 from .errors import ClusterError, ConfigError
-from .kernel import processes, snapshots, stacks
+from .kernel import environment, processes, snapshots, stacks
 from .kernel.descriptors import MAX_DESCRIPTORS, Packets
 from .kernel.scoreboard import Scoreboard, page_of
-from .settings import FILES, OPTIONS, Settings, validate
+from .settings import FILES, OPTIONS, SECRETS, Settings, validate
 from .worker import runtime
 from .worker.birth import Birth, Staffed
 from .worker.paper import Paper
@@ -39,6 +39,7 @@ def run(own: Config | None = None, targets: Sequence[object] | None = None) -> i
     """
     # Out of the environment, so that what the app starts doesn't take itself for one of us.
     channel = Packets.attach(int(os.environ.pop(wire.CHANNEL)))
+    environment.drop(SECRETS)  # a script has read its options by now
     processes.raise_file_limit()
 
     def prepare(order: wire.Prepare, files: list[int]) -> image.Image:
@@ -116,7 +117,7 @@ def execute_again_if_stale() -> None:
     """
     if bytecode.remove_stale() and os.environ.pop(EXECUTED_AGAIN, None) is None:
         os.environ[EXECUTED_AGAIN] = "1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
     os.environ.pop(EXECUTED_AGAIN, None)
 
 

@@ -405,6 +405,9 @@ OPTIONS: Mapping[str, Option] = options_of(Settings)
 """All options by dotted name."""
 
 
+SECRETS = tuple(option.variable for option in OPTIONS.values() if option.secret and option.variable)
+"""Variables whose values must not be shown. No app gets to see them."""
+
 FILES = tuple(option.field for option in OPTIONS.values() if option.file)
 """Fields of the options that name files which are read once for each generation."""
 

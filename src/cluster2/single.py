@@ -19,7 +19,7 @@ from .config import Config
 from .emitter import Emitter
 from .engines.base import Engine, owns_accept
 from .errors import ClusterError, by_exit_code
-from .kernel import app_forks, processes
+from .kernel import app_forks, environment, processes
 from .kernel.listeners import Listener, shut
 from .kernel.scoreboard import Scoreboard
 from .kernel.signals import ignore_until_handled
@@ -30,7 +30,7 @@ from .master.handle import Handle
 from .master.logbook import Logbook
 from .master.switchboard import Switchboard
 from .master.talk import TalkToWorker
-from .settings import Settings
+from .settings import SECRETS, Settings
 from .worker import runtime
 from .worker.birth import Birth, Staffed
 from .worker.paper import Paper
@@ -68,6 +68,7 @@ def run(
         ClusterError: the app can't be loaded or started.
     """
     settings = config.settings
+    environment.drop(SECRETS)  # this process is the app's as well, and reads its options no more
     sources = {name: source for name, source in config.sources.items() if config.explicit(name)}
     made = image.build(settings, sources, targets or [target for target, _ in settings.targets()])
     board = _board()

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..config import Config, read_env_file
-from ..settings import OPTIONS
+from ..settings import OPTIONS, SECRETS
 from .flags import OptionCommand, gather, require_target, with_options
 
 
@@ -43,6 +43,10 @@ def check(**flags: Any) -> int:
 def _enter(config: Config) -> None:
     """Make this process's surroundings those of a worker."""
     from pathlib import Path
+
+    from ..kernel import environment
+
+    environment.drop(SECRETS)
 
     os.chdir(config.settings.chdir)
     sys.path.insert(0, config.settings.chdir)

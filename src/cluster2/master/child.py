@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from .. import wire
 from ..kernel import executed, processes, stacks
 from ..kernel.descriptors import DescriptorsLost, PacketError, Packets
+from ..settings import SECRETS
 
 logger = logging.getLogger("cluster2.master")
 
@@ -47,6 +48,7 @@ class Child:
         buffer: int | None = None,
         reap: bool = True,
         stacks_file: int | None = None,
+        secrets: bool = False,
     ) -> None:
         """Execute it.
 
@@ -57,6 +59,7 @@ class Child:
             buffer: of the channel, in bytes; None: the system's default.
             reap: false: somebody else waits for its end, and `left` is never done.
             stacks_file: our descriptor of the file that it writes its stacks to; None: one of its own, for `stacks`.
+            secrets: it reads options from the environment itself, so it gets the secret ones as well.
 
         Raises:
             OSError: there is no room for it, or no such program. Nothing is left behind.
@@ -74,7 +77,8 @@ class Child:
             passed = {CHANNEL_FD: theirs.fileno(), **(fds or {})}
             at = max(passed) + 1
             passed[at] = stacks_file
-            environ = {**os.environ, wire.CHANNEL: str(CHANNEL_FD), executed.STACKS_VARIABLE: str(at)}
+            kept = {name: value for name, value in os.environ.items() if secrets or name not in SECRETS}
+            environ = {**kept, wire.CHANNEL: str(CHANNEL_FD), executed.STACKS_VARIABLE: str(at)}
             self.pid = processes.execute(argv, fds=passed, environ=environ)
             if reap:
                 self._watch()

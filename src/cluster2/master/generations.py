@@ -62,7 +62,12 @@ class Generations:
             self._files[generation] = _read_files(settings)
         self._close(generation)
         nursery = self._nurseries[generation] = Nursery(
-            self._order(generation), self._estate.argv, self._put, settings.boot_timeout, self._descriptors(generation)
+            self._order(generation),
+            self._estate.argv,
+            self._put,
+            settings.boot_timeout,
+            self._descriptors(generation),
+            scripted=self._estate.scripted,
         )
         nursery.load()
 
@@ -95,9 +100,12 @@ class Generations:
 
     def _order(self, generation: int) -> wire.Prepare:
         settings, sources, _ = self._options[generation]
+        values = settings.to_wire()
+        if not self._estate.scripted:
+            values["mon_token"] = None  # the monitor's and nobody else's; a script knows it anyhow, and compares it
         return wire.Prepare(
             generation,
-            settings.to_wire(),
+            values,
             dict(sources),
             "" if self._estate.logbook is None else self._estate.logbook.output,
             list(self._files[generation]),

@@ -55,6 +55,8 @@ class Nursery:
         put: Callable[[Fact], None],
         patience: float = 60.0,
         files: Sequence[int] = (),
+        *,
+        scripted: bool = False,
     ) -> None:
         """Nothing is started yet.
 
@@ -64,12 +66,14 @@ class Nursery:
             put: takes the facts about it.
             patience: seconds that loading may take.
             files: descriptors that travel with each order to prepare; they remain the caller's.
+            scripted: the program is a script, which reads its options itself.
         """
         self._patience = patience
         self._limit: asyncio.TimerHandle | None = None
         self._prepare = prepare
         self._files = files
         self._argv = argv
+        self._scripted = scripted
         self._put = put
         self._loop = asyncio.get_running_loop()
         self._zygote: Child | None = None
@@ -245,7 +249,15 @@ class Nursery:
 
     def _execute(self, *, reap: bool = True, stacks_file: int | None = None) -> Child:
         order = codec.pack_order(self._prepare)
-        return Child(self._argv, order, self._files, buffer=BUFFER, reap=reap, stacks_file=stacks_file)
+        return Child(
+            self._argv,
+            order,
+            self._files,
+            buffer=BUFFER,
+            reap=reap,
+            stacks_file=stacks_file,
+            secrets=self._scripted,
+        )
 
     def _hear(self, child: Child, receive: Callable[[wire.Orders | None], None]) -> None:
         """What a child says, as messages; None: its channel has ended, or might as well have."""
