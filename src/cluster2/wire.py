@@ -159,6 +159,7 @@ class Prepared(Message, frozen=True):
         interfaces: of each app, in order.
         engines: the engine that each will be served by.
         threads: names of threads that the import left running; with any, forking is unsafe.
+        warnings: what operators should know, a line each.
         steered: indices of the apps whose engine takes connections itself: each worker needs sockets of its own for them.
         movable: indices of the apps whose engine lets plain connections outlive their worker.
         owner: user and group that workers will be, by number.
@@ -170,6 +171,7 @@ class Prepared(Message, frozen=True):
     steered: list[int] = []
     movable: list[int] = []
     owner: tuple[int, int] = (-1, -1)
+    warnings: list[str] = []
 
 
 class PrepareFailed(Message, frozen=True):

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import grp
-import json
 import os
 import pwd
 import resource
 import signal
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -21,7 +17,6 @@ from cluster2.kernel.privileges import drop_privileges
 from cluster2.kernel.processes import (
     memory,
     raise_file_limit,
-    running_threads,
     usable_cpus,
 )
 from tests.kernel.children import fork, told, wait_ended
@@ -159,40 +154,6 @@ def test_memory_without_permission() -> None:
     answer = told(body)
     assert isinstance(answer, int)
     assert 0.5 * resident < answer < 2 * resident
-
-
-def test_threads_that_run() -> None:
-    """Other threads are named, a native one that Python doesn't know of included; the main one isn't counted."""
-    program = (
-        "import ctypes, threading, json\n"
-        "from cluster2.kernel.processes import running_threads\n"
-        "before = running_threads()\n"
-        "import socket\n"
-        "one, other = socket.socketpair()\n"
-        "libc = ctypes.CDLL(None)\n"
-        "thread = ctypes.c_ulong()\n"
-        "pause = ctypes.cast(libc.pause, ctypes.c_void_p)\n"
-        "assert libc.pthread_create(ctypes.byref(thread), None, pause, None) == 0\n"
-        "libc.pthread_setname_np(thread, b'native')\n"
-        "assert threading.active_count() == 1\n"
-        "print(json.dumps([before, running_threads()]))\n"
-    )
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=30)
-    assert json.loads(answer.stdout) == [[], ["native"]]
-
-
-def test_python_threads_run_too() -> None:
-    """A thread of `threading` is seen while it lives, and not afterwards."""
-    before = len(running_threads())
-    leave = threading.Event()
-    thread = threading.Thread(target=leave.wait)
-    thread.start()
-    assert len(running_threads()) == before + 1
-    leave.set()
-    thread.join()
-    # `join` returns when Python is done with it; the kernel needs a moment more.
-    while len(running_threads()) > before:
-        os.sched_yield()
 
 
 # ----------------------------------------------------------------------------------------------------------- privileges

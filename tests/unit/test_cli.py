@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tomllib
@@ -269,6 +270,36 @@ def test_check(tmp_path: Path) -> None:
     result = shell("check", "shop:app", "--chdir", "code", "--env-file", "app.env")
     assert (result.returncode, result.stdout) == (0, "ok: asgi app shop:app on 0.0.0.0:3000\n"), result.stderr
     assert not (tmp_path / "pids").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "warns"),
+    [((), True), (("--no-preload",), False), (("--no-cluster",), False)],
+    ids=["preload", "no preload", "no cluster"],
+)
+@pytest.mark.parametrize("made", ["connection", "thread"])
+def test_check_of_what_can_not_be_inherited(tmp_path: Path, made: str, options: tuple[str, ...], warns: bool) -> None:
+    """`check` warns of connections and threads of the import, unless each process imports the app for itself."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+        text, shown = {
+            "connection": (
+                f"import socket\nupstream = socket.create_connection({address})\n",
+                f"127.0.0.1:{address[1]}",
+            ),
+            "thread": (
+                "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n",
+                "Thread-1",
+            ),
+        }[made]
+        (tmp_path / "shop.py").write_text(f"{text}async def app(scope, receive, send): ...\n")
+        result = shell("check", "shop:app", *options)
+    assert result.returncode == 0, result.stderr
+    assert (
+        f"warning: importing the app {'opened' if made == 'connection' else 'started'} {made}s ({shown}"
+        in result.stdout
+    ) == warns
+    assert ("warning" in result.stdout) == warns
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,6 +17,7 @@ from cluster2.engines.http.engine import HttpEngine
 from cluster2.errors import AppError, ClusterError, ConfigError
 from cluster2.settings import Settings
 from cluster2.zygote import image
+from cluster2.zygote.renewal import renew
 
 pytestmark = pytest.mark.usefixtures("own_process")
 APP = "async def app(scope, receive, send): ...\n"
@@ -39,7 +41,9 @@ def test_an_image(build: Build, tmp_path: Path) -> None:
     made = build()
     ((app, engine),) = made.sites
     assert (app.label, engine) == ("site_of_test:app", HttpEngine)
-    assert set(made.threads) <= {"libuv-worker"}, "but for those of loops that other tests ran in this process"
+    beside = {"libuv-worker", "a native thread"}  # of loops that other tests ran in this process; pytest's watchdog
+    assert set(made.threads) <= beside
+    assert not made.connections
     assert os.getcwd() == sys.path[0] == str(tmp_path)
     assert not gc.isenabled()
 
@@ -126,6 +130,29 @@ def test_threads_are_noticed(build: Build) -> None:
     """Threads that the import left running are named: forking beside them is unsafe."""
     with thread("poller"):
         assert build().threads == ["poller"]
+
+
+def test_numpy_is_seeded_anew() -> None:
+    """NumPy's global generator goes on with other numbers in a worker, also if the app has put another one in its place."""
+    import numpy as np
+
+    before = np.random.get_bit_generator()
+    try:
+        for generator in (np.random.MT19937(7), np.random.PCG64(7)):
+            np.random.set_bit_generator(generator)
+            renew()
+            drawn = np.random.random()
+            np.random.set_bit_generator(type(generator)(7))
+            assert np.random.random() != drawn
+    finally:
+        np.random.set_bit_generator(before)
+
+
+def test_a_module_that_can_not_be_renewed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A module without what we know of it is left as it is, with a line in the log."""
+    monkeypatch.setitem(sys.modules, "numpy.random", ModuleType("numpy.random"))
+    renew()
+    assert "numpy.random can't be made this worker's own" in caplog.text
 
 
 def test_freeze() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import re
 import signal
+import socket
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,12 +112,43 @@ async def test_a_killed_zygote(tmp_path: Path) -> None:
         assert any(event.text.startswith("no new worker can be made now: ") for event in cluster.of(events.Warned))
 
 
+THREAD = "import threading\nthreading.Thread(target=threading.Event().wait, name='poller', daemon=True).start()\n"
+CONNECT = "import socket\nupstream = socket.socket(getattr(socket, {family!r}))\nupstream.connect({address!r})\n"
+
+
+@contextlib.contextmanager
+def server(family: str, directory: Path) -> Iterator[tuple[str, str]]:
+    """A server to connect to: the text of an app that does, and how its address is told."""
+    with socket.socket(getattr(socket, family)) as listener:
+        listener.bind({"AF_INET": ("127.0.0.1", 0), "AF_INET6": ("::1", 0)}.get(family, str(directory / "db.sock")))
+        listener.listen()
+        address = listener.getsockname()
+        shown = f"unix:{address}" if family == "AF_UNIX" else f"{address[0]}:{address[1]}".replace("::1", "[::1]")
+        yield APP + CONNECT.format(family=family, address=address), shown
+
+
+@pytest.mark.parametrize("family", ["AF_INET", "AF_INET6", "AF_UNIX"])
+async def test_a_connection_at_import(tmp_path: Path, family: str) -> None:
+    """A connection that the import has opened is warned of before the fork, with its peer and the ways out."""
+    with server(family, tmp_path) as (text, shown):
+        async with observed(tmp_path, text) as cluster:
+            (warned,) = cluster.of(events.Warned)
+            assert f"importing the app opened connections ({shown}), which all workers would share" in warned.text
+            assert "worker.on_start" in warned.text
+            assert "preload = false" in warned.text
+
+
+@pytest.mark.parametrize("made", ["a thread", "a connection"])
+async def test_without_preload_nothing_is_inherited(tmp_path: Path, made: str) -> None:
+    """With `preload = false` there is nothing to warn of."""
+    with server("AF_INET", tmp_path) as (text, _):
+        async with observed(tmp_path, text if made == "a connection" else APP + THREAD, preload=False) as cluster:
+            assert not cluster.of(events.Warned)
+
+
 async def test_threads_at_import(tmp_path: Path) -> None:
     """An app whose import leaves a thread is not forked: a warning says so, workers are executed, and come back."""
-    text = (
-        APP + "import threading\nthreading.Thread(target=threading.Event().wait, name='poller', daemon=True).start()\n"
-    )
-    async with observed(tmp_path, text) as cluster:
+    async with observed(tmp_path, APP + THREAD) as cluster:
         (warned,) = cluster.of(events.Warned)
         assert "importing the app started threads (poller)" in warned.text
         before = await cluster.workers()

@@ -24,7 +24,9 @@ def check(**flags: Any) -> int:
 
     from .. import apps
     from ..engines import catalogue
+    from ..zygote import inheritance
 
+    look = inheritance.Look()
     staff = []
     for target, _ in settings.targets():
         app = apps.load(target, factory=settings.factory)
@@ -37,6 +39,9 @@ def check(**flags: Any) -> int:
         click.echo(f"ok: {each.interface} app {target} on {', '.join(map(str, addresses))}")
     for note in notes:
         click.echo(f"note: {note}")
+    if settings.cluster and settings.preload:
+        for warning in inheritance.warnings(*look.made()):
+            click.echo(f"warning: {warning}")
     return 0
 
 

@@ -322,20 +322,6 @@ def memory(pid: int) -> int:
         raise ProcessLookupError(errno.ESRCH, f"no process {pid}") from error
 
 
-def running_threads() -> list[str]:
-    """The names of this process's threads but the main one, native ones included, oldest first.
-
-    None of them would exist in a fork, but the locks that they hold would.
-    """
-    main = os.getpid()
-    names = []
-    for tid in sorted(map(int, os.listdir("/proc/self/task"))):
-        if tid != main:
-            with contextlib.suppress(OSError), open(f"/proc/self/task/{tid}/comm") as file:
-                names.append(file.read().rstrip("\n"))
-    return names
-
-
 def _prctl(option: int, value: int) -> None:
     import ctypes
 

@@ -96,12 +96,9 @@ class Loading:
         if master.keeping is not None:
             master.keeping.heed(settings, message.movable)
         master.generations.admit(generation)
-        if message.threads:
-            names = ", ".join(message.threads[:4])
-            master.warn(
-                f"importing the app started threads ({names}): forking it is unsafe, so each worker imports it for itself; "
-                "start threads in worker.on_start, or set preload = false to silence this"
-            )
+        if settings.preload:
+            for warning in message.warnings:
+                master.warn(warning)
         if message.threads or not settings.preload:
             master.generations.each_executed(generation)
         if master.reloader.proves(generation):

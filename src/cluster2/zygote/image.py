@@ -12,7 +12,6 @@ import inspect
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,9 +25,9 @@ from ..config import read_env_file
 from ..engines import catalogue
 from ..engines.base import Engine
 from ..errors import AppError, ClusterError, ConfigError, said, trace
-from ..kernel import privileges, processes
+from ..kernel import privileges
 from ..settings import Settings
-from . import bytecode
+from . import bytecode, inheritance
 
 logger = logging.getLogger("cluster2.zygote")
 
@@ -43,11 +42,13 @@ class Image:
         sites: each app with its engine, in the order of the options.
         validator: of the health check, if there is one.
         threads: names of threads that are running although nothing serves yet; with any, forking is unsafe.
+        connections: peers of connections that the import has opened; after a fork all workers would share them.
     """
 
     settings: Settings
     sites: Sequence[tuple[App, type[Engine]]]
     threads: list[str]
+    connections: list[str]
     validator: Callable[..., Any] | None = None
 
 
@@ -67,7 +68,7 @@ def build(
         ConfigError: the engine can't take the app, or an option.
     """
     gc.disable()
-    own_name = Path("/proc/self/comm").read_text().strip()
+    found = inheritance.Look()
     copied = replace(settings, **files)
     _enter(copied)
     bytecode.install()
@@ -75,7 +76,7 @@ def build(
     sites = _sites(settings, sources, targets)
     validator = _validator(settings)
     _warm_up(settings)
-    return Image(copied, sites, _threads(own_name), validator)
+    return Image(copied, sites, *found.made(), validator)
 
 
 def freeze() -> None:
@@ -143,16 +144,3 @@ def _validator(settings: Settings) -> Callable[..., Any] | None:
     if not callable(found):
         raise ConfigError(f"ecv.validator = {named}: it is a {type(found).__name__}, which can't be called")
     return cast(Callable[..., Any], found)
-
-
-def _threads(own_name: str) -> list[str]:
-    """Threads that a fork would lose with their locks held.
-
-    Python's own are known by name. Of native ones only those count that somebody named on purpose (gRPC does): the unnamed
-    helpers of OpenBLAS and OpenMP bear the process's own name, and these libraries rebuild them after a fork
-    (`pthread_atfork`), so that NumPy may be imported before it.
-    """
-    python = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    if python:
-        return python
-    return [name for name in processes.running_threads() if name != own_name]

@@ -22,7 +22,9 @@ from ..errors import ClusterError
 from ..kernel import executed, forking, processes, signals, stacks
 from ..kernel.descriptors import MAX_DESCRIPTORS, DescriptorsLost, Packets
 from ..kernel.logfiles import Follower
+from . import inheritance
 from .image import Image, freeze
+from .renewal import renew
 from .started import StartedAtImport
 
 Serve = Callable[[Image, wire.Fork, list[int]], int]
@@ -86,6 +88,7 @@ def _prepared(image: Image) -> wire.Prepared:
         threads=image.threads,
         steered=[site for site, (_, engine) in sites if owns_accept(engine)],
         owner=(os.geteuid(), os.getegid()),
+        warnings=inheritance.warnings(image.threads, image.connections),
         movable=[site for site, (app, engine) in sites if Capability.KEEPER in engine.capabilities[app.interface]],
     )
 
@@ -130,14 +133,8 @@ def _fork(
     if pid:
         return wire.Forked(order.incarnation, pid)
     channel.close()
-    _disown_children()
+    renew()
     leave(serve(image, order, descriptors))
-
-
-def _disown_children() -> None:
-    """Have `multiprocessing` forget what the import has started: it is the zygote's, and at the exit would be joined here."""
-    if (module := sys.modules.get("multiprocessing.process")) is not None:
-        getattr(module, "_children", set()).clear()  # as multiprocessing does in its own children
 
 
 def leave(code: int) -> NoReturn:
