@@ -229,6 +229,15 @@ def _bare_path(raw: object) -> str:
     return path
 
 
+def _ecv_path(raw: object) -> str:
+    if _text(raw).strip().lower() in ("", "off"):
+        return ""
+    path = _bare_path(raw)
+    if not path.strip("/"):
+        raise _HintError("the app's own first page would never be served")
+    return path
+
+
 def _account(raw: object) -> str:
     return str(_whole(raw)) if isinstance(raw, int) else _name(raw)
 
@@ -369,6 +378,9 @@ NAME = Kind("NAME", "a name", _name)
 PATH = Kind("PATH", "a path", _path)
 URL_PATH = Kind("/PATH", "a path such as /healthy, or /healthy?deep=1", _url_path)
 BARE_PATH = Kind("/PATH", "a path such as /ecv, without a query, and without %", _bare_path)
+ECV_PATH = Kind(
+    "/PATH", "a path such as /ecv, without a query, and without %; or off", _ecv_path, lambda value: value or "off"
+)
 TOKEN = Kind("TOKEN", "8 or more printable ASCII characters without spaces", _token)
 ACCOUNT = Kind("NAME", "a name or a numeric id", _account)
 UMASK = Kind(

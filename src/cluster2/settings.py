@@ -21,6 +21,7 @@ from .kinds import (
     BARE_PATH,
     COUNT,
     DURATION,
+    ECV_PATH,
     FLAG,
     HOST,
     NAME,
@@ -231,7 +232,12 @@ class Settings:
     )  # fmt: skip
 
     ecv_path: str = option(
-        "/ecv", BARE_PATH, "where load balancers ask for the health", _ECV, within="ecv", seed="path"
+        "/ecv",
+        ECV_PATH,
+        "where load balancers ask for the health; off: not on the app's port",
+        _ECV,
+        within="ecv",
+        seed="path",
     )
     ecv_monitor: str | None = option(
         None, URL_PATH, "a path of the app that must answer below 300", _ECV, within="ecv", seed="monitor", needs="ecv"
@@ -372,6 +378,11 @@ class Settings:
         """`port` as a tuple."""
         return self.port if isinstance(self.port, tuple) else (self.port,)
 
+    @property
+    def monitor_ecv_path(self) -> str:
+        """Where the monitor answers as `ecv_path` does on the app's port: also where that is off."""
+        return self.ecv_path or str(OPTIONS["ecv.path"].default)
+
     def targets(self) -> tuple[tuple[Any, tuple[Address, ...]], ...]:
         """Pairs of a target (text, an app object, or None where none is set) and the addresses that it is served on."""
         if self.apps:
@@ -445,6 +456,10 @@ def validate(settings: Settings, sources: Mapping[str, str] = MappingProxyType({
     for name, other in (("ecv.validator", "ecv.monitor"), ("ecv.token", "ecv.control")):
         if getattr(settings, OPTIONS[name].field) is not None and not getattr(settings, OPTIONS[other].field):
             raise ConfigError(f"{said(name)} needs {other}, which isn't set")
+    if not settings.ecv_path and settings.ecv_monitor is not None:
+        raise ConfigError(f"{said('ecv.monitor')} is asked on the app's port: that needs ecv.path, which is off")
+    if not settings.ecv_path and settings.ecv_control and not settings.mon_port:
+        raise ConfigError(f"{said('ecv.control')} needs ecv.path, which is off, or mon_port, which is 0")
     if settings.mon_port and settings.mon_token is None and not is_loopback(settings.mon_host):
         raise ConfigError(
             f"{said('mon_host')} lets other machines reach the monitor: that needs mon_token; or set mon_port = 0"

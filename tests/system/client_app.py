@@ -23,3 +23,8 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
     """For WSGI."""
     start_response("200 OK", [])
     return [said(environ["REMOTE_ADDR"], environ["wsgi.url_scheme"], environ["SERVER_PORT"])]
+
+
+async def rsgi(scope: Any, protocol: Any) -> None:
+    """For RSGI."""
+    protocol.response_bytes(200, [], said(scope.client, scope.scheme, ""))

@@ -15,10 +15,11 @@ import pytest
 
 from cluster2 import Cluster
 from tests.system.clients import Connection, get
-from tests.system.harness import Running, accepts, command, wait_until
+from tests.system.harness import Running, accepts, command, free_port, wait_until
 
 Serve = Callable[..., Running]
 APPS = Path(__file__).with_name("health_app.py")
+APP_OF_PATHS = Path(__file__).with_name("client_app.py")
 TIME = r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun) [A-Z][a-z]{2} \d\d \d{4} \d\d:\d\d:\d\d GMT[+-]\d{4} \([^)]+\)"
 BODIES = {
     200: "status=AVAILABLE&ServeTraffic=true",
@@ -302,6 +303,43 @@ def test_without_control(run: Serve) -> None:
         assert connection.receive().body == b"the app's own"
     assert get(running.address, "/ecv").status == 404
     assert health(running, "/up/here") == 200
+
+
+OFF = [
+    ("off", "asgi", ()),
+    ("", "wsgi", ()),
+    ("OFF", "wsgi", ("--threads", "0")),
+    ("off", "rsgi", ()),
+    ("", "asgi", ("--engine", "granian")),
+]
+
+
+@pytest.mark.parametrize(("value", "attr", "options"), OFF, ids=["asgi", "wsgi", "wsgi-inline", "rsgi", "granian-asgi"])
+def test_off(run: Serve, value: str, attr: str, options: tuple[str, ...]) -> None:
+    """All paths of the app's port are the app's; the monitor, where traffic can be switched, answers all the same."""
+    port = free_port()
+    words = ("--ecv-path", value, "--ecv-control", *options, "--mon-port", str(port))
+    running = run(f"{APP_OF_PATHS}:{attr}", *words, workers=1).ready(1)
+    running._ports.add(port)
+    for path in ("/ecv", "/ecv/disable", "/", "/off"):
+        assert get(running.address, path).body.startswith(b"{"), path
+    monitor = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    for method, path, status in (("GET", "/ecv", 200), ("POST", "/ecv/disable", 204), ("GET", "/ecv", 400)):
+        monitor.request(method, path)
+        answer = monitor.getresponse()
+        assert answer.status == status
+        answer.read()
+    monitor.close()
+
+
+@pytest.mark.parametrize("value", ["/", "//", "/ecv?x", "ecv"])
+def test_a_path_that_cannot_be(run: Serve, value: str) -> None:
+    """A path that would take the app's first page, or is none, is refused with its source."""
+    running = run(f"{APPS}:app", "--ecv-path", value)
+    assert running.wait() == 5
+    (line,) = running.stderr.splitlines()
+    assert f"ecv.path = {value!r} (flag --ecv-path): " in line
+    assert ("first page" in line) == (not value.strip("/"))
 
 
 def test_token(run: Serve) -> None:

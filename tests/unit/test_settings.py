@@ -268,6 +268,14 @@ def test_each_app_has_its_addresses() -> None:
         ({"ssl_keyfile": "k.pem"}, "ssl_keyfile = k.pem needs ssl_certfile"),
         ({"ssl_keyfile_password": "hush"}, r"ssl_keyfile_password = \*\*\* needs ssl_certfile"),
         ({"bind": ("unix:a", "unix:a")}, "unix:a is listed twice"),
+        (
+            {"ecv_path": "", "ecv_monitor": "/well"},
+            "ecv.monitor = /well is asked on the app's port: that needs ecv.path",
+        ),
+        (
+            {"ecv_path": "", "ecv_control": True, "mon_port": 0},
+            "ecv.control = true needs ecv.path, which is off, or mon",
+        ),
         ({"app": "a:app", "apps": (("b:app", (1,)),)}, "app = a:app and apps are both set"),
         ({"bind": ("a:1",), "apps": (("b:app", (1,)),)}, "bind = a:1 and apps are both set"),
     ],

@@ -46,7 +46,7 @@ def make(facts: Facts, settings: Settings, desk: Desk | None = None) -> Callable
         *control.routes(root, facts, settings),
     ]
     statics = (f"{root}/static/{name}" for name in page.files())
-    open_ones = frozenset({root + "/livez", root + "/readyz", root + settings.ecv_path, *statics})
+    open_ones = frozenset({root + "/livez", root + "/readyz", root + settings.monitor_ecv_path, *statics})
     shell = page.File(page.SHELL)
 
     def sign_in(path: str, accept: str) -> bytes | None:
@@ -68,10 +68,10 @@ class Probes:
 
     def __init__(self, facts: Facts, settings: Settings, root: str) -> None:
         self._facts = facts
-        self._page = ecv.Page(settings.ecv_path, facts.since, socket.gethostname())
+        self._page = ecv.Page(settings.monitor_ecv_path, facts.since, socket.gethostname())
         self._token = settings.ecv_token
-        self.switches = ecv.switches(root + settings.ecv_path) if settings.ecv_control else {}
-        self.paths = [root + settings.ecv_path, *self.switches]
+        self.switches = ecv.switches(root + settings.monitor_ecv_path) if settings.ecv_control else {}
+        self.paths = [root + settings.monitor_ecv_path, *self.switches]
 
     async def ecv(self, request: Request) -> Response:
         """The cluster's, whatever the kind of its app: fine if at least one worker serves."""

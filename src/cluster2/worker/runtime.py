@@ -246,7 +246,8 @@ class Worker:
 
     def _engine(self, site: Staffed) -> Engine:
         def around(call: Callable[..., Any], interface: Interface) -> Callable[..., Any]:
-            ecv = None if interface is Interface.TCP else self._ecv(site, call)
+            asked = self._settings.ecv_path and interface is not Interface.TCP
+            ecv = self._ecv(site, call) if asked else None
             return wrap(call, interface, self._watch, self._woken, ecv)
 
         gauge = self._row.integers[Row.begun.index : Row.ended.index + 1] if owns_accept(site.engine) else None
