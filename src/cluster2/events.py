@@ -73,6 +73,32 @@ class Died(Event, frozen=True, kw_only=True):
     phase: LifePhase = "serving"
 
 
+class Loaded(Event, frozen=True, kw_only=True):
+    """A process, the zygote, has imported the app for a generation; workers are forked from it.
+
+    Metrics libraries that keep files by pid (`prometheus_client`) have files of this process, too.
+
+    Attributes:
+        pid: of the zygote.
+    """
+
+    name: ClassVar[str] = "loaded"
+    pid: int
+    generation: int
+
+
+class Unloaded(Event, frozen=True, kw_only=True):
+    """The zygote of a generation has ended: no worker of it is made any more, or another zygote is started first.
+
+    Attributes:
+        pid: of the zygote.
+    """
+
+    name: ClassVar[str] = "unloaded"
+    pid: int
+    generation: int
+
+
 class Warned(Event, frozen=True, kw_only=True):
     """Something that an operator should know; nothing has failed yet."""
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes.util
 import os
+import re
 import signal
+from pathlib import Path
 
 import pytest
 
 from tests.system.clients import get
 from tests.system.conftest import Serve
-from tests.system.harness import ROOT, Running, wait_until
+from tests.system.harness import ROOT, Running, free_port, wait_until
+from tests.system.test_docs import blocks
 
 APP = "tests.system.import_app:"
 
@@ -50,3 +53,60 @@ def test_random_numbers(run: Serve) -> None:
     drawn = [number for each in found.values() for number in each]
     assert len(drawn) == len(set(drawn)) == 6, found
     assert running.shutdown() == 0
+
+
+def sum_of(running: Running, name: str) -> float:
+    """A metric of the app's, over all processes."""
+    lines = get(running.address, "/metrics").body.decode().splitlines()
+    return next((float(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0.0)
+
+
+def test_prometheus_client(run: Serve, tmp_path: Path) -> None:
+    """The recipe of the docs: counters go on over a recycle and a reload, gauges of processes that are gone are forgotten."""
+    files = tmp_path / "metrics"
+    files.mkdir()
+    (files / "counter_1.db").touch()  # of the last run
+    directory = tmp_path / "site"
+    directory.mkdir()
+    for text in blocks("docs/at-import.md", "python"):
+        if name := re.match(r"# (\w+\.py)", text):
+            (directory / name[1]).write_text(text)
+    (directory / "both.py").write_text(
+        "import watch\n"
+        "def setup(cluster):\n"
+        "    watch.setup(cluster)\n"
+        "    for name in ('loaded', 'unloaded'):\n"
+        "        cluster.on(name, lambda event: print(event.name, event.pid, event.generation, flush=True))\n"
+    )
+
+    def told() -> list[tuple[str, int, int]]:
+        lines = (running.directory / "stdout").read_text().split("\n")[:-1]
+        return [(name, int(pid), int(generation)) for name, pid, generation in map(str.split, lines)]
+
+    options = ("--setup", "both:setup", "--mon-port", str(free_port()))
+    environment = {"PROMETHEUS_MULTIPROC_DIR": str(files)}
+    running = run("shop:app", *options, directory=directory, env=environment).ready(2)
+    for _ in range(10):
+        assert get(running.address).body == b"thanks\n"
+    assert (sum_of(running, "orders_total"), sum_of(running, "open_carts")) == (10, 10)
+    before = {row["pid"] for row in running.workers()}
+    for command in ("recycle", "reload"):
+        assert running.cli(command).returncode == 0
+        assert get(running.address).status == 200
+    assert sum_of(running, "orders_total") == 12
+    wait_until(lambda: sum_of(running, "open_carts") <= 1, "what has left is forgotten")
+    living = {row["pid"] for row in running.workers()}
+    assert not living & before
+
+    def of_the_living() -> bool:
+        found = {int(path.stem.rpartition("_")[2]) for path in files.glob("gauge_live*.db")}
+        return found <= living | {[pid for name, pid, _ in told() if name == "loaded"][-1]}
+
+    wait_until(of_the_living, lambda: f"no other files of gauges: {list(files.iterdir())}, {living}")
+    (_, first, _), (_, second, _) = (each for each in told() if each[0] == "loaded")
+    assert running.shutdown() == 0
+    assert sorted(told()) == [
+        *sorted([("loaded", first, 1), ("loaded", second, 2)]),
+        *sorted([("unloaded", first, 1), ("unloaded", second, 2)]),
+    ]
+    assert "Traceback" not in running.stderr

@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 
-from .. import wire
+from .. import events, wire
 from ..config import restart_warning
 from ..errors import ConfigError
 from ..kernel import snapshots
@@ -23,10 +23,16 @@ from .nursery import Nursery
 class Generations:
     """Nurseries by generation."""
 
-    def __init__(self, estate: Estate, put: Callable[[Fact], None]) -> None:
+    def __init__(
+        self,
+        estate: Estate,
+        put: Callable[[Fact], None],
+        emit: Callable[[events.Event], None] = lambda event: None,
+    ) -> None:
         """The first generation has the options that the master was started with."""
         self._estate = estate
         self._put = put
+        self._emit = emit
         self._options: dict[int, Options] = {1: estate.options}
         self._files: dict[int, dict[str, int]] = {}
         self._objects: dict[int, list[str]] = {1: estate.options[0].objects()}
@@ -68,6 +74,7 @@ class Generations:
             settings.boot_timeout,
             self._descriptors(generation),
             scripted=self._estate.scripted,
+            emit=self._emit,
         )
         nursery.load()
 

@@ -98,7 +98,7 @@ class Master:
         self.wanted = policy.Wanted(settings.workers, 1, settings.max_surge)
         self._slots: dict[int, int] = {}
         self.roster = Roster()
-        self.generations = Generations(estate, self.put)
+        self.generations = Generations(estate, self.put, self.emit)
         self.steering = Steering(estate.listeners, estate.board, settings.backlog)
         self.loading = Loading(self)
         self.lives = Lives(self)

@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from .. import codec, wire
+from .. import codec, events, wire
 from ..errors import AppError, ClusterError
 from ..kernel.forking import FORK_TIMEOUT_S
 from .child import KILL_TIMEOUT_S, Child
@@ -57,6 +58,7 @@ class Nursery:
         files: Sequence[int] = (),
         *,
         scripted: bool = False,
+        emit: Callable[[events.Event], None] = lambda event: None,
     ) -> None:
         """Nothing is started yet.
 
@@ -67,6 +69,7 @@ class Nursery:
             patience: seconds that loading may take.
             files: descriptors that travel with each order to prepare; they remain the caller's.
             scripted: the program is a script, which reads its options itself.
+            emit: takes the events about zygotes.
         """
         self._patience = patience
         self._limit: asyncio.TimerHandle | None = None
@@ -75,6 +78,7 @@ class Nursery:
         self._argv = argv
         self._scripted = scripted
         self._put = put
+        self._emit = emit
         self._loop = asyncio.get_running_loop()
         self._zygote: Child | None = None
         self._alone: dict[int, Alone] = {}
@@ -215,7 +219,13 @@ class Nursery:
         self._in_time()
         if isinstance(message, wire.Prepared):
             self.ready = True
+            self._loaded(zygote.pid, zygote.left)
         self._say(message)
+
+    def _loaded(self, pid: int, left: asyncio.Future[str]) -> None:
+        generation = self._prepare.generation
+        self._emit(events.Loaded(time=time.time(), pid=pid, generation=generation))
+        left.add_done_callback(lambda _: self._emit(events.Unloaded(time=time.time(), pid=pid, generation=generation)))
 
     def _zygote_ends(self, zygote: Child) -> None:
         """Its channel has ended, or it sent garbage: tell when it has exited, and how."""
