@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import PurePath
 from typing import Any
+from urllib.parse import quote, unquote
 
 Read = Callable[[object], Any]
 ANY_HOST = "0.0.0.0"
@@ -238,6 +239,24 @@ def _ecv_path(raw: object) -> str:
     return path
 
 
+def _root_path(raw: object) -> str:
+    """Return the path decoded, with a slash before it and none behind it; nothing for the root itself."""
+    text = _text(raw).strip("/")
+    if re.search(r"%(?![0-9A-Fa-f]{2})", text):
+        raise _HintError("two hexadecimal digits must follow each %")
+    path = unquote(text, errors="strict")
+    if re.search(r"[\s?#]", text) or re.search(r"[\x00-\x1f\x7f]", path):
+        raise ValueError
+    if text and not {"", ".", ".."}.isdisjoint(path.split("/")):
+        raise _HintError("it has an empty segment, or one that clients resolve")
+    return f"/{path}" if path else ""
+
+
+def encoded_path(path: str) -> str:
+    """Return a path as it stands in a URL: what is special there, or isn't ASCII, percent-encoded."""
+    return quote(path, safe="/!$&'()*+,;=:@")
+
+
 def _account(raw: object) -> str:
     return str(_whole(raw)) if isinstance(raw, int) else _name(raw)
 
@@ -380,6 +399,9 @@ URL_PATH = Kind("/PATH", "a path such as /healthy, or /healthy?deep=1", _url_pat
 BARE_PATH = Kind("/PATH", "a path such as /ecv, without a query, and without %", _bare_path)
 ECV_PATH = Kind(
     "/PATH", "a path such as /ecv, without a query, and without %; or off", _ecv_path, lambda value: value or "off"
+)
+ROOT_PATH = Kind(
+    "/PATH", "a path such as /shop or /caf%C3%A9, with %20 for a space, and without a query", _root_path, encoded_path
 )
 TOKEN = Kind("TOKEN", "8 or more printable ASCII characters without spaces", _token)
 ACCOUNT = Kind("NAME", "a name or a numeric id", _account)

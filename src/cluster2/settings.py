@@ -32,6 +32,7 @@ from .kinds import (
     PROXIES,
     RATIO,
     REFERENCE,
+    ROOT_PATH,
     SIZE,
     TEXT,
     TOKEN,
@@ -331,8 +332,9 @@ class Settings:
         shared_variable="FORWARDED_ALLOW_IPS",
     )
     root_path: str = option(
-        "", TEXT, "the path under which a proxy has mounted the app", _ENGINE, needs="proxy-headers", moot=("",)
-    )
+        "", ROOT_PATH, "the path under which a proxy shows the app; the proxy must strip it", _ENGINE,
+        needs="proxy-headers", moot=("",),
+    )  # fmt: skip
 
     ssl_certfile: str | None = option(None, PATH, "certificate chain, PEM", _TLS, needs="tls", file=True)
     ssl_keyfile: str | None = option(

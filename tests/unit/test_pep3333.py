@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster2.engines.pep3333 import Broken, ClientGone, Environs, FileWrapper, Response, body_length, body_of
+from cluster2.kinds import encoded_path
 
 
 def environ_of(root_path: str = "", **changes: Any) -> dict[str, Any]:
@@ -86,6 +87,15 @@ def test_root_path(escaped: bool) -> None:
     environ = environ_of("/mount", path="/mount/a b" if escaped else "/mount/ab", raw_path=raw)
     assert environ["SCRIPT_NAME"] == "/mount"
     assert environ["PATH_INFO"] == ("/a b" if escaped else "/ab")
+
+
+@pytest.mark.parametrize("root", ["/mount", "/a b", "/café", "/100%"])
+def test_any_root_path(root: str) -> None:
+    """SCRIPT_NAME has the path's bytes as PATH_INFO has them, and PATH_INFO begins behind it."""
+    for rest, raw in (("/x", b"/x"), ("/é", b"/%C3%A9")):
+        environ = environ_of(root, path=root + rest, raw_path=encoded_path(root).encode() + raw)
+        assert environ["SCRIPT_NAME"].encode("latin-1").decode() == root
+        assert environ["PATH_INFO"].encode("latin-1").decode() == rest
 
 
 def test_headers() -> None:

@@ -121,6 +121,17 @@ def test_what_is_no_address(text: str) -> None:
         (kinds.REFERENCE, len, len),
         (kinds.APPS, [["a:app", 3000], ("b:app", "unix:b")], (("a:app", (3000,)), ("b:app", ("unix:b",)))),
         (kinds.choice("text", "json"), "JSON", "json"),
+        (kinds.ROOT_PATH, "", ""),
+        (kinds.ROOT_PATH, "/", ""),
+        (kinds.ROOT_PATH, "/p", "/p"),
+        (kinds.ROOT_PATH, "/p/", "/p"),
+        (kinds.ROOT_PATH, "p", "/p"),
+        (kinds.ROOT_PATH, "//p//", "/p"),
+        (kinds.ROOT_PATH, "/p/q/", "/p/q"),
+        (kinds.ROOT_PATH, "/a%20b", "/a b"),
+        (kinds.ROOT_PATH, "/café", "/café"),
+        (kinds.ROOT_PATH, "/caf%C3%A9", "/café"),
+        (kinds.ROOT_PATH, "/100%25", "/100%"),
     ],
 )
 def test_what_a_value_means(kind: Kind, raw: object, value: object) -> None:
@@ -161,6 +172,17 @@ def test_what_a_value_means(kind: Kind, raw: object, value: object) -> None:
         (kinds.APPS, [["a:app"]], "a list of pairs"),
         (kinds.HOST, "a b", "a host name"),
         (kinds.choice("text", "json"), "xml", "one of text, json"),
+        (kinds.ROOT_PATH, "/a b", "a path such as /shop"),
+        (kinds.ROOT_PATH, "/a?b", "without a query"),
+        (kinds.ROOT_PATH, "/a#b", "without a query"),
+        (kinds.ROOT_PATH, "/a%2", "two hexadecimal digits must follow each %; expected a path such as"),
+        (kinds.ROOT_PATH, "/a%00", "a path"),
+        (kinds.ROOT_PATH, "/a\nb", "a path"),
+        (kinds.ROOT_PATH, "/caf%E9", "a path"),
+        (kinds.ROOT_PATH, "/a//b", "an empty segment"),
+        (kinds.ROOT_PATH, "/a/../b", "an empty segment, or one that clients resolve"),
+        (kinds.ROOT_PATH, "/%2e%2E", "an empty segment, or one that clients resolve"),
+        (kinds.ROOT_PATH, 3, "a path"),
     ],
 )
 def test_what_a_value_cannot_be(kind: Kind, raw: object, message: str) -> None:
@@ -179,6 +201,16 @@ def test_a_duration_survives_its_text(seconds: float) -> None:
 def test_a_duration_scales_with_its_unit(number: int, unit: tuple[str, float]) -> None:
     """A number with a unit is that many of the unit."""
     assert kinds.DURATION.parse(f"{number}{unit[0]}") == pytest.approx(number * unit[1])
+
+
+@given(st.text(max_size=20))
+def test_a_root_path_survives_its_text(path: str) -> None:
+    """What is shown is read as the same path."""
+    try:
+        value = kinds.ROOT_PATH.parse(f"/{kinds.encoded_path(path)}")
+    except ValueError:
+        return
+    assert kinds.ROOT_PATH.parse(kinds.ROOT_PATH.show(value)) == value
 
 
 @given(st.integers(0, 2**63))

@@ -87,7 +87,7 @@ class Environs:
             "wsgi.file_wrapper": FileWrapper,
             "wsgi.input_terminated": True,
         }
-        self._root = len(root_path)
+        self._root = len(self._base["SCRIPT_NAME"])
         self._keys: dict[bytes, str] = {}
 
     def of_scope(self, scope: Mapping[str, Any]) -> Environ:

@@ -18,7 +18,7 @@ from email.utils import formatdate
 from typing import Any, ClassVar
 
 from ...errors import AppError
-from ...kinds import parse_proxies
+from ...kinds import encoded_path, parse_proxies
 from ...settings import Settings
 from ..base import Capability, Census, Hold, Interface, Movable, Served, Site
 from ..ending import alone, cancel, readable, reset
@@ -90,7 +90,7 @@ class HttpEngine:
         self.clock = 0.0
         self.defaults = Defaults()
         self.root_path = settings.root_path
-        self.raw_root_path = settings.root_path.encode()
+        self.raw_root_path = encoded_path(settings.root_path).encode()
         self.connections: set[Connection] = set()
         self.half_closed: set[Connection] = set()
         self.running: set[Request] = set()
