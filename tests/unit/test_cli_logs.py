@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from cluster2.cli import cli
 from cluster2.kernel import logfiles
 from cluster2.kernel.logreading import ABSENT, PATIENCE, Following
+from tests.unit.test_cli import runner
 
 
 class Shown(list[tuple[str, str]]):
@@ -168,7 +169,7 @@ def test_one_log_is_followed(tmp_path: Path) -> None:
 
 
 def call(directory: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(cli, ["logs", "--logs", str(directory), *arguments], catch_exceptions=False)
+    return runner().invoke(cli, ["logs", "--logs", str(directory), *arguments], catch_exceptions=False)
 
 
 def test_the_end_of_logs_is_shown(tmp_path: Path) -> None:

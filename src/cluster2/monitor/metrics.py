@@ -55,7 +55,11 @@ GAUGES = {
 }
 """The same for what goes up and down."""
 
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text"
+OPENMETRICS_1 = f"{OPENMETRICS}; version=1.0.0; charset=utf-8"
+"""Content types. Those of prometheus_client differ from version to version, for the same format."""
+
 AT_ONCE = 2
 """Scrapes; others wait for their turn: each is a thread, whose memory isn't given back."""
 PREFIX = "cluster2_"
@@ -72,7 +76,8 @@ def routes(root: str, board: Scoreboard) -> list[BaseRoute]:
                 body, kind = await run_in_threadpool(exposition, board, request.headers.get("accept", ""))
         except ClusterError as error:
             return PlainTextResponse(f"{error.message}\n", 503)
-        return Response(body, media_type=kind, headers={"cache-control": "no-cache"})
+        # Not as media_type: Starlette before 0.33 would add a second charset.
+        return Response(body, headers={"content-type": kind, "cache-control": "no-cache"})
 
     return [Route(root + "/metrics", metrics, methods=["GET"])]
 
@@ -84,8 +89,8 @@ def exposition(board: Scoreboard, accept: str) -> tuple[bytes, str]:
         ClusterError: the scoreboard can't be read.
     """
     # Imported with the first scrape: who never scrapes pays nothing for it.
-    from prometheus_client import CollectorRegistry
-    from prometheus_client.exposition import choose_encoder
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
     from prometheus_client.registry import Collector
 
     class Cluster(Collector):
@@ -98,9 +103,10 @@ def exposition(board: Scoreboard, accept: str) -> tuple[bytes, str]:
     found = list(collect(board))
     registry = CollectorRegistry()
     registry.register(Cluster())
-    # Versions and escapings in the client's own words make it raise, or are echoed. None matters: our names are plain.
-    encode, kind = choose_encoder(OPENMETRICS if OPENMETRICS in accept.lower() else "")
-    return encode(registry), kind
+    # Versions and escapings that the client asks for don't matter: our names are plain.
+    if OPENMETRICS in accept.lower():
+        return generate_openmetrics(registry), OPENMETRICS_1  # type: ignore[no-untyped-call]
+    return generate_latest(registry), PROMETHEUS
 
 
 def collect(board: Scoreboard) -> Iterator[Metric]:
