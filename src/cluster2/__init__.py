@@ -13,28 +13,107 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import worker
     from .apps import asgi, rsgi, tcp, wsgi
-    from .cluster import Cluster
-    from .errors import ClusterError
+    from .cluster import Cluster, Running
+    from .errors import (
+        AddressInUse,
+        AlreadyRunning,
+        AppError,
+        ChannelFull,
+        ClusterError,
+        ConfigError,
+        DelegateError,
+        DelegateTimeout,
+        NoAnswer,
+        NotAWorker,
+        NotRunning,
+    )
+    from .events import (
+        Degraded,
+        Died,
+        Disabled,
+        Emitted,
+        Enabled,
+        Event,
+        Forked,
+        Heartbeat,
+        Listening,
+        Recovered,
+        Reloaded,
+        ReloadFailed,
+        Reloading,
+        ShuttingDown,
+        Signalled,
+        Stopped,
+        Warned,
+    )
+    from .keywords import ClusterOptions, EcvOptions
 
 _HOMES = {
-    "Cluster": "cluster2.cluster",
-    "ClusterError": "cluster2.errors",
-    "asgi": "cluster2.apps",
-    "rsgi": "cluster2.apps",
-    "tcp": "cluster2.apps",
-    "wsgi": "cluster2.apps",
+    "Cluster": "cluster",
+    "ClusterOptions": "keywords",
+    "EcvOptions": "keywords",
+    "Running": "cluster",
+    "asgi": "apps",
+    "rsgi": "apps",
+    "tcp": "apps",
+    "wsgi": "apps",
 }
+"""The modules of names, but for errors and events."""
 
-__all__ = ["Cluster", "ClusterError", "__version__", "asgi", "rsgi", "tcp", "worker", "wsgi"]
+__all__ = [
+    "AddressInUse",
+    "AlreadyRunning",
+    "AppError",
+    "ChannelFull",
+    "Cluster",
+    "ClusterError",
+    "ClusterOptions",
+    "ConfigError",
+    "Degraded",
+    "DelegateError",
+    "DelegateTimeout",
+    "Died",
+    "Disabled",
+    "EcvOptions",
+    "Emitted",
+    "Enabled",
+    "Event",
+    "Forked",
+    "Heartbeat",
+    "Listening",
+    "NoAnswer",
+    "NotAWorker",
+    "NotRunning",
+    "Recovered",
+    "ReloadFailed",
+    "Reloaded",
+    "Reloading",
+    "Running",
+    "ShuttingDown",
+    "Signalled",
+    "Stopped",
+    "Warned",
+    "__version__",
+    "asgi",
+    "rsgi",
+    "tcp",
+    "worker",
+    "wsgi",
+]
 
 
-def __getattr__(name: str) -> Any:
-    # Lazily, since every process of a cluster imports this package and each needs little of it: the master stays small.
-    if name not in _HOMES:
-        raise AttributeError(f"module 'cluster2' has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # a checker would take any name for one that is there
 
-    return getattr(import_module(_HOMES[name]), name)
+    def __getattr__(name: str) -> Any:
+        # Lazily, since every process of a cluster imports this package and each needs little of it: the master stays small.
+        if name not in __all__:
+            raise AttributeError(f"module 'cluster2' has no attribute {name!r}")
+        from importlib import import_module
+
+        if name == "worker":
+            return import_module("cluster2.worker")
+        home = _HOMES.get(name) or ("errors" if hasattr(import_module("cluster2.errors"), name) else "events")
+        return getattr(import_module(f"cluster2.{home}"), name)
 
 
 if "_CLUSTER2_STACKS" in os.environ:  # executed by a master

@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
 import msgspec
 
@@ -32,6 +32,7 @@ from .zygote import bytecode
 
 if TYPE_CHECKING:
     from .client import Client
+    from .keywords import ClusterOptions
 
 H = TypeVar("H", bound=Callable[[Any], Any])
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,10 +48,10 @@ class Cluster:
         ConfigError: an option is unknown or has a bad value.
     """
 
-    def __init__(self, **options: Any) -> None:
-        self._options = options
+    def __init__(self, **options: Unpack[ClusterOptions]) -> None:
+        self._options = cast(dict[str, Any], options)
         try:
-            self._config = config.load(options, check=False)
+            self._config = config.load(self._options, check=False)
         except ConfigError as error:
             _tell_if_uncaught(error)
             raise
@@ -138,7 +139,11 @@ class Cluster:
 
     # Events
 
-    def on(self, name: str, handler: H | None = None) -> Any:
+    @overload
+    def on(self, name: str, handler: H) -> H: ...
+    @overload
+    def on(self, name: str, handler: None = None) -> Callable[[H], H]: ...
+    def on(self, name: str, handler: H | None = None) -> H | Callable[[H], H]:
         """Call a handler, sync or async, when an event happens: `@cluster.on("died")`, or `cluster.on("died", handler)`."""
         if handler is None:
             return lambda decorated: self.on(name, decorated)
@@ -149,7 +154,11 @@ class Cluster:
         """Call it no more. Raises ValueError if it wasn't called on that event."""
         self._switchboard.emitter.off(name, handler)
 
-    def once(self, name: str, handler: H | None = None) -> Any:
+    @overload
+    def once(self, name: str, handler: H) -> H: ...
+    @overload
+    def once(self, name: str, handler: None = None) -> Callable[[H], H]: ...
+    def once(self, name: str, handler: H | None = None) -> H | Callable[[H], H]:
         """Call it the next time only."""
         if handler is None:
             return lambda decorated: self.once(name, decorated)
@@ -178,7 +187,15 @@ class Cluster:
 
     # Delegated work
 
-    def delegate(self, name: str, handler: F | None = None, *, limit: int = LIMIT, single: bool = True) -> Any:
+    @overload
+    def delegate(self, name: str, handler: F, *, limit: int = LIMIT, single: bool = True) -> F: ...
+    @overload
+    def delegate(
+        self, name: str, handler: None = None, *, limit: int = LIMIT, single: bool = True
+    ) -> Callable[[F], F]: ...
+    def delegate(
+        self, name: str, handler: F | None = None, *, limit: int = LIMIT, single: bool = True
+    ) -> F | Callable[[F], F]:
         """Do the work that workers delegate under that name: `@cluster.delegate("read-config")`.
 
         The handler is called in the master, with the message, and with a `Request` if it takes two arguments. What it returns is

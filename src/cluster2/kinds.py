@@ -98,12 +98,14 @@ class Kind:
         describe: what is allowed, to follow "expected".
         read: makes a value of a text or of a native one; raises ValueError or TypeError.
         show: makes of a value the text that reads as that value.
+        annotation: what a keyword of that kind may be, for type checkers (`keywords`).
     """
 
     label: str
     describe: str
     read: Read
     show: Callable[[Any], str] = str
+    annotation: str = "str"
 
     def parse(self, raw: object) -> Any:
         """The value that `raw` (a text from flag or environment, or a native value) means.
@@ -361,7 +363,8 @@ def _proxies(raw: object) -> str:
 
 def count(least: int = 0) -> Kind:
     """Whole numbers that are not below `least`."""
-    return Kind("COUNT", f"a whole number of at least {least}", lambda raw: _whole(raw, least))
+    describe = f"a whole number of at least {least}"
+    return Kind("COUNT", describe, lambda raw: _whole(raw, least), annotation="int")
 
 
 def choice(*values: str) -> Kind:
@@ -370,7 +373,8 @@ def choice(*values: str) -> Kind:
     def read(raw: object) -> str:
         return values[values.index(_text(raw).strip().lower())]
 
-    return Kind("|".join(values), f"one of {', '.join(values)}", read)
+    literals = ", ".join(f'"{each}"' for each in values)
+    return Kind("|".join(values), f"one of {', '.join(values)}", read, annotation=f"Literal[{literals}]")
 
 
 def _auto(raw: object) -> int:
@@ -381,20 +385,28 @@ def _joined(values: object) -> str:
     return ",".join(str(value) for value in _items(values))
 
 
-FLAG = Kind("FLAG", "true or false (also yes, no, on, off, 1, 0)", _flag, lambda value: str(value).lower())
+FLAG = Kind("FLAG", "true or false (also yes, no, on, off, 1, 0)", _flag, lambda value: str(value).lower(), "bool")
 COUNT = count()
-WORKERS = Kind("COUNT", "a whole number of at least 1, or auto", _auto, lambda value: str(value or "auto"))
-PORT = Kind("PORT", "a port from 0 to 65535", lambda raw: _whole(raw, 0, 65535))
-PORTS = Kind("PORT", "a port from 0 to 65535, or several", _ports, _joined)
-DURATION = Kind("DURATION", "a duration such as 30s, 5m, 24h or 250ms, or seconds", _duration, _show_duration)
-POSITIVE = Kind(
-    "DURATION", "a duration above zero such as 30s, 5m, 24h or 250ms, or seconds", _positive, _show_duration
+WORKERS = Kind(
+    "COUNT", "a whole number of at least 1, or auto", _auto, lambda value: str(value or "auto"), 'int | Literal["auto"]'
 )
-SIZE = Kind("SIZE", "a size such as 512MiB, 1GiB or 100MB", _size, lambda value: f"{value}B")
-RATIO = Kind("RATIO", "a number from 0 to 1", _ratio, repr)
+PORT = Kind("PORT", "a port from 0 to 65535", lambda raw: _whole(raw, 0, 65535), annotation="int")
+PORTS = Kind("PORT", "a port from 0 to 65535, or several", _ports, _joined, "int | Sequence[int]")
+DURATION = Kind(
+    "DURATION", "a duration such as 30s, 5m, 24h or 250ms, or seconds", _duration, _show_duration, "float | str"
+)
+POSITIVE = Kind(
+    "DURATION",
+    "a duration above zero such as 30s, 5m, 24h or 250ms, or seconds",
+    _positive,
+    _show_duration,
+    "float | str",
+)
+SIZE = Kind("SIZE", "a size such as 512MiB, 1GiB or 100MB", _size, lambda value: f"{value}B", "int | str")
+RATIO = Kind("RATIO", "a number from 0 to 1", _ratio, repr, "float")
 TEXT = Kind("TEXT", "a text", _text)
 NAME = Kind("NAME", "a name", _name)
-PATH = Kind("PATH", "a path", _path)
+PATH = Kind("PATH", "a path", _path, annotation="str | PurePath")
 URL_PATH = Kind("/PATH", "a path such as /healthy, or /healthy?deep=1", _url_path)
 BARE_PATH = Kind("/PATH", "a path such as /ecv, without a query, and without %", _bare_path)
 ECV_PATH = Kind(
@@ -404,21 +416,36 @@ ROOT_PATH = Kind(
     "/PATH", "a path such as /shop or /caf%C3%A9, with %20 for a space, and without a query", _root_path, encoded_path
 )
 TOKEN = Kind("TOKEN", "8 or more printable ASCII characters without spaces", _token)
-ACCOUNT = Kind("NAME", "a name or a numeric id", _account)
+ACCOUNT = Kind("NAME", "a name or a numeric id", _account, annotation="str | int")
 UMASK = Kind(
-    "OCTAL", "an octal number from 0 to 777", lambda raw: _whole(raw, 0, 0o777, 8), lambda value: f"{value:04o}"
+    "OCTAL",
+    "an octal number from 0 to 777",
+    lambda raw: _whole(raw, 0, 0o777, 8),
+    lambda value: f"{value:04o}",
+    "int | str",
 )
 HOST = Kind("HOST", "a host name or an IP address", _host)
 ADDRESS = Kind("ADDRESS", "host:port, :port, [ipv6]:port, unix:path or fd://3", _address)
-ADDRESSES = Kind("ADDRESS", ADDRESS.describe, lambda raw: tuple(_address(item) for item in _items(raw)), _joined)
+ADDRESSES = Kind(
+    "ADDRESS",
+    ADDRESS.describe,
+    lambda raw: tuple(_address(item) for item in _items(raw)),
+    _joined,
+    "str | Sequence[str]",
+)
 PROXIES = Kind(
     "PROXIES",
     "addresses and networks such as 10.0.0.0/8, unix: for the peers of Unix sockets, or * for all, with commas; "
     "empty: none",
     _proxies,
 )
-REFERENCE = Kind("REFERENCE", "module:function", _reference)
-APPS = Kind("LIST", 'a list of pairs such as ["module:attr", 3000], with a port, an address or several', _apps)
+REFERENCE = Kind("REFERENCE", "module:function", _reference, annotation="str | Callable[..., Any]")
+APPS = Kind(
+    "LIST",
+    'a list of pairs such as ["module:attr", 3000], with a port, an address or several',
+    _apps,
+    annotation="Sequence[tuple[Any, int | str | Sequence[int | str]]]",
+)
 
 
 def is_loopback(host: str) -> bool:

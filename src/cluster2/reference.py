@@ -107,6 +107,44 @@ def _toml(option: Option) -> str:
     return json.dumps(shown, ensure_ascii=False)
 
 
+_KEYWORDS_HEAD = '''\
+"""The keywords of `Cluster`, for type checkers and editors.
+
+This file is made by `python -m cluster2.reference keywords` from the declarations in `settings`; don't edit it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
+from typing import Any, Literal, TypedDict
+'''
+
+
+def keywords() -> str:
+    """The module of keywords, Python."""
+    tables: dict[str, list[Option]] = {}
+    for each in OPTIONS.values():
+        tables.setdefault(each.name.rpartition(".")[0], []).append(each)
+    own = tables.pop("")
+    parts = [_KEYWORDS_HEAD]
+    for table, options in tables.items():
+        parts.append(
+            f'\n\nclass {table.capitalize()}Options(TypedDict, total=False):\n    """The keys of `{table}`."""\n\n'
+        )
+        parts.extend(map(_keyword, options))
+    parts.append(
+        '\n\nclass ClusterOptions(TypedDict, total=False):\n    """The keywords. None is as good as not given."""\n\n'
+    )
+    parts.extend(map(_keyword, own))
+    parts.extend(f"    {table}: {table.capitalize()}Options | None\n" for table in tables)
+    return "".join(parts)
+
+
+def _keyword(option: Option) -> str:
+    return f'    {option.name.rpartition(".")[2]}: {option.kind.annotation} | None\n    """{option.help}"""\n'
+
+
 _EXAMPLES = {
     "TEXT": '"…"',
     "PATH": '"path"',
@@ -129,7 +167,8 @@ This page is made by `python -m cluster2.reference events`; don't edit it.
 every event. Handlers may be sync or async; one that raises is logged and hurts nobody. From the shell,
 `setup = "module:function"` names a function that is called with the cluster and can do the same.
 
-Each event is frozen and has `name` and `time` (seconds since the epoch), and the fields below.
+Each event is frozen and has `name` and `time` (seconds since the epoch), and the fields below. Its class, for annotations, can be
+imported from `cluster2`; that of all events is `cluster2.Event`.
 """
 _USUAL = {
     "pid": "process id of the worker",
@@ -161,7 +200,7 @@ def _event(kind: type[Event]) -> str:
         if name in types and name != "time"
     ]
     table = "\n| field | type | meaning |\n|---|---|---|\n" + "".join(rows) if rows else ""
-    return f"\n## `{kind.name}`\n\n{summary}\n{table}"
+    return f"\n## `{kind.name}`\n\n`cluster2.{kind.__name__}`. {summary}\n{table}"
 
 
 def _documented(kind: type) -> tuple[str, dict[str, str]]:
@@ -289,7 +328,7 @@ PAGES = {"options": options, "events": events, "commands": commands, "engines": 
 
 
 if __name__ == "__main__":
-    pages = PAGES | {"sample": sample}
+    pages = PAGES | {"sample": sample, "keywords": keywords}
     if len(sys.argv) != 2 or sys.argv[1] not in pages:
         sys.exit(f"usage: python -m cluster2.reference {'|'.join(pages)}")
     sys.stdout.write(pages[sys.argv[1]]())

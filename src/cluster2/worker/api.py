@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from ..emitter import Emitter
 from ..errors import NotAWorker
@@ -95,7 +95,11 @@ def on_stop(hook: Hook) -> Hook:
     return hook
 
 
-def on(event: str, handler: H | None = None) -> Any:
+@overload
+def on(event: str, handler: H) -> H: ...
+@overload
+def on(event: str, handler: None = None) -> Callable[[H], H]: ...
+def on(event: str, handler: H | None = None) -> H | Callable[[H], H]:
     """Call a handler, sync or async, when that event arrives: `@worker.on("config-changed")`. It gets an `events.Emitted`.
 
     `*` means every event. Handlers may be registered while the app is imported. They run on the worker's event loop, in the
@@ -107,7 +111,11 @@ def on(event: str, handler: H | None = None) -> Any:
     return handler
 
 
-def once(event: str, handler: H | None = None) -> Any:
+@overload
+def once(event: str, handler: H) -> H: ...
+@overload
+def once(event: str, handler: None = None) -> Callable[[H], H]: ...
+def once(event: str, handler: H | None = None) -> H | Callable[[H], H]:
     """The same for the next time only."""
     if handler is None:
         return lambda decorated: once(event, decorated)
