@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from . import environments
 from .errors import ConfigError
 from .kinds import PATH
 from .settings import FILES, OPTIONS, Option, Settings, validate
@@ -107,6 +108,8 @@ def load(
     validate(settings, sources)
     if check:
         check_files(settings, sources)
+        if settings.env_file is not None:
+            warnings += _options_in(Path(settings.env_file), variables)
 
     def again() -> Config:
         return load(given, origin=origin, environ=environ, directory=directory, file=file, check=check)
@@ -181,7 +184,7 @@ def check_files(settings: Settings, sources: Mapping[str, str] = _NOTHING) -> No
             except OSError as error:
                 raise refused(name, f"can't be read: {error.strerror}") from None
     if settings.env_file is not None:
-        read_env_file(Path(settings.env_file))
+        environments.read(Path(settings.env_file))
     if settings.user is not None or settings.group is not None:
         from .kernel.privileges import ids
 
@@ -190,27 +193,14 @@ def check_files(settings: Settings, sources: Mapping[str, str] = _NOTHING) -> No
         _check_certificate(settings, refused)
 
 
-def read_env_file(path: Path) -> dict[str, str]:
-    """The variables of a file of lines `NAME=value`; `#` begins a comment line, quotes around a value are taken off.
-
-    Raises:
-        ConfigError: naming the first line that is neither, or that the file can't be read.
-    """
-    found = {}
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        match = re.fullmatch(r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(.*?)\s*", line)
-        if match is None or "\0" in line:
-            raise ConfigError(f"{path}:{number}: expected NAME=value")
-        value = match[2]
-        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-        found[match[1]] = value[1:-1] if quoted else value
-    return found
+def _options_in(path: Path, environ: Mapping[str, str]) -> list[str]:
+    """Return a warning for each variable of an environment file that looks like an option, which nobody will read there."""
+    return [
+        f"{path} sets {name}, but options aren't read from env_file: that is the environment of the app; "
+        "set it in the environment of cluster2, in its file of options, or by a flag"
+        for name, value in environments.read(path).items()
+        if name.startswith(PREFIX) and environ.get(name) != value
+    ]
 
 
 def _check_certificate(settings: Settings, refused: Callable[[str, object], ConfigError]) -> None:

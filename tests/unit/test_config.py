@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster2 import config
-from cluster2.config import Config, check_files, flatten, line_of, lookup, read_env_file, working_directory
+from cluster2.config import Config, check_files, flatten, line_of, lookup, working_directory
 from cluster2.errors import ConfigError
 from cluster2.kernel.processes import usable_cpus
 from cluster2.settings import OPTIONS, Settings
@@ -373,19 +373,22 @@ def test_files_are_checked_without_sources(certificates: Path) -> None:
     assert ssl.OPENSSL_VERSION
 
 
-def test_an_env_file(tmp_path: Path) -> None:
-    """Lines NAME=value, with comments, quotes and `export`."""
-    path = tmp_path / "app.env"
-    path.write_text("# c\n\nA=1\nexport B = 'two words'\nC=\"x=y\"\nD=\n")
-    assert read_env_file(path) == {"A": "1", "B": "two words", "C": "x=y", "D": ""}
-    path.write_text("A=1\nB\n")
+def test_options_in_an_env_file(tmp_path: Path) -> None:
+    """They are the app's, not ours: each is warned of, unless it has that value in the environment as well."""
+    (tmp_path / "app.env").write_text("CLUSTER2_WORKERS=7\nPORT=77\nA=1\n")
+    found = load(tmp_path, {"env_file": "app.env"})
+    assert found.settings.port == 3000
+    (warning,) = found.warnings
+    assert warning.startswith(f"{tmp_path}/app.env sets CLUSTER2_WORKERS, but options aren't read from env_file")
+    found = load(tmp_path, {"env_file": "app.env"}, environ={"CLUSTER2_WORKERS": "7"})
+    assert (found.settings.workers, found.warnings) == (7, ())
+
+
+def test_a_bad_env_file(tmp_path: Path) -> None:
+    """It is refused when the options are gathered."""
+    (tmp_path / "app.env").write_text("A=1\nB\n")
     with pytest.raises(ConfigError, match=r"app\.env:2: expected NAME=value"):
-        read_env_file(path)
-    with pytest.raises(ConfigError, match=r"app\.env:2"):
         load(tmp_path, {"env_file": "app.env"})
-    path.write_bytes(b"\xff=1\n")
-    with pytest.raises(ConfigError, match="can't be read"):
-        read_env_file(path)
 
 
 def test_the_process_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from ..config import Config, read_env_file
+from .. import environments
+from ..config import Config
 from ..settings import OPTIONS, SECRETS
 from .flags import OptionCommand, gather, require_target, with_options
 
@@ -56,7 +57,7 @@ def _enter(config: Config) -> None:
     os.chdir(config.settings.chdir)
     sys.path.insert(0, config.settings.chdir)
     if config.settings.env_file is not None:
-        os.environ.update(read_env_file(Path(config.settings.env_file)))
+        os.environ.update(environments.read(Path(config.settings.env_file)))
 
 
 @click.command(cls=OptionCommand)

@@ -19,9 +19,8 @@ from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any, cast
 
-from .. import logs
+from .. import environments, logs
 from ..apps import App, load
-from ..config import read_env_file
 from ..engines import catalogue
 from ..engines.base import Engine
 from ..errors import AppError, ClusterError, ConfigError, said, trace
@@ -92,7 +91,7 @@ def _enter(settings: Settings) -> None:
     if settings.umask is not None:
         os.umask(settings.umask)
     if settings.env_file is not None:
-        os.environ.update(read_env_file(Path(settings.env_file)))
+        os.environ.update(environments.read(Path(settings.env_file)))
     try:
         os.chdir(settings.chdir)
     except OSError as error:
