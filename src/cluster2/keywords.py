@@ -14,7 +14,7 @@ class EcvOptions(TypedDict, total=False):
     """The keys of `ecv`."""
 
     path: str | None
-    """where load balancers ask for the health"""
+    """where load balancers ask for the health; off: not on the app's port"""
     monitor: str | None
     """a path of the app that must answer below 300"""
     validator: str | Callable[..., Any] | None
