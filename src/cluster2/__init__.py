@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Forked,
         Heartbeat,
         Listening,
+        Loaded,
         Recovered,
         Reloaded,
         ReloadFailed,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         ShuttingDown,
         Signalled,
         Stopped,
+        Unloaded,
         Warned,
     )
     from .keywords import ClusterOptions, EcvOptions
@@ -81,6 +83,7 @@ __all__ = [
     "Forked",
     "Heartbeat",
     "Listening",
+    "Loaded",
     "NoAnswer",
     "NotAWorker",
     "NotRunning",
@@ -92,6 +95,7 @@ __all__ = [
     "ShuttingDown",
     "Signalled",
     "Stopped",
+    "Unloaded",
     "Warned",
     "__version__",
     "asgi",
