@@ -35,6 +35,7 @@ from .worker import runtime
 from .worker.birth import Birth, Staffed
 from .worker.paper import Paper
 from .zygote import image
+from .zygote.started import StartedAtImport
 
 SLOT, GENERATION, ROW = 0, 1, 0
 LAST_WORDS = 5.0
@@ -70,7 +71,9 @@ def run(
     settings = config.settings
     environment.drop(SECRETS)  # this process is the app's as well, and reads its options no more
     sources = {name: source for name, source in config.sources.items() if config.explicit(name)}
+    started = StartedAtImport(list(processes.children()))
     made = image.build(settings, sources, targets or [target for target, _ in settings.targets()])
+    started.note()
     board = _board()
     beside: list[asyncio.Future[None]] = []
 
@@ -116,6 +119,7 @@ def run(
     )
     ignore_until_handled()
     code = runtime.serve(birth, ended)
+    started.end_soon()
     if told.failures:
         raise told.failures[0]
     return code

@@ -6,6 +6,8 @@ import ctypes.util
 import os
 import re
 import signal
+import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,19 @@ def test_prometheus_client(run: Serve, tmp_path: Path) -> None:
         *sorted([("unloaded", first, 1), ("unloaded", second, 2)]),
     ]
     assert "Traceback" not in running.stderr
+
+
+def test_a_script_that_connects(start: Serve, tmp_path: Path) -> None:
+    """A connection that a script opens before it calls `listen` is warned of, too."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        (tmp_path / "main.py").write_text(
+            "import socket\n"
+            "from cluster2 import Cluster\n"
+            "from tests.system.sample_apps import plain\n"
+            f"upstream = socket.create_connection(('127.0.0.1', {port}))\n"
+            "Cluster(bind='unix:s', workers=1, mon_port=0).listen(plain)\n"
+        )
+        running = start([sys.executable, "main.py"], directory=tmp_path, env={"PYTHONPATH": str(ROOT)}).ready(1)
+        assert f"importing the app opened connections (127.0.0.1:{port})" in running.stderr
+        assert running.shutdown() == 0

@@ -16,7 +16,7 @@ import pytest
 
 from tests.system.clients import Connection, get
 from tests.system.conftest import Serve
-from tests.system.harness import ROOT, Running, clean_environment, free_port, wait_until
+from tests.system.harness import ROOT, Running, clean_environment, command, free_port, wait_until
 
 APP = "tests.system.children_app:"
 FORKS = ("multiprocess", "fork")
@@ -214,8 +214,8 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shape", "command"), [("asgi", "reload"), ("no preload", "recycle")])
-def test_children_of_the_import_end_with_it(run: Serve, shape: str, command: str) -> None:
+@pytest.mark.parametrize(("shape", "verb"), [("asgi", "reload"), ("no preload", "recycle")])
+def test_children_of_the_import_end_with_it(run: Serve, shape: str, verb: str) -> None:
     """What the import has started ends with the generation, or the worker, that imported; what a handler has started stays."""
     port = free_port()
     running = started(run, shape, port, CHILDREN_AT_IMPORT="multiprocess joined popen session")
@@ -227,7 +227,7 @@ def test_children_of_the_import_end_with_it(run: Serve, shape: str, command: str
         first = imported()
         pids += first
         pids.append(of_handler := int(get(("127.0.0.1", port), "/popen").body))
-        done = running.cli(command)
+        done = running.cli(verb)
         assert done.returncode == 0, done.stderr
         second = {pid: kind for pid, kind in imported().items() if pid not in first}
         pids += second
@@ -242,3 +242,64 @@ def test_children_of_the_import_end_with_it(run: Serve, shape: str, command: str
                 wait_until(lambda pid=pid: not is_running(pid), f"{kind} of the new code ends")
         staying = [pid for pid, kind in (first | second).items() if kind == "imported.session"]
         assert all(map(is_running, [*staying, of_handler])), "these aren't ours to end"
+
+
+@pytest.mark.slow
+def test_children_of_the_masters_handlers(run: Serve, tmp_path: Path) -> None:
+    """A process that a handler of the master's forks has no listener, channel or lock, and obeys TERM; the master goes on."""
+    port = free_port()
+    (tmp_path / "watch.py").write_text(
+        "from tests.system import children_app as app\n"
+        "def setup(cluster):\n"
+        "    started = []\n"
+        "    @cluster.on('listening')\n"
+        "    def start(event):\n"
+        "        if not started:\n"
+        "            started[:] = [app.multiprocess(), app.fork()]\n"
+        "            print(*started, flush=True)\n"
+    )
+
+    def serve() -> Running:
+        options = ("--setup", "watch:setup", "--chdir", str(tmp_path))
+        return run(APP + "app", *options, workers=1, env=ENVIRONMENT, bind=(f"127.0.0.1:{port}",), directory=tmp_path)
+
+    running = serve().ready(1)
+    with killing() as pids:
+        pids += map(int, wait_until(lambda: (tmp_path / "stdout").read_text().split(), "two children"))
+        master = running.process.pid
+        for pid in pids:
+            wait_until(lambda pid=pid: (tmp_path / f"forked.{pid}").exists(), f"child {pid} runs")
+            assert len(special(pid) & special(master)) <= 1, "but for one end of what wakes the event loop"
+            assert mask(pid, "SigCgt") <= {signal.SIGINT, *FAULTS}
+        os.kill(pids[0], signal.SIGTERM)
+        wait_until(lambda: not is_running(pids[0]), "it ends")
+        assert get(("127.0.0.1", port), "/").status == 200
+        assert running.shutdown() == 0
+        assert is_running(pids[1])
+        again = serve().ready(1)  # the port is free, and the lock of the pids directory
+        pids += map(int, wait_until(lambda: (tmp_path / "stdout").read_text().split()[2:], "two more"))
+        assert again.shutdown() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments", [("check",), ("run", "--no-cluster", "--bind", "unix:s", "--mon-port", "0")], ids=" ".join
+)
+def test_children_of_one_process(start: Serve, arguments: tuple[str, ...]) -> None:
+    """`check`, and a process without a master, end what the import has started."""
+    verb, *options = arguments
+    environment = ENVIRONMENT | {"CHILDREN_AT_IMPORT": "multiprocess popen session"}
+    running = start(command(verb, APP + "app", *options), env=environment)
+    with killing() as pids:
+        if verb == "run":
+            wait_until(lambda: "serves (slot 0" in running.stderr, lambda: running.stderr)
+            assert running.shutdown() == 0
+        else:
+            assert running.wait() == 0, running.stderr
+        imported = {path.stem: int(path.suffix[1:]) for path in running.directory.glob("imported.*")}
+        pids += imported.values()
+        staying = imported.pop("imported.session")
+        assert len(imported) == 2
+        for kind, pid in imported.items():
+            wait_until(lambda pid=pid: not is_running(pid), f"{kind} ends")
+        assert is_running(staying)

@@ -25,9 +25,12 @@ def check(**flags: Any) -> int:
 
     from .. import apps
     from ..engines import catalogue
+    from ..kernel import processes
     from ..zygote import inheritance
+    from ..zygote.started import StartedAtImport
 
-    look = inheritance.Look()
+    name, before = inheritance.own_name(), inheritance.connections()
+    started = StartedAtImport(list(processes.children()))
     staff = []
     for target, _ in settings.targets():
         app = apps.load(target, factory=settings.factory)
@@ -40,8 +43,10 @@ def check(**flags: Any) -> int:
         click.echo(f"ok: {each.interface} app {target} on {', '.join(map(str, addresses))}")
     for note in notes:
         click.echo(f"note: {note}")
+    started.note()
     if settings.cluster and settings.preload:
-        for warning in inheritance.warnings(*look.made()):
+        made = [peer for inode, peer in inheritance.connections().items() if inode not in before]
+        for warning in inheritance.warnings(inheritance.threads(name), sorted(made)):
             click.echo(f"warning: {warning}")
     return 0
 

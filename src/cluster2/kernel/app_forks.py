@@ -81,6 +81,8 @@ def withholding_new_polls() -> Iterator[None]:
 
 def withhold_connections(listener: socket.socket) -> None:
     """Close the connections that came in through a listener in children."""
+    from . import established  # with ctypes, which a process without listeners needn't have; in a child it is too late  # noqa: F401
+
     _listeners.add(listener)
 
 
@@ -135,7 +137,7 @@ def _own() -> Iterator[int]:
 
 def _connections() -> Iterator[int]:
     if _listeners:
-        from .established import descriptors  # with ctypes, which a master needn't have
+        from .established import descriptors
 
         for listener in _listeners:
             with contextlib.suppress(OSError):  # closed

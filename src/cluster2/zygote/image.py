@@ -67,7 +67,7 @@ def build(
         ConfigError: the engine can't take the app, or an option.
     """
     gc.disable()
-    found = inheritance.Look()
+    name = inheritance.own_name()
     copied = replace(settings, **files)
     _enter(copied)
     bytecode.install()
@@ -75,7 +75,7 @@ def build(
     sites = _sites(settings, sources, targets)
     validator = _validator(settings)
     _warm_up(settings)
-    return Image(copied, sites, *found.made(), validator)
+    return Image(copied, sites, inheritance.threads(name), sorted(inheritance.connections().values()), validator)
 
 
 def freeze() -> None:

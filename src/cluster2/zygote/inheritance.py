@@ -24,18 +24,38 @@ _TOLD = 4
 """Threads and connections that are named."""
 
 
-class Look:
-    """A look at this process before the import, to compare with."""
+def connections() -> dict[int, str]:
+    """Return the peer of each connection of this process, by the inode of its socket."""
+    found: dict[int, str] = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # closed; no socket; not connected
+            status = os.fstat(int(name))
+            if not stat.S_ISSOCK(status.st_mode):
+                continue
+            sock = socket.socket(fileno=int(name))
+            try:
+                peer = sock.getpeername()
+                # Without a name: one of a pair, such as our own channel.
+                if peer and sock.type != socket.SOCK_DGRAM:
+                    found[status.st_ino] = _shown(peer)
+            finally:
+                sock.detach()
+    return found
 
-    def __init__(self) -> None:
-        self._name = Path("/proc/self/comm").read_text().strip()
-        self._connections = _connections()
 
-    def made(self) -> tuple[list[str], list[str]]:
-        """Return what is there now and wasn't: the names of threads, and the peers of connections."""
-        connections = _connections()
-        peers = [peer for inode, peer in connections.items() if inode not in self._connections]
-        return _threads(self._name), sorted(peers)
+def threads(own_name: str) -> list[str]:
+    """Return the names of threads that a fork would lose with their locks held.
+
+    Args:
+        own_name: of this process before the import, which is no name of a thread.
+    """
+    python = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    return python or [_told(thread, own_name) for thread in native_threads() if not thread.is_replaced]
+
+
+def own_name() -> str:
+    """Return the name of this process, which its threads inherit."""
+    return Path("/proc/self/comm").read_text().strip()
 
 
 def warnings(threads: Collection[str], connections: Collection[str]) -> list[str]:
@@ -59,37 +79,12 @@ def _few(names: Collection[str]) -> str:
     return ", ".join(told[:_TOLD]) + (f" and {len(told) - _TOLD} more" if len(told) > _TOLD else "")
 
 
-def _threads(own_name: str) -> list[str]:
-    """Threads that a fork would lose with their locks held."""
-    python = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    return python or [_told(thread, own_name) for thread in native_threads() if not thread.is_replaced]
-
-
 def _told(thread: NativeThread, own_name: str) -> str:
     if thread.library.startswith("libgomp"):
         return f"OpenMP, {thread.library}"
     if thread.name != own_name:
         return thread.name
     return f"a thread of {thread.library}" if thread.library else "a native thread"
-
-
-def _connections() -> dict[int, str]:
-    """Return the peer of each connection, by the inode of its socket."""
-    found: dict[int, str] = {}
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # closed; no socket; not connected
-            status = os.fstat(int(name))
-            if not stat.S_ISSOCK(status.st_mode):
-                continue
-            sock = socket.socket(fileno=int(name))
-            try:
-                peer = sock.getpeername()
-                # Without a name: one of a pair, such as our own channel.
-                if peer and sock.type != socket.SOCK_DGRAM:
-                    found[status.st_ino] = _shown(peer)
-            finally:
-                sock.detach()
-    return found
 
 
 def _shown(peer: object) -> str:

@@ -27,15 +27,20 @@ GRACE_S = 1.0
 class StartedAtImport:
     """What the import has started in this process."""
 
-    def __init__(self) -> None:
-        """Call it before the import: what is registered first with `atexit` is called last."""
+    def __init__(self, before: Collection[int] = ()) -> None:
+        """Call it before the import: what is registered first with `atexit` is called last.
+
+        Args:
+            before: children that this process has for other reasons.
+        """
         self._owner = os.getpid()
+        self._before = before
         self._pids: Collection[int] = ()
         atexit.register(self.end)
 
     def note(self) -> None:
         """The import is over."""
-        self._pids = set(processes.children())
+        self._pids = set(processes.children()).difference(self._before)
 
     def end_soon(self) -> None:
         """End them in a while, whatever the `atexit` functions of the app wait for."""
