@@ -69,6 +69,7 @@ from .granian_clients import Clients, head_patience
 from .granian_hooks import Hooks, Lifespan
 from .granian_internals import check, module
 from .granian_senders import Senders, Transport
+from .granian_wsgi import conforming
 
 logger = logging.getLogger("cluster2.worker")
 
@@ -332,7 +333,7 @@ class GranianEngine:
         if self._site.interface is Interface.RSGI:
             self._under.answers.watch_rsgi(Transport)
         if self._site.interface is Interface.WSGI:
-            app = self._under.thread_answers.bodies(app)
+            app = self._under.thread_answers.bodies(conforming(app))
         inner = native(self._site, app, state)
         last = native(self._site, ending(app, self._site.interface), state)
         if self._site.interface is Interface.WSGI:

@@ -252,8 +252,9 @@ class Response:
             code = _codes[status]
         except (KeyError, TypeError):
             code = _code(status)
-        self._bare = code == 204 or code == 304
-        if self._bare:
+        # A 304 may tell the length of what hasn't changed, a 204 has none to tell (RFC 9110, 8.6).
+        self._bare = code == 204
+        if code == 204 or code == 304:
             self.bodiless = True
         parts: list[str] = []
         try:
@@ -362,7 +363,6 @@ class Response:
         if length < 0 or (known is not None and known != length):
             raise Broken(f"the app's Content-Length {value!r} is no length, or not its only one")
         self.length = self._left = length
-        # Where there is no body, a client would wait for the one that it announces.
         return "" if self._bare or known is not None else _LENGTH
 
 

@@ -1,0 +1,115 @@
+"""A WSGI app that uses what PEP 3333 promises, of which servers keep most."""
+
+from __future__ import annotations
+
+import contextvars
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+Environ = dict[str, Any]
+Start = Callable[..., Callable[[bytes], None]]
+seen: contextvars.ContextVar[str] = contextvars.ContextVar("seen", default="nothing")
+inherited: contextvars.ContextVar[str] = contextvars.ContextVar("inherited", default="nothing")
+inherited.set("from import")
+closed: list[str] = []
+
+
+class Closing:
+    """A body that notes that it was closed."""
+
+    def __init__(self, name: str, parts: Iterator[Any]) -> None:
+        self.name, self.parts = name, parts
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.parts
+
+    def close(self) -> None:
+        """Note it."""
+        closed.append(self.name)
+
+
+def read(environ: Environ) -> Iterator[object]:
+    """All ways to read: the body is two lines of ten bytes, and much more."""
+    body = environ["wsgi.input"]
+    yield body.readline(3)
+    yield body.read(0)
+    yield body.readline()
+    yield body.readline(-1)
+    yield body.read(4)
+    yield body.readlines(1)
+    yield next(iter(body))
+    yield len(body.read(100_000))
+    yield len(body.read(-1))
+    yield body.read(), body.read(5), body.readline(), body.readlines(), list(body)
+
+
+def late(start_response: Start) -> Iterator[bytes]:
+    """Start the response with its first part."""
+    start_response("201 Created", [("X-Late", "yes")])
+    yield b"late"
+
+
+def changed(start_response: Start) -> Iterator[bytes]:
+    """Start it anew for an error before its first part, and fail with one behind it."""
+    try:
+        raise LookupError("first")
+    except LookupError:
+        start_response("503 Away", [("X-Changed", "yes")], sys.exc_info())
+    yield b""
+    yield b"changed"
+
+
+def kept() -> Iterator[bytes]:
+    """Set a context variable in each part, which the next one sees."""
+    seen.set("a part")
+    yield b"begun "
+    yield seen.get().encode()
+
+
+def app(environ: Environ, start_response: Start) -> Iterable[Any]:
+    """Answer as the path says."""
+    path = environ["PATH_INFO"]
+    if path == "/late":
+        return late(start_response)
+    if path == "/never":
+        return Closing("never", iter([b"part"]))
+    write = start_response("200 OK", [("X-Path", path)])
+    match path:
+        case "/write":
+            write(b"written ")
+            write(b"twice, ")
+            return [b"returned"]
+        case "/write-and-yield":
+            write(b"written, ")
+            return Closing("write-and-yield", (write(each) or b"yielded " for each in (b"a ", b"b ")))
+        case "/only-written":
+            write(b"written")
+            return []
+        case "/twice":
+            start_response("200 OK", [])
+            return [b"twice"]
+        case "/changed":
+            return changed(start_response)
+        case "/tuple":
+            return (b"a ", b"tuple")
+        case "/empty":
+            return Closing("empty", iter([b"", b"not ", b"", b"the end", b""]))
+        case "/nothing":
+            return iter([])
+        case "/text" | "/none":
+            return Closing(path[1:], iter([b"x" * 70_000, "text" if path == "/text" else None, b"more"]))
+        case "/raises":
+            return Closing("raises", (b"x" * 70_000 if each else 1 / each for each in (1, 0)))  # type: ignore[misc]
+        case "/context":
+            before = seen.get()
+            seen.set("a request before")
+            return [f"{before}, {inherited.get()}".encode()]
+        case "/context-of-parts":
+            return kept()
+        case "/read":
+            return [repr(list(read(environ))).encode()]
+        case "/closed":
+            return [" ".join(closed).encode()]
+        case _:
+            return [b"?"]
