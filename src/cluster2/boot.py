@@ -26,6 +26,7 @@ from .kernel.listeners import Listener, SocketFile, open_all, systemd_fds
 from .kernel.notify import Notifier
 from .kernel.pidfiles import PidsDirectory
 from .kernel.privileges import ids
+from .kernel.terminal import Terminal
 from .kinds import Address, FdAddress
 from .master.estate import Estate, Options, make_board
 from .master.herald import Herald
@@ -105,8 +106,10 @@ def _serve(
             tell, settle = _teller(switchboard.emitter, herald), switchboard.emitter.settle
             return single.run(config, listeners, monitor, targets, ready, tell, settle, switchboard, logbook)
     app_forks.install()
+    terminal = Terminal()
     signals.settle_master()
     with estate(config, argv or default_argv(), logbook, scripted=targets is not None) as owned:
+        owned.terminal = terminal
         return uvloop.run(supervise(owned, switchboard, on_ready))
 
 

@@ -57,7 +57,7 @@ TABLE: dict[str, dict[Role, Effect]] = {
     "TERM": _row(Effect(_H, "graceful shutdown"), Effect(_H, "drains, leaves and is replaced"), _IGNORED),
     "INT": _row(Effect(_H, "graceful shutdown; while it drains: stop"), _IGNORED, _IGNORED),
     "QUIT": _row(Effect(_H, "stop at once"), _IGNORED, _IGNORED),
-    "HUP": _row(Effect(_H, "reload"), _IGNORED, _IGNORED),
+    "HUP": _row(Effect(_H, "reload; graceful shutdown if its terminal was closed"), _IGNORED, _IGNORED),
     "USR1": _row(Effect(_H, "opens the log files again"), _STACKS, _STACKS),
     "USR2": _row(Effect(_H, "ignored; a line in the log names `cluster2 reload`"), _IGNORED, _IGNORED),
     "TTIN": _row(Effect(_H, "one worker more"), _IGNORED, _IGNORED),

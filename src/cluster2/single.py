@@ -23,6 +23,7 @@ from .kernel import app_forks, environment, processes
 from .kernel.listeners import Listener, shut
 from .kernel.scoreboard import Scoreboard
 from .kernel.signals import ignore_until_handled
+from .kernel.terminal import Terminal
 from .lifecycle import PHASES
 from .master.estate import make_board
 from .master.facts import Fact
@@ -69,6 +70,7 @@ def run(
         ClusterError: the app can't be loaded or started.
     """
     settings = config.settings
+    terminal = Terminal()
     environment.drop(SECRETS)  # this process is the app's as well, and reads its options no more
     sources = {name: source for name, source in config.sources.items() if config.explicit(name)}
     started = StartedAtImport(list(processes.children()))
@@ -116,6 +118,7 @@ def run(
         loopback=Loopback(switchboard, emit),
         paper=paper,
         shut_doors=shut_doors,
+        terminal=terminal,
     )
     ignore_until_handled()
     code = runtime.serve(birth, ended)

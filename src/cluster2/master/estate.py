@@ -14,6 +14,7 @@ from ..kernel.listeners import Listener
 from ..kernel.notify import Notifier
 from ..kernel.pidfiles import PidsDirectory
 from ..kernel.scoreboard import Scoreboard
+from ..kernel.terminal import Terminal
 from ..settings import Settings
 from .logbook import Logbook
 
@@ -59,6 +60,7 @@ class Estate:
         notifier: tells the service manager.
         logbook: keeps the directory of logs; None: all goes to standard error.
         scripted: the program is a script that has options of its own, and is executed again for each generation.
+        terminal: that it was started from; None: it isn't asked about, as signals aren't the master's.
         owns_process: whether signals and stray children are the master's; false inside somebody else's program.
     """
 
@@ -73,6 +75,7 @@ class Estate:
     lifeline: Lifeline = field(default_factory=Lifeline)
     notifier: Notifier = field(default_factory=lambda: Notifier(None))
     logbook: Logbook | None = None
+    terminal: Terminal | None = None
     scripted: bool = False
 
 

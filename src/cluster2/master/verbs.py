@@ -97,8 +97,13 @@ class Verbs:
         """The master was sent a signal."""
         master = self._master
         action = SIGNALS[signal.Signals(number)]
+        terminal = master.estate.terminal
         if number == signal.SIGINT and master.phase is Phase.DRAINING:
             action = "stop"
+        elif number == signal.SIGHUP and terminal is not None and terminal.hung_up():
+            ends = not terminal.outlived and master.phase in (Phase.BOOTING, Phase.SERVING)
+            action = "shutdown" if ends else "nothing"
+            master.warn(f"the terminal was closed: {'shutting down' if ends else 'going on'}")
         master.emit(events.Signalled(time=time.time(), signal=signal.Signals(number).name, action=action))
         match action:
             case "stop":
@@ -112,12 +117,14 @@ class Verbs:
                     master.warn(f"no reload: the cluster is {master.phase.value}")
             case "reopen logs":
                 master.reopen_logs()
-            case "nothing":  # gunicorn begins an upgrade
+            case "nothing" if number == signal.SIGUSR2:  # gunicorn begins an upgrade
                 master.warn("SIGUSR2 does nothing here: `cluster2 reload`, or SIGHUP, loads the code again")
             case "one worker more":
                 master.resize(master.wanted.slots + 1)
-            case _:
+            case "one worker less":
                 master.resize(master.wanted.slots - 1)
+            case _:
+                pass
 
     def answer(self) -> None:
         """Something has happened: answer those whose wish has come true."""

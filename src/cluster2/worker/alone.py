@@ -23,6 +23,7 @@ from types import FrameType
 
 from .. import wire
 from ..kernel import signals
+from ..kernel.terminal import Terminal
 from ..settings import Settings
 
 END_MARGIN_S = 2.0
@@ -36,12 +37,14 @@ logger = logging.getLogger("cluster2.worker")
 class Alone:
     """The signals of a worker without a master."""
 
-    def __init__(self, settings: Settings, say: Callable[[wire.Talk], None]) -> None:
+    def __init__(self, settings: Settings, say: Callable[[wire.Talk], None], terminal: Terminal | None = None) -> None:
         """Arrange nothing yet.
 
         Args:
             say: told of signals that mean nothing here.
+            terminal: that the process was started from.
         """
+        self._terminal = terminal
         self._settings = settings
         self._say = say
         self._ends_at: float | None = None
@@ -58,6 +61,7 @@ class Alone:
             signal.siginterrupt(number, False)
         for number in _NEEDS_A_MASTER:
             loop.add_signal_handler(number, self._ignored, number)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up, terminated)
 
     def close(self) -> None:
         """Disarm the watchdog; from now on signals are ignored, since the exit code is decided."""
@@ -80,6 +84,15 @@ class Alone:
         if self._stderr < 0:  # the app may replace or close sys.stderr
             self._stderr = os.dup(sys.__stderr__.fileno() if sys.__stderr__ is not None else 2)
         faulthandler.dump_traceback_later(self._ends_at - now, exit=True, file=self._stderr)
+
+    def _hung_up(self, terminated: Callable[[signal.Signals], None]) -> None:
+        """End with the terminal, if that was closed and it isn't to be outlived."""
+        if self._terminal is None or not self._terminal.hung_up():
+            self._ignored(signal.SIGHUP)
+        elif not self._terminal.outlived and self._ends_at is None:
+            self._say(wire.Note("the terminal was closed: shutting down"))
+            self._end_is_near(signal.SIGHUP, None)
+            terminated(signal.SIGHUP)
 
     def _ignored(self, number: signal.Signals) -> None:
         self._say(

@@ -11,6 +11,7 @@ from .. import wire
 from ..apps import App
 from ..engines.base import Engine
 from ..kernel.scoreboard import Scoreboard
+from ..kernel.terminal import Terminal
 from ..settings import Settings
 from .paper import Paper
 
@@ -47,6 +48,7 @@ class Birth:
         heard: takes what it would tell a master, where there is none.
         loopback: what does the master's part in talking, where there is none.
         paper: what it writes; None: what every process writes, to standard error.
+        terminal: that this process was started from, where there is no master.
         shut_doors: shuts the doors of the listeners where there is no master to do it; false: some stay open.
     """
 
@@ -64,3 +66,4 @@ class Birth:
     loopback: Loopback | None = None
     paper: Paper | None = None
     shut_doors: Callable[[], bool] | None = None
+    terminal: Terminal | None = None

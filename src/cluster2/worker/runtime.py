@@ -115,7 +115,7 @@ class Worker:
         self._say = birth.heard
         self._traffic = Traffic(birth.board.header, lambda message: self._say(message), alone=birth.talk is None)
         self._office: Office | None = None
-        self._alone = Alone(birth.settings, birth.heard)
+        self._alone = Alone(birth.settings, birth.heard, birth.terminal)
         self._paper = birth.paper or Paper(birth.settings, "", order.slot)
 
     async def run(self) -> int:
