@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .health import STUCK
 from .kernel.scoreboard import Cells, Header, Row
 from .lifecycle import MODES, PHASES, State
 
@@ -57,6 +58,7 @@ def _latency(path: str, whose: str, of: tuple[str, ...] = ALL) -> tuple[Field, .
         Field(path, "object", whose + "; null: no request was measured", of),
         Field(f"{path}.p50", "seconds", p50, of),
         Field(f"{path}.p99", "seconds", p99, of),
+        Field(f"{path}.max", "seconds", "the slowest took that", of),
         Field(f"{path}.measured", "number", "requests that were measured, a [sample](../metrics.md)", of),
     )
 
@@ -75,7 +77,9 @@ GROUPS: Mapping[str, tuple[Field, ...]] = {
         Field("title", "text", "`proc_name`, or `cluster2`", (FACTS,)),
         _cell("generation", Header),
         _cell("wanted", Header),
-        Field("ready", "number", "workers that serve; one whose sign of life is overdue doesn't", (FACTS,)),
+        Field("ready", "number", "workers that serve; one whose sign of life is overdue (`stuck`) doesn't"),
+        Field("in_flight", "number", "requests under way, at all workers"),
+        Field("waiting", "number", "connections that wait to be accepted; null: not known", MASTER),
         Field("traffic", "text", "`enabled`, `disabled`: what health checks answer"),
         Field("leaving", "boolean", "the cluster is about to shut down, and health checks say so", (FACTS,)),
         Field("addresses", "list of texts", "that the apps listen on"),
@@ -86,6 +90,7 @@ GROUPS: Mapping[str, tuple[Field, ...]] = {
         Field("rates.cpu", "cores", "that all processes use together; null: not known", (FACTS,)),
         Field("connections.held", "number", "connections open at workers; null: an engine can't know", (FACTS,)),
         _cell("connections.resting", Header, of=(FACTS,)),
+        Field("connections.waiting", "number", "that wait to be accepted; null: not known", (FACTS,)),
         Field("memory.now", "bytes", "of all processes; null: not weighed yet", (FACTS,)),
         Field("memory.start", "bytes", "the same when all workers first were ready; null: not weighed yet", (FACTS,)),
         Field("host.name", "text", "of the machine", (FACTS,)),
@@ -131,7 +136,11 @@ GROUPS: Mapping[str, tuple[Field, ...]] = {
         Field("workers[].pid", "number", "process id"),
         Field("workers[].slot", "number", "its place in the cluster, from 0; its successor has the same"),
         _cell("workers[].generation"),
-        Field("workers[].state", "text", _words(state.label for state in State)),
+        Field(
+            "workers[].state",
+            "text",
+            f"{_words([*(state.label for state in State), STUCK])}: ready, but its sign of life is overdue",
+        ),
         Field("workers[].uptime", "seconds", "since it was forked"),
         _cell("workers[].requests"),
         Field("workers[].rate", "a second", "requests that end; null: not known yet", (TOP, FACTS)),

@@ -9,6 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from .lifecycle import State, state_label
+
+LATE = 3.0
+"""Seconds by which a sign of life may be overdue until its worker counts as stuck, with a busy machine in mind. It is replaced
+much later (`max_heartbeat_delay`)."""
+STUCK = "stuck"
+"""How the state of such a worker is called."""
 PROMISE = 2.0
 """Seconds until the next sign of life that a worker promises with each one; a healthy one gives it in half of that."""
 
@@ -79,14 +86,24 @@ class Promise:
         return min(value, bound) if value > 0 else bound
 
 
-def serves(deadline: float, now: float, late: float) -> bool:
+def serves(deadline: float, now: float) -> bool:
     """Return whether a heartbeat is one of a worker that is well.
 
     Args:
-        deadline: that it promises; 0: none has come yet.
-        late: seconds by which it may be missed; a deadline that is farther ahead than that allows isn't believed.
+        deadline: that it promises, on the monotonic clock; 0: none has come yet. One that is too far ahead isn't believed.
+        now: on the same clock.
     """
-    return not deadline or now - late <= deadline <= now + PROMISE + late
+    return not deadline or now - LATE <= deadline <= now + PROMISE + LATE
+
+
+def seen_state(code: int, deadline: float, now: float) -> str:
+    """Return the name of a worker's state, as all who show it do: one that should serve, and gives no sign of life, is stuck.
+
+    Args:
+        code: of its state, from the scoreboard.
+        deadline, now: see `serves`.
+    """
+    return STUCK if code == State.READY and not serves(deadline, now) else state_label(code)
 
 
 class Trouble(Enum):

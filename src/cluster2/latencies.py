@@ -19,27 +19,38 @@ def bucket(seconds: float) -> int:
     return bisect_left(BOUNDS, seconds)
 
 
-def quantile(counts: Sequence[int], share: float) -> float | None:
+def quantile(counts: Sequence[int], share: float, slowest: float = 0.0) -> float | None:
     """How long requests took at most, but for the slowest ones; None if there are none.
 
-    Within a bucket requests are taken for evenly spread; beyond the last bound that bound is all that is known.
+    Within a bucket requests are taken for evenly spread; beyond the last bound that bound is all that is known, or the slowest.
 
     Args:
         counts: requests by bucket.
         share: of the requests, 0.99 for the 99th percentile.
+        slowest: how long the slowest of them took, in seconds: nothing above it is returned; 0: that isn't known.
     """
+    found = _interpolated(counts, share, slowest)
+    return min(found, slowest) if found is not None and slowest else found
+
+
+def _interpolated(counts: Sequence[int], share: float, slowest: float) -> float | None:
     rank = share * sum(counts)
     below, lower = 0, 0.0
-    for count, upper in zip(counts, BOUNDS, strict=False):
+    for count, upper in zip(counts, (*BOUNDS, max(slowest, BOUNDS[-1])), strict=True):
         if count and below + count >= rank:
             return lower + (upper - lower) * (rank - below) / count
         below, lower = below + count, upper
     return BOUNDS[-1] if any(counts) else None
 
 
-def summary(counts: Sequence[int]) -> dict[str, Any] | None:
-    """What `status` tells of it, times in seconds; None if none was measured."""
+def summary(counts: Sequence[int], slowest: float = 0.0) -> dict[str, Any] | None:
+    """What `status` tells of it, times in seconds; None if none was measured.
+
+    Args:
+        slowest: how long the slowest of them took; 0: that isn't known.
+    """
     measured = sum(counts)
     if not measured:
         return None
-    return {"p50": quantile(counts, 0.5), "p99": quantile(counts, 0.99), "measured": measured}
+    p50, p99 = (quantile(counts, share, slowest) for share in (0.5, 0.99))
+    return {"p50": p50, "p99": p99, "max": slowest or None, "measured": measured}

@@ -19,7 +19,8 @@ from .config import Config
 from .emitter import Emitter
 from .engines.base import Engine, owns_accept
 from .errors import ClusterError, by_exit_code
-from .kernel import app_forks, environment, processes
+from .kernel import accept_queues, app_forks, environment, processes
+from .kernel.cells import UNKNOWN
 from .kernel.listeners import Listener, shut
 from .kernel.scoreboard import Scoreboard
 from .kernel.signals import ignore_until_handled
@@ -39,6 +40,8 @@ from .zygote import image
 from .zygote.started import StartedAtImport
 
 SLOT, GENERATION, ROW = 0, 1, 0
+QUEUES_INTERVAL_S = 1.0
+"""Seconds between two looks at the accept queues, for the monitor."""
 LAST_WORDS = 5.0
 """Seconds for delegated work that is under way at the end."""
 
@@ -263,4 +266,16 @@ async def _monitor(
     scales = Scales(lambda pid: processes.resident_memory())
     desk = Desk(facts, Subject.of(settings, [str(each.address) for _, each in listeners], str(own[0].address)), scales)
     emitter.on("*", lambda event: desk.watch.feed.heard(events.plain(event)))
-    await main.serve([each.sock.dup() for each in own], facts, settings, asyncio.Event(), desk)
+    looking = asyncio.get_running_loop().create_task(_look_at_queues(board, [each.sock for _, each in listeners]))
+    try:
+        await main.serve([each.sock.dup() for each in own], facts, settings, asyncio.Event(), desk)
+    finally:
+        looking.cancel()
+
+
+async def _look_at_queues(board: Scoreboard, listeners: Sequence[socket.socket]) -> None:
+    """Tell how many connections wait to be accepted, as a master does."""
+    while True:
+        waiting = accept_queues.waiting(listeners)
+        board.header.waiting = UNKNOWN if waiting is None else waiting
+        await asyncio.sleep(QUEUES_INTERVAL_S)

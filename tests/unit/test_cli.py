@@ -351,7 +351,7 @@ def test_status_for_people() -> None:
     assert describe(STATUS) == [
         "master 10  serving, up 1d02h, cluster2 0.1.0",
         "generation 7  1 of 2 workers ready, traffic enabled",
-        "listening  0.0.0.0:3000",
+        "listening  0.0.0.0:3000; 3 requests under way",
         "",
         "PID  SLOT  GEN  STATE    MODE     UP  REQUESTS  ERRORS  OPEN  BUSY  MEMORY",
         " 11     0    7  ready    held  1m05s    123456       -    12     3  50 MiB",
@@ -359,7 +359,7 @@ def test_status_for_people() -> None:
     ]
     assert describe(STATUS | {"workers": []})[1:] == [
         "generation 7  0 of 2 workers ready, traffic enabled",
-        "listening  0.0.0.0:3000",
+        "listening  0.0.0.0:3000; 0 requests under way",
     ]
 
 

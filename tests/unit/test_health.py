@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.health import Limits, Trouble, Vitals, passed, trouble
+from cluster2.health import LATE, PROMISE, Limits, Trouble, Vitals, passed, seen_state, trouble
+from cluster2.lifecycle import State
 
 CALM = Vitals(connections=0, requests=0, uptime=0.0, memory=0, heartbeat=0.0, request_deadline=0.0)
 COUNTS = st.integers(0, 10**9)
@@ -116,3 +117,20 @@ def test_trouble_does_not_pass_by_itself(
         assert trouble(vitals, now + later, max_delay=max_delay, request_timeout=request_timeout) is not None
     fine = replace(vitals, heartbeat=now + 1.0, request_deadline=now + 1.0)
     assert trouble(fine, now, max_delay=max_delay, request_timeout=request_timeout) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "deadline", "seen"),
+    [
+        (State.READY, 0.0, "ready"),
+        (State.READY, 100.0, "ready"),
+        (State.READY, 100.0 - LATE, "ready"),
+        (State.READY, 99.9 - LATE, "stuck"),
+        (State.READY, 100.1 + PROMISE + LATE, "stuck"),
+        (State.DRAINING, 1.0, "draining"),
+        (State.BOOTING, 1.0, "booting"),
+    ],
+)
+def test_the_state_that_is_shown(state: State, deadline: float, seen: str) -> None:
+    """A worker that is ready and gives no sign of life is stuck; so is one that promises too much."""
+    assert seen_state(state, deadline, 100.0) == seen

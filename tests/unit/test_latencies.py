@@ -31,6 +31,15 @@ def test_quantiles_are_interpolated() -> None:
     assert quantile(counts(100.0), 0.5) == BOUNDS[-1]
 
 
+@given(st.lists(st.floats(0.0001, 100), min_size=1), st.floats(0.01, 1))
+def test_no_quantile_exceeds_the_slowest(seconds: list[float], share: float) -> None:
+    """If the slowest request is known, no quantile is above it; beyond the last bound it is what is told."""
+    found = quantile(counts(*seconds), share, max(seconds))
+    assert found is not None
+    assert 0 <= found <= max(seconds)
+    assert quantile(counts(100.0), 1.0, 100.0) == 100.0
+
+
 def test_nothing_measured() -> None:
     """No requests: no figure rather than a zero."""
     assert quantile(counts(), 0.5) is None

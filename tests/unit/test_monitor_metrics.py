@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from cluster2.health import LATE
 from cluster2.kernel import ledger
 from cluster2.kernel.scoreboard import Row, Scoreboard
 from cluster2.latencies import BOUNDS
@@ -22,6 +24,7 @@ from cluster2.monitor.facts import Facts
 from cluster2.settings import Settings
 
 pytestmark = pytest.mark.anyio
+DEPLOY = Path(__file__).parents[2] / "deploy"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -88,7 +91,7 @@ async def test_what_is_told(board: Scoreboard, accept: str) -> None:
     }  # fmt: skip
     assert {name: found[f"cluster2_{name}", ()] for name in expected} == expected
     states = {labels[0][1]: value for (name, labels), value in found.items() if name == "cluster2_workers"}
-    assert states == {"booting": 0, "ready": 2, "draining": 1}
+    assert states == {"booting": 0, "ready": 2, "draining": 1, "stuck": 0}
     assert found["cluster2_worker_restarts_total", slot(1)] == 1
 
 
@@ -180,6 +183,65 @@ async def test_it_is_behind_the_gate(board: Scoreboard) -> None:
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")
     assert answer.headers["cache-control"] == "no-cache"
+
+
+async def test_the_dashboard(board: Scoreboard) -> None:
+    """Each metric that the Grafana dashboard asks for is told, with the labels that it sums by; all panels have a query."""
+    worker(board, 0)
+    told = await scrape(board)
+    labels = {name: {label for label, _ in labels} for name, labels in told} | {"cluster2_workers": {"state"}}
+    found = json.loads((DEPLOY / "grafana.json").read_text())
+    assert found["panels"]
+    for panel in found["panels"]:
+        assert panel["targets"], panel["title"]
+        for each in panel["targets"]:
+            names = re.findall(r"cluster2_\w+", each["expr"])
+            assert names
+            assert set(names) <= labels.keys(), panel["title"]
+            for label in re.findall(r"by \((\w+)\)", each["expr"]):
+                assert all(label in labels[name] for name in names if not name.endswith("_max_seconds")), panel["title"]
+
+
+async def test_stuck_workers_are_not_ready(board: Scoreboard) -> None:
+    """A worker whose sign of life is overdue counts as stuck, and as ready nowhere."""
+    worker(board, 0, heartbeat=time.monotonic() + 1.0)
+    worker(board, 1, heartbeat=time.monotonic() - LATE - 1.0)
+    found = await scrape(board)
+    assert [found["cluster2_workers", (("state", state),)] for state in ("ready", "stuck")] == [1, 1]
+    assert (await ask(board, "/readyz")).status_code == 200
+
+
+async def test_how_requests_end(board: Scoreboard) -> None:
+    """By status class and slot, over lives; where an engine can't know, nothing is told of it."""
+    index, _ = worker(board, 0, requests=6, status_2xx=4, status_4xx=2, disconnects=1)
+    ledger.bury(board, index, 0, lived=True, crashed=False)
+    worker(board, 0, requests=2, status_2xx=1, status_5xx=1)
+    found = await scrape(board)
+    classes = [found["cluster2_responses_total", (("class", f"{digit}xx"),)] for digit in range(1, 6)]
+    assert classes == [0, 5, 0, 2, 1]
+    assert found["cluster2_worker_responses_total", (("class", "2xx"), *slot(0))] == 5
+    assert found["cluster2_disconnects_total", ()] == 1
+    worker(board, 1, requests=2, status_2xx=-1, disconnects=-1)
+    names = {name for name, _ in await scrape(board)}
+    assert not names & {"cluster2_responses_total", "cluster2_disconnects_total"}
+    assert "cluster2_requests_total" in names
+
+
+async def test_the_slowest(board: Scoreboard) -> None:
+    """The slowest request of late is that of the slowest worker that lives."""
+    worker(board, 0, slowest_lately=0.25)
+    worker(board, 1, slowest_lately=0.5)
+    found = await scrape(board)
+    assert found["cluster2_worker_request_duration_max_seconds", slot(0)] == 0.25
+    assert found["cluster2_request_duration_max_seconds", ()] == 0.5
+
+
+async def test_connections_that_wait(board: Scoreboard) -> None:
+    """The accept queues' length is told if it is known."""
+    board.header.waiting = 7
+    assert (await scrape(board))["cluster2_connections_waiting", ()] == 7
+    board.header.waiting = -1
+    assert "cluster2_connections_waiting" not in {name for name, _ in await scrape(board)}
 
 
 async def test_the_docs_name_what_is_there(board: Scoreboard) -> None:

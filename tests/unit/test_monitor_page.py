@@ -43,7 +43,7 @@ async def test_facts(board: Scoreboard) -> None:
     assert found["rates"]["requests"] == 25.0
     assert found["rates"]["errors"] == 2.5
     assert found["recent"]["p50"] == pytest.approx(0.175)
-    assert found["connections"] == {"held": None, "resting": 0}, "one can't know"
+    assert found["connections"] == {"held": None, "resting": 0, "waiting": 0}, "one can't know"
     assert [each["slot"] for each in found["workers"]] == [0, 1]
     row = found["workers"][1]
     assert (row["mode"], row["rate"], row["error_rate"], row["longest_step"]) == ("parking", 25.0, 2.5, 0.03)

@@ -17,6 +17,7 @@ from cluster2.lifecycle import State
 from cluster2.settings import Settings
 from cluster2.worker.acceptor import Acceptor
 from cluster2.worker.descriptor_room import MAX_RESERVE, DescriptorRoom
+from cluster2.worker.measured import Measured
 from cluster2.worker.moves import Moves
 from cluster2.worker.pace import CLEAR, MANY_CLEAR, PROOF, Mode, Pace
 from cluster2.worker.paper import Paper
@@ -135,6 +136,7 @@ class Worker:
             cast(Moves, self.ways),
             self.pace,
             self.watch,
+            Measured(self.row),
             rest_after=2.0,
             request_timeout=request_timeout,
             paper=Paper(Settings(), "", 0),

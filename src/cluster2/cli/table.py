@@ -55,7 +55,7 @@ def describe(found: Mapping[str, Any], rates: Rates | None = None) -> list[str]:
     lines = [
         f"master {master['pid']}  {master['state']}, up {span(master['uptime'])}, cluster2 {master['version']}",
         f"generation {found['generation']}  {ready} of {found['wanted']} workers ready, traffic {found['traffic']}{served}",
-        "listening  " + ", ".join(found["addresses"]),
+        "listening  " + ", ".join(found["addresses"]) + _under_way(found),
     ]
     if keeper := found.get("keeper"):
         lines.append(f"keeper {keeper['pid']}  {keeper['resting']} connections at rest, {memory(keeper['memory'])}")
@@ -65,6 +65,14 @@ def describe(found: Mapping[str, Any], rates: Rates | None = None) -> list[str]:
         f"slot {each['slot']}  backs off, next worker in {each['seconds']:.1f} s" for each in found.get("backoffs", ())
     ]
     return [*lines, "", *_aligned([_row(worker, rates) for worker in workers])] if workers else lines
+
+
+def _under_way(found: Mapping[str, Any]) -> str:
+    requests = sum(worker["in_flight"] or 0 for worker in found["workers"])
+    waiting = found.get("waiting")  # a master of an older version doesn't tell
+    return f"; {requests} requests under way" + (
+        f", {waiting} connections wait to be accepted" if waiting is not None else ""
+    )
 
 
 def _row(worker: Mapping[str, Any], rates: Rates | None) -> dict[str, str]:

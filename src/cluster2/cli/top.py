@@ -194,6 +194,7 @@ def _painted(line: str, first: bool, heading: bool) -> str:
         return f"{_REVERSE}{line}{_PLAIN}"
     for word, colour in (
         ("dead", _RED),
+        ("stuck", _RED),
         ("killed", _RED),
         ("disabled", _RED),
         ("booting", _YELLOW),

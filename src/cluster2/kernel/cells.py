@@ -266,6 +266,7 @@ class Header(Cells):
     reloads = Integer(19, "master", "changes of generation that were carried through")
     reloads_failed = Integer(20, "master", "changes of generation that were abandoned")
     phase = Integer(22, "master", "where the cluster is: its place in lifecycle.PHASES")
+    waiting = Integer(24, "master", "connections that wait to be accepted; -1: not known", UNKNOWN, LARGEST_OPEN)
     memory_at_start = SeparateInteger(
         23, "monitor", "memory of all processes when they first were ready: bytes; 0: not weighed yet"
     )
@@ -323,6 +324,9 @@ class Row(Cells):
     disconnects = Integer(
         54, "worker", "requests whose connection ended before the response did; -1: the engine can't know", UNKNOWN
     )
+
+    slowest = Real(55, "worker", "how long the slowest request took of those that were measured: seconds")
+    slowest_lately = Real(56, "worker", "the same of the last ten to twenty seconds: seconds")
 
     STATUS_CLASSES: ClassVar[Mapping[str, str]] = {f"{digit}xx": f"status_{digit}xx" for digit in range(1, 6)}
     """The cells of requests by status class."""

@@ -68,6 +68,7 @@ def _add(row: Row, past: Past) -> None:
     for each in COUNTERS:
         more = _whole(each, getattr(row, each.name))
         past.integers[each.index] = min(past.integers[each.index] + more, _LARGEST[each.kind])
+    past.slowest = max(past.slowest, row.slowest)
     for bucket, more in enumerate(row.measured()):
         past.latencies[bucket] = min(past.latencies[bucket] + more, _LARGEST["q"])
 
@@ -90,6 +91,8 @@ class Life:
     connections: int
     in_flight: int
     memory: int
+    heartbeat: float
+    slowest_lately: float
 
 
 @dataclass(slots=True)
@@ -100,6 +103,7 @@ class Account:
         counters: the sums since the cluster began, by the name in `COUNTERS`; times in seconds.
         unknown: names that the engine of a life can't know: their sums say nothing.
         latencies: requests that were measured, by bucket.
+        slowest: how long the slowest of these took: seconds.
         begun: lives, ended ones included.
         crashes: lives that crashed or hung.
         lives: those that go on.
@@ -107,6 +111,7 @@ class Account:
 
     counters: dict[str, float]
     latencies: list[int]
+    slowest: float
     begun: int
     crashes: int
     unknown: set[str] = field(default_factory=set)
@@ -154,7 +159,7 @@ def _read(board: Scoreboard) -> dict[int, Account]:
 
 def _ended(past: Past) -> Account:
     counters: dict[str, float] = {each.name: past.integers[each.index] for each in COUNTERS}
-    return Account(counters, past.latencies.tolist(), past.lives, past.crashes)
+    return Account(counters, past.latencies.tolist(), past.slowest, past.lives, past.crashes)
 
 
 def _add_life(account: Account, row: Row, pid: int) -> None:
@@ -167,5 +172,14 @@ def _add_life(account: Account, row: Row, pid: int) -> None:
     account.latencies = [past + more for past, more in zip(account.latencies, row.measured(), strict=True)]
     account.begun += 1
     account.lives.append(
-        Life(pid=pid, state=row.state, connections=row.connections, in_flight=row.in_flight, memory=row.memory)
+        Life(
+            pid=pid,
+            state=row.state,
+            connections=row.connections,
+            in_flight=row.in_flight,
+            memory=row.memory,
+            heartbeat=row.heartbeat,
+            slowest_lately=row.slowest_lately,
+        )
     )
+    account.slowest = max(account.slowest, row.slowest)

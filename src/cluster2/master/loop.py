@@ -256,6 +256,7 @@ class Master:
             talk=self.switchboard.counters(),
             backoffs=self.lives.restarts.backoffs(time.monotonic()),
             memory=memory,
+            waiting=self.steering.queued(),
         )
 
     @property

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .. import events
 from ..kernel import processes
+from ..kernel.cells import UNKNOWN
 from ..lifecycle import State
 from .facts import Tick, Vanished
 from .heartbeat import Heartbeats
@@ -67,6 +68,9 @@ class Rounds:
         if now - self._looked_at < 2 * TICK:
             self._check_health(now)
         self._looked_at = master.estate.board.header.beat = now
+        with guard("the accept queues can't be looked at"):
+            waiting = master.steering.queued()
+            master.estate.board.header.waiting = UNKNOWN if waiting is None else waiting
         with guard("the heartbeat event"):
             if (beat := self._heartbeats.look(master.roster, now, master.settings.heartbeat_interval)) is not None:
                 master.emit(beat)

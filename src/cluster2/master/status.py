@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .. import __version__, latencies
+from .. import __version__, health, latencies
 from ..kernel import processes
 from ..kernel.scoreboard import Scoreboard
 from ..lifecycle import mode_label
@@ -28,18 +28,21 @@ def status(
     talk: dict[str, int],
     backoffs: Iterable[Backoff],
     memory: bool,
+    waiting: int | None,
 ) -> dict[str, Any]:
     """The cluster as plain data: times in seconds, memory in bytes (proportional set size).
 
     Args:
         talk: counters of what workers and master say to each other.
         backoffs: the slots whose next worker has to wait.
+        waiting: connections that wait to be accepted; None: not known.
         memory: whether to measure it; that is a walk over the page tables of each process, a millisecond per 100 MiB.
     """
     header = board.header
     weigh = _memory if memory else _unweighed
     alive = [handle for handle in roster if handle.pid is not None]
     measured = [board.row(handle.row).measured() for handle in alive]
+    workers = [_worker(board, handle, weigh) for handle in alive]
     return {
         "master": {
             "pid": os.getpid(),
@@ -71,8 +74,14 @@ def status(
         }
         if monitor is not None
         else None,
-        "latency": latencies.summary([sum(each) for each in zip(*measured, strict=True)]),
-        "workers": [_worker(board, handle, weigh) for handle in alive],
+        "ready": sum(worker["state"] == "ready" for worker in workers),
+        "in_flight": sum(worker["in_flight"] for worker in workers),
+        "waiting": waiting,
+        "latency": latencies.summary(
+            [sum(each) for each in zip(*measured, strict=True)],
+            max((board.row(handle.row).slowest for handle in alive), default=0.0),
+        ),
+        "workers": workers,
         "backoffs": [backoff._asdict() for backoff in backoffs],
     }
 
@@ -84,7 +93,7 @@ def _worker(board: Scoreboard, handle: Handle, weigh: Callable[[int], int | None
         "pid": handle.pid,
         "slot": handle.slot,
         "generation": handle.generation,
-        "state": handle.state.label,
+        "state": health.seen_state(handle.state, row.heartbeat, time.monotonic()),
         "requests": _known(row.requests),
         "connections": _known(row.connections),
         "accepted": _known(row.accepted),
@@ -94,7 +103,7 @@ def _worker(board: Scoreboard, handle: Handle, weigh: Callable[[int], int | None
         "disconnects": _known(row.disconnects),
         "cpu": row.cpu,
         "timed_out": row.timed_out,
-        "latency": latencies.summary(row.measured()),
+        "latency": latencies.summary(row.measured(), row.slowest),
         "mode": mode_label(row.mode, draining=bool(row.draining)),
         "longest_step": row.longest_step,
         "parked": row.parked,

@@ -24,10 +24,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 
 from ..errors import ConfigError
+from ..kernel import accept_queues
 from ..kernel.listeners import Listener, shut
 from ..kernel.scoreboard import Row, Scoreboard
 from ..kernel.steering import Group
@@ -139,6 +141,14 @@ class Steering:
     def waiting(self, place: int) -> int:
         """How many connections wait there, in all groups."""
         return sum(group.waiting(place) for group in self._groups.values() if place < len(group))
+
+    def queued(self) -> int | None:
+        """Return how many connections wait to be accepted, at all listeners, steered or not; None: it isn't known."""
+        sockets: list[socket.socket] = []
+        for index, (_, listener) in enumerate(self._listeners):
+            group = self._groups.get(index)
+            sockets += [listener.sock] if group is None else map(group.at, range(len(group)))
+        return accept_queues.waiting(sockets)
 
     def stranded(self) -> bool:
         """Whether somebody waits at a place that nobody has."""

@@ -15,9 +15,6 @@ from ..lifecycle import State
 BEAT = 30.0
 """Seconds after which a master that hasn't looked around is stuck; it does so once a second."""
 
-LATE = 3.0
-"""Seconds by which a worker's sign of life may be overdue, with a busy machine in mind; it is replaced much later."""
-
 
 Ask = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 """Asks the master a verb with its params; returns the result, raises ClusterError."""
@@ -71,7 +68,7 @@ class Facts:
         """How many workers serve; one whose sign of life is overdue doesn't."""
         now = time.monotonic()
         rows = zip(self.board.column(Row.state), self.board.column(Row.heartbeat), strict=True)
-        return sum(state == State.READY and health.serves(deadline, now, LATE) for state, deadline in rows)
+        return sum(state == State.READY and health.serves(deadline, now) for state, deadline in rows)
 
     @property
     def wanted(self) -> int:

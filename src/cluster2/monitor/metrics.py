@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from .. import __version__
+from .. import __version__, health
 from ..errors import ClusterError
 from ..kernel import ledger
 from ..kernel.ledger import Account
@@ -136,6 +137,9 @@ def _cluster(board: Scoreboard) -> Iterator[Metric]:
         ("connections_resting", "Connections between two requests, at the keeper.", header.resting),
     ):
         yield GaugeMetricFamily(PREFIX + name, text, value)
+    if header.waiting >= 0:
+        text = "Connections that wait in the accept queues, about a second ago."
+        yield GaugeMetricFamily(f"{PREFIX}connections_waiting", text, header.waiting)
     for name, text, value in (
         ("reloads", "Changes of generation that were carried through.", header.reloads),
         ("reloads_failed", "Changes of generation that were abandoned.", header.reloads_failed),
@@ -150,10 +154,13 @@ def _workers(accounts: dict[int, Account]) -> Iterator[Metric]:
     """How many there are in each state, and how often they had to be made again."""
     from prometheus_client.core import GaugeMetricFamily
 
-    states = GaugeMetricFamily(f"{PREFIX}workers", "Workers by state.", labels=["state"])
-    lives = [life.state for account in accounts.values() for life in account.lives]
-    for state in (State.BOOTING, State.READY, State.DRAINING):
-        states.add_metric([state.label], lives.count(state))
+    now = time.monotonic()
+    states = GaugeMetricFamily(f"{PREFIX}workers", "Workers by state; `ready` are those that serve.", labels=["state"])
+    lives = [
+        health.seen_state(life.state, life.heartbeat, now) for account in accounts.values() for life in account.lives
+    ]
+    for state in (State.BOOTING.label, State.READY.label, health.STUCK, State.DRAINING.label):
+        states.add_metric([state], lives.count(state))
     yield states
     restarts = {slot: account.begun - 1 for slot, account in accounts.items()}
     yield from _family("Counter", "restarts", "Workers made after the first one of the slot.", restarts)
@@ -205,8 +212,17 @@ def _family(kind: str, name: str, text: str, values: Mapping[int, float]) -> Ite
 
 
 def _latency(accounts: dict[int, Account]) -> Iterator[Metric]:
-    from prometheus_client.core import HistogramMetricFamily
+    from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 
+    slowest = {
+        slot: max((life.slowest_lately for life in account.lives), default=0.0) for slot, account in accounts.items()
+    }
+    name, text = "request_duration_max_seconds", "How long the slowest of the sample took in the last 10 to 20 seconds."
+    longest = GaugeMetricFamily(WORKER + name, text, labels=["slot"])
+    for slot, seconds in slowest.items():
+        longest.add_metric([str(slot)], seconds)
+    yield longest
+    yield GaugeMetricFamily(PREFIX + name, text, max(slowest.values(), default=0.0))
     name, text = "request_duration_seconds", "How long requests took in the app: a sample of them."
     by_slot = HistogramMetricFamily(WORKER + name, text, labels=["slot"])
     for slot, account in accounts.items():

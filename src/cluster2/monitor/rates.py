@@ -58,15 +58,16 @@ class Lately:
         """A new look begins."""
         self._before, self._counts = self._counts, {}
 
-    def summary(self, key: Hashable, buckets: Sequence[int] | None) -> dict[str, Any]:
+    def summary(self, key: Hashable, buckets: Sequence[int] | None, slowest: float = 0.0) -> dict[str, Any]:
         """`p50` and `p99` in seconds of what was measured within the last turns; None if nothing was.
 
         Args:
             buckets: requests by bucket (`latencies`), ever; None: not known now.
+            slowest: how long the slowest of these turns took, in seconds; 0: that isn't known.
         """
         if buckets is None:
             return {"p50": None, "p99": None}
         seen = self._counts[key] = self._before.get(key) or deque(maxlen=self._turns + 1)
         seen.append(tuple(buckets))
         fresh = [max(0, after - before) for before, after in zip(seen[0], seen[-1], strict=True)]
-        return {"p50": latencies.quantile(fresh, 0.5), "p99": latencies.quantile(fresh, 0.99)}
+        return {"p50": latencies.quantile(fresh, 0.5, slowest), "p99": latencies.quantile(fresh, 0.99, slowest)}

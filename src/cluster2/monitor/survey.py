@@ -16,8 +16,7 @@ from ..health import PROMISE
 from ..kernel import ledger
 from ..kernel.scoreboard import SLOTS, Row, Scoreboard
 from ..latencies import BOUNDS
-from ..lifecycle import PHASES, mode_label, state_label
-from .facts import LATE
+from ..lifecycle import PHASES, mode_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +46,9 @@ class Worker:
         """What no other life has: a pid may be used again."""
         return self.pid, self.cells["started"]
 
-    @property
-    def state(self) -> str:
+    def state(self, now: float) -> str:
         """The name of its state."""
-        return state_label(self.cells["state"])
+        return health.seen_state(self.cells["state"], self.cells["heartbeat"], now)
 
     @property
     def mode(self) -> str:
@@ -58,8 +56,8 @@ class Worker:
         return mode_label(self.cells["mode"], draining=bool(self.cells["draining"]))
 
     def serves(self, now: float) -> bool:
-        """Whether it is ready; one whose sign of life is overdue isn't."""
-        return self.state == "ready" and health.serves(self.cells["heartbeat"], now, LATE)
+        """Whether it is ready."""
+        return self.state(now) == "ready"
 
     def count(self, name: str) -> int | None:
         """Return a cell that counts; None: it says -1, since the engine can't know."""
@@ -79,11 +77,15 @@ class Totals:
     Attributes:
         requests: None if an engine can't know.
         latencies: by bucket.
+        slowest: how long the slowest measured request took: seconds.
+        slowest_lately: the same of the last ten to twenty seconds.
     """
 
     requests: int | None
     errors: int
     latencies: tuple[int, ...]
+    slowest: float
+    slowest_lately: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,4 +146,6 @@ def _totals(board: Scoreboard) -> Totals | None:
         requests=sum(int(each.counters["requests"]) for each in accounts) if known else None,
         errors=sum(int(each.counters["errors"]) for each in accounts),
         latencies=tuple(map(sum, zip(*measured, strict=True))) or (0,) * (len(BOUNDS) + 1),
+        slowest=max((each.slowest for each in accounts), default=0.0),
+        slowest_lately=max((life.slowest_lately for each in accounts for life in each.lives), default=0.0),
     )

@@ -87,7 +87,12 @@ class Watch:
         self._weigh(seen)
         each = {worker.key: self._each(worker) for worker in seen.workers}
         rates = self._rates(seen, [found["cpu_share"] for found in each.values()])
-        lately = self._lately.summary("all", None if seen.totals is None else seen.totals.latencies)
+        totals = seen.totals
+        lately = (
+            self._lately.summary("all", None)
+            if totals is None
+            else self._lately.summary("all", totals.latencies, totals.slowest_lately)
+        )
         sample = self.history.add(self._row(seen, rates, lately))
         self._scaled(seen)
         self._looks += 1
@@ -116,7 +121,7 @@ class Watch:
             "rate": rate(("requests", worker.key), worker.count("requests")),
             "error_rate": rate(("errors", worker.key), worker.count("errors")),
             "cpu_share": rate(("cpu", worker.key), usage.cpu_time(worker.pid)),
-            "recent": self._lately.summary(worker.key, worker.latencies),
+            "recent": self._lately.summary(worker.key, worker.latencies, worker.cells["slowest_lately"]),
         }
 
     def _rates(self, seen: Survey, workers: list[float | None]) -> dict[str, float | None]:

@@ -25,6 +25,7 @@ from . import api
 from .acceptor import Acceptor
 from .descriptor_room import DescriptorRoom
 from .holds import Holds
+from .measured import Measured
 from .moves import Moves
 from .pace import LONG, Mode, Pace
 from .paper import Paper
@@ -55,6 +56,7 @@ class Pulse:
         moves: Moves,
         pace: Pace,
         watch: Watch,
+        measured: Measured,
         rest_after: float,
         request_timeout: float,
         paper: Paper,
@@ -69,6 +71,7 @@ class Pulse:
         self._moves = moves
         self._pace = pace
         self._watch = watch
+        self._measured = measured
         self._rest_after = rest_after
         self._request_timeout = request_timeout
         self._paper = paper
@@ -182,7 +185,7 @@ class Pulse:
             self._on_slow(now)
         if now - self._second_at >= 0.95 * REST:
             self._second_at = now
-            self._on_second()
+            self._on_second(now)
         self._again(now, wait)
 
     def _look(self, now: float) -> float:
@@ -247,8 +250,9 @@ class Pulse:
         with self._guard("moving connections"):
             self._slow(now)
 
-    def _on_second(self) -> None:
+    def _on_second(self, now: float) -> None:
         """Do what is done once a second at most."""
+        self._measured.second(now)
         with self._guard("the room for connections"):
             self._room.measure(self._connections)
         with self._guard("the memory of this worker"):

@@ -17,11 +17,10 @@ from typing import Any, cast
 
 import uvloop
 
-from .. import codec, latencies, wire
+from .. import codec, wire
 from ..engines.base import Capability, Engine, Interface, Site, is_fed, is_own, owns_accept
 from ..errors import AppError, ClusterError, said, trace
 from ..kernel import app_forks, lifeline, processes, signals
-from ..kernel.cells import LARGEST_COUNT
 from ..kernel.handover import Inlet, Outlet, batch_size
 from ..kernel.scoreboard import Row
 from ..lifecycle import State
@@ -34,6 +33,7 @@ from .descriptor_room import DescriptorRoom
 from .drain import Drain
 from .ecv import Ecv, Served, Traffic
 from .life import Life
+from .measured import Measured
 from .moves import Moves
 from .office import Office
 from .pace import Pace
@@ -214,7 +214,8 @@ class Worker:
             await api.hooks.run_start()
         except (Exception, SystemExit) as error:
             raise AppError(f"a hook of worker.on_start raised {said(error)}", detail=trace(error)) from error
-        self._watch = Watch(self._long_step, 2 * self._settings.park_above, self._took)
+        self._measured = Measured(self._row)
+        self._watch = Watch(self._long_step, 2 * self._settings.park_above, self._measured.add)
         self._engines = [self._engine(site) for site in self._birth.sites]
         for engine in self._engines:
             await engine.start()
@@ -233,6 +234,7 @@ class Worker:
             self._moves,
             Pace(self._settings.park_above if outlet else 0.0),
             self._watch,
+            self._measured,
             self._settings.rest_after,
             self._settings.request_timeout,
             self._paper,
@@ -296,11 +298,6 @@ class Worker:
 
     def _long_step(self, step: float, now: float) -> None:
         self._pulse.long_step(step, now)
-
-    def _took(self, seconds: float) -> None:
-        counts, bucket = self._row.latencies, latencies.bucket(seconds)
-        counts[bucket] = min(counts[bucket], LARGEST_COUNT) + 1  # what the app may have written there must not overflow
-        self._row.latency += seconds
 
     async def _leave(self) -> bool:
         """Drain. Returns whether everything has ended by itself."""

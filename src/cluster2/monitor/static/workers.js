@@ -4,10 +4,9 @@ import { el, setAttribute, setOrder, setText } from "./dom.js";
 import * as format from "./format.js";
 
 const SETTLE = 3000; // ms between two changes of the order: rows that jump can't be read
-const LATE = 3; // seconds: a sign of life is overdue
-const STATES = { __proto__: null, spawning: "○", booting: "◔", ready: "●", draining: "◑", dying: "✕", dead: "✕" };
+const STATES = { __proto__: null, spawning: "○", booting: "◔", ready: "●", stuck: "▲", draining: "◑", dying: "✕", dead: "✕" };
 
-const overdue = (worker) => worker.state === "ready" && worker.heartbeat_age > LATE;
+const overdue = (worker) => worker.state === "stuck";
 const quantile = (worker, which) => worker.recent?.[which] ?? worker.latency?.[which];
 
 /** Columns: `value` is what is sorted by, `text` what is shown, `tone` a class for what needs a look. */
@@ -21,7 +20,7 @@ const COLUMNS = [
     words: true,
     value: (w) => w.state,
     text: (w) => `${STATES[w.state] ?? "○"} ${w.state}`,
-    tone: (w) => (w.state === "ready" ? "good" : w.state === "dying" || w.state === "dead" ? "bad" : "warn"),
+    tone: (w) => (w.state === "ready" ? "good" : ["stuck", "dying", "dead"].includes(w.state) ? "bad" : "warn"),
   },
   { key: "age", label: "Age", value: (w) => w.uptime, text: (w) => format.duration(w.uptime) },
   { key: "rate", label: "Req/s", title: "Requests a second", value: (w) => w.rate, text: (w) => format.rate(w.rate) },
