@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -147,3 +148,29 @@ def test_close_on_exec() -> None:
         assert not os.get_inheritable(file)
     finally:
         os.close(file)
+
+
+def test_what_a_process_adds(run: Run) -> None:
+    """What a process adds stands behind its stacks, while it spins or sleeps; what raises is told, and the process goes on."""
+    child = run(
+        "import sys, time\n"
+        "told = iter(['first', None])\n"
+        "stacks.add(lambda frame: frame.f_code.co_name + next(told).join('  '))\n"
+        "def spin():\n    print('now', flush=True)\n    began = time.monotonic()\n"
+        "    while time.monotonic() - began < 1000: pass\n"
+        "spin()"
+    )
+    shown = asyncio.run(stacks.capture(child.file, child.pidfd, child.process.pid, adds=True))
+    assert re.search(r"in spin\n(.*\n)*\nspin first $", shown + " "), shown
+    shown = asyncio.run(stacks.capture(child.file, child.pidfd, child.process.pid, adds=True))
+    assert "what it works on can't be told: AttributeError" in shown
+    assert child.process.poll() is None
+
+
+def test_a_process_that_adds_nothing(run: Run) -> None:
+    """One that is stuck in C shows its stacks, when what it might add was waited for."""
+    child = run("stacks.add(lambda frame: 'never')\nprint('now', flush=True)\nsum(range(10**12))")
+    deadline = time.monotonic() + PATIENCE
+    while "never" in (shown := asyncio.run(stacks.capture(child.file, child.pidfd, child.process.pid, adds=True))):
+        assert time.monotonic() < deadline, "it hasn't begun to compute"
+    assert "<module>" in shown

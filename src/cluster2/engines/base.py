@@ -21,6 +21,7 @@ import ssl
 from collections.abc import Callable, Generator, Iterable, Mapping, MutableSequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import FrameType
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
 
 from ..settings import Settings
@@ -198,6 +199,15 @@ class Engine(Protocol):
 
     def oldest(self, now: float) -> float | None:
         """Since when, on the monotonic clock, the oldest request is under way, as seen by calls of this; None: there is none."""
+
+    def serving(self, frame: FrameType) -> str | None:
+        """Return what the app was called for in this frame: method and path of a request, or a connection's peer, fit for a log.
+
+        A signal handler asks that of all frames there are, in the main thread: so nothing but the frame's variables may be read.
+
+        Returns:
+            None: it isn't a frame in which an engine calls the app.
+        """
 
     def movable(self) -> Iterable[Movable]:
         """Its connections, as far as they are of a kind that can move at all."""

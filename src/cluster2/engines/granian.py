@@ -46,6 +46,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from types import FrameType
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
@@ -201,6 +202,11 @@ class GranianEngine:
         seen = {request: self._begun.get(request, now) for request in self._under.way()}
         self._begun = seen
         return min(seen.values(), default=None)
+
+    def serving(self, frame: FrameType) -> str | None:
+        """Seen by the frames that call the app."""
+        found = self._under.serving(frame)
+        return None if found is None else _readable(found)
 
     def movable(self) -> Iterable[Movable]:
         """None: they are Rust's."""

@@ -128,6 +128,17 @@ class Under:
             return [scope["PATH_INFO"] for scope in running if scope is not None]
         return [_path(scope) for _, _, scope in self._awaited()]
 
+    def serving(self, frame: FrameType) -> str | None:
+        """Return method and path of the request whose app was called in this frame."""
+        if frame.f_code not in self._codes:
+            return None
+        scope = frame.f_locals["scope"] if self._threads else frame.f_locals["watcher"].scope
+        if self._threads:
+            return f"{scope['REQUEST_METHOD']} {scope['PATH_INFO']}"
+        if _is_websocket(scope):
+            return f"websocket {_path(scope)}"
+        return f"{scope['method'] if isinstance(scope, dict) else scope.method} {_path(scope)}"
+
     def _awaited(self) -> Iterator[tuple[asyncio.Task[Any], Any, Any]]:
         """Requests whose coroutine has begun: task, coroutine and granian's scope of each."""
         return ((task, coroutine, watcher.scope) for task, coroutine, watcher in self._watched())

@@ -17,6 +17,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Mapping
+from types import CodeType, FrameType
 from typing import Any, ClassVar
 
 from ..kernel.progress import transferred
@@ -47,6 +48,7 @@ class TcpEngine:
         self._open: dict[int, Connection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._classes: dict[type, type] = {}
+        self._call: CodeType | None = None
         app = site.wrap(site.app, Interface.TCP)
         self._factory: Factory = self._streams(app) if is_async(app) else app
         self._drained_at: float | None = None
@@ -93,6 +95,17 @@ class TcpEngine:
         for connection in connections:
             connection.look(now)
         self._patience.look(connections, now)
+
+    def serving(self, frame: FrameType) -> str | None:
+        """Seen by the frame that calls a handler. A protocol's methods are called by the loop."""
+        if frame.f_code is not self._call:
+            return None
+        peer = frame.f_locals["writer"].get_extra_info("peername")
+        return (
+            f"the connection of {peer[0]}:{peer[1]}"
+            if isinstance(peer, tuple)
+            else "the connection of a Unix socket's peer"
+        )
 
     def movable(self) -> list[Movable]:
         """Plain connections whose app knows its boundaries."""
@@ -195,6 +208,7 @@ class TcpEngine:
                 self._tasks.discard(task)
                 writer.close()
 
+        self._call = run.__code__
         return run
 
     def _made(self, protocol: Any, transport: asyncio.Transport, between: Callable[[Any], bool] | None) -> None:

@@ -25,12 +25,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from tempfile import SpooledTemporaryFile
+from types import FrameType
 
 from .outcomes import reading
 from .pep3333 import App, Environ, Environs, body_length, body_of
 from .threads import Pool
-from .wsgi_client import AHEAD, Answer, Message, Receive, Send, no_short_cut, send_whole
-from .wsgi_inline import Turn, call_inline
+from .wsgi_client import AHEAD, Answer, Message, Receive, Send, asked_for, no_short_cut, send_whole
+from .wsgi_inline import Parts, Turn, call_inline
 from .wsgi_threaded import Call, converse
 
 AT_ONCE = AHEAD
@@ -75,6 +76,15 @@ class Bridge:
     def on_room(self, freed: Callable[[], None]) -> None:
         """Call this when there is room again, or when one from outside is let in."""
         (self.pool or self._turn).freed = freed
+
+    def serving(self, frame: FrameType) -> str | None:
+        """Return method and path of the request whose app was called in this frame."""
+        code = frame.f_code
+        if code is call_inline.__code__:
+            return asked_for(frame.f_locals["environ"])
+        if code is Call.work.__code__ or code is Parts.run.__code__:
+            return asked_for(frame.f_locals["self"].environ or {})
+        return None
 
     def failures(self) -> int:
         """Return how many calls failed when their response was complete, or nobody wanted it: no server sees these."""

@@ -69,7 +69,7 @@ def call_inline(
         result = app(environ, response.start_response)
         if not isinstance(result, list | tuple) or response.begun:
             turn.busy = True  # until the answer is through
-            return _Parts(environ, response, parts, receive, send).run(result, turn, answer)
+            return Parts(environ, response, parts, receive, send).run(result, turn, answer)
         body = response.whole(result)
     except BaseException as error:
         reason = log(error, asked_for(environ))
@@ -106,7 +106,7 @@ def _close(result: Any, environ: Environ, *, told: bool = False) -> bool:
     return True
 
 
-class _Parts:
+class Parts:
     """A response that comes in parts."""
 
     def __init__(self, environ: Environ, response: Response, parts: list[bytes], receive: Receive, send: Send) -> None:
@@ -115,7 +115,7 @@ class _Parts:
         Args:
             parts: what the app has given away, and wasn't sent yet.
         """
-        self._environ = environ
+        self.environ = environ
         self._response = response
         self._parts = parts
         self._send = send
@@ -131,9 +131,9 @@ class _Parts:
             except asyncio.CancelledError:
                 raise
             except BaseException as error:
-                reason = log(error, asked_for(self._environ))
+                reason = log(error, asked_for(self.environ))
             finally:
-                if not _close(result, self._environ, told=bool(reason)):
+                if not _close(result, self.environ, told=bool(reason)):
                     turn.failures += self._response.status < 500
         finally:
             self._inbox.close()

@@ -32,7 +32,6 @@ class Call:
         "_app",
         "_body_ended",
         "_consumed",
-        "_environ",
         "_event",
         "_loop",
         "_parts",
@@ -43,6 +42,7 @@ class Call:
         "asked",
         "complete",
         "context",
+        "environ",
         "failed",
         "gone",
         "reason",
@@ -51,7 +51,7 @@ class Call:
 
     def __init__(self, app: App, environ: Environ, pool: Pool) -> None:
         self._app = app
-        self._environ: Environ | None = environ
+        self.environ: Environ | None = environ
         self._pool = pool
         self._loop = pool.loop
         self._waiter: asyncio.Future[None] | None = None
@@ -117,8 +117,8 @@ class Call:
         response = self.response
         result: Any = None
         try:
-            assert self._environ is not None
-            result = self._app(self._environ, response.start_response)
+            assert self.environ is not None
+            result = self._app(self.environ, response.start_response)
             if isinstance(result, list | tuple) and not response.begun:
                 self._parts.append(response.whole(result))
             else:
@@ -131,14 +131,14 @@ class Call:
                 result.close()
         except BaseException as error:
             self._fail(error)
-        self._environ = None  # which may hold us
+        self.environ = None  # which may hold us
         response.release()  # or it and we would wait for the garbage collector, with the request and its connection
 
     def more(self) -> bytes:
         """More of the request's body; b"" at its end. Raises ClientGone."""
         if self._body_ended:
             return b""
-        if self._environ is None:
+        if self.environ is None:
             raise ValueError("the request is over: its wsgi.input can't be read any more")
         answers = self._answers = self._answers or SimpleQueue()
         if self.gone:  # before there was a queue to say it, perhaps
@@ -192,7 +192,7 @@ class Call:
     def _fail(self, error: BaseException) -> None:
         first = not self.reason and not isinstance(error, ClientGone)
         if first:
-            self.reason = log(error, asked_for(self._environ or {}))
+            self.reason = log(error, asked_for(self.environ or {}))
         unheard = self.complete or self.gone
         if not self.complete:
             self.failed = True

@@ -12,16 +12,22 @@ import faulthandler
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 from . import app_forks
 
 PATIENCE = 1.0
 """Seconds to wait for a process to write its stacks."""
+ADDING_PATIENCE_S = 1.0
+"""Seconds to wait for what a process adds: its main thread may be in C code, and then it adds nothing."""
+END = b"\0"
+"""Stands behind what a process adds."""
 QUIET = 0.03
 """Seconds without growth after which they are taken for complete."""
 LONGEST = 1 << 18
 """Bytes that are read of them."""
+_armed = -1
 _UNARMED = "has only just begun, or its app has taken SIGUSR1 away"
 _STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "waiting in the kernel", "Z": "a zombie"}
 
@@ -33,7 +39,34 @@ def create() -> int:
 
 def arm(descriptor: int) -> None:
     """Write this process's stacks there whenever it is sent SIGUSR1."""
+    global _armed
+    _armed = descriptor
     faulthandler.register(signal.SIGUSR1, file=descriptor, all_threads=True)
+
+
+def add(describe: Callable[[FrameType | None], str]) -> None:
+    """Have this process write something of its own behind its stacks, if it is armed. Call it in the main thread.
+
+    Args:
+        describe: returns it; called in the main thread as soon as that runs Python code, with the frame where it is.
+    """
+    descriptor = _armed
+    if descriptor < 0:
+        return
+
+    def write(number: int, frame: FrameType | None) -> None:
+        try:
+            text = describe(frame)
+        except Exception as error:  # it must not hit the code that was interrupted
+            text = f"what it works on can't be told: {error!r}"
+        os.write(descriptor, b"\n" + text.encode("utf-8", "backslashreplace") + b"\n" + END)
+
+    # Between the two steps the signal would end the process.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1,))
+    faulthandler.unregister(signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, write)
+    faulthandler.register(signal.SIGUSR1, file=descriptor, all_threads=True, chain=True)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     app_forks.in_child(_disarm)
 
 
@@ -41,8 +74,12 @@ def _disarm() -> None:
     faulthandler.unregister(signal.SIGUSR1)
 
 
-async def capture(descriptor: int, pidfd: int, pid: int) -> str:
-    """The stacks of a process that has armed itself, or a line that says why there are none."""
+async def capture(descriptor: int, pidfd: int, pid: int, *, adds: bool = False) -> str:
+    """The stacks of a process that has armed itself, or a line that says why there are none.
+
+    Args:
+        adds: it may have something to add (`add`), which is waited for as well.
+    """
     import asyncio  # not at the top: the keeper, which imports this module, has no use for it
 
     if not _is_armed(pid):
@@ -53,6 +90,9 @@ async def capture(descriptor: int, pidfd: int, pid: int) -> str:
     except ProcessLookupError:
         return f"no stacks: process {pid} has ended"
     for _ in _growth(descriptor):
+        await asyncio.sleep(0.01)
+    deadline = time.monotonic() + ADDING_PATIENCE_S
+    while adds and _is_growing(descriptor) and time.monotonic() < deadline:
         await asyncio.sleep(0.01)
     return _found(descriptor, pid)
 
@@ -96,8 +136,14 @@ def _growth(descriptor: int) -> Iterator[None]:
         yield
 
 
+def _is_growing(descriptor: int) -> bool:
+    """Whether a process that writes its stacks has yet to end what it adds to them."""
+    size = os.fstat(descriptor).st_size
+    return size > 0 and os.pread(descriptor, 1, size - 1) != END
+
+
 def _found(descriptor: int, pid: int) -> str:
-    found = os.pread(descriptor, LONGEST, 0).decode(errors="replace").rstrip()
+    found = os.pread(descriptor, LONGEST, 0).rstrip(END).decode(errors="replace").rstrip()
     return found or f"no stacks: process {pid} doesn't react; it is {_state(pid)}"
 
 

@@ -221,7 +221,7 @@ async def _stacks_of(handle: Handle) -> str:
             copies.callback(os.close, pidfd)
             file = os.dup(handle.stacks_file)
             copies.callback(os.close, file)
-            return await stacks.capture(file, pidfd, handle.pid)
+            return await stacks.capture(file, pidfd, handle.pid, adds=True)
     except OSError as error:
         return f"no stacks: {error.strerror}"
 

@@ -20,7 +20,7 @@ import uvloop
 from .. import codec, wire
 from ..engines.base import Capability, Engine, Interface, Site, is_fed, is_own, owns_accept
 from ..errors import AppError, ClusterError, said, trace
-from ..kernel import app_forks, lifeline, processes, signals
+from ..kernel import app_forks, lifeline, processes, signals, stacks
 from ..kernel.handover import Inlet, Outlet, batch_size
 from ..kernel.scoreboard import Row
 from ..lifecycle import State
@@ -44,6 +44,7 @@ from .sources import Door, ReadyQueue
 from .steps import Watch
 from .talk import TalkChannel
 from .tls import context
+from .whereabouts import Whereabouts
 from .wrapper import wrap
 
 logger = logging.getLogger("cluster2.worker")
@@ -245,6 +246,7 @@ class Worker:
             if is_own(engine := self._engines[spec.site]):
                 engine.listen(listener)
         self._pulse.start()
+        stacks.add(Whereabouts(self._engines, asyncio.get_running_loop()).describe)
 
     def _engine(self, site: Staffed) -> Engine:
         def around(call: Callable[..., Any], interface: Interface) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from email.utils import formatdate
+from types import FrameType
 from typing import Any, ClassVar
 
 from ...errors import AppError
@@ -318,6 +319,13 @@ class HttpEngine:
         since = [*seen.values(), *([] if self._pool is None else self._pool.under_way())]
         return min(since, default=None)
 
+    def serving(self, frame: FrameType) -> str | None:
+        """Seen by the frames that call apps: of requests, websockets, and WSGI apps."""
+        code = frame.f_code
+        if code in _CALLS:
+            return str(frame.f_locals["self"].named())
+        return None if self._bridge is None else self._bridge.serving(frame)
+
     def movable(self) -> list[Connection]:
         """All connections; whether one may move is asked of it."""
         return list(self.connections)
@@ -401,6 +409,10 @@ class HttpEngine:
         while self._pool is not None and self._pool.busy and time.monotonic() < deadline:
             await asyncio.sleep(THREAD_LOOK_S)
         return paths
+
+
+_CALLS = frozenset({Request.run.__code__, WebSocketConnection._run.__code__})
+"""Methods that call ASGI apps."""
 
 
 def _nothing(path: str) -> bool:
