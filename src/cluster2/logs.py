@@ -27,7 +27,7 @@ from .settings import Settings
 _OURS = ("cluster2", "uvicorn", "granian", "_granian")
 """Loggers whose lines are ours to write. Apps log by `uvicorn`'s, out of habit."""
 KEPT = (
-    "cluster2", "cluster2.app", "cluster2.granian", "cluster2.http", "cluster2.http.lifespan", "cluster2.http.websocket.library",
+    "cluster2", "cluster2.app", "cluster2.granian", "cluster2.http", "cluster2.http.websocket.library", "cluster2.lifespan",
     "cluster2.master", "cluster2.monitor", "cluster2.tcp", "cluster2.worker", "cluster2.wsgi", "cluster2.zygote",
     "granian", "granian.access", "_granian",
 )  # fmt: skip

@@ -32,7 +32,7 @@ APPS = Path(__file__).with_name("granian_app.py")
 GRANIAN = ("--engine", "granian")
 BIG = 20_000_000
 """Bytes of a body that no kernel takes at once."""
-QUICK = ("--drain-idle", "500ms")
+QUICK = ("--drain-idle", "2s")
 KINDS = {"rsgi": ("rsgi",), "asgi": ("app", *GRANIAN), "wsgi": ("make_flask", "--factory", *GRANIAN)}
 
 

@@ -45,16 +45,18 @@ def test_killed_under_load(run: Serve, keep_alive: bool) -> None:
 
 
 def test_pid_files_that_cannot_be_written(run: Serve) -> None:
-    """The directory of pid files is removed under a cluster: it says so, and goes on to replace workers that die."""
+    """A file takes the place of the directory of pid files: the cluster says so, and goes on to replace workers that die."""
     running = run(sample("plain"), workers=1).ready(1)
     victim, address = running.workers()[0]["pid"], running.address
     shutil.rmtree(running.pids)
+    running.pids.touch()  # a directory that is only missing is soon there again
     os.kill(victim, signal.SIGKILL)
     wait_until(lambda: len(re.findall(r"worker \d+ serves", running.stderr)) == 2, lambda: f"another: {running.stderr}")
     assert get(address).body == b"hello"
     assert "the pid file of worker" in running.stderr
     running.signal(signal.SIGTERM)
     assert running.wait() == 0
+    running.pids.unlink()
 
 
 def test_only_the_killed_workers_requests_fail(run: Serve) -> None:

@@ -67,10 +67,11 @@ from .base import Capability, Census, Interface, Movable, Site
 from .ending import cancel, readable
 from .granian_apps import Under, by_rsgi, client_of, ending, native
 from .granian_clients import Clients, head_patience
-from .granian_hooks import Hooks, Lifespan
+from .granian_hooks import Hooks
 from .granian_internals import check, module
 from .granian_senders import Senders, Transport
 from .granian_wsgi import conforming
+from .lifespan import Lifespan
 
 logger = logging.getLogger("cluster2.worker")
 
@@ -120,7 +121,9 @@ class GranianEngine:
         self._under = Under(site.gauge, remember=bool(site.settings.request_timeout))
         self._senders = Senders(client_of, self._under.answers.accept)
         self._begun: dict[object, float] = {}
-        self._lifespan = Lifespan(site) if site.interface is Interface.ASGI else None
+        mode = site.settings.lifespan if site.interface is Interface.ASGI else "off"
+        self._state: dict[str, Any] = {}  # what the lifespan has left for requests
+        self._lifespan = Lifespan(site.app, self._state, mode)
         self._hooks = Hooks(site.app, self._loop) if site.interface is Interface.RSGI else None
         self._listeners: list[socket.socket] = []
         self._running: list[tuple[Any, asyncio.Future[None]]] = []
@@ -154,8 +157,7 @@ class GranianEngine:
 
     async def start(self) -> None:
         """Run the lifespan's startup, or RSGI's hook."""
-        if self._lifespan is not None:
-            await self._lifespan.startup()
+        await self._lifespan.start()
         if self._hooks is not None:
             await self._hooks.init()
 
@@ -272,8 +274,7 @@ class GranianEngine:
         if self._running:
             await asyncio.wait([finished for _, finished in self._running], timeout=PATIENCE)
         try:
-            if self._lifespan is not None:
-                await self._lifespan.shutdown()
+            await self._lifespan.stop()
             if self._hooks is not None:
                 await self._hooks.close()
         finally:
@@ -328,12 +329,9 @@ class GranianEngine:
             took = time.monotonic() - now
             self._look_at = now + LOOK_SHARE * took
 
-    def _state(self) -> dict[str, Any]:
-        return self._lifespan.state if self._lifespan is not None else {}
-
     def _called(self, unix: bool) -> Callable[..., Any]:
         """What granian calls with each request."""
-        app, state = self._site.app, self._state()
+        app, state = self._site.app, self._state
         if self._site.interface is Interface.ASGI:
             app = self._senders.paced(app, listens=unix or self._site.settings.http2)
         if self._site.interface is Interface.RSGI:

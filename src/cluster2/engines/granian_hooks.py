@@ -1,4 +1,4 @@
-"""How an app begins and ends under granian: ASGI's lifespan, RSGI's hooks."""
+"""How an RSGI app begins and ends under granian: by its hooks."""
 
 from __future__ import annotations
 
@@ -9,38 +9,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ..errors import AppError
-from .base import Site
-from .granian_internals import module
-from .lifespan import Startup
 
 Call = Callable[..., Any]
 logger = logging.getLogger("cluster2.granian")
-
-
-class Lifespan:
-    """ASGI's lifespan, by granian's own protocol.
-
-    Attributes:
-        state: what the app put there at startup; each request gets a copy.
-    """
-
-    def __init__(self, site: Site) -> None:
-        self._mode = site.settings.lifespan
-        self._startup = Startup(site.app, self._mode)
-        self._protocol: Any = module("asgi").LifespanProtocol(self._startup.call)
-        self.state: dict[str, Any] = self._protocol.state
-
-    async def startup(self) -> None:
-        """Raises AppError if the app refuses, or has no lifespan although it must."""
-        if self._mode != "off":
-            await self._protocol.startup()
-            self._startup.check()
-
-    async def shutdown(self) -> None:
-        """The app's own errors are logged by granian. Raises AppError if there was one."""
-        if self._mode != "off":
-            await self._protocol.shutdown()
-            self._startup.check_end()
 
 
 class Hooks:

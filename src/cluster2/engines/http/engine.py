@@ -18,15 +18,14 @@ from email.utils import formatdate
 from types import FrameType
 from typing import Any, ClassVar
 
-from ...errors import AppError
 from ...kinds import encoded_path, parse_proxies
 from ...settings import Settings
 from ..base import Capability, Census, Hold, Interface, Movable, Served, Site
 from ..ending import alone, cancel, readable, reset
+from ..lifespan import Lifespan
 from ..outcomes import Outcomes
 from ..patience import Patience
 from .connection import LINGERING, UPGRADED, Connection
-from .lifespan import Lifespan
 from .limits import LAST_MESSAGES
 from .proxy_headers import UNIX_PEER, TrustedProxies
 from .request import COMPLETE, Request
@@ -153,8 +152,6 @@ class HttpEngine:
         if self._bridge is not None:
             self._bridge.stop()
         await self._lifespan.stop()
-        if (fault := self._lifespan.shutdown_fault()) is not None:
-            raise AppError(fault)
 
     def protocol(self) -> asyncio.BaseProtocol:
         """A connection."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
-from cluster2.engines.http.lifespan import Lifespan
+from cluster2.engines.lifespan import Lifespan
 from cluster2.errors import AppError
 from tests.unit.waiting import PATIENCE
 
@@ -108,7 +108,7 @@ WITHOUT = [raises, asserts, returns, receives_and_returns, answers, reads_and_an
 @pytest.mark.parametrize("app", WITHOUT, ids=lambda app: app.__name__)
 async def test_apps_without_lifespan(app: Call, caplog: pytest.LogCaptureFixture) -> None:
     """An app that doesn't know the lifespan is served under `auto`, and refused under `on`."""
-    caplog.set_level(logging.INFO, "cluster2.http.lifespan")
+    caplog.set_level(logging.INFO, "cluster2.lifespan")
     lifespan = Lifespan(app, {}, "auto")
     await lifespan.start()
     await lifespan.stop()
@@ -183,7 +183,7 @@ async def test_no_reason(mode: str) -> None:
 
 
 async def test_it_raises_while_it_serves(caplog: pytest.LogCaptureFixture) -> None:
-    """A lifespan that raises after its startup is logged at once, and stopping it does nothing more."""
+    """A lifespan that raises after its startup is logged at once, and told when it is stopped."""
     broken = asyncio.Event()
 
     async def app(scope: Any, receive: Call, send: Call) -> None:
@@ -196,7 +196,8 @@ async def test_it_raises_while_it_serves(caplog: pytest.LogCaptureFixture) -> No
     lifespan = Lifespan(app, {}, "on")
     await lifespan.start()
     await broken.wait()
-    await lifespan.stop()
+    with pytest.raises(AppError, match="the app's lifespan raised ValueError: background"):
+        await lifespan.stop()
     assert "raised after its startup" in caplog.text
     assert "ValueError: background" in caplog.text
 
@@ -236,24 +237,28 @@ def ending(how: str) -> Call:
     return app
 
 
-@pytest.mark.parametrize(
-    ("how", "told"),
-    [
-        ("raises", "at the end"),
-        ("exits", "at the end"),
-        ("says so", "at the end"),
-        ("returns", "without lifespan.shutdown.complete"),
-    ],
-)
-async def test_shutdown_goes_wrong(how: str, told: str, caplog: pytest.LogCaptureFixture) -> None:
-    """What goes wrong at shutdown is logged, and nothing is raised."""
-    caplog.set_level(logging.INFO, "cluster2.http.lifespan")
+@pytest.mark.parametrize("how", ["raises", "exits", "says so"])
+async def test_shutdown_goes_wrong(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What goes wrong at shutdown is logged once, and told each time it is asked for."""
     lifespan = Lifespan(ending(how), {}, "auto")
     await lifespan.start()
-    await lifespan.stop()
-    assert told in caplog.text
-    await lifespan.stop()
+    for _ in range(2):
+        with pytest.raises(AppError, match="the app's lifespan (raised|failed at shutdown).*at the end"):
+            await lifespan.stop()
+    assert "at the end" in caplog.text
     assert len(caplog.records) == 1
+
+
+async def test_shutdown_without_an_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """An app may return instead of completing its shutdown."""
+    caplog.set_level(logging.INFO, "cluster2.lifespan")
+    lifespan = Lifespan(ending("returns"), {}, "auto")
+    await lifespan.start()
+    await lifespan.stop()
+    await lifespan.stop()
+    assert [each.getMessage() for each in caplog.records] == [
+        "the app has ended its lifespan without lifespan.shutdown.complete"
+    ]
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
@@ -261,7 +266,7 @@ async def test_shutdown_is_bounded(
     stubborn: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shutdown that doesn't end is cancelled; one that refuses that is left behind."""
-    monkeypatch.setattr("cluster2.engines.http.lifespan.CANCEL_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("cluster2.engines.lifespan.CANCEL_TIMEOUT_S", 0.01)
     ended, release = [], asyncio.Event()
 
     async def app(scope: Any, receive: Call, send: Call) -> None:
@@ -278,7 +283,8 @@ async def test_shutdown_is_bounded(
 
     lifespan = Lifespan(app, {}, "auto", shutdown_timeout_s=0.01)
     await lifespan.start()
-    await asyncio.wait_for(lifespan.stop(), PATIENCE)
+    with pytest.raises(AppError, match="took longer than 0.01 s"):
+        await asyncio.wait_for(lifespan.stop(), PATIENCE)
     assert ended == ["cancelled"]
     assert "took longer than 0.01 s" in caplog.text
     release.set()
