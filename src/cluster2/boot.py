@@ -98,6 +98,7 @@ def _serve(
         with listening(config) as listeners, monitor_listening(config) as monitor:
 
             def ready() -> None:
+                logger.info("serving on %s in one process", _where(listeners))
                 places.announce(config.settings, monitor, logbook, None)
                 herald.serves(1)
                 herald.live()
@@ -133,8 +134,7 @@ async def supervise(
     emit = _teller(switchboard.emitter, herald)
 
     def ready() -> None:
-        where = ", ".join(str(listener.address) for _, listener in owned.listeners)
-        logger.info("serving on %s with %d workers", where, owned.options[0].workers)
+        logger.info("serving on %s with %d workers", _where(owned.listeners), owned.options[0].workers)
         places.announce(owned.options[0], owned.monitor, owned.logbook, owned.pids)
         herald.serves(owned.options[0].workers)
         owned.pids.keep()
@@ -154,6 +154,11 @@ async def supervise(
         await master.close()
         if owned.owns_process:
             signals.ignore_from_now(asyncio.get_running_loop(), SIGNALS)
+
+
+def _where(listeners: Sequence[tuple[int, Listener]]) -> str:
+    """Return the addresses of listeners, as a user writes them; with the port that the kernel has picked."""
+    return ", ".join(str(listener.address) for _, listener in listeners)
 
 
 @contextlib.contextmanager

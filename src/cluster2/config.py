@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from . import environments
 from .errors import ConfigError
 from .kinds import PATH
-from .settings import FILES, OPTIONS, Option, Settings, validate
+from .settings import FILES, OPTIONS, Option, Settings, validate, without_master
 
 PREFIX = "CLUSTER2_"
 _FIXED_PLACES = ("pids", "logs")
@@ -49,7 +49,11 @@ class Config:
 
     def explicit(self, name: str) -> bool:
         """Whether the option of that dotted name was set on purpose, be it to its default."""
-        return self.sources[name] not in ("default", OPTIONS[name].shared_variable)
+        return _is_explicit(name, self.sources[name])
+
+
+def _is_explicit(name: str, source: str) -> bool:
+    return source not in ("default", OPTIONS[name].shared_variable)
 
 
 class _Given(NamedTuple):
@@ -110,6 +114,10 @@ def load(
         check_files(settings, sources)
         if settings.env_file is not None:
             warnings += _options_in(Path(settings.env_file), variables)
+
+    given_on_purpose = {name: source for name, source in sources.items() if _is_explicit(name, source)}
+    if (idle := without_master(settings, given_on_purpose)) is not None:
+        warnings.append(idle)
 
     def again() -> Config:
         return load(given, origin=origin, environ=environ, directory=directory, file=file, check=check)

@@ -49,6 +49,7 @@ started.
 _FOOT = """
 ¹ Fixed for the life of the master: a change needs a restart.
 ² Refused at start by an [engine](engines.md) that can't honour it.
+³ Carried out by the master: with `cluster = false` it means nothing, and a warning says so.
 """
 
 
@@ -62,7 +63,7 @@ def options() -> str:
 
 
 def _row(option: Option) -> str:
-    marks = ("¹" if option.restart else "") + ("²" if option.needs else "")
+    marks = ("¹" if option.restart else "") + ("²" if option.needs else "") + ("³" if option.needs_master else "")
     notes = []
     if option.short:
         notes.append(f"`{option.short}`")

@@ -62,7 +62,8 @@ class Option:
         repeatable: whether the flag may be given several times, for a list.
         seed: what the Node.js cluster2 of 2012 called it, or None.
         needs: the engine's capability without which it can't be honoured, or None.
-        moot: values, besides None, that ask nothing of an engine, so that none refuses them.
+        moot: values, besides None, that ask for nothing, so that it doesn't matter who can't honour them.
+        needs_master: with `cluster = false` nobody can honour it.
         restart: whether a change needs a restart of the master; else a reload does.
         code_only: whether it has no form as a text, so that only code and files can set it.
         positional: whether the command line has it as an argument and not as a flag.
@@ -83,6 +84,7 @@ class Option:
     seed: str | None = None
     needs: str | None = None
     moot: tuple[Any, ...] = ()
+    needs_master: bool = False
     restart: bool = False
     code_only: bool = False
     positional: bool = False
@@ -170,17 +172,24 @@ class Settings:
         short="-w",
         seed="noWorkers",
         shared_variable="WEB_CONCURRENCY",
+        moot=(1,),
+        needs_master=True,
     )
-    boot_timeout: float = option(60.0, POSITIVE, "how long a worker may take to become ready", _PROCESSES)
-    max_surge: int = option(1, count(1), "how many workers may be replaced at a time", _PROCESSES)
+    boot_timeout: float = option(
+        60.0, POSITIVE, "how long a worker may take to become ready", _PROCESSES, needs_master=True
+    )
+    max_surge: int = option(1, count(1), "how many workers may be replaced at a time", _PROCESSES, needs_master=True)
     restart_limit: int = option(
         10,
         COUNT,
         "crashes within the window above which the cluster is degraded and backs off",
         _PROCESSES,
         restart=True,
+        needs_master=True,
     )
-    restart_window: float = option(60.0, POSITIVE, "the window of the restart limit", _PROCESSES, restart=True)
+    restart_window: float = option(
+        60.0, POSITIVE, "the window of the restart limit", _PROCESSES, restart=True, needs_master=True
+    )
 
     conn_threshold: int = option(
         0,
@@ -190,20 +199,37 @@ class Settings:
         seed="connThreshold",
         needs="connection-count",
         moot=(0,),
+        needs_master=True,
     )
-    request_threshold: int = option(0, COUNT, "replace a worker after so many requests; 0: never", _RECYCLE)
+    request_threshold: int = option(
+        0, COUNT, "replace a worker after so many requests; 0: never", _RECYCLE, moot=(0,), needs_master=True
+    )
     uptime_threshold: float = option(
-        0.0, DURATION, "replace a worker after so long; 0: never", _RECYCLE, seed="uptimeThreshold"
+        0.0,
+        DURATION,
+        "replace a worker after so long; 0: never",
+        _RECYCLE,
+        seed="uptimeThreshold",
+        moot=(0.0,),
+        needs_master=True,
     )
-    memory_threshold: int = option(0, SIZE, "replace a worker that has so much memory (PSS); 0: never", _RECYCLE)
+    memory_threshold: int = option(
+        0, SIZE, "replace a worker that has so much memory (PSS); 0: never", _RECYCLE, moot=(0,), needs_master=True
+    )
     recycle_when: str | Callable[..., Any] | None = option(  # noqa: RUF009
-        None, REFERENCE, "called in the master with a worker's status; true: replace it", _RECYCLE, seed="shouldKill"
+        None,
+        REFERENCE,
+        "called in the master with a worker's status; true: replace it",
+        _RECYCLE,
+        seed="shouldKill",
+        needs_master=True,
     )
     threshold_jitter: float = option(
         0.5,
         RATIO,
         "thresholds are stretched at random by up to this share, so that workers don't leave together",
         _RECYCLE,
+        needs_master=True,
     )
 
     host: str = option("0.0.0.0", HOST, "where to listen", _LISTEN, seed="host", restart=True)
@@ -273,10 +299,21 @@ class Settings:
     drain_timeout: float = option(30.0, DURATION, "bound of a graceful end: what isn't finished then is cut off", _TIME)
     drain_idle: float = option(2.0, DURATION, "how long a draining worker waits for one more request", _TIME)
     heartbeat_interval: float = option(
-        5.0, DURATION, "between two heartbeat events; 0: none", _TIME, seed="heartbeatInterval"
+        5.0,
+        DURATION,
+        "between two heartbeat events; 0: none",
+        _TIME,
+        seed="heartbeatInterval",
+        moot=(0.0,),
+        needs_master=True,
     )
     max_heartbeat_delay: float = option(
-        30.0, POSITIVE, "a worker whose loop is stuck for so long is replaced", _TIME, seed="maxHeartbeatDelay"
+        30.0,
+        POSITIVE,
+        "a worker whose loop is stuck for so long is replaced",
+        _TIME,
+        seed="maxHeartbeatDelay",
+        needs_master=True,
     )
     request_timeout: float = option(
         0.0,
@@ -285,6 +322,7 @@ class Settings:
         _TIME,
         needs="request-age",
         moot=(0.0,),
+        needs_master=True,
     )
 
     keep_alive: bool = option(
@@ -296,10 +334,23 @@ class Settings:
         moot=(True,),
     )
     keeper: bool = option(
-        True, FLAG, "connections outlive their worker", _KEEPER, restart=True, needs="keeper", moot=(False,)
+        True,
+        FLAG,
+        "connections outlive their worker",
+        _KEEPER,
+        restart=True,
+        needs="keeper",
+        moot=(False,),
+        needs_master=True,
     )
     rest_after: float = option(
-        2.0, DURATION, "idle for so long: to the keeper; 0: never", _KEEPER, needs="keeper", moot=(0.0,)
+        2.0,
+        DURATION,
+        "idle for so long: to the keeper; 0: never",
+        _KEEPER,
+        needs="keeper",
+        moot=(0.0,),
+        needs_master=True,
     )
     park_above: float = option(
         0.005,
@@ -308,6 +359,7 @@ class Settings:
         _KEEPER,
         needs="keeper",
         moot=(0.0,),
+        needs_master=True,
     )
 
     engine: str = option("auto", NAME, "auto, http, granian, tcp, or the name of an installed one", _ENGINE)
@@ -345,7 +397,15 @@ class Settings:
         None, PATH, "authorities that client certificates are checked by", _TLS, needs="tls", file=True
     )
 
-    pids: str = option("./pids", PATH, "directory of pid files and control socket", _FILES, seed="pids", restart=True)
+    pids: str = option(
+        "./pids",
+        PATH,
+        "directory of pid files and control socket",
+        _FILES,
+        seed="pids",
+        restart=True,
+        needs_master=True,
+    )
     logs: str = option("./logs", PATH, "directory of the log files", _FILES, seed="logs", restart=True)
     proc_name: str | None = option(None, TEXT, "how ps names the processes", _FILES, restart=True)
     umask: int | None = option(None, UMASK, "file mode mask", _FILES, restart=True)
@@ -433,6 +493,23 @@ def _plain(value: Any) -> Any:
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def without_master(settings: Settings, given: Mapping[str, str]) -> str | None:
+    """Return a line that names the options that nobody can honour, since there is no master; None: there are none.
+
+    Args:
+        given: the source of each option that was set on purpose, by dotted name.
+    """
+    if settings.cluster:
+        return None
+    said = []
+    for name, source in given.items():
+        option = OPTIONS[name]
+        value = getattr(settings, option.field)
+        if option.needs_master and value is not None and value not in option.moot:
+            said.append(f"{name} = {option.show(value)} ({source})")
+    return f"cluster = false: without a master nothing follows from {', '.join(said)}" if said else None
 
 
 def validate(settings: Settings, sources: Mapping[str, str] = MappingProxyType({})) -> None:

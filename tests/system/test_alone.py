@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -61,6 +62,18 @@ def test_a_hook_that_exits(run: Serve) -> None:
     assert running.wait() == 1
     assert (running.directory / "stopped.lifespan").exists()
     assert "of worker.on_stop raised" in running.stderr
+
+
+def test_where_it_serves_and_what_needs_a_master(run: Serve) -> None:
+    """A line says where it serves, with the port that was picked; one names the options that need a master, and their sources."""
+    options = ("--workers", "4", "--memory-threshold", "1GiB", "--keeper", "--request-threshold", "0")
+    running = run(sample("plain"), *ALONE, *options, workers=None)
+    line = wait_until(lambda: re.search(r"serving on 127\.0\.0\.1:(\d+)", running.stderr), lambda: running.stderr)
+    assert get(("127.0.0.1", int(line[1]))).body == b"hello"
+    assert "without a master nothing follows from workers = 4 (flag --workers), memory_threshold" in running.stderr
+    assert "keeper = true (flag --keeper)\n" in running.stderr
+    assert "request_threshold" not in running.stderr
+    assert running.shutdown() == 0
 
 
 def test_signals_that_need_a_master(run: Serve) -> None:

@@ -143,20 +143,21 @@ def test_signals_in_the_last_moments(start: Serve, cluster: str) -> None:
     assert running.process.returncode == 0, running.stderr
 
 
-def test_signals_behind_listen(start: Serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cluster", [True, False])
+def test_signals_behind_listen(start: Serve, tmp_path: Path, cluster: bool) -> None:
     """When `listen` has returned, signals do what they did before it: ^C interrupts the script, TERM ends it."""
     (tmp_path / "main.py").write_text(
         "import signal, time\n"
         "from cluster2 import Cluster\n"
         "signal.signal(signal.SIGHUP, print)\n"
-        f"Cluster(bind='unix:s', workers=1, mon_port=0).listen({sample('plain')!r})\n"
+        f"Cluster(bind='unix:s', workers=1, mon_port=0, cluster={cluster}).listen({sample('plain')!r})\n"
         "assert signal.getsignal(signal.SIGHUP) is print\n"
         "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
         "print('returned', flush=True)\n"
         "time.sleep(60)\n"
     )
     running = start([sys.executable, "main.py"], directory=tmp_path)
-    running.ready(1)
+    wait_until(lambda: "serving on unix:s" in running.stderr, lambda: running.stderr)
     running.signal(signal.SIGTERM)
     wait_until(lambda: "returned" in (running.directory / "stdout").read_text(), lambda: running.stderr)
     assert running.shutdown() == -signal.SIGTERM

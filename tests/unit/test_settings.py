@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import string
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from cluster2 import kinds
 from cluster2.errors import ConfigError
 from cluster2.kinds import Address, FdAddress, Kind, TcpAddress, UnixAddress, parse_address
-from cluster2.settings import OPTIONS, Settings, option, options_of, validate
+from cluster2.settings import OPTIONS, Settings, option, options_of, validate, without_master
 
 HOSTS = st.one_of(
     st.ip_addresses().map(str),
@@ -342,3 +343,18 @@ def test_ipv6_texts_are_kept() -> None:
     """The kind of `bind` keeps an address's spelling."""
     address = str(ipaddress.IPv6Address("2001:db8::1"))
     assert kinds.ADDRESS.parse(f"[{address}]:80") == f"[{address}]:80"
+
+
+@pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.needs_master])
+def test_options_without_a_master(name: str) -> None:
+    """With `cluster = false` each option that a master carries out is named, with its source, if it asks for something."""
+    option = OPTIONS[name]
+    asks = {int: 7, float: 7.0, str: "x", bool: True}[str if option.default is None else type(option.default)]
+    asked = Settings(cluster=False, **{option.field: asks})  # type: ignore[arg-type]
+    said = without_master(asked, {name: "flag"})
+    assert said is not None
+    assert f"{name} = {option.show(asks)} (flag)" in said
+    assert without_master(asked, {}) is None
+    assert without_master(dataclasses.replace(asked, cluster=True), {name: "flag"}) is None
+    for nothing in option.moot:
+        assert without_master(dataclasses.replace(asked, **{option.field: nothing}), {name: "flag"}) is None
