@@ -290,13 +290,14 @@ async def test_messages_out_of_turn(tmp_path: Path, message: wire.Talk) -> None:
 
 
 async def test_a_graceful_end(tmp_path: Path) -> None:
-    """The last events are the shutdown, the deaths that it means, and the stop with the exit code."""
+    """The last events are the shutdown, the deaths that it means, the end of the zygote, and the stop with the exit code."""
     async with observed(tmp_path) as cluster:
         pids = set((await cluster.workers()).values())
-    shutdown, *died, stopped = cluster.events[-4:]
+    shutdown, *died, unloaded, stopped = cluster.events[-5:]
     assert isinstance(shutdown, events.ShuttingDown)
     assert shutdown.graceful
     assert {(e.pid, e.code, e.reason) for e in died if isinstance(e, events.Died)} == {(p, 0, "shutdown") for p in pids}
+    assert isinstance(unloaded, events.Unloaded)
     assert isinstance(stopped, events.Stopped)
     assert stopped.code == 0
 

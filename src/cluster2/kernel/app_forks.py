@@ -24,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import stat
 import sys
 import weakref
@@ -41,7 +40,6 @@ class _HasDescriptor(Protocol):
 
 _withheld: weakref.WeakSet[_HasDescriptor] = weakref.WeakSet()
 _calls: list[Callable[[], Iterable[int]]] = []
-_listeners: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 _steps: list[Callable[[], object]] = []
 _installed = False
 _makes_worker = False
@@ -76,14 +74,12 @@ def withholding_new_polls() -> Iterator[None]:
     before = set(_polls())
     yield
     made = [descriptor for descriptor in _polls() if descriptor not in before]
-    _calls.append(lambda: made)
+    withhold_for_good(lambda: made)
 
 
-def withhold_connections(listener: socket.socket) -> None:
-    """Close the connections that came in through a listener in children."""
-    from . import established  # with ctypes, which a process without listeners needn't have; in a child it is too late  # noqa: F401
-
-    _listeners.add(listener)
+def withhold_for_good(descriptors: Callable[[], Iterable[int]]) -> None:
+    """Close the descriptors that this returns in children, up to the end of the process."""
+    _calls.append(descriptors)
 
 
 def in_child(step: Callable[[], object]) -> None:
@@ -105,9 +101,9 @@ def _in_child() -> None:
     waker = _reset_signals()
     for step in _steps:
         step()
-    own = {waker, *_own(), *_connections()}
+    own = {waker, *_own()}
     _close(own | _copies(own))
-    for owned in (_withheld, _calls, _listeners, _steps):
+    for owned in (_withheld, _calls, _steps):
         owned.clear()  # a child of the child has none of them
 
 
@@ -129,19 +125,11 @@ def _reset_signals() -> int:
 
 def _own() -> Iterator[int]:
     for call in _calls:
-        yield from call()
+        with contextlib.suppress(OSError):  # a listener is closed
+            yield from call()
     for owner in _withheld:
         with contextlib.suppress(OSError, ValueError):  # closed
             yield owner.fileno()
-
-
-def _connections() -> Iterator[int]:
-    if _listeners:
-        from .established import descriptors
-
-        for listener in _listeners:
-            with contextlib.suppress(OSError):  # closed
-                yield from descriptors(listener)
 
 
 def _copies(descriptors: set[int]) -> set[int]:

@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, cast
 
 import uvloop
@@ -20,7 +21,7 @@ import uvloop
 from .. import codec, wire
 from ..engines.base import Capability, Engine, Interface, Site, is_fed, is_own, owns_accept
 from ..errors import AppError, ClusterError, said, trace
-from ..kernel import app_forks, lifeline, processes, signals, stacks
+from ..kernel import app_forks, established, lifeline, processes, signals, stacks
 from ..kernel.handover import Inlet, Outlet, batch_size
 from ..kernel.scoreboard import Row
 from ..lifecycle import State
@@ -85,7 +86,7 @@ def _withhold(birth: Birth) -> None:
     listeners = [listener for _, listener in birth.sockets]
     app_forks.withhold(*listeners, *birth.ready, *filter(None, (birth.rest, birth.talk)))
     for listener in listeners:
-        app_forks.withhold_connections(listener)
+        app_forks.withhold_for_good(partial(established.descriptors, listener))
     app_forks.in_child(api.leave)
 
 
