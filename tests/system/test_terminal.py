@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -105,3 +107,38 @@ def test_nohup(start: Start, terminal: Terminal) -> None:
 
     wait_until(reloaded, lambda: running.stderr)
     assert running.shutdown() == 0
+
+
+JOB = """
+import os, sys, time
+os.setsid()
+os.open(sys.argv[1], os.O_RDWR)
+if os.fork() == 0:
+    os.setpgid(0, 0)
+    os.execv(sys.argv[2], sys.argv[2:])
+while not os.path.exists("leave"):
+    time.sleep(0.01)
+"""
+"""Executes the rest as a job in the background of a session that ends when there is a file `leave`."""
+
+
+@pytest.mark.slow
+def test_a_job_that_outlives_its_session(start: Start, terminal: Terminal) -> None:
+    """The terminal goes without a HUP: one that comes later is a request to reload."""
+    cluster = command("run", sample("plain"), "--bind", "127.0.0.1:0", "--mon-port", "0", "--workers", "1")
+    running = start([sys.executable, "-c", JOB, terminal.path, *cluster, "--heartbeat-interval", "1s"])
+    running.ready(1)
+    master = int(running.status()["master"]["pid"])
+    (running.directory / "leave").touch()
+    assert running.wait() == 0
+    wait_until(lambda: Path(f"/proc/{master}/stat").read_text().rpartition(")")[2].split()[4] == "0", "it has gone")
+    with subprocess.Popen(
+        command("events", "--json"), cwd=running.directory, stdout=subprocess.PIPE, text=True
+    ) as following:
+        assert following.stdout is not None
+        for _ in range(4):  # it has been noticed, and a second has passed
+            assert any('"heartbeat"' in line for line in iter(following.stdout.readline, ""))
+        following.terminate()
+    os.kill(master, signal.SIGHUP)
+    wait_until(lambda: running.status()["generation"] == 2, lambda: running.stderr)
+    assert running.cli("shutdown").returncode == 0

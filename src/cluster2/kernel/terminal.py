@@ -9,6 +9,9 @@ terminal (ENXIO else), whatever its standard streams are.
 One hang-up may bring several HUPs: from the kernel to the leader of the session, from a shell to its jobs, and from the kernel
 again to the foreground process group when the leader has ended.
 
+A terminal may go without a HUP: a shell that ends sends none to its jobs in the background. So there are looks between the
+signals: a HUP that comes long after the terminal has gone is a request again.
+
 `nohup` says by an ignored HUP that the process is to go on. So does a service manager, or `cluster2 start`, by giving it no
 terminal: then every HUP is a request.
 """
@@ -36,12 +39,15 @@ class Terminal:
         self._there = _is_there()
         self._gone_at: float | None = None
 
+    def look(self) -> None:
+        """Notice that it has gone. Call it now and then; it takes 3 µs."""
+        if self._there and not _is_there():
+            self._there, self._gone_at = False, time.monotonic()
+
     def hung_up(self) -> bool:
         """Return whether a HUP that has just come tells that the terminal was closed."""
-        now = time.monotonic()
-        if self._there and not _is_there():
-            self._there, self._gone_at = False, now
-        return self._gone_at is not None and now - self._gone_at < HANG_UP_S
+        self.look()
+        return self._gone_at is not None and time.monotonic() - self._gone_at < HANG_UP_S
 
 
 def _is_there() -> bool:

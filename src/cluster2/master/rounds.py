@@ -61,6 +61,8 @@ class Rounds:
         master = self._master
         guard = master.guard
         master.estate.notifier.alive()
+        if master.estate.terminal is not None:
+            master.estate.terminal.look()
         now = time.monotonic()
         with guard("workers can't be watched"):
             self._watch_unwatched()
