@@ -12,6 +12,8 @@ which Python itself ignores (and `subprocess` restores), are left to it.
 That handler is a function of libc's that takes an int and does nothing: `abs`. One in Python would wake the event loop for
 nothing, and crash: Python's handlers run on the alternate stack, if there is one, and the kernel puts a frame there for each
 signal that is pending. The stack that `faulthandler` makes was full, and the process ended by SIGSEGV, when it got 20 at once.
+A handler without SA_ONSTACK runs on the stack that is in use, which is that one while a handler of Python's is about to run. So
+while ours runs all signals are blocked, and those that are pending are delivered one after the other, not one on the other.
 """
 
 from __future__ import annotations
@@ -23,6 +25,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 from ..signal_table import TABLE, Disposition, Role
+
+_MASK_BYTES = 128
+"""The size of sigset_t."""
+_SA_RESTART = 0x10000000
+"""Interrupted system calls go on."""
 
 
 def numbers(name: str) -> list[int]:
@@ -48,10 +55,21 @@ def drop(number: int) -> None:
     """Ignore a signal in this process, but not in programs that it executes. Call it in the main thread."""
     import ctypes
 
-    libc = ctypes.CDLL(None)
-    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    class Action(ctypes.Structure):  # struct sigaction of glibc and musl, on Linux's 64-bit architectures
+        _fields_ = (
+            ("handler", ctypes.c_void_p),
+            ("mask", ctypes.c_ubyte * _MASK_BYTES),
+            ("flags", ctypes.c_int),
+            ("restorer", ctypes.c_void_p),
+        )
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    action = Action(
+        ctypes.cast(libc.abs, ctypes.c_void_p), (ctypes.c_ubyte * _MASK_BYTES)(*b"\xff" * _MASK_BYTES), _SA_RESTART
+    )
     signal.signal(number, _dropped)  # for what Python says, and puts back if an app takes the signal for a while
-    libc.signal(number, ctypes.cast(libc.abs, ctypes.c_void_p))  # interrupted system calls go on: libc sets SA_RESTART
+    if libc.sigaction(number, ctypes.byref(action), None):
+        raise OSError(ctypes.get_errno(), f"sigaction({number})")
 
 
 def _dropped(number: int, frame: FrameType | None) -> None:
