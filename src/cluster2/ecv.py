@@ -69,6 +69,9 @@ class Answer:
         return self if close in self.headers else Answer(self.status, (*self.headers, close), self.body)
 
 
+_OF_PROXIES = frozenset({b"x-forwarded-for", b"forwarded", b"via"})
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What counts of a request.
@@ -77,6 +80,7 @@ class Asked:
         peer: the address at the other end of the socket, whatever headers say; "" for a Unix socket, None if it isn't known.
         authorization: the header, or None.
         browser: whether a browser sent it for a page (`Origin`, `Sec-Fetch-Mode`).
+        forwarded: whether a proxy says that it speaks for another (`X-Forwarded-For`, `Forwarded`, `Via`).
     """
 
     method: str
@@ -84,6 +88,7 @@ class Asked:
     peer: str | None
     authorization: str | None = None
     browser: bool = False
+    forwarded: bool = False
 
     @classmethod
     def of(cls, method: str, path: str, peer: str | None, headers: Iterable[Header]) -> Asked:
@@ -91,7 +96,9 @@ class Asked:
         found = dict(headers)
         authorization = found.get(b"authorization")
         browser = b"origin" in found or b"sec-fetch-mode" in found
-        return cls(method, path, peer, None if authorization is None else authorization.decode("latin-1"), browser)
+        forwarded = not _OF_PROXIES.isdisjoint(found)
+        bearer = None if authorization is None else authorization.decode("latin-1")
+        return cls(method, path, peer, bearer, browser, forwarded)
 
 
 class Page:
@@ -147,7 +154,7 @@ class Page:
         """401 or 403."""
         if status == 401:
             return self.said(401, b"a valid bearer token is needed\n", (b"www-authenticate", b"Bearer"))
-        return self.said(403, b"only from this machine, and not from a browser's page\n")
+        return self.said(403, b"only from this machine, and neither from a browser's page nor through a proxy\n")
 
     def unanswered(self) -> Answer:
         """503: the master, whose word it takes, doesn't answer."""
@@ -179,11 +186,12 @@ def refusal(asked: Asked, token: str | None) -> int | None:
     """Why a request may not steer traffic: 401 or 403, or None if it may.
 
     With a token it is the token alone that counts. Without one only this machine may; but not for a page in a browser that
-    runs here, which is a stranger's word from a loopback address.
+    runs here, nor through a proxy that does: both are a stranger's word from a loopback address or a Unix socket. No header
+    can grant anything; these deny.
     """
     if token is not None:
         return None if bears(asked.authorization, token) else 401
-    return None if is_local(asked.peer) and not asked.browser else 403
+    return None if is_local(asked.peer) and not (asked.browser or asked.forwarded) else 403
 
 
 def bears(authorization: str | None, token: str) -> bool:

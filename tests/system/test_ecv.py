@@ -362,7 +362,7 @@ def test_token(run: Serve) -> None:
 
 
 def test_only_loopback(run: Serve) -> None:
-    """Whoever comes from elsewhere is refused, whatever its headers say, also where proxies are believed."""
+    """Whoever comes from elsewhere is refused, whatever its headers say, also where proxies are believed; so is a local proxy."""
     outside = own_address()
     running = run(f"{APPS}:app", "--ecv-control", "--forwarded-allow-ips", "*", bind=("0.0.0.0:0",), workers=1).ready(1)
     with Connection((outside, running.address[1])) as connection:
@@ -370,9 +370,16 @@ def test_only_loopback(run: Serve) -> None:
             connection.send("/ecv/disable", method="POST", headers=headers)
             assert connection.receive().status == 403
         assert connection.get("/ecv").status == 200
-    loopback = http.client.HTTPConnection("127.0.0.1", running.address[1])
-    loopback.request("POST", "/ecv/disable", headers={"X-Forwarded-For": "10.1.2.3"})
-    assert loopback.getresponse().status == 204
+    loopback = http.client.HTTPConnection("127.0.0.1", running.address[1], timeout=30)
+    proxied: list[tuple[dict[str, str], int]] = [
+        ({name: value}, 403)
+        for name, value in (("X-Forwarded-For", "127.0.0.1"), ("Forwarded", "for=127.0.0.1"), ("Via", "1.1 proxy"))
+    ]
+    for more, status in (*proxied, ({}, 204)):
+        loopback.request("POST", "/ecv/disable", headers=more)
+        answered = loopback.getresponse()
+        answered.read()
+        assert answered.status == status, more
     loopback.close()
 
 

@@ -93,6 +93,15 @@ def asked(address: Any, headers: Mapping[str, str], *, host: str = "shop.example
     return Said(**json.loads(body))
 
 
+def status(address: Any, line: str, headers: str) -> int:
+    """The status of the answer to a request without a body."""
+    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as connection:
+        connection.settimeout(30)
+        connection.connect(address)
+        connection.sendall(f"{line} HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 0\r\n{headers}\r\n".encode())
+        return int(connection.recv(1 << 16).split()[1])
+
+
 class Site(NamedTuple):
     """A cluster on a port and a Unix socket."""
 
@@ -110,7 +119,7 @@ def site(run: Serve, tmp_path: Path, request: pytest.FixtureRequest) -> Site:
     attr, *options = request.param
     path = Path(f"{tmp_path}/s")
     bind = ("127.0.0.1:0", f"unix:{path}")
-    return Site(run(f"{APP}:{attr}", *options, "--umask", "007", bind=bind, workers=1).ready(1), path)
+    return Site(run(f"{APP}:{attr}", *options, "--umask", "007", "--ecv-control", bind=bind, workers=1).ready(1), path)
 
 
 @pytest.fixture
@@ -129,12 +138,14 @@ def test_what_a_client_can_say(site: Site, proxies: Mapping[str, Any]) -> None:
     """Through the proxies that docs and `deploy/` describe no client chooses its address or its scheme.
 
     The socket's file has the mode that the umask leaves. A peer of the socket is believed, also if it speaks of a websocket's
-    scheme and names no port.
+    scheme and names no port. And no client can switch traffic, which is allowed to this machine.
     """
     for name, address in proxies.items():
         for headers in ({}, FORGED, {"X-Forwarded-For": "127.0.0.1, ::1"}, {"X-Forwarded-Proto": "wss"}):
             said = asked(address, headers)
             assert (said.client, said.scheme) == ("127.0.0.1", "http"), (name, headers)
+        assert status(address, "POST /ecv/disable", "") == status(address, "POST /ecv/disable", "Via:\r\n") == 403, name
+    assert [status(str(site.path), f"POST /ecv/{each}", "") for each in ("disable", "enable")] == [204, 204]
     assert stat.S_IMODE(site.path.stat().st_mode) == 0o660
     for scheme, seen, port in (
         ("wss", "https", "443"),
