@@ -49,10 +49,14 @@ if TYPE_CHECKING:
         Warned,
     )
     from .keywords import ClusterOptions, EcvOptions
+    from .master.delegates import DelegateRequest
+    from .master.statuses import ComponentStatus
 
 _HOMES = {
     "Cluster": "cluster",
     "ClusterOptions": "keywords",
+    "ComponentStatus": "master.statuses",
+    "DelegateRequest": "master.delegates",
     "EcvOptions": "keywords",
     "Running": "cluster",
     "asgi": "apps",
@@ -70,9 +74,11 @@ __all__ = [
     "Cluster",
     "ClusterError",
     "ClusterOptions",
+    "ComponentStatus",
     "ConfigError",
     "Degraded",
     "DelegateError",
+    "DelegateRequest",
     "DelegateTimeout",
     "Died",
     "Disabled",

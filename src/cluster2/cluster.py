@@ -198,9 +198,9 @@ class Cluster:
     ) -> F | Callable[[F], F]:
         """Do the work that workers delegate under that name: `@cluster.delegate("read-config")`.
 
-        The handler is called in the master, with the message, and with a `Request` if it takes two arguments. What it returns is
-        the answer; what it raises travels back as a DelegateError. If it is sync it runs in a thread. Equal requests that are
-        under way at the same time are one call.
+        The handler is called in the master, with the message, and with a `DelegateRequest` if it takes two arguments. What it
+        returns is the answer; what it raises travels back as a DelegateError. If it is sync it runs in a thread. Equal requests
+        that are under way at the same time are one call.
 
         Args:
             limit: how many are done at a time; the others wait for their turn.

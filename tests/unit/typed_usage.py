@@ -8,7 +8,18 @@ from __future__ import annotations
 from typing import Any, assert_type
 
 import cluster2
-from cluster2 import Cluster, ClusterOptions, DelegateTimeout, Died, Event, Heartbeat, NotRunning, worker
+from cluster2 import (
+    Cluster,
+    ClusterOptions,
+    ComponentStatus,
+    DelegateRequest,
+    DelegateTimeout,
+    Died,
+    Event,
+    Heartbeat,
+    NotRunning,
+    worker,
+)
 
 cluster = Cluster(
     port=[3000, 3001], workers="auto", drain_timeout="5m", timeout=2.5, memory_threshold="1GiB", bind=":8000",
@@ -52,6 +63,13 @@ def double(message: int) -> int:
     return 2 * message
 
 
+@cluster.delegate("read-config")
+async def config(message: str, request: DelegateRequest) -> str:
+    """The same with what is known of the request."""
+    request.notify(message)
+    return message
+
+
 @worker.on("config-changed")
 def changed(event: cluster2.Emitted) -> None:
     """The same in a worker."""
@@ -83,5 +101,7 @@ async def ask() -> None:
         Cluster().status()
     except NotRunning as error:
         assert_type(error.message, str)
+    found = await cluster.status("cache", reducer="sum")
+    assert_type(found, ComponentStatus)
     async with cluster.running("a:app") as running:
         assert_type(running, cluster2.Running)

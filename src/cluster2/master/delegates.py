@@ -41,7 +41,7 @@ Handler = Callable[..., Any]
 Asker = tuple["Link", int]
 
 
-class Request(msgspec.Struct, frozen=True):
+class DelegateRequest(msgspec.Struct, frozen=True):
     """What a handler may want to know besides the message, if it takes a second argument.
 
     Attributes:
@@ -230,8 +230,8 @@ class Delegates:
         result = future.result()
         return await result if inspect.isawaitable(result) else result
 
-    def _request(self, link: Link, message: wire.Delegate) -> Request:
-        return Request(
+    def _request(self, link: Link, message: wire.Delegate) -> DelegateRequest:
+        return DelegateRequest(
             message.delegate, link.pid, link.slot, message.expect is not None, message.timeout,
             message.notification, message.targets, self._emit,
         )  # fmt: skip
