@@ -10,6 +10,9 @@ Its handler is libc's `alarm` itself. alarm(3) is async-signal-safe, and its arg
 gets: the number of the signal. Real-time signals have the numbers 34 to 64, which suits the time of a drain. SIGALRM without a
 handler ends the process.
 
+All workers read the same pipe, and once it has no writer the kernel sends the signal again whenever one of its readers is
+closed. So each end of another worker sets the time anew: of two that are stuck, one may take twice as long.
+
 An app that handles SIGALRM itself does without this.
 
 Tried: `faulthandler.dump_traceback_later`, which has a thread in C, and timers of the kernel's, would have to be set anew all
