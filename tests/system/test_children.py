@@ -303,3 +303,15 @@ def test_children_of_one_process(start: Serve, arguments: tuple[str, ...]) -> No
         for kind, pid in imported.items():
             wait_until(lambda pid=pid: not is_running(pid), f"{kind} ends")
         assert is_running(staying)
+
+
+@pytest.mark.slow
+def test_processes_at_work(run: Serve) -> None:
+    """Pools and processes of multiprocessing work in handlers, with an event loop of either kind, and ask the app itself."""
+    running = run("tests.system.pools_app:app", workers=1, env=ENVIRONMENT).ready(1)
+    found = {kind: get(running.address, f"/{kind}").body for kind in ("pool", "executor")}
+    assert found == {"pool": b"[0, 1, 4, 9]", "executor": b"49"}
+    for kind in ("asyncio", "uvloop", "spawn", "forkserver"):
+        assert get(running.address, f"/{kind}").body == b"ok 0", kind
+    assert running.cli("recycle").returncode == 0
+    assert running.shutdown() == 0
