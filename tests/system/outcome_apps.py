@@ -98,7 +98,13 @@ async def rsgi(scope: Any, protocol: Any) -> None:
     if path == "/broken":
         await protocol.response_stream(200, []).send_bytes(PART)
         raise LookupError("no such thing")
-    protocol.response_bytes(STATUSES.get(path, 200), [], PART)
+    match path:
+        case "/ok":
+            protocol.response_empty()
+        case "/moved":
+            protocol.response_str(body="elsewhere", headers=[("location", "/ok")], status=302)
+        case _:
+            protocol.response_bytes(STATUSES.get(path, 200), [], PART)
     if path == "/late":
         raise LookupError("no such thing")
 

@@ -342,7 +342,9 @@ class GranianEngine:
         last = native(self._site, ending(app, self._site.interface), state)
         if self._site.interface is Interface.WSGI:
             return self._under.threads(inner, last, max(1, self._site.settings.threads))
-        return self._under.tasks(inner, last)
+        answers = self._under.answers
+        asgi = self._site.interface is Interface.ASGI
+        return self._under.tasks(inner, last, answers.ended_asgi if asgi else answers.ended_rsgi)
 
     def _worker(self, inside: Any, holder: Any, unix: bool) -> Any:
         settings, interface = self._site.settings, self._site.interface

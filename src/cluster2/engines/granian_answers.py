@@ -54,23 +54,7 @@ class Answers:
         Args:
             stream: makes of a protocol object and of granian's transport of a stream what the app gets.
         """
-        statuses, accepted = self._statuses, self._accepted
-
-        def responding(original: Callable[..., Any]) -> Callable[..., Any]:
-            def respond(protocol: Any, status: int, *more: Any, **named: Any) -> Any:
-                result = original(protocol, status, *more, **named)
-                statuses[id(protocol)] = status
-                return result
-
-            return respond
-
-        def streaming(original: Callable[..., Any]) -> Callable[..., Any]:
-            respond = responding(original)
-
-            def response_stream(protocol: Any, *positional: Any, **named: Any) -> Any:
-                return stream(protocol, respond(protocol, *positional, **named))
-
-            return response_stream
+        accepted = self._accepted
 
         def accepting(original: Callable[..., Any]) -> Callable[..., Any]:
             def accept(protocol: Any) -> Any:
@@ -82,43 +66,112 @@ class Answers:
         def closing(original: Callable[..., Any]) -> Callable[..., Any]:
             def close(protocol: Any, status: int | None = None) -> Any:
                 if status is not None and id(protocol) not in accepted:
-                    statuses[id(protocol)] = status
+                    self._statuses[id(protocol)] = status
                 return original(protocol, status)
 
             return close
 
         inside = module("_granian")
-        replace_methods(inside.RSGIHTTPProtocol, dict.fromkeys(RESPONSES, responding) | {"response_stream": streaming})
+        replace_methods(inside.RSGIHTTPProtocol, _responding(self._statuses, stream))
         replace_methods(inside.RSGIWebsocketProtocol, {"accept": accepting, "close": closing})
 
-    def ended(self, protocol: Any, *, failed: bool, cancelled: bool) -> None:
+    def ended_asgi(self, protocol: Any, failed: bool, cancelled: bool) -> None:
         """Count a request whose app has ended.
 
         Args:
             failed: its app has raised.
             cancelled: it was cancelled.
         """
-        outcomes = self.outcomes
-        status = self._status(protocol)
-        if status:
-            if cancelled and status == UNANSWERED:
-                status = CLIENT_GONE
-            outcomes.by_status[status] += 1
-        if failed and status < UNANSWERED:
-            outcomes.failed += 1
-
-    def _status(self, protocol: Any) -> int:
-        """Return the status that a request was answered with; 0: it was counted already."""
         try:
-            return int(protocol.sent_response_code)
-        except AttributeError:  # RSGI's, or a websocket's
-            pass
+            status = protocol.sent_response_code
+        except AttributeError:
+            self._ended(self._of_websocket(protocol), failed, cancelled)
+            return
+        if failed or cancelled:
+            self._ended(status, failed, cancelled)
+        else:
+            self.outcomes.by_status[status] += 1
+
+    def ended_rsgi(self, protocol: Any, failed: bool, cancelled: bool) -> None:
+        """Do the same for RSGI."""
+        status = self._statuses.pop(id(protocol), 0)
+        if status and not failed:
+            self.outcomes.by_status[status] += 1
+        elif status or hasattr(protocol, "response_empty"):
+            self._ended(status or UNANSWERED, failed, cancelled)
+        else:
+            self._ended(self._of_websocket(protocol), failed, cancelled)
+
+    def _of_websocket(self, protocol: Any) -> int:
+        """Return the status that a websocket was answered with; 0: it was accepted, and counted then."""
         key = id(protocol)
         if key in self._accepted:
             self._accepted.discard(key)
             return 0
-        status = self._statuses.pop(key, 0)
-        return status or (UNANSWERED if hasattr(protocol, "response_empty") else NOT_ACCEPTED)
+        return NOT_ACCEPTED
+
+    def _ended(self, status: int, failed: bool, cancelled: bool) -> None:
+        outcomes = self.outcomes
+        if status:
+            outcomes.by_status[CLIENT_GONE if cancelled and status == UNANSWERED else status] += 1
+        if failed and status < UNANSWERED:
+            outcomes.failed += 1
+
+
+def _responding(
+    statuses: dict[int, int], stream: Callable[[Any, Any], Any]
+) -> dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    """Return what makes RSGI's methods that answer note the status. They have granian's parameters, since `*args` would cost more."""
+
+    def empty(original: Callable[..., Any]) -> Callable[..., Any]:
+        def response_empty(protocol: Any, status: int = 200, headers: Any = ()) -> Any:
+            result = original(protocol, status, headers)
+            statuses[id(protocol)] = status
+            return result
+
+        return response_empty
+
+    def text(original: Callable[..., Any]) -> Callable[..., Any]:
+        def response_str(protocol: Any, status: int = 200, headers: Any = (), body: str = "") -> Any:
+            result = original(protocol, status, headers, body)
+            statuses[id(protocol)] = status
+            return result
+
+        return response_str
+
+    def binary(original: Callable[..., Any]) -> Callable[..., Any]:
+        def response_bytes(protocol: Any, status: int = 200, headers: Any = (), body: bytes = b"") -> Any:
+            result = original(protocol, status, headers, body)
+            statuses[id(protocol)] = status
+            return result
+
+        return response_bytes
+
+    def file(original: Callable[..., Any]) -> Callable[..., Any]:
+        def response_file(protocol: Any, status: int, headers: Any, file: str) -> Any:
+            result = original(protocol, status, headers, file)
+            statuses[id(protocol)] = status
+            return result
+
+        return response_file
+
+    def file_range(original: Callable[..., Any]) -> Callable[..., Any]:
+        def response_file_range(protocol: Any, status: int, headers: Any, file: str, start: int, end: int) -> Any:
+            result = original(protocol, status, headers, file, start, end)
+            statuses[id(protocol)] = status
+            return result
+
+        return response_file_range
+
+    def streaming(original: Callable[..., Any]) -> Callable[..., Any]:
+        def response_stream(protocol: Any, status: int = 200, headers: Any = ()) -> Any:
+            transport = original(protocol, status, headers)
+            statuses[id(protocol)] = status
+            return stream(protocol, transport)
+
+        return response_stream
+
+    return dict(zip(RESPONSES, (empty, text, binary, file, file_range, streaming), strict=True))
 
 
 class ThreadAnswers:

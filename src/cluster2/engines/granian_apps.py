@@ -184,15 +184,16 @@ class Under:
         begun, ended = self.counts()
         return bool(self._threads) and begun != ended
 
-    def tasks(self, inner: Call, last: Call) -> Call:
+    def tasks(self, inner: Call, last: Call, settle: Callable[[Any, bool, bool], None]) -> Call:
         """For apps that are awaited: what makes a request's task.
 
         Args:
             last: the same as `inner`, whose responses end their connections.
+            settle: told of each request that has ended: its protocol object, whether its app has raised, or was cancelled.
         """
         begin = itertools.count(1)
         ended = 0
-        way, gauge, given_up, settle = self._way, self._gauge, self._given_up, self.answers.ended
+        way, gauge, given_up = self._way, self._gauge, self._given_up
         called = last if self._ending else inner
 
         def scheduled(watcher: Any) -> Any:
@@ -217,7 +218,7 @@ class Under:
             finally:
                 ended += 1
                 gauge[1] = ended
-                settle(watcher.proto, failed=failed, cancelled=cancelled)
+                settle(watcher.proto, failed, cancelled)
 
         def remembered(watcher: Any) -> Any:
             gauge[0] = next(begin)
