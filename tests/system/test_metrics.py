@@ -109,7 +109,7 @@ def test_totals_go_on(watched: Watched) -> None:
     for _ in range(QUIET):  # two of each worker's aren't measured
         get(running.address)
     latency = running.status()["latency"]
-    assert 0 < latency["p50"] <= latency["p99"]
+    assert 0 < latency["p50"] <= latency["p99"] <= latency["max"]
 
 
 def test_the_workers_are_asked(watched: Watched) -> None:

@@ -162,6 +162,16 @@ def test_outcomes(run: Callable[..., Running], kind: str) -> None:
     assert raised >= expected["errors"] - 1, running.stderr
 
 
+def test_cut_streams_reach_the_threshold(run: Callable[..., Running]) -> None:
+    """Streams whose clients leave are requests for `request_threshold`: the worker is recycled."""
+    running = run(f"{APPS}:asgi", "--request-threshold", "3", "--threshold-jitter", "0", workers=1).ready(1)
+    before = running.workers()[0]["pid"]
+    for _ in range(3):
+        play(running.address, SEEN[-1])
+    wait_until(lambda: {each["pid"] for each in running.workers()} - {before}, lambda: running.stderr)
+    assert "is recycled (request_threshold: 3)" in running.stderr
+
+
 def test_tcp(run: Callable[..., Running]) -> None:
     """A TCP connection is no request; a handler that raises is an error, whatever becomes of loggers."""
     port = free_port()

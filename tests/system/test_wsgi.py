@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from tests.system.clients import Connection, get
 from tests.system.conftest import Serve
-from tests.system.harness import Running, wait_until
+from tests.system.harness import Running, stop, wait_until
 
 APP = f"{Path(__file__).with_name('wsgi_app.py')}:app"
 
@@ -38,6 +39,25 @@ def test_nobody_waits_for_a_thread(run: Serve) -> None:
         running.release()
         assert held.receive().body == b"hello"
         assert [connection.get().body for connection in kept] == [b"hello"] * 8, "none was closed"
+
+
+@pytest.mark.slow
+def test_a_fresh_worker_whose_threads_are_held(run: Serve) -> None:
+    """The very first requests hold all threads of a worker: it notices, and what comes then is served by its sibling."""
+    running = run(APP, "--threads", "4").ready()
+    first, second = (worker["pid"] for worker in running.workers())
+    stop(second)
+    with ExitStack() as stack:
+        held = [stack.enter_context(Connection(running.address)) for _ in range(4)]
+        for number, connection in enumerate(held):
+            connection.send(f"/held/{number}")
+            assert running.held(str(number)) == first
+        os.kill(second, signal.SIGCONT)
+        wait_until(lambda: row(running, first)["mode"] == "parking", "it is seen that its threads are held")
+        for _ in range(8):
+            assert get(running.address).headers["x-worker"] == str(second)
+        running.release()
+        assert [connection.receive().body for connection in held] == [b"hello"] * 4
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ class Answers:
 def _responding(
     statuses: dict[int, int], stream: Callable[[Any, Any], Any]
 ) -> dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
-    """Return what makes RSGI's methods that answer note the status. They have granian's parameters, since `*args` would cost more."""
+    """Return what makes RSGI's methods that answer note the status. With granian's parameters, since `*args` cost more."""
 
     def empty(original: Callable[..., Any]) -> Callable[..., Any]:
         def response_empty(protocol: Any, status: int = 200, headers: Any = ()) -> Any:
