@@ -75,7 +75,7 @@ TABLE: dict[str, dict[Role, Effect]] = {
         _IGNORED, Effect(_H, "the app's, but one; without a handler they end the worker, which is replaced"), _ENDS
     ),
     "CHLD": _ALL_NOTHING,
-    "URG": _ALL_NOTHING,
+    "URG": _row(_NOTHING, Effect(_H, "adds to its stacks what it works on"), _NOTHING),
     "WINCH": _ALL_NOTHING,
     "CONT": _row(_GOES_ON, Effect(_H, "goes on after a stop; without its master it drains and leaves"), _GOES_ON),
     "TSTP": _ALL_STOP,

@@ -167,6 +167,21 @@ def test_what_a_process_adds(run: Run) -> None:
     assert child.process.poll() is None
 
 
+def test_many_at_once(run: Run) -> None:
+    """A process that is asked again and again, by whatever sends it these signals, goes on, and its file stays small."""
+    child = run(
+        "import time\nstacks.add(lambda frame: 'x' * 10_000)\nprint('now', flush=True)\nwhile True: time.sleep(0.0001)"
+    )
+    for number in range(2000):
+        os.kill(child.process.pid, signal.SIGURG)
+        if number % 20 == 0:
+            os.kill(child.process.pid, signal.SIGUSR1)
+    shown = asyncio.run(stacks.capture(child.file, child.pidfd, child.process.pid, adds=True))
+    assert "xxx" in shown
+    assert child.process.poll() is None
+    assert os.fstat(child.file).st_size < 2 * stacks.LONGEST
+
+
 def test_a_process_that_adds_nothing(run: Run) -> None:
     """One that is stuck in C shows its stacks, when what it might add was waited for."""
     child = run("stacks.add(lambda frame: 'never')\nprint('now', flush=True)\nsum(range(10**12))")

@@ -52,6 +52,7 @@ def test_a_killed_worker_is_replaced_before_one_s_eyes(see: See, cluster: Cluste
     assert sight.pids() == before
     assert sight.cell(sight.rows().first, "state") == "● ready"
     expect(sight.locator("#glance-workers b")).to_have_text("2 / 2")
+    expect(sight.locator("#glance-requests small")).to_have_text(re.compile(r"\d+ under way"))
     expect(sight.locator("#title")).to_have_text("<b>shop</b>")
     sight.evaluate("window.same = true")
     sight.rows().last.get_by_role("button", name="Stacks").focus()

@@ -82,6 +82,26 @@ def test_code_around_listen(script: Callable[[str], Running]) -> None:
     assert [path.name for path in running.directory.glob("after.*")] == [f"after.{running.process.pid}"]
 
 
+def test_a_script_that_configures_its_logging(script: Callable[[str], Running]) -> None:
+    """A script's `dictConfig`, which disables existing loggers, silences neither the master nor what the app raises."""
+    running = script(
+        """
+        import logging.config
+        from cluster2 import Cluster
+
+        logging.config.dictConfig({"version": 1, "root": {"level": "INFO"}})
+
+        async def app(scope, receive, send):
+            raise LookupError("no such thing")
+
+        Cluster(host="127.0.0.1", port=0, workers=1, mon_port=0, lifespan="off").listen(app)
+        """
+    ).ready(1)
+    assert get(running.address).status == 500
+    wait_until(lambda: "LookupError: no such thing" in running.stderr, lambda: running.stderr)
+    assert "serving on 127.0.0.1" in running.stderr
+
+
 def test_local_app(script: Callable[[str], Running]) -> None:
     """An app that has no name in a module, a closure, is served: the script itself makes it again."""
     running = script(

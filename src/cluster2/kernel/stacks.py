@@ -4,18 +4,21 @@ A signal handler in Python runs only between two bytecodes of the main thread, s
 standard library's `faulthandler` has one in C that reads the frames of all threads without the GIL and writes them with
 write(2). It is registered for SIGUSR1 with a memfd that master and worker share: the master empties it, sends the signal and
 reads what appears. A process that is stopped writes nothing: then its state in /proc says so.
+
+What only Python can tell, such as where tasks wait, a handler of Python's adds behind that (`add`). It has a signal of its own,
+SIGURG, which does nothing to a process that has no handler for it. Tried: to have it called by `faulthandler` (`chain`). Its own
+handler doesn't block the signal then: some in a row used up the alternate stack, and ended the process by SIGSEGV.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-
-from . import app_forks
 
 PATIENCE = 1.0
 """Seconds to wait for a process to write its stacks."""
@@ -45,7 +48,7 @@ def arm(descriptor: int) -> None:
 
 
 def add(describe: Callable[[FrameType | None], str]) -> None:
-    """Have this process write something of its own behind its stacks, if it is armed. Call it in the main thread.
+    """Have this process write something of its own behind its stacks on SIGURG, if it is armed. Call it in the main thread.
 
     Args:
         describe: returns it; called in the main thread as soon as that runs Python code, with the frame where it is.
@@ -55,23 +58,15 @@ def add(describe: Callable[[FrameType | None], str]) -> None:
         return
 
     def write(number: int, frame: FrameType | None) -> None:
+        if os.fstat(descriptor).st_size > LONGEST:
+            return  # the master reads no more; others can send the signal as well
         try:
             text = describe(frame)
         except Exception as error:  # it must not hit the code that was interrupted
             text = f"what it works on can't be told: {error!r}"
         os.write(descriptor, b"\n" + text.encode("utf-8", "backslashreplace") + b"\n" + END)
 
-    # Between the two steps the signal would end the process.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1,))
-    faulthandler.unregister(signal.SIGUSR1)
-    signal.signal(signal.SIGUSR1, write)
-    faulthandler.register(signal.SIGUSR1, file=descriptor, all_threads=True, chain=True)
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    app_forks.in_child(_disarm)
-
-
-def _disarm() -> None:
-    faulthandler.unregister(signal.SIGUSR1)
+    signal.signal(signal.SIGURG, write)
 
 
 async def capture(descriptor: int, pidfd: int, pid: int, *, adds: bool = False) -> str:
@@ -82,7 +77,7 @@ async def capture(descriptor: int, pidfd: int, pid: int, *, adds: bool = False) 
     """
     import asyncio  # not at the top: the keeper, which imports this module, has no use for it
 
-    if not _is_armed(pid):
+    if not _handles(pid, signal.SIGUSR1):
         return f"no stacks: process {pid} {_UNARMED}"
     _empty(descriptor)
     try:
@@ -91,15 +86,18 @@ async def capture(descriptor: int, pidfd: int, pid: int, *, adds: bool = False) 
         return f"no stacks: process {pid} has ended"
     for _ in _growth(descriptor):
         await asyncio.sleep(0.01)
-    deadline = time.monotonic() + ADDING_PATIENCE_S
-    while adds and _is_growing(descriptor) and time.monotonic() < deadline:
-        await asyncio.sleep(0.01)
+    if adds and os.fstat(descriptor).st_size and _handles(pid, signal.SIGURG):
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGURG)
+        deadline = time.monotonic() + ADDING_PATIENCE_S
+        while not _is_complete(descriptor) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
     return _found(descriptor, pid)
 
 
 def capture_child(descriptor: int, pid: int) -> str:
     """The same of a child that hasn't been reaped, for a process without an event loop: it waits."""
-    if not _is_armed(pid):
+    if not _handles(pid, signal.SIGUSR1):
         return f"no stacks: process {pid} {_UNARMED}"
     _empty(descriptor)
     os.kill(pid, signal.SIGUSR1)
@@ -108,14 +106,14 @@ def capture_child(descriptor: int, pid: int) -> str:
     return _found(descriptor, pid)
 
 
-def _is_armed(pid: int) -> bool:
-    """Whether a process handles SIGUSR1, which would end it otherwise. One that has ended is told of later."""
+def _handles(pid: int, number: signal.Signals) -> bool:
+    """Whether a process handles a signal, as far as it can be seen. One that has ended is told of later."""
     try:
         with open(f"/proc/{pid}/status") as file:
             facts = dict(line.split(":", 1) for line in file)
     except OSError:
         return True
-    return "Z" in facts["State"] or bool(int(facts["SigCgt"], 16) >> (signal.SIGUSR1 - 1) & 1)
+    return "Z" in facts["State"] or bool(int(facts["SigCgt"], 16) >> (number - 1) & 1)
 
 
 def _empty(descriptor: int) -> None:
@@ -136,10 +134,9 @@ def _growth(descriptor: int) -> Iterator[None]:
         yield
 
 
-def _is_growing(descriptor: int) -> bool:
-    """Whether a process that writes its stacks has yet to end what it adds to them."""
-    size = os.fstat(descriptor).st_size
-    return size > 0 and os.pread(descriptor, 1, size - 1) != END
+def _is_complete(descriptor: int) -> bool:
+    """Whether a process has ended what it adds to its stacks."""
+    return os.pread(descriptor, 1, os.fstat(descriptor).st_size - 1) == END
 
 
 def _found(descriptor: int, pid: int) -> str:

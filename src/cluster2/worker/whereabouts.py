@@ -1,9 +1,9 @@
 """What a worker works on: the request that holds its loop, those that hold threads, and the tasks of its loop with their stacks.
 
 `kernel.stacks` shows the stacks of threads. A coroutine that waits is on no thread's stack, and no frame tells which request it
-works for. So when the master asks for stacks, a signal handler of Python's adds this behind them. It runs in the main thread
-between two bytecodes, or when a system call is interrupted: also while a handler spins or sleeps on the loop. It doesn't run as
-long as the main thread is in C code that neither returns nor looks for signals.
+works for. So when the master asks for stacks, a signal handler of Python's adds this behind them (SIGURG). It runs in the main
+thread between two bytecodes, or when a system call is interrupted: also while a handler spins or sleeps on the loop. It doesn't
+run as long as the main thread is in C code that neither returns nor looks for signals.
 
 Nothing is noted on the way of a request for that. Which request a frame works on, an engine reads off the frame in which it
 calls the app (`Engine.serving`).

@@ -55,13 +55,17 @@ const GLANCE = {
   traffic: (f) => (f.leaving ? ["◑ leaving", "", "warn"] : f.traffic === "enabled" ? ["enabled", "", ""] : ["✕ disabled", "", "bad"]),
   generation: (f) => [format.count(f.generation), "", ""],
   uptime: (f) => [format.duration(f.master?.uptime ?? (f.master?.started ? f.time - f.master.started : null)), "", ""],
-  requests: (f) => [format.rate(f.rates?.requests), f.rates?.errors > 0 ? `▲ ${format.rate(f.rates.errors)} errors/s` : "a second", f.rates?.errors > 0 ? "bad" : ""],
+  requests: (f) => [format.rate(f.rates?.requests), f.rates?.errors > 0 ? `▲ ${format.rate(f.rates.errors)} errors/s` : `${format.count(f.in_flight)} under way`, f.rates?.errors > 0 ? "bad" : ""],
   latency: (f) => [format.latency(f.recent?.p50 ?? f.latency?.p50), `p99 ${format.latency(f.recent?.p99 ?? f.latency?.p99)}`, ""],
-  connections: (f) => [format.count(f.connections?.held), `${format.count(f.connections?.resting)} at rest`, ""],
+  connections: (f) => [format.count(f.connections?.held), waiting(f.connections), ""],
   cpu: (f) => [format.cores(f.rates?.cpu), `of ${format.count(f.host?.cpus)} cores`, ""],
   load: (f) => [(f.host?.load ?? []).slice(0, 1).map((each) => each.toFixed(2)).join() || format.NONE, (f.host?.load ?? []).slice(1).map((each) => each.toFixed(2)).join("  "), ""],
   memory: (f) => [format.bytes(f.memory?.now), f.memory?.start ? `${format.bytes(f.memory.start)} at start` : "", ""],
 };
+
+function waiting({ resting, waiting } = {}) {
+  return `${format.count(resting)} at rest` + (waiting > 0 ? `, ${format.count(waiting)} wait` : "");
+}
 
 function glance(now) {
   for (const [name, tell] of Object.entries(GLANCE)) {
