@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from cluster2 import worker
+from cluster2.errors import NotAWorker
 from tests.system.sample_apps import answer
 
 SLEEP = ["/bin/sleep", "1000"]
@@ -21,7 +23,10 @@ _kept: list[object] = []
 
 
 def _wait() -> None:
-    Path(f"forked.{os.getpid()}").touch()
+    try:
+        worker.emit("forked-by-the-app")
+    except NotAWorker:
+        Path(f"forked.{os.getpid()}").touch()  # it can't talk for the worker
     while True:
         signal.pause()
 
