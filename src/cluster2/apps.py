@@ -134,7 +134,7 @@ def _refusal(app: Callable[..., Any], names: list[str] | None) -> str:
         return f"is async and takes no argument; if it is a factory, make it a plain function: {targets.NO_LOOP}"
     if names == []:
         return (
-            "takes no argument: if it is a factory that returns the app, add --factory; "
+            "takes no argument: if it is a factory that returns the app, add --factory, or () behind its name; "
             "if it makes an asyncio.Protocol, say so by cluster2.tcp"
         )
     takes = "its signature doesn't say what it takes" if names is None else f"it takes {_counted(names)}"

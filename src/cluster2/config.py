@@ -345,11 +345,11 @@ def _read_file(directory: Path, file: Path | None, warnings: list[str]) -> Itera
     own, shared = directory / "cluster2.toml", directory / "pyproject.toml"
     if file is not None:
         yield from _located(directory / file, str(file))
-    elif own.exists():
-        if shared.exists() and _parse(shared):
+    elif os.path.exists(own):  # not Path.exists, which raises where the directory may not be searched
+        if os.path.exists(shared) and _parse(shared):
             warnings.append("cluster2.toml is used; [tool.cluster2] in pyproject.toml is ignored")
         yield from _located(own, own.name)
-    elif shared.exists():
+    elif os.path.exists(shared):
         yield from _located(shared, shared.name)
 
 

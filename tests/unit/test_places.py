@@ -69,6 +69,17 @@ def test_a_working_directory_that_cannot_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may search everywhere")
+def test_a_working_directory_that_cannot_be_searched(tmp_path: Path) -> None:
+    """As root's home is for others (`sudo -u www-data cluster2 run`): there is no file of options, and no traceback."""
+    (tmp_path / "cluster2.toml").write_text("workers = 7\n")
+    tmp_path.chmod(0o600)
+    try:
+        assert load(tmp_path, chdir="/").sources["workers"] == "default"
+    finally:
+        tmp_path.chmod(0o700)
+
+
 def test_no_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then nothing is replaced: the start says what is wrong with ./pids."""
     (tmp_path / "pids").write_text("a file")
