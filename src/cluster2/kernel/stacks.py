@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from . import app_forks
+
 PATIENCE = 1.0
 """Seconds to wait for a process to write its stacks."""
 ADDING_PATIENCE_S = 1.0
@@ -45,6 +47,12 @@ def arm(descriptor: int) -> None:
     global _armed
     _armed = descriptor
     faulthandler.register(signal.SIGUSR1, file=descriptor, all_threads=True)
+    app_forks.in_child(_disarm)
+
+
+def _disarm() -> None:
+    """In a process that the app has forked: the file isn't its own."""
+    faulthandler.unregister(signal.SIGUSR1)
 
 
 def add(describe: Callable[[FrameType | None], str]) -> None:
