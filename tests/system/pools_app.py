@@ -57,7 +57,6 @@ KINDS: dict[str, Callable[[int], Awaitable[bytes]]] = {
     "executor": _executor,
     "asyncio": lambda port: _in_process("fork", asyncio.run, port),
     "uvloop": lambda port: _in_process("fork", uvloop.run, port),
-    "spawn": lambda port: _in_process("spawn", asyncio.run, port),
     "forkserver": lambda port: _in_process("forkserver", asyncio.run, port),
 }
 

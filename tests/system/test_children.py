@@ -39,7 +39,7 @@ SHAPES = {
     "alone": ("app", "--no-cluster"),
 }
 IMPORTED = "multiprocess popen posix_spawn"
-OFTEN = ("asgi", "wsgi", "granian rsgi", "tcp", "alone")
+OFTEN = ("asgi", "granian rsgi", "tcp", "alone")
 
 
 def mask(pid: int, name: str) -> set[int]:
@@ -115,10 +115,7 @@ def test_children_of_handlers(run: Serve, shape: str) -> None:
     port = free_port()
     tcp = shape == "tcp"
 
-    def serve() -> Running:
-        return started(run, shape, port)
-
-    running = serve()
+    running = started(run, shape, port)
     address = ("127.0.0.1", port)
     with killing() as pids:
         worker = ask(address, "/", tcp)
@@ -141,8 +138,7 @@ def test_children_of_handlers(run: Serve, shape: str) -> None:
             assert ask(address, "/", tcp) != worker
         assert running.shutdown() == 0
         assert psutil.pid_exists(pids[1]), "the fork that ends by nothing is still there"
-        again = serve()  # the port is free, and the lock
-        assert again.shutdown() == 0
+        socket.create_server(("127.0.0.1", port)).close()  # the port is free
     assert "can only join" not in running.stderr
 
 
@@ -191,7 +187,10 @@ def like_gunicorn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", ["asgi", "wsgi", "no preload", "granian rsgi", "alone"])
+@pytest.mark.parametrize(
+    "shape",
+    ["asgi", "alone", *(pytest.param(each, marks=pytest.mark.soak) for each in ("wsgi", "no preload", "granian rsgi"))],
+)
 def test_programs_inherit_what_they_do_under_gunicorn(run: Serve, shape: str, like_gunicorn: dict[str, object]) -> None:
     """Programs that are started at import or in a handler ignore, handle and block the same signals as under gunicorn."""
     port = free_port()
@@ -214,7 +213,9 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shape", "verb"), [("asgi", "reload"), ("no preload", "recycle")])
+@pytest.mark.parametrize(
+    ("shape", "verb"), [("asgi", "reload"), pytest.param("no preload", "recycle", marks=pytest.mark.soak)]
+)
 def test_children_of_the_import_end_with_it(run: Serve, shape: str, verb: str) -> None:
     """What the import has started ends with the generation, or the worker, that imported; what a handler has started stays."""
     port = free_port()
@@ -311,7 +312,7 @@ def test_processes_at_work(run: Serve) -> None:
     running = run("tests.system.pools_app:app", workers=1, env=ENVIRONMENT).ready(1)
     found = {kind: get(running.address, f"/{kind}").body for kind in ("pool", "executor")}
     assert found == {"pool": b"[0, 1, 4, 9]", "executor": b"49"}
-    for kind in ("asyncio", "uvloop", "spawn", "forkserver"):
+    for kind in ("asyncio", "uvloop", "forkserver"):
         assert get(running.address, f"/{kind}").body == b"ok 0", kind
     assert running.cli("recycle").returncode == 0
     assert running.shutdown() == 0
