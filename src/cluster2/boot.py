@@ -35,7 +35,7 @@ from .master.loop import Master
 from .master.nursery import default_argv
 from .master.switchboard import Switchboard
 from .master.verbs import SIGNALS
-from .settings import OPTIONS, SECRETS, Settings, validate
+from .settings import OPTIONS, SECRETS, Settings, validate, without_master
 
 logger = logging.getLogger("cluster2.master")
 
@@ -270,7 +270,9 @@ def reread(config: Config) -> Options:
     if None in named and None not in (target for target, _ in config.settings.targets()):
         raise ConfigError("app isn't set any more, and `apps` takes effect only by a restart")
     restart = [restart_warning(name, again.sources[name]) for name in kept]
-    return Options(settings, explicit(again), (*restart, *(set(again.warnings) - set(config.warnings))))
+    # There is a master, and will be: `cluster` takes a restart.
+    fresh = set(again.warnings) - {*config.warnings, without_master(again.settings, explicit(again))}
+    return Options(settings, explicit(again), (*restart, *fresh))
 
 
 def changed(before: Config, after: Config) -> list[str]:

@@ -94,6 +94,7 @@ class Parts:
             talk={},
             backoffs=(),
             memory=False,
+            waiting=0,
         )
         beat = self.heartbeats.look(self.roster, now + 10, 1.0)
         self.desk.watch.look(now, time.time())

@@ -408,7 +408,7 @@ class HttpEngine:
         return paths
 
 
-_CALLS = frozenset({Request.run.__code__, WebSocketConnection._run.__code__})
+_CALLS = frozenset({Request.run.__code__, WebSocketConnection.run.__code__})
 """Methods that call ASGI apps."""
 
 

@@ -152,7 +152,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._unparsed = early
         if early:
             self._regulate()
-        self.task = self._host.spawn(self._run())
+        self.task = self._host.spawn(self.run())
 
     # The transport's side.
 
@@ -236,7 +236,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     # The app's side.
 
-    async def _run(self) -> None:
+    async def run(self) -> None:
         """Call the app, and answer for it if it doesn't."""
         session = self.session
         try:
