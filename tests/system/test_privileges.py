@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import ssl
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -91,10 +92,16 @@ def identity(pid: int) -> dict[str, list[str]]:
 
 
 def test_root_in_a_container(start: Start, directory: Path) -> None:
-    """A master that is root with the capabilities of a container reloads, and answers what is under way when it leaves."""
+    """A master that is root with the capabilities of a container reloads, and answers what is under way when it leaves.
+
+    The file of a Unix socket belongs to the user that serves there.
+    """
     kept = ",".join(["-all", *(f"+{name}" for name in CAPABILITIES)])
     before = ("setpriv", f"--bounding-set={kept}", "--inh-caps=-all")
-    running = start_as(start, directory, "nobody", before=before).ready()
+    options = ("--bind", "unix:app.sock", "--umask", "007")
+    running = start_as(start, directory, "nobody", *options, before=before).ready()
+    file = (directory / "app.sock").stat()
+    assert (stat.S_IMODE(file.st_mode), file.st_uid) == (0o660, pwd.getpwnam("nobody").pw_uid)
     capabilities = int(identity(running.process.pid)["CapEff"][0], 16)
     assert capabilities.bit_count() == len(CAPABILITIES)
     running.ask("reload")
