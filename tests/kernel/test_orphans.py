@@ -188,10 +188,16 @@ def test_handlers_run_once(tmp_path: Path) -> None:
         os.register_at_fork(
             before=before, after_in_parent=after, after_in_child=lambda: os.write(log, f"in {os.getpid()}\n".encode())
         )
-        pid = orphan(lambda: 0 if lock.acquire(timeout=20) else 1)
-        if not lock.acquire(timeout=20):
+
+        def is_free() -> bool:
+            taken = lock.acquire(timeout=20)
+            if taken:
+                lock.release()
+            return taken
+
+        pid = orphan(lambda: int(not is_free()))
+        if not is_free():
             return 1
-        lock.release()
         note.with_name("worker").write_text(str(pid))
         return 0
 

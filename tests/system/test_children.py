@@ -123,7 +123,7 @@ def test_children_of_handlers(run: Serve, shape: str) -> None:
             pids.append(pid := ask(address, f"/{kind}", tcp))
             wait_until(lambda pid=pid: (running.directory / f"forked.{pid}").exists(), f"the child of {kind} runs")
             shared = special(pid) & special(worker)
-            wakers = 3 if "granian" in shape else 1  # sockets that wake event loops, and belong to nothing else
+            wakers = 4 if "granian" in shape else 2  # sockets that wake event loops, and belong to nothing else
             assert len(shared) <= wakers, "sockets of the worker"
             assert mask(pid, "SigIgn") <= {signal.SIGPIPE, signal.SIGXFSZ}
             assert mask(pid, "SigCgt") <= {signal.SIGINT, *FAULTS}
@@ -270,7 +270,9 @@ def test_children_of_the_masters_handlers(run: Serve, tmp_path: Path) -> None:
         master = running.process.pid
         for pid in pids:
             wait_until(lambda pid=pid: (tmp_path / f"forked.{pid}").exists(), f"child {pid} runs")
-            assert len(special(pid) & special(master)) <= 1, "but for one end of what wakes the event loop"
+            assert len(special(pid) & special(master)) <= 2, (
+                "but for what wakes the event loop, which Python 3.12 forgets first"
+            )
             assert mask(pid, "SigCgt") <= {signal.SIGINT, *FAULTS}
         os.kill(pids[0], signal.SIGTERM)
         wait_until(lambda: not is_running(pids[0]), "it ends")
