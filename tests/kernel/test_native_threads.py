@@ -22,7 +22,7 @@ OPENMP = (
 )
 
 
-def found_after(text: str) -> list[tuple[str, str, bool]]:
+def found_after(text: str) -> list[tuple[str, str | None, bool]]:
     """Name and library of each thread that a program finds when it has run `text`, and whether it is replaced after a fork."""
     program = (
         "import json\n"
@@ -46,6 +46,12 @@ def test_a_thread_of_no_library() -> None:
     assert found_after(text) == [("native", "", False)]
 
 
+def test_a_kernel_that_does_not_tell() -> None:
+    """Without the kernel's word on a thread's stack its library isn't known."""
+    text = f"{NATIVE}import cluster2.kernel.native_threads as threads\nthreads._stack_top = lambda tid: 0"
+    assert [each[1:] for each in found_after(text)] == [(None, False)]
+
+
 def test_a_thread_that_python_forgets() -> None:
     """A thread that was started below `threading` counts as well."""
     text = "import _thread\nlock = _thread.allocate_lock()\nlock.acquire()\n_thread.start_new_thread(lock.acquire, ())"
@@ -55,7 +61,7 @@ def test_a_thread_that_python_forgets() -> None:
 @pytest.mark.skipif(ctypes.util.find_library("gomp") is None, reason="there is no libgomp")
 def test_openmp() -> None:
     """The threads of libgomp are told from others by their library: it never replaces them."""
-    assert [(library[:7], replaced) for _, library, replaced in found_after(OPENMP)] == [("libgomp", False)] * 2
+    assert [((library or "")[:7], replaced) for _, library, replaced in found_after(OPENMP)] == [("libgomp", False)] * 2
 
 
 def test_numpy() -> None:

@@ -35,16 +35,16 @@ class NativeThread(NamedTuple):
 
     Attributes:
         name: its own; usually the process's.
-        library: the file that it was started from; "": unknown.
+        library: the file that it was started from; "": none that is known; None: the kernel doesn't tell.
     """
 
     name: str
-    library: str
+    library: str | None
 
     @property
     def is_replaced(self) -> bool:
         """Whether its library replaces it after a fork."""
-        return self.library.startswith(_REPLACED)
+        return (self.library or "").startswith(_REPLACED)
 
 
 class _Mapping(NamedTuple):
@@ -71,7 +71,10 @@ def _look(tid: int) -> NativeThread:
     deadline = time.monotonic() + PATIENCE_S
     while (top := _stack_top(tid)) is None and time.monotonic() < deadline:
         time.sleep(0.001)
-    return NativeThread(name, _library(top) if top else "")
+    try:
+        return NativeThread(name, _library(top) if top else None if top == 0 else "")
+    except PermissionError:
+        return NativeThread(name, None)
 
 
 def _stack_top(tid: int) -> int | None:
@@ -82,7 +85,7 @@ def _stack_top(tid: int) -> int | None:
     except (PermissionError, FileNotFoundError):
         if not os.path.exists(f"/proc/self/task/{tid}"):
             raise
-        return 0  # not this kernel, or not in this container
+        return 0  # some kernels don't have that file (gVisor)
     return int(words[-2], 16) if words[0] != "running" else None
 
 

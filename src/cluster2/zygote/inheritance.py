@@ -50,7 +50,7 @@ def threads(own_name: str) -> list[str]:
         own_name: of this process before the import, which is no name of a thread.
     """
     python = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    return python or [_told(thread, own_name) for thread in native_threads() if not thread.is_replaced]
+    return python or [_told(thread, own_name) for thread in native_threads() if not _is_harmless(thread, own_name)]
 
 
 def own_name() -> str:
@@ -79,8 +79,13 @@ def _few(names: Collection[str]) -> str:
     return ", ".join(told[:_TOLD]) + (f" and {len(told) - _TOLD} more" if len(told) > _TOLD else "")
 
 
+def _is_harmless(thread: NativeThread, own_name: str) -> bool:
+    """Whether a thread may be missing in a fork. Where the kernel doesn't tell its library, those of NumPy get the benefit."""
+    return thread.is_replaced or (thread.library is None and thread.name == own_name)
+
+
 def _told(thread: NativeThread, own_name: str) -> str:
-    if thread.library.startswith("libgomp"):
+    if thread.library and thread.library.startswith("libgomp"):
         return f"OpenMP, {thread.library}"
     if thread.name != own_name:
         return thread.name
