@@ -16,7 +16,7 @@ from tests.system.conftest import Serve
 from tests.system.harness import Running, wait_until
 
 APP = Path(__file__).with_name("flood_app.py")
-TIMES = 80
+TIMES = 40
 """How often each thing is done: many more times than lines may tell of it."""
 GET = "GET {} HTTP/1.1\r\nHost: test\r\n\r\n"
 HANDSHAKE = (
