@@ -97,7 +97,7 @@ def serves(deadline: float, now: float) -> bool:
 
 
 def seen_state(code: int, deadline: float, now: float) -> str:
-    """Return the name of a worker's state, as all who show it do: one that should serve, and gives no sign of life, is stuck.
+    """Return the name of a worker's state, for all that show it. One that should serve and gives no sign of life is stuck.
 
     Args:
         code: of its state, from the scoreboard.

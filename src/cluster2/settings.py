@@ -62,8 +62,8 @@ class Option:
         repeatable: whether the flag may be given several times, for a list.
         seed: what the Node.js cluster2 of 2012 called it, or None.
         needs: the engine's capability without which it can't be honoured, or None.
-        moot: values, besides None, that ask for nothing, so that it doesn't matter who can't honour them.
-        needs_master: with `cluster = false` nobody can honour it.
+        moot: values, besides None, that ask for nothing, so that nothing has to honour them.
+        needs_master: the master carries it out, so with `cluster = false` it means nothing.
         restart: whether a change needs a restart of the master; else a reload does.
         code_only: whether it has no form as a text, so that only code and files can set it.
         positional: whether the command line has it as an argument and not as a flag.
@@ -496,7 +496,7 @@ def _frozen(value: Any) -> Any:
 
 
 def without_master(settings: Settings, given: Mapping[str, str]) -> str | None:
-    """Return a line that names the options that nobody can honour, since there is no master; None: there are none.
+    """Return a line that names the options that mean nothing, since there is no master; None: there are none.
 
     Args:
         given: the source of each option that was set on purpose, by dotted name.

@@ -1,4 +1,4 @@
-"""Which workers are ready, and what waits: all who tell it tell the same."""
+"""Metrics, status, page, table and health checks agree on which workers are ready, and on how many connections wait."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ask(port: int, path: str, accept: str = "text/plain") -> tuple[int, str]:
 
 
 class Told:
-    """What is told of a cluster of two workers, by each who tells."""
+    """What metrics, status and page tell of a cluster of two workers."""
 
     def __init__(self, running: Running, port: int) -> None:
         self._running, self._port = running, port
@@ -63,7 +63,7 @@ class Told:
 
 
 def test_stuck_workers_are_ready_nowhere(run: Callable[..., Running], tmp_path: Path) -> None:
-    """Workers that give no sign of life are stuck for metrics, status, page, table and health; who waits for them is counted."""
+    """Workers that give no sign of life are stuck for metrics, status, page, table and health; what waits is counted."""
     kinds = {
         "http": (sample("plain"), (f"unix:{tmp_path}/http.sock", "127.0.0.1:0")),
         "granian": (sample("plain"), ("127.0.0.1:0",)),

@@ -21,7 +21,6 @@ HANGS = ("--max-heartbeat-delay", "1s")
 LASTS = ("--threads", "2", "--request-timeout", "1s", "--drain-timeout", "0.2s")
 KINDS = {
     "http asgi": ("asgi", ("--engine", "http", *HANGS)),
-    "http websockets": ("asgi", ("--engine", "http")),
     "http wsgi inline": ("wsgi", ("--engine", "http", "--threads", "0")),
     "http wsgi threads": ("wsgi", ("--engine", "http", *LASTS)),
     "granian asgi": ("asgi", ("--engine", "granian")),
@@ -33,14 +32,17 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whereabouts(run: Callable[..., Running], kind: str) -> None:
-    """Stacks name the request that holds the loop or a thread, and show where tasks wait; so does the log of a hang."""
+    """Stacks name the request that holds the loop or a thread, and show where tasks wait; so does the log of a hang.
+
+    For ASGI, what waits is a websocket.
+    """
     app, options = KINDS[kind]
     running = run(f"{APPS}:{app}", *options, workers=1).ready(1)
     with ExitStack() as stack:
 
         def ask(path: str) -> None:
             client = stack.enter_context(socket.create_connection(running.address, timeout=30))
-            more = HANDSHAKE if "websockets" in kind else ""
+            more = HANDSHAKE if app == "asgi" and path.startswith("/wait") else ""
             request = f"{path}\n" if app == "tcp" else f"GET {path} HTTP/1.1\r\nHost: test\r\n{more}\r\n"
             client.sendall(request.encode())
             running.held(path.rpartition("/")[2])
@@ -50,7 +52,11 @@ def test_whereabouts(run: Callable[..., Running], kind: str) -> None:
 
         def check_tasks(shown: str) -> None:
             tasks = shown.partition("Tasks of its loop")[2]
-            named = r"Task-\d+: .*127.0.0.1:\d+" if app == "tcp" else r"Task-\d+: .*/wait/one"
+            named = (
+                r"Task-\d+: .*127.0.0.1:\d+"
+                if app == "tcp"
+                else rf"Task-\d+: .*{'websocket ' * (app == 'asgi')}/wait/one"
+            )
             assert re.search(named, tasks), shown
             assert re.search(r"in wait_for_ever\n.* in steps\n", tasks), shown
 

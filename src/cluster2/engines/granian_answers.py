@@ -6,8 +6,8 @@
   answer are replaced in their classes (`granian_internals.replace_methods`): a call and a store in a dictionary.
 - Websockets: seen when the app accepts. One that isn't accepted is answered by granian, with 403 or what an RSGI app says.
 
-All of it happens on the loop, so that plain dictionaries do. What granian refuses by itself (a request that can't be parsed) is
-seen by nobody, and nor is whether a client was still there.
+All of it happens on the loop, so that plain dictionaries do. What granian refuses by itself (a request that can't be parsed)
+can't be seen from here, nor whether a client was still there.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class ThreadAnswers:
         next(self._classes[min(status // 100, CLASSES)])
 
     def bodies(self, app: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a WSGI app that counts the bodies that fail: granian iterates over them, and tells nobody but the log."""
+        """Return a WSGI app that counts the bodies that fail: granian iterates over them, and only logs what they raise."""
 
         def called(environ: Any, start_response: Any) -> Any:
             body = app(environ, start_response)

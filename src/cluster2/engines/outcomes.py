@@ -8,7 +8,7 @@
   failed in another way: it raised, or broke the protocol, when the status was sent already, or when the client had gone.
 - It is a *disconnect* if its connection ended before the response was complete, and not because the app failed.
 
-An engine counts with one addition a request, by status: `by_status[status] += 1`. Classes and sums are made when somebody asks.
+An engine counts with one addition a request, by status: `by_status[status] += 1`. Classes and sums are made on demand.
 No log record is needed for any of it, since an app can silence loggers.
 """
 

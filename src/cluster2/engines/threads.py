@@ -81,7 +81,7 @@ class Pool:
     Attributes:
         size: how many threads.
         busy: calls that have a thread or wait for one.
-        failures: counts calls that failed when their response was complete, or nobody wanted it; a step is one under the GIL.
+        failures: counts calls that failed when their response was complete, or their client gone; a step is one under the GIL.
         freed: called when there is room again after `room` has denied it.
         loop: on which it was started.
     """

@@ -87,7 +87,7 @@ class Bridge:
         return None
 
     def failures(self) -> int:
-        """Return how many calls failed when their response was complete, or nobody wanted it: no server sees these."""
+        """Return how many calls failed when their response was complete, or their client gone: no connection sees these."""
         return self._turn.failures if self.pool is None else reading(self.pool.failures)
 
     def short_cut(self, send: Send) -> Answer:

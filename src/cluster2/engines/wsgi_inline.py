@@ -16,7 +16,7 @@ class Turn:
 
     Attributes:
         busy: an app is in the middle of an answer that takes more than one step of the loop.
-        failures: calls that failed when their response was complete, or nobody wanted it.
+        failures: calls that failed when their response was complete, or their client gone.
         freed: called when there is room again after `room` has denied it.
     """
 
