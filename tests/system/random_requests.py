@@ -109,7 +109,8 @@ class Requests:
         version = "1.0" if rng.random() < 0.1 else "1.1"
         body = self._body(small) if method in ("POST", "PUT", "DELETE") or rng.random() < 0.03 else None
         ends = last and rng.random() < 0.1
-        if kind == "unread" and body and len(body) > 100_000 and not ends:
+        unread = kind == "unread" or (kind == "duplex" and method == "HEAD")  # answered before its body is read
+        if unread and body and len(body) > 100_000 and not ends:
             kind = "echo"  # a long body that nobody reads ends its connection, when is a matter of time
         kept = version == "1.1" or not last or rng.random() < 0.6
         unknown = False
