@@ -7,8 +7,8 @@ import socket
 from dataclasses import dataclass, field
 
 PATIENCE = 30.0
-APART = {b"date", b"server", b"connection", b"keep-alive"}
-"""Headers that are the server's own."""
+APART = {b"date", b"expires", b"server", b"connection", b"keep-alive"}
+"""Headers that are the server's own, or tell the time."""
 
 
 @dataclass(frozen=True)

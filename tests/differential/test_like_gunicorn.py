@@ -234,7 +234,6 @@ OWN_PAGE = "an error that the app doesn't handle is told by the server, in its o
 BROKEN = (
     "what an app does wrong is noticed before the first byte is out: a clean 500, where gunicorn cuts off or passes on"
 )
-NO_LENGTH = "no body follows, so no length is told"
 AUTHORITY = "the authority in a target counts, whatever Host says (RFC 9112, 3.2.2)"
 COOKIES = "several Cookie headers are joined by semicolons (RFC 9113, 8.2.3), so that their cookies are found; gunicorn: commas"
 DIFFERENT = {
@@ -253,8 +252,6 @@ DIFFERENT = {
     ("flask", "absolute form of another host"): Difference(AUTHORITY, 200),
     ("django", "absolute form of another host"): Difference(AUTHORITY, 200),
     ("plain", "environ of the absolute form"): Difference(AUTHORITY, 200),
-    ("django", "304"): Difference(NO_LENGTH, 304),
-    ("django", "condition"): Difference(NO_LENGTH, 304),
 }
 
 

@@ -39,6 +39,23 @@ def test_start_status_shutdown(start: Start) -> None:
     running.assert_gone()
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_start_shows_warnings(start: Start, tmp_path: Path, form: str) -> None:
+    """What the master warns of while it starts is shown by `start`, too, whatever the format of its log."""
+    (tmp_path / "chatty.py").write_text(
+        "import threading\n"
+        "async def app(scope, receive, send): ...\n"
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    )
+    argv = command("start", "chatty:app", *OPTIONS, "--log-format", form)
+    running = start(argv, directory=tmp_path)
+    assert running.wait() == 0, running.stderr
+    (line,) = running.stderr.splitlines()
+    assert line.startswith("cluster2: warning: importing the app"), line
+    assert running.cli("shutdown").returncode == 0
+    running.assert_gone()
+
+
 def test_status_fields(run: Serve) -> None:
     """`status --json` tells the agreed facts of each worker, and they move."""
     running = run(sample("plain")).ready()

@@ -170,6 +170,13 @@ def test_ctrl_c(master: Fake) -> None:
             "workers = '0' (flag --workers): expected a whole number of at least 1, or auto",
         ),
         (["run", "--bogus"], 2, "No such option"),
+        (
+            ["run", "a:app", "--reload"],
+            2,
+            "No such option: --reload; after an edit, `cluster2 reload` serves the new code.",
+        ),
+        (["run", "a:app", "-D"], 2, "No such option: -D; `cluster2 start` serves in the background."),
+        (["run", "a:app", "--max-requests=5"], 2, "No such option: --max-requests; that is --request-threshold"),
         (["run"], 2, "name the app"),
         (["check"], 2, "name the app"),
         (["start"], 2, "name the app"),

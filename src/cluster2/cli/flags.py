@@ -13,6 +13,23 @@ from ..kinds import FLAG
 from ..settings import OPTIONS, Option
 from . import complain
 
+_ELSEWHERE = {
+    "--reload": "after an edit, `cluster2 reload` serves the new code",
+    "--daemon": "`cluster2 start` serves in the background",
+    "-D": "`cluster2 start` serves in the background",
+    "--worker-class": "the app's interface is found by itself; --engine names another engine",
+    "-k": "the app's interface is found by itself; --engine names another engine",
+    "--pid": "the directory --pids has a file for each process",
+    "-p": "the port is --port, or --bind HOST:PORT; the directory --pids has a file for each process",
+    "--max-requests": "that is --request-threshold, and --threshold-jitter",
+    "--graceful-timeout": "that is --drain-timeout",
+    "--access-logfile": "--access-log writes access.log in the directory of logs",
+    "--error-logfile": "master.log in the directory of logs has errors; --log-to stderr shows them",
+    "--uds": "that is --bind unix:PATH",
+    "--proxy-headers": "they are believed from the peers in --forwarded-allow-ips",
+}
+"""Flags of gunicorn and uvicorn that have another name here, and what to use."""
+
 
 class _Flag(click.Option):
     """The flag of an option. Its value stays a text here: `config.load` reads it, and says what is wrong with it."""
@@ -35,9 +52,14 @@ class OptionCommand(click.Command):
     """A command whose flags are the options, shown under headings. It keeps the arguments as they were written."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, and remember."""
+        """Parse, and remember. Raises click.UsageError; for flags of other servers, with what to use here."""
         ctx.meta["cluster2.arguments"] = tuple(args)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if (instead := _ELSEWHERE.get(error.option_name)) is None:
+                raise
+            raise click.UsageError(f"No such option: {error.option_name}; {instead}.", ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the flags by heading."""

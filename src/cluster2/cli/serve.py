@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,10 +17,13 @@ import click
 from ..client import Client
 from ..errors import ConfigError
 from ..settings import Settings
+from . import complain
 from .flags import OptionCommand, gather, require_target, with_options
 
 READY_FD = "_CLUSTER2_READY_FD"
 """The variable by which `start` tells `run` the descriptor of a pipe; `run` says on it that the workers are ready."""
+
+_WARNING = re.compile(r"\S+ \S+ \[\d+\] warning (.*)")
 
 
 @click.command(cls=OptionCommand)
@@ -46,9 +52,9 @@ def start(**flags: Any) -> int:
 
     Returns when the workers are ready, or with the exit code of what went wrong. TARGET and options are those of `run`;
     what the processes write goes to files in the directory of logs, unless log_to says otherwise. On a terminal it says
-    where that is.
+    where that is. Warnings of the start are shown.
     """
-    config = require_target(gather(flags))
+    config = require_target(gather(flags, warn=False))
     path = Path(config.settings.logs) / "master.log"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,13 +67,31 @@ def start(**flags: Any) -> int:
         if not config.explicit("log_to"):
             arguments = ("--log-to", "files", *arguments)
         code = _launch(arguments, log)
+    with path.open("rb") as said:
+        said.seek(before if path.stat().st_size >= before else 0)  # it was rotated
+        text = said.read().decode(errors="replace")
     if code:
-        with path.open("rb") as said:
-            said.seek(before if path.stat().st_size >= before else 0)  # it was rotated
-            sys.stderr.write(said.read().decode(errors="replace"))
-    elif sys.stderr.isatty():
+        sys.stderr.write(text)
+        return code
+    for warning in _warnings(text):
+        complain("warning", warning)
+    if sys.stderr.isatty():
         _tell(config.settings)
     return code
+
+
+def _warnings(log: str) -> list[str]:
+    """Return the warnings that stand in a part of master.log, in either format."""
+    found = []
+    for line in log.splitlines():
+        if (text := _WARNING.fullmatch(line)) is not None:
+            found.append(text[1])
+        elif line.startswith("{"):
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if entry.get("level") == "warning":
+                    found.append(str(entry["message"]))
+    return found
 
 
 def _tell(settings: Settings) -> None:

@@ -48,11 +48,14 @@ import stat
 import struct
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol
 
 from cluster2.errors import AddressInUse, ConfigError
 from cluster2.kernel.syn_sink import open_sink
 from cluster2.kinds import Address, FdAddress, TcpAddress, UnixAddress
+
+if TYPE_CHECKING:
+    import psutil
 
 PATH_BYTES: Final = 107
 """The longest path of a Unix socket: `sun_path` has 108 bytes, the last of them zero."""
@@ -286,8 +289,16 @@ def _holder(host: str, port: int) -> str:
             if found.pid == os.getpid():
                 return ": another address of this configuration takes it"
             if found.pid is not None:
-                return f" by process {found.pid} ({psutil.Process(found.pid).name()})"
+                return f" by {_described(psutil.Process(found.pid))}"
     return ""
+
+
+def _described(process: psutil.Process) -> str:
+    """Return what is to be stopped: of a cluster that is its master, since another worker would take a worker's place."""
+    name, parent = process.name(), process.parent()
+    if not name.startswith("cluster2") or parent is None:
+        return f"process {process.pid} ({name})"
+    return f"a cluster, whose master is process {parent.pid}"
 
 
 def _open_unix(address: UnixAddress, backlog: int, files: SocketFile) -> Listener:
