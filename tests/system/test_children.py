@@ -318,3 +318,58 @@ def test_processes_at_work(run: Serve) -> None:
         assert get(running.address, f"/{kind}").body == b"ok 0", kind
     assert running.cli("recycle").returncode == 0
     assert running.shutdown() == 0
+
+
+EXECUTORS = """
+import os, threading, time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+threads, processes = ThreadPoolExecutor(1), ProcessPoolExecutor(1)
+
+def note(name):
+    time.sleep(0.5)
+    Path(name).touch()
+
+def app(environ, start_response):
+    threads.submit(note, "submitted")
+    threading.Thread(target=note, args=("threaded",)).start()
+    start_response("200 OK", [])
+    return [b"%d" % processes.submit(os.getpid).result()]
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--no-preload",)], ids=" ".join)
+def test_executors_finish(run: Serve, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Behind a worker's last request, executors and threads finish what they were given, and the pool's processes end."""
+    (tmp_path / "busy.py").write_text(EXECUTORS)
+    running = run("busy:app", *options, workers=1, directory=tmp_path).ready(1)
+    child = int(get(running.address).body)
+    assert running.shutdown() == 0
+    assert {"submitted", "threaded"} <= {path.name for path in tmp_path.iterdir()}
+    assert not psutil.pid_exists(child)
+    assert "killed" not in running.stderr
+
+
+STUCK = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+threads = ThreadPoolExecutor(1)
+never = threading.Event()
+
+def app(environ, start_response):
+    threads.submit(never.wait)
+    start_response("200 OK", [])
+    return [b""]
+"""
+
+
+def test_an_executor_that_is_stuck(run: Serve, tmp_path: Path) -> None:
+    """A thread that never ends keeps its worker for `drain_timeout`, and no longer: the worker leaves by itself, and says so."""
+    (tmp_path / "stuck.py").write_text(STUCK)
+    running = run("stuck:app", "--drain-timeout", "1s", workers=1, directory=tmp_path).ready(1)
+    assert get(running.address).status == 200
+    assert running.shutdown() == 0
+    assert "threads of the app have not ended within drain_timeout" in running.stderr
+    assert "killed" not in running.stderr

@@ -33,6 +33,7 @@ from .check import Check
 from .descriptor_room import DescriptorRoom
 from .drain import Drain
 from .ecv import Ecv, Served, Traffic
+from .exit import finish_threads
 from .life import Life
 from .measured import Measured
 from .moves import Moves
@@ -78,6 +79,8 @@ def serve(birth: Birth, ended: Callable[[int], Awaitable[None]] | None = None) -
         loop.run_until_complete(_cancel_rest())
     finally:
         worker.gone()
+    if birth.talk is not None:  # else the interpreter's own end is near
+        finish_threads(worker.leave_by)
     return code
 
 
@@ -91,10 +94,7 @@ def _withhold(birth: Birth) -> None:
 
 
 async def _cancel_rest() -> None:
-    """Give tasks that the app left running a chance to clean up.
-
-    Threads of the executor aren't waited for: a stuck one would keep the worker for ever.
-    """
+    """Give tasks that the app left running a chance to clean up."""
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     for task in rest:
         task.cancel()
@@ -103,7 +103,11 @@ async def _cancel_rest() -> None:
 
 
 class Worker:
-    """One worker. `run` tells its life; the parts do the work."""
+    """One worker. `run` tells its life; the parts do the work.
+
+    Attributes:
+        leave_by: the end of `drain_timeout`, on the monotonic clock; 0: the drain hasn't begun.
+    """
 
     def __init__(self, birth: Birth) -> None:
         """Nothing happens yet."""
@@ -112,6 +116,7 @@ class Worker:
         self._settings = birth.settings
         self._life = Life(os.getpid(), order.slot, order.generation)
         self._row = birth.board.row(order.row)
+        self.leave_by = 0.0
         self._told = asyncio.Event()
         self._drain = Drain(birth.settings, deserted=not order.keeper)
         self._say = birth.heard
@@ -316,7 +321,7 @@ class Worker:
 
     async def _end(self) -> int:
         """Drain, stop the app, run its hooks. Returns the exit code: 1 if one of that failed, which was logged and told."""
-        deadline = time.monotonic() + self._settings.drain_timeout
+        self.leave_by = deadline = time.monotonic() + self._settings.drain_timeout
         self._life.draining = True
         hooks = asyncio.ensure_future(api.hooks.run_drain())
         failed = await take_all(
