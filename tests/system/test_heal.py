@@ -62,12 +62,16 @@ def test_pid_files_that_cannot_be_written(run: Serve) -> None:
 def test_only_the_killed_workers_requests_fail(run: Serve) -> None:
     """Exactly the requests that the killed worker was working on fail; those of the other are answered."""
     running = run(sample("plain")).ready()
-    connections = [Connection(running.address) for _ in range(12)]
-    for number, connection in enumerate(connections):
-        connection.send(f"/held/{number}")
-    marks = wait_until(lambda: _held(running.directory, 12), "all twelve are in their handlers")
-    shares = Counter(marks.values())
-    assert sorted(shares) == sorted(row["pid"] for row in running.workers()), "both have some"
+    connections: list[Connection] = []
+    marks: dict[int, int] = {}
+    while len(set(marks.values())) < 2:  # nothing keeps the kernel from giving a dozen to one worker
+        assert len(connections) < 240, f"one worker has all: {Counter(marks.values())}"
+        connections += [Connection(running.address) for _ in range(12)]
+        for number in range(len(connections) - 12, len(connections)):
+            connections[number].send(f"/held/{number}")
+        wanted = len(connections)
+        marks = wait_until(lambda wanted=wanted: _held(running.directory, wanted), "all are in their handlers")  # type: ignore[misc]
+    assert set(marks.values()) == {row["pid"] for row in running.workers()}
     victim = running.workers()[0]["pid"]
     os.kill(victim, signal.SIGKILL)
     wait_until(lambda: replaced(running, victim), "a successor is ready")
