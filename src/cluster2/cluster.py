@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
 import msgspec
@@ -79,6 +79,7 @@ class Cluster:
             SystemExit: with the exit code of the error, after a line on standard error, if it can't serve.
         """
         try:
+            _refuse_imported_main()
             configured, targets = self._with(app, factory)
             if CHANNEL in os.environ:
                 from . import child  # what serves and what loads, which a master doesn't need
@@ -439,6 +440,18 @@ def _set_up(setup: Any, cluster: Cluster, configured: Config) -> None:
         raise
     except (Exception, SystemExit) as error:
         raise ConfigError(f"setup = {setup} ({source}): it raised {said(error)}", detail=trace(error)) from error
+
+
+def _refuse_imported_main() -> None:
+    """Raise ConfigError in a child of multiprocessing that executes the script again, to find what it is to call."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != "__mp_main__":  # as `multiprocessing.spawn` calls it
+        frame = frame.f_back
+    if frame is not None:
+        raise ConfigError(
+            "multiprocessing executes this script again in a child process: put what serves below "
+            '`if __name__ == "__main__":`'
+        )
 
 
 def _own_script() -> list[str]:

@@ -62,6 +62,28 @@ def test_events_example(start: Start) -> None:
     assert "Got SIGTERM - shutting down" in log.read_text()
 
 
+def test_a_script_without_a_guard(script: Callable[[str], Running]) -> None:
+    """A child of multiprocessing that executes the script again doesn't serve: it ends, and says what is missing."""
+    running = script(
+        """
+        import multiprocessing
+        from cluster2 import Cluster
+
+        def app(environ, start_response):
+            child = multiprocessing.get_context("spawn").Process(target=print)
+            child.start()
+            child.join()
+            start_response("200 OK", [])
+            return [b"%d" % child.exitcode]
+
+        Cluster(bind=["127.0.0.1:0"], workers=1, mon_port=0).listen(app)
+        """
+    ).ready(1)
+    assert get(running.address).body == b"5"
+    assert """put what serves below `if __name__ == "__main__":`""" in running.stderr
+    assert running.shutdown() == 0
+
+
 def test_code_around_listen(script: Callable[[str], Running]) -> None:
     """Code before `listen` runs in master and zygote, code after it only in the master, when all is over."""
     running = script(
