@@ -333,7 +333,7 @@ def note(name):
 
 def app(environ, start_response):
     threads.submit(note, "submitted")
-    threading.Thread(target=note, args=("threaded",)).start()
+    threading.Thread(target=note, args=("threaded",), daemon=False).start()
     start_response("200 OK", [])
     return [b"%d" % processes.submit(os.getpid).result()]
 """

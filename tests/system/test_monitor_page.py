@@ -166,7 +166,8 @@ def test_facts_under_load(standing: Shown) -> None:
     for name in ("pid", "state", "version"):
         assert facts["master"][name] == status["master"][name], name
     assert status["workers"][0].keys() <= facts["workers"][0].keys()
-    assert set(status) - {"talk", "backoffs"} <= facts.keys()
+    assert set(status) - {"talk", "backoffs", "waiting"} <= facts.keys()
+    assert "waiting" in facts["connections"]
     assert facts["memory"]["now"] > 10 * MiB
     history = standing.client.get("/history?seconds=60").json()
     column = history["columns"].index("requests")
