@@ -93,7 +93,7 @@ def _cluster2(setup: Setup, target: str | None = None) -> list[str]:
         "--workers",
         str(setup.workers),
     ]
-    command += ["--bind", f"127.0.0.1:{setup.port}", "--mon-port", "0", "--timeout", f"{KEEP_ALIVE}s"]
+    command += ["--bind", f"127.0.0.1:{setup.port}", "--monitor-port", "0", "--timeout", f"{KEEP_ALIVE}s"]
     command += ["--pids", str(setup.directory / "pids"), "--logs", str(setup.directory / "logs")]
     return [*command, "--log-level", "warning"]
 
@@ -244,7 +244,7 @@ def monitor_port(port: int) -> int:
 
 
 def _watched(setup: Setup) -> list[str]:
-    return [*_cluster2(setup), "--mon-port", str(monitor_port(setup.port))]
+    return [*_cluster2(setup), "--monitor-port", str(monitor_port(setup.port))]
 
 
 THREADED = frozenset({"haproxy"})

@@ -95,5 +95,5 @@ def stamp(event: Any) -> None:
     delays.append(time.monotonic() - event.data)
 
 
-worker.status("found", view=lambda run: [each for each in found if each["run"] == run], reducer="concat")
-worker.status("delays", view=lambda: delays, reducer="concat")
+worker.register_status("found", view=lambda run: [each for each in found if each["run"] == run], reducer="concat")
+worker.register_status("delays", view=lambda: delays, reducer="concat")

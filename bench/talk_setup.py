@@ -13,11 +13,11 @@ runs = 0
 def setup(cluster: Any) -> None:
     """`cluster2 run --setup bench.talk_setup:setup`."""
 
-    @cluster.delegate("get", limit=100_000)
+    @cluster.on_delegate("get", limit=100_000)
     async def get(key: Any) -> str:
         return VALUE
 
-    @cluster.delegate("slow-get")
+    @cluster.on_delegate("slow-get")
     async def slow_get(key: Any) -> int:
         global runs
         runs += 1

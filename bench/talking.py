@@ -145,7 +145,7 @@ def talkers(directory: Path, workers: int) -> Iterator[Talkers]:
     port = next(_ports)
     pids = directory / "pids"
     command = [sys.executable, "-m", "cluster2", "run", "bench.talk_app:app", "--setup", "bench.talk_setup:setup"]
-    command += ["--workers", str(workers), "--bind", f"127.0.0.1:{port}", "--mon-port", "0", "--pids", str(pids)]
+    command += ["--workers", str(workers), "--bind", f"127.0.0.1:{port}", "--monitor-port", "0", "--pids", str(pids)]
     command += ["--logs", str(directory / "logs"), "--log-level", "warning"]
     with _process(command, directory, "cluster2") as process:
         found = Talkers(Cluster(pids=str(pids)), process.pid, port)

@@ -45,7 +45,7 @@ cluster = Cluster(host="127.0.0.1", port=PORT, workers=2, heartbeat_interval=1)
 seen = {}
 
 
-@cluster.delegate("read-config")
+@cluster.on_delegate("read-config")
 def read_config(message):  # sync: it runs in a thread, so the master never waits for a disk
     file = Path(message["file"])
     seen[file] = file.stat().st_mtime_ns

@@ -29,7 +29,7 @@ buckets = {}
 
 # Async, so it runs on the master's loop, one after the other, and needs no lock. Not single: each request takes a token
 # of its own, though all are equal.
-@cluster.delegate("take", single=False)
+@cluster.on_delegate("take", single=False)
 async def take(client):
     now = time.monotonic()
     tokens, at = buckets.get(client, (BURST, now))

@@ -24,7 +24,7 @@ async def app(scope, receive, send):
 cluster = Cluster(host="127.0.0.1", port=PORT, workers=2)
 
 
-@cluster.delegate("log", limit=1)  # one at a time: lines stand in the order in which they came
+@cluster.on_delegate("log", limit=1)  # one at a time: lines stand in the order in which they came
 def log(line):
     with FILE.open("a") as file:
         print(line["pid"], line["path"], file=file)

@@ -17,7 +17,7 @@ from bench.servers import Running, running
 from bench.suites.plan import Plan, each, values_of
 
 SETTLE = 5.0
-"""Seconds of idleness, longer than `rest_after`'s default of 2, with time to move thousands."""
+"""Seconds of idleness, longer than `handoff_idle_after`'s default of 2, with time to move thousands."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,7 +235,7 @@ def _socket_files(settings: Settings) -> SocketFile:
 def monitor_listening(config: Config) -> Iterator[list[Listener]]:
     """The listeners of the monitor: of its page, and of HAProxy's agent-check if there shall be one. None without a monitor."""
     settings = config.settings
-    wanted = (("mon_port", places.monitor_ports(config)), ("ecv.agent_port", [settings.ecv_agent_port]))
+    wanted = (("monitor_port", places.monitor_ports(config)), ("ecv.agent_port", [settings.ecv_agent_port]))
     listeners: list[Listener] = []
     with contextlib.ExitStack() as stack:
         for name, ports in wanted:

@@ -197,7 +197,7 @@ class Cluster:
     def delegate(
         self, name: str, handler: F | None = None, *, limit: int = LIMIT, single: bool = True
     ) -> F | Callable[[F], F]:
-        """Do the work that workers delegate under that name: `@cluster.delegate("read-config")`.
+        """Do the work that workers delegate under that name: `@cluster.on_delegate("read-config")`.
 
         The handler is called in the master, with the message, and with a `DelegateRequest` if it takes two arguments. What it
         returns is the answer; what it raises travels back as a DelegateError. If it is sync it runs in a thread. Equal requests
@@ -211,9 +211,16 @@ class Cluster:
             ConfigError: that name has a handler already.
         """
         if handler is None:
-            return lambda decorated: self.delegate(name, decorated, limit=limit, single=single)
+            return lambda decorated: self.on_delegate(name, decorated, limit=limit, single=single)
         self._switchboard.delegates.handle(name, handler, limit=limit, single=single)
         return handler
+
+    if not TYPE_CHECKING:  # a checker would take every name for one that is there
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "delegate":
+                raise AttributeError("Cluster.delegate is named Cluster.on_delegate now")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     # From any process
 
@@ -236,7 +243,7 @@ class Cluster:
         params: object = None,
         reducer: str | Reducer | None = None,
     ) -> dict[str, Any] | Coroutine[Any, Any, ComponentStatus]:
-        """What `cluster2 status --json` shows; or, awaited, the status of a component (`worker.status`).
+        """What `cluster2 status --json` shows; or, awaited, the status of a component (`worker.register_status`).
 
         Args:
             component: its name.

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from . import environments
 from .errors import ConfigError
 from .kinds import PATH
-from .settings import FILES, OPTIONS, Option, Settings, validate, without_master
+from .settings import FILES, FORMER, OPTIONS, Option, Settings, validate, without_master
 
 PREFIX = "CLUSTER2_"
 _FIXED_PLACES = ("pids", "logs")
@@ -274,6 +274,8 @@ def _settle_addresses(found: dict[str, _Given]) -> None:
 
 
 def _unknown(name: str) -> str:
+    if (option := FORMER.get(name.replace("-", "_"))) is not None:
+        return f"{name!r} is named {option.name!r} now"
     closest = _closest(name.replace("-", "_"), OPTIONS, 0.5)
     return f"unknown option {name!r}" + (f"; did you mean {closest[0]!r}?" if closest else "")
 
@@ -324,6 +326,8 @@ def _from_environment(environ: Mapping[str, str], warnings: list[str]) -> dict[s
         announced = variable == "CLUSTER2_PORT" and re.match("(tcp|udp|sctp)://", raw)
         if variable in options and not announced:
             found[options[variable]] = _Given(raw, variable, 3)
+        elif (option := FORMER.get(variable.removeprefix(PREFIX).lower())) is not None:
+            raise ConfigError(f"environment variable {variable} is named {option.variable} now")
         else:
             closest = [] if announced else _closest(variable, options, 0.8)
             hint = f"; did you mean {closest[0]}?" if closest else ""

@@ -210,6 +210,7 @@ class Heartbeat(Event, frozen=True, kw_only=True):
         cpu: how much of a core a worker used in the interval, on average: 1 is all of it.
         memory: resident bytes of a worker, on average, shared pages included.
         connections: open now.
+        accepted: total of connections accepted; an engine that accepts by itself and can't know adds 0.
         pending: requests under way now.
         requests: total of those that have ended: answered, refused, or left by their client.
         responses: the same by the class of their status, `1xx` to `5xx`; a class is 0 where an engine can't know.
@@ -227,6 +228,7 @@ class Heartbeat(Event, frozen=True, kw_only=True):
     cpu: float
     memory: int
     connections: int
+    accepted: int
     pending: int
     requests: int
     responses: dict[str, int]

@@ -78,13 +78,13 @@ class ClusterOptions(TypedDict, total=False):
     """host:port, :port, [ipv6]:port, unix:path or fd://3, instead of host and port"""
     backlog: int | None
     """length of each accept queue"""
-    mon_host: str | None
+    monitor_host: str | None
     """where the monitor listens"""
-    mon_port: int | None
+    monitor_port: int | None
     """the monitor's port, unless set the next one if it is in use; 0: no monitor"""
-    mon_path: str | None
+    monitor_path: str | None
     """the path under which the monitor answers"""
-    mon_token: str | None
+    monitor_token: str | None
     """what changes need, and everything but health checks where others can reach it"""
     timeout: float | str | None
     """end a connection whose client makes no progress for so long; also bounds a head"""
@@ -104,9 +104,9 @@ class ClusterOptions(TypedDict, total=False):
     """connections stay open for more requests; off: every response ends its own"""
     keeper: bool | None
     """connections outlive their worker"""
-    rest_after: float | str | None
+    handoff_idle_after: float | str | None
     """idle for so long: to the keeper; 0: never"""
-    park_above: float | str | None
+    handoff_slow_above: float | str | None
     """handlers hold the loop for longer: to the keeper after each response; 0: never"""
     engine: str | None
     """auto, http, granian, tcp, or the name of an installed one"""

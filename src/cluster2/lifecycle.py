@@ -15,7 +15,7 @@ LifePhase = Literal["import", "fork", "startup", "serving", "drain"]
 
 PHASES = ("booting", "serving", "degraded", "leaving", "draining", "stopping")
 """Where a cluster can be; the places stand in the scoreboard."""
-MODES = ("eager", "held", "parking")
+MODES = ("batch", "one_by_one", "handoff")
 """How a worker can take connections (`worker.pace`), likewise."""
 
 

@@ -33,9 +33,9 @@ def announce(
     """Log where the monitor's page, the log files and the pid files are."""
     if monitor:
         address = monitor[0].address
-        moved = getattr(address, "port", settings.mon_port) != settings.mon_port
-        why = f" (mon_port isn't set, and {settings.mon_port} is taken)" if moved else ""
-        logger.info("the monitor's page is http://%s%s%s", address, settings.mon_path, why)
+        moved = getattr(address, "port", settings.monitor_port) != settings.monitor_port
+        why = f" (monitor_port isn't set, and {settings.monitor_port} is taken)" if moved else ""
+        logger.info("the monitor's page is http://%s%s%s", address, settings.monitor_path, why)
     kept = [("logs", logbook and logbook.directory), ("pids", pids and pids.path)]
     if said := [f"{name} in {directory}" for name, directory in kept if directory]:
         logger.info("%s", ", ".join(said))
@@ -77,15 +77,15 @@ def _writable(directory: str) -> bool:
 def monitor_ports(config: Config) -> list[int]:
     """Return the ports that the monitor may have: the one that was asked for; or the default, and those that follow it."""
     settings = config.settings
-    if config.explicit("mon_port"):
-        return [settings.mon_port]
+    if config.explicit("monitor_port"):
+        return [settings.monitor_port]
     others = {getattr(address, "port", 0) for address in settings.addresses()} | {settings.ecv_agent_port}
-    return [port for port in range(settings.mon_port, settings.mon_port + MONITOR_PORTS) if port not in others]
+    return [port for port in range(settings.monitor_port, settings.monitor_port + MONITOR_PORTS) if port not in others]
 
 
 def first_free(settings: Settings, ports: Sequence[int]) -> Listener:
     """Open the first of these ports on which nothing else listens. Raises ClusterError, of the last one: none is free."""
     for port in ports[:-1]:
         with contextlib.suppress(AddressInUse):
-            return open_all([TcpAddress(settings.mon_host, port)], backlog=settings.backlog)[0]
-    return open_all([TcpAddress(settings.mon_host, ports[-1])], backlog=settings.backlog)[0]
+            return open_all([TcpAddress(settings.monitor_host, port)], backlog=settings.backlog)[0]
+    return open_all([TcpAddress(settings.monitor_host, ports[-1])], backlog=settings.backlog)[0]

@@ -61,6 +61,7 @@ class Option:
         short: a short flag (`-w`), or None.
         repeatable: whether the flag may be given several times, for a list.
         seed: what the Node.js cluster2 of 2012 called it, or None.
+        former: the dotted name that it had before, or None. Where it is still used, the error names the new one.
         needs: the engine's capability without which it can't be honoured, or None.
         moot: values, besides None, that ask for nothing, so that nothing has to honour them.
         needs_master: the master carries it out, so with `cluster = false` it means nothing.
@@ -82,6 +83,7 @@ class Option:
     short: str | None = None
     repeatable: bool = False
     seed: str | None = None
+    former: str | None = None
     needs: str | None = None
     moot: tuple[Any, ...] = ()
     needs_master: bool = False
@@ -247,15 +249,15 @@ class Settings:
         restart=True,
     )
     backlog: int = option(2048, count(1), "length of each accept queue", _LISTEN, restart=True)
-    mon_host: str = option("127.0.0.1", HOST, "where the monitor listens", _LISTEN, seed="monHost", restart=True)
-    mon_port: int = option(
+    monitor_host: str = option("127.0.0.1", HOST, "where the monitor listens", _LISTEN, seed="monHost", former="mon_host", restart=True)
+    monitor_port: int = option(
         3001, PORT, "the monitor's port, unless set the next one if it is in use; 0: no monitor", _LISTEN,
-        seed="monPort", restart=True,
+        seed="monPort", former="mon_port", restart=True,
     )  # fmt: skip
-    mon_path: str = option("/", BARE_PATH, "the path under which the monitor answers", _LISTEN, restart=True)
-    mon_token: str | None = option(
+    monitor_path: str = option("/", BARE_PATH, "the path under which the monitor answers", _LISTEN, former="mon_path", restart=True)
+    monitor_token: str | None = option(
         None, TOKEN, "what changes need, and everything but health checks where others can reach it", _LISTEN,
-        restart=True, secret=True,
+        former="mon_token", restart=True, secret=True,
     )  # fmt: skip
 
     ecv_path: str = option(
@@ -343,20 +345,22 @@ class Settings:
         moot=(False,),
         needs_master=True,
     )
-    rest_after: float = option(
+    handoff_idle_after: float = option(
         2.0,
         DURATION,
         "idle for so long: to the keeper; 0: never",
         _KEEPER,
+        former="rest_after",
         needs="keeper",
         moot=(0.0,),
         needs_master=True,
     )
-    park_above: float = option(
+    handoff_slow_above: float = option(
         0.005,
         DURATION,
         "handlers hold the loop for longer: to the keeper after each response; 0: never",
         _KEEPER,
+        former="park_above",
         needs="keeper",
         moot=(0.0,),
         needs_master=True,
@@ -481,6 +485,9 @@ OPTIONS: Mapping[str, Option] = options_of(Settings)
 SECRETS = tuple(option.variable for option in OPTIONS.values() if option.secret and option.variable)
 """Variables whose values must not be shown. No app gets to see them."""
 
+FORMER: Mapping[str, Option] = MappingProxyType({each.former: each for each in OPTIONS.values() if each.former})
+"""Options by the names that they had before."""
+
 FILES = tuple(option.field for option in OPTIONS.values() if option.file)
 """Fields of the options that name files which are read once for each generation."""
 
@@ -537,17 +544,17 @@ def validate(settings: Settings, sources: Mapping[str, str] = MappingProxyType({
             raise ConfigError(f"{said(name)} needs {other}, which isn't set")
     if not settings.ecv_path and settings.ecv_monitor is not None:
         raise ConfigError(f"{said('ecv.monitor')} is asked on the app's port: that needs ecv.path, which is off")
-    if not settings.ecv_path and settings.ecv_control and not settings.mon_port:
-        raise ConfigError(f"{said('ecv.control')} needs ecv.path, which is off, or mon_port, which is 0")
-    if settings.mon_port and settings.mon_token is None and not is_loopback(settings.mon_host):
+    if not settings.ecv_path and settings.ecv_control and not settings.monitor_port:
+        raise ConfigError(f"{said('ecv.control')} needs ecv.path, which is off, or monitor_port, which is 0")
+    if settings.monitor_port and settings.monitor_token is None and not is_loopback(settings.monitor_host):
         raise ConfigError(
-            f"{said('mon_host')} lets other machines reach the monitor: that needs mon_token; or set mon_port = 0"
+            f"{said('monitor_host')} lets other machines reach the monitor: that needs monitor_token; or set monitor_port = 0"
         )
-    if settings.ecv_agent_port and not settings.mon_port:
-        raise ConfigError(f"{said('ecv.agent_port')} is answered by the monitor: that needs mon_port")
+    if settings.ecv_agent_port and not settings.monitor_port:
+        raise ConfigError(f"{said('ecv.agent_port')} is answered by the monitor: that needs monitor_port")
     # A monitor's port that nobody has asked for gives way.
-    fixed = [name for name in ("mon_port", "ecv.agent_port") if sources.get(name) != "default"]
-    if settings.ecv_agent_port and settings.ecv_agent_port == settings.mon_port and "mon_port" in fixed:
+    fixed = [name for name in ("monitor_port", "ecv.agent_port") if sources.get(name) != "default"]
+    if settings.ecv_agent_port and settings.ecv_agent_port == settings.monitor_port and "monitor_port" in fixed:
         raise ConfigError(f"{said('ecv.agent_port')} is the monitor's port too; choose another")
     seen: set[Address] = set()
     for address in settings.addresses():

@@ -214,7 +214,7 @@ def ours(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     app, _, how = request.param.partition(" ")
     options = {"": [], "in threads": ["--threads", "8"], "inline": ["--threads", "0"]}[how]
     argv = command(
-        "run", f"{APPS}:{app}", "--engine", "http", "--bind", "127.0.0.1:0", "--mon-port", "0", "-w", "1", *options
+        "run", f"{APPS}:{app}", "--engine", "http", "--bind", "127.0.0.1:0", "--monitor-port", "0", "-w", "1", *options
     )
     running = Running(argv, directory)
     try:

@@ -81,7 +81,7 @@ def test_kill_after_kill(run: Serve, tmp_path: Path, seed: int) -> None:  # noqa
 def test_shutdown_again_and_again(run: Serve) -> None:  # noqa: F811
     """Shutdowns in the middle of a load over kept-alive connections: each request that was sent is answered."""
     for number in range(5 * ROUNDS):
-        running = run(f"{APP}:app", "--rest-after", "20ms", "--drain-idle", "2s").ready()
+        running = run(f"{APP}:app", "--handoff-idle-after", "20ms", "--drain-idle", "2s").ready()
         with loaded(running, clients=16, closing=0, think=0.1, seed=number) as mix:
             running.ask("shutdown")
             wait_until(lambda: running.process.poll() is not None, "it has left")  # noqa: B023

@@ -29,7 +29,7 @@ async def test_a_million_pieces_of_work(tmp_path: Path) -> None:
     async with talking(tmp_path, workers=WORKERS, drain_timeout=60) as site:
         seen: dict[int, int] = {}
 
-        @site.cluster.delegate("count", limit=1000)
+        @site.cluster.on_delegate("count", limit=1000)
         async def count(message: Any, request: Any) -> Any:
             seen[message] = seen.get(message, 0) + 1
             return message

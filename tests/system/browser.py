@@ -204,7 +204,7 @@ def started(
 ) -> Cluster:
     """So many workers, on a free port of the loopback."""
     port = free_port()
-    words = ["--mon-port", str(port), "--workers", str(workers), "--bind", "127.0.0.1:0", "--mon-token", TOKEN]
+    words = ["--monitor-port", str(port), "--workers", str(workers), "--bind", "127.0.0.1:0", "--monitor-token", TOKEN]
     return Cluster(Running(command("run", app, *words, *options), directory, env=env).ready(workers), port)
 
 

@@ -60,7 +60,7 @@ def run(start: Callable[..., Running]) -> Serve:
         env: Mapping[str, str] | None = None,
         listeners: Sequence[socket.socket] = (),
     ) -> Running:
-        argv = command("run", target, "--mon-port", "0", *options)
+        argv = command("run", target, "--monitor-port", "0", *options)
         argv += [word for each in bind for word in ("--bind", each)]
         argv += [] if workers is None else ["--workers", str(workers)]
         return start(argv, directory=directory, env=env, listeners=listeners)

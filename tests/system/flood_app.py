@@ -16,7 +16,7 @@ def setup(cluster: Cluster) -> None:
     def noise(event: Any) -> None:
         raise RuntimeError("a handler fails")
 
-    @cluster.delegate("fails")
+    @cluster.on_delegate("fails")
     def fails(params: Any) -> None:
         raise RuntimeError("delegated work fails")
 
@@ -26,7 +26,7 @@ def talk() -> None:
     worker.emit("noise", {})
     worker.delegate_nowait("unknown", {})
     worker.delegate_nowait("fails", {})
-    worker.status("read-only", view=lambda: 1)
+    worker.register_status("read-only", view=lambda: 1)
 
 
 def body_of(path: str) -> bytes:

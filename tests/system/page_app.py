@@ -12,8 +12,8 @@ MARKUP = '<script>pwned = 1</script><img src=x onerror="pwned = 2"><b>bold</b>&l
 INHERITED = ("__proto__", "constructor", "toString", "hasOwnProperty", "valueOf", "__defineGetter__")
 """Names that every object of JavaScript has."""
 
-worker.status(MARKUP, lambda: {MARKUP: [MARKUP]}, reducer="first")
-worker.status("pool", lambda: 3, reducer="sum")
+worker.register_status(MARKUP, lambda: {MARKUP: [MARKUP]}, reducer="first")
+worker.register_status("pool", lambda: 3, reducer="sum")
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -13,7 +13,7 @@ from tests.system.counting import Matrix, Mix, Seen
 from tests.system.harness import Running, wait_until
 
 APP = Path(__file__).with_name("rolling_app.py")
-QUICK = ("--rest-after", "200ms", "--drain-idle", "500ms")
+QUICK = ("--handoff-idle-after", "200ms", "--drain-idle", "500ms")
 PATIENT = ("--drain-idle", "10s")
 """Where connections can't move: a client that a busy machine keeps from asking isn't taken for an idle one."""
 

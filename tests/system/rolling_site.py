@@ -57,7 +57,7 @@ def write(directory: Path, version: str, *, startup: str = "pass", first: str = 
 def arguments(*options: str, workers: int | None = 2) -> list[str]:
     """The command line that serves it."""
     argv = command(
-        "run", "site_of_test:app", "--mon-port", "0", "--bind", "127.0.0.1:0", "--setup", "setup_of_test:setup"
+        "run", "site_of_test:app", "--monitor-port", "0", "--bind", "127.0.0.1:0", "--setup", "setup_of_test:setup"
     )
     return [*argv, *options, *([] if workers is None else ["--workers", str(workers)])]
 

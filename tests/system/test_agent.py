@@ -22,7 +22,7 @@ def said(port: int) -> bytes:
 def test_from_start_to_end(run: Serve, alone: bool) -> None:
     """It tells of disable, of enable and of a lame duck, with a master and without one."""
     port = free_port()
-    options = ["--mon-port", str(free_port()), "--ecv-agent-port", str(port), "--lame-duck", "1h"]
+    options = ["--monitor-port", str(free_port()), "--ecv-agent-port", str(port), "--lame-duck", "1h"]
     running = run(sample("plain"), *options, *(["--no-cluster"] if alone else []))
     if not alone:
         running.ready()

@@ -85,7 +85,7 @@ def test_prometheus_client(run: Serve, tmp_path: Path) -> None:
         lines = (running.directory / "stdout").read_text().split("\n")[:-1]
         return [(name, int(pid), int(generation)) for name, pid, generation in map(str.split, lines)]
 
-    options = ("--setup", "both:setup", "--mon-port", str(free_port()))
+    options = ("--setup", "both:setup", "--monitor-port", str(free_port()))
     environment = {"PROMETHEUS_MULTIPROC_DIR": str(files)}
     running = run("shop:app", *options, directory=directory, env=environment).ready(2)
     for _ in range(10):
@@ -123,7 +123,7 @@ def test_a_script_that_connects(start: Serve, tmp_path: Path) -> None:
             "from cluster2 import Cluster\n"
             "from tests.system.sample_apps import plain\n"
             f"upstream = socket.create_connection(('127.0.0.1', {port}))\n"
-            "Cluster(bind='unix:s', workers=1, mon_port=0).listen(plain)\n"
+            "Cluster(bind='unix:s', workers=1, monitor_port=0).listen(plain)\n"
         )
         running = start([sys.executable, "main.py"], directory=tmp_path, env={"PYTHONPATH": str(ROOT)}).ready(1)
         assert f"importing the app opened connections (127.0.0.1:{port})" in running.stderr

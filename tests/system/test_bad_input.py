@@ -41,7 +41,7 @@ BAD = {
         5, ("drain_timeout", "parsecs", "30s"), files={"cluster2.toml": 'drain_timeout = "3 parsecs"\n'}
     ),
     "monitor on the app's port": Case(
-        5, ("mon_port", "3456"), options=("--bind", "127.0.0.1:3456", "--mon-port", "3456")
+        5, ("monitor_port", "3456"), options=("--bind", "127.0.0.1:3456", "--monitor-port", "3456")
     ),
     "missing certificate": Case(5, ("absent.pem",), options=("--ssl-certfile", "absent.pem")),
     "certificate that is none": Case(
@@ -130,8 +130,8 @@ def _run(start: Start, directory: Path, case: Case) -> Running:
     argv = command("run", case.target, "--workers", "2", *case.options)
     if "--bind" not in case.options:
         argv += ["--bind", "127.0.0.1:0"]
-    if "--mon-port" not in case.options:
-        argv += ["--mon-port", "0"]
+    if "--monitor-port" not in case.options:
+        argv += ["--monitor-port", "0"]
     return start(argv, directory=directory, env=case.env)
 
 

@@ -29,7 +29,7 @@ class Pair:
     def started(self, number: int) -> Running:
         """Start one of them, on the same ports each time."""
         options = {
-            "--mon-port": self.monitors[number],
+            "--monitor-port": self.monitors[number],
             "--ecv-agent-port": self.agents[number],
             "--lame-duck": self._lame_duck,
             "--timeout": "90s",

@@ -105,7 +105,7 @@ def before(run: Serve, tmp_path: Path) -> Iterator[tuple[Running, Nginx]]:
     """A cluster, and nginx before it, which has opened as many connections as it will ever need."""
     if NGINX is None:
         pytest.skip("nginx isn't installed")
-    running = run(f"{APP}:app", "--rest-after", "200ms", "--drain-idle", "500ms", "--timeout", "0").ready()
+    running = run(f"{APP}:app", "--handoff-idle-after", "200ms", "--drain-idle", "500ms", "--timeout", "0").ready()
     directory = tmp_path / "nginx"
     directory.mkdir()
     nginx = Nginx(directory, running.address[1])
@@ -175,7 +175,7 @@ def test_an_upgrade_that_is_not_made(run: Serve, tmp_path: Path, target: tuple[s
     attr, *options = target
     directory = tmp_path / "nginx"
     directory.mkdir()
-    running = run(f"{APP}:{attr}", *options, "--engine", "http", "--rest-after", "0").ready()
+    running = run(f"{APP}:{attr}", *options, "--engine", "http", "--handoff-idle-after", "0").ready()
     with ExitStack() as stack:
         nginx = Nginx(directory, running.address[1], UPGRADING)
         stack.callback(nginx.close)

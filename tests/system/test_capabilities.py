@@ -197,7 +197,7 @@ OPTIONS = {
     Capability.WEBSOCKETS: (),
     Capability.ECV: ("--ecv-monitor", "/health"),
     Capability.THREADS: ("--threads", "2"),
-    Capability.KEEPER: ("--keeper", "--rest-after", "1s", "--park-above", "5ms"),
+    Capability.KEEPER: ("--keeper", "--handoff-idle-after", "1s", "--handoff-slow-above", "5ms"),
     Capability.KEEP_ALIVE: ("--no-keep-alive",),
     Capability.IDLE_TIMEOUT: ("--timeout", "1s"),
     Capability.CONNECTION_COUNT: ("--conn-threshold", "20", "--threshold-jitter", "0"),
@@ -264,7 +264,7 @@ def start(each: tuple[str, Interface, str], directory: Path) -> Server:
     authority.configure_trust(trust)
     can = catalogue.find(name).capabilities[interface]
     options = [word for capability in WAYS[way] if capability in can for word in OPTIONS[capability]]
-    argv = command("run", f"{APPS}:{interface}", "--engine", name, "--bind", "127.0.0.1:0", "--mon-port", "0")
+    argv = command("run", f"{APPS}:{interface}", "--engine", name, "--bind", "127.0.0.1:0", "--monitor-port", "0")
     running = Running([*argv, "--workers", "1", *options], directory)
     try:
         return Server(running.ready(1), interface, trust)

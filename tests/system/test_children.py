@@ -286,7 +286,7 @@ def test_children_of_the_masters_handlers(run: Serve, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "arguments", [("check",), ("run", "--no-cluster", "--bind", "unix:s", "--mon-port", "0")], ids=" ".join
+    "arguments", [("check",), ("run", "--no-cluster", "--bind", "unix:s", "--monitor-port", "0")], ids=" ".join
 )
 def test_children_of_one_process(start: Serve, arguments: tuple[str, ...]) -> None:
     """`check`, and a process without a master, end what the import has started."""

@@ -17,7 +17,7 @@ from tests.system.conftest import Serve
 from tests.system.harness import Running, command, sample, wait_until
 
 Start = Callable[..., Running]
-OPTIONS = ("--workers", "2", "--bind", "127.0.0.1:0", "--mon-port", "0")
+OPTIONS = ("--workers", "2", "--bind", "127.0.0.1:0", "--monitor-port", "0")
 WORKER = {"pid", "slot", "generation", "state", "requests", "connections", "in_flight", "uptime", "memory"}
 
 

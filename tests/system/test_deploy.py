@@ -108,7 +108,7 @@ def test_kubernetes() -> None:
     ready, alive, begun = (found[f"{each}Probe"] for each in ("readiness", "liveness", "startup"))
     assert ready["periodSeconds"] * ready["failureThreshold"] < lame_duck
     ports = {port["name"]: port["containerPort"] for port in found["ports"]}
-    assert ports["monitor"] == values["CLUSTER2_MON_PORT"]
+    assert ports["monitor"] == values["CLUSTER2_MONITOR_PORT"]
     assert {probe["httpGet"]["port"] for probe in (ready, alive, begun)} == {"monitor"}
     assert [probe["httpGet"]["path"] for probe in (ready, alive, begun)] == ["/readyz", "/livez", "/readyz"]
-    assert "CLUSTER2_MON_TOKEN" in given, "a monitor that others can reach needs it"
+    assert "CLUSTER2_MONITOR_TOKEN" in given, "a monitor that others can reach needs it"

@@ -21,7 +21,7 @@ os.execv(sys.argv[2], sys.argv[2:])"
 
 def limited(start: Callable[..., Running], limit: int, *options: str) -> Running:
     """Start a cluster that may have so many descriptors in each process."""
-    site = command("run", f"{APP}:app", "--bind", "127.0.0.1:0", "--mon-port", "0", "--drain-idle", "1s", *options)
+    site = command("run", f"{APP}:app", "--bind", "127.0.0.1:0", "--monitor-port", "0", "--drain-idle", "1s", *options)
     return start([sys.executable, "-c", LIMITED, str(limit), *site])
 
 
@@ -74,7 +74,7 @@ def test_more_clients_than_descriptors(start: Callable[..., Running], tmp_path: 
         running = limited(start, FEW, *options)
     else:
         (tmp_path / "lowers.py").write_text(LOWERS.replace("FEW", str(FEW)))
-        site = command("run", "lowers.py:app", "--bind", "127.0.0.1:0", "--mon-port", "0", *options)
+        site = command("run", "lowers.py:app", "--bind", "127.0.0.1:0", "--monitor-port", "0", *options)
         running = start(site, directory=tmp_path, env={"PYTHONPATH": str(ROOT)})
     running.ready(1)
 

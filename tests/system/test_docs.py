@@ -41,7 +41,7 @@ def script(start: Callable[..., Running], tmp_path: Path) -> Callable[[str], Run
     def script(text: str) -> Running:
         assert "port=3000" in text
         (tmp_path / "hello.py").write_text(
-            text.replace("port=3000", "host='127.0.0.1', port=0, mon_port=0, workers=2", 1)
+            text.replace("port=3000", "host='127.0.0.1', port=0, monitor_port=0, workers=2", 1)
         )
         return start([sys.executable, "hello.py"], directory=tmp_path, env={"PYTHONPATH": str(ROOT)})
 

@@ -99,7 +99,7 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "--workers",
         "2",
     ]
-    options = ["--ecv-control", "--ecv-monitor", "/health", "--mon-port", "0", "--rest-after", "0"]
+    options = ["--ecv-control", "--ecv-monitor", "/health", "--monitor-port", "0", "--handoff-idle-after", "0"]
     running = Running([*argv, *options], directory).ready()
     yield running
     running.close()
@@ -232,7 +232,7 @@ def test_granian(run: Serve, target: str) -> None:
 @pytest.mark.parametrize("target", ["app", "flask"])
 def test_disabled_through_everything(run: Serve, target: str) -> None:
     """Disabled is disabled: through recycle, a crash, reload and scale, in workers that are forked later as well."""
-    running = run(f"{APPS}:{target}", "--ecv-control", "--rest-after", "0").ready()
+    running = run(f"{APPS}:{target}", "--ecv-control", "--handoff-idle-after", "0").ready()
     assert post(running, "disable") == 204
     assert running.cli("recycle").returncode == 0
     assert in_each_worker(running, 2) == {400}
@@ -255,7 +255,7 @@ def test_disabled_through_everything(run: Serve, target: str) -> None:
 @pytest.mark.slow
 def test_start_ecv_stop(start: Callable[..., Running], tmp_path: Path) -> None:
     """The seed's own case: start, ask, stop, and nobody is there any more."""
-    options = ("--bind", "127.0.0.1:0", "--mon-port", "0", "--workers", "2")
+    options = ("--bind", "127.0.0.1:0", "--monitor-port", "0", "--workers", "2")
     running = start(command("start", f"{APPS}:app", *options), directory=tmp_path).ready(background=True)
     assert health(running) == 200
     address = running.address
@@ -318,7 +318,7 @@ OFF = [
 def test_off(run: Serve, value: str, attr: str, options: tuple[str, ...]) -> None:
     """All paths of the app's port are the app's; the monitor, where traffic can be switched, answers all the same."""
     port = free_port()
-    words = ("--ecv-path", value, "--ecv-control", *options, "--mon-port", str(port))
+    words = ("--ecv-path", value, "--ecv-control", *options, "--monitor-port", str(port))
     running = run(f"{APP_OF_PATHS}:{attr}", *words, workers=1).ready(1)
     running._ports.add(port)
     for path in ("/ecv", "/ecv/disable", "/", "/off"):

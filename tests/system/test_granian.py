@@ -400,7 +400,7 @@ def test_refused(run: Serve, case: str) -> None:
 @pytest.mark.skipif(platform.machine() not in SETSOCKOPT, reason="the number of a system call isn't known")
 def test_the_kernel_refuses_to_steer(start: Callable[..., Running]) -> None:
     """Where the kernel doesn't take the program, granian is refused at start with the way out, which is open."""
-    options = ("--mon-port", "0", "--bind", "127.0.0.1:0", "--workers", "1")
+    options = ("--monitor-port", "0", "--bind", "127.0.0.1:0", "--workers", "1")
     forbidden = [sys.executable, str(Path(forbidding.__file__))]
     running = start([*forbidden, *command("run", f"{APPS}:rsgi", *options)])
     assert running.wait() == 5

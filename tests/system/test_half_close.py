@@ -52,7 +52,7 @@ def rested(running: Running) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_half_close(run: Serve, way: str) -> None:
     """On a new connection, on one that has brought a request, and on one that has rested at the keeper; also in a pipeline."""
-    running = run(*WAYS[way], *ENGINE, "--rest-after", "100ms").ready()
+    running = run(*WAYS[way], *ENGINE, "--handoff-idle-after", "100ms").ready()
     for kind in ("small", "slow", "big", "stream"):
         with Connection(running.address) as connection:
             ask(connection, f"/{kind}/7")
@@ -100,10 +100,10 @@ def test_half_close_of_a_worker_that_retires(run: Serve, way: str) -> None:
 
 def test_half_close_while_workers_park(run: Serve) -> None:
     """Handlers hold the loop, so connections go to the keeper after each response: the next request is answered as well."""
-    running = run(*WAYS["wsgi-inline"], *ENGINE, "--park-above", "1ms").ready()
+    running = run(*WAYS["wsgi-inline"], *ENGINE, "--handoff-slow-above", "1ms").ready()
     with Connection(running.address) as other:
         wait_until(
-            lambda: other.get("/slow/1") and any(row["mode"] == "parking" for row in running.workers()), "one parks"
+            lambda: other.get("/slow/1") and any(row["mode"] == "handoff" for row in running.workers()), "one parks"
         )
     for kind in ("slow", "big", "stream"):
         with Connection(running.address) as connection:

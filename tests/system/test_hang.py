@@ -16,7 +16,7 @@ from tests.system.conftest import Serve
 from tests.system.harness import Running, stop, wait_until
 
 APP = Path(__file__).with_name("hanging_app.py")
-SOON = ("--max-heartbeat-delay", "1s", "--rest-after", "0")
+SOON = ("--max-heartbeat-delay", "1s", "--handoff-idle-after", "0")
 
 
 def pids(running: Running) -> set[int]:

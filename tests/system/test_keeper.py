@@ -35,7 +35,7 @@ def keeper(running: Running) -> int:
 
 def test_a_killed_keeper(run: Serve) -> None:
     """What rested there is lost, and told; connections of workers go on; another keeper does what the first one did."""
-    running = run(MOVING, "--rest-after", "300ms").ready()
+    running = run(MOVING, "--handoff-idle-after", "300ms").ready()
     with ExitStack() as stack:
         lost = [stack.enter_context(Wire(running)) for _ in range(5)]
         resting(running, 5)
@@ -73,7 +73,7 @@ def test_a_stopped_keeper(run: Serve) -> None:
     """While it is stopped, what workers have is served; when it goes on all is well."""
     # What goes there waits until it goes on: so nothing is given away. Two workers would share, and on a busy machine
     # steps are long, and connections parked.
-    running = run(MOVING, "--rest-after", "0", "--park-above", "0", workers=1).ready(1)
+    running = run(MOVING, "--handoff-idle-after", "0", "--handoff-slow-above", "0", workers=1).ready(1)
     pid = keeper(running)
     with ExitStack() as stack:
         wires = [stack.enter_context(Wire(running)) for _ in range(10)]
@@ -113,7 +113,7 @@ def test_no_keeper(run: Serve) -> None:
         for turn in range(20):
             holder = int(wire.ask(f"a{turn}")["x-worker"])
         assert wire.quiet()
-        assert [row["mode"] for row in running.workers()].count("parking") == 0
+        assert [row["mode"] for row in running.workers()].count("handoff") == 0
         before = {row["pid"] for row in running.workers()}
         for pid in before:
             os.kill(pid, signal.SIGTERM)

@@ -44,7 +44,7 @@ def running(request: pytest.FixtureRequest, network: Network, start: Start) -> R
 def serving(network: Network, start: Start, engine: str, drain_idle: str) -> Running:
     """Start a cluster in the namespace."""
     options = ["--engine", engine, "--drain-idle", drain_idle, "--workers", "2"]
-    argv = command("run", sample("plain"), "--mon-port", "0", "--bind", f"{SERVER}:0", *options)
+    argv = command("run", sample("plain"), "--monitor-port", "0", "--bind", f"{SERVER}:0", *options)
     return start(network.argv(argv)).ready()
 
 

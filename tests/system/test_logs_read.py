@@ -25,7 +25,7 @@ LARGE = 200 * MiB
 def watched(run: Serve) -> Monitor:
     """A cluster with log files and a monitor."""
     port = free_port()
-    running = run(sample("plain"), "--log-to", "files", "--log-size", "0", "--mon-port", str(port), workers=1).ready(1)
+    running = run(sample("plain"), "--log-to", "files", "--log-size", "0", "--monitor-port", str(port), workers=1).ready(1)
     return Monitor(running, port)
 
 
@@ -99,7 +99,7 @@ def test_a_large_file_is_streamed(watched: Monitor) -> None:
 def test_the_gate(run: Serve) -> None:
     """Where others reach the monitor, list and files need the token."""
     host, port, token = own_address(), free_port(), "a-secret-token"
-    options = ("--mon-host", "0.0.0.0", "--mon-port", str(port), "--mon-token", token, "--log-to", "files")
+    options = ("--monitor-host", "0.0.0.0", "--monitor-port", str(port), "--monitor-token", token, "--log-to", "files")
     monitor = Monitor(run(sample("plain"), *options, workers=1).ready(1), port, host)
     for path in ("/logs", "/logs/master.log", "/logs/master.log?tail=1"):
         assert monitor.status(path) == 401

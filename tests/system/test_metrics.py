@@ -66,7 +66,7 @@ class Watched:
 @pytest.fixture
 def watched(run: Serve) -> Iterator[Watched]:
     port = free_port()
-    found = Watched(run(sample("plain"), "--mon-port", str(port)).ready(), port)
+    found = Watched(run(sample("plain"), "--monitor-port", str(port)).ready(), port)
     yield found
     assert found.fallen == []
 
@@ -132,7 +132,7 @@ def test_without_a_master(run: Serve) -> None:
     """`cluster = false`: the same metrics, of slot 0 and generation 1; what would ask a master is 503."""
     port, own = free_port(), free_port()
     bind = f"127.0.0.1:{own}"
-    running = run(sample("plain"), "--no-cluster", "--mon-port", str(port), bind=[bind], workers=None)
+    running = run(sample("plain"), "--no-cluster", "--monitor-port", str(port), bind=[bind], workers=None)
     wait_until(lambda: {port, own} <= listening_ports(), lambda: f"it serves: {running.stderr}")
     watched = Watched(running, port)
     assert get(("127.0.0.1", own)).status == 200

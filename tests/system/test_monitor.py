@@ -56,7 +56,7 @@ def watched(run: Serve) -> Callable[..., Monitor]:
 
     def watched(target: str, *options: str, workers: int = 2, **more: Any) -> Monitor:
         port = free_port()
-        running = run(target, *options, "--mon-port", str(port), workers=workers, **more).ready(workers)
+        running = run(target, *options, "--monitor-port", str(port), workers=workers, **more).ready(workers)
         return Monitor(running, port)
 
     return watched
@@ -119,7 +119,7 @@ def test_probes(watched: Callable[..., Monitor]) -> None:
 def test_not_ready_while_it_starts_and_while_it_ends(watched: Callable[..., Monitor], run: Serve) -> None:
     """Before a worker is ready, and once it shuts down, no traffic is wanted; the monitor answers to the end."""
     port = free_port()
-    starting = run(sample("never_starts"), "--mon-port", str(port))
+    starting = run(sample("never_starts"), "--monitor-port", str(port))
     monitor = Monitor(starting, port)
     wait_until(lambda: open_(port), "the port is bound")
     assert monitor.answer("/readyz")[:2] == (503, "no worker is ready\n")
@@ -198,22 +198,22 @@ def test_busy_port(run: Serve) -> None:
     """A port that is taken is told as such, before anything is started."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        running = run(sample("plain"), "--mon-port", str(port))
+        running = run(sample("plain"), "--monitor-port", str(port))
         assert running.wait() == 4
     assert f"127.0.0.1:{port} is in use" in running.stderr
-    assert "(mon_port, flag --mon-port; 0: none)" in running.stderr
+    assert "(monitor_port, flag --monitor-port; 0: none)" in running.stderr
 
 
 def test_open_to_others_needs_a_token(run: Serve) -> None:
     """Refused at start without one; with one, health checks are open, and nothing else."""
-    refused = run(sample("plain"), "--mon-host", "0.0.0.0", "--mon-port", str(free_port()))
+    refused = run(sample("plain"), "--monitor-host", "0.0.0.0", "--monitor-port", str(free_port()))
     assert refused.wait() == 5
     assert (
-        "mon_host = 0.0.0.0 (flag --mon-host) lets other machines reach the monitor: that needs mon_token"
+        "monitor_host = 0.0.0.0 (flag --monitor-host) lets other machines reach the monitor: that needs monitor_token"
         in refused.stderr
     )
     port, outside = free_port(), own_address()
-    options = ("--mon-host", "0.0.0.0", "--mon-port", str(port), "--mon-token", "a-secret-token", "--ecv-control")
+    options = ("--monitor-host", "0.0.0.0", "--monitor-port", str(port), "--monitor-token", "a-secret-token", "--ecv-control")
     running = run(sample("plain"), *options).ready()
     monitor = Monitor(running, port, outside)
     assert monitor.status("/readyz", host="any.name.example") == 200
@@ -250,8 +250,8 @@ def test_reload_brings_new_options(watched: Callable[..., Monitor], tmp_path: Pa
 
 
 def test_below_a_path(watched: Callable[..., Monitor]) -> None:
-    """`mon_path` stands before all of its paths."""
-    monitor = watched(sample("plain"), "--mon-path", "/inner", "--ecv-path", "/up")
+    """`monitor_path` stands before all of its paths."""
+    monitor = watched(sample("plain"), "--monitor-path", "/inner", "--ecv-path", "/up")
     assert [monitor.status(path) for path in ("/inner/livez", "/inner/up", "/livez", "/up")] == [200, 200, 404, 404]
 
 
@@ -259,7 +259,7 @@ def test_single(run: Serve) -> None:
     """Without a master the one process answers on that port, too."""
     port = free_port()
     running = run(
-        sample("plain"), "--no-cluster", "--ecv-control", "--mon-port", str(port), bind=("unix:app.sock",), workers=None
+        sample("plain"), "--no-cluster", "--ecv-control", "--monitor-port", str(port), bind=("unix:app.sock",), workers=None
     )
     monitor = Monitor(running, port)
     wait_until(lambda: open_(port), "the port is bound")
@@ -273,7 +273,7 @@ def test_single(run: Serve) -> None:
 
 def test_actions(watched: Callable[..., Monitor]) -> None:
     """Who bears the token steers the cluster over HTTP; nobody else does."""
-    monitor = watched(sample("plain"), "--mon-token", "a-secret-token", workers=1)
+    monitor = watched(sample("plain"), "--monitor-token", "a-secret-token", workers=1)
     bearing = {"authorization": "Bearer a-secret-token"}
     assert monitor.status("/control/disable", "POST") == 401
     assert monitor.running.status()["traffic"] == "enabled"

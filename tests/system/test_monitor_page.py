@@ -85,7 +85,7 @@ def shown(run: Serve) -> Iterator[Callable[..., Shown]]:
 
     def shown(*options: str, workers: int | None = 2, **more: Any) -> Shown:
         port = free_port()
-        running = run(sample("plain"), *options, "--mon-port", str(port), workers=workers, **more)
+        running = run(sample("plain"), *options, "--monitor-port", str(port), workers=workers, **more)
         made.append(Shown(running.ready(workers) if workers else running, port))
         return made[-1]
 
@@ -98,7 +98,7 @@ def shown(run: Serve) -> Iterator[Callable[..., Shown]]:
 def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     """One for all tests that leave it as it is."""
     port = free_port()
-    argv = command("run", sample("plain"), "--bind", "127.0.0.1:0", "--mon-port", str(port), "--workers", "2")
+    argv = command("run", sample("plain"), "--bind", "127.0.0.1:0", "--monitor-port", str(port), "--workers", "2")
     running = Running(argv, tmp_path_factory.mktemp("standing"))
     cluster = Shown(running, port)
     running.ready(2)
@@ -211,7 +211,7 @@ def test_all_that_is_told_is_in_the_reference(standing: Shown) -> None:
 
 def test_progress_of_actions(shown: Callable[..., Shown]) -> None:
     """A reload tells how far it is, and then what became of it; without a stream the answer comes at the end."""
-    cluster = shown("--mon-token", TOKEN)
+    cluster = shown("--monitor-token", TOKEN)
     assert cluster.facts()["actions"] is True
     with cluster.stream("/control/reload", "POST", accept="text/event-stream", **BEARS) as stream:
         said = []
@@ -286,7 +286,7 @@ def test_it_stays_small(standing: Shown) -> None:
 def test_sign_in(run: Serve) -> None:
     """Where others come, a browser is shown the page with a 401, its files are open, and facts need the token."""
     port, outside = free_port(), own_address()
-    running = run(sample("plain"), "--mon-host", "0.0.0.0", "--mon-port", str(port), "--mon-token", TOKEN).ready()
+    running = run(sample("plain"), "--monitor-host", "0.0.0.0", "--monitor-port", str(port), "--monitor-token", TOKEN).ready()
     cluster = Shown(running, port, outside)
     page = cluster.client.get("/", headers={"accept": "text/html"})
     assert (page.status_code, page.headers["www-authenticate"]) == (401, "Bearer")
@@ -304,7 +304,7 @@ def test_without_a_master(run: Serve) -> None:
     """`cluster = false`: the same page, from the one process; its events are heard there as well."""
     port = free_port()
     running = run(
-        sample("plain"), "--no-cluster", "--ecv-control", "--mon-port", str(port), "--mon-token", TOKEN, workers=None
+        sample("plain"), "--no-cluster", "--ecv-control", "--monitor-port", str(port), "--monitor-token", TOKEN, workers=None
     )
     cluster = Shown(running, port)
 

@@ -24,7 +24,7 @@ from tests.system.moving import Habits, drive
 from tests.system.moving_app import expected
 
 MOVING = f"{Path(__file__).with_name('moving_app.py')}:app"
-PARKING = ("--park-above", "0.6ms", "--rest-after", "100ms", "--drain-idle", "10s", "--restart-limit", "100000")
+PARKING = ("--handoff-slow-above", "0.6ms", "--handoff-idle-after", "100ms", "--drain-idle", "10s", "--restart-limit", "100000")
 """Workers park as soon as the app sleeps for a millisecond."""
 Disturb = Callable[[], None]
 Way = Callable[[str], tuple[Running, Disturb]]
@@ -118,7 +118,7 @@ def park(running: Running, workers: int = 2) -> None:
                 wire.socket.sendall(get("p"))
             for wire in wires:
                 wire.answer("p")
-            return [row["mode"] for row in running.workers()] == ["parking"] * workers
+            return [row["mode"] for row in running.workers()] == ["handoff"] * workers
 
         wait_until(parking, "all workers park")
 
@@ -129,7 +129,7 @@ def way(run: Serve, request: pytest.FixtureRequest) -> Way:
 
     def way(target: str = MOVING) -> tuple[Running, Disturb]:
         if request.param == "retiring":
-            running = run(target, "--rest-after", "0", "--drain-idle", "10s", "--restart-limit", "100000").ready()
+            running = run(target, "--handoff-idle-after", "0", "--drain-idle", "10s", "--restart-limit", "100000").ready()
             return running, lambda: retire(running)
         running = run(target, *PARKING).ready()
         park(running)
@@ -244,7 +244,7 @@ def test_a_large_answer_that_is_read_late(way: Way) -> None:
 
 def test_an_idle_one_moves_at_once(run: Serve) -> None:
     """When workers leave, idle connections go to others, unnoticed; the old ones are gone before the client asks again."""
-    running = run(MOVING, "--rest-after", "0").ready()
+    running = run(MOVING, "--handoff-idle-after", "0").ready()
     with ExitStack() as stack:
         wires = [stack.enter_context(Wire(running)) for _ in range(40)]
         served = {int(wire.ask("a")["x-worker"]) for wire in wires}
@@ -330,7 +330,7 @@ def test_tls_while_workers_park(run: Serve, tls: Any) -> None:
     bind = ["127.0.0.1:0", "unix:plain.sock"]  # without plain ones nobody would park
     running = run(MOVING, *PARKING, *options, bind=bind, directory=directory, workers=1).ready(1)
     with Wire(running, context) as wire:
-        wait_until(lambda: wire.ask("a") and running.workers()[0]["mode"] == "parking", "the worker parks")
+        wait_until(lambda: wire.ask("a") and running.workers()[0]["mode"] == "handoff", "the worker parks")
         assert "connection" not in wire.ask("b")
         assert running.workers()[0]["moved_out"] == 0
 
@@ -353,7 +353,7 @@ def test_tls_of_a_worker_that_leaves(run: Serve, tls: Any) -> None:
 
 def test_all_workers_killed(run: Serve) -> None:
     """Connections that rest outlive a `kill -9` of all workers: each is answered by the next ones."""
-    running = run(MOVING, "--rest-after", "100ms").ready()
+    running = run(MOVING, "--handoff-idle-after", "100ms").ready()
     with ExitStack() as stack:
         wires = [stack.enter_context(Wire(running)) for _ in range(50)]
         for wire in wires:
@@ -369,7 +369,7 @@ def test_all_workers_killed(run: Serve) -> None:
 
 def test_shutdown_answers_those_that_rest(run: Serve) -> None:
     """A request that arrives on a resting connection during a shutdown is answered, with `connection: close`."""
-    running = run(MOVING, "--rest-after", "100ms", "--drain-idle", "20s").ready()
+    running = run(MOVING, "--handoff-idle-after", "100ms", "--drain-idle", "20s").ready()
     with Wire(running) as wire, Wire(running) as silent:
         wire.ask("a")
         wait_until(lambda: running.status()["keeper"]["resting"] == 2, "both rest")
@@ -384,7 +384,7 @@ def test_shutdown_answers_those_that_rest(run: Serve) -> None:
 
 def test_shutdown_closes_those_that_are_silent(run: Serve) -> None:
     """What rests and is silent for `drain_idle` seconds is closed, and nothing is left."""
-    running = run(MOVING, "--rest-after", "100ms", "--drain-idle", "300ms").ready()
+    running = run(MOVING, "--handoff-idle-after", "100ms", "--drain-idle", "300ms").ready()
     with Wire(running) as wire:
         wire.ask("a")
         wait_until(lambda: running.status()["keeper"]["resting"] == 1, "it rests")

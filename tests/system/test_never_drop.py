@@ -71,7 +71,7 @@ def test_long_answers_are_finished(run: Serve) -> None:
 def test_shutdown_answers_every_connection(run: Serve, name: str) -> None:
     """At a shutdown each connection that was made before may ask once more: new, used, or at rest with the keeper."""
     way = MOVING[name]
-    running = run(way.target, *way.options, "--rest-after", "100ms", "--drain-idle", "10s").ready()
+    running = run(way.target, *way.options, "--handoff-idle-after", "100ms", "--drain-idle", "10s").ready()
     with ExitStack() as stack:
         resting = [stack.enter_context(Connection(running.address)) for _ in range(20)]
         for connection in resting:
@@ -101,7 +101,7 @@ def test_shutdown_answers_every_connection(run: Serve, name: str) -> None:
 
 def test_shutdown_in_the_middle_of_a_reload(run: Serve) -> None:
     """A shutdown while workers retire for a reload answers what is at the keeper, and what those workers still have."""
-    running = run(f"{APP}:app", "--rest-after", "100ms", "--drain-idle", "10s").ready()
+    running = run(f"{APP}:app", "--handoff-idle-after", "100ms", "--drain-idle", "10s").ready()
     with ExitStack() as stack:
         busy = [stack.enter_context(Connection(running.address)) for _ in range(4)]
         idle = [stack.enter_context(Connection(running.address)) for _ in range(10)]
@@ -132,7 +132,7 @@ def _answered(connection: Connection) -> str | None:
 
 def test_killed_keeper(run: Serve) -> None:
     """When the keeper is killed, what is with it at that moment is lost, and nothing else; another one is started."""
-    running = run(f"{APP}:app", "--rest-after", "300ms").ready()
+    running = run(f"{APP}:app", "--handoff-idle-after", "300ms").ready()
     with ExitStack() as stack:
         resting = [stack.enter_context(Connection(running.address)) for _ in range(10)]
         for connection in resting:
@@ -239,7 +239,7 @@ def test_kill_after_kill(run: Serve, tmp_path: Path) -> None:
 
 def test_resting_connections_outlive_kills(run: Serve) -> None:
     """Connections that rest at the keeper survive a `kill -9` of every worker."""
-    running = run(f"{APP}:app", "--rest-after", "100ms").ready()
+    running = run(f"{APP}:app", "--handoff-idle-after", "100ms").ready()
     with ExitStack() as stack:
         resting = [stack.enter_context(Connection(running.address)) for _ in range(20)]
         for connection in resting:
@@ -301,7 +301,7 @@ def test_slow_requests_do_not_hold_up_a_reload_of_others(run: Serve) -> None:
 
 def test_many_idle_connections(run: Serve) -> None:
     """Hundreds of idle connections outlive a reload though all are with workers that leave; no process grows much over it."""
-    running = run(f"{APP}:app", "--rest-after", "0").ready()
+    running = run(f"{APP}:app", "--handoff-idle-after", "0").ready()
     with ExitStack() as stack:
         idle = [stack.enter_context(Connection(running.address)) for _ in range(500)]
         for connection in idle:

@@ -143,7 +143,7 @@ def test_outcomes(run: Callable[..., Running], kind: str) -> None:
     alone = "--no-cluster" in options
     port, own = free_port(), free_port()
     bind, workers = [f"127.0.0.1:{own}"], None if alone else 1
-    running = run(f"{APPS}:{app}", *options, "--mon-port", str(port), bind=bind, workers=workers)
+    running = run(f"{APPS}:{app}", *options, "--monitor-port", str(port), bind=bind, workers=workers)
     if alone:
         wait_until(lambda: {port, own} <= listening_ports(), lambda: f"it serves: {running.stderr}")
     else:
@@ -175,7 +175,7 @@ def test_cut_streams_reach_the_threshold(run: Callable[..., Running]) -> None:
 def test_tcp(run: Callable[..., Running]) -> None:
     """A TCP connection is no request; a handler that raises is an error, whatever becomes of loggers."""
     port = free_port()
-    running = run(f"{APPS}:tcp", "--mon-port", str(port), workers=1).ready(1)
+    running = run(f"{APPS}:tcp", "--monitor-port", str(port), workers=1).ready(1)
     for said in (b"raise\n", b"fine\n", b"raise\n"):
         with socket.create_connection(running.address, timeout=30) as client:
             client.sendall(said)

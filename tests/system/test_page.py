@@ -38,7 +38,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def crowd() -> Iterator[str]:
     """The address of a monitor that shows 64 workers."""
     subject = Subject(title="crowd", master=boards.NOBODY - 1, addresses=["127.0.0.1:3000"], actions=True)
-    with boards.monitor(64, Settings(mon_token=TOKEN), subject) as url:
+    with boards.monitor(64, Settings(monitor_token=TOKEN), subject) as url:
         yield url
 
 
@@ -459,7 +459,7 @@ def test_without_a_token_there_are_no_actions(see: See) -> None:
 
 def test_sign_in(see: See) -> None:
     """Where the port can be reached from outside nothing is told but to who has the token; it is asked for once a tab."""
-    with boards.monitor(3, Settings(mon_host="192.0.2.1", mon_token=TOKEN), Subject(title="far")) as url:
+    with boards.monitor(3, Settings(monitor_host="192.0.2.1", monitor_token=TOKEN), Subject(title="far")) as url:
         sight = see(url)
         sight.expected = ("Failed to load resource: the server responded with a status of 401",)
         expect(sight.get_by_role("heading", name="Sign in")).to_be_visible()

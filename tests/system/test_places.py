@@ -41,7 +41,7 @@ def test_the_monitors_default_port_gives_way(start: Start) -> None:
         app_port = free_port()
     assert len(set(ports)) == 3
     assert all(3001 <= port < 3101 for port in ports)
-    assert "(mon_port isn't set, and 3001 is taken)" in running.stderr
+    assert "(monitor_port isn't set, and 3001 is taken)" in running.stderr
 
 
 @pytest.mark.parametrize("mode", ["cluster", "alone"])
@@ -50,7 +50,7 @@ def test_variables_of_a_hosting_platform(start: Start, mode: str) -> None:
     port = free_port()
     env = {"PORT": str(port), "WEB_CONCURRENCY": "1"}
     more = ("--no-cluster",) if mode == "alone" else ()
-    argv = command("run", sample("plain"), "--host", "127.0.0.1", "--mon-port", "0", *more)
+    argv = command("run", sample("plain"), "--host", "127.0.0.1", "--monitor-port", "0", *more)
     running = start(argv, env=env)
     wait_until(lambda: "logs in" in running.stderr, lambda: running.stderr)
     assert get(("127.0.0.1", port)).status == 200
@@ -88,7 +88,7 @@ def test_directories_that_were_asked_for(start: Start, closed: Path, verb: str, 
     named = (f"--{name}", name) if verb == "run" else ()
     if verb == "start" or name == "pids":
         (closed / {"pids": "logs", "logs": "pids"}[name]).unlink()
-    argv = command(verb, sample("plain"), "--bind", "127.0.0.1:0", "--mon-port", "0", *named)
+    argv = command(verb, sample("plain"), "--bind", "127.0.0.1:0", "--monitor-port", "0", *named)
     running = start(argv, directory=closed)
     running.pids = closed / "none"
     assert running.wait() == 5

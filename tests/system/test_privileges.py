@@ -121,7 +121,7 @@ def test_root_in_a_container(start: Start, directory: Path) -> None:
 def test_who_is_who(start: Start, directory: Path) -> None:
     """Zygote, workers, keeper and monitor are that user, with its groups and no capability; and all of it works."""
     port = free_port()
-    options = ("--rest-after", "300ms", "--mon-port", str(port), "--mon-token", "a-secret-token", "--log-to", "files")
+    options = ("--handoff-idle-after", "300ms", "--monitor-port", str(port), "--monitor-token", "a-secret-token", "--log-to", "files")
     running = start_as(start, directory, "nobody", *options).ready()
     monitor, bearing = Monitor(running, port), {"authorization": "Bearer a-secret-token"}
     assert monitor.answer("/readyz")[:2] == (200, "ok\n"), "it serves, so it has become who it is"
@@ -157,7 +157,7 @@ def rests_and_comes_back(running: Running) -> None:
 def test_a_worker_gone_mad(start: Start, directory: Path) -> None:
     """A worker of another user than the master's can write its own page of the scoreboard, and no more: not the root master's."""
     port = free_port()
-    running = start_as(start, directory, "nobody", "--mon-port", str(port), target=SCRIBBLING).ready()
+    running = start_as(start, directory, "nobody", "--monitor-port", str(port), target=SCRIBBLING).ready()
     told = goes_mad(Monitor(running, port))
     assert told["written"] == mmap.PAGESIZE
     assert (told["unlocked"], told["own"], told["master"]) == ([], [], [])
@@ -165,7 +165,7 @@ def test_a_worker_gone_mad(start: Start, directory: Path) -> None:
 
 def test_a_user_that_there_is_not(start: Start, directory: Path) -> None:
     """Is one line and exit code 5; the monitor, which fails of the same, isn't waited for."""
-    running = start_as(start, directory, "no-such-user", "--mon-port", str(free_port()))
+    running = start_as(start, directory, "no-such-user", "--monitor-port", str(free_port()))
     assert running.wait() == 5
     assert "user = 'no-such-user': there is no such user" in running.stderr
 
@@ -194,7 +194,7 @@ def test_files_that_only_root_may_read(start: Start, directory: Path, engine: st
         "--engine",
         engine,
         preload,
-        "--mon-port",
+        "--monitor-port",
         "0",
     )
     running = start_as(start, directory, "nobody", *options).ready()
@@ -210,7 +210,7 @@ def test_files_that_only_root_may_read(start: Start, directory: Path, engine: st
 
 def test_no_process_is_left(start: Start, directory: Path) -> None:
     """With RLIMIT_NPROC a reload whose processes can't be made is abandoned with the reason; the old generation serves on."""
-    running = start_as(start, directory, "nobody", "--mon-port", "0").ready()
+    running = start_as(start, directory, "nobody", "--monitor-port", "0").ready()
     pid = running.process.pid
     before = {row["pid"] for row in running.workers()}
     soft, hard = resource.prlimit(pid, resource.RLIMIT_NPROC)

@@ -71,7 +71,7 @@ def test_stuck_workers_are_ready_nowhere(run: Callable[..., Running], tmp_path: 
     clusters = []
     for engine, (target, bind) in kinds.items():
         port = free_port()
-        running = run(target, "--engine", engine, "--mon-port", str(port), bind=bind).ready()
+        running = run(target, "--engine", engine, "--monitor-port", str(port), bind=bind).ready()
         clusters.append((running, Told(running, port), len(bind)))
     for _, told, _ in clusters:
         told.are(2, 0, 0)

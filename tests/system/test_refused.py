@@ -39,7 +39,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def serving(start: Start, directory: Path, *options: str) -> Running:
     """A cluster that writes pid files and logs below a directory."""
     paths = ("--pids", str(directory / "pids"), "--logs", str(directory / "logs"), "--log-to", "both", "--access-log")
-    site = ("run", sample("plain"), "--bind", "127.0.0.1:0", "--mon-port", str(free_port()), "--workers", "2")
+    site = ("run", sample("plain"), "--bind", "127.0.0.1:0", "--monitor-port", str(free_port()), "--workers", "2")
     running = start(command(*site, *paths, *options))
     running.pids = directory / "pids"
     return running.ready()
@@ -134,7 +134,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard)); os.execv(sys.argv[1], 
 @pytest.mark.parametrize("options", [(), ("--no-cluster",)])
 def test_a_start_with_a_limit_of_file_size(start: Start, options: tuple[str, ...]) -> None:
     """Where the limit leaves no room for the scoreboard the start says so, in one line."""
-    site = command("run", sample("plain"), "--bind", "unix:s", "--mon-port", "0", *options)
+    site = command("run", sample("plain"), "--bind", "unix:s", "--monitor-port", "0", *options)
     running = start([sys.executable, "-c", LIMITED, *site])
     assert running.wait() == 1
     told = "no shared memory can be had for the scoreboard: File too large; RLIMIT_FSIZE bounds shared memory as well: raise it"

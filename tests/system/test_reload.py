@@ -358,7 +358,7 @@ def test_script_mode(start: Callable[..., Running], tmp_path: Path) -> None:
                 if scope["type"] == "http":
                     await answer(send, version.VERSION.encode())
 
-            Cluster(host="127.0.0.1", port=0, workers=2, mon_port=0).listen(app)
+            Cluster(host="127.0.0.1", port=0, workers=2, monitor_port=0).listen(app)
             """)
     )
     write_version("one")

@@ -55,7 +55,7 @@ def goes_mad(monitor: Monitor) -> dict[str, Any]:
 def test_a_worker_gone_mad(run: Serve, options: tuple[str, ...]) -> None:
     """It can write a page, its own; what else it has mapped stays read-only, and it has no descriptor to map more."""
     port = free_port()
-    running = run(APP, *options, "--mon-port", str(port)).ready()
+    running = run(APP, *options, "--monitor-port", str(port)).ready()
     told = goes_mad(Monitor(running, port))
     assert (told["written"], told["locked"]) == (mmap.PAGESIZE, BOTH)
     assert (told["unlocked"], told["own"]) == ([], [])

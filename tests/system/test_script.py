@@ -76,7 +76,7 @@ def test_a_script_without_a_guard(script: Callable[[str], Running]) -> None:
             start_response("200 OK", [])
             return [b"%d" % child.exitcode]
 
-        Cluster(bind=["127.0.0.1:0"], workers=1, mon_port=0).listen(app)
+        Cluster(bind=["127.0.0.1:0"], workers=1, monitor_port=0).listen(app)
         """
     ).ready(1)
     assert get(running.address).body == b"5"
@@ -94,7 +94,7 @@ def test_code_around_listen(script: Callable[[str], Running]) -> None:
         from tests.system.sample_apps import plain
 
         Path(f"before.{os.getpid()}").touch()
-        Cluster(host="127.0.0.1", port=0, workers=2, mon_port=0).listen(plain)
+        Cluster(host="127.0.0.1", port=0, workers=2, monitor_port=0).listen(plain)
         Path(f"after.{os.getpid()}").touch()
         """
     ).ready()
@@ -116,7 +116,7 @@ def test_a_script_that_configures_its_logging(script: Callable[[str], Running]) 
         async def app(scope, receive, send):
             raise LookupError("no such thing")
 
-        Cluster(host="127.0.0.1", port=0, workers=1, mon_port=0, lifespan="off").listen(app)
+        Cluster(host="127.0.0.1", port=0, workers=1, monitor_port=0, lifespan="off").listen(app)
         """
     ).ready(1)
     assert get(running.address).status == 500
@@ -138,7 +138,7 @@ def test_local_app(script: Callable[[str], Running]) -> None:
             return app
 
         if __name__ == "__main__":
-            Cluster(host="127.0.0.1", port=0, workers=2, mon_port=0).listen(make(b"from a closure"))
+            Cluster(host="127.0.0.1", port=0, workers=2, monitor_port=0).listen(make(b"from a closure"))
         """
     ).ready()
     assert get(running.address).body == b"from a closure"
@@ -152,7 +152,7 @@ def test_handlers(script: Callable[[str], Running]) -> None:
         from pathlib import Path
         from cluster2 import Cluster
 
-        cluster = Cluster(host="127.0.0.1", port=0, workers=1, mon_port=0)
+        cluster = Cluster(host="127.0.0.1", port=0, workers=1, monitor_port=0)
 
         def note(line):
             with open("notes", "a") as file:
@@ -214,7 +214,7 @@ def test_serve_in_a_loop(script: Callable[[str], Running], ending: str) -> None:
         from cluster2 import Cluster
 
         async def main():
-            cluster = Cluster(host="127.0.0.1", port=0, workers=2, mon_port=0)
+            cluster = Cluster(host="127.0.0.1", port=0, workers=2, monitor_port=0)
             try:
                 await cluster.serve("tests.system.sample_apps:plain")
             finally:
@@ -242,7 +242,7 @@ def test_running(script: Callable[[str], Running]) -> None:
         from cluster2 import Cluster
 
         async def main():
-            cluster = Cluster(host="127.0.0.1", port=0, workers=2, mon_port=0)
+            cluster = Cluster(host="127.0.0.1", port=0, workers=2, monitor_port=0)
             async with cluster.running("tests.system.sample_apps:plain"):
                 status = await asyncio.to_thread(Cluster().status)
                 url = f"http://{status['addresses'][0]}/"
@@ -272,7 +272,7 @@ def test_script_that_fails(script: Callable[[str], Running]) -> None:
     running = script(
         f"""
         from cluster2 import Cluster
-        Cluster(host="127.0.0.1", port=0, workers=2, mon_port=0).listen({sample("absent")!r})
+        Cluster(host="127.0.0.1", port=0, workers=2, monitor_port=0).listen({sample("absent")!r})
         """
     )
     assert running.wait() == 3
@@ -288,7 +288,7 @@ CHANGING = """
         if scope["type"] == "http":
             await sample_apps.answer(send, scope["root_path"].encode())
 
-    Cluster(host="127.0.0.1", port=0, mon_port=0, env_file="variables", {}).listen(app)
+    Cluster(host="127.0.0.1", port=0, monitor_port=0, env_file="variables", {}).listen(app)
     """
 
 

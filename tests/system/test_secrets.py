@@ -48,7 +48,7 @@ def uses(running: Running, port: int) -> None:
 def test_an_app_sees_none(start: Callable[..., Running], options: tuple[str, ...]) -> None:
     """Neither when it is loaded first nor after a reload, which reads the options again."""
     port = free_port()
-    env = {"CLUSTER2_MON_PORT": str(port), "CLUSTER2_MON_TOKEN": MONITOR, "CLUSTER2_ECV_TOKEN": SWITCH}
+    env = {"CLUSTER2_MONITOR_PORT": str(port), "CLUSTER2_MONITOR_TOKEN": MONITOR, "CLUSTER2_ECV_TOKEN": SWITCH}
     own = free_port()
     alone = "--no-cluster" in options
     argv = command(
@@ -64,7 +64,7 @@ def test_an_app_sees_none(start: Callable[..., Running], options: tuple[str, ...
     uses(running.ready(1), port)
     running.ask("reload")
     uses(running.ready(1), port)
-    assert "mon_token" not in running.stderr  # no warning that it has changed
+    assert "monitor_token" not in running.stderr  # no warning that it has changed
     assert SWITCH not in running.stderr + (running.directory / "stdout").read_text()
 
 
@@ -74,7 +74,7 @@ def test_check_shows_none(start: Callable[..., Running], tmp_path: Path) -> None
         f"import pathlib, sys\nsys.path.insert(0, {str(APP.parent)!r})\nfrom secrets_app import app, sights\n"
         f"pathlib.Path('seen').write_text(repr(sights()))\n"
     )
-    env = {"CLUSTER2_MON_TOKEN": MONITOR, "CLUSTER2_ECV_TOKEN": SWITCH, "CLUSTER2_ECV_CONTROL": "1"}
+    env = {"CLUSTER2_MONITOR_TOKEN": MONITOR, "CLUSTER2_ECV_TOKEN": SWITCH, "CLUSTER2_ECV_CONTROL": "1"}
     done = start(command("check", "peeking:app"), directory=tmp_path, env=env)
     assert done.wait() == 0, done.stderr
     assert (tmp_path / "seen").read_text() == "[]"

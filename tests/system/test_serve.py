@@ -179,7 +179,7 @@ def test_listen_fds(start: Callable[..., Running], listener: socket.socket) -> N
     script = f'LISTEN_PID=$$ LISTEN_FDS=1; export LISTEN_PID LISTEN_FDS; exec "$@" 3<&{listener.fileno()}'
     with listener:
         running = start(
-            ["bash", "-c", script, "bash", *command("run", sample("plain"), "--mon-port", "0", "--workers", "2")],
+            ["bash", "-c", script, "bash", *command("run", sample("plain"), "--monitor-port", "0", "--workers", "2")],
             listeners=[listener],
         ).ready()
         assert get(listener.getsockname()).body == b"hello"
@@ -191,7 +191,7 @@ def test_several_apps(start: Callable[..., Running], tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(
         "from cluster2 import Cluster\n"
         f"apps = [({sample('plain')!r}, 0), ({sample('other')!r}, 0)]\n"
-        "Cluster(host='127.0.0.1', workers=2, mon_port=0, apps=apps).listen()\n"
+        "Cluster(host='127.0.0.1', workers=2, monitor_port=0, apps=apps).listen()\n"
     )
     running = start([sys.executable, "main.py"], directory=tmp_path).ready()
     assert [get(address).body for address in running.tcp_addresses()] == [b"hello", b"other"]

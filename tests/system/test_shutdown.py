@@ -231,7 +231,7 @@ def test_doors_that_cannot_be_shut(start: Serve, options: tuple[str, ...]) -> No
     """Where the kernel refuses what shuts a door, a warning says so; what is under way is answered, newcomers until the end."""
     port = free_port()
     forbidden = [sys.executable, str(Path(forbidding.__file__))]
-    bind = ("--mon-port", "0", "--bind", f"127.0.0.1:{port}", "--drain-idle", "1s", *options)
+    bind = ("--monitor-port", "0", "--bind", f"127.0.0.1:{port}", "--drain-idle", "1s", *options)
     running = start([*forbidden, *command("run", sample("plain"), *bind)])
     wait_until(lambda: port in listening_ports(), lambda: f"it listens:\n{running.stderr}")
     with Connection(("127.0.0.1", port)) as connection:

@@ -24,7 +24,7 @@ HARMLESS = {"USR1", "USR2", "CONT", "CHLD", "URG", "WINCH"}
 
 def started(start: Serve) -> Running:
     """A cluster with one process of each kind."""
-    argv = command("run", sample("plain"), "--mon-port", str(free_port()), "--bind", "127.0.0.1:0", "--workers", "1")
+    argv = command("run", sample("plain"), "--monitor-port", str(free_port()), "--bind", "127.0.0.1:0", "--workers", "1")
     return start(argv).ready(1)
 
 
@@ -122,7 +122,7 @@ def test_what_a_master_inherits(start: Serve) -> None:
         "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); os.execv(sys.argv[1], sys.argv[1:])"
     )
-    argv = command("run", sample("plain"), "--mon-port", "0", "--bind", "127.0.0.1:0", "--workers", "1")
+    argv = command("run", sample("plain"), "--monitor-port", "0", "--bind", "127.0.0.1:0", "--workers", "1")
     running = start([sys.executable, "-c", deaf, *argv]).ready(1)
     os.kill(running.workers()[0]["pid"], signal.SIGKILL)
     wait_until(lambda: "(slot 0, crash, SIGKILL while serving)" in running.stderr, lambda: f"told: {running.stderr}")
@@ -133,7 +133,7 @@ def test_what_a_master_inherits(start: Serve) -> None:
 @pytest.mark.parametrize("cluster", ["--cluster", "--no-cluster"])
 def test_signals_in_the_last_moments(start: Serve, cluster: str) -> None:
     """Signals that come again and again until the process is gone don't change its exit code, which is 0."""
-    options = (cluster, "--mon-port", "0", "--bind", "unix:s", "--workers", "1")
+    options = (cluster, "--monitor-port", "0", "--bind", "unix:s", "--workers", "1")
     running = start(command("run", sample("plain"), *options))
     wait_until(lambda: "serves (slot 0" in running.stderr, lambda: running.stderr)
     while running.process.poll() is None:
@@ -150,7 +150,7 @@ def test_signals_behind_listen(start: Serve, tmp_path: Path, cluster: bool) -> N
         "import signal, time\n"
         "from cluster2 import Cluster\n"
         "signal.signal(signal.SIGHUP, print)\n"
-        f"Cluster(bind='unix:s', workers=1, mon_port=0, cluster={cluster}).listen({sample('plain')!r})\n"
+        f"Cluster(bind='unix:s', workers=1, monitor_port=0, cluster={cluster}).listen({sample('plain')!r})\n"
         "assert signal.getsignal(signal.SIGHUP) is print\n"
         "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
         "print('returned', flush=True)\n"

@@ -158,7 +158,7 @@ def test_nothing_is_smuggled(run: Serve, tmp_path: Path, proxy: str, app: str) -
         *options,
         "--engine",
         "http",
-        "--rest-after",
+        "--handoff-idle-after",
         "0",
         "--access-log",
         "--log-to",

@@ -12,7 +12,7 @@ from tests.system.clients import get
 from tests.system.harness import EXAMPLES, Running, wait_until
 
 Start = Callable[..., Running]
-ENV = {"CLUSTER2_MON_PORT": "0"}
+ENV = {"CLUSTER2_MONITOR_PORT": "0"}
 
 
 def test_config_reader(start: Start, tmp_path: Path) -> None:

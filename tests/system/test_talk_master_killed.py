@@ -29,7 +29,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 def setup(cluster):
-    @cluster.delegate("hang")
+    @cluster.on_delegate("hang")
     def hang(message):
         Path("asked").touch()
         import threading

@@ -56,7 +56,7 @@ def moved(running: Running) -> int:
 
 def test_the_example(run: Serve) -> None:
     """One connection lives through a reload, a recycle, kills of workers that don't have it, and scaling."""
-    running = run(example("lines.py:handler"), "--rest-after", "100ms", "--restart-limit", "1000").ready()
+    running = run(example("lines.py:handler"), "--handoff-idle-after", "100ms", "--restart-limit", "1000").ready()
     with Line(running) as line:
         assert line.ask("set colour blue") == "ok"
         pids = {int(line.ask("pid"))}
@@ -129,7 +129,7 @@ def test_an_answer_under_way(run: Serve) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_shutdown(run: Serve, kind: str) -> None:
     """At the end of the cluster a connection at rest is closed, and one with half a line may finish it."""
-    running = run(f"{APP}:{kind}", "--rest-after", "50ms", "--drain-idle", "300ms", workers=1).ready(1)
+    running = run(f"{APP}:{kind}", "--handoff-idle-after", "50ms", "--drain-idle", "300ms", workers=1).ready(1)
     with Line(running) as resting, Line(running) as half:
         resting.worker()
         half.worker()
@@ -144,7 +144,7 @@ def test_shutdown(run: Serve, kind: str) -> None:
 
 def test_sharing(run: Serve) -> None:
     """Connections that all came to one worker are shared when another one has none."""
-    running = run(f"{APP}:handler", "--rest-after", "0", "--park-above", "0", workers=1).ready(1)
+    running = run(f"{APP}:handler", "--handoff-idle-after", "0", "--handoff-slow-above", "0", workers=1).ready(1)
     lines = [Line(running) for _ in range(24)]
     try:
         for line in lines:
@@ -165,7 +165,7 @@ def test_sharing(run: Serve) -> None:
 
 def test_parking(run: Serve) -> None:
     """Handlers that hold the loop are seen by their steps, on connections that are long open; then connections park."""
-    running = run(f"{APP}:handler", "--rest-after", "0", "--park-above", "2ms").ready()
+    running = run(f"{APP}:handler", "--handoff-idle-after", "0", "--handoff-slow-above", "2ms").ready()
     lines = [Line(running) for _ in range(4)]
     try:
 
@@ -175,7 +175,7 @@ def test_parking(run: Serve) -> None:
             return sum(row["parked"] for row in running.workers()) > 8
 
         wait_until(parked, lambda: str(running.workers()))
-        assert {row["mode"] for row in running.workers()} == {"parking"}
+        assert {row["mode"] for row in running.workers()} == {"handoff"}
     finally:
         for line in lines:
             line.__exit__()
@@ -184,7 +184,7 @@ def test_parking(run: Serve) -> None:
 
 def test_idle_for_too_long(run: Serve) -> None:
     """`timeout` counts through the keeper as well."""
-    running = run(f"{APP}:handler", "--rest-after", "100ms", "--timeout", "1500ms", workers=1).ready(1)
+    running = run(f"{APP}:handler", "--handoff-idle-after", "100ms", "--timeout", "1500ms", workers=1).ready(1)
     with Line(running) as line:
         line.worker()
         began = time.monotonic()
@@ -244,9 +244,9 @@ def test_moving_at_random(run: Serve, kind: str, park: str) -> None:
     """Lines in odd pieces, while workers are told to leave one after the other: each is answered, in order, on one connection."""
     running = run(
         f"{APP}:{kind}",
-        "--park-above",
+        "--handoff-slow-above",
         park,
-        "--rest-after",
+        "--handoff-idle-after",
         "50ms",
         "--drain-idle",
         "10s",

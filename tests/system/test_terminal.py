@@ -56,7 +56,7 @@ def terminal() -> Iterator[Terminal]:
 
 def run(start: Start, terminal: Terminal, how: str, *options: str) -> Running:
     """Start a cluster in that terminal."""
-    cluster = command("run", sample("plain"), "--bind", "127.0.0.1:0", "--mon-port", "0", *options)
+    cluster = command("run", sample("plain"), "--bind", "127.0.0.1:0", "--monitor-port", "0", *options)
     return start([sys.executable, "-c", LEADER, terminal.path, how, *cluster])
 
 
@@ -125,7 +125,7 @@ while not os.path.exists("leave"):
 @pytest.mark.slow
 def test_a_job_that_outlives_its_session(start: Start, terminal: Terminal) -> None:
     """The terminal goes without a HUP: one that comes later is a request to reload."""
-    cluster = command("run", sample("plain"), "--bind", "127.0.0.1:0", "--mon-port", "0", "--workers", "1")
+    cluster = command("run", sample("plain"), "--bind", "127.0.0.1:0", "--monitor-port", "0", "--workers", "1")
     running = start([sys.executable, "-c", JOB, terminal.path, *cluster, "--heartbeat-interval", "1s"])
     running.ready(1)
     master = int(running.status()["master"]["pid"])

@@ -184,7 +184,7 @@ def test_a_value_that_cannot_be(run: Serve) -> None:
     assert refused.wait() == 5
     assert "flag --forwarded-allow-ips): '10.0.0.0/33' does not appear to be" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
-    running = run(f"{APP}:asgi", "--rest-after", "0", workers=1)
+    running = run(f"{APP}:asgi", "--handoff-idle-after", "0", workers=1)
     running.ready(1)
     (running.directory / "cluster2.toml").write_text('forwarded_allow_ips = "10.0.0.0/33"\n')
     done = running.cli("reload")

@@ -30,7 +30,7 @@ def test_nobody_waits_for_a_thread(run: Serve) -> None:
         held = stack.enter_context(Connection(running.address))
         held.send("/held/a")
         victim = running.held("a")
-        wait_until(lambda: row(running, victim)["mode"] == "parking", "it is seen that its thread is held")
+        wait_until(lambda: row(running, victim)["mode"] == "handoff", "it is seen that its thread is held")
         wait_until(lambda: row(running, victim)["connections"] == 1, "idle connections have left it")
         for connection in kept:
             assert connection.get().headers["x-worker"] != str(victim)
@@ -53,7 +53,7 @@ def test_a_fresh_worker_whose_threads_are_held(run: Serve) -> None:
             connection.send(f"/held/{number}")
             assert running.held(str(number)) == first
         os.kill(second, signal.SIGCONT)
-        wait_until(lambda: row(running, first)["mode"] == "parking", "it is seen that its threads are held")
+        wait_until(lambda: row(running, first)["mode"] == "handoff", "it is seen that its threads are held")
         for _ in range(8):
             assert get(running.address).headers["x-worker"] == str(second)
         running.release()

@@ -155,7 +155,7 @@ async def nobody_is_left(before: set[int]) -> None:
 def options_for(directory: Path, **options: Any) -> dict[str, Any]:
     """Two workers on a free port of the loopback, everything else in a directory."""
     defaults = {
-        "host": "127.0.0.1", "port": 0, "mon_port": 0, "workers": 2, "chdir": str(directory),
+        "host": "127.0.0.1", "port": 0, "monitor_port": 0, "workers": 2, "chdir": str(directory),
         "pids": str(directory / "pids"), "logs": str(directory / "logs"),
     }  # fmt: skip
     return defaults | options

@@ -30,11 +30,11 @@ def resize(value: int) -> None:
     depth["value"] = value
 
 
-worker.status("depth", view=lambda: depth["value"], reducer="sum", update=resize)
-worker.status("pids", view=lambda: [os.getpid()], reducer="concat")
-worker.status("echo", view=lambda params: params, reducer="first")
-worker.status("spread", view=lambda: os.getpid(), reducer=lambda values: max(values) - min(values))
-worker.status("broken", view=lambda: 1 / 0)
+worker.register_status("depth", view=lambda: depth["value"], reducer="sum", update=resize)
+worker.register_status("pids", view=lambda: [os.getpid()], reducer="concat")
+worker.register_status("echo", view=lambda params: params, reducer="first")
+worker.register_status("spread", view=lambda: os.getpid(), reducer=lambda values: max(values) - min(values))
+worker.register_status("broken", view=lambda: 1 / 0)
 
 
 @worker.on_start
@@ -43,7 +43,7 @@ async def start() -> None:
         await asyncio.sleep(depth["value"])
         return os.getpid()
 
-    worker.status("slow", view=slow)
+    worker.register_status("slow", view=slow)
 
 
 async def call(name: str, given: dict[str, Any]) -> Any:

@@ -192,9 +192,9 @@ def test_ctrl_c(master: Fake) -> None:
             "timeout = '3x' (flag --timeout): unknown unit 'x'; expected a duration",
         ),
         (
-            ["run", "a:app", "--port", "9", "--mon-port", "9"],
+            ["run", "a:app", "--port", "9", "--monitor-port", "9"],
             5,
-            "mon_port = 9 (flag --mon-port) is the app's port too (0.0.0.0:9)",
+            "monitor_port = 9 (flag --monitor-port) is the app's port too (0.0.0.0:9)",
         ),
         (["run", "a:app", "--port", "1", "-b", "a:2"], 5, "port (flag --port) and bind (flag --bind) are both set"),
         (["run", "a:app", "-c", "none.toml"], 5, "none.toml can't be read"),
@@ -346,7 +346,7 @@ STATUS: dict[str, Any] = {
     "addresses": ["0.0.0.0:3000"],
     "workers": [
         {"pid": 11, "slot": 0, "generation": 7, "state": "ready", "requests": 123456, "connections": 12}
-        | {"in_flight": 3, "uptime": 65.0, "memory": 50 * 2**20, "mode": "held"},
+        | {"in_flight": 3, "uptime": 65.0, "memory": 50 * 2**20, "mode": "one_by_one"},
         {"pid": 12, "slot": 1, "generation": 7, "state": "booting", "requests": 0, "connections": None}
         | {"in_flight": 0, "uptime": None, "memory": None},
     ],

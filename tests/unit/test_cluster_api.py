@@ -181,7 +181,7 @@ import os, sys
 from pathlib import Path
 from cluster2 import Cluster
 
-cluster = Cluster(host="127.0.0.1", port=0, workers=2, mon_port=0)
+cluster = Cluster(host="127.0.0.1", port=0, workers=2, monitor_port=0)
 
 def make(greeting):
     async def app(reader, writer):
@@ -224,8 +224,8 @@ async def test_listen_in_a_script(tmp_path: Path, arguments: list[str]) -> None:
     ("text", "code", "says"),
     [
         ("Cluster().listen()", 5, "no app is named: give one to listen(), or set `app`"),
-        ("Cluster(port=0, mon_port=0).listen('no_such_module:app')", 3, "there is no module"),
-        ("Cluster(port=0, mon_port=0).listen(factory=lambda: 1 // 0)", 3, "ZeroDivisionError"),
+        ("Cluster(port=0, monitor_port=0).listen('no_such_module:app')", 3, "there is no module"),
+        ("Cluster(port=0, monitor_port=0).listen(factory=lambda: 1 // 0)", 3, "ZeroDivisionError"),
     ],
     ids=["no app", "missing module", "factory that raises"],
 )
@@ -241,7 +241,7 @@ def test_scripts_that_fail(tmp_path: Path, text: str, code: int, says: str) -> N
 
 def test_an_object_without_a_script(tmp_path: Path) -> None:
     """Without a script (a program on standard input) an app object can't be made again by another process: that is said."""
-    text = "from cluster2 import Cluster\nCluster(port=0, mon_port=0).listen(lambda environ, start_response: [])\n"
+    text = "from cluster2 import Cluster\nCluster(port=0, monitor_port=0).listen(lambda environ, start_response: [])\n"
     ended = subprocess.run([sys.executable], input=text, cwd=tmp_path, capture_output=True, text=True, timeout=30)
     assert ended.returncode == 5, ended.stderr
     assert "an app object can be served from a script file only; here, name it as module:attr" in ended.stderr

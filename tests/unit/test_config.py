@@ -124,11 +124,11 @@ def test_all_of_an_options_forms(tmp_path: Path) -> None:
         'bind = ["127.0.0.1:4000", "unix:app.sock"]\ndrain_idle = 3\nkeeper = false\n'
     )
     found = load(
-        tmp_path, {"rest_after": "5m", "workers": 3}, environ={"CLUSTER2_BACKLOG": "7", "CLUSTER2_APP": "a:app"}
+        tmp_path, {"handoff_idle_after": "5m", "workers": 3}, environ={"CLUSTER2_BACKLOG": "7", "CLUSTER2_APP": "a:app"}
     )
     assert found.settings.bind == ("127.0.0.1:4000", "unix:app.sock")
     assert (found.settings.drain_idle, found.settings.keeper) == (3.0, False)
-    assert (found.settings.rest_after, found.settings.workers) == (300.0, 3)
+    assert (found.settings.handoff_idle_after, found.settings.workers) == (300.0, 3)
     assert (found.settings.backlog, found.settings.app) == (7, "a:app")
 
 
@@ -258,8 +258,8 @@ def test_of_bind_and_port_the_nearer_counts(tmp_path: Path) -> None:
 
 def test_contradictions_name_sources(tmp_path: Path) -> None:
     """The monitor on the app's port is refused, as in the seed."""
-    with pytest.raises(ConfigError, match=r"mon_port = 3000 \(CLUSTER2_MON_PORT\) is the app's port too"):
-        load(tmp_path, environ={"CLUSTER2_MON_PORT": "3000"})
+    with pytest.raises(ConfigError, match=r"monitor_port = 3000 \(CLUSTER2_MONITOR_PORT\) is the app's port too"):
+        load(tmp_path, environ={"CLUSTER2_MONITOR_PORT": "3000"})
 
 
 def test_apps_in_a_file(tmp_path: Path) -> None:

@@ -24,12 +24,12 @@ async def test_answers(tmp_path: Path) -> None:
     async with talking(tmp_path) as site:
         threads = []
 
-        @site.cluster.delegate("async")
+        @site.cluster.on_delegate("async")
         async def work(message: Any) -> Any:
             await asyncio.sleep(0)
             return {"got": message}
 
-        @site.cluster.delegate("sync")
+        @site.cluster.on_delegate("sync")
         def work_sync(message: Any) -> Any:
             threads.append(threading.current_thread())
             return {"got": message}
@@ -45,16 +45,16 @@ async def test_errors_travel(tmp_path: Path) -> None:
     """What a handler raises is a DelegateError at the asker, with type, text and traceback; nothing else is harmed."""
     async with talking(tmp_path) as site:
 
-        @site.cluster.delegate("broken")
+        @site.cluster.on_delegate("broken")
         async def broken(message: Any) -> Any:
             raise LookupError(f"no {message}")
 
-        @site.cluster.delegate("leaves")
+        @site.cluster.on_delegate("leaves")
         async def leaves(message: Any) -> Any:
             raise SystemExit(3)
 
-        site.cluster.delegate("plain", lambda message: object())
-        site.cluster.delegate("long", lambda message: "x" * (1 << 20))
+        site.cluster.on_delegate("plain", lambda message: object())
+        site.cluster.on_delegate("long", lambda message: "x" * (1 << 20))
         error = (await site.ask("delegate", name="broken", message="db"))["error"]
         assert error[:3] == ["DelegateError", "'broken' failed in the master: LookupError: no db", "LookupError"]
         assert 'raise LookupError(f"no {message}")' in error[3]
@@ -65,7 +65,7 @@ async def test_errors_travel(tmp_path: Path) -> None:
         error = (await site.ask("delegate", name="long"))["error"]
         assert "at most" in error[1]
         error = (await site.ask("delegate", name="nobody"))["error"]
-        assert "register one by cluster.delegate('nobody')" in error[1]
+        assert "register one by cluster.on_delegate('nobody')" in error[1]
         error = (await site.ask("sync-on-loop", name="broken"))["error"]
         assert error[0] == "ClusterError"
         assert "thread that runs an event loop" in error[1]
@@ -76,7 +76,7 @@ async def test_deadlines(tmp_path: Path) -> None:
     async with talking(tmp_path) as site:
         cancelled = asyncio.Event()
 
-        @site.cluster.delegate("endless", limit=1)
+        @site.cluster.on_delegate("endless", limit=1)
         async def endless(message: Any) -> Any:
             try:
                 await asyncio.Event().wait()
@@ -96,7 +96,7 @@ async def test_single_flight(tmp_path: Path) -> None:
     async with talking(tmp_path) as site:
         runs, gate = [], asyncio.Event()
 
-        @site.cluster.delegate("config")
+        @site.cluster.on_delegate("config")
         async def config(message: Any) -> Any:
             runs.append(message)
             await gate.wait()
@@ -117,7 +117,7 @@ async def test_a_worker_killed_while_it_waits(tmp_path: Path) -> None:
     async with talking(tmp_path) as site:
         runs, gate, over = [], asyncio.Event(), []
 
-        @site.cluster.delegate("slow")
+        @site.cluster.on_delegate("slow")
         async def slow(message: Any) -> Any:
             runs.append(message)
             try:
@@ -144,7 +144,7 @@ async def test_supervision_goes_on(tmp_path: Path) -> None:
     async with talking(tmp_path) as site:
         gate = threading.Event()
 
-        @site.cluster.delegate("hang")
+        @site.cluster.on_delegate("hang")
         def hang(message: Any) -> Any:
             gate.wait(PATIENCE)
             return message
@@ -173,7 +173,7 @@ async def test_a_mad_worker(tmp_path: Path, how: str, times: int) -> None:
     """One that sends garbage, floods, or doesn't read is replaced; the others delegate on, and nothing they ask fails."""
     async with talking(tmp_path, max_heartbeat_delay=0.5) as site:
 
-        @site.cluster.delegate("echo")
+        @site.cluster.on_delegate("echo")
         async def echo(message: Any) -> Any:
             return message
 

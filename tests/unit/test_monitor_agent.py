@@ -65,8 +65,8 @@ def test_share(ready: int, wanted: int, percent: int) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"mon_port": 0}, "ecv.agent_port = 3002 is answered by the monitor: that needs mon_port"),
-        ({"mon_port": 3002}, "ecv.agent_port = 3002 is the monitor's port too"),
+        ({"monitor_port": 0}, "ecv.agent_port = 3002 is answered by the monitor: that needs monitor_port"),
+        ({"monitor_port": 3002}, "ecv.agent_port = 3002 is the monitor's port too"),
         ({"port": 3002}, "ecv.agent_port = 3002 is the app's port too"),
     ],
 )

@@ -45,7 +45,7 @@ async def post(
 
     board = Scoreboard.create()
     try:
-        app = make(Facts(board, 0, switch, order=order), Settings(mon_token=token))
+        app = make(Facts(board, 0, switch, order=order), Settings(monitor_token=token))
         headers = {"accept": accept} | ({} if bears is None else {"authorization": f"Bearer {bears}"})
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             return await client.request(verb, path, headers=headers), asked

@@ -31,7 +31,7 @@ async def status(settings: Settings, path: str, *headers: tuple[bytes, bytes], m
     return found
 
 
-LOCAL, OPEN = Settings(mon_token=TOKEN), Settings(mon_host="0.0.0.0", mon_token=TOKEN)
+LOCAL, OPEN = Settings(monitor_token=TOKEN), Settings(monitor_host="0.0.0.0", monitor_token=TOKEN)
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ async def test_who_may_not_ask_gets_no_logs(logs: Path) -> None:
             return (await client.request(method, "/logs/master.log", headers=headers)).status_code
 
     local = Settings(logs=str(logs))
-    network = Settings(logs=str(logs), mon_host="0.0.0.0", mon_token="s3cret")
+    network = Settings(logs=str(logs), monitor_host="0.0.0.0", monitor_token="s3cret")
     try:
         assert await status(local, "GET", "localhost") == 200
         assert await status(local, "GET", "evil.example") == 421

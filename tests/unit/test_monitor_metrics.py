@@ -176,8 +176,8 @@ async def test_a_stuck_master(board: Scoreboard, monkeypatch: pytest.MonkeyPatch
 
 
 async def test_it_is_behind_the_gate(board: Scoreboard) -> None:
-    """Where others reach the port it takes the token; below `mon_path`, like all else."""
-    settings = Settings(mon_host="0.0.0.0", mon_token="a-secret-token", mon_path="/mon")
+    """Where others reach the port it takes the token; below `monitor_path`, like all else."""
+    settings = Settings(monitor_host="0.0.0.0", monitor_token="a-secret-token", monitor_path="/mon")
     assert (await ask(board, "/mon/metrics", settings)).status_code == 401
     answer = await ask(board, "/mon/metrics", settings, authorization="Bearer a-secret-token")
     assert answer.status_code == 200

@@ -46,7 +46,7 @@ async def test_facts(board: Scoreboard) -> None:
     assert found["connections"] == {"held": None, "resting": 0, "waiting": 0}, "one can't know"
     assert [each["slot"] for each in found["workers"]] == [0, 1]
     row = found["workers"][1]
-    assert (row["mode"], row["rate"], row["error_rate"], row["longest_step"]) == ("parking", 25.0, 2.5, 0.03)
+    assert (row["mode"], row["rate"], row["error_rate"], row["longest_step"]) == ("handoff", 25.0, 2.5, 0.03)
     assert row["recent"]["p99"] == pytest.approx(0.2485)
     assert 0 <= row["heartbeat_age"] < 2.0
     assert row["memory"] > 2**20
@@ -60,8 +60,8 @@ async def test_facts(board: Scoreboard) -> None:
     ("options", "master", "told"),
     [
         ({}, 7, ("cluster2", False, True)),
-        ({"mon_token": TOKEN, "proc_name": "shop", "log_to": "files"}, 7, ("shop", True, True)),
-        ({"mon_token": TOKEN, "log_to": "stderr"}, 0, ("cluster2", False, False)),
+        ({"monitor_token": TOKEN, "proc_name": "shop", "log_to": "files"}, 7, ("shop", True, True)),
+        ({"monitor_token": TOKEN, "log_to": "stderr"}, 0, ("cluster2", False, False)),
     ],
 )
 def test_what_the_options_say(options: dict[str, Any], master: int, told: tuple[Any, ...]) -> None:
@@ -215,8 +215,8 @@ async def test_headers(board: Scoreboard, path: str, status: int) -> None:
 
 
 async def test_below_a_path(board: Scoreboard) -> None:
-    """`mon_path` without its slash leads to the page with it, wherever a proxy has put us."""
-    async with client(desk_of(board), Settings(mon_path="/inner")) as asking:
+    """`monitor_path` without its slash leads to the page with it, wherever a proxy has put us."""
+    async with client(desk_of(board), Settings(monitor_path="/inner")) as asking:
         answer = await asking.get("/inner")
         assert (answer.status_code, answer.headers["location"]) == (307, "inner/")
         assert (await asking.get("/inner/", headers=AS_JSON)).json()["title"] == "cluster2"
@@ -226,7 +226,7 @@ async def test_below_a_path(board: Scoreboard) -> None:
 async def test_sign_in(board: Scoreboard) -> None:
     """Where others come, all but the page's files needs the token; a browser is shown the page with the refusal."""
     desk = desk_of(board, title="SECRET-TITLE")
-    async with client(desk, Settings(mon_host="0.0.0.0", mon_token=TOKEN)) as asking:
+    async with client(desk, Settings(monitor_host="0.0.0.0", monitor_token=TOKEN)) as asking:
         page = await asking.get("/", headers={"accept": "text/html"})
         assert (page.status_code, page.headers["www-authenticate"]) == (401, "Bearer")
         assert page.content == (STATIC / "page.html").read_bytes()

@@ -245,8 +245,8 @@ async def test_who_sees_code(board: Scoreboard) -> None:
     desk.watch.feed.heard({"event": "died", "time": 1.0, "stacks": "File secret.py"})
     for settings, headers, sees in (
         (Settings(), {}, True),
-        (Settings(mon_token=TOKEN), {}, False),
-        (Settings(mon_token=TOKEN), BEARS, True),
+        (Settings(monitor_token=TOKEN), {}, False),
+        (Settings(monitor_token=TOKEN), BEARS, True),
     ):
         viewer = Viewer(desk, settings=settings, **headers)
         await viewer.until(viewer.told)

@@ -155,7 +155,7 @@ async def test_a_connection_that_fails(stack: ExitStack) -> None:
 
 
 async def test_never_rest(stack: ExitStack) -> None:
-    """With `rest_after = 0` nothing goes to rest."""
+    """With `handoff_idle_after = 0` nothing goes to rest."""
     house = House(stack)
     house.add(idle=1e6)
     house.moves.rest(NOW, 0.0)

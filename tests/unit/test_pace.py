@@ -140,7 +140,7 @@ def test_proof_keeps_it_parking() -> None:
 
 @pytest.mark.parametrize(("step", "proof"), [(ABOVE, False), (ABOVE * 1.01, True), (0.0, False), (LONG, False)])
 def test_what_is_proof(step: float, proof: bool) -> None:
-    """Proof is a step that is longer than `park_above`."""
+    """Proof is a step that is longer than `handoff_slow_above`."""
     assert Pace(ABOVE).is_proof(step) is proof
 
 
@@ -156,7 +156,7 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_it_never_parks_if_told_so(steps: list[tuple[float, float, list[float]]]) -> None:
-    """With `park_above = 0` nothing makes it park."""
+    """With `handoff_slow_above = 0` nothing makes it park."""
     pace, now = Pace(0.0), 1000.0
     for passed, step, ages in steps:
         now += passed

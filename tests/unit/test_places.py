@@ -23,8 +23,8 @@ def test_ports_of_a_monitor(tmp_path: Path) -> None:
     assert places.monitor_ports(load(tmp_path))[:2] == [3001, 3002]
     busy = {"bind": ["127.0.0.1:3001", "unix:a"], "ecv": {"agent_port": 3002}}
     assert places.monitor_ports(load(tmp_path, **busy))[:2] == [3003, 3004]
-    assert places.monitor_ports(load(tmp_path, mon_port=3001)) == [3001]
-    assert places.monitor_ports(load(tmp_path, mon_port=0)) == [0]
+    assert places.monitor_ports(load(tmp_path, monitor_port=3001)) == [3001]
+    assert places.monitor_ports(load(tmp_path, monitor_port=0)) == [0]
 
 
 def test_the_first_free_port(tmp_path: Path) -> None:

@@ -118,14 +118,14 @@ class Ways:
 class Worker:
     """A pulse with parts that only note what they are told."""
 
-    def __init__(self, board: Scoreboard, *, request_timeout: float = 0.0, park_above: float = ABOVE) -> None:
+    def __init__(self, board: Scoreboard, *, request_timeout: float = 0.0, handoff_slow_above: float = ABOVE) -> None:
         self.board = board
         self.row: Row = board.row(board.claim())
         self.row.state = State.READY
         self.homes = [Home(), Home()]
         self.taker = Taker()
         self.ways = Ways()
-        self.pace = Pace(park_above)
+        self.pace = Pace(handoff_slow_above)
         self.room = Room()
         self.watch = Watch(lambda step, now: self.pulse.long_step(step, now), 2 * ABOVE)
         self.pulse = Pulse(
@@ -137,7 +137,7 @@ class Worker:
             self.pace,
             self.watch,
             Measured(self.row),
-            rest_after=2.0,
+            handoff_idle_after=2.0,
             request_timeout=request_timeout,
             paper=Paper(Settings(), "", 0),
             room=self.room,

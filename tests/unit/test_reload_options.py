@@ -49,7 +49,7 @@ MEANS_NOTHING: dict[str, list[object]] = {
     "ssl_ca_certs": ["absent.pem"],
     "user": ["no-such-user"],
     "group": ["no-such-group"],
-    "mon_host": ["0.0.0.0"],
+    "monitor_host": ["0.0.0.0"],
     "ecv.agent_port": [3456],
 }  # fmt: skip
 """By option: values of the right kind that can't be used."""
@@ -57,7 +57,7 @@ MEANS_NOTHING: dict[str, list[object]] = {
 SAID = {"": "no app is named", "dies.py:app": "the process that imports the app"}
 """By value: what the reason says, where it can't name the option or the value."""
 
-BESIDE: dict[str, dict[str, object]] = {"ecv.validator": {"ecv.monitor": "/"}, "mon_host": {"mon_port": 3456}}
+BESIDE: dict[str, dict[str, object]] = {"ecv.validator": {"ecv.monitor": "/"}, "monitor_host": {"monitor_port": 3456}}
 """By option: what else must be set, so that the option itself is what is wrong."""
 
 FILES = {
@@ -108,7 +108,7 @@ def write(directory: Path, **changes: object) -> None:
         "app": "site_of_test.py:app",
         "port": 0,
         "host": "127.0.0.1",
-        "mon_port": 0,
+        "monitor_port": 0,
         "workers": 1,
     }
     (directory / "cluster2.toml").write_text(options_text(**usual | changes))
@@ -165,8 +165,8 @@ OTHER: dict[str, object] = {
 SPECIAL: dict[str, object] = {
     "user": "0",
     "group": "0",
-    "mon_port": 3456,
-    "mon_host": "::1",
+    "monitor_port": 3456,
+    "monitor_host": "::1",
     "port": 3457,
     "ecv.agent_port": 3458,
     "chdir": "a_directory",
@@ -197,9 +197,9 @@ async def test_an_option_that_a_reload_can_not_change(tmp_path: Path, monkeypatc
         assert [each.partition(" has changed (cluster2.toml:")[0] for each in warnings] == list(changes)
         assert {*warnings} <= {event.text for event in cluster.of(events.Warned)}
         assert {each.name: getattr(master.settings, each.field) for each in restart} == fixed
-        (tmp_path / "cluster2.toml").write_text(options_text(**ALONE[0], workers=1, mon_port=0))
+        (tmp_path / "cluster2.toml").write_text(options_text(**ALONE[0], workers=1, monitor_port=0))
         assert "bind has changed (cluster2.toml:1)" in str((await reload(cluster))["warnings"])
-        (tmp_path / "cluster2.toml").write_text(options_text(**ALONE[1], workers=1, mon_port=0))
+        (tmp_path / "cluster2.toml").write_text(options_text(**ALONE[1], workers=1, monitor_port=0))
         with pytest.raises(ClusterError, match="`apps` takes effect only by a restart"):
             await reload(cluster)
         assert await cluster.get() != b""
@@ -256,7 +256,7 @@ async def test_an_edit_of_the_same_second_and_size(tmp_path: Path, monkeypatch: 
 async def test_the_keepers_timeout_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reload with another `timeout` holds for connections that come to rest afterwards; the keeper stays the same process."""
     async with configured(tmp_path, monkeypatch) as cluster:
-        write(tmp_path, timeout="2s", rest_after="100ms")
+        write(tmp_path, timeout="2s", handoff_idle_after="100ms")
         keeper = (await cluster.status())["keeper"]["pid"]
         await reload(cluster)
         host, _, port = cluster.running.addresses[0].rpartition(":")

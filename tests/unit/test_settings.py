@@ -296,8 +296,8 @@ def test_each_app_has_its_addresses() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"port": 3001}, r"mon_port = 3001 is the app's port too \(0.0.0.0:3001\); choose another, or 0"),
-        ({"bind": ("unix:a", "localhost:3001")}, "mon_port"),
+        ({"port": 3001}, r"monitor_port = 3001 is the app's port too \(0.0.0.0:3001\); choose another, or 0"),
+        ({"bind": ("unix:a", "localhost:3001")}, "monitor_port"),
         ({"ssl_keyfile": "k.pem"}, "ssl_keyfile = k.pem needs ssl_certfile"),
         ({"ssl_keyfile_password": "hush"}, r"ssl_keyfile_password = \*\*\* needs ssl_certfile"),
         ({"bind": ("unix:a", "unix:a")}, "unix:a is listed twice"),
@@ -306,7 +306,7 @@ def test_each_app_has_its_addresses() -> None:
             "ecv.monitor = /well is asked on the app's port: that needs ecv.path",
         ),
         (
-            {"ecv_path": "", "ecv_control": True, "mon_port": 0},
+            {"ecv_path": "", "ecv_control": True, "monitor_port": 0},
             "ecv.control = true needs ecv.path, which is off, or mon",
         ),
         ({"app": "a:app", "apps": (("b:app", (1,)),)}, "app = a:app and apps are both set"),
@@ -319,7 +319,7 @@ def test_contradictions(values: dict[str, Any], message: str) -> None:
         validate(Settings(**values))
 
 
-@pytest.mark.parametrize("values", [{}, {"port": 0, "mon_port": 0}, {"port": (0, 0)}, {"port": 3001, "mon_port": 0}])
+@pytest.mark.parametrize("values", [{}, {"port": 0, "monitor_port": 0}, {"port": (0, 0)}, {"port": 3001, "monitor_port": 0}])
 def test_no_contradiction(values: dict[str, Any]) -> None:
     """Port 0 means another one each time, and a monitor that is off has no port."""
     validate(Settings(**values))
@@ -327,16 +327,16 @@ def test_no_contradiction(values: dict[str, Any]) -> None:
 
 def test_a_contradiction_names_the_source() -> None:
     """Where the source is known, the message has it."""
-    with pytest.raises(ConfigError, match=r"mon_port = 3000 \(CLUSTER2_MON_PORT\)"):
-        validate(Settings(mon_port=3000), {"mon_port": "CLUSTER2_MON_PORT"})
+    with pytest.raises(ConfigError, match=r"monitor_port = 3000 \(CLUSTER2_MONITOR_PORT\)"):
+        validate(Settings(monitor_port=3000), {"monitor_port": "CLUSTER2_MONITOR_PORT"})
 
 
 def test_a_default_gives_way() -> None:
     """A monitor's port that wasn't asked for clashes with nothing: another is taken. One that was asked for does."""
     for values in ({"port": 3001}, {"ecv_agent_port": 3001}):
-        validate(Settings(**values), {"mon_port": "default"})
+        validate(Settings(**values), {"monitor_port": "default"})
         with pytest.raises(ConfigError):
-            validate(Settings(**values), {"mon_port": "flag --mon-port"})
+            validate(Settings(**values), {"monitor_port": "flag --monitor-port"})
 
 
 def test_ipv6_texts_are_kept() -> None:

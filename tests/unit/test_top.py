@@ -29,7 +29,7 @@ def call(self, verb, params=None, **more):
     now = next(turn)
     if now == LOST:
         raise NoAnswer("the master doesn't answer")
-    row = {"slot": 0, "generation": 7, "state": "ready", "mode": "eager", "connections": 1, "in_flight": 0, "uptime": 5.0}
+    row = {"slot": 0, "generation": 7, "state": "ready", "mode": "batch", "connections": 1, "in_flight": 0, "uptime": 5.0}
     workers = [row | {"pid": 100 + each, "requests": 100 * now, "cpu": 0.0, "errors": 0, "memory": 2**20} for each in range(30)]
     master = {"pid": 10, "uptime": 1.0, "version": "0.1.0", "state": "serving", "memory": 1}
     return {"master": master, "generation": 7, "wanted": 30, "traffic": "enabled", "addresses": ["unix:/\\x1b[31m"],

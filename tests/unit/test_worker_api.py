@@ -30,7 +30,7 @@ async def test_outside_of_a_worker() -> None:
         worker.pid  # noqa: B018
     assert worker.draining is False
     with pytest.raises(ConfigError, match="reducer = 'max': expected sum, concat"):
-        worker.status("x", view=int, reducer="max")
+        worker.register_status("x", view=int, reducer="max")
 
 
 async def test_simulated() -> None:
@@ -42,7 +42,7 @@ async def test_simulated() -> None:
     def news(event: Any) -> None:
         heard.append(event.data)
 
-    worker.status("simulated-depth", view=lambda: value["depth"], update=lambda new: value.update(depth=new))
+    worker.register_status("simulated-depth", view=lambda: value["depth"], update=lambda new: value.update(depth=new))
     try:
         with worker.simulated(slot=3, delegates={"read": lambda message: {"read": message}}) as me:
             assert (worker.slot, worker.draining) == (3, False)
@@ -106,14 +106,14 @@ ALONE = """
 import asyncio, json, os, signal
 from cluster2 import Cluster, worker
 
-cluster = Cluster(cluster=False, port=0, host="127.0.0.1", mon_port=0)
+cluster = Cluster(cluster=False, port=0, host="127.0.0.1", monitor_port=0)
 found = {}
 
-@cluster.delegate("double")
+@cluster.on_delegate("double")
 def double(message):
     return 2 * message
 
-@cluster.delegate("audit")
+@cluster.on_delegate("audit")
 async def audit(message):
     found.setdefault("audited", []).append(message)
 
@@ -126,7 +126,7 @@ def cold(event):
 def warm(event):
     found["heard"] = event.data
 
-worker.status("depth", view=lambda: 5, reducer="sum")
+worker.register_status("depth", view=lambda: 5, reducer="sum")
 
 @worker.on_start
 async def start():

@@ -57,13 +57,13 @@ def anything(event: Event) -> None:
     """The same for all events."""
 
 
-@cluster.delegate("double", limit=2)
+@cluster.on_delegate("double", limit=2)
 def double(message: int) -> int:
     """The same for delegated work."""
     return 2 * message
 
 
-@cluster.delegate("read-config")
+@cluster.on_delegate("read-config")
 async def config(message: str, request: DelegateRequest) -> str:
     """The same with what is known of the request."""
     request.notify(message)

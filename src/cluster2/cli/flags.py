@@ -10,7 +10,7 @@ import click
 
 from ..config import Config, load
 from ..kinds import FLAG
-from ..settings import OPTIONS, Option
+from ..settings import FORMER, OPTIONS, Option
 from . import complain
 
 _ELSEWHERE = {
@@ -57,6 +57,9 @@ class OptionCommand(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
+            name = error.option_name.removeprefix("--").replace("-", "_")
+            if (option := FORMER.get(name)) is not None:
+                raise click.UsageError(f"{error.option_name} is named {option.flag} now.", ctx) from None
             if (instead := _ELSEWHERE.get(error.option_name)) is None:
                 raise
             raise click.UsageError(f"No such option: {error.option_name}; {instead}.", ctx) from None

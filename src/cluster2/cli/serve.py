@@ -101,7 +101,7 @@ def _tell(settings: Settings) -> None:
         found = Client(Path(settings.pids)).call("status", timeout=10)
         click.echo(f"serving on {', '.join(found['addresses'])}", err=True)
         if found["monitor"] is not None:
-            click.echo(f"the monitor's page is http://{found['monitor']['address']}{settings.mon_path}", err=True)
+            click.echo(f"the monitor's page is http://{found['monitor']['address']}{settings.monitor_path}", err=True)
         places.append(f"pids in {settings.pids}")
     click.echo(", ".join(places), err=True)
 

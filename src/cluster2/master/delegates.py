@@ -249,7 +249,7 @@ class Delegates:
 
     def _no_handler(self, link: Link, number: int, name: str) -> None:
         if number:
-            text = f"the master has no handler for {name!r}: register one by cluster.delegate({name!r})"
+            text = f"the master has no handler for {name!r}: register one by cluster.on_delegate({name!r})"
             link.tell_if_room(wire.Answer(number, failure=wire.Failure("LookupError", text)), CROWDED)
         else:
             logger.warning("worker %d delegates %r, which has no handler: it is dropped", link.pid, name)

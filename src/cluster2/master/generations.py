@@ -109,7 +109,7 @@ class Generations:
         settings, sources, _ = self._options[generation]
         values = settings.to_wire()
         if not self._estate.scripted:
-            values["mon_token"] = None  # the monitor's and nobody else's; a script knows it anyhow, and compares it
+            values["monitor_token"] = None  # the monitor's and nobody else's; a script knows it anyhow, and compares it
         return wire.Prepare(
             generation,
             values,

@@ -50,6 +50,7 @@ class Heartbeats:
             cpu=sum(shares) / count,
             memory=sum(row.memory for _, row in alive) // count,
             connections=sum(max(0, row.connections) for _, row in alive),
+            accepted=int(sum(max(0, slot["accepted"]) for slot in slots)),
             pending=sum(row.in_flight for _, row in alive),
             requests=int(sum(slot["requests"] for slot in slots)),
             responses={label: int(sum(slot[cell] for slot in slots)) for label, cell in Row.STATUS_CLASSES.items()},
@@ -64,7 +65,7 @@ class Heartbeats:
 
 def _counted(row: Row) -> dict[str, Any]:
     return {
-        "requests": max(0, row.requests), "disconnects": max(0, row.disconnects),
+        "accepted": max(0, row.accepted), "requests": max(0, row.requests), "disconnects": max(0, row.disconnects),
         "responses": {label: count or 0 for label, count in row.by_class().items()},
         "errors": row.errors, "timed_out": row.timed_out, "transactions": row.transactions, "duration": row.duration,
     }  # fmt: skip

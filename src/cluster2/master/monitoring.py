@@ -26,7 +26,7 @@ PAUSE, LONGEST_PAUSE = 1.0, 30.0
 READS = frozenset({"status", "stacks", "component", "statuses", "events"})
 SWITCHES = frozenset({"enable", "disable"})
 ACTIONS = SWITCHES | {"reload", "scale", "recycle", "shutdown"}
-"""Verbs that a monitor may ask for: always; with `ecv.control`; with `mon_token`, which its own clients must bear."""
+"""Verbs that a monitor may ask for: always; with `ecv.control`; with `monitor_token`, which its own clients must bear."""
 
 _OURS = ("ecv_", "mon_", "timeout")
 """Options, by the beginning of their name, that a reload can change and that mean something to it."""
@@ -87,7 +87,7 @@ class Monitoring(Helper):
     def may(self) -> frozenset[str]:
         """The verbs that it may ask for: what its own clients may have done, and no more, should somebody get hold of it."""
         settings = self._order.settings
-        if settings["mon_token"]:
+        if settings["monitor_token"]:
             return READS | ACTIONS
         return READS | SWITCHES if settings["ecv_control"] else READS
 

@@ -1,6 +1,6 @@
 """Status of components: asked of all workers, reduced to one value; and values that are set in all of them.
 
-A component is whatever a worker registered by `worker.status(name, …)`. Nothing is kept here but the names, and what was set
+A component is whatever a worker registered by `worker.register_status(name, …)`. Nothing is kept here but the names, and what was set
 last, which workers that come later are told: a recycle doesn't undo it.
 """
 

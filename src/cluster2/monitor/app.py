@@ -26,13 +26,13 @@ PRIVATE = ("/logs", "/stacks")
 
 
 def make(facts: Facts, settings: Settings, desk: Desk | None = None) -> Callable[..., Any]:
-    """The app, behind its gate, below `mon_path`.
+    """The app, behind its gate, below `monitor_path`.
 
     Args:
         desk: shows the cluster; somebody has to tell it the seconds.
     """
     desk = desk or Desk(facts)
-    root = settings.mon_path.rstrip("/")
+    root = settings.monitor_path.rstrip("/")
     probes = Probes(facts, settings, root)
     routes: list[BaseRoute] = [
         Route(root + "/livez", probes.livez, methods=["GET"]),

@@ -1,6 +1,6 @@
 """`POST /control/VERB`: what changes the cluster, asked of the master.
 
-The gate lets a POST through only with `mon_token` in its `Authorization` header, which no page of another origin can set
+The gate lets a POST through only with `monitor_token` in its `Authorization` header, which no page of another origin can set
 without our consent (there are no cookies). Without a token these paths aren't there.
 """
 
@@ -32,7 +32,7 @@ FRESH = {"cache-control": "no-store"}
 
 def routes(root: str, facts: Facts, settings: Settings) -> list[BaseRoute]:
     """Their routes, below `root`; none without a token."""
-    if settings.mon_token is None:
+    if settings.monitor_token is None:
         return []
     return [Route(root + "/control/{verb}", Control(facts).carry_out, methods=["POST"])]
 

@@ -2,8 +2,8 @@
 
 Four dangers.
 
-- *Others on the network*: where they can reach the port (`mon_host` isn't loopback), everything but the answers to health checks
-  needs `mon_token`; those say no more than the app's own port does, and a kubelet's probe can bear no secret.
+- *Others on the network*: where they can reach the port (`monitor_host` isn't loopback), everything but the answers to health checks
+  needs `monitor_token`; those say no more than the app's own port does, and a kubelet's probe can bear no secret.
 - *Changes*: whatever isn't GET or HEAD needs the token everywhere.
 - *Other users of this machine*: where there is a token, what shows code or what the app has written needs it everywhere.
 - *Pages in a browser on this machine*: a page whose host's name was made to point to 127.0.0.1 (DNS rebinding) is of the same
@@ -38,7 +38,7 @@ class Refusal(NamedTuple):
 
 
 NO_TOKEN = Refusal(401, b"a valid bearer token is needed\n")
-NOT_SET = Refusal(403, b"this needs mon_token, which isn't set\n")
+NOT_SET = Refusal(403, b"this needs monitor_token, which isn't set\n")
 FOREIGN = Refusal(403, b"a page of another origin asks\n")
 STRANGER = Refusal(421, b"the Host header names another host; ask for localhost or an address\n")
 
@@ -48,7 +48,7 @@ class Gate:
 
     Args:
         app: an ASGI app.
-        settings: `mon_host` and `mon_token` count.
+        settings: `monitor_host` and `monitor_token` count.
         probes: paths of health checks and of the page's files, open to whoever reaches the port.
         switches: paths that have a rule of their own.
         private: paths that need the token everywhere, if there is one, and so does what is below them.
@@ -65,9 +65,9 @@ class Gate:
         sign_in: Callable[[str, str], bytes | None] = lambda path, accept: None,
     ) -> None:
         self._app = app
-        self._host = settings.mon_host.lower()
-        self._token = settings.mon_token
-        self._local = is_loopback(settings.mon_host)
+        self._host = settings.monitor_host.lower()
+        self._token = settings.monitor_token
+        self._local = is_loopback(settings.monitor_host)
         self._probes = probes
         self._switches = switches
         self._private = private

@@ -101,7 +101,7 @@ class Page:
 
     def __init__(self, desk: Desk, settings: Settings) -> None:
         self._desk = desk
-        self._token = settings.mon_token
+        self._token = settings.monitor_token
         self.shell = File(SHELL)
 
     async def root(self, request: Request) -> Response:

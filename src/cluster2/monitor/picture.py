@@ -51,7 +51,7 @@ class Subject:
         cls, settings: Settings, addresses: list[str], address: str, *, master: int = 0, version: str = __version__
     ) -> Subject:
         """That of a cluster with these options."""
-        actions = master > 0 and settings.mon_token is not None
+        actions = master > 0 and settings.monitor_token is not None
         logs = settings.log_to != "stderr"
         return cls(settings.proc_name or "cluster2", master, version, addresses, address, actions, logs)
 

@@ -4,7 +4,7 @@ It can be imported anywhere. Hooks are registered while the app is imported, in 
 about the worker (`pid`, `slot`, `generation`, `draining`) exist only inside of one; elsewhere they raise NotAWorker, except
 that `draining` is false and `drained()` never returns.
 
-Handlers of events (`on`, `once`) and components (`status`) may be registered anywhere as well. What talks to the master
+Handlers of events (`on`, `once`) and components (`register_status`) may be registered anywhere as well. What talks to the master
 (`emit`, `delegate`, `delegate_sync`, `delegate_nowait`) works from async and from threaded code, and only inside of a
 worker. `simulated` makes this process one, for tests.
 
@@ -29,7 +29,7 @@ from .api import (
     on_start,
     on_stop,
     once,
-    status,
+    register_status,
     transaction,
 )
 from .simulation import simulated
@@ -60,7 +60,7 @@ __all__ = [
     "pid",
     "simulated",
     "slot",
-    "status",
+    "register_status",
     "transaction",
 ]
 
@@ -70,4 +70,6 @@ if not TYPE_CHECKING:  # a checker would take every name for one that is there
     def __getattr__(name: str) -> Any:
         if name in FACTS:
             return current(name)
+        if name == "status":
+            raise AttributeError("worker.status(name, view) is named worker.register_status(name, view) now")
         raise AttributeError(f"module 'cluster2.worker' has no attribute {name!r}")

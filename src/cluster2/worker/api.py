@@ -158,7 +158,7 @@ async def delegate(
     Equal requests of all workers that are under way at the same time are done once. It travels as plain data.
 
     Args:
-        name: the kind of work, as in `@cluster.delegate(name)`.
+        name: the kind of work, as in `@cluster.on_delegate(name)`.
         timeout: seconds; None: for as long as it takes.
         matches: names of the fields of the message by which requests are equal, or such fields with values; None: the
             whole message.

@@ -4,7 +4,7 @@
   pending, in C.
 - *Held*, while steps are long: one connection at a time, the next only when that one's request has begun. So a worker that is
   about to compute takes nothing that a sibling could serve at once.
-- *Parking*, while steps are longer than `park_above`: each connection goes to the keeper after its response, so that its
+- *Parking*, while steps are longer than `handoff_slow_above`: each connection goes to the keeper after its response, so that its
   next request is served by whoever is free then, not by the worker that happens to have the connection.
 
 A single long step is no evidence. A step that writes its response also handles what the kernel has received meanwhile for
@@ -14,7 +14,7 @@ connection for each request cost 1.4 times as much. So there are two degrees: st
 those longer than `CLEAR` if they are two.
 
 How long handlers hold the loop is a matter of the app, not of a worker: what one worker sees counts for all. Parking needs
-three steps longer than `park_above` within two seconds, in all workers together.
+three steps longer than `handoff_slow_above` within two seconds, in all workers together.
 
 Delay in the queue is no evidence: saturation with short handlers looks the same, and parking would make it worse.
 
@@ -39,7 +39,7 @@ MANY_LONG = 24
 MANY_CLEAR = 2
 """Steps of each degree that make a worker hold back. About 200 steps are measured within the window under load."""
 PROOF = 3
-"""Steps longer than `park_above`, anywhere, that make a worker park."""
+"""Steps longer than `handoff_slow_above`, anywhere, that make a worker park."""
 
 
 class Mode(IntEnum):
@@ -56,18 +56,18 @@ class Pace:
     Attributes:
         mode: how it takes connections now.
         longest: the longest step since the last calm, in seconds.
-        park_above: seconds; 0: never.
+        handoff_slow_above: seconds; 0: never.
     """
 
-    def __init__(self, park_above: float) -> None:
+    def __init__(self, handoff_slow_above: float) -> None:
         """Start eager.
 
         Args:
-            park_above: seconds; 0: never park.
+            handoff_slow_above: seconds; 0: never park.
         """
         self.mode = Mode.EAGER
         self.longest = 0.0
-        self.park_above = park_above
+        self.handoff_slow_above = handoff_slow_above
         self._long_at = 0.0
         self._held_at = 0.0
         self._park_at = 0.0
@@ -77,7 +77,7 @@ class Pace:
 
     def is_proof(self, step: float) -> bool:
         """Whether a step of that length is evidence for parking, to be shared with the other workers."""
-        return 0 < self.park_above < step
+        return 0 < self.handoff_slow_above < step
 
     def step(self, step: float, now: float, elsewhere: Iterable[float]) -> Mode:
         """A handler held the loop for `step` seconds, more than LONG. Returns the mode from now on.

@@ -57,7 +57,7 @@ class Pulse:
         pace: Pace,
         watch: Watch,
         measured: Measured,
-        rest_after: float,
+        handoff_idle_after: float,
         request_timeout: float,
         paper: Paper,
         room: DescriptorRoom,
@@ -72,7 +72,7 @@ class Pulse:
         self._pace = pace
         self._watch = watch
         self._measured = measured
-        self._rest_after = rest_after
+        self._handoff_idle_after = handoff_idle_after
         self._request_timeout = request_timeout
         self._paper = paper
         self._room = room
@@ -263,7 +263,7 @@ class Pulse:
 
     def _look_at_threads(self, now: float, late: float) -> list[Hold]:
         """What engines with threads say of them; report it if it counts."""
-        held = (engine.held(now, self._pace.park_above or LATE) for engine in self._engines if is_fed(engine))
+        held = (engine.held(now, self._pace.handoff_slow_above or LATE) for engine in self._engines if is_fed(engine))
         holds = [hold for hold in held if hold is not None]
         for hold in holds:
             step = self._holds.tick(hold, late)
@@ -295,7 +295,7 @@ class Pulse:
         if mode is Mode.PARKING:
             self._moves.park_late(now)
         else:
-            self._moves.rest(now, self._rest_after)
+            self._moves.rest(now, self._handoff_idle_after)
         if self._request_timeout:
             begun = [when for engine in self._engines if (when := engine.oldest(now)) is not None]
             self._row.request_deadline = min(begun) + self._request_timeout if begun else 0.0

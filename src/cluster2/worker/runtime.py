@@ -222,7 +222,7 @@ class Worker:
         except (Exception, SystemExit) as error:
             raise AppError(f"a hook of worker.on_start raised {said(error)}", detail=trace(error)) from error
         self._measured = Measured(self._row)
-        self._watch = Watch(self._long_step, 2 * self._settings.park_above, self._measured.add)
+        self._watch = Watch(self._long_step, 2 * self._settings.handoff_slow_above, self._measured.add)
         self._engines = [self._engine(site) for site in self._birth.sites]
         for engine in self._engines:
             await engine.start()
@@ -239,10 +239,10 @@ class Worker:
             self._engines,
             self._acceptor,
             self._moves,
-            Pace(self._settings.park_above if outlet else 0.0),
+            Pace(self._settings.handoff_slow_above if outlet else 0.0),
             self._watch,
             self._measured,
-            self._settings.rest_after,
+            self._settings.handoff_idle_after,
             self._settings.request_timeout,
             self._paper,
             DescriptorRoom(len(doors), backlog),

@@ -59,7 +59,7 @@ export class Components {
     try {
       const { names } = await (await ask("component-status")).json();
       this.#list.replaceChildren(...names.map((name) => this.#entry(name)));
-      setText(byId("components-note"), names.length ? "" : "The app has no components. worker.status(name, …) makes one.");
+      setText(byId("components-note"), names.length ? "" : "The app has no components. worker.register_status(name, …) makes one.");
     } catch (failure) {
       setText(byId("components-note"), why(failure));
     }

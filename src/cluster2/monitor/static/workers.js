@@ -28,7 +28,7 @@ const COLUMNS = [
   { key: "connections", label: "Conns", title: "Connections held now", value: (w) => w.connections, text: (w) => format.count(w.connections) },
   { key: "moved_in", label: "In", title: "Connections moved in from the keeper", value: (w) => w.moved_in, text: (w) => format.count(w.moved_in) },
   { key: "moved_out", label: "Out", title: "Connections moved out to the keeper", value: (w) => w.moved_out, text: (w) => format.count(w.moved_out) },
-  { key: "mode", label: "Mode", words: true, title: "How it takes connections: eager, held back one by one, parking them at the keeper, or none: it drains", value: (w) => w.mode, text: (w) => w.mode ?? format.NONE },
+  { key: "mode", label: "Mode", words: true, title: "How it takes connections: batch: all that wait; one_by_one; handoff: to the keeper after each response; none: the worker drains", value: (w) => w.mode, text: (w) => w.mode ?? format.NONE },
   { key: "longest_step", label: "Step", title: "The longest step: for how long a handler held the loop", value: (w) => w.longest_step, text: (w) => format.latency(w.longest_step) },
   { key: "p50", label: "p50", title: "Latency: half of the requests took at most that", value: (w) => quantile(w, "p50"), text: (w) => format.latency(quantile(w, "p50")) },
   { key: "p99", label: "p99", title: "Latency: 99 of 100 requests took at most that", value: (w) => quantile(w, "p99"), text: (w) => format.latency(quantile(w, "p99")) },
