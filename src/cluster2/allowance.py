@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-BURST = 10
+LINES_PER_INTERVAL = 10
 """How often at once."""
-INTERVAL_S = 1.0
+LINES_INTERVAL_S = 1.0
 """Seconds until once more."""
 
 
@@ -19,13 +19,13 @@ class Allowance:
 
     def __init__(self) -> None:
         """Nothing was asked for yet."""
-        self._left = float(BURST)
+        self._left = float(LINES_PER_INTERVAL)
         self._as_of = float("-inf")
         self.refused = 0
 
     def take(self, now: float) -> bool:
         """Return whether one may pass; `refused` is for the caller to set back then."""
-        self._left = min(float(BURST), self._left + (now - self._as_of) / INTERVAL_S)
+        self._left = min(float(LINES_PER_INTERVAL), self._left + (now - self._as_of) / LINES_INTERVAL_S)
         self._as_of = now
         if self._left < 1:
             self.refused += 1

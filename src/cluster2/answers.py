@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .health import STUCK
+from .health import STUCK_STATE
 from .kernel.scoreboard import Cells, Header, Row
 from .lifecycle import MODES, PHASES, State
 
 STATUS, TOP, FACTS = "`status`", "`top`", "`/`"
-ALL = (STATUS, TOP, FACTS)
+ALL_PAGES = (STATUS, TOP, FACTS)
 MASTER = (STATUS, TOP)
 _UNITS = ("seconds", "bytes")
 
@@ -34,10 +34,10 @@ class Field:
     path: str
     unit: str
     meaning: str
-    of: tuple[str, ...] = ALL
+    of: tuple[str, ...] = ALL_PAGES
 
 
-def _cell(path: str, cells: type[Cells] = Row, cell: str = "", of: tuple[str, ...] = ALL) -> Field:
+def _cell(path: str, cells: type[Cells] = Row, cell: str = "", of: tuple[str, ...] = ALL_PAGES) -> Field:
     """A cell of the scoreboard, told as it is."""
     meaning = cells.FIELDS[cell or path.rpartition(".")[2]].meaning.replace("-1:", "null:")
     said, _, unit = meaning.rpartition(": ")
@@ -52,7 +52,7 @@ _MEMORY = "proportional set size: a page that n processes share counts 1/n; null
 _QUANTILE = ("half of the requests took at most that", "99 of 100 requests took at most that")
 
 
-def _latency(path: str, whose: str, of: tuple[str, ...] = ALL) -> tuple[Field, ...]:
+def _latency(path: str, whose: str, of: tuple[str, ...] = ALL_PAGES) -> tuple[Field, ...]:
     p50, p99 = _QUANTILE
     return (
         Field(path, "object", whose + "; null: no request was measured", of),
@@ -139,7 +139,7 @@ GROUPS: Mapping[str, tuple[Field, ...]] = {
         Field(
             "workers[].state",
             "text",
-            f"{_words([*(state.label for state in State), STUCK])}: ready, but its sign of life is overdue",
+            f"{_words([*(state.label for state in State), STUCK_STATE])}: ready, but its sign of life is overdue",
         ),
         Field("workers[].uptime", "seconds", "since it was forked"),
         _cell("workers[].requests"),

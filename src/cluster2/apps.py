@@ -131,7 +131,7 @@ def _refusal(app: Callable[..., Any], names: list[str] | None) -> str:
     if isinstance(app, type) and any("__call__" in vars(each) for each in app.__mro__):
         return "is a class, not an app; make an object of it, and name that"
     if names == [] and is_async(app):
-        return f"is async and takes no argument; if it is a factory, make it a plain function: {targets.NO_LOOP}"
+        return f"is async and takes no argument; if it is a factory, make it a plain function: {targets.NO_LOOP_ERRORS}"
     if names == []:
         return (
             "takes no argument: if it is a factory that returns the app, add --factory, or () behind its name; "

@@ -34,8 +34,8 @@ from .master.logbook import Logbook
 from .master.loop import Master
 from .master.nursery import default_argv
 from .master.switchboard import Switchboard
-from .master.verbs import SIGNALS
-from .settings import OPTIONS, SECRETS, Settings, validate, without_master
+from .master.verbs import SIGNAL_COMMANDS
+from .settings import OPTIONS, SECRET_VARIABLES, Settings, validate, without_master
 
 logger = logging.getLogger("cluster2.master")
 
@@ -67,7 +67,7 @@ def run(
         if logbook is not None:
             stack.callback(logbook.close)
         prepare(config)
-        environment.conceal(SECRETS)  # a reload reads them again, from Python's copy
+        environment.conceal(SECRET_VARIABLES)  # a reload reads them again, from Python's copy
         return _serve(config, switchboard, argv, targets, on_ready or _nothing, logbook)
 
 
@@ -153,7 +153,7 @@ async def supervise(
         owned.pids.release()
         await master.close()
         if owned.owns_process:
-            signals.ignore_from_now(asyncio.get_running_loop(), SIGNALS)
+            signals.ignore_from_now(asyncio.get_running_loop(), SIGNAL_COMMANDS)
 
 
 def _where(listeners: Sequence[tuple[int, Listener]]) -> str:

@@ -20,13 +20,13 @@ from .errors import ClusterError, ConfigError
 from .kernel import environment, processes, snapshots, stacks
 from .kernel.descriptors import MAX_DESCRIPTORS, Packets
 from .kernel.scoreboard import Scoreboard, page_of
-from .settings import FILES, OPTIONS, SECRETS, Settings, validate
+from .settings import FILE_OPTIONS, OPTIONS, SECRET_VARIABLES, Settings, validate
 from .worker import runtime
 from .worker.birth import Birth, Staffed
 from .worker.paper import Paper
 from .zygote import bytecode, image, main
 
-EXECUTED_AGAIN = "_CLUSTER2_EXECUTED_AGAIN"
+_EXECUTED_AGAIN_VARIABLE = "_CLUSTER2_EXECUTED_AGAIN"
 """The variable by which a script that is executed a second time knows that."""
 
 
@@ -38,8 +38,8 @@ def run(own: Config | None = None, targets: Sequence[object] | None = None) -> i
         targets: the apps as objects (script mode); None: as the options name them.
     """
     # Out of the environment, so that what the app starts doesn't take itself for one of us.
-    channel = Packets.attach(int(os.environ.pop(wire.CHANNEL)))
-    environment.drop(SECRETS)  # a script has read its options by now
+    channel = Packets.attach(int(os.environ.pop(wire.CHANNEL_VARIABLE)))
+    environment.drop(SECRET_VARIABLES)  # a script has read its options by now
     processes.raise_file_limit()
 
     def prepare(order: wire.Prepare, files: list[int]) -> image.Image:
@@ -53,7 +53,7 @@ def run(own: Config | None = None, targets: Sequence[object] | None = None) -> i
 
 def refuse(error: ClusterError) -> None:
     """Tell the master, in place of `run`, why the script doesn't come to that."""
-    channel = Packets.attach(int(os.environ.pop(wire.CHANNEL)))
+    channel = Packets.attach(int(os.environ.pop(wire.CHANNEL_VARIABLE)))
     with contextlib.suppress(OSError):
         # The order: if it stayed unread, the end of this process would reset the channel.
         channel.receive(MAX_DESCRIPTORS)
@@ -97,7 +97,7 @@ def _copies(options: Settings, order: wire.Prepare, descriptors: Sequence[int]) 
     """
     handed = dict(zip(order.files, descriptors, strict=True))
     found = {}
-    for name in FILES:
+    for name in FILE_OPTIONS:
         if (path := getattr(options, name)) is None:
             continue
         try:
@@ -115,10 +115,10 @@ def execute_again_if_stale() -> None:
     The bytecode in question is removed first, so the second execution compiles the sources. The channel and the order that
     waits in it are inherited.
     """
-    if bytecode.remove_stale() and os.environ.pop(EXECUTED_AGAIN, None) is None:
-        os.environ[EXECUTED_AGAIN] = "1"
+    if bytecode.remove_stale() and os.environ.pop(_EXECUTED_AGAIN_VARIABLE, None) is None:
+        os.environ[_EXECUTED_AGAIN_VARIABLE] = "1"
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
-    os.environ.pop(EXECUTED_AGAIN, None)
+    os.environ.pop(_EXECUTED_AGAIN_VARIABLE, None)
 
 
 def title(settings: Settings, role: str) -> None:

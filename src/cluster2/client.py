@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ClusterError, NoAnswer, by_exit_code
-from .kernel.pidfiles import CONTROL, connect_control
+from .kernel.pidfiles import CONTROL_SOCKET, connect_control
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -117,7 +117,7 @@ class Client:
     def _answer(self, lines: Iterator[bytes], progress: Progress | None) -> dict[str, Any] | None:
         """The result, or None if the connection ended first."""
         for line in lines:
-            kind, content = said(line, f"{self.pids}/{CONTROL}")
+            kind, content = said(line, f"{self.pids}/{CONTROL_SOCKET}")
             if kind == "result":
                 return content
             if progress is not None:

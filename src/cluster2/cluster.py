@@ -17,7 +17,7 @@ from . import boot, config, events, places
 from .config import Config
 from .errors import ClusterError, ConfigError, said, trace
 from .kernel import signals
-from .master.delegates import LIMIT
+from .master.delegates import DEFAULT_CONCURRENCY
 from .master.estate import Estate
 from .master.facts import Command
 from .master.logbook import Logbook
@@ -25,9 +25,9 @@ from .master.loop import Master
 from .master.nursery import default_argv, script_argv
 from .master.statuses import ComponentStatus
 from .master.switchboard import Switchboard
-from .master.verbs import SIGNALS
+from .master.verbs import SIGNAL_COMMANDS
 from .reducers import Reducer
-from .wire import CHANNEL
+from .wire import CHANNEL_VARIABLE
 from .zygote import bytecode
 
 if TYPE_CHECKING:
@@ -81,14 +81,14 @@ class Cluster:
         try:
             _refuse_imported_main()
             configured, targets = self._with(app, factory)
-            if CHANNEL in os.environ:
+            if CHANNEL_VARIABLE in os.environ:
                 from . import child  # what serves and what loads, which a master doesn't need
 
                 child.execute_again_if_stale()
                 sys.exit(child.run(configured, targets))
             argv = default_argv() if targets is None else _own_script()
             bytecode.remove_stale()
-            with signals.given_back(SIGNALS):
+            with signals.given_back(SIGNAL_COMMANDS):
                 if code := boot.run(configured, switchboard=self._switchboard, argv=argv, targets=targets):
                     raise SystemExit(code)
         except ClusterError as error:
@@ -189,13 +189,13 @@ class Cluster:
     # Delegated work
 
     @overload
-    def delegate(self, name: str, handler: F, *, limit: int = LIMIT, single: bool = True) -> F: ...
+    def delegate(self, name: str, handler: F, *, limit: int = DEFAULT_CONCURRENCY, single: bool = True) -> F: ...
     @overload
     def delegate(
-        self, name: str, handler: None = None, *, limit: int = LIMIT, single: bool = True
+        self, name: str, handler: None = None, *, limit: int = DEFAULT_CONCURRENCY, single: bool = True
     ) -> Callable[[F], F]: ...
     def delegate(
-        self, name: str, handler: F | None = None, *, limit: int = LIMIT, single: bool = True
+        self, name: str, handler: F | None = None, *, limit: int = DEFAULT_CONCURRENCY, single: bool = True
     ) -> F | Callable[[F], F]:
         """Do the work that workers delegate under that name: `@cluster.on_delegate("read-config")`.
 
@@ -416,7 +416,7 @@ def report(error: ClusterError) -> None:
 
 def _tell_master(error: ClusterError) -> None:
     """In a script that was executed again: have the master know why it ends."""
-    if CHANNEL in os.environ:
+    if CHANNEL_VARIABLE in os.environ:
         from . import child
 
         child.refuse(error)
@@ -424,7 +424,7 @@ def _tell_master(error: ClusterError) -> None:
 
 def _tell_if_uncaught(error: ConfigError) -> None:
     """The same, if the script doesn't catch this error."""
-    if CHANNEL not in os.environ:
+    if CHANNEL_VARIABLE not in os.environ:
         return
     usual = sys.excepthook
 

@@ -14,10 +14,10 @@ import msgspec
 from . import wire
 from .errors import ClusterError
 
-LIMIT = 1 << 20
+MAX_MESSAGE_BYTES = 1 << 20
 """The longest message in bytes. A peer that announces more is broken or hostile: its channel is closed."""
 
-OVERHEAD = 4096
+_ENVELOPE_BYTES = 4096
 """Bytes of a message that are not for its payload."""
 
 _M = TypeVar("_M")
@@ -65,8 +65,10 @@ def sendable(value: object, what: str) -> msgspec.Raw:
         raw = payload(value)
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
         raise ClusterError(f"{what} can't travel between processes: {error}") from error
-    if len(raw) > LIMIT - OVERHEAD:
-        raise ClusterError(f"{what} has {len(raw)} bytes; at most {LIMIT - OVERHEAD} can travel between processes")
+    if len(raw) > MAX_MESSAGE_BYTES - _ENVELOPE_BYTES:
+        raise ClusterError(
+            f"{what} has {len(raw)} bytes; at most {MAX_MESSAGE_BYTES - _ENVELOPE_BYTES} can travel between processes"
+        )
     return raw
 
 
@@ -96,8 +98,8 @@ def pack_into(buffer: bytearray, message: wire.Talk) -> None:
     try:
         _encode_into(message, buffer, start + 4)
         length = len(buffer) - start - 4
-        if length > LIMIT:
-            raise ValueError(f"a message of {length} bytes; at most {LIMIT} are allowed")
+        if length > MAX_MESSAGE_BYTES:
+            raise ValueError(f"a message of {length} bytes; at most {MAX_MESSAGE_BYTES} are allowed")
     except BaseException:
         del buffer[start:]
         raise
@@ -124,8 +126,8 @@ class Unpacker:
         needed = 4
         while end - start >= 4:
             (length,) = _length.unpack_from(data, start)
-            if length > LIMIT:
-                raise Garbled(f"a message of {length} bytes was announced; at most {LIMIT} are allowed")
+            if length > MAX_MESSAGE_BYTES:
+                raise Garbled(f"a message of {length} bytes was announced; at most {MAX_MESSAGE_BYTES} are allowed")
             needed = length + 4
             if end - start < needed:
                 break

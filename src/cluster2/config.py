@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 from . import environments
 from .errors import ConfigError
 from .kinds import PATH
-from .settings import FILES, FORMER, OPTIONS, Option, Settings, validate, without_master
+from .settings import FILE_OPTIONS, FORMER, OPTIONS, Option, Settings, validate, without_master
 
-PREFIX = "CLUSTER2_"
+VARIABLE_PREFIX = "CLUSTER2_"
 _FIXED_PLACES = ("pids", "logs")
 """Directories that stay where they were at the start: symbolic links on the way there are followed once."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -185,7 +185,7 @@ def check_files(settings: Settings, sources: Mapping[str, str] = _NOTHING) -> No
 
     if not os.path.isdir(settings.chdir):
         raise refused("chdir", "there is no such directory")
-    for name in FILES:
+    for name in FILE_OPTIONS:
         if (path := getattr(settings, name)) is not None:
             try:
                 Path(path).open("rb").close()
@@ -207,7 +207,7 @@ def _options_in(path: Path, environ: Mapping[str, str]) -> list[str]:
         f"{path} sets {name}, but options aren't read from env_file: that is the environment of the app; "
         "set it in the environment of cluster2, in its file of options, or by a flag"
         for name, value in environments.read(path).items()
-        if name.startswith(PREFIX) and environ.get(name) != value
+        if name.startswith(VARIABLE_PREFIX) and environ.get(name) != value
     ]
 
 
@@ -320,13 +320,13 @@ def _from_environment(environ: Mapping[str, str], warnings: list[str]) -> dict[s
     options = {option.variable: name for name, option in OPTIONS.items() if option.variable}
     found = {}
     for variable, raw in environ.items():
-        if not variable.startswith(PREFIX):
+        if not variable.startswith(VARIABLE_PREFIX):
             continue
         # Kubernetes announces a service named cluster2 by a variable that has the name of our option.
         announced = variable == "CLUSTER2_PORT" and re.match("(tcp|udp|sctp)://", raw)
         if variable in options and not announced:
             found[options[variable]] = _Given(raw, variable, 3)
-        elif (option := FORMER.get(variable.removeprefix(PREFIX).lower())) is not None:
+        elif (option := FORMER.get(variable.removeprefix(VARIABLE_PREFIX).lower())) is not None:
             raise ConfigError(f"environment variable {variable} is named {option.variable} now")
         else:
             closest = [] if announced else _closest(variable, options, 0.8)

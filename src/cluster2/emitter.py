@@ -15,11 +15,11 @@ from .events import Event, name_of
 
 logger = logging.getLogger("cluster2.app")
 Handler = Callable[[Any], Any]
-MOST_RUNNING = 4096
+_MAX_RUNNING_HANDLERS = 4096
 """Async handlers under way above which no more events should come in."""
-LONG = 0.1
+SLOW_HANDLER_S = 0.1
 """Seconds that a sync handler may take without a warning: it holds the loop that calls it."""
-LAST_WORDS = 5.0
+EMITTER_SHUTDOWN_GRACE_S = 5.0
 """Seconds that async handlers may take after the last event."""
 
 
@@ -59,7 +59,7 @@ class Emitter:
 
     def crowded(self) -> bool:
         """Whether so many async handlers are under way that no more events should come in."""
-        return len(self._running) > MOST_RUNNING
+        return len(self._running) > _MAX_RUNNING_HANDLERS
 
     def emit(self, event: Event) -> None:
         """Call the handlers of an event, in order of registration. Called on the master's loop."""
@@ -72,7 +72,7 @@ class Emitter:
                 logger.error("a handler of %r raised", name, exc_info=raised_in(error))
                 continue
             finally:
-                if (took := time.monotonic() - begun) > LONG:
+                if (took := time.monotonic() - begun) > SLOW_HANDLER_S:
                     logger.warning(
                         "a handler of %r, %s, held the event loop for %.2f s; make it async, or let it use a thread",
                         name, described(handler), took,
@@ -85,7 +85,7 @@ class Emitter:
     async def settle(self) -> None:
         """Wait for async handlers that are still running, for a bounded time."""
         if self._running:
-            await asyncio.wait(self._running, timeout=LAST_WORDS)
+            await asyncio.wait(self._running, timeout=EMITTER_SHUTDOWN_GRACE_S)
 
     def _done(self, name: str, task: asyncio.Future[Any]) -> None:
         self._running.discard(task)

@@ -15,7 +15,7 @@ _OURS = (f"{Path(__file__).parent}/", "<frozen importlib")
 _MACHINERY = ("/importlib/__init__.py", "/pkgutil.py")
 
 
-MAX_SAID_CHARS = 500
+_MAX_QUOTED_CHARS = 500
 """Characters of an error's text that a message repeats."""
 
 
@@ -112,7 +112,7 @@ def as_cluster_error(error: BaseException) -> ClusterError:
 def said(error: BaseException) -> str:
     """Return an error's kind and the first line of its text, for a message of one line."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:MAX_SAID_CHARS]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {text[0][:_MAX_QUOTED_CHARS]}" if text else type(error).__name__
 
 
 def raised_in(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:

@@ -11,12 +11,12 @@ from enum import Enum
 
 from .lifecycle import State, state_label
 
-LATE = 3.0
+STUCK_OVERDUE_S = 3.0
 """Seconds by which a sign of life may be overdue until its worker counts as stuck, with a busy machine in mind. It is replaced
 much later (`max_heartbeat_delay`)."""
-STUCK = "stuck"
+STUCK_STATE = "stuck"
 """How the state of such a worker is called."""
-PROMISE = 2.0
+PROMISED_HEARTBEAT_S = 2.0
 """Seconds until the next sign of life that a worker promises with each one; a healthy one gives it in half of that."""
 
 
@@ -82,7 +82,7 @@ class Promise:
         """
         if said != self._said:
             self._said, self._since = said, now
-        bound = self._since + PROMISE
+        bound = self._since + PROMISED_HEARTBEAT_S
         return min(value, bound) if value > 0 else bound
 
 
@@ -93,7 +93,7 @@ def serves(deadline: float, now: float) -> bool:
         deadline: that it promises, on the monotonic clock; 0: none has come yet. One that is too far ahead isn't believed.
         now: on the same clock.
     """
-    return not deadline or now - LATE <= deadline <= now + PROMISE + LATE
+    return not deadline or now - STUCK_OVERDUE_S <= deadline <= now + PROMISED_HEARTBEAT_S + STUCK_OVERDUE_S
 
 
 def seen_state(code: int, deadline: float, now: float) -> str:
@@ -103,7 +103,7 @@ def seen_state(code: int, deadline: float, now: float) -> str:
         code: of its state, from the scoreboard.
         deadline, now: see `serves`.
     """
-    return STUCK if code == State.READY and not serves(deadline, now) else state_label(code)
+    return STUCK_STATE if code == State.READY and not serves(deadline, now) else state_label(code)
 
 
 class Trouble(Enum):

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 Read = Callable[[object], Any]
-ANY_HOST = "0.0.0.0"
+_ANY_HOST = "0.0.0.0"
 """The host of an address that names none, as in `:8000`: all IPv4 addresses of this machine."""
 
 # Addresses
@@ -70,7 +70,7 @@ def parse_address(text: str) -> Address:
     if match := re.fullmatch(r"(?:\[([^][]+)]|([^][:/\s]*)):([0-9]{1,5})", text):
         port = int(match[3])
         if port <= 65535 and (match[1] is None or _is_ipv6(match[1])):
-            return TcpAddress(match[1] or match[2] or ANY_HOST, port)
+            return TcpAddress(match[1] or match[2] or _ANY_HOST, port)
     raise ValueError(f"expected {ADDRESS.describe}")
 
 

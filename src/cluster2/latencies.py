@@ -10,13 +10,13 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, Final
 
-BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+BUCKET_BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """The upper bounds of the buckets in seconds, inclusive; one more bucket is for what took longer."""
 
 
 def bucket(seconds: float) -> int:
     """The bucket that a request of that length belongs to, from 0 to `len(BOUNDS)`."""
-    return bisect_left(BOUNDS, seconds)
+    return bisect_left(BUCKET_BOUNDS_S, seconds)
 
 
 def quantile(counts: Sequence[int], share: float, slowest: float = 0.0) -> float | None:
@@ -36,11 +36,11 @@ def quantile(counts: Sequence[int], share: float, slowest: float = 0.0) -> float
 def _interpolated(counts: Sequence[int], share: float, slowest: float) -> float | None:
     rank = share * sum(counts)
     below, lower = 0, 0.0
-    for count, upper in zip(counts, (*BOUNDS, max(slowest, BOUNDS[-1])), strict=True):
+    for count, upper in zip(counts, (*BUCKET_BOUNDS_S, max(slowest, BUCKET_BOUNDS_S[-1])), strict=True):
         if count and below + count >= rank:
             return lower + (upper - lower) * (rank - below) / count
         below, lower = below + count, upper
-    return BOUNDS[-1] if any(counts) else None
+    return BUCKET_BOUNDS_S[-1] if any(counts) else None
 
 
 def summary(counts: Sequence[int], slowest: float = 0.0) -> dict[str, Any] | None:

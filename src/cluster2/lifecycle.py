@@ -81,7 +81,7 @@ class Step(NamedTuple):
 
 _S, _E, _A = State, Event, Action
 
-TABLE: dict[tuple[State, Event], Step] = {
+TRANSITIONS: dict[tuple[State, Event], Step] = {
     (_S.SPAWNING, _E.FORKED): Step(_S.BOOTING, (_A.WATCH,)),
     (_S.SPAWNING, _E.READY): Step(_S.READY, (_A.ANNOUNCE,)),
     (_S.SPAWNING, _E.DRAIN): Step(_S.DRAINING, (_A.TELL_DRAIN,)),
@@ -119,10 +119,10 @@ TABLE: dict[tuple[State, Event], Step] = {
 
 def step(state: State, event: Event) -> Step:
     """What follows from an event in a state."""
-    return TABLE[state, event]
+    return TRANSITIONS[state, event]
 
 
-LIVE = frozenset({State.SPAWNING, State.BOOTING, State.READY})
+LIVE_STATES = frozenset({State.SPAWNING, State.BOOTING, State.READY})
 """States of a worker that serves or is about to."""
 
 

@@ -26,7 +26,7 @@ from .settings import Settings
 
 _OURS = ("cluster2", "uvicorn", "granian", "_granian")
 """Loggers whose lines are ours to write. Apps log by `uvicorn`'s, out of habit."""
-KEPT = (
+KEPT_LOGGERS = (
     "cluster2", "cluster2.app", "cluster2.granian", "cluster2.http", "cluster2.http.websocket.library", "cluster2.lifespan",
     "cluster2.master", "cluster2.monitor", "cluster2.tcp", "cluster2.worker", "cluster2.wsgi", "cluster2.zygote",
     "granian", "granian.access", "_granian",
@@ -42,7 +42,7 @@ _VERDICT = "_cluster2_passes"
 """The attribute of a record that has been through `RateLimit`: there are several handlers, and it counts once."""
 _FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", _VERDICT}
 
-MAX_KINDS = 1000
+MAX_RATE_LIMITED_KINDS = 1000
 """Kinds that are remembered. Texts of clients and apps can make any number; beyond it all begin anew."""
 
 
@@ -70,7 +70,7 @@ class RateLimit(logging.Filter):
     def _passes(self, record: logging.LogRecord) -> bool:
         kind = _kind(record)
         if (allowance := self._kinds.get(kind)) is None:
-            if len(self._kinds) >= MAX_KINDS:
+            if len(self._kinds) >= MAX_RATE_LIMITED_KINDS:
                 self._kinds.clear()
             allowance = self._kinds[kind] = Allowance()
         if not allowance.take(self._clock()):
@@ -126,7 +126,7 @@ def configure(settings: Settings, *, waits: bool = True) -> None:
         each.addFilter(_limit)
     logging.getLogger("asyncio").addFilter(_limit)  # its lines go where the app's go
     level = settings.log_level.upper()
-    for name in KEPT:
+    for name in KEPT_LOGGERS:
         _keep(logging.getLogger(name))
     for name in _OURS:
         log = logging.getLogger(name)

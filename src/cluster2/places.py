@@ -23,7 +23,7 @@ from .settings import Settings
 
 logger = logging.getLogger("cluster2.master")
 
-MONITOR_PORTS = 100
+_MAX_MONITOR_PORTS = 100
 """How many ports are tried for a monitor whose port nobody has named, before the start is given up."""
 
 
@@ -80,7 +80,9 @@ def monitor_ports(config: Config) -> list[int]:
     if config.explicit("monitor_port"):
         return [settings.monitor_port]
     others = {getattr(address, "port", 0) for address in settings.addresses()} | {settings.ecv_agent_port}
-    return [port for port in range(settings.monitor_port, settings.monitor_port + MONITOR_PORTS) if port not in others]
+    return [
+        port for port in range(settings.monitor_port, settings.monitor_port + _MAX_MONITOR_PORTS) if port not in others
+    ]
 
 
 def first_free(settings: Settings, ports: Sequence[int]) -> Listener:

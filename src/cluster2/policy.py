@@ -11,16 +11,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .lifecycle import LIVE, State
+from .lifecycle import LIVE_STATES, State
 
-FIRST_BACKOFF = 0.1
-BACKOFF_FACTOR = 1.5
-LONGEST_BACKOFF = 15.0
-MOST_STEPS = 50
+_FIRST_BACKOFF_S = 0.1
+_BACKOFF_FACTOR = 1.5
+MAX_BACKOFF_S = 15.0
+_MAX_BACKOFF_STEPS = 50
 """Steps of growth after which every back-off has reached its longest."""
-FAIR = 1.02
+FAIR_SHARE = 1.02
 """Share of the mean number of connections that a worker may have before it is steered around (and one more)."""
-SHORT_LIFE = 1.0
+SHORT_LIFE_S = 1.0
 """A worker that lived for less has achieved nothing: its slot's next one waits a little longer each time."""
 
 
@@ -138,7 +138,7 @@ def _by_slot(workers: Iterable[Seen]) -> tuple[dict[int, list[Seen]], set[int]]:
     live: dict[int, list[Seen]] = {}
     leaving = set()
     for worker in workers:
-        if worker.state in LIVE:
+        if worker.state in LIVE_STATES:
             live.setdefault(worker.slot, []).append(worker)
         else:
             leaving.add(worker.slot)
@@ -242,7 +242,7 @@ def lightest(loads: Sequence[Load], *, by_requests: bool) -> list[int]:
     free = [load for load in loads if load.in_flight == fewest] if by_requests else []
     free = free or list(loads)
     share = sum(load.connections for load in loads) / max(1, len(loads))
-    fair = [load for load in free if load.connections <= share * FAIR + 1]
+    fair = [load for load in free if load.connections <= share * FAIR_SHARE + 1]
     return sorted(load.place for load in fair or free)
 
 
@@ -288,9 +288,9 @@ class Restarts:
         """
         self._crashes.append(now)
         self._forget(now)
-        young = self._young.get(slot, 0) + 1 if uptime < SHORT_LIFE else 0
+        young = self._young.get(slot, 0) + 1 if uptime < SHORT_LIFE_S else 0
         self._young[slot] = young
-        wait = 0.0 if young <= 1 else _backoff(FIRST_BACKOFF, young - 2)
+        wait = 0.0 if young <= 1 else _backoff(_FIRST_BACKOFF_S, young - 2)
         if len(self._crashes) > self.limit:
             self.degraded = True
             excess = len(self._crashes) - self.limit
@@ -304,7 +304,7 @@ class Restarts:
         That is no crash of the app: it makes no cluster degraded.
         """
         times = self._refused[slot] = self._refused.get(slot, 0) + 1
-        self._not_before[slot] = max(self._not_before.get(slot, 0.0), now + _backoff(FIRST_BACKOFF, times - 1))
+        self._not_before[slot] = max(self._not_before.get(slot, 0.0), now + _backoff(_FIRST_BACKOFF_S, times - 1))
 
     def made(self, slot: int) -> None:
         """Record that the system has made a worker for that slot."""
@@ -362,7 +362,7 @@ class Restarts:
 def _backoff(first: float, steps: int) -> float:
     """Seconds to wait after so many steps of growth."""
     # Bounded before the power is taken: a night of crashes would take it beyond what a float can hold.
-    return min(LONGEST_BACKOFF, first * BACKOFF_FACTOR ** min(steps, MOST_STEPS))
+    return min(MAX_BACKOFF_S, first * _BACKOFF_FACTOR ** min(steps, _MAX_BACKOFF_STEPS))
 
 
 @dataclass(slots=True)

@@ -15,10 +15,10 @@ from typing import Any, get_args
 import click
 
 from . import cli
-from .answers import ALL, GROUPS
+from .answers import ALL_PAGES, GROUPS
 from .cli.flags import OptionCommand
 from .engines.base import Capability
-from .engines.catalogue import BUILT_IN, find
+from .engines.catalogue import BUILT_IN_ENGINES, find
 from .events import EVENTS, Event, Reason
 from .kinds import UMASK
 from .settings import OPTIONS, Option
@@ -290,7 +290,9 @@ _CAPABILITIES = {
 
 def engines() -> str:
     """The reference page of engines, Markdown. Raises ConfigError if what a built-in engine needs isn't installed."""
-    columns = [(name, interface, can) for name in BUILT_IN for interface, can in find(name).capabilities.items()]
+    columns = [
+        (name, interface, can) for name in BUILT_IN_ENGINES for interface, can in find(name).capabilities.items()
+    ]
     heads = ["| can | options |", *(f" {name} {interface.upper()} |" for name, interface, _ in columns)]
     parts = [_ENGINES_HEAD, "".join(heads), "\n|---|---|", ":-:|" * len(columns), "\n"]
     for capability, meaning in _CAPABILITIES.items():
@@ -319,17 +321,17 @@ def answers() -> str:
     for heading, fields in GROUPS.items():
         parts.append(f"\n## {heading}\n\n| field | unit | meaning | in |\n|---|---|---|---|\n")
         for field in fields:
-            where = "all" if field.of == ALL else ", ".join(field.of)
+            where = "all" if field.of == ALL_PAGES else ", ".join(field.of)
             parts.append(f"| `{field.path}` | {field.unit} | {field.meaning} | {where} |\n")
     return "".join(parts)
 
 
-PAGES = {"options": options, "events": events, "commands": commands, "engines": engines, "answers": answers}
+REFERENCE_PAGES = {"options": options, "events": events, "commands": commands, "engines": engines, "answers": answers}
 """The pages in docs/reference, by name."""
 
 
 if __name__ == "__main__":
-    pages = PAGES | {"sample": sample, "keywords": keywords}
+    pages = REFERENCE_PAGES | {"sample": sample, "keywords": keywords}
     if len(sys.argv) != 2 or sys.argv[1] not in pages:
         sys.exit(f"usage: python -m cluster2.reference {'|'.join(pages)}")
     sys.stdout.write(pages[sys.argv[1]]())

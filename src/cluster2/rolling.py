@@ -18,7 +18,7 @@ from enum import Enum
 
 from .policy import Seen
 
-SETTLE = 0.2
+SETTLE_S = 0.2
 """Seconds that the first new worker must live, once ready, before an old one is retired for it."""
 
 
@@ -50,7 +50,7 @@ class Rolling:
     def ready(self, generation: int, now: float) -> None:
         """A worker became ready."""
         if self.stage is Stage.PROVING and generation == self.new and self.settles_at is None:
-            self.settles_at = now + SETTLE
+            self.settles_at = now + SETTLE_S
 
     def look(self, now: float) -> None:
         """Some time has passed."""

@@ -249,12 +249,16 @@ class Settings:
         restart=True,
     )
     backlog: int = option(2048, count(1), "length of each accept queue", _LISTEN, restart=True)
-    monitor_host: str = option("127.0.0.1", HOST, "where the monitor listens", _LISTEN, seed="monHost", former="mon_host", restart=True)
+    monitor_host: str = option(
+        "127.0.0.1", HOST, "where the monitor listens", _LISTEN, seed="monHost", former="mon_host", restart=True
+    )
     monitor_port: int = option(
         3001, PORT, "the monitor's port, unless set the next one if it is in use; 0: no monitor", _LISTEN,
         seed="monPort", former="mon_port", restart=True,
     )  # fmt: skip
-    monitor_path: str = option("/", BARE_PATH, "the path under which the monitor answers", _LISTEN, former="mon_path", restart=True)
+    monitor_path: str = option(
+        "/", BARE_PATH, "the path under which the monitor answers", _LISTEN, former="mon_path", restart=True
+    )
     monitor_token: str | None = option(
         None, TOKEN, "what changes need, and everything but health checks where others can reach it", _LISTEN,
         former="mon_token", restart=True, secret=True,
@@ -482,13 +486,13 @@ OPTIONS: Mapping[str, Option] = options_of(Settings)
 """All options by dotted name."""
 
 
-SECRETS = tuple(option.variable for option in OPTIONS.values() if option.secret and option.variable)
+SECRET_VARIABLES = tuple(option.variable for option in OPTIONS.values() if option.secret and option.variable)
 """Variables whose values must not be shown. No app gets to see them."""
 
 FORMER: Mapping[str, Option] = MappingProxyType({each.former: each for each in OPTIONS.values() if each.former})
 """Options by the names that they had before."""
 
-FILES = tuple(option.field for option in OPTIONS.values() if option.file)
+FILE_OPTIONS = tuple(option.field for option in OPTIONS.values() if option.file)
 """Fields of the options that name files which are read once for each generation."""
 
 

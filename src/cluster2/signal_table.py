@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Literal, NamedTuple
 
 Role = Literal["master", "worker", "zygote", "keeper", "monitor"]
-ROLES: tuple[Role, ...] = ("master", "worker", "zygote", "keeper", "monitor")
+SIGNAL_ROLES: tuple[Role, ...] = ("master", "worker", "zygote", "keeper", "monitor")
 
 
 class Disposition(Enum):
@@ -53,7 +53,7 @@ _TIMERS = _row(_IGNORED, _APP, _ENDS)
 _ALL_STOP = _row(_STOPS, _STOPS, _STOPS)
 _ALL_NOTHING = _row(_NOTHING, _NOTHING, _NOTHING)
 
-TABLE: dict[str, dict[Role, Effect]] = {
+SIGNAL_EFFECTS: dict[str, dict[Role, Effect]] = {
     "TERM": _row(Effect(_H, "graceful shutdown"), Effect(_H, "drains, leaves and is replaced"), _IGNORED),
     "INT": _row(Effect(_H, "graceful shutdown; while it drains: stop"), _IGNORED, _IGNORED),
     "QUIT": _row(Effect(_H, "stop at once"), _IGNORED, _IGNORED),
@@ -95,8 +95,8 @@ TABLE: dict[str, dict[Role, Effect]] = {
 def table() -> str:
     """Return the table of the docs, as Markdown. Signals with the same effects share a row."""
     rows: dict[tuple[str, ...], list[str]] = {}
-    for name, effects in TABLE.items():
-        rows.setdefault(tuple(effects[role].text for role in ROLES), []).append(name)
-    lines = [f"| signal | {' | '.join(ROLES)} |", f"|{'---|' * (len(ROLES) + 1)}"]
+    for name, effects in SIGNAL_EFFECTS.items():
+        rows.setdefault(tuple(effects[role].text for role in SIGNAL_ROLES), []).append(name)
+    lines = [f"| signal | {' | '.join(SIGNAL_ROLES)} |", f"|{'---|' * (len(SIGNAL_ROLES) + 1)}"]
     lines += [f"| {', '.join(names)} | {' | '.join(texts)} |" for texts, names in rows.items()]
     return "\n".join(lines) + "\n"

@@ -20,7 +20,7 @@ from .emitter import Emitter
 from .engines.base import Engine, owns_accept
 from .errors import ClusterError, by_exit_code
 from .kernel import accept_queues, app_forks, environment, processes
-from .kernel.cells import UNKNOWN
+from .kernel.cells import UNKNOWN_VALUE
 from .kernel.listeners import Listener, shut
 from .kernel.scoreboard import Scoreboard
 from .kernel.signals import ignore_until_handled
@@ -32,17 +32,17 @@ from .master.handle import Handle
 from .master.logbook import Logbook
 from .master.switchboard import Switchboard
 from .master.talk import TalkToWorker
-from .settings import SECRETS, Settings
+from .settings import SECRET_VARIABLES, Settings
 from .worker import runtime
 from .worker.birth import Birth, Staffed
 from .worker.paper import Paper
 from .zygote import image
 from .zygote.started import StartedAtImport
 
-SLOT, GENERATION, ROW = 0, 1, 0
-QUEUES_INTERVAL_S = 1.0
+SINGLE_SLOT, _SINGLE_GENERATION, _SINGLE_ROW = 0, 1, 0
+_QUEUES_INTERVAL_S = 1.0
 """Seconds between two looks at the accept queues, for the monitor."""
-LAST_WORDS = 5.0
+SINGLE_SHUTDOWN_GRACE_S = 5.0
 """Seconds for delegated work that is under way at the end."""
 
 logger = logging.getLogger("cluster2.worker")
@@ -74,7 +74,7 @@ def run(
     """
     settings = config.settings
     terminal = Terminal()
-    environment.drop(SECRETS)  # this process is the app's as well, and reads its options no more
+    environment.drop(SECRET_VARIABLES)  # this process is the app's as well, and reads its options no more
     sources = {name: source for name, source in config.sources.items() if config.explicit(name)}
     started = StartedAtImport(list(processes.children()))
     made = image.build(settings, sources, targets or [target for target, _ in settings.targets()])
@@ -93,8 +93,8 @@ def run(
         on_ready()
 
     # The process's output is in the master's file already, if it is in one.
-    paper = Paper(settings, "" if logbook is None else logbook.directory, SLOT, output=False)
-    paper.begin(GENERATION, SLOT)
+    paper = Paper(settings, "" if logbook is None else logbook.directory, SINGLE_SLOT, output=False)
+    paper.begin(_SINGLE_GENERATION, SINGLE_SLOT)
     told = _Told(ready, emit, board, settings.lame_duck)
 
     async def ended(code: int) -> None:
@@ -110,7 +110,7 @@ def run(
         return not open_doors
 
     birth = Birth(
-        order=wire.Fork(1, SLOT, GENERATION, ROW, os.getppid(), []),
+        order=wire.Fork(1, SINGLE_SLOT, _SINGLE_GENERATION, _SINGLE_ROW, os.getppid(), []),
         settings=settings,
         sites=[Staffed(app, engine) for app, engine in made.sites],
         board=board,
@@ -144,9 +144,9 @@ def _board() -> Scoreboard:
     """Return the scoreboard, with what a master would write into it."""
     board = make_board()
     board.header.started, board.header.traffic, board.header.wanted = time.time(), 1, 1
-    board.header.generation = GENERATION
+    board.header.generation = _SINGLE_GENERATION
     row = board.row(board.claim())
-    row.slot, row.generation, row.started, row.pid = SLOT, GENERATION, time.monotonic(), os.getpid()
+    row.slot, row.generation, row.started, row.pid = SINGLE_SLOT, _SINGLE_GENERATION, time.monotonic(), os.getpid()
     return board
 
 
@@ -177,11 +177,15 @@ class _Told:
         now = time.time()
         match message:
             case wire.Born():
-                self._emit(events.Forked(time=now, pid=message.pid, slot=SLOT, generation=GENERATION))
+                self._emit(events.Forked(time=now, pid=message.pid, slot=SINGLE_SLOT, generation=_SINGLE_GENERATION))
             case wire.Ready():
                 boot = time.monotonic() - self._born
                 self._board.header.phase = PHASES.index("serving")
-                self._emit(events.Listening(time=now, pid=os.getpid(), slot=SLOT, generation=GENERATION, boot=boot))
+                self._emit(
+                    events.Listening(
+                        time=now, pid=os.getpid(), slot=SINGLE_SLOT, generation=_SINGLE_GENERATION, boot=boot
+                    )
+                )
                 self._on_ready()
             case wire.Leaving():
                 self._leave(message.signal, now)
@@ -217,7 +221,7 @@ class Loopback:
     async def open(self) -> socket.socket:
         """The worker's end."""
         self._switchboard.start(self._emit)
-        handle = Handle(incarnation=1, slot=SLOT, generation=GENERATION, row=0, born=time.monotonic())
+        handle = Handle(incarnation=1, slot=SINGLE_SLOT, generation=_SINGLE_GENERATION, row=0, born=time.monotonic())
         ours, theirs = socket.socketpair()
         app_forks.withhold(ours, theirs)
         await asyncio.get_running_loop().create_unix_connection(
@@ -227,7 +231,7 @@ class Loopback:
 
     async def close(self) -> None:
         """Let handlers end."""
-        await self._switchboard.close(LAST_WORDS)
+        await self._switchboard.close(SINGLE_SHUTDOWN_GRACE_S)
 
 
 def _unsupervised(fact: Fact) -> None:
@@ -277,5 +281,5 @@ async def _look_at_queues(board: Scoreboard, listeners: Sequence[socket.socket])
     """Tell how many connections wait to be accepted, as a master does."""
     while True:
         waiting = accept_queues.waiting(listeners)
-        board.header.waiting = UNKNOWN if waiting is None else waiting
-        await asyncio.sleep(QUEUES_INTERVAL_S)
+        board.header.waiting = UNKNOWN_VALUE if waiting is None else waiting
+        await asyncio.sleep(_QUEUES_INTERVAL_S)

@@ -27,11 +27,11 @@ from typing import Any
 
 from .errors import AppError, ClusterError, said, trace
 
-APPS = ("application", "app")
+APP_NAMES = ("application", "app")
 """Attributes that are looked for where a target names none, the first first."""
-FACTORIES = ("create_app", "make_app")
+_FACTORY_NAMES = ("create_app", "make_app")
 """The same for factories."""
-NO_LOOP = (
+NO_LOOP_ERRORS = (
     "no event loop runs while the app is loaded, so that workers can be forked; open what needs one in the app's lifespan, "
     "or in a hook of worker.on_start"
 )
@@ -91,7 +91,7 @@ def made_by(
     if inspect.isawaitable(made) and not callable(made):
         if inspect.iscoroutine(made):
             made.close()
-        raise AppError(f"the factory {label} is async; make it a plain function: {NO_LOOP}")
+        raise AppError(f"the factory {label} is async; make it a plain function: {NO_LOOP_ERRORS}")
     return made
 
 
@@ -102,12 +102,12 @@ def _names_none(target: str, reason: str = "") -> AppError:
 
 def _usual(module: ModuleType, source: str, target: str, factory: bool) -> str:
     """Return the name of the attribute that is meant where none is named. Raises AppError: there is none, or there are two."""
-    names = _present(module, FACTORIES if factory else APPS)
+    names = _present(module, _FACTORY_NAMES if factory else APP_NAMES)
     objects = [vars(module)[name] for name in names]
     if not names:
-        others = [] if factory else _present(module, FACTORIES)
+        others = [] if factory else _present(module, _FACTORY_NAMES)
         hint = f"; is it {source}:{others[0]}() ?" if others else ""
-        raise _names_none(target, f"{source} has no {' or '.join(FACTORIES if factory else APPS)}{hint}")
+        raise _names_none(target, f"{source} has no {' or '.join(_FACTORY_NAMES if factory else APP_NAMES)}{hint}")
     if any(each is not objects[0] for each in objects):
         raise _names_none(target, f"{source} has {' and '.join(names)}, which differ: name one, as {source}:{names[0]}")
     return names[0]

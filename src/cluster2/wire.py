@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-VERSION = 1
+PROTOCOL_VERSION = 1
 """Of the talk. A worker of another version can't be talked to: a reload after an upgrade that changes it is abandoned."""
 
 
@@ -27,7 +27,7 @@ class Message(msgspec.Struct, frozen=True, tag=True):
     """The base of all messages."""
 
 
-CHANNEL = "_CLUSTER2_CHANNEL"
+CHANNEL_VARIABLE = "_CLUSTER2_CHANNEL"
 """The variable that tells an executed child the descriptor of its channel."""
 
 # Orders: master → zygote.
@@ -97,9 +97,9 @@ class Fork(Message, frozen=True):
     logs: str = ""
 
 
-STACKS_FILE = 1
+STACKS_FILE_INDEX = 1
 """The place of the file for stacks among the descriptors of `Fork`."""
-CONNECTION = b"connection"
+CONNECTION_REQUEST = b"connection"
 """monitor → master, with a descriptor: a stream on which to ask as on the control socket."""
 
 
@@ -290,7 +290,7 @@ class TrafficSet(Message, frozen=True):
     enabled: bool
 
 
-NOTHING = msgspec.Raw()
+NO_PAYLOAD = msgspec.Raw()
 """The payload that isn't there. (msgspec can't decode `Raw | None`.)"""
 
 # Talk both ways: events, delegated work, component status. Payloads are MessagePack of plain data.
@@ -331,7 +331,7 @@ class Delegate(Message, frozen=True, tag="delegate", omit_defaults=True):
     origin: msgspec.Raw
     number: int = 0
     expect: str | None = None
-    matches: msgspec.Raw = NOTHING
+    matches: msgspec.Raw = NO_PAYLOAD
     timeout: float | None = None
     notification: str | None = None
     targets: list[int] | None = None
@@ -349,7 +349,7 @@ class Answer(Message, frozen=True, tag="answer", omit_defaults=True):
     """What came of delegated work: a value, or a failure."""
 
     number: int
-    value: msgspec.Raw = NOTHING
+    value: msgspec.Raw = NO_PAYLOAD
     failure: Failure | None = None
 
 
@@ -370,7 +370,7 @@ class View(Message, frozen=True, tag="view", omit_defaults=True):
 
     number: int
     name: str
-    params: msgspec.Raw = NOTHING
+    params: msgspec.Raw = NO_PAYLOAD
 
 
 class Reduce(Message, frozen=True, tag="reduce"):
@@ -390,7 +390,7 @@ class Viewed(Message, frozen=True, tag="viewed", omit_defaults=True):
     """
 
     number: int
-    value: msgspec.Raw = NOTHING
+    value: msgspec.Raw = NO_PAYLOAD
     reducer: str = "array"
     error: str | None = None
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster2.errors import ClusterError
-from cluster2.kernel.descriptors import MAX_DESCRIPTORS, MAX_MESSAGE, PacketError, Packets
+from cluster2.kernel.descriptors import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, PacketError, Packets
 from tests.kernel.children import leaving
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
@@ -101,10 +101,10 @@ def test_an_empty_message_is_refused(ends: tuple[Packets, Packets]) -> None:
 
 def test_the_longest_message(ends: tuple[Packets, Packets]) -> None:
     """65,536 bytes go through, one more is refused."""
-    ends[0].send(b"x" * MAX_MESSAGE)
-    assert ends[1].receive() == (b"x" * MAX_MESSAGE, [])
+    ends[0].send(b"x" * MAX_MESSAGE_BYTES)
+    assert ends[1].receive() == (b"x" * MAX_MESSAGE_BYTES, [])
     with pytest.raises(PacketError, match="not 65537"):
-        ends[0].send(b"x" * (MAX_MESSAGE + 1))
+        ends[0].send(b"x" * (MAX_MESSAGE_BYTES + 1))
 
 
 def test_a_message_too_long_for_the_buffer() -> None:
@@ -184,7 +184,7 @@ def test_a_foreign_message_too_long() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     end = Packets.attach(ours.detach())
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0]))]
-    theirs.sendmsg([b"x" * (MAX_MESSAGE + 1)], rights)
+    theirs.sendmsg([b"x" * (MAX_MESSAGE_BYTES + 1)], rights)
     with pytest.raises(PacketError, match="its end is lost"):
         end.receive()
     theirs.close()

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster2.kernel.handover import BATCH, RECORD, Inlet, Outlet, Parcel, queue
+from cluster2.kernel.handover import CONNECTIONS_PER_MESSAGE, RECORD_FORMAT, Inlet, Outlet, Parcel, queue
 from tests.kernel.leaks import descriptors
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
@@ -87,7 +87,9 @@ def test_one_travels_whole(ways: tuple[socket.socket, Outlet, Inlet], leaving: E
 @settings(max_examples=40)
 @given(
     st.lists(
-        st.tuples(st.integers(0, 255), st.integers(0, 255), st.floats(0, 1e6, width=32)), min_size=0, max_size=3 * BATCH
+        st.tuples(st.integers(0, 255), st.integers(0, 255), st.floats(0, 1e6, width=32)),
+        min_size=0,
+        max_size=3 * CONNECTIONS_PER_MESSAGE,
     )
 )
 def test_many_travel_in_order(about: list[tuple[int, int, float]]) -> None:
@@ -101,7 +103,7 @@ def test_many_travel_in_order(about: list[tuple[int, int, float]]) -> None:
         arrived: list[Parcel] = []
         inlet = Inlet(out)
         while some := inlet.take_all():
-            assert len(some) <= BATCH
+            assert len(some) <= CONNECTIONS_PER_MESSAGE
             arrived += some
         assert [each[1:] for each in arrived] == [each[1:] for each in parcels]
         assert [inode(each.descriptor) for each in arrived] == [inode(each.descriptor) for each in parcels]
@@ -134,7 +136,7 @@ def test_more_than_fit(ways: tuple[socket.socket, Outlet, Inlet], leaving: ExitS
     parcels = [Parcel(server.fileno(), 0, socket.AF_INET, float(age)) for age in range(200_000)]
     sent = outlet.send_all(parcels)
     assert 0 < sent < len(parcels)
-    assert sent % BATCH == 0
+    assert sent % CONNECTIONS_PER_MESSAGE == 0
     received = 0
     while some := close(inlet.take_all()):
         assert [int(each.age) for each in some] == list(range(received, received + len(some)))
@@ -208,7 +210,7 @@ def raw(into: socket.socket, data: bytes, fds: list[int]) -> None:
     into.sendmsg([data], rights)
 
 
-WHOLE = RECORD.pack(0, socket.AF_INET, 0.0)
+WHOLE = RECORD_FORMAT.pack(0, socket.AF_INET, 0.0)
 GARBAGE: dict[str, tuple[bytes, int]] = {
     "nothing at all": (b"", 0),
     "too short": (WHOLE[:-1], 1),
@@ -220,7 +222,7 @@ GARBAGE: dict[str, tuple[bytes, int]] = {
     "three descriptors": (WHOLE, 3),
     "as many as the kernel lets pass": (WHOLE, SCM_MAX),
     "two records and a descriptor": (2 * WHOLE, 1),
-    "more records than there may be": ((BATCH + 1) * WHOLE, BATCH + 1),
+    "more records than there may be": ((CONNECTIONS_PER_MESSAGE + 1) * WHOLE, CONNECTIONS_PER_MESSAGE + 1),
     "a whole book": (b"x" * 100_000, 5),
 }
 
@@ -263,7 +265,7 @@ def test_any_bytes(data: bytes, count: int, many: bool) -> None:
         raw(into, data, [reader] * count)
         inlet = Inlet(out)
         found = inlet.take_all() if many else [parcel for parcel in [inlet.take()] if parcel]
-        fits = len(data) == RECORD.size * count and 0 < count <= (BATCH if many else 1)
+        fits = len(data) == RECORD_FORMAT.size * count and 0 < count <= (CONNECTIONS_PER_MESSAGE if many else 1)
         assert len(found) == (count if fits else 0)
         close(found)
         assert not inlet.ended
@@ -305,4 +307,4 @@ def test_what_is_no_connection_arrives(
 
 def test_records_have_eight_bytes() -> None:
     """A record is as long as both sides of a hand-over between versions believe."""
-    assert (RECORD.size, struct.calcsize(RECORD.format)) == (8, 8)
+    assert (RECORD_FORMAT.size, struct.calcsize(RECORD_FORMAT.format)) == (8, 8)

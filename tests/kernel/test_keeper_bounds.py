@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.keeper.main import RESERVE, Keeper, reserve
-from cluster2.kernel.handover import RECORD, batch_size
+from cluster2.keeper.main import RESERVED_DESCRIPTORS, Keeper, reserve
+from cluster2.kernel.handover import RECORD_FORMAT, batch_size
 from tests.kernel.keepers import InProcess, InThread, Kept, Make, maker
 from tests.system.harness import wait_until
 
@@ -110,7 +110,7 @@ LAUNCH = f"""
     libc = ctypes.CDLL(None)
     for capability in (21, 24):  # SYS_ADMIN and SYS_RESOURCE, which let a process have more in flight
         assert libc.prctl(24, capability, 0, 0, 0) == 0  # PR_CAPBSET_DROP
-    resource.setrlimit(resource.RLIMIT_NOFILE, ({RESERVE + 40}, {RESERVE + 40}))
+    resource.setrlimit(resource.RLIMIT_NOFILE, ({RESERVED_DESCRIPTORS + 40}, {RESERVED_DESCRIPTORS + 40}))
     os.execv(sys.executable, [sys.executable, "-I", "-S", {ROOM!r}, *sys.argv[1:]])
 """
 
@@ -129,11 +129,11 @@ def test_too_many_in_flight() -> None:
     try:
         clients: list[socket.socket] = []
         with contextlib.suppress(AssertionError):
-            while len(clients) < RESERVE + 400:
+            while len(clients) < RESERVED_DESCRIPTORS + 400:
                 clients.append(kept.put())
                 clients[-1].sendall(b"x")
                 wait_until(lambda: kept.board.header.resting == 0, "it is handed back", timeout=0.3)
-        assert len(clients) < RESERVE + 300, "the bound was met"
+        assert len(clients) < RESERVED_DESCRIPTORS + 300, "the bound was met"
         clients += [kept.put() for _ in range(10)]
         for client in clients[-10:]:
             client.sendall(b"x")
@@ -165,10 +165,10 @@ def raw(kept: Kept, data: bytes, fds: list[int]) -> None:
         (b"", 1),
         (b"garbage", 0),
         (b"garbage", 3),
-        (RECORD.pack(0, 2, 0.0), 0),
-        (RECORD.pack(0, 2, 0.0), 250),
-        (RECORD.pack(200, 2, 0.0), 1),
-        (RECORD.pack(0, 2, 0.0) * 2, 1),
+        (RECORD_FORMAT.pack(0, 2, 0.0), 0),
+        (RECORD_FORMAT.pack(0, 2, 0.0), 250),
+        (RECORD_FORMAT.pack(200, 2, 0.0), 1),
+        (RECORD_FORMAT.pack(0, 2, 0.0) * 2, 1),
         (b"x" * 50_000, 2),
     ],
 )

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from cluster2.errors import ClusterError
 from cluster2.kernel import ledger
-from cluster2.kernel.cells import LARGEST_COUNT
+from cluster2.kernel.cells import MAX_COUNT
 from cluster2.kernel.scoreboard import SLOTS, Row, Scoreboard
-from cluster2.latencies import BOUNDS
+from cluster2.latencies import BUCKET_BOUNDS_S
 from cluster2.lifecycle import State
 
 COUNTS = 1000
@@ -71,14 +71,14 @@ def test_a_row_gone_mad(board: Scoreboard) -> None:
     for _ in range(3):
         index, row = born(board, 0)
         row.requests, row.errors, row.cpu, row.latency, row.duration = 2**63 - 1, -(2**63), math.nan, math.inf, -1.0
-        for cell in range(len(BOUNDS) + 1):
+        for cell in range(len(BUCKET_BOUNDS_S) + 1):
             row.latencies[cell] = (-(2**63), 2**63 - 1)[cell % 2]
         ledger.bury(board, index, 0, lived=True, crashed=False)
     account = ledger.read(board)[0]
-    assert account.counters["requests"] == 3 * LARGEST_COUNT
+    assert account.counters["requests"] == 3 * MAX_COUNT
     assert [account.counters[name] for name in ("errors", "cpu", "duration")] == [0, 0, 0]
     assert account.counters["latency"] == 2**62 / 1e9
-    assert (min(account.latencies), max(account.latencies)) == (0, 3 * LARGEST_COUNT)
+    assert (min(account.latencies), max(account.latencies)) == (0, 3 * MAX_COUNT)
 
 
 def test_sums_saturate(board: Scoreboard) -> None:
@@ -126,7 +126,7 @@ def test_counters_never_fall(steps: list[tuple[str, int, int]]) -> None:
                 if what == "works":
                     row.requests += number
                     row.cpu += number / 7  # thirds and the like have no exact double: their sums depend on the order
-                    row.latencies[number % (len(BOUNDS) + 1)] += number
+                    row.latencies[number % (len(BUCKET_BOUNDS_S) + 1)] += number
                     counted[slot] += number
                 else:
                     alive.remove((index, row, slot))

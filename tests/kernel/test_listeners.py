@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster2.errors import AddressInUse, ConfigError
-from cluster2.kernel.listeners import UNSENT, Listener, open_all, systemd_fds
+from cluster2.kernel.listeners import NOTSENT_LOWAT_BYTES, Listener, open_all, systemd_fds
 from cluster2.kinds import FdAddress, TcpAddress, UnixAddress
 from tests.kernel.children import leaving
 from tests.kernel.visitors import Open, accept, ask, serve
@@ -28,8 +28,8 @@ def fill(sock: socket.socket) -> int:
     sock.setblocking(False)
     took = 0
     with contextlib.suppress(BlockingIOError):
-        while took < 64 * UNSENT:
-            took += sock.send(bytes(8 * UNSENT))
+        while took < 64 * NOTSENT_LOWAT_BYTES:
+            took += sock.send(bytes(8 * NOTSENT_LOWAT_BYTES))
     return took
 
 
@@ -78,7 +78,7 @@ def test_a_reader_that_takes_nothing(listen: Open, inherited: bool) -> None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         client.connect(listener.sock.getsockname())
         with accept(listener) as taken:
-            assert 0 < fill(taken) < 2 * UNSENT
+            assert 0 < fill(taken) < 2 * NOTSENT_LOWAT_BYTES
     listener.close()
 
 

@@ -14,17 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster2.errors import ClusterError
-from cluster2.kernel.cells import LARGEST_COUNT, UNKNOWN, Cells
+from cluster2.kernel.cells import MAX_COUNT, UNKNOWN_VALUE, Cells
 from cluster2.kernel.mappings import PAGE_BYTES, map_shared
 from cluster2.kernel.scoreboard import (
-    CELL,
-    CELLS,
+    CELL_BYTES,
+    CELLS_PER_ROW,
     KEEPER_PAGE,
     MAGIC,
     MONITOR_PAGE,
-    PAGES_SIZE,
+    PAGES_BYTES,
     ROWS,
-    SIZE,
+    SCOREBOARD_BYTES,
     SLOTS,
     Header,
     Integer,
@@ -33,7 +33,7 @@ from cluster2.kernel.scoreboard import (
     Scoreboard,
     page_of,
 )
-from cluster2.latencies import BOUNDS
+from cluster2.latencies import BUCKET_BOUNDS_S
 from tests.kernel.children import leaving, wait
 
 
@@ -42,15 +42,15 @@ def test_the_declaration_is_a_table() -> None:
     for cells in (Header, Row):
         indices = [field.index for field in cells.FIELDS.values()]
         assert len(set(indices)) == len(indices)
-        assert all(0 <= index < CELLS for index in indices)
+        assert all(0 <= index < CELLS_PER_ROW for index in indices)
         for name, field in cells.FIELDS.items():
             assert field.name == name
             assert field.kind == ("q" if isinstance(field, Integer) else "d")
             assert field.writer in ("master", "worker", "keeper", "monitor")
             assert field.meaning
     used = {field.index for field in (*Row.FIELDS.values(), *Past.FIELDS.values())}
-    tally = range(*Row.latencies.cells.indices(CELLS))
-    assert len(tally) == len(BOUNDS) + 1
+    tally = range(*Row.latencies.cells.indices(CELLS_PER_ROW))
+    assert len(tally) == len(BUCKET_BOUNDS_S) + 1
     assert len(used) == len(Row.FIELDS) + len(Past.FIELDS)
     assert not used & set(tally)
 
@@ -61,7 +61,7 @@ def test_a_new_one_is_empty(board: Scoreboard) -> None:
     assert cells.pop("magic") == MAGIC
     assert not any(cells.values())
     assert board.column("pid") == []
-    assert [os.fstat(fd).st_size for fd in board.descriptors] == [SIZE, PAGES_SIZE, PAGES_SIZE]
+    assert [os.fstat(fd).st_size for fd in board.descriptors] == [SCOREBOARD_BYTES, PAGES_BYTES, PAGES_BYTES]
     assert not any(map(os.get_inheritable, board.descriptors))
 
 
@@ -136,12 +136,12 @@ def test_rows_have_bounds(board: Scoreboard) -> None:
     board.row(ROWS - 1).pid = 3
     board.past(SLOTS - 1).draining = 2
     ours, pages, _ = board.descriptors
-    last = SIZE - (CELLS - Row.draining.index) * CELL
-    assert os.pread(ours, CELL, last) == (2).to_bytes(8, sys.byteorder)
-    entry = SIZE - SLOTS * CELLS * CELL - 8 * CELL
-    assert os.pread(ours, CELL, entry) == (3).to_bytes(8, sys.byteorder)
-    page = PAGES_SIZE - PAGE_BYTES
-    assert os.pread(pages, CELL, page + Row.draining.index * CELL) == (1).to_bytes(8, sys.byteorder)
+    last = SCOREBOARD_BYTES - (CELLS_PER_ROW - Row.draining.index) * CELL_BYTES
+    assert os.pread(ours, CELL_BYTES, last) == (2).to_bytes(8, sys.byteorder)
+    entry = SCOREBOARD_BYTES - SLOTS * CELLS_PER_ROW * CELL_BYTES - 8 * CELL_BYTES
+    assert os.pread(ours, CELL_BYTES, entry) == (3).to_bytes(8, sys.byteorder)
+    page = PAGES_BYTES - PAGE_BYTES
+    assert os.pread(pages, CELL_BYTES, page + Row.draining.index * CELL_BYTES) == (1).to_bytes(8, sys.byteorder)
 
 
 def test_a_column_stops_at_the_high_water_mark(board: Scoreboard) -> None:
@@ -159,7 +159,7 @@ def test_a_column_stops_at_the_high_water_mark(board: Scoreboard) -> None:
 def test_its_size_is_sealed(board: Scoreboard) -> None:
     """Nobody can shrink or grow it, so that no reader dies of SIGBUS, or lift the seal."""
     ours, _, writable = board.descriptors
-    for fd, its in ((ours, SIZE), (writable, PAGES_SIZE)):
+    for fd, its in ((ours, SCOREBOARD_BYTES), (writable, PAGES_BYTES)):
         for size in (0, its - 1, its + 1):
             with pytest.raises(PermissionError):
                 os.ftruncate(fd, size)
@@ -171,7 +171,7 @@ def test_only_the_master_can_write_its_file(board: Scoreboard) -> None:
     """No later mapping of it is writable, and no descriptor, for root either; nor are the pages through the reader's."""
     ours, pages, _ = board.descriptors
     again = os.open(f"/proc/self/fd/{ours}", os.O_RDWR)
-    for fd, size in ((ours, SIZE), (again, SIZE), (pages, PAGES_SIZE)):
+    for fd, size in ((ours, SCOREBOARD_BYTES), (again, SCOREBOARD_BYTES), (pages, PAGES_BYTES)):
         with pytest.raises(PermissionError):
             map_shared(fd, size, writable=True)
     for fd in (ours, again):
@@ -221,7 +221,7 @@ PATTERNS = st.one_of(
 """64 bits that somebody has written."""
 
 
-@given(st.lists(PATTERNS, min_size=CELLS, max_size=CELLS))
+@given(st.lists(PATTERNS, min_size=CELLS_PER_ROW, max_size=CELLS_PER_ROW))
 def test_whatever_is_written_what_is_read_has_bounds(patterns: list[int]) -> None:
     """Of rows, and of the keeper's and the monitor's cells; alone, as a whole, and as a column. What is sane comes as it is."""
     board = Scoreboard.create()
@@ -232,7 +232,7 @@ def test_whatever_is_written_what_is_read_has_bounds(patterns: list[int]) -> Non
     for cells in (row, board.header):
         for name, value in cells.as_dict().items():
             field = type(cells).FIELDS[name]
-            assert field.low <= value <= field.high or value == UNKNOWN
+            assert field.low <= value <= field.high or value == UNKNOWN_VALUE
             assert type(value) is (int if field.kind == "q" else float)
             assert getattr(cells, name) == value
     for name, field in Row.FIELDS.items():
@@ -240,7 +240,7 @@ def test_whatever_is_written_what_is_read_has_bounds(patterns: list[int]) -> Non
         if field.writer == "worker":
             raw = row.integers[field.index] if field.kind == "q" else row.reals[field.index]
             assert getattr(row, name) == raw or not field.low <= raw <= field.high
-    assert all(0 <= count <= LARGEST_COUNT for count in row.measured())
+    assert all(0 <= count <= MAX_COUNT for count in row.measured())
     board.close()
 
 
@@ -254,7 +254,7 @@ def test_a_column_overlooks_nothing(board: Scoreboard) -> None:
             row.heartbeat = bad
             assert sorted(board.column(Row.heartbeat)) == sorted([5.0, 5.0, row.heartbeat])
         row.heartbeat, row.connections = 5.0, -(2**63)
-        assert sorted(board.column(Row.connections)) == [UNKNOWN, 5, 5]
+        assert sorted(board.column(Row.connections)) == [UNKNOWN_VALUE, 5, 5]
         row.connections = 5
 
 
@@ -276,7 +276,7 @@ def test_what_is_no_scoreboard_is_refused(board: Scoreboard) -> None:
     reader, writer = os.pipe()
     small = os.memfd_create("small")
     other = os.memfd_create("other")
-    os.ftruncate(other, SIZE)
+    os.ftruncate(other, SCOREBOARD_BYTES)
     for fd, reason in ((reader, "0 bytes"), (small, "0 bytes"), (other, "magic 0x0")):
         with pytest.raises(ClusterError, match=reason):
             Scoreboard.attach((fd, pages))

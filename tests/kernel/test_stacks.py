@@ -179,7 +179,7 @@ def test_many_at_once(run: Run) -> None:
     shown = asyncio.run(stacks.capture(child.file, child.pidfd, child.process.pid, adds=True))
     assert "xxx" in shown
     assert child.process.poll() is None
-    assert os.fstat(child.file).st_size < 2 * stacks.LONGEST
+    assert os.fstat(child.file).st_size < 2 * stacks.MAX_STACKS_BYTES
 
 
 def test_a_process_that_adds_nothing(run: Run) -> None:

@@ -25,13 +25,13 @@ from cluster2.kernel.established import (
 )
 from cluster2.kernel.lingering import Lingering
 from cluster2.kernel.listeners import (
-    UNSENT,
+    NOTSENT_LOWAT_BYTES,
     Listener,
     open_all,
     queue_length,
 )
 from cluster2.kernel.progress import untaken
-from cluster2.kernel.steering import MOST_PLACES, Group
+from cluster2.kernel.steering import MAX_STEERED_SLOTS, Group
 from cluster2.kinds import TcpAddress, UnixAddress
 from tests.system.harness import wait_until
 
@@ -255,8 +255,8 @@ def test_what_cant_be_steered(tmp_path_factory: pytest.TempPathFactory) -> None:
     (listener,) = open_all([TcpAddress("127.0.0.1", 0)], backlog=1)
     with pytest.raises(ConfigError, match="it was inherited"):
         Group(Listener(listener.sock, listener.address, owned=False), 1)
-    with pytest.raises(ConfigError, match=f"{MOST_PLACES} can be steered"):
-        Group(listener, 1).grow(MOST_PLACES + 1)
+    with pytest.raises(ConfigError, match=f"{MAX_STEERED_SLOTS} can be steered"):
+        Group(listener, 1).grow(MAX_STEERED_SLOTS + 1)
     listener.close()
 
 
@@ -264,7 +264,7 @@ def test_unsent_bytes_are_bounded(group: Make) -> None:
     """At all places alike: what is accepted there takes the bound over (test_listeners shows what it does)."""
     one = group(3)
     bounds = {one.at(place).getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) for place in range(3)}
-    assert bounds == {UNSENT}
+    assert bounds == {NOTSENT_LOWAT_BYTES}
 
 
 def test_established(group: Make, clients: list[socket.socket]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster2.kernel import terminal
-from cluster2.kernel.terminal import HANG_UP_S, Terminal
+from cluster2.kernel.terminal import HANGUP_GRACE_S, Terminal
 
 
 class Seen:
@@ -34,11 +34,11 @@ def test_signals_of_a_hang_up(seen: Seen, looks: bool) -> None:
     seen.there = False
     if looks:
         found.look()
-    seen.now += HANG_UP_S / 2 if looks else 1000
+    seen.now += HANGUP_GRACE_S / 2 if looks else 1000
     assert found.hung_up()
-    seen.now += HANG_UP_S / 3
+    seen.now += HANGUP_GRACE_S / 3
     assert found.hung_up()
-    seen.now += HANG_UP_S
+    seen.now += HANGUP_GRACE_S
     assert not found.hung_up()
 
 
@@ -47,7 +47,7 @@ def test_it_has_gone_without_a_signal(seen: Seen) -> None:
     found = Terminal()
     seen.there = False
     found.look()
-    seen.now += HANG_UP_S
+    seen.now += HANGUP_GRACE_S
     assert not found.hung_up()
     seen.there = True
     assert not found.hung_up()

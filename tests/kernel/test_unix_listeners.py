@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster2.errors import AddressInUse, ConfigError
-from cluster2.kernel.listeners import PATH_BYTES, SocketFile, open_all
+from cluster2.kernel.listeners import MAX_PATH_BYTES, SocketFile, open_all
 from cluster2.kinds import UnixAddress
 from tests.kernel.children import leaving
 from tests.kernel.visitors import Open, accept, ask, serve
@@ -64,8 +64,8 @@ def test_a_relative_path(listen: Open, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_longest_path(listen: Open, tmp_path: Path) -> None:
     """107 bytes fit (bytes, not characters); one more is refused with both numbers."""
-    fitting = f"{tmp_path}/" + "x" * (PATH_BYTES - len(os.fsencode(tmp_path)) - 1)
-    if len(os.fsencode(fitting)) != PATH_BYTES:
+    fitting = f"{tmp_path}/" + "x" * (MAX_PATH_BYTES - len(os.fsencode(tmp_path)) - 1)
+    if len(os.fsencode(fitting)) != MAX_PATH_BYTES:
         pytest.skip("the temporary directory's own path is too long")
     (listener,) = listen(UnixAddress(fitting))
     serve(listener, ask(listener, 1))

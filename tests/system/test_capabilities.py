@@ -205,7 +205,7 @@ OPTIONS = {
 }
 SERVERS = [
     (name, interface, way)
-    for name in catalogue.BUILT_IN
+    for name in catalogue.BUILT_IN_ENGINES
     for interface in catalogue.find(name).capabilities
     for way in WAYS
 ]
@@ -221,7 +221,7 @@ def test_each_capability_is_shown() -> None:
     """None is left out, and none of the options that need one."""
     assert set(SECURE) | set(PLAIN) | set(BRIEF) == set(OPTIONS) == set(Capability)
     assert len(CELLS) == sum(
-        len(can) for name in catalogue.BUILT_IN for can in catalogue.find(name).capabilities.values()
+        len(can) for name in catalogue.BUILT_IN_ENGINES for can in catalogue.find(name).capabilities.values()
     )
 
 

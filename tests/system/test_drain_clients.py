@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cluster2.engines.granian import PATIENCE
+from cluster2.engines.granian import STOP_GRACE_S
 from tests.system.clients import Connection
 from tests.system.conftest import Serve
 from tests.system.harness import Running, wait_until
@@ -147,7 +147,7 @@ def test_granian_writes_late_responses(run: Serve, app: str) -> None:
             running.held(str(number))
         running.signal(signal.SIGTERM)
         assert idle.closed()
-        over = time.monotonic() + 1.2 * PATIENCE
+        over = time.monotonic() + 1.2 * STOP_GRACE_S
         wait_until(lambda: time.monotonic() > over, "the patience is over")
         running.release()
         answers = [read(connection.socket)[-5:] for connection in late]

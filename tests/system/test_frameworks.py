@@ -27,7 +27,7 @@ APPS = {
     Interface.RSGI: ("rsgi_function", "rsgi_object"),
     Interface.TCP: ("tcp_function", "Lines", "tcp_factory", "tcp_partial", "tcp_decorated"),
 }
-ENGINES = {name: catalogue.find(name).capabilities for name in catalogue.BUILT_IN}
+ENGINES = {name: catalogue.find(name).capabilities for name in catalogue.BUILT_IN_ENGINES}
 POST = b"POST /echo HTTP/1.1\r\nHost: test\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\n\0\xff\r\n"
 Site = tuple[Interface, tuple[str, int]]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.worker.steps import FIRST
+from cluster2.worker.steps import UNMEASURED_REQUESTS
 from tests.http2_client import HEADERS, PREFACE, SETTINGS, Http2Client, frame, opened
 from tests.system.clients import Connection
 from tests.system.conftest import Serve
@@ -92,7 +92,7 @@ def test_who_stops_in_a_body(run: Serve, attr: str) -> None:
     running = run(f"{APPS}:{attr}", "--engine", "granian", "--timeout", "1s", workers=1).ready(1)
     with ExitStack() as stack:
         stops, chunks, slow, working = (stack.enter_context(Connection(running.address)) for _ in range(4))
-        for _ in range(FIRST):  # from now on requests are measured
+        for _ in range(UNMEASURED_REQUESTS):  # from now on requests are measured
             assert working.get().body == b"hello"
         length, chunked = "Content-Length: 1000", "Transfer-Encoding: chunked"
         for each, kind, name, header, body in (

@@ -25,7 +25,9 @@ LARGE = 200 * MiB
 def watched(run: Serve) -> Monitor:
     """A cluster with log files and a monitor."""
     port = free_port()
-    running = run(sample("plain"), "--log-to", "files", "--log-size", "0", "--monitor-port", str(port), workers=1).ready(1)
+    running = run(
+        sample("plain"), "--log-to", "files", "--log-size", "0", "--monitor-port", str(port), workers=1
+    ).ready(1)
     return Monitor(running, port)
 
 

@@ -213,7 +213,15 @@ def test_open_to_others_needs_a_token(run: Serve) -> None:
         in refused.stderr
     )
     port, outside = free_port(), own_address()
-    options = ("--monitor-host", "0.0.0.0", "--monitor-port", str(port), "--monitor-token", "a-secret-token", "--ecv-control")
+    options = (
+        "--monitor-host",
+        "0.0.0.0",
+        "--monitor-port",
+        str(port),
+        "--monitor-token",
+        "a-secret-token",
+        "--ecv-control",
+    )
     running = run(sample("plain"), *options).ready()
     monitor = Monitor(running, port, outside)
     assert monitor.status("/readyz", host="any.name.example") == 200
@@ -259,7 +267,13 @@ def test_single(run: Serve) -> None:
     """Without a master the one process answers on that port, too."""
     port = free_port()
     running = run(
-        sample("plain"), "--no-cluster", "--ecv-control", "--monitor-port", str(port), bind=("unix:app.sock",), workers=None
+        sample("plain"),
+        "--no-cluster",
+        "--ecv-control",
+        "--monitor-port",
+        str(port),
+        bind=("unix:app.sock",),
+        workers=None,
     )
     monitor = Monitor(running, port)
     wait_until(lambda: open_(port), "the port is bound")

@@ -16,7 +16,7 @@ import pytest
 from cluster2.answers import FACTS, GROUPS, STATUS, TOP
 from cluster2.cli.top import Watch
 from cluster2.client import Client
-from cluster2.monitor.stream import MOST
+from cluster2.monitor.stream import MAX_VIEWERS
 from cluster2.policy import Backoff
 from tests.system.clients import get
 from tests.system.harness import PATIENCE, Running, command, free_port, sample, stop, wait_until
@@ -232,7 +232,7 @@ def test_many_who_do_not_read(standing: Shown) -> None:
     """Viewers that don't read fill their places, no more: health checks and facts are answered; one leaves, another may come."""
     port = standing.client.base_url.port
     idle = []
-    for _ in range(MOST):
+    for _ in range(MAX_VIEWERS):
         viewer = socket.create_connection(("127.0.0.1", port))
         viewer.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert viewer.recv(15) == b"HTTP/1.1 200 OK"
@@ -286,7 +286,9 @@ def test_it_stays_small(standing: Shown) -> None:
 def test_sign_in(run: Serve) -> None:
     """Where others come, a browser is shown the page with a 401, its files are open, and facts need the token."""
     port, outside = free_port(), own_address()
-    running = run(sample("plain"), "--monitor-host", "0.0.0.0", "--monitor-port", str(port), "--monitor-token", TOKEN).ready()
+    running = run(
+        sample("plain"), "--monitor-host", "0.0.0.0", "--monitor-port", str(port), "--monitor-token", TOKEN
+    ).ready()
     cluster = Shown(running, port, outside)
     page = cluster.client.get("/", headers={"accept": "text/html"})
     assert (page.status_code, page.headers["www-authenticate"]) == (401, "Bearer")
@@ -304,7 +306,14 @@ def test_without_a_master(run: Serve) -> None:
     """`cluster = false`: the same page, from the one process; its events are heard there as well."""
     port = free_port()
     running = run(
-        sample("plain"), "--no-cluster", "--ecv-control", "--monitor-port", str(port), "--monitor-token", TOKEN, workers=None
+        sample("plain"),
+        "--no-cluster",
+        "--ecv-control",
+        "--monitor-port",
+        str(port),
+        "--monitor-token",
+        TOKEN,
+        workers=None,
     )
     cluster = Shown(running, port)
 

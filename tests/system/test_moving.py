@@ -24,7 +24,16 @@ from tests.system.moving import Habits, drive
 from tests.system.moving_app import expected
 
 MOVING = f"{Path(__file__).with_name('moving_app.py')}:app"
-PARKING = ("--handoff-slow-above", "0.6ms", "--handoff-idle-after", "100ms", "--drain-idle", "10s", "--restart-limit", "100000")
+PARKING = (
+    "--handoff-slow-above",
+    "0.6ms",
+    "--handoff-idle-after",
+    "100ms",
+    "--drain-idle",
+    "10s",
+    "--restart-limit",
+    "100000",
+)
 """Workers park as soon as the app sleeps for a millisecond."""
 Disturb = Callable[[], None]
 Way = Callable[[str], tuple[Running, Disturb]]
@@ -129,7 +138,9 @@ def way(run: Serve, request: pytest.FixtureRequest) -> Way:
 
     def way(target: str = MOVING) -> tuple[Running, Disturb]:
         if request.param == "retiring":
-            running = run(target, "--handoff-idle-after", "0", "--drain-idle", "10s", "--restart-limit", "100000").ready()
+            running = run(
+                target, "--handoff-idle-after", "0", "--drain-idle", "10s", "--restart-limit", "100000"
+            ).ready()
             return running, lambda: retire(running)
         running = run(target, *PARKING).ready()
         park(running)

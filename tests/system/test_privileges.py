@@ -121,7 +121,16 @@ def test_root_in_a_container(start: Start, directory: Path) -> None:
 def test_who_is_who(start: Start, directory: Path) -> None:
     """Zygote, workers, keeper and monitor are that user, with its groups and no capability; and all of it works."""
     port = free_port()
-    options = ("--handoff-idle-after", "300ms", "--monitor-port", str(port), "--monitor-token", "a-secret-token", "--log-to", "files")
+    options = (
+        "--handoff-idle-after",
+        "300ms",
+        "--monitor-port",
+        str(port),
+        "--monitor-token",
+        "a-secret-token",
+        "--log-to",
+        "files",
+    )
     running = start_as(start, directory, "nobody", *options).ready()
     monitor, bearing = Monitor(running, port), {"authorization": "Bearer a-secret-token"}
     assert monitor.answer("/readyz")[:2] == (200, "ok\n"), "it serves, so it has become who it is"

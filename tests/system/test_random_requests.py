@@ -17,7 +17,16 @@ WAYS = {
     "wsgi-threads": (f"{APP}:wsgi_app", "--threads", "8"),
     "wsgi-inline": (f"{APP}:wsgi_app", "--threads", "0"),
 }
-MOVING = ("--handoff-idle-after", "30ms", "--handoff-slow-above", "0.8ms", "--drain-idle", "10s", "--restart-limit", "100000")
+MOVING = (
+    "--handoff-idle-after",
+    "30ms",
+    "--handoff-slow-above",
+    "0.8ms",
+    "--drain-idle",
+    "10s",
+    "--restart-limit",
+    "100000",
+)
 """Connections rest at the keeper soon, and handlers that hold the loop have workers park."""
 
 

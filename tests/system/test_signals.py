@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from cluster2.kernel.signals import numbers
-from cluster2.signal_table import ROLES, TABLE, Disposition, Role
+from cluster2.signal_table import SIGNAL_EFFECTS, SIGNAL_ROLES, Disposition, Role
 from tests.system.clients import get
 from tests.system.conftest import Serve
 from tests.system.harness import Running, command, free_port, sample, wait_until
@@ -24,7 +24,9 @@ HARMLESS = {"USR1", "USR2", "CONT", "CHLD", "URG", "WINCH"}
 
 def started(start: Serve) -> Running:
     """A cluster with one process of each kind."""
-    argv = command("run", sample("plain"), "--monitor-port", str(free_port()), "--bind", "127.0.0.1:0", "--workers", "1")
+    argv = command(
+        "run", sample("plain"), "--monitor-port", str(free_port()), "--bind", "127.0.0.1:0", "--workers", "1"
+    )
     return start(argv).ready(1)
 
 
@@ -53,14 +55,14 @@ def masks(pid: int) -> dict[str, int]:
 
 def declared(role: Role, disposition: Disposition) -> set[str]:
     """The names of the signals with this disposition."""
-    return {name for name, effects in TABLE.items() if effects[role].disposition is disposition}
+    return {name for name, effects in SIGNAL_EFFECTS.items() if effects[role].disposition is disposition}
 
 
 def as_declared(role: Role, pid: int) -> bool:
     """Whether a process blocks, ignores and handles what it is declared to; PYTHONFAULTHANDLER handles faults as well."""
     found = masks(pid)
     ignored, handled = (
-        {name for name in TABLE if any(found[mask] >> (number - 1) & 1 for number in numbers(name))}
+        {name for name in SIGNAL_EFFECTS if any(found[mask] >> (number - 1) & 1 for number in numbers(name))}
         for mask in ("SigIgn", "SigCgt")
     )
     return (
@@ -73,7 +75,7 @@ def as_declared(role: Role, pid: int) -> bool:
 def settled(running: Running) -> dict[Role, int]:
     """The pid of each kind of process, when all have settled their signals."""
     pids: dict[Role, int] = {}
-    for role in ROLES:
+    for role in SIGNAL_ROLES:
         pids[role] = wait_until(lambda role=role: process(running, role), f"there is a {role}")
         wait_until(
             lambda role=role: as_declared(role, pids[role]),
@@ -87,13 +89,13 @@ def test_what_is_ignored(start: Serve) -> None:
     """Each process blocks, ignores and handles what it is declared to, and outlives each signal that has no effect on it."""
     running = started(start)
     pids = settled(running)
-    for role in ROLES:
+    for role in SIGNAL_ROLES:
         for name in declared(role, Disposition.IGNORED) | declared(role, Disposition.DROPPED) | HARMLESS:
             for number in numbers(name):
                 os.kill(pids[role], number)
     wait_until(lambda: "SIGUSR2 does nothing here" in running.stderr, "the master has heard of all")
     assert get(running.address).body == b"hello"
-    assert {role: process(running, role) for role in ROLES} == pids
+    assert {role: process(running, role) for role in SIGNAL_ROLES} == pids
     assert len(running.workers()) == 1
     assert running.shutdown() == 0
 

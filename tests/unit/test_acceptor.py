@@ -17,7 +17,7 @@ from cluster2.engines.base import Interface, Site
 from cluster2.engines.tcp import TcpEngine
 from cluster2.kernel.handover import Inlet, Outlet, queue
 from cluster2.settings import Settings
-from cluster2.worker.acceptor import HOLD, Acceptor, Door, ReadyQueue
+from cluster2.worker.acceptor import MAX_HEAD_WAIT_S, Acceptor, Door, ReadyQueue
 from cluster2.worker.pace import Mode
 from tests.kernel.leaks import descriptors_left
 from tests.unit.waiting import PATIENCE, until
@@ -154,7 +154,7 @@ async def test_a_mode_that_comes_too_late(listener: socket.socket) -> None:
         taking.acceptor.stop()  # while that one keeps the next one waiting
         await taking.acceptor.change(Mode.HELD)
         stack.enter_context(socket.create_connection(listener.getsockname()))
-        await asyncio.sleep(3 * HOLD)  # it would have taken the next one before
+        await asyncio.sleep(3 * MAX_HEAD_WAIT_S)  # it would have taken the next one before
         assert taking.acceptor.accepted == 1
         listener.accept()[0].close()
     await taking.idle()
@@ -364,7 +364,7 @@ async def test_no_room(listener: socket.socket, mode: Mode) -> None:
 async def taking_stands(taking: Taking, count: int) -> bool:
     """Whether nothing more is taken while the loop turns, and timers have their turn."""
     for _ in range(20):
-        await asyncio.sleep(HOLD)
+        await asyncio.sleep(MAX_HEAD_WAIT_S)
     return taking.acceptor.accepted == count
 
 
@@ -380,7 +380,7 @@ async def test_no_room_for_what_returns() -> None:
         assert Outlet(entry).send(theirs.fileno(), 0, socket.AF_UNIX, 0.0)
         theirs.close()
         for _ in range(20):
-            await asyncio.sleep(HOLD)
+            await asyncio.sleep(MAX_HEAD_WAIT_S)
         assert (acceptor.returned, acceptor.lost) == (0, 0)
         acceptor.allow(1)
         ours.setblocking(False)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster2.engines.access import AHEAD, AccessLog, Handler
+from cluster2.engines.access import FORMATTED_AHEAD_LINES, AccessLog, Handler
 
 STAMP = r"\[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\]"
 
@@ -93,12 +93,12 @@ def test_lines_are_written_together() -> None:
     """With the tick, or when there are many."""
     pieces: list[bytes] = []
     log = AccessLog(0, False, pieces.append)
-    for _ in range(AHEAD + 1):
+    for _ in range(FORMATTED_AHEAD_LINES + 1):
         log.add(scope(), 200, 1, 0.0)
-    assert [piece.count(b"\n") for piece in pieces] == [AHEAD]
+    assert [piece.count(b"\n") for piece in pieces] == [FORMATTED_AHEAD_LINES]
     log.flush()
     log.flush()
-    assert [piece.count(b"\n") for piece in pieces] == [AHEAD, 1]
+    assert [piece.count(b"\n") for piece in pieces] == [FORMATTED_AHEAD_LINES, 1]
 
 
 @pytest.mark.parametrize("path", ["/ä", "/ä".encode().decode("latin-1")])

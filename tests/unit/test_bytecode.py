@@ -59,7 +59,7 @@ def cached(directory: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize(
-    ("by_ns", "stale"), [(-1, True), (0, True), (bytecode.MARGIN_NS, True), (bytecode.MARGIN_NS + 1, False)]
+    ("by_ns", "stale"), [(-1, True), (0, True), (bytecode.MTIME_MARGIN_NS, True), (bytecode.MTIME_MARGIN_NS + 1, False)]
 )
 def test_what_is_trusted(tmp_path: Path, by_ns: int, stale: bool) -> None:
     """Bytecode is trusted if it was written more than the margin after the source's inode was changed last."""
@@ -83,7 +83,7 @@ def test_good_bytecode_is_used(tmp_path: Path) -> None:
     source = write(tmp_path, 1)
     assert imported(tmp_path, FRESH) == 1
     (file,) = tmp_path.glob("__pycache__/*.pyc")
-    aged(file, source, 10 * bytecode.MARGIN_NS)
+    aged(file, source, 10 * bytecode.MTIME_MARGIN_NS)
     before = file.stat()
     assert imported(tmp_path, FRESH) == 1
     assert (file.stat().st_mtime_ns, file.stat().st_ino) == (before.st_mtime_ns, before.st_ino)

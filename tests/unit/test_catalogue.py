@@ -87,7 +87,11 @@ WSGI = (Interface.WSGI, HttpEngine)
 TCP = (Interface.TCP, TcpEngine)
 
 
-CELLS = [(interface, engine) for engine in map(catalogue.find, catalogue.BUILT_IN) for interface in engine.capabilities]
+CELLS = [
+    (interface, engine)
+    for engine in map(catalogue.find, catalogue.BUILT_IN_ENGINES)
+    for interface in engine.capabilities
+]
 
 
 @pytest.mark.parametrize("each", CELLS, ids=[f"{engine.name} {interface}" for interface, engine in CELLS])
@@ -159,7 +163,7 @@ def test_the_way_out_names_an_engine_that_can() -> None:
 )
 def test_what_is_no_engine(monkeypatch: pytest.MonkeyPatch, target: str, says: str) -> None:
     """What an entry point leads to is looked at before it is used."""
-    monkeypatch.setitem(catalogue.BUILT_IN, "odd", target)  # type: ignore[arg-type]
+    monkeypatch.setitem(catalogue.BUILT_IN_ENGINES, "odd", target)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=says):
         catalogue.find("odd")
 

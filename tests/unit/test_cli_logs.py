@@ -12,7 +12,7 @@ from click.testing import Result
 
 from cluster2.cli import cli
 from cluster2.kernel import logfiles
-from cluster2.kernel.logreading import ABSENT, PATIENCE, Following
+from cluster2.kernel.logreading import MAX_ABSENT_POLLS, MAX_PARTIAL_LINE_POLLS, Following
 from tests.unit.test_cli import runner
 
 
@@ -124,8 +124,8 @@ def test_the_beginning_of_a_line(shown: Shown, tmp_path: Path) -> None:
     assert shown.look() == []
     add(log, "tial\nlast wor")
     assert shown.look() == ["partial"]
-    assert shown.look(PATIENCE) == ["last wor"]
-    assert shown.look(PATIENCE) == []
+    assert shown.look(MAX_PARTIAL_LINE_POLLS) == ["last wor"]
+    assert shown.look(MAX_PARTIAL_LINE_POLLS) == []
     add(log, "ds\n")
     assert shown.look() == ["ds"]
 
@@ -135,7 +135,7 @@ def test_a_line_without_an_end_is_bounded(shown: Shown, tmp_path: Path) -> None:
     (tmp_path / "worker.0.log").touch()
     shown.look()
     add(tmp_path / "worker.0.log", "x" * 3_000_000)
-    pieces = shown.look(PATIENCE + 1)
+    pieces = shown.look(MAX_PARTIAL_LINE_POLLS + 1)
     assert len(pieces) > 2
     assert "".join(pieces) == "x" * 3_000_000
 
@@ -152,7 +152,7 @@ def test_files_that_left_are_let_go(shown: Shown, tmp_path: Path) -> None:
         assert len(shown.following._open) == 1
         writer.write("3\n")
         assert shown.look() == ["3"]
-    shown.look(ABSENT)
+    shown.look(MAX_ABSENT_POLLS)
     assert not shown.following._open
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from cluster2.errors import ConfigError, UsageError
 from cluster2.master import control
-from cluster2.master.control import LINE, Control
+from cluster2.master.control import MAX_LINE_BYTES, Control
 from cluster2.master.facts import Command, Fact
 from tests.unit.waiting import PATIENCE, until
 
@@ -161,7 +161,7 @@ async def test_a_line_that_is_too_long(tmp_path: Path) -> None:
     """Who sends more than a line may have is cut off before the master keeps it all; others are served on."""
     async with controlled(tmp_path):
         async with client(tmp_path) as (reader, writer):
-            writer.write(b'{"verb": "' + b"x" * 4 * LINE)
+            writer.write(b'{"verb": "' + b"x" * 4 * MAX_LINE_BYTES)
             try:
                 assert b'"ok":true' not in await asyncio.wait_for(reader.read(), PATIENCE)
             except ConnectionResetError:

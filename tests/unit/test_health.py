@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.health import LATE, PROMISE, Limits, Trouble, Vitals, passed, seen_state, trouble
+from cluster2.health import PROMISED_HEARTBEAT_S, STUCK_OVERDUE_S, Limits, Trouble, Vitals, passed, seen_state, trouble
 from cluster2.lifecycle import State
 
 CALM = Vitals(connections=0, requests=0, uptime=0.0, memory=0, heartbeat=0.0, request_deadline=0.0)
@@ -124,9 +124,9 @@ def test_trouble_does_not_pass_by_itself(
     [
         (State.READY, 0.0, "ready"),
         (State.READY, 100.0, "ready"),
-        (State.READY, 100.0 - LATE, "ready"),
-        (State.READY, 99.9 - LATE, "stuck"),
-        (State.READY, 100.1 + PROMISE + LATE, "stuck"),
+        (State.READY, 100.0 - STUCK_OVERDUE_S, "ready"),
+        (State.READY, 99.9 - STUCK_OVERDUE_S, "stuck"),
+        (State.READY, 100.1 + PROMISED_HEARTBEAT_S + STUCK_OVERDUE_S, "stuck"),
         (State.DRAINING, 1.0, "draining"),
         (State.BOOTING, 1.0, "booting"),
     ],

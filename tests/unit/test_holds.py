@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster2.engines.base import Hold
-from cluster2.worker.holds import FADE, STRETCH, Holds
+from cluster2.worker.holds import HOLD_FADE, LATENESS_STRETCH, Holds
 
 
 def test_computing_counts() -> None:
@@ -38,13 +38,13 @@ def test_lateness_fades() -> None:
     ticks = 0
     while holds.tick(Hold(0.03, 0.0, True), late=0.0) < 0.025:
         ticks += 1
-    assert STRETCH * 0.02 * FADE ** (ticks + 1) > 0.005 - 0.002
+    assert LATENESS_STRETCH * 0.02 * HOLD_FADE ** (ticks + 1) > 0.005 - 0.002
     assert 5 < ticks < 20
 
 
 def test_what_was_late_is_taken_off() -> None:
     """A request that sleeps on a loaded machine counts for what is left."""
-    assert Holds().tick(Hold(0.03, 0.0, True), late=0.002) == pytest.approx(0.03 - STRETCH * 0.002)
+    assert Holds().tick(Hold(0.03, 0.0, True), late=0.002) == pytest.approx(0.03 - LATENESS_STRETCH * 0.002)
 
 
 def test_early_ticks_add_nothing() -> None:

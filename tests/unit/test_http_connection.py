@@ -25,7 +25,7 @@ from cluster2.engines.http.limits import (
     MAX_TARGET_BYTES,
     MAX_UNREAD_BODY_BYTES,
 )
-from cluster2.engines.outcomes import CLIENT_GONE
+from cluster2.engines.outcomes import CLIENT_CLOSED_STATUS
 from tests.unit.http_exchange import Message, Receive, Send, connect, exchange, feed, serving, settle
 
 pytestmark = pytest.mark.anyio
@@ -429,7 +429,7 @@ async def test_what_is_sent_after_the_client_has_left() -> None:
         await settle()
         assert told == ["http.request", "http.disconnect", "http.disconnect"]
         assert transport.output == b""
-        assert (engine.outcomes.errors(), engine.ended, len(engine.running)) == (0, {CLIENT_GONE: 1}, 0)
+        assert (engine.outcomes.errors(), engine.ended, len(engine.running)) == (0, {CLIENT_CLOSED_STATUS: 1}, 0)
         assert engine.outcomes.disconnects == 1
 
 
@@ -654,8 +654,8 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5000):
         assert head.split_target(b"/%d?x" % number, b"GET") == ((f"/{number}", b"/%d" % number, b"x"), None)
         assert head.is_valid_host(b"host%d" % number)
-    assert 0 < len(head.TARGETS) <= 1024
-    assert 0 < len(head.VALID_HOSTS) <= 1024
+    assert 0 < len(head.TARGET_CACHE) <= 1024
+    assert 0 < len(head.VALID_HOSTS_CACHE) <= 1024
     for target in (b"/" + bytes(200).replace(b"\0", b"x"), b"*", b"http://a/b", b"/a#b"):
         head.split_target(target, b"OPTIONS")
-        assert target not in head.TARGETS
+        assert target not in head.TARGET_CACHE

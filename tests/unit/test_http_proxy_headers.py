@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.engines.http.proxy_headers import MAX_HOPS, UNIX_PEER, TrustedProxies, websocket_scheme
+from cluster2.engines.http.proxy_headers import MAX_FORWARDED_HOPS, UNIX_PEER, TrustedProxies, websocket_scheme
 from cluster2.kinds import PROXIES, parse_proxies
 
 PEER = ("10.0.0.1", 5000)
@@ -164,8 +164,8 @@ def test_values(raw: object, value: str) -> None:
 
 def test_long_lists_are_bounded() -> None:
     """Of a list without end only the last entries are examined."""
-    assert resolve("*", ", ".join(["192.0.2.7", *["10.0.0.9"] * MAX_HOPS])) == ("10.0.0.9", 0)
-    assert resolve("*", ", ".join(["192.0.2.7", *["10.0.0.9"] * (MAX_HOPS - 1)])) == ("192.0.2.7", 0)
+    assert resolve("*", ", ".join(["192.0.2.7", *["10.0.0.9"] * MAX_FORWARDED_HOPS])) == ("10.0.0.9", 0)
+    assert resolve("*", ", ".join(["192.0.2.7", *["10.0.0.9"] * (MAX_FORWARDED_HOPS - 1)])) == ("192.0.2.7", 0)
 
 
 addresses = st.ip_addresses()

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.latencies import BOUNDS, bucket, quantile, summary
+from cluster2.latencies import BUCKET_BOUNDS_S, bucket, quantile, summary
 
 
 def counts(*seconds: float) -> list[int]:
-    found = [0] * (len(BOUNDS) + 1)
+    found = [0] * (len(BUCKET_BOUNDS_S) + 1)
     for each in seconds:
         found[bucket(each)] += 1
     return found
@@ -18,9 +18,9 @@ def counts(*seconds: float) -> list[int]:
 
 def test_buckets_include_their_bound() -> None:
     """A request belongs to the first bucket whose bound it doesn't exceed, as Prometheus' `le` says; the last takes all else."""
-    assert [bucket(bound) for bound in BOUNDS] == list(range(len(BOUNDS)))
+    assert [bucket(bound) for bound in BUCKET_BOUNDS_S] == list(range(len(BUCKET_BOUNDS_S)))
     assert bucket(0.0) == 0
-    assert bucket(BOUNDS[-1] + 0.001) == bucket(1e9) == len(BOUNDS)
+    assert bucket(BUCKET_BOUNDS_S[-1] + 0.001) == bucket(1e9) == len(BUCKET_BOUNDS_S)
 
 
 def test_quantiles_are_interpolated() -> None:
@@ -28,7 +28,7 @@ def test_quantiles_are_interpolated() -> None:
     assert quantile(counts(*[0.02] * 10), 0.5) == pytest.approx(0.0175)
     assert quantile(counts(*[0.001] * 99, 0.2), 0.99) == pytest.approx(0.001)
     assert quantile(counts(*[0.001] * 90, *[0.2] * 10), 0.99) == pytest.approx(0.1 + 0.9 * 0.15)
-    assert quantile(counts(100.0), 0.5) == BOUNDS[-1]
+    assert quantile(counts(100.0), 0.5) == BUCKET_BOUNDS_S[-1]
 
 
 @given(st.lists(st.floats(0.0001, 100), min_size=1), st.floats(0.01, 1))
@@ -57,4 +57,4 @@ def test_quantiles_bound_the_requests(seconds: list[float]) -> None:
         value = quantile(counts(*seconds), share)
         assert value is not None
         at = sorted(seconds)[max(0, -int(-share * len(seconds) // 1) - 1)]
-        assert bucket(value) in (bucket(at), len(BOUNDS) - 1)
+        assert bucket(value) in (bucket(at), len(BUCKET_BOUNDS_S) - 1)

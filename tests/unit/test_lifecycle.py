@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.lifecycle import LIVE, TABLE, Action, Event, State, Step, life_phase, step
+from cluster2.lifecycle import LIVE_STATES, TRANSITIONS, Action, Event, State, Step, life_phase, step
 
 S, E, A = State, Event, Action
 PAIRS = list(itertools.product(State, Event))
@@ -26,8 +26,8 @@ def run(history: list[Event], state: State = State.SPAWNING) -> tuple[State, lis
 
 def test_the_table_is_total() -> None:
     """Each pair of state and event stands in the table once, and nothing else does."""
-    assert set(TABLE) == set(PAIRS)
-    assert len(TABLE) == len(State) * len(Event)
+    assert set(TRANSITIONS) == set(PAIRS)
+    assert len(TRANSITIONS) == len(State) * len(Event)
 
 
 @pytest.mark.parametrize("event", Event)
@@ -98,7 +98,7 @@ def test_a_killed_worker_with_a_process_gets_the_signal(history: list[Event]) ->
 
 def test_live_states() -> None:
     """A worker counts as live from the order to spawn it until it is told to leave."""
-    assert {State.SPAWNING, State.BOOTING, State.READY} == LIVE
+    assert {State.SPAWNING, State.BOOTING, State.READY} == LIVE_STATES
     assert [state.label for state in State] == ["spawning", "booting", "ready", "draining", "dying", "dead"]
 
 

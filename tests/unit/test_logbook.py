@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from cluster2.errors import ConfigError
 from cluster2.kernel import logfiles
 from cluster2.kernel.logfiles import Follower
-from cluster2.master.logbook import LEAST, PAUSE, RECENT, SHORT_PAUSE, Logbook
+from cluster2.master.logbook import (
+    FAST_LOG_POLL_INTERVAL_S,
+    LOG_POLL_INTERVAL_S,
+    MIN_FILE_BYTES,
+    WRITER_GONE_AFTER_S,
+    Logbook,
+)
 
 SIZE = 8192
 LINE = 64
@@ -100,7 +106,7 @@ def test_who_never_looks_is_cut(tmp_path: Path) -> None:
     stuck = os.open(tmp_path / "worker.3.log", os.O_WRONLY | os.O_APPEND)
     for _ in range(50):
         os.write(stuck, b"x" * SIZE)
-        assert keeper.look() in (SHORT_PAUSE, PAUSE)
+        assert keeper.look() in (FAST_LOG_POLL_INTERVAL_S, LOG_POLL_INTERVAL_S)
         assert sum(each.size for each in logfiles.found(str(tmp_path))) <= 4 * SIZE
     os.close(stuck)
     assert len(said) == 1
@@ -153,7 +159,7 @@ def test_a_smaller_share_cuts_nothing(tmp_path: Path) -> None:
 def test_who_says_much_loses_its_own_past(tmp_path: Path) -> None:
     """What is removed belongs to the log that has the most; files that were written to long ago go, others are emptied."""
     keeper = book(tmp_path, total=10 * SIZE)
-    old = time.time() - 2 * RECENT
+    old = time.time() - 2 * WRITER_GONE_AFTER_S
     for name, size in (
         ("master.log.1", SIZE),
         ("worker.0.log", 0),
@@ -186,7 +192,7 @@ def test_without_a_size_nothing_is_rotated(tmp_path: Path) -> None:
     keeper = book(tmp_path, size=0, total=1)
     keeper.entrust(0)
     (tmp_path / "worker.0.log").write_bytes(b"x" * 10 * SIZE)
-    assert keeper.look() == PAUSE
+    assert keeper.look() == LOG_POLL_INTERVAL_S
     assert [path.name for path in tmp_path.iterdir()] == ["worker.0.log"]
 
 
@@ -198,8 +204,8 @@ def test_a_directory_that_is_taken_away_is_said_once(tmp_path: Path) -> None:
     (tmp_path / "logs" / "worker.0.log").write_bytes(b"x" * 2 * SIZE)
     (tmp_path / "logs" / "worker.0.log.1").mkdir()
     (tmp_path / "logs" / "worker.0.log.1" / "x").touch()
-    assert keeper.look() == PAUSE
-    assert keeper.look() == PAUSE
+    assert keeper.look() == LOG_POLL_INTERVAL_S
+    assert keeper.look() == LOG_POLL_INTERVAL_S
     assert len(said) == 1
     assert "can't be kept in order" in said[0]
 
@@ -235,7 +241,7 @@ def test_a_file_that_is_still_written_is_not_removed(tmp_path: Path) -> None:
     """However long its writer has been silent: it is cut, and goes when it is let go."""
     keeper = book(tmp_path, total=4 * SIZE)
     keeper.entrust(0)
-    old = time.time() - 2 * RECENT
+    old = time.time() - 2 * WRITER_GONE_AFTER_S
     silent = os.open(tmp_path / "worker.0.log", os.O_WRONLY | os.O_APPEND)
     os.write(silent, b"x" * 2 * SIZE)
     keeper.look()
@@ -321,7 +327,7 @@ def test_small_files_are_not_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     keeper.look()
     assert not (tmp_path / "worker.0.log.1").exists()
     for turn in range(6):
-        log.write_text(f"{turn}" * (LEAST + 1))
+        log.write_text(f"{turn}" * (MIN_FILE_BYTES + 1))
         keeper.look()
     names = [each.name for each in logfiles.found(str(tmp_path))]
     assert names == ["worker.0.log", "worker.0.log.1", "worker.0.log.2", "worker.0.log.3"]

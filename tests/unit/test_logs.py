@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cluster2 import logs
-from cluster2.allowance import BURST, INTERVAL_S
+from cluster2.allowance import BURST, LINES_INTERVAL_S
 from cluster2.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("own_process")
@@ -160,12 +160,12 @@ def test_a_flood(monkeypatch: pytest.MonkeyPatch, clock: Clock, form: str) -> No
         flood("cluster2.http", 1000)
         assert len(stream.getvalue().splitlines()) == BURST
         assert "_cluster2" not in stream.getvalue()
-        clock.now = INTERVAL_S
+        clock.now = LINES_INTERVAL_S
         flood("cluster2.http", 5)
         lines = stream.getvalue().splitlines()
         assert len(lines) == len(copied) == BURST + 1
         assert f"0 ({1000 - BURST} more like this were left out)" in lines[-1]
-        clock.now = 100 * INTERVAL_S
+        clock.now = 100 * LINES_INTERVAL_S
         flood("cluster2.http", 2)
         assert len(stream.getvalue().splitlines()) == BURST + 3
     finally:
@@ -214,9 +214,9 @@ def test_what_is_not_bounded(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> N
 def test_kinds_without_end(clock: Clock) -> None:
     """Texts that are made up anew each time cost no memory without end."""
     limit = logs.RateLimit(clock)
-    for number in range(3 * logs.MAX_KINDS):
+    for number in range(3 * logs.MAX_RATE_LIMITED_KINDS):
         limit.filter(logging.LogRecord("cluster2.http", logging.ERROR, "", 0, f"text {number}", None, None))
-    assert len(limit._kinds) <= logs.MAX_KINDS
+    assert len(limit._kinds) <= logs.MAX_RATE_LIMITED_KINDS
 
 
 def test_loggers_that_an_app_does_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,9 +225,9 @@ def test_loggers_that_an_app_does_not_silence(monkeypatch: pytest.MonkeyPatch) -
     logging.config.dictConfig(quiet)
     stream = configured(monkeypatch)
     logging.config.dictConfig(quiet)
-    for name in logs.KEPT:
+    for name in logs.KEPT_LOGGERS:
         logging.getLogger(name).error("from %s", name)
-    for name in logs.KEPT:
+    for name in logs.KEPT_LOGGERS:
         assert f"from {name}\n" in stream.getvalue()
 
 
@@ -246,4 +246,4 @@ def test_all_loggers_are_kept() -> None:
     made = re.findall(
         r"getLogger\(\"((?:cluster2|_?granian)[\w.]*)\"\)", "".join(path.read_text() for path in package.rglob("*.py"))
     )
-    assert set(made) <= set(logs.KEPT)
+    assert set(made) <= set(logs.KEPT_LOGGERS)

@@ -272,7 +272,13 @@ async def test_garbage_from_a_worker(tmp_path: Path, said: bytes) -> None:
 
 @pytest.mark.parametrize(
     "message",
-    [wire.Ready(), wire.Drain(True), wire.Born(1, wire.VERSION), wire.Note("look"), wire.BootFailed("late", "", 3)],
+    [
+        wire.Ready(),
+        wire.Drain(True),
+        wire.Born(1, wire.PROTOCOL_VERSION),
+        wire.Note("look"),
+        wire.BootFailed("late", "", 3),
+    ],
     ids=lambda message: type(message).__name__,
 )
 async def test_messages_out_of_turn(tmp_path: Path, message: wire.Talk) -> None:
@@ -395,7 +401,7 @@ async def test_a_shutdown_between_two_spawns(tmp_path: Path) -> None:
 # cluster2 itself is another one
 
 UPGRADED = f"import cluster2.wire\ncluster2.wire.VERSION += 1\n{APP}"
-OTHER = f"are of version {wire.VERSION + 1}, the master's of version {wire.VERSION}: .*; restart the cluster"
+OTHER = f"are of version {wire.PROTOCOL_VERSION + 1}, the master's of version {wire.PROTOCOL_VERSION}: .*; restart the cluster"
 
 
 async def test_a_reload_after_an_upgrade(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster2 import latencies
 from cluster2.kernel.scoreboard import Scoreboard
-from cluster2.worker.measured import WINDOW_S, Measured
+from cluster2.worker.measured import LATENCY_WINDOW_S, Measured
 
 
 def test_measured() -> None:
@@ -17,13 +17,13 @@ def test_measured() -> None:
     measured.add(0.1)
     assert (row.measured()[latencies.bucket(0.3)], sum(row.measured()), row.latency) == (1, 2, 0.4)
     assert (row.slowest, row.slowest_lately) == (0.3, 0.3)
-    measured.second(1000.0 + WINDOW_S)
+    measured.second(1000.0 + LATENCY_WINDOW_S)
     measured.add(0.2)
     assert (row.slowest, row.slowest_lately) == (0.3, 0.3)
-    measured.second(1001.0 + WINDOW_S)
+    measured.second(1001.0 + LATENCY_WINDOW_S)
     assert row.slowest_lately == 0.3
-    measured.second(1000.0 + 2 * WINDOW_S)
+    measured.second(1000.0 + 2 * LATENCY_WINDOW_S)
     assert (row.slowest, row.slowest_lately) == (0.3, 0.2)
-    measured.second(1000.0 + 3 * WINDOW_S)
+    measured.second(1000.0 + 3 * LATENCY_WINDOW_S)
     assert (row.slowest, row.slowest_lately) == (0.3, 0.0)
     board.close()

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.latencies import BOUNDS
-from cluster2.monitor.history import COLUMNS, MARKS, History, thin
+from cluster2.latencies import BUCKET_BOUNDS_S
+from cluster2.monitor.history import HISTORY_COLUMNS, MAX_MARKS, History, thin
 from cluster2.monitor.rates import Lately, Meter
-from cluster2.monitor.scales import FIRST, SHARE, Scales
+from cluster2.monitor.scales import MEMORY_TIME_SHARE, UNWEIGHED_TURN_S, Scales
 
 Looks = st.lists(st.tuples(st.floats(0.01, 100.0), st.integers(0, 10**9)), min_size=2, max_size=30)
 
@@ -42,7 +42,7 @@ def test_rates_that_are_not_known() -> None:
 
 def test_lately() -> None:
     """Only what was measured within the last turns counts; none is None, also for who wasn't known a turn ago."""
-    lately, fast, slow = Lately(2), [0] * (len(BOUNDS) + 1), [0] * (len(BOUNDS) + 1)
+    lately, fast, slow = Lately(2), [0] * (len(BUCKET_BOUNDS_S) + 1), [0] * (len(BUCKET_BOUNDS_S) + 1)
     slow[8] = 100  # 0.1 to 0.25 s
     none = {"p50": None, "p99": None}
     lately.turn()
@@ -74,7 +74,7 @@ def test_the_ring(seconds: int, window: int, points: int) -> None:
     assert len(rows) <= min(len(kept), points + 1)
     assert [row[0] for row in rows] == sorted(row[0] for row in rows)  # type: ignore[type-var]
     if kept:
-        names = list(COLUMNS)
+        names = list(HISTORY_COLUMNS)
         column = {name: [row[place] for row in rows] for place, name in enumerate(names)}
         assert max(column["p99"]) == kept[-1]  # type: ignore[type-var]
         assert min(column["ready"]) == kept[0]  # type: ignore[type-var]
@@ -102,7 +102,7 @@ def test_means_and_peaks() -> None:
     for second, values in enumerate(told):
         history.add({"time": 1000.0 + second, **values})
     (row,) = history.rows(0, 2000, 2000)
-    found = dict(zip(COLUMNS, row, strict=True))
+    found = dict(zip(HISTORY_COLUMNS, row, strict=True))
     expected = {"time": 1000, "requests": 15, "p99": 0.5, "ready": 1, "memory": 7}
     assert {name: value for name, value in found.items() if value is not None} == expected
 
@@ -110,10 +110,10 @@ def test_means_and_peaks() -> None:
 def test_marks() -> None:
     """The last ones are kept; asked for since a time."""
     history = History()
-    for second in range(MARKS + 10):
+    for second in range(MAX_MARKS + 10):
         history.mark(float(second), "died", slot=3, reason="crash")
-    assert len(history.marks(0)) == MARKS
-    assert history.marks(MARKS + 8) == [{"time": MARKS + 9, "name": "died", "slot": 3, "reason": "crash"}]
+    assert len(history.marks(0)) == MAX_MARKS
+    assert history.marks(MAX_MARKS + 8) == [{"time": MAX_MARKS + 9, "name": "died", "slot": 3, "reason": "crash"}]
 
 
 class Weighing:
@@ -139,7 +139,7 @@ class Weighing:
 
 def test_new_ones_are_weighed_first() -> None:
     """At once, as far as there is time; then each in its turn; a process that is gone is forgotten."""
-    small = Weighing(FIRST / 16)
+    small = Weighing(UNWEIGHED_TURN_S / 16)
     assert small.turns([1, 2, 3], 1) == [1, 2, 3]
     assert small.turns([1, 2, 3], 8) == [1, 2, 3, 1, 2, 3, 1, 2]
     assert small.turns([1, 2, 3, 4], 2) == [4, 3]
@@ -152,13 +152,13 @@ def test_large_ones_are_weighed_seldom() -> None:
     """Weighing takes no more than its share of the time, however large they are."""
     large = Weighing(0.1)
     large.turns([1, 2], 1000)
-    assert len(large.asked) * 0.1 <= 1000 * SHARE + 0.2
+    assert len(large.asked) * 0.1 <= 1000 * MEMORY_TIME_SHARE + 0.2
     assert len(large.asked) >= 40
 
 
 def test_totals() -> None:
     """Who hasn't been weighed counts as the average of the others; who can't be, too."""
-    weighing = Weighing(FIRST / 2)
+    weighing = Weighing(UNWEIGHED_TURN_S / 2)
     scales = weighing.scales
     assert scales.total([1, 2]) is None
     assert weighing.turns([1, 3, 5, 7], 1) == [1, 3]
@@ -174,5 +174,5 @@ def test_the_ring_is_small() -> None:
     columns = history._columns.values()
     size = sum(column.itemsize * len(column) for column in columns)
     for second in itertools.islice(itertools.count(), 4000):
-        history.add(dict.fromkeys(COLUMNS, float(second)))
+        history.add(dict.fromkeys(HISTORY_COLUMNS, float(second)))
     assert sum(column.itemsize * len(column) for column in columns) == size < 2**20

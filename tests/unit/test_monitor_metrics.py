@@ -14,10 +14,10 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from cluster2.health import LATE
+from cluster2.health import STUCK_OVERDUE_S
 from cluster2.kernel import ledger
 from cluster2.kernel.scoreboard import Row, Scoreboard
-from cluster2.latencies import BOUNDS
+from cluster2.latencies import BUCKET_BOUNDS_S
 from cluster2.lifecycle import State
 from cluster2.monitor.app import make
 from cluster2.monitor.facts import Facts
@@ -130,7 +130,7 @@ async def test_the_histogram(board: Scoreboard) -> None:
     """Buckets are cumulative, the last one is the count, by slot and for the cluster, over lives."""
     index, row = worker(board, 0, latency=0.5)
     row.latencies[0] += 3
-    row.latencies[len(BOUNDS)] += 1
+    row.latencies[len(BUCKET_BOUNDS_S)] += 1
     ledger.bury(board, index, 0, lived=True, crashed=False)
     _, row = worker(board, 0, latency=0.25)
     row.latencies[2] += 2
@@ -138,8 +138,8 @@ async def test_the_histogram(board: Scoreboard) -> None:
     row.latencies[2] += 1
     found = await scrape(board)
     name = "cluster2_worker_request_duration_seconds"
-    buckets = [found[f"{name}_bucket", (("le", str(bound)), *slot(0))] for bound in (*BOUNDS, "+Inf")]
-    assert buckets == [3, 3, *[5] * (len(BOUNDS) - 2), 6]
+    buckets = [found[f"{name}_bucket", (("le", str(bound)), *slot(0))] for bound in (*BUCKET_BOUNDS_S, "+Inf")]
+    assert buckets == [3, 3, *[5] * (len(BUCKET_BOUNDS_S) - 2), 6]
     assert (found[f"{name}_count", slot(0)], found[f"{name}_sum", slot(0)]) == (6, 0.75)
     assert found["cluster2_request_duration_seconds_count", ()] == 7
     assert found["cluster2_request_duration_seconds_sum", ()] == 1.75
@@ -205,7 +205,7 @@ async def test_the_dashboard(board: Scoreboard) -> None:
 async def test_stuck_workers_are_not_ready(board: Scoreboard) -> None:
     """A worker whose sign of life is overdue counts as stuck, and as ready nowhere."""
     worker(board, 0, heartbeat=time.monotonic() + 1.0)
-    worker(board, 1, heartbeat=time.monotonic() - LATE - 1.0)
+    worker(board, 1, heartbeat=time.monotonic() - STUCK_OVERDUE_S - 1.0)
     found = await scrape(board)
     assert [found["cluster2_workers", (("state", state),)] for state in ("ready", "stuck")] == [1, 1]
     assert (await ask(board, "/readyz")).status_code == 200

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 
 from cluster2.kernel import ledger
-from cluster2.kernel.scoreboard import CELLS, Scoreboard
-from cluster2.monitor.page import STATIC, files
+from cluster2.kernel.scoreboard import CELLS_PER_ROW, Scoreboard
+from cluster2.monitor.page import STATIC_DIRECTORY, files
 from cluster2.monitor.picture import Subject
-from cluster2.monitor.shield import HEADERS
+from cluster2.monitor.shield import SECURITY_HEADERS
 from cluster2.settings import Settings
 from tests.unit.monitored import AS_JSON, BEARS, TOKEN, a_board, client, desk_of, facts, worker
 
@@ -110,7 +110,7 @@ async def test_a_worker_gone_mad(board: Scoreboard, seed: int) -> None:
     mad = board.row(worker(board, 1))
     good = board.row(worker(board, 0))
     for second in range(3):
-        for cell in range(CELLS):
+        for cell in range(CELLS_PER_ROW):
             mad.integers[cell] = chance.choice((0, 1, 5, -1, chance.getrandbits(63), -chance.getrandbits(63)))
         good.requests += 10
         desk.watch.look(1.0 + second, 1001.0 + second)
@@ -173,11 +173,13 @@ async def test_page_or_facts(board: Scoreboard, accept: str, html: bool) -> None
 async def test_files(board: Scoreboard) -> None:
     """Those of the package, with their tags: a second time there is nothing to send; nothing else is served."""
     paths = files()
-    assert set(paths) == {path.relative_to(STATIC).as_posix() for path in STATIC.rglob("*") if path.is_file()}
+    assert set(paths) == {
+        path.relative_to(STATIC_DIRECTORY).as_posix() for path in STATIC_DIRECTORY.rglob("*") if path.is_file()
+    }
     async with client(desk_of(board)) as asking:
         for name in paths:
             answer = await asking.get(f"/static/{name}")
-            assert (answer.status_code, answer.content) == (200, (STATIC / name).read_bytes())
+            assert (answer.status_code, answer.content) == (200, (STATIC_DIRECTORY / name).read_bytes())
             tag = {"if-none-match": answer.headers["etag"]}
             again = await asking.get(f"/static/{name}", headers=tag)
             assert (again.status_code, again.content) == (304, b"")
@@ -193,7 +195,7 @@ async def test_files(board: Scoreboard) -> None:
 
 def test_no_fact_and_no_script_in_the_page() -> None:
     """What the policy forbids isn't in it: scripts and styles are files of our own."""
-    page = (STATIC / "page.html").read_text().lower()
+    page = (STATIC_DIRECTORY / "page.html").read_text().lower()
     for bad in ("<style", "style=", "onclick", "onload=", "javascript:", "http://", "https://", "//cdn"):
         assert bad not in page, bad
     assert page.count("<script") == page.count("<script src=") + page.count('<script type="module" src=')
@@ -210,7 +212,7 @@ async def test_headers(board: Scoreboard, path: str, status: int) -> None:
         strange = await asking.get(path, headers={"host": "evil.example"})
     assert (answer.status_code, strange.status_code) == (status, 421)
     for each in (answer, strange):
-        for name, value in HEADERS:
+        for name, value in SECURITY_HEADERS:
             assert each.headers[name.decode()] == value.decode()
 
 
@@ -229,7 +231,7 @@ async def test_sign_in(board: Scoreboard) -> None:
     async with client(desk, Settings(monitor_host="0.0.0.0", monitor_token=TOKEN)) as asking:
         page = await asking.get("/", headers={"accept": "text/html"})
         assert (page.status_code, page.headers["www-authenticate"]) == (401, "Bearer")
-        assert page.content == (STATIC / "page.html").read_bytes()
+        assert page.content == (STATIC_DIRECTORY / "page.html").read_bytes()
         for path in ("/", "/events", "/history", "/metrics", "/deps", "/logs"):
             refused = await asking.get(path, headers=AS_JSON)
             assert (refused.status_code, refused.text) == (401, "a valid bearer token is needed\n")

@@ -17,7 +17,7 @@ from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.monitor import stream
 from cluster2.monitor.app import make
 from cluster2.monitor.desk import Desk
-from cluster2.monitor.feed import KEPT, KEPT_EMITTED, LONGEST, Feed
+from cluster2.monitor.feed import MAX_EVENT_BYTES, MAX_KEPT_EMITTED, MAX_KEPT_EVENTS, Feed
 from cluster2.settings import Settings
 from tests.unit.monitored import BEARS, TOKEN, a_board, client, desk_of, facts, worker
 
@@ -36,11 +36,11 @@ def test_the_feed() -> None:
     feed.heard({"event": "reloading", "time": 1.0, "generation": 2})
     for number in range(500):
         feed.heard({"event": "mine", "time": 1.0, "data": number, "pid": 0, "slot": None})
-    assert [told.name for told in feed.after(0)] == ["reloading", *["mine"] * KEPT_EMITTED]
+    assert [told.name for told in feed.after(0)] == ["reloading", *["mine"] * MAX_KEPT_EMITTED]
     for number in range(500):
         feed.heard({"event": "SIGHUP" if number % 2 else "forked", "time": 1.0})
     told = feed.after(0)
-    assert len(told) == KEPT + KEPT_EMITTED
+    assert len(told) == MAX_KEPT_EVENTS + MAX_KEPT_EMITTED
     assert [each.number for each in told] == sorted(each.number for each in told)
     assert told[-1].number == 1000 + 1000
     assert feed.after(told[-2].number) == told[-1:]
@@ -64,12 +64,14 @@ def test_what_is_no_event(garbage: dict[str, Any]) -> None:
 def test_long_and_private_events() -> None:
     """A long one comes without its contents; code, and what the app says, only for who may see it."""
     feed = Feed(1)
-    feed.heard({"event": "mine", "time": 1.0, "pid": 7, "slot": 1, "data": "x" * LONGEST})
+    feed.heard({"event": "mine", "time": 1.0, "pid": 7, "slot": 1, "data": "x" * MAX_EVENT_BYTES})
     feed.heard({"event": "died", "time": 1.0, "pid": 7, "stacks": "File secret.py", "reason": "hang"})
-    feed.heard({"event": "x" * LONGEST, "time": 1.0})
+    feed.heard({"event": "x" * MAX_EVENT_BYTES, "time": 1.0})
     long, private = feed.after(0)
     expected = {"event": "mine", "time": 1.0, "pid": 7, "slot": 1}
-    assert json.loads(long.full) == expected | {"cut": len(msgspec.json.encode(expected | {"data": "x" * LONGEST}))}
+    assert json.loads(long.full) == expected | {
+        "cut": len(msgspec.json.encode(expected | {"data": "x" * MAX_EVENT_BYTES}))
+    }
     assert json.loads(private.full)["stacks"] == "File secret.py"
     assert json.loads(private.public) == {"event": "died", "time": 1.0, "pid": 7, "stacks": None, "reason": "hang"}
 
@@ -209,18 +211,18 @@ async def test_a_slow_viewer(board: Scoreboard) -> None:
     assert len(slow.told()) <= 4, "the one message that it was being sent"
     sent = slow.sent
     slow.takes.set()
-    await slow.until(lambda: slow.told()[-1][0] == "sample" and len(slow.told()) > KEPT)
-    assert slow.sent - sent <= KEPT / stream.AT_ONCE + 3
+    await slow.until(lambda: slow.told()[-1][0] == "sample" and len(slow.told()) > MAX_KEPT_EVENTS)
+    assert slow.sent - sent <= MAX_KEPT_EVENTS / stream.MAX_EVENTS_PER_MESSAGE + 3
     kept = [data["slot"] for name, _, data in slow.told() if name == "forked"]
-    assert kept[-KEPT:] == list(range(300 - KEPT, 300))
+    assert kept[-MAX_KEPT_EVENTS:] == list(range(300 - MAX_KEPT_EVENTS, 300))
     await leave(slow, quick)
 
 
 async def test_many_viewers(board: Scoreboard) -> None:
     """There is a bound, and a place again when one leaves; facts are made once for all."""
     desk = desk_of(board)
-    viewers = [Viewer(desk) for _ in range(stream.MOST)]
-    await viewers[-1].until(lambda: desk.viewers.count == stream.MOST)
+    viewers = [Viewer(desk) for _ in range(stream.MAX_VIEWERS)]
+    await viewers[-1].until(lambda: desk.viewers.count == stream.MAX_VIEWERS)
     async with client(desk) as asking:
         refused = await asking.get("/events")
         assert (refused.status_code, refused.text) == (503, "too many are watching already\n")

@@ -14,7 +14,7 @@ import pytest
 from cluster2.engines.base import Engine, Movable
 from cluster2.kernel.handover import Inlet, Outlet, Parcel, queue
 from cluster2.kernel.scoreboard import Header, Scoreboard
-from cluster2.worker.moves import EASY, SHED, Moves
+from cluster2.worker.moves import SURPLUS_DIVISOR, UNSTRETCHED_WAKE_RATE, Moves
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -167,10 +167,10 @@ async def test_rest_of_a_busy_keeper(stack: ExitStack) -> None:
     house = House(stack)
     house.add(idle=5.0)
     house.add(idle=7.0)
-    house.header.keeper_rate = 3 * EASY
+    house.header.keeper_rate = 3 * UNSTRETCHED_WAKE_RATE
     house.moves.rest(NOW, 2.0)
     assert house.homes[0].gone == [False, True]
-    house.header.keeper_rate = EASY / 10
+    house.header.keeper_rate = UNSTRETCHED_WAKE_RATE / 10
     house.moves.rest(NOW, 2.0)
     assert house.homes[0].gone == [True, True]
     assert len(house.arrived()) == 2
@@ -317,11 +317,11 @@ async def test_share_what_can_not_move(stack: ExitStack) -> None:
     house = House(stack)
     house.add(0, 20, may=False)
     house.moves.share(NOW, [20, 0], 20)
-    assert [home.sheds for home in house.homes] == [[(10 // SHED, True)]] * 2
+    assert [home.sheds for home in house.homes] == [[(10 // SURPLUS_DIVISOR, True)]] * 2
     alone = House(stack, keeper=False)
     alone.add(0, 20)
     alone.moves.share(NOW, [20, 0], 20)
-    assert alone.homes[0].sheds == [(10 // SHED, False)]
+    assert alone.homes[0].sheds == [(10 // SURPLUS_DIVISOR, False)]
     assert not any(alone.homes[0].gone)
 
 

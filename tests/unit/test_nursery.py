@@ -161,7 +161,7 @@ async def test_an_executed_worker(tmp_path: Path, birth: Birth) -> None:
         forked = await w.said(1)
         assert isinstance(forked, wire.Forked)
         assert forked.incarnation == 7
-        assert await birth.hears() == wire.Born(forked.pid, wire.VERSION)
+        assert await birth.hears() == wire.Born(forked.pid, wire.PROTOCOL_VERSION)
         assert await birth.hears() == wire.Ready()
         assert await birth.greeting() == b"hello"
         await until(lambda: not psutil.pid_exists(zygote), "the zygote, of no more use, has left")

@@ -6,18 +6,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.worker.pace import CALM, CLEAR, LONG, MANY_CLEAR, MANY_LONG, PROOF, WINDOW, Mode, Pace
+from cluster2.worker.pace import (
+    CALM_AFTER_S,
+    CLEARLY_LONG_STEP_S,
+    COUNTING_WINDOW_S,
+    LONG_STEP_S,
+    MIN_CLEARLY_LONG_STEPS,
+    MIN_LONG_STEPS,
+    MIN_SLOW_STEPS,
+    Mode,
+    Pace,
+)
 
 ABOVE = 0.005
-LONG_STEP = 2 * LONG
-CLEAR_STEP = 2 * CLEAR
+LONG_STEP = 2 * LONG_STEP_S
+CLEAR_STEP = 2 * CLEARLY_LONG_STEP_S
 PROOF_STEP = 2 * ABOVE
 
 
 def parking(now: float = 100.0) -> Pace:
     """One that parks since `now`."""
     pace = Pace(ABOVE)
-    for _ in range(PROOF):
+    for _ in range(MIN_SLOW_STEPS):
         pace.step(PROOF_STEP, now, [])
     assert pace.mode is Mode.PARKING
     return pace
@@ -34,35 +44,35 @@ def test_the_beginning() -> None:
 def held(now: float = 100.0) -> Pace:
     """One that holds back since `now`."""
     pace = Pace(0.0)
-    for _ in range(MANY_CLEAR):
+    for _ in range(MIN_CLEARLY_LONG_STEPS):
         pace.step(CLEAR_STEP, now, [])
     assert pace.mode is Mode.HELD
     return pace
 
 
-@pytest.mark.parametrize(("step", "many"), [(CLEAR_STEP, MANY_CLEAR), (LONG_STEP, MANY_LONG)])
+@pytest.mark.parametrize(("step", "many"), [(CLEAR_STEP, MIN_CLEARLY_LONG_STEPS), (LONG_STEP, MIN_LONG_STEPS)])
 def test_long_steps_hold(step: float, many: int) -> None:
     """As many steps as are counted of their degree, within the window, make it hold back at once; one fewer don't."""
     pace = Pace(0.0)
     for number in range(many - 1):
-        assert pace.step(step, 100.0 + number * WINDOW / many, []) is Mode.EAGER
+        assert pace.step(step, 100.0 + number * COUNTING_WINDOW_S / many, []) is Mode.EAGER
     assert pace.longest == step
-    assert pace.step(step, 99.9 + WINDOW, []) is Mode.HELD
+    assert pace.step(step, 99.9 + COUNTING_WINDOW_S, []) is Mode.HELD
 
 
-@pytest.mark.parametrize(("step", "many"), [(CLEAR_STEP, MANY_CLEAR), (LONG_STEP, MANY_LONG)])
+@pytest.mark.parametrize(("step", "many"), [(CLEAR_STEP, MIN_CLEARLY_LONG_STEPS), (LONG_STEP, MIN_LONG_STEPS)])
 def test_rare_long_steps_do_not_hold(step: float, many: int) -> None:
     """What the kernel does in an app's time comes now and then: for that nobody holds back, however long it goes on."""
     pace = Pace(0.0)
     for number in range(10 * many):
-        assert pace.step(step, 100.0 + number * 1.001 * WINDOW / (many - 1), []) is Mode.EAGER
+        assert pace.step(step, 100.0 + number * 1.001 * COUNTING_WINDOW_S / (many - 1), []) is Mode.EAGER
 
 
 def test_calm_makes_eager() -> None:
     """When few steps were long for three seconds it is eager again, and has forgotten the longest one."""
     pace = held(100.0)
-    assert pace.relax(100.0 + CALM) is Mode.HELD
-    assert pace.relax(100.0 + CALM + 0.01) is Mode.EAGER
+    assert pace.relax(100.0 + CALM_AFTER_S) is Mode.HELD
+    assert pace.relax(100.0 + CALM_AFTER_S + 0.01) is Mode.EAGER
     assert pace.longest == 0.0
 
 
@@ -70,17 +80,17 @@ def test_the_longest_is_forgotten() -> None:
     """Also by one that was eager all the time."""
     pace = Pace(0.0)
     pace.step(LONG_STEP, 100.0, [])
-    pace.relax(100.0 + CALM)
+    pace.relax(100.0 + CALM_AFTER_S)
     assert pace.longest == LONG_STEP
-    pace.relax(100.0 + CALM + 0.01)
+    pace.relax(100.0 + CALM_AFTER_S + 0.01)
     assert pace.longest == 0.0
 
 
 def test_a_rare_long_step_does_not_keep_it_held() -> None:
     """It calms down although a step is long now and then."""
     pace = held(100.0)
-    assert pace.step(CLEAR_STEP, 100.1 + WINDOW, []) is Mode.HELD
-    assert pace.relax(100.0 + CALM + 0.01) is Mode.EAGER
+    assert pace.step(CLEAR_STEP, 100.1 + COUNTING_WINDOW_S, []) is Mode.HELD
+    assert pace.relax(100.0 + CALM_AFTER_S + 0.01) is Mode.EAGER
 
 
 def test_long_steps_keep_it_held() -> None:
@@ -89,7 +99,7 @@ def test_long_steps_keep_it_held() -> None:
     for tenth in range(100):
         pace.step(LONG_STEP, 100.0 + tenth / 20, [])
         assert pace.relax(100.0 + tenth / 20) is Mode.HELD
-    assert pace.relax(104.95 + CALM + 0.01) is Mode.EAGER
+    assert pace.relax(104.95 + CALM_AFTER_S + 0.01) is Mode.EAGER
 
 
 def test_three_proofs_park() -> None:
@@ -104,7 +114,7 @@ def test_proofs_far_apart_do_not_park() -> None:
     """A garbage collection now and then is no reason to park."""
     pace = Pace(ABOVE)
     for number in range(50):
-        assert pace.step(PROOF_STEP, 100.0 + number * WINDOW / 2, []) is not Mode.PARKING
+        assert pace.step(PROOF_STEP, 100.0 + number * COUNTING_WINDOW_S / 2, []) is not Mode.PARKING
 
 
 def test_proof_of_others_counts() -> None:
@@ -122,12 +132,12 @@ def test_proof_of_others_alone_does_not_park() -> None:
 def test_parking_ends_by_steps() -> None:
     """After three seconds without new proof it holds; after three without a long step it is eager. Both may fall together."""
     pace = parking(100.0)
-    assert pace.relax(100.0 + CALM) is Mode.PARKING
-    for _ in range(MANY_LONG):
+    assert pace.relax(100.0 + CALM_AFTER_S) is Mode.PARKING
+    for _ in range(MIN_LONG_STEPS):
         pace.step(LONG_STEP, 102.0, [])
-    assert pace.relax(100.0 + CALM + 0.01) is Mode.HELD
-    assert pace.relax(102.0 + CALM + 0.01) is Mode.EAGER
-    assert parking(100.0).relax(100.0 + CALM + 0.01) is Mode.EAGER
+    assert pace.relax(100.0 + CALM_AFTER_S + 0.01) is Mode.HELD
+    assert pace.relax(102.0 + CALM_AFTER_S + 0.01) is Mode.EAGER
+    assert parking(100.0).relax(100.0 + CALM_AFTER_S + 0.01) is Mode.EAGER
 
 
 def test_proof_keeps_it_parking() -> None:
@@ -138,7 +148,7 @@ def test_proof_keeps_it_parking() -> None:
         assert pace.relax(100.0 + tenth / 10) is Mode.PARKING
 
 
-@pytest.mark.parametrize(("step", "proof"), [(ABOVE, False), (ABOVE * 1.01, True), (0.0, False), (LONG, False)])
+@pytest.mark.parametrize(("step", "proof"), [(ABOVE, False), (ABOVE * 1.01, True), (0.0, False), (LONG_STEP_S, False)])
 def test_what_is_proof(step: float, proof: bool) -> None:
     """Proof is a step that is longer than `handoff_slow_above`."""
     assert Pace(ABOVE).is_proof(step) is proof
@@ -147,7 +157,7 @@ def test_what_is_proof(step: float, proof: bool) -> None:
 STEPS = st.lists(
     st.tuples(
         st.floats(0.0, 5.0),  # seconds since the last one
-        st.floats(LONG, 0.1).filter(lambda step: step > LONG),
+        st.floats(LONG_STEP_S, 0.1).filter(lambda step: step > LONG_STEP_S),
         st.lists(st.floats(0.0, 10.0), max_size=4),  # how long ago others saw proof
     ),
     max_size=40,
@@ -174,13 +184,17 @@ def test_it_parks_for_three_proofs_only(steps: list[tuple[float, float, list[flo
         before = pace.relax(now)
         if step > ABOVE:
             own.append(now)
-        seen = sum(now - when < WINDOW for when in own[-PROOF:]) + sum(age < WINDOW - 1e-6 for age in ages)
-        at_most = sum(now - when < WINDOW for when in own[-PROOF:]) + sum(age < WINDOW + 1e-6 for age in ages)
+        seen = sum(now - when < COUNTING_WINDOW_S for when in own[-MIN_SLOW_STEPS:]) + sum(
+            age < COUNTING_WINDOW_S - 1e-6 for age in ages
+        )
+        at_most = sum(now - when < COUNTING_WINDOW_S for when in own[-MIN_SLOW_STEPS:]) + sum(
+            age < COUNTING_WINDOW_S + 1e-6 for age in ages
+        )
         mode = pace.step(step, now, [now - age for age in ages])
         if before is not Mode.PARKING and mode is Mode.PARKING:
-            assert at_most >= PROOF
+            assert at_most >= MIN_SLOW_STEPS
             assert step > ABOVE
-        if step > ABOVE and seen >= PROOF:
+        if step > ABOVE and seen >= MIN_SLOW_STEPS:
             assert mode is Mode.PARKING
 
 
@@ -192,7 +206,7 @@ def test_calm_always_leads_back(steps: list[tuple[float, float, list[float]]], r
         now += passed
         pace.step(step, now, [now - age for age in ages])
         assert pace.longest >= step
-    assert pace.relax(now + CALM + rest) is Mode.EAGER
+    assert pace.relax(now + CALM_AFTER_S + rest) is Mode.EAGER
     assert pace.longest == 0.0
 
 

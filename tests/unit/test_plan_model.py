@@ -16,10 +16,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cluster2 import lifecycle, policy
 from cluster2.errors import AppError, ClusterError
 from cluster2.events import Event, Reason
-from cluster2.lifecycle import LIVE, Action, State
+from cluster2.lifecycle import LIVE_STATES, Action, State
 from cluster2.master.facts import Command
 from cluster2.master.reload import Reloader
-from cluster2.policy import SHORT_LIFE, Retire, Seen, Spawn, Wanted
+from cluster2.policy import SHORT_LIFE_S, Retire, Seen, Spawn, Wanted
 
 LIMIT, WINDOW = 3, 10.0
 WAIT_WHEN_DEGRADED = 1.0
@@ -121,7 +121,7 @@ class ClusterMachine(RuleBasedStateMachine):
             else:
                 self.retire(decision)
         assert self.served() >= before, "a decision took away what served"
-        live = sum(worker.state in LIVE for worker in self.workers.values())
+        live = sum(worker.state in LIVE_STATES for worker in self.workers.values())
         assert live <= self.wanted.slots + self.wanted.surge, "more workers than wanted and surge"
         self.no_slot_waits_for_unproved_code(blocked)
 
@@ -133,7 +133,7 @@ class ClusterMachine(RuleBasedStateMachine):
         old = self.reloader.fallback_generation()
         if old is None or old not in self.forking:
             return
-        live = [worker for worker in self.workers.values() if worker.state in LIVE]
+        live = [worker for worker in self.workers.values() if worker.state in LIVE_STATES]
         fine = {each.slot for each in live if each.generation == old or each.state is State.READY}
         waiting = set(range(self.wanted.slots)) - fine - blocked
         assert not waiting or self.pairs() >= self.wanted.surge, "a slot waits for unproved code"
@@ -142,7 +142,7 @@ class ClusterMachine(RuleBasedStateMachine):
         generation = decision.generation
         assert generation in self.forking
         assert self.now >= self.not_before.get(decision.slot, 0.0), "a crashed slot didn't wait while degraded"
-        live = [each for each in self.workers.values() if each.slot == decision.slot and each.state in LIVE]
+        live = [each for each in self.workers.values() if each.slot == decision.slot and each.state in LIVE_STATES]
         assert not [each for each in live if each.generation == generation and each.replace is None], "it has one"
         if live and generation == self.wanted.generation:
             leaving = [each for each in self.workers.values() if each.slot == decision.slot and each not in live]
@@ -152,7 +152,7 @@ class ClusterMachine(RuleBasedStateMachine):
 
     def retire(self, decision: Retire) -> None:
         worker = self.workers[decision.incarnation]
-        assert worker.state in LIVE
+        assert worker.state in LIVE_STATES
         others = [each for each in self.workers.values() if each.slot == worker.slot and each is not worker]
         if worker.slot < self.wanted.slots:
             serves_on = any(each.state is State.READY for each in others)
@@ -160,7 +160,7 @@ class ClusterMachine(RuleBasedStateMachine):
         if self.reloader.rolling is not None and worker.generation == self.reloader.rolling.old:
             beyond = worker.slot >= self.wanted.slots
             # Of two outdated workers in a slot only one stays: a ready one, else one of the old code.
-            live = [each for each in others if each.state in LIVE]
+            live = [each for each in others if each.state in LIVE_STATES]
             same = [each for each in live if each.generation == worker.generation]
             surplus = any(each.state is State.READY for each in (live if worker.state is not State.READY else same))
             surplus = surplus or (worker.state is not State.READY and bool(same))
@@ -201,7 +201,7 @@ class ClusterMachine(RuleBasedStateMachine):
 
     def pairs(self) -> int:
         """Return the number of wanted slots with more than one live worker."""
-        slots = [worker.slot for worker in self.workers.values() if worker.state in LIVE]
+        slots = [worker.slot for worker in self.workers.values() if worker.state in LIVE_STATES]
         return sum(slots.count(slot) > 1 for slot in range(self.wanted.slots))
 
     def pick(self, choice: int, *states: State) -> Worker | None:
@@ -214,7 +214,11 @@ class ClusterMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         for worker in self.workers.values():
-            if worker.ready_at is not None and worker.state is State.READY and self.now >= worker.ready_at + SHORT_LIFE:
+            if (
+                worker.ready_at is not None
+                and worker.state is State.READY
+                and self.now >= worker.ready_at + SHORT_LIFE_S
+            ):
                 worker.ready_at = None
                 self.restarts.settled(worker.slot)
                 self.not_before.pop(worker.slot, None)
@@ -261,9 +265,9 @@ class ClusterMachine(RuleBasedStateMachine):
 
     @rule(choice=CHOICE, everyone=st.booleans())
     def recycle(self, choice: int, everyone: bool) -> None:
-        one = self.pick(choice, *LIVE)
+        one = self.pick(choice, *LIVE_STATES)
         for worker in list(self.workers.values()):
-            if worker.state in LIVE and worker.replace is None and (everyone or worker is one):
+            if worker.state in LIVE_STATES and worker.replace is None and (everyone or worker is one):
                 worker.replace, worker.reason = self.now, "recycle"
         self.converge()
 

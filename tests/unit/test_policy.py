@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.lifecycle import LIVE, State
-from cluster2.policy import LONGEST_BACKOFF, SHORT_LIFE, Backoff, Decision, Restarts, Retire, Seen, Spawn, Wanted, plan
+from cluster2.lifecycle import LIVE_STATES, State
+from cluster2.policy import MAX_BACKOFF_S, SHORT_LIFE_S, Backoff, Decision, Restarts, Retire, Seen, Spawn, Wanted, plan
 
 WANTED = st.builds(Wanted, st.integers(1, 6), st.integers(1, 3), st.integers(1, 3))
 STATES = st.sampled_from([state for state in State if state is not State.DEAD])
@@ -46,7 +46,7 @@ class Situation:
         return [
             each
             for each in self.workers
-            if each.slot == slot and each.state in LIVE and each.incarnation not in retired
+            if each.slot == slot and each.state in LIVE_STATES and each.incarnation not in retired
         ]
 
     def fallback(self) -> int | None:
@@ -114,7 +114,7 @@ def test_a_slot_that_serves_goes_on_serving(situation: Situation) -> None:
     decisions = situation.plan()
     retired = [each.incarnation for each in decisions if isinstance(each, Retire)]
     assert len(set(retired)) == len(retired)
-    assert all(situation.workers[each].state in LIVE for each in retired)
+    assert all(situation.workers[each].state in LIVE_STATES for each in retired)
     for slot in range(situation.wanted.slots):
         assert ready(situation.live(slot)) == ready(situation.live(slot, decisions))
 
@@ -278,7 +278,7 @@ class Cluster:
 
     def between(self, wanted: Wanted) -> int:
         """Wanted slots with more than one live worker."""
-        slots = [each.slot for each in self.workers.values() if each.state in LIVE and each.slot < wanted.slots]
+        slots = [each.slot for each in self.workers.values() if each.state in LIVE_STATES and each.slot < wanted.slots]
         return sum(slots.count(slot) > 1 for slot in set(slots))
 
 
@@ -343,7 +343,7 @@ def test_backoff_grows_to_its_cap() -> None:
         assert restarts.blocked_slots(now) == frozenset(), "it may go on at that time, not after it"
     assert waits[:4] == pytest.approx([0.0, 0.1, 0.15, 0.225])
     assert [round(wait, 6) for wait in waits] == sorted(round(wait, 6) for wait in waits)
-    assert waits[-1] == pytest.approx(LONGEST_BACKOFF)
+    assert waits[-1] == pytest.approx(MAX_BACKOFF_S)
 
 
 def test_backoff_never_overflows() -> None:
@@ -351,13 +351,13 @@ def test_backoff_never_overflows() -> None:
     restarts, now = Restarts(3, 1e6), 0.0
     for _ in range(5000):
         restarts.crashed(0, uptime=0.0, now=now)
-        now += LONGEST_BACKOFF
-    assert restarts.next_time(now - LONGEST_BACKOFF) == pytest.approx(now)
+        now += MAX_BACKOFF_S
+    assert restarts.next_time(now - MAX_BACKOFF_S) == pytest.approx(now)
 
 
 def test_a_long_life_resets_the_backoff() -> None:
     """Who has lived for a second, or settled, starts from nothing again."""
-    for reset in (lambda r: r.settled(0), lambda r: r.crashed(0, uptime=SHORT_LIFE, now=50.0)):
+    for reset in (lambda r: r.settled(0), lambda r: r.crashed(0, uptime=SHORT_LIFE_S, now=50.0)):
         restarts = Restarts(10, 60)
         for _ in range(5):
             restarts.crashed(0, uptime=0.0, now=0.0)
@@ -413,10 +413,10 @@ def test_waits_are_bounded(crashes: list[tuple[int, float, float]], limit: int) 
         when = restarts.next_time(now)
         assert (when is None) == (not restarts.blocked_slots(now))
         if when is not None:
-            assert now < when <= now + LONGEST_BACKOFF
+            assert now < when <= now + MAX_BACKOFF_S
             assert restarts.blocked_slots(when) < restarts.blocked_slots(now)
         now += pause
-    assert restarts.blocked_slots(now + LONGEST_BACKOFF) == frozenset()
+    assert restarts.blocked_slots(now + MAX_BACKOFF_S) == frozenset()
 
 
 def test_crashes_of_other_code() -> None:

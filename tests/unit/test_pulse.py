@@ -16,13 +16,13 @@ from cluster2.kernel.scoreboard import Row, Scoreboard
 from cluster2.lifecycle import State
 from cluster2.settings import Settings
 from cluster2.worker.acceptor import Acceptor
-from cluster2.worker.descriptor_room import MAX_RESERVE, DescriptorRoom
+from cluster2.worker.descriptor_room import MAX_RESERVED_DESCRIPTORS, DescriptorRoom
 from cluster2.worker.measured import Measured
 from cluster2.worker.moves import Moves
-from cluster2.worker.pace import CLEAR, MANY_CLEAR, PROOF, Mode, Pace
+from cluster2.worker.pace import CLEARLY_LONG_STEP_S, MIN_CLEARLY_LONG_STEPS, MIN_SLOW_STEPS, Mode, Pace
 from cluster2.worker.paper import Paper
-from cluster2.worker.pulse import CROWD, QUICK, REST, SLOW, Pulse
-from cluster2.worker.steps import BURST, Watch
+from cluster2.worker.pulse import BALANCE_AT_ONCE_CONNECTIONS, FAST_TICK_S, IDLE_TICK_S, SLOW_TICK_S, Pulse
+from cluster2.worker.steps import REQUESTS_PER_BURST, Watch
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -175,7 +175,7 @@ async def test_publish(board: Scoreboard) -> None:
     row = worker.row
     assert (row.requests, row.connections, row.in_flight) == (15, 5, 3)
     assert (row.accepted, row.moved_in, row.lost, row.moved_out, row.parked) == (7, 4, 3, 6, 5)
-    assert before + 2 * REST <= row.heartbeat <= time.monotonic() + 2 * REST
+    assert before + 2 * IDLE_TICK_S <= row.heartbeat <= time.monotonic() + 2 * IDLE_TICK_S
 
 
 @pytest.mark.parametrize("unknown", [0, 1])
@@ -194,9 +194,9 @@ async def test_a_worker_at_rest(board: Scoreboard) -> None:
     """Without connections and without work it ticks once a second only; all first requests will be measured."""
     worker = Worker(board)
     worker.pulse.start()
-    await until(lambda: worker.pulse._wait == REST)
+    await until(lambda: worker.pulse._wait == IDLE_TICK_S)
     assert worker.pulse.slow
-    assert worker.watch.due == BURST
+    assert worker.watch.due == REQUESTS_PER_BURST
     worker.pulse.stop()
 
 
@@ -206,9 +206,9 @@ async def test_quick_while_there_is_work(board: Scoreboard) -> None:
     worker.homes[0].now = Census(0, 1, 0)
     worker.pulse.start()
     await worker.busy(lambda: worker.homes[0].ticks > 5)
-    assert worker.pulse._wait == QUICK
+    assert worker.pulse._wait == FAST_TICK_S
     assert not worker.pulse.slow
-    await until(lambda: worker.pulse._wait == SLOW)
+    await until(lambda: worker.pulse._wait == SLOW_TICK_S)
     assert worker.pulse.slow
     worker.pulse.stop()
 
@@ -217,10 +217,10 @@ async def test_wake(board: Scoreboard) -> None:
     """The first request after a rest brings the next tick near; the others cost nothing."""
     worker = Worker(board)
     worker.pulse.start()
-    await until(lambda: worker.pulse._wait == REST)
+    await until(lambda: worker.pulse._wait == IDLE_TICK_S)
     worker.pulse.wake()
     assert not worker.pulse.slow
-    assert worker.pulse._wait == QUICK
+    assert worker.pulse._wait == FAST_TICK_S
     timer = worker.pulse._timer
     worker.pulse.wake()
     assert worker.pulse._timer is timer
@@ -231,10 +231,10 @@ async def test_a_mode_keeps_it_awake(board: Scoreboard) -> None:
     """While it isn't eager it goes on ticking, or it would never become so again."""
     worker = Worker(board)
     worker.pulse.start()
-    for _ in range(MANY_CLEAR):
-        worker.pulse.long_step(2 * CLEAR, time.monotonic())
+    for _ in range(MIN_CLEARLY_LONG_STEPS):
+        worker.pulse.long_step(2 * CLEARLY_LONG_STEP_S, time.monotonic())
     worker.pulse.wake()
-    await until(lambda: worker.pulse._wait == SLOW)
+    await until(lambda: worker.pulse._wait == SLOW_TICK_S)
     worker.pulse.stop()
 
 
@@ -246,7 +246,7 @@ async def test_stop(board: Scoreboard) -> None:
     worker.pulse.stop()
     ticks = worker.homes[0].ticks
     for _ in range(20):
-        await asyncio.sleep(QUICK / 5)
+        await asyncio.sleep(FAST_TICK_S / 5)
     assert worker.homes[0].ticks == ticks
 
 
@@ -257,10 +257,10 @@ async def test_a_long_step(board: Scoreboard) -> None:
     """Enough long steps hold the acceptor at once, and the longest stands in the row; more change nothing."""
     worker = Worker(board)
     now = time.monotonic()
-    for number in range(MANY_CLEAR + 2):
-        longest = (1.1 + number / 10) * CLEAR
+    for number in range(MIN_CLEARLY_LONG_STEPS + 2):
+        longest = (1.1 + number / 10) * CLEARLY_LONG_STEP_S
         worker.pulse.long_step(longest, now)
-        assert worker.taker.modes == (["hold HELD"] if number + 1 >= MANY_CLEAR else [])
+        assert worker.taker.modes == (["hold HELD"] if number + 1 >= MIN_CLEARLY_LONG_STEPS else [])
     assert (worker.row.mode, worker.row.longest_step) == (Mode.HELD, longest)
     assert worker.row.long_at == 0.0, "it is no proof"
     assert worker.ways.done == []
@@ -270,7 +270,7 @@ async def test_proof_parks(board: Scoreboard) -> None:
     """The third proof parks; the row tells the others when the last one was."""
     worker = Worker(board)
     now = time.monotonic()
-    for number in range(PROOF):
+    for number in range(MIN_SLOW_STEPS):
         assert worker.ways.done == []
         worker.pulse.long_step(2 * ABOVE, now + number / 100)
     assert worker.ways.done == ["park"]
@@ -307,7 +307,7 @@ async def test_modes_end(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("cluster2.worker.pace.CALM", 0.2)
     worker = Worker(board)
     worker.pulse.start()
-    for _ in range(PROOF):
+    for _ in range(MIN_SLOW_STEPS):
         worker.pulse.long_step(2 * ABOVE, time.monotonic())
     worker.pulse.wake()
     await until(lambda: worker.row.mode == Mode.EAGER)
@@ -322,10 +322,10 @@ async def test_a_worker_that_drains(board: Scoreboard) -> None:
     """It only tells the time from then on: no mode is begun, nothing is moved; heartbeats go on."""
     worker = Worker(board)
     worker.pulse.start()
-    await until(lambda: worker.pulse._wait == REST)
+    await until(lambda: worker.pulse._wait == IDLE_TICK_S)
     worker.pulse.drain()
     worker.ways.done.clear()
-    for _ in range(PROOF):
+    for _ in range(MIN_SLOW_STEPS):
         worker.pulse.long_step(2 * ABOVE, time.monotonic())
     worker.row.heartbeat = 0.0
     worker.pulse.wake()
@@ -346,7 +346,7 @@ async def test_what_is_done_now_and_then(board: Scoreboard) -> None:
     await worker.busy(lambda: worker.homes[1].ticks > 20)
     assert worker.homes[1].seconds < worker.homes[1].ticks
     assert set(worker.ways.done) == {"rest 2"}
-    for _ in range(PROOF):
+    for _ in range(MIN_SLOW_STEPS):
         worker.pulse.long_step(2 * ABOVE, time.monotonic())
     worker.ways.done.clear()
     await worker.busy(lambda: worker.ways.done)
@@ -418,7 +418,9 @@ async def test_a_crowd_is_looked_at_at_once(board: Scoreboard) -> None:
     await worker.busy(lambda: worker.ways.shared)
     looks = []
     for _ in range(5):
-        worker.homes[0].now = worker.homes[0].now._replace(connections=(worker.homes[0].now.connections or 0) + CROWD)
+        worker.homes[0].now = worker.homes[0].now._replace(
+            connections=(worker.homes[0].now.connections or 0) + BALANCE_AT_ONCE_CONNECTIONS
+        )
         count = len(worker.ways.shared)
         began = worker.homes[0].ticks
         await worker.busy(lambda count=count: len(worker.ways.shared) > count)
@@ -457,15 +459,15 @@ async def test_descriptors_are_scarce(board: Scoreboard, caplog: pytest.LogCaptu
     worker = Worker(board)
     worker.pulse.start()
     home, room = worker.homes[0], worker.room
-    assert worker.taker.room == room.total - MAX_RESERVE
-    home.now = Census(0, room.total - MAX_RESERVE - room.burst, 0)
+    assert worker.taker.room == room.total - MAX_RESERVED_DESCRIPTORS
+    home.now = Census(0, room.total - MAX_RESERVED_DESCRIPTORS - room.burst, 0)
     await worker.busy(lambda: worker.taker.room == room.burst)
     assert worker.pace.mode is Mode.EAGER
-    home.now = home.now._replace(connections=room.total - MAX_RESERVE - room.burst + 1)
+    home.now = home.now._replace(connections=room.total - MAX_RESERVED_DESCRIPTORS - room.burst + 1)
     await worker.busy(lambda: worker.pace.mode is Mode.HELD)
     assert worker.taker.modes == ["hold HELD"]
     assert worker.row.mode == Mode.HELD
-    home.now = home.now._replace(connections=room.total - MAX_RESERVE)
+    home.now = home.now._replace(connections=room.total - MAX_RESERVED_DESCRIPTORS)
     await worker.busy(lambda: worker.taker.room == 0)
     room.total -= 1000  # a script lowers the limit
     await worker.busy(lambda: worker.taker.room == -1000, "it is measured again")

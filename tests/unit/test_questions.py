@@ -11,7 +11,7 @@ import pytest
 
 from cluster2 import codec, wire
 from cluster2.errors import DelegateError, DelegateTimeout
-from cluster2.worker.questions import LEAVING, NO_MASTER, Questions, question
+from cluster2.worker.questions import MASTER_GONE, WORKER_LEAVING, Questions, question
 from tests.unit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
@@ -58,7 +58,7 @@ async def test_a_thread_asks_while_deadlines_are_looked_at(questions: Questions)
         await asyncio.wait_for(overdue, PATIENCE)
 
 
-@pytest.mark.parametrize("reason", [LEAVING, NO_MASTER])
+@pytest.mark.parametrize("reason", [WORKER_LEAVING, MASTER_GONE])
 async def test_the_end(channel: Channel, questions: Questions, reason: str) -> None:
     """Whoever waits, in a thread or on the loop, is told why nothing comes any more; so is who asks later."""
     waiting = [
@@ -81,7 +81,7 @@ async def test_the_end_of_a_full_channel(channel: Channel, questions: Questions)
     waiting = asyncio.ensure_future(asyncio.to_thread(questions.ask_sync, asked()))
     await asyncio.sleep(0.05)
     assert not waiting.done()
-    questions.end(NO_MASTER)
+    questions.end(MASTER_GONE)
     with pytest.raises(DelegateError, match="the master is gone"):
         await asyncio.wait_for(waiting, PATIENCE)
 

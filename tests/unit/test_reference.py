@@ -12,23 +12,25 @@ from cluster2.answers import GROUPS
 from cluster2.cli import COMMANDS
 from cluster2.engines.base import Capability
 from cluster2.events import EVENTS
-from cluster2.lifecycle import TABLE, Action, Event, State
+from cluster2.lifecycle import TRANSITIONS, Action, Event, State
 from cluster2.settings import OPTIONS
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 SOURCE = Path(reference.__file__).parent
 
 
-@pytest.mark.parametrize("name", reference.PAGES)
+@pytest.mark.parametrize("name", reference.REFERENCE_PAGES)
 def test_a_page_is_up_to_date(name: str) -> None:
     """Each page in docs/reference is what the code makes of it."""
     page = (FOLDER / f"{name}.md").read_text("utf-8")
-    assert page == reference.PAGES[name](), f"run: python -m cluster2.reference {name} > docs/reference/{name}.md"
+    assert page == reference.REFERENCE_PAGES[name](), (
+        f"run: python -m cluster2.reference {name} > docs/reference/{name}.md"
+    )
 
 
 def test_no_page_is_forgotten() -> None:
     """The folder has the pages that are made, and no other."""
-    assert {path.stem for path in FOLDER.glob("*.md")} == set(reference.PAGES)
+    assert {path.stem for path in FOLDER.glob("*.md")} == set(reference.REFERENCE_PAGES)
 
 
 def test_all_options_are_told() -> None:
@@ -47,7 +49,7 @@ def test_the_tables_of_the_tour() -> None:
     """The lifecycle's table in the tour of the house is the one in the code."""
     page = (FOLDER.parent / "design.md").read_text("utf-8")
     for state in State:
-        cells = [_cell(state, *TABLE[state, event]) for event in Event]
+        cells = [_cell(state, *TRANSITIONS[state, event]) for event in Event]
         assert f"| **{state.label}** | {' | '.join(cells)} |" in page
 
 

@@ -90,7 +90,7 @@ async def test_nobody_reads(tmp_path: Path, shown: Shown) -> None:
     relayed = Relay(str(tmp_path), shown.writer)
     relayed.start()
     line = "x" * 99 + "\n"
-    lines = 3 * relay.MOST // len(line)
+    lines = 3 * relay.MAX_FORWARDED_BYTES // len(line)
     with (tmp_path / "worker.0.log").open("a") as file:
         print("first", file=file, flush=True)
         await shown.until("first\n")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from cluster2.keeper.resting import FAR, Resting
+from cluster2.keeper.resting import NO_DEADLINE, Resting
 
 
 class Model(RuleBasedStateMachine):
@@ -24,7 +24,7 @@ class Model(RuleBasedStateMachine):
         target=kept,
         descriptor=st.integers(0, 10_000),
         about=st.tuples(st.integers(0, 3), st.sampled_from((1, 2, 10))),
-        timeout=st.one_of(st.floats(0, 100), st.just(float(FAR))),
+        timeout=st.one_of(st.floats(0, 100), st.just(float(NO_DEADLINE))),
     )
     def add(self, descriptor: int, about: tuple[int, int], timeout: float) -> int:
         while descriptor in self.model:  # the kernel gives a number once
@@ -62,7 +62,7 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def the_next_one(self) -> None:
-        due = [deadline for _, deadline in self.model.values() if deadline < FAR]
+        due = [deadline for _, deadline in self.model.values() if deadline < NO_DEADLINE]
         following = self.resting.next_deadline()
         if not due:
             assert following is None
@@ -77,7 +77,7 @@ TestModel = Model.TestCase
 def test_forever() -> None:
     """What has no time limit never expires, and nobody has to wake for it."""
     resting = Resting()
-    resting.add(5, (0, 2), float(FAR))
+    resting.add(5, (0, 2), float(NO_DEADLINE))
     assert resting.next_deadline() is None
     assert resting.expired(1e9) == []
     assert resting.remove(5) == (0, 2)

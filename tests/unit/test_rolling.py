@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cluster2.lifecycle import State
 from cluster2.policy import Seen
-from cluster2.rolling import SETTLE, Rolling, Stage
+from cluster2.rolling import SETTLE_S, Rolling, Stage
 
 OLD, NEW = 1, 2
 STATES = st.sampled_from([state for state in State if state is not State.DEAD])
@@ -31,7 +31,7 @@ def rolled(stage: Stage = Stage.ROLLING) -> Rolling:
     if stage is not Stage.LOADING:
         rolling.prepared()
     if stage is Stage.ROLLING:
-        rolling.ready(NEW, -SETTLE)
+        rolling.ready(NEW, -SETTLE_S)
         rolling.look(0.0)
     return rolling
 
@@ -43,10 +43,10 @@ def test_the_way_of_a_good_one() -> None:
     rolling.prepared()
     assert (rolling.stage, rolling.may_retire()) == (Stage.PROVING, False)
     rolling.ready(NEW, 10.0)
-    assert rolling.settles_at == pytest.approx(10.0 + SETTLE)
-    rolling.look(10.0 + 0.9 * SETTLE)
+    assert rolling.settles_at == pytest.approx(10.0 + SETTLE_S)
+    rolling.look(10.0 + 0.9 * SETTLE_S)
     assert (rolling.stage, rolling.may_retire()) == (Stage.PROVING, False)
-    rolling.look(10.0 + SETTLE)
+    rolling.look(10.0 + SETTLE_S)
     assert (rolling.stage, rolling.may_retire()) == (Stage.ROLLING, True)
 
 
@@ -71,8 +71,8 @@ def test_the_second_worker_does_not_put_it_off() -> None:
     """It is the first new worker that settles; further ones don't begin the wait anew."""
     rolling = rolled(Stage.PROVING)
     rolling.ready(NEW, 0.0)
-    rolling.ready(NEW, 0.9 * SETTLE)
-    assert rolling.settles_at == pytest.approx(SETTLE)
+    rolling.ready(NEW, 0.9 * SETTLE_S)
+    assert rolling.settles_at == pytest.approx(SETTLE_S)
 
 
 @given(STEPS)
@@ -92,7 +92,7 @@ def test_predecessors_stay_until_a_new_worker_has_settled(steps: list[tuple[str,
             case "look":
                 now += value
                 rolling.look(now)
-        assert rolling.may_retire() <= (ready_at is not None and now >= ready_at + SETTLE)
+        assert rolling.may_retire() <= (ready_at is not None and now >= ready_at + SETTLE_S)
         assert list(Stage).index(rolling.stage) >= list(Stage).index(was), "it never goes back"
 
 

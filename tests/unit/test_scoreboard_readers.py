@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster2 import health
-from cluster2.health import PROMISE, Promise, Trouble
+from cluster2.health import PROMISED_HEARTBEAT_S, Promise, Trouble
 from cluster2.kernel import ledger
-from cluster2.kernel.cells import CELLS, LARGEST_S
+from cluster2.kernel.cells import CELLS_PER_ROW, MAX_SECONDS
 from cluster2.kernel.listeners import open_all
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.kinds import TcpAddress
@@ -34,7 +34,7 @@ from cluster2.master.watchman import Watchman
 from cluster2.monitor.metrics import exposition
 from cluster2.policy import Load, lightest
 from cluster2.settings import Settings
-from cluster2.worker.pace import WINDOW, Mode, Pace
+from cluster2.worker.pace import COUNTING_WINDOW_S, Mode, Pace
 from tests.unit.monitored import a_board, desk_of
 
 GONE = 5_000_000
@@ -48,7 +48,7 @@ def bits(real: float) -> int:
 
 REALS = (math.nan, math.inf, -math.inf, 1e308, -1.0, 5e-324)
 PATTERNS = st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(-2, 100), st.sampled_from(REALS).map(bits))
-ROWS = st.lists(PATTERNS, min_size=CELLS, max_size=CELLS)
+ROWS = st.lists(PATTERNS, min_size=CELLS_PER_ROW, max_size=CELLS_PER_ROW)
 
 
 class Parts:
@@ -78,7 +78,7 @@ class Parts:
         for cell, pattern in enumerate(patterns):
             self.board.row(self.liar.row).integers[cell] = pattern
         row = self.board.row(self.well.row)
-        row.heartbeat = time.monotonic() + PROMISE
+        row.heartbeat = time.monotonic() + PROMISED_HEARTBEAT_S
         row.requests += 10
 
     def told(self) -> list[Any]:
@@ -152,15 +152,15 @@ def test_no_promise_hides_a_hang(real: float) -> None:
     """A worker that hangs is found in time, whatever the last heartbeat promised that it wrote: in an hour, or no number."""
     with parts() as made:
         row, now = made.board.row(made.liar.row), time.monotonic()
-        made.write([0] * CELLS)
+        made.write([0] * CELLS_PER_ROW)
         for promised in (real, now + 3600):
             made.liar.reason, row.heartbeat = None, promised
             made.watchman.look(made.roster, now)
-            made.watchman.look([made.liar], now + PROMISE + 60)
+            made.watchman.look([made.liar], now + PROMISED_HEARTBEAT_S + 60)
             assert made.liar.reason == "hang"
         made.liar.reason = None
         for second in range(100):  # one that goes on writing doesn't hang, whatever it is
-            row.heartbeat = LARGEST_S - second
+            row.heartbeat = MAX_SECONDS - second
             made.watchman.look([made.liar], now + second)
         assert made.liar.reason is None
 
@@ -171,7 +171,7 @@ def test_an_honest_promise_counts_as_it_is(steps: list[tuple[float, float]]) -> 
     promise, now = Promise(), 1000.0
     for pause, until_seen in steps:
         now += pause
-        said = now + PROMISE
+        said = now + PROMISED_HEARTBEAT_S
         now += until_seen
         assert promise.deadline(bits(said), said, now) == said
 
@@ -179,7 +179,7 @@ def test_an_honest_promise_counts_as_it_is(steps: list[tuple[float, float]]) -> 
 def test_a_worker_that_never_promised() -> None:
     """It is overdue as well, two seconds after that was seen."""
     promise = Promise()
-    assert promise.deadline(0, 0.0, 100.0) == promise.deadline(0, 0.0, 200.0) == 100.0 + PROMISE
+    assert promise.deadline(0, 0.0, 100.0) == promise.deadline(0, 0.0, 200.0) == 100.0 + PROMISED_HEARTBEAT_S
     vitals = health.Vitals(0, 0, 1.0, None, promise.deadline(0, 0.0, 200.0), 0.0)
     assert health.trouble(vitals, 200.0, max_delay=30.0, request_timeout=0.0) is Trouble.LOOP
 
@@ -218,11 +218,11 @@ def test_fewer_requests_than_none_draw_nobody(claim: int, honest: int) -> None:
     assert lightest([Load(0, claim, 0)], by_requests=True) == [0]
 
 
-@pytest.mark.parametrize("claim", [200.0, LARGEST_S])
+@pytest.mark.parametrize("claim", [200.0, MAX_SECONDS])
 def test_no_proof_from_the_future(claim: float) -> None:
     """A sibling that claims a long step at a time that is far ahead makes no worker park."""
     pace = Pace(0.01)
     for when in (100.0, 100.1):
         assert pace.step(0.05, when, [claim]) is not Mode.PARKING
-    assert pace.step(0.05, 100.2 + WINDOW, [claim]) is not Mode.PARKING
-    assert pace.step(0.05, 100.3 + WINDOW, [100.4 + WINDOW]) is Mode.PARKING
+    assert pace.step(0.05, 100.2 + COUNTING_WINDOW_S, [claim]) is not Mode.PARKING
+    assert pace.step(0.05, 100.3 + COUNTING_WINDOW_S, [100.4 + COUNTING_WINDOW_S]) is Mode.PARKING

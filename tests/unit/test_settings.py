@@ -319,7 +319,9 @@ def test_contradictions(values: dict[str, Any], message: str) -> None:
         validate(Settings(**values))
 
 
-@pytest.mark.parametrize("values", [{}, {"port": 0, "monitor_port": 0}, {"port": (0, 0)}, {"port": 3001, "monitor_port": 0}])
+@pytest.mark.parametrize(
+    "values", [{}, {"port": 0, "monitor_port": 0}, {"port": (0, 0)}, {"port": 3001, "monitor_port": 0}]
+)
 def test_no_contradiction(values: dict[str, Any]) -> None:
     """Port 0 means another one each time, and a monitor that is off has no port."""
     validate(Settings(**values))

@@ -9,7 +9,7 @@ import pytest
 
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.master.handle import Handle
-from cluster2.master.stalls import PAUSE, Stalls
+from cluster2.master.stalls import STALL_REPORT_INTERVAL_S, Stalls
 
 
 @pytest.fixture
@@ -36,10 +36,10 @@ def test_once_a_minute(board: Scoreboard) -> None:
     board.row(one.row).stalled = 10
     assert stalls.look([one], 2) is None
     board.row(one.row).stalled = 11
-    said = stalls.look([one], PAUSE + 1)
+    said = stalls.look([one], STALL_REPORT_INTERVAL_S + 1)
     assert said is not None
     assert said.endswith(": 8")
-    assert stalls.look([one], 3 * PAUSE) is None
+    assert stalls.look([one], 3 * STALL_REPORT_INTERVAL_S) is None
 
 
 def test_workers_come_and_go(board: Scoreboard) -> None:
@@ -51,6 +51,6 @@ def test_workers_come_and_go(board: Scoreboard) -> None:
     two = worker(board, 2)
     assert two.row == one.row
     board.row(two.row).stalled = 2
-    said = stalls.look([two], 2 * PAUSE)
+    said = stalls.look([two], 2 * STALL_REPORT_INTERVAL_S)
     assert said is not None
     assert said.endswith(": 2")

@@ -16,7 +16,7 @@ from cluster2.kinds import TcpAddress
 from cluster2.lifecycle import State
 from cluster2.master.handle import Handle
 from cluster2.master.steering import Steering
-from cluster2.policy import FAIR, Load, lightest
+from cluster2.policy import FAIR_SHARE, Load, lightest
 
 
 class Bench:
@@ -158,5 +158,5 @@ def test_the_lightest(loads: list[Load], by_requests: bool) -> None:
     able = [load for load in loads if load.in_flight == fewest or not by_requests]
     assert set(chosen) <= {load.place for load in able}
     share = sum(load.connections for load in loads) / len(loads)
-    fair = [load.place for load in able if load.connections <= share * FAIR + 1]
+    fair = [load.place for load in able if load.connections <= share * FAIR_SHARE + 1]
     assert chosen == (fair or [load.place for load in able])

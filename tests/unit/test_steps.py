@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cluster2.worker import steps
-from cluster2.worker.pace import LONG
-from cluster2.worker.steps import BURST, BUSY, CROWDED, Steps, Watch
+from cluster2.worker.pace import LONG_STEP_S
+from cluster2.worker.steps import BUSY_SHARE, LONG_SHARE, REQUESTS_PER_BURST, Steps, Watch
 
 PROOF = 0.0123
 
@@ -23,7 +23,7 @@ class Reports:
     def __init__(self) -> None:
         self.steps: list[float] = []
         self.watch = Watch(lambda step, now: self.steps.append(step), PROOF)
-        for _ in range(steps.FIRST):  # the first requests of a worker aren't measured
+        for _ in range(steps.UNMEASURED_REQUESTS):  # the first requests of a worker aren't measured
             self.run(_idle)
 
     def run(self, handler: Callable[[], Awaitable[Any]]) -> Any:
@@ -124,8 +124,8 @@ def test_each_step_counts_for_itself(clocks: Clocks) -> None:
 
     async def handler() -> None:
         for _ in range(20):
-            clocks.wall += LONG * 0.9
-            clocks.cpu += LONG * 0.9
+            clocks.wall += LONG_STEP_S * 0.9
+            clocks.cpu += LONG_STEP_S * 0.9
             await asyncio.sleep(0)
 
     reports = Reports()
@@ -179,7 +179,7 @@ def test_beside_busy_threads_cpu_time_counts(clocks: Clocks, cpu: float, held: l
     """Where other threads are busy, a voluntary switch may be a wait for the GIL: then only CPU time counts."""
     reports = Reports()
     clocks.crowd(reports.watch, used=0.0, switches=0)
-    clocks.crowd(reports.watch, used=1.5 * BUSY * 0.01, switches=100)
+    clocks.crowd(reports.watch, used=1.5 * BUSY_SHARE * 0.01, switches=100)
     reports.run(clocks.step(0.03, cpu, 1))
     assert reports.steps == pytest.approx(held)
     clocks.crowd(reports.watch, used=0.0, switches=0)
@@ -193,7 +193,7 @@ def test_the_first_requests_are_no_evidence(clocks: Clocks) -> None:
     watch = Watch(lambda step, now: seen.append(step), PROOF)
 
     async def serve() -> None:
-        for _ in range(steps.FIRST + 1):
+        for _ in range(steps.UNMEASURED_REQUESTS + 1):
             await watch.measured(clocks.step(0.02, 0.02, 0)())
 
     asyncio.run(serve())
@@ -227,7 +227,7 @@ def test_short_work_in_threads_is_no_proof(clocks: Clocks) -> None:
     """Short work in threads is none, even where it saturates the processor: they switch too often for that."""
     reports = Reports()
     clocks.crowd(reports.watch, used=0.0, switches=0)
-    clocks.crowd(reports.watch, used=0.009, switches=int(0.009 / LONG) + 1)
+    clocks.crowd(reports.watch, used=0.009, switches=int(0.009 / LONG_STEP_S) + 1)
     assert reports.steps == []
 
 
@@ -235,7 +235,7 @@ def test_a_little_work_in_threads_is_no_proof(clocks: Clocks) -> None:
     """A tenth of the processor is left to them."""
     reports = Reports()
     clocks.crowd(reports.watch, used=0.0, switches=0)
-    clocks.crowd(reports.watch, used=0.9 * CROWDED * 0.01, switches=0)
+    clocks.crowd(reports.watch, used=0.9 * LONG_SHARE * 0.01, switches=0)
     assert reports.steps == []
 
 
@@ -263,27 +263,27 @@ def test_how_many_are_due(clocks: Clocks) -> None:
             count += 1
         return count
 
-    assert measure() == BURST
+    assert measure() == REQUESTS_PER_BURST
     watch.tick(100.0)
     assert measure() == 1
     watch.tick(100.01)
     watch.tick(100.02)
     assert measure() == 1
     watch.late(200.0)
-    assert measure() == BURST
+    assert measure() == REQUESTS_PER_BURST
     watch.late(200.5)
     assert measure() == 0
     watch.late(201.0)
-    assert measure() == BURST
+    assert measure() == REQUESTS_PER_BURST
     watch.rested()
-    assert measure() == BURST
+    assert measure() == REQUESTS_PER_BURST
 
 
 def test_a_tick_does_not_lessen_what_is_due(clocks: Clocks) -> None:
     """A burst that isn't through goes on after a tick."""
     watch = Watch(lambda step, now: None, PROOF)
     watch.tick(100.0)
-    assert watch.due == BURST
+    assert watch.due == REQUESTS_PER_BURST
 
 
 class _nothing:
@@ -405,7 +405,7 @@ def test_a_measured_request_is_timed_as_a_whole(clocks: Clocks) -> None:
         async def measured(end: BaseException | None = None) -> None:
             await watch.measured(handler(end))
 
-        for _ in range(steps.FIRST + 1):
+        for _ in range(steps.UNMEASURED_REQUESTS + 1):
             await measured()
         assert took == pytest.approx([0.75])
         with pytest.raises(ZeroDivisionError):
@@ -431,7 +431,7 @@ def test_a_connection_is_no_request(clocks: Clocks) -> None:
             await watch.stream(clocks.step(0.5, 0.5, 0)())
 
         await streamed()
-        assert watch.due == BURST - 1
+        assert watch.due == REQUESTS_PER_BURST - 1
 
     asyncio.run(main())
     assert took == []

@@ -84,7 +84,7 @@ class Site:
         peer = Peer(self, theirs, len(self.peers))
         self.peers.append(peer)
         await asyncio.get_running_loop().create_unix_connection(lambda: peer.link, sock=ours)
-        await peer.say(wire.Born(1000 + peer.handle.slot, wire.VERSION))
+        await peer.say(wire.Born(1000 + peer.handle.slot, wire.PROTOCOL_VERSION))
         await until(lambda: peer.link in self.board._links, "it has joined")
         return peer
 
@@ -128,7 +128,7 @@ async def test_noise() -> None:
             assert (answer.number, codec.value(answer.value)) == (number + 1, number)
             if number % 4 == 3:
                 assert "bytes was announced" in await mad.is_garbage()
-            assert len(mad.link._unpacker._rest) <= codec.LIMIT + 4
+            assert len(mad.link._unpacker._rest) <= codec.MAX_MESSAGE_BYTES + 4
             mad.sock.close()
         assert sound.garbage() is None
 
@@ -144,7 +144,7 @@ async def test_what_is_unknown_is_ignored(caplog: pytest.LogCaptureFixture) -> N
         (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
         assert "this version doesn't know, and it is ignored: 'Nota'" in record.getMessage()
         assert peer.garbage() is None
-        await peer.send(unknown * talk.UNKNOWN)
+        await peer.send(unknown * talk.MAX_UNKNOWN_MESSAGES)
         assert "unknown types" in await peer.is_garbage()
 
 
@@ -156,7 +156,7 @@ async def test_a_flood_of_what_concerns_supervision(message: wire.Talk) -> None:
         with contextlib.suppress(ConnectionError):
             await peer.send(codec.pack(message) * 50_000)
         assert "a flood" in await peer.is_garbage()
-        assert sum(isinstance(fact, FromWorker) for fact in peer.facts) <= talk.SUPERVISION + 1
+        assert sum(isinstance(fact, FromWorker) for fact in peer.facts) <= talk.MAX_SUPERVISION_MESSAGES + 1
 
 
 async def test_more_work_than_is_done() -> None:
@@ -174,7 +174,7 @@ async def test_more_work_than_is_done() -> None:
         frames = b"".join(codec.pack(wire.Delegate("slow", codec.payload(number))) for number in range(times))
         # Not by `send`, which bounds it: it ends when almost all is done, and that takes seconds on a busy machine.
         sending = asyncio.ensure_future(asyncio.get_running_loop().sock_sendall(eager.sock, frames))
-        await until(lambda: eager.link.lone > talk.MOST_ASKED, "it has asked for more than it may")
+        await until(lambda: eager.link.lone > talk.MAX_OPEN_CALLS, "it has asked for more than it may")
         for number in range(20):
             await quiet.asks("echo", number, number + 1)
             await quiet.hear()
@@ -199,10 +199,10 @@ async def test_heavy_work() -> None:
         peer = await site.join()
         frame = codec.pack(wire.Delegate("slow", codec.payload("x" * 1_000_000)))
         sending = asyncio.ensure_future(peer.send(frame * 100))
-        await until(lambda: peer.link.weight > talk.MOST_WEIGHT, "it is heavy")
+        await until(lambda: peer.link.weight > talk.MAX_OPEN_CALL_BYTES, "it is heavy")
         for _ in range(100):
             await asyncio.sleep(0)
-        assert peer.link.weight < talk.MOST_WEIGHT + 3 * codec.LIMIT
+        assert peer.link.weight < talk.MAX_OPEN_CALL_BYTES + 3 * codec.MAX_MESSAGE_BYTES
         gate.set()
         await sending
         await until(lambda: done == [1_000_000] * 100, "all is done")
@@ -229,7 +229,7 @@ async def test_one_that_does_not_read() -> None:
             site.board.emit("news", data)
             await sound.hear()
         assert deaf.link.dropped > 100
-        assert deaf.link._waiting() < 2 * talk.FULL
+        assert deaf.link._waiting() < 2 * talk.OUTBOX_FULL_BYTES
         assert sound.link.dropped == 0
         assert "hasn't read" in await deaf.is_garbage()
 
@@ -244,7 +244,7 @@ async def test_answers_to_one_that_does_not_read() -> None:
             await deaf.asks("long", number, number + 1)
         await until(lambda: site.board.delegates.handled == 40 and not site.board.delegates.unfinished(), "all is done")
         assert deaf.link.dropped > 10
-        assert deaf.link._waiting() < talk.CROWDED + 3 * codec.LIMIT
+        assert deaf.link._waiting() < talk.MAX_OUTBOX_BYTES + 3 * codec.MAX_MESSAGE_BYTES
 
 
 async def test_the_last_words_of_a_worker() -> None:

@@ -89,7 +89,7 @@ async def test_patience_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "EAGER", 0.02)
     gate = threading.Event()
     async with pool_of(2) as pool:
-        pool._eager_for = threads.EAGER
+        pool._eager_for = threads.FIRST_EAGER_S
         forget = pool._forget
         pool._forget = lambda: None  # type: ignore[method-assign]
         for more in (1, 2):
@@ -99,12 +99,12 @@ async def test_patience_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
                 pool.run(Task(pool, lambda: gate.wait(PATIENCE)))
             await until(lambda: not pool._patient)
             await until(lambda: sum(map(bool, pool.under_way())) == 2, "both have a thread")
-            assert pool._eager_for == 2 * more * threads.EAGER
+            assert pool._eager_for == 2 * more * threads.FIRST_EAGER_S
             gate.set()
             await until(lambda: not pool.busy)
         await until(lambda: pool._patient)
         forget()
-        assert pool._eager_for == threads.EAGER
+        assert pool._eager_for == threads.FIRST_EAGER_S
 
 
 async def test_a_blocked_thread_holds_up_nobody() -> None:

@@ -34,13 +34,13 @@ RAW = st.builds(codec.payload, PLAIN)
 WITH_PAYLOADS = st.one_of(
     st.builds(wire.Emit, TEXT, RAW, st.none() | st.lists(NUMBERS, max_size=3), st.booleans(), NUMBERS),
     st.builds(
-        wire.Delegate, TEXT, RAW, NUMBERS, st.none() | TEXT, st.just(wire.NOTHING) | RAW, st.none() | st.floats(0.1, 9.0),
+        wire.Delegate, TEXT, RAW, NUMBERS, st.none() | TEXT, st.just(wire.NO_PAYLOAD) | RAW, st.none() | st.floats(0.1, 9.0),
         st.none() | TEXT, st.none() | st.lists(NUMBERS, max_size=3),
     ),
-    st.builds(wire.Answer, NUMBERS, st.just(wire.NOTHING) | RAW, st.none() | st.builds(wire.Failure, TEXT, TEXT, TEXT)),
-    st.builds(wire.View, NUMBERS, TEXT, st.just(wire.NOTHING) | RAW),
+    st.builds(wire.Answer, NUMBERS, st.just(wire.NO_PAYLOAD) | RAW, st.none() | st.builds(wire.Failure, TEXT, TEXT, TEXT)),
+    st.builds(wire.View, NUMBERS, TEXT, st.just(wire.NO_PAYLOAD) | RAW),
     st.builds(wire.Reduce, NUMBERS, TEXT, st.lists(RAW, max_size=3)),
-    st.builds(wire.Viewed, NUMBERS, st.just(wire.NOTHING) | RAW, TEXT, st.none() | TEXT),
+    st.builds(wire.Viewed, NUMBERS, st.just(wire.NO_PAYLOAD) | RAW, TEXT, st.none() | TEXT),
     st.builds(wire.Update, TEXT, RAW),
 )  # fmt: skip
 ORDERS = st.one_of(
@@ -92,19 +92,19 @@ def test_a_truncated_message_is_nothing_yet(message: wire.Talk, missing: int) ->
     assert unpacker.feed(stream[cut:]) == [message]
 
 
-@pytest.mark.parametrize("length", [codec.LIMIT + 1, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("length", [codec.MAX_MESSAGE_BYTES + 1, 2**31, 2**32 - 1])
 def test_an_announcement_that_is_too_long(length: int) -> None:
     """Who announces more than the limit is refused at once, before a byte of it is waited for."""
-    with pytest.raises(codec.Garbled, match=f"{length} bytes .* at most {codec.LIMIT}"):
+    with pytest.raises(codec.Garbled, match=f"{length} bytes .* at most {codec.MAX_MESSAGE_BYTES}"):
         codec.Unpacker().feed(length.to_bytes(4, "big"))
 
 
 def test_the_limit_itself() -> None:
     """A message of exactly the limit travels; a longer one is refused where it is sent."""
     frame = len(codec.pack(wire.Note("")))  # the length of a text of that size takes four bytes more
-    longest = wire.Note("x" * (codec.LIMIT - (frame - 4) - 4))
+    longest = wire.Note("x" * (codec.MAX_MESSAGE_BYTES - (frame - 4) - 4))
     packed = codec.pack(longest)
-    assert len(packed) == codec.LIMIT + 4
+    assert len(packed) == codec.MAX_MESSAGE_BYTES + 4
     assert codec.Unpacker().feed(packed) == [longest]
     with pytest.raises(ValueError, match="at most"):
         codec.pack(wire.Note(longest.text + "x"))
@@ -211,7 +211,7 @@ def test_a_message_that_is_refused_leaves_no_trace() -> None:
     """A buffer to which a message couldn't be added is as it was."""
     buffer = bytearray(codec.pack(wire.Ready()))
     before = bytes(buffer)
-    for bad, error in ((wire.Note("x" * codec.LIMIT), ValueError), (wire.Note(object()), TypeError)):  # type: ignore[arg-type]
+    for bad, error in ((wire.Note("x" * codec.MAX_MESSAGE_BYTES), ValueError), (wire.Note(object()), TypeError)):  # type: ignore[arg-type]
         with pytest.raises(error):
             codec.pack_into(buffer, bad)
         assert buffer == before
@@ -234,4 +234,4 @@ def test_what_cannot_travel(value: object) -> None:
 def test_what_is_too_long_to_travel() -> None:
     """So is one that is longer than a message may be."""
     with pytest.raises(ClusterError, match=r"the answer has \d+ bytes; at most"):
-        codec.sendable("x" * codec.LIMIT, "the answer")
+        codec.sendable("x" * codec.MAX_MESSAGE_BYTES, "the answer")

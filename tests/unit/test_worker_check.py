@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster2.worker import check as module
-from cluster2.worker.check import LARGEST, Check, Reply, Unfit, ask_asgi, ask_rsgi, ask_wsgi
+from cluster2.worker.check import MAX_CHECK_BODY_BYTES, Check, Reply, Unfit, ask_asgi, ask_rsgi, ask_wsgi
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -291,7 +291,7 @@ async def test_asgi_answer_without_end() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200})
         while True:
-            await send({"type": "http.response.body", "body": b"x" * (LARGEST // 4), "more_body": True})
+            await send({"type": "http.response.body", "body": b"x" * (MAX_CHECK_BODY_BYTES // 4), "more_body": True})
 
     with pytest.raises(Unfit, match="more than"):
         await asked(app)
@@ -388,7 +388,7 @@ async def test_wsgi_that_misbehaves() -> None:
     def endless(environ: Any, start_response: Any) -> Any:
         start_response("200 OK", [])
         while True:
-            yield b"x" * (LARGEST // 4)
+            yield b"x" * (MAX_CHECK_BODY_BYTES // 4)
 
     with pytest.raises(Unfit, match="more than"):
         await ask_wsgi(endless, ENVIRON, "/")

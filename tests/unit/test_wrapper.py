@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster2.engines.base import Interface
-from cluster2.worker.steps import BURST, Watch
+from cluster2.worker.steps import REQUESTS_PER_BURST, Watch
 from cluster2.worker.wrapper import wrap
 
 pytestmark = pytest.mark.anyio
@@ -60,11 +60,11 @@ async def test_serving() -> None:
 
 async def test_a_sample() -> None:
     """A request that is measured is answered as any other; it uses up one sample and wakes the worker."""
-    around = Around(due=BURST)
+    around = Around(due=REQUESTS_PER_BURST)
     start, body = await asgi_answer([(b"x", b"1")], around)
     assert start["headers"] == [(b"x", b"1")]
     assert body["body"] == b"x"
-    assert around.watch.due == BURST - 1
+    assert around.watch.due == REQUESTS_PER_BURST - 1
     assert around.woken == 1
 
 

@@ -41,7 +41,7 @@ COMMANDS = {
 _ELSEWHERE = {"serve": "run", "dev": "run", "restart": "reload", "kill": "stop", "ps": "status", "ls": "status"}
 """Commands of other programs, with ours that do the same."""
 
-INTERRUPTED = 130
+_EXIT_INTERRUPTED = 130
 """128 + SIGINT, as the shell counts a program that Ctrl-C ended."""
 
 
@@ -74,7 +74,7 @@ class _Commands(click.Group):
             error.show()
             code = error.exit_code
         except click.Abort:
-            code = INTERRUPTED
+            code = _EXIT_INTERRUPTED
         except ClusterError as error:
             complain("error", error.message)
             if error.detail:

@@ -11,7 +11,7 @@ import click
 
 from .. import environments
 from ..config import Config
-from ..settings import OPTIONS, SECRETS
+from ..settings import OPTIONS, SECRET_VARIABLES
 from .flags import OptionCommand, gather, require_target, with_options
 
 
@@ -57,7 +57,7 @@ def _enter(config: Config) -> None:
 
     from ..kernel import environment
 
-    environment.drop(SECRETS)
+    environment.drop(SECRET_VARIABLES)
 
     os.chdir(config.settings.chdir)
     sys.path.insert(0, config.settings.chdir)

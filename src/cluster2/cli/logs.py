@@ -18,9 +18,9 @@ from ..kernel.logfiles import Found
 from ..kernel.logreading import Following, Show
 from . import complain, shown, shown_until_left
 
-POLL = 0.2
+_POLL_INTERVAL_S = 0.2
 """Seconds between two looks for more."""
-COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
+_WORKER_COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
 
 
 @click.command()
@@ -113,7 +113,7 @@ def _follow(place: str, named: str | None, lines: int, show: Show) -> None:
         while True:
             following.look(show)
             sys.stdout.flush()
-            time.sleep(POLL)
+            time.sleep(_POLL_INTERVAL_S)
 
 
 def _as_json(log: str, line: bytes) -> None:
@@ -130,7 +130,7 @@ def _for_people(named: bool) -> Show:
         if terminal:
             text = shown(text)
             if head and not os.environ.get("NO_COLOR"):
-                head = click.style(head, fg=COLOURS[sum(log.encode()) % len(COLOURS)])
+                head = click.style(head, fg=_WORKER_COLOURS[sum(log.encode()) % len(_WORKER_COLOURS)])
         sys.stdout.write(f"{head}{text}\n")
 
     return show

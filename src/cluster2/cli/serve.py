@@ -20,7 +20,7 @@ from ..settings import Settings
 from . import complain
 from .flags import OptionCommand, gather, require_target, with_options
 
-READY_FD = "_CLUSTER2_READY_FD"
+_READY_FD_VARIABLE = "_CLUSTER2_READY_FD"
 """The variable by which `start` tells `run` the descriptor of a pipe; `run` says on it that the workers are ready."""
 
 _WARNING = re.compile(r"\S+ \S+ \[\d+\] warning (.*)")
@@ -36,7 +36,7 @@ def run(**flags: Any) -> int:
     looked for (with --factory: create_app or make_app).
     """
     # First of all: nothing that this process starts may inherit the descriptor or its name.
-    on_ready = _announcer(os.environ.pop(READY_FD, None))
+    on_ready = _announcer(os.environ.pop(_READY_FD_VARIABLE, None))
     config = require_target(gather(flags, warn=False))
 
     from .. import cluster
@@ -120,7 +120,7 @@ def _launch(arguments: tuple[str, ...], log: BinaryIO) -> int:
                 stderr=log,
                 start_new_session=True,
                 pass_fds=[writer],
-                env=os.environ | {READY_FD: str(writer)},
+                env=os.environ | {_READY_FD_VARIABLE: str(writer)},
             )
         finally:
             os.close(writer)

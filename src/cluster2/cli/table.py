@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-LEFT = ("STATE", "MODE")
+_LEFT_ALIGNED_COLUMNS = ("STATE", "MODE")
 """Columns of words; the others are numbers, which stand to the right."""
 
 
@@ -105,7 +105,7 @@ def _aligned(rows: list[dict[str, str]]) -> list[str]:
 
 
 def _pad(cell: str, name: str, width: int) -> str:
-    return cell.ljust(width) if name in LEFT else cell.rjust(width)
+    return cell.ljust(width) if name in _LEFT_ALIGNED_COLUMNS else cell.rjust(width)
 
 
 def _cell(value: object) -> str:

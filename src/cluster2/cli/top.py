@@ -29,7 +29,7 @@ from .table import Rates, describe, weighed
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _TO_END, _BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 _BOLD, _REVERSE, _RED, _YELLOW, _PLAIN = "\x1b[1m", "\x1b[7m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
-WEIGH_EVERY = 10.0
+_MEMORY_INTERVAL_S = 10.0
 """Seconds between two measurements of memory, which is a walk over the page tables of all processes."""
 
 
@@ -79,7 +79,7 @@ class Watch:
     def look(self) -> None:
         """Ask the master. Raises ClusterError if none answers."""
         now = time.monotonic()
-        weigh = now - self._weighed_at >= WEIGH_EVERY or not self._found
+        weigh = now - self._weighed_at >= _MEMORY_INTERVAL_S or not self._found
         found = self._client.call("status", {"memory": weigh}, timeout=10)
         now = time.monotonic()
         if weigh:

@@ -17,7 +17,7 @@ from typing import Any, cast, overload
 
 import msgspec
 
-AHEAD = 512
+FORMATTED_AHEAD_LINES = 512
 """Lines that are written although the tick isn't due."""
 
 
@@ -53,7 +53,7 @@ class AccessLog:
         if not self._is_plain(line):  # one look at the whole, not one at each field: nearly all are plain
             line = self._line(_escaped(facts), version, status, size, took)
         self._lines.append(line)
-        if len(self._lines) >= AHEAD:
+        if len(self._lines) >= FORMATTED_AHEAD_LINES:
             self.flush()
 
     def flush(self) -> None:
@@ -149,7 +149,7 @@ def _clean(text: str | None) -> str | None:
     return "".join(each if " " <= each <= "~" and each not in '"\\' else f"\\x{ord(each):02x}" for each in text)
 
 
-GRANIANS = "%(header{user-agent})s %(header{referer})s"
+GRANIAN_FORMAT = "%(header{user-agent})s %(header{referer})s"
 """What granian is to tell of a request beside what it always tells."""
 
 

@@ -27,9 +27,9 @@ from .base import Capability, Engine, FedEngine, Interface, owns_accept
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-PROTECTS = frozenset({Capability.TLS})
+_SECURITY_CAPABILITIES = frozenset({Capability.TLS})
 """What an app can't be left without, if it was asked for, because another app has it."""
-BUILT_IN: Mapping[str, str] = {
+BUILT_IN_ENGINES: Mapping[str, str] = {
     "http": "cluster2.engines.http.engine:HttpEngine",
     "granian": "cluster2.engines.granian:GranianEngine",
     "tcp": "cluster2.engines.tcp:TcpEngine",
@@ -46,7 +46,7 @@ _DEFAULT = {
 
 def names() -> list[str]:
     """The engines that are installed."""
-    return [*BUILT_IN, *sorted(point.name for point in _entry_points())]
+    return [*BUILT_IN_ENGINES, *sorted(point.name for point in _entry_points())]
 
 
 def _entry_points() -> Iterable[EntryPoint]:
@@ -75,8 +75,8 @@ _FED_PARTS = {each for each in vars(FedEngine) if not each.startswith("_")}
 
 def _named(name: str) -> type[Engine]:
     try:
-        if name in BUILT_IN:
-            found: type[Engine] = resolve_name(BUILT_IN[name])
+        if name in BUILT_IN_ENGINES:
+            found: type[Engine] = resolve_name(BUILT_IN_ENGINES[name])
             return found
         for point in _entry_points():
             if point.name == name:
@@ -143,7 +143,7 @@ def check_options(staff: Sequence[Staff], settings: Settings, given: Mapping[str
             continue
         _, interface, engine = lacking[0]
         reason = f"{name} ({source}): engine {engine.name!r} has no {option.needs} for {interface.upper()} apps"
-        if len(lacking) == len(staff) or option.needs in PROTECTS:
+        if len(lacking) == len(staff) or option.needs in _SECURITY_CAPABILITIES:
             raise ConfigError(f"{reason}; leave the option out{_elsewhere(interface, option.needs)}")
         notes.extend(f"{reason}, so it means nothing to {each.label}" for each in lacking)
     return notes

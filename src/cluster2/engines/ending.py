@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 _AT_ONCE = struct.pack("ii", 1, 0)
-LONGEST = 100
+MAX_PATH_CHARS = 100
 """Characters of a path that are told."""
 logger = logging.getLogger("cluster2.worker")
 
@@ -99,4 +99,4 @@ def _is_news(record: logging.LogRecord) -> bool:
 def readable(path: bytes) -> str:
     """A path of a client's for one line of a log: escaped, and cut if it is long."""
     text = path.decode("latin-1").encode("unicode_escape").decode("ascii")
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return text if len(text) <= MAX_PATH_CHARS else f"{text[:MAX_PATH_CHARS]}…"

@@ -87,20 +87,20 @@ _ANY = frozenset(
 )
 """What it can do for apps of each interface."""
 
-LOOK_SHARE = 100
+_COUNTING_TIME_SHARE = 100
 """To count connections may take one in so many parts of the time."""
-PATIENCE = 1.0
+STOP_GRACE_S = 1.0
 """Seconds that granian may take to stop when nothing is under way any more, or when the time for that is over; and that a
 client may take to answer its PING."""
-WEBSOCKET_RESET_S = 0.5
+_WEBSOCKET_RESET_S = 0.5
 """Seconds for which a drain may wait until websockets whose clients don't read have noticed that they were reset."""
-THREADS_LOOK_INTERVAL_S = 0.005
+_THREADS_POLL_INTERVAL_S = 0.005
 """Seconds between two looks whether threads have ended their requests, which were cut off."""
-TLS_FROM = "tls1.2"
+_MIN_TLS_VERSION = "tls1.2"
 """The oldest version of TLS that is spoken, as with uvicorn."""
-POOL_IDLE = 30
+_POOL_IDLE_TIMEOUT_S = 30
 """Seconds after which a thread of the pool that had nothing to do ends (granian's own default)."""
-RUST_BLOCKING = 512
+_MAX_RUST_BLOCKING_THREADS = 512
 """Threads for Rust's own blocking work, at most (granian's own default); they are made when needed."""
 
 
@@ -264,7 +264,7 @@ class GranianEngine:
             reset_established(listener)
         await cancel(self._under.all_tasks(), patience)
         while self._under.in_threads() and time.monotonic() < deadline:
-            await asyncio.sleep(THREADS_LOOK_INTERVAL_S)
+            await asyncio.sleep(_THREADS_POLL_INTERVAL_S)
         self._lingering.close()
         return paths
 
@@ -272,7 +272,7 @@ class GranianEngine:
         """Stop granian, then the app."""
         self._end()
         if self._running:
-            await asyncio.wait([finished for _, finished in self._running], timeout=PATIENCE)
+            await asyncio.wait([finished for _, finished in self._running], timeout=STOP_GRACE_S)
         try:
             await self._lifespan.stop()
             if self._hooks is not None:
@@ -284,7 +284,7 @@ class GranianEngine:
         if not self._told:
             self._told = True
             self._said = [(listener, progress(listener)) for listener in self._listeners]
-            self._silent_at = time.monotonic() + PATIENCE
+            self._silent_at = time.monotonic() + STOP_GRACE_S
             if self._site.settings.http2:
                 for listener in self._listeners:
                     self._lingering.hold(descriptors(listener))
@@ -296,7 +296,7 @@ class GranianEngine:
         websockets = self._under.websockets()
         blocked = sum(reset_blocked(listener, set(websockets.values())) for listener in self._listeners)
         if self._websockets_until is None:
-            self._websockets_until = now + WEBSOCKET_RESET_S
+            self._websockets_until = now + _WEBSOCKET_RESET_S
             for task, (host, _) in websockets.items():
                 if not host:  # a Unix socket: the connection can't be found, but its task
                     task.cancel()
@@ -308,10 +308,10 @@ class GranianEngine:
         begun, ended = self._under.counts()
         if begun != ended or ended != self._ended_at_look:
             self._ended_at_look = ended if begun == ended else -1
-            self._silent_at = now + PATIENCE
+            self._silent_at = now + STOP_GRACE_S
             self._said = [(listener, progress_since(listener, before)) for listener, before in self._said]
         elif now >= self._silent_at:
-            self._silent_at = now + PATIENCE
+            self._silent_at = now + STOP_GRACE_S
             self._said = [(listener, end_silent(listener, before)) for listener, before in self._said]
 
     def _end_senders(self, now: float) -> None:
@@ -327,7 +327,7 @@ class GranianEngine:
         if now >= self._look_at:
             self._connections = sum(map(established, self._listeners))
             took = time.monotonic() - now
-            self._look_at = now + LOOK_SHARE * took
+            self._look_at = now + _COUNTING_TIME_SHARE * took
 
     def _called(self, unix: bool) -> Callable[..., Any]:
         """What granian calls with each request."""
@@ -356,9 +356,9 @@ class GranianEngine:
             (None, holder),
             None,
             1,
-            RUST_BLOCKING,
+            _MAX_RUST_BLOCKING_THREADS,
             max(1, settings.threads) if wsgi else 1,
-            POOL_IDLE,
+            _POOL_IDLE_TIMEOUT_S,
             _most_connections(),
             "auto" if settings.http2 else "1",
             http.HTTP1Settings(header_read_timeout=patience, keep_alive=settings.keep_alive),
@@ -404,7 +404,7 @@ def _tls(site: Site) -> tuple[Any, ...]:
     """Return granian's arguments for TLS. It reads the files itself, in each new worker: copies (`kernel.snapshots`)."""
     settings = site.settings
     if settings.ssl_certfile is None:
-        return (False, None, None, None, TLS_FROM, None, [], False)
+        return (False, None, None, None, _MIN_TLS_VERSION, None, [], False)
     certificate, key = settings.ssl_certfile, settings.ssl_keyfile or settings.ssl_certfile
     authorities = settings.ssl_ca_certs
-    return (True, certificate, key, None, TLS_FROM, authorities, [], authorities is not None)
+    return (True, certificate, key, None, _MIN_TLS_VERSION, authorities, [], authorities is not None)

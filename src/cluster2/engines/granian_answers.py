@@ -16,13 +16,13 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
-from .granian_internals import RESPONSES, module, replace_methods
-from .outcomes import CLASSES, CLIENT_GONE, Outcomes, reading
+from .granian_internals import RESPONSE_METHODS, module, replace_methods
+from .outcomes import CLIENT_CLOSED_STATUS, STATUS_CLASSES, Outcomes, reading
 
-ACCEPTED = 101
-UNANSWERED = 500
+WEBSOCKET_ACCEPTED_STATUS = 101
+UNANSWERED_STATUS = 500
 """The status that granian answers with if a request's app doesn't."""
-NOT_ACCEPTED = 403
+_WEBSOCKET_REFUSED_STATUS = 403
 """The same for a websocket."""
 
 
@@ -46,7 +46,7 @@ class Answers:
         """Count a websocket that is accepted: its request has ended."""
         if id(protocol) not in self._accepted:
             self._accepted.add(id(protocol))
-            self.outcomes.by_status[ACCEPTED] += 1
+            self.outcomes.by_status[WEBSOCKET_ACCEPTED_STATUS] += 1
 
     def watch_rsgi(self, stream: Callable[[Any, Any], Any]) -> None:
         """Note from now on what RSGI apps answer, in this process.
@@ -98,7 +98,7 @@ class Answers:
         if status and not failed:
             self.outcomes.by_status[status] += 1
         elif status or hasattr(protocol, "response_empty"):
-            self._ended(status or UNANSWERED, failed, cancelled)
+            self._ended(status or UNANSWERED_STATUS, failed, cancelled)
         else:
             self._ended(self._of_websocket(protocol), failed, cancelled)
 
@@ -108,13 +108,13 @@ class Answers:
         if key in self._accepted:
             self._accepted.discard(key)
             return 0
-        return NOT_ACCEPTED
+        return _WEBSOCKET_REFUSED_STATUS
 
     def _ended(self, status: int, failed: bool, cancelled: bool) -> None:
         outcomes = self.outcomes
         if status:
-            outcomes.by_status[CLIENT_GONE if cancelled and status == UNANSWERED else status] += 1
-        if failed and status < UNANSWERED:
+            outcomes.by_status[CLIENT_CLOSED_STATUS if cancelled and status == UNANSWERED_STATUS else status] += 1
+        if failed and status < UNANSWERED_STATUS:
             outcomes.failed += 1
 
 
@@ -171,7 +171,7 @@ def _responding(
 
         return response_stream
 
-    return dict(zip(RESPONSES, (empty, text, binary, file, file_range, streaming), strict=True))
+    return dict(zip(RESPONSE_METHODS, (empty, text, binary, file, file_range, streaming), strict=True))
 
 
 class ThreadAnswers:
@@ -179,12 +179,12 @@ class ThreadAnswers:
 
     def __init__(self) -> None:
         """Nothing was answered yet."""
-        self._classes = [itertools.count() for _ in range(CLASSES + 1)]
+        self._classes = [itertools.count() for _ in range(STATUS_CLASSES + 1)]
         self._failures = itertools.count()
 
     def ended(self, status: int) -> None:
         """Count a request that was answered with this status."""
-        next(self._classes[min(status // 100, CLASSES)])
+        next(self._classes[min(status // 100, STATUS_CLASSES)])
 
     def bodies(self, app: Callable[..., Any]) -> Callable[..., Any]:
         """Return a WSGI app that counts the bodies that fail: granian iterates over them, and only logs what they raise."""

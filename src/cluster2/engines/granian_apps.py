@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from types import CodeType, FrameType
 from typing import Any
 
-from .access import GRANIANS
+from .access import GRANIAN_FORMAT
 from .base import RSGI_HOOKS, Interface, Site
-from .granian_answers import UNANSWERED, Answers, ThreadAnswers
+from .granian_answers import UNANSWERED_STATUS, Answers, ThreadAnswers
 from .granian_internals import module, waits, wsgi_callback
 from .outcomes import Outcomes, reading
 
@@ -24,7 +24,7 @@ _CLOSE_BYTES = (b"connection", b"close")
 
 def native(site: Site, app: Call, state: dict[str, Any]) -> Call:
     """The app as granian's scheduler calls it: `(scope, protocol)`, for WSGI `(protocol, scope)`."""
-    log = None if site.access is None else GRANIANS
+    log = None if site.access is None else GRANIAN_FORMAT
     made: Call
     match site.interface:
         case Interface.ASGI:
@@ -249,7 +249,7 @@ class Under:
 
         def run(protocol: Any, scope: Any) -> Any:
             gauge[0] = next(begin)
-            status = UNANSWERED
+            status = UNANSWERED_STATUS
             try:
                 status = called(protocol, scope)
             finally:

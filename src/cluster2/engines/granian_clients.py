@@ -27,9 +27,9 @@ from ..settings import Settings
 from .granian_apps import Under
 from .patience import For, Patience, Wait
 
-LOOKS = 4
+POLLS_PER_TIMEOUT = 4
 """How often within `timeout` clients are looked at."""
-BATCH = 50
+CLIENTS_PER_TURN = 50
 """Connections that are looked at in one turn of the loop: about a millisecond."""
 _BEHIND = 1.5
 """So many times as long as `timeout`, and two looks, hyper's own timer waits: then a look of ours has come first."""
@@ -114,7 +114,7 @@ class Clients:
         if self._looked_at is None:
             self._looked_at = now
         elapsed = now - self._looked_at
-        if elapsed < self._timeout / LOOKS:
+        if elapsed < self._timeout / POLLS_PER_TIMEOUT:
             return
         self._looked_at = now
         # A loop that was held has seen nothing of what came meanwhile: at most as much time has passed as none is given up for.
@@ -128,7 +128,7 @@ class Clients:
         for listener in list(self._listeners):
             for each in look(listener):
                 found.append(each)
-                if len(found) % BATCH == 0:
+                if len(found) % CLIENTS_PER_TURN == 0:
                     await asyncio.sleep(0)
         known = {(each.host, port) for each in found for port in (each.port, None)}
         if whose is not None and not whose.keys() <= known:

@@ -18,9 +18,9 @@ from typing import Any
 from ..errors import ConfigError
 from .base import Around
 
-TESTED = ((2, 8), (2, 9))
+_TESTED_VERSIONS = ((2, 8), (2, 9))
 """Versions from the first, below the second."""
-INSTALL = "pip install 'cluster2[granian]'"
+_INSTALL_HINT = "pip install 'cluster2[granian]'"
 
 _PARTS = {
     "granian._granian": ("ASGIWorker", "RSGIWorker", "WSGIWorker", "SocketHolder", "WorkerSignal", "ASGIHTTPProtocol"),
@@ -38,12 +38,12 @@ _STEPS = ("async_generator_asend", "async_generator_athrow", "coroutine_wrapper"
 _BEHIND = (AsyncGeneratorType, CoroutineType)
 _IMMUTABLE = 1 << 8
 """Py_TPFLAGS_IMMUTABLETYPE: the flag of classes whose methods can't be replaced."""
-RESPONSES = (
+RESPONSE_METHODS = (
     "response_empty", "response_str", "response_bytes", "response_file", "response_file_range", "response_stream",
 )  # fmt: skip
 """The methods by which an RSGI app answers a request."""
 _REPLACED = (
-    *(f"RSGIHTTPProtocol.{name}" for name in RESPONSES), "RSGIWebsocketProtocol.accept", "RSGIWebsocketProtocol.close",
+    *(f"RSGIHTTPProtocol.{name}" for name in RESPONSE_METHODS), "RSGIWebsocketProtocol.accept", "RSGIWebsocketProtocol.close",
 )  # fmt: skip
 _METHODS = ("serve_mtr", "serve_str", "serve_mtr_uds", "serve_str_uds")
 
@@ -67,10 +67,16 @@ def check() -> None:
     try:
         found = version("granian")
     except PackageNotFoundError:
-        raise ConfigError(f"engine granian: granian isn't installed; {INSTALL}, or choose another engine") from None
-    low, high = (".".join(map(str, each)) for each in TESTED)
-    wanted = f"cluster2 is made for granian from {low} on, below {high}: {INSTALL}"
-    if not TESTED[0] <= tuple(int(each) for each in found.split(".")[:2] if each.isdigit()) < TESTED[1]:
+        raise ConfigError(
+            f"engine granian: granian isn't installed; {_INSTALL_HINT}, or choose another engine"
+        ) from None
+    low, high = (".".join(map(str, each)) for each in _TESTED_VERSIONS)
+    wanted = f"cluster2 is made for granian from {low} on, below {high}: {_INSTALL_HINT}"
+    if (
+        not _TESTED_VERSIONS[0]
+        <= tuple(int(each) for each in found.split(".")[:2] if each.isdigit())
+        < _TESTED_VERSIONS[1]
+    ):
         raise ConfigError(f"engine granian: granian {found} is installed; {wanted}")
     try:
         missing = [f"{name}.{part}" for name, parts in _PARTS.items() for part in parts if not _has(name, part)]

@@ -29,11 +29,11 @@ from typing import Any, ClassVar
 
 Call = Callable[..., Any]
 Peer = tuple[str, int | None]
-TURN = 64
+MESSAGES_PER_TURN = 64
 """Messages."""
-LAST_MESSAGES = 3
+MESSAGES_BEFORE_CANCEL = 3
 """An app may be just about to end: with the head of its response, a body and its end."""
-LOOK_INTERVAL_S = 0.1
+_POLL_INTERVAL_S = 0.1
 """Seconds between two looks at those that go on sending."""
 
 
@@ -81,9 +81,9 @@ class Senders:
             def paced(message: Any) -> Any:
                 nonlocal sent
                 sent += 1
-                if self.draining and shown and sent > LAST_MESSAGES:
+                if self.draining and shown and sent > MESSAGES_BEFORE_CANCEL:
                     self._count(scope, client, receiver, sent)
-                return send(message) if sent % TURN else _turned(send, message)
+                return send(message) if sent % MESSAGES_PER_TURN else _turned(send, message)
 
             if receiver is not None:
                 return _closing(app(scope, receiver, paced), receiver)
@@ -112,9 +112,9 @@ class Senders:
                 each.seen = each.sent
         elif now < self._look_at:
             return []
-        self._look_at = now + LOOK_INTERVAL_S
+        self._look_at = now + _POLL_INTERVAL_S
         gone: list[Any] = [each.protocol for each in list(Transport.known) if each.goes_on()]
-        going_on = [each for each in self._streams.values() if each.sent > each.seen + LAST_MESSAGES]
+        going_on = [each for each in self._streams.values() if each.sent > each.seen + MESSAGES_BEFORE_CANCEL]
         connected: Set[Peer] | None = None
         for each in going_on:
             each.seen = each.sent
@@ -251,11 +251,11 @@ class Transport:
 
     def goes_on(self) -> bool:
         """Return whether its app still sends, though that fails."""
-        return self.failed_at is not None and self.sent > self.failed_at + LAST_MESSAGES
+        return self.failed_at is not None and self.sent > self.failed_at + MESSAGES_BEFORE_CANCEL
 
     def _sent(self, result: Any) -> Any:
         self.sent += 1
-        turns = not self.sent % TURN
+        turns = not self.sent % MESSAGES_PER_TURN
         return _Sending(self, result, turns) if turns or Transport.watched else result
 
 

@@ -18,7 +18,7 @@ import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .pep3333 import BLOCK, App, Broken, ExcInfo, body_of
+from .pep3333 import FILE_BLOCK_BYTES, App, Broken, ExcInfo, body_of
 
 
 def conforming(app: App) -> App:
@@ -156,7 +156,7 @@ class _Input:
     def _reader(self) -> io.BufferedReader:
         if self._made is None:
             read = self._inner.read
-            self._made = body_of(lambda: bytes(read(BLOCK)))
+            self._made = body_of(lambda: bytes(read(FILE_BLOCK_BYTES)))
         return self._made
 
     def read(self, size: int | None = -1) -> bytes:

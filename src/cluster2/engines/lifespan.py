@@ -28,7 +28,7 @@ from typing import Any
 
 from ..errors import AppError
 
-SHUTDOWN_TIMEOUT_S = 30.0
+_SHUTDOWN_TIMEOUT_S = 30.0
 """How long an app's shutdown may take, if the engine sets no other bound."""
 CANCEL_TIMEOUT_S = 1.0
 """How long a cancelled lifespan may take to clean up."""
@@ -70,7 +70,7 @@ class Lifespan:
     """
 
     def __init__(
-        self, app: App, state: State, mode: str = "auto", *, shutdown_timeout_s: float = SHUTDOWN_TIMEOUT_S
+        self, app: App, state: State, mode: str = "auto", *, shutdown_timeout_s: float = _SHUTDOWN_TIMEOUT_S
     ) -> None:
         """Prepare the lifespan; nothing is called yet.
 

@@ -19,9 +19,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-CLIENT_GONE = 499
+CLIENT_CLOSED_STATUS = 499
 """The status of a request whose client left before a status was sent, as nginx has it."""
-CLASSES = 5
+STATUS_CLASSES = 5
 """1xx to 5xx."""
 
 
@@ -57,10 +57,10 @@ class Outcomes:
 
     def by_class(self) -> Sequence[int]:
         """Return how many have ended with a status of 1xx, 2xx, and so on to 5xx."""
-        counts = [0] * CLASSES
+        counts = [0] * STATUS_CLASSES
         for status, count in self.by_status.items():
             # A client has to take a class that it doesn't know for 5xx (RFC 9110, 15).
-            counts[status // 100 - 1 if 100 <= status < 600 else CLASSES - 1] += count
+            counts[status // 100 - 1 if 100 <= status < 600 else STATUS_CLASSES - 1] += count
         return counts
 
 

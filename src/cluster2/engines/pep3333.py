@@ -30,13 +30,13 @@ App = Callable[[Environ, Start], Iterable[bytes]]
 Header = tuple[bytes, bytes]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 
-BLOCK = 65536
+FILE_BLOCK_BYTES = 65536
 """Bytes that are read at a time from a file that the app wraps, and from the client."""
-MOST_NAMES = 1000
+MAX_CACHED_NAMES = 1000
 """Names of headers that are remembered; clients can invent any number of them."""
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-CONTROLS = bytes([*range(9), *range(10, 32), 127])
+CONTROL_BYTES = bytes([*range(9), *range(10, 32), 127])
 """Control characters that no header's value may have (RFC 9110, 5.5): all but the tab."""
 _HOP_BY_HOP = frozenset(
     {"keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
@@ -55,7 +55,7 @@ class ClientGone(ConnectionResetError):
 class FileWrapper:
     """`wsgi.file_wrapper`: a file as an iterable of blocks."""
 
-    def __init__(self, filelike: Any, block_size: int = BLOCK) -> None:
+    def __init__(self, filelike: Any, block_size: int = FILE_BLOCK_BYTES) -> None:
         self._read: Callable[[int], bytes] = filelike.read
         self._size = block_size
         if hasattr(filelike, "close"):
@@ -163,7 +163,7 @@ class Environs:
         key = "" if b"_" in name else name.decode("latin-1").upper().replace("-", "_")
         if key and key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             key = "HTTP_" + key
-        if len(self._keys) < MOST_NAMES:
+        if len(self._keys) < MAX_CACHED_NAMES:
             self._keys[name] = key
         return key
 
@@ -271,7 +271,7 @@ class Response:
         except (TypeError, ValueError, AttributeError) as error:
             raise Broken(f"the app's headers aren't pairs of texts in latin-1: {error}") from error
         # Two parts for each header, and two control characters: its line end.
-        if len(lines) - len(lines.translate(None, CONTROLS)) != len(parts):
+        if len(lines) - len(lines.translate(None, CONTROL_BYTES)) != len(parts):
             name = next(name for name, value in headers if _CONTROL.search(value))
             raise Broken(f"the app's header {name!r} has a control character in its value")
         self.lines, self.status = lines, code
@@ -290,7 +290,7 @@ class Response:
         line = "" if low in _HOP_BY_HOP else f"\r\n{low}: "
         if low in ("date", "server"):
             self.own = {low.encode()} | (self.own or set())
-        elif len(_lines) < MOST_NAMES:
+        elif len(_lines) < MAX_CACHED_NAMES:
             _lines[name] = line
         return line
 
@@ -382,7 +382,7 @@ def _code(status: str) -> int:
         code.isascii() and code.isdigit() and 200 <= int(code) <= 599 and status[3:4] in ("", " ")
     ):
         raise Broken(f"the app's status {status!r} isn't one that ends a request, such as '200 OK'")
-    if len(_codes) < MOST_NAMES:
+    if len(_codes) < MAX_CACHED_NAMES:
         _codes[status] = int(code)
     return int(code)
 
@@ -413,4 +413,4 @@ class Reader(io.RawIOBase):
 
 def body_of(more: Callable[[], bytes]) -> io.BufferedReader:
     """`wsgi.input` over `more`, which returns b"" at the end."""
-    return io.BufferedReader(cast(Any, Reader(more)), BLOCK)
+    return io.BufferedReader(cast(Any, Reader(more)), FILE_BLOCK_BYTES)

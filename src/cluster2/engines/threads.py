@@ -41,22 +41,22 @@ from .base import Hold
 
 logger = logging.getLogger("cluster2.worker")
 
-PATIENCE = 0.005
+OUTSIDE_CALL_WAIT_S = 0.005
 """Seconds after which somebody from outside is let in, though the pool is full of its own."""
-BURST = 64
+CALLS_PER_BURST = 64
 """Calls in a row whose CPU time is read when a long one was seen."""
-LONG = 0.0005
+LONG_CALL_S = 0.0005
 """Seconds by the wall clock from which on a call's CPU time is worth knowing."""
-FIRST = 2
+UNMEASURED_CALLS = 2
 """Calls of a worker's life that tell nothing, unless they take longer than `ONCE`: they pay for what happens only once."""
-ONCE = 0.25
+_FIRST_CALL_ALLOWANCE_S = 0.25
 """Seconds that late imports and the like may take."""
-LOOK = 0.005
+PATIENT_POLL_INTERVAL_S = 0.005
 """Seconds after which a patient pool looks whether the calls that wait are being made."""
-EAGER = 1.0
-MOST_EAGER = 32.0
+FIRST_EAGER_S = 1.0
+_MAX_EAGER_S = 32.0
 """Seconds for which a pool is eager after a call has blocked: the first time, and at most; doubled each time."""
-AGAIN = 0.5
+BLOCKED_AGAIN_S = 0.5
 """Seconds after which a call that still holds its thread counts again; sooner when it is twice as old."""
 
 _now = time.monotonic
@@ -97,7 +97,7 @@ class Pool:
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._ringing = False
         self._patient = True
-        self._eager_for = EAGER
+        self._eager_for = FIRST_EAGER_S
         self._begun = 0
         self._looked_at = -1
         self._said: deque[Job | None] = deque()
@@ -187,13 +187,17 @@ class Pool:
         wall = self._wall
         for seat, since in enumerate(self._since):
             age, counted = now - since, self._ages[seat]
-            if since and age > above and (self._counted[seat] != since or age > min(2 * counted, counted + AGAIN)):
+            if (
+                since
+                and age > above
+                and (self._counted[seat] != since or age > min(2 * counted, counted + BLOCKED_AGAIN_S))
+            ):
                 self._counted[seat], self._ages[seat] = since, age
                 wall = max(wall, age)
-        counts = self._done > FIRST or wall > ONCE
+        counts = self._done > UNMEASURED_CALLS or wall > _FIRST_CALL_ALLOWANCE_S
         hold = Hold(wall, self._used, self._full) if counts else Hold(0.0, 0.0, False)
-        if wall > LONG and now >= self._quiet_until:
-            self._due, self._quiet_until = BURST, now + 1.0
+        if wall > LONG_CALL_S and now >= self._quiet_until:
+            self._due, self._quiet_until = CALLS_PER_BURST, now + 1.0
         self._due = self._due or 1
         self._wall = self._used = 0.0
         self._full = self.busy >= self.size
@@ -214,14 +218,14 @@ class Pool:
             else:
                 self.busy -= 1
                 self._done += 1
-        if self._denied_at and (self.busy < self.size or _now() - self._denied_at > PATIENCE):
+        if self._denied_at and (self.busy < self.size or _now() - self._denied_at > OUTSIDE_CALL_WAIT_S):
             self._denied_at = 0.0
             if self.freed is not None:
                 self.freed()
 
     def _look_later(self) -> None:
         self._looked_at = self._begun
-        self.loop.call_later(LOOK, self._look)
+        self.loop.call_later(PATIENT_POLL_INTERVAL_S, self._look)
 
     def _look(self) -> None:
         """Wake more threads if no call that waits has been begun since."""
@@ -234,19 +238,19 @@ class Pool:
             return
         self._patient = False
         self.loop.call_later(self._eager_for, self._calm)
-        self._eager_for = min(2 * self._eager_for, MOST_EAGER)
+        self._eager_for = min(2 * self._eager_for, _MAX_EAGER_S)
         self._wake(min(waiting, self.size))
 
     def _calm(self) -> None:
         """Try patience again; a while later, without a call that has blocked, all is forgotten."""
         self._patient = True
-        self.loop.call_later(EAGER, self._forget)
+        self.loop.call_later(FIRST_EAGER_S, self._forget)
         if self._jobs:
             self._look_later()
 
     def _forget(self) -> None:
         if self._patient:
-            self._eager_for = EAGER
+            self._eager_for = FIRST_EAGER_S
 
     def _serve(self, seat: int) -> None:
         """A thread's life."""

@@ -30,13 +30,13 @@ from types import FrameType
 from .outcomes import reading
 from .pep3333 import App, Environ, Environs, body_length, body_of
 from .threads import Pool
-from .wsgi_client import AHEAD, Answer, Message, Receive, Send, asked_for, no_short_cut, send_whole
+from .wsgi_client import MAX_READ_AHEAD_BYTES, Answer, Message, Receive, Send, asked_for, no_short_cut, send_whole
 from .wsgi_inline import Parts, Turn, call_inline
 from .wsgi_threaded import Call, converse
 
-AT_ONCE = AHEAD
+MAX_QUEUED_BODY_BYTES = MAX_READ_AHEAD_BYTES
 """Bytes of a request's body that are read before a thread is taken."""
-SPOOLED = 512 * 1024
+_SPOOL_THRESHOLD_BYTES = 512 * 1024
 """Bytes of a request's body that are kept in memory where all of it is read before the call."""
 
 
@@ -110,7 +110,7 @@ class Bridge:
         call = Call(self._app, environ, self.pool)
         if length == 0:
             environ["wsgi.input"] = io.BytesIO()
-        elif length is None or length > AT_ONCE or "HTTP_EXPECT" in environ:
+        elif length is None or length > MAX_QUEUED_BODY_BYTES or "HTTP_EXPECT" in environ:
             environ["wsgi.input"] = body_of(call.more)
         else:
             environ["wsgi.input"] = body = io.BytesIO()
@@ -128,7 +128,7 @@ class Bridge:
                 call.leave()
 
     async def _spooled(self, scope: Message, environ: Environ, receive: Receive, send: Send) -> None:
-        with SpooledTemporaryFile(SPOOLED) as body:
+        with SpooledTemporaryFile(_SPOOL_THRESHOLD_BYTES) as body:
             if not await _collected(receive, body):
                 return
             environ["wsgi.input"] = body

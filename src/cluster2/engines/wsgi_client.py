@@ -10,7 +10,7 @@ from typing import Any
 
 from .pep3333 import Broken, Environ, Response
 
-AHEAD = 65536
+MAX_READ_AHEAD_BYTES = 65536
 """Bytes of a response that an app may be ahead of its client; and of a request that may come before the app asks for them."""
 
 Message = dict[str, Any]
@@ -18,7 +18,7 @@ Receive = Callable[[], Any]
 Send = Callable[[Message], Any]
 Answer = Callable[[Response, bytes], bool]
 """Sends a whole response, with its body, past `send`; returns whether it could."""
-GONE: Message = {"type": "http.disconnect"}
+DISCONNECT_MESSAGE: Message = {"type": "http.disconnect"}
 
 logger = logging.getLogger("cluster2.wsgi")
 
@@ -94,7 +94,7 @@ class Inbox:
             if self._early:
                 return self._early.popleft()
             if self._left:
-                return GONE
+                return DISCONNECT_MESSAGE
             if self._task is not None and not self._task.done():
                 self._news.clear()
                 await self._news.wait()
@@ -111,7 +111,7 @@ class Inbox:
 
     async def _listen(self) -> None:
         early = 0
-        while early < AHEAD:
+        while early < MAX_READ_AHEAD_BYTES:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 self._left = True

@@ -11,7 +11,20 @@ from typing import Any
 
 from .pep3333 import App, ClientGone, Environ, Response
 from .threads import Pool
-from .wsgi_client import AHEAD, GONE, ClientLeft, Failed, Inbox, Message, Receive, Send, asked_for, begin, has_left, log
+from .wsgi_client import (
+    DISCONNECT_MESSAGE,
+    MAX_READ_AHEAD_BYTES,
+    ClientLeft,
+    Failed,
+    Inbox,
+    Message,
+    Receive,
+    Send,
+    asked_for,
+    begin,
+    has_left,
+    log,
+)
 
 
 class Call:
@@ -105,7 +118,7 @@ class Call:
         """Nobody wants the rest. The thread notices when it next writes, reads or yields."""
         self.gone = self._said = True
         if self._answers is not None:
-            self._answers.put(GONE)
+            self._answers.put(DISCONNECT_MESSAGE)
         if self._event is not None:
             self._event.set()
         self.told()
@@ -142,12 +155,12 @@ class Call:
             raise ValueError("the request is over: its wsgi.input can't be read any more")
         answers = self._answers = self._answers or SimpleQueue()
         if self.gone:  # before there was a queue to say it, perhaps
-            answers.put(GONE)
+            answers.put(DISCONNECT_MESSAGE)
         self.asked = True
         self._tell()
         message = answers.get()
         if message["type"] == "http.disconnect":
-            answers.put(GONE)
+            answers.put(DISCONNECT_MESSAGE)
             raise ClientGone("the client left before its request was complete")
         self._body_ended = not message.get("more_body")
         return bytes(message.get("body", b""))
@@ -170,7 +183,7 @@ class Call:
             self._end()
             return
         self._tell()
-        if self._produced - self._consumed > AHEAD:
+        if self._produced - self._consumed > MAX_READ_AHEAD_BYTES:
             self._wait()
 
     def _wait(self) -> None:
@@ -182,7 +195,7 @@ class Call:
                 event.wait()
 
     def _is_ahead(self) -> bool:
-        return not self.gone and self._produced - self._consumed > AHEAD
+        return not self.gone and self._produced - self._consumed > MAX_READ_AHEAD_BYTES
 
     def _end(self) -> None:
         if not self.complete:

@@ -22,7 +22,7 @@ import sys
 import time
 from collections import deque
 
-from ..kernel.handover import BATCH, Inlet, Outlet, Parcel, batch_size
+from ..kernel.handover import CONNECTIONS_PER_MESSAGE, Inlet, Outlet, Parcel, batch_size
 from ..kernel.logfiles import Follower
 from ..kernel.privileges import drop_privileges
 from ..kernel.processes import raise_file_limit
@@ -30,19 +30,19 @@ from ..kernel.scoreboard import KEEPER_PAGE, Scoreboard
 from ..kernel.signals import settle
 from ..lifecycle import State
 from ..step_guard import StepGuard
-from .resting import FAR, Resting
+from .resting import NO_DEADLINE, Resting
 
-BEAT = 2.0
+HEARTBEAT_INTERVAL_S = 2.0
 """Seconds between two signs of life."""
-RESERVE = BATCH + 32
+RESERVED_DESCRIPTORS = CONNECTIONS_PER_MESSAGE + 32
 """Descriptors that are left free for a message from the rest queue and for the keeper's own, where the limit is no low one."""
-ROUND = 16
+MESSAGES_PER_TURN = 16
 """Messages taken from the rest queue before connections have their turn again."""
-HURRY = 0.01
+_END_POLL_INTERVAL_S = 0.01
 """Seconds between two looks whether everybody knows that the end has come."""
-AGAIN = 0.005
+RETURN_RETRY_S = 0.005
 """Seconds between two attempts to hand back what couldn't be: workers take some milliseconds for what waits in a full queue."""
-READY = int(State.READY)
+READY_STATE = int(State.READY)
 _WATCH = select.EPOLLIN | select.EPOLLRDHUP
 _GONE = select.EPOLLHUP | select.EPOLLERR
 
@@ -108,7 +108,7 @@ class Keeper:
             return False
         if time.monotonic() >= self._leave_at:
             return True
-        if READY in self._states():
+        if READY_STATE in self._states():
             return False  # a worker that hasn't heard yet may still send something
         self._take_in()
         return not self._resting and not any(self._late)
@@ -119,11 +119,11 @@ class Keeper:
     def _patience(self) -> float:
         """Seconds until something is due."""
         now = time.monotonic()
-        due = [AGAIN if any(self._late) else BEAT]
+        due = [RETURN_RETRY_S if any(self._late) else HEARTBEAT_INTERVAL_S]
         if (deadline := self._resting.next_deadline()) is not None:
             due.append(deadline - now)
         if self._leave_at is not None:
-            due += [self._leave_at - now, HURRY]
+            due += [self._leave_at - now, _END_POLL_INTERVAL_S]
         return max(0.0, min(due))
 
     def _take_in(self) -> None:
@@ -131,7 +131,7 @@ class Keeper:
         if self._rest.ended:
             return
         now = time.monotonic()
-        for _ in range(ROUND):
+        for _ in range(MESSAGES_PER_TURN):
             full = self._held() >= self._room
             if full and any(self._late):
                 self._full = True
@@ -157,7 +157,7 @@ class Keeper:
     def _keep(self, parcel: Parcel, now: float) -> None:
         # 0.0 stands first because a foreign age may be no number, and nothing is greater than that.
         age = min(self._timeout, max(0.0, parcel.age))
-        deadline = now + self._timeout - age if self._timeout else float(FAR)
+        deadline = now + self._timeout - age if self._timeout else float(NO_DEADLINE)
         try:
             if parcel.site >= len(self._ready):
                 raise OSError("no such app")
@@ -246,7 +246,7 @@ def _report(text: str, detail: str) -> None:
 
 def reserve(limit: int) -> int:
     """Return how many descriptors stay free for one message and for what the keeper itself has open."""
-    return batch_size(limit) + min(RESERVE - BATCH, limit // 4)
+    return batch_size(limit) + min(RESERVED_DESCRIPTORS - CONNECTIONS_PER_MESSAGE, limit // 4)
 
 
 def main(arguments: list[str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-FAR = 1 << 40
+NO_DEADLINE = 1 << 40
 """A second that never comes: for connections without a time limit."""
 
 
@@ -33,7 +33,7 @@ class Resting:
             about: its app's index and its address family.
             deadline: on the caller's clock, in seconds; it expires in the first whole second after that.
         """
-        second = min(int(deadline) + 1, FAR)
+        second = min(int(deadline) + 1, NO_DEADLINE)
         self._deadline[descriptor] = second
         self._bucket.setdefault(second, set()).add(descriptor)
         self._about[descriptor] = _shared.setdefault(about, about)
@@ -53,8 +53,8 @@ class Resting:
 
     def next_deadline(self) -> float | None:
         """When the next one expires; None: never."""
-        first = min(self._bucket, default=FAR)
-        return None if first >= FAR else float(first)
+        first = min(self._bucket, default=NO_DEADLINE)
+        return None if first >= NO_DEADLINE else float(first)
 
     def __iter__(self) -> Iterator[int]:
         return iter(list(self._deadline))

@@ -26,19 +26,19 @@ from typing import ClassVar, Final, Generic, Literal, TypeVar, overload
 from cluster2 import latencies
 from cluster2.lifecycle import MODES, State
 
-CELL: Final = 8
-CELLS: Final = 64
+CELL_BYTES: Final = 8
+CELLS_PER_ROW: Final = 64
 ENTRY_CELLS: Final = 8
 ROWS: Final = 1024
 SLOTS: Final = 1024
 
-LARGEST_COUNT: Final = 2**48
+MAX_COUNT: Final = 2**48
 """At a million requests a second a worker reaches it in nine years."""
-LARGEST_OPEN: Final = 2**31
+_MAX_OPEN: Final = 2**31
 """Connections or requests that one process can have at a time: it has no more descriptors."""
-LARGEST_S: Final = 4e9
+MAX_SECONDS: Final = 4e9
 """Seconds; as nanoseconds they fit into a cell."""
-UNKNOWN: Final = -1
+UNKNOWN_VALUE: Final = -1
 """What a code outside its table is read as, and how an engine says that it can't know a count."""
 
 Writer = Literal["master", "worker", "keeper", "monitor"]
@@ -98,7 +98,7 @@ class Integer(Field[int]):
         writer: Writer,
         meaning: str,
         low: int = 0,
-        high: int = LARGEST_COUNT,
+        high: int = MAX_COUNT,
         otherwise: int | None = None,
     ) -> None:
         super().__init__(index, writer, meaning, low, high)
@@ -129,7 +129,7 @@ class Real(Field[float]):
 
     kind = "d"
 
-    def __init__(self, index: int, writer: Writer, meaning: str, low: float = 0.0, high: float = LARGEST_S) -> None:
+    def __init__(self, index: int, writer: Writer, meaning: str, low: float = 0.0, high: float = MAX_SECONDS) -> None:
         super().__init__(index, writer, meaning, low, high)
 
     @overload
@@ -183,7 +183,7 @@ class Tally:
     """Integer cells side by side, one for each bucket of `latencies`. Only their writer uses them as they are."""
 
     def __init__(self, index: int, meaning: str) -> None:
-        self.cells = slice(index, index + len(latencies.BOUNDS) + 1)
+        self.cells = slice(index, index + len(latencies.BUCKET_BOUNDS_S) + 1)
         self.meaning = meaning
 
     @overload
@@ -195,9 +195,9 @@ class Tally:
 
     def sane(self, counts: list[int]) -> list[int]:
         """Return the counts as a reader may use them."""
-        if min(counts) >= 0 and max(counts) <= LARGEST_COUNT:
+        if min(counts) >= 0 and max(counts) <= MAX_COUNT:
             return counts
-        return [min(max(0, count), LARGEST_COUNT) for count in counts]
+        return [min(max(0, count), MAX_COUNT) for count in counts]
 
 
 class Cells:
@@ -266,7 +266,7 @@ class Header(Cells):
     reloads = Integer(19, "master", "changes of generation that were carried through")
     reloads_failed = Integer(20, "master", "changes of generation that were abandoned")
     phase = Integer(22, "master", "where the cluster is: its place in lifecycle.PHASES")
-    waiting = Integer(24, "master", "connections that wait to be accepted; -1: not known", UNKNOWN, LARGEST_OPEN)
+    waiting = Integer(24, "master", "connections that wait to be accepted; -1: not known", UNKNOWN_VALUE, _MAX_OPEN)
     memory_at_start = SeparateInteger(
         23, "monitor", "memory of all processes when they first were ready: bytes; 0: not weighed yet"
     )
@@ -280,21 +280,21 @@ class Row(Cells):
     pid = SeparateInteger(0, "master", "its process id; 0: the row is free, or its worker has no process yet")
     slot = SeparateInteger(1, "master", "which of the wanted workers it is")
     generation = SeparateInteger(2, "master", "which generation of the app it serves")
-    state = Integer(3, "worker", "the code of its lifecycle state", high=max(State), otherwise=UNKNOWN)
+    state = Integer(3, "worker", "the code of its lifecycle state", high=max(State), otherwise=UNKNOWN_VALUE)
     heartbeat = Real(4, "worker", "deadline by which the next heartbeat must have come")
     request_deadline = Real(5, "worker", "deadline of its oldest request; 0: none")
     started = SeparateReal(6, "master", "when it was ordered")
-    requests = Integer(7, "worker", "requests that have ended; -1: the engine can't know", UNKNOWN)
-    connections = Integer(8, "worker", "connections open now; -1: the engine can't know", UNKNOWN, LARGEST_OPEN)
-    accepted = Integer(9, "worker", "connections accepted from a listener; -1: the engine can't know", UNKNOWN)
-    in_flight = Integer(10, "worker", "requests that it is working on", high=LARGEST_OPEN)
+    requests = Integer(7, "worker", "requests that have ended; -1: the engine can't know", UNKNOWN_VALUE)
+    connections = Integer(8, "worker", "connections open now; -1: the engine can't know", UNKNOWN_VALUE, _MAX_OPEN)
+    accepted = Integer(9, "worker", "connections accepted from a listener; -1: the engine can't know", UNKNOWN_VALUE)
+    in_flight = Integer(10, "worker", "requests that it is working on", high=_MAX_OPEN)
     errors = Integer(11, "worker", "requests answered with 5xx or failed in another way, and transactions that failed")
     mode = Integer(
         12,
         "worker",
         "how it takes connections: its place in lifecycle.MODES",
         high=len(MODES) - 1,
-        otherwise=UNKNOWN,
+        otherwise=UNKNOWN_VALUE,
     )
     longest_step = Real(13, "worker", "for how long a handler held the loop at most, recently: seconds")
     long_at = Real(14, "worker", "when a handler last held the loop for too long; 0: never")
@@ -313,16 +313,21 @@ class Row(Cells):
     ended = Integer(31, "worker", "of these, the ones that have ended")
     latency = Real(32, "worker", "how long the requests took together that were measured: seconds")
     latencies = Tally(33, "how many of them took how long, by bucket; the worker fills it")
-    status_1xx = Integer(49, "worker", "requests that ended with 1xx: websockets; -1: the engine can't know", UNKNOWN)
-    status_2xx = Integer(50, "worker", "requests that ended with 2xx; -1: the engine can't know", UNKNOWN)
-    status_3xx = Integer(51, "worker", "requests that ended with 3xx; -1: the engine can't know", UNKNOWN)
+    status_1xx = Integer(
+        49, "worker", "requests that ended with 1xx: websockets; -1: the engine can't know", UNKNOWN_VALUE
+    )
+    status_2xx = Integer(50, "worker", "requests that ended with 2xx; -1: the engine can't know", UNKNOWN_VALUE)
+    status_3xx = Integer(51, "worker", "requests that ended with 3xx; -1: the engine can't know", UNKNOWN_VALUE)
     status_4xx = Integer(
         52, "worker", "requests that ended with 4xx, or whose client left before a status; -1: the engine can't know",
-        UNKNOWN,
+        UNKNOWN_VALUE,
     )  # fmt: skip
-    status_5xx = Integer(53, "worker", "requests that ended with 5xx; -1: the engine can't know", UNKNOWN)
+    status_5xx = Integer(53, "worker", "requests that ended with 5xx; -1: the engine can't know", UNKNOWN_VALUE)
     disconnects = Integer(
-        54, "worker", "requests whose connection ended before the response did; -1: the engine can't know", UNKNOWN
+        54,
+        "worker",
+        "requests whose connection ended before the response did; -1: the engine can't know",
+        UNKNOWN_VALUE,
     )
 
     slowest = Real(55, "worker", "how long the slowest request took of those that were measured: seconds")

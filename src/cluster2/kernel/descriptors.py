@@ -32,7 +32,7 @@ from cluster2.errors import ClusterError
 
 from . import app_forks
 
-MAX_MESSAGE: Final = 65536
+MAX_MESSAGE_BYTES: Final = 65536
 """The longest message in bytes: what a receiver is prepared for."""
 
 MAX_DESCRIPTORS: Final = 253
@@ -108,8 +108,8 @@ class Packets:
             BrokenPipeError, ConnectionResetError: the other end is gone.
             OSError: ETOOMANYREFS, EBADF.
         """
-        if not 0 < len(data) <= MAX_MESSAGE:
-            raise PacketError(f"a message has 1 to {MAX_MESSAGE} bytes, not {len(data)}")
+        if not 0 < len(data) <= MAX_MESSAGE_BYTES:
+            raise PacketError(f"a message has 1 to {MAX_MESSAGE_BYTES} bytes, not {len(data)}")
         if len(fds) > MAX_DESCRIPTORS:
             raise PacketError(f"a message carries at most {MAX_DESCRIPTORS} descriptors, not {len(fds)}")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -130,7 +130,7 @@ class Packets:
             ConnectionResetError: the other end was closed with messages of ours unread.
         """
         data, control, flags, _ = self._sock.recvmsg(
-            MAX_MESSAGE, socket.CMSG_SPACE(max_fds * _INT), socket.MSG_CMSG_CLOEXEC
+            MAX_MESSAGE_BYTES, socket.CMSG_SPACE(max_fds * _INT), socket.MSG_CMSG_CLOEXEC
         )
         fds: list[int] = []
         if control:
@@ -170,5 +170,5 @@ class Packets:
 
 def _loss(flags: int, max_fds: int) -> str:
     if flags & socket.MSG_TRUNC:
-        return f"a message of more than {MAX_MESSAGE} bytes arrived, and its end is lost"
+        return f"a message of more than {MAX_MESSAGE_BYTES} bytes arrived, and its end is lost"
     return f"descriptors were lost: more than {max_fds} in a message, or this process may open no more (RLIMIT_NOFILE)"

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from .progress import peer_spoke_last, transferred, untaken
 
-DUPLICATES: set[int] = set()
+DUPLICATE_DESCRIPTORS: set[int] = set()
 """Descriptors that aren't looked at: duplicates of ours (`lingering`)."""
 
 
@@ -143,7 +143,7 @@ def _peers(listener: socket.socket) -> Iterator[tuple[int, Any]]:
     here = listener.getsockname()
     wild = isinstance(here, tuple) and here[0] in ("0.0.0.0", "::")
     for name in os.listdir("/proc/self/fd"):
-        if int(name) in DUPLICATES:
+        if int(name) in DUPLICATE_DESCRIPTORS:
             continue
         try:
             # Told family and kind, Python asks the kernel for neither.

@@ -42,18 +42,18 @@ from typing import NamedTuple
 
 from . import app_forks
 
-RECORD = struct.Struct("=BBxxf")
+RECORD_FORMAT = struct.Struct("=BBxxf")
 """Of each connection: index of its app, address family, seconds that it has been idle."""
-BATCH = 128
+CONNECTIONS_PER_MESSAGE = 128
 """Connections in one message. The kernel's bound is 253 (SCM_MAX_FD)."""
-BUFFER = 1 << 20
+QUEUE_BUFFER_BYTES = 1 << 20
 """Bytes of SO_SNDBUF asked for; the kernel may give less. A message of one connection takes about 800."""
 
 _LEAST_BATCHES = 8
 """Batches that a process must be able to hold: with few descriptors messages carry fewer connections."""
 
 _INT = array.array("i").itemsize
-_SPACE = socket.CMSG_SPACE(BATCH * _INT)
+_SPACE = socket.CMSG_SPACE(CONNECTIONS_PER_MESSAGE * _INT)
 _ONE = socket.CMSG_SPACE(_INT)
 _RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
 _NOWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -78,13 +78,13 @@ class Parcel(NamedTuple):
 
 def batch_size(limit: int) -> int:
     """Return how many connections one message may carry where each process may have `limit` descriptors."""
-    return max(1, min(BATCH, limit // _LEAST_BATCHES))
+    return max(1, min(CONNECTIONS_PER_MESSAGE, limit // _LEAST_BATCHES))
 
 
 def queue() -> tuple[socket.socket, socket.socket]:
     """The two ends of a queue: where connections go in, where they come out. Both can be shared by many processes."""
     into, out = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    into.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+    into.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_BUFFER_BYTES)
     app_forks.withhold(into, out)
     return into, out
 
@@ -92,7 +92,7 @@ def queue() -> tuple[socket.socket, socket.socket]:
 class Outlet:
     """Where connections go in. Never blocks."""
 
-    def __init__(self, sock: socket.socket, batch: int = BATCH) -> None:
+    def __init__(self, sock: socket.socket, batch: int = CONNECTIONS_PER_MESSAGE) -> None:
         self._sock = sock
         self._batch = batch
 
@@ -104,7 +104,7 @@ class Outlet:
         """Send one connection; false: it can't be taken now, and is the caller's still. Else the caller closes its copy."""
         try:
             self._sock.sendmsg(
-                (RECORD.pack(site, family, age),), ((*_RIGHTS, descriptor.to_bytes(_INT, "little")),), _NOWAIT
+                (RECORD_FORMAT.pack(site, family, age),), ((*_RIGHTS, descriptor.to_bytes(_INT, "little")),), _NOWAIT
             )
         except OSError:  # full, too many in flight, or nobody reads any more
             return False
@@ -115,7 +115,7 @@ class Outlet:
         sent = 0
         while sent < len(parcels):
             some = parcels[sent : sent + self._batch]
-            records = b"".join(RECORD.pack(each.site, each.family, each.age) for each in some)
+            records = b"".join(RECORD_FORMAT.pack(each.site, each.family, each.age) for each in some)
             rights = array.array("i", [each.descriptor for each in some])
             try:
                 self._sock.sendmsg((records,), ((*_RIGHTS, rights),), _NOWAIT)
@@ -148,12 +148,12 @@ class Inlet:
 
     def take(self) -> Parcel | None:
         """One connection from a queue that carries one a message; None: there is none, or what came was no such thing."""
-        parcels = self._receive(RECORD.size + 1, _ONE)
+        parcels = self._receive(RECORD_FORMAT.size + 1, _ONE)
         return parcels[0] if parcels else None
 
     def take_all(self) -> list[Parcel]:
         """The connections of the next message; [] if there is none (or what came was nothing whole)."""
-        return self._receive(RECORD.size * BATCH + 1, _SPACE)
+        return self._receive(RECORD_FORMAT.size * CONNECTIONS_PER_MESSAGE + 1, _SPACE)
 
     def close(self) -> None:
         """Close this end."""
@@ -174,16 +174,16 @@ class Inlet:
         if not data and not descriptors:
             self.ended = _hung_up(self._sock)  # a foreign message may be empty, and looks like the end
             return []
-        count = len(data) // RECORD.size
+        count = len(data) // RECORD_FORMAT.size
         whole = (
-            len(data) == count * RECORD.size
+            len(data) == count * RECORD_FORMAT.size
         )  # more is asked for than fits, so this tells a message that is too long
         if whole and flags & socket.MSG_CTRUNC and len(descriptors) < count:
             self.truncated += count - len(descriptors)
         elif not whole or count != len(descriptors):
             _close_all(descriptors)
             return []
-        records = RECORD.iter_unpack(data[: len(descriptors) * RECORD.size])
+        records = RECORD_FORMAT.iter_unpack(data[: len(descriptors) * RECORD_FORMAT.size])
         return [
             Parcel(descriptor, site, family, age)
             for descriptor, (site, family, age) in zip(descriptors, records, strict=False)

@@ -12,10 +12,18 @@ from __future__ import annotations
 import ctypes
 import os
 
-MODIFY, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF = 0x2, 0x40, 0x80, 0x100, 0x200, 0x400, 0x800
-WRITTEN = MODIFY | MOVED_TO | CREATE
+_IN_MODIFY, _IN_MOVED_FROM, _IN_MOVED_TO, _IN_CREATE, IN_DELETE, _IN_DELETE_SELF, _IN_MOVE_SELF = (
+    0x2,
+    0x40,
+    0x80,
+    0x100,
+    0x200,
+    0x400,
+    0x800,
+)
+_WRITE_EVENTS = _IN_MODIFY | _IN_MOVED_TO | _IN_CREATE
 """There is something new to read."""
-CHANGED = WRITTEN | MOVED_FROM | DELETE | DELETE_SELF | MOVE_SELF
+DIRECTORY_EVENTS = _WRITE_EVENTS | _IN_MOVED_FROM | IN_DELETE | _IN_DELETE_SELF | _IN_MOVE_SELF
 """The directory isn't as it was."""
 _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC  # IN_NONBLOCK and IN_CLOEXEC are the same numbers
 _BLOCK = 1 << 16
@@ -24,7 +32,7 @@ _BLOCK = 1 << 16
 class Inotify:
     """Readable when something has happened in a directory."""
 
-    def __init__(self, directory: str, events: int = WRITTEN) -> None:
+    def __init__(self, directory: str, events: int = _WRITE_EVENTS) -> None:
         """Watch it.
 
         Args:

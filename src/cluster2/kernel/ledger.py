@@ -25,14 +25,14 @@ from cluster2.errors import ClusterError
 
 from .scoreboard import SLOTS, Integer, Past, Real, Row, Scoreboard
 
-COUNTERS: tuple[Integer | Real, ...] = (
+LIFE_COUNTERS: tuple[Integer | Real, ...] = (
     Row.requests, Row.accepted, Row.errors, Row.timed_out, Row.stalled, Row.parked, Row.moved_in, Row.moved_out, Row.lost,
     Row.transactions, Row.duration, Row.cpu, Row.latency,
     Row.status_1xx, Row.status_2xx, Row.status_3xx, Row.status_4xx, Row.status_5xx, Row.disconnects,
 )  # fmt: skip
 """What is counted, and only grows in a life; besides the buckets of latencies."""
 
-PATIENCE = 1.0
+READ_TIMEOUT_S = 1.0
 """Seconds that a reader tries."""
 _LARGEST = {"q": 2**52, "d": 2**62}
 """The largest sums of a slot. Whatever workers have written into their rows, the sum fits into a cell, and
@@ -65,7 +65,7 @@ def bury(board: Scoreboard, row: int, slot: int, *, lived: bool, crashed: bool) 
 
 
 def _add(row: Row, past: Past) -> None:
-    for each in COUNTERS:
+    for each in LIFE_COUNTERS:
         more = _whole(each, getattr(row, each.name))
         past.integers[each.index] = min(past.integers[each.index] + more, _LARGEST[each.kind])
     past.slowest = max(past.slowest, row.slowest)
@@ -118,7 +118,7 @@ class Account:
     lives: list[Life] = field(default_factory=list)
 
 
-def read(board: Scoreboard, patience: float = PATIENCE) -> dict[int, Account]:
+def read(board: Scoreboard, patience: float = READ_TIMEOUT_S) -> dict[int, Account]:
     """All slots that a worker was ever in, by number; all sums are of one moment as far as ended lives go.
 
     Args:
@@ -151,20 +151,20 @@ def _read(board: Scoreboard) -> dict[int, Account]:
             account = accounts[slot] = _ended(board.past(slot))
         _add_life(account, row, pid)
     for account in accounts.values():
-        for each in COUNTERS:
+        for each in LIFE_COUNTERS:
             if each.kind == "d":
                 account.counters[each.name] /= _UNIT
     return {slot: account for slot, account in sorted(accounts.items()) if account.begun}
 
 
 def _ended(past: Past) -> Account:
-    counters: dict[str, float] = {each.name: past.integers[each.index] for each in COUNTERS}
+    counters: dict[str, float] = {each.name: past.integers[each.index] for each in LIFE_COUNTERS}
     return Account(counters, past.latencies.tolist(), past.slowest, past.lives, past.crashes)
 
 
 def _add_life(account: Account, row: Row, pid: int) -> None:
     """Add a life that goes on."""
-    for each in COUNTERS:
+    for each in LIFE_COUNTERS:
         counted = getattr(row, each.name)
         account.counters[each.name] += _whole(each, counted)
         if counted < 0:

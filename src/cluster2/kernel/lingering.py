@@ -14,10 +14,10 @@ import os
 import socket
 from collections.abc import Iterable
 
-from .established import DUPLICATES
+from .established import DUPLICATE_DESCRIPTORS
 from .progress import untaken
 
-PATIENCE = 1.0
+LINGER_TIMEOUT_S = 1.0
 """Seconds."""
 _PIECE = 65536
 
@@ -39,7 +39,7 @@ class Lingering:
             with contextlib.suppress(OSError):  # closed meanwhile, or there are too many
                 duplicate = socket.socket(fileno=os.dup(descriptor))
                 self._held[os.fstat(duplicate.fileno()).st_ino] = duplicate
-                DUPLICATES.add(duplicate.fileno())
+                DUPLICATE_DESCRIPTORS.add(duplicate.fileno())
 
     def look(self, now: float) -> None:
         """Let those go that have an end: their owner has closed them, and their peer has all."""
@@ -48,7 +48,7 @@ class Lingering:
             for inode in [each for each in self._held if each not in owned]:
                 goes_on = _goes_on(self._held[inode])
                 if goes_on:
-                    self._until[inode] = now + PATIENCE
+                    self._until[inode] = now + LINGER_TIMEOUT_S
                 if goes_on is None or now >= self._until.get(inode, now):
                     self._let_go(inode)
 
@@ -60,7 +60,7 @@ class Lingering:
     def _let_go(self, inode: int) -> None:
         held = self._held.pop(inode)
         self._until.pop(inode, None)
-        DUPLICATES.discard(held.fileno())
+        DUPLICATE_DESCRIPTORS.discard(held.fileno())
         held.close()
 
 
@@ -84,7 +84,7 @@ def _sockets() -> set[int]:
     """Inodes of what the process has open, but for duplicates."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
-        if int(name) not in DUPLICATES:
+        if int(name) not in DUPLICATE_DESCRIPTORS:
             with contextlib.suppress(OSError):
                 found.add(os.fstat(int(name)).st_ino)
     return found

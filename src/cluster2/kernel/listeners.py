@@ -57,13 +57,13 @@ from cluster2.kinds import Address, FdAddress, TcpAddress, UnixAddress
 if TYPE_CHECKING:
     import psutil
 
-PATH_BYTES: Final = 107
+MAX_PATH_BYTES: Final = 107
 """The longest path of a Unix socket: `sun_path` has 108 bytes, the last of them zero."""
 
 # What getaddrinfo gives; the third, raw bytes, where Python was built without IPv6.
 _Resolved = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
 
-UNSENT: Final = 128 * 1024
+NOTSENT_LOWAT_BYTES: Final = 128 * 1024
 """Bytes of a response that may wait in the kernel to be sent, for each connection; the rest stays with the engine."""
 
 _TCPI_UNACKED: Final = 24  # the offset in struct tcp_info: 8 bytes of flags, then rto, ato, snd_mss, rcv_mss
@@ -127,10 +127,10 @@ class SocketFile(NamedTuple):
     owner: tuple[int, int] | None = None
 
 
-OPEN_TO_ALL: Final = SocketFile()
+_DEFAULT_SOCKET_FILE: Final = SocketFile()
 
 
-def open_all(addresses: Sequence[Address], *, backlog: int, files: SocketFile = OPEN_TO_ALL) -> list[Listener]:
+def open_all(addresses: Sequence[Address], *, backlog: int, files: SocketFile = _DEFAULT_SOCKET_FILE) -> list[Listener]:
     """Bind and listen: one listener for each address, in their order. All or none: an error closes what was opened.
 
     Args:
@@ -182,7 +182,7 @@ def shut(door: Door, address: Address, warn: Callable[[str], None]) -> bool:
 def bound_unsent(sock: socket.socket) -> None:
     """Have connections that a listening socket accepts from now on take no more than `UNSENT` bytes that they can't send."""
     if sock.family != socket.AF_UNIX:  # there the buffer is the reader's, and small
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
 
 
 def queue_length(sock: socket.socket) -> int:
@@ -304,9 +304,9 @@ def _described(process: psutil.Process) -> str:
 def _open_unix(address: UnixAddress, backlog: int, files: SocketFile) -> Listener:
     path = os.path.abspath(address.path)
     size = len(os.fsencode(address.path))
-    if size > PATH_BYTES:
+    if size > MAX_PATH_BYTES:
         raise ConfigError(
-            f"{address}: the path has {size} bytes, a Unix socket's may have {PATH_BYTES}; choose a shorter one"
+            f"{address}: the path has {size} bytes, a Unix socket's may have {MAX_PATH_BYTES}; choose a shorter one"
         )
     _make_room(address)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

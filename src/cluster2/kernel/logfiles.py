@@ -33,15 +33,15 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-MASTER, ACCESS = "master.log", "access.log"
-NAMES = re.compile(r"(?P<base>(?:master|access|worker\.\d{1,5})\.log)(?:\.(?P<age>[1-9]\d{0,5}))?")
+MASTER_LOG, ACCESS_LOG = "master.log", "access.log"
+LOG_NAME_PATTERN = re.compile(r"(?P<base>(?:master|access|worker\.\d{1,5})\.log)(?:\.(?P<age>[1-9]\d{0,5}))?")
 """What our files are called; `age` counts rotations."""
-MODE = 0o640
-LEASE_TRIES = 100
+LOG_FILE_MODE = 0o640
+_MAX_LEASE_TRIES = 100
 """Attempts to open a file that somebody else has leased, a millisecond each."""
-BLOCK = 1 << 16
+READ_BLOCK_BYTES = 1 << 16
 """Bytes that are read at once."""
-MOST_TAIL = 1 << 20
+_MAX_TAIL_BYTES = 1 << 20
 """Bytes in which the last lines of a file are looked for."""
 
 
@@ -92,11 +92,11 @@ def open_to_write(path: str, *, readable: bool = False) -> int:
 
 def _open(path: str, flags: int) -> int:
     """Not even for a lease (below) does an open wait that isn't to wait for a fifo; nobody keeps one for long."""
-    for _ in range(LEASE_TRIES):
+    for _ in range(_MAX_LEASE_TRIES):
         with contextlib.suppress(BlockingIOError):
-            return os.open(path, flags, MODE)
+            return os.open(path, flags, LOG_FILE_MODE)
         time.sleep(0.001)
-    return os.open(path, flags, MODE)
+    return os.open(path, flags, LOG_FILE_MODE)
 
 
 def is_open_to_write(path: str) -> bool | None:
@@ -194,7 +194,7 @@ def found(directory: str) -> list[Found]:
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
-                match = NAMES.fullmatch(entry.name)
+                match = LOG_NAME_PATTERN.fullmatch(entry.name)
                 try:
                     seen = entry.stat(follow_symlinks=False) if match else None
                 except FileNotFoundError:
@@ -213,7 +213,7 @@ def open_to_read(directory: str, name: str) -> int:
     Raises:
         OSError: there is none, or the name isn't one of ours, or what has it is no regular file.
     """
-    if not NAMES.fullmatch(name):
+    if not LOG_NAME_PATTERN.fullmatch(name):
         raise FileNotFoundError(errno.ENOENT, "no such log", name)
     fd = os.open(
         os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
@@ -224,7 +224,7 @@ def open_to_read(directory: str, name: str) -> int:
     return fd
 
 
-def tail(fd: int, lines: int, most: int = MOST_TAIL) -> int:
+def tail(fd: int, lines: int, most: int = _MAX_TAIL_BYTES) -> int:
     """Where the last `lines` lines of a file begin, looked for from its end; at most `most` bytes before it."""
     end = at = os.fstat(fd).st_size
     if lines <= 0:
@@ -232,7 +232,7 @@ def tail(fd: int, lines: int, most: int = MOST_TAIL) -> int:
     floor = max(0, end - most)
     wanted = lines
     while at > floor:
-        start = max(floor, at - BLOCK)
+        start = max(floor, at - READ_BLOCK_BYTES)
         block = os.pread(fd, at - start, start)
         if at == end and block.endswith(b"\n"):
             wanted += 1  # the end of the last line begins none
@@ -247,6 +247,6 @@ def tail(fd: int, lines: int, most: int = MOST_TAIL) -> int:
 
 def blocks(fd: int, start: int, end: int) -> Iterator[bytes]:
     """What a file has between two offsets, block by block; less if it was cut meanwhile."""
-    while start < end and (block := os.pread(fd, min(BLOCK, end - start), start)):
+    while start < end and (block := os.pread(fd, min(READ_BLOCK_BYTES, end - start), start)):
         start += len(block)
         yield block

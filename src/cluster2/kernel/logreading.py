@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from . import logfiles
 from .logfiles import Found
 
-PATIENCE = 5
+MAX_PARTIAL_LINE_POLLS = 5
 """Looks without anything new after which the beginning of a line is shown without its end."""
-ABSENT = 50
+MAX_ABSENT_POLLS = 50
 """Looks after which a file that isn't found any more counts as gone, though somebody has it under another name."""
-MOST_LINE = 1 << 20
+_MAX_LINE_BYTES = 1 << 20
 """Bytes after which a line that has no end is shown."""
 
 Show = Callable[[str, bytes], None]
@@ -49,9 +49,9 @@ class Open:
             self.at += len(block)
             *whole, self.pending = (self.pending + block).split(b"\n")
             yield from whole
-            if len(self.pending) > MOST_LINE:
+            if len(self.pending) > _MAX_LINE_BYTES:
                 yield from self.rest()
-        if self.quiet >= PATIENCE:
+        if self.quiet >= MAX_PARTIAL_LINE_POLLS:
             yield from self.rest()
 
     def skip(self, most: int) -> int:
@@ -72,7 +72,7 @@ class Open:
     def gone(self) -> bool:
         """Whether nobody will write to it any more, as far as one can know: it has no name, or none that we see."""
         self.absent += 1
-        return self.absent >= ABSENT or os.fstat(self.fd).st_nlink == 0
+        return self.absent >= MAX_ABSENT_POLLS or os.fstat(self.fd).st_nlink == 0
 
 
 class Following:

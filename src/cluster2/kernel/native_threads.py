@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-PATIENCE_S = 0.5
+THREAD_WAIT_TIMEOUT_S = 0.5
 """Seconds to wait until a thread that runs waits for something."""
 _STACK_BYTES = 1 << 16
 """What is read of a stack, from its top. A waiting thread uses a few KiB."""
@@ -68,7 +68,7 @@ def native_threads() -> list[NativeThread]:
 def _look(tid: int) -> NativeThread:
     with open(f"/proc/self/task/{tid}/comm") as file:
         name = file.read().rstrip("\n")
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + THREAD_WAIT_TIMEOUT_S
     while (top := _stack_top(tid)) is None and time.monotonic() < deadline:
         time.sleep(0.001)
     try:

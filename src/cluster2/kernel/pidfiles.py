@@ -43,7 +43,7 @@ from typing import Final, NamedTuple
 
 from cluster2.errors import AlreadyRunning, ConfigError, NotRunning
 
-CONTROL: Final = "master.sock"
+CONTROL_SOCKET: Final = "master.sock"
 
 _PID_FILE: Final = re.compile(r"(master|worker)\.([1-9][0-9]{0,9})\.pid")
 _LOCK: Final = "master.lock"
@@ -88,7 +88,7 @@ class PidsDirectory:
             return (
                 _has_name(self._fd, self.path)
                 and os.path.samestat(os.fstat(self._lock_fd), self._stat(_LOCK))
-                and (self._control is None or os.path.samestat(self._control, self._stat(CONTROL)))
+                and (self._control is None or os.path.samestat(self._control, self._stat(CONTROL_SOCKET)))
                 and (not self._master_pid or stat.S_ISREG(self._stat(f"master.{self._master_pid}.pid").st_mode))
             )
         except OSError:
@@ -143,13 +143,13 @@ class PidsDirectory:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             os.fchmod(sock.fileno(), 0o600)
-            sock.bind(f"/proc/self/fd/{self._fd}/{CONTROL}")
+            sock.bind(f"/proc/self/fd/{self._fd}/{CONTROL_SOCKET}")
             sock.listen(backlog)
-            self._control = self._stat(CONTROL)
+            self._control = self._stat(CONTROL_SOCKET)
         except OSError as error:
             sock.close()
             reason = "its name is taken" if error.errno == errno.EADDRINUSE else error.strerror
-            raise ConfigError(f"{self.path}/{CONTROL}: the control socket can't be bound: {reason}") from error
+            raise ConfigError(f"{self.path}/{CONTROL_SOCKET}: the control socket can't be bound: {reason}") from error
         sock.setblocking(False)
         return sock
 
@@ -364,7 +364,7 @@ def connect_control(path: str | os.PathLike[str], timeout: float | None = None) 
     try:
         if fd is None:
             raise FileNotFoundError
-        sock.connect(f"/proc/self/fd/{fd}/{CONTROL}")
+        sock.connect(f"/proc/self/fd/{fd}/{CONTROL_SOCKET}")
     except (FileNotFoundError, ConnectionRefusedError) as error:
         sock.close()
         raise NotRunning(
@@ -406,7 +406,7 @@ def _is_ours(fd: int, name: str) -> bool:
         mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
     except FileNotFoundError:
         return False
-    return stat.S_ISSOCK(mode) if name == CONTROL else bool(_PID_FILE.fullmatch(name)) and stat.S_ISREG(mode)
+    return stat.S_ISSOCK(mode) if name == CONTROL_SOCKET else bool(_PID_FILE.fullmatch(name)) and stat.S_ISREG(mode)
 
 
 def _ours(fd: int) -> list[str]:

@@ -67,8 +67,8 @@ from typing import Any, Final, NamedTuple, overload
 from cluster2.errors import ClusterError
 
 from .cells import (
-    CELL,
-    CELLS,
+    CELL_BYTES,
+    CELLS_PER_ROW,
     ENTRY_CELLS,
     ROWS,
     SLOTS,
@@ -85,21 +85,35 @@ from .cells import (
 from .mappings import PAGE_BYTES, map_shared
 
 __all__ = [
-    "CELL", "CELLS", "KEEPER_PAGE", "MAGIC", "MONITOR_PAGE", "ROWS", "SIZE", "SLOTS",
-    "Cells", "Header", "Integer", "Past", "Real", "Row", "Scoreboard", "page_of",
+    "CELLS_PER_ROW",
+    "CELL_BYTES",
+    "KEEPER_PAGE",
+    "MAGIC",
+    "MONITOR_PAGE",
+    "ROWS",
+    "SCOREBOARD_BYTES",
+    "SLOTS",
+    "Cells",
+    "Header",
+    "Integer",
+    "Past",
+    "Real",
+    "Row",
+    "Scoreboard",
+    "page_of",
 ]  # fmt: skip
 
-_ENTRIES: Final = CELLS
+_ENTRIES: Final = CELLS_PER_ROW
 _PASTS: Final = _ENTRIES + ROWS * ENTRY_CELLS
-SIZE: Final = CELL * (_PASTS + SLOTS * CELLS)
+SCOREBOARD_BYTES: Final = CELL_BYTES * (_PASTS + SLOTS * CELLS_PER_ROW)
 """Bytes of the master's file: the header, an entry for each row, the past of each slot."""
 
 KEEPER_PAGE: Final = 0
 MONITOR_PAGE: Final = 1
 _FIRST_ROW_PAGE: Final = 2
-PAGES_SIZE: Final = PAGE_BYTES * (_FIRST_ROW_PAGE + ROWS)
+PAGES_BYTES: Final = PAGE_BYTES * (_FIRST_ROW_PAGE + ROWS)
 """Bytes of the file of pages; only those that were used take memory."""
-_PAGE_CELLS: Final = PAGE_BYTES // CELL
+_PAGE_CELLS: Final = PAGE_BYTES // CELL_BYTES
 
 # The last byte is the version of the layout: it changes whenever a cell gets another meaning or place.
 MAGIC: Final = int.from_bytes(b"cluster\x05", "big")
@@ -155,7 +169,7 @@ class Scoreboard:
         self._rows: dict[int, Row] = {}
         self._pasts: dict[int, Past] = {}
         helpers = {"keeper": Cells(*self._page(KEEPER_PAGE)), "monitor": Cells(*self._page(MONITOR_PAGE))}
-        self.header = Header(*self._views.part(0, CELLS), helpers)  # type: ignore[arg-type]
+        self.header = Header(*self._views.part(0, CELLS_PER_ROW), helpers)  # type: ignore[arg-type]
 
     @classmethod
     def create(cls) -> Scoreboard:
@@ -166,9 +180,9 @@ class Scoreboard:
         """
         descriptors: list[int] = []
         try:
-            descriptors += (_memfd("cluster2-scoreboard", SIZE), _memfd("cluster2-pages", PAGES_SIZE))
-            memory = map_shared(descriptors[0], SIZE, writable=True)
-            pages = map_shared(descriptors[1], PAGES_SIZE, writable=True)
+            descriptors += (_memfd("cluster2-scoreboard", SCOREBOARD_BYTES), _memfd("cluster2-pages", PAGES_BYTES))
+            memory = map_shared(descriptors[0], SCOREBOARD_BYTES, writable=True)
+            pages = map_shared(descriptors[1], PAGES_BYTES, writable=True)
             fcntl.fcntl(descriptors[0], fcntl.F_ADD_SEALS, _SIZE_SEALS | _F_SEAL_FUTURE_WRITE)
             fcntl.fcntl(descriptors[1], fcntl.F_ADD_SEALS, _SIZE_SEALS)
             # Another open file, so that its reader can't write; a duplicate would have the mode of the first.
@@ -192,11 +206,11 @@ class Scoreboard:
             ClusterError: it is something else, or of another version of cluster2; the descriptors stay open.
         """
         try:
-            for fd, size in zip(descriptors, (SIZE, PAGES_SIZE, PAGES_SIZE), strict=False):
+            for fd, size in zip(descriptors, (SCOREBOARD_BYTES, PAGES_BYTES, PAGES_BYTES), strict=False):
                 if (found := os.fstat(fd).st_size) != size:
                     raise ClusterError(f"descriptor {fd} is no scoreboard: it has {found} bytes, not {size}")
-            memory = map_shared(descriptors[0], SIZE, writable=False)
-            pages = map_shared(descriptors[1], PAGES_SIZE, writable=False)
+            memory = map_shared(descriptors[0], SCOREBOARD_BYTES, writable=False)
+            pages = map_shared(descriptors[1], PAGES_BYTES, writable=False)
             own = None
             if page is not None:
                 own = page, map_shared(descriptors[2], PAGE_BYTES, page * PAGE_BYTES, writable=True)
@@ -260,7 +274,7 @@ class Scoreboard:
         if past is None:
             if not 0 <= slot < SLOTS:
                 raise IndexError(f"the scoreboard has no slot {slot}")
-            past = self._pasts[slot] = Past(*self._views.part(_PASTS + slot * CELLS, CELLS))
+            past = self._pasts[slot] = Past(*self._views.part(_PASTS + slot * CELLS_PER_ROW, CELLS_PER_ROW))
         return past
 
     @overload
@@ -305,8 +319,8 @@ class Scoreboard:
     def _page(self, page: int) -> tuple[memoryview[int], memoryview[float]]:
         """Return the cells of a page: for the process that it belongs to, those that it can write."""
         if self._own is not None and self._own[0] == page:
-            return self._own[1].part(0, CELLS)
-        return self._pages.part(page * _PAGE_CELLS, CELLS)
+            return self._own[1].part(0, CELLS_PER_ROW)
+        return self._pages.part(page * _PAGE_CELLS, CELLS_PER_ROW)
 
     def _zero(self, index: int) -> None:
         row = self.row(index)

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ..signal_table import TABLE, Disposition, Role
+from ..signal_table import SIGNAL_EFFECTS, Disposition, Role
 
 _MASK_BYTES = 128
 """The size of sigset_t."""
@@ -41,7 +41,7 @@ def numbers(name: str) -> list[int]:
 
 def settle(role: Role) -> None:
     """Ignore what a process of this kind ignores. Call it in the main thread."""
-    for name, effects in TABLE.items():
+    for name, effects in SIGNAL_EFFECTS.items():
         match effects[role].disposition:
             case Disposition.IGNORED:
                 for number in numbers(name):

@@ -22,15 +22,15 @@ from types import FrameType
 
 from . import app_forks
 
-PATIENCE = 1.0
+STACKS_TIMEOUT_S = 1.0
 """Seconds to wait for a process to write its stacks."""
-ADDING_PATIENCE_S = 1.0
+_ADDITION_TIMEOUT_S = 1.0
 """Seconds to wait for what a process adds: its main thread may be in C code, and then it adds nothing."""
-END = b"\0"
+END_OF_ADDITION = b"\0"
 """Stands behind what a process adds."""
-QUIET = 0.03
+STACKS_COMPLETE_AFTER_S = 0.03
 """Seconds without growth after which they are taken for complete."""
-LONGEST = 1 << 18
+MAX_STACKS_BYTES = 1 << 18
 """Bytes that are read of them."""
 _armed = -1
 _UNARMED = "has only just begun, or its app has taken SIGUSR1 away"
@@ -66,13 +66,13 @@ def add(describe: Callable[[FrameType | None], str]) -> None:
         return
 
     def write(number: int, frame: FrameType | None) -> None:
-        if os.fstat(descriptor).st_size > LONGEST:
+        if os.fstat(descriptor).st_size > MAX_STACKS_BYTES:
             return  # the master reads no more; others can send the signal as well
         try:
             text = describe(frame)
         except Exception as error:  # it must not hit the code that was interrupted
             text = f"what it works on can't be told: {error!r}"
-        os.write(descriptor, b"\n" + text.encode("utf-8", "backslashreplace") + b"\n" + END)
+        os.write(descriptor, b"\n" + text.encode("utf-8", "backslashreplace") + b"\n" + END_OF_ADDITION)
 
     signal.signal(signal.SIGURG, write)
 
@@ -97,7 +97,7 @@ async def capture(descriptor: int, pidfd: int, pid: int, *, adds: bool = False) 
     if adds and os.fstat(descriptor).st_size and _handles(pid, signal.SIGURG):
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGURG)
-        deadline = time.monotonic() + ADDING_PATIENCE_S
+        deadline = time.monotonic() + _ADDITION_TIMEOUT_S
         while not _is_complete(descriptor) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
     return _found(descriptor, pid)
@@ -131,24 +131,24 @@ def _empty(descriptor: int) -> None:
 
 def _growth(descriptor: int) -> Iterator[None]:
     """Yield until the stacks are complete, or until PATIENCE is over."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + STACKS_TIMEOUT_S
     size, since = 0, time.monotonic()
     while (now := time.monotonic()) < deadline:
         grown = os.fstat(descriptor).st_size
         if grown != size:
             size, since = grown, now
-        elif size and now - since >= QUIET:
+        elif size and now - since >= STACKS_COMPLETE_AFTER_S:
             return
         yield
 
 
 def _is_complete(descriptor: int) -> bool:
     """Whether a process has ended what it adds to its stacks."""
-    return os.pread(descriptor, 1, os.fstat(descriptor).st_size - 1) == END
+    return os.pread(descriptor, 1, os.fstat(descriptor).st_size - 1) == END_OF_ADDITION
 
 
 def _found(descriptor: int, pid: int) -> str:
-    found = os.pread(descriptor, LONGEST, 0).rstrip(END).decode(errors="replace").rstrip()
+    found = os.pread(descriptor, MAX_STACKS_BYTES, 0).rstrip(END_OF_ADDITION).decode(errors="replace").rstrip()
     return found or f"no stacks: process {pid} doesn't react; it is {_state(pid)}"
 
 

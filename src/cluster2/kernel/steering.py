@@ -55,9 +55,9 @@ from cluster2.kernel.syn_sink import (
     open_sink,
 )
 
-MOST_PLACES: Final = 2000
+MAX_STEERED_SLOTS: Final = 2000
 """A program may have 4096 instructions; each place takes two."""
-PATIENCE: Final = 0.25
+PROOF_TIMEOUT_S: Final = 0.25
 """Seconds that a connection to ourselves may take, where there is time."""
 _DOUBT: Final = 10
 """The chance that a kernel that can't steer passes the proof of a place is one to two to the power of that."""
@@ -97,7 +97,7 @@ class Group:
         """The socket of a place. Raises IndexError."""
         return self._more[place - 1] if place else self.listener.sock
 
-    def grow(self, places: int, patience: float = PATIENCE) -> None:
+    def grow(self, places: int, patience: float = PROOF_TIMEOUT_S) -> None:
         """Have at least so many places, and prove that the new ones can be steered to.
 
         Args:
@@ -106,8 +106,10 @@ class Group:
         Raises:
             ConfigError: the kernel can't, or a stranger is in the way; the places that were proved remain.
         """
-        if places > MOST_PLACES:
-            raise ConfigError(f"{self.listener.address}: {places} places are wanted, {MOST_PLACES} can be steered")
+        if places > MAX_STEERED_SLOTS:
+            raise ConfigError(
+                f"{self.listener.address}: {places} places are wanted, {MAX_STEERED_SLOTS} can be steered"
+            )
         if self._sink is not None and places > len(self):
             raise ConfigError(f"{self.listener.address}: no place can be opened behind the shut door")
         first = self.listener.sock

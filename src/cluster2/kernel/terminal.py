@@ -22,7 +22,7 @@ import os
 import signal
 import time
 
-HANG_UP_S = 1.0
+HANGUP_GRACE_S = 1.0
 """Seconds in which further HUPs belong to the same hang-up."""
 
 
@@ -47,7 +47,7 @@ class Terminal:
     def hung_up(self) -> bool:
         """Return whether a HUP that has just come tells that the terminal was closed."""
         self.look()
-        return self._gone_at is not None and time.monotonic() - self._gone_at < HANG_UP_S
+        return self._gone_at is not None and time.monotonic() - self._gone_at < HANGUP_GRACE_S
 
 
 def _is_there() -> bool:

@@ -17,7 +17,7 @@ from ..kernel.pidfiles import PidsDirectory
 from ..kernel.processes import ExitStatus
 from ..kernel.scoreboard import Scoreboard
 from ..lifecycle import Action, State
-from ..policy import SHORT_LIFE
+from ..policy import SHORT_LIFE_S
 from ..settings import Settings
 from .child import KILL_TIMEOUT_S
 from .facts import Exited, Fact, Overdue, Vanished
@@ -26,7 +26,7 @@ from .roster import Roster
 
 logger = logging.getLogger("cluster2.master")
 
-DRAIN_MARGIN = 2.0
+DRAIN_MARGIN_S = 2.0
 """Seconds beyond `drain_timeout` for a worker to stop its engine and leave by itself, before it is killed."""
 
 
@@ -93,8 +93,8 @@ class Actions:
         bound = {
             State.SPAWNING: self._settings.boot_timeout,
             State.BOOTING: self._settings.boot_timeout,
-            State.READY: SHORT_LIFE,
-            State.DRAINING: self._settings.drain_timeout + DRAIN_MARGIN,
+            State.READY: SHORT_LIFE_S,
+            State.DRAINING: self._settings.drain_timeout + DRAIN_MARGIN_S,
             State.DYING: KILL_TIMEOUT_S,
         }.get(handle.state)
         if bound is not None:

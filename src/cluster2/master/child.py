@@ -18,11 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from .. import wire
 from ..kernel import executed, processes, stacks
 from ..kernel.descriptors import DescriptorsLost, PacketError, Packets
-from ..settings import SECRETS
+from ..settings import SECRET_VARIABLES
 
 logger = logging.getLogger("cluster2.master")
 
-CHANNEL_FD = 3
+_CHANNEL_FD = 3
 """The descriptor that a child finds its channel at."""
 KILL_TIMEOUT_S = 5.0
 """Seconds from SIGKILL to the end of a process. Only one that waits in the kernel, for a dead disk, takes longer."""
@@ -74,11 +74,11 @@ class Child:
                 self.channel.send(order, descriptors)
             if stacks_file is None:
                 stacks_file = self._stacks_file = stacks.create()
-            passed = {CHANNEL_FD: theirs.fileno(), **(fds or {})}
+            passed = {_CHANNEL_FD: theirs.fileno(), **(fds or {})}
             at = max(passed) + 1
             passed[at] = stacks_file
-            kept = {name: value for name, value in os.environ.items() if secrets or name not in SECRETS}
-            environ = {**kept, wire.CHANNEL: str(CHANNEL_FD), executed.STACKS_VARIABLE: str(at)}
+            kept = {name: value for name, value in os.environ.items() if secrets or name not in SECRET_VARIABLES}
+            environ = {**kept, wire.CHANNEL_VARIABLE: str(_CHANNEL_FD), executed.STACKS_VARIABLE: str(at)}
             self.pid = processes.execute(argv, fds=passed, environ=environ)
             if reap:
                 self._watch()

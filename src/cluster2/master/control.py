@@ -23,11 +23,11 @@ from ..errors import ClusterError, UsageError
 from .facts import Command, Fact
 
 logger = logging.getLogger("cluster2.master")
-LINE = 1 << 16
+MAX_LINE_BYTES = 1 << 16
 """The longest request in bytes."""
-MOST_ADMITTED = 256
+MAX_CLIENTS = 256
 """Connections at a time that came through `admit`."""
-MOST_UNREAD = 1 << 20
+_MAX_UNREAD_BYTES = 1 << 20
 """Bytes that may wait for a client who follows; one that is slower is left behind."""
 
 
@@ -54,7 +54,7 @@ class Control:
         """Take clients from a listening Unix socket, and from no other any more; connections that are open stay."""
         if self._server is not None:
             self._server.close()
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=LINE)
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_LINE_BYTES)
 
     async def close(self) -> None:
         """The master is as good as gone: end all connections."""
@@ -75,7 +75,7 @@ class Control:
         Args:
             may: the verbs that may be asked for there; others are refused.
         """
-        if self._closed or self._admitted >= MOST_ADMITTED:
+        if self._closed or self._admitted >= MAX_CLIENTS:
             sock.close()
             return
         self._admitted += 1
@@ -89,7 +89,7 @@ class Control:
 
     async def _open(self, sock: socket.socket, may: Container[str]) -> None:
         try:
-            reader, writer = await asyncio.open_unix_connection(sock=sock, limit=LINE)
+            reader, writer = await asyncio.open_unix_connection(sock=sock, limit=MAX_LINE_BYTES)
         except (OSError, ValueError):  # no stream, or it has left
             sock.close()
             return
@@ -141,7 +141,7 @@ class Control:
 
         def tell(progress: dict[str, Any]) -> bool:
             nonlocal said
-            if writer.transport.get_write_buffer_size() > MOST_UNREAD:
+            if writer.transport.get_write_buffer_size() > _MAX_UNREAD_BYTES:
                 writer.transport.abort()
             if writer.is_closing():
                 return False

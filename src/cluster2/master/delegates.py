@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("cluster2.app")
 
-LIMIT = 64
+DEFAULT_CONCURRENCY = 64
 """Pieces of work of one kind that are done at a time, unless the handler says otherwise."""
-LOOK = 0.25
+DEADLINE_POLL_INTERVAL_S = 0.25
 """Seconds between two looks for deadlines. Who asked keeps its own to the millisecond, and says that it gave up."""
-CROWDED = 16 << 20
+MAX_UNREAD_ANSWER_BYTES = 16 << 20
 """Bytes that may wait for a worker before answers to it are dropped."""
-LAST_WORDS = 1.0
+HANDLER_CANCEL_GRACE_S = 1.0
 """Seconds for handlers that are cancelled at the end."""
-MOST_TRACEBACK = 1 << 16
+_MAX_TRACEBACK_CHARS = 1 << 16
 
 Handler = Callable[..., Any]
 Asker = tuple["Link", int]
@@ -100,7 +100,7 @@ class Delegates:
         self.late = 0
         self.handled = 0
 
-    def handle(self, name: str, handler: Handler, *, limit: int = LIMIT, single: bool = True) -> None:
+    def handle(self, name: str, handler: Handler, *, limit: int = DEFAULT_CONCURRENCY, single: bool = True) -> None:
         """Have work of this kind done by a handler. Raises ConfigError if it has one."""
         if name in self._kinds:
             raise ConfigError(f"delegate({name!r}): that kind of work has a handler already")
@@ -124,7 +124,7 @@ class Delegates:
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=LAST_WORDS)
+            await asyncio.wait(self._tasks, timeout=HANDLER_CANCEL_GRACE_S)
         self._threads.close()
 
     # What workers say
@@ -151,7 +151,7 @@ class Delegates:
                 assert self._loop is not None
                 deadline = self._loop.time() + message.timeout
                 if self._looking is None:
-                    self._looking = self._loop.call_later(LOOK, self._look)
+                    self._looking = self._loop.call_later(DEADLINE_POLL_INTERVAL_S, self._look)
             flight = kind.flights.ask((link, message), key, (link, number), deadline)
             link.weight += len(message.origin)
             link.asked[number] = (kind, flight, len(message.origin))
@@ -186,7 +186,7 @@ class Delegates:
 
     async def _do(self, kind: Kind, flight: Flight[Asker]) -> None:
         link, message = flight.request
-        value = wire.NOTHING
+        value = wire.NO_PAYLOAD
         failure: wire.Failure | None = None
         try:
             if flight.over:  # everybody has left before its first step
@@ -242,7 +242,7 @@ class Delegates:
             return
         link.weight -= found[2]
         try:
-            link.tell_if_room(wire.Answer(number, value, failure), CROWDED)
+            link.tell_if_room(wire.Answer(number, value, failure), MAX_UNREAD_ANSWER_BYTES)
         except ValueError as error:
             link.tell(wire.Answer(number, failure=wire.Failure("ValueError", f"the answer is {error}")))
         link.release()
@@ -250,7 +250,7 @@ class Delegates:
     def _no_handler(self, link: Link, number: int, name: str) -> None:
         if number:
             text = f"the master has no handler for {name!r}: register one by cluster.on_delegate({name!r})"
-            link.tell_if_room(wire.Answer(number, failure=wire.Failure("LookupError", text)), CROWDED)
+            link.tell_if_room(wire.Answer(number, failure=wire.Failure("LookupError", text)), MAX_UNREAD_ANSWER_BYTES)
         else:
             logger.warning("worker %d delegates %r, which has no handler: it is dropped", link.pid, name)
 
@@ -267,16 +267,16 @@ class Delegates:
                 self.gave_up(link, number)
             some = some or len(kind.flights) > 0
         if some:
-            self._looking = self._loop.call_later(LOOK, self._look)
+            self._looking = self._loop.call_later(DEADLINE_POLL_INTERVAL_S, self._look)
 
 
 def _failure(error: BaseException) -> wire.Failure:
-    trace = codec.clip("".join(traceback.format_exception(*raised_in(error))), MOST_TRACEBACK, end=True)
+    trace = codec.clip("".join(traceback.format_exception(*raised_in(error))), _MAX_TRACEBACK_CHARS, end=True)
     try:
         text = str(error)
     except Exception as another:  # an error whose text is an error
         text = f"(its text can't be told: {type(another).__name__})"
-    return wire.Failure(type(error).__name__, codec.clip(text, MOST_TRACEBACK), trace)
+    return wire.Failure(type(error).__name__, codec.clip(text, _MAX_TRACEBACK_CHARS), trace)
 
 
 def _takes_two(handler: Handler) -> bool:

@@ -14,7 +14,7 @@ from .. import events, wire
 from ..config import restart_warning
 from ..errors import ConfigError
 from ..kernel import snapshots
-from ..settings import FILES, OPTIONS, Settings
+from ..settings import FILE_OPTIONS, OPTIONS, Settings
 from .estate import Estate, Options
 from .facts import Fact
 from .nursery import Nursery
@@ -96,7 +96,7 @@ class Generations:
         warnings = [each for each in chosen.warnings if each not in known]
         if "recycle_when" in chosen.objects and not callable(before.recycle_when):
             warnings.append(restart_warning("recycle_when", "a function in the script"))
-        changed = {name for name in FILES if getattr(settings, name) != getattr(before, name)}
+        changed = {name for name in FILE_OPTIONS if getattr(settings, name) != getattr(before, name)}
         self._options[generation] = Options(settings, chosen.sources, (*known, *warnings))
         self._objects[generation] = chosen.objects
         if changed:
@@ -194,7 +194,7 @@ def _read_files(settings: Settings) -> dict[str, int]:
     """Return a descriptor of a copy of each file that the options name, by field. Raises ConfigError if one can't be had."""
     found: dict[str, int] = {}
     with contextlib.ExitStack() as unfinished:
-        for name in FILES:
+        for name in FILE_OPTIONS:
             if (path := getattr(settings, name)) is None:
                 continue
             try:

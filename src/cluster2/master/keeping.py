@@ -18,10 +18,10 @@ from .estate import Estate
 from .facts import Fact, HelperGone
 from .helper import Helper
 
-SETTLED = 10.0
-PAUSE, LONGEST_PAUSE = 0.1, 5.0
+KEEPER_SETTLED_S = 10.0
+KEEPER_BACKOFF_S, KEEPER_MAX_BACKOFF_S = 0.1, 5.0
 """Seconds (`policy.Pauses`): short, since connections at rest wait for nobody else."""
-MARGIN = 1.0
+_KEEPER_DRAIN_MARGIN_S = 1.0
 """Seconds beyond its patience that a keeper which drains may take to leave."""
 _ROOM = str(Path(__file__).resolve().parent.parent / "keeper")
 
@@ -58,7 +58,7 @@ class Keeping(Helper):
             unix: indices of those that listen on a Unix socket, where TLS is never spoken.
             log: the file that its output goes to; "": it stays where it is.
         """
-        super().__init__(board.header, Pauses(SETTLED, PAUSE, LONGEST_PAUSE), put)
+        super().__init__(board.header, Pauses(KEEPER_SETTLED_S, KEEPER_BACKOFF_S, KEEPER_MAX_BACKOFF_S), put)
         self.serves = False
         self._board = board
         self._sites = sites
@@ -111,7 +111,7 @@ class Keeping(Helper):
             return
         try:
             # One that is stuck must not hold up the end.
-            self._bound = self._loop.call_later(patience + MARGIN, self.stop)
+            self._bound = self._loop.call_later(patience + _KEEPER_DRAIN_MARGIN_S, self.stop)
             self._child.channel.send(f"drain {patience}".encode())
         except OSError:
             self.stop()  # dead already, or it doesn't listen

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("cluster2.master")
 _of_apps = logging.getLogger("cluster2.app")
 
-SPAWNING = "no worker can be made"
+SPAWN_REFUSED = "no worker can be made"
 """What is reported when the system refuses to make one."""
-BOOT_REFUSALS_S = 1.0
+_BOOT_REFUSAL_INTERVAL_S = 1.0
 """Seconds for which the system may refuse all workers at the first start before that is given up."""
 _STACKS_FIRST = frozenset({State.SPAWNING, State.BOOTING, State.DRAINING})
 """States in which a worker that has stayed for too long is killed, after its stacks have been logged."""
@@ -75,7 +75,7 @@ class Lives:
         handle.pid = self._master.estate.board.row(handle.row).pid = pid
         self._refused_since = None
         self.restarts.made(handle.slot)
-        self._master.guard.worked(SPAWNING)
+        self._master.guard.worked(SPAWN_REFUSED)
         self.actions.apply(handle, lifecycle.Event.FORKED)
 
     def _kill_unwanted(self, pid: int) -> None:
@@ -91,7 +91,7 @@ class Lives:
             case wire.Born():
                 handle.started = True
                 self.forked(handle.incarnation, message.pid)
-                if message.version != wire.VERSION:
+                if message.version != wire.PROTOCOL_VERSION:
                     self._refuse(handle, message.version)
             case wire.Ready() if handle.pid is None:
                 self._master.put(Garbage(handle, "it is ready, and was never born"))
@@ -133,7 +133,7 @@ class Lives:
 
     def _refuse(self, handle: Handle, version: int) -> None:
         """A worker that can't be talked to."""
-        versions = f"its messages are of version {version}, the master's of version {wire.VERSION}"
+        versions = f"its messages are of version {version}, the master's of version {wire.PROTOCOL_VERSION}"
         self._cant_serve(handle, ClusterError(f"{versions}: cluster2 was upgraded in place; restart the cluster"))
         self.end(handle, lifecycle.Event.KILL, "crash")
 
@@ -160,7 +160,7 @@ class Lives:
 
     def buried(self, handle: Handle, status: ExitStatus | None) -> None:
         """A worker is over; None: it never came to be. If it wasn't meant to be, that counts as a crash."""
-        if handle.reason == "recycle" and handle.state in lifecycle.LIVE:
+        if handle.reason == "recycle" and handle.state in lifecycle.LIVE_STATES:
             handle.reason = None  # it was to be replaced, but hadn't been told to leave: it has died by itself
         meant = handle.reason not in (None, "crash")
         fault = departure_fault(handle, status)
@@ -346,13 +346,13 @@ class Lives:
         now = time.monotonic()
         self.restarts.refused(slot, now)
         self._refused_since = self._refused_since or now
-        why = ClusterError(f"{SPAWNING}: {reason(error)}")
+        why = ClusterError(f"{SPAWN_REFUSED}: {reason(error)}")
         if master.reloader.proves(generation):
             master.reloader.abandon(error if isinstance(error, ClusterError) else why)
-        elif master.phase is Phase.BOOTING and now - self._refused_since > BOOT_REFUSALS_S:
+        elif master.phase is Phase.BOOTING and now - self._refused_since > _BOOT_REFUSAL_INTERVAL_S:
             master.departure.fail(why)
         else:
-            master.guard.failed(SPAWNING, error)
+            master.guard.failed(SPAWN_REFUSED, error)
             master.verbs.start_failed(slot, why.message)
 
     def unforked(self, incarnation: int, reason: str) -> None:
@@ -392,10 +392,10 @@ def departure_fault(handle: Handle, status: ExitStatus | None) -> str | None:
         return None
     if told := [each for each in (handle.cut, handle.end_failed) if each is not None]:
         return f"{handle}: {'; '.join(told)}"
-    if status == ExitStatus(code=0) and handle.state not in lifecycle.LIVE:
+    if status == ExitStatus(code=0) and handle.state not in lifecycle.LIVE_STATES:
         return None
     how = status or "how isn't known"
-    if handle.state in lifecycle.LIVE:
+    if handle.state in lifecycle.LIVE_STATES:
         return f"{handle} died instead of leaving ({how})"
     if handle.reason == "hang" and not handle.drain_first:
         return f"{handle} was stuck and was killed"

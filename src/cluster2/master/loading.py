@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("cluster2.master")
 
-PAUSE = 1.0
+ZYGOTE_RETRY_S = 1.0
 """Seconds between two attempts to start a zygote that died or can't load what was loaded before."""
 
 
@@ -126,4 +126,4 @@ class Loading:
                 logger.error("%s", error.detail)
             if master.generations.nursery(generation) is not None:
                 return  # each worker is executed: only that one is concerned, and its exit is counted
-            self._again_at = time.monotonic() + PAUSE
+            self._again_at = time.monotonic() + ZYGOTE_RETRY_S

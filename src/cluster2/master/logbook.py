@@ -34,26 +34,26 @@ from collections.abc import Callable, Iterator
 from .. import logs
 from ..errors import ConfigError
 from ..kernel import logfiles
-from ..kernel.inotify import CHANGED, Inotify
+from ..kernel.inotify import DIRECTORY_EVENTS, Inotify
 from ..kernel.logfiles import Found
 from ..settings import Settings
 from .relay import Relay
 
 logger = logging.getLogger("cluster2.master")
 
-PAUSE, SHORT_PAUSE = 0.25, 0.05
+LOG_POLL_INTERVAL_S, FAST_LOG_POLL_INTERVAL_S = 0.25, 0.05
 """Seconds between two looks; the second one while a file grows quickly."""
-QUIET_PAUSE = 2.0
+_IDLE_LOG_POLL_INTERVAL_S = 2.0
 """Seconds between two looks where nothing happens: the disk may fill up all the same, and a name lead elsewhere."""
-RECENT = 5.0
+WRITER_GONE_AFTER_S = 5.0
 """Seconds since its last change after which nobody writes to a rotated file any more, where the kernel doesn't tell."""
-FEW = 16
+FULL_DISK_BLOCKS = 16
 """Blocks of a disk: with fewer it is full."""
-LEAST = 1 << 12
+MIN_FILE_BYTES = 1 << 12
 """Bytes that a file may have, however many share the total."""
-MOST = 200
+MAX_ROTATED_FILES = 200
 """Rotated files of a log that are kept if there is a total: each rotation renames them all."""
-SAID_EVERY = 60.0
+_CUT_REPORT_INTERVAL_S = 60.0
 """Seconds between two lines about what was cut."""
 
 
@@ -91,18 +91,18 @@ class Logbook:
             ConfigError: the directory can't be made, or not be written to.
         """
         self.directory = directory
-        self.output = self._path(logfiles.MASTER) if own == "all" else ""
+        self.output = self._path(logfiles.MASTER_LOG) if own == "all" else ""
         self._size, self._total, self._warn = size, total, warn
         numbers = (1, 2) if own == "all" else ()
-        self._own = logfiles.Follower(self._path(logfiles.MASTER), *numbers) if own else None
+        self._own = logfiles.Follower(self._path(logfiles.MASTER_LOG), *numbers) if own else None
         self._relay: Relay | None = None
         self._owner: tuple[int, int] | None = None
-        self._entrusted = {logfiles.ACCESS} if access else set[str]()
+        self._entrusted = {logfiles.ACCESS_LOG} if access else set[str]()
         self._sizes: dict[str, int] = {}
         self._rotated: dict[int, int] = {}  # by inode: bytes that a file had when it was rotated, or cut, or first seen
         self._full = False
         self._cut = 0
-        self._said_at = -SAID_EVERY
+        self._said_at = -_CUT_REPORT_INTERVAL_S
         self._failed = ""
         self._failures: list[OSError] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -193,19 +193,19 @@ class Logbook:
 
     def _again(self) -> None:
         self._unwatch()
-        pause = PAUSE
+        pause = LOG_POLL_INTERVAL_S
         try:
             pause = self.look()
         finally:
-            if pause == PAUSE and self._watched():
-                pause = QUIET_PAUSE  # or sooner: `_stirred`
+            if pause == LOG_POLL_INTERVAL_S and self._watched():
+                pause = _IDLE_LOG_POLL_INTERVAL_S  # or sooner: `_stirred`
             self._timer = self._loop.call_later(pause, self._again)
 
     def _watched(self) -> bool:
         """Have the kernel tell when something happens there. Returns whether it does."""
         try:
             if self._watch is None:
-                self._watch = Inotify(self.directory, CHANGED)
+                self._watch = Inotify(self.directory, DIRECTORY_EVENTS)
             else:
                 self._watch.renew()
         except OSError:  # there are no more of them, or the directory isn't there
@@ -219,7 +219,7 @@ class Logbook:
         self._unwatch()
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(PAUSE, self._again)
+        self._timer = self._loop.call_later(LOG_POLL_INTERVAL_S, self._again)
 
     def _unwatch(self) -> None:
         if self._watch is not None and not self._loop.is_closed():
@@ -263,7 +263,7 @@ class Logbook:
             pause = self._look()
         except OSError as error:  # a directory that was taken away: it may come back
             self._failures.append(error)
-            pause = PAUSE
+            pause = LOG_POLL_INTERVAL_S
         failed = str(self._failures[0]) if self._failures else ""
         if failed and failed != self._failed:
             self._warn(f"the logs in {self.directory} can't be kept in order: {failed}")
@@ -288,12 +288,12 @@ class Logbook:
             with self._alone():
                 self._make(base)
         self._notice_full()
-        return self._keep_within(files) if self._size else PAUSE
+        return self._keep_within(files) if self._size else LOG_POLL_INTERVAL_S
 
     def _notice_full(self) -> None:
         """Who writes loses words without complaint, since it can't complain there; so this is said here, once."""
         disk = os.statvfs(self.directory)
-        full = disk.f_blocks > 0 and disk.f_bavail < FEW
+        full = disk.f_blocks > 0 and disk.f_bavail < FULL_DISK_BLOCKS
         if full and not self._full:
             self._warn(f"the disk of {self.directory} is full: what is logged is lost; the cluster serves on")
         if self._full and not full:
@@ -321,13 +321,13 @@ class Logbook:
         self._sizes = {each.base: each.size for each in files if each.age == 0}
         self._evict(files, limit)
         self._tell()
-        return SHORT_PAUSE if grows else PAUSE
+        return FAST_LOG_POLL_INTERVAL_S if grows else LOG_POLL_INTERVAL_S
 
     def _limit(self, files: list[Found]) -> int:
         if not self._total:
-            return max(LEAST, self._size)
+            return max(MIN_FILE_BYTES, self._size)
         logs = sum(each.age == 0 for each in files)
-        return max(LEAST, min(self._size, self._total // (2 * max(1, logs))))
+        return max(MIN_FILE_BYTES, min(self._size, self._total // (2 * max(1, logs))))
 
     def _rotate(self, base: str, files: list[Found]) -> None:
         ages = {each.age for each in files if each.base == base}
@@ -339,7 +339,7 @@ class Logbook:
         newest = os.stat(self._path(f"{base}.1"), follow_symlinks=False)
         self._rotated[newest.st_ino] = newest.st_size
         self._make(base)
-        if base == logfiles.MASTER and self._own is not None:
+        if base == logfiles.MASTER_LOG and self._own is not None:
             self._own.look()
 
     def _evict(self, files: list[Found], limit: int) -> None:
@@ -359,7 +359,7 @@ class Logbook:
             with self._alone():
                 self._drop(most.pop(), now)
         for those in rotated.values():
-            while self._total and len(those) > MOST:
+            while self._total and len(those) > MAX_ROTATED_FILES:
                 with self._alone():
                     self._drop(those.pop(), now)
         for those in rotated.values():
@@ -382,7 +382,7 @@ class Logbook:
 
     def _is_written(self, each: Found, now: float) -> bool:
         told = logfiles.is_open_to_write(self._path(each.name))
-        return abs(now - each.changed) < RECENT if told is None else told
+        return abs(now - each.changed) < WRITER_GONE_AFTER_S if told is None else told
 
     def _empty(self, each: Found) -> None:
         logfiles.empty(self._path(each.name))
@@ -390,7 +390,7 @@ class Logbook:
 
     def _tell(self) -> None:
         now = time.monotonic()
-        if self._cut and now - self._said_at >= SAID_EVERY:
+        if self._cut and now - self._said_at >= _CUT_REPORT_INTERVAL_S:
             self._said_at = now
             self._warn(
                 f"logs: {self._cut / 2**20:.0f} MiB were dropped: somebody writes more than log_size before looking "
@@ -411,7 +411,7 @@ class Logbook:
                     raise OSError(errno.EMLINK, "it has another name as well")
                 # What the master says is its own; but the monitor, who is the workers' user, shows it.
                 user, group = self._owner
-                os.fchown(fd, -1 if base == logfiles.MASTER else user, group)
+                os.fchown(fd, -1 if base == logfiles.MASTER_LOG else user, group)
         finally:
             os.close(fd)
 

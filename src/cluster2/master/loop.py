@@ -51,18 +51,18 @@ from .rounds import Rounds
 from .status import status
 from .steering import Steering
 from .switchboard import Switchboard
-from .verbs import SIGNALS, Verbs
+from .verbs import SIGNAL_COMMANDS, Verbs
 from .watchman import Watchman
 
 logger = logging.getLogger("cluster2.master")
 
-ZYGOTE_PATIENCE = 2.0
+_ZYGOTE_SHUTDOWN_GRACE_S = 2.0
 """Seconds that a zygote may take to leave at the end; it may be in the middle of the app's import."""
-HANDLERS_PATIENCE = 5.0
+_HANDLERS_SHUTDOWN_GRACE_S = 5.0
 """Seconds for what workers have delegated last, and don't wait for."""
-MONITOR_PATIENCE = 2.0
+_MONITOR_SHUTDOWN_GRACE_S = 2.0
 """Seconds for the monitor to leave at the end."""
-LAST_PATIENCE = 5.0
+_LAST_SHUTDOWN_GRACE_S = 5.0
 """Seconds for everybody to end who is killed because `run` failed."""
 
 
@@ -133,7 +133,7 @@ class Master:
         self.watchman.prepare(self.wanted.generation, self.settings)
         self.watchman.heed(self.wanted.generation)
         await self._pids_guard.open()
-        for number in SIGNALS if self.estate.owns_process else ():
+        for number in SIGNAL_COMMANDS if self.estate.owns_process else ():
             self._loop.add_signal_handler(number, self.put, Signal(number))
         if self.estate.logbook is not None:
             self.estate.logbook.start(self.warn)
@@ -399,11 +399,11 @@ class Master:
         self.departure.close()
         if self.keeping is not None:
             self.keeping.close()
-        await self.generations.gone(0.0 if self.phase is Phase.STOPPING else ZYGOTE_PATIENCE)
-        await self.switchboard.close(0.0 if self.phase is Phase.STOPPING else HANDLERS_PATIENCE)
+        await self.generations.gone(0.0 if self.phase is Phase.STOPPING else _ZYGOTE_SHUTDOWN_GRACE_S)
+        await self.switchboard.close(0.0 if self.phase is Phase.STOPPING else _HANDLERS_SHUTDOWN_GRACE_S)
         self.verbs.give_up()  # before the monitor leaves, which may pass an answer on
         if self.monitoring is not None:
-            await self.monitoring.gone(0.0 if self.phase is Phase.STOPPING else MONITOR_PATIENCE)
+            await self.monitoring.gone(0.0 if self.phase is Phase.STOPPING else _MONITOR_SHUTDOWN_GRACE_S)
         if self.departure.failure is not None:
             raise self.departure.failure
         return 0
@@ -417,7 +417,7 @@ class Master:
             self.departure.failure = None
             self.departure.kill_all()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_PATIENCE):
+                async with asyncio.timeout(_LAST_SHUTDOWN_GRACE_S):
                     while not self._finished():
                         await self._attend(await self._facts.get())
             await self._leave()

@@ -19,13 +19,13 @@ from .estate import Estate
 from .facts import Fact
 from .helper import Helper
 
-SETTLED = 30.0
-PAUSE, LONGEST_PAUSE = 1.0, 30.0
+MONITOR_SETTLED_S = 30.0
+MONITOR_BACKOFF_S, MONITOR_MAX_BACKOFF_S = 1.0, 30.0
 """Seconds (`policy.Pauses`)."""
 
-READS = frozenset({"status", "stacks", "component", "statuses", "events"})
-SWITCHES = frozenset({"enable", "disable"})
-ACTIONS = SWITCHES | {"reload", "scale", "recycle", "shutdown"}
+_READ_COMMANDS = frozenset({"status", "stacks", "component", "statuses", "events"})
+_SWITCH_COMMANDS = frozenset({"enable", "disable"})
+_ACTION_COMMANDS = _SWITCH_COMMANDS | {"reload", "scale", "recycle", "shutdown"}
 """Verbs that a monitor may ask for: always; with `ecv.control`; with `monitor_token`, which its own clients must bear."""
 
 _OURS = ("ecv_", "mon_", "timeout")
@@ -60,7 +60,7 @@ class Monitoring(Helper):
             put: takes the fact that it is gone.
             admit: hears it on a socket, as far as these verbs go.
         """
-        super().__init__(board.header, Pauses(SETTLED, PAUSE, LONGEST_PAUSE), put)
+        super().__init__(board.header, Pauses(MONITOR_SETTLED_S, MONITOR_BACKOFF_S, MONITOR_MAX_BACKOFF_S), put)
         self.address = str(listeners[0].address)
         self._board = board
         self._listeners = listeners
@@ -88,8 +88,8 @@ class Monitoring(Helper):
         """The verbs that it may ask for: what its own clients may have done, and no more, should somebody get hold of it."""
         settings = self._order.settings
         if settings["monitor_token"]:
-            return READS | ACTIONS
-        return READS | SWITCHES if settings["ecv_control"] else READS
+            return _READ_COMMANDS | _ACTION_COMMANDS
+        return _READ_COMMANDS | _SWITCH_COMMANDS if settings["ecv_control"] else _READ_COMMANDS
 
     def heed(self, settings: Settings) -> None:
         """These options count from now on. Where they concern it, another monitor takes its place; who asks meanwhile waits."""

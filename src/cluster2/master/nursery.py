@@ -23,13 +23,13 @@ from ..kernel.forking import FORK_TIMEOUT_S
 from .child import KILL_TIMEOUT_S, Child
 from .facts import Fact, FromZygote
 
-BUFFER = 1 << 18
+CHANNEL_BUFFER_BYTES = 1 << 18
 """Of the channel, in bytes: a traceback must fit."""
-ANSWER_TIMEOUT_S = FORK_TIMEOUT_S + 5.0
+_ANSWER_TIMEOUT_S = FORK_TIMEOUT_S + 5.0
 """Seconds that a zygote may take for one order. It gives up a fork that hangs before that."""
-EXIT_GRACE_S = 1.0
+_EXIT_GRACE_S = 1.0
 """Seconds from the end of a zygote's channel to its exit; then it is killed."""
-LEAVE_GRACE_S = 5.0
+ZYGOTE_EXIT_GRACE_S = 5.0
 """Seconds that a zygote which isn't needed any more may take to leave: it may be importing, or running exit handlers."""
 
 
@@ -133,7 +133,7 @@ class Nursery:
             for descriptor in descriptors:
                 copies.append(os.dup(descriptor))
                 unsent.callback(os.close, copies[-1])
-            child = self._execute(reap=False, stacks_file=copies[wire.STACKS_FILE])
+            child = self._execute(reap=False, stacks_file=copies[wire.STACKS_FILE_INDEX])
             self._hear(child, lambda message: self._from_alone(order.incarnation, message))
             unsent.pop_all()
         self._alone[order.incarnation] = Alone(child, msgspec.structs.replace(order, become=True), copies)
@@ -191,7 +191,7 @@ class Nursery:
             self._answer_limit = None
         if self._unanswered:
             # An order's worker must be ready within boot_timeout; what of it is spent here is told as what it is.
-            timeout_s = min(ANSWER_TIMEOUT_S, self._patience * 0.75)
+            timeout_s = min(_ANSWER_TIMEOUT_S, self._patience * 0.75)
             self._answer_limit = self._loop.call_later(timeout_s, self._doesnt_answer)
 
     def _doesnt_answer(self) -> None:
@@ -231,10 +231,10 @@ class Nursery:
         """Its channel has ended, or it sent garbage: tell when it has exited, and how."""
         doing = "while it forked a worker" if self._unanswered else "" if self.ready else "while it imported the app"
         self.ready = False
-        self._let_zygote_go(EXIT_GRACE_S)
+        self._let_zygote_go(_EXIT_GRACE_S)
 
         async def tell() -> None:
-            await asyncio.wait({zygote.left}, timeout=EXIT_GRACE_S + KILL_TIMEOUT_S)
+            await asyncio.wait({zygote.left}, timeout=_EXIT_GRACE_S + KILL_TIMEOUT_S)
             how = zygote.left.result() if zygote.left.done() else "it doesn't end"
             stacks, self._stacks = self._stacks, ""
             self._put(FromZygote(self._prepare.generation, None, " ".join(filter(None, (how, doing))), stacks))
@@ -263,7 +263,7 @@ class Nursery:
             self._argv,
             order,
             self._files,
-            buffer=BUFFER,
+            buffer=CHANNEL_BUFFER_BYTES,
             reap=reap,
             stacks_file=stacks_file,
             secrets=self._scripted,
@@ -289,7 +289,7 @@ class Nursery:
             self._limit.cancel()
             self._limit = None
 
-    def _let_zygote_go(self, grace_s: float = LEAVE_GRACE_S, *, at_once: bool = False) -> None:
+    def _let_zygote_go(self, grace_s: float = ZYGOTE_EXIT_GRACE_S, *, at_once: bool = False) -> None:
         """Close its channel, and kill it if it hasn't left in time; it is reaped in any case."""
         self._in_time()
         self._unanswered.clear()

@@ -19,7 +19,7 @@ from .roster import Roster
 
 logger = logging.getLogger("cluster2.master")
 
-CONTROL_BACKLOG = 64
+_CONTROL_BACKLOG = 64
 
 
 class PidsGuard:
@@ -35,7 +35,7 @@ class PidsGuard:
 
     async def open(self) -> None:
         """Bind the control socket and take clients. Raises ConfigError."""
-        listener = self._pids.bind_control(CONTROL_BACKLOG)
+        listener = self._pids.bind_control(_CONTROL_BACKLOG)
         app_forks.withhold(listener)
         app_forks.withhold_for_good(partial(_clients, listener))
         await self._control.open(listener)

@@ -20,19 +20,19 @@ import select
 import time
 
 from ..kernel.inotify import Inotify
-from ..kernel.logfiles import MASTER
+from ..kernel.logfiles import MASTER_LOG
 from ..kernel.logreading import Following
 from ..step_guard import StepGuard
 
 logger = logging.getLogger("cluster2.master")
 
-PAUSE = 0.1
+FORWARD_POLL_INTERVAL_S = 0.1
 """Seconds between two looks."""
-MOST = 1 << 20
+MAX_FORWARDED_BYTES = 1 << 20
 """Bytes that a look shows of each file."""
-TURN = 0.005
+FORWARD_TURN_S = 0.005
 """Seconds of the master's that one look may write for."""
-LAST_WORDS = 0.5
+FORWARDER_SHUTDOWN_GRACE_S = 0.5
 """Seconds at the end for who reads."""
 
 
@@ -47,7 +47,7 @@ class Relay:
             fd: where to.
         """
         self._directory, self._fd = directory, fd
-        self._following = Following(directory, None, 0, without=MASTER, most=MOST)
+        self._following = Following(directory, None, 0, without=MASTER_LOG, most=MAX_FORWARDED_BYTES)
         self._following.look(self._take)  # what is there already isn't news
         self._unsent = bytearray()
         self._guard = StepGuard(_report)
@@ -72,10 +72,10 @@ class Relay:
         if self._timer is not None:
             self._timer.cancel()
         self._sleep()
-        deadline = time.monotonic() + LAST_WORDS
+        deadline = time.monotonic() + FORWARDER_SHUTDOWN_GRACE_S
         self._following.look(self._take)
         while self._unsent and time.monotonic() < deadline:
-            self._write(PAUSE)
+            self._write(FORWARD_POLL_INTERVAL_S)
         self._following.close()
         self._room.close()
         if self._inotify is not None:
@@ -105,7 +105,7 @@ class Relay:
                 self._waits = True
                 self._loop.add_reader(self._room.fileno(), self._go_on)
                 return
-        self._timer = self._loop.call_later(PAUSE, self._go_on if self._unsent else self._rest)
+        self._timer = self._loop.call_later(FORWARD_POLL_INTERVAL_S, self._go_on if self._unsent else self._rest)
 
     def _rest(self) -> None:
         """Wait for more, unless there is reason to look anyway."""
@@ -139,7 +139,7 @@ class Relay:
         """Write for a turn, as much as is taken at once; wait so many seconds for who takes nothing."""
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
-        deadline = time.monotonic() + TURN
+        deadline = time.monotonic() + FORWARD_TURN_S
         sent = 0
         try:
             while sent < len(self._unsent) and poll.poll(patience * 1000) and time.monotonic() < deadline:

@@ -19,7 +19,7 @@ from .facts import Command
 
 logger = logging.getLogger("cluster2.master")
 
-MOST_FAULTS_TOLD = 5
+_MAX_FAULTS_TOLD = 5
 """Workers that did not leave as they were to, and are named in the answer to a command."""
 
 
@@ -194,5 +194,5 @@ class Reloader:
 
 def summary(faults: Sequence[str]) -> str:
     """Return what went wrong as the end of one line."""
-    more = f"; and {len(faults) - MOST_FAULTS_TOLD} more" if len(faults) > MOST_FAULTS_TOLD else ""
-    return "; ".join(faults[:MOST_FAULTS_TOLD]) + more
+    more = f"; and {len(faults) - _MAX_FAULTS_TOLD} more" if len(faults) > _MAX_FAULTS_TOLD else ""
+    return "; ".join(faults[:_MAX_FAULTS_TOLD]) + more

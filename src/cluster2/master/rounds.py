@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .. import events
 from ..kernel import processes
-from ..kernel.cells import UNKNOWN
+from ..kernel.cells import UNKNOWN_VALUE
 from ..lifecycle import State
 from .facts import Tick, Vanished
 from .heartbeat import Heartbeats
@@ -19,7 +19,7 @@ from .heartbeat import Heartbeats
 if TYPE_CHECKING:
     from .loop import Master
 
-TICK = 1.0
+TICK_INTERVAL_S = 1.0
 """Seconds between two looks."""
 
 
@@ -35,7 +35,7 @@ class Rounds:
         self._ticker: asyncio.TimerHandle | None = None
         self._alarm: asyncio.TimerHandle | None = None
         # A watchdog wants to hear of us twice in its time, however short that is.
-        self._every = min(TICK, master.estate.notifier.watchdog / 2 or TICK)
+        self._every = min(TICK_INTERVAL_S, master.estate.notifier.watchdog / 2 or TICK_INTERVAL_S)
 
     def begin(self) -> None:
         """From now on there is a fact `Tick` at least once a second."""
@@ -67,12 +67,12 @@ class Rounds:
         with guard("workers can't be watched"):
             self._watch_unwatched()
         # Who was suspended or starved saw nothing for a while: that the others gave no sign then proves nothing.
-        if now - self._looked_at < 2 * TICK:
+        if now - self._looked_at < 2 * TICK_INTERVAL_S:
             self._check_health(now)
         self._looked_at = master.estate.board.header.beat = now
         with guard("the accept queues can't be looked at"):
             waiting = master.steering.queued()
-            master.estate.board.header.waiting = UNKNOWN if waiting is None else waiting
+            master.estate.board.header.waiting = UNKNOWN_VALUE if waiting is None else waiting
         with guard("the heartbeat event"):
             if (beat := self._heartbeats.look(master.roster, now, master.settings.heartbeat_interval)) is not None:
                 master.emit(beat)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from ..kernel.scoreboard import Scoreboard
 from .handle import Handle
 
-PAUSE = 60.0
+STALL_REPORT_INTERVAL_S = 60.0
 """Seconds between two warnings."""
 
 
@@ -32,7 +32,7 @@ class Stalls:
             count = seen[handle.incarnation] = self._board.row(handle.row).stalled
             self._untold += max(0, count - self._seen.get(handle.incarnation, 0))
         self._seen = seen
-        if not self._untold or now - self._told_at < PAUSE:
+        if not self._untold or now - self._told_at < STALL_REPORT_INTERVAL_S:
             return None
         count, self._untold, self._told_at = self._untold, 0, now
         return f"clients stalled in the middle of a request or a response, connections cut off (timeout): {count}"

@@ -20,11 +20,11 @@ from ..reducers import REDUCERS, Reducer, named
 if TYPE_CHECKING:
     from .switchboard import Link
 
-PATIENCE = 3.0
+STATUS_TIMEOUT_S = 3.0
 """Seconds that a worker may take to answer; who hasn't by then is missing from the answer."""
-MOST_SET = 1024
+_MAX_VALUES = 1024
 """Components whose value is remembered."""
-MOST_NAMES = 1024
+MAX_STATUS_NAMES = 1024
 """Components that one worker may have."""
 
 
@@ -116,8 +116,8 @@ class Statuses:
         names = self._names.get(link)
         if names is not None:
             names.add(name)
-            if len(names) > MOST_NAMES:
-                raise codec.Garbled(f"it has more than {MOST_NAMES} components")
+            if len(names) > MAX_STATUS_NAMES:
+                raise codec.Garbled(f"it has more than {MAX_STATUS_NAMES} components")
 
     def viewed(self, link: Link, answer: wire.Viewed) -> None:
         """A worker answers."""
@@ -131,7 +131,7 @@ class Statuses:
         if worker is None:
             self._set.pop(name, None)
             self._set[name] = update
-            if len(self._set) > MOST_SET:
+            if len(self._set) > _MAX_VALUES:
                 del self._set[next(iter(self._set))]
         return sum(link.tell_if_room(update) for link in self._links(worker))
 
@@ -148,7 +148,7 @@ class Statuses:
         links = [link for link in self._links(worker) if name in self._names[link]]
         if not links:
             raise ClusterError(f"no worker{'' if worker is None else f' {worker}'} has a component {name!r}")
-        given = wire.NOTHING if params is None else codec.sendable(params, f"the params of component {name!r}")
+        given = wire.NO_PAYLOAD if params is None else codec.sendable(params, f"the params of component {name!r}")
         answers = await self._ask(links, lambda number: wire.View(number, name, given))
         values = {link.pid: codec.value(answers[link].value) for link in links if _is_value(answers.get(link))}
         errors = {link.pid: answer.error for link, answer in answers.items() if answer.error is not None}
@@ -185,7 +185,7 @@ class Statuses:
             for link in links:
                 if not link.tell_if_room(question(number)):
                     gathering.answered(link, None)
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(STATUS_TIMEOUT_S):
                 await gathering.complete.wait()
         except TimeoutError:
             pass  # the answer says who is missing

@@ -39,18 +39,18 @@ from .handle import Handle
 
 logger = logging.getLogger("cluster2.master")
 
-COARSE = 0.010
-FINE = 0.001
+_COARSE_POLL_INTERVAL_S = 0.010
+FINE_POLL_INTERVAL_S = 0.001
 """Seconds between two looks at the gauges: usually, and while handlers are long."""
-LONG_AGO = 2.0
+_LONG_HANDLERS_MEMORY_S = 2.0
 """Seconds after which handlers count as short again."""
-STARVED = 0.003
+_MAX_MEAN_LATENESS_S = 0.003
 """Seconds by which looks are late in the mean when steering by them does harm: all would go to one until the next look."""
-SMOOTH = 0.1
+_LATENESS_SMOOTHING = 0.1
 """Share of the newest look in that mean."""
-QUICKLY = 0.01
+_MAX_PROOF_S = 0.01
 """Seconds for which the master's loop may stand still because another place can't be proved."""
-QUIET = 1.0
+IDLE_AFTER_S = 1.0
 """Seconds without a request after which nobody looks."""
 
 
@@ -200,12 +200,12 @@ class Steering:
             elif begun > ended:
                 self._long_at = self._moved_at = now
             loads.append(Load(place, begun - ended, max(0, row.connections)))
-        if now - self._moved_at < QUIET:
-            long = now - self._long_at < LONG_AGO
+        if now - self._moved_at < IDLE_AFTER_S:
+            long = now - self._long_at < _LONG_HANDLERS_MEMORY_S
             late = max(0.0, now - self._due) if self._due else 0.0
-            self._lag += SMOOTH * (late - self._lag)
-            self._go(lightest(loads, by_requests=long and self._lag < STARVED))
-            wait = FINE if long else COARSE
+            self._lag += _LATENESS_SMOOTHING * (late - self._lag)
+            self._go(lightest(loads, by_requests=long and self._lag < _MAX_MEAN_LATENESS_S))
+            wait = FINE_POLL_INTERVAL_S if long else _COARSE_POLL_INTERVAL_S
             self._due = now + wait
             self._timer = asyncio.get_running_loop().call_later(wait, self._look)
         else:
@@ -243,7 +243,7 @@ class Steering:
 
     def _grow(self, group: Group, places: int) -> None:
         try:
-            group.grow(places, QUICKLY)
+            group.grow(places, _MAX_PROOF_S)
         except ConfigError:
             # It was possible before: descriptors have run out, or a stranger has come. What there is serves on.
             logger.exception("no more than %d places can be opened on %s", len(group), group.listener.address)

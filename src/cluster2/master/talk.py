@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("cluster2.app")
 
-FULL = 1 << 20
-CROWDED = 16 << 20
-PIECE = 1 << 16
+OUTBOX_FULL_BYTES = 1 << 20
+MAX_OUTBOX_BYTES = 16 << 20
+FULL_READ_BYTES = 1 << 16
 """A piece of at least so many bytes means that more is waiting: the others have their turn first."""
-MOST_ASKED = 8192
-LEAST_ASKED = 4096
-MOST_WEIGHT = 32 << 20
-SUPERVISION = 1000
-PERIOD = 10.0
-UNKNOWN = 100
-LAST_WORDS = 1.0
+MAX_OPEN_CALLS = 8192
+_RESUME_OPEN_CALLS = 4096
+MAX_OPEN_CALL_BYTES = 32 << 20
+MAX_SUPERVISION_MESSAGES = 1000
+SUPERVISION_PERIOD_S = 10.0
+MAX_UNKNOWN_MESSAGES = 100
+DEAD_CHANNEL_GRACE_S = 1.0
 """Seconds that what a dead worker has said may take to arrive: a child of its own may hold the channel open."""
 
 
@@ -85,7 +85,7 @@ class TalkToWorker(asyncio.Protocol):
             self._flushing = True
             self._loop.call_soon(self._flush)
 
-    def tell_if_room(self, message: wire.Talk, bound: int = FULL) -> bool:
+    def tell_if_room(self, message: wire.Talk, bound: int = OUTBOX_FULL_BYTES) -> bool:
         """Say something that can be spared. Returns whether it was said; a worker that doesn't read misses it."""
         if self.is_closing() or len(self._out) > bound or (self._full and self._waiting() > bound):
             self.dropped += 1
@@ -127,7 +127,7 @@ class TalkToWorker(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own class, with the same methods
-        self._transport.set_write_buffer_limits(FULL)
+        self._transport.set_write_buffer_limits(OUTBOX_FULL_BYTES)
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""
@@ -141,11 +141,11 @@ class TalkToWorker(asyncio.Protocol):
             logger.exception("%s said something that the master can't deal with", self._worker)
             self._garbage("the master can't deal with it")
             return
-        if len(self.asked) + self.lone > MOST_ASKED or self.weight > MOST_WEIGHT:
+        if len(self.asked) + self.lone > MAX_OPEN_CALLS or self.weight > MAX_OPEN_CALL_BYTES:
             self._hold()
-        elif len(data) >= PIECE and not self._held:
+        elif len(data) >= FULL_READ_BYTES and not self._held:
             self._hold()
-            self._loop.call_soon(self.release, MOST_ASKED)
+            self._loop.call_soon(self.release, MAX_OPEN_CALLS)
 
     def _receive(self, message: wire.Talk | wire.Unknown) -> None:
         if self._switchboard.receive(self, message):
@@ -157,11 +157,13 @@ class TalkToWorker(asyncio.Protocol):
                 pass  # it is buried: what it was up to is of no interest any more
             case _:
                 now = self._loop.time()
-                if now - self._period > PERIOD:
+                if now - self._period > SUPERVISION_PERIOD_S:
                     self._supervision, self._period = 0, now
                 self._supervision += 1
-                if self._supervision > SUPERVISION:
-                    raise codec.Garbled(f"a flood: more than {SUPERVISION} messages within {PERIOD:g} s")
+                if self._supervision > MAX_SUPERVISION_MESSAGES:
+                    raise codec.Garbled(
+                        f"a flood: more than {MAX_SUPERVISION_MESSAGES} messages within {SUPERVISION_PERIOD_S:g} s"
+                    )
                 if isinstance(message, wire.Born):
                     self.pid = message.pid
                     self._switchboard.joined(self)
@@ -173,19 +175,19 @@ class TalkToWorker(asyncio.Protocol):
             logger.warning(
                 "%s said something that this version doesn't know, and it is ignored: %r", self._worker, kind
             )
-        if sum(self._unknown.values()) > UNKNOWN:
-            raise codec.Garbled(f"more than {UNKNOWN} messages of unknown types")
+        if sum(self._unknown.values()) > MAX_UNKNOWN_MESSAGES:
+            raise codec.Garbled(f"more than {MAX_UNKNOWN_MESSAGES} messages of unknown types")
 
     def _hold(self) -> None:
         if not self._held and self._transport is not None and not self._transport.is_closing():
             self._held = True
             self._transport.pause_reading()
 
-    def release(self, bound: int = LEAST_ASKED) -> None:
+    def release(self, bound: int = _RESUME_OPEN_CALLS) -> None:
         """Read on, if no more than so many pieces of work are under way, and they aren't too heavy."""
         if not self._held or self._awaited is not None or self._transport is None:
             return
-        if len(self.asked) + self.lone <= bound and self.weight <= MOST_WEIGHT:
+        if len(self.asked) + self.lone <= bound and self.weight <= MAX_OPEN_CALL_BYTES:
             self._held = False
             if not self._transport.is_closing():
                 self._transport.resume_reading()
@@ -200,7 +202,7 @@ class TalkToWorker(asyncio.Protocol):
     def _look(self, every: float) -> None:
         if self._awaited is None or self._awaited():
             self._awaited = None
-            self.release(MOST_ASKED)
+            self.release(MAX_OPEN_CALLS)
         else:
             self._loop.call_later(every, self._look, every)
 
@@ -219,7 +221,7 @@ class TalkToWorker(asyncio.Protocol):
             self._held, held = False, self._held
             if held and not self._transport.is_closing():
                 self._transport.resume_reading()
-            self._loop.call_later(LAST_WORDS, self.close)
+            self._loop.call_later(DEAD_CHANNEL_GRACE_S, self.close)
 
     def close(self) -> None:
         """End it at once."""

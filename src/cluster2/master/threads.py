@@ -12,14 +12,14 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-MOST = 16
+MAX_HANDLER_THREADS = 16
 Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
 
 
 class Threads:
     """Some threads, made when they are needed."""
 
-    def __init__(self, most: int = MOST) -> None:
+    def __init__(self, most: int = MAX_HANDLER_THREADS) -> None:
         self._most = most
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._lock = threading.Lock()

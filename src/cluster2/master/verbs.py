@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import events
 from ..errors import ClusterError, UsageError
-from ..lifecycle import LIVE
+from ..lifecycle import LIVE_STATES
 from ..step_guard import reason
 from .estate import Phase
 from .facts import Command
@@ -25,11 +25,11 @@ from .reload import summary
 if TYPE_CHECKING:
     from .loop import Master
 
-MOST_WORKERS = 512
+_MAX_WORKERS = 512
 """The scoreboard has a row for each, and for their successors."""
-MOST_FAILED_STARTS = 3
+_MAX_FAILED_STARTS = 3
 """New workers that die, or can't be made, before the command that wants them is answered with the reason."""
-SIGNALS = {
+SIGNAL_COMMANDS = {
     signal.SIGTERM: "shutdown",
     signal.SIGINT: "shutdown",
     signal.SIGQUIT: "stop",
@@ -96,7 +96,7 @@ class Verbs:
     def signal(self, number: int) -> None:
         """The master was sent a signal."""
         master = self._master
-        action = SIGNALS[signal.Signals(number)]
+        action = SIGNAL_COMMANDS[signal.Signals(number)]
         terminal = master.estate.terminal
         if number == signal.SIGINT and master.phase is Phase.DRAINING:
             action = "stop"
@@ -145,7 +145,7 @@ class Verbs:
         """A new worker could not be made for a slot, or died before it was ready; it is tried again."""
         for wish in [each for each in self._wishes if slot in each.slots]:
             wish.failed_starts += 1
-            if wish.failed_starts >= MOST_FAILED_STARTS:
+            if wish.failed_starts >= _MAX_FAILED_STARTS:
                 self._wishes.remove(wish)
                 wish.command.answer(ClusterError(f"{wish.command.verb} isn't done yet: {reason}; it is tried again"))
 
@@ -189,7 +189,7 @@ class Verbs:
 
     def _do_recycle(self, command: Command) -> None:
         """Replace one worker, named by pid or slot, or all in turn."""
-        named = self._named(command, lambda handle: handle.state in LIVE)
+        named = self._named(command, lambda handle: handle.state in LIVE_STATES)
         if not named or not self._serving(command):
             return
         now = time.monotonic()
@@ -208,8 +208,8 @@ class Verbs:
 
     def _do_scale(self, command: Command) -> None:
         slots = command.params.get("workers")
-        if not isinstance(slots, int) or not 1 <= slots <= MOST_WORKERS:
-            command.answer(UsageError(f"workers = {slots!r}: expected a whole number from 1 to {MOST_WORKERS}"))
+        if not isinstance(slots, int) or not 1 <= slots <= _MAX_WORKERS:
+            command.answer(UsageError(f"workers = {slots!r}: expected a whole number from 1 to {_MAX_WORKERS}"))
             return
         if not self._serving(command):
             return

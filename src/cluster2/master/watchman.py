@@ -32,7 +32,7 @@ from .stalls import Stalls
 
 logger = logging.getLogger("cluster2.master")
 
-MEMORY_EVERY = 5.0
+_MEMORY_INTERVAL_S = 5.0
 """Seconds between two measurements of a worker's memory: each walks its page tables."""
 
 
@@ -92,7 +92,7 @@ class Judge:
         if not self._settings.memory_threshold and self._predicate is None:
             return None
         when, size = self._memory.get(handle.incarnation, (0.0, 0))
-        if now - when >= MEMORY_EVERY and handle.pid is not None:
+        if now - when >= _MEMORY_INTERVAL_S and handle.pid is not None:
             try:
                 size = processes.memory(handle.pid)
             except ProcessLookupError:

@@ -18,7 +18,7 @@ import math
 
 from .facts import Facts
 
-MOST = 64
+MAX_AGENT_CONNECTIONS = 64
 """Connections of all agents; each of HAProxy's processes has one, for as long as an answer takes."""
 
 
@@ -35,7 +35,7 @@ class Agents:
 
     def came(self, agent: Agent, transport: asyncio.Transport) -> None:
         """Count a connection."""
-        if len(self.connections) >= MOST:
+        if len(self.connections) >= MAX_AGENT_CONNECTIONS:
             oldest = next(iter(self.connections))
             self.connections.pop(oldest).abort()
         self.connections[agent] = transport
@@ -57,7 +57,7 @@ class Agent(asyncio.Protocol):
         transport.write(line(self._agents.facts))
         with contextlib.suppress(OSError):  # it has been reset meanwhile
             transport.write_eof()
-        asyncio.get_running_loop().call_later(PATIENCE, transport.abort)
+        asyncio.get_running_loop().call_later(AGENT_TIMEOUT_S, transport.abort)
 
     def eof_received(self) -> None:
         """HAProxy has closed: so do we."""
@@ -67,7 +67,7 @@ class Agent(asyncio.Protocol):
         self._agents.left(self)
 
 
-PATIENCE = 2.0
+AGENT_TIMEOUT_S = 2.0
 """Seconds until a connection ends that the other side doesn't close."""
 
 

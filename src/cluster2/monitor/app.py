@@ -18,10 +18,10 @@ from ..settings import Settings
 from . import control, deps, logs, metrics, page, workers
 from .desk import Desk
 from .facts import Facts
-from .gate import READ, Gate
+from .gate import READ_METHODS, Gate
 from .shield import Shield
 
-PRIVATE = ("/logs", "/stacks")
+PRIVATE_PATHS = ("/logs", "/stacks")
 """What shows code, or what the app has written."""
 
 
@@ -47,12 +47,12 @@ def make(facts: Facts, settings: Settings, desk: Desk | None = None) -> Callable
     ]
     statics = (f"{root}/static/{name}" for name in page.files())
     open_ones = frozenset({root + "/livez", root + "/readyz", root + settings.monitor_ecv_path, *statics})
-    shell = page.File(page.SHELL)
+    shell = page.File(page.PAGE_FILE)
 
     def sign_in(path: str, accept: str) -> bytes | None:
         return shell.content if path in (root, root + "/") and page.wants_html(accept) else None
 
-    private = tuple(root + path for path in PRIVATE)
+    private = tuple(root + path for path in PRIVATE_PATHS)
     app = Starlette(routes=routes)
     app.router.redirect_slashes = False  # to a URL made of the Host header
     return Shield(Gate(app, settings, open_ones, frozenset(probes.switches), private, sign_in))
@@ -76,7 +76,7 @@ class Probes:
     async def ecv(self, request: Request) -> Response:
         """The cluster's, whatever the kind of its app: fine if at least one worker serves."""
         path, method = request.scope["path"], request.method  # a URL would be made of the Host header, too
-        if path not in self.switches and method in READ:
+        if path not in self.switches and method in READ_METHODS:
             ip = str(request.scope["server"][0])
             return _response(self._page.state(self._facts.health(), ip, self._facts.port, time.time()))
         peer = request.client.host if request.client else None

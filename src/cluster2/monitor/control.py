@@ -21,13 +21,13 @@ from ..errors import ClusterError, NoAnswer, NotRunning, UsageError
 from ..settings import Settings
 from .facts import Facts
 from .line import Tell
-from .stream import COMMENT, HEADERS, QUIET, left, message
+from .stream import COMMENT_INTERVAL_S, SSE_COMMENT, SSE_HEADERS, left, message
 
-VERBS = {"reload": "", "scale": "workers", "recycle": "worker", "enable": "", "disable": "", "shutdown": ""}
+_ACTIONS = {"reload": "", "scale": "workers", "recycle": "worker", "enable": "", "disable": "", "shutdown": ""}
 """Each with the name of its parameter, a whole number; none: it takes none."""
-DIGITS = 10
+MAX_DIGITS = 10
 """Of a number."""
-FRESH = {"cache-control": "no-store"}
+NO_STORE_HEADERS = {"cache-control": "no-store"}
 
 
 def routes(root: str, facts: Facts, settings: Settings) -> list[BaseRoute]:
@@ -46,8 +46,8 @@ class Control:
     async def carry_out(self, request: Request) -> Response:
         """The master's answer, when that is done; to who accepts a stream, how far it is until then."""
         verb = request.path_params["verb"]
-        if verb not in VERBS:
-            return _refusal(f"no action {verb!r:.100}: expected {', '.join(VERBS)}", 404)
+        if verb not in _ACTIONS:
+            return _refusal(f"no action {verb!r:.100}: expected {', '.join(_ACTIONS)}", 404)
         try:
             params = _params(verb, request.query_params)
         except ValueError as error:
@@ -95,20 +95,20 @@ class Carried(Response):
         while True:
             what, status, content = await self._said.get()
             if what == "result":
-                await _closing(JSONResponse(content, status, FRESH))(scope, receive, send)
+                await _closing(JSONResponse(content, status, NO_STORE_HEADERS))(scope, receive, send)
             if what != "progress":
                 return
 
     async def _stream(self, send: Any) -> None:
-        headers = [*HEADERS, (b"connection", b"close")]  # a body, if there was one, hasn't been read
+        headers = [*SSE_HEADERS, (b"connection", b"close")]  # a body, if there was one, hasn't been read
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         what = ""
         while what not in ("result", "left"):
             try:
-                what, _, content = await asyncio.wait_for(self._said.get(), QUIET)
+                what, _, content = await asyncio.wait_for(self._said.get(), COMMENT_INTERVAL_S)
                 said = message(what, msgspec.json.encode(content))
             except TimeoutError:
-                said = COMMENT
+                said = SSE_COMMENT
             await send({"type": "http.response.body", "body": said, "more_body": what != "result"})
 
 
@@ -126,7 +126,7 @@ def progress(said: dict[str, Any]) -> dict[str, Any]:
 
 def _params(verb: str, query: QueryParams) -> dict[str, Any]:
     """What the master is told. Raises ValueError, for who asked."""
-    name = VERBS[verb]
+    name = _ACTIONS[verb]
     strange = [each for each in query if not name or each != name]
     if strange:
         raise ValueError(f"{verb} takes no {strange[0]!r:.100}")
@@ -135,7 +135,7 @@ def _params(verb: str, query: QueryParams) -> dict[str, Any]:
             raise ValueError("scale needs workers=N")
         return {}
     text = query[name]
-    if not (text.isascii() and text.isdecimal() and len(text) <= DIGITS):
+    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS):
         raise ValueError(f"{name} = {text!r:.100}: expected a whole number")
     return {name: int(text)}
 
@@ -149,7 +149,7 @@ def _status(error: ClusterError) -> int:
 
 
 def _refusal(reason: str, status: int) -> Response:
-    return _closing(JSONResponse({"ok": False, "error": reason}, status, FRESH))
+    return _closing(JSONResponse({"ok": False, "error": reason}, status, NO_STORE_HEADERS))
 
 
 def _closing(response: Response) -> Response:

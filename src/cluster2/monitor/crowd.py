@@ -21,11 +21,11 @@ from ..engines.http.engine import HttpEngine
 from ..engines.patience import For
 from ..settings import Settings
 
-MOST = 128
+MAX_CONNECTIONS = 128
 """Connections."""
-LEAVING = 32
+MAX_DROPPED_AT_ONCE = 32
 """Connections that leave at once, of those that aren't in the middle of an answer: a flood isn't looked through each time."""
-UNTAKEN = 1 << 22
+MAX_UNREAD_BYTES = 1 << 22
 """Bytes, of all connections together."""
 _RANKS = {For.REQUEST: 0, For.HEAD: 1, For.BODY: 1, For.TAKING: 2}
 _AT_WORK = 3
@@ -64,9 +64,11 @@ class Crowd:
 
     def protocol(self) -> asyncio.BaseProtocol:
         """For one more connection."""
-        if len(self._engine.movable()) >= MOST:
+        if len(self._engine.movable()) >= MAX_CONNECTIONS:
             found = sorted(map(_missed, self._engine.movable()), key=lambda each: each[:2])
-            for rank, _, connection in found[:1] + [each for each in found[1:LEAVING] if each[0] < _RANKS[For.TAKING]]:
+            for rank, _, connection in found[:1] + [
+                each for each in found[1:MAX_DROPPED_AT_ONCE] if each[0] < _RANKS[For.TAKING]
+            ]:
                 connection.give_up(For.REQUEST if rank == 0 else For.TAKING)  # without a word; with a reset
         return self._engine.protocol()
 
@@ -80,13 +82,13 @@ class Crowd:
             if each not in self._given_up
         ]
         total = sum(size for size, _ in waiting)
-        if total <= UNTAKEN:
+        if total <= MAX_UNREAD_BYTES:
             return
         for size, connection in sorted(waiting, key=lambda each: -each[0]):
             self._given_up.add(connection)
             connection.give_up(For.TAKING)
             total -= size
-            if total <= UNTAKEN:
+            if total <= MAX_UNREAD_BYTES:
                 return
 
 

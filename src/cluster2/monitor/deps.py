@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 logger = logging.getLogger("cluster2.monitor")
-FRESH = 5.0
+DEPENDENCIES_MAX_AGE_S = 5.0
 """Seconds."""
 _NAME = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
@@ -66,7 +66,7 @@ class Shelf:
         async with self._turn:
             if time.monotonic() >= self._until:
                 self._found = await run_in_threadpool(installed)
-                self._until = time.monotonic() + FRESH
+                self._until = time.monotonic() + DEPENDENCIES_MAX_AGE_S
             return self._found
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from .facts import Facts
-from .history import COLUMNS
+from .history import HISTORY_COLUMNS
 from .picture import Subject, picture
 from .scales import Scales
 from .stream import Viewers
@@ -75,7 +75,7 @@ class Desk:
         kept = self.watch.history
         # A row from later than now was added before the clock was set back.
         rows = kept.rows(now - seconds, now + 1, math.ceil(seconds / points))
-        return {"columns": list(COLUMNS), "rows": rows, "marks": kept.marks(now - seconds)}
+        return {"columns": list(HISTORY_COLUMNS), "rows": rows, "marks": kept.marks(now - seconds)}
 
     def _look(self) -> Look:
         return self.watch.last or self.watch.look(time.monotonic(), time.time())

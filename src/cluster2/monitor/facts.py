@@ -12,7 +12,7 @@ from ..errors import NotRunning
 from ..kernel.scoreboard import Row, Scoreboard
 from ..lifecycle import State
 
-BEAT = 30.0
+STUCK_MASTER_AFTER_S = 30.0
 """Seconds after which a master that hasn't looked around is stuck; it does so once a second."""
 
 
@@ -100,4 +100,8 @@ class Facts:
     def not_alive(self) -> str | None:
         """Why only a new start can help, or None if all is well."""
         silence = time.monotonic() - self._header.beat
-        return f"the master has been stuck for {silence:.0f} s" if self._header.beat and silence > BEAT else None
+        return (
+            f"the master has been stuck for {silence:.0f} s"
+            if self._header.beat and silence > STUCK_MASTER_AFTER_S
+            else None
+        )

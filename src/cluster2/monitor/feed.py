@@ -21,10 +21,10 @@ import msgspec
 
 from ..events import EVENTS, cut
 
-KEPT, KEPT_EMITTED = 150, 50
+MAX_KEPT_EVENTS, MAX_KEPT_EMITTED = 150, 50
 """Of the cluster's own, and of those that the app emits: these may be many, and mustn't push the others out."""
-LONGEST = 16384
-PRIVATE = frozenset({"stacks", "traceback", "data"})
+MAX_EVENT_BYTES = 16384
+PRIVATE_FIELDS = frozenset({"stacks", "traceback", "data"})
 """Fields that show code, or what the app itself has said: where there is a token they are only for who bears it."""
 
 
@@ -54,8 +54,8 @@ class Feed:
             first: the number of the first event; None: milliseconds since the epoch.
         """
         self._next = int(time.time() * 1000) if first is None else first
-        self._kept: deque[Told] = deque(maxlen=KEPT)
-        self._emitted: deque[Told] = deque(maxlen=KEPT_EMITTED)
+        self._kept: deque[Told] = deque(maxlen=MAX_KEPT_EVENTS)
+        self._emitted: deque[Told] = deque(maxlen=MAX_KEPT_EMITTED)
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
         """Called with each event as plain data."""
 
@@ -70,12 +70,12 @@ class Feed:
         ):
             return
         try:
-            event = cut(event, LONGEST)
+            event = cut(event, MAX_EVENT_BYTES)
         except (TypeError, ValueError, RecursionError):
             return  # no master says what isn't JSON
         full = msgspec.json.encode(event)
-        private = any(event.get(field) is not None for field in PRIVATE)
-        public = msgspec.json.encode({**event, **dict.fromkeys(event.keys() & PRIVATE)}) if private else full
+        private = any(event.get(field) is not None for field in PRIVATE_FIELDS)
+        public = msgspec.json.encode({**event, **dict.fromkeys(event.keys() & PRIVATE_FIELDS)}) if private else full
         kept = self._kept if name in EVENTS or name.startswith("SIG") else self._emitted
         kept.append(Told(self._next, name, full, public))
         self._next += 1

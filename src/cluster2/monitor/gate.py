@@ -25,8 +25,8 @@ from .. import ecv
 from ..kinds import is_loopback
 from ..settings import Settings
 
-READ = ("GET", "HEAD")
-OURS = (b"none", b"same-origin")
+READ_METHODS = ("GET", "HEAD")
+_SAME_SITE_VALUES = (b"none", b"same-origin")
 """What `Sec-Fetch-Site` says of whoever typed our address, and of our own page."""
 
 
@@ -37,10 +37,10 @@ class Refusal(NamedTuple):
     text: bytes
 
 
-NO_TOKEN = Refusal(401, b"a valid bearer token is needed\n")
-NOT_SET = Refusal(403, b"this needs monitor_token, which isn't set\n")
-FOREIGN = Refusal(403, b"a page of another origin asks\n")
-STRANGER = Refusal(421, b"the Host header names another host; ask for localhost or an address\n")
+_TOKEN_INVALID = Refusal(401, b"a valid bearer token is needed\n")
+_TOKEN_NOT_SET = Refusal(403, b"this needs monitor_token, which isn't set\n")
+FOREIGN_ORIGIN = Refusal(403, b"a page of another origin asks\n")
+_FOREIGN_HOST = Refusal(421, b"the Host header names another host; ask for localhost or an address\n")
 
 
 class Gate:
@@ -78,7 +78,7 @@ class Gate:
         if scope["type"] == "http":
             refusal = self._refusal(scope)
             if refusal is not None:
-                await _refuse(send, refusal, self._page(scope) if refusal is NO_TOKEN else None)
+                await _refuse(send, refusal, self._page(scope) if refusal is _TOKEN_INVALID else None)
                 return
         await self._app(scope, receive, send)
 
@@ -87,17 +87,19 @@ class Gate:
         host = headers.get(b"host", b"").decode("latin-1")
         several = sum(name == b"host" for name, _ in scope["headers"]) > 1  # which one counts? (RFC 9112, 3.2: neither)
         if self._local and (several or not self._names_us(host)):
-            return STRANGER
-        if headers.get(b"sec-fetch-site", b"none") not in OURS and not _follows_a_link(scope["method"], headers):
-            return FOREIGN
-        path, reads = scope["path"], scope["method"] in READ
+            return _FOREIGN_HOST
+        if headers.get(b"sec-fetch-site", b"none") not in _SAME_SITE_VALUES and not _follows_a_link(
+            scope["method"], headers
+        ):
+            return FOREIGN_ORIGIN
+        path, reads = scope["path"], scope["method"] in READ_METHODS
         if path in self._probes or path in self._switches:
             return None
         if self._local and reads and (self._token is None or not self._is_private(path)):
             return None
         if self._token is None:
-            return NOT_SET
-        return None if ecv.bears(headers.get(b"authorization", b"").decode("latin-1"), self._token) else NO_TOKEN
+            return _TOKEN_NOT_SET
+        return None if ecv.bears(headers.get(b"authorization", b"").decode("latin-1"), self._token) else _TOKEN_INVALID
 
     def _is_private(self, path: str) -> bool:
         return any(path == each or path.startswith(each + "/") for each in self._private)
@@ -122,7 +124,7 @@ class Gate:
 def _follows_a_link(method: str, headers: dict[bytes, bytes]) -> bool:
     """Whether somebody comes to us from another page; a form that is sent, or a frame of that page, isn't it."""
     opens = headers.get(b"sec-fetch-mode") == b"navigate" and headers.get(b"sec-fetch-dest", b"document") == b"document"
-    return opens and method in READ
+    return opens and method in READ_METHODS
 
 
 async def _refuse(send: Any, refusal: Refusal, page: bytes | None) -> None:

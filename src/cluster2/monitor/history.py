@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-SECONDS = 3600
+HISTORY_SECONDS = 3600
 """Rows that are kept."""
-MARKS = 500
+MAX_MARKS = 500
 """Marks that are kept."""
 
 Value = float | None
@@ -27,7 +27,7 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-COLUMNS: Mapping[str, Callable[[Sequence[float]], float]] = {
+HISTORY_COLUMNS: Mapping[str, Callable[[Sequence[float]], float]] = {
     "time": min,
     "requests": _mean,
     "errors": _mean,
@@ -55,11 +55,11 @@ class History:
         rows: how many are kept.
     """
 
-    def __init__(self, rows: int = SECONDS) -> None:
+    def __init__(self, rows: int = HISTORY_SECONDS) -> None:
         self._rows = rows
         self._count = 0
-        self._columns = {name: array("d", [math.nan]) * rows for name in COLUMNS}
-        self._marks: deque[dict[str, Any]] = deque(maxlen=MARKS)
+        self._columns = {name: array("d", [math.nan]) * rows for name in HISTORY_COLUMNS}
+        self._marks: deque[dict[str, Any]] = deque(maxlen=MAX_MARKS)
 
     def add(self, values: Mapping[str, Value]) -> Row:
         """The next row; what is missing isn't known. Returns it in the order of `COLUMNS`."""
@@ -68,7 +68,7 @@ class History:
         for name, column in self._columns.items():
             value = values.get(name)
             column[place] = math.nan if value is None else value
-        return [values.get(name) for name in COLUMNS]
+        return [values.get(name) for name in HISTORY_COLUMNS]
 
     def mark(self, time: float, name: str, *, slot: int | None = None, reason: str | None = None) -> None:
         """Something happened."""
@@ -92,7 +92,7 @@ class History:
 
 def thin(rows: Iterable[Sequence[float]], width: int) -> Iterator[Row]:
     """One row for each `width` seconds in which there was one, rounded to six digits; NaN, what isn't known, becomes None."""
-    combine = list(COLUMNS.values())
+    combine = list(HISTORY_COLUMNS.values())
     for _, bucket in itertools.groupby(rows, key=lambda row: math.floor(row[0] / width)):
         columns = zip(*bucket, strict=True)
         known = [[value for value in column if not math.isnan(value)] for column in columns]

@@ -15,17 +15,17 @@ from typing import Any
 
 from .. import client
 from ..errors import ClusterError, NoAnswer
-from .feed import LONGEST as LONGEST_EVENT
+from .feed import MAX_EVENT_BYTES as LONGEST_EVENT
 
 logger = logging.getLogger("cluster2.monitor")
 
-ANSWER = 5.0
+ANSWER_TIMEOUT_S = 5.0
 """Seconds for the master to answer a question."""
-PAUSE, LONGEST_PAUSE = 0.2, 5.0
+RECONNECT_BACKOFF_S, RECONNECT_MAX_BACKOFF_S = 0.2, 5.0
 """Seconds until it is listened to again, doubled each time that it fails."""
-LONGEST = 1 << 24
+MAX_LINE_BYTES = 1 << 24
 """Bytes of one line; the longest are what components tell of themselves."""
-HEARD = {"heartbeats": False, "emitted": 20, "longest": LONGEST_EVENT}
+SUBSCRIPTION = {"heartbeats": False, "emitted": 20, "longest": LONGEST_EVENT}
 """Of the events: the facts are fresher than heartbeats; an app may emit thousands a second, which nobody could read."""
 
 Tell = Callable[[dict[str, Any]], None]
@@ -49,10 +49,10 @@ class Line:
             ClusterError: the master's own error.
         """
         try:
-            async with asyncio.timeout(ANSWER):
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 return await self.order(verb, params, lambda progress: None)
         except TimeoutError:
-            raise NoAnswer(f"the master didn't finish {verb!r} within {ANSWER:g} s") from None
+            raise NoAnswer(f"the master didn't finish {verb!r} within {ANSWER_TIMEOUT_S:g} s") from None
 
     async def order(self, verb: str, params: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
         """An order: the answer comes when it is carried out, however long that takes; `tell` hears how far it is.
@@ -69,22 +69,22 @@ class Line:
 
     async def follow(self, heard: Tell) -> None:
         """Hear all events, for ever. Cancel it."""
-        pause = PAUSE
+        pause = RECONNECT_BACKOFF_S
         while True:
             try:
-                async with contextlib.aclosing(self._said("events", HEARD)) as said:
+                async with contextlib.aclosing(self._said("events", SUBSCRIPTION)) as said:
                     async for _, told in said:
-                        pause = PAUSE
+                        pause = RECONNECT_BACKOFF_S
                         heard(told)
             except ClusterError as error:
                 logger.debug("events can't be heard: %s", error.message)
             await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(2 * pause, RECONNECT_MAX_BACKOFF_S)
 
     async def _said(self, verb: str, params: Mapping[str, Any]) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """What the master says, until the connection ends."""
         try:
-            reader, writer = await asyncio.open_unix_connection(sock=self._connect(), limit=LONGEST)
+            reader, writer = await asyncio.open_unix_connection(sock=self._connect(), limit=MAX_LINE_BYTES)
         except OSError as error:
             raise NoAnswer(f"can't talk to the master: {error.strerror}") from None
         try:

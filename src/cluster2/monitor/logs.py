@@ -24,7 +24,7 @@ from starlette.routing import BaseRoute, Route
 from ..kernel import logfiles
 from ..settings import Settings
 
-MOST_LINES = 100_000
+_MAX_LOG_LINES = 100_000
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _HEADERS = {
     "content-type": "text/plain; charset=utf-8",
@@ -63,8 +63,8 @@ class Logs:
     async def one(self, request: Request) -> Response:
         """A file, or `?tail=N`: its last lines; or a range of its bytes."""
         asked = request.query_params.get("tail")
-        if asked is not None and not (re.fullmatch(r"\d{1,6}", asked, re.ASCII) and int(asked) <= MOST_LINES):
-            return PlainTextResponse(f"tail is a number of lines from 0 to {MOST_LINES}\n", 400, _HEADERS)
+        if asked is not None and not (re.fullmatch(r"\d{1,6}", asked, re.ASCII) and int(asked) <= _MAX_LOG_LINES):
+            return PlainTextResponse(f"tail is a number of lines from 0 to {_MAX_LOG_LINES}\n", 400, _HEADERS)
         try:
             fd = await asyncio.to_thread(logfiles.open_to_read, self._directory, request.path_params["name"])
         except (OSError, ValueError):
@@ -103,7 +103,7 @@ class Stream(Response):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             at = self._end if scope["method"] == "HEAD" else self._start
             while at < self._end and not left.done():
-                block = await asyncio.to_thread(os.pread, self._fd, min(logfiles.BLOCK, self._end - at), at)
+                block = await asyncio.to_thread(os.pread, self._fd, min(logfiles.READ_BLOCK_BYTES, self._end - at), at)
                 if not block:
                     return  # it was cut: the engine closes the connection, since something is missing
                 at += len(block)

@@ -39,16 +39,16 @@ from .picture import Subject
 
 logger = logging.getLogger("cluster2.monitor")
 
-BEAT = 1.0
+MONITOR_HEARTBEAT_INTERVAL_S = 1.0
 """Seconds between two signs of life."""
-LAST_WORDS = 0.5
+MONITOR_SHUTDOWN_GRACE_S = 0.5
 """Seconds for responses under way at the end."""
 
 
 def main() -> int:
     """Serve until the channel ends. Returns the exit code."""
     signals.settle("monitor")  # a terminal's ^C is the master's business, and it ends us by closing the channel
-    channel = Packets.attach(int(os.environ.pop(wire.CHANNEL)))
+    channel = Packets.attach(int(os.environ.pop(wire.CHANNEL_VARIABLE)))
     packet, descriptors = channel.receive()
     if not packet:
         return 0
@@ -84,7 +84,7 @@ async def _observe(
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                channel.send(wire.CONNECTION, [theirs.fileno()])
+                channel.send(wire.CONNECTION_REQUEST, [theirs.fileno()])
             except OSError:
                 ours.close()
                 raise
@@ -159,14 +159,14 @@ async def serve(
             with guard(name):
                 step()
         try:
-            await asyncio.wait_for(left.wait(), BEAT)
+            await asyncio.wait_for(left.wait(), MONITOR_HEARTBEAT_INTERVAL_S)
         except TimeoutError:
             pass  # another second
     for server in servers:
         server.close()
     desk.viewers.close()
     engine.drain(moving=False)
-    deadline = time.monotonic() + LAST_WORDS
+    deadline = time.monotonic() + MONITOR_SHUTDOWN_GRACE_S
     while not engine.idle() and time.monotonic() < deadline:
         engine.sweep(0.0)
         await asyncio.sleep(0.01)

@@ -26,13 +26,13 @@ from ..errors import ClusterError
 from ..kernel import ledger
 from ..kernel.ledger import Account
 from ..kernel.scoreboard import Row, Scoreboard
-from ..latencies import BOUNDS
+from ..latencies import BUCKET_BOUNDS_S
 from ..lifecycle import State
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-COUNTERS = {
+COUNTER_METRICS = {
     "requests": ("requests", "Requests that have ended: answered, refused, or left by their client."),
     "disconnects": ("disconnects", "Of these, the ones whose connection ended before the response did."),
     "accepted": ("connections_accepted", "Connections accepted from a listener."),
@@ -49,27 +49,27 @@ COUNTERS = {
 }
 """What a slot counts: the name here, and what it is. Each is there as `cluster2_worker_…` by slot, and as `cluster2_…`."""
 
-GAUGES = {
+_GAUGE_METRICS = {
     "connections": ("connections", "Connections open now, at workers."),
     "in_flight": ("requests_in_flight", "Requests under way."),
     "memory": ("memory_bytes", "Resident memory; pages that workers share count for each."),
 }
 """The same for what goes up and down."""
 
-PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-OPENMETRICS = "application/openmetrics-text"
-OPENMETRICS_1 = f"{OPENMETRICS}; version=1.0.0; charset=utf-8"
+_PROMETHEUS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS_TYPE = "application/openmetrics-text"
+_OPENMETRICS_1_TYPE = f"{OPENMETRICS_TYPE}; version=1.0.0; charset=utf-8"
 """Content types. Those of prometheus_client differ from version to version, for the same format."""
 
-AT_ONCE = 2
+MAX_CONCURRENT_SCRAPES = 2
 """Scrapes; others wait for their turn: each is a thread, whose memory isn't given back."""
-PREFIX = "cluster2_"
-WORKER = "cluster2_worker_"
+METRIC_PREFIX = "cluster2_"
+WORKER_METRIC_PREFIX = "cluster2_worker_"
 
 
 def routes(root: str, board: Scoreboard) -> list[BaseRoute]:
     """The route of the metrics, below `root`."""
-    turns = asyncio.Semaphore(AT_ONCE)
+    turns = asyncio.Semaphore(MAX_CONCURRENT_SCRAPES)
 
     async def metrics(request: Request) -> Response:
         try:
@@ -105,9 +105,9 @@ def exposition(board: Scoreboard, accept: str) -> tuple[bytes, str]:
     registry = CollectorRegistry()
     registry.register(Cluster())
     # Versions and escapings that the client asks for don't matter: our names are plain.
-    if OPENMETRICS in accept.lower():
-        return generate_openmetrics(registry), OPENMETRICS_1  # type: ignore[no-untyped-call]
-    return generate_latest(registry), PROMETHEUS
+    if OPENMETRICS_TYPE in accept.lower():
+        return generate_openmetrics(registry), _OPENMETRICS_1_TYPE  # type: ignore[no-untyped-call]
+    return generate_latest(registry), _PROMETHEUS_TYPE
 
 
 def collect(board: Scoreboard) -> Iterator[Metric]:
@@ -127,7 +127,7 @@ def _cluster(board: Scoreboard) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
     header = board.header
-    yield InfoMetricFamily(f"{PREFIX}build", "What is running.", {"version": __version__})
+    yield InfoMetricFamily(f"{METRIC_PREFIX}build", "What is running.", {"version": __version__})
     for name, text, value in (
         ("start_time_seconds", "When the cluster started: seconds since the epoch.", header.started),
         ("generation", "The generation of the app that new workers belong to.", header.generation),
@@ -136,10 +136,10 @@ def _cluster(board: Scoreboard) -> Iterator[Metric]:
         ("workers_wanted", "Workers that are wanted.", header.wanted),
         ("connections_resting", "Connections between two requests, at the keeper.", header.resting),
     ):
-        yield GaugeMetricFamily(PREFIX + name, text, value)
+        yield GaugeMetricFamily(METRIC_PREFIX + name, text, value)
     if header.waiting >= 0:
         text = "Connections that wait in the accept queues, about a second ago."
-        yield GaugeMetricFamily(f"{PREFIX}connections_waiting", text, header.waiting)
+        yield GaugeMetricFamily(f"{METRIC_PREFIX}connections_waiting", text, header.waiting)
     for name, text, value in (
         ("reloads", "Changes of generation that were carried through.", header.reloads),
         ("reloads_failed", "Changes of generation that were abandoned.", header.reloads_failed),
@@ -147,7 +147,7 @@ def _cluster(board: Scoreboard) -> Iterator[Metric]:
         ("monitor_restarts", "How often the monitor had to be started again.", header.monitor_restarts),
         ("connections_expired", "Connections that the keeper closed because they were idle.", header.keeper_expired),
     ):
-        yield CounterMetricFamily(PREFIX + name, text, value)
+        yield CounterMetricFamily(METRIC_PREFIX + name, text, value)
 
 
 def _workers(accounts: dict[int, Account]) -> Iterator[Metric]:
@@ -155,11 +155,13 @@ def _workers(accounts: dict[int, Account]) -> Iterator[Metric]:
     from prometheus_client.core import GaugeMetricFamily
 
     now = time.monotonic()
-    states = GaugeMetricFamily(f"{PREFIX}workers", "Workers by state; `ready` are those that serve.", labels=["state"])
+    states = GaugeMetricFamily(
+        f"{METRIC_PREFIX}workers", "Workers by state; `ready` are those that serve.", labels=["state"]
+    )
     lives = [
         health.seen_state(life.state, life.heartbeat, now) for account in accounts.values() for life in account.lives
     ]
-    for state in (State.BOOTING.label, State.READY.label, health.STUCK, State.DRAINING.label):
+    for state in (State.BOOTING.label, State.READY.label, health.STUCK_STATE, State.DRAINING.label):
         states.add_metric([state], lives.count(state))
     yield states
     restarts = {slot: account.begun - 1 for slot, account in accounts.items()}
@@ -169,7 +171,7 @@ def _workers(accounts: dict[int, Account]) -> Iterator[Metric]:
 
 
 def _counters(accounts: dict[int, Account]) -> Iterator[Metric]:
-    for key, (name, text) in COUNTERS.items():
+    for key, (name, text) in COUNTER_METRICS.items():
         known = not any(key in account.unknown for account in accounts.values())
         if known:  # an engine that can't know says so in all slots: no number is better than a wrong one
             yield from _family("Counter", name, text, {slot: each.counters[key] for slot, each in accounts.items()})
@@ -182,8 +184,8 @@ def _classes(accounts: dict[int, Account]) -> Iterator[Metric]:
     name, text = "responses", "Requests that have ended, by the class of their status."
     if any(cell in account.unknown for account in accounts.values() for cell in Row.STATUS_CLASSES.values()):
         return
-    by_slot = CounterMetricFamily(WORKER + name, text, labels=["slot", "class"])
-    whole = CounterMetricFamily(PREFIX + name, text, labels=["class"])
+    by_slot = CounterMetricFamily(WORKER_METRIC_PREFIX + name, text, labels=["slot", "class"])
+    whole = CounterMetricFamily(METRIC_PREFIX + name, text, labels=["class"])
     for label, cell in Row.STATUS_CLASSES.items():
         for slot, account in accounts.items():
             by_slot.add_metric([str(slot), label], account.counters[cell])
@@ -193,7 +195,7 @@ def _classes(accounts: dict[int, Account]) -> Iterator[Metric]:
 
 
 def _gauges(accounts: dict[int, Account]) -> Iterator[Metric]:
-    for key, (name, text) in GAUGES.items():
+    for key, (name, text) in _GAUGE_METRICS.items():
         values = {slot: [getattr(life, key) for life in account.lives] for slot, account in accounts.items()}
         if all(value >= 0 for each in values.values() for value in each):
             yield from _family("Gauge", name, text, {slot: sum(each) for slot, each in values.items()})
@@ -204,11 +206,11 @@ def _family(kind: str, name: str, text: str, values: Mapping[int, float]) -> Ite
     from prometheus_client import core
 
     make: Any = getattr(core, f"{kind}MetricFamily")
-    by_slot = make(WORKER + name, text, labels=["slot"])
+    by_slot = make(WORKER_METRIC_PREFIX + name, text, labels=["slot"])
     for slot, value in values.items():
         by_slot.add_metric([str(slot)], value)
     yield by_slot
-    yield make(PREFIX + name, text, sum(values.values()))
+    yield make(METRIC_PREFIX + name, text, sum(values.values()))
 
 
 def _latency(accounts: dict[int, Account]) -> Iterator[Metric]:
@@ -218,24 +220,24 @@ def _latency(accounts: dict[int, Account]) -> Iterator[Metric]:
         slot: max((life.slowest_lately for life in account.lives), default=0.0) for slot, account in accounts.items()
     }
     name, text = "request_duration_max_seconds", "How long the slowest of the sample took in the last 10 to 20 seconds."
-    longest = GaugeMetricFamily(WORKER + name, text, labels=["slot"])
+    longest = GaugeMetricFamily(WORKER_METRIC_PREFIX + name, text, labels=["slot"])
     for slot, seconds in slowest.items():
         longest.add_metric([str(slot)], seconds)
     yield longest
-    yield GaugeMetricFamily(PREFIX + name, text, max(slowest.values(), default=0.0))
+    yield GaugeMetricFamily(METRIC_PREFIX + name, text, max(slowest.values(), default=0.0))
     name, text = "request_duration_seconds", "How long requests took in the app: a sample of them."
-    by_slot = HistogramMetricFamily(WORKER + name, text, labels=["slot"])
+    by_slot = HistogramMetricFamily(WORKER_METRIC_PREFIX + name, text, labels=["slot"])
     for slot, account in accounts.items():
         by_slot.add_metric([str(slot)], _buckets(account.latencies), account.counters["latency"])
     yield by_slot
     counts = [sum(each) for each in zip(*(account.latencies for account in accounts.values()), strict=True)]
     total = sum(account.counters["latency"] for account in accounts.values())
-    whole = HistogramMetricFamily(PREFIX + name, text, labels=[])
-    whole.add_metric([], _buckets(counts or [0] * (len(BOUNDS) + 1)), total)
+    whole = HistogramMetricFamily(METRIC_PREFIX + name, text, labels=[])
+    whole.add_metric([], _buckets(counts or [0] * (len(BUCKET_BOUNDS_S) + 1)), total)
     yield whole
 
 
 def _buckets(counts: Sequence[int]) -> list[tuple[str, float]]:
     """Cumulative, as Prometheus wants them."""
-    bounds = [*(str(bound) for bound in BOUNDS), "+Inf"]
+    bounds = [*(str(bound) for bound in BUCKET_BOUNDS_S), "+Inf"]
     return list(zip(bounds, itertools.accumulate(counts), strict=True))

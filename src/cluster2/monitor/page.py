@@ -21,11 +21,11 @@ from starlette.routing import BaseRoute, Route
 from .. import ecv
 from ..settings import Settings
 from .desk import Desk
-from .history import SECONDS
+from .history import HISTORY_SECONDS
 
-STATIC = Path(__file__).with_name("static")
-SHELL = "page.html"
-KINDS = {
+STATIC_DIRECTORY = Path(__file__).with_name("static")
+PAGE_FILE = "page.html"
+CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -33,9 +33,9 @@ KINDS = {
     "": "text/plain; charset=utf-8",
 }
 """Content types by suffix; what has another isn't served."""
-POINTS = 600
+_MAX_POINTS = 600
 """Rows of the history, unless asked for otherwise."""
-FRESH = {"cache-control": "no-cache"}
+NO_CACHE_HEADERS = {"cache-control": "no-cache"}
 
 
 def routes(root: str, desk: Desk, settings: Settings) -> list[BaseRoute]:
@@ -64,13 +64,13 @@ class File:
     @cached_property
     def content(self) -> bytes:
         """What is in it."""
-        return (STATIC / self.name).read_bytes()
+        return (STATIC_DIRECTORY / self.name).read_bytes()
 
     @cached_property
     def headers(self) -> dict[str, str]:
         """With a tag: a browser asks each time whether its copy is still good, and gets no other after an upgrade."""
         tag = hashlib.sha256(self.content).hexdigest()[:16]
-        return {"content-type": KINDS[Path(self.name).suffix], "cache-control": "no-cache", "etag": f'"{tag}"'}
+        return {"content-type": CONTENT_TYPES[Path(self.name).suffix], "cache-control": "no-cache", "etag": f'"{tag}"'}
 
     async def answer(self, request: Request) -> Response:
         """It, or that the browser has it."""
@@ -81,8 +81,10 @@ class File:
 
 def files() -> dict[str, File]:
     """All files of the page, by their path below `static`: nothing else is ever served from there."""
-    found = (path.relative_to(STATIC).as_posix() for path in sorted(STATIC.rglob("*")) if path.is_file())
-    return {name: File(name) for name in found if Path(name).suffix in KINDS}
+    found = (
+        path.relative_to(STATIC_DIRECTORY).as_posix() for path in sorted(STATIC_DIRECTORY.rglob("*")) if path.is_file()
+    )
+    return {name: File(name) for name in found if Path(name).suffix in CONTENT_TYPES}
 
 
 def wants_html(accept: str) -> bool:
@@ -102,7 +104,7 @@ class Page:
     def __init__(self, desk: Desk, settings: Settings) -> None:
         self._desk = desk
         self._token = settings.monitor_token
-        self.shell = File(SHELL)
+        self.shell = File(PAGE_FILE)
 
     async def root(self, request: Request) -> Response:
         """The page, or the facts."""
@@ -113,17 +115,17 @@ class Page:
     async def history(self, request: Request) -> Response:
         """`?seconds=` of it, in about `?points=` rows."""
         try:
-            seconds = _number(request.query_params, "seconds", SECONDS)
-            points = _number(request.query_params, "points", POINTS)
+            seconds = _number(request.query_params, "seconds", HISTORY_SECONDS)
+            points = _number(request.query_params, "points", _MAX_POINTS)
         except ValueError as error:
-            return PlainTextResponse(f"{error}\n", 400, FRESH)
+            return PlainTextResponse(f"{error}\n", 400, NO_CACHE_HEADERS)
         return _json(self._desk.history(seconds, points))
 
     async def events(self, request: Request) -> Response:
         """A stream of server-sent events: facts and a sample each second, and what happens; `?only=events`: the latter alone."""
         only = request.query_params.get("only")
         if only not in (None, "events"):
-            return PlainTextResponse(f"only = {only!r:.100}: expected events\n", 400, FRESH)
+            return PlainTextResponse(f"only = {only!r:.100}: expected events\n", 400, NO_CACHE_HEADERS)
         if (refusal := self._desk.viewers.refusal()) is not None:
             return PlainTextResponse(f"{refusal}\n", 503, {"retry-after": "5"})
         trusted = self._token is None or ecv.bears(request.headers.get("authorization"), self._token)
@@ -145,14 +147,14 @@ class Stream(Response):
 
 
 def _json(content: Any) -> Response:
-    return Response(msgspec.json.encode(content), headers=FRESH, media_type="application/json")
+    return Response(msgspec.json.encode(content), headers=NO_CACHE_HEADERS, media_type="application/json")
 
 
 def _number(query: QueryParams, name: str, otherwise: int) -> int:
     """A parameter from 1 to an hour. Raises ValueError, for who asked."""
     text = query.get(name, str(otherwise))
-    if not (text.isascii() and text.isdecimal() and len(text) < 6 and 1 <= int(text) <= SECONDS):
-        raise ValueError(f"{name} = {text!r:.100}: expected a whole number from 1 to {SECONDS}")
+    if not (text.isascii() and text.isdecimal() and len(text) < 6 and 1 <= int(text) <= HISTORY_SECONDS):
+        raise ValueError(f"{name} = {text!r:.100}: expected a whole number from 1 to {HISTORY_SECONDS}")
     return int(text)
 
 

@@ -16,11 +16,11 @@ from ..kernel.scoreboard import Row
 from ..settings import Settings
 from .facts import Facts
 from .survey import Worker
-from .watch import UNKNOWN, Look, Watch
+from .watch import UNKNOWN_RATES, Look, Watch
 
-COUNTS = ("requests", "connections", "accepted", "disconnects")
+COUNT_FIELDS = ("requests", "connections", "accepted", "disconnects")
 """Cells that an engine may not know."""
-CELLS = ("in_flight", "errors", "cpu", "timed_out", "longest_step", "parked", "moved_in", "moved_out", "lost")
+CELL_FIELDS = ("in_flight", "errors", "cpu", "timed_out", "longest_step", "parked", "moved_in", "moved_out", "lost")
 """Cells that are told as they are."""
 
 
@@ -130,13 +130,13 @@ def _worker(worker: Worker, look: Look, watch: Watch) -> dict[str, Any]:
         "slot": worker.slot,
         "generation": worker.cells["generation"],
         "state": worker.state(now),
-        **{name: worker.count(name) for name in COUNTS},
-        **{name: worker.cells[name] for name in CELLS},
+        **{name: worker.count(name) for name in COUNT_FIELDS},
+        **{name: worker.cells[name] for name in CELL_FIELDS},
         "responses": {label: worker.count(cell) for label, cell in Row.STATUS_CLASSES.items()},
         "latency": latencies.summary(worker.latencies, worker.cells["slowest"]),
         "mode": worker.mode,
         "uptime": max(0.0, now - worker.cells["started"]),
         "memory": watch.scales.of(worker.pid),
         "heartbeat_age": worker.silence(now),
-        **look.each.get(worker.key, UNKNOWN),
+        **look.each.get(worker.key, UNKNOWN_RATES),
     }

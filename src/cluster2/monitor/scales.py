@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 
 from ..kernel import processes
 
-FIRST = 0.01
+UNWEIGHED_TURN_S = 0.01
 """Seconds of walking in one turn, for processes that were never weighed."""
-SHARE = 0.005
+MEMORY_TIME_SHARE = 0.005
 """Of the time."""
 
 
@@ -54,9 +54,9 @@ class Scales:
         for pid in fresh or list(self._found)[:1]:
             self._found.pop(pid, None)
             self._found[pid] = self._weigh(pid)
-            if self._clock() - began >= FIRST:
+            if self._clock() - began >= UNWEIGHED_TURN_S:
                 break
-        self._rests_until = began + (self._clock() - began) / SHARE
+        self._rests_until = began + (self._clock() - began) / MEMORY_TIME_SHARE
 
     def of(self, pid: int) -> int | None:
         """The memory of a process in bytes, as it was weighed last; None: it wasn't yet, or can't be."""

@@ -13,7 +13,7 @@ _POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-HEADERS = (
+SECURITY_HEADERS = (
     (b"content-security-policy", _POLICY),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -39,7 +39,7 @@ class Shield:
             if message["type"] == "http.response.start":
                 own = list(message.get("headers", ()))
                 named = {name.lower() for name, _ in own}
-                message = message | {"headers": own + [each for each in HEADERS if each[0] not in named]}
+                message = message | {"headers": own + [each for each in SECURITY_HEADERS if each[0] not in named]}
             await send(message)
 
         await self._app(scope, receive, shielded if scope["type"] == "http" else send)

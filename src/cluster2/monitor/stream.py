@@ -18,16 +18,16 @@ import msgspec
 
 from .feed import Feed, Told
 
-MOST = 32
+MAX_VIEWERS = 32
 """Viewers at a time."""
-AT_ONCE = 10
+MAX_EVENTS_PER_MESSAGE = 10
 """Events in one message: it bounds what waits for a slow viewer."""
-QUIET = 2.0
+COMMENT_INTERVAL_S = 2.0
 """Seconds without anything to say after which a comment says that we are there."""
-COMMENT = b":\n\n"
-RETRY = 2000
+SSE_COMMENT = b":\n\n"
+_SSE_RETRY_MS = 2000
 """Milliseconds after which a viewer may come back."""
-HEADERS = [
+SSE_HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # nginx would hold it back
@@ -94,7 +94,7 @@ class Viewers:
         """Return why no other can be had, or None."""
         if self._closed:
             return "the monitor is leaving"
-        return "too many are watching already" if self.count >= MOST else None
+        return "too many are watching already" if self.count >= MAX_VIEWERS else None
 
     async def serve(
         self, receive: Receive, send: Send, *, after: int, facts: bool, full: bool, head: bool = False
@@ -108,15 +108,15 @@ class Viewers:
             full: whether it may see all fields of events.
         """
         if head:
-            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
             await send({"type": "http.response.body", "body": b""})
             return
         self.count += 1
         self.watching += facts
         gone = asyncio.ensure_future(left(receive))
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            await _say(send, b"retry: %d\n\n" % RETRY)
+            await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+            await _say(send, b"retry: %d\n\n" % _SSE_RETRY_MS)
             await self._tell(send, gone, after, facts, full)
             if not gone.done():
                 await send({"type": "http.response.body", "body": b""})
@@ -129,19 +129,19 @@ class Viewers:
         seen, said_at = 0, time.monotonic()
         while not gone.done() and not self._closed:
             news = self._next()  # before looking what is new: what comes meanwhile must not be missed
-            told = self.feed.after(after)[:AT_ONCE]
+            told = self.feed.after(after)[:MAX_EVENTS_PER_MESSAGE]
             content = b"".join(_lines(told, full))
             if told:
                 after = told[-1].number
             elif facts and seen != self.latest.number:
                 seen, content = self.latest.number, self.latest.content
-            if not content and time.monotonic() - said_at >= QUIET:
-                content = COMMENT
+            if not content and time.monotonic() - said_at >= COMMENT_INTERVAL_S:
+                content = SSE_COMMENT
             if content:
                 await _say(send, content)
                 said_at = time.monotonic()
                 continue
-            await asyncio.wait({news, gone}, timeout=QUIET, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({news, gone}, timeout=COMMENT_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _lines(told: list[Told], full: bool) -> Iterator[bytes]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from .. import health
 from ..errors import ClusterError
-from ..health import PROMISE
+from ..health import PROMISED_HEARTBEAT_S
 from ..kernel import ledger
 from ..kernel.scoreboard import SLOTS, Row, Scoreboard
-from ..latencies import BOUNDS
+from ..latencies import BUCKET_BOUNDS_S
 from ..lifecycle import PHASES, mode_label
 
 
@@ -67,7 +67,7 @@ class Worker:
     def silence(self, now: float) -> float | None:
         """Seconds since its last sign of life; None: it hasn't given one yet."""
         deadline = self.cells["heartbeat"]
-        return max(0.0, now - (deadline - PROMISE)) if deadline else None
+        return max(0.0, now - (deadline - PROMISED_HEARTBEAT_S)) if deadline else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def _totals(board: Scoreboard) -> Totals | None:
     return Totals(
         requests=sum(int(each.counters["requests"]) for each in accounts) if known else None,
         errors=sum(int(each.counters["errors"]) for each in accounts),
-        latencies=tuple(map(sum, zip(*measured, strict=True))) or (0,) * (len(BOUNDS) + 1),
+        latencies=tuple(map(sum, zip(*measured, strict=True))) or (0,) * (len(BUCKET_BOUNDS_S) + 1),
         slowest=max((each.slowest for each in accounts), default=0.0),
         slowest_lately=max((life.slowest_lately for each in accounts for life in each.lives), default=0.0),
     )

@@ -18,17 +18,22 @@ from .rates import Lately, Meter
 from .scales import Scales
 from .survey import Survey, Worker, survey
 
-LATELY = 10
+_RECENT_SECONDS = 10
 """Looks that "lately" means."""
-UNPLANNED = ("crash", "hang", "exit", "recycle")
+_UNPLANNED_CAUSES = ("crash", "hang", "exit", "recycle")
 """Why workers die one by one; those that a reload or a scale retires would only repeat that mark."""
-MARKS = frozenset(
+MARKED_EVENTS = frozenset(
     {"reloading", "reloaded", "reload-failed", "degraded", "recovered", "enabled", "disabled", "shutdown"}
 )
 """Events that are marked on the time line."""
 
 
-UNKNOWN: Mapping[str, Any] = {"rate": None, "error_rate": None, "cpu_share": None, "recent": {"p50": None, "p99": None}}
+UNKNOWN_RATES: Mapping[str, Any] = {
+    "rate": None,
+    "error_rate": None,
+    "cpu_share": None,
+    "recent": {"p50": None, "p99": None},
+}
 """What follows for a worker of which nothing was seen before (`Look.each`)."""
 
 
@@ -70,7 +75,7 @@ class Watch:
         self.scales = scales or Scales()
         self.last: Look | None = None
         self._meter = Meter()
-        self._lately = Lately(LATELY)
+        self._lately = Lately(_RECENT_SECONDS)
         self._wanted = 0
         self._looks = 0
 
@@ -160,5 +165,5 @@ class Watch:
 
     def _mark(self, event: Mapping[str, Any]) -> None:
         name, reason = event["event"], event.get("reason")
-        if name in MARKS or (name == "died" and reason in UNPLANNED):
+        if name in MARKED_EVENTS or (name == "died" and reason in _UNPLANNED_CAUSES):
             self.history.mark(event["time"], name, slot=event.get("slot"), reason=reason)

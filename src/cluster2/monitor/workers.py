@@ -15,13 +15,13 @@ from starlette.routing import BaseRoute, Route
 from ..errors import ClusterError, NoAnswer, NotRunning, UsageError
 from .facts import Facts
 
-DIGITS = 10
+MAX_PID_DIGITS = 10
 """Of a pid or a slot."""
-MOST_PARAMS = 8192
+_MAX_QUERY_BYTES = 8192
 """Characters."""
-AT_ONCE = 8
+MAX_CONCURRENT_STACKS = 8
 """Questions; others wait for their turn: each is a connection to the master, and one message or more to each worker."""
-FRESH = {"cache-control": "no-cache"}
+NO_CACHE = {"cache-control": "no-cache"}
 
 
 def routes(root: str, facts: Facts) -> list[BaseRoute]:
@@ -38,7 +38,7 @@ class Workers:
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
-        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._turns = asyncio.Semaphore(MAX_CONCURRENT_STACKS)
 
     async def _ask(self, verb: str, params: Mapping[str, Any]) -> dict[str, Any]:
         async with self._turns:
@@ -54,7 +54,7 @@ class Workers:
             found = await self._ask("component" if params else "statuses", params)
         except ClusterError as error:
             return _refusal(error.message, _status(error, 400 if isinstance(error, UsageError) else 404))
-        return JSONResponse(found, headers=FRESH)
+        return JSONResponse(found, headers=NO_CACHE)
 
     async def stacks(self, request: Request) -> Response:
         """Where each thread of a worker is."""
@@ -65,9 +65,9 @@ class Workers:
         except ClusterError as error:
             return _refusal(error.message, _status(error, 404))
         if "application/json" in request.headers.get("accept", ""):
-            return JSONResponse(found, headers=FRESH)
+            return JSONResponse(found, headers=NO_CACHE)
         lines = (f"worker {each['pid']} (slot {each['slot']})\n{each['stacks']}\n" for each in found["workers"])
-        return PlainTextResponse("\n".join(lines), headers=FRESH)
+        return PlainTextResponse("\n".join(lines), headers=NO_CACHE)
 
 
 def _component(query: QueryParams) -> dict[str, Any]:
@@ -79,8 +79,8 @@ def _component(query: QueryParams) -> dict[str, Any]:
         asked["worker"] = _number(query["worker"])
     if "params" in query:
         given = query["params"]
-        if len(given) > MOST_PARAMS:
-            raise ValueError(f"params has {len(given)} characters: expected {MOST_PARAMS} at most")
+        if len(given) > _MAX_QUERY_BYTES:
+            raise ValueError(f"params has {len(given)} characters: expected {_MAX_QUERY_BYTES} at most")
         try:
             asked["params"] = json.loads(given)
         except (ValueError, RecursionError):
@@ -89,7 +89,7 @@ def _component(query: QueryParams) -> dict[str, Any]:
 
 
 def _number(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= DIGITS):
+    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_PID_DIGITS):
         raise ValueError(f"worker = {text!r:.100}: expected a pid or a slot")
     return int(text)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .api import (
-    FACTS,
+    WORKER_FACTS,
     current,
     delegate,
     delegate_nowait,
@@ -58,9 +58,9 @@ __all__ = [
     "on_stop",
     "once",
     "pid",
+    "register_status",
     "simulated",
     "slot",
-    "register_status",
     "transaction",
 ]
 
@@ -68,7 +68,7 @@ __all__ = [
 if not TYPE_CHECKING:  # a checker would take every name for one that is there
 
     def __getattr__(name: str) -> Any:
-        if name in FACTS:
+        if name in WORKER_FACTS:
             return current(name)
         if name == "status":
             raise AttributeError("worker.status(name, view) is named worker.register_status(name, view) now")

@@ -42,15 +42,15 @@ from .sources import Door, ReadyQueue
 
 logger = logging.getLogger("cluster2.worker")
 
-HOLD = 0.002
+MAX_HEAD_WAIT_S = 0.002
 """Seconds that a connection just taken may keep the next one waiting for its head."""
-ROUND = 16
+CONNECTIONS_PER_TURN = 16
 """Connections taken from a ready queue at a time while eager."""
-FIRST = 16384
+FIRST_READ_BYTES = 16384
 """Bytes read from a connection before its transport exists."""
-FAREWELL = 1.0
+_TLS_CLOSE_TIMEOUT_S = 1.0
 """Seconds that a client may take to answer the end of a TLS connection; some never do."""
-PAUSE = 0.1
+DESCRIPTOR_RETRY_S = 0.1
 """Seconds to wait when descriptors have run out: to try on would spin."""
 
 
@@ -251,8 +251,8 @@ class Acceptor:
             try:
                 await self._open_native()
             except OSError as error:
-                logger.warning("no connection can be accepted for %.1f s: %s", PAUSE, error)
-                await asyncio.sleep(PAUSE)
+                logger.warning("no connection can be accepted for %.1f s: %s", DESCRIPTOR_RETRY_S, error)
+                await asyncio.sleep(DESCRIPTOR_RETRY_S)
             else:
                 return
 
@@ -282,7 +282,7 @@ class Acceptor:
             self._take()
 
     def _take_returned(self, way: ReadyQueue) -> None:
-        for _ in range(ROUND):
+        for _ in range(CONNECTIONS_PER_TURN):
             if self._has_no_room():
                 return
             taken = self._from(way)
@@ -371,18 +371,18 @@ class Acceptor:
         self._pending = connection
         self._pending_since = self._loop.time()
         if self._timer is None:
-            self._timer = self._loop.call_later(HOLD, self._waited)
+            self._timer = self._loop.call_later(MAX_HEAD_WAIT_S, self._waited)
 
     def _waited(self) -> None:
         self._timer = None
         if self._pending is None:
             return
         age = self._loop.time() - self._pending_since
-        if age >= 0.9 * HOLD:
+        if age >= 0.9 * MAX_HEAD_WAIT_S:
             self._pending = None
             self._take()
         else:
-            self._timer = self._loop.call_later(HOLD - age, self._waited)
+            self._timer = self._loop.call_later(MAX_HEAD_WAIT_S - age, self._waited)
 
     def _served(self, connection: object) -> None:
         """A connection's request has begun, or never will."""
@@ -408,7 +408,7 @@ class Acceptor:
         first: bytes | None = None
         if tls is None and engine.reads_first:
             try:
-                first = connection.recv(FIRST, socket.MSG_DONTWAIT)
+                first = connection.recv(FIRST_READ_BYTES, socket.MSG_DONTWAIT)
             except (BlockingIOError, InterruptedError):
                 pass
             except OSError:  # reset; or no socket at all, which only a foreign hand can have put there
@@ -453,9 +453,9 @@ class Acceptor:
         self._gate.shut()
         if self._paused:
             return
-        logger.warning("no connection can be taken for %.1f s: %s", PAUSE, error)
+        logger.warning("no connection can be taken for %.1f s: %s", DESCRIPTOR_RETRY_S, error)
         self._paused = True
-        self._loop.call_later(PAUSE, self._resume)
+        self._loop.call_later(DESCRIPTOR_RETRY_S, self._resume)
 
     def _resume(self) -> None:
         self._paused = False
@@ -472,4 +472,4 @@ class Acceptor:
         """What the loop needs to know about TLS."""
         if tls is None:
             return {}
-        return {"ssl": tls, "ssl_handshake_timeout": self._handshake, "ssl_shutdown_timeout": FAREWELL}
+        return {"ssl": tls, "ssl_handshake_timeout": self._handshake, "ssl_shutdown_timeout": _TLS_CLOSE_TIMEOUT_S}

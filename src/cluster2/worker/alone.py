@@ -26,7 +26,7 @@ from ..kernel import signals
 from ..kernel.terminal import Terminal
 from ..settings import Settings
 
-END_MARGIN_S = 2.0
+_END_MARGIN_S = 2.0
 """Seconds beyond `drain_timeout` for the app and its hooks to stop, as with a master."""
 _NEEDS_A_MASTER = (signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 """Signals by which a master, or gunicorn's, is told to reload or to scale: their default effect would end or stop the process."""
@@ -76,7 +76,7 @@ class Alone:
 
     def _end_is_near(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        bound = self._settings.drain_timeout + END_MARGIN_S
+        bound = self._settings.drain_timeout + _END_MARGIN_S
         if self._ends_at is None:
             self._ends_at = now + self._settings.lame_duck + bound
         elif now + bound < self._ends_at:

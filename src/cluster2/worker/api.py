@@ -15,8 +15,8 @@ from .life import Counters, Hook, Hooks, Life
 from .office import Post, Targets, emitted
 from .questions import Fields, question
 
-FACTS = frozenset({"pid", "slot", "generation", "draining"})
-TIMEOUT = 10.0
+WORKER_FACTS = frozenset({"pid", "slot", "generation", "draining"})
+DELEGATE_TIMEOUT_S = 10.0
 """Seconds that an answer may take, unless the asker says otherwise."""
 
 H = TypeVar("H", bound=Callable[[Any], Any])
@@ -148,7 +148,7 @@ async def delegate(
     name: str,
     message: object = None,
     *,
-    timeout: float | None = TIMEOUT,
+    timeout: float | None = DELEGATE_TIMEOUT_S,
     matches: Fields | None = None,
     notification: str | None = None,
     targets: Iterable[int] | None = None,
@@ -177,7 +177,7 @@ def delegate_sync(
     name: str,
     message: object = None,
     *,
-    timeout: float | None = TIMEOUT,
+    timeout: float | None = DELEGATE_TIMEOUT_S,
     matches: Fields | None = None,
     notification: str | None = None,
     targets: Iterable[int] | None = None,

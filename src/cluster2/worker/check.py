@@ -27,11 +27,11 @@ Ask = Callable[[], Coroutine[Any, Any, "Reply"]]
 
 logger = logging.getLogger("cluster2.worker")
 
-PATIENCE = 2.0
+CHECK_TIMEOUT_S = 2.0
 """Seconds that the app and the validator may take together."""
-LARGEST = 1 << 20
+MAX_CHECK_BODY_BYTES = 1 << 20
 """Bytes of an answer's body that are read; a longer one is no answer to a health check."""
-AGENT = "cluster2-ecv"
+_USER_AGENT = "cluster2-ecv"
 """What the request names as its user agent."""
 
 
@@ -87,7 +87,7 @@ class Check:
         try:
             if self._stuck:
                 raise Unfit("the last check hasn't ended yet")
-            async with asyncio.timeout(PATIENCE) as deadline:
+            async with asyncio.timeout(CHECK_TIMEOUT_S) as deadline:
                 reply = await self._bounded(ask(), cancellable=self._cancellable)
                 if reply.status >= 300:
                     raise Unfit(f"it answered {reply.status}")
@@ -97,7 +97,9 @@ class Check:
             reason = str(error)
         except Exception as error:
             late = deadline is not None and deadline.expired()
-            reason = f"no verdict within {PATIENCE:g} s" if late else f"it raised {type(error).__name__}: {error}"
+            reason = (
+                f"no verdict within {CHECK_TIMEOUT_S:g} s" if late else f"it raised {type(error).__name__}: {error}"
+            )
         # A check that changes with each question isn't told each time: those who ask could cause any number of events.
         if self._well != (reason is None) and self._tellable.take(time.monotonic()):
             self._well = reason is None
@@ -194,7 +196,7 @@ async def ask_asgi(app: Call, scope: MutableMapping[str, Any], root: str, target
         "path": root + unquote(path),
         "raw_path": (root + path).encode(),
         "query_string": query.encode(),
-        "headers": [*host, (b"user-agent", AGENT.encode())],
+        "headers": [*host, (b"user-agent", _USER_AGENT.encode())],
         "extensions": {},
     }
     if "state" in scope:
@@ -241,8 +243,8 @@ class _Response:
             self._start = message
         elif message["type"] == "http.response.body" and self._start is not None and not self.complete.done():
             self._body += message.get("body", b"")
-            if len(self._body) > LARGEST:
-                raise Unfit(f"its answer has more than {LARGEST} bytes")
+            if len(self._body) > MAX_CHECK_BODY_BYTES:
+                raise Unfit(f"its answer has more than {MAX_CHECK_BODY_BYTES} bytes")
             if not message.get("more_body", False):
                 self.complete.set_result(None)
 
@@ -263,7 +265,7 @@ async def ask_wsgi(app: Call, environ: Mapping[str, Any], target: str) -> Reply:
         "REQUEST_METHOD": "GET",
         "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
         "QUERY_STRING": query,
-        "HTTP_USER_AGENT": AGENT,
+        "HTTP_USER_AGENT": _USER_AGENT,
         "wsgi.input": io.BytesIO(),
     }
     reply: Reply = await in_thread(_call_wsgi, app, told)
@@ -282,8 +284,8 @@ def _call_wsgi(app: Call, environ: dict[str, Any]) -> Reply:
     try:
         for piece in result:
             body += piece
-            if len(body) > LARGEST:
-                raise Unfit(f"its answer has more than {LARGEST} bytes")
+            if len(body) > MAX_CHECK_BODY_BYTES:
+                raise Unfit(f"its answer has more than {MAX_CHECK_BODY_BYTES} bytes")
     finally:
         if hasattr(result, "close"):
             result.close()
@@ -322,7 +324,7 @@ class _Scope:
         self.path = unquote(path)
         self.query_string = query
         host = outer.headers.get("host")
-        self.headers = _Headers({"user-agent": AGENT} | ({} if host is None else {"host": host}))
+        self.headers = _Headers({"user-agent": _USER_AGENT} | ({} if host is None else {"host": host}))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._outer, name)
@@ -357,20 +359,20 @@ class _Protocol:
 
     def response_file(self, status: int, headers: list[tuple[str, str]], file: str) -> None:
         with open(file, "rb") as opened:
-            self._answer(status, headers, opened.read(LARGEST + 1))
+            self._answer(status, headers, opened.read(MAX_CHECK_BODY_BYTES + 1))
 
     def response_file_range(self, status: int, headers: list[tuple[str, str]], file: str, start: int, end: int) -> None:
         with open(file, "rb") as opened:
             opened.seek(start)
-            self._answer(status, headers, opened.read(min(end - start, LARGEST + 1)))
+            self._answer(status, headers, opened.read(min(end - start, MAX_CHECK_BODY_BYTES + 1)))
 
     def response_stream(self, status: int, headers: list[tuple[str, str]]) -> _Stream:
         self._answer(status, headers, b"")
         return _Stream(self)
 
     def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-        if len(body) > LARGEST:
-            raise Unfit(f"its answer has more than {LARGEST} bytes")
+        if len(body) > MAX_CHECK_BODY_BYTES:
+            raise Unfit(f"its answer has more than {MAX_CHECK_BODY_BYTES} bytes")
         self.reply = Reply(status, [(name.lower(), value) for name, value in headers], body)
 
 

@@ -13,7 +13,7 @@ from ..errors import ClusterError, ConfigError, raised_in
 from ..reducers import REDUCERS, Reducer
 
 logger = logging.getLogger("cluster2.worker")
-MOST_ERROR = 1 << 12
+_MAX_ERROR_CHARS = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Components:
             value = codec.sendable(result, f"the status of {question.name!r}")
         except Exception as error:
             text = error.message if isinstance(error, ClusterError) else f"{type(error).__name__}: {error}"
-            return wire.Viewed(question.number, error=codec.clip(text, MOST_ERROR), reducer=name)
+            return wire.Viewed(question.number, error=codec.clip(text, _MAX_ERROR_CHARS), reducer=name)
         return wire.Viewed(question.number, value, name)
 
     async def update(self, name: str, value: Any) -> None:

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from ..kernel import processes
 
-TURNS_BURST = 700
+_MAX_ACCEPTS_PER_TICK = 700
 """Connections that are accepted within a quick tick at most: each costs 15 µs or more."""
-MAX_RESERVE = 64
+MAX_RESERVED_DESCRIPTORS = 64
 """Descriptors that are left to the app, of a limit that is large enough for that."""
-RESERVE_SHARE = 8
+_RESERVE_SHARE = 8
 """Of a small limit the app is left one of so many."""
 
 
@@ -37,7 +37,7 @@ class DescriptorRoom:
             accept_queues: how many there are.
             backlog: the length of each.
         """
-        self.burst = accept_queues * (min(backlog, processes.max_backlog()) + 1) + TURNS_BURST
+        self.burst = accept_queues * (min(backlog, processes.max_backlog()) + 1) + _MAX_ACCEPTS_PER_TICK
         self.limit = 0
         self._others = 0
         self.measure(0)
@@ -49,7 +49,7 @@ class DescriptorRoom:
 
     def left(self, connections: int) -> int:
         """Return how many more connections there may be beside these; 0 or less: none."""
-        reserve = min(MAX_RESERVE, self.limit // RESERVE_SHARE)
+        reserve = min(MAX_RESERVED_DESCRIPTORS, self.limit // _RESERVE_SHARE)
         return self.limit - self._others - connections - reserve
 
     def is_scarce(self, room: int) -> bool:

@@ -25,13 +25,13 @@ from ..settings import Settings
 from .acceptor import Acceptor
 from .moves import Moves
 
-TICK = 0.002
+DRAIN_POLL_INTERVAL_S = 0.002
 """Seconds between two looks for connections that may leave by now."""
-ARRIVAL_TIMEOUT_S = 1.0
+_ARRIVAL_TIMEOUT_S = 1.0
 """How long a connection that is taken last may take to its engine: a TLS handshake, for one."""
-LAST_WORDS = 1.0
+CANCEL_GRACE_S = 1.0
 """Seconds for tasks that are cancelled at the end."""
-MOST_NAMED = 5
+_MAX_NAMED_REQUESTS = 5
 """Requests whose paths are told when they are cut."""
 
 logger = logging.getLogger("cluster2.worker")
@@ -75,7 +75,7 @@ class Drain:
                 self._attempt("closing the listeners", acceptor.close_doors)
                 self.open_doors = idle = False
                 # What was taken just now is to reach its engine, as above.
-                grace = min(deadline, max(grace, time.monotonic() + ARRIVAL_TIMEOUT_S))
+                grace = min(deadline, max(grace, time.monotonic() + _ARRIVAL_TIMEOUT_S))
             if idle:
                 return True
             if time.monotonic() >= deadline:
@@ -88,7 +88,7 @@ class Drain:
                 self._attempt("handing over", lambda: moves.retire(time.monotonic()))
             for engine in engines:
                 self._attempt("sweeping", lambda engine=engine: engine.sweep(self._settings.drain_idle))  # type: ignore[misc]
-            await asyncio.sleep(TICK)
+            await asyncio.sleep(DRAIN_POLL_INTERVAL_S)
 
     def _stop_taking(self, acceptor: Acceptor, moves: Moves) -> None:
         if self.last:
@@ -135,10 +135,10 @@ class Drain:
         cut: list[str] = []
         for engine in engines:
             try:
-                cut += await engine.cut(LAST_WORDS)
+                cut += await engine.cut(CANCEL_GRACE_S)
             except Exception:
                 logger.exception("cutting off what engine %s has under way failed", engine.name)
-        more = f" and {len(cut) - MOST_NAMED} more" if len(cut) > MOST_NAMED else ""
-        named = f": {', '.join(cut[:MOST_NAMED])}{more}" if cut else ""
+        more = f" and {len(cut) - _MAX_NAMED_REQUESTS} more" if len(cut) > _MAX_NAMED_REQUESTS else ""
+        named = f": {', '.join(cut[:_MAX_NAMED_REQUESTS])}{more}" if cut else ""
         bound = f"drain_timeout ({self._settings.drain_timeout:g} s) is over"
         return f"{bound}: {connections} connections with {requests} requests under way were reset{named}"

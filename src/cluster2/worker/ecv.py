@@ -28,15 +28,15 @@ from .check import Ask, Check, ask_asgi, ask_rsgi, ask_wsgi
 
 Call = Callable[..., Any]
 Peer = Callable[[Any, Any], str | None]
-READ = ("GET", "HEAD")
+READ_METHODS = ("GET", "HEAD")
 
 logger = logging.getLogger("cluster2.worker")
 
-CONFIRMATION = 5.0
+CONFIRMATION_TIMEOUT_S = 5.0
 """Seconds in which the master must have confirmed; a stuck one must not keep the caller."""
-BODY = 1 << 16
+MAX_BODY_BYTES = 1 << 16
 """Bytes of a request's body that are read and ignored; a longer one is refused."""
-BODY_PATIENCE = 5.0
+_BODY_TIMEOUT_S = 5.0
 """Seconds for that body to arrive."""
 
 
@@ -69,7 +69,7 @@ class Traffic:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
         self._say(wire.SetTraffic(enabled))
-        await asyncio.wait({done}, timeout=CONFIRMATION)
+        await asyncio.wait({done}, timeout=CONFIRMATION_TIMEOUT_S)
         return done.done() and not done.cancelled()
 
     def confirmed(self) -> None:
@@ -120,7 +120,7 @@ class Ecv:
     async def asgi(self, scope: Any, receive: Call, send: Call) -> None:
         """Answer a request whose path is one of ours."""
         method, path = scope["method"], scope["path"]
-        if method in READ and path not in self._switches:
+        if method in READ_METHODS and path not in self._switches:
             answer = await self._read(scope.get("server"), lambda: self._ask_asgi(scope))
         else:
             asked = Asked.of(method, path, self._served.peer(scope, receive), scope["headers"])
@@ -135,7 +135,7 @@ class Ecv:
     async def rsgi(self, scope: Any, protocol: Any) -> None:
         """The same for RSGI."""
         method, path = scope.method, scope.path
-        if method in READ and path not in self._switches:
+        if method in READ_METHODS and path not in self._switches:
             answer = await self._read(_place(scope.server), lambda: self._ask_rsgi(scope))
         else:
             headers = [
@@ -156,7 +156,7 @@ class Ecv:
 
     async def _wsgi(self, environ: Mapping[str, Any]) -> Answer:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        if method in READ and path not in self._switches:
+        if method in READ_METHODS and path not in self._switches:
             port = str(environ["SERVER_PORT"])
             place = (environ["SERVER_NAME"], int(port)) if port.isdecimal() else None
             return _for(environ["SERVER_PROTOCOL"], await self._read(place, lambda: self._ask_wsgi(environ)))
@@ -222,11 +222,11 @@ async def _swallow(page: ecv.Page, scope: Any, receive: Call) -> Answer | None:
     """Read the body, which says nothing to us, so that the connection can go on. Returns an answer if it is too much."""
     size = 0
     try:
-        async with asyncio.timeout(BODY_PATIENCE):
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
             while _brings_body(scope):
                 message = await receive()
                 size += len(message.get("body", b""))
-                if size > BODY:
+                if size > MAX_BODY_BYTES:
                     return page.said(413, b"no body is needed\n").closing()
                 if not message.get("more_body", False):
                     break

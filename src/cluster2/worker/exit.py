@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 
-LEAST_S = 0.5
+_MIN_EXIT_GRACE_S = 0.5
 """Seconds that threads get even if the drain has used up its time. The master adds a margin of 2 before it kills."""
 
 logger = logging.getLogger("cluster2.worker")
@@ -25,7 +25,7 @@ def finish_threads(deadline: float) -> None:
     Args:
         deadline: on the monotonic clock.
     """
-    deadline = max(deadline, time.monotonic() + LEAST_S)
+    deadline = max(deadline, time.monotonic() + _MIN_EXIT_GRACE_S)
     executors = threading.Thread(target=_run_hooks, name="cluster2-exit", daemon=True)
     executors.start()
     executors.join(max(0.0, deadline - time.monotonic()))

@@ -23,9 +23,9 @@ from __future__ import annotations
 
 from ..engines.base import Hold
 
-STRETCH = 4.0
+LATENESS_STRETCH = 4.0
 """How many times as late as the tick a request may be that only waited for its turn."""
-FADE = 0.8
+HOLD_FADE = 0.8
 """What is left of a tick's lateness for the next one: ticks are few, and not each of them meets what a request met."""
 
 
@@ -43,5 +43,5 @@ class Holds:
             hold: the longest ones since the last tick.
             late: seconds by which this tick came too late.
         """
-        self._late = max(late, FADE * self._late)
-        return max(hold.used, hold.wall - STRETCH * self._late if hold.full else 0.0, 0.0)
+        self._late = max(late, HOLD_FADE * self._late)
+        return max(hold.used, hold.wall - LATENESS_STRETCH * self._late if hold.full else 0.0, 0.0)

@@ -7,10 +7,10 @@ quantile that is estimated from buckets: no request took as long as the upper en
 from __future__ import annotations
 
 from .. import latencies
-from ..kernel.cells import LARGEST_COUNT
+from ..kernel.cells import MAX_COUNT
 from ..kernel.scoreboard import Row
 
-WINDOW_S = 10.0
+LATENCY_WINDOW_S = 10.0
 """How long a request counts as one of the last ones, at least; at most it is twice as long."""
 
 
@@ -27,7 +27,7 @@ class Measured:
         """Count a request that took so long."""
         row = self._row
         counts, bucket = row.latencies, latencies.bucket(seconds)
-        counts[bucket] = min(counts[bucket], LARGEST_COUNT) + 1  # what the app may have written there must not overflow
+        counts[bucket] = min(counts[bucket], MAX_COUNT) + 1  # what the app may have written there must not overflow
         row.latency += seconds
         row.slowest = max(row.slowest, seconds)
         self._slowest_now = max(self._slowest_now, seconds)
@@ -35,6 +35,6 @@ class Measured:
 
     def second(self, now: float) -> None:
         """Forget what is too long ago; called about once a second, with the monotonic time."""
-        if now - self._turned_at >= WINDOW_S:
+        if now - self._turned_at >= LATENCY_WINDOW_S:
             self._turned_at = now
             self._row.slowest_lately, self._slowest_now = self._slowest_now, 0.0

@@ -20,11 +20,11 @@ from ..engines.base import Engine, Movable
 from ..kernel.handover import Outlet, Parcel
 from ..kernel.scoreboard import Header
 
-EASY = 1000.0
+UNSTRETCHED_WAKE_RATE = 1000.0
 """Connections a second that may wake at the keeper before the time to rest grows with their number."""
-SLACK = 1.02
+FAIR_SHARE_SLACK = 1.02
 """Share of the mean that a worker may have before it gives away; and it must have more than one too many."""
-SHED = 4
+SURPLUS_DIVISOR = 4
 """Of those too many, one in so many is ended at a time where they can't move."""
 
 
@@ -70,7 +70,7 @@ class Moves:
     def rest(self, now: float, after: float) -> None:
         """Send what has been idle for `after` seconds, or longer if the keeper is busy."""
         if self._outlet is not None and after:
-            patience = after * max(1.0, self._header.keeper_rate / EASY)
+            patience = after * max(1.0, self._header.keeper_rate / UNSTRETCHED_WAKE_RATE)
             self._send_idle(now, patience)
 
     def share(self, now: float, counts: Sequence[int], mine: int) -> None:
@@ -82,14 +82,14 @@ class Moves:
         """
         # A sibling's engine may not know (-1).
         mean = sum(max(0, count) for count in counts) / max(1, len(counts))
-        if mine <= mean + 1 or mine <= mean * SLACK:
+        if mine <= mean + 1 or mine <= mean * FAIR_SHARE_SLACK:
             return
         surplus = int(mine - mean)
         # Those that brought no request yet don't count: where each request has a connection of its own, all would be moved.
         sent = self._send_idle(now, most=surplus, kept=True)
         if sent < surplus:
             for engine in self._engines:
-                engine.shed(max(1, (surplus - sent) // SHED), fixed=self.possible)
+                engine.shed(max(1, (surplus - sent) // SURPLUS_DIVISOR), fixed=self.possible)
 
     def retire(self, now: float) -> None:
         """Send everything that may go now; and each of the others as soon as it may."""

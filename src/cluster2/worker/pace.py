@@ -27,18 +27,18 @@ from collections import deque
 from collections.abc import Iterable
 from enum import IntEnum
 
-LONG = 0.0005
+LONG_STEP_S = 0.0005
 """Seconds that a step may hold the loop before taking everything that is pending becomes unfair."""
-CLEAR = 0.002
+CLEARLY_LONG_STEP_S = 0.002
 """Seconds that a step never takes by the kernel's doing alone, but by accident."""
-CALM = 3.0
+CALM_AFTER_S = 3.0
 """Seconds without such a step after which a mode is left."""
-WINDOW = 2.0
+COUNTING_WINDOW_S = 2.0
 """Seconds within which steps are counted."""
-MANY_LONG = 24
-MANY_CLEAR = 2
+MIN_LONG_STEPS = 24
+MIN_CLEARLY_LONG_STEPS = 2
 """Steps of each degree that make a worker hold back. About 200 steps are measured within the window under load."""
-PROOF = 3
+MIN_SLOW_STEPS = 3
 """Steps longer than `handoff_slow_above`, anywhere, that make a worker park."""
 
 
@@ -71,9 +71,9 @@ class Pace:
         self._long_at = 0.0
         self._held_at = 0.0
         self._park_at = 0.0
-        self._long: deque[float] = deque(maxlen=MANY_LONG)
-        self._clear: deque[float] = deque(maxlen=MANY_CLEAR)
-        self._recent: deque[float] = deque(maxlen=PROOF)
+        self._long: deque[float] = deque(maxlen=MIN_LONG_STEPS)
+        self._clear: deque[float] = deque(maxlen=MIN_CLEARLY_LONG_STEPS)
+        self._recent: deque[float] = deque(maxlen=MIN_SLOW_STEPS)
 
     def is_proof(self, step: float) -> bool:
         """Whether a step of that length is evidence for parking, to be shared with the other workers."""
@@ -88,16 +88,18 @@ class Pace:
         self.longest = max(self.longest, step)
         self._long_at = now
         self._long.append(now)
-        if step > CLEAR:
+        if step > CLEARLY_LONG_STEP_S:
             self._clear.append(now)
         if _all_recent(self._long, now) or _all_recent(self._clear, now):
             self._held_at = now
             self.mode = max(self.mode, Mode.HELD)
         if self.is_proof(step):
             self._recent.append(now)
-            seen = sum(now - when < WINDOW for when in self._recent)
-            seen += sum(abs(now - when) < WINDOW for when in elsewhere)  # a time that is far ahead is no proof
-            if seen >= PROOF:
+            seen = sum(now - when < COUNTING_WINDOW_S for when in self._recent)
+            seen += sum(
+                abs(now - when) < COUNTING_WINDOW_S for when in elsewhere
+            )  # a time that is far ahead is no proof
+            if seen >= MIN_SLOW_STEPS:
                 self._park_at = self._held_at = now
                 self.mode = Mode.PARKING
         return self.mode
@@ -110,15 +112,15 @@ class Pace:
 
     def relax(self, now: float) -> Mode:
         """Some time has passed. Returns the mode from now on."""
-        if self.mode is Mode.PARKING and now - self._park_at > CALM:
+        if self.mode is Mode.PARKING and now - self._park_at > CALM_AFTER_S:
             self.mode = Mode.HELD
-        if self.mode is Mode.HELD and now - self._held_at > CALM:
+        if self.mode is Mode.HELD and now - self._held_at > CALM_AFTER_S:
             self.mode = Mode.EAGER
-        if self.mode is Mode.EAGER and now - self._long_at > CALM:
+        if self.mode is Mode.EAGER and now - self._long_at > CALM_AFTER_S:
             self.longest = 0.0
         return self.mode
 
 
 def _all_recent(times: deque[float], now: float) -> bool:
     """Return whether as many steps as are counted were within the window."""
-    return len(times) == times.maxlen and now - times[0] < WINDOW
+    return len(times) == times.maxlen and now - times[0] < COUNTING_WINDOW_S

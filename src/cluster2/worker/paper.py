@@ -27,8 +27,8 @@ from ..settings import Settings
 
 logger = logging.getLogger("cluster2.worker")
 
-STDOUT, STDERR = 1, 2
-LOST = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+STDOUT, _STDERR = 1, 2
+DISCARDED_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 """A disk that is full or broken."""
 
 
@@ -48,11 +48,11 @@ class Paper:
         """
         self._failed: dict[str, str] = {}
         path = os.path.join(directory, logfiles.worker(slot))
-        self._output = Follower(path, 1, STDERR) if directory and output else None
+        self._output = Follower(path, 1, _STDERR) if directory and output else None
         self._requests: Follower | None = None
         self.access: AccessLog | None = None
         if settings.access_log:
-            self._requests = Follower(os.path.join(directory, logfiles.ACCESS)) if directory else None
+            self._requests = Follower(os.path.join(directory, logfiles.ACCESS_LOG)) if directory else None
             self.access = AccessLog(slot, settings.log_format == "json", self._write)
             granians = logging.getLogger("granian.access")
             granians.handlers[:], granians.propagate = [Handler(self.access)], False
@@ -60,17 +60,17 @@ class Paper:
     def begin(self, generation: int, slot: int) -> None:
         """Be this process's output from now on."""
         if not faulthandler.is_enabled():
-            faulthandler.enable(STDERR)
+            faulthandler.enable(_STDERR)
         self.look()
         if self._output is None:
             return
-        for number, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
+        for number, name in ((STDOUT, "stdout"), (_STDERR, "stderr")):
             _replace(name, number)
         begins = logs.line(
             f"worker {os.getpid()} begins (slot {slot}, generation {generation})", slot=slot, generation=generation
         )
         try:
-            logfiles.write_all(STDERR, begins)
+            logfiles.write_all(_STDERR, begins)
         except OSError as error:
             self._complain("its log", error)
 
@@ -91,7 +91,7 @@ class Paper:
 
     def _write(self, data: bytes) -> None:
         """A log that can't be written is no reason to answer nobody."""
-        fd = STDERR if self._requests is None else self._requests.fd
+        fd = _STDERR if self._requests is None else self._requests.fd
         if fd >= 0:
             try:
                 logfiles.write_all(fd, data)
@@ -112,7 +112,7 @@ class _Output(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in LOST:
+            if error.errno not in DISCARDED_ERRNOS:
                 raise
             return memoryview(data).nbytes
 

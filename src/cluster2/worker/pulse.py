@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterable, Sequence
 
 from ..engines.base import Engine, Hold, is_fed, owns_accept
-from ..engines.outcomes import CLASSES, Outcomes, add
+from ..engines.outcomes import STATUS_CLASSES, Outcomes, add
 from ..errors import ClusterError
-from ..health import PROMISE
+from ..health import PROMISED_HEARTBEAT_S
 from ..kernel import processes
-from ..kernel.cells import UNKNOWN
+from ..kernel.cells import UNKNOWN_VALUE
 from ..kernel.scoreboard import Row, Scoreboard
 from ..lifecycle import State
 from ..step_guard import StepGuard
@@ -27,20 +27,20 @@ from .descriptor_room import DescriptorRoom
 from .holds import Holds
 from .measured import Measured
 from .moves import Moves
-from .pace import LONG, Mode, Pace
+from .pace import LONG_STEP_S, Mode, Pace
 from .paper import Paper
 from .steps import Watch
 
 logger = logging.getLogger("cluster2.worker")
 
-QUICK = 0.01
-SLOW = 0.1
-REST = PROMISE / 2
-LATE = 0.004
+FAST_TICK_S = 0.01
+SLOW_TICK_S = 0.1
+IDLE_TICK_S = PROMISED_HEARTBEAT_S / 2
+LATE_TICK_S = 0.004
 """Seconds by which a quick tick must be late before a long step is suspected."""
-NO_ROOM = "no more connections can be taken"
+_NO_ROOM = "no more connections can be taken"
 """What is reported when the limit of descriptors is reached."""
-CROWD = 8
+BALANCE_AT_ONCE_CONNECTIONS = 8
 """Connections more than at the last tick with which the balance is looked at at once."""
 
 
@@ -79,7 +79,7 @@ class Pulse:
         self._holds = Holds()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._wait = REST
+        self._wait = IDLE_TICK_S
         self._due = 0.0
         self._work = -1
         self._connections = 0
@@ -118,7 +118,7 @@ class Pulse:
         if self.slow:
             self.slow = False
             self._rest()
-            self._again(time.monotonic(), QUICK)
+            self._again(time.monotonic(), FAST_TICK_S)
 
     def long_step(self, step: float, now: float) -> None:
         """A handler held the loop for long."""
@@ -155,7 +155,7 @@ class Pulse:
         row.errors = errors + counters.errors
         row.transactions, row.duration = counters.transactions, counters.duration
         row.cpu = time.process_time()
-        row.heartbeat = time.monotonic() + PROMISE
+        row.heartbeat = time.monotonic() + PROMISED_HEARTBEAT_S
 
     def _publish_outcomes(self, outcomes: Sequence[Outcomes | None], *, known: bool) -> int:
         """Tell how requests have ended; return how many were errors.
@@ -164,26 +164,26 @@ class Pulse:
             known: all engines know their requests.
         """
         row = self._row
-        counts: Sequence[int] = [0] * CLASSES
+        counts: Sequence[int] = [0] * STATUS_CLASSES
         for each in outcomes:
             if each is not None:
                 counts = add(counts, each.by_class())
         known = known and None not in outcomes
         for name, count in zip(Row.STATUS_CLASSES.values(), counts, strict=True):
-            setattr(row, name, count if known else UNKNOWN)
+            setattr(row, name, count if known else UNKNOWN_VALUE)
         row.disconnects = _sum(None if each is None or not known else each.disconnects for each in outcomes)
         return sum(each.errors() for each in outcomes if each is not None)
 
     def _tick(self) -> None:
         """Do what is due, and tick again, whatever fails: a worker that stopped ticking would be killed as hung."""
         now = time.monotonic()
-        wait = SLOW
+        wait = SLOW_TICK_S
         with self._guard("a worker's tick"):
             wait = self._look(now)
-        if now - self._slow_at >= 0.95 * SLOW:
+        if now - self._slow_at >= 0.95 * SLOW_TICK_S:
             self._slow_at = now
             self._on_slow(now)
-        if now - self._second_at >= 0.95 * REST:
+        if now - self._second_at >= 0.95 * IDLE_TICK_S:
             self._second_at = now
             self._on_second(now)
         self._again(now, wait)
@@ -197,7 +197,7 @@ class Pulse:
         with guard("the access log"):
             self._paper.tick()
         late = now - self._due
-        if self._wait == QUICK and late > LATE and not self.draining:
+        if self._wait == FAST_TICK_S and late > LATE_TICK_S and not self.draining:
             self._watch.late(now)
         holds = self._look_at_threads(now, late)
         work, connections = self._acceptor.accepted + self._acceptor.returned, 0
@@ -214,11 +214,11 @@ class Pulse:
         self._connections = connections
         with guard("the room for connections"):
             self._look_at_room(now, connections)
-        if crowd >= CROWD and now - self._slow_at < 0.95 * SLOW and not self.draining:
+        if crowd >= BALANCE_AT_ONCE_CONNECTIONS and now - self._slow_at < 0.95 * SLOW_TICK_S and not self.draining:
             self._row.connections = connections
             with guard("moving connections"):
                 self._moves.share(now, self._counts(), connections)
-        return QUICK if busy else SLOW if connections or self._pace.mode else REST
+        return FAST_TICK_S if busy else SLOW_TICK_S if connections or self._pace.mode else IDLE_TICK_S
 
     def _look_at_room(self, now: float, connections: int) -> None:
         """Have no more connections taken than there are descriptors for."""
@@ -230,10 +230,10 @@ class Pulse:
                 self._row.mode = mode
                 self._acceptor.hold(mode)
         if room > 0:
-            self._guard.worked(NO_ROOM)
+            self._guard.worked(_NO_ROOM)
         else:
             limit = ClusterError(f"RLIMIT_NOFILE is {self._room.limit}")
-            self._guard.failed(NO_ROOM, limit, "newcomers wait, or go to another worker; raise the limit")
+            self._guard.failed(_NO_ROOM, limit, "newcomers wait, or go to another worker; raise the limit")
         self._acceptor.allow(room)
 
     def _on_slow(self, now: float) -> None:
@@ -246,7 +246,7 @@ class Pulse:
         with self._guard("the counts of this worker"):
             self.publish()
         # The loop turns, whatever else fails.
-        self._row.heartbeat = now + PROMISE
+        self._row.heartbeat = now + PROMISED_HEARTBEAT_S
         with self._guard("moving connections"):
             self._slow(now)
 
@@ -263,18 +263,20 @@ class Pulse:
 
     def _look_at_threads(self, now: float, late: float) -> list[Hold]:
         """What engines with threads say of them; report it if it counts."""
-        held = (engine.held(now, self._pace.handoff_slow_above or LATE) for engine in self._engines if is_fed(engine))
+        held = (
+            engine.held(now, self._pace.handoff_slow_above or LATE_TICK_S) for engine in self._engines if is_fed(engine)
+        )
         holds = [hold for hold in held if hold is not None]
         for hold in holds:
             step = self._holds.tick(hold, late)
-            if step > LONG and not self.draining:
+            if step > LONG_STEP_S and not self.draining:
                 self.long_step(step, now)
         return holds
 
     def _again(self, now: float, wait: float) -> None:
-        if wait != QUICK and not self.draining:
+        if wait != FAST_TICK_S and not self.draining:
             self._watch.rested()
-        self.slow = wait != QUICK
+        self.slow = wait != FAST_TICK_S
         self._wait = wait
         self._due = now + wait
         self._timer = self._loop.call_later(wait, self._tick)
@@ -319,7 +321,7 @@ def _sum(counts: Iterable[int | None]) -> int:
     """Return a sum; UNKNOWN if one of the counts isn't known."""
     found = list(counts)
     known = [count for count in found if count is not None]
-    return sum(known) if len(known) == len(found) else UNKNOWN
+    return sum(known) if len(known) == len(found) else UNKNOWN_VALUE
 
 
 def _report(text: str, detail: str) -> None:

@@ -23,11 +23,11 @@ from .. import codec, wire
 from ..errors import ChannelFull, ClusterError, DelegateError, DelegateTimeout
 from .talk import TalkChannel
 
-MOST_ASKED = 4096
+MAX_OPEN_CALLS = 4096
 """Questions under way; who asks more waits for its turn."""
-NO_MASTER = "the master is gone: nobody is there to do it"
-LEAVING = "this worker leaves: it waits for no answer any more"
-LOOK = 0.002
+MASTER_GONE = "the master is gone: nobody is there to do it"
+WORKER_LEAVING = "this worker leaves: it waits for no answer any more"
+ROOM_POLL_INTERVAL_S = 0.002
 """Seconds between two looks of a thread for room in the channel."""
 
 Fields = Iterable[str] | Mapping[str, Any]
@@ -49,7 +49,7 @@ def question(
         codec.sendable(message, f"the message of delegate({name!r})"),
         0,
         name,
-        wire.NOTHING if matches is None else _criteria(name, message, matches),
+        wire.NO_PAYLOAD if matches is None else _criteria(name, message, matches),
         timeout,
         notification,
         None if targets is None else list(targets),
@@ -102,7 +102,7 @@ class Questions:
         if asyncio.get_running_loop() is not self._loop:
             return await self._ask_from_elsewhere(asked)
         deadline = inf if asked.timeout is None else self._loop.time() + asked.timeout
-        if self._turns or len(self._open) >= MOST_ASKED or self._channel.full:
+        if self._turns or len(self._open) >= MAX_OPEN_CALLS or self._channel.full:
             asked = await self._turn(asked, deadline)
         number = next(self._numbers)
         future: asyncio.Future[wire.Answer] = self._loop.create_future()
@@ -127,7 +127,7 @@ class Questions:
         while self._channel.full and self._over is None:
             if deadline is not None and time.monotonic() > deadline:
                 raise _too_late(asked)
-            time.sleep(LOOK)
+            time.sleep(ROOM_POLL_INTERVAL_S)
         number, future = self._ask_for_thread(asked)
         try:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -226,7 +226,7 @@ class Questions:
 
     def _next_turn(self) -> None:
         """Let as many go on as there is room for."""
-        room = 0 if self._channel.full else MOST_ASKED - len(self._open)
+        room = 0 if self._channel.full else MAX_OPEN_CALLS - len(self._open)
         while self._turns and (room > 0 or self._over is not None):
             turn = self._turns.popleft()
             if not turn.done():

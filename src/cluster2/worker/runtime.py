@@ -41,7 +41,7 @@ from .office import Office
 from .pace import Pace
 from .paper import Paper
 from .pulse import Pulse
-from .questions import LEAVING, NO_MASTER
+from .questions import MASTER_GONE, WORKER_LEAVING
 from .sources import Door, ReadyQueue
 from .steps import Watch
 from .talk import TalkChannel
@@ -51,11 +51,11 @@ from .wrapper import wrap
 
 logger = logging.getLogger("cluster2.worker")
 
-LAST_WORDS = 1.0
+APP_TASKS_GRACE_S = 1.0
 """Seconds for tasks that the app has left, to clean up."""
-MOST_SAID = codec.LIMIT // 4
+_MAX_REPORT_BYTES = codec.MAX_MESSAGE_BYTES // 4
 """Bytes of an error's message, and of its detail, that are told to the master."""
-ORPHAN_GRACE = 5.0
+_ORPHAN_GRACE_S = 5.0
 """Seconds beyond `drain_timeout` that an orphaned worker may take before the kernel ends it."""
 
 
@@ -99,7 +99,7 @@ async def _cancel_rest() -> None:
     for task in rest:
         task.cancel()
     if rest:
-        await asyncio.wait(rest, timeout=LAST_WORDS)
+        await asyncio.wait(rest, timeout=APP_TASKS_GRACE_S)
 
 
 class Worker:
@@ -130,14 +130,14 @@ class Worker:
         self._fill_row()
         channel = await self._open_channel()
         api.begin(self._life, self._office)
-        self._say(wire.Born(self._life.pid, wire.VERSION))
+        self._say(wire.Born(self._life.pid, wire.PROTOCOL_VERSION))
         if self._office is not None:
             self._office.open()
         code = await self._live()
         if channel is not None:
             await channel.close()
         if self._office is not None:
-            self._office.questions.end(LEAVING)  # threads may still wait
+            self._office.questions.end(WORKER_LEAVING)  # threads may still wait
         if self._birth.loopback is not None:
             await self._birth.loopback.close()
         return code
@@ -152,7 +152,10 @@ class Worker:
                 return 0
             await self._open()
         except ClusterError as error:
-            message, detail = codec.clip(error.message, MOST_SAID), codec.clip(error.detail, MOST_SAID, end=True)
+            message, detail = (
+                codec.clip(error.message, _MAX_REPORT_BYTES),
+                codec.clip(error.detail, _MAX_REPORT_BYTES, end=True),
+            )
             self._say(wire.BootFailed(message, detail, error.exit_code))
             return error.exit_code
         self._row.state = State.READY
@@ -212,7 +215,7 @@ class Worker:
             if self._birth.loopback is None:
                 return None
             channel = await TalkChannel.open(await self._birth.loopback.open(), self._receive, lambda: None)
-            channel.send(wire.Born(self._life.pid, wire.VERSION))
+            channel.send(wire.Born(self._life.pid, wire.PROTOCOL_VERSION))
         self._office = Office(channel, api.emitter, api.components)
         return channel
 
@@ -281,7 +284,9 @@ class Worker:
             logger.info("the ECV check passes again")
         else:
             self._say(
-                wire.Note(codec.clip(f"the ECV check of {self._settings.ecv_monitor} fails: {reason}", MOST_SAID))
+                wire.Note(
+                    codec.clip(f"the ECV check of {self._settings.ecv_monitor} fails: {reason}", _MAX_REPORT_BYTES)
+                )
             )
 
     def _doors(self) -> list[Door]:
@@ -333,7 +338,7 @@ class Worker:
             ("the last heartbeat", self._last_beat),
         )
         if failed:
-            self._say(wire.EndFailed(codec.clip("; ".join(failed), MOST_SAID)))
+            self._say(wire.EndFailed(codec.clip("; ".join(failed), _MAX_REPORT_BYTES)))
         return 1 if failed else 0
 
     async def _drained(self) -> None:
@@ -388,7 +393,7 @@ class Worker:
         self._drain.open_doors = True  # the master has shut no door, or its end has opened them again
         self._traffic.orphaned()
         if self._office is not None:
-            self._office.questions.end(NO_MASTER)
+            self._office.questions.end(MASTER_GONE)
         self._drain_soon(True)
 
 
@@ -401,7 +406,7 @@ async def finish(hooks: asyncio.Future[bool], seconds: float) -> None:
     if not hooks.done():
         logger.warning("a hook of worker.on_drain hasn't ended within drain_timeout; it is cancelled")
         hooks.cancel()
-        await asyncio.wait({hooks}, timeout=LAST_WORDS)
+        await asyncio.wait({hooks}, timeout=APP_TASKS_GRACE_S)
 
 
 async def take_all(*steps: tuple[str, Callable[[], Awaitable[str | None]]]) -> list[str]:
@@ -436,7 +441,7 @@ def _arrange_signals(birth: Birth) -> None:
     could be drained. Continued, the worker finds that its channel has ended.
     """
     signals.settle("worker")
-    limit = birth.settings.drain_timeout + ORPHAN_GRACE
+    limit = birth.settings.drain_timeout + _ORPHAN_GRACE_S
     ending = lifeline.arm(birth.lifeline, limit) if birth.lifeline >= 0 else None
 
     def continued(*_: object) -> None:

@@ -53,7 +53,7 @@ class Simulated:
 
     async def status(self, name: str, params: object = None) -> Any:
         """What this worker answers when it is asked for that component. Raises DelegateError if it can't."""
-        given = wire.NOTHING if params is None else codec.sendable(params, "params")
+        given = wire.NO_PAYLOAD if params is None else codec.sendable(params, "params")
         answer = await api.components.viewed(wire.View(0, name, given))
         if answer.error is not None:
             raise DelegateError(answer.error)

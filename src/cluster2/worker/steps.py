@@ -28,16 +28,16 @@ from typing import Any, NamedTuple
 
 from ..engines.base import Around
 from ..engines.threads import collections
-from .pace import LONG
+from .pace import LONG_STEP_S
 
-FIRST = 2
+UNMEASURED_REQUESTS = 2
 """Requests of a worker's life that aren't measured."""
-BURST = 64
+REQUESTS_PER_BURST = 64
 """Requests in a row that are measured after a pause, or when a tick came late."""
-ALONE = 0.00002
+MAX_OTHER_THREADS_CPU_S = 0.00002
 """Seconds of CPU time that other threads may use during a step without being in its way."""
-CROWDED = 0.1
-BUSY = 0.05
+LONG_SHARE = 0.1
+BUSY_SHARE = 0.05
 """Shares of a processor that other threads use: above the first they may be long, above the second they are in the way."""
 
 _now = time.monotonic
@@ -81,11 +81,11 @@ class Watch:
         Args:
             proof: seconds: what to report for threads that compute for long, since no step tells.
         """
-        self.due = BURST
+        self.due = REQUESTS_PER_BURST
         self.report = report
         self.took = took
         self._proof = proof
-        self._first = FIRST
+        self._first = UNMEASURED_REQUESTS
         self._crowded = False
         self._others = 0.0
         self._switches = 0
@@ -107,12 +107,12 @@ class Watch:
     def late(self, now: float) -> None:
         """A tick came late: is the loop held, or only busy? Look closely, once a second at most."""
         if now >= self._quiet_until:
-            self.due = BURST
+            self.due = REQUESTS_PER_BURST
             self._quiet_until = now + 1.0
 
     def rested(self) -> None:
         """Nothing has happened for a while: look at the first ones that come."""
-        self.due = BURST
+        self.due = REQUESTS_PER_BURST
 
     def tick(self, now: float, *, pooled: bool = False) -> None:
         """Have one request measured before the next tick, and look at what other threads do.
@@ -124,9 +124,9 @@ class Watch:
         others = _whole() - _cpu()
         switches = getrusage(RUSAGE_SELF).ru_nvcsw - getrusage(RUSAGE_THREAD).ru_nvcsw
         passed, used, switched = now - self._at, others - self._others, switches - self._switches
-        if not pooled and passed < 1.0 and used > CROWDED * passed and used > LONG * switched:
+        if not pooled and passed < 1.0 and used > LONG_SHARE * passed and used > LONG_STEP_S * switched:
             self.report(self._proof, now)
-        self._crowded = used > BUSY * passed
+        self._crowded = used > BUSY_SHARE * passed
         self._at, self._others, self._switches = now, others, switches
 
     def long_step(self, wall: float, now: float, before: Before) -> None:
@@ -138,9 +138,9 @@ class Watch:
         whole_now = _whole()
         used = min(_cpu() - cpu, wall)  # an interrupt may have come between the two clocks
         others = whole_now - whole - used
-        slept = getrusage(RUSAGE_THREAD).ru_nvcsw != switches and others < ALONE
+        slept = getrusage(RUSAGE_THREAD).ru_nvcsw != switches and others < MAX_OTHER_THREADS_CPU_S
         held = wall if slept and not self._crowded else used
-        if held > LONG:
+        if held > LONG_STEP_S:
             self.report(held, now)
 
 
@@ -174,7 +174,7 @@ class Steps(Around):
             raise
         finally:
             now = _now()
-            if now - began > LONG:
+            if now - began > LONG_STEP_S:
                 self._watch.long_step(now - began, now, before)
 
     def throw(self, *error: Any) -> Any:

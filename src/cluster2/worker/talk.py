@@ -14,9 +14,9 @@ from .. import codec, wire
 
 logger = logging.getLogger("cluster2.worker")
 
-FULL = 4 << 20
+OUTBOX_FULL_BYTES = 4 << 20
 """Bytes that may wait for the master; who says more waits, or is refused."""
-LAST_WORDS = 5.0
+OUTBOX_FLUSH_TIMEOUT_S = 5.0
 """Seconds for the master to take what was said last."""
 
 
@@ -59,12 +59,12 @@ class TalkChannel(asyncio.Protocol):
     @property
     def full(self) -> bool:
         """Whether so much waits that nothing more should be said."""
-        return self._paused or len(self._out) > FULL
+        return self._paused or len(self._out) > OUTBOX_FULL_BYTES
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own class, with the same methods
-        self._transport.set_write_buffer_limits(FULL)
+        self._transport.set_write_buffer_limits(OUTBOX_FULL_BYTES)
 
     def pause_writing(self) -> None:
         """Called by the loop: the master doesn't read."""
@@ -130,6 +130,6 @@ class TalkChannel(asyncio.Protocol):
         if transport is not None:
             self._orphaned = lambda: None
             transport.close()
-            deadline = time.monotonic() + LAST_WORDS
+            deadline = time.monotonic() + OUTBOX_FLUSH_TIMEOUT_S
             while transport.get_write_buffer_size() and time.monotonic() < deadline:
                 await asyncio.sleep(0.001)

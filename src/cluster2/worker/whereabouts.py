@@ -20,10 +20,10 @@ from typing import Any
 
 from ..engines.base import Around, Engine
 
-MAX_TASKS = 100
-MAX_FRAMES = 30
+_MAX_TASKS = 100
+_MAX_FRAMES = 30
 """Frames shown of a task."""
-MAX_TEXT_BYTES = 1 << 16
+_MAX_TEXT_BYTES = 1 << 16
 
 
 class Whereabouts:
@@ -42,7 +42,7 @@ class Whereabouts:
         """
         lines = ["What it works on:", *self._held(frame), *self._threads()]
         lines += self._tasks()
-        return "\n".join(lines).encode("utf-8", "backslashreplace")[:MAX_TEXT_BYTES].decode("utf-8", "ignore")
+        return "\n".join(lines).encode("utf-8", "backslashreplace")[:_MAX_TEXT_BYTES].decode("utf-8", "ignore")
 
     def _held(self, frame: FrameType | None) -> Iterator[str]:
         current = asyncio.current_task(self._loop)
@@ -65,13 +65,13 @@ class Whereabouts:
     def _tasks(self) -> Iterator[str]:
         tasks = sorted(asyncio.all_tasks(self._loop), key=lambda task: task.get_name())
         yield f"Tasks of its loop: {len(tasks)}" + (
-            f", of which {MAX_TASKS} are shown" if len(tasks) > MAX_TASKS else ""
+            f", of which {_MAX_TASKS} are shown" if len(tasks) > _MAX_TASKS else ""
         )
-        for task in tasks[:MAX_TASKS]:
+        for task in tasks[:_MAX_TASKS]:
             frames = list(_inwards(task.get_coro()))
             request = self._request(frames)
             yield f"  {task.get_name()}" + (f": {request}" if request else "")
-            for frame in frames[-MAX_FRAMES:]:
+            for frame in frames[-_MAX_FRAMES:]:
                 code = frame.f_code
                 yield f'    File "{code.co_filename}", line {frame.f_lineno} in {code.co_name}'
 

@@ -26,7 +26,7 @@ from collections.abc import Iterable
 from importlib.machinery import SourceFileLoader
 from types import ModuleType
 
-MARGIN_NS = 2_000_000_000
+MTIME_MARGIN_NS = 2_000_000_000
 """Covers the second of CPython's comparison, the time between reading a source and writing its bytecode, and file systems
 that keep time in steps of two seconds."""
 
@@ -57,7 +57,7 @@ def may_be_stale(source: str, bytecode: str) -> bool:
     """Return whether the source may have changed after it was read for this bytecode. Raises OSError if one doesn't exist."""
     if source.startswith(_STDLIB) or any(each in source for each in _INSTALLED):
         return False
-    return os.stat(bytecode).st_mtime_ns <= os.stat(source).st_ctime_ns + MARGIN_NS
+    return os.stat(bytecode).st_mtime_ns <= os.stat(source).st_ctime_ns + MTIME_MARGIN_NS
 
 
 def remove_stale(modules: Iterable[ModuleType] | None = None) -> bool:

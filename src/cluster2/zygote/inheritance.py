@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..kernel.native_threads import NativeThread, native_threads
 
-WAYS_OUT = "make them in worker.on_start, or set preload = false"
+_WAYS_OUT = "make them in worker.on_start, or set preload = false"
 _TOLD = 4
 """Threads and connections that are named."""
 
@@ -69,7 +69,7 @@ def warnings(threads: Collection[str], connections: Collection[str]) -> list[str
     elif connections:
         said.append(
             f"importing the app opened connections ({_few(connections)}), which all workers would share, and take each "
-            f"other's answers; {WAYS_OUT}"
+            f"other's answers; {_WAYS_OUT}"
         )
     return said
 

@@ -76,7 +76,10 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare, list[int]], Image], 
 
 def refuse(channel: Packets, error: ClusterError) -> None:
     """Tell the master why there will be no zygote."""
-    message, detail = codec.clip(error.message, MOST_MESSAGE), codec.clip(error.detail, MOST_DETAIL, end=True)
+    message, detail = (
+        codec.clip(error.message, _MAX_MESSAGE_CHARS),
+        codec.clip(error.detail, _MAX_DETAIL_CHARS, end=True),
+    )
     _say(channel, wire.PrepareFailed(message, detail, error.exit_code))
 
 
@@ -93,7 +96,7 @@ def _prepared(image: Image) -> wire.Prepared:
     )
 
 
-MOST_MESSAGE, MOST_DETAIL = 4_000, 60_000
+_MAX_MESSAGE_CHARS, _MAX_DETAIL_CHARS = 4_000, 60_000
 """Bytes of a message and of a traceback that travel: a packet holds no more."""
 
 
@@ -115,7 +118,7 @@ def _fork(
 ) -> wire.Forked | wire.ForkFailed:
     def born() -> None:
         """Run in the worker before the app's at-fork handlers, which may hang."""
-        stacks.arm(descriptors[wire.STACKS_FILE])
+        stacks.arm(descriptors[wire.STACKS_FILE_INDEX])
         processes.set_parent_death_signal(signal.SIGKILL)  # until it can drain
         if os.getppid() != order.master:
             os._exit(0)
@@ -127,7 +130,7 @@ def _fork(
     try:
         pid = forking.fork_orphan(born, timeout_s=timeout_s, dump=dump)
     except forking.ForkTimeout as error:
-        return wire.ForkFailed(order.incarnation, str(error), codec.clip(error.stacks, MOST_DETAIL))
+        return wire.ForkFailed(order.incarnation, str(error), codec.clip(error.stacks, _MAX_DETAIL_CHARS))
     except OSError as error:
         return wire.ForkFailed(order.incarnation, error.strerror or str(error))
     if pid:

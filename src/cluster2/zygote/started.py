@@ -20,7 +20,7 @@ from collections.abc import Collection
 
 from ..kernel import processes
 
-GRACE_S = 1.0
+_EXIT_GRACE_S = 1.0
 """Seconds for the app's `atexit` functions, before TERM. A zygote has some more (`nursery.LEAVE_GRACE_S`)."""
 
 
@@ -45,7 +45,7 @@ class StartedAtImport:
     def end_soon(self) -> None:
         """End them in a while, whatever the `atexit` functions of the app wait for."""
         if self._pids and os.getpid() == self._owner:
-            timer = threading.Timer(GRACE_S, self.end)
+            timer = threading.Timer(_EXIT_GRACE_S, self.end)
             timer.daemon = True
             timer.start()
 

@@ -46,12 +46,12 @@ from ...kernel.progress import has_left, probe
 from ..ending import abandon, lent, readable, reset
 from ..patience import For, Same, Wait, taken
 from .head import (
-    FORWARDED,
-    HOST,
-    METHODS,
-    SPECIAL,
-    TARGETS,
-    VALID_HOSTS,
+    FORWARDED_HEADER,
+    HOST_HEADER,
+    METHOD_CACHE,
+    SPECIAL_HEADERS,
+    TARGET_CACHE,
+    VALID_HOSTS_CACHE,
     Header,
     Refused,
     Target,
@@ -72,7 +72,7 @@ from .limits import (
     MAX_SLICE_BYTES,
     MAX_TARGET_BYTES,
     MAX_UNREAD_BODY_BYTES,
-    PROBE_S,
+    TCP_PROBE_INTERVAL_S,
 )
 from .request import COMPLETE, SENDING, Request
 from .response import refusal
@@ -245,7 +245,7 @@ class Connection(asyncio.Protocol):
         self.engine.half_closed.add(self)
         with lent(self.transport) as sock, contextlib.suppress(OSError):
             if sock is not None:
-                probe(sock, PROBE_S)
+                probe(sock, TCP_PROBE_INTERVAL_S)
 
     def look_for_client(self) -> None:
         """End the connection if its client, which has ended its side, has left altogether."""
@@ -439,11 +439,11 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer, which is dropped."""
         name, value = name.lower(), value.rstrip()  # llhttp leaves whitespace at the end
-        special = SPECIAL.get(name)
+        special = SPECIAL_HEADERS.get(name)
         if special is not None:
             self._seen += special
-            if special == HOST and value not in VALID_HOSTS and not is_valid_host(value):
-                self._seen += HOST  # counts like a second one
+            if special == HOST_HEADER and value not in VALID_HOSTS_CACHE and not is_valid_host(value):
+                self._seen += HOST_HEADER  # counts like a second one
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -462,18 +462,18 @@ class Connection(asyncio.Protocol):
         expects = False
         scheme, client = "https" if self.secure else "http", self.client
         seen = self._seen
-        if seen != HOST or version != "1.1" or self._head_read >= 0:
+        if seen != HOST_HEADER or version != "1.1" or self._head_read >= 0:
             if not self._examine(method, version):
                 return
             expects = seen >> 24 & 0xFFF != 0 and version == "1.1"
-            if seen >= FORWARDED and engine.trusts(self):
+            if seen >= FORWARDED_HEADER and engine.trusts(self):
                 client, scheme = engine.resolve(self, self._headers)
         if len(self._headers) > MAX_HEADERS or len(target) > MAX_TARGET_BYTES:
             too_many = len(target) <= MAX_TARGET_BYTES
             self.refuse(431, "too many headers") if too_many else self.refuse(414, "the target is too long")
             return
-        name = METHODS.get(method) or self._method_name(method)
-        parts = TARGETS.get(target) or self._split(target, method)
+        name = METHOD_CACHE.get(method) or self._method_name(method)
+        parts = TARGET_CACHE.get(target) or self._split(target, method)
         if name is None or parts is None:
             return
         path, raw, query = parts

@@ -26,7 +26,7 @@ from ..lifespan import Lifespan
 from ..outcomes import Outcomes
 from ..patience import Patience
 from .connection import LINGERING, UPGRADED, Connection
-from .limits import LAST_MESSAGES
+from .limits import MESSAGES_BEFORE_CANCEL
 from .proxy_headers import UNIX_PEER, TrustedProxies
 from .request import COMPLETE, Request
 from .response import Defaults
@@ -48,7 +48,7 @@ _HTTP = frozenset(
     }
 )
 """What it can do for apps of both interfaces."""
-THREAD_LOOK_S = 0.01
+_THREADS_POLL_INTERVAL_S = 0.01
 """Seconds between two looks whether threads are through with what was cut off."""
 _EAGER = sys.version_info >= (3, 12)
 
@@ -375,7 +375,7 @@ class HttpEngine:
             if not request.disconnected or request.task is None:
                 continue
             before = self._sent_to_gone[request] = known.get(request, request.unfinished)
-            if request.unfinished > before + LAST_MESSAGES:
+            if request.unfinished > before + MESSAGES_BEFORE_CANCEL:
                 self._sent_to_gone[request] = sys.maxsize  # once
                 logger.warning("%s still sends, and its client has gone: it is cancelled", request.named())
                 request.task.cancel()
@@ -404,7 +404,7 @@ class HttpEngine:
         await cancel([task for task in tasks if task is not None], patience)
         # Threads notice at their next part that nobody wants the rest, and call the app's close().
         while self._pool is not None and self._pool.busy and time.monotonic() < deadline:
-            await asyncio.sleep(THREAD_LOOK_S)
+            await asyncio.sleep(_THREADS_POLL_INTERVAL_S)
         return paths
 
 

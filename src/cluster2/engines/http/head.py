@@ -18,19 +18,21 @@ Target = tuple[str, bytes, bytes]
 
 # Headers that mean something to the connection, counted in one number while a head is parsed: nearly every head has exactly one
 # Host and nothing else of these, so one comparison tells that there is nothing to do.
-HOST, CODING, EXPECT, UPGRADE, FORWARDED = (1 << 12 * place for place in range(5))
-SPECIAL = {
-    b"host": HOST,
-    b"transfer-encoding": CODING,
-    b"expect": EXPECT,
-    b"upgrade": UPGRADE,
-    b"x-forwarded-for": FORWARDED,
-    b"x-forwarded-proto": FORWARDED,
+HOST_HEADER, TRANSFER_ENCODING_HEADER, EXPECT_HEADER, UPGRADE_HEADER, FORWARDED_HEADER = (
+    1 << 12 * place for place in range(5)
+)
+SPECIAL_HEADERS = {
+    b"host": HOST_HEADER,
+    b"transfer-encoding": TRANSFER_ENCODING_HEADER,
+    b"expect": EXPECT_HEADER,
+    b"upgrade": UPGRADE_HEADER,
+    b"x-forwarded-for": FORWARDED_HEADER,
+    b"x-forwarded-proto": FORWARDED_HEADER,
 }
 
-VALID_HOSTS: set[bytes] = set()
-METHODS: dict[bytes, str] = {}
-TARGETS: dict[bytes, Target] = {}
+VALID_HOSTS_CACHE: set[bytes] = set()
+METHOD_CACHE: dict[bytes, str] = {}
+TARGET_CACHE: dict[bytes, Target] = {}
 """What is remembered. To look here first saves a call; what isn't here has to be asked of the functions below."""
 _MAX_HOSTS = 1024
 _MAX_TARGETS = 1024
@@ -55,8 +57,8 @@ class Refused(Exception):
 def is_valid_host(value: bytes) -> bool:
     """Return whether a Host header's value is one (RFC 9112, 3.2; RFC 3986, 3.2.2)."""
     valid = _HOST_VALUE.fullmatch(value) is not None
-    if valid and len(VALID_HOSTS) < _MAX_HOSTS:
-        VALID_HOSTS.add(value)
+    if valid and len(VALID_HOSTS_CACHE) < _MAX_HOSTS:
+        VALID_HOSTS_CACHE.add(value)
     return valid
 
 
@@ -67,7 +69,7 @@ def method_name(method: bytes) -> str:
     """
     if method == b"CONNECT":
         raise Refused(501, "CONNECT isn't supported")
-    METHODS[method] = name = method.decode("ascii")  # llhttp knows some forty
+    METHOD_CACHE[method] = name = method.decode("ascii")  # llhttp knows some forty
     return name
 
 
@@ -81,9 +83,9 @@ def split_target(target: bytes, method: bytes) -> tuple[Target, bytes | None]:
     path = raw.decode("ascii")
     parts = unquote(path) if "%" in path else path, raw, query
     if usual and len(target) <= _MAX_KEPT_TARGET_BYTES:
-        if len(TARGETS) >= _MAX_TARGETS:
-            TARGETS.clear()
-        TARGETS[target] = parts
+        if len(TARGET_CACHE) >= _MAX_TARGETS:
+            TARGET_CACHE.clear()
+        TARGET_CACHE[target] = parts
     return parts, authority
 
 

@@ -26,19 +26,19 @@ LINGER_S = 1.0
 """Seconds without a byte that a client may take to notice that our side has ended, before the connection is closed."""
 LINGER_TOTAL_S = 30.0
 """Seconds that a client may go on sending to a side that has ended: some read no response before all of their body is out."""
-PROBE_S = 10
+TCP_PROBE_INTERVAL_S = 10
 """Seconds between two probes whether a client that has ended its side is still there, while its request is served."""
-JOINED_BYTES = 1 << 14
+MAX_JOINED_BODY_BYTES = 1 << 14
 """Up to so many bytes of a body are copied behind the head, for one write. A larger body is written beside it."""
-HELD_S = 0.001
+STREAM_HOLD_S = 0.001
 """Seconds after a write within which the next part of a stream is held for those that follow it in the same step of the loop."""
-MAX_HELD_BYTES = 1 << 16
+MAX_STREAM_HOLD_BYTES = 1 << 16
 """Bytes of a stream that are held. With more, they are written."""
-TURN_MESSAGES = 256
+MESSAGES_PER_TURN = 256
 """Messages of a stream after which its app lets the loop turn once. Else one that waits for nothing else would hold the loop."""
-GONE_MESSAGES = 100
+MESSAGES_AFTER_DISCONNECT = 100
 """Messages to a client that has gone, after which the app is slowed down."""
-GONE_PAUSE_S = 0.01
+DISCONNECTED_SEND_PAUSE_S = 0.01
 """Seconds that each `TURN_MESSAGES` further ones take."""
-LAST_MESSAGES = 3
+MESSAGES_BEFORE_CANCEL = 3
 """Messages that an app whose client has gone may still send in a drain before it is cancelled: a response's head, body, end."""

@@ -29,7 +29,7 @@ Address = tuple[str, int]
 UNIX_PEER: Address = ("unix:", 0)
 """Stands for the peer of a Unix socket, which has no address."""
 
-MAX_HOPS = 100
+MAX_FORWARDED_HOPS = 100
 """Entries of `X-Forwarded-For` that are examined, so that a long list can't hold the loop."""
 _MAX_ENTRY_CHARS = 64
 """No address with its port is longer. Longer entries would fill the cache."""
@@ -100,8 +100,8 @@ class TrustedProxies:
     def _client(self, lines: list[bytes]) -> Address | None:
         """Return the rightmost address that isn't a trusted proxy; None if there is no valid entry."""
         found = None
-        entries = b",".join(lines).decode("latin-1").rsplit(",", MAX_HOPS)
-        for entry in reversed(entries[-MAX_HOPS:]):
+        entries = b",".join(lines).decode("latin-1").rsplit(",", MAX_FORWARDED_HOPS)
+        for entry in reversed(entries[-MAX_FORWARDED_HOPS:]):
             text = entry.strip(" \t")
             if not text:
                 continue  # an empty element of a list counts for nothing (RFC 9110, 5.6.1.2)

@@ -33,11 +33,27 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from ..ending import readable
-from ..outcomes import CLIENT_GONE
+from ..outcomes import CLIENT_CLOSED_STATUS
 from ..wsgi_client import ClientLeft, Failed
-from .limits import GONE_MESSAGES, GONE_PAUSE_S, JOINED_BYTES, MAX_UNREAD_BODY_BYTES, TURN_MESSAGES
-from .response import CHUNKED_LINE, CLOSE, CLOSE_END, CONTINUE, END, KEEP_ALIVE, Head, InvalidResponse, refusal
-from .stream import CHUNKED, LENGTH, NONE, TO_THE_END, BodyStream
+from .limits import (
+    DISCONNECTED_SEND_PAUSE_S,
+    MAX_JOINED_BODY_BYTES,
+    MAX_UNREAD_BODY_BYTES,
+    MESSAGES_AFTER_DISCONNECT,
+    MESSAGES_PER_TURN,
+)
+from .response import (
+    CHUNKED_LINE,
+    CLOSE_LINE,
+    CLOSE_LINE_AND_END,
+    CONTINUE_RESPONSE,
+    HEAD_END,
+    KEEP_ALIVE_LINE,
+    Head,
+    InvalidResponse,
+    refusal,
+)
+from .stream import CHUNKED_BODY, LENGTH_BODY, NO_BODY, UNTIL_CLOSE_BODY, BodyStream
 
 if TYPE_CHECKING:
     from ..pep3333 import Response
@@ -213,7 +229,7 @@ class Request:
             elif self.expects:
                 self.expects = False
                 if self.phase < SENDING:  # else it would come within the response
-                    self.transport.write(CONTINUE)
+                    self.transport.write(CONTINUE_RESPONSE)
             waiter = self.connection.loop.create_future()
             if self.waiters is None:
                 self.waiters = [waiter]
@@ -237,7 +253,7 @@ class Request:
             if stream is None:
                 self._send_first(body, more)
             else:
-                if stream.framing != NONE:
+                if stream.framing != NO_BODY:
                     self.size += len(body)
                 stream.send(body, more)
                 if not more:
@@ -245,7 +261,7 @@ class Request:
                     self._complete()
             if more:
                 self.unfinished += 1
-                if not self.unfinished % TURN_MESSAGES:
+                if not self.unfinished % MESSAGES_PER_TURN:
                     await asyncio.sleep(0)
         elif kind != "http.response.start":
             raise InvalidResponse(f"the app sent {kind!r}; expected is http.response.start or http.response.body")
@@ -263,8 +279,8 @@ class Request:
         comes while the generator waits by itself closes it at once.
         """
         self.unfinished += 1
-        if not self.unfinished % TURN_MESSAGES:
-            await asyncio.sleep(0 if self.unfinished < GONE_MESSAGES else GONE_PAUSE_S)
+        if not self.unfinished % MESSAGES_PER_TURN:
+            await asyncio.sleep(0 if self.unfinished < MESSAGES_AFTER_DISCONNECT else DISCONNECTED_SEND_PAUSE_S)
 
     def answer(self, response: Response, body: bytes) -> bool:
         """Send a WSGI app's whole response in one step. Returns whether that was possible; if not, nothing has happened.
@@ -285,9 +301,15 @@ class Request:
         )
         if response.close:
             self.keep_alive = False
-        end = CLOSE_END if not self.keep_alive else END if self.version == "1.1" else KEEP_ALIVE + END
+        end = (
+            CLOSE_LINE_AND_END
+            if not self.keep_alive
+            else HEAD_END
+            if self.version == "1.1"
+            else KEEP_ALIVE_LINE + HEAD_END
+        )
         self.size = len(body)
-        if len(body) <= JOINED_BYTES:
+        if len(body) <= MAX_JOINED_BODY_BYTES:
             self.transport.write(b"".join((head, response.lines, end, body)))
         else:
             self.transport.writelines((head + response.lines + end, body))
@@ -305,37 +327,37 @@ class Request:
                 if self.phase == COMPLETE
                 else "the app sent http.response.body before http.response.start"
             )
-        length, end, left = head.length, END, 0
+        length, end, left = head.length, HEAD_END, 0
         if head.close or self.expects or self.broken is not None:
             # A client that wasn't told to continue may send the body or not: its next bytes can't be understood.
             self.keep_alive = False
         if self.method == "HEAD" or self.status in _BODILESS:
-            framing, body = NONE, b""
+            framing, body = NO_BODY, b""
         elif length is not None:
-            framing, left = LENGTH, length - len(body)
+            framing, left = LENGTH_BODY, length - len(body)
             if left < 0 or (left and not more):
                 raise InvalidResponse(
                     f"the app's body is {'longer' if left < 0 else 'shorter'} than its Content-Length"
                 )
         elif not more:
-            framing, end = LENGTH, b"\r\ncontent-length: %d%b" % (len(body), END)
+            framing, end = LENGTH_BODY, b"\r\ncontent-length: %d%b" % (len(body), HEAD_END)
         elif self.version == "1.0":
-            framing, self.keep_alive = TO_THE_END, False
+            framing, self.keep_alive = UNTIL_CLOSE_BODY, False
         else:
-            framing, end = CHUNKED, CHUNKED_LINE + END
+            framing, end = CHUNKED_BODY, CHUNKED_LINE + HEAD_END
         if not self.keep_alive:
-            end = CLOSE + end
+            end = CLOSE_LINE + end
         elif self.version == "1.0":
-            end = KEEP_ALIVE + end
+            end = KEEP_ALIVE_LINE + end
         self._head = None
         self.size = len(body)
         begin = head.data + end
-        if framing == CHUNKED and body:
+        if framing == CHUNKED_BODY and body:
             begin += b"%x\r\n" % len(body)
             parts: tuple[bytes, ...] = begin, body, b"\r\n"
         else:
             parts = begin, body
-        if len(body) <= JOINED_BYTES:
+        if len(body) <= MAX_JOINED_BODY_BYTES:
             self.transport.write(b"".join(parts))
         else:
             self.transport.writelines(parts)
@@ -388,7 +410,7 @@ class Request:
         if self.phase != COMPLETE and not self.disconnected:
             outcomes = self.connection.engine.outcomes
             outcomes.disconnects += 1  # type: ignore[operator]  # this engine knows them
-            self._drop(self.status if self.phase == SENDING else CLIENT_GONE)
+            self._drop(self.status if self.phase == SENDING else CLIENT_CLOSED_STATUS)
         self.wake()
 
     def _drop(self, status: int) -> None:
@@ -472,7 +494,7 @@ class Request:
             self._cut(by_client=True)
             return
         self.transport.write(response)
-        self.status, self.size = int(response[9:12]), len(response.partition(END)[2])
+        self.status, self.size = int(response[9:12]), len(response.partition(HEAD_END)[2])
         self._drop(self.status)
         self.connection.end()
 
@@ -489,7 +511,7 @@ class Request:
             self.disconnect()
         else:
             self._drop(self.status)
-        self.connection.cut(abruptly=stream.framing == TO_THE_END)
+        self.connection.cut(abruptly=stream.framing == UNTIL_CLOSE_BODY)
 
     def log(self) -> None:
         """Write the request's line in the access log, once."""

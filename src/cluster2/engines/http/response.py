@@ -16,16 +16,16 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import cast
 
-from ..pep3333 import CONTROLS
+from ..pep3333 import CONTROL_BYTES
 
-SERVER = b"\r\nserver: cluster2"
-END = b"\r\n\r\n"
-CLOSE = b"\r\nconnection: close"
-CLOSE_END = CLOSE + END
-KEEP_ALIVE = b"\r\nconnection: keep-alive"
+SERVER_LINE = b"\r\nserver: cluster2"
+HEAD_END = b"\r\n\r\n"
+CLOSE_LINE = b"\r\nconnection: close"
+CLOSE_LINE_AND_END = CLOSE_LINE + HEAD_END
+KEEP_ALIVE_LINE = b"\r\nconnection: keep-alive"
 CHUNKED_LINE = b"\r\ntransfer-encoding: chunked"
 LAST_CHUNK = b"0\r\n\r\n"
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+CONTINUE_RESPONSE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _MAX_NAMES = 1024
 """Names that are remembered. An app can invent any number of them."""
@@ -70,13 +70,13 @@ class Defaults:
         if found is None:
             if not isinstance(cast(object, status), int) or not 200 <= status <= 999:
                 raise InvalidResponse(f"the app's status {status!r} isn't one that ends a request")
-            found = self.beginnings[status] = status_line(status) + self._date + SERVER
+            found = self.beginnings[status] = status_line(status) + self._date + SERVER_LINE
         return found
 
     def without(self, status: int, names: set[bytes]) -> bytes:
         """Return the beginning of a head without some of the default headers: the app has its own."""
         date = b"" if b"date" in names else self._date
-        return status_line(status) + date + (b"" if b"server" in names else SERVER)
+        return status_line(status) + date + (b"" if b"server" in names else SERVER_LINE)
 
 
 class Head:
@@ -122,7 +122,7 @@ class Head:
             lines -= len(own)
         self.data = head = b"".join(parts)
         # Two parts and one line end (two control characters) for each of the app's headers.
-        if len(head) - len(head.translate(None, CONTROLS)) != 2 * lines + len(parts) - 1:
+        if len(head) - len(head.translate(None, CONTROL_BYTES)) != 2 * lines + len(parts) - 1:
             raise InvalidResponse("the app's headers have a control character in a value")
 
     def _declare(self, status: int, value: bytes, parts: list[bytes]) -> None:
@@ -158,4 +158,4 @@ def refusal(status: int, text: str, defaults: Defaults, extra: bytes = b"") -> b
     """
     body = text.encode()
     head = defaults.beginning(status) + extra + b"\r\ncontent-type: text/plain; charset=utf-8"
-    return b"%b\r\ncontent-length: %d%b%b%b" % (head, len(body), CLOSE, END, body)
+    return b"%b\r\ncontent-length: %d%b%b%b" % (head, len(body), CLOSE_LINE, HEAD_END, body)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 from time import monotonic
 
-from .limits import HELD_S, JOINED_BYTES, MAX_HELD_BYTES
+from .limits import MAX_JOINED_BODY_BYTES, MAX_STREAM_HOLD_BYTES, STREAM_HOLD_S
 from .response import LAST_CHUNK, InvalidResponse
 
-NONE, LENGTH, CHUNKED, TO_THE_END = 0, 1, 2, 3
+NO_BODY, LENGTH_BODY, CHUNKED_BODY, UNTIL_CLOSE_BODY = 0, 1, 2, 3
 """How a client finds the end of a body: there is none; after so many bytes; by chunks; where the connection ends."""
 
 
@@ -44,18 +44,18 @@ class BodyStream:
     def send(self, body: bytes, more: bool) -> None:
         """Frame and write a part. Raises InvalidResponse."""
         framing, size = self.framing, len(body)
-        if framing == LENGTH:
+        if framing == LENGTH_BODY:
             self._left -= size
             if self._left < 0:
                 raise InvalidResponse("the app's body is longer than its Content-Length")
             if self._left and not more:
                 raise InvalidResponse("the app's body is shorter than its Content-Length")
-        elif framing == NONE:
+        elif framing == NO_BODY:
             return
-        if size > JOINED_BYTES:
+        if size > MAX_JOINED_BODY_BYTES:
             self._send_large(body, more)
             return
-        if framing == CHUNKED:
+        if framing == CHUNKED_BODY:
             body = b"%x\r\n%b\r\n" % (size, body) if size else b""
             if not more:
                 body += LAST_CHUNK
@@ -64,7 +64,7 @@ class BodyStream:
             if not body:
                 return
             now = monotonic()
-            if now - self._written_at < HELD_S and self._held_bytes < MAX_HELD_BYTES:
+            if now - self._written_at < STREAM_HOLD_S and self._held_bytes < MAX_STREAM_HOLD_BYTES:
                 held.append(body)
                 self._held_bytes += size
                 if not self._flush_due:
@@ -82,7 +82,7 @@ class BodyStream:
         """Write a part without a copy of it."""
         self.flush()
         self._written_at = monotonic()
-        if self.framing == CHUNKED:
+        if self.framing == CHUNKED_BODY:
             after = b"\r\n" if more else b"\r\n" + LAST_CHUNK
             self._transport.writelines((b"%x\r\n" % len(body), body, after))
         else:

@@ -25,14 +25,14 @@ from typing import Any, Protocol
 
 from ...kernel.progress import transferred, untaken
 from ..ending import readable, reset
-from ..outcomes import CLIENT_GONE, Outcomes
+from ..outcomes import CLIENT_CLOSED_STATUS, Outcomes
 from .proxy_headers import websocket_scheme
 from .websocket_session import CLOSED, CLOSING, CONNECTING, OPEN, SPEC_VERSION, ClientDisconnected, Message, Session
 
 MAX_MESSAGE_BYTES = 1 << 24
 """Of a message of the client's, as in uvicorn."""
 MAX_QUEUED_MESSAGES = 16
-MAX_QUEUED_BYTES = 1 << 16
+_MAX_QUEUED_BYTES = 1 << 16
 """What an app may have to receive before reading pauses."""
 MAX_SLICE_BYTES = 1 << 14
 """Bytes parsed in one step."""
@@ -42,8 +42,8 @@ CLOSE_TIMEOUT_S = 10.0
 """How long a client may take to answer Close, or to take the rest of what was sent."""
 LINGER_S = 1.0
 """How long a client may take to close when both sides have sent Close."""
-ACCEPTED = 101
-SERVICE_RESTART = 1012
+ACCEPTED_STATUS = 101
+_CLOSE_SERVICE_RESTART = 1012
 """The close code by which a client learns that it should connect again (IANA registry of RFC 6455)."""
 
 logger = logging.getLogger("cluster2.http")
@@ -216,7 +216,7 @@ class WebSocketConnection(asyncio.Protocol):
         session = self.session
         if session.phase is not OPEN:  # what comes after our Close isn't for the app, so only pongs can pile up
             return self._writing_paused or not (session.phase is CLOSING or session.phase is CLOSED)
-        full = len(session.received) >= MAX_QUEUED_MESSAGES or session.received_bytes >= MAX_QUEUED_BYTES
+        full = len(session.received) >= MAX_QUEUED_MESSAGES or session.received_bytes >= _MAX_QUEUED_BYTES
         return full or self._writing_paused
 
     def _regulate(self) -> None:
@@ -272,7 +272,7 @@ class WebSocketConnection(asyncio.Protocol):
             return
         self._answered = True
         outcomes = self._host.outcomes
-        outcomes.by_status[self.session.status or CLIENT_GONE] += 1
+        outcomes.by_status[self.session.status or CLIENT_CLOSED_STATUS] += 1
         if not self.session.status and outcomes.disconnects is not None:
             outcomes.disconnects += 1
 
@@ -311,10 +311,10 @@ class WebSocketConnection(asyncio.Protocol):
         finally:
             self._flush()
         if connecting:
-            if session.status == ACCEPTED:
+            if session.status == ACCEPTED_STATUS:
                 self._count_answer()
             if self._retiring:
-                self._close(SERVICE_RESTART)
+                self._close(_CLOSE_SERVICE_RESTART)
             self._parse()
 
     def _flush(self) -> None:
@@ -388,7 +388,7 @@ class WebSocketConnection(asyncio.Protocol):
         """Tell the client to connect again (1012); once. A handshake that the app hasn't answered is closed afterwards."""
         if not self._retiring:
             self._retiring = True
-            self._close(SERVICE_RESTART)
+            self._close(_CLOSE_SERVICE_RESTART)
 
     def _close(self, code: int) -> None:
         self.session.close(code)

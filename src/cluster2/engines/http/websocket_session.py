@@ -36,14 +36,14 @@ from websockets.http11 import Request, Response
 from websockets.protocol import SEND_EOF
 from websockets.server import ServerProtocol
 
-from .response import CHUNKED_LINE, CLOSE, END, LAST_CHUNK, Defaults, Head, refusal
+from .response import CHUNKED_LINE, CLOSE_LINE, HEAD_END, LAST_CHUNK, Defaults, Head, refusal
 
 Headers = Iterable[tuple[bytes, bytes]]
 Message = MutableMapping[str, Any]
 
 SPEC_VERSION = "2.4"
 """Version of the ASGI websocket specification that apps are told."""
-MAX_HANDSHAKE_BYTES = 1 << 13
+_MAX_HANDSHAKE_BYTES = 1 << 13
 """Bytes of the header fields that make a handshake (431). The library takes no longer lines."""
 _MAX_REASON_BYTES = 123
 """A control frame has at most 125 bytes (RFC 6455, 5.5), two of which are the code."""
@@ -318,7 +318,7 @@ class Session:
         lines += [b"\r\n%b: %b" % each for each in own]
         self._protocol.send_response(self._response)
         self._protocol.data_to_send()  # the library's own head lacks what the app wants to have in it
-        self.output += [*lines, END]
+        self.output += [*lines, HEAD_END]
         self.phase = OPEN
         self.status = 101
 
@@ -360,7 +360,7 @@ class Session:
             length = len(body)
             framing = b"\r\ncontent-length: %d" % length
         self._left = length or 0
-        self.output += [head.data, framing, CLOSE, END]
+        self.output += [head.data, framing, CLOSE_LINE, HEAD_END]
 
     def app_failed(self) -> None:
         """Answer for an app that has raised."""
@@ -436,7 +436,7 @@ def open_session(
         return refused
     fields = [(name, value) for name, value in headers if name in _FIELDS]
     lines = [b"GET / HTTP/1.1\r\n", *(b"%b: %b\r\n" % field for field in fields), b"\r\n"]
-    if sum(map(len, lines)) > MAX_HANDSHAKE_BYTES or len(lines) > 100:
+    if sum(map(len, lines)) > _MAX_HANDSHAKE_BYTES or len(lines) > 100:
         return Refusal(431, "the websocket handshake is too long")
     protocol = ServerProtocol(extensions=[_DEFLATE], max_size=max_message_bytes, logger=_library_logger)
     protocol.receive_data(b"".join(lines))
