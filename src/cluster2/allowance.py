@@ -9,7 +9,7 @@ LINES_INTERVAL_S = 1.0
 
 
 class Allowance:
-    """Lets `BURST` pass at once, then one each `INTERVAL_S`.
+    """Lets `LINES_PER_INTERVAL` pass at once, then one each `LINES_INTERVAL_S`.
 
     Attributes:
         refused: how many haven't passed since the last one that has.

@@ -81,7 +81,7 @@ def value(raw: msgspec.Raw) -> Any:
 
 
 def pack(message: wire.Talk) -> bytes:
-    """The bytes of a message on a stream. Raises ValueError if it is longer than LIMIT."""
+    """The bytes of a message on a stream. Raises ValueError if it is longer than MAX_MESSAGE_BYTES."""
     buffer = bytearray()
     pack_into(buffer, message)
     return bytes(buffer)
@@ -91,7 +91,7 @@ def pack_into(buffer: bytearray, message: wire.Talk) -> None:
     """Append them to a buffer, which is as it was if it raises.
 
     Raises:
-        ValueError: the message is longer than LIMIT.
+        ValueError: the message is longer than MAX_MESSAGE_BYTES.
         TypeError: something in it has no form on the wire.
     """
     start = len(buffer)

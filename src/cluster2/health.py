@@ -64,8 +64,8 @@ class Vitals:
 class Promise:
     """What a worker promises with its heartbeat: a deadline by which the next one will have come.
 
-    A worker could promise anything, and hang. So a heartbeat counts for `PROMISE` seconds after it was seen first, whatever it
-    says; what comes later than that must say something else. Since a worker promises what is `PROMISE` seconds ahead, and is seen
+    A worker could promise anything, and hang. So a heartbeat counts for `PROMISED_HEARTBEAT_S` seconds after it was seen first, whatever it
+    says; what comes later than that must say something else. Since a worker promises what is `PROMISED_HEARTBEAT_S` seconds ahead, and is seen
     afterwards, this changes nothing for one that is well.
     """
 

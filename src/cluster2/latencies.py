@@ -15,7 +15,7 @@ BUCKET_BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 
 
 def bucket(seconds: float) -> int:
-    """The bucket that a request of that length belongs to, from 0 to `len(BOUNDS)`."""
+    """The bucket that a request of that length belongs to, from 0 to `len(BUCKET_BOUNDS_S)`."""
     return bisect_left(BUCKET_BOUNDS_S, seconds)
 
 

@@ -251,7 +251,7 @@ class Backoff(NamedTuple):
 
     Attributes:
         seconds: that it waits still.
-        young_deaths: workers of the slot that died within `SHORT_LIFE`, one after the other.
+        young_deaths: workers of the slot that died within `SHORT_LIFE_S`, one after the other.
     """
 
     slot: int

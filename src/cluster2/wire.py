@@ -7,7 +7,7 @@ Messages are MessagePack of tagged msgspec structs; nothing is ever unpickled. T
 - *talk* between the master and a worker is a byte stream: four bytes of length, most significant first, then the message.
 
 The talk can grow: unknown fields are passed over, and a message of an unknown type is `Unknown`, which the receiver ignores with
-a warning. What can't be understood that way changes VERSION, which a worker tells first of all.
+a warning. What can't be understood that way changes PROTOCOL_VERSION, which a worker tells first of all.
 
 What users say through it (the payloads: `origin`, `data`, `value`) stays `msgspec.Raw` in the messages: who only passes it on
 never decodes it, and two equal payloads are equal bytes, since keys are sorted.
@@ -321,7 +321,7 @@ class Delegate(Message, frozen=True, tag="delegate", omit_defaults=True):
         origin: the message itself.
         number: names it on this channel; in the answer.
         expect: the kind of answer that is waited for; None: none.
-        matches: what makes it equal to another one; NOTHING: the whole of `origin`.
+        matches: what makes it equal to another one; NO_PAYLOAD: the whole of `origin`.
         timeout: seconds that the asker waits; None: for as long as it takes.
         notification: the event by which later changes may be published; None: none are wanted.
         targets: pids of the workers that are to have that event; None: all.

@@ -96,7 +96,7 @@ def test_sums_saturate(board: Scoreboard) -> None:
 
 def test_a_stuck_master(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader doesn't wait for ever for a master that stopped in the middle; it says so."""
-    monkeypatch.setattr(ledger, "PATIENCE", 0.01)
+    monkeypatch.setattr(ledger, "READ_TIMEOUT_S", 0.01)
     board.header.burials = 3
     with pytest.raises(ClusterError, match="has been changing it"):
         ledger.read(board)

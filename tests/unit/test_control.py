@@ -105,7 +105,7 @@ async def test_who_was_admitted(tmp_path: Path) -> None:
 
 async def test_too_many_are_admitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond a bound they are closed at once; one that leaves makes room."""
-    monkeypatch.setattr(control, "MOST_ADMITTED", 1)
+    monkeypatch.setattr(control, "MAX_CLIENTS", 1)
     async with controlled(tmp_path) as controls:
         first, second, third = (socket.socketpair() for _ in range(3))
         controls.admit(first[1], {"status"})

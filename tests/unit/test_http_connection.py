@@ -649,8 +649,8 @@ async def test_wsgi_lengths(threads: int, length: str) -> None:
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that invent targets and hosts take no memory for good; long and unusual targets aren't remembered at all."""
-    monkeypatch.setattr(head, "TARGETS", {})
-    monkeypatch.setattr(head, "VALID_HOSTS", set())
+    monkeypatch.setattr(head, "TARGET_CACHE", {})
+    monkeypatch.setattr(head, "VALID_HOSTS_CACHE", set())
     for number in range(5000):
         assert head.split_target(b"/%d?x" % number, b"GET") == ((f"/{number}", b"/%d" % number, b"x"), None)
         assert head.is_valid_host(b"host%d" % number)

@@ -319,7 +319,7 @@ def test_a_full_disk_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_small_files_are_not_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A size below that of a line rotates files of 4 KiB; of each log so many are kept, the newest."""
-    monkeypatch.setattr("cluster2.master.logbook.MOST", 3)
+    monkeypatch.setattr("cluster2.master.logbook.MAX_ROTATED_FILES", 3)
     keeper = book(tmp_path, size=1, total=1 << 30)
     keeper.entrust(0)
     log = tmp_path / "worker.0.log"

@@ -315,7 +315,7 @@ async def test_a_request_that_outlasts_the_drain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, exit_code: int | None, killed_by: str | None
 ) -> None:
     """Beyond drain_timeout a worker cuts what is under way and leaves; one whose loop is stuck is killed. Both are said."""
-    monkeypatch.setattr(actions, "DRAIN_MARGIN", 0.5)
+    monkeypatch.setattr(actions, "DRAIN_MARGIN_S", 0.5)
     async with observed(tmp_path, drain_timeout=0.2, drain_idle=0.1, keeper=False) as cluster:
         request = asyncio.ensure_future(cluster.get(path))
         pid = await cluster.held()

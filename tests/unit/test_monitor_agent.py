@@ -117,5 +117,5 @@ async def _crowd(agents: Agents, count: int) -> tuple[int, list[bytes]]:
 
 def test_many_that_stay(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many connect and stay, there is a bound, and the last ones are answered."""
-    monkeypatch.setattr(agent, "MOST", 8)
+    monkeypatch.setattr(agent, "MAX_AGENT_CONNECTIONS", 8)
     assert asyncio.run(_crowd(Agents(facts(board)), 40)) == (8, [b"up ready 75%\n"] * 2)

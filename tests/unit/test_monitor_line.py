@@ -103,8 +103,8 @@ async def test_what_may_come_instead(
     master: Callable[..., Master], monkeypatch: pytest.MonkeyPatch, answer: Answer, error: type, says_so: str
 ) -> None:
     """The master's error; or that it is none, has left, can't be understood, or says nothing."""
-    monkeypatch.setattr(lines, "ANSWER", 0.5)
-    monkeypatch.setattr(lines, "LONGEST", 1 << 16)
+    monkeypatch.setattr(lines, "ANSWER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1 << 16)
     with pytest.raises(error, match=says_so):
         await master(answer).line.ask("status", {})
 
@@ -117,7 +117,7 @@ async def test_nobody_takes_us(master: Callable[..., Master]) -> None:
 
 async def test_events_are_heard_again(master: Callable[..., Master], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever ends the connection, another is made, and heard on as before."""
-    monkeypatch.setattr(lines, "PAUSE", 0.001)
+    monkeypatch.setattr(lines, "RECONNECT_BACKOFF_S", 0.001)
 
     def told(number: int) -> dict[str, Any]:
         return {"progress": {"event": "forked", "time": 1.0, "pid": number}}

@@ -168,7 +168,7 @@ async def test_what_an_engine_cannot_know(board: Scoreboard) -> None:
 
 async def test_a_stuck_master(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums that may be wrong aren't told: 503, with the reason."""
-    monkeypatch.setattr(ledger, "PATIENCE", 0.01)
+    monkeypatch.setattr(ledger, "READ_TIMEOUT_S", 0.01)
     board.header.burials = 1
     answer = await ask(board)
     assert (answer.status_code, answer.headers["content-type"]) == (503, "text/plain; charset=utf-8")

@@ -184,7 +184,7 @@ async def test_where_it_left_off(board: Scoreboard) -> None:
 
 async def test_events_only(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
     """No facts are made for it; a comment now and then says that it isn't forgotten, also while others are told something."""
-    monkeypatch.setattr(stream, "QUIET", 0.02)
+    monkeypatch.setattr(stream, "COMMENT_INTERVAL_S", 0.02)
     desk = desk_of(board)
     viewer, other = Viewer(desk, "/events?only=events"), Viewer(desk)
     await other.until(lambda: other.names())

@@ -304,7 +304,7 @@ async def test_threads_held_from_the_first_tick_on(board: Scoreboard) -> None:
 
 async def test_modes_end(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
     """When it is calm parking ends, then holding; the acceptor and the ways out are told, and the row."""
-    monkeypatch.setattr("cluster2.worker.pace.CALM", 0.2)
+    monkeypatch.setattr("cluster2.worker.pace.CALM_AFTER_S", 0.2)
     worker = Worker(board)
     worker.pulse.start()
     for _ in range(MIN_SLOW_STEPS):

@@ -104,7 +104,7 @@ async def test_turns_go_on_when_other_loops_are_answered(
     channel: Channel, questions: Questions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who waits for a turn gets it also if only questions of threads are answered."""
-    monkeypatch.setattr("cluster2.worker.questions.MOST_ASKED", 1)
+    monkeypatch.setattr("cluster2.worker.questions.MAX_OPEN_CALLS", 1)
     thread = asyncio.ensure_future(asyncio.to_thread(questions.ask_sync, asked()))
     await until(lambda: channel.said, "the thread has asked")
     waiting = asyncio.ensure_future(questions.ask(asked()))

@@ -72,7 +72,7 @@ async def test_all_threads_work_at_once() -> None:
 
 async def test_short_calls_need_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as no call blocks all of them are made by one thread, batch after batch."""
-    monkeypatch.setattr(threads, "LOOK", 3600.0)
+    monkeypatch.setattr(threads, "PATIENT_POLL_INTERVAL_S", 3600.0)
     made: list[str] = []
     async with pool_of(8) as pool:
         for _ in range(50):
@@ -86,7 +86,7 @@ async def test_short_calls_need_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
 
 async def test_patience_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that blocks while others wait makes the pool eager: for longer each time, until all was quiet for a while."""
-    monkeypatch.setattr(threads, "EAGER", 0.02)
+    monkeypatch.setattr(threads, "FIRST_EAGER_S", 0.02)
     gate = threading.Event()
     async with pool_of(2) as pool:
         pool._eager_for = threads.FIRST_EAGER_S

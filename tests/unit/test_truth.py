@@ -73,7 +73,7 @@ async def test_a_worker_that_does_not_leave(
 ) -> None:
     """The error names the worker, and the signal or the bound; what was asked for has come true nevertheless."""
     if fault == "stuck":
-        monkeypatch.setattr(actions, "DRAIN_MARGIN", 0.2)
+        monkeypatch.setattr(actions, "DRAIN_MARGIN_S", 0.2)
     async with observed(tmp_path, drain_timeout=30 if fault == "killed" else 0.3, drain_idle=0.1) as cluster:
         pid = await hold_slot_1(cluster, "/stuck" if fault == "stuck" else "/held")
         command = asyncio.ensure_future(asyncio.to_thread(LEAVE[verb], cluster))

@@ -20,7 +20,7 @@ FINE = Reply(200, [("x", "y")], b"fine")
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Wait for so many seconds instead of two: few where time must run out, many where it must not."""
-    return lambda seconds: monkeypatch.setattr(module, "PATIENCE", seconds)
+    return lambda seconds: monkeypatch.setattr(module, "CHECK_TIMEOUT_S", seconds)
 
 
 class Judge:

@@ -43,10 +43,10 @@ async def test_confirmed_in_order(header: Header) -> None:
 
 async def test_no_answer(header: Header, monkeypatch: pytest.MonkeyPatch) -> None:
     """A master that is stuck is waited for a while; its late answer is nobody else's."""
-    monkeypatch.setattr(ecv, "CONFIRMATION", 0.02)
+    monkeypatch.setattr(ecv, "CONFIRMATION_TIMEOUT_S", 0.02)
     traffic = Traffic(header, lambda message: None, alone=False)
     assert not await traffic.switch(False)
-    monkeypatch.setattr(ecv, "CONFIRMATION", 30)
+    monkeypatch.setattr(ecv, "CONFIRMATION_TIMEOUT_S", 30)
     later = asyncio.ensure_future(traffic.switch(True))
     await asyncio.sleep(0)
     traffic.confirmed()

@@ -7,7 +7,7 @@ An engine declares, for each interface that it serves, what it can do; an option
 - One app: refused if its engine hasn't the capability for its interface.
 - Several apps that differ (HTTP beside raw TCP): options are the cluster's, not an app's, and each app has of them what
   makes sense for it. So one is refused only if no app could honour it; else the log says for which app it has no meaning.
-- But what protects must hold for every app (`PROTECTS`): where TLS was asked for, no port is left plain.
+- But what protects must hold for every app (`_SECURITY_CAPABILITIES`): where TLS was asked for, no port is left plain.
 
 `docs/reference/engines.md` has the table.
 

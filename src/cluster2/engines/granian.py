@@ -28,7 +28,7 @@ So the callback never returns: the process ends soon, and the runtime with it. U
 *HTTP/2* ends as RFC 9113 (6.8) suggests: hyper sends GOAWAY for no stream in particular, with a PING; when that is
 answered GOAWAY again with the last stream, and it closes when none is open. A client that reads only while it waits
 for an answer (Python's httpx) doesn't answer the PING, and hyper would wait for it as long as there is time. So who
-has taken all that was sent, and for PATIENCE neither says nor takes more, is given up (`end_silent`), once no request
+has taken all that was sent, and for STOP_GRACE_S neither says nor takes more, is given up (`end_silent`), once no request
 has been under way for as long; before, one doesn't see from here whose it is. (As long: a request counts as ended when its
 coroutine has, and only then does hyper write the response.)
 

@@ -1,7 +1,7 @@
 """Responses that stream through granian: they let the loop turn, and in a drain those whose client has gone are cancelled.
 
 granian's `send` takes a message and doesn't suspend as long as it has room, and never once the client has gone. An app that
-streams without an end, and waits for nothing else, would hold the worker's loop for ever. So one of `TURN` messages lets the loop
+streams without an end, and waits for nothing else, would hold the worker's loop for ever. So one of `MESSAGES_PER_TURN` messages lets the loop
 turn. Not each, also in a drain: a cancellation that comes while `send` waits leaves the app's generator to the garbage collector,
 one that comes while the generator waits by itself closes it at once.
 

@@ -3,7 +3,7 @@
 - A *request* counts once, when it has ended: its response is complete, the server has refused it, or its connection is gone. So
   streams that are cut count, and `request_threshold` sees them. What has begun and hasn't ended is under way. A websocket's
   request is its handshake: it ends with the answer to that.
-- Its *status* is the one that was sent; `CLIENT_GONE` if the client left before any was. Its *class* is the first digit.
+- Its *status* is the one that was sent; `CLIENT_CLOSED_STATUS` if the client left before any was. Its *class* is the first digit.
 - It is an *error* if its class is 5xx, unless the server itself has refused it (501, 505: the client's fault), or if the app
   failed in another way: it raised, or broke the protocol, when the status was sent already, or when the client had gone.
 - It is a *disconnect* if its connection ended before the response was complete, and not because the app failed.

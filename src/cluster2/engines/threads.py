@@ -15,7 +15,7 @@ request instead of 3.6.)
 Invariant: while calls wait, a bell is unheard, or a thread is about to look, or (patient) one is at work and a look is due.
 
 *Room.* A pool says whether a thread is free, and calls back when one is again. If calls of its own keep it full, it invites
-one from outside now and then (`PATIENCE`), at the end of a call: never while all threads are held.
+one from outside now and then (`OUTSIDE_CALL_WAIT_S`), at the end of a call: never while all threads are held.
 
 *For how long do calls hold a thread?* Each call's wall time is known; it costs two readings of a clock that needs no system
 call. CPU time needs one (1.3 µs in a sandbox), so it is read for few calls: one a tick, and 64 in a row when a long one was
@@ -48,7 +48,7 @@ CALLS_PER_BURST = 64
 LONG_CALL_S = 0.0005
 """Seconds by the wall clock from which on a call's CPU time is worth knowing."""
 UNMEASURED_CALLS = 2
-"""Calls of a worker's life that tell nothing, unless they take longer than `ONCE`: they pay for what happens only once."""
+"""Calls of a worker's life that tell nothing, unless they take longer than `_FIRST_CALL_ALLOWANCE_S`: they pay for what happens only once."""
 _FIRST_CALL_ALLOWANCE_S = 0.25
 """Seconds that late imports and the like may take."""
 PATIENT_POLL_INTERVAL_S = 0.005

@@ -8,9 +8,9 @@ request's own coroutine; a thread says what it wants and waits.
 the loop turns go out together. With `AHEAD` bytes under way the thread waits: so a client that doesn't read holds back its
 app. A body that is complete (a list, or as long as declared) goes out before `close()` is called, in one turn.
 
-*In.* A body of a declared length up to `AT_ONCE` is there before the app is called, so that a slow client holds no thread.
+*In.* A body of a declared length up to `MAX_QUEUED_BODY_BYTES` is there before the app is called, so that a slow client holds no thread.
 What is longer, chunked, or announced by `Expect: 100-continue` is read when the app asks, and no faster. Inline there is
-nobody who could read meanwhile: there all of a body is read first, beyond `SPOOLED` bytes into a temporary file.
+nobody who could read meanwhile: there all of a body is read first, beyond `_SPOOL_THRESHOLD_BYTES` bytes into a temporary file.
 
 *The end.* `close()` is called whatever happens: the app raises, the client leaves (its app then sees ClientGone from `write`
 or from `wsgi.input`, or is asked for no more), a HEAD needs no body. What an app does wrong is logged once, with method and

@@ -5,10 +5,10 @@ privileges: the master runs as root, its workers need not. A worker can store an
 over, because a C extension wrote through a wild pointer, or because of a bug of ours. So no reader uses what stands there. A
 `Field` returns the value only within the bounds that are declared with it, and the nearest bound otherwise:
 
-- a count is at least 0 (-1 where an engine may not know) and at most `LARGEST_COUNT`, so that the sums of 1,024 rows, and of all
+- a count is at least 0 (-1 where an engine may not know) and at most `MAX_COUNT`, so that the sums of 1,024 rows, and of all
   lives before them, fit into the 64 bits of a cell, of a message and of JSON;
-- a time is finite, at least 0 and at most `LARGEST_S`; what is no number is 0;
-- a code outside its table is `UNKNOWN`, for which `lifecycle` has a label.
+- a time is finite, at least 0 and at most `MAX_SECONDS`; what is no number is 0;
+- a code outside its table is `UNKNOWN_VALUE`, for which `lifecycle` has a label.
 
 The check costs 40 ns for each value that is read (CPython 3.11), and nothing when a value is written. `column` checks a whole
 column at once: 4 µs for 64 rows, of which 0.9 µs are the reading.

@@ -36,7 +36,7 @@ class Inotify:
         """Watch it.
 
         Args:
-            events: `WRITTEN` or `CHANGED`.
+            events: `_WRITE_EVENTS` or `DIRECTORY_EVENTS`.
 
         Raises:
             OSError: it isn't there, or `fs.inotify.max_user_instances` are in use.

@@ -100,7 +100,7 @@ class Account:
     """One slot.
 
     Attributes:
-        counters: the sums since the cluster began, by the name in `COUNTERS`; times in seconds.
+        counters: the sums since the cluster began, by the name in `LIFE_COUNTERS`; times in seconds.
         unknown: names that the engine of a life can't know: their sums say nothing.
         latencies: requests that were measured, by bucket.
         slowest: how long the slowest of these took: seconds.

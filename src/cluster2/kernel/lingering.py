@@ -3,7 +3,7 @@
 close(2) of a connection whose peer still has something to say is a reset (RFC 2525, 2.17): at once if it has arrived unread,
 else when it arrives. What the peer hasn't taken by then is lost: over HTTP/2 a client that reads slowly says how much more it
 takes up to the last byte. So a duplicate of the descriptor is held. The connection lives on when its owner has closed his; what
-still comes is read and thrown away, until the peer closes, or has taken all and says nothing for PATIENCE: what its kernel has
+still comes is read and thrown away, until the peer closes, or has taken all and says nothing for LINGER_TIMEOUT_S: what its kernel has
 taken it may not have read yet, and would lose as well if its next word were answered by a reset.
 """
 

@@ -180,7 +180,7 @@ def shut(door: Door, address: Address, warn: Callable[[str], None]) -> bool:
 
 
 def bound_unsent(sock: socket.socket) -> None:
-    """Have connections that a listening socket accepts from now on take no more than `UNSENT` bytes that they can't send."""
+    """Have connections that a listening socket accepts from now on take no more than `NOTSENT_LOWAT_BYTES` bytes that they can't send."""
     if sock.family != socket.AF_UNIX:  # there the buffer is the reader's, and small
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
 

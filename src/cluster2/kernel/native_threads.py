@@ -8,7 +8,7 @@ tell: most bear the name of the process.
 What tells is its stack: somewhere at its base is a return address in the function that it was started with. The kernel says
 where the stack of a waiting thread is (`/proc/self/task/TID/syscall`), and the memory is our own. Libraries that each thread
 has on its stack (libc, Python) don't count. A thread that runs just now shows nothing; those of OpenBLAS spin for some ten
-milliseconds when they have nothing to do, so we look again for PATIENCE_S.
+milliseconds when they have nothing to do, so we look again for THREAD_WAIT_TIMEOUT_S.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def _empty(descriptor: int) -> None:
 
 
 def _growth(descriptor: int) -> Iterator[None]:
-    """Yield until the stacks are complete, or until PATIENCE is over."""
+    """Yield until the stacks are complete, or until STACKS_TIMEOUT_S is over."""
     deadline = time.monotonic() + STACKS_TIMEOUT_S
     size, since = 0, time.monotonic()
     while (now := time.monotonic()) < deadline:

@@ -3,12 +3,12 @@
 The worker on the other side may be slow, stuck, mad or dead; nobody else shall notice, and the master's memory stays bounded:
 
 - *out*: messages of one turn of the loop are one write. When more than FULL bytes wait, what can be spared (events) is dropped
-  and counted, and beyond CROWDED also answers; the loop never waits. A link that stays full for `patience` is garbage.
-- *in*: a turn reads one piece and lets the others have theirs. Reading pauses while the worker has more than MOST_ASKED pieces
-  of work under way, or MOST_WEIGHT bytes of it: then its own buffers fill, and its `delegate` waits. That isn't a fault, so
+  and counted, and beyond MAX_OUTBOX_BYTES also answers; the loop never waits. A link that stays full for `patience` is garbage.
+- *in*: a turn reads one piece and lets the others have theirs. Reading pauses while the worker has more than MAX_OPEN_CALLS pieces
+  of work under way, or MAX_OPEN_CALL_BYTES bytes of it: then its own buffers fill, and its `delegate` waits. That isn't a fault, so
   nobody is replaced for it.
-- what concerns supervision (`Ready`, `Note`, …) becomes a fact in the master's queue: more than SUPERVISION of those within
-  PERIOD are a flood. So are more than UNKNOWN messages of unknown types.
+- what concerns supervision (`Ready`, `Note`, …) becomes a fact in the master's queue: more than MAX_SUPERVISION_MESSAGES of those within
+  SUPERVISION_PERIOD_S are a flood. So are more than MAX_UNKNOWN_MESSAGES messages of unknown types.
 - what is no message, or longer than `codec.LIMIT`, is garbage. The worker is replaced.
 """
 

@@ -23,7 +23,7 @@ MAX_AGENT_CONNECTIONS = 64
 
 
 class Agents:
-    """Makes a protocol for each connection. Beyond `MOST` the oldest one ends, so that the next is heard."""
+    """Makes a protocol for each connection. Beyond `MAX_AGENT_CONNECTIONS` the oldest one ends, so that the next is heard."""
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts

@@ -53,7 +53,7 @@ def routes(root: str) -> list[BaseRoute]:
 
 
 class Shelf:
-    """What is installed: a file for each, looked for once for all who ask within `FRESH` seconds."""
+    """What is installed: a file for each, looked for once for all who ask within `DEPENDENCIES_MAX_AGE_S` seconds."""
 
     def __init__(self) -> None:
         """Nobody has asked yet."""

@@ -4,7 +4,7 @@ Numbers grow over the life of one monitor and on to the next, which begins with 
 last number that it saw misses nothing that is kept, and gets nothing twice. Heartbeats aren't kept: they would push the
 others out, and the facts tell the same, fresher.
 
-*Bounds*: `KEPT` and `KEPT_EMITTED` events of `LONGEST` bytes each. One that is longer (a user's own) is told without its
+*Bounds*: `MAX_KEPT_EVENTS` and `MAX_KEPT_EMITTED` events of `MAX_EVENT_BYTES` bytes each. One that is longer (a user's own) is told without its
 contents.
 """
 

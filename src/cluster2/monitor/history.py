@@ -62,7 +62,7 @@ class History:
         self._marks: deque[dict[str, Any]] = deque(maxlen=MAX_MARKS)
 
     def add(self, values: Mapping[str, Value]) -> Row:
-        """The next row; what is missing isn't known. Returns it in the order of `COLUMNS`."""
+        """The next row; what is missing isn't known. Returns it in the order of `HISTORY_COLUMNS`."""
         place = self._count % self._rows
         self._count += 1
         for name, column in self._columns.items():

@@ -2,8 +2,8 @@
 
 What is shown is the proportional set size: a page that n processes share counts 1/n for each, so that the sum is what the
 cluster really has. Reading it is a walk over the page tables, a millisecond per 100 MiB, so not all are weighed each second:
-those that never were come first, as many as fit into `FIRST`; then one a second, the one that was weighed longest ago. After
-walking the next turn waits until that was less than `SHARE` of the time, so that after a process of 10 GiB nothing is weighed
+those that never were come first, as many as fit into `UNWEIGHED_TURN_S`; then one a second, the one that was weighed longest ago. After
+walking the next turn waits until that was less than `MEMORY_TIME_SHARE` of the time, so that after a process of 10 GiB nothing is weighed
 for 20 s.
 """
 

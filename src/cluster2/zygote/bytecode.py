@@ -7,8 +7,8 @@ report success.
 
 The rule here is that of git for its index ("racily clean"): what was noted too shortly after a change proves nothing. The
 kernel's time of an inode's last change (`ctime`) can't be set by anyone, and a write, a rename and `utime` all renew it. So
-bytecode is passed over, and written anew by the usual import machinery, unless it was written more than MARGIN_NS after
-that. The cost is one `stat` for each module; code that is older than MARGIN_NS when it is first imported keeps its bytecode.
+bytecode is passed over, and written anew by the usual import machinery, unless it was written more than MTIME_MARGIN_NS after
+that. The cost is one `stat` for each module; code that is older than MTIME_MARGIN_NS when it is first imported keeps its bytecode.
 
 Modules below `site-packages` and of the standard library are exempt. Installers write their bytecode and replace whole
 directories, and an image of a container that is unpacked renews the `ctime` of all sources, but keeps the time of the bytecode:

@@ -3,7 +3,7 @@
 A helper that the app starts at import (a renderer, a tunnel, a pool) belongs to one loaded copy of the app: a generation's, if
 workers are forked, or one worker's. Without a rule each reload would leave one behind. So when that copy goes, each such
 process is sent TERM. The app's own `atexit` functions come first: they may know a better way. Should they wait for a process
-without telling it to end, as `multiprocessing` does for one that is no daemon, TERM comes after GRACE_S.
+without telling it to end, as `multiprocessing` does for one that is no daemon, TERM comes after _EXIT_GRACE_S.
 
 Left alone are: processes in a session of their own (`start_new_session=True`), which says that they are to stay, and those that
 a handler or a hook has started, as under any server.

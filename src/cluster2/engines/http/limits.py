@@ -39,6 +39,6 @@ MESSAGES_PER_TURN = 256
 MESSAGES_AFTER_DISCONNECT = 100
 """Messages to a client that has gone, after which the app is slowed down."""
 DISCONNECTED_SEND_PAUSE_S = 0.01
-"""Seconds that each `TURN_MESSAGES` further ones take."""
+"""Seconds that each `MESSAGES_PER_TURN` further ones take."""
 MESSAGES_BEFORE_CANCEL = 3
 """Messages that an app whose client has gone may still send in a drain before it is cancelled: a response's head, body, end."""

@@ -30,7 +30,7 @@ class BodyStream:
         """Go on behind the head, which was just written.
 
         Args:
-            left: bytes that the app still owes of the length that it has declared, for `LENGTH`.
+            left: bytes that the app still owes of the length that it has declared, for `LENGTH_BODY`.
         """
         self._transport = transport
         self._loop = loop
