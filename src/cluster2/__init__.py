@@ -129,4 +129,4 @@ if not TYPE_CHECKING:  # a checker would take any name for one that is there
 if "_CLUSTER2_STACKS" in os.environ:  # executed by a master
     from .kernel import executed
 
-    executed.begin()
+    executed.take_start_steps()

@@ -74,7 +74,7 @@ def run(
 def _logbook(config: Config) -> tuple[Config, Logbook | None]:
     """The directory of logs. One that nobody asked for and that can't be made is done without, with a warning."""
     try:
-        return config, Logbook.of(config.settings, own=True)
+        return config, Logbook.from_settings(config.settings, own=True)
     except ConfigError as error:
         if any(map(config.explicit, LOGS)):
             raise
@@ -306,7 +306,7 @@ def _teller(emitter: Emitter, herald: Herald) -> Callable[[events.Event], None]:
 
     def tell(event: events.Event) -> None:
         _log(event)
-        herald.tell(event)
+        herald.notify(event)
         emitter.emit(event)
 
     return tell

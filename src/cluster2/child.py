@@ -39,7 +39,7 @@ def run(own: Config | None = None, targets: Sequence[object] | None = None) -> i
     """
     # Out of the environment, so that what the app starts doesn't take itself for one of us.
     channel = Packets.attach(int(os.environ.pop(wire.CHANNEL_VARIABLE)))
-    environment.drop(SECRET_VARIABLES)  # a script has read its options by now
+    environment.remove_and_overwrite(SECRET_VARIABLES)  # a script has read its options by now
     processes.raise_file_limit()
 
     def prepare(order: wire.Prepare, files: list[int]) -> image.Image:
@@ -131,7 +131,7 @@ def title(settings: Settings, role: str) -> None:
 def _serve(made: image.Image, order: wire.Fork, descriptors: list[int]) -> int:
     title(made.settings, f"worker {order.slot} g{order.generation}")
     paper = Paper(made.settings, order.logs, order.slot)
-    paper.begin(order.generation, order.slot)
+    paper.redirect(order.generation, order.slot)
     talk, stack_file, line, *shared = descriptors
     board, others = shared[:3], shared[3:]
     stacks.arm(stack_file)

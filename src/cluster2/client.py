@@ -68,7 +68,9 @@ class Client:
         with self._connect() as connection:
             self._answer(_exchange(connection, verb, None, None), tell)
 
-    def gone(self, verb: str, *, progress: Progress | None = None, timeout: float | None = None) -> dict[str, Any]:
+    def send_and_wait_for_exit(
+        self, verb: str, *, progress: Progress | None = None, timeout: float | None = None
+    ) -> dict[str, Any]:
         """Tell the master to leave (`stop`, `shutdown`), return when it is gone: what it answered, or nothing.
 
         Raises:
@@ -117,7 +119,7 @@ class Client:
     def _answer(self, lines: Iterator[bytes], progress: Progress | None) -> dict[str, Any] | None:
         """The result, or None if the connection ended first."""
         for line in lines:
-            kind, content = said(line, f"{self.pids}/{CONTROL_SOCKET}")
+            kind, content = _decode_line(line, f"{self.pids}/{CONTROL_SOCKET}")
             if kind == "result":
                 return content
             if progress is not None:
@@ -130,7 +132,7 @@ def request(verb: str, params: Mapping[str, Any] | None) -> bytes:
     return json.dumps({"verb": verb, "params": dict(params or {})}).encode() + b"\n"
 
 
-def said(line: bytes, speaker: str) -> tuple[str, dict[str, Any]]:
+def _decode_line(line: bytes, speaker: str) -> tuple[str, dict[str, Any]]:
     """One line of a master's answer: "progress" or "result", and what that says.
 
     Args:

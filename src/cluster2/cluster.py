@@ -15,7 +15,7 @@ import msgspec
 
 from . import boot, config, events, places
 from .config import Config
-from .errors import ClusterError, ConfigError, said, trace
+from .errors import ClusterError, ConfigError, one_line, trace
 from .kernel import signals
 from .master.delegates import DEFAULT_CONCURRENCY
 from .master.estate import Estate
@@ -119,7 +119,7 @@ class Cluster:
         boot.prepare(configured)
         # This process's output is its own business, and so is where it is: files only if somebody asks for them.
         asked = any(map(configured.explicit, boot.LOGS))
-        logbook = Logbook.of(configured.settings, own=False) if asked else None
+        logbook = Logbook.from_settings(configured.settings, own=False) if asked else None
         with boot.estate(configured, default_argv(), logbook, owns_process=False) as owned:
             running = Running(owned)
             task = asyncio.ensure_future(
@@ -189,12 +189,12 @@ class Cluster:
     # Delegated work
 
     @overload
-    def delegate(self, name: str, handler: F, *, limit: int = DEFAULT_CONCURRENCY, single: bool = True) -> F: ...
+    def on_delegate(self, name: str, handler: F, *, limit: int = DEFAULT_CONCURRENCY, single: bool = True) -> F: ...
     @overload
-    def delegate(
+    def on_delegate(
         self, name: str, handler: None = None, *, limit: int = DEFAULT_CONCURRENCY, single: bool = True
     ) -> Callable[[F], F]: ...
-    def delegate(
+    def on_delegate(
         self, name: str, handler: F | None = None, *, limit: int = DEFAULT_CONCURRENCY, single: bool = True
     ) -> F | Callable[[F], F]:
         """Do the work that workers delegate under that name: `@cluster.on_delegate("read-config")`.
@@ -276,7 +276,7 @@ class Cluster:
         """
         if self._switchboard.running:
             statuses = self._switchboard.statuses
-            self._switchboard.soon(lambda: statuses.update(component, value, worker))
+            self._switchboard.call_soon(lambda: statuses.update(component, value, worker))
         else:
             self._client().call("set-status", {"component": component, "value": value, "worker": worker})
 
@@ -333,11 +333,11 @@ class Cluster:
             NotRunning: no master is running.
             ClusterError: it is gone, but a worker died or was not done within `drain_timeout`: requests were lost.
         """
-        self._client().gone("shutdown")
+        self._client().send_and_wait_for_exit("shutdown")
 
     def stop(self) -> None:
         """End the cluster at once; returns when its master is gone. Raises NotRunning."""
-        self._client().gone("stop")
+        self._client().send_and_wait_for_exit("stop")
 
     def _client(self) -> Client:
         from .client import Client  # a master is no client of itself: it stays smaller without
@@ -385,7 +385,7 @@ class Running:
         """Begin to end gracefully; `ended` returns when it has."""
         if self._master is not None and not self._told and not self.task.done():
             self._told = True  # to be told twice would cut a lame duck short
-            self._master.put(Command("shutdown", {}, lambda result: None))
+            self._master.post(Command("shutdown", {}, lambda result: None))
 
     async def ended(self) -> int:
         """The exit code, when it has ended."""
@@ -446,7 +446,7 @@ def _set_up(setup: Any, cluster: Cluster, configured: Config) -> None:
     except ClusterError:
         raise
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"setup = {setup} ({source}): it raised {said(error)}", detail=trace(error)) from error
+        raise ConfigError(f"setup = {setup} ({source}): it raised {one_line(error)}", detail=trace(error)) from error
 
 
 def _refuse_imported_main() -> None:

@@ -113,7 +113,7 @@ class Unpacker:
         self._rest = bytearray()
         self._needed = 4
 
-    def feed(self, data: bytes) -> list[wire.Talk | wire.Unknown]:
+    def unpack(self, data: bytes) -> list[wire.Talk | wire.Unknown]:
         """The messages that are complete now. Raises Garbled; the stream can't be used after that."""
         if self._rest:
             self._rest += data

@@ -91,7 +91,7 @@ class Asked:
     forwarded: bool = False
 
     @classmethod
-    def of(cls, method: str, path: str, peer: str | None, headers: Iterable[Header]) -> Asked:
+    def from_headers(cls, method: str, path: str, peer: str | None, headers: Iterable[Header]) -> Asked:
         """Read what counts off the headers, whose names are in lower case."""
         found = dict(headers)
         authorization = found.get(b"authorization")
@@ -136,10 +136,10 @@ class Page:
         serve = str(found.serve).lower()
         where = f"ip={ip}&hostname={self._hostname}&port={port or ''}"
         body = f"status={found.word}&ServeTraffic={serve}&{where}&time={stamp(now)}".encode()
-        answer = self.said(found.code, body)
+        answer = self._response(found.code, body)
         return answer if found is not Health.DISABLED else answer.closing()
 
-    def said(self, status: int, body: bytes = b"", *more: Header) -> Answer:
+    def _response(self, status: int, body: bytes = b"", *more: Header) -> Answer:
         """An answer with the headers that all have."""
         if status == 204:
             return Answer(status, (*self._common, *more))
@@ -148,21 +148,21 @@ class Page:
 
     def wrong_method(self, *allowed: str) -> Answer:
         """405, with what is allowed."""
-        return self.said(405, b"method not allowed\n", (b"allow", ", ".join(allowed).encode()))
+        return self._response(405, b"method not allowed\n", (b"allow", ", ".join(allowed).encode()))
 
     def refused(self, status: int) -> Answer:
         """401 or 403."""
         if status == 401:
-            return self.said(401, b"a valid bearer token is needed\n", (b"www-authenticate", b"Bearer"))
-        return self.said(403, b"only from this machine, and neither from a browser's page nor through a proxy\n")
+            return self._response(401, b"a valid bearer token is needed\n", (b"www-authenticate", b"Bearer"))
+        return self._response(403, b"only from this machine, and neither from a browser's page nor through a proxy\n")
 
-    def unanswered(self) -> Answer:
+    def master_silent(self) -> Answer:
         """503: the master, whose word it takes, doesn't answer."""
-        return self.said(503, b"the master doesn't answer\n").closing()
+        return self._response(503, b"the master doesn't answer\n").closing()
 
     def switched(self, enabled: bool) -> Answer:
         """It is done, in all workers."""
-        answer = self.said(204)
+        answer = self._response(204)
         return answer if enabled else answer.closing()
 
 

@@ -106,10 +106,10 @@ def as_cluster_error(error: BaseException) -> ClusterError:
     """Return an error of ours as it is, and any other as one that names its type and has its traceback as `detail`."""
     if isinstance(error, ClusterError):
         return error
-    return ClusterError(said(error), detail="".join(traceback.format_exception(error)).rstrip())
+    return ClusterError(one_line(error), detail="".join(traceback.format_exception(error)).rstrip())
 
 
-def said(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return an error's kind and the first line of its text, for a message of one line."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:_MAX_QUOTED_CHARS]}" if text else type(error).__name__

@@ -62,8 +62,8 @@ class Flights(Generic[A]):
         """The same, as they are now."""
         return iter(list(self._all))
 
-    def ask(self, request: Any, key: Hashable | None, asker: A | None, deadline: float) -> Flight[A]:
-        """Join the flight of that key, or begin one; `turn` gives it out then.
+    def join_or_begin(self, request: Any, key: Hashable | None, asker: A | None, deadline: float) -> Flight[A]:
+        """Join the flight of that key, or begin one; `next_flight` gives it out then.
 
         Args:
             key: None: it is equal to nothing.
@@ -84,8 +84,8 @@ class Flights(Generic[A]):
         self._all[flight] = None
         return flight
 
-    def turn(self) -> Flight[A] | None:
-        """The next flight that may begin now; whoever gets it must `end` it."""
+    def next_flight(self) -> Flight[A] | None:
+        """The next flight that may begin now; whoever gets it must `finish` it."""
         while self._waiting and self._under_way < self._limit:
             flight = self._waiting.popleft()
             if not flight.over:
@@ -102,7 +102,7 @@ class Flights(Generic[A]):
         self._forget(flight)
         return True
 
-    def end(self, flight: Flight[A]) -> dict[A, float]:
+    def finish(self, flight: Flight[A]) -> dict[A, float]:
         """A flight that had its turn is done: who is to have the answer."""
         self._under_way -= 1
         self._forget(flight)

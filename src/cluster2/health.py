@@ -113,7 +113,7 @@ class Trouble(Enum):
     REQUEST = "a request is older than request_timeout"
 
 
-def passed(limits: Limits, vitals: Vitals) -> str | None:
+def threshold_passed(limits: Limits, vitals: Vitals) -> str | None:
     """The first threshold that the worker has passed, as text for the log; None if it has passed none."""
     for name, limit, value in (
         ("conn_threshold", limits.connections, vitals.connections),

@@ -43,7 +43,7 @@ class Rolling:
     stage: Stage = Stage.LOADING
     settles_at: float | None = None
 
-    def prepared(self) -> None:
+    def on_loaded(self) -> None:
         """The new code is loaded."""
         self.stage = Stage.PROVING
 
@@ -52,7 +52,7 @@ class Rolling:
         if self.stage is Stage.PROVING and generation == self.new and self.settles_at is None:
             self.settles_at = now + SETTLE_S
 
-    def look(self, now: float) -> None:
+    def advance(self, now: float) -> None:
         """Some time has passed."""
         if self.stage is Stage.PROVING and self.settles_at is not None and now >= self.settles_at:
             self.stage = Stage.ROLLING

@@ -74,18 +74,20 @@ def run(
     """
     settings = config.settings
     terminal = Terminal()
-    environment.drop(SECRET_VARIABLES)  # this process is the app's as well, and reads its options no more
+    environment.remove_and_overwrite(
+        SECRET_VARIABLES
+    )  # this process is the app's as well, and reads its options no more
     sources = {name: source for name, source in config.sources.items() if config.explicit(name)}
     started = StartedAtImport(list(processes.children()))
     made = image.build(settings, sources, targets or [target for target, _ in settings.targets()])
-    started.note()
+    started.record()
     board = _board()
     beside: list[asyncio.Future[None]] = []
 
     def ready() -> None:
         if logbook is not None:
             logbook.start()
-        reopen = _nothing if logbook is None else logbook.look
+        reopen = _nothing if logbook is None else logbook.poll
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, reopen)
         if monitor:
             shown = _monitor(monitor, listeners, settings, board, told, switchboard.emitter)
@@ -94,7 +96,7 @@ def run(
 
     # The process's output is in the master's file already, if it is in one.
     paper = Paper(settings, "" if logbook is None else logbook.directory, SINGLE_SLOT, output=False)
-    paper.begin(_SINGLE_GENERATION, SINGLE_SLOT)
+    paper.redirect(_SINGLE_GENERATION, SINGLE_SLOT)
     told = _Told(ready, emit, board, settings.lame_duck)
 
     async def ended(code: int) -> None:
@@ -117,7 +119,7 @@ def run(
         talk=None,
         sockets=_sockets(listeners),
         validator=made.validator,
-        heard=told.hear,
+        heard=told.on_message,
         loopback=Loopback(switchboard, emit),
         paper=paper,
         shut_doors=shut_doors,
@@ -172,7 +174,7 @@ class _Told:
         self._leaving = False
         self.failures: list[ClusterError] = []
 
-    def hear(self, message: wire.Talk) -> None:
+    def on_message(self, message: wire.Talk) -> None:
         """Take a message."""
         now = time.time()
         match message:
@@ -260,7 +262,7 @@ async def _monitor(
     async def switch(enabled: bool) -> bool:
         if bool(board.header.traffic) != enabled:
             board.header.traffic = int(enabled)
-            told.hear(wire.SetTraffic(enabled))
+            told.on_message(wire.SetTraffic(enabled))
         return True
 
     port = next((port for _, each in listeners if (port := getattr(each.address, "port", 0))), 0)
@@ -268,8 +270,12 @@ async def _monitor(
     facts = Facts(board, port, switch)
     # A walk over the page tables would hold up requests: here they are on the same loop.
     scales = Scales(lambda pid: processes.resident_memory())
-    desk = Desk(facts, Subject.of(settings, [str(each.address) for _, each in listeners], str(own[0].address)), scales)
-    emitter.on("*", lambda event: desk.watch.feed.heard(events.plain(event)))
+    desk = Desk(
+        facts,
+        Subject.from_settings(settings, [str(each.address) for _, each in listeners], str(own[0].address)),
+        scales,
+    )
+    emitter.on("*", lambda event: desk.watch.feed.add(events.plain(event)))
     looking = asyncio.get_running_loop().create_task(_look_at_queues(board, [each.sock for _, each in listeners]))
     try:
         await main.serve([each.sock.dup() for each in own], facts, settings, asyncio.Event(), desk)

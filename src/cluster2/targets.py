@@ -25,7 +25,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from .errors import AppError, ClusterError, said, trace
+from .errors import AppError, ClusterError, one_line, trace
 
 APP_NAMES = ("application", "app")
 """Attributes that are looked for where a target names none, the first first."""
@@ -87,7 +87,7 @@ def made_by(
     try:
         made = factory(*arguments, **keywords)
     except (Exception, SystemExit) as error:
-        raise AppError(f"the factory {label} raised {said(error)}", detail=trace(error)) from error
+        raise AppError(f"the factory {label} raised {one_line(error)}", detail=trace(error)) from error
     if inspect.isawaitable(made) and not callable(made):
         if inspect.iscoroutine(made):
             made.close()
@@ -226,7 +226,7 @@ def _broken(source: str, error: BaseException) -> AppError:
     hint = ""
     if isinstance(error, ImportError) and "no known parent package" in str(error):
         hint = "; put an __init__.py beside it, or name it as package.module:attribute"
-    return AppError(f"{source} can't be imported: it raised {said(error)}{hint}", detail=trace(error))
+    return AppError(f"{source} can't be imported: it raised {one_line(error)}{hint}", detail=trace(error))
 
 
 def _searched() -> str:

@@ -33,7 +33,7 @@ def test_what_a_life_has_counted_outlives_it(board: Scoreboard) -> None:
     index, row = born(board, 3)
     row.requests, row.errors, row.cpu, row.latency, row.connections = 7, 1, 0.5, 0.25, 4
     row.latencies[2] += 2
-    ledger.bury(board, index, 3, lived=True, crashed=True)
+    ledger.fold_life(board, index, 3, lived=True, crashed=True)
     assert board.column(Row.pid) == [0]
     _, row = born(board, 3)
     row.requests, row.connections = 5, 2
@@ -52,7 +52,7 @@ def test_what_a_life_has_counted_outlives_it(board: Scoreboard) -> None:
 
 def test_who_never_lived_counts_for_nothing(board: Scoreboard) -> None:
     """A worker that was ordered and never came to be leaves no slot behind."""
-    ledger.bury(board, board.claim(), 5, lived=False, crashed=False)
+    ledger.fold_life(board, board.claim(), 5, lived=False, crashed=False)
     assert ledger.read(board) == {}
 
 
@@ -62,7 +62,7 @@ def test_what_an_engine_cannot_know(board: Scoreboard) -> None:
     row.requests, row.accepted = 3, -1
     account = ledger.read(board)[0]
     assert (account.unknown, account.counters["requests"], account.counters["accepted"]) == ({"accepted"}, 3, 0)
-    ledger.bury(board, index, 0, lived=True, crashed=False)
+    ledger.fold_life(board, index, 0, lived=True, crashed=False)
     assert ledger.read(board)[0].counters["accepted"] == 0
 
 
@@ -73,7 +73,7 @@ def test_a_row_gone_mad(board: Scoreboard) -> None:
         row.requests, row.errors, row.cpu, row.latency, row.duration = 2**63 - 1, -(2**63), math.nan, math.inf, -1.0
         for cell in range(len(BUCKET_BOUNDS_S) + 1):
             row.latencies[cell] = (-(2**63), 2**63 - 1)[cell % 2]
-        ledger.bury(board, index, 0, lived=True, crashed=False)
+        ledger.fold_life(board, index, 0, lived=True, crashed=False)
     account = ledger.read(board)[0]
     assert account.counters["requests"] == 3 * MAX_COUNT
     assert [account.counters[name] for name in ("errors", "cpu", "duration")] == [0, 0, 0]
@@ -87,7 +87,7 @@ def test_sums_saturate(board: Scoreboard) -> None:
         index, row = born(board, 0)
         row.requests, row.cpu = 2**63 - 1, math.inf
         row.latencies[1] = 2**63 - 1
-        ledger.bury(board, index, 0, lived=True, crashed=False)
+        ledger.fold_life(board, index, 0, lived=True, crashed=False)
     account = ledger.read(board)[0]
     assert account.counters["requests"] == account.latencies[1] == 2**52
     assert account.counters["cpu"] == 2**62 / 1e9
@@ -130,7 +130,7 @@ def test_counters_never_fall(steps: list[tuple[str, int, int]]) -> None:
                     counted[slot] += number
                 else:
                     alive.remove((index, row, slot))
-                    ledger.bury(board, index, slot, lived=True, crashed=number % 2 == 0)
+                    ledger.fold_life(board, index, slot, lived=True, crashed=number % 2 == 0)
             found = ledger.read(board)
             assert {slot: each.begun for slot, each in found.items()} == {k: n for k, n in lives.items() if n}
             for slot, each in found.items():
@@ -156,7 +156,7 @@ def test_times_never_fall_by_a_bit(board: Scoreboard) -> None:
             cpu = ledger.read(board)[0].counters["cpu"]
             assert cpu >= before
             before = cpu
-            ledger.bury(board, index, 0, lived=True, crashed=False)
+            ledger.fold_life(board, index, 0, lived=True, crashed=False)
     found = ledger.read(board)[0].counters
     assert before <= found["cpu"] == found["latency"]
 
@@ -170,7 +170,7 @@ def test_a_reader_meets_burials(board: Scoreboard) -> None:
             for _ in range(lives):
                 index, row = born(board, 1)
                 row.requests = COUNTS
-                ledger.bury(board, index, 1, lived=True, crashed=False)
+                ledger.fold_life(board, index, 1, lived=True, crashed=False)
         finally:
             os._exit(0)
     last, reads = 0.0, 0

@@ -26,7 +26,7 @@ def test_a_reset_that_its_owner_has_read_of() -> None:
             with contextlib.suppress(ConnectionResetError):
                 owner.recv(1)
         assert len(lingering) == 1
-        lingering.look(0.0)
+        lingering.check(0.0)
         left = len(lingering)
         lingering.close()
     assert not left

@@ -24,7 +24,7 @@ def test_only_own_regular_files_are_found_and_read(tmp_path: Path) -> None:
     (logs / "access.log").symlink_to(outside)
     os.mkfifo(logs / "worker.1.log")
     (logs / "worker.2.log").mkdir()
-    assert [each.name for each in logfiles.found(str(logs))] == ["master.log", "worker.12.log", "worker.12.log.3"]
+    assert [each.name for each in logfiles.log_files(str(logs))] == ["master.log", "worker.12.log", "worker.12.log.3"]
     for name in ("master.log", "worker.12.log.3"):
         fd = logfiles.open_to_read(str(logs), name)
         assert os.read(fd, 100).decode() == name
@@ -38,7 +38,7 @@ def test_only_own_regular_files_are_found_and_read(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_not_there_has_no_files(tmp_path: Path) -> None:
     """Before anything was logged the list is empty."""
-    assert logfiles.found(str(tmp_path / "none")) == []
+    assert logfiles.log_files(str(tmp_path / "none")) == []
 
 
 def test_what_is_no_regular_file_is_not_written_to(tmp_path: Path) -> None:
@@ -55,15 +55,15 @@ def test_a_follower_opens_again_what_was_rotated(tmp_path: Path) -> None:
     """It writes on in the renamed file until it looks, then in the one that has the name; a file that is gone is made again."""
     path = tmp_path / "worker.0.log"
     follower = Follower(str(path))
-    assert follower.look()
-    assert not follower.look()
+    assert follower.reopen_if_moved()
+    assert not follower.reopen_if_moved()
     os.write(follower.fd, b"1\n")
     path.rename(tmp_path / "worker.0.log.1")
     os.write(follower.fd, b"2\n")
-    assert follower.look()
+    assert follower.reopen_if_moved()
     os.write(follower.fd, b"3\n")
     path.unlink()
-    assert follower.look()
+    assert follower.reopen_if_moved()
     os.write(follower.fd, b"4\n")
     follower.close()
     assert (tmp_path / "worker.0.log.1").read_text() == "1\n2\n"
@@ -75,10 +75,10 @@ def test_a_follower_that_cannot_open_goes_on_as_before(tmp_path: Path) -> None:
     path = tmp_path / "a" / "worker.0.log"
     path.parent.mkdir()
     follower = Follower(str(path))
-    follower.look()
+    follower.reopen_if_moved()
     path.parent.rename(tmp_path / "b")
     with pytest.raises(FileNotFoundError):
-        follower.look()
+        follower.reopen_if_moved()
     os.write(follower.fd, b"on\n")
     follower.close()
     assert (tmp_path / "b" / "worker.0.log").read_text() == "on\n"

@@ -15,13 +15,13 @@ from cluster2.errors import AddressInUse, ConfigError
 from cluster2.kernel.established import (
     Seen,
     descriptors,
-    end,
     end_silent,
     established,
-    look,
     progress,
     reset,
     reset_established,
+    shut_down,
+    with_progress,
 )
 from cluster2.kernel.lingering import Lingering
 from cluster2.kernel.listeners import (
@@ -364,7 +364,7 @@ def test_what_a_look_tells(group: Make, clients: list[socket.socket]) -> None:
     assert ends.recv(5) == b"hello"
 
     def seen(sock: socket.socket) -> Seen:
-        (found,) = (each for each in look(one.listener.sock) if each.descriptor == sock.fileno())
+        (found,) = (each for each in with_progress(one.listener.sock) if each.descriptor == sock.fileno())
         return found
 
     before = seen(full)
@@ -380,7 +380,7 @@ def test_what_a_look_tells(group: Make, clients: list[socket.socket]) -> None:
     assert clients[0].recv(1 << 26, socket.MSG_WAITALL), "what had arrived before is read first"
     with pytest.raises(ConnectionResetError):
         clients[0].recv(1)
-    end(ends.fileno())
+    shut_down(ends.fileno())
     assert ends.recv(1) == b""
     other.sendall(b"!")
     assert clients[2].recv(1) == b"!"
@@ -408,13 +408,13 @@ def test_who_still_speaks(group: Make, clients: list[socket.socket]) -> None:
     while data := clients[0].recv(65536):
         got += len(data)
         clients[0].send(b"more")
-        lingering.look(0)
+        lingering.check(0)
     assert got == sent
-    lingering.look(0)
+    lingering.check(0)
     assert len(lingering) == 2, "it may say more"
     clients[0].shutdown(socket.SHUT_WR)
     while len(lingering) == 2:
-        lingering.look(0)
+        lingering.check(0)
     assert stays.recv(5) == b"hello", "what has an owner is his"
     lingering.close()
     assert not lingering

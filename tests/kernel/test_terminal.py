@@ -29,11 +29,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 def test_signals_of_a_hang_up(seen: Seen, looks: bool) -> None:
     """All that come with it, also if a look has noticed it right before; what comes later is a request."""
     found = Terminal()
-    found.look()
+    found.check_hangup()
     assert not found.hung_up()
     seen.there = False
     if looks:
-        found.look()
+        found.check_hangup()
     seen.now += HANGUP_GRACE_S / 2 if looks else 1000
     assert found.hung_up()
     seen.now += HANGUP_GRACE_S / 3
@@ -46,7 +46,7 @@ def test_it_has_gone_without_a_signal(seen: Seen) -> None:
     """A job in the background outlives its shell: a HUP that comes then is a request."""
     found = Terminal()
     seen.there = False
-    found.look()
+    found.check_hangup()
     seen.now += HANGUP_GRACE_S
     assert not found.hung_up()
     seen.there = True

@@ -168,15 +168,17 @@ def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
         kept.start()
         try:
             (pid,) = kept.pids()
-            assert kept.look(time.monotonic()) is None
+            assert kept.kill_if_stuck(time.monotonic()) is None
             board.header.resting = 7
             os.kill(pid, signal.SIGSTOP)
             await until(lambda: "T" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
             board.header.resting = 7
-            await until(lambda: kept.look(time.monotonic()) == "the keeper gives no sign of life; it is killed")
+            await until(
+                lambda: kept.kill_if_stuck(time.monotonic()) == "the keeper gives no sign of life; it is killed"
+            )
             await until(lambda: facts)
             assert not kept.alive()
-            assert kept.look(time.monotonic() + 100) is None
+            assert kept.kill_if_stuck(time.monotonic() + 100) is None
             kept.stop()  # of one that is gone: nothing
         finally:
             kept.close()

@@ -196,7 +196,7 @@ def test_all_that_is_told_is_in_the_reference(standing: Shown) -> None:
         return all(row["latency"] for row in standing.running.status()["workers"])
 
     wait_until(measured, "each worker has measured a request")
-    look.look()
+    look.poll()
     answers = {STATUS: standing.running.status(), TOP: look.plain(), FACTS: standing.facts()}
     fields = [field for group in GROUPS.values() for field in group]
     assert len({field.path for field in fields}) == len(fields)

@@ -96,7 +96,7 @@ async def serving(
     engine = HttpEngine(Site(app, interface, Settings(**options), None, wrap or (lambda call, interface: call)))
     await engine.start()
     yield engine
-    await engine.cut(1.0)
+    await engine.abort(1.0)
     await engine.stop()
 
 

@@ -69,7 +69,7 @@ async def test_every_mode_takes(listener: socket.socket, mode: Mode) -> None:
     """In each mode all connections are taken and counted, and the worker is told that it isn't at rest."""
     taking = Taking(listener)
     await taking.acceptor.start()
-    await taking.acceptor.change(mode)
+    await taking.acceptor.set_mode(mode)
     assert await asyncio.gather(*(greeting(listener) for _ in range(20))) == [b"hello"] * 20
     assert taking.acceptor.accepted == 20
     assert taking.woken >= 20
@@ -83,7 +83,7 @@ async def test_none_is_overlooked(listener: socket.socket, mode: Mode) -> None:
     for turns in range(12):
         taking = Taking(listener, handler=greet_and_wait)
         await taking.acceptor.start()
-        await taking.acceptor.change(mode)
+        await taking.acceptor.set_mode(mode)
         with socket.create_connection(listener.getsockname()) as client:
             for _ in range(turns):
                 await asyncio.sleep(0)
@@ -98,8 +98,17 @@ async def test_from_mode_to_mode(listener: socket.socket) -> None:
     """Whatever the modes that follow each other, no connection is left out."""
     taking = Taking(listener)
     await taking.acceptor.start()
-    for mode in (Mode.HELD, Mode.PARKING, Mode.EAGER, Mode.HELD, Mode.HELD, Mode.EAGER, Mode.EAGER, Mode.PARKING):
-        await taking.acceptor.change(mode)
+    for mode in (
+        Mode.ONE_BY_ONE,
+        Mode.HANDOFF,
+        Mode.BATCH,
+        Mode.ONE_BY_ONE,
+        Mode.ONE_BY_ONE,
+        Mode.BATCH,
+        Mode.BATCH,
+        Mode.HANDOFF,
+    ):
+        await taking.acceptor.set_mode(mode)
         assert await greeting(listener) == b"hello"
     assert taking.acceptor.accepted == 8
     taking.acceptor.stop()
@@ -109,9 +118,9 @@ async def test_no_descriptor_to_listen_by(listener: socket.socket, caplog: pytes
     """A worker that becomes eager again without a descriptor for its server takes connections as soon as there is one."""
     taking = Taking(listener)
     await taking.acceptor.start()
-    await taking.acceptor.change(Mode.HELD)
+    await taking.acceptor.set_mode(Mode.ONE_BY_ONE)
     with descriptors_left(0):
-        changing = asyncio.ensure_future(taking.acceptor.change(Mode.EAGER))
+        changing = asyncio.ensure_future(taking.acceptor.set_mode(Mode.BATCH))
         await until(lambda: "no connection can be accepted" in caplog.text, "it has failed")
     await changing
     assert await greeting(listener) == b"hello"
@@ -126,7 +135,7 @@ async def test_a_connection_that_can_not_be_taken(
     """Whatever fails when one is taken: after a pause the next one is."""
     taking = Taking(listener)
     await taking.acceptor.start()
-    await taking.acceptor.change(Mode.HELD)
+    await taking.acceptor.set_mode(Mode.ONE_BY_ONE)
     failed = []
 
     def fail(*_: object) -> None:
@@ -146,13 +155,13 @@ async def test_a_mode_that_comes_too_late(listener: socket.socket) -> None:
     """One that has stopped in the middle of a connection takes no other, though it is told to hold just then."""
     taking = Taking(listener, handler=greet_and_wait)
     await taking.acceptor.start()
-    await taking.acceptor.change(Mode.PARKING)
+    await taking.acceptor.set_mode(Mode.HANDOFF)
     with ExitStack() as stack:
         stack.enter_context(socket.create_connection(listener.getsockname()))
         while not taking.acceptor.accepted:
             await asyncio.sleep(0)
         taking.acceptor.stop()  # while that one keeps the next one waiting
-        await taking.acceptor.change(Mode.HELD)
+        await taking.acceptor.set_mode(Mode.ONE_BY_ONE)
         stack.enter_context(socket.create_connection(listener.getsockname()))
         await asyncio.sleep(3 * MAX_HEAD_WAIT_S)  # it would have taken the next one before
         assert taking.acceptor.accepted == 1
@@ -183,18 +192,18 @@ async def test_several_doors() -> None:
             door.setblocking(False)
         taking = Taking(*doors)
         await taking.acceptor.start()
-        for mode in (Mode.EAGER, Mode.HELD):
-            await taking.acceptor.change(mode)
+        for mode in (Mode.BATCH, Mode.ONE_BY_ONE):
+            await taking.acceptor.set_mode(mode)
             assert await asyncio.gather(*map(greeting, doors * 4)) == [b"hello"] * 12
         taking.acceptor.stop()
 
 
-@pytest.mark.parametrize("mode", [Mode.EAGER, Mode.HELD])
+@pytest.mark.parametrize("mode", [Mode.BATCH, Mode.ONE_BY_ONE])
 async def test_the_queue_at_the_end(listener: socket.socket, mode: Mode) -> None:
     """When no successor will take what waits, all of it is taken, and nothing that comes later."""
     taking = Taking(listener)
     await taking.acceptor.start()
-    await taking.acceptor.change(mode)
+    await taking.acceptor.set_mode(mode)
     taking.acceptor.stop_listening()
     with ExitStack() as stack:
         clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(50)]
@@ -303,7 +312,7 @@ async def test_nothing_is_taken_without_room(listener: socket.socket) -> None:
     engine = Narrow()
     acceptor = Acceptor([Door(listener, engine, None)], [], lambda: None)
     await acceptor.start()
-    await acceptor.change(Mode.HELD)
+    await acceptor.set_mode(Mode.ONE_BY_ONE)
     waiting = [asyncio.ensure_future(greeting(listener)) for _ in range(3)]
     await until(lambda: engine.denied)
     denied = engine.denied
@@ -326,7 +335,7 @@ async def test_engines_without_room_dont_hold_up_others(listener: socket.socket)
     with socket.create_server(("127.0.0.1", 0)) as other:
         acceptor = Acceptor([Door(listener, narrow, None), Door(other, wide, None)], [], lambda: None)
         await acceptor.start()
-        await acceptor.change(Mode.HELD)
+        await acceptor.set_mode(Mode.ONE_BY_ONE)
         waiting = asyncio.ensure_future(greeting(listener))
         await until(lambda: narrow.denied)
         assert [await greeting(other) for _ in range(5)] == [b"hello"] * 5
@@ -338,25 +347,25 @@ async def test_engines_without_room_dont_hold_up_others(listener: socket.socket)
         narrow.free = True
         narrow.freed()
         assert await waiting == b"hello"
-        await acceptor.change(Mode.EAGER)
+        await acceptor.set_mode(Mode.BATCH)
         assert await greeting(listener) == await greeting(other) == b"hello"
         acceptor.stop()
 
 
-@pytest.mark.parametrize("mode", [Mode.HELD, Mode.PARKING])
+@pytest.mark.parametrize("mode", [Mode.ONE_BY_ONE, Mode.HANDOFF])
 async def test_no_room(listener: socket.socket, mode: Mode) -> None:
     """As many connections are taken as there is room for; the others wait until there is more."""
     taking = Taking(listener)
-    taking.acceptor.allow(3)
+    taking.acceptor.set_capacity(3)
     await taking.acceptor.start(mode)
     greetings = [asyncio.ensure_future(greeting(listener)) for _ in range(8)]
     await until(lambda: taking.acceptor.accepted == 3)
-    taking.acceptor.allow(0)
+    taking.acceptor.set_capacity(0)
     assert await taking_stands(taking, 3)
-    taking.acceptor.allow(2)
+    taking.acceptor.set_capacity(2)
     await until(lambda: taking.acceptor.accepted == 5)
     assert await taking_stands(taking, 5)
-    taking.acceptor.allow(100)
+    taking.acceptor.set_capacity(100)
     assert await asyncio.gather(*greetings) == [b"hello"] * 8
     taking.acceptor.stop()
 
@@ -373,7 +382,7 @@ async def test_no_room_for_what_returns() -> None:
     entry, exit = queue()
     engine = TcpEngine(Site(greet, Interface.TCP, Settings(), None))
     acceptor = Acceptor([], [ReadyQueue(Inlet(exit), engine)], lambda: None)
-    acceptor.allow(0)
+    acceptor.set_capacity(0)
     await acceptor.start()
     ours, theirs = socket.socketpair()
     with ours, entry, exit:
@@ -382,7 +391,7 @@ async def test_no_room_for_what_returns() -> None:
         for _ in range(20):
             await asyncio.sleep(MAX_HEAD_WAIT_S)
         assert (acceptor.returned, acceptor.lost) == (0, 0)
-        acceptor.allow(1)
+        acceptor.set_capacity(1)
         ours.setblocking(False)
         assert await asyncio.get_running_loop().sock_recv(ours, 10) == b"hello"
         acceptor.stop()

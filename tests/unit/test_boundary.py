@@ -117,9 +117,9 @@ async def test_letting_go(app: Any) -> None:
     engine = engine_of(app)
     async with connected(engine) as (reader, writer):
         await until(lambda: bool(engine.movable()) and only(engine).may_move())
-        descriptor, family = only(engine).place()
+        descriptor, family = only(engine).descriptor_and_family()
         copy = socket.fromfd(descriptor, family, socket.SOCK_STREAM)
-        only(engine).let_go()
+        only(engine).release()
         await until(engine.idle)
         with copy:
             copy.setblocking(True)
@@ -144,13 +144,13 @@ async def test_parking_begins_behind_a_message() -> None:
     """A handler's connection is told of at each boundary but the first: it has just come from there."""
     engine = engine_of(lines)
     told: list[Movable] = []
-    engine.park(told.append)
+    engine.report_freed(told.append)
     async with connected(engine) as client:
         await until(lambda: bool(engine.movable()))
         assert await ask(client, b"one\n") == b"one\n"
         await until(lambda: len(told) == 1)
         assert told[0].may_move()
-        engine.park(None)
+        engine.report_freed(None)
         assert await ask(client, b"two\n") == b"two\n"
         await until(lambda: only(engine).may_move())
         assert len(told) == 1
@@ -160,7 +160,7 @@ async def test_the_acceptor_is_told_of_the_first_message() -> None:
     """A handler that has a boundary tells when its first message begins, once."""
     engine = engine_of(lines)
     served: list[object] = []
-    async with connected(engine, lambda: engine.taken(None, served.append)) as client:
+    async with connected(engine, lambda: engine.accepted_protocol(None, served.append)) as client:
         await until(lambda: bool(engine.movable()))
         assert served == []
         await ask(client, b"one\n")
@@ -174,10 +174,10 @@ async def test_draining_while_connections_move() -> None:
     async with connected(engine) as client:
         await until(lambda: bool(engine.movable()))
         engine.drain(moving=True)
-        engine.sweep(0)
+        engine.close_idle(0)
         assert await ask(client, b"one\n") == b"one\n"
         engine.drain(moving=False)
-        engine.sweep(0)
+        engine.close_idle(0)
         assert await asyncio.wait_for(client[0].read(), 10) == b"bye\n"
     await until(engine.idle)
 
@@ -233,9 +233,9 @@ async def test_a_protocol_that_was_replaced() -> None:
         client[1].write(b"change\n")
         await until(lambda: not only(engine).may_move())
         assert await ask(client, b"hello\n") == b"HELLO\n"
-        assert engine.census().connections == 1
+        assert engine.stats().connections == 1
     await until(engine.idle)
-    assert engine.census().connections == 0
+    assert engine.stats().connections == 0
 
 
 async def test_outside_of_a_cluster() -> None:

@@ -31,17 +31,17 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_auto() -> None:
     """Left to itself, each interface has the engine of its own."""
-    assert catalogue.choose("auto", Interface.ASGI) is HttpEngine
-    assert catalogue.choose("auto", Interface.WSGI) is HttpEngine
-    assert catalogue.choose("auto", Interface.TCP) is TcpEngine
-    assert catalogue.choose("auto", Interface.RSGI) is GranianEngine
+    assert catalogue.choose_engine("auto", Interface.ASGI) is HttpEngine
+    assert catalogue.choose_engine("auto", Interface.WSGI) is HttpEngine
+    assert catalogue.choose_engine("auto", Interface.TCP) is TcpEngine
+    assert catalogue.choose_engine("auto", Interface.RSGI) is GranianEngine
 
 
 def test_by_name() -> None:
     """A named engine is taken if it can serve the app."""
-    assert catalogue.choose("http", Interface.WSGI) is HttpEngine
+    assert catalogue.choose_engine("http", Interface.WSGI) is HttpEngine
     with pytest.raises(ConfigError, match=r"engine 'tcp' can't serve a ASGI app \(it takes TCP\)"):
-        catalogue.choose("tcp", Interface.ASGI)
+        catalogue.choose_engine("tcp", Interface.ASGI)
 
 
 def test_unknown() -> None:

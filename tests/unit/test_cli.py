@@ -376,8 +376,12 @@ def test_rates_of_workers() -> None:
     before = STATUS | {"workers": [one | {"requests": 123056, "cpu": 1.0}]}
     now = STATUS | {"workers": [one | {"cpu": 1.5}, two]}
     rates = Rates(before, now, 2.0)
-    assert (rates.of(11, "requests"), rates.of(11, "cpu"), rates.of(12, "requests")) == (200.0, 0.25, None)
-    assert rates.of(12, "connections") is None
+    assert (rates.rate_of(11, "requests"), rates.rate_of(11, "cpu"), rates.rate_of(12, "requests")) == (
+        200.0,
+        0.25,
+        None,
+    )
+    assert rates.rate_of(12, "connections") is None
     first, second = describe(now, rates)[-2:]
     assert first.split()[-2:] == ["200", "25%"]
     assert second.split()[-2:] == ["-", "-"]
@@ -393,7 +397,7 @@ def test_control_commands_ask_the_master(monkeypatch: pytest.MonkeyPatch, tmp_pa
         return STATUS
 
     monkeypatch.setattr(Client, "call", answer)
-    monkeypatch.setattr(Client, "gone", answer)
+    monkeypatch.setattr(Client, "send_and_wait_for_exit", answer)
     (tmp_path / "cluster2.toml").write_text("pids = 'by-file'\n")
     assert json.loads(call("status", "--json").stdout) == STATUS
     assert call("status", "--pids", "by-flag").stdout.splitlines() == describe(STATUS)
@@ -408,7 +412,7 @@ def test_a_refusal_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Client, verb: str, **more: Any) -> dict[str, Any]:
         raise ClusterError("not now", detail="busy")
 
-    monkeypatch.setattr(Client, "gone", refuse)
+    monkeypatch.setattr(Client, "send_and_wait_for_exit", refuse)
     result = call("stop")
     assert (result.exit_code, result.stderr) == (1, "cluster2: error: not now\nbusy\n")
 

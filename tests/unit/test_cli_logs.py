@@ -27,7 +27,7 @@ class Shown(list[tuple[str, str]]):
         """The lines that are new."""
         before = len(self)
         for _ in range(times):
-            self.following.look(lambda log, line: self.append((log, line.decode())))
+            self.following.poll(lambda log, line: self.append((log, line.decode())))
         return [line for _, line in self[before:]]
 
 
@@ -87,7 +87,7 @@ def test_rotation_loses_and_doubles_nothing(shown: Shown, tmp_path: Path) -> Non
 
 def test_a_rotation_in_the_middle_of_a_look(shown: Shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that has become another file's between listing and opening costs nothing: a file isn't told by its name."""
-    log, found = tmp_path / "worker.0.log", logfiles.found
+    log, found = tmp_path / "worker.0.log", logfiles.log_files
     add(log, "1\n")
     rotate(tmp_path, "worker.0.log")
     add(log, "2\n")
@@ -98,7 +98,7 @@ def test_a_rotation_in_the_middle_of_a_look(shown: Shown, tmp_path: Path, monkey
         rotate(tmp_path, "worker.0.log")
         return before
 
-    monkeypatch.setattr(logfiles, "found", meanwhile)
+    monkeypatch.setattr(logfiles, "log_files", meanwhile)
     add(log, "3\n")
     assert shown.look() == ["3"]
     monkeypatch.undo()

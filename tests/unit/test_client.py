@@ -148,7 +148,7 @@ def test_gone_waits_for_the_end(tmp_path: Path) -> None:
         released.wait(10)
 
     def leave() -> None:
-        assert Client(tmp_path).gone("stop", progress=lambda said: None) == {"workers": 2}
+        assert Client(tmp_path).send_and_wait_for_exit("stop", progress=lambda said: None) == {"workers": 2}
         ended.set()
 
     with master(tmp_path, act):
@@ -164,7 +164,7 @@ def test_gone_waits_for_the_end(tmp_path: Path) -> None:
 def test_gone_needs_no_answer(tmp_path: Path) -> None:
     """A master that is killed on the spot is gone, too."""
     with master(tmp_path, lambda connection, request: None):
-        assert Client(tmp_path).gone("stop") == {}
+        assert Client(tmp_path).send_and_wait_for_exit("stop") == {}
 
 
 def test_gone_passes_a_refusal_on(tmp_path: Path) -> None:
@@ -174,4 +174,4 @@ def test_gone_passes_a_refusal_on(tmp_path: Path) -> None:
         master(tmp_path, lambda connection, request: say(connection, said)),
         pytest.raises(ClusterError, match="not now"),
     ):
-        Client(tmp_path).gone("shutdown")
+        Client(tmp_path).send_and_wait_for_exit("shutdown")

@@ -85,20 +85,20 @@ async def test_who_was_admitted(tmp_path: Path) -> None:
     """Is heard over a socket of its own as far as its verbs go; what is no stream, or comes too late, is closed."""
     async with controlled(tmp_path) as controls:
         ours, theirs = socket.socketpair()
-        controls.admit(theirs, {"status"})
+        controls.serve_client(theirs, {"status"})
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         writer.write(b'{"verb": "stop"}\n{"verb": "status"}\n')
         refused = await answer(reader)
         assert (refused["ok"], refused["error"]["message"]) == (False, "'stop' may not be asked for here")
         assert (await answer(reader))["result"]["verb"] == "status"
         odd, datagram = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        controls.admit(datagram, {"status"})
+        controls.serve_client(datagram, {"status"})
         await until(lambda: datagram.fileno() == -1, "it is closed")
         odd.close()
     assert await reader.read() == b""
     writer.close()
     ours, theirs = socket.socketpair()
-    controls.admit(theirs, {"status"})
+    controls.serve_client(theirs, {"status"})
     assert ours.recv(1) == b""
     ours.close()
 
@@ -108,12 +108,12 @@ async def test_too_many_are_admitted(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(control, "MAX_CLIENTS", 1)
     async with controlled(tmp_path) as controls:
         first, second, third = (socket.socketpair() for _ in range(3))
-        controls.admit(first[1], {"status"})
-        controls.admit(second[1], {"status"})
+        controls.serve_client(first[1], {"status"})
+        controls.serve_client(second[1], {"status"})
         assert second[0].recv(1) == b""
         first[0].close()
         await until(lambda: not controls._serving, "it has left")
-        controls.admit(third[1], {"status"})
+        controls.serve_client(third[1], {"status"})
         reader, writer = await asyncio.open_unix_connection(sock=third[0])
         writer.write(b'{"verb": "status"}\n')
         assert (await answer(reader))["ok"]

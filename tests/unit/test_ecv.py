@@ -146,7 +146,7 @@ def test_refusal(authorization: str | None, peer: str, token: str | None, refuse
 def test_refusal_of_a_page() -> None:
     """A page in a browser on this machine may not, unless it has the token."""
     for name in (b"origin", b"sec-fetch-mode"):
-        asked = Asked.of(
+        asked = Asked.from_headers(
             "POST", "/ecv/disable", "127.0.0.1", [(name, b"x"), (b"authorization", b"Bearer secret-token")]
         )
         assert ecv.refusal(asked, None) == 403

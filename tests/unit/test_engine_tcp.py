@@ -102,11 +102,11 @@ async def test_a_stream_handler() -> None:
     async with connected(engine) as one, connected(engine) as two:
         assert await ask(one, b"hello\n") == b"hello\n"
         assert await ask(two, b"hi\n") == b"hi\n"
-        assert engine.census() == Census(None, 2, 2)
+        assert engine.stats() == Census(None, 2, 2)
         assert not engine.idle()
         one[1].write_eof()
         assert await one[0].read() == b"bye\n"
-        await until(lambda: engine.census().connections == 1)
+        await until(lambda: engine.stats().connections == 1)
     await until(engine.idle)
 
 
@@ -123,7 +123,7 @@ async def test_protocols(kind: type[asyncio.Protocol]) -> None:
     async with connected(engine) as one, connected(engine) as two:
         assert await ask(one, b"hello\n") == b"HELLO\n"
         assert await ask(two, b"hi\n") == b"HI\n"
-        assert engine.census() == Census(None, 2, 2)
+        assert engine.stats() == Census(None, 2, 2)
     await until(engine.idle)
     assert all(isinstance(each, kind) for each in made)
     assert type(made[0]) is type(made[1])
@@ -173,12 +173,12 @@ async def test_drain_by_end_of_input() -> None:
     engine = engine_of(echo)
     async with connected(engine) as client:
         assert await ask(client, b"hello\n") == b"hello\n"
-        engine.sweep(0)
+        engine.close_idle(0)
         engine.drain(moving=False)
-        engine.sweep(60)
+        engine.close_idle(60)
         assert await ask(client, b"within the grace\n") == b"within the grace\n"
-        engine.sweep(0)
-        engine.sweep(0)  # again and again, as the worker does
+        engine.close_idle(0)
+        engine.close_idle(0)  # again and again, as the worker does
         assert await asyncio.wait_for(client[0].read(), 10) == b"bye\n"
     await until(engine.idle)
 
@@ -196,7 +196,7 @@ async def test_what_has_arrived_is_still_read() -> None:
         writer.write(b"one\ntwo\n")
         await writer.drain()
         engine.drain(moving=False)
-        engine.sweep(0)
+        engine.close_idle(0)
         gate.set()
         assert await asyncio.wait_for(reader.read(), 10) == b"one\ntwo\nbye\n"
     await until(engine.idle)
@@ -208,9 +208,9 @@ async def test_sweep_of_a_connection_that_is_gone() -> None:
     async with connected(engine) as (_, writer):
         engine.drain(moving=False)
         writer.transport.abort()
-        engine.sweep(0)
+        engine.close_idle(0)
         await until(engine.idle)
-        engine.sweep(0)
+        engine.close_idle(0)
 
 
 async def test_a_handler_that_raises(caplog: pytest.LogCaptureFixture) -> None:

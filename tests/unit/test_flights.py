@@ -32,7 +32,7 @@ class Model(RuleBasedStateMachine):
     def ask(self, key: str | None, deadline: float) -> None:
         self.next += 1
         joined = [flight for flight in set(self.waits.values()) if key is not None and flight.key == key]
-        flight = self.flights.ask(self.next, key, self.next, deadline)
+        flight = self.flights.join_or_begin(self.next, key, self.next, deadline)
         assert joined in ([], [flight]), "equal requests that are under way are one flight"
         assert joined or flight.request == self.next
         self.waits[self.next] = flight
@@ -40,13 +40,13 @@ class Model(RuleBasedStateMachine):
     @rule()
     def ask_alone(self) -> None:
         self.lone += 1
-        flight = self.flights.ask(("lone", self.lone), None, None, inf)
+        flight = self.flights.join_or_begin(("lone", self.lone), None, None, inf)
         assert flight not in self.waits.values()
 
     @rule()
     def begin(self) -> None:
         free = LIMIT - len(self.under_way)
-        flight = self.flights.turn()
+        flight = self.flights.next_flight()
         if flight is None:
             assert not free or len(self.flights) == sum(not flight.over for flight in self.under_way)
             return
@@ -61,7 +61,7 @@ class Model(RuleBasedStateMachine):
     def end(self, data: st.DataObject) -> None:
         flight = data.draw(st.sampled_from(self.under_way))
         self.under_way.remove(flight)
-        told = self.flights.end(flight)
+        told = self.flights.finish(flight)
         assert set(told) == {asker for asker, its in self.waits.items() if its is flight}
         for asker in told:
             del self.waits[asker]
@@ -108,22 +108,22 @@ TestFlights.settings = settings(max_examples=60, stateful_step_count=40)
 def test_turns_are_in_order() -> None:
     """Work begins in the order in which it came, as many at a time as the limit says."""
     flights: Flights[int] = Flights(2)
-    made = [flights.ask(number, number, number, inf) for number in range(1, 6)]
-    assert [flights.turn(), flights.turn(), flights.turn()] == [made[0], made[1], None]
+    made = [flights.join_or_begin(number, number, number, inf) for number in range(1, 6)]
+    assert [flights.next_flight(), flights.next_flight(), flights.next_flight()] == [made[0], made[1], None]
     flights.leave(made[2], 3)
-    flights.end(made[1])
-    assert flights.turn() is made[3], "one that everybody has left has no turn"
+    flights.finish(made[1])
+    assert flights.next_flight() is made[3], "one that everybody has left has no turn"
 
 
 def test_after_all_have_left_a_new_one_begins() -> None:
     """Nobody joins a flight that was given up, though its handler may still run; its place is taken until that ends."""
     flights: Flights[int] = Flights(1)
-    first = flights.ask("a", "key", 1, inf)
-    assert flights.turn() is first
+    first = flights.join_or_begin("a", "key", 1, inf)
+    assert flights.next_flight() is first
     assert flights.leave(first, 1)
-    second = flights.ask("a", "key", 2, inf)
+    second = flights.join_or_begin("a", "key", 2, inf)
     assert second is not first
-    assert flights.turn() is None
-    assert flights.end(first) == {}
-    assert flights.turn() is second
-    assert list(flights.end(second)) == [2]
+    assert flights.next_flight() is None
+    assert flights.finish(first) == {}
+    assert flights.next_flight() is second
+    assert list(flights.finish(second)) == [2]

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.health import PROMISED_HEARTBEAT_S, STUCK_OVERDUE_S, Limits, Trouble, Vitals, passed, seen_state, trouble
+from cluster2.health import (
+    PROMISED_HEARTBEAT_S,
+    STUCK_OVERDUE_S,
+    Limits,
+    Trouble,
+    Vitals,
+    seen_state,
+    threshold_passed,
+    trouble,
+)
 from cluster2.lifecycle import State
 
 CALM = Vitals(connections=0, requests=0, uptime=0.0, memory=0, heartbeat=0.0, request_deadline=0.0)
@@ -31,30 +40,30 @@ LIMITS = st.builds(Limits, st.floats(0, 1e9), st.floats(0, 1e9), st.floats(0, 1e
 )
 def test_each_threshold(limits: Limits, vitals: Vitals, name: str) -> None:
     """Who reaches a threshold has passed it, and the text names it; just below nothing is said."""
-    assert passed(limits, vitals) == name
-    assert passed(limits.stretched(1.1), vitals) is None
+    assert threshold_passed(limits, vitals) == name
+    assert threshold_passed(limits.stretched(1.1), vitals) is None
 
 
 @given(VITALS)
 def test_no_limits(vitals: Vitals) -> None:
     """0 is no limit, stretched or not, whatever a worker has done."""
-    assert passed(Limits(), vitals) is None
-    assert passed(Limits().stretched(1.5), vitals) is None
+    assert threshold_passed(Limits(), vitals) is None
+    assert threshold_passed(Limits().stretched(1.5), vitals) is None
 
 
 def test_what_is_not_known_passes_nothing() -> None:
     """An engine that doesn't count requests, and memory that wasn't measured, are below every threshold."""
     unknown = replace(CALM, requests=-1, memory=None)
-    assert passed(Limits(requests=1, memory=1), unknown) is None
+    assert threshold_passed(Limits(requests=1, memory=1), unknown) is None
 
 
 @given(LIMITS, VITALS, st.floats(1, 2), st.floats(1, 2))
 def test_stretching_never_recycles_earlier(limits: Limits, vitals: Vitals, less: float, more: float) -> None:
     """Who has passed stretched limits has passed the limits themselves, and any that are stretched less."""
     less, more = sorted((less, more))
-    if passed(limits.stretched(more), vitals) is not None:
-        assert passed(limits.stretched(less), vitals) is not None
-        assert passed(limits, vitals) is not None
+    if threshold_passed(limits.stretched(more), vitals) is not None:
+        assert threshold_passed(limits.stretched(less), vitals) is not None
+        assert threshold_passed(limits, vitals) is not None
 
 
 @given(LIMITS, VITALS, COUNTS, COUNTS, TIMES)
@@ -66,8 +75,8 @@ def test_who_has_passed_stays_so(limits: Limits, vitals: Vitals, connections: in
         requests=vitals.requests + requests,
         uptime=vitals.uptime + age,
     )
-    if passed(limits, vitals) is not None:
-        assert passed(limits, later) is not None
+    if threshold_passed(limits, vitals) is not None:
+        assert threshold_passed(limits, later) is not None
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ async def clerk(program: str) -> AsyncIterator[tuple[Clerk, Scoreboard]]:
     try:
         yield helper, board
     finally:
-        await helper.gone(0.0)
+        await helper.wait_closed(0.0)
         await asyncio.sleep(0)
         assert not helper.alive()
         assert set(os.listdir("/proc/self/fd")) <= before
@@ -72,7 +72,7 @@ async def test_one_that_ends_is_told_of_and_started_again() -> None:
         await until(lambda: helper.facts, "it is told")
         assert helper.facts == [HelperGone("monitor", "is gone (SIGKILL)")]
         assert (helper.alive(), board.header.monitor_pid) == (False, 0)
-        assert helper.again() == 0.0
+        assert helper.schedule_start() == 0.0
         await until(helper.alive, "another")
         assert helper.pid != first
         assert board.header.monitor_restarts == 1
@@ -84,7 +84,7 @@ async def test_one_that_can_not_live_is_started_later_each_time() -> None:
         pauses = []
         for turn in range(4):
             await until(lambda turn=turn: len(helper.facts) > turn, "it has ended")  # type: ignore[misc]
-            pauses.append(helper.again())
+            pauses.append(helper.schedule_start())
         assert pauses == [0.0, 0.05, 0.1, 0.1]
         assert helper.facts[0] == HelperGone("monitor", "is gone (exit code 9)")
         assert board.header.monitor_restarts == 4
@@ -96,12 +96,12 @@ async def test_one_that_can_not_be_started() -> None:
         argv, helper.argv = helper.argv, ["/nowhere/at/all"]
         os.kill(helper.pid, signal.SIGKILL)
         await until(lambda: helper.facts, "it has ended")
-        helper.again()
+        helper.schedule_start()
         await until(lambda: len(helper.facts) == 2, "it can't be started")
         assert "can't be started: " in str(helper.facts[1])
         assert not helper.alive()
         helper.argv = argv
-        helper.again()
+        helper.schedule_start()
         await until(helper.alive, "it is there again")
 
 
@@ -109,12 +109,12 @@ async def test_a_stuck_one_is_killed() -> None:
     """Without a sign of life for longer than its patience; who gives signs is left alone."""
     async with clerk(STUBBORN) as (helper, board):
         now = time.monotonic()
-        assert helper.look(now) is None
+        assert helper.kill_if_stuck(now) is None
         board.header.monitor_beat = now + 100
-        assert helper.look(now + 104) is None
-        assert helper.look(now + 106) == "the monitor gives no sign of life; it is killed"
+        assert helper.kill_if_stuck(now + 104) is None
+        assert helper.kill_if_stuck(now + 106) == "the monitor gives no sign of life; it is killed"
         await until(lambda: helper.facts, "it is gone")
-        assert helper.look(now + 1000) is None
+        assert helper.kill_if_stuck(now + 1000) is None
 
 
 async def test_another_takes_its_place() -> None:
@@ -130,14 +130,14 @@ async def test_it_ends_for_good() -> None:
     """Who doesn't leave in time is killed, one that is due to be started isn't any more, and to end it twice does nothing."""
     async with clerk(STUBBORN) as (helper, _):
         pid = helper.pid
-        await helper.gone(0.05)
+        await helper.wait_closed(0.05)
         assert not psutil.pid_exists(pid)
         await until(lambda: helper.facts, "it is told")
-        helper.again()
+        helper.schedule_start()
         helper.stop()
         await asyncio.sleep(0.02)
         assert not helper.alive()
-        await helper.gone(0.0)
+        await helper.wait_closed(0.0)
 
 
 def test_pauses() -> None:

@@ -555,7 +555,7 @@ async def test_a_freed_connection() -> None:
     for app, rest in ((echo, b""), (deaf, b"ab")):
         freed: list[Any] = []
         async with serving(app) as engine:
-            engine.park(freed.append)
+            engine.report_freed(freed.append)
             connection, transport = connect(engine)
             data = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab"
             await feed(transport, [data[: len(data) - len(rest)], *([rest] if rest else [])])
@@ -644,7 +644,7 @@ async def test_wsgi_lengths(threads: int, length: str) -> None:
             right = length.strip() == "5"
             assert statuses(bytes(transport.output)) == [200 if right else 500]
             assert not right or b"content-length: 5\r\n" in transport.output
-        assert engine.room()
+        assert engine.has_capacity()
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

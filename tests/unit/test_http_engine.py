@@ -131,16 +131,16 @@ async def test_requests_are_answered_and_counted() -> None:
                 assert "date: " in head
                 assert "connection: close" not in head
                 assert body == b"hello"
-            await until(lambda: engine.census()[:3] == (3, 2, 0))
+            await until(lambda: engine.stats()[:3] == (3, 2, 0))
             two.send("/held")
             await until(lambda: app.held == 1)
-            assert engine.census()[:3] == (3, 2, 1)
+            assert engine.stats()[:3] == (3, 2, 1)
             assert not engine.idle()
             app.gate.set()
             await two.receive()
-            await until(lambda: engine.census()[:3] == (4, 2, 0))
+            await until(lambda: engine.stats()[:3] == (4, 2, 0))
         await until(engine.idle)
-        assert engine.census()[:3] == (4, 0, 0)
+        assert engine.stats()[:3] == (4, 0, 0)
 
 
 @pytest.mark.parametrize("begins", [b"GET /", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nx: ", b"\r\n"])
@@ -191,7 +191,7 @@ async def test_drain_with_a_request_in_flight() -> None:
         client.send("/held")
         await until(lambda: app.held == 1)
         served.engine.drain(moving=False)
-        served.engine.sweep(0)
+        served.engine.close_idle(0)
         assert not served.engine.idle()
         app.gate.set()
         head, body = await client.receive()
@@ -206,7 +206,7 @@ async def test_drain_of_an_idle_connection() -> None:
     async with Served(App()).running() as served, served.connected() as client:
         await client.get()
         served.engine.drain(moving=False)
-        served.engine.sweep(60)
+        served.engine.close_idle(60)
         assert not served.engine.idle()
         head, body = await client.get()
         assert "connection: close" in head
@@ -221,7 +221,7 @@ async def test_sweep_of_an_idle_connection() -> None:
         async with served.connected() as used, served.connected() as unused:
             await used.get()
             served.engine.drain(moving=False)
-            served.engine.sweep(0)
+            served.engine.close_idle(0)
             assert await used.rest() == b""
             assert await unused.rest() == b""
         await until(served.engine.idle)
@@ -235,7 +235,7 @@ async def test_drain_while_connections_move() -> None:
         head, body = await client.get()
         assert "connection: close" not in head
         assert body == b"hello"
-        served.engine.sweep(0)
+        served.engine.close_idle(0)
         assert await client.rest() == b""
 
 
@@ -250,7 +250,7 @@ async def test_no_keep_alive(interface: Interface, drained: bool) -> None:
 
     async with Served(App() if interface is Interface.ASGI else wsgi, interface, keep_alive=False).running() as served:
         freed: list[Any] = []
-        served.engine.park(freed.append)
+        served.engine.report_freed(freed.append)
         if drained:
             served.engine.drain(moving=True)
         async with served.connected() as client:
@@ -271,7 +271,7 @@ async def test_drain_with_a_response_that_has_begun() -> None:
         assert "connection: close" not in head
         await until(lambda: app.held == 1)
         served.engine.drain(moving=False)
-        served.engine.sweep(0)
+        served.engine.close_idle(0)
         app.gate.set()
         assert await asyncio.wait_for(client.reader.readexactly(5), PATIENCE) == b"hello"
         head, _ = await client.get()
@@ -288,8 +288,8 @@ async def test_a_head_half_sent_is_no_idle_connection() -> None:
         connection = next(iter(served.engine.movable()))
         await until(lambda: not connection.idle())
         served.engine.drain(moving=False)
-        served.engine.sweep(0)
-        served.engine.sweep(0)
+        served.engine.close_idle(0)
+        served.engine.close_idle(0)
         client.writer.write(b"st\r\n\r\n")
         head, body = await client.receive()
         assert body == b"hello"
@@ -302,7 +302,7 @@ async def test_pipelined_requests_are_all_answered() -> None:
     async with Served(app).running() as served, served.connected() as client:
         client.writer.write(b"GET /held HTTP/1.1\r\nHost: t\r\n\r\nGET / HTTP/1.1\r\nHost: t\r\n\r\n")
         await until(lambda: app.held == 1)
-        served.engine.sweep(0)
+        served.engine.close_idle(0)
         app.gate.set()
         assert (await client.receive())[1] == b"hello"
         assert (await client.receive())[1] == b"hello"
@@ -359,10 +359,10 @@ async def test_websockets_end_with_1012() -> None:
         client.send("/ws", key + "dGhlIHNhbXBsZSBub25jZQ==\r\n")
         assert (await client.head()).startswith("http/1.1 101 ")
         served.engine.drain(moving=False)
-        served.engine.sweep(60)
+        served.engine.close_idle(60)
         client.writer.write(b"\x81\x85" + bytes(4) + b"hello")
         assert await asyncio.wait_for(client.reader.readexactly(7), PATIENCE) == b"\x81\x05hello"
-        served.engine.sweep(0)
+        served.engine.close_idle(0)
         assert (await asyncio.wait_for(client.reader.readexactly(4), PATIENCE))[2:] == (1012).to_bytes(2, "big")
         client.writer.write(b"\x88\x82" + bytes(4) + (1012).to_bytes(2, "big"))
         await client.rest()

@@ -122,7 +122,7 @@ async def test_what_waits_is_not_moved(rest: bytes) -> None:
     freed: list[bool] = []
     async with serving(app) as engine:
         connection, transport = connect(engine)
-        engine.park(lambda each: freed.append(each.may_move() and bool(each._unparsed)))  # type: ignore[attr-defined]
+        engine.report_freed(lambda each: freed.append(each.may_move() and bool(each._unparsed)))  # type: ignore[attr-defined]
         head = post(0)
         size = 5 * MAX_SLICE_BYTES - len(head) - 4  # so that a slice ends exactly with the body
         data = post(size)
@@ -143,7 +143,7 @@ async def test_what_waits_is_not_swept() -> None:
         await send(begins())
         await send(part(b""))
         engine.drain(moving=False)
-        engine.sweep(0.0)
+        engine.close_idle(0.0)
 
     async with serving(app) as engine:
         _, transport = connect(engine)

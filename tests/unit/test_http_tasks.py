@@ -93,7 +93,7 @@ async def test_a_request_that_is_cancelled() -> None:
     async with serving(app) as engine:
         _, transport = connect(engine)
         await feed(transport, [b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n"])
-        assert await engine.cut(1.0) == ["/held"]
+        assert await engine.abort(1.0) == ["/held"]
         assert cleaned == [True]
         assert (engine.outcomes.errors(), transport.aborted, bytes(transport.output)) == (0, True, b"")
 

@@ -187,16 +187,16 @@ async def test_wsgi() -> None:
 async def test_counts() -> None:
     """A websocket is a connection and a request under way, and one that was answered."""
     async with serving(echo) as engine:
-        before = engine.census()
+        before = engine.stats()
         _, transport = connect(engine)
         await feed(transport, [handshake()])
-        census = engine.census()
+        census = engine.stats()
         assert (census.connections, census.in_flight) == (1, 1)
         assert not engine.idle()
         await feed(transport, [frame(8, b"\x03\xe8")])
         transport.close()
         await settle()
-        after = engine.census()
+        after = engine.stats()
         assert before.requests is not None
         assert (after.connections, after.in_flight, after.requests) == (0, 0, before.requests + 1)
         assert engine.idle()
@@ -209,7 +209,7 @@ async def test_drain() -> None:
         await feed(transport, [handshake()])
         engine.drain(moving=True)
         for _ in range(3):
-            engine.sweep(0)
+            engine.close_idle(0)
         assert bytes(transport.output).endswith(b"\r\n\r\n\x88\x02\x03\xf4")
         await feed(transport, [frame(8, b"\x03\xf4")])
         assert transport.ended
@@ -230,7 +230,7 @@ async def test_drain_in_a_handshake() -> None:
         _, transport = connect(engine)
         await feed(transport, [handshake()])
         engine.drain(moving=True)
-        engine.sweep(0)
+        engine.close_idle(0)
         assert not transport.output
         gate.set()
         await settle()
@@ -253,7 +253,7 @@ async def test_cut() -> None:
     async with serving(app) as engine:
         _, transport = connect(engine)
         await feed(transport, [handshake()])
-        assert await asyncio.wait_for(engine.cut(1.0), PATIENCE) == ["/ws"]
+        assert await asyncio.wait_for(engine.abort(1.0), PATIENCE) == ["/ws"]
         assert transport.aborted
         await settle()
         assert engine.idle()
@@ -268,7 +268,7 @@ async def test_pings_by_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
         _, transport = connect(engine)
         await feed(transport, [handshake()])
         for _ in range(3):
-            engine.second()
+            engine.on_second()
         assert b"\x89\x00" in transport.output
         assert b"\x03\xf3no answer to a ping" in transport.output
 

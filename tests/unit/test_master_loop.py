@@ -65,8 +65,8 @@ async def test_a_state_that_has_ended(tmp_path: Path) -> None:
         master = cluster.running._master
         assert master is not None
         handle = next(iter(master.roster))
-        master.put(facts.FromWorker(handle, wire.Leaving("SIGTERM")))
-        master.put(facts.Overdue(handle, State.READY))
+        master.post(facts.FromWorker(handle, wire.Leaving("SIGTERM")))
+        master.post(facts.Overdue(handle, State.READY))
         died = await cluster.event(events.Died)
         assert (died.pid, died.code, died.signal) == (handle.pid, 0, None)
         assert not cluster.of(events.Warned)
@@ -82,11 +82,11 @@ async def test_a_generation_that_is_ready_but_not_admitted(tmp_path: Path) -> No
         generations.load(1)
         await until(lambda: heard, "the zygote has said that it is ready")
         assert generations.nursery(1) is None
-        generations.admit(1)
+        generations.on_ready(1)
         assert generations.nursery(1) is not None
         generations.load(1)
         assert generations.nursery(1) is None
-        await generations.gone(10)
+        await generations.wait_closed(10)
 
 
 async def test_all_workers_killed_at_once(tmp_path: Path) -> None:
@@ -207,14 +207,14 @@ async def test_a_worker_that_hangs_at_a_later_boot(tmp_path: Path) -> None:
         before = await cluster.workers()
         master = cluster.running._master
         assert master is not None
-        master.lives.actions.heed(replace(master.settings, boot_timeout=1.0))
+        master.lives.actions.apply_settings(replace(master.settings, boot_timeout=1.0))
         (tmp_path / "hanging").touch()
         os.kill(before[0], signal.SIGKILL)
         warned = await cluster.event(events.Warned)
         assert "wasn't ready within boot_timeout" in warned.text
         died = await cluster.event(events.Died, phase="startup")
         assert "most recent call first" in (died.stacks or "")
-        master.lives.actions.heed(master.settings)
+        master.lives.actions.apply_settings(master.settings)
         (tmp_path / "hanging").unlink()
         assert await cluster.get() == b"%d" % before[1]
         await cluster.whole(without=[before[0]])

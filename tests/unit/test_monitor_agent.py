@@ -13,7 +13,7 @@ from cluster2.errors import ConfigError
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.lifecycle import State
 from cluster2.monitor import agent
-from cluster2.monitor.agent import Agents, line, share
+from cluster2.monitor.agent import Agents, line, ready_percent
 from cluster2.monitor.facts import Facts
 from cluster2.settings import Settings, validate
 
@@ -59,7 +59,7 @@ def test_a_master_that_is_stuck(board: Scoreboard) -> None:
 )
 def test_share(ready: int, wanted: int, percent: int) -> None:
     """In percent, rounded up, 100 at most."""
-    assert share(ready, wanted) == percent
+    assert ready_percent(ready, wanted) == percent
 
 
 @pytest.mark.parametrize(

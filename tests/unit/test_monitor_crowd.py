@@ -55,7 +55,7 @@ class Client:
 
 
 def under_way(engine: HttpEngine, count: int) -> bool:
-    return engine.census().in_flight == count
+    return engine.stats().in_flight == count
 
 
 @asynccontextmanager
@@ -95,11 +95,11 @@ async def test_whoever_comes_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
             others.append(await connect())
             if turn % 2:
                 others[-1].writer.write(b"GET / HT")
-            await until(lambda: engine.census().connections <= 8)
+            await until(lambda: engine.stats().connections <= 8)
         last = await connect()
         await last.asks("/")
         assert await last.hears() == HELLO
-        assert engine.census().in_flight == 1
+        assert engine.stats().in_flight == 1
         assert await others[0].hears() == b""
 
 
@@ -111,7 +111,7 @@ async def test_all_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
             await (await connect()).asks("/wait")
             await until(partial(under_way, engine, count))
         last = await connect()
-        await until(lambda: engine.census().connections == 4)
+        await until(lambda: engine.stats().connections == 4)
         await last.asks("/")
         assert await last.hears() == HELLO
 
@@ -130,13 +130,13 @@ async def test_what_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:
             most = max(most, sum(each.get_write_buffer_size() for each in there))
             known()
 
-        known, kept.press = kept.press, press  # type: ignore[method-assign]
+        known, kept.enforce_bounds = kept.enforce_bounds, press  # type: ignore[method-assign]
         good = await connect()
         greedy = [await connect() for _ in range(20)]
         for each in greedy:
             each.writer.write(b"GET /much HTTP/1.1\r\nHost: test\r\n\r\n" * 20)
         await until(lambda: answered >= 20)
-        await until(lambda: engine.census().connections == 1)
+        await until(lambda: engine.stats().connections == 1)
         await good.asks("/")
         assert await good.hears() == HELLO
         assert 1 << 20 < most < 1 << 25

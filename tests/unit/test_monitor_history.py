@@ -23,7 +23,7 @@ def test_rates_add_up(looks: list[tuple[float, int]]) -> None:
     meter, now, count, seen = Meter(), 0.0, 0, 0.0
     for number, (pause, more) in enumerate(looks):
         now, count = now + pause, count + more
-        meter.turn(now)
+        meter.advance(now)
         rate = meter.rate("requests", count)
         assert (rate is None) == (number == 0)
         seen += (rate or 0.0) * pause
@@ -35,7 +35,7 @@ def test_rates_that_are_not_known() -> None:
     meter = Meter()
     found = []
     for now, count in ((1.0, 5), (2.0, None), (3.0, 9), (4.0, 11), (5.0, 1), (5.0, 2)):
-        meter.turn(now)
+        meter.advance(now)
         found.append(meter.rate("requests", count))
     assert found == [None, None, None, 2.0, 0.0, None]
 
@@ -45,16 +45,16 @@ def test_lately() -> None:
     lately, fast, slow = Lately(2), [0] * (len(BUCKET_BOUNDS_S) + 1), [0] * (len(BUCKET_BOUNDS_S) + 1)
     slow[8] = 100  # 0.1 to 0.25 s
     none = {"p50": None, "p99": None}
-    lately.turn()
+    lately.advance()
     assert lately.summary("a", fast) == none
-    lately.turn()
+    lately.advance()
     assert lately.summary("a", slow)["p99"] == pytest.approx(0.2485)
     for expected in (pytest.approx(0.175), None):
-        lately.turn()
+        lately.advance()
         assert lately.summary("a", slow)["p50"] == expected
-    lately.turn()
+    lately.advance()
     assert lately.summary("b", slow) == none
-    lately.turn()
+    lately.advance()
     assert lately.summary("a", None) == lately.summary("b", slow) == none
 
 
@@ -111,7 +111,7 @@ def test_marks() -> None:
     """The last ones are kept; asked for since a time."""
     history = History()
     for second in range(MAX_MARKS + 10):
-        history.mark(float(second), "died", slot=3, reason="crash")
+        history.add_mark(float(second), "died", slot=3, reason="crash")
     assert len(history.marks(0)) == MAX_MARKS
     assert history.marks(MAX_MARKS + 8) == [{"time": MAX_MARKS + 9, "name": "died", "slot": 3, "reason": "crash"}]
 
@@ -132,7 +132,7 @@ class Weighing:
         """Whom each second weighs."""
         before = len(self.asked)
         for _ in range(count):
-            self.scales.turn(pids)
+            self.scales.measure_some(pids)
             self.now = math.floor(self.now) + 1.0
         return self.asked[before:]
 
@@ -143,9 +143,9 @@ def test_new_ones_are_weighed_first() -> None:
     assert small.turns([1, 2, 3], 1) == [1, 2, 3]
     assert small.turns([1, 2, 3], 8) == [1, 2, 3, 1, 2, 3, 1, 2]
     assert small.turns([1, 2, 3, 4], 2) == [4, 3]
-    assert small.scales.of(4) == 400
+    assert small.scales.memory_of(4) == 400
     small.turns([1, 2], 1)
-    assert small.scales.of(4) is None
+    assert small.scales.memory_of(4) is None
 
 
 def test_large_ones_are_weighed_seldom() -> None:
@@ -165,7 +165,7 @@ def test_totals() -> None:
     assert scales.total([1, 3]) == 400
     assert (scales.total([1, 3, 5, 7]), scales.weighed([1, 3, 5, 7])) == (800, False)
     assert weighing.turns([13], 3) == [13, 13]
-    assert (scales.of(13), scales.weighed([13]), scales.total([13])) == (None, True, None)
+    assert (scales.memory_of(13), scales.weighed([13]), scales.total([13])) == (None, True, None)
 
 
 def test_the_ring_is_small() -> None:

@@ -106,13 +106,13 @@ async def test_what_may_come_instead(
     monkeypatch.setattr(lines, "ANSWER_TIMEOUT_S", 0.5)
     monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1 << 16)
     with pytest.raises(error, match=says_so):
-        await master(answer).line.ask("status", {})
+        await master(answer).line.query("status", {})
 
 
 async def test_nobody_takes_us(master: Callable[..., Master]) -> None:
     """A master that is stuck lets its queue fill up: that is an error at once, not a loop that waits."""
     with pytest.raises(NoAnswer, match="can't talk to the master: its queue is full"):
-        await master().line.ask("status", {})
+        await master().line.query("status", {})
 
 
 async def test_events_are_heard_again(master: Callable[..., Master], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,20 +162,20 @@ def test_followers() -> None:
     followers.join(every)
     followers.join(some)
     for number in range(10):
-        followers.tell(events.Emitted(time=1.0, event="mine", data=number))
-    followers.tell(beat())
-    followers.tell(events.Enabled(time=2.0))
+        followers.publish(events.Emitted(time=1.0, event="mine", data=number))
+    followers.publish(beat())
+    followers.publish(events.Enabled(time=2.0))
     assert [told["event"] for told in all_told] == [*["mine"] * 10, "heartbeat", "enabled"]
     assert [told["event"] for told in some_told] == [*["mine"] * 3, "enabled"]
     deadline = time.monotonic() + 30
     while len(some_told) == 4 and time.monotonic() < deadline:
-        followers.tell(events.Emitted(time=1.0, event="later"))
+        followers.publish(events.Emitted(time=1.0, event="later"))
     assert some_told[4]["event"] == "later", "another second, another three"
-    followers.tell(events.Warned(time=3.0, text="x" * 1000))
+    followers.publish(events.Warned(time=3.0, text="x" * 1000))
     assert some_told[-1] == {"event": "warning", "time": 3.0, "cut": 1040}
     while len(all_told) < 100:
-        followers.tell(events.Enabled(time=2.0))
-    followers.tell(events.Enabled(time=2.0))
+        followers.publish(events.Enabled(time=2.0))
+    followers.publish(events.Enabled(time=2.0))
     assert (len(all_told), [error.message for error in gone]) == (100, ["it has left, or is too slow"])
 
 

@@ -131,7 +131,7 @@ async def test_the_histogram(board: Scoreboard) -> None:
     index, row = worker(board, 0, latency=0.5)
     row.latencies[0] += 3
     row.latencies[len(BUCKET_BOUNDS_S)] += 1
-    ledger.bury(board, index, 0, lived=True, crashed=False)
+    ledger.fold_life(board, index, 0, lived=True, crashed=False)
     _, row = worker(board, 0, latency=0.25)
     row.latencies[2] += 2
     _, row = worker(board, 1, latency=1.0)
@@ -151,7 +151,7 @@ async def test_lives_leave_no_series_behind(board: Scoreboard) -> None:
     before = await scrape(board)
     for _ in range(50):
         index, _ = worker(board, 1, requests=2)
-        ledger.bury(board, index, 1, lived=True, crashed=True)
+        ledger.fold_life(board, index, 1, lived=True, crashed=True)
     after = await scrape(board)
     assert after.keys() == before.keys()
     assert after["cluster2_requests_total", ()] == 101
@@ -214,7 +214,7 @@ async def test_stuck_workers_are_not_ready(board: Scoreboard) -> None:
 async def test_how_requests_end(board: Scoreboard) -> None:
     """By status class and slot, over lives; where an engine can't know, nothing is told of it."""
     index, _ = worker(board, 0, requests=6, status_2xx=4, status_4xx=2, disconnects=1)
-    ledger.bury(board, index, 0, lived=True, crashed=False)
+    ledger.fold_life(board, index, 0, lived=True, crashed=False)
     worker(board, 0, requests=2, status_2xx=1, status_5xx=1)
     found = await scrape(board)
     classes = [found["cluster2_responses_total", (("class", f"{digit}xx"),)] for digit in range(1, 6)]

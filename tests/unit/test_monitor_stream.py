@@ -33,12 +33,12 @@ def board() -> Iterator[Scoreboard]:
 def test_the_feed() -> None:
     """Numbers only grow; the last events are kept, the app's own apart, so that they can't push the others out."""
     feed = Feed(1000)
-    feed.heard({"event": "reloading", "time": 1.0, "generation": 2})
+    feed.add({"event": "reloading", "time": 1.0, "generation": 2})
     for number in range(500):
-        feed.heard({"event": "mine", "time": 1.0, "data": number, "pid": 0, "slot": None})
+        feed.add({"event": "mine", "time": 1.0, "data": number, "pid": 0, "slot": None})
     assert [told.name for told in feed.after(0)] == ["reloading", *["mine"] * MAX_KEPT_EMITTED]
     for number in range(500):
-        feed.heard({"event": "SIGHUP" if number % 2 else "forked", "time": 1.0})
+        feed.add({"event": "SIGHUP" if number % 2 else "forked", "time": 1.0})
     told = feed.after(0)
     assert len(told) == MAX_KEPT_EVENTS + MAX_KEPT_EMITTED
     assert [each.number for each in told] == sorted(each.number for each in told)
@@ -57,16 +57,16 @@ def test_the_feed() -> None:
 def test_what_is_no_event(garbage: dict[str, Any]) -> None:
     """It is passed over, and so are heartbeats."""
     feed = Feed(1)
-    feed.heard(garbage)
+    feed.add(garbage)
     assert feed.after(0) == []
 
 
 def test_long_and_private_events() -> None:
     """A long one comes without its contents; code, and what the app says, only for who may see it."""
     feed = Feed(1)
-    feed.heard({"event": "mine", "time": 1.0, "pid": 7, "slot": 1, "data": "x" * MAX_EVENT_BYTES})
-    feed.heard({"event": "died", "time": 1.0, "pid": 7, "stacks": "File secret.py", "reason": "hang"})
-    feed.heard({"event": "x" * MAX_EVENT_BYTES, "time": 1.0})
+    feed.add({"event": "mine", "time": 1.0, "pid": 7, "slot": 1, "data": "x" * MAX_EVENT_BYTES})
+    feed.add({"event": "died", "time": 1.0, "pid": 7, "stacks": "File secret.py", "reason": "hang"})
+    feed.add({"event": "x" * MAX_EVENT_BYTES, "time": 1.0})
     long, private = feed.after(0)
     expected = {"event": "mine", "time": 1.0, "pid": 7, "slot": 1}
     assert json.loads(long.full) == expected | {
@@ -86,7 +86,7 @@ def test_events_as_the_master_tells_them() -> None:
         events.Emitted(time=when, event="mine", data={"a": 1}, pid=3, slot=1),
     ]
     for kind in kinds:
-        feed.heard(events.plain(kind))
+        feed.add(events.plain(kind))
     assert [json.loads(told.full) for told in feed.after(0)] == [events.plain(kind) for kind in kinds]
 
 
@@ -149,8 +149,8 @@ async def test_a_viewer(board: Scoreboard) -> None:
     """It has the kept events and the facts at once, then facts and a sample each second, and events as they happen."""
     desk = desk_of(board)
     worker(board, 0)
-    desk.second()
-    desk.watch.feed.heard({"event": "forked", "time": 1.0, "pid": 7})
+    desk.on_second()
+    desk.watch.feed.add({"event": "forked", "time": 1.0, "pid": 7})
     viewer = Viewer(desk)
     await viewer.until(lambda: "sample" in viewer.names())
     assert viewer.content.startswith(b"retry: 2000\n\n")
@@ -158,8 +158,8 @@ async def test_a_viewer(board: Scoreboard) -> None:
     _, number, data = viewer.told()[0]
     assert (int(number) > 0, data) == (True, {"event": "forked", "time": 1.0, "pid": 7})
     assert viewer.told()[1][1:] == ("", json.loads(msgspec.json.encode(desk.facts())))
-    desk.second()
-    desk.watch.feed.heard({"event": "facts\nid: 5\r\ndata: x", "time": 1.0, "data": "y"})
+    desk.on_second()
+    desk.watch.feed.add({"event": "facts\nid: 5\r\ndata: x", "time": 1.0, "data": "y"})
     await viewer.until(lambda: len(viewer.names()) == 6)
     assert viewer.names()[3:] in (
         ["facts", "sample", "facts?id: 5??data: x"],
@@ -173,7 +173,7 @@ async def test_where_it_left_off(board: Scoreboard) -> None:
     """`Last-Event-ID`: only what came later; anything else that stands there means all."""
     desk = desk_of(board)
     for slot in range(30):
-        desk.watch.feed.heard({"event": "forked", "time": 1.0, "slot": slot})
+        desk.watch.feed.add({"event": "forked", "time": 1.0, "slot": slot})
     numbers = [told.number for told in desk.watch.feed.after(0)]
     for header, expected in ((str(numbers[27]), [28, 29]), ("x", range(30)), ("-5", range(30)), ("9" * 30, range(30))):
         viewer = Viewer(desk, "/events?only=events", last_event_id=header)
@@ -189,7 +189,7 @@ async def test_events_only(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -
     viewer, other = Viewer(desk, "/events?only=events"), Viewer(desk)
     await other.until(lambda: other.names())
     for _ in range(20):
-        desk.second()
+        desk.on_second()
         await asyncio.sleep(0.005)
     await viewer.until(lambda: viewer.content.endswith(b"\n\n:\n\n:\n\n"))
     assert viewer.names() == []
@@ -199,13 +199,13 @@ async def test_events_only(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -
 async def test_a_slow_viewer(board: Scoreboard) -> None:
     """It loses samples and events, and costs no more than one message; others don't wait for it."""
     desk = desk_of(board)
-    desk.second()
+    desk.on_second()
     slow, quick = Viewer(desk), Viewer(desk)
     await quick.until(lambda: quick.names() == slow.names() == ["facts", "sample"])
     slow.takes.clear()
     for second in range(300):
-        desk.second()
-        desk.watch.feed.heard({"event": "forked", "time": 1.0, "slot": second})
+        desk.on_second()
+        desk.watch.feed.add({"event": "forked", "time": 1.0, "slot": second})
         await quick.until(lambda: {"forked", "sample"} <= {*quick.names()})
         quick.content = b""
     assert len(slow.told()) <= 4, "the one message that it was being sent"
@@ -230,7 +230,7 @@ async def test_many_viewers(board: Scoreboard) -> None:
         await leave(viewers.pop())
         assert (await asking.head("/events")).status_code == 200
     number = desk.viewers.latest.number
-    desk.second()
+    desk.on_second()
     await viewers[0].until(lambda: all(viewer.names().count("facts") == 2 for viewer in viewers))
     assert desk.viewers.latest.number == number + 1
     desk.viewers.close()
@@ -244,7 +244,7 @@ async def test_many_viewers(board: Scoreboard) -> None:
 async def test_who_sees_code(board: Scoreboard) -> None:
     """Where there is a token, stacks are for those who bear it, on loopback as well."""
     desk = desk_of(board)
-    desk.watch.feed.heard({"event": "died", "time": 1.0, "stacks": "File secret.py"})
+    desk.watch.feed.add({"event": "died", "time": 1.0, "stacks": "File secret.py"})
     for settings, headers, sees in (
         (Settings(), {}, True),
         (Settings(monitor_token=TOKEN), {}, False),
@@ -263,11 +263,11 @@ async def test_what_it_costs(board: Scoreboard) -> None:
     for slot in range(64):
         worker(board, slot, requests=10**6, connections=1000)
     viewer = Viewer(desk)
-    desk.second()  # the first look weighs processes
+    desk.on_second()  # the first look weighs processes
     await viewer.until(lambda: "sample" in viewer.names())
     began = time.process_time()
     for _ in range(20):
-        desk.second()
+        desk.on_second()
         await asyncio.sleep(0)
     assert (time.process_time() - began) / 20 < 0.03
     assert len(desk.viewers.latest.content) < 64 * 1024

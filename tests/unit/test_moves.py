@@ -134,7 +134,7 @@ async def test_rest(stack: ExitStack) -> None:
     house.add(0, idle=1.0)
     house.add(0, idle=5.0, may=False)
     house.add(1, idle=2.0)
-    house.moves.rest(NOW, 2.0)
+    house.moves.handoff_idle(NOW, 2.0)
     assert house.homes[0].gone == [True, False, False]
     assert house.homes[1].gone == [True]
     assert [each[1:] for each in house.arrived()] == [(0, socket.AF_INET, 5.0), (1, socket.AF_INET, 2.0)]
@@ -158,7 +158,7 @@ async def test_never_rest(stack: ExitStack) -> None:
     """With `handoff_idle_after = 0` nothing goes to rest."""
     house = House(stack)
     house.add(idle=1e6)
-    house.moves.rest(NOW, 0.0)
+    house.moves.handoff_idle(NOW, 0.0)
     assert house.arrived() == []
 
 
@@ -168,10 +168,10 @@ async def test_rest_of_a_busy_keeper(stack: ExitStack) -> None:
     house.add(idle=5.0)
     house.add(idle=7.0)
     house.header.keeper_rate = 3 * UNSTRETCHED_WAKE_RATE
-    house.moves.rest(NOW, 2.0)
+    house.moves.handoff_idle(NOW, 2.0)
     assert house.homes[0].gone == [False, True]
     house.header.keeper_rate = UNSTRETCHED_WAKE_RATE / 10
-    house.moves.rest(NOW, 2.0)
+    house.moves.handoff_idle(NOW, 2.0)
     assert house.homes[0].gone == [True, True]
     assert len(house.arrived()) == 2
 
@@ -192,7 +192,7 @@ async def test_park(stack: ExitStack) -> None:
     house = House(stack)
     house.add(0, 3)
     (busy,) = house.add(1, may=False)
-    house.moves.park_from_now_on(NOW)
+    house.moves.start_handoff_after_response(NOW)
     assert len(house.arrived()) == 3
     busy.may = True
     freed = house.homes[1].freed
@@ -206,7 +206,7 @@ async def test_park(stack: ExitStack) -> None:
 async def test_park_when_written(stack: ExitStack) -> None:
     """A response that isn't written when it is complete may be a turn of the loop later; then its connection goes."""
     house = House(stack)
-    house.moves.park_from_now_on(NOW)
+    house.moves.start_handoff_after_response(NOW)
     (busy,) = house.add(may=False)
     freed = house.homes[0].freed
     assert freed is not None
@@ -221,7 +221,7 @@ async def test_park_when_written(stack: ExitStack) -> None:
 async def test_park_late(stack: ExitStack) -> None:
     """One that wasn't written even then goes with a later tick."""
     house = House(stack)
-    house.moves.park_from_now_on(NOW)
+    house.moves.start_handoff_after_response(NOW)
     (busy,) = house.add(may=False)
     freed = house.homes[0].freed
     assert freed is not None
@@ -229,7 +229,7 @@ async def test_park_late(stack: ExitStack) -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     busy.may = True
-    house.moves.park_late(NOW)
+    house.moves.handoff_late(NOW)
     assert busy.gone
     assert house.moves.parked == 1
     house.arrived()
@@ -238,9 +238,9 @@ async def test_park_late(stack: ExitStack) -> None:
 async def test_park_no_more(stack: ExitStack) -> None:
     """When parking ends the hooks are gone."""
     house = House(stack)
-    house.moves.park_from_now_on(NOW)
+    house.moves.start_handoff_after_response(NOW)
     assert all(home.freed for home in house.homes)
-    house.moves.park_no_more()
+    house.moves.stop_handoff_after_response()
     assert not any(home.freed for home in house.homes)
 
 
@@ -248,18 +248,18 @@ async def test_a_full_queue(stack: ExitStack) -> None:
     """What the queue doesn't take stays a connection of this worker, and goes when there is room."""
     house = House(stack)
     connections = house.add(0, 5)
-    house.moves.park_from_now_on(NOW)
+    house.moves.start_handoff_after_response(NOW)
     house.arrived()
     (late,) = house.add()
     house.fill()
     freed = house.homes[0].freed
     assert freed is not None
     freed(cast(Movable, late))
-    house.moves.park_late(NOW)
+    house.moves.handoff_late(NOW)
     assert not late.gone
     assert house.moves.moved == 5
     house.arrived()
-    house.moves.park_late(NOW)
+    house.moves.handoff_late(NOW)
     assert late.gone
     assert all(each.gone for each in connections)
     assert len(house.arrived()) == 1
@@ -297,7 +297,7 @@ async def test_share(stack: ExitStack, counts: list[int], mine: int, sent: int) 
     """A worker with more than its share gives the surplus away, one with its share or less nothing."""
     house = House(stack)
     house.add(0, mine)
-    house.moves.share(NOW, counts, mine)
+    house.moves.handoff_surplus(NOW, counts, mine)
     assert len(house.arrived()) == sent
     assert house.homes[0].sheds == []
 
@@ -307,7 +307,7 @@ async def test_share_kept_ones(stack: ExitStack) -> None:
     house = House(stack)
     house.add(0, 10, kept=False)
     house.add(0, 10)
-    house.moves.share(NOW, [20, 0], 20)
+    house.moves.handoff_surplus(NOW, [20, 0], 20)
     assert house.homes[0].gone == [False] * 10 + [True] * 10
     house.arrived()
 
@@ -316,11 +316,11 @@ async def test_share_what_can_not_move(stack: ExitStack) -> None:
     """What can't move is ended politely, a part of the surplus at a time; with a keeper only what never can."""
     house = House(stack)
     house.add(0, 20, may=False)
-    house.moves.share(NOW, [20, 0], 20)
+    house.moves.handoff_surplus(NOW, [20, 0], 20)
     assert [home.sheds for home in house.homes] == [[(10 // SURPLUS_DIVISOR, True)]] * 2
     alone = House(stack, keeper=False)
     alone.add(0, 20)
-    alone.moves.share(NOW, [20, 0], 20)
+    alone.moves.handoff_surplus(NOW, [20, 0], 20)
     assert alone.homes[0].sheds == [(10 // SURPLUS_DIVISOR, False)]
     assert not any(alone.homes[0].gone)
 
@@ -332,9 +332,9 @@ async def test_without_a_keeper(stack: ExitStack) -> None:
     """Nothing moves, nothing is hooked."""
     house = House(stack, keeper=False)
     house.add(0, 3, idle=100.0)
-    house.moves.rest(NOW, 1.0)
-    house.moves.park_from_now_on(NOW)
-    house.moves.park_late(NOW)
+    house.moves.handoff_idle(NOW, 1.0)
+    house.moves.start_handoff_after_response(NOW)
+    house.moves.handoff_late(NOW)
     house.moves.retire(NOW)
     assert house.homes[0].gone == [False] * 3
     assert house.homes[0].freed is None

@@ -63,7 +63,7 @@ async def ward(directory: Path, text: str = HELLO, argv: list[str] | None = None
         yield found
     finally:
         found.nursery.close()
-        await found.nursery.gone(1.0)
+        await found.nursery.wait_closed(1.0)
         await until(lambda: not _children() - before, "no child is left")
 
 
@@ -108,7 +108,7 @@ class Birth:
         while not self._heard:
             data = await asyncio.wait_for(loop.sock_recv(self.ours, 65536), PATIENCE)
             assert data, "the worker has gone"
-            self._heard += self._unpacker.feed(data)
+            self._heard += self._unpacker.unpack(data)
         return self._heard.pop(0)
 
     async def greeting(self) -> bytes:
@@ -233,7 +233,7 @@ async def test_an_import_that_hangs(tmp_path: Path) -> None:
         await until(started.exists)
         (zygote,) = w.nursery.pids()
         w.nursery.close()
-        await w.nursery.gone(0.0)
+        await w.nursery.wait_closed(0.0)
         assert not psutil.pid_exists(zygote)
         assert w.facts == []
 
@@ -299,5 +299,5 @@ async def test_a_child_that_can_not_be_heard(
         assert fact.message == wire.PrepareFailed("no process can be made: No space left on device", "", 1)
         assert not nursery.ready
     nursery.close()
-    await nursery.gone(PATIENCE)
+    await nursery.wait_closed(PATIENCE)
     await until(lambda: descriptors() == before, lambda: f"left: {descriptors() ^ before}")

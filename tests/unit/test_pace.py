@@ -29,15 +29,15 @@ def parking(now: float = 100.0) -> Pace:
     pace = Pace(ABOVE)
     for _ in range(MIN_SLOW_STEPS):
         pace.step(PROOF_STEP, now, [])
-    assert pace.mode is Mode.PARKING
+    assert pace.mode is Mode.HANDOFF
     return pace
 
 
 def test_the_beginning() -> None:
     """A worker starts eager, and stays so while nothing is long."""
     pace = Pace(ABOVE)
-    assert pace.mode is Mode.EAGER
-    assert pace.relax(1000.0) is Mode.EAGER
+    assert pace.mode is Mode.BATCH
+    assert pace.relax(1000.0) is Mode.BATCH
     assert pace.longest == 0.0
 
 
@@ -46,7 +46,7 @@ def held(now: float = 100.0) -> Pace:
     pace = Pace(0.0)
     for _ in range(MIN_CLEARLY_LONG_STEPS):
         pace.step(CLEAR_STEP, now, [])
-    assert pace.mode is Mode.HELD
+    assert pace.mode is Mode.ONE_BY_ONE
     return pace
 
 
@@ -55,9 +55,9 @@ def test_long_steps_hold(step: float, many: int) -> None:
     """As many steps as are counted of their degree, within the window, make it hold back at once; one fewer don't."""
     pace = Pace(0.0)
     for number in range(many - 1):
-        assert pace.step(step, 100.0 + number * COUNTING_WINDOW_S / many, []) is Mode.EAGER
+        assert pace.step(step, 100.0 + number * COUNTING_WINDOW_S / many, []) is Mode.BATCH
     assert pace.longest == step
-    assert pace.step(step, 99.9 + COUNTING_WINDOW_S, []) is Mode.HELD
+    assert pace.step(step, 99.9 + COUNTING_WINDOW_S, []) is Mode.ONE_BY_ONE
 
 
 @pytest.mark.parametrize(("step", "many"), [(CLEAR_STEP, MIN_CLEARLY_LONG_STEPS), (LONG_STEP, MIN_LONG_STEPS)])
@@ -65,14 +65,14 @@ def test_rare_long_steps_do_not_hold(step: float, many: int) -> None:
     """What the kernel does in an app's time comes now and then: for that nobody holds back, however long it goes on."""
     pace = Pace(0.0)
     for number in range(10 * many):
-        assert pace.step(step, 100.0 + number * 1.001 * COUNTING_WINDOW_S / (many - 1), []) is Mode.EAGER
+        assert pace.step(step, 100.0 + number * 1.001 * COUNTING_WINDOW_S / (many - 1), []) is Mode.BATCH
 
 
 def test_calm_makes_eager() -> None:
     """When few steps were long for three seconds it is eager again, and has forgotten the longest one."""
     pace = held(100.0)
-    assert pace.relax(100.0 + CALM_AFTER_S) is Mode.HELD
-    assert pace.relax(100.0 + CALM_AFTER_S + 0.01) is Mode.EAGER
+    assert pace.relax(100.0 + CALM_AFTER_S) is Mode.ONE_BY_ONE
+    assert pace.relax(100.0 + CALM_AFTER_S + 0.01) is Mode.BATCH
     assert pace.longest == 0.0
 
 
@@ -89,8 +89,8 @@ def test_the_longest_is_forgotten() -> None:
 def test_a_rare_long_step_does_not_keep_it_held() -> None:
     """It calms down although a step is long now and then."""
     pace = held(100.0)
-    assert pace.step(CLEAR_STEP, 100.1 + COUNTING_WINDOW_S, []) is Mode.HELD
-    assert pace.relax(100.0 + CALM_AFTER_S + 0.01) is Mode.EAGER
+    assert pace.step(CLEAR_STEP, 100.1 + COUNTING_WINDOW_S, []) is Mode.ONE_BY_ONE
+    assert pace.relax(100.0 + CALM_AFTER_S + 0.01) is Mode.BATCH
 
 
 def test_long_steps_keep_it_held() -> None:
@@ -98,46 +98,46 @@ def test_long_steps_keep_it_held() -> None:
     pace = held(100.0)
     for tenth in range(100):
         pace.step(LONG_STEP, 100.0 + tenth / 20, [])
-        assert pace.relax(100.0 + tenth / 20) is Mode.HELD
-    assert pace.relax(104.95 + CALM_AFTER_S + 0.01) is Mode.EAGER
+        assert pace.relax(100.0 + tenth / 20) is Mode.ONE_BY_ONE
+    assert pace.relax(104.95 + CALM_AFTER_S + 0.01) is Mode.BATCH
 
 
 def test_three_proofs_park() -> None:
     """The third proof within two seconds makes it park, not the second."""
     pace = Pace(ABOVE)
-    assert pace.step(PROOF_STEP, 100.0, []) is Mode.EAGER
-    assert pace.step(PROOF_STEP, 101.0, []) is Mode.HELD
-    assert pace.step(PROOF_STEP, 101.9, []) is Mode.PARKING
+    assert pace.step(PROOF_STEP, 100.0, []) is Mode.BATCH
+    assert pace.step(PROOF_STEP, 101.0, []) is Mode.ONE_BY_ONE
+    assert pace.step(PROOF_STEP, 101.9, []) is Mode.HANDOFF
 
 
 def test_proofs_far_apart_do_not_park() -> None:
     """A garbage collection now and then is no reason to park."""
     pace = Pace(ABOVE)
     for number in range(50):
-        assert pace.step(PROOF_STEP, 100.0 + number * COUNTING_WINDOW_S / 2, []) is not Mode.PARKING
+        assert pace.step(PROOF_STEP, 100.0 + number * COUNTING_WINDOW_S / 2, []) is not Mode.HANDOFF
 
 
 def test_proof_of_others_counts() -> None:
     """What siblings saw lately counts: with two of theirs a worker's first proof makes it park; old ones don't count."""
-    assert Pace(ABOVE).step(PROOF_STEP, 100.0, [99.0, 98.1]) is Mode.PARKING
-    assert Pace(ABOVE).step(PROOF_STEP, 100.0, [99.0, 97.0]) is Mode.EAGER
-    assert Pace(ABOVE).step(PROOF_STEP, 100.0, [0.0] * 50) is Mode.EAGER
+    assert Pace(ABOVE).step(PROOF_STEP, 100.0, [99.0, 98.1]) is Mode.HANDOFF
+    assert Pace(ABOVE).step(PROOF_STEP, 100.0, [99.0, 97.0]) is Mode.BATCH
+    assert Pace(ABOVE).step(PROOF_STEP, 100.0, [0.0] * 50) is Mode.BATCH
 
 
 def test_proof_of_others_alone_does_not_park() -> None:
     """A step that is long but no proof makes nobody park, whatever the others saw."""
-    assert Pace(ABOVE).step(LONG_STEP, 100.0, [100.0] * 10) is Mode.EAGER
+    assert Pace(ABOVE).step(LONG_STEP, 100.0, [100.0] * 10) is Mode.BATCH
 
 
 def test_parking_ends_by_steps() -> None:
     """After three seconds without new proof it holds; after three without a long step it is eager. Both may fall together."""
     pace = parking(100.0)
-    assert pace.relax(100.0 + CALM_AFTER_S) is Mode.PARKING
+    assert pace.relax(100.0 + CALM_AFTER_S) is Mode.HANDOFF
     for _ in range(MIN_LONG_STEPS):
         pace.step(LONG_STEP, 102.0, [])
-    assert pace.relax(100.0 + CALM_AFTER_S + 0.01) is Mode.HELD
-    assert pace.relax(102.0 + CALM_AFTER_S + 0.01) is Mode.EAGER
-    assert parking(100.0).relax(100.0 + CALM_AFTER_S + 0.01) is Mode.EAGER
+    assert pace.relax(100.0 + CALM_AFTER_S + 0.01) is Mode.ONE_BY_ONE
+    assert pace.relax(102.0 + CALM_AFTER_S + 0.01) is Mode.BATCH
+    assert parking(100.0).relax(100.0 + CALM_AFTER_S + 0.01) is Mode.BATCH
 
 
 def test_proof_keeps_it_parking() -> None:
@@ -145,7 +145,7 @@ def test_proof_keeps_it_parking() -> None:
     pace = parking(100.0)
     for tenth in range(100):
         pace.step(PROOF_STEP, 100.0 + tenth / 10, [])
-        assert pace.relax(100.0 + tenth / 10) is Mode.PARKING
+        assert pace.relax(100.0 + tenth / 10) is Mode.HANDOFF
 
 
 @pytest.mark.parametrize(("step", "proof"), [(ABOVE, False), (ABOVE * 1.01, True), (0.0, False), (LONG_STEP_S, False)])
@@ -170,7 +170,7 @@ def test_it_never_parks_if_told_so(steps: list[tuple[float, float, list[float]]]
     pace, now = Pace(0.0), 1000.0
     for passed, step, ages in steps:
         now += passed
-        assert pace.step(step, now, [now - age for age in ages]) is not Mode.PARKING
+        assert pace.step(step, now, [now - age for age in ages]) is not Mode.HANDOFF
         assert not pace.is_proof(step)
 
 
@@ -191,11 +191,11 @@ def test_it_parks_for_three_proofs_only(steps: list[tuple[float, float, list[flo
             age < COUNTING_WINDOW_S + 1e-6 for age in ages
         )
         mode = pace.step(step, now, [now - age for age in ages])
-        if before is not Mode.PARKING and mode is Mode.PARKING:
+        if before is not Mode.HANDOFF and mode is Mode.HANDOFF:
             assert at_most >= MIN_SLOW_STEPS
             assert step > ABOVE
         if step > ABOVE and seen >= MIN_SLOW_STEPS:
-            assert mode is Mode.PARKING
+            assert mode is Mode.HANDOFF
 
 
 @given(STEPS, st.floats(0.01, 1e6))
@@ -206,7 +206,7 @@ def test_calm_always_leads_back(steps: list[tuple[float, float, list[float]]], r
         now += passed
         pace.step(step, now, [now - age for age in ages])
         assert pace.longest >= step
-    assert pace.relax(now + CALM_AFTER_S + rest) is Mode.EAGER
+    assert pace.relax(now + CALM_AFTER_S + rest) is Mode.BATCH
     assert pace.longest == 0.0
 
 

@@ -102,10 +102,10 @@ print("again"); sys.stderr.write("and again\\n"); os._exit(0)
 def test_a_worker_begins_on_a_full_disk(tmp_path: Path) -> None:
     """A file that can't be made or written is no reason not to serve."""
     paper = Paper(Settings(), str(tmp_path / "none"), 0)
-    paper.look()  # says so, and goes on
+    paper.reopen_if_moved()  # says so, and goes on
     (tmp_path / "none").mkdir()
     requests = Paper(Settings(access_log=True), str(tmp_path / "none"), 0, output=False)
-    requests.look()
+    requests.reopen_if_moved()
     assert requests.access is not None
-    assert [each.name for each in logfiles.found(str(tmp_path / "none"))] == ["access.log"]
+    assert [each.name for each in logfiles.log_files(str(tmp_path / "none"))] == ["access.log"]
     requests.tick()

@@ -90,7 +90,7 @@ class Bench:
         for _ in range(int(seconds)):
             self.now += 1
             self.engine.tick(self.now)
-            self.engine.second()
+            self.engine.on_second()
         await asyncio.sleep(0)
 
     @asynccontextmanager
@@ -116,7 +116,7 @@ class Bench:
     @property
     def counts(self) -> tuple[int, int]:
         """Connections given up; those that stalled."""
-        census = self.engine.census()
+        census = self.engine.stats()
         return census.timed_out, census.stalled
 
 
@@ -318,7 +318,7 @@ async def test_a_half_closed_client_that_leaves(http: Http, family: socket.Addre
         client.writer.write_eof()
         await until(lambda: bench.engine.half_closed, "its end is seen")  # type: ignore[attr-defined]
         await bench.later(3)
-        assert bench.engine.census().in_flight == 1
+        assert bench.engine.stats().in_flight == 1
         request = connection(bench).request
         assert not request.disconnected
         reset(client.writer.transport)
@@ -326,7 +326,7 @@ async def test_a_half_closed_client_that_leaves(http: Http, family: socket.Addre
             await asyncio.sleep(0)
         await bench.later(1)
         assert request.disconnected
-        await until(lambda: not bench.engine.census().connections, "it is closed")
+        await until(lambda: not bench.engine.stats().connections, "it is closed")
     assert bench.counts == (0, 0), "nobody was given up"
 
 
@@ -348,7 +348,7 @@ async def test_a_request_behind_a_response_that_is_not_taken(http: Http) -> None
         assert app.began == ["/large", "/a", "/b"]
         client.send(b"GET /c HTTP/1.1\r\nhost: x\r\n\r\n")
         await asyncio.wait_for(client.reader.readuntil(b"hello"), PATIENCE)
-    assert bench.engine.census().requests == 4
+    assert bench.engine.stats().requests == 4
 
 
 async def test_a_large_response_before_a_body_that_nobody_reads(http: Http) -> None:
@@ -459,14 +459,14 @@ def test_patience_forgets() -> None:
             self.given_up = what
 
     one, patience = One(), Patience(10)
-    patience.look([one], 0)
+    patience.check([one], 0)
     one.wait = None
-    patience.look([one], 9)
+    patience.check([one], 9)
     one.wait = Wait(For.HEAD, 1)
-    patience.look([one], 11)
-    patience.look([one], 21)
+    patience.check([one], 11)
+    patience.check([one], 21)
     assert one.given_up is None
-    patience.look([one], 22)
+    patience.check([one], 22)
     assert one.given_up is For.HEAD
-    patience.look([], 23)
+    patience.check([], 23)
     assert not patience._since

@@ -104,7 +104,7 @@ class ClusterMachine(RuleBasedStateMachine):
         return [worker.seen() for worker in self.workers.values()]
 
     def converge(self) -> None:
-        self.reloader.look(self.now, self.seen(), self.wanted.slots)
+        self.reloader.advance(self.now, self.seen(), self.wanted.slots)
         blocked = self.restarts.blocked_slots(self.now)
         before = self.served()
         decisions = policy.plan(
@@ -279,7 +279,7 @@ class ClusterMachine(RuleBasedStateMachine):
     @rule()
     def reload(self) -> None:
         self.asked.append(Asked())
-        self.reloader.ask(self.asked[-1].command())
+        self.reloader.request(self.asked[-1].command())
         self.converge()
 
     @precondition(lambda self: self.loading is not None)
@@ -291,7 +291,7 @@ class ClusterMachine(RuleBasedStateMachine):
         if fine:
             self.loaded.add(generation)
             self.forking.add(generation)
-            self.reloader.prepared()
+            self.reloader.on_loaded()
         else:
             self.reloader.abandon(AppError("SyntaxError"))
         self.converge()

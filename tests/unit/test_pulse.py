@@ -261,7 +261,7 @@ async def test_a_long_step(board: Scoreboard) -> None:
         longest = (1.1 + number / 10) * CLEARLY_LONG_STEP_S
         worker.pulse.long_step(longest, now)
         assert worker.taker.modes == (["hold HELD"] if number + 1 >= MIN_CLEARLY_LONG_STEPS else [])
-    assert (worker.row.mode, worker.row.longest_step) == (Mode.HELD, longest)
+    assert (worker.row.mode, worker.row.longest_step) == (Mode.ONE_BY_ONE, longest)
     assert worker.row.long_at == 0.0, "it is no proof"
     assert worker.ways.done == []
 
@@ -274,7 +274,7 @@ async def test_proof_parks(board: Scoreboard) -> None:
         assert worker.ways.done == []
         worker.pulse.long_step(2 * ABOVE, now + number / 100)
     assert worker.ways.done == ["park"]
-    assert worker.row.mode == Mode.PARKING
+    assert worker.row.mode == Mode.HANDOFF
     assert worker.row.long_at == now + 0.02
 
 
@@ -310,7 +310,7 @@ async def test_modes_end(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> 
     for _ in range(MIN_SLOW_STEPS):
         worker.pulse.long_step(2 * ABOVE, time.monotonic())
     worker.pulse.wake()
-    await until(lambda: worker.row.mode == Mode.EAGER)
+    await until(lambda: worker.row.mode == Mode.BATCH)
     await until(lambda: worker.taker.modes[-1] == "change EAGER")
     assert worker.taker.modes[0].startswith("hold ")
     assert [each for each in worker.ways.done if each in ("park", "park no more")] == ["park", "park no more"]
@@ -446,7 +446,7 @@ async def test_threads_that_are_held(board: Scoreboard) -> None:
     worker = Worker(board)
     worker.pulse.start()
     worker.homes[0].hold = Hold(wall=4 * ABOVE, used=4 * ABOVE, full=True)
-    await until(lambda: worker.pace.mode is Mode.PARKING)
+    await until(lambda: worker.pace.mode is Mode.HANDOFF)
     assert worker.row.long_at > 0
     assert not worker.pulse.slow, "it would miss what threads do"
     worker.homes[0].hold = Hold(wall=0.0, used=0.0, full=False)
@@ -462,11 +462,11 @@ async def test_descriptors_are_scarce(board: Scoreboard, caplog: pytest.LogCaptu
     assert worker.taker.room == room.total - MAX_RESERVED_DESCRIPTORS
     home.now = Census(0, room.total - MAX_RESERVED_DESCRIPTORS - room.burst, 0)
     await worker.busy(lambda: worker.taker.room == room.burst)
-    assert worker.pace.mode is Mode.EAGER
+    assert worker.pace.mode is Mode.BATCH
     home.now = home.now._replace(connections=room.total - MAX_RESERVED_DESCRIPTORS - room.burst + 1)
-    await worker.busy(lambda: worker.pace.mode is Mode.HELD)
+    await worker.busy(lambda: worker.pace.mode is Mode.ONE_BY_ONE)
     assert worker.taker.modes == ["hold HELD"]
-    assert worker.row.mode == Mode.HELD
+    assert worker.row.mode == Mode.ONE_BY_ONE
     home.now = home.now._replace(connections=room.total - MAX_RESERVED_DESCRIPTORS)
     await worker.busy(lambda: worker.taker.room == 0)
     room.total -= 1000  # a script lowers the limit
@@ -482,8 +482,8 @@ async def test_descriptors_are_scarce(board: Scoreboard, caplog: pytest.LogCaptu
 async def test_a_start_with_few_descriptors(board: Scoreboard) -> None:
     """A worker that has few from the start never accepts eagerly."""
     worker = Worker(board)
-    assert worker.pulse.begin() is Mode.EAGER
+    assert worker.pulse.begin() is Mode.BATCH
     worker.room.total = worker.room.burst
     worker.room.measure(0)
-    assert worker.pulse.begin() is Mode.HELD
-    assert worker.row.mode == Mode.HELD
+    assert worker.pulse.begin() is Mode.ONE_BY_ONE
+    assert worker.row.mode == Mode.ONE_BY_ONE

@@ -53,7 +53,7 @@ async def test_a_thread_asks_while_deadlines_are_looked_at(questions: Questions)
             return True
 
     questions._open[next(questions._numbers)] = Busy(), 0.0
-    overdue = asyncio.ensure_future(questions.ask(asked(0.01)))
+    overdue = asyncio.ensure_future(questions.call(asked(0.01)))
     with pytest.raises(DelegateTimeout):
         await asyncio.wait_for(overdue, PATIENCE)
 
@@ -62,13 +62,13 @@ async def test_a_thread_asks_while_deadlines_are_looked_at(questions: Questions)
 async def test_the_end(channel: Channel, questions: Questions, reason: str) -> None:
     """Whoever waits, in a thread or on the loop, is told why nothing comes any more; so is who asks later."""
     waiting = [
-        asyncio.ensure_future(asyncio.to_thread(questions.ask_sync, asked())),
-        asyncio.ensure_future(questions.ask(asked())),
+        asyncio.ensure_future(asyncio.to_thread(questions.call_sync, asked())),
+        asyncio.ensure_future(questions.call(asked())),
     ]
     await until(lambda: len(channel.said) == 2, "both have asked")
-    questions.end(reason)
-    questions.end("another reason")
-    waiting.append(asyncio.ensure_future(questions.ask(asked())))
+    questions.close(reason)
+    questions.close("another reason")
+    waiting.append(asyncio.ensure_future(questions.call(asked())))
     for each in waiting:
         with pytest.raises(DelegateError) as caught:
             await asyncio.wait_for(each, PATIENCE)
@@ -78,10 +78,10 @@ async def test_the_end(channel: Channel, questions: Questions, reason: str) -> N
 async def test_the_end_of_a_full_channel(channel: Channel, questions: Questions) -> None:
     """A thread that waits for room in the channel doesn't wait for ever: the end is told to it, too."""
     channel.full = True
-    waiting = asyncio.ensure_future(asyncio.to_thread(questions.ask_sync, asked()))
+    waiting = asyncio.ensure_future(asyncio.to_thread(questions.call_sync, asked()))
     await asyncio.sleep(0.05)
     assert not waiting.done()
-    questions.end(MASTER_GONE)
+    questions.close(MASTER_GONE)
     with pytest.raises(DelegateError, match="the master is gone"):
         await asyncio.wait_for(waiting, PATIENCE)
 
@@ -96,7 +96,7 @@ async def test_an_answer_and_a_thread_that_gives_up(channel: Channel, questions:
             return before
 
     questions._open[7] = GivenUp(), float("inf")
-    questions.answered(wire.Answer(7, codec.payload(1)))
+    questions.on_answer(wire.Answer(7, codec.payload(1)))
     assert questions.late == 1
 
 
@@ -105,12 +105,12 @@ async def test_turns_go_on_when_other_loops_are_answered(
 ) -> None:
     """Who waits for a turn gets it also if only questions of threads are answered."""
     monkeypatch.setattr("cluster2.worker.questions.MAX_OPEN_CALLS", 1)
-    thread = asyncio.ensure_future(asyncio.to_thread(questions.ask_sync, asked()))
+    thread = asyncio.ensure_future(asyncio.to_thread(questions.call_sync, asked()))
     await until(lambda: channel.said, "the thread has asked")
-    waiting = asyncio.ensure_future(questions.ask(asked()))
+    waiting = asyncio.ensure_future(questions.call(asked()))
     await until(lambda: questions._turns, "it waits for its turn")
-    questions.answered(wire.Answer(channel.said[0].number, codec.payload("first")))
+    questions.on_answer(wire.Answer(channel.said[0].number, codec.payload("first")))
     assert await asyncio.wait_for(thread, PATIENCE) == "first"
     await until(lambda: len(channel.said) == 2, "it has had its turn")
-    questions.answered(wire.Answer(channel.said[1].number, codec.payload("second")))
+    questions.on_answer(wire.Answer(channel.said[1].number, codec.payload("second")))
     assert await asyncio.wait_for(waiting, PATIENCE) == "second"

@@ -25,17 +25,17 @@ def test_each_end_is_counted_once() -> None:
         told.append(event.name)
 
     reloader = Reloader(begin, lambda generation: None, lambda generation: None, tell, counted.append)
-    reloader.ask(None)
+    reloader.request(None)
     assert told == [], "the first generation isn't there yet"
     reloader.open()
-    reloader.ask(None)
+    reloader.request(None)
     assert counted == [False, False]
-    reloader.ask(None)
-    reloader.prepared()
+    reloader.request(None)
+    reloader.on_loaded()
     rolling = reloader.rolling
     assert rolling is not None
     rolling.ready(rolling.new, 0.0)
-    reloader.look(1000.0, [Seen(2, 0, rolling.new, State.READY, None)], 1)
+    reloader.advance(1000.0, [Seen(2, 0, rolling.new, State.READY, None)], 1)
     assert rolling.stage is not Stage.PROVING
     assert (reloader.rolling, counted) == (None, [False, False, True])
     assert told == [*2 * ["reloading", "reload-failed"], "reloading", "reloaded"]

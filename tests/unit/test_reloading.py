@@ -38,8 +38,8 @@ async def test_asked_for_before_the_cluster_serves(
     ready = Master.run
 
     async def run(master: Master) -> int:
-        master.put(Command("reload", {}, answers.append))
-        master.put(Signal(signal.SIGHUP))
+        master.post(Command("reload", {}, answers.append))
+        master.post(Signal(signal.SIGHUP))
         return await ready(master)
 
     monkeypatch.setattr(Master, "run", run)

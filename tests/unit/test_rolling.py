@@ -29,10 +29,10 @@ def rolled(stage: Stage = Stage.ROLLING) -> Rolling:
     """A change that has come so far, at time 0."""
     rolling = Rolling(OLD, NEW)
     if stage is not Stage.LOADING:
-        rolling.prepared()
+        rolling.on_loaded()
     if stage is Stage.ROLLING:
         rolling.ready(NEW, -SETTLE_S)
-        rolling.look(0.0)
+        rolling.advance(0.0)
     return rolling
 
 
@@ -40,20 +40,20 @@ def test_the_way_of_a_good_one() -> None:
     """Loaded, first worker ready, settled: then, and not before, predecessors may go."""
     rolling = Rolling(OLD, NEW)
     assert (rolling.stage, rolling.may_retire()) == (Stage.LOADING, False)
-    rolling.prepared()
+    rolling.on_loaded()
     assert (rolling.stage, rolling.may_retire()) == (Stage.PROVING, False)
     rolling.ready(NEW, 10.0)
     assert rolling.settles_at == pytest.approx(10.0 + SETTLE_S)
-    rolling.look(10.0 + 0.9 * SETTLE_S)
+    rolling.advance(10.0 + 0.9 * SETTLE_S)
     assert (rolling.stage, rolling.may_retire()) == (Stage.PROVING, False)
-    rolling.look(10.0 + SETTLE_S)
+    rolling.advance(10.0 + SETTLE_S)
     assert (rolling.stage, rolling.may_retire()) == (Stage.ROLLING, True)
 
 
 def test_time_alone_proves_nothing() -> None:
     """Without a new worker that is ready no time is long enough."""
     rolling = rolled(Stage.PROVING)
-    rolling.look(1e9)
+    rolling.advance(1e9)
     assert rolling.stage is Stage.PROVING
 
 
@@ -62,7 +62,7 @@ def test_workers_of_the_old_code_prove_nothing(stage: Stage) -> None:
     """A worker of the old generation that comes back meanwhile doesn't count, nor does one that is ready too early."""
     rolling = rolled(stage)
     rolling.ready(OLD if stage is Stage.PROVING else NEW, 0.0)
-    rolling.look(1e9)
+    rolling.advance(1e9)
     assert rolling.settles_at is None
     assert rolling.stage is stage
 
@@ -83,7 +83,7 @@ def test_predecessors_stay_until_a_new_worker_has_settled(steps: list[tuple[str,
         was = rolling.stage
         match name:
             case "prepared" if not loaded:
-                rolling.prepared()
+                rolling.on_loaded()
                 loaded = True
             case "ready":
                 rolling.ready(int(value), now)
@@ -91,7 +91,7 @@ def test_predecessors_stay_until_a_new_worker_has_settled(steps: list[tuple[str,
                     ready_at = now
             case "look":
                 now += value
-                rolling.look(now)
+                rolling.advance(now)
         assert rolling.may_retire() <= (ready_at is not None and now >= ready_at + SETTLE_S)
         assert list(Stage).index(rolling.stage) >= list(Stage).index(was), "it never goes back"
 

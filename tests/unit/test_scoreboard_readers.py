@@ -67,7 +67,7 @@ class Parts:
         self.liar, self.well = self.roster
         self.watchman = Watchman(board, lambda fact: None, self.warned.append)
         self.watchman.prepare(1, Settings(request_timeout=30.0, request_threshold=10**6))
-        self.watchman.heed(1)
+        self.watchman.apply_rules(1)
         self.watchman._stuck = lambda handle, trouble: setattr(handle, "reason", "hang")  # type: ignore[method-assign]
         self.heartbeats = Heartbeats(board, now)
         self.stalls = Stalls(board)
@@ -96,10 +96,10 @@ class Parts:
             memory=False,
             waiting=0,
         )
-        beat = self.heartbeats.look(self.roster, now + 10, 1.0)
-        self.desk.watch.look(now, time.time())
+        beat = self.heartbeats.event_if_due(self.roster, now + 10, 1.0)
+        self.desk.watch.sample(now, time.time())
         exposition(self.board, "")
-        self.stalls.look(self.roster, now)
+        self.stalls.report_if_due(self.roster, now)
         return [msgspec.json.decode(msgspec.json.encode(each)) for each in (shown, beat, self.desk.facts())]
 
 
@@ -130,7 +130,7 @@ def test_any_row_is_read(rows: list[list[int]]) -> None:
             for told in made.told():
                 assert all(math.isfinite(number) and abs(number) < 2**63 for number in numbers(told))
                 assert json.dumps(told, allow_nan=False)
-        ledger.bury(made.board, made.liar.row, 0, lived=True, crashed=True)
+        ledger.fold_life(made.board, made.liar.row, 0, lived=True, crashed=True)
         made.roster.remove(made.liar)
         made.told()
         assert ledger.read(made.board)[1].counters["requests"] == 10 * len(rows)
@@ -143,7 +143,7 @@ def test_no_row_condemns_another_worker(rows: list[list[int]]) -> None:
     with parts() as made:
         for patterns in rows:
             made.write(patterns)
-            made.watchman.look(made.roster, time.monotonic())
+            made.watchman.check_all(made.roster, time.monotonic())
         assert (made.well.reason, made.well.replace) == (None, None)
 
 
@@ -155,13 +155,13 @@ def test_no_promise_hides_a_hang(real: float) -> None:
         made.write([0] * CELLS_PER_ROW)
         for promised in (real, now + 3600):
             made.liar.reason, row.heartbeat = None, promised
-            made.watchman.look(made.roster, now)
-            made.watchman.look([made.liar], now + PROMISED_HEARTBEAT_S + 60)
+            made.watchman.check_all(made.roster, now)
+            made.watchman.check_all([made.liar], now + PROMISED_HEARTBEAT_S + 60)
             assert made.liar.reason == "hang"
         made.liar.reason = None
         for second in range(100):  # one that goes on writing doesn't hang, whatever it is
             row.heartbeat = MAX_SECONDS - second
-            made.watchman.look([made.liar], now + second)
+            made.watchman.check_all([made.liar], now + second)
         assert made.liar.reason is None
 
 
@@ -203,7 +203,7 @@ async def steered_by(patterns: list[int]) -> None:
             made.board.row(made.well.row).begun = 1  # one request under way
             for _ in range(3):
                 steering.steer(made.roster, time.monotonic())
-                steering._look()
+                steering._poll_gauges()
             sane = 0 <= made.board.row(made.liar.row).begun - made.board.row(made.liar.row).ended <= 1
             assert sane or made.well.place in steering._steered
         finally:
@@ -223,6 +223,6 @@ def test_no_proof_from_the_future(claim: float) -> None:
     """A sibling that claims a long step at a time that is far ahead makes no worker park."""
     pace = Pace(0.01)
     for when in (100.0, 100.1):
-        assert pace.step(0.05, when, [claim]) is not Mode.PARKING
-    assert pace.step(0.05, 100.2 + COUNTING_WINDOW_S, [claim]) is not Mode.PARKING
-    assert pace.step(0.05, 100.3 + COUNTING_WINDOW_S, [100.4 + COUNTING_WINDOW_S]) is Mode.PARKING
+        assert pace.step(0.05, when, [claim]) is not Mode.HANDOFF
+    assert pace.step(0.05, 100.2 + COUNTING_WINDOW_S, [claim]) is not Mode.HANDOFF
+    assert pace.step(0.05, 100.3 + COUNTING_WINDOW_S, [100.4 + COUNTING_WINDOW_S]) is Mode.HANDOFF

@@ -28,29 +28,29 @@ def worker(board: Scoreboard, incarnation: int) -> Handle:
 def test_once_a_minute(board: Scoreboard) -> None:
     """The first are told at once, what comes within a minute after that is told together, and nothing if nothing came."""
     stalls, one = Stalls(board), worker(board, 1)
-    assert stalls.look([one], 0) is None
+    assert stalls.report_if_due([one], 0) is None
     board.row(one.row).stalled = 3
-    said = stalls.look([one], 1)
+    said = stalls.report_if_due([one], 1)
     assert said is not None
     assert said.endswith(": 3")
     board.row(one.row).stalled = 10
-    assert stalls.look([one], 2) is None
+    assert stalls.report_if_due([one], 2) is None
     board.row(one.row).stalled = 11
-    said = stalls.look([one], STALL_REPORT_INTERVAL_S + 1)
+    said = stalls.report_if_due([one], STALL_REPORT_INTERVAL_S + 1)
     assert said is not None
     assert said.endswith(": 8")
-    assert stalls.look([one], 3 * STALL_REPORT_INTERVAL_S) is None
+    assert stalls.report_if_due([one], 3 * STALL_REPORT_INTERVAL_S) is None
 
 
 def test_workers_come_and_go(board: Scoreboard) -> None:
     """A successor in the same row counts from zero; what a worker that is gone has counted is not lost or told twice."""
     stalls, one = Stalls(board), worker(board, 1)
     board.row(one.row).stalled = 5
-    assert stalls.look([one], 0) is not None
+    assert stalls.report_if_due([one], 0) is not None
     board.release(one.row)
     two = worker(board, 2)
     assert two.row == one.row
     board.row(two.row).stalled = 2
-    said = stalls.look([two], 2 * STALL_REPORT_INTERVAL_S)
+    said = stalls.report_if_due([two], 2 * STALL_REPORT_INTERVAL_S)
     assert said is not None
     assert said.endswith(": 2")

@@ -106,12 +106,12 @@ def test_who_waits_is_served_first(make: Callable[[], Bench]) -> None:
     first.state = State.DRAINING
     bench.steered()
     with socket.create_connection(bench.listener.sock.getsockname()):
-        assert not bench.steering.stranded(), "its worker has it still"
+        assert not bench.steering.has_stranded_clients(), "its worker has it still"
         second.state = State.DEAD
         bench.steering.release(second.place)
-        assert bench.steering.stranded()
+        assert bench.steering.has_stranded_clients()
         assert bench.worker(State.BOOTING).place == second.place
-        assert not bench.steering.stranded()
+        assert not bench.steering.has_stranded_clients()
 
 
 def test_more_places_than_were_opened(make: Callable[[], Bench]) -> None:

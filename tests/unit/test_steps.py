@@ -269,13 +269,13 @@ def test_how_many_are_due(clocks: Clocks) -> None:
     watch.tick(100.01)
     watch.tick(100.02)
     assert measure() == 1
-    watch.late(200.0)
+    watch.on_late_tick(200.0)
     assert measure() == REQUESTS_PER_BURST
-    watch.late(200.5)
+    watch.on_late_tick(200.5)
     assert measure() == 0
-    watch.late(201.0)
+    watch.on_late_tick(201.0)
     assert measure() == REQUESTS_PER_BURST
-    watch.rested()
+    watch.on_idle()
     assert measure() == REQUESTS_PER_BURST
 
 

@@ -47,7 +47,7 @@ class Peer:
         while len(self.heard) < count:
             data = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.sock, 1 << 20), PATIENCE)
             assert data, "the master has closed the channel"
-            self.heard += self._unpacker.feed(data)
+            self.heard += self._unpacker.unpack(data)
         taken, self.heard = self.heard[:count], self.heard[count:]
         return taken
 

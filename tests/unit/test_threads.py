@@ -30,7 +30,7 @@ class Task:
 
     def work(self) -> None:
         self.call()
-        self.pool.tell(self)
+        self.pool.notify_loop(self)
 
     def told(self) -> None:
         self.heard += 1
@@ -129,10 +129,10 @@ async def test_invitations() -> None:
         await until(lambda: not pool.busy)
         assert told == []
         pool.run(Task(pool, lambda: None))
-        assert not pool.room()
+        assert not pool.has_capacity()
         await until(lambda: not pool.busy)
         assert told == [0]
-        assert pool.room()
+        assert pool.has_capacity()
 
 
 async def test_a_pool_full_of_its_own_lets_in_one() -> None:
@@ -142,7 +142,7 @@ async def test_a_pool_full_of_its_own_lets_in_one() -> None:
         pool.freed = lambda: told.append(pool.busy)
         for _ in range(20):
             pool.run(Task(pool, lambda: time.sleep(0.002)))
-        assert not pool.room()
+        assert not pool.has_capacity()
         await until(lambda: told)
         assert told[0] > 0
 
@@ -159,22 +159,22 @@ async def test_holds() -> None:
         for _ in range(3):
             pool.run(Task(pool, lambda: None))
             await until(lambda: not pool.busy)
-        pool.held(time.monotonic(), 0.005)
+        pool.longest_hold(time.monotonic(), 0.005)
         gate = threading.Event()
         pool.run(Task(pool, lambda: gate.wait(PATIENCE)))
-        hold = await until(lambda: (found := pool.held(time.monotonic(), 0.005)).wall and found)
+        hold = await until(lambda: (found := pool.longest_hold(time.monotonic(), 0.005)).wall and found)
         assert hold.wall > 0.005
         assert not hold.full
-        assert pool.held(time.monotonic(), 9.0).wall == 0.0
-        assert pool.held(time.monotonic() + 9, 0.005).wall > 9, "it counts again when it is older"
-        assert pool.held(time.monotonic() + 9, 0.005).wall == 0.0, "but no sooner"
+        assert pool.longest_hold(time.monotonic(), 9.0).wall == 0.0
+        assert pool.longest_hold(time.monotonic() + 9, 0.005).wall > 9, "it counts again when it is older"
+        assert pool.longest_hold(time.monotonic() + 9, 0.005).wall == 0.0, "but no sooner"
         gate.set()
         await until(lambda: not pool.busy)
-        assert pool.held(time.monotonic(), 0.005).wall < 0.005
+        assert pool.longest_hold(time.monotonic(), 0.005).wall < 0.005
         pool.run(Task(pool, compute))
         pool.run(Task(pool, lambda: None))
         await until(lambda: not pool.busy)
-        hold = pool.held(time.monotonic(), 0.005)
+        hold = pool.longest_hold(time.monotonic(), 0.005)
         assert hold.used >= 0.02
         assert hold.full
 

@@ -70,7 +70,7 @@ def test_talk_survives_any_cut(messages: list[wire.Talk], data: st.DataObject) -
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=20)))
     unpacker, found = codec.Unpacker(), []
     for start, end in pairwise([0, *cuts, len(stream)]):
-        found += unpacker.feed(stream[start:end])
+        found += unpacker.unpack(stream[start:end])
         assert len(found) == sum(each <= end for each in ends)
     assert found == messages
 
@@ -87,16 +87,16 @@ def test_a_truncated_message_is_nothing_yet(message: wire.Talk, missing: int) ->
     stream = codec.pack(message)
     cut = max(0, len(stream) - 1 - missing)
     unpacker = codec.Unpacker()
-    assert unpacker.feed(stream[:cut]) == []
-    assert unpacker.feed(b"") == []
-    assert unpacker.feed(stream[cut:]) == [message]
+    assert unpacker.unpack(stream[:cut]) == []
+    assert unpacker.unpack(b"") == []
+    assert unpacker.unpack(stream[cut:]) == [message]
 
 
 @pytest.mark.parametrize("length", [codec.MAX_MESSAGE_BYTES + 1, 2**31, 2**32 - 1])
 def test_an_announcement_that_is_too_long(length: int) -> None:
     """Who announces more than the limit is refused at once, before a byte of it is waited for."""
     with pytest.raises(codec.Garbled, match=f"{length} bytes .* at most {codec.MAX_MESSAGE_BYTES}"):
-        codec.Unpacker().feed(length.to_bytes(4, "big"))
+        codec.Unpacker().unpack(length.to_bytes(4, "big"))
 
 
 def test_the_limit_itself() -> None:
@@ -105,7 +105,7 @@ def test_the_limit_itself() -> None:
     longest = wire.Note("x" * (codec.MAX_MESSAGE_BYTES - (frame - 4) - 4))
     packed = codec.pack(longest)
     assert len(packed) == codec.MAX_MESSAGE_BYTES + 4
-    assert codec.Unpacker().feed(packed) == [longest]
+    assert codec.Unpacker().unpack(packed) == [longest]
     with pytest.raises(ValueError, match="at most"):
         codec.pack(wire.Note(longest.text + "x"))
 
@@ -129,7 +129,7 @@ GARBAGE = {
 def test_garbage_in_the_talk(body: bytes) -> None:
     """What is no message of the talk is Garbled, and nothing else is ever raised."""
     with pytest.raises(codec.Garbled):
-        codec.Unpacker().feed(framed(body))
+        codec.Unpacker().unpack(framed(body))
 
 
 ORDER_GARBAGE = GARBAGE | {
@@ -149,7 +149,7 @@ def test_garbage_among_the_orders(packet: bytes) -> None:
 @given(st.binary(max_size=200))
 def test_noise(noise: bytes) -> None:
     """Random bytes are waited for, or are Garbled; or they happen to be a message."""
-    for read in (codec.Unpacker().feed, codec.unpack_order):
+    for read in (codec.Unpacker().unpack, codec.unpack_order):
         try:
             read(noise)
         except codec.Garbled:
@@ -161,14 +161,14 @@ def test_a_flipped_byte_harms_nobody_else(messages: list[wire.Talk], noise: byte
     """A spoilt message spoils what comes behind it on its own stream, and no other stream."""
     spoilt, sound = codec.Unpacker(), codec.Unpacker()
     with pytest.raises(codec.Garbled):
-        spoilt.feed(framed(b"\xc1" + noise))
-    assert sound.feed(b"".join(map(codec.pack, messages))) == messages
+        spoilt.unpack(framed(b"\xc1" + noise))
+    assert sound.unpack(b"".join(map(codec.pack, messages))) == messages
 
 
 def test_unknown_fields_are_skipped() -> None:
     """A field that this version doesn't know is passed over, so that messages can grow."""
     body = msgspec.msgpack.encode({"type": "Born", "pid": 3, "mood": {"deep": [1, 2, {"x": None}]}})
-    assert codec.Unpacker().feed(framed(body)) == [wire.Born(3)]
+    assert codec.Unpacker().unpack(framed(body)) == [wire.Born(3)]
 
 
 def plain(message: Any) -> Any:
@@ -191,7 +191,7 @@ def test_payloads_survive_any_cut(messages: list[Any], data: st.DataObject) -> N
     stream = bytes(buffer)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=20)))
     unpacker = codec.Unpacker()
-    found = [each for start, end in pairwise([0, *cuts, len(stream)]) for each in unpacker.feed(stream[start:end])]
+    found = [each for start, end in pairwise([0, *cuts, len(stream)]) for each in unpacker.unpack(stream[start:end])]
     assert plain(found) == plain(messages)
 
 
@@ -221,7 +221,7 @@ def test_a_message_that_is_refused_leaves_no_trace() -> None:
 def test_an_unknown_type_is_told(body: dict[str, Any]) -> None:
     """A message of a type that this version doesn't know is given out as such, and those behind it as ever."""
     stream = framed(msgspec.msgpack.encode(body)) + codec.pack(wire.Ready())
-    assert codec.Unpacker().feed(stream) == [wire.Unknown(body["type"]), wire.Ready()]
+    assert codec.Unpacker().unpack(stream) == [wire.Unknown(body["type"]), wire.Ready()]
 
 
 @pytest.mark.parametrize("value", [object(), {1j: 2}, 2**70, "\ud800"])

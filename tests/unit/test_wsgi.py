@@ -577,7 +577,7 @@ async def test_clients_that_leave_before_the_call(threads: int) -> None:
     async with serving(app, threads) as served:
         async with served.client() as client:
             client.writer.write(get("/never", "Content-Length: 10", method="POST", body=b"part"))
-            await until(lambda: served.engine.census().in_flight == 1)
+            await until(lambda: served.engine.stats().in_flight == 1)
         await until(served.engine.idle)
         await served.ask(get("/"))
     assert called == ["/"]
@@ -676,7 +676,7 @@ async def test_inline_answers_dont_mix() -> None:
             for client, name in ((one, "/a"), (two, "/b")):
                 client.writer.write(get(name))
             await asyncio.gather(one.answer(), two.answer())
-        assert served.engine.room()
+        assert served.engine.has_capacity()
     assert steps in (
         [f"{name}{step}" for name in order for step in ("0", "1", "2", " end")]
         for order in (["/a", "/b"], ["/b", "/a"])
@@ -694,13 +694,13 @@ async def test_room() -> None:
         return [b"x"]
 
     async with serving(app, 2) as served, served.client() as one, served.client() as two:
-        served.engine.on_room(lambda: told.append(served.engine.room()))
+        served.engine.on_capacity(lambda: told.append(served.engine.has_capacity()))
         for client in (one, two):
-            assert served.engine.room()
+            assert served.engine.has_capacity()
             client.writer.write(get())
             await until(lambda: served.engine._pool is not None and served.engine._pool.busy)
-        await until(lambda: not served.engine.room())
-        assert served.engine.oldest(time.monotonic() + 1) is not None
+        await until(lambda: not served.engine.has_capacity())
+        assert served.engine.oldest_request(time.monotonic() + 1) is not None
         assert told == []
         gate.release()
         await until(lambda: told)
@@ -723,10 +723,10 @@ async def test_a_thread_that_is_stuck() -> None:
     try:
         async with served.client() as client:
             client.writer.write(get())
-            await until(lambda: engine.census().in_flight)
-        await until(lambda: not engine.census().connections)
+            await until(lambda: engine.stats().in_flight)
+        await until(lambda: not engine.stats().connections)
         assert not engine.idle()
-        assert engine.oldest(time.monotonic()) is not None
+        assert engine.oldest_request(time.monotonic()) is not None
         await asyncio.wait_for(engine.stop(), PATIENCE)
     finally:
         gate.set()

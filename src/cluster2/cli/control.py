@@ -35,7 +35,7 @@ def status(pids: str | None, as_json: bool) -> int:
 @_pids
 def stop(pids: str | None) -> int:
     """Stop at once, return when all are gone."""
-    _client(pids).gone("stop", progress=_reporter())
+    _client(pids).send_and_wait_for_exit("stop", progress=_reporter())
     return 0
 
 
@@ -46,7 +46,7 @@ def shutdown(pids: str | None) -> int:
 
     Ends with 1 and the reason if a worker died, or was not done within drain_timeout: then requests were lost.
     """
-    _client(pids).gone("shutdown", progress=_reporter())
+    _client(pids).send_and_wait_for_exit("shutdown", progress=_reporter())
     return 0
 
 

@@ -34,7 +34,7 @@ def check(**flags: Any) -> int:
     staff = []
     for target, _ in settings.targets():
         app = apps.load(target, factory=settings.factory)
-        staff.append(catalogue.Staff(app.label, app.interface, catalogue.choose(settings.engine, app.interface)))
+        staff.append(catalogue.Staff(app.label, app.interface, catalogue.choose_engine(settings.engine, app.interface)))
     given = {name: source for name, source in config.sources.items() if config.explicit(name)}
     notes = catalogue.check_options(staff, settings, given)
     for each in staff:
@@ -43,7 +43,7 @@ def check(**flags: Any) -> int:
         click.echo(f"ok: {each.interface} app {target} on {', '.join(map(str, addresses))}")
     for note in notes:
         click.echo(f"note: {note}")
-    started.note()
+    started.record()
     if settings.cluster and settings.preload:
         made = [peer for inode, peer in inheritance.connections().items() if inode not in before]
         for warning in inheritance.warnings(inheritance.threads(name), sorted(made)):
@@ -57,7 +57,7 @@ def _enter(config: Config) -> None:
 
     from ..kernel import environment
 
-    environment.drop(SECRET_VARIABLES)
+    environment.remove_and_overwrite(SECRET_VARIABLES)
 
     os.chdir(config.settings.chdir)
     sys.path.insert(0, config.settings.chdir)

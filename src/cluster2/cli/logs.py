@@ -62,7 +62,7 @@ def logs(name: str | None, directory: str | None, follow: bool, lines: int, as_j
 
 def _found(place: str) -> list[Found]:
     try:
-        return logfiles.found(place)
+        return logfiles.log_files(place)
     except OSError as error:
         raise UsageError(f"logs = {place}: {error.strerror}; --logs names another directory") from None
 
@@ -111,7 +111,7 @@ def _follow(place: str, named: str | None, lines: int, show: Show) -> None:
     following = Following(place, named, lines)
     with contextlib.closing(following):
         while True:
-            following.look(show)
+            following.poll(show)
             sys.stdout.flush()
             time.sleep(_POLL_INTERVAL_S)
 

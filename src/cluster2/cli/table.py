@@ -25,14 +25,14 @@ class Rates:
         self._earlier = earlier
         self._passed = max(passed, 1e-3)
 
-    def of(self, pid: int, name: str) -> float | None:
+    def rate_of(self, pid: int, name: str) -> float | None:
         """How much of a counter a worker adds in a second; None if that isn't known: it is new, or can't count."""
         now, before = self._now.get(pid, {}).get(name), self._earlier.get(pid, {}).get(name)
         return None if now is None or before is None else max(0.0, (now - before) / self._passed)
 
     def total(self, name: str) -> float:
         """All workers' together."""
-        return sum(rate for pid in self._now if (rate := self.of(pid, name)) is not None)
+        return sum(rate for pid in self._now if (rate := self.rate_of(pid, name)) is not None)
 
 
 def weighed(found: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _row(worker: Mapping[str, Any], rates: Rates | None) -> dict[str, str]:
         "MEMORY": memory(worker["memory"]),
     }
     if rates is not None:
-        requests, cpu = rates.of(worker["pid"], "requests"), rates.of(worker["pid"], "cpu")
+        requests, cpu = rates.rate_of(worker["pid"], "requests"), rates.rate_of(worker["pid"], "cpu")
         row["REQ/S"] = "-" if requests is None else f"{requests:.0f}"
         row["CPU"] = "-" if cpu is None else f"{100 * cpu:.0f}%"
     return row

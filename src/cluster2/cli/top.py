@@ -42,16 +42,16 @@ _MEMORY_INTERVAL_S = 10.0
 def top(pids: str | None, interval: float, as_json: bool) -> int:
     """Watch the workers, live, until q or Ctrl-C; where there is no terminal, show them once."""
     watch = Watch(Client(Path(lookup("pids", pids))))
-    watch.look()
+    watch.poll()
     with shown_until_left():
         if as_json:
             while True:
                 time.sleep(interval)
-                watch.look()
+                watch.poll()
                 click.echo(json.dumps(watch.plain()))
         if not (sys.stdout.isatty() and sys.stdin.isatty()) or os.environ.get("TERM") == "dumb":
             time.sleep(interval)
-            watch.look()
+            watch.poll()
             click.echo("\n".join(watch.lines()))
             return 0
         with Screen() as screen:
@@ -59,7 +59,7 @@ def top(pids: str | None, interval: float, as_json: bool) -> int:
             _show(lines)
             while not screen.quits_within(interval):
                 try:
-                    watch.look()
+                    watch.poll()
                     lines = watch.lines()
                 except ClusterError as error:  # it has left, or can't answer now; it may come back
                     lines = [f"{time.strftime('%H:%M:%S')}  {error.message}"]
@@ -76,7 +76,7 @@ class Watch:
         self._rates: Rates | None = None
         self._at = self._weighed_at = 0.0
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Ask the master. Raises ClusterError if none answers."""
         now = time.monotonic()
         weigh = now - self._weighed_at >= _MEMORY_INTERVAL_S or not self._found
@@ -97,8 +97,8 @@ class Watch:
         """For programs: the status, with what a second brings of requests, and of seconds of CPU time."""
         rates = self._rates
         each = [
-            worker | {"rate": rates and rates.of(worker["pid"], "requests"),
-                      "cpu_share": rates and rates.of(worker["pid"], "cpu")}
+            worker | {"rate": rates and rates.rate_of(worker["pid"], "requests"),
+                      "cpu_share": rates and rates.rate_of(worker["pid"], "cpu")}
             for worker in self._found["workers"]
         ]  # fmt: skip
         return self._found | {"time": time.time(), "workers": each}

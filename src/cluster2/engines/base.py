@@ -119,7 +119,7 @@ class Site:
     interface: Interface
     settings: Settings
     tls: ssl.SSLContext | None
-    wrap: Callable[[Callable[..., Any], Interface], Callable[..., Any]] = _as_it_is
+    instrument: Callable[[Callable[..., Any], Interface], Callable[..., Any]] = _as_it_is
     gauge: MutableSequence[int] | None = None
     access: AccessLog | None = None
 
@@ -143,10 +143,10 @@ class Movable(Protocol):
     def idle_since(self) -> float:
         """When it was last used, on the monotonic clock, as coarse as the tick."""
 
-    def place(self) -> tuple[int, int]:
+    def descriptor_and_family(self) -> tuple[int, int]:
         """Its descriptor and address family."""
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Another process has it: close our copy, without a word to the client."""
 
     def abandon(self, step: str) -> None:
@@ -154,7 +154,7 @@ class Movable(Protocol):
 
 
 Served = Callable[[object], None]
-"""Called with a protocol that `Engine.taken` made, when its request has begun or never will."""
+"""Called with a protocol that `Engine.accepted_protocol` made, when its request has begun or never will."""
 
 
 class Engine(Protocol):
@@ -191,16 +191,16 @@ class Engine(Protocol):
     def tick(self, now: float) -> None:
         """Called about every 10 ms while there is work: the time, on the monotonic clock."""
 
-    def second(self) -> None:
+    def on_second(self) -> None:
         """Called about once a second: for dates and time limits."""
 
-    def census(self) -> Census:
+    def stats(self) -> Census:
         """What it is doing."""
 
-    def oldest(self, now: float) -> float | None:
+    def oldest_request(self, now: float) -> float | None:
         """Since when, on the monotonic clock, the oldest request is under way, as seen by calls of this; None: there is none."""
 
-    def serving(self, frame: FrameType) -> str | None:
+    def describe_frame(self, frame: FrameType) -> str | None:
         """Return what the app was called for in this frame: method and path of a request, or a connection's peer, fit for a log.
 
         A signal handler asks that of all frames there are, in the main thread: so nothing but the frame's variables may be read.
@@ -212,10 +212,10 @@ class Engine(Protocol):
     def movable(self) -> Iterable[Movable]:
         """Its connections, as far as they are of a kind that can move at all."""
 
-    def park(self, freed: Callable[[Movable], None] | None) -> None:
+    def report_freed(self, freed: Callable[[Movable], None] | None) -> None:
         """From now on call `freed` with each connection when its response is complete, if not written; None: no more."""
 
-    def shed(self, count: int, *, fixed: bool) -> int:
+    def close_some(self, count: int, *, fixed: bool) -> int:
         """End up to so many connections politely, with their next response; for balance. Returns how many will.
 
         Args:
@@ -229,13 +229,13 @@ class Engine(Protocol):
             moving: connections that may move are taken away meanwhile: they needn't end.
         """
 
-    def sweep(self, grace: float) -> None:
+    def close_idle(self, grace: float) -> None:
         """Called again and again while draining: end what has been idle for `grace` seconds of it."""
 
     def idle(self) -> bool:
         """Whether nothing is under way and no connection is open."""
 
-    async def cut(self, patience: float) -> list[str]:
+    async def abort(self, patience: float) -> list[str]:
         """Its time is over: reset every connection (`engines.ending`), cancel what is under way.
 
         Args:
@@ -265,20 +265,20 @@ class FedEngine(Engine, Protocol):
     def protocol(self) -> asyncio.BaseProtocol:
         """The protocol object of a new connection."""
 
-    def taken(self, first: bytes | None, served: Served) -> asyncio.BaseProtocol:
+    def accepted_protocol(self, first: bytes | None, served: Served) -> asyncio.BaseProtocol:
         """The same for a connection that our acceptor took.
 
         Args:
             first: what was read already, if anything; given only if `reads_first`.
         """
 
-    def room(self) -> bool:
-        """Whether a request that came now could begin at once (a thread is free). If not, see `on_room`."""
+    def has_capacity(self) -> bool:
+        """Whether a request that came now could begin at once (a thread is free). If not, see `on_capacity`."""
 
-    def on_room(self, freed: Callable[[], None]) -> None:
-        """Call this each time when, after `room` has denied it, one more connection may be taken."""
+    def on_capacity(self, freed: Callable[[], None]) -> None:
+        """Call this each time when, after `has_capacity` has denied it, one more connection may be taken."""
 
-    def held(self, now: float, above: float) -> Hold | None:
+    def longest_hold(self, now: float, above: float) -> Hold | None:
         """For how long requests have held threads since this was last asked; None: it has no threads.
 
         Args:
@@ -301,12 +301,12 @@ def owns_accept(engine: type[Engine] | Engine) -> bool:
     return hasattr(engine, "listen")
 
 
-def is_fed(engine: Engine) -> TypeGuard[FedEngine]:
+def is_protocol_engine(engine: Engine) -> TypeGuard[FedEngine]:
     """Whether it is given connections."""
     return not owns_accept(engine)
 
 
-def is_own(engine: Engine) -> TypeGuard[OwnEngine]:
+def is_self_accepting(engine: Engine) -> TypeGuard[OwnEngine]:
     """Whether it takes connections itself."""
     return owns_accept(engine)
 

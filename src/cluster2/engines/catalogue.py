@@ -91,7 +91,7 @@ def _named(name: str) -> type[Engine]:
     raise ConfigError(f"engine {name!r} is unknown; installed are {', '.join(names())}")
 
 
-def choose(name: str, interface: Interface) -> type[Engine]:
+def choose_engine(name: str, interface: Interface) -> type[Engine]:
     """The engine for an app, `auto` being the default of its interface. Raises ConfigError if it can't take such an app."""
     if name == "auto":
         name = _DEFAULT[interface]

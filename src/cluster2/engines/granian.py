@@ -53,12 +53,11 @@ from ..errors import ConfigError
 from ..kernel.established import (
     descriptors,
     end_silent,
-    established,
-    look,
     progress,
     progress_since,
     reset_blocked,
     reset_established,
+    with_progress,
 )
 from ..kernel.lingering import Lingering
 from ..kernel.listeners import queue_length
@@ -116,7 +115,7 @@ class GranianEngine:
 
     def __init__(self, site: Site) -> None:
         call = by_rsgi(site.app) if site.interface is Interface.RSGI else site.app
-        self._site = site = replace(site, app=site.wrap(call, site.interface))
+        self._site = site = replace(site, app=site.instrument(call, site.interface))
         self._loop = asyncio.get_running_loop()
         self._under = Under(site.gauge, remember=bool(site.settings.request_timeout))
         self._senders = Senders(client_of, self._under.answers.accept)
@@ -186,26 +185,26 @@ class GranianEngine:
 
     def tick(self, now: float) -> None:
         """Count connections, unless that is due later."""
-        self._look(now)
+        self._count_connections(now)
 
-    def second(self) -> None:
+    def on_second(self) -> None:
         """Give up clients that were silent for too long, if a look at them is due."""
-        self._clients.second(time.monotonic())
+        self._clients.on_second(time.monotonic())
 
-    def census(self) -> Census:
+    def stats(self) -> Census:
         """Requests are exact, connections as of the last look."""
         begun, ended = self._under.counts()
         given_up, stalled = self._clients.patience.given_up, self._clients.patience.stalled
         outcomes = self._under.outcomes()
         return Census(outcomes.total(), self._connections, begun - ended, given_up, stalled, outcomes)
 
-    def oldest(self, now: float) -> float | None:
+    def oldest_request(self, now: float) -> float | None:
         """Seen by looking at the requests under way."""
-        seen = {request: self._begun.get(request, now) for request in self._under.way()}
+        seen = {request: self._begun.get(request, now) for request in self._under.requests()}
         self._begun = seen
         return min(seen.values(), default=None)
 
-    def serving(self, frame: FrameType) -> str | None:
+    def describe_frame(self, frame: FrameType) -> str | None:
         """Seen by the frames that call the app."""
         found = self._under.serving(frame)
         return None if found is None else _readable(found)
@@ -214,10 +213,10 @@ class GranianEngine:
         """None: they are Rust's."""
         return ()
 
-    def park(self, freed: Callable[[Movable], None] | None) -> None:
+    def report_freed(self, freed: Callable[[Movable], None] | None) -> None:
         """There is nothing that could be parked."""
 
-    def shed(self, count: int, *, fixed: bool) -> int:
+    def close_some(self, count: int, *, fixed: bool) -> int:
         """The next responses end their connections; those come again, and are steered to who has fewer."""
         return self._under.end_next(count)
 
@@ -228,19 +227,19 @@ class GranianEngine:
             self._under.end_all()
             self._senders.drain()
             self._look_at = 0.0
-            self._look(self._drained_at)
+            self._count_connections(self._drained_at)
 
-    def sweep(self, grace: float) -> None:
+    def close_idle(self, grace: float) -> None:
         """When the grace is over stop accepting, close what is idle, and finish what is under way."""
         now = time.monotonic()
-        self._look(now)
+        self._count_connections(now)
         if self._drained_at is not None and now - self._drained_at >= grace:
             self._end_senders(now)
             if self._end_websockets(now):
                 self._end()
             if self._told:
                 self._end_silent(now)
-                self._lingering.look(now)
+                self._lingering.check(now)
 
     def idle(self) -> bool:
         """Whether no request is under way, and no connection is open or waiting, as far as one can see."""
@@ -251,7 +250,7 @@ class GranianEngine:
             return all(finished.done() for _, finished in self._running) and not self._lingering
         return not self._connections and not any(map(_waiting, self._listeners))
 
-    async def cut(self, patience: float) -> list[str]:
+    async def abort(self, patience: float) -> list[str]:
         """Reset all connections, behind granian's back; then cancel the tasks of requests, and wait for threads.
 
         In this order: the response of a task that is cancelled would end as if it were whole. A thread can't be cancelled. Its
@@ -321,9 +320,9 @@ class GranianEngine:
                 logger.warning("%s still sends, and its client has gone: it is cancelled", _readable(path))
 
     def _peers(self) -> set[tuple[str, int | None]]:
-        return {(each.host, each.port) for listener in self._listeners for each in look(listener)}
+        return {(each.host, each.port) for listener in self._listeners for each in with_progress(listener)}
 
-    def _look(self, now: float) -> None:
+    def _count_connections(self, now: float) -> None:
         if now >= self._look_at:
             self._connections = sum(map(established, self._listeners))
             took = time.monotonic() - now

@@ -182,7 +182,7 @@ class ThreadAnswers:
         self._classes = [itertools.count() for _ in range(STATUS_CLASSES + 1)]
         self._failures = itertools.count()
 
-    def ended(self, status: int) -> None:
+    def count_response(self, status: int) -> None:
         """Count a request that was answered with this status."""
         next(self._classes[min(status // 100, STATUS_CLASSES)])
 

@@ -65,7 +65,7 @@ class Under:
 
         Args:
             gauge: two cells for the numbers of requests begun and ended, kept up to date at each.
-            remember: keep each request, for `way`.
+            remember: keep each request, for `requests`.
         """
         self._gauge: MutableSequence[int] = [0, 0] if gauge is None else gauge
         self._remember = remember
@@ -90,11 +90,11 @@ class Under:
         """Return how requests have ended."""
         return self.thread_answers.outcomes() if self._threads else self.answers.outcomes
 
-    def way(self) -> Iterable[object]:
+    def requests(self) -> Iterable[object]:
         """Those under way, if they are remembered."""
         return list(self._way)
 
-    def whose(self) -> dict[tuple[str, int | None], bool] | None:
+    def clients(self) -> dict[tuple[str, int | None], bool] | None:
         """Whose requests are under way: host and port, no port where that isn't known. None: there may be others.
 
         With each, whether all of them only wait for the rest of a body. It is taken for one that waits if it has a body, and its
@@ -244,7 +244,7 @@ class Under:
         """For apps that run in threads of granian's: so many."""
         begin, end = itertools.count(1), itertools.count(1)
         way, gauge = self._way, self._gauge
-        settle = self.thread_answers.ended
+        settle = self.thread_answers.count_response
         called = last if self._ending else inner
 
         def run(protocol: Any, scope: Any) -> Any:

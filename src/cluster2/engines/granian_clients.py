@@ -3,7 +3,7 @@
 A few times within `timeout` each is looked at (`kernel.established`). Who has something to take and takes nothing is reset; who
 has nothing to take, brings nothing, and has no request under way, gets its connection ended. It makes no difference whether
 that is one of HTTP/1.1 or HTTP/2, or whether its handshake is over. Whose request is under way, and whether it waits for the rest
-of a body, is seen by the tasks that run (`Under.whose`), so that a request pays for nothing; of threads one knows the client's
+of a body, is seen by the tasks that run (`Under.clients`), so that a request pays for nothing; of threads one knows the client's
 host only.
 
 What nobody tells is whether a head that comes byte by byte will ever end. Over HTTP/1.1 hyper has a timer of its own for that,
@@ -22,7 +22,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..kernel.established import Seen, end, look, reset
+from ..kernel.established import Seen, reset, shut_down, with_progress
 from ..settings import Settings
 from .granian_apps import Under
 from .patience import For, Patience, Wait
@@ -86,7 +86,7 @@ class _Client:
         descriptor = self.seen.descriptor
         with contextlib.suppress(OSError):  # closed meanwhile
             if os.fstat(descriptor).st_ino == self.seen.inode:
-                (reset if what in (For.TAKING, For.BODY) else end)(descriptor)
+                (reset if what in (For.TAKING, For.BODY) else shut_down)(descriptor)
 
 
 class Clients:
@@ -107,7 +107,7 @@ class Clients:
         self._looking: asyncio.Future[None] | None = None
         self.patience = Patience(settings.timeout)
 
-    def second(self, now: float) -> None:
+    def on_second(self, now: float) -> None:
         """Look at them, if a look is due, and give up who was silent for too long."""
         if not self._timeout:
             return
@@ -120,20 +120,20 @@ class Clients:
         # A loop that was held has seen nothing of what came meanwhile: at most as much time has passed as none is given up for.
         self._clock += min(elapsed, self._timeout)
         if self._looking is None or self._looking.done():
-            self._looking = asyncio.ensure_future(self._look())
+            self._looking = asyncio.ensure_future(self._check_clients())
 
-    async def _look(self) -> None:
-        whose = self._under.whose()  # first: who asks from now on is seen to have brought something
+    async def _check_clients(self) -> None:
+        whose = self._under.clients()  # first: who asks from now on is seen to have brought something
         found: list[Seen] = []
         for listener in list(self._listeners):
-            for each in look(listener):
+            for each in with_progress(listener):
                 found.append(each)
                 if len(found) % CLIENTS_PER_TURN == 0:
                     await asyncio.sleep(0)
         known = {(each.host, port) for each in found for port in (each.port, None)}
         if whose is not None and not whose.keys() <= known:
             whose = None  # whose connection is gone, or whose name the app has replaced, as middleware for proxies does
-        self.patience.look([self._client(each, whose) for each in found], self._clock)
+        self.patience.check([self._client(each, whose) for each in found], self._clock)
 
     def _client(self, seen: Seen, whose: Mapping[tuple[str, int | None], bool] | None) -> _Client:
         if whose is None:

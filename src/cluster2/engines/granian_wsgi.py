@@ -40,7 +40,7 @@ def _call(app: App, environ: dict[str, Any], start: _Start, context: contextvars
         return [*start.take(), *result]
     body = _Body(result, start, context)
     try:
-        body.begin()
+        body.read_first_part()
     except BaseException:
         body.end()
         raise
@@ -99,7 +99,7 @@ class _Body:
         self._context = context
         self._parts: list[bytes] = []
 
-    def begin(self) -> None:
+    def read_first_part(self) -> None:
         """Take the first part that isn't empty, if there is one: the app may start its response with it."""
         self._parts = self._more()
         if not self._start.started:

@@ -71,7 +71,7 @@ class Patience:
         self.given_up = 0
         self.stalled = 0
 
-    def look(self, connections: Iterable[Patient], now: float) -> None:
+    def check(self, connections: Iterable[Patient], now: float) -> None:
         """Ask all connections, and give up those that have waited for too long. Call it about once a second."""
         if not self._timeout:
             return
@@ -113,7 +113,7 @@ class Same:
     __hash__ = None  # type: ignore[assignment]
 
 
-def taken(transport: asyncio.Transport, size: int) -> int:
+def progress_mark(transport: asyncio.Transport, size: int) -> int:
     """Return a mark that changes as soon as the client takes something of what was sent to it.
 
     Args:

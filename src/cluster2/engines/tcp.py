@@ -49,7 +49,7 @@ class TcpEngine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._classes: dict[type, type] = {}
         self._call: CodeType | None = None
-        app = site.wrap(site.app, Interface.TCP)
+        app = site.instrument(site.app, Interface.TCP)
         self._factory: Factory = self._streams(app) if is_async(app) else app
         self._drained_at: float | None = None
         self._moving = False
@@ -77,7 +77,7 @@ class TcpEngine:
         protocol.__class__ = self._counted(type(protocol))
         return protocol
 
-    def taken(self, first: bytes | None, served: Served) -> asyncio.BaseProtocol:
+    def accepted_protocol(self, first: bytes | None, served: Served) -> asyncio.BaseProtocol:
         """The same. A handler with a boundary tells when a message has begun; else the acceptor waits its two milliseconds."""
         protocol = self.protocol()
         if isinstance(protocol, _Streams):
@@ -88,15 +88,15 @@ class TcpEngine:
         """Set the clock."""
         self._now = now
 
-    def second(self) -> None:
+    def on_second(self) -> None:
         """Close what neither side has sent anything on for too long."""
         self._now = now = time.monotonic()
         connections = self._connections()
         for connection in connections:
-            connection.look(now)
-        self._patience.look(connections, now)
+            connection.on_second(now)
+        self._patience.check(connections, now)
 
-    def serving(self, frame: FrameType) -> str | None:
+    def describe_frame(self, frame: FrameType) -> str | None:
         """Seen by the frame that calls a handler. A protocol's methods are called by the loop."""
         if frame.f_code is not self._call:
             return None
@@ -111,36 +111,36 @@ class TcpEngine:
         """Plain connections whose app knows its boundaries."""
         return [connection for connection in self._connections() if connection.moves]
 
-    def park(self, freed: Callable[[Movable], None] | None) -> None:
+    def report_freed(self, freed: Callable[[Movable], None] | None) -> None:
         """Called at a handler's boundary behind a message. A protocol isn't asked then: it is found by the next tick."""
         self._freed = freed
 
-    def shed(self, count: int, *, fixed: bool) -> int:
+    def close_some(self, count: int, *, fixed: bool) -> int:
         """A raw stream can't be ended politely."""
         return 0
 
-    def room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Always: handlers run on the loop."""
         return True
 
-    def on_room(self, freed: Callable[[], None]) -> None:
+    def on_capacity(self, freed: Callable[[], None]) -> None:
         """There always is."""
 
-    def held(self, now: float, above: float) -> Hold | None:
+    def longest_hold(self, now: float, above: float) -> Hold | None:
         """There are no threads."""
         return None
 
-    def census(self) -> Census:
+    def stats(self) -> Census:
         """Connections; there are no requests that could be counted."""
         count = len(self._connections())
         return Census(None, count, count, self._patience.given_up, self._patience.stalled, failed=self._failed)
 
-    def oldest(self, now: float) -> float | None:
+    def oldest_request(self, now: float) -> float | None:
         """A stream has no requests."""
         return None
 
     def drain(self, *, moving: bool) -> None:
-        """Protocols that can drain are told to; the others go on until `sweep` ends them. Those that will move aren't told."""
+        """Protocols that can drain are told to; the others go on until `close_idle` ends them. Those that will move aren't told."""
         if self._drained_at is None:
             self._drained_at = time.monotonic()
         self._moving = moving
@@ -148,7 +148,7 @@ class TcpEngine:
             if not self._will_move(connection):
                 connection.attempt(connection.drain)
 
-    def sweep(self, grace: float) -> None:
+    def close_idle(self, grace: float) -> None:
         """When the grace is over, tell each app that its client has finished sending. To close is then the app's part."""
         if self._drained_at is None or time.monotonic() - self._drained_at < grace:
             return
@@ -160,7 +160,7 @@ class TcpEngine:
         """Whether all connections are closed and their handlers are through."""
         return not self._connections() and not self._tasks
 
-    async def cut(self, patience: float) -> list[str]:
+    async def abort(self, patience: float) -> list[str]:
         """Reset all connections, cancel their handlers."""
         self._cut = True
         for connection in self._connections():
@@ -297,7 +297,7 @@ class Connection:
         )
         return known and self._is_plain
 
-    def look(self, now: float) -> None:
+    def on_second(self, now: float) -> None:
         """Called once a second: note whether it was used."""
         counts = self._counts()
         if not self.used or (self._reader is None and counts != self._seen):
@@ -327,12 +327,12 @@ class Connection:
         """When it was last used; 0: long ago, as nobody has looked yet."""
         return self.used or time.monotonic()
 
-    def place(self) -> tuple[int, int]:
+    def descriptor_and_family(self) -> tuple[int, int]:
         """Its descriptor and address family."""
         sock = self._transport.get_extra_info("socket")
         return sock.fileno(), sock.family
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Another process has it: close our copy. With uvloop, abort() is close(2) without shutdown(2)."""
         self._left = True
         self._transport.abort()

@@ -71,18 +71,18 @@ class Job(Protocol):
     def work(self) -> None:
         """In a thread: make it. Raises nothing."""
 
-    def told(self) -> None:
-        """On the loop: the thread has said something (`Pool.tell`)."""
+    def process_messages(self) -> None:
+        """On the loop: the thread has said something (`Pool.notify_loop`)."""
 
 
 class Pool:
-    """Threads that make calls. All methods are the loop's, but for `tell`.
+    """Threads that make calls. All methods are the loop's, but for `notify_loop`.
 
     Attributes:
         size: how many threads.
         busy: calls that have a thread or wait for one.
         failures: counts calls that failed when their response was complete, or their client gone; a step is one under the GIL.
-        freed: called when there is room again after `room` has denied it.
+        freed: called when there is room again after `has_capacity` has denied it.
         loop: on which it was started.
     """
 
@@ -154,7 +154,7 @@ class Pool:
         elif self._looked_at < 0:
             self._look_later()
 
-    def drop(self) -> None:
+    def drop_waiting(self) -> None:
         """Forget the calls that no thread has begun yet."""
         try:
             while True:
@@ -163,18 +163,18 @@ class Pool:
         except IndexError:
             pass
 
-    def tell(self, job: Job | None) -> None:
-        """In a thread: have the loop call `job.told`."""
+    def notify_loop(self, job: Job | None) -> None:
+        """In a thread: have the loop call `job.process_messages`."""
         self._said.append(job)
         if not self._waking:  # the loop clears this before it empties the deque, so nothing is overlooked
             self._waking = True
             try:
                 # Not in the context of the call: what is heard may let other requests and connections begin.
-                self.loop.call_soon_threadsafe(self._hear, context=self._context)
+                self.loop.call_soon_threadsafe(self._process_messages, context=self._context)
             except RuntimeError:
                 pass  # the loop has ended: a thread that was stuck comes too late to say anything
 
-    def room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether a thread is free. If not, `freed` will be called."""
         if self.busy < self.size:
             return True
@@ -182,8 +182,8 @@ class Pool:
             self._denied_at = _now()
         return False
 
-    def held(self, now: float, above: float) -> Hold:
-        """See `Engine.held`."""
+    def longest_hold(self, now: float, above: float) -> Hold:
+        """See `Engine.longest_hold`."""
         wall = self._wall
         for seat, since in enumerate(self._since):
             age, counted = now - since, self._ages[seat]
@@ -207,14 +207,14 @@ class Pool:
         """Since when, on the monotonic clock, each of the calls under way has had its thread."""
         return [since for since in self._since if since]
 
-    def _hear(self) -> None:
+    def _process_messages(self) -> None:
         """What threads have said since the last time."""
         self._waking = False
         said = self._said
         while said:
             job = said.popleft()
             if job is not None:
-                job.told()
+                job.process_messages()
             else:
                 self.busy -= 1
                 self._done += 1
@@ -225,9 +225,9 @@ class Pool:
 
     def _look_later(self) -> None:
         self._looked_at = self._begun
-        self.loop.call_later(PATIENT_POLL_INTERVAL_S, self._look)
+        self.loop.call_later(PATIENT_POLL_INTERVAL_S, self._wake_more_threads)
 
-    def _look(self) -> None:
+    def _wake_more_threads(self) -> None:
         """Wake more threads if no call that waits has been begun since."""
         begun, self._looked_at = self._looked_at, -1
         waiting = len(self._jobs)
@@ -282,7 +282,7 @@ class Pool:
             if wall > self._wall and self._counted[seat] != began:
                 self._wall = wall
             del job
-            self.tell(None)
+            self.notify_loop(None)
 
     def _ring(self) -> None:
         self._ringing = True

@@ -32,7 +32,7 @@ from .pep3333 import App, Environ, Environs, body_length, body_of
 from .threads import Pool
 from .wsgi_client import MAX_READ_AHEAD_BYTES, Answer, Message, Receive, Send, asked_for, no_short_cut, send_whole
 from .wsgi_inline import Parts, Turn, call_inline
-from .wsgi_threaded import Call, converse
+from .wsgi_threaded import Call, run_call
 
 MAX_QUEUED_BODY_BYTES = MAX_READ_AHEAD_BYTES
 """Bytes of a request's body that are read before a thread is taken."""
@@ -69,11 +69,11 @@ class Bridge:
         if self.pool is not None:
             self.pool.stop()
 
-    def room(self) -> bool:
-        """Whether a request that came now could begin at once. If not, what `on_room` was given will be called."""
-        return (self.pool or self._turn).room()
+    def has_capacity(self) -> bool:
+        """Whether a request that came now could begin at once. If not, what `on_capacity` was given will be called."""
+        return (self.pool or self._turn).has_capacity()
 
-    def on_room(self, freed: Callable[[], None]) -> None:
+    def on_capacity(self, freed: Callable[[], None]) -> None:
         """Call this when there is room again, or when one from outside is let in."""
         (self.pool or self._turn).freed = freed
 
@@ -122,7 +122,7 @@ class Bridge:
             if call.complete and not call.failed:
                 await send_whole(call.response, call.take(), send, answer)
             else:
-                await converse(call, receive, send)
+                await run_call(call, receive, send)
         finally:
             if not call.complete:
                 call.leave()

@@ -44,7 +44,7 @@ def asked_for(environ: Environ) -> str:
     return f"{environ.get('REQUEST_METHOD', '')} {path}"  # the app may have done with it as it likes
 
 
-async def begin(response: Response, send: Send) -> None:
+async def send_head(response: Response, send: Send) -> None:
     """Send the head."""
     await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
 
@@ -63,7 +63,7 @@ async def send_whole(response: Response, body: bytes, send: Send, answer: Answer
     """Send a response that is all there."""
     if (response.complete or response.bodiless) and answer(response, body):
         return
-    await begin(response, send)
+    await send_head(response, send)
     await send({"type": "http.response.body", "body": body})
 
 

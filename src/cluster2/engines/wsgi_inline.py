@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from .pep3333 import App, Environ, Response
-from .wsgi_client import Answer, Failed, Inbox, Receive, Send, asked_for, begin, log, send_whole
+from .wsgi_client import Answer, Failed, Inbox, Receive, Send, asked_for, log, send_head, send_whole
 
 
 class Turn:
@@ -17,7 +17,7 @@ class Turn:
     Attributes:
         busy: an app is in the middle of an answer that takes more than one step of the loop.
         failures: calls that failed when their response was complete, or their client gone.
-        freed: called when there is room again after `room` has denied it.
+        freed: called when there is room again after `has_capacity` has denied it.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Turn:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._denied = False
 
-    def room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether an app could be called now."""
         self._denied = self._denied or self.busy
         return not self.busy
@@ -85,7 +85,7 @@ def call_inline(
 async def _fail(reason: str, response: Response, parts: list[bytes], send: Send) -> None:
     """Send what the app has written before it failed. Raises Failed."""
     if response.begun:
-        await begin(response, send)
+        await send_head(response, send)
         await send({"type": "http.response.body", "body": b"".join(parts), "more_body": True})
     raise Failed(reason)
 
@@ -165,7 +165,7 @@ class Parts:
     async def _flush(self, *, last: bool) -> None:
         if not self._begun:
             self._begun = True
-            await begin(self._response, self._send)
+            await send_head(self._response, self._send)
         data = b"".join(self._parts)
         self._parts.clear()
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})

@@ -21,9 +21,9 @@ from .wsgi_client import (
     Receive,
     Send,
     asked_for,
-    begin,
     has_left,
     log,
+    send_head,
 )
 
 
@@ -80,7 +80,7 @@ class Call:
 
     # On the loop.
 
-    def told(self) -> None:
+    def process_messages(self) -> None:
         """The thread has said something."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -121,7 +121,7 @@ class Call:
             self._answers.put(DISCONNECT_MESSAGE)
         if self._event is not None:
             self._event.set()
-        self.told()
+        self.process_messages()
 
     # In the thread.
 
@@ -216,10 +216,10 @@ class Call:
     def _tell(self) -> None:
         if not self._said:
             self._said = True
-            self._pool.tell(self)
+            self._pool.notify_loop(self)
 
 
-async def converse(call: Call, receive: Receive, send: Send) -> None:
+async def run_call(call: Call, receive: Receive, send: Send) -> None:
     """Pass on what a thread has for its client, and to it what the client sends, until the response is complete."""
     inbox = Inbox(receive, call.leave)
     begun = False
@@ -231,7 +231,7 @@ async def converse(call: Call, receive: Receive, send: Send) -> None:
             if data or ends:
                 if not begun:
                     begun = True
-                    await begin(call.response, send)
+                    await send_head(call.response, send)
                 await send({"type": "http.response.body", "body": data, "more_body": not ends})
                 call.sent(len(data))
                 if not complete and has_left(send):

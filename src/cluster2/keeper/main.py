@@ -234,7 +234,7 @@ class Keeper:
         if now - self._since >= 1.0:
             if self._output is not None:
                 with contextlib.suppress(OSError):  # what is open stays in use
-                    self._output.look()
+                    self._output.reopen_if_moved()
             header.keeper_rate = self._moved / (now - self._since)
             self._moved, self._since = 0, now
 

@@ -30,7 +30,7 @@ def conceal(names: Iterable[str]) -> None:
         at += 1
 
 
-def drop(names: Iterable[str]) -> None:
+def remove_and_overwrite(names: Iterable[str]) -> None:
     """Remove these variables, and overwrite their values."""
     names = list(names)
     conceal(names)

@@ -81,7 +81,7 @@ def _writable(descriptor: int) -> bool:
     return bool(poll.poll(0))
 
 
-def end(descriptor: int) -> None:
+def shut_down(descriptor: int) -> None:
     """Its owner reads the end of the connection, as if the client had closed it, and closes it in his own way."""
     _shut_down(descriptor, socket.SHUT_RD)
 
@@ -93,7 +93,7 @@ def _shut_down(descriptor: int, how: int) -> None:
     one.detach()
 
 
-def look(listener: socket.socket) -> Iterator[Seen]:
+def with_progress(listener: socket.socket) -> Iterator[Seen]:
     """Each of them, with what shows its progress. Those of a Unix socket can't be asked."""
     for descriptor, peer in _peers(listener):
         with contextlib.suppress(OSError):  # closed meanwhile
@@ -118,7 +118,7 @@ def end_silent(listener: socket.socket, before: Mapping[int, tuple[int, int]]) -
     for descriptor, count in progress(listener).items():
         # In this order: a client that begins to take just now has nothing untaken any more, but other counts.
         if before.get(descriptor) == count and not untaken(descriptor) and transferred(descriptor) == count:
-            end(descriptor)
+            shut_down(descriptor)
     return progress_since(listener, before)
 
 

@@ -26,7 +26,7 @@ STACKS_VARIABLE = "_CLUSTER2_STACKS"
 _stacks_file = -1
 
 
-def begin() -> None:
+def take_start_steps() -> None:
     """Take the steps. The variable leaves the environment, so that no program of the app takes itself for one of ours."""
     global _stacks_file
     _stacks_file = int(os.environ.pop(STACKS_VARIABLE))

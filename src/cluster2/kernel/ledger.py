@@ -42,7 +42,7 @@ _UNIT = 1e9
 second ends first. For Prometheus a counter that falls by a bit has begun anew, and all of it is counted again."""
 
 
-def bury(board: Scoreboard, row: int, slot: int, *, lived: bool, crashed: bool) -> None:
+def fold_life(board: Scoreboard, row: int, slot: int, *, lived: bool, crashed: bool) -> None:
     """Carry what a life has counted over to its slot, and release its row. Master only, after the worker was reaped.
 
     Args:

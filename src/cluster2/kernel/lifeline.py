@@ -29,7 +29,7 @@ import os
 import signal
 
 from . import app_forks
-from .signals import drop
+from .signals import ignore_here
 
 _F_SETSIG = 10
 _FIRST, _LAST = int(signal.SIGRTMIN), int(signal.SIGRTMAX)
@@ -82,4 +82,4 @@ def arm(descriptor: int, seconds: float) -> int:
 
 def disarm(number: int) -> None:
     """Ignore the signal: this process sees to its end by itself."""
-    drop(number)
+    ignore_here(number)

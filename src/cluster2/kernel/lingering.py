@@ -41,7 +41,7 @@ class Lingering:
                 self._held[os.fstat(duplicate.fileno()).st_ino] = duplicate
                 DUPLICATE_DESCRIPTORS.add(duplicate.fileno())
 
-    def look(self, now: float) -> None:
+    def check(self, now: float) -> None:
         """Let those go that have an end: their owner has closed them, and their peer has all."""
         if self._held:
             owned = _sockets()

@@ -133,7 +133,7 @@ class Follower:
     """Keeps descriptors of this process pointing to what a name leads to."""
 
     def __init__(self, path: str, *numbers: int) -> None:
-        """Nothing is opened yet; `look` does it.
+        """Nothing is opened yet; `reopen_if_moved` does it.
 
         Args:
             path: absolute.
@@ -144,7 +144,7 @@ class Follower:
         self._numbers = numbers
         self._opened: tuple[int, int] | None = None
 
-    def look(self) -> bool:
+    def reopen_if_moved(self) -> bool:
         """Open the file again if its name leads elsewhere. Returns whether it did.
 
         Raises:
@@ -188,7 +188,7 @@ def ends_a_line(fd: int) -> bool:
     return not size or os.pread(fd, 1, size - 1) in (b"\n", b"")
 
 
-def found(directory: str) -> list[Found]:
+def log_files(directory: str) -> list[Found]:
     """The log files of a directory, by name and age. None if it isn't there; what isn't a file of ours isn't looked at."""
     files = []
     try:

@@ -44,15 +44,15 @@ class Open:
         self.quiet = 0 if size != self.at else self.quiet + 1
         if size < self.at:  # it was cut
             self.at = 0
-            yield from self.rest()
+            yield from self.partial_line()
         for block in logfiles.blocks(self.fd, self.at, size):
             self.at += len(block)
             *whole, self.pending = (self.pending + block).split(b"\n")
             yield from whole
             if len(self.pending) > _MAX_LINE_BYTES:
-                yield from self.rest()
+                yield from self.partial_line()
         if self.quiet >= MAX_PARTIAL_LINE_POLLS:
-            yield from self.rest()
+            yield from self.partial_line()
 
     def skip(self, most: int) -> int:
         """Leave out what has come, but for the last so many bytes. Returns how many were left out."""
@@ -63,13 +63,13 @@ class Open:
         self.pending = b""
         return skipped
 
-    def rest(self) -> Iterator[bytes]:
+    def partial_line(self) -> Iterator[bytes]:
         """The line that has begun, if one has."""
         pending, self.pending = self.pending, b""
         if pending:
             yield pending
 
-    def gone(self) -> bool:
+    def is_abandoned(self) -> bool:
         """Whether nobody will write to it any more, as far as one can know: it has no name, or none that we see."""
         self.absent += 1
         return self.absent >= MAX_ABSENT_POLLS or os.fstat(self.fd).st_nlink == 0
@@ -99,10 +99,12 @@ class Following:
         self._open: dict[tuple[int, int], Open] = {}
         self._lines: int | None = lines
 
-    def look(self, show: Show) -> None:
+    def poll(self, show: Show) -> None:
         """Show what has come."""
         here = set()
-        for each in sorted(filter(self._wanted, logfiles.found(self._place)), key=lambda each: (each.base, -each.age)):
+        for each in sorted(
+            filter(self._wanted, logfiles.log_files(self._place)), key=lambda each: (each.base, -each.age)
+        ):
             try:
                 fd = logfiles.open_to_read(self._place, each.name)
             except OSError:
@@ -121,8 +123,8 @@ class Following:
                 show(file.base, f"... {skipped} bytes, see {file.base}".encode())
             for line in file.more():
                 show(file.base, line)
-            if key not in here and file.gone():
-                for line in file.rest():
+            if key not in here and file.is_abandoned():
+                for line in file.partial_line():
                     show(file.base, line)
                 os.close(file.fd)
                 del self._open[key]

@@ -61,11 +61,11 @@ def native_threads() -> list[NativeThread]:
     for tid in sorted(map(int, os.listdir("/proc/self/task"))):
         if tid not in known:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-                found.append(_look(tid))
+                found.append(_stack_of(tid))
     return found
 
 
-def _look(tid: int) -> NativeThread:
+def _stack_of(tid: int) -> NativeThread:
     with open(f"/proc/self/task/{tid}/comm") as file:
         name = file.read().rstrip("\n")
     deadline = time.monotonic() + THREAD_WAIT_TIMEOUT_S

@@ -135,7 +135,7 @@ class _Views(NamedTuple):
     reals: memoryview[float]
 
     @classmethod
-    def of(cls, memory: memoryview[int]) -> _Views:
+    def from_memory(cls, memory: memoryview[int]) -> _Views:
         return cls(memory.cast("q"), memory.cast("d"))
 
     def part(self, first: int, cells: int) -> tuple[memoryview[int], memoryview[float]]:
@@ -163,9 +163,9 @@ class Scoreboard:
         """Use `create` or `attach`."""
         self.descriptors: tuple[int, ...] = ()
         self._free = free  # a heap: low rows are used first, so that readers have little to read; None: not the master
-        self._views = _Views.of(memory)
-        self._pages = _Views.of(pages)
-        self._own = None if own is None else (own[0], _Views.of(own[1]))
+        self._views = _Views.from_memory(memory)
+        self._pages = _Views.from_memory(pages)
+        self._own = None if own is None else (own[0], _Views.from_memory(own[1]))
         self._rows: dict[int, Row] = {}
         self._pasts: dict[int, Past] = {}
         helpers = {"keeper": Cells(*self._page(KEEPER_PAGE)), "monitor": Cells(*self._page(MONITOR_PAGE))}

@@ -48,10 +48,10 @@ def settle(role: Role) -> None:
                     signal.signal(number, signal.SIG_IGN)
             case Disposition.DROPPED:
                 for number in numbers(name):
-                    drop(number)
+                    ignore_here(number)
 
 
-def drop(number: int) -> None:
+def ignore_here(number: int) -> None:
     """Ignore a signal in this process, but not in programs that it executes. Call it in the main thread."""
     import ctypes
 
@@ -112,4 +112,4 @@ def settle_master() -> None:
 def ignore_until_handled() -> None:
     """Ignore what a service manager or logrotate may send as soon as there is a pid, until the loop handles it."""
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
-        drop(number)
+        ignore_here(number)

@@ -39,14 +39,14 @@ class Terminal:
         self._there = _is_there()
         self._gone_at: float | None = None
 
-    def look(self) -> None:
+    def check_hangup(self) -> None:
         """Notice that it has gone. Call it now and then; it takes 3 µs."""
         if self._there and not _is_there():
             self._there, self._gone_at = False, time.monotonic()
 
     def hung_up(self) -> bool:
         """Return whether a HUP that has just come tells that the terminal was closed."""
-        self.look()
+        self.check_hangup()
         return self._gone_at is not None and time.monotonic() - self._gone_at < HANGUP_GRACE_S
 
 

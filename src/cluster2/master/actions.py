@@ -59,7 +59,7 @@ class Actions:
         self.last_drain = False
         self.open_doors = False
 
-    def heed(self, settings: Settings) -> None:
+    def apply_settings(self, settings: Settings) -> None:
         """These options count from now on."""
         self._settings = settings
 
@@ -83,7 +83,7 @@ class Actions:
                 case Action.SIGKILL:
                     self._kill(handle)
                 case Action.BURY:
-                    self._bury(handle, status)
+                    self._record_exit(handle, status)
 
     def limit(self, handle: Handle) -> None:
         """Bound the time that a worker may stay in its state."""
@@ -142,7 +142,7 @@ class Actions:
         )
 
     def _tell_drain(self, handle: Handle) -> None:
-        handle.tell(wire.Drain(self.last_drain, self.open_doors))
+        handle.send(wire.Drain(self.last_drain, self.open_doors))
 
     def _kill(self, handle: Handle) -> None:
         if handle.pidfd is not None:
@@ -150,7 +150,7 @@ class Actions:
         elif handle.pid is not None:  # it can't be watched
             processes.kill_child(handle.pid)
 
-    def _bury(self, handle: Handle, status: ExitStatus | None) -> None:
+    def _record_exit(self, handle: Handle, status: ExitStatus | None) -> None:
         if handle.pidfd is not None:
             self._loop.remove_reader(handle.pidfd)
             os.close(handle.pidfd)
@@ -158,7 +158,7 @@ class Actions:
             handle.talk.finish()
         os.close(handle.stacks_file)
         crashed = handle.pid is not None and reason_of(handle, status) in ("crash", "hang")
-        ledger.bury(self._board, handle.row, handle.slot, lived=handle.pid is not None, crashed=crashed)
+        ledger.fold_life(self._board, handle.row, handle.slot, lived=handle.pid is not None, crashed=crashed)
         self._roster.remove(handle)
         if handle.pid is None:
             return

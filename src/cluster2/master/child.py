@@ -89,7 +89,7 @@ class Child:
         finally:
             theirs.close()
 
-    def hear(self, receive: Callable[[bytes, list[int]], None]) -> None:
+    def on_message(self, receive: Callable[[bytes, list[int]], None]) -> None:
         """Call this with each message, and with its descriptors, which are the callee's then; b"": the channel has ended.
 
         Raises:
@@ -116,7 +116,7 @@ class Child:
         try:
             self._loop.add_reader(self.channel.fileno(), readable)
         except OSError:
-            self.let_go()
+            self.close_channel()
             self.kill()
             raise
 
@@ -136,15 +136,15 @@ class Child:
             os.close(pidfd)
             os.close(file)
 
-    def let_go(self) -> None:
+    def close_channel(self) -> None:
         """It may leave: close the channel. What it said that wasn't heard yet is lost."""
         if self.channel.fileno() >= 0:
             self._loop.remove_reader(self.channel.fileno())
             self.channel.close()
 
-    async def gone(self, patience: float) -> None:
+    async def wait_closed(self, patience: float) -> None:
         """Let it go and wait until it has left; killed after `patience` seconds."""
-        self.let_go()
+        self.close_channel()
         await asyncio.wait({self.left}, timeout=patience)
         if not self.left.done():
             self.kill()

@@ -3,7 +3,7 @@
 A line `{"verb": …, "params": {…}}` is answered by one line, `{"ok": true, "result": …}` or `{"ok": false, "error": …}`. Only
 the user that the master runs as, and root, may speak: the socket's mode says so, and the peer's credentials are checked as
 well. The monitor, which may be another user, has a way of its own: a connection of which it gives us one end, through its
-channel; there it is heard as far as `admit` says. A connection stays open after its answer; its end tells that the master is
+channel; there it is heard as far as `serve_client` says. A connection stays open after its answer; its end tells that the master is
 gone, which is what `stop` waits for.
 """
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("cluster2.master")
 MAX_LINE_BYTES = 1 << 16
 """The longest request in bytes."""
 MAX_CLIENTS = 256
-"""Connections at a time that came through `admit`."""
+"""Connections at a time that came through `serve_client`."""
 _MAX_UNREAD_BYTES = 1 << 20
 """Bytes that may wait for a client who follows; one that is slower is left behind."""
 
@@ -69,7 +69,7 @@ class Control:
         if self._serving:
             await asyncio.wait(self._serving, timeout=1.0)
 
-    def admit(self, sock: socket.socket, may: Container[str]) -> None:
+    def serve_client(self, sock: socket.socket, may: Container[str]) -> None:
         """Hear somebody over a connected stream socket, whoever that is.
 
         Args:
@@ -93,16 +93,16 @@ class Control:
         except (OSError, ValueError):  # no stream, or it has left
             sock.close()
             return
-        await self._hear(reader, writer, may)
+        await self._answer_requests(reader, writer, may)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
-        await self._hear(reader, writer, None)
+        await self._answer_requests(reader, writer, None)
 
-    async def _hear(
+    async def _answer_requests(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, may: Container[str] | None
     ) -> None:
         """Answer what is asked. `may` says what may be; None: all, by those that the socket is for."""

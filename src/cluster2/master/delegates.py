@@ -129,7 +129,7 @@ class Delegates:
 
     # What workers say
 
-    def asked(self, link: Link, message: wire.Delegate) -> None:
+    def on_request(self, link: Link, message: wire.Delegate) -> None:
         """A worker delegates."""
         number = message.number if message.expect is not None else 0
         kind = self._kinds.get(message.delegate)
@@ -141,7 +141,7 @@ class Delegates:
         if not number:
             link.lone += 1
             link.weight += len(message.origin)
-            kind.flights.ask((link, message), None, None, inf)
+            kind.flights.join_or_begin((link, message), None, None, inf)
         else:
             key = None
             if kind.single:
@@ -151,15 +151,15 @@ class Delegates:
                 assert self._loop is not None
                 deadline = self._loop.time() + message.timeout
                 if self._looking is None:
-                    self._looking = self._loop.call_later(DEADLINE_POLL_INTERVAL_S, self._look)
-            flight = kind.flights.ask((link, message), key, (link, number), deadline)
+                    self._looking = self._loop.call_later(DEADLINE_POLL_INTERVAL_S, self._expire_flights)
+            flight = kind.flights.join_or_begin((link, message), key, (link, number), deadline)
             link.weight += len(message.origin)
             link.asked[number] = (kind, flight, len(message.origin))
             if flight.begun:
                 return
         self._begin(kind)
 
-    def gave_up(self, link: Link, number: int) -> None:
+    def on_give_up(self, link: Link, number: int) -> None:
         """A worker doesn't wait for that any more."""
         found = link.asked.pop(number, None)
         if found is not None:
@@ -169,22 +169,22 @@ class Delegates:
                 self._cancel(flight)
             link.release()
 
-    def left(self, link: Link) -> None:
+    def on_disconnect(self, link: Link) -> None:
         """A worker is gone, and waits for nothing."""
         for number in list(link.asked):
-            self.gave_up(link, number)
+            self.on_give_up(link, number)
 
     # Doing it
 
     def _begin(self, kind: Kind) -> None:
         assert self._loop is not None
-        while not self._closed and (flight := kind.flights.turn()) is not None:
+        while not self._closed and (flight := kind.flights.next_flight()) is not None:
             self.handled += 1
-            task = self._loop.create_task(self._do(kind, flight))
+            task = self._loop.create_task(self._run_flight(kind, flight))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _do(self, kind: Kind, flight: Flight[Asker]) -> None:
+    async def _run_flight(self, kind: Kind, flight: Flight[Asker]) -> None:
         link, message = flight.request
         value = wire.NO_PAYLOAD
         failure: wire.Failure | None = None
@@ -207,7 +207,7 @@ class Delegates:
             if flight.lone:
                 logger.error("work that nobody waits for failed: %r", kind.name, exc_info=raised_in(error))
         lone = flight.lone
-        askers = kind.flights.end(flight)
+        askers = kind.flights.finish(flight)
         if lone:
             link.lone -= 1
             link.weight -= len(message.origin)
@@ -242,15 +242,15 @@ class Delegates:
             return
         link.weight -= found[2]
         try:
-            link.tell_if_room(wire.Answer(number, value, failure), MAX_UNREAD_ANSWER_BYTES)
+            link.send_if_room(wire.Answer(number, value, failure), MAX_UNREAD_ANSWER_BYTES)
         except ValueError as error:
-            link.tell(wire.Answer(number, failure=wire.Failure("ValueError", f"the answer is {error}")))
+            link.send(wire.Answer(number, failure=wire.Failure("ValueError", f"the answer is {error}")))
         link.release()
 
     def _no_handler(self, link: Link, number: int, name: str) -> None:
         if number:
             text = f"the master has no handler for {name!r}: register one by cluster.on_delegate({name!r})"
-            link.tell_if_room(wire.Answer(number, failure=wire.Failure("LookupError", text)), MAX_UNREAD_ANSWER_BYTES)
+            link.send_if_room(wire.Answer(number, failure=wire.Failure("LookupError", text)), MAX_UNREAD_ANSWER_BYTES)
         else:
             logger.warning("worker %d delegates %r, which has no handler: it is dropped", link.pid, name)
 
@@ -258,16 +258,16 @@ class Delegates:
         if flight.runner is not None:
             flight.runner.cancel()
 
-    def _look(self) -> None:
+    def _expire_flights(self) -> None:
         assert self._loop is not None
         self._looking = None
         now, some = self._loop.time(), False
         for kind in self._kinds.values():
             for _flight, (link, number) in list(kind.flights.expired(now)):
-                self.gave_up(link, number)
+                self.on_give_up(link, number)
             some = some or len(kind.flights) > 0
         if some:
-            self._looking = self._loop.call_later(DEADLINE_POLL_INTERVAL_S, self._look)
+            self._looking = self._loop.call_later(DEADLINE_POLL_INTERVAL_S, self._expire_flights)
 
 
 def _failure(error: BaseException) -> wire.Failure:

@@ -50,7 +50,7 @@ class Departure:
             master.phase = Phase.LEAVING
             master.estate.board.header.leaving = 1
             self._drain_at = time.monotonic() + seconds
-            self._timer = asyncio.get_running_loop().call_later(seconds, master.put, LameDuckOver())
+            self._timer = asyncio.get_running_loop().call_later(seconds, master.post, LameDuckOver())
             master.emit(events.ShuttingDown(time=time.time(), graceful=True, lame_duck=seconds))
         elif master.phase is Phase.LEAVING:
             self._drain()
@@ -110,6 +110,6 @@ class Departure:
             if handle.pid is None:  # it has nothing to finish, and its fork may hang
                 master.lives.kill(handle, "shutdown")
             else:
-                master.lives.end(handle, lifecycle.Event.DRAIN, "shutdown")
+                master.lives.ask_to_leave(handle, lifecycle.Event.DRAIN, "shutdown")
         if master.keeping is not None:
             master.keeping.drain(master.settings.drain_idle)

@@ -47,7 +47,7 @@ class Follower:
         self._heard += 1
         return self._heard <= self._most
 
-    def tell(self, told: dict[str, Any]) -> object:
+    def send(self, told: dict[str, Any]) -> object:
         """Tell it; whether it still listens."""
         return self.command.tell(told if self._longest is None else events.cut(told, self._longest))
 
@@ -74,13 +74,13 @@ class Followers:
         """Somebody wants to hear; it is answered when it can't any more. Raises UsageError."""
         self._followers.append(Follower(command))
 
-    def tell(self, event: events.Event) -> None:
+    def publish(self, event: events.Event) -> None:
         """Something has happened."""
         wanting = [each for each in self._followers if each.wants(event)]
         if not wanting:
             return
         told = events.plain(event)
         for follower in wanting:
-            if not follower.tell(told):
+            if not follower.send(told):
                 self._followers.remove(follower)
                 follower.command.answer(ClusterError("it has left, or is too slow"))

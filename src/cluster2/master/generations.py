@@ -78,7 +78,7 @@ class Generations:
         )
         nursery.load()
 
-    def choose(self, generation: int, chosen: wire.Chosen) -> list[str]:
+    def fix_options(self, generation: int, chosen: wire.Chosen) -> list[str]:
         """Fix the options of a new generation, which its script has come to; return warnings about them, a line each.
 
         Only the first word counts: it was said before the app's code had its turn as the user that it runs as.
@@ -102,7 +102,7 @@ class Generations:
         if changed:
             self._forget_files(generation)
             self._files[generation] = _read_files(settings)
-        self._nurseries[generation].pin(self._order(generation), self._descriptors(generation))
+        self._nurseries[generation].fix_options(self._order(generation), self._descriptors(generation))
         return warnings
 
     def _order(self, generation: int) -> wire.Prepare:
@@ -149,7 +149,7 @@ class Generations:
         """Return the generations of which workers can be ordered now."""
         return frozenset(number for number in self._nurseries if self.nursery(number) is not None)
 
-    def admit(self, generation: int) -> None:
+    def on_ready(self, generation: int) -> None:
         """What its workers need is there: order some.
 
         A nursery is ready as soon as its zygote has said so. That fact may still stand in the queue when another one has the
@@ -170,13 +170,13 @@ class Generations:
         for generation in list(self._nurseries):
             self._close(generation)
 
-    async def gone(self, patience: float) -> None:
+    async def wait_closed(self, patience: float) -> None:
         """Wait for zygotes that were let go; those that hang are killed after `patience` seconds."""
         self.close()
         for generation in list(self._files):
             self._forget_files(generation)
         for nursery in self._leaving:
-            await nursery.gone(patience)
+            await nursery.wait_closed(patience)
 
     def _close(self, generation: int) -> None:
         self._admitted.discard(generation)

@@ -68,10 +68,10 @@ class Handle:
     talk: TalkToWorker | None = field(default=None, repr=False)
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
-    def tell(self, message: wire.Talk) -> None:
+    def send(self, message: wire.Talk) -> None:
         """Say something to it; lost if it is gone."""
         if self.talk is not None:
-            self.talk.tell(message)
+            self.talk.send(message)
 
     def seen(self) -> Seen:
         """What decisions need to know of it."""

@@ -25,7 +25,7 @@ class Heartbeats:
         self._cpu: dict[int, float] = {}
         self._told_at = now
 
-    def look(self, workers: Iterable[Handle], now: float, interval: float) -> events.Heartbeat | None:
+    def event_if_due(self, workers: Iterable[Handle], now: float, interval: float) -> events.Heartbeat | None:
         """The event, when it is time for one.
 
         Args:

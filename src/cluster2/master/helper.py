@@ -55,7 +55,7 @@ class Helper(ABC):
     def _execute(self) -> Child:
         """Start the process. Raises OSError or PacketError."""
 
-    def _bury(self) -> str:
+    def _settle_exit(self) -> str:
         """It is gone: settle what it leaves behind. Returns what operators should know of that, as the end of a sentence."""
         return ""
 
@@ -72,7 +72,7 @@ class Helper(ABC):
         setattr(self._header, f"{self.name}_pid", self._child.pid)
         self._child.left.add_done_callback(self._ended)
 
-    def again(self) -> float:
+    def schedule_start(self) -> float:
         """It is gone and shall be there: start it when it may. Returns in how many seconds that is."""
         cell = f"{self.name}_restarts"
         setattr(self._header, cell, getattr(self._header, cell) + 1)
@@ -84,9 +84,9 @@ class Helper(ABC):
         """Have another take its place, which isn't an end that counts."""
         if self._child is not None:
             self._renewing = True
-            self._child.let_go()
+            self._child.close_channel()
 
-    def look(self, now: float) -> str | None:
+    def kill_if_stuck(self, now: float) -> str | None:
         """Kill it if it is stuck, and say so."""
         beat: float = getattr(self._header, f"{self.name}_beat")
         if self._child is None or now - beat <= self.patience:
@@ -122,18 +122,18 @@ class Helper(ABC):
         if self._child is not None:
             self._child.kill()
 
-    async def gone(self, patience: float) -> None:
+    async def wait_closed(self, patience: float) -> None:
         """End it for good; killed after `patience` seconds."""
         self.no_more()
         if self._child is not None:
-            await self._child.gone(patience)
+            await self._child.wait_closed(patience)
 
     def _ended(self, left: asyncio.Future[str]) -> None:
         assert self._child is not None
-        self._child.let_go()
+        self._child.close_channel()
         self._child = None
         setattr(self._header, f"{self.name}_pid", 0)
-        what = self._bury()
+        what = self._settle_exit()
         if self._renewing:
             self._renewing = False
             self.start()

@@ -32,7 +32,7 @@ class Herald:
             self._notifier.alive()
             asyncio.get_running_loop().call_later(self._notifier.watchdog / 2, self.live)
 
-    def tell(self, event: events.Event) -> None:
+    def notify(self, event: events.Event) -> None:
         """Something has happened."""
         match event:
             case events.Reloading():

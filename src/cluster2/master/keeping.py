@@ -70,7 +70,7 @@ class Keeping(Helper):
         self._bound: asyncio.TimerHandle | None = None
 
     @classmethod
-    def of(cls, estate: Estate, put: Callable[[Fact], None]) -> Keeping | None:
+    def from_resources(cls, estate: Estate, put: Callable[[Fact], None]) -> Keeping | None:
         """That of a cluster; None if it shall have none."""
         settings = estate.options[0]
         if not settings.keeper:
@@ -80,7 +80,7 @@ class Keeping(Helper):
         log = "" if estate.logbook is None else estate.logbook.output
         return cls(estate.board, sites, settings, put, unix, log)
 
-    def heed(self, settings: Settings, movable: Collection[int]) -> None:
+    def apply_settings(self, settings: Settings, movable: Collection[int]) -> None:
         """A generation is loaded: of these apps connections can move, if they are plain. Start a keeper if it is the first."""
         plain = settings.ssl_certfile is None
         if not self.serves and any(plain or site in self._unix for site in movable):
@@ -132,6 +132,6 @@ class Keeping(Helper):
         argv = [sys.executable, "-I", "-S", _ROOM, str(self._sites), str(options.timeout), *who, self._log]
         return Child(argv, fds=dict(enumerate(ends, 4)))
 
-    def _bury(self) -> str:
+    def _settle_exit(self) -> str:
         lost, self._header.resting = self._header.resting, 0
         return f": {lost} connections at rest are lost"

@@ -57,14 +57,14 @@ class Lives:
         settings = estate.options[0]
         self.restarts = policy.Restarts(settings.restart_limit, settings.restart_window)
         self._refused_since: float | None = None
-        self.actions = Actions(settings, estate.board, estate.pids, master.roster, master.put, master.emit, self.steer)
+        self.actions = Actions(settings, estate.board, estate.pids, master.roster, master.post, master.emit, self.steer)
 
     def steer(self) -> None:
         """Who serves has changed: so does who gets new connections."""
         with self._master.guard("new connections can't be steered"):
             self._master.steering.steer(self._master.roster, time.monotonic())
 
-    def forked(self, incarnation: int, pid: int) -> None:
+    def on_forked(self, incarnation: int, pid: int) -> None:
         """A worker has a process, says its zygote or the worker itself; the first to say so counts."""
         handle = self._master.roster.find(incarnation)
         if handle is None:
@@ -83,18 +83,18 @@ class Lives:
         if pid not in self._master.children() and processes.is_running_child(pid):
             os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still its own
 
-    def from_worker(self, handle: Handle, message: wire.Talk) -> None:
+    def on_message(self, handle: Handle, message: wire.Talk) -> None:
         """A worker said something."""
         if handle.state is State.DEAD:
             return  # said before its end, read after it
         match message:
             case wire.Born():
                 handle.started = True
-                self.forked(handle.incarnation, message.pid)
+                self.on_forked(handle.incarnation, message.pid)
                 if message.version != wire.PROTOCOL_VERSION:
                     self._refuse(handle, message.version)
             case wire.Ready() if handle.pid is None:
-                self._master.put(Garbage(handle, "it is ready, and was never born"))
+                self._master.post(Garbage(handle, "it is ready, and was never born"))
             case wire.Ready():
                 self.actions.apply(handle, lifecycle.Event.READY)
                 if self._master.reloader.rolling is not None:
@@ -103,12 +103,12 @@ class Lives:
             case wire.Leaving():
                 if handle.reason is None and handle.state is State.READY:
                     logger.info("%s leaves by itself", handle)
-                    self.end(handle, lifecycle.Event.DRAIN, "exit")
+                    self.ask_to_leave(handle, lifecycle.Event.DRAIN, "exit")
             case wire.BootFailed():
                 self._cant_serve(handle, by_exit_code(message.exit_code, message.message, detail=message.detail))
             case wire.SetTraffic():
                 self._master.set_traffic(message.enabled)
-                handle.tell(wire.TrafficSet(message.enabled))
+                handle.send(wire.TrafficSet(message.enabled))
             case wire.Note():
                 self._master.warn(f"{handle}: {message.text}")
             case wire.Cut():
@@ -120,7 +120,7 @@ class Lives:
             case _:
                 _of_apps.warning("%s said what only a master says: %r", handle, message)
 
-    def silent(self, handle: Handle) -> None:
+    def on_channel_closed(self, handle: Handle) -> None:
         """A worker's channel has ended."""
         handle.talk = None
         # With a pid its exit will tell. Without one the zygote's word is awaited, if there is one to give it.
@@ -135,7 +135,7 @@ class Lives:
         """A worker that can't be talked to."""
         versions = f"its messages are of version {version}, the master's of version {wire.PROTOCOL_VERSION}"
         self._cant_serve(handle, ClusterError(f"{versions}: cluster2 was upgraded in place; restart the cluster"))
-        self.end(handle, lifecycle.Event.KILL, "crash")
+        self.ask_to_leave(handle, lifecycle.Event.KILL, "crash")
 
     def _cant_serve(self, handle: Handle, error: ClusterError) -> None:
         """A new worker says why it won't become ready."""
@@ -146,19 +146,19 @@ class Lives:
         else:
             self._master.warn(f"{handle} can't serve: {error.message}")
 
-    def exited(self, handle: Handle) -> None:
+    def on_exited(self, handle: Handle) -> None:
         """A worker's process has ended."""
         if handle.pidfd is None or handle.state is State.DEAD:
             return
         try:
             status = processes.exit_of(handle.pidfd)
         except ChildProcessError:  # reaped by the program that the master lives in; how it ended isn't known
-            self.buried(handle, None)
+            self.on_exit_recorded(handle, None)
             return
         if status is not None:
-            self.buried(handle, status)
+            self.on_exit_recorded(handle, status)
 
-    def buried(self, handle: Handle, status: ExitStatus | None) -> None:
+    def on_exit_recorded(self, handle: Handle, status: ExitStatus | None) -> None:
         """A worker is over; None: it never came to be. If it wasn't meant to be, that counts as a crash."""
         if handle.reason == "recycle" and handle.state in lifecycle.LIVE_STATES:
             handle.reason = None  # it was to be replaced, but hadn't been told to leave: it has died by itself
@@ -191,7 +191,7 @@ class Lives:
         logbook = self._master.estate.logbook
         if logbook is not None and handle.pid is not None:
             meant = handle.reason not in (None, "crash")
-            logbook.ended(handle.slot, handle.pid, str(status or "how isn't known"), meant)
+            logbook.note_exit(handle.slot, handle.pid, str(status or "how isn't known"), meant)
         self.actions.apply(handle, lifecycle.Event.EXITED, status)
         self._master.steering.release(handle.place)
         self._master.watchman.forget(handle)
@@ -213,7 +213,7 @@ class Lives:
             )
         )
 
-    def overdue(self, handle: Handle, state: State) -> None:
+    def on_timeout(self, handle: Handle, state: State) -> None:
         """A worker has been in a state for as long as it may."""
         if handle.state is not state:  # another fact that was in the queue before has ended it
             return
@@ -244,7 +244,7 @@ class Lives:
                 self.kill(handle, handle.reason)
             case State.DYING:
                 self._master.warn(f"{handle} has not ended {KILL_TIMEOUT_S:g} s after SIGKILL; it is given up")
-                self.buried(handle, None)
+                self.on_exit_recorded(handle, None)
             case _:
                 pass
 
@@ -253,7 +253,7 @@ class Lives:
         handle = self._master.roster.find(incarnation)
         if handle is not None:
             how = lifecycle.Event.DRAIN if handle.drain_first else lifecycle.Event.KILL
-            self.end(handle, how, handle.reason or self._why_retired(handle))
+            self.ask_to_leave(handle, how, handle.reason or self._why_retired(handle))
 
     def _why_retired(self, handle: Handle) -> events.Reason:
         if handle.slot >= self._master.wanted.slots:
@@ -300,7 +300,7 @@ class Lives:
             app_forks.withhold(ours)
             with theirs:
                 _, talk = await asyncio.get_running_loop().create_unix_connection(
-                    lambda: TalkToWorker(handle, master.put, master.switchboard, master.settings.max_heartbeat_delay),
+                    lambda: TalkToWorker(handle, master.post, master.switchboard, master.settings.max_heartbeat_delay),
                     sock=ours,
                 )
                 undo.callback(talk.close)
@@ -355,7 +355,7 @@ class Lives:
             master.guard.failed(SPAWN_REFUSED, error)
             master.verbs.start_failed(slot, why.message)
 
-    def unforked(self, incarnation: int, reason: str) -> None:
+    def on_fork_failed(self, incarnation: int, reason: str) -> None:
         """The zygote could not fork a worker that was ordered."""
         handle = self._master.roster.find(incarnation)
         if handle is not None and handle.pid is None:
@@ -366,19 +366,19 @@ class Lives:
         logbook = self._master.estate.logbook
         if logbook is None:
             return ""
-        logbook.entrust(slot)
+        logbook.ensure_file(slot)
         return logbook.directory
 
-    def end(self, handle: Handle, event: lifecycle.Event, reason: events.Reason | None) -> None:
+    def ask_to_leave(self, handle: Handle, event: lifecycle.Event, reason: events.Reason | None) -> None:
         """A worker is to leave, for this reason."""
         handle.reason = reason
         self.actions.apply(handle, event)
 
     def kill(self, handle: Handle, reason: events.Reason | None) -> None:
         """End a worker at once. One without a pid is forgotten: if there is a process, it is killed when its pid is reported."""
-        self.end(handle, lifecycle.Event.KILL, reason)
+        self.ask_to_leave(handle, lifecycle.Event.KILL, reason)
         if handle.pid is None:
-            self.buried(handle, None)
+            self.on_exit_recorded(handle, None)
 
 
 def departure_fault(handle: Handle, status: ExitStatus | None) -> str | None:

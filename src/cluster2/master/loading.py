@@ -33,7 +33,7 @@ class Loading:
         self._master = master
         self._again_at: float | None = None
 
-    def said(self, fact: FromZygote) -> None:
+    def on_message(self, fact: FromZygote) -> None:
         """A zygote said something, or an executed worker that loads the app; None: the zygote is gone."""
         master = self._master
         generation, message = fact.generation, fact.message
@@ -51,11 +51,11 @@ class Loading:
             case wire.PrepareFailed():
                 self._failed(generation, by_exit_code(message.exit_code, message.message, detail=message.detail))
             case wire.Forked():
-                master.lives.forked(message.incarnation, message.pid)
+                master.lives.on_forked(message.incarnation, message.pid)
             case wire.ForkFailed():
                 if message.detail:
                     logger.warning("stacks of the fork:\n%s", message.detail)
-                master.lives.unforked(message.incarnation, message.message)
+                master.lives.on_fork_failed(message.incarnation, message.message)
             case None:
                 text = f"the process that imports the app died ({fact.how}); its log says why"
                 self._failed(generation, AppError(text, detail=fact.detail))
@@ -65,11 +65,11 @@ class Loading:
             case _:
                 logger.warning("a zygote said what only a master says: %r", message)
 
-    def again(self) -> None:
+    def load_again(self) -> None:
         """The wanted generation has no zygote: load it once more at the next look."""
         self._again_at = time.monotonic()
 
-    def look(self, now: float) -> None:
+    def load_if_due(self, now: float) -> None:
         """Load again if that is due."""
         master = self._master
         if self._again_at is not None and now >= self._again_at and master.phase.serves:
@@ -92,10 +92,10 @@ class Loading:
             return
         self._again_at = None
         if master.estate.logbook is not None:
-            master.estate.logbook.belongs_to(message.owner)
+            master.estate.logbook.set_owner(message.owner)
         if master.keeping is not None:
-            master.keeping.heed(settings, message.movable)
-        master.generations.admit(generation)
+            master.keeping.apply_settings(settings, message.movable)
+        master.generations.on_ready(generation)
         if settings.preload:
             for warning in message.warnings:
                 master.warn(warning)
@@ -103,7 +103,7 @@ class Loading:
             master.generations.each_executed(generation)
         if master.reloader.proves(generation):
             master.lives.restarts.release()  # slots of the old code that back off: the new code is tried at once
-            master.reloader.prepared()
+            master.reloader.on_loaded()
 
     def _unaffordable(self, settings: Settings, message: wire.Prepared) -> str | None:
         """Return why the limit of descriptors doesn't allow the workers of a new generation, or None."""

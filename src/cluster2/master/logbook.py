@@ -112,7 +112,7 @@ class Logbook:
             os.makedirs(directory, mode=0o755, exist_ok=True)
             self._before = [os.dup(number) for number in (1, 2)] if own == "all" else []
             if self._own is not None:
-                self._own.look()
+                self._own.reopen_if_moved()
             for base in self._entrusted:
                 self._make(base)
         except OSError as error:
@@ -124,7 +124,7 @@ class Logbook:
             self._relay = Relay(directory)
 
     @classmethod
-    def of(cls, settings: Settings, *, own: bool) -> Logbook | None:
+    def from_settings(cls, settings: Settings, *, own: bool) -> Logbook | None:
         """That of a cluster; None if all goes to standard error.
 
         Args:
@@ -143,11 +143,11 @@ class Logbook:
         )
 
     @property
-    def relays(self) -> bool:
+    def keeps_files_open(self) -> bool:
         """Whether what workers write is shown on standard error as well: then each of their files is held open here."""
         return self._relay is not None
 
-    def entrust(self, slot: int) -> None:
+    def ensure_file(self, slot: int) -> None:
         """A worker of that slot will open its file: have it there, as its user's.
 
         A file that is too large is rotated first. At the next look the worker would have it open: what the worker writes before
@@ -155,21 +155,21 @@ class Logbook:
         """
         base = logfiles.worker(slot)
         self._entrusted.add(base)
-        with contextlib.suppress(OSError):  # the worker says what it can't open, and `look` what it can't rotate
+        with contextlib.suppress(OSError):  # the worker says what it can't open, and `poll` what it can't rotate
             self._make(base)
-            files = logfiles.found(self.directory)
+            files = logfiles.log_files(self.directory)
             if self._size and any(each.name == base and each.size > self._limit(files) for each in files):
                 self._rotate(base, files)
 
-    def belongs_to(self, owner: tuple[int, int]) -> None:
+    def set_owner(self, owner: tuple[int, int]) -> None:
         """Workers are this user and group, by number: they, and all who aren't the master, are to open files themselves."""
         if owner not in ((-1, -1), (os.geteuid(), os.getegid()), self._owner):
             self._owner = owner
-            for each in logfiles.found(self.directory):
+            for each in logfiles.log_files(self.directory):
                 with contextlib.suppress(OSError):  # whoever can't open one says so
                     self._make(each.base)
 
-    def ended(self, slot: int, pid: int, how: str, meant: bool) -> None:
+    def note_exit(self, slot: int, pid: int, how: str, meant: bool) -> None:
         """A worker of that slot has ended: its file says so below its last words."""
         with contextlib.suppress(OSError):  # the event says it as well
             self._make(logfiles.worker(slot))
@@ -189,17 +189,17 @@ class Logbook:
         self._loop = asyncio.get_running_loop()
         if self._relay is not None:
             self._relay.start()
-        self._again()
+        self._poll_again()
 
-    def _again(self) -> None:
+    def _poll_again(self) -> None:
         self._unwatch()
         pause = LOG_POLL_INTERVAL_S
         try:
-            pause = self.look()
+            pause = self.poll()
         finally:
             if pause == LOG_POLL_INTERVAL_S and self._watched():
                 pause = _IDLE_LOG_POLL_INTERVAL_S  # or sooner: `_stirred`
-            self._timer = self._loop.call_later(pause, self._again)
+            self._timer = self._loop.call_later(pause, self._poll_again)
 
     def _watched(self) -> bool:
         """Have the kernel tell when something happens there. Returns whether it does."""
@@ -219,7 +219,7 @@ class Logbook:
         self._unwatch()
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(LOG_POLL_INTERVAL_S, self._again)
+        self._timer = self._loop.call_later(LOG_POLL_INTERVAL_S, self._poll_again)
 
     def _unwatch(self) -> None:
         if self._watch is not None and not self._loop.is_closed():
@@ -249,18 +249,18 @@ class Logbook:
             os.dup2(before, number, inheritable=True)
             os.close(before)
         self._before = []
-        files = logfiles.found(self.directory)
+        files = logfiles.log_files(self.directory)
         if self._made and not any(each.size for each in files):
             with contextlib.suppress(OSError):  # somebody keeps something else there
                 for each in files:
                     os.unlink(self._path(each.name))
                 os.rmdir(self.directory)
 
-    def look(self) -> float:
+    def poll(self) -> float:
         """Do what is due. Returns in how many seconds to look again."""
         self._failures = []
         try:
-            pause = self._look()
+            pause = self._poll_all()
         except OSError as error:  # a directory that was taken away: it may come back
             self._failures.append(error)
             pause = LOG_POLL_INTERVAL_S
@@ -278,12 +278,12 @@ class Logbook:
         except OSError as error:
             self._failures.append(error)
 
-    def _look(self) -> float:
+    def _poll_all(self) -> float:
         os.makedirs(self.directory, mode=0o755, exist_ok=True)
         if self._own is not None:
             with self._alone():
-                self._own.look()
-        files = logfiles.found(self.directory)
+                self._own.reopen_if_moved()
+        files = logfiles.log_files(self.directory)
         for base in sorted(self._entrusted.difference(each.name for each in files)):
             with self._alone():
                 self._make(base)
@@ -317,7 +317,7 @@ class Logbook:
                     self._cut += each.size
                 grows = True
         if grows:
-            files = logfiles.found(self.directory)
+            files = logfiles.log_files(self.directory)
         self._sizes = {each.base: each.size for each in files if each.age == 0}
         self._evict(files, limit)
         self._tell()
@@ -340,7 +340,7 @@ class Logbook:
         self._rotated[newest.st_ino] = newest.st_size
         self._make(base)
         if base == logfiles.MASTER_LOG and self._own is not None:
-            self._own.look()
+            self._own.reopen_if_moved()
 
     def _evict(self, files: list[Found], limit: int) -> None:
         """Remove what is too much, the oldest of the largest log first; then cut what can't be rotated.

@@ -98,28 +98,28 @@ class Master:
         self.wanted = policy.Wanted(settings.workers, 1, settings.max_surge)
         self._slots: dict[int, int] = {}
         self.roster = Roster()
-        self.generations = Generations(estate, self.put, self.emit)
+        self.generations = Generations(estate, self.post, self.emit)
         self.steering = Steering(estate.listeners, estate.board, settings.backlog)
         self.loading = Loading(self)
         self.lives = Lives(self)
-        self.keeping = Keeping.of(estate, self.put)
-        self._control = Control(self.put)
+        self.keeping = Keeping.from_resources(estate, self.post)
+        self._control = Control(self.post)
         self._pids_guard = PidsGuard(estate.pids, self._control, self.roster, self.warn)
-        self.monitoring = Monitoring.of(estate, self.put, self._control.admit)
-        self.watchman = Watchman(estate.board, self.put, self.warn)
+        self.monitoring = Monitoring.from_resources(estate, self.post, self._control.serve_client)
+        self.watchman = Watchman(estate.board, self.post, self.warn)
         self.reloader = Reloader(self._load, self._want, self._drop, self.emit, self._count_reload)
         self.departure = Departure(self)
         self._rounds = Rounds(self)
         self.verbs = Verbs(self)
 
-    def put(self, fact: Fact) -> None:
+    def post(self, fact: Fact) -> None:
         """Something happened."""
         self._facts.put_nowait(fact)
 
     def emit(self, event: events.Event) -> None:
         """Tell everybody who listens: handlers in this process, and followers on the control socket."""
         self._emit(event)
-        self.followers.tell(event)
+        self.followers.publish(event)
 
     async def run(self) -> int:
         """Serve until told to end. Returns the exit code.
@@ -131,16 +131,16 @@ class Master:
         header.generation, header.started, header.traffic = self.wanted.generation, time.time(), 1
         header.wanted, header.beat = self.wanted.slots, time.monotonic()
         self.watchman.prepare(self.wanted.generation, self.settings)
-        self.watchman.heed(self.wanted.generation)
+        self.watchman.apply_rules(self.wanted.generation)
         await self._pids_guard.open()
         for number in SIGNAL_COMMANDS if self.estate.owns_process else ():
-            self._loop.add_signal_handler(number, self.put, Signal(number))
+            self._loop.add_signal_handler(number, self.post, Signal(number))
         if self.estate.logbook is not None:
             self.estate.logbook.start(self.warn)
         if self.monitoring is not None:
             self.monitoring.start()
         self.generations.load(self.wanted.generation)
-        self._rounds.begin()
+        self._rounds.start()
         while not self._finished():
             await self._attend(await self._facts.get())
         return await self._leave()
@@ -187,7 +187,7 @@ class Master:
         try:
             self._handle(fact)
             if isinstance(fact, Tick):
-                await self._pids_guard.look()
+                await self._pids_guard.restore_missing()
             await self._converge()
             self.verbs.answer()
         except Exception as error:
@@ -200,20 +200,20 @@ class Master:
     def _handle(self, fact: Fact) -> None:
         match fact:
             case FromZygote():
-                self.loading.said(fact)
+                self.loading.on_message(fact)
             case FromWorker():
-                self.lives.from_worker(fact.worker, fact.message)
+                self.lives.on_message(fact.worker, fact.message)
             case Garbage():
                 logger.warning("%s sent garbage and is replaced: %s", fact.worker, fact.text)
                 self.lives.kill(fact.worker, "crash")
             case Silent():
-                self.lives.silent(fact.worker)
+                self.lives.on_channel_closed(fact.worker)
             case Exited():
-                self.lives.exited(fact.worker)
+                self.lives.on_exited(fact.worker)
             case Vanished():
-                self.lives.buried(fact.worker, None)
+                self.lives.on_exit_recorded(fact.worker, None)
             case Overdue():
-                self.lives.overdue(fact.worker, fact.state)
+                self.lives.on_timeout(fact.worker, fact.state)
             case HelperGone():
                 self._helper_gone(fact)
             case Signal():
@@ -223,16 +223,16 @@ class Master:
             case LameDuckOver():
                 self.departure.lame_duck_over()
             case Tick():
-                self._rounds.look()
+                self._rounds.run_due()
 
     def _helper_gone(self, fact: HelperGone) -> None:
         """Start another one; at the end of the cluster tell the workers that nothing comes back any more."""
         (helper,) = (each for each in self.helpers() if each.name == fact.name)
         if helper is self.keeping and self.ending():
             for handle in self.roster if self.phase is Phase.DRAINING else ():
-                handle.tell(wire.Deserted())
+                handle.send(wire.Deserted())
         elif self.phase is not Phase.STOPPING:
-            pause = helper.again()
+            pause = helper.schedule_start()
             when = f"in {pause:g} s" if pause else "now"
             self.warn(f"the {helper.name} {fact.how}; another is started {when}")
 
@@ -283,7 +283,7 @@ class Master:
             executed: whether each worker is executed: then the master keeps what it needs until it has loaded the app.
         """
         ways = [] if self.keeping is None else self.keeping.descriptors()
-        relayed = self.estate.logbook is not None and self.estate.logbook.relays
+        relayed = self.estate.logbook is not None and self.estate.logbook.keeps_files_open
         cost = DescriptorCost(
             worker=WORKER_DESCRIPTORS + relayed + places * sum(site in steered for site, _ in self.estate.listeners),
             at_once=1 + 4 + len(self.estate.listeners) + len(ways) if executed else 0,
@@ -312,7 +312,7 @@ class Master:
         if self.ending():
             return
         now = time.monotonic()
-        self.reloader.look(now, self.roster.seen(), self.wanted.slots)
+        self.reloader.advance(now, self.roster.seen(), self.wanted.slots)
         decisions = policy.plan(
             self.wanted,
             self.roster.seen(),
@@ -354,16 +354,16 @@ class Master:
         Raises:
             ClusterError: an option is bad.
         """
-        warnings = self.generations.choose(generation, chosen)
+        warnings = self.generations.fix_options(generation, chosen)
         self.watchman.prepare(generation, self.generations.settings(generation))
-        self.reloader.note(warnings)
+        self.reloader.add_warnings(warnings)
         for warning in warnings:
             self.warn(warning)
 
     def _drop(self, generation: int) -> None:
         """Forget a generation of which no worker is made any more."""
         self.generations.drop(generation)
-        self.watchman.drop(generation)
+        self.watchman.drop_rules(generation)
         self._slots.pop(generation, None)
 
     def _want(self, generation: int) -> None:
@@ -376,16 +376,16 @@ class Master:
         if after.workers != before.workers:  # back to a generation: back to its number, which `scale` may have set
             slots = self._slots.get(generation, after.workers)
         self.wanted = policy.Wanted(slots, generation, after.max_surge)
-        self.watchman.heed(generation)
-        self.lives.actions.heed(after)
+        self.watchman.apply_rules(generation)
+        self.lives.actions.apply_settings(after)
         if self.keeping is not None:
             self.keeping.apply_timeout(after)
         if self.monitoring is not None:
-            self.monitoring.heed(after)
+            self.monitoring.apply_settings(after)
         self.estate.board.header.generation = generation
         if self.generations.nursery(generation) is None:
             # Its zygote died while another generation was tried out.
-            self.loading.again()
+            self.loading.load_again()
 
     @property
     def settings(self) -> Settings:
@@ -395,15 +395,15 @@ class Master:
     # The end
 
     async def _leave(self) -> int:
-        self._rounds.end()
+        self._rounds.stop()
         self.departure.close()
         if self.keeping is not None:
             self.keeping.close()
-        await self.generations.gone(0.0 if self.phase is Phase.STOPPING else _ZYGOTE_SHUTDOWN_GRACE_S)
+        await self.generations.wait_closed(0.0 if self.phase is Phase.STOPPING else _ZYGOTE_SHUTDOWN_GRACE_S)
         await self.switchboard.close(0.0 if self.phase is Phase.STOPPING else _HANDLERS_SHUTDOWN_GRACE_S)
         self.verbs.give_up()  # before the monitor leaves, which may pass an answer on
         if self.monitoring is not None:
-            await self.monitoring.gone(0.0 if self.phase is Phase.STOPPING else _MONITOR_SHUTDOWN_GRACE_S)
+            await self.monitoring.wait_closed(0.0 if self.phase is Phase.STOPPING else _MONITOR_SHUTDOWN_GRACE_S)
         if self.departure.failure is not None:
             raise self.departure.failure
         return 0
@@ -422,7 +422,7 @@ class Master:
                         await self._attend(await self._facts.get())
             await self._leave()
         if self.monitoring is not None:
-            await self.monitoring.gone(0.0)
+            await self.monitoring.wait_closed(0.0)
         self._kill_leftovers()
         self.steering.close()
         await self._control.close()
@@ -439,10 +439,10 @@ class Master:
     def reopen_logs(self) -> None:
         """Somebody has renamed log files: everybody is to open theirs again. Who isn't told looks once a second anyway."""
         if self.estate.logbook is not None:
-            self.estate.logbook.look()
+            self.estate.logbook.poll()
             self.generations.reopen_logs()
             for handle in self.roster:
-                handle.tell(wire.Reopen())
+                handle.send(wire.Reopen())
 
     def warn(self, text: str) -> None:
         """Tell operators something."""

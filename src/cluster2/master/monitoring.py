@@ -68,7 +68,7 @@ class Monitoring(Helper):
         self._admit = admit
 
     @classmethod
-    def of(cls, estate: Estate, put: Callable[[Fact], None], admit: Admit) -> Monitoring | None:
+    def from_resources(cls, estate: Estate, put: Callable[[Fact], None], admit: Admit) -> Monitoring | None:
         """That of a cluster; None if it shall have none."""
         if not estate.monitor:
             return None
@@ -84,14 +84,14 @@ class Monitoring(Helper):
         )
         return cls(estate.board, estate.monitor, order, put, admit)
 
-    def may(self) -> frozenset[str]:
+    def allowed_commands(self) -> frozenset[str]:
         """The verbs that it may ask for: what its own clients may have done, and no more, should somebody get hold of it."""
         settings = self._order.settings
         if settings["monitor_token"]:
             return _READ_COMMANDS | _ACTION_COMMANDS
         return _READ_COMMANDS | _SWITCH_COMMANDS if settings["ecv_control"] else _READ_COMMANDS
 
-    def heed(self, settings: Settings) -> None:
+    def apply_settings(self, settings: Settings) -> None:
         """These options count from now on. Where they concern it, another monitor takes its place; who asks meanwhile waits."""
         values = settings.to_wire()
         if any(values[name] != self._order.settings[name] for name in values if name.startswith(_OURS)):
@@ -101,15 +101,15 @@ class Monitoring(Helper):
     def _execute(self) -> Child:
         descriptors = [*self._board.descriptors, *(each.sock.fileno() for each in self._listeners)]
         child = Child([sys.executable, "-P", "-m", "cluster2.monitor"], codec.pack_order(self._order), descriptors)
-        child.hear(lambda packet, connections: self._asks(child, packet, connections))
+        child.on_message(lambda packet, connections: self._asks(child, packet, connections))
         return child
 
     def _asks(self, child: Child, packet: bytes, connections: list[int]) -> None:
         """It wants to ask something; or it has left, or can't be understood any more."""
         if not packet:
-            child.let_go()
+            child.close_channel()
         for each in connections:
             try:
-                self._admit(socket.socket(fileno=each), self.may())
+                self._admit(socket.socket(fileno=each), self.allowed_commands())
             except OSError:  # no socket
                 os.close(each)

@@ -94,14 +94,14 @@ class Nursery:
         """Start the zygote. A fact says whether it is prepared."""
         try:
             zygote = self._zygote = self._execute()
-            self._hear(zygote, lambda message: self._from_zygote(zygote, message))
+            self._listen(zygote, lambda message: self._from_zygote(zygote, message))
         except OSError as error:
             self._let_zygote_go(at_once=True)
-            self._say(wire.PrepareFailed(f"no process can be made: {error.strerror}", "", ClusterError.exit_code))
+            self._send(wire.PrepareFailed(f"no process can be made: {error.strerror}", "", ClusterError.exit_code))
             return
         self._limit = self._loop.call_later(self._patience, self._too_slow)
 
-    def pin(self, prepare: wire.Prepare, files: Sequence[int]) -> None:
+    def fix_options(self, prepare: wire.Prepare, files: Sequence[int]) -> None:
         """Load with these options from now on, whatever a script says when it is executed once more."""
         self._prepare, self._files = prepare, files
 
@@ -134,10 +134,10 @@ class Nursery:
                 copies.append(os.dup(descriptor))
                 unsent.callback(os.close, copies[-1])
             child = self._execute(reap=False, stacks_file=copies[wire.STACKS_FILE_INDEX])
-            self._hear(child, lambda message: self._from_alone(order.incarnation, message))
+            self._listen(child, lambda message: self._from_alone(order.incarnation, message))
             unsent.pop_all()
         self._alone[order.incarnation] = Alone(child, msgspec.structs.replace(order, become=True), copies)
-        self._say(wire.Forked(order.incarnation, child.pid))
+        self._send(wire.Forked(order.incarnation, child.pid))
 
     @property
     def executes(self) -> bool:
@@ -163,11 +163,11 @@ class Nursery:
             self._dismiss(alone)
         self._alone.clear()
 
-    async def gone(self, patience: float) -> None:
+    async def wait_closed(self, patience: float) -> None:
         """Wait for what was let go; what hangs (in the app's import, say) is killed after `patience` seconds."""
-        await asyncio.gather(*(child.gone(patience) for child in self._leaving))
+        await asyncio.gather(*(child.wait_closed(patience) for child in self._leaving))
 
-    def _say(self, message: wire.Orders | None) -> None:
+    def _send(self, message: wire.Orders | None) -> None:
         self._put(FromZygote(self._prepare.generation, message))
 
     def _too_slow(self) -> None:
@@ -180,7 +180,7 @@ class Nursery:
                 return  # meanwhile it has come to something, or has ended
             self._let_zygote_go(at_once=True)
             message = f"the app wasn't imported within boot_timeout ({self._patience:g} s)"
-            self._say(wire.PrepareFailed(message, stacks, AppError.exit_code))
+            self._send(wire.PrepareFailed(message, stacks, AppError.exit_code))
 
         self._start(give_up())
 
@@ -216,11 +216,11 @@ class Nursery:
         if message is None:
             self._zygote_ends(zygote)
             return
-        self._in_time()
+        self._cancel_timeout()
         if isinstance(message, wire.Prepared):
             self.ready = True
             self._loaded(zygote.pid, zygote.left)
-        self._say(message)
+        self._send(message)
 
     def _loaded(self, pid: int, left: asyncio.Future[str]) -> None:
         generation = self._prepare.generation
@@ -255,7 +255,7 @@ class Nursery:
                 alone.child.channel.send(codec.pack_order(alone.order), alone.descriptors)
         self._dismiss(alone)
         if isinstance(message, wire.PrepareFailed):
-            self._say(message)
+            self._send(message)
 
     def _execute(self, *, reap: bool = True, stacks_file: int | None = None) -> Child:
         order = codec.pack_order(self._prepare)
@@ -269,7 +269,7 @@ class Nursery:
             secrets=self._scripted,
         )
 
-    def _hear(self, child: Child, receive: Callable[[wire.Orders | None], None]) -> None:
+    def _listen(self, child: Child, receive: Callable[[wire.Orders | None], None]) -> None:
         """What a child says, as messages; None: its channel has ended, or might as well have."""
 
         def said(packet: bytes, descriptors: list[int]) -> None:
@@ -281,9 +281,9 @@ class Nursery:
                 message = None
             receive(message)
 
-        child.hear(said)
+        child.on_message(said)
 
-    def _in_time(self) -> None:
+    def _cancel_timeout(self) -> None:
         """The zygote has come to something: no more time-out."""
         if self._limit is not None:
             self._limit.cancel()
@@ -291,12 +291,12 @@ class Nursery:
 
     def _let_zygote_go(self, grace_s: float = ZYGOTE_EXIT_GRACE_S, *, at_once: bool = False) -> None:
         """Close its channel, and kill it if it hasn't left in time; it is reaped in any case."""
-        self._in_time()
+        self._cancel_timeout()
         self._unanswered.clear()
         self._limit_answer()
         if self._zygote is not None:
             zygote, self._zygote = self._zygote, None
-            zygote.let_go()
+            zygote.close_channel()
             if at_once:
                 zygote.kill()
             killer = self._loop.call_later(grace_s, zygote.kill)
@@ -305,7 +305,7 @@ class Nursery:
 
     def _dismiss(self, alone: Alone) -> None:
         """Close the channel, and what was to travel over it."""
-        alone.child.let_go()
+        alone.child.close_channel()
         for descriptor in alone.descriptors:
             os.close(descriptor)
 

@@ -40,7 +40,7 @@ class PidsGuard:
         app_forks.withhold_for_good(partial(_clients, listener))
         await self._control.open(listener)
 
-    async def look(self) -> None:
+    async def restore_missing(self) -> None:
         """Restore what is missing. An error is a warning, once, and the next look tries again."""
         if self._pids.intact():
             return

@@ -48,7 +48,7 @@ class Relay:
         """
         self._directory, self._fd = directory, fd
         self._following = Following(directory, None, 0, without=MASTER_LOG, most=MAX_FORWARDED_BYTES)
-        self._following.look(self._take)  # what is there already isn't news
+        self._following.poll(self._take)  # what is there already isn't news
         self._unsent = bytearray()
         self._guard = StepGuard(_report)
         self._told: set[bytes] = set()
@@ -65,7 +65,7 @@ class Relay:
             self._inotify = Inotify(self._directory)
         except OSError as error:
             logger.warning("workers' output is looked for ten times a second, since inotify fails: %s", error)
-        self._look()
+        self._poll()
 
     def stop(self) -> None:
         """Show what is left, and look no more."""
@@ -73,7 +73,7 @@ class Relay:
             self._timer.cancel()
         self._sleep()
         deadline = time.monotonic() + FORWARDER_SHUTDOWN_GRACE_S
-        self._following.look(self._take)
+        self._following.poll(self._take)
         while self._unsent and time.monotonic() < deadline:
             self._write(FORWARD_POLL_INTERVAL_S)
         self._following.close()
@@ -85,16 +85,16 @@ class Relay:
         """That line is about to be written to a file by this process; its readers have been told already."""
         self._told.add(line)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         """Show what has come. What can't be read now is read at the next look: nothing but a look leads to another one."""
         self._sleep()
         with self._guard("the workers' output can't be shown"):
             if self._inotify is not None:
                 self._inotify.clear()
-            self._following.look(self._take)
-        self._go_on()
+            self._following.poll(self._take)
+        self._write_pending()
 
-    def _go_on(self) -> None:
+    def _write_pending(self) -> None:
         """Write what is unsent; then wait for room, or for the end of a pause."""
         assert self._loop is not None
         self._wait_no_more()
@@ -103,17 +103,19 @@ class Relay:
             with contextlib.suppress(OSError):  # a file: it isn't full, only our turn was over
                 self._room.register(self._fd, select.EPOLLOUT)
                 self._waits = True
-                self._loop.add_reader(self._room.fileno(), self._go_on)
+                self._loop.add_reader(self._room.fileno(), self._write_pending)
                 return
-        self._timer = self._loop.call_later(FORWARD_POLL_INTERVAL_S, self._go_on if self._unsent else self._rest)
+        self._timer = self._loop.call_later(
+            FORWARD_POLL_INTERVAL_S, self._write_pending if self._unsent else self._rest
+        )
 
     def _rest(self) -> None:
         """Wait for more, unless there is reason to look anyway."""
         assert self._loop is not None
         if self._inotify is None or self._following.pending or self._guard.is_failing():
-            self._look()
+            self._poll()
         else:
-            self._loop.add_reader(self._inotify.fileno(), self._look)
+            self._loop.add_reader(self._inotify.fileno(), self._poll)
 
     def _sleep(self) -> None:
         if self._loop is not None and not self._loop.is_closed():

@@ -68,7 +68,7 @@ class Reloader:
         self._opened = True
         self._start_next()
 
-    def ask(self, command: Command | None) -> None:
+    def request(self, command: Command | None) -> None:
         """Somebody (None: a signal) wants the code loaded again."""
         if self.rolling is not None or not self._opened:
             self._asked_again = True
@@ -77,13 +77,13 @@ class Reloader:
         self._callers = [command] if command else []
         self._start()
 
-    def prepared(self) -> None:
+    def on_loaded(self) -> None:
         """The new code is loaded: make a first worker of it."""
         assert self.rolling is not None
-        self.rolling.prepared()
+        self.rolling.on_loaded()
         self._want(self.rolling.new)
 
-    def look(self, now: float, workers: Iterable[Seen], wanted: int) -> None:
+    def advance(self, now: float, workers: Iterable[Seen], wanted: int) -> None:
         """Something has happened: go on, or be done.
 
         Args:
@@ -93,7 +93,7 @@ class Reloader:
             return
         seen = list(workers)
         before = self.rolling.replaced(seen)
-        self.rolling.look(now)
+        self.rolling.advance(now)
         for command in self._callers:
             command.tell({"replaced": before, "of": wanted})
         # A slot may be empty still: one that backed off, or one that the new options have added.
@@ -119,7 +119,7 @@ class Reloader:
             ClusterError(f"reload abandoned, the old generation goes on: {error.message}", detail=error.detail)
         )
 
-    def note(self, warnings: Iterable[str]) -> None:
+    def add_warnings(self, warnings: Iterable[str]) -> None:
         """These warnings about the new options came up later."""
         self._warnings += warnings
 
@@ -148,7 +148,7 @@ class Reloader:
         return self.rolling.old if self.rolling is not None and self.rolling.stage is Stage.PROVING else None
 
     def wake_at(self) -> float | None:
-        """When `look` has something to do although nothing happens."""
+        """When `advance` has something to do although nothing happens."""
         if self.rolling is None or self.rolling.stage is not Stage.PROVING:
             return None
         return self.rolling.settles_at

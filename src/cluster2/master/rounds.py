@@ -37,10 +37,10 @@ class Rounds:
         # A watchdog wants to hear of us twice in its time, however short that is.
         self._every = min(TICK_INTERVAL_S, master.estate.notifier.watchdog / 2 or TICK_INTERVAL_S)
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """From now on there is a fact `Tick` at least once a second."""
-        self._master.put(Tick())
-        self._ticker = self._loop.call_later(self._every, self.begin)
+        self._master.post(Tick())
+        self._ticker = self._loop.call_later(self._every, self.start)
 
     def wake_at(self, when: float | None) -> None:
         """There is to be one at that time, too: a slot that backs off is looked at again in time, not only at the next tick."""
@@ -48,21 +48,21 @@ class Rounds:
             self._alarm.cancel()
             self._alarm = None
         if when is not None:
-            self._alarm = self._loop.call_later(max(0.0, when - time.monotonic()), self._master.put, Tick())
+            self._alarm = self._loop.call_later(max(0.0, when - time.monotonic()), self._master.post, Tick())
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """No more."""
         for timer in (self._alarm, self._ticker):
             if timer is not None:
                 timer.cancel()
 
-    def look(self) -> None:
+    def run_due(self) -> None:
         """Look around. What fails for a moment is tried again at the next look."""
         master = self._master
         guard = master.guard
         master.estate.notifier.alive()
         if master.estate.terminal is not None:
-            master.estate.terminal.look()
+            master.estate.terminal.check_hangup()
         now = time.monotonic()
         with guard("workers can't be watched"):
             self._watch_unwatched()
@@ -74,13 +74,15 @@ class Rounds:
             waiting = master.steering.queued()
             master.estate.board.header.waiting = UNKNOWN_VALUE if waiting is None else waiting
         with guard("the heartbeat event"):
-            if (beat := self._heartbeats.look(master.roster, now, master.settings.heartbeat_interval)) is not None:
+            if (
+                beat := self._heartbeats.event_if_due(master.roster, now, master.settings.heartbeat_interval)
+            ) is not None:
                 master.emit(beat)
         if master.estate.owns_process:
             with guard("stray processes can't be reaped"):
                 processes.reap_strays(master.children())
         with guard("the app can't be loaded again"):
-            master.loading.look(now)
+            master.loading.load_if_due(now)
         if master.roster.ready() >= master.wanted.slots and master.lives.restarts.recovered(now):
             master.emit(events.Recovered(time=time.time(), ready=master.roster.ready()))
 
@@ -91,17 +93,17 @@ class Rounds:
                 try:
                     self._master.lives.actions.watch_again(handle)
                 except ProcessLookupError:
-                    self._master.put(Vanished(handle))
+                    self._master.post(Vanished(handle))
 
     def _check_health(self, now: float) -> None:
         master = self._master
         for helper in master.helpers():
             with master.guard(f"the {helper.name} can't be looked at"):
-                if (said := helper.look(now)) is not None:
+                if (said := helper.kill_if_stuck(now)) is not None:
                     master.warn(said)
         if master.phase.serves:
             with master.guard("workers can't be looked at"):
-                master.watchman.look(master.roster, now)
+                master.watchman.check_all(master.roster, now)
             master.lives.steer()
             with master.guard("connections that wait where no worker accepts"):
                 self._see_to_stranded(now)
@@ -109,7 +111,7 @@ class Rounds:
     def _see_to_stranded(self, now: float) -> None:
         """Somebody waits where nobody accepts: the successor of one of the workers will."""
         roster = self._master.roster
-        if not self._master.steering.stranded() or any(handle.replace is not None for handle in roster):
+        if not self._master.steering.has_stranded_clients() or any(handle.replace is not None for handle in roster):
             return
         serving = [handle for handle in roster if handle.state is State.READY]
         if serving and len(serving) == len(roster):

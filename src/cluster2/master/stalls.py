@@ -25,7 +25,7 @@ class Stalls:
         self._untold = 0
         self._told_at = float("-inf")
 
-    def look(self, workers: Iterable[Handle], now: float) -> str | None:
+    def report_if_due(self, workers: Iterable[Handle], now: float) -> str | None:
         """Add up what has come since the last look. Returns what is to be told, if it is time to."""
         seen = {}
         for handle in workers:

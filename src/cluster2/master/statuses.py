@@ -76,7 +76,7 @@ class _Gathering:
         self.answers: dict[Link, wire.Viewed] = {}
         self.complete = asyncio.Event()
 
-    def answered(self, link: Link, answer: wire.Viewed | None) -> None:
+    def on_answer(self, link: Link, answer: wire.Viewed | None) -> None:
         """One has answered; None: it never will."""
         if link in self.awaited:
             self.awaited.discard(link)
@@ -99,19 +99,19 @@ class Statuses:
         """All components that a worker has."""
         return sorted(set().union(*self._names.values()))
 
-    def joined(self, link: Link) -> None:
+    def on_connect(self, link: Link) -> None:
         """A worker has come: it is told what was set before."""
         self._names[link] = set()
         for update in self._set.values():
-            link.tell(update)
+            link.send(update)
 
-    def left(self, link: Link) -> None:
+    def on_disconnect(self, link: Link) -> None:
         """It is gone: who waits for its answer needn't any more."""
         self._names.pop(link, None)
         for gathering in self._gatherings.values():
-            gathering.answered(link, None)
+            gathering.on_answer(link, None)
 
-    def known(self, link: Link, name: str) -> None:
+    def register(self, link: Link, name: str) -> None:
         """A worker has that component. Raises codec.Garbled if it has too many."""
         names = self._names.get(link)
         if names is not None:
@@ -123,7 +123,7 @@ class Statuses:
         """A worker answers."""
         gathering = self._gatherings.get(answer.number)
         if gathering is not None:
-            gathering.answered(link, answer)
+            gathering.on_answer(link, answer)
 
     def update(self, name: str, value: object, worker: int | None = None) -> int:
         """Set a component in all workers that are and that come, or in the one of that pid or slot; how many were told."""
@@ -133,7 +133,7 @@ class Statuses:
             self._set[name] = update
             if len(self._set) > _MAX_VALUES:
                 del self._set[next(iter(self._set))]
-        return sum(link.tell_if_room(update) for link in self._links(worker))
+        return sum(link.send_if_room(update) for link in self._links(worker))
 
     async def view(
         self, name: str, worker: int | None = None, params: object = None, reducer: str | Reducer | None = None
@@ -183,8 +183,8 @@ class Statuses:
         gathering = self._gatherings[number] = _Gathering(set(links))
         try:
             for link in links:
-                if not link.tell_if_room(question(number)):
-                    gathering.answered(link, None)
+                if not link.send_if_room(question(number)):
+                    gathering.on_answer(link, None)
             async with asyncio.timeout(STATUS_TIMEOUT_S):
                 await gathering.complete.wait()
         except TimeoutError:

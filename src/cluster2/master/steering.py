@@ -5,7 +5,7 @@ place that is free again is kept open. Connections are steered to the workers th
 then the predecessor's is left out, and that one goes on accepting what is on its way (`kernel.steering`).
 
 - *A worker crashed*: what waits in its queue is served by whoever gets its place next: a free place in which somebody waits is
-  given out first. If nobody is to be made just then, `stranded` says so, and a worker is recycled for it.
+  given out first. If nobody is to be made just then, `has_stranded_clients` says so, and a worker is recycled for it.
 - *A worker is stuck*: it is left out as soon as its heartbeat is late, long before it is killed.
 - *None serves*: connections go on to where they went, and wait.
 - *A change of engine by a reload*: workers of an engine that is fed share place 0, the ordinary listener. The other way is
@@ -88,9 +88,9 @@ class Steering:
             if site in self._sites[generation]:
                 group = self._groups.get(index)
                 if group is None:
-                    self._groups[index] = self._made(listener, 2 * slots)
+                    self._groups[index] = self._make_group(listener, 2 * slots)
                 else:
-                    self._grow(group, 2 * slots)
+                    self._enlarge(group, 2 * slots)
 
     def sites(self, generation: int) -> frozenset[int]:
         """Return the apps whose engine takes connections itself in that generation."""
@@ -120,7 +120,7 @@ class Steering:
         else:
             place = len(places)
             for group in self._groups.values():
-                self._grow(group, place + 1)
+                self._enlarge(group, place + 1)
         self._taken.add(place)
         return place
 
@@ -150,7 +150,7 @@ class Steering:
             sockets += [listener.sock] if group is None else map(group.at, range(len(group)))
         return accept_queues.waiting(sockets)
 
-    def stranded(self) -> bool:
+    def has_stranded_clients(self) -> bool:
         """Whether somebody waits at a place that nobody has."""
         if not self._groups:
             return False
@@ -164,24 +164,24 @@ class Steering:
         if not self._groups:
             return
         serving = [handle for handle in roster if handle.state is State.READY]
-        well = [handle for handle in serving if handle.reason != "hang" and not self._late(handle, now)]
+        well = [handle for handle in serving if handle.reason != "hang" and not self._is_late(handle, now)]
         self._serving = [(handle.place or 0, self._board.row(handle.row)) for handle in well or serving]
         self._gauges = {place: self._gauges.get(place, (0, 0)) for place, _ in self._serving}
         places = {place for place, _ in self._serving}
         # While the loop is closed its choice stands, as far as those still serve; a newcomer is seen with the next look.
         chosen = places.intersection(self._steered) if self._timer is not None else places
-        self._go(sorted(chosen or places))
+        self._steer_to(sorted(chosen or places))
         if self._timer is None and len(self._serving) > 1:
-            self._look()
+            self._poll_gauges()
 
-    def _go(self, places: Sequence[int]) -> None:
+    def _steer_to(self, places: Sequence[int]) -> None:
         """Let new connections go there."""
         if places and tuple(places) != self._steered:
             for group in self._groups.values():
                 group.steer(places)
             self._steered = tuple(places)  # not before: what failed is tried again
 
-    def _look(self) -> None:
+    def _poll_gauges(self) -> None:
         """Steer by what each worker has to do, and look again soon, while there is anything."""
         now = time.monotonic()
         self._timer = None
@@ -204,10 +204,10 @@ class Steering:
             long = now - self._long_at < _LONG_HANDLERS_MEMORY_S
             late = max(0.0, now - self._due) if self._due else 0.0
             self._lag += _LATENESS_SMOOTHING * (late - self._lag)
-            self._go(lightest(loads, by_requests=long and self._lag < _MAX_MEAN_LATENESS_S))
+            self._steer_to(lightest(loads, by_requests=long and self._lag < _MAX_MEAN_LATENESS_S))
             wait = FINE_POLL_INTERVAL_S if long else _COARSE_POLL_INTERVAL_S
             self._due = now + wait
-            self._timer = asyncio.get_running_loop().call_later(wait, self._look)
+            self._timer = asyncio.get_running_loop().call_later(wait, self._poll_gauges)
         else:
             self._due = 0.0
 
@@ -228,10 +228,10 @@ class Steering:
             group.close()
         self._groups.clear()
 
-    def _late(self, handle: Handle, now: float) -> bool:
+    def _is_late(self, handle: Handle, now: float) -> bool:
         return handle.deadline(self._board.row(handle.row), now) < now
 
-    def _made(self, listener: Listener, places: int) -> Group:
+    def _make_group(self, listener: Listener, places: int) -> Group:
         """A new group. Usually nobody is served yet, so there is time to prove it."""
         group = Group(listener, self._backlog)
         try:
@@ -241,7 +241,7 @@ class Steering:
             raise
         return group
 
-    def _grow(self, group: Group, places: int) -> None:
+    def _enlarge(self, group: Group, places: int) -> None:
         try:
             group.grow(places, _MAX_PROOF_S)
         except ConfigError:

@@ -32,10 +32,10 @@ class Link(Protocol):
     weight: int
     dropped: int
 
-    def tell(self, message: wire.Talk) -> None:
+    def send(self, message: wire.Talk) -> None:
         """Say something."""
 
-    def tell_if_room(self, message: wire.Talk, bound: int = ...) -> bool:
+    def send_if_room(self, message: wire.Talk, bound: int = ...) -> bool:
         """Say something that can be spared; whether it was said."""
 
     def release(self) -> None:
@@ -102,34 +102,34 @@ class Switchboard:
 
     # Links
 
-    def joined(self, link: Link) -> None:
+    def on_connect(self, link: Link) -> None:
         """A worker can be talked to."""
         if link in self._links:
             return
         self._links[link] = None
-        self.statuses.joined(link)
+        self.statuses.on_connect(link)
 
-    def left(self, link: Link) -> None:
+    def on_disconnect(self, link: Link) -> None:
         """It can't any more."""
         if link in self._links:
             del self._links[link]
             self._dropped += link.dropped
-        self.delegates.left(link)
-        self.statuses.left(link)
+        self.delegates.on_disconnect(link)
+        self.statuses.on_disconnect(link)
 
     def receive(self, link: Link, message: wire.Talk | wire.Unknown) -> bool:
         """A worker said something. Returns whether that is the switchboard's business. Raises codec.Garbled."""
         kind = type(message)
         if kind is wire.Delegate:
-            self.delegates.asked(link, message)  # type: ignore[arg-type]
+            self.delegates.on_request(link, message)  # type: ignore[arg-type]
         elif kind is wire.Emit:
             self._emitted(link, message)  # type: ignore[arg-type]
         elif kind is wire.GiveUp:
-            self.delegates.gave_up(link, message.number)  # type: ignore[union-attr]
+            self.delegates.on_give_up(link, message.number)  # type: ignore[union-attr]
         elif kind is wire.Viewed:
             self.statuses.viewed(link, message)  # type: ignore[arg-type]
         elif kind is wire.Component:
-            self.statuses.known(link, message.name)  # type: ignore[union-attr]
+            self.statuses.register(link, message.name)  # type: ignore[union-attr]
         else:
             return False
         return True
@@ -165,7 +165,7 @@ class Switchboard:
     def _forward(self, message: wire.Emit, pids: frozenset[int] | None) -> None:
         for link in self._links:
             if pids is None or link.pid in pids:
-                link.tell_if_room(message)
+                link.send_if_room(message)
 
     # From whatever thread or loop
 
@@ -181,7 +181,7 @@ class Switchboard:
 
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asking(), self._loop))
 
-    def soon(self, call: Callable[[], object]) -> None:
+    def call_soon(self, call: Callable[[], object]) -> None:
         """Call it on the master's loop."""
         if self._loop is None:
             raise ClusterError("the cluster isn't running in this process")

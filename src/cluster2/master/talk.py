@@ -78,21 +78,21 @@ class TalkToWorker(asyncio.Protocol):
 
     # To the worker
 
-    def tell(self, message: wire.Talk) -> None:
+    def send(self, message: wire.Talk) -> None:
         """Say something; lost if the worker is gone. Raises ValueError if it is too long."""
         codec.pack_into(self._out, message)
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
-    def tell_if_room(self, message: wire.Talk, bound: int = OUTBOX_FULL_BYTES) -> bool:
+    def send_if_room(self, message: wire.Talk, bound: int = OUTBOX_FULL_BYTES) -> bool:
         """Say something that can be spared. Returns whether it was said; a worker that doesn't read misses it."""
         if self.is_closing() or len(self._out) > bound or (self._full and self._waiting() > bound):
             self.dropped += 1
             if self.dropped == 1:
                 logger.warning("%s doesn't read what it is told: messages to it are dropped", self._worker)
             return False
-        self.tell(message)
+        self.send(message)
         return True
 
     def is_closing(self) -> bool:
@@ -132,7 +132,7 @@ class TalkToWorker(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""
         try:
-            for message in self._unpacker.feed(data):
+            for message in self._unpacker.unpack(data):
                 self._receive(message)
         except codec.Garbled as error:
             self._garbage(str(error))
@@ -166,7 +166,7 @@ class TalkToWorker(asyncio.Protocol):
                     )
                 if isinstance(message, wire.Born):
                     self.pid = message.pid
-                    self._switchboard.joined(self)
+                    self._switchboard.on_connect(self)
                 self._put(FromWorker(self._worker, message))
 
     def _strange(self, kind: str) -> None:
@@ -197,14 +197,14 @@ class TalkToWorker(asyncio.Protocol):
         self._hold()
         if self._awaited is None:
             self._awaited = ready
-            self._loop.call_later(look, self._look, look)
+            self._loop.call_later(look, self._check_limits, look)
 
-    def _look(self, every: float) -> None:
+    def _check_limits(self, every: float) -> None:
         if self._awaited is None or self._awaited():
             self._awaited = None
             self.release(MAX_OPEN_CALLS)
         else:
-            self._loop.call_later(every, self._look, every)
+            self._loop.call_later(every, self._check_limits, every)
 
     def _garbage(self, text: str) -> None:
         if self._transport is not None:
@@ -233,5 +233,5 @@ class TalkToWorker(asyncio.Protocol):
         self._transport = None
         if self._stalled is not None:
             self._stalled.cancel()
-        self._switchboard.left(self)
+        self._switchboard.on_disconnect(self)
         self._put(Silent(self._worker))

@@ -112,7 +112,7 @@ class Verbs:
                 master.departure.shut_down()
             case "reload":
                 if master.phase in (Phase.BOOTING, Phase.SERVING):
-                    master.reloader.ask(None)
+                    master.reloader.request(None)
                 else:
                     master.warn(f"no reload: the cluster is {master.phase.value}")
             case "reopen logs":
@@ -185,7 +185,7 @@ class Verbs:
     def _do_reload(self, command: Command) -> None:
         """Change the generation; one that is asked for while the first workers start is carried out when they serve."""
         if self._master.phase is Phase.BOOTING or self._serving(command):
-            self._master.reloader.ask(command)
+            self._master.reloader.request(command)
 
     def _do_recycle(self, command: Command) -> None:
         """Replace one worker, named by pid or slot, or all in turn."""

@@ -20,7 +20,7 @@ from pkgutil import resolve_name
 from typing import Any, cast
 
 from .. import health
-from ..errors import ConfigError, raised_in, said, trace
+from ..errors import ConfigError, one_line, raised_in, trace
 from ..health import Trouble
 from ..kernel import processes, stacks
 from ..kernel.scoreboard import Scoreboard
@@ -54,12 +54,12 @@ class Judge:
         self._stretch: dict[int, float] = {}
         self._memory: dict[int, tuple[float, int]] = {}
 
-    def passed(self, handle: Handle, now: float) -> str | None:
+    def threshold_passed(self, handle: Handle, now: float) -> str | None:
         """Why the worker has done enough, or None."""
         vitals = self._vitals(handle, now)
         factor = self._stretch.setdefault(handle.incarnation, 1 + random.random() * self._settings.threshold_jitter)
-        reason = health.passed(self._limits.stretched(factor), vitals)
-        if reason is None and self._predicate is not None and self._says_so(handle, vitals):
+        reason = health.threshold_passed(self._limits.stretched(factor), vitals)
+        if reason is None and self._predicate is not None and self._reports_itself(handle, vitals):
             return "recycle_when"
         return reason
 
@@ -102,7 +102,7 @@ class Judge:
             self._memory[handle.incarnation] = now, size
         return size
 
-    def _says_so(self, handle: Handle, vitals: health.Vitals) -> bool:
+    def _reports_itself(self, handle: Handle, vitals: health.Vitals) -> bool:
         assert self._predicate is not None
         facts = {
             "pid": handle.pid,
@@ -124,7 +124,7 @@ class Watchman:
     """Looks at the workers, and sees to those that have to go."""
 
     def __init__(self, board: Scoreboard, put: Callable[[Fact], None], warn: Callable[[str], None]) -> None:
-        """Nothing is looked at before `heed`.
+        """Nothing is looked at before `apply_rules`.
 
         Args:
             put: takes the fact that a stuck worker's stacks have been taken.
@@ -145,25 +145,25 @@ class Watchman:
         """
         self._judges[generation] = Judge(self._board, settings)
 
-    def heed(self, generation: int) -> None:
+    def apply_rules(self, generation: int) -> None:
         """Apply the rules of this generation from now on."""
         self._judge = self._judges[generation]
 
-    def drop(self, generation: int) -> None:
+    def drop_rules(self, generation: int) -> None:
         """Forget the rules of a generation."""
         self._judges.pop(generation, None)
 
-    def look(self, roster: Iterable[Handle], now: float) -> None:
+    def check_all(self, roster: Iterable[Handle], now: float) -> None:
         """Look at each worker that serves."""
         assert self._judge is not None
-        if (told := self._stalls.look(roster, now)) is not None:
+        if (told := self._stalls.report_if_due(roster, now)) is not None:
             self._warn(told)
         for handle in roster:
             if handle.state is not State.READY or handle.reason == "hang":
                 continue
             if (trouble := self._judge.trouble(handle, now)) is not None:
                 self._stuck(handle, trouble)
-            elif handle.replace is None and (why := self._judge.passed(handle, now)) is not None:
+            elif handle.replace is None and (why := self._judge.threshold_passed(handle, now)) is not None:
                 logger.info("%s is recycled (%s)", handle, why)
                 handle.replace, handle.reason = now, "recycle"
 
@@ -244,4 +244,6 @@ def _imported(named: str, settings: Settings) -> object:
     try:
         return resolve_name(named)
     except (Exception, SystemExit) as error:  # a module may raise anything when it is imported
-        raise ConfigError(f"recycle_when = {named!r}: can't be imported: {said(error)}", detail=trace(error)) from error
+        raise ConfigError(
+            f"recycle_when = {named!r}: can't be imported: {one_line(error)}", detail=trace(error)
+        ) from error

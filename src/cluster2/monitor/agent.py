@@ -33,14 +33,14 @@ class Agents:
         """Return it."""
         return Agent(self)
 
-    def came(self, agent: Agent, transport: asyncio.Transport) -> None:
+    def on_connect(self, agent: Agent, transport: asyncio.Transport) -> None:
         """Count a connection."""
         if len(self.connections) >= MAX_AGENT_CONNECTIONS:
             oldest = next(iter(self.connections))
             self.connections.pop(oldest).abort()
         self.connections[agent] = transport
 
-    def left(self, agent: Agent) -> None:
+    def on_disconnect(self, agent: Agent) -> None:
         """Count it no more."""
         self.connections.pop(agent, None)
 
@@ -53,7 +53,7 @@ class Agent(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Nothing has to be asked."""
-        self._agents.came(self, transport)
+        self._agents.on_connect(self, transport)
         transport.write(line(self._agents.facts))
         with contextlib.suppress(OSError):  # it has been reset meanwhile
             transport.write_eof()
@@ -64,7 +64,7 @@ class Agent(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over."""
-        self._agents.left(self)
+        self._agents.on_disconnect(self)
 
 
 AGENT_TIMEOUT_S = 2.0
@@ -79,9 +79,9 @@ def line(facts: Facts) -> bytes:
         return b"drain\n"
     if not facts.ready or facts.not_alive():
         return b"down\n"
-    return b"up ready %d%%\n" % share(facts.ready, facts.wanted)
+    return b"up ready %d%%\n" % ready_percent(facts.ready, facts.wanted)
 
 
-def share(ready: int, wanted: int) -> int:
+def ready_percent(ready: int, wanted: int) -> int:
     """Percent of the wanted workers that are ready; 100 at most, though there are more while some are replaced."""
     return min(100, math.ceil(100 * ready / max(1, wanted)))

@@ -80,7 +80,7 @@ class Probes:
             ip = str(request.scope["server"][0])
             return _response(self._page.state(self._facts.health(), ip, self._facts.port, time.time()))
         peer = request.client.host if request.client else None
-        asked = Asked.of(method, path, peer, request.scope["headers"])
+        asked = Asked.from_headers(method, path, peer, request.scope["headers"])
         objection = ecv.objection(self._page, asked, self.switches, self._token)
         if objection is not None:
             return _response(objection.closing())
@@ -90,7 +90,7 @@ class Probes:
         if await self._facts.switch(enabled):
             # The body, if there was one, hasn't been read: it must not be taken for the next request.
             return self._page.switched(enabled).closing()
-        return self._page.unanswered()
+        return self._page.master_silent()
 
     async def livez(self, request: Request) -> Response:
         """200, unless only a new start can help. A disabled, draining or degraded cluster lives."""

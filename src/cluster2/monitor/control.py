@@ -21,7 +21,7 @@ from ..errors import ClusterError, NoAnswer, NotRunning, UsageError
 from ..settings import Settings
 from .facts import Facts
 from .line import Tell
-from .stream import COMMENT_INTERVAL_S, SSE_COMMENT, SSE_HEADERS, left, message
+from .stream import COMMENT_INTERVAL_S, SSE_COMMENT, SSE_HEADERS, client_left, message
 
 _ACTIONS = {"reload": "", "scale": "workers", "recycle": "worker", "enable": "", "disable": "", "shutdown": ""}
 """Each with the name of its parameter, a whole number; none: it takes none."""
@@ -88,7 +88,7 @@ class Carried(Response):
             self._said.put_nowait(("result", _status(error), {"ok": False, "error": error.message}))
 
     async def _leave(self, receive: Any) -> None:
-        await left(receive)
+        await client_left(receive)
         self._said.put_nowait(("left", 0, {}))
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:

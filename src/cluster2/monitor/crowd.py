@@ -58,7 +58,7 @@ class Crowd:
         async def sent(message: Any) -> None:
             await send(message)
             if message["type"] == "http.response.body":
-                self.press()
+                self.enforce_bounds()
 
         await self._app(scope, receive, sent)
 
@@ -72,7 +72,7 @@ class Crowd:
                 connection.give_up(For.REQUEST if rank == 0 else For.TAKING)  # without a word; with a reset
         return self._engine.protocol()
 
-    def press(self) -> None:
+    def enforce_bounds(self) -> None:
         """Part with those who don't take what they asked for, if it's too much. 128 connections take 15 µs."""
         # A transport that was aborted may still have its bytes for the rest of this step.
         self._given_up.intersection_update(self._engine.connections)

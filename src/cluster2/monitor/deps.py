@@ -44,7 +44,7 @@ def routes(root: str) -> list[BaseRoute]:
     shelf = Shelf()
 
     async def deps(request: Request) -> Response:
-        found = await shelf.found()
+        found = await shelf.distributions()
         if "application/json" in request.headers.get("accept", ""):
             return JSONResponse({"distributions": len(found), "tree": tree(found)})
         return PlainTextResponse("".join(f"{line}\n" for line in text(found)))
@@ -61,7 +61,7 @@ class Shelf:
         self._found: dict[str, Distribution] = {}
         self._until = 0.0
 
-    async def found(self) -> dict[str, Distribution]:
+    async def distributions(self) -> dict[str, Distribution]:
         """It, by normalized name."""
         async with self._turn:
             if time.monotonic() >= self._until:

@@ -36,15 +36,15 @@ class Desk:
         self._made: tuple[int, dict[str, Any]] | None = None
         self._failed = ""
 
-    def second(self) -> None:
+    def on_second(self) -> None:
         """A second has passed: look, and show it to those who watch.
 
         What goes wrong here is logged, once: health checks have to go on.
         """
         try:
-            look = self.watch.look(time.monotonic(), time.time())
+            look = self.watch.sample(time.monotonic(), time.time())
             if self.viewers.watching:
-                self.viewers.latest.tell(self.facts(), look.sample)
+                self.viewers.latest.publish(self.facts(), look.sample)
                 self.viewers.wake()
         except Exception as error:
             if self._failed != repr(error):
@@ -54,12 +54,12 @@ class Desk:
     def open(self) -> None:
         """Somebody is about to watch, and wants to see something now."""
         if not self.viewers.watching:
-            look = self._look()
-            self.viewers.latest.tell(self.facts(), look.sample)
+            look = self._sample()
+            self.viewers.latest.publish(self.facts(), look.sample)
 
     def facts(self) -> dict[str, Any]:
         """Of the last second."""
-        look = self._look()
+        look = self._sample()
         if self._made is None or self._made[0] != look.number:
             self._made = look.number, picture(look, self.watch, self._facts, self._subject)
         return self._made[1]
@@ -67,7 +67,7 @@ class Desk:
     def facts_now(self) -> dict[str, Any]:
         """Of this moment, but for what follows from two moments: that is of the last second."""
         seen = survey(self._facts.board, time.monotonic(), time.time())
-        return picture(replace(self._look(), survey=seen), self.watch, self._facts, self._subject)
+        return picture(replace(self._sample(), survey=seen), self.watch, self._facts, self._subject)
 
     def history(self, seconds: int, points: int) -> dict[str, Any]:
         """Of so many seconds, in about so many rows."""
@@ -77,5 +77,5 @@ class Desk:
         rows = kept.rows(now - seconds, now + 1, math.ceil(seconds / points))
         return {"columns": list(HISTORY_COLUMNS), "rows": rows, "marks": kept.marks(now - seconds)}
 
-    def _look(self) -> Look:
-        return self.watch.last or self.watch.look(time.monotonic(), time.time())
+    def _sample(self) -> Look:
+        return self.watch.last or self.watch.sample(time.monotonic(), time.time())

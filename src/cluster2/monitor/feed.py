@@ -59,7 +59,7 @@ class Feed:
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
         """Called with each event as plain data."""
 
-    def heard(self, event: dict[str, Any]) -> None:
+    def add(self, event: dict[str, Any]) -> None:
         """Something happened; what that is, is plain data (`events.plain`). What isn't an event is passed over."""
         name = event.get("event")
         if (

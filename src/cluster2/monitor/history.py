@@ -70,7 +70,7 @@ class History:
             column[place] = math.nan if value is None else value
         return [values.get(name) for name in HISTORY_COLUMNS]
 
-    def mark(self, time: float, name: str, *, slot: int | None = None, reason: str | None = None) -> None:
+    def add_mark(self, time: float, name: str, *, slot: int | None = None, reason: str | None = None) -> None:
         """Something happened."""
         self._marks.append({"time": time, "name": name, "slot": slot, "reason": reason})
 

@@ -41,7 +41,7 @@ class Line:
     def __init__(self, connect: Callable[[], socket.socket]) -> None:
         self._connect = connect
 
-    async def ask(self, verb: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    async def query(self, verb: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """A question: the answer comes soon.
 
         Raises:
@@ -58,7 +58,7 @@ class Line:
         """An order: the answer comes when it is carried out, however long that takes; `tell` hears how far it is.
 
         Raises:
-            As `ask`; but it has no limit of time.
+            As `query`; but it has no limit of time.
         """
         async with contextlib.aclosing(self._said(verb, params)) as said:
             async for kind, content in said:
@@ -90,7 +90,7 @@ class Line:
         try:
             writer.write(client.request(verb, params))
             while (line := await reader.readline()).endswith(b"\n"):  # else it left in the middle of it
-                yield client.said(line, "the other end")
+                yield client._decode_line(line, "the other end")
         except (ConnectionError, ValueError) as error:  # ValueError: a line that is too long
             raise NoAnswer(f"the master can't be understood: {error}") from None
         finally:

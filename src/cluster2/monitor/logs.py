@@ -52,7 +52,7 @@ class Logs:
 
     async def listed(self, request: Request) -> Response:
         """The files with size and last change: as JSON if that is accepted, else as lines."""
-        found = await asyncio.to_thread(logfiles.found, self._directory)
+        found = await asyncio.to_thread(logfiles.log_files, self._directory)
         if "application/json" in request.headers.get("accept", ""):
             files = [{"name": each.name, "size": each.size, "changed": each.changed} for each in found]
             return JSONResponse({"logs": files}, headers={"cache-control": "no-store"})

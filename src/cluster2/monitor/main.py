@@ -94,7 +94,7 @@ async def _observe(
 
     async def switch(enabled: bool) -> bool:
         try:
-            await line.ask("enable" if enabled else "disable", {})
+            await line.query("enable" if enabled else "disable", {})
         except ClusterError as error:
             logger.warning("traffic can't be switched: %s", error.message)
             return False
@@ -109,11 +109,14 @@ async def _observe(
         board.header.monitor_beat = time.monotonic()
         if output is not None:
             with contextlib.suppress(OSError):  # what is open stays in use
-                output.look()
+                output.reopen_if_moved()
 
-    facts = Facts(board, order.port, switch, line.ask, line.order)
-    desk = Desk(facts, Subject.of(settings, order.addresses, order.address, master=order.master, version=order.version))
-    hearing = asyncio.ensure_future(line.follow(desk.watch.feed.heard))
+    facts = Facts(board, order.port, switch, line.query, line.order)
+    desk = Desk(
+        facts,
+        Subject.from_settings(settings, order.addresses, order.address, master=order.master, version=order.version),
+    )
+    hearing = asyncio.ensure_future(line.follow(desk.watch.feed.add))
     try:
         await serve(listeners, facts, settings, left, desk, beat)
     finally:
@@ -150,9 +153,9 @@ async def serve(
     guard = StepGuard(_report)
     steps = {
         "the monitor's sign of life": beat,
-        "the monitor's look at the cluster": desk.second,
+        "the monitor's look at the cluster": desk.on_second,
         "the monitor's tick": lambda: engine.tick(time.monotonic()),
-        "the monitor's time limits": engine.second,
+        "the monitor's time limits": engine.on_second,
     }
     while not left.is_set():
         for name, step in steps.items():
@@ -168,7 +171,7 @@ async def serve(
     engine.drain(moving=False)
     deadline = time.monotonic() + MONITOR_SHUTDOWN_GRACE_S
     while not engine.idle() and time.monotonic() < deadline:
-        engine.sweep(0.0)
+        engine.close_idle(0.0)
         await asyncio.sleep(0.01)
     await engine.stop()
 

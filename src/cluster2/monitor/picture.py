@@ -47,7 +47,7 @@ class Subject:
     logs: bool = False
 
     @classmethod
-    def of(
+    def from_settings(
         cls, settings: Settings, addresses: list[str], address: str, *, master: int = 0, version: str = __version__
     ) -> Subject:
         """That of a cluster with these options."""
@@ -86,7 +86,7 @@ def picture(look: Look, watch: Watch, facts: Facts, subject: Subject) -> dict[st
             "pid": header["monitor_pid"] or None,
             "address": subject.address,
             "restarts": header["monitor_restarts"],
-            "memory": watch.scales.of(header["monitor_pid"]),
+            "memory": watch.scales.memory_of(header["monitor_pid"]),
         },
         "workers": [_worker(worker, look, watch) for worker in seen.workers],
         "actions": subject.actions,
@@ -111,7 +111,7 @@ def _master(look: Look, watch: Watch, facts: Facts, subject: Subject) -> dict[st
         "state": "stuck" if facts.not_alive() else look.survey.phase,
         "uptime": look.survey.time - header["started"],
         "version": subject.version,
-        "memory": watch.scales.of(subject.master),
+        "memory": watch.scales.memory_of(subject.master),
         "started": header["started"],
     }
 
@@ -120,7 +120,7 @@ def _keeper(header: dict[str, Any], watch: Watch) -> dict[str, Any] | None:
     if not header["keeper_pid"]:
         return None
     told = {name: header[f"keeper_{name}"] for name in ("pid", "expired", "lost", "restarts")}
-    return {**told, "resting": header["resting"], "memory": watch.scales.of(header["keeper_pid"])}
+    return {**told, "resting": header["resting"], "memory": watch.scales.memory_of(header["keeper_pid"])}
 
 
 def _worker(worker: Worker, look: Look, watch: Watch) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _worker(worker: Worker, look: Look, watch: Watch) -> dict[str, Any]:
         "latency": latencies.summary(worker.latencies, worker.cells["slowest"]),
         "mode": worker.mode,
         "uptime": max(0.0, now - worker.cells["started"]),
-        "memory": watch.scales.of(worker.pid),
+        "memory": watch.scales.memory_of(worker.pid),
         "heartbeat_age": worker.silence(now),
         **look.each.get(worker.key, UNKNOWN_RATES),
     }

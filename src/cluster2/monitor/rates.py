@@ -19,7 +19,7 @@ class Meter:
         self._before: dict[Hashable, float] = {}
         self._counts: dict[Hashable, float] = {}
 
-    def turn(self, now: float) -> None:
+    def advance(self, now: float) -> None:
         """A new look begins.
 
         Args:
@@ -54,7 +54,7 @@ class Lately:
         self._before: dict[Hashable, deque[Sequence[int]]] = {}
         self._counts: dict[Hashable, deque[Sequence[int]]] = {}
 
-    def turn(self) -> None:
+    def advance(self) -> None:
         """A new look begins."""
         self._before, self._counts = self._counts, {}
 

@@ -43,7 +43,7 @@ class Scales:
         self._found: dict[int, int | None] = {}  # in the order in which they were weighed, the oldest first
         self._rests_until = 0.0
 
-    def turn(self, pids: Iterable[int]) -> None:
+    def measure_some(self, pids: Iterable[int]) -> None:
         """Weigh some of them; forget all others."""
         wanted = set(pids)
         self._found = {pid: size for pid, size in self._found.items() if pid in wanted}
@@ -58,7 +58,7 @@ class Scales:
                 break
         self._rests_until = began + (self._clock() - began) / MEMORY_TIME_SHARE
 
-    def of(self, pid: int) -> int | None:
+    def memory_of(self, pid: int) -> int | None:
         """The memory of a process in bytes, as it was weighed last; None: it wasn't yet, or can't be."""
         return self._found.get(pid)
 

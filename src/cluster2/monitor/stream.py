@@ -52,7 +52,7 @@ class Latest:
         self.number = 0
         self.content = b""
 
-    def tell(self, facts: Any, sample: Any) -> None:
+    def publish(self, facts: Any, sample: Any) -> None:
         """A second has passed."""
         self.number += 1
         encode = msgspec.json.encode
@@ -113,7 +113,7 @@ class Viewers:
             return
         self.count += 1
         self.watching += facts
-        gone = asyncio.ensure_future(left(receive))
+        gone = asyncio.ensure_future(client_left(receive))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
             await _say(send, b"retry: %d\n\n" % _SSE_RETRY_MS)
@@ -152,7 +152,7 @@ async def _say(send: Send, content: bytes) -> None:
     await send({"type": "http.response.body", "body": content, "more_body": True})
 
 
-async def left(receive: Receive) -> None:
+async def client_left(receive: Receive) -> None:
     """Return when the client has left. A body, if there is one, is dropped on the way."""
     while (await receive())["type"] != "http.disconnect":
         pass

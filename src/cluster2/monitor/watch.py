@@ -79,7 +79,7 @@ class Watch:
         self._wanted = 0
         self._looks = 0
 
-    def look(self, now: float, time: float) -> Look:
+    def sample(self, now: float, time: float) -> Look:
         """Look at it.
 
         Args:
@@ -87,8 +87,8 @@ class Watch:
             time: seconds since the epoch.
         """
         seen = survey(self.board, now, time)
-        self._meter.turn(now)
-        self._lately.turn()
+        self._meter.advance(now)
+        self._lately.advance()
         self._weigh(seen)
         each = {worker.key: self._each(worker) for worker in seen.workers}
         rates = self._rates(seen, [found["cpu_share"] for found in each.values()])
@@ -115,7 +115,7 @@ class Watch:
 
     def _weigh(self, seen: Survey) -> None:
         pids = self.processes(seen)
-        self.scales.turn(pids)
+        self.scales.measure_some(pids)
         header = self.board.header
         if not header.memory_at_start and seen.ready >= header.wanted > 0 and self.scales.weighed(pids):
             header.memory_at_start = self.scales.total(pids) or 0
@@ -160,10 +160,10 @@ class Watch:
     def _scaled(self, seen: Survey) -> None:
         wanted = int(seen.header["wanted"])
         if self._wanted and wanted != self._wanted:
-            self.history.mark(seen.time, "scaled", reason=f"{self._wanted} → {wanted}")
+            self.history.add_mark(seen.time, "scaled", reason=f"{self._wanted} → {wanted}")
         self._wanted = wanted
 
     def _mark(self, event: Mapping[str, Any]) -> None:
         name, reason = event["event"], event.get("reason")
         if name in MARKED_EVENTS or (name == "died" and reason in _UNPLANNED_CAUSES):
-            self.history.mark(event["time"], name, slot=event.get("slot"), reason=reason)
+            self.history.add_mark(event["time"], name, slot=event.get("slot"), reason=reason)

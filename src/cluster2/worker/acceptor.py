@@ -87,7 +87,7 @@ class Acceptor:
         self._woken = woken
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
-        self._mode = Mode.EAGER
+        self._mode = Mode.BATCH
         self._sources: list[Door | ReadyQueue] = [*doors, *ready_queues]
         self._turn = 0
         self._pending: object = None
@@ -116,7 +116,7 @@ class Acceptor:
         """Connections that were in ready queues, and couldn't be taken because no descriptor was left."""
         return sum(way.inlet.truncated for way in self._ways)
 
-    async def start(self, mode: Mode = Mode.EAGER) -> None:
+    async def start(self, mode: Mode = Mode.BATCH) -> None:
         """Begin to take connections."""
         for door in self._doors:
             self._gate.add(door.listener, watched=False)
@@ -124,13 +124,13 @@ class Acceptor:
             self._gate.add(way.inlet, watched=True)
         self._gate.start(self._readable)
         for engine in {id(source.engine): source.engine for source in self._sources}.values():
-            engine.on_room(lambda engine=engine: self._invited(engine))  # type: ignore[misc]
-        if mode is Mode.EAGER:
+            engine.on_capacity(lambda engine=engine: self._invited(engine))  # type: ignore[misc]
+        if mode is Mode.BATCH:
             await self._open_native()
         else:
-            self.hold(mode)
+            self.hold_back(mode)
 
-    def allow(self, room: int) -> None:
+    def set_capacity(self, room: int) -> None:
         """Take so many more connections, until this is called again; none if that is 0 or less.
 
         What the loop's own server accepts isn't bounded by it: with little room the mode must be another one.
@@ -139,13 +139,13 @@ class Acceptor:
         if self._full and room > 0:
             self._full = False
             if not self._paused:
-                self._go_on()
+                self._resume_accepting()
 
-    async def change(self, mode: Mode) -> None:
+    async def set_mode(self, mode: Mode) -> None:
         """Take connections in this mode from now on."""
-        if mode is not Mode.EAGER:
-            self.hold(mode)
-        elif self._mode is not Mode.EAGER and self._listening:
+        if mode is not Mode.BATCH:
+            self.hold_back(mode)
+        elif self._mode is not Mode.BATCH and self._listening:
             self._mode = mode
             self._pending = None
             self._open_again()
@@ -154,11 +154,11 @@ class Acceptor:
             self._gate.open()
             await self._open_native_again()
 
-    def hold(self, mode: Mode) -> None:
+    def hold_back(self, mode: Mode) -> None:
         """Take one at a time. Takes effect at once, in the middle of a burst as well; one that has stopped stays so."""
         if not self._listening:
             return
-        was_eager = self._mode is Mode.EAGER
+        was_eager = self._mode is Mode.BATCH
         self._mode = mode
         if was_eager:
             self._close_native()
@@ -174,7 +174,7 @@ class Acceptor:
     def stop_listening(self) -> None:
         """Take nothing more from doors."""
         self._listening = False
-        self._mode = Mode.EAGER
+        self._mode = Mode.BATCH
         self._close_native()
         self._open_again()
         for door in self._open_doors:
@@ -224,7 +224,7 @@ class Acceptor:
             if door.native is None:
                 await self._open_native_at(door)
         await asyncio.sleep(0)
-        if self._mode is not Mode.EAGER or not self._listening:
+        if self._mode is not Mode.BATCH or not self._listening:
             self._close_native()  # the mode has changed meanwhile
 
     async def _open_native_at(self, door: Door) -> None:
@@ -247,7 +247,7 @@ class Acceptor:
 
     async def _open_native_again(self) -> None:
         """Let the loop's own server accept, as soon as there are descriptors for that."""
-        while self._mode is Mode.EAGER and self._listening:
+        while self._mode is Mode.BATCH and self._listening:
             try:
                 await self._open_native()
             except OSError as error:
@@ -275,10 +275,10 @@ class Acceptor:
 
     def _readable(self) -> None:
         """The gate is open."""
-        if self._mode is Mode.EAGER:
+        if self._mode is Mode.BATCH:
             for way in list(self._ready_queues):
                 self._take_returned(way)
-        elif self._gate.passed():
+        elif self._gate.take_ready():
             self._take()
 
     def _take_returned(self, way: ReadyQueue) -> None:
@@ -308,13 +308,13 @@ class Acceptor:
 
     def _take_next(self, invited: FedEngine | None) -> None:
         self._due = False
-        if self._mode is Mode.EAGER or self._has_no_room():
+        if self._mode is Mode.BATCH or self._has_no_room():
             return
         sources, full = self._sources, 0
         for _ in sources:
             self._turn = (self._turn + 1) % len(sources)
             source = sources[self._turn]
-            if source.engine is not invited and not source.engine.room():
+            if source.engine is not invited and not source.engine.has_capacity():
                 full += 1
                 continue
             if (taken := self._from(source)) is not None:
@@ -330,7 +330,7 @@ class Acceptor:
         # Else nothing is wanted: the gate stays shut until somebody has room.
 
     def _has_no_room(self) -> bool:
-        """Return whether no connection may be taken; then the gate is shut until `allow` has room again."""
+        """Return whether no connection may be taken; then the gate is shut until `set_capacity` has room again."""
         if self._room is None or self._room > 0:
             return False
         self._full = True
@@ -345,7 +345,7 @@ class Acceptor:
 
     def _shut_full(self) -> None:
         """Don't be woken by sources that we wouldn't take from."""
-        self._shut = [source for source in self._sources if not source.engine.room()]
+        self._shut = [source for source in self._sources if not source.engine.has_capacity()]
         for source in self._shut:
             self._gate.watch(source.watched, False)
 
@@ -356,7 +356,7 @@ class Acceptor:
 
     def _invited(self, engine: FedEngine) -> None:
         """An engine has room again, or lets one in."""
-        if self._mode is not Mode.EAGER:
+        if self._mode is not Mode.BATCH:
             self._open_again()
             if self._pending is None and not self._due and not self._paused and not self._full:
                 # We may be called in the context of a request, and a connection keeps the context in which it is taken.
@@ -418,14 +418,14 @@ class Acceptor:
                 connection.close()
                 return False
         try:
-            protocol = engine.taken(first, self._served)
+            protocol = engine.accepted_protocol(first, self._served)
         except Exception:  # the app's factory of protocols
             logger.exception("the app made no protocol for a connection, which is closed")
             connection.close()
             return False
-        if self._mode is not Mode.EAGER:
+        if self._mode is not Mode.BATCH:
             self._hold_back(protocol)
-        if first is not None and self._mode is Mode.PARKING:
+        if first is not None and self._mode is Mode.HANDOFF:
             direct = Direct(self._loop, connection, cast(asyncio.Protocol, protocol))
             try:
                 direct.begin()
@@ -460,10 +460,10 @@ class Acceptor:
     def _resume(self) -> None:
         self._paused = False
         if not self._full:
-            self._go_on()
+            self._resume_accepting()
 
-    def _go_on(self) -> None:
-        if self._mode is Mode.EAGER:
+    def _resume_accepting(self) -> None:
+        if self._mode is Mode.BATCH:
             self._gate.open()
         elif self._pending is None and not self._due:
             self._take()

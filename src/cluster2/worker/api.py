@@ -197,7 +197,7 @@ def delegate_nowait(
     _the_post("delegate_nowait").delegate_nowait(question(name, message, None, None, notification, targets))
 
 
-def status(
+def register_status(
     name: str,
     view: Callable[..., Any],
     *,

@@ -74,7 +74,7 @@ class Check:
             ask: sends the request; used if no check is under way.
         """
         if self._under_way is None:
-            self._under_way = asyncio.ensure_future(self._look(ask))
+            self._under_way = asyncio.ensure_future(self._run_check(ask))
             self._under_way.add_done_callback(self._done)
         # One who asks may go away; the others still want to know.
         return await asyncio.shield(self._under_way)
@@ -82,7 +82,7 @@ class Check:
     def _done(self, under_way: asyncio.Future[bool]) -> None:
         self._under_way = None
 
-    async def _look(self, ask: Ask) -> bool:
+    async def _run_check(self, ask: Ask) -> bool:
         deadline: asyncio.Timeout | None = None
         try:
             if self._stuck:

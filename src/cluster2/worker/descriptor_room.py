@@ -47,7 +47,7 @@ class DescriptorRoom:
         self.limit = processes.file_limit()
         self._others = max(0, processes.open_descriptors() - connections)
 
-    def left(self, connections: int) -> int:
+    def remaining(self, connections: int) -> int:
         """Return how many more connections there may be beside these; 0 or less: none."""
         reserve = min(MAX_RESERVED_DESCRIPTORS, self.limit // _RESERVE_SHARE)
         return self.limit - self._others - connections - reserve

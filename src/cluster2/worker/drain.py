@@ -20,7 +20,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from ..engines.base import Engine, is_own
+from ..engines.base import Engine, is_self_accepting
 from ..settings import Settings
 from .acceptor import Acceptor
 from .moves import Moves
@@ -82,17 +82,17 @@ class Drain:
                 return False
             if self.last and not last:  # the cluster ends while this worker retires: the keeper takes no more
                 last = True
-                self._attempt("parking", moves.park_no_more)
+                self._attempt("parking", moves.stop_handoff_after_response)
                 self._drain(engines, moving=False)
             if not self.last:
                 self._attempt("handing over", lambda: moves.retire(time.monotonic()))
             for engine in engines:
-                self._attempt("sweeping", lambda engine=engine: engine.sweep(self._settings.drain_idle))  # type: ignore[misc]
+                self._attempt("sweeping", lambda engine=engine: engine.close_idle(self._settings.drain_idle))  # type: ignore[misc]
             await asyncio.sleep(DRAIN_POLL_INTERVAL_S)
 
     def _stop_taking(self, acceptor: Acceptor, moves: Moves) -> None:
         if self.last:
-            self._attempt("parking", moves.park_no_more)
+            self._attempt("parking", moves.stop_handoff_after_response)
             self._attempt("closing the listeners", acceptor.stop_listening)
             self._attempt("serving the accept queue", lambda: acceptor.serve_queue(everything=True))
         else:
@@ -119,7 +119,7 @@ class Drain:
         """
         in_grace = time.monotonic() < grace
         waiting = self.last and not self.deserted
-        arriving = in_grace and (acceptor.open() or (not self.last and any(map(is_own, engines))))
+        arriving = in_grace and (acceptor.open() or (not self.last and any(map(is_self_accepting, engines))))
         return not waiting and not arriving and all(map(self._is_idle, engines))
 
     def _is_idle(self, engine: Engine) -> bool:
@@ -129,13 +129,13 @@ class Drain:
 
     async def cut(self, engines: Sequence[Engine]) -> str:
         """End what isn't finished; returns what an operator should know about it."""
-        censuses = [engine.census() for engine in engines]
+        censuses = [engine.stats() for engine in engines]
         requests = sum(census.in_flight for census in censuses)
         connections = sum(census.connections or 0 for census in censuses)
         cut: list[str] = []
         for engine in engines:
             try:
-                cut += await engine.cut(CANCEL_GRACE_S)
+                cut += await engine.abort(CANCEL_GRACE_S)
             except Exception:
                 logger.exception("cutting off what engine %s has under way failed", engine.name)
         more = f" and {len(cut) - _MAX_NAMED_REQUESTS} more" if len(cut) > _MAX_NAMED_REQUESTS else ""

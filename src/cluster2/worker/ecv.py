@@ -123,7 +123,7 @@ class Ecv:
         if method in READ_METHODS and path not in self._switches:
             answer = await self._read(scope.get("server"), lambda: self._ask_asgi(scope))
         else:
-            asked = Asked.of(method, path, self._served.peer(scope, receive), scope["headers"])
+            asked = Asked.from_headers(method, path, self._served.peer(scope, receive), scope["headers"])
             answer = self._refused(asked) or await _swallow(self._page, scope, receive) or await self._switch(asked)
         if answer.status >= 400 and _brings_body(scope):
             answer = answer.closing()  # what wasn't read stands in the way of the next request
@@ -141,7 +141,7 @@ class Ecv:
             headers = [
                 (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in scope.headers.items()
             ]
-            asked = Asked.of(method, path, self._served.peer(scope, protocol), headers)
+            asked = Asked.from_headers(method, path, self._served.peer(scope, protocol), headers)
             answer = self._refused(asked) or await self._switch(asked)
         answer = _for(scope.http_version, answer)
         text = [(name.decode(), value.decode()) for name, value in answer.headers]
@@ -165,7 +165,7 @@ class Ecv:
             for name, value in environ.items()
             if name.startswith("HTTP_")
         ]
-        asked = Asked.of(method, path, self._served.peer(environ, None), headers)
+        asked = Asked.from_headers(method, path, self._served.peer(environ, None), headers)
         return _for(environ["SERVER_PROTOCOL"], self._refused(asked) or await self._switch(asked))
 
     async def _read(self, server: Any, ask: Ask) -> Answer:
@@ -185,7 +185,7 @@ class Ecv:
         enabled = self._switches[asked.path]
         if await self._traffic.switch(enabled):
             return self._page.switched(enabled)
-        return self._page.unanswered()
+        return self._page.master_silent()
 
     async def _ask_asgi(self, scope: Any) -> Any:
         return await ask_asgi(self._served.app, scope, self._root, self._monitor or "/")
@@ -227,9 +227,9 @@ async def _swallow(page: ecv.Page, scope: Any, receive: Call) -> Answer | None:
                 message = await receive()
                 size += len(message.get("body", b""))
                 if size > MAX_BODY_BYTES:
-                    return page.said(413, b"no body is needed\n").closing()
+                    return page._response(413, b"no body is needed\n").closing()
                 if not message.get("more_body", False):
                     break
     except TimeoutError:
-        return page.said(408, b"the body didn't arrive\n").closing()
+        return page._response(408, b"the body didn't arrive\n").closing()
     return None

@@ -61,6 +61,6 @@ class Gate:
         """For everybody."""
         self._outer.modify(self._inner, 0)
 
-    def passed(self) -> bool:
+    def take_ready(self) -> bool:
         """Whether there is something to take; then a gate that was opened once is shut."""
         return bool(self._outer.poll(0, 1))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..emitter import described
-from ..errors import raised_in, said
+from ..errors import one_line, raised_in
 
 Hook = TypeVar("Hook", bound=Callable[[], Any])
 logger = logging.getLogger("cluster2.worker")
@@ -117,7 +117,7 @@ class Hooks:
             try:
                 await _run(hook)
             except BaseException as error:
-                failed.append(f"the hook {described(hook)} of worker.on_stop raised {said(error)}")
+                failed.append(f"the hook {described(hook)} of worker.on_stop raised {one_line(error)}")
                 logger.error("the hook %s of worker.on_stop raised", described(hook), exc_info=raised_in(error))
         return "; ".join(failed) or None
 

@@ -33,7 +33,7 @@ class Measured:
         self._slowest_now = max(self._slowest_now, seconds)
         row.slowest_lately = max(row.slowest_lately, seconds)
 
-    def second(self, now: float) -> None:
+    def on_second(self, now: float) -> None:
         """Forget what is too long ago; called about once a second, with the monotonic time."""
         if now - self._turned_at >= LATENCY_WINDOW_S:
             self._turned_at = now

@@ -50,30 +50,30 @@ class Moves:
         """Whether there is a keeper that connections could go to."""
         return self._outlet is not None
 
-    def park_from_now_on(self, now: float) -> None:
+    def start_handoff_after_response(self, now: float) -> None:
         """Handlers hold the loop for long."""
         if self._outlet is None:
             return
         for site, engine in enumerate(self._engines):
-            engine.park(lambda connection, site=site: self._park(site, connection))  # type: ignore[misc]
+            engine.report_freed(lambda connection, site=site: self._park(site, connection))  # type: ignore[misc]
         self.parked += self._send_idle(now)
 
-    def park_no_more(self) -> None:
+    def stop_handoff_after_response(self) -> None:
         """They don't any more."""
         for engine in self._engines:
-            engine.park(None)
+            engine.report_freed(None)
 
-    def park_late(self, now: float) -> None:
+    def handoff_late(self, now: float) -> None:
         """Park those that couldn't go when their response was complete (it wasn't written yet, or the queue was full)."""
         self.parked += self._send_idle(now)
 
-    def rest(self, now: float, after: float) -> None:
+    def handoff_idle(self, now: float, after: float) -> None:
         """Send what has been idle for `after` seconds, or longer if the keeper is busy."""
         if self._outlet is not None and after:
             patience = after * max(1.0, self._header.keeper_rate / UNSTRETCHED_WAKE_RATE)
             self._send_idle(now, patience)
 
-    def share(self, now: float, counts: Sequence[int], mine: int) -> None:
+    def handoff_surplus(self, now: float, counts: Sequence[int], mine: int) -> None:
         """Give some away if this worker has more than its share.
 
         Args:
@@ -89,14 +89,14 @@ class Moves:
         sent = self._send_idle(now, most=surplus, kept=True)
         if sent < surplus:
             for engine in self._engines:
-                engine.shed(max(1, (surplus - sent) // SURPLUS_DIVISOR), fixed=self.possible)
+                engine.close_some(max(1, (surplus - sent) // SURPLUS_DIVISOR), fixed=self.possible)
 
     def retire(self, now: float) -> None:
         """Send everything that may go now; and each of the others as soon as it may."""
         if self._outlet is None:
             return
         for site, engine in enumerate(self._engines):
-            engine.park(lambda connection, site=site: self._park(site, connection))  # type: ignore[misc]
+            engine.report_freed(lambda connection, site=site: self._park(site, connection))  # type: ignore[misc]
         self._send_idle(now)
 
     def _park(self, site: int, connection: Movable, again: bool = True) -> None:
@@ -106,12 +106,12 @@ class Moves:
                 if again:  # uvloop writes at the end of this turn
                     self._loop.call_soon(self._park, site, connection, False)
                 return
-            descriptor, family = connection.place()
+            descriptor, family = connection.descriptor_and_family()
         except Exception:
             connection.abandon("handing over")
             return
         if self._outlet.send(descriptor, site, family, 0.0):
-            connection.let_go()
+            connection.release()
             self.moved += 1
             self.parked += 1
 
@@ -134,7 +134,7 @@ class Moves:
                 wanted = connection.kept_alive() if kept else not patience or now - since >= patience
                 if not wanted or not connection.may_move():
                     continue
-                descriptor, family = connection.place()
+                descriptor, family = connection.descriptor_and_family()
             except Exception:
                 connection.abandon("handing over")
                 continue
@@ -142,7 +142,7 @@ class Moves:
             leaving.append(connection)
         sent = self._outlet.send_all(parcels)
         for connection in leaving[:sent]:
-            connection.let_go()
+            connection.release()
         self.moved += sent
         return sent
 

@@ -67,15 +67,15 @@ class Office:
 
     async def delegate(self, asked: wire.Delegate) -> Any:
         """The answer; from any loop."""
-        return await self.questions.ask(asked)
+        return await self.questions.call(asked)
 
     def delegate_sync(self, asked: wire.Delegate) -> Any:
         """The answer; in a thread."""
-        return self.questions.ask_sync(asked)
+        return self.questions.call_sync(asked)
 
     def delegate_nowait(self, asked: wire.Delegate) -> None:
         """No answer. Raises ChannelFull."""
-        self.questions.tell(asked)
+        self.questions.send(asked)
 
     def emit(self, message: wire.Emit) -> None:
         """An event. Raises ChannelFull."""
@@ -86,7 +86,7 @@ class Office:
         """The master said something. Returns whether that is the office's business."""
         match message:
             case wire.Answer():
-                self.questions.answered(message)
+                self.questions.on_answer(message)
             case wire.Emit():
                 self._emitter.emit(
                     events.Emitted(

@@ -45,9 +45,9 @@ MIN_SLOW_STEPS = 3
 class Mode(IntEnum):
     """How connections are taken. The numbers stand in the scoreboard."""
 
-    EAGER = 0
-    HELD = 1
-    PARKING = 2
+    BATCH = 0
+    ONE_BY_ONE = 1
+    HANDOFF = 2
 
 
 class Pace:
@@ -65,7 +65,7 @@ class Pace:
         Args:
             handoff_slow_above: seconds; 0: never park.
         """
-        self.mode = Mode.EAGER
+        self.mode = Mode.BATCH
         self.longest = 0.0
         self.handoff_slow_above = handoff_slow_above
         self._long_at = 0.0
@@ -92,7 +92,7 @@ class Pace:
             self._clear.append(now)
         if _all_recent(self._long, now) or _all_recent(self._clear, now):
             self._held_at = now
-            self.mode = max(self.mode, Mode.HELD)
+            self.mode = max(self.mode, Mode.ONE_BY_ONE)
         if self.is_proof(step):
             self._recent.append(now)
             seen = sum(now - when < COUNTING_WINDOW_S for when in self._recent)
@@ -101,22 +101,22 @@ class Pace:
             )  # a time that is far ahead is no proof
             if seen >= MIN_SLOW_STEPS:
                 self._park_at = self._held_at = now
-                self.mode = Mode.PARKING
+                self.mode = Mode.HANDOFF
         return self.mode
 
     def hold_back(self, now: float) -> Mode:
         """Connections must not be taken eagerly, whatever the app does: descriptors are scarce. Returns the mode from now on."""
         self._held_at = now
-        self.mode = max(self.mode, Mode.HELD)
+        self.mode = max(self.mode, Mode.ONE_BY_ONE)
         return self.mode
 
     def relax(self, now: float) -> Mode:
         """Some time has passed. Returns the mode from now on."""
-        if self.mode is Mode.PARKING and now - self._park_at > CALM_AFTER_S:
-            self.mode = Mode.HELD
-        if self.mode is Mode.HELD and now - self._held_at > CALM_AFTER_S:
-            self.mode = Mode.EAGER
-        if self.mode is Mode.EAGER and now - self._long_at > CALM_AFTER_S:
+        if self.mode is Mode.HANDOFF and now - self._park_at > CALM_AFTER_S:
+            self.mode = Mode.ONE_BY_ONE
+        if self.mode is Mode.ONE_BY_ONE and now - self._held_at > CALM_AFTER_S:
+            self.mode = Mode.BATCH
+        if self.mode is Mode.BATCH and now - self._long_at > CALM_AFTER_S:
             self.longest = 0.0
         return self.mode
 

@@ -57,11 +57,11 @@ class Paper:
             granians = logging.getLogger("granian.access")
             granians.handlers[:], granians.propagate = [Handler(self.access)], False
 
-    def begin(self, generation: int, slot: int) -> None:
+    def redirect(self, generation: int, slot: int) -> None:
         """Be this process's output from now on."""
         if not faulthandler.is_enabled():
             faulthandler.enable(_STDERR)
-        self.look()
+        self.reopen_if_moved()
         if self._output is None:
             return
         for number, name in ((STDOUT, "stdout"), (_STDERR, "stderr")):
@@ -79,12 +79,12 @@ class Paper:
         if self.access is not None:
             self.access.flush()
 
-    def look(self) -> None:
+    def reopen_if_moved(self) -> None:
         """See whether files were rotated."""
         for each in (self._output, self._requests):
             if each is not None:
                 try:
-                    each.look()
+                    each.reopen_if_moved()
                     self._failed.pop(each.path, None)
                 except OSError as error:
                     self._complain(each.path, error)

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 
-from ..engines.base import Engine, Hold, is_fed, owns_accept
+from ..engines.base import Engine, Hold, is_protocol_engine, owns_accept
 from ..engines.outcomes import STATUS_CLASSES, Outcomes, add
 from ..errors import ClusterError
 from ..health import PROMISED_HEARTBEAT_S
@@ -92,7 +92,7 @@ class Pulse:
 
     def begin(self) -> Mode:
         """Return the mode in which the acceptor is to start."""
-        if self._room.is_scarce(self._room.left(0)):
+        if self._room.is_scarce(self._room.remaining(0)):
             self._row.mode = self._pace.hold_back(time.monotonic())
         return self._pace.mode
 
@@ -118,7 +118,7 @@ class Pulse:
         if self.slow:
             self.slow = False
             self._rest()
-            self._again(time.monotonic(), FAST_TICK_S)
+            self._schedule_tick(time.monotonic(), FAST_TICK_S)
 
     def long_step(self, step: float, now: float) -> None:
         """A handler held the loop for long."""
@@ -132,15 +132,15 @@ class Pulse:
         if mode is before or self.draining:
             return
         row.mode = mode
-        if before is Mode.EAGER:
-            self._acceptor.hold(mode)
-        if mode is Mode.PARKING:
-            self._moves.park_from_now_on(now)
+        if before is Mode.BATCH:
+            self._acceptor.hold_back(mode)
+        if mode is Mode.HANDOFF:
+            self._moves.start_handoff_after_response(now)
 
     def publish(self) -> None:
         """Bring the row up to date."""
         row = self._row
-        censuses = [engine.census() for engine in self._engines]
+        censuses = [engine.stats() for engine in self._engines]
         row.timed_out = sum(census.timed_out for census in censuses)
         row.stalled = sum(census.stalled for census in censuses)
         row.in_flight = sum(census.in_flight for census in censuses)
@@ -179,16 +179,16 @@ class Pulse:
         now = time.monotonic()
         wait = SLOW_TICK_S
         with self._guard("a worker's tick"):
-            wait = self._look(now)
+            wait = self._check_engines(now)
         if now - self._slow_at >= 0.95 * SLOW_TICK_S:
             self._slow_at = now
             self._on_slow(now)
         if now - self._second_at >= 0.95 * IDLE_TICK_S:
             self._second_at = now
             self._on_second(now)
-        self._again(now, wait)
+        self._schedule_tick(now, wait)
 
-    def _look(self, now: float) -> float:
+    def _check_engines(self, now: float) -> float:
         """Look at what the engines do; return the seconds until the next tick."""
         guard = self._guard
         for engine in self._engines:
@@ -198,11 +198,11 @@ class Pulse:
             self._paper.tick()
         late = now - self._due
         if self._wait == FAST_TICK_S and late > LATE_TICK_S and not self.draining:
-            self._watch.late(now)
+            self._watch.on_late_tick(now)
         holds = self._look_at_threads(now, late)
         work, connections = self._acceptor.accepted + self._acceptor.returned, 0
         for engine in self._engines:
-            census = engine.census()
+            census = engine.stats()
             work += census.requests or 0
             connections += census.connections or 0
         busy = work != self._work
@@ -217,32 +217,32 @@ class Pulse:
         if crowd >= BALANCE_AT_ONCE_CONNECTIONS and now - self._slow_at < 0.95 * SLOW_TICK_S and not self.draining:
             self._row.connections = connections
             with guard("moving connections"):
-                self._moves.share(now, self._counts(), connections)
+                self._moves.handoff_surplus(now, self._counts(), connections)
         return FAST_TICK_S if busy else SLOW_TICK_S if connections or self._pace.mode else IDLE_TICK_S
 
     def _look_at_room(self, now: float, connections: int) -> None:
         """Have no more connections taken than there are descriptors for."""
-        room = self._room.left(connections)
+        room = self._room.remaining(connections)
         if self._room.is_scarce(room) and not self.draining:
             before = self._pace.mode
             mode = self._pace.hold_back(now)
-            if before is Mode.EAGER:
+            if before is Mode.BATCH:
                 self._row.mode = mode
-                self._acceptor.hold(mode)
+                self._acceptor.hold_back(mode)
         if room > 0:
             self._guard.worked(_NO_ROOM)
         else:
             limit = ClusterError(f"RLIMIT_NOFILE is {self._room.limit}")
             self._guard.failed(_NO_ROOM, limit, "newcomers wait, or go to another worker; raise the limit")
-        self._acceptor.allow(room)
+        self._acceptor.set_capacity(room)
 
     def _on_slow(self, now: float) -> None:
         """Do what is done ten times a second at most."""
-        if self._room.is_scarce(self._room.left(self._connections)):
+        if self._room.is_scarce(self._room.remaining(self._connections)):
             with self._guard("the room for connections"):
                 self._room.measure(self._connections)
         with self._guard("the log files"):
-            self._paper.look()
+            self._paper.reopen_if_moved()
         with self._guard("the counts of this worker"):
             self.publish()
         # The loop turns, whatever else fails.
@@ -252,19 +252,21 @@ class Pulse:
 
     def _on_second(self, now: float) -> None:
         """Do what is done once a second at most."""
-        self._measured.second(now)
+        self._measured.on_second(now)
         with self._guard("the room for connections"):
             self._room.measure(self._connections)
         with self._guard("the memory of this worker"):
             self._row.memory = processes.resident_memory()
         for engine in self._engines:
             with self._guard(f"the time limits of {engine.name}"):
-                engine.second()
+                engine.on_second()
 
     def _look_at_threads(self, now: float, late: float) -> list[Hold]:
         """What engines with threads say of them; report it if it counts."""
         held = (
-            engine.held(now, self._pace.handoff_slow_above or LATE_TICK_S) for engine in self._engines if is_fed(engine)
+            engine.longest_hold(now, self._pace.handoff_slow_above or LATE_TICK_S)
+            for engine in self._engines
+            if is_protocol_engine(engine)
         )
         holds = [hold for hold in held if hold is not None]
         for hold in holds:
@@ -273,9 +275,9 @@ class Pulse:
                 self.long_step(step, now)
         return holds
 
-    def _again(self, now: float, wait: float) -> None:
+    def _schedule_tick(self, now: float, wait: float) -> None:
         if wait != FAST_TICK_S and not self.draining:
-            self._watch.rested()
+            self._watch.on_idle()
         self.slow = wait != FAST_TICK_S
         self._wait = wait
         self._due = now + wait
@@ -289,20 +291,20 @@ class Pulse:
         self._row.longest_step = self._pace.longest
         if mode is not before:
             self._row.mode = mode
-            if before is Mode.PARKING:
-                self._moves.park_no_more()
-            task = self._loop.create_task(self._acceptor.change(mode))
+            if before is Mode.HANDOFF:
+                self._moves.stop_handoff_after_response()
+            task = self._loop.create_task(self._acceptor.set_mode(mode))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        if mode is Mode.PARKING:
-            self._moves.park_late(now)
+        if mode is Mode.HANDOFF:
+            self._moves.handoff_late(now)
         else:
-            self._moves.rest(now, self._handoff_idle_after)
+            self._moves.handoff_idle(now, self._handoff_idle_after)
         if self._request_timeout:
-            begun = [when for engine in self._engines if (when := engine.oldest(now)) is not None]
+            begun = [when for engine in self._engines if (when := engine.oldest_request(now)) is not None]
             self._row.request_deadline = min(begun) + self._request_timeout if begun else 0.0
         if self._row.connections > 1:
-            self._moves.share(now, self._counts(), self._row.connections)
+            self._moves.handoff_surplus(now, self._counts(), self._row.connections)
 
     def _others_long_at(self) -> list[float]:
         own = self._row.long_at

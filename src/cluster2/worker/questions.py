@@ -92,7 +92,7 @@ class Questions:
         self._over: str | None = None
         self.late = 0
 
-    async def ask(self, asked: wire.Delegate) -> Any:
+    async def call(self, asked: wire.Delegate) -> Any:
         """The answer to a question; from any loop.
 
         Raises:
@@ -120,7 +120,7 @@ class Questions:
             if self._turns:
                 self._next_turn()
 
-    def ask_sync(self, asked: wire.Delegate) -> Any:
+    def call_sync(self, asked: wire.Delegate) -> Any:
         """The same in a thread, which waits. Raises ClusterError at once where that would block an event loop."""
         refuse_on_a_loop(asked.delegate)
         deadline = None if asked.timeout is None else time.monotonic() + asked.timeout
@@ -140,12 +140,12 @@ class Questions:
         finally:
             self._open.pop(number, None)
 
-    def tell(self, asked: wire.Delegate) -> None:
+    def send(self, asked: wire.Delegate) -> None:
         """Delegate something that nobody waits for. Raises ChannelFull."""
         refuse_if_full(self._channel)
         self._channel.send(msgspec.structs.replace(asked, expect=None, timeout=None))
 
-    def answered(self, answer: wire.Answer) -> None:
+    def on_answer(self, answer: wire.Answer) -> None:
         """The master answers. On the loop."""
         entry = self._open.pop(answer.number, None)
         try:
@@ -158,7 +158,7 @@ class Questions:
         if self._turns:
             self._next_turn()
 
-    def end(self, reason: str) -> None:
+    def close(self, reason: str) -> None:
         """Nothing will be answered any more. The first reason is the one that all are told."""
         if self._over is None:
             self._over = reason
@@ -237,9 +237,9 @@ class Questions:
         if self._timer is not None:
             self._timer.cancel()
         self._look_at = deadline
-        self._timer = self._loop.call_at(deadline, self._look)
+        self._timer = self._loop.call_at(deadline, self._expire_calls)
 
-    def _look(self) -> None:
+    def _expire_calls(self) -> None:
         """End what is overdue; look again when the next one may be."""
         now = self._loop.time()
         self._timer, self._look_at = None, inf

@@ -19,8 +19,8 @@ from typing import Any, cast
 import uvloop
 
 from .. import codec, wire
-from ..engines.base import Capability, Engine, Interface, Site, is_fed, is_own, owns_accept
-from ..errors import AppError, ClusterError, said, trace
+from ..engines.base import Capability, Engine, Interface, Site, is_protocol_engine, is_self_accepting, owns_accept
+from ..errors import AppError, ClusterError, one_line, trace
 from ..kernel import app_forks, established, lifeline, processes, signals, stacks
 from ..kernel.handover import Inlet, Outlet, batch_size
 from ..kernel.scoreboard import Row
@@ -78,7 +78,7 @@ def serve(birth: Birth, ended: Callable[[int], Awaitable[None]] | None = None) -
             loop.run_until_complete(ended(code))
         loop.run_until_complete(_cancel_rest())
     finally:
-        worker.gone()
+        worker.restore_process()
     if birth.talk is not None:  # else the interpreter's own end is near
         finish_threads(worker.leave_by)
     return code
@@ -137,12 +137,12 @@ class Worker:
         if channel is not None:
             await channel.close()
         if self._office is not None:
-            self._office.questions.end(WORKER_LEAVING)  # threads may still wait
+            self._office.questions.close(WORKER_LEAVING)  # threads may still wait
         if self._birth.loopback is not None:
             await self._birth.loopback.close()
         return code
 
-    def gone(self) -> None:
+    def restore_process(self) -> None:
         """Take back what was arranged with the process."""
         self._alone.close()
 
@@ -223,7 +223,7 @@ class Worker:
         try:
             await api.hooks.run_start()
         except (Exception, SystemExit) as error:
-            raise AppError(f"a hook of worker.on_start raised {said(error)}", detail=trace(error)) from error
+            raise AppError(f"a hook of worker.on_start raised {one_line(error)}", detail=trace(error)) from error
         self._measured = Measured(self._row)
         self._watch = Watch(self._long_step, 2 * self._settings.handoff_slow_above, self._measured.add)
         self._engines = [self._engine(site) for site in self._birth.sites]
@@ -252,7 +252,7 @@ class Worker:
         )
         await self._acceptor.start(self._pulse.begin())
         for spec, listener in self._birth.sockets:
-            if is_own(engine := self._engines[spec.site]):
+            if is_self_accepting(engine := self._engines[spec.site]):
                 engine.listen(listener)
         self._pulse.start()
         stacks.add(Whereabouts(self._engines, asyncio.get_running_loop()).describe)
@@ -295,14 +295,14 @@ class Worker:
             # A Unix socket's peer is on this machine: TLS would only be in its way.
             Door(listener, engine, tls if listener.family != socket.AF_UNIX else None, spec.owned)
             for spec, listener in self._birth.sockets
-            if is_fed(engine := self._engines[spec.site])
+            if is_protocol_engine(engine := self._engines[spec.site])
         ]
 
     def _ready_queues(self) -> list[ReadyQueue]:
         return [
             ReadyQueue(Inlet(sock), engine)
             for site, sock in enumerate(self._birth.ready)
-            if is_fed(engine := self._engines[site])
+            if is_protocol_engine(engine := self._engines[site])
         ]
 
     def _woken(self) -> None:
@@ -372,7 +372,7 @@ class Worker:
             case wire.Deserted():
                 self._drain.deserted = True
             case wire.Reopen():
-                self._paper.look()
+                self._paper.reopen_if_moved()
             case wire.TrafficSet():
                 self._traffic.confirmed()
             case _:
@@ -393,7 +393,7 @@ class Worker:
         self._drain.open_doors = True  # the master has shut no door, or its end has opened them again
         self._traffic.orphaned()
         if self._office is not None:
-            self._office.questions.end(MASTER_GONE)
+            self._office.questions.close(MASTER_GONE)
         self._drain_soon(True)
 
 
@@ -425,7 +425,7 @@ async def take_all(*steps: tuple[str, Callable[[], Awaitable[str | None]]]) -> l
             wrong = error.message
             logger.error("%s failed: %s", name, wrong)
         except BaseException as error:
-            wrong = f"{name} failed: {said(error)}"
+            wrong = f"{name} failed: {one_line(error)}"
             logger.exception("%s failed; the worker goes on leaving", name)
         if wrong:
             failed.append(wrong)

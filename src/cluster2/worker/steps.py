@@ -104,13 +104,13 @@ class Watch:
         """The awaitable of a handler that lives as long as its connection: of its steps, those that are due are timed."""
         return StreamSteps(awaitable, self)
 
-    def late(self, now: float) -> None:
+    def on_late_tick(self, now: float) -> None:
         """A tick came late: is the loop held, or only busy? Look closely, once a second at most."""
         if now >= self._quiet_until:
             self.due = REQUESTS_PER_BURST
             self._quiet_until = now + 1.0
 
-    def rested(self) -> None:
+    def on_idle(self) -> None:
         """Nothing has happened for a while: look at the first ones that come."""
         self.due = REQUESTS_PER_BURST
 

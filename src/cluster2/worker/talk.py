@@ -78,7 +78,7 @@ class TalkChannel(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""
         try:
-            messages = self._unpacker.feed(data)
+            messages = self._unpacker.unpack(data)
         except codec.Garbled as error:  # a master that can't be understood is as good as gone
             logger.error("the master can't be understood: %s", error)
             if self._transport is not None:

@@ -6,7 +6,7 @@ thread between two bytecodes, or when a system call is interrupted: also while a
 run as long as the main thread is in C code that neither returns nor looks for signals.
 
 Nothing is noted on the way of a request for that. Which request a frame works on, an engine reads off the frame in which it
-calls the app (`Engine.serving`).
+calls the app (`Engine.describe_frame`).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from .. import environments, logs
 from ..apps import App, load
 from ..engines import catalogue
 from ..engines.base import Engine
-from ..errors import AppError, ClusterError, ConfigError, said, trace
+from ..errors import AppError, ClusterError, ConfigError, one_line, trace
 from ..kernel import privileges
 from ..settings import Settings
 from . import bytecode, inheritance
@@ -104,7 +104,8 @@ def _enter(settings: Settings) -> None:
 def _sites(settings: Settings, sources: Mapping[str, str], targets: Sequence[object]) -> list[tuple[App, type[Engine]]]:
     apps = [load(target, factory=settings.factory) for target in targets]
     staff = [
-        catalogue.Staff(app.label, app.interface, catalogue.choose(settings.engine, app.interface)) for app in apps
+        catalogue.Staff(app.label, app.interface, catalogue.choose_engine(settings.engine, app.interface))
+        for app in apps
     ]
     for note in catalogue.check_options(staff, settings, sources):
         logger.info(note)
@@ -129,7 +130,7 @@ def _warm_up(settings: Settings) -> None:
     except ClusterError:
         raise
     except (Exception, SystemExit) as error:
-        raise AppError(f"warm_up = {label} raised {said(error)}", detail=trace(error)) from error
+        raise AppError(f"warm_up = {label} raised {one_line(error)}", detail=trace(error)) from error
 
 
 def _validator(settings: Settings) -> Callable[..., Any] | None:
@@ -139,7 +140,7 @@ def _validator(settings: Settings) -> Callable[..., Any] | None:
     try:
         found = resolve_name(named)
     except Exception as error:
-        raise AppError(f"ecv.validator = {named} raised {said(error)}", detail=trace(error)) from error
+        raise AppError(f"ecv.validator = {named} raised {one_line(error)}", detail=trace(error)) from error
     if not callable(found):
         raise ConfigError(f"ecv.validator = {named}: it is a {type(found).__name__}, which can't be called")
     return cast(Callable[..., Any], found)

@@ -44,21 +44,21 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare, list[int]], Image], 
         refuse(channel, error)
         return error.exit_code
     output = Follower(log, 1, 2) if (log := order.log) else None
-    started.note()
+    started.record()
     signals.settle("zygote")  # once more: the app's import may have changed something
     freeze()
-    _say(channel, _prepared(image))
+    _send(channel, _prepared(image))
     while True:
         try:
             order, descriptors = _receive(channel)
         except DescriptorsLost as error:
             refused = codec.unpack_order(error.data)
             if isinstance(refused, wire.Fork):
-                _say(channel, wire.ForkFailed(refused.incarnation, os.strerror(errno.EMFILE)))
+                _send(channel, wire.ForkFailed(refused.incarnation, os.strerror(errno.EMFILE)))
             continue
         if output is not None:
             with contextlib.suppress(OSError):  # what is open stays in use
-                output.look()
+                output.reopen_if_moved()
         if isinstance(order, wire.Reopen):
             continue
         if not isinstance(order, wire.Fork):
@@ -69,7 +69,7 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare, list[int]], Image], 
             code = serve(image, order, descriptors)
             started.end_soon()
             leave(code)
-        _say(channel, _fork(channel, image, order, descriptors, serve))
+        _send(channel, _fork(channel, image, order, descriptors, serve))
         for descriptor in descriptors:
             os.close(descriptor)
 
@@ -80,7 +80,7 @@ def refuse(channel: Packets, error: ClusterError) -> None:
         codec.clip(error.message, _MAX_MESSAGE_CHARS),
         codec.clip(error.detail, _MAX_DETAIL_CHARS, end=True),
     )
-    _say(channel, wire.PrepareFailed(message, detail, error.exit_code))
+    _send(channel, wire.PrepareFailed(message, detail, error.exit_code))
 
 
 def _prepared(image: Image) -> wire.Prepared:
@@ -108,7 +108,7 @@ def _receive(channel: Packets) -> tuple[wire.Orders | None, list[int]]:
     return (codec.unpack_order(packet) if packet else None), descriptors
 
 
-def _say(channel: Packets, message: wire.Orders) -> None:
+def _send(channel: Packets, message: wire.Orders) -> None:
     with contextlib.suppress(ConnectionError):  # the master is gone: the next thing that is received is the end
         channel.send(codec.pack_order(message))
 

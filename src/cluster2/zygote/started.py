@@ -36,20 +36,20 @@ class StartedAtImport:
         self._owner = os.getpid()
         self._before = before
         self._pids: Collection[int] = ()
-        atexit.register(self.end)
+        atexit.register(self.terminate)
 
-    def note(self) -> None:
+    def record(self) -> None:
         """The import is over."""
         self._pids = set(processes.children()).difference(self._before)
 
     def end_soon(self) -> None:
         """End them in a while, whatever the `atexit` functions of the app wait for."""
         if self._pids and os.getpid() == self._owner:
-            timer = threading.Timer(_EXIT_GRACE_S, self.end)
+            timer = threading.Timer(_EXIT_GRACE_S, self.terminate)
             timer.daemon = True
             timer.start()
 
-    def end(self) -> None:
+    def terminate(self) -> None:
         """Send TERM to those that still run. Does nothing in a process that was forked from this one."""
         if os.getpid() != self._owner:
             return

@@ -44,7 +44,7 @@ import httptools
 
 from ...kernel.progress import has_left, probe
 from ..ending import abandon, lent, readable, reset
-from ..patience import For, Same, Wait, taken
+from ..patience import For, Same, Wait, progress_mark
 from .head import (
     FORWARDED_HEADER,
     HOST_HEADER,
@@ -314,7 +314,7 @@ class Connection(asyncio.Protocol):
             return
         self._fresh = None
         engine = self.engine
-        if engine.ending and not self.pipeline and engine.ends(self):
+        if engine.ending and not self.pipeline and engine.must_close(self):
             fresh.keep_alive = False
         engine.begin(fresh)
         if self.served is not None:
@@ -737,18 +737,20 @@ class Connection(asyncio.Protocol):
         elif self._input_over:
             self.end()
         elif self._upgrade:
-            engine.soon(self._hand_over)
+            engine.call_soon(self._hand_over)
         elif self._receiving is not None and self._receiving is request:
             self.state = DISCARDING
             self._discarded = 0
             request.body = b""
             if self._reading_paused:
-                engine.soon(self._read_on)  # not in the context of this request: the next one may have come already
+                engine.call_soon(
+                    self._read_on
+                )  # not in the context of this request: the next one may have come already
         else:
             self.used = engine.clock
             self.state = HEAD if self._in_head else IDLE
             if self._reading_paused:
-                engine.soon(self._read_on)
+                engine.call_soon(self._read_on)
             elif self.state == IDLE and engine.freed is not None:
                 engine.freed(self)
 
@@ -761,7 +763,7 @@ class Connection(asyncio.Protocol):
             return
         self.request = request = self.pipeline.popleft()
         engine = self.engine
-        if engine.ending and not self.pipeline and engine.ends(self):
+        if engine.ending and not self.pipeline and engine.must_close(self):
             request.keep_alive = False
         engine.begin_later(request)
         self._read_on()
@@ -807,7 +809,7 @@ class Connection(asyncio.Protocol):
         self._input_over = True
         self.transport.close()
 
-    def cut(self, *, abruptly: bool) -> None:
+    def abort(self, *, abruptly: bool) -> None:
         """End before the response is whole.
 
         Args:
@@ -860,12 +862,12 @@ class Connection(asyncio.Protocol):
             self.used = self.engine.clock
         return self.used
 
-    def place(self) -> tuple[int, int]:
+    def descriptor_and_family(self) -> tuple[int, int]:
         """Its descriptor and address family."""
         sock = self.transport.get_extra_info("socket")
         return sock.fileno(), sock.family
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Another process has it: close our copy. abort() is close(2) without shutdown(2)."""
         self.state = CLOSED
         self._input_over = True
@@ -879,7 +881,7 @@ class Connection(asyncio.Protocol):
         """What it waits for from its client; see `patience`."""
         transport = self.transport
         if size := transport.get_write_buffer_size():
-            return Wait(For.TAKING, taken(transport, size))
+            return Wait(For.TAKING, progress_mark(transport, size))
         if transport.is_closing() or self.state >= LINGERING:
             return None
         if self.state == IDLE:

@@ -70,7 +70,7 @@ class HttpEngine:
         outcomes: how requests have ended.
         ended: how many with which status (`outcomes.by_status`).
         freed: called with each connection that is between two requests; None: nobody wants to know.
-        ending: some responses have to end their connections; see `ends`.
+        ending: some responses have to end their connections; see `must_close`.
         access: takes a line for each request; None: nobody wants one.
         serves_websockets: the app can be asked for them.
         websockets: connections that have become one, until app and transport have ended.
@@ -106,7 +106,7 @@ class HttpEngine:
         self._proxies = TrustedProxies(parse_proxies(settings.forwarded_allow_ips))
         self._bridge = self._wsgi_server(site) if site.interface is Interface.WSGI else None
         self._pool = None if self._bridge is None else self._bridge.pool
-        self._app = site.wrap(self._bridge or site.app, Interface.ASGI)
+        self._app = site.instrument(self._bridge or site.app, Interface.ASGI)
         self._concerns: Callable[[str], bool] = getattr(self._app, "concerns", _nothing)
         self.state: dict[str, Any] = {}
         self._lifespan = Lifespan(self._app, self.state, "off" if self._bridge else settings.lifespan)
@@ -141,7 +141,7 @@ class HttpEngine:
         if self._bridge is not None:
             self._bridge.context = self._context
             self._bridge.start()
-        self.second()
+        self.on_second()
 
     async def stop(self) -> None:
         """Run the app's lifespan to its end. Threads that are stuck aren't waited for: the process ends without them.
@@ -157,7 +157,7 @@ class HttpEngine:
         """A connection."""
         return Connection(self)
 
-    def taken(self, first: bytes | None, served: Served) -> asyncio.BaseProtocol:
+    def accepted_protocol(self, first: bytes | None, served: Served) -> asyncio.BaseProtocol:
         """The same, which has read already, and tells when its request has begun."""
         return Connection(self, first, served)
 
@@ -216,7 +216,7 @@ class HttpEngine:
         self.running.add(request)
         request.task = self.loop.create_task(request.run(lambda *_: rest), context=context)
 
-    def soon(self, callback: Callable[[], None]) -> None:
+    def call_soon(self, callback: Callable[[], None]) -> None:
         """Call back outside of the request that runs now, whose context variables must not be seen."""
         self.loop.call_soon(callback, context=self._context.copy())
 
@@ -249,7 +249,7 @@ class HttpEngine:
         """Its connection is lost, and its app has ended."""
         self.websockets.discard(websocket)
 
-    def ends(self, connection: Connection) -> bool:
+    def must_close(self, connection: Connection) -> bool:
         """Return whether responses on a connection have to end it, now that some have to (`ending`)."""
         return not self._moving or connection.secure
 
@@ -272,30 +272,30 @@ class HttpEngine:
         """Set the clock."""
         self.clock = now
 
-    def second(self) -> None:
+    def on_second(self) -> None:
         """Renew the date, and give up clients that take too long."""
         self.defaults.renew(formatdate(time.time(), usegmt=True).encode())
         self.clock = now = time.monotonic()
-        self._patience.look(list(self.connections), now)
+        self._patience.check(list(self.connections), now)
         for connection in list(self.half_closed):
             connection.look_for_client()
         for websocket in list(self.websockets):
             websocket.poll(now)
 
-    def room(self) -> bool:
+    def has_capacity(self) -> bool:
         """An ASGI app runs as many requests as come; a WSGI app as many as it has threads."""
-        return self._bridge is None or self._bridge.room()
+        return self._bridge is None or self._bridge.has_capacity()
 
-    def on_room(self, freed: Callable[[], None]) -> None:
+    def on_capacity(self, freed: Callable[[], None]) -> None:
         """Pass it on to those who know."""
         if self._bridge is not None:
-            self._bridge.on_room(freed)
+            self._bridge.on_capacity(freed)
 
-    def held(self, now: float, above: float) -> Hold | None:
+    def longest_hold(self, now: float, above: float) -> Hold | None:
         """The threads' own account."""
-        return None if self._pool is None else self._pool.held(now, above)
+        return None if self._pool is None else self._pool.longest_hold(now, above)
 
-    def census(self) -> Census:
+    def stats(self) -> Census:
         """Counts that are kept anyway."""
         patience = self._patience
         return Census(
@@ -308,7 +308,7 @@ class HttpEngine:
             0 if self._bridge is None else self._bridge.failures(),
         )
 
-    def oldest(self, now: float) -> float | None:
+    def oldest_request(self, now: float) -> float | None:
         """Seen by looking at the requests; nothing is noted on the way of one."""
         under_way = [request for request in self.running if request.phase != COMPLETE and not request.disconnected]
         self._begun = seen = {request: self._begun.get(request, now) for request in under_way}
@@ -316,7 +316,7 @@ class HttpEngine:
         since = [*seen.values(), *([] if self._pool is None else self._pool.under_way())]
         return min(since, default=None)
 
-    def serving(self, frame: FrameType) -> str | None:
+    def describe_frame(self, frame: FrameType) -> str | None:
         """Seen by the frames that call apps: of requests, websockets, and WSGI apps."""
         code = frame.f_code
         if code in _CALLS:
@@ -327,11 +327,11 @@ class HttpEngine:
         """All connections; whether one may move is asked of it."""
         return list(self.connections)
 
-    def park(self, freed: Callable[[Movable], None] | None) -> None:
+    def report_freed(self, freed: Callable[[Movable], None] | None) -> None:
         """Have this called behind each response; None: no more."""
         self.freed = freed
 
-    def shed(self, count: int, *, fixed: bool) -> int:
+    def close_some(self, count: int, *, fixed: bool) -> int:
         """Responses that haven't begun yet announce the end of their connection."""
         shed = 0
         for connection in self.connections:
@@ -347,10 +347,10 @@ class HttpEngine:
         self._moving = moving and self._keep_alive
         self._drained_at = min(self._drained_at, time.monotonic())
         for connection in list(self.connections):
-            if self.ends(connection):
+            if self.must_close(connection):
                 alone(connection.end_politely, connection.transport, "drain")
 
-    def sweep(self, grace: float) -> None:
+    def close_idle(self, grace: float) -> None:
         """Close connections that were idle, and websockets that were open (1012), for `grace` seconds of the drain."""
         now = time.monotonic()
         if now - self._drained_at >= grace:
@@ -384,7 +384,7 @@ class HttpEngine:
         """Whether no connection is open, no request's app is running, and no thread is at work."""
         return not (self.connections or self.websockets or self.running or (self._pool and self._pool.busy))
 
-    async def cut(self, patience: float) -> list[str]:
+    async def abort(self, patience: float) -> list[str]:
         """Reset all connections; the tasks of requests are cancelled, and nobody is answered any more."""
         paths = []
         for connection in list(self.connections):
@@ -400,7 +400,7 @@ class HttpEngine:
             tasks.append(websocket.task)
         deadline = time.monotonic() + patience
         if self._pool is not None:
-            self._pool.drop()
+            self._pool.drop_waiting()
         await cancel([task for task in tasks if task is not None], patience)
         # Threads notice at their next part that nobody wants the rest, and call the app's close().
         while self._pool is not None and self._pool.busy and time.monotonic() < deadline:

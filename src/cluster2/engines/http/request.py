@@ -19,7 +19,7 @@ declared, or that the app doesn't end, ends the connection before its promised e
 
 A stream must not hold the loop. As long as the kernel takes what is written, and when the client has gone, `send` would never
 suspend. So one of `TURN_MESSAGES` lets the loop turn, also when the client has gone: an app that listens for
-`http.disconnect` hears it. The engine cancels one that doesn't listen in a drain (`HttpEngine.sweep`). What is written when is
+`http.disconnect` hears it. The engine cancels one that doesn't listen in a drain (`HttpEngine.close_idle`). What is written when is
 told in `stream`.
 """
 
@@ -511,7 +511,7 @@ class Request:
             self.disconnect()
         else:
             self._drop(self.status)
-        self.connection.cut(abruptly=stream.framing == UNTIL_CLOSE_BODY)
+        self.connection.abort(abruptly=stream.framing == UNTIL_CLOSE_BODY)
 
     def log(self) -> None:
         """Write the request's line in the access log, once."""

@@ -16,7 +16,7 @@ from ..threads import Pool
 from ..wsgi import Bridge
 from ..wsgi_client import Answer, Send, no_short_cut, send_whole
 from ..wsgi_inline import call_inline
-from ..wsgi_threaded import Call, converse
+from ..wsgi_threaded import Call, run_call
 from .request import Request
 
 Rest = Callable[[Request, Awaitable[None] | None, contextvars.Context | None], None]
@@ -87,10 +87,10 @@ class DirectCall(Call):
         """Have it made."""
         self._pool.run(self)
 
-    def told(self) -> None:
+    def process_messages(self) -> None:
         """The thread has said something: usually that the response is there."""
         if self._heard:
-            super().told()
+            super().process_messages()
             return
         self._heard = True
         request, response = self._request, self.response
@@ -113,7 +113,7 @@ class DirectCall(Call):
             if self.complete and not self.failed:
                 await send_whole(self.response, self.take(), request.send, request.answer)
             else:
-                await converse(self, request.receive, request.send)
+                await run_call(self, request.receive, request.send)
         finally:
             if not self.complete:
                 self.leave()
