@@ -56,17 +56,17 @@ def stamp(seconds: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HealthResponse:
     """A response, as ASGI has it."""
 
     status: int
     headers: tuple[Header, ...]
     body: bytes = b""
 
-    def closing(self) -> Answer:
+    def closing(self) -> HealthResponse:
         """The same, as the last one on its connection."""
         close = (b"connection", b"close")
-        return self if close in self.headers else Answer(self.status, (*self.headers, close), self.body)
+        return self if close in self.headers else HealthResponse(self.status, (*self.headers, close), self.body)
 
 
 _OF_PROXIES = frozenset({b"x-forwarded-for", b"forwarded", b"via"})
@@ -101,7 +101,7 @@ class Asked:
         return cls(method, path, peer, bearer, browser, forwarded)
 
 
-class Page:
+class HealthPage:
     """Makes the answers of one cluster.
 
     Args:
@@ -119,9 +119,9 @@ class Page:
             (b"cache-control", b"no-cache"),
         )
         self._second = 0
-        self._made: dict[tuple[Health, str, int], Answer] = {}
+        self._made: dict[tuple[Health, str, int], HealthResponse] = {}
 
-    def state(self, found: Health, ip: str, port: int, now: float) -> Answer:
+    def state(self, found: Health, ip: str, port: int, now: float) -> HealthResponse:
         """What GET gets; made once a second. `ip` and `port` are ours; "" and 0 where there are none (Unix sockets)."""
         second = int(now)
         if second != self._second:
@@ -132,35 +132,35 @@ class Page:
             answer = self._made[key] = self._state(found, ip, port, now)
         return answer
 
-    def _state(self, found: Health, ip: str, port: int, now: float) -> Answer:
+    def _state(self, found: Health, ip: str, port: int, now: float) -> HealthResponse:
         serve = str(found.serve).lower()
         where = f"ip={ip}&hostname={self._hostname}&port={port or ''}"
         body = f"status={found.word}&ServeTraffic={serve}&{where}&time={stamp(now)}".encode()
         answer = self._response(found.code, body)
         return answer if found is not Health.DISABLED else answer.closing()
 
-    def _response(self, status: int, body: bytes = b"", *more: Header) -> Answer:
+    def _response(self, status: int, body: bytes = b"", *more: Header) -> HealthResponse:
         """An answer with the headers that all have."""
         if status == 204:
-            return Answer(status, (*self._common, *more))
+            return HealthResponse(status, (*self._common, *more))
         size = (b"content-length", str(len(body)).encode())
-        return Answer(status, ((b"content-type", b"text/plain"), size, *self._common, *more), body)
+        return HealthResponse(status, ((b"content-type", b"text/plain"), size, *self._common, *more), body)
 
-    def wrong_method(self, *allowed: str) -> Answer:
+    def wrong_method(self, *allowed: str) -> HealthResponse:
         """405, with what is allowed."""
         return self._response(405, b"method not allowed\n", (b"allow", ", ".join(allowed).encode()))
 
-    def refused(self, status: int) -> Answer:
+    def refused(self, status: int) -> HealthResponse:
         """401 or 403."""
         if status == 401:
             return self._response(401, b"a valid bearer token is needed\n", (b"www-authenticate", b"Bearer"))
         return self._response(403, b"only from this machine, and neither from a browser's page nor through a proxy\n")
 
-    def master_silent(self) -> Answer:
+    def master_silent(self) -> HealthResponse:
         """503: the master, whose word it takes, doesn't answer."""
         return self._response(503, b"the master doesn't answer\n").closing()
 
-    def switched(self, enabled: bool) -> Answer:
+    def switched(self, enabled: bool) -> HealthResponse:
         """It is done, in all workers."""
         answer = self._response(204)
         return answer if enabled else answer.closing()
@@ -172,7 +172,7 @@ def switches(path: str) -> dict[str, bool]:
     return {f"{base}/enable": True, f"{base}/disable": False}
 
 
-def objection(page: Page, asked: Asked, switches: Mapping[str, bool], token: str | None) -> Answer | None:
+def objection(page: HealthPage, asked: Asked, switches: Mapping[str, bool], token: str | None) -> HealthResponse | None:
     """The answer to a request that isn't for the health if it is wrong or not allowed; None: traffic shall be switched."""
     if asked.path not in switches:
         return page.wrong_method("GET", "HEAD")

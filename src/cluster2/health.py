@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from .lifecycle import State, state_label
+from .lifecycle import WorkerState, state_label
 
 STUCK_OVERDUE_S = 3.0
 """Seconds by which a sign of life may be overdue until its worker counts as stuck, with a busy machine in mind. It is replaced
@@ -103,7 +103,7 @@ def seen_state(code: int, deadline: float, now: float) -> str:
         code: of its state, from the scoreboard.
         deadline, now: see `serves`.
     """
-    return STUCK_STATE if code == State.READY and not serves(deadline, now) else state_label(code)
+    return STUCK_STATE if code == WorkerState.READY and not serves(deadline, now) else state_label(code)
 
 
 class Trouble(Enum):

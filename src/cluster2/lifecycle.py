@@ -19,7 +19,7 @@ MODES = ("batch", "one_by_one", "handoff")
 """How a worker can take connections (`worker.pace`), likewise."""
 
 
-class State(IntEnum):
+class WorkerState(IntEnum):
     """Where a worker is. The numbers stand in the scoreboard."""
 
     SPAWNING = 1  # asked for; no process is known yet
@@ -37,7 +37,7 @@ class State(IntEnum):
 
 def state_label(code: int) -> str:
     """Return the name of the state that a code of the scoreboard stands for; `unknown`: there is no such state."""
-    return State(code).label if code in State._value2member_map_ else "unknown"
+    return WorkerState(code).label if code in WorkerState._value2member_map_ else "unknown"
 
 
 def mode_label(code: int, *, draining: bool) -> str:
@@ -52,7 +52,7 @@ def mode_label(code: int, *, draining: bool) -> str:
     return MODES[code] if 0 <= code < len(MODES) else "unknown"
 
 
-class Event(Enum):
+class WorkerEvent(Enum):
     """What can happen to a worker."""
 
     FORKED = "its process exists"
@@ -62,7 +62,7 @@ class Event(Enum):
     EXITED = "it was reaped, or never came to be"
 
 
-class Action(Enum):
+class WorkerAction(Enum):
     """What the master does about it."""
 
     WATCH = "watch the process, write its pid file"
@@ -75,13 +75,13 @@ class Action(Enum):
 class Step(NamedTuple):
     """A cell of the table."""
 
-    state: State
-    actions: tuple[Action, ...] = ()
+    state: WorkerState
+    actions: tuple[WorkerAction, ...] = ()
 
 
-_S, _E, _A = State, Event, Action
+_S, _E, _A = WorkerState, WorkerEvent, WorkerAction
 
-TRANSITIONS: dict[tuple[State, Event], Step] = {
+TRANSITIONS: dict[tuple[WorkerState, WorkerEvent], Step] = {
     (_S.SPAWNING, _E.FORKED): Step(_S.BOOTING, (_A.WATCH,)),
     (_S.SPAWNING, _E.READY): Step(_S.READY, (_A.ANNOUNCE,)),
     (_S.SPAWNING, _E.DRAIN): Step(_S.DRAINING, (_A.TELL_DRAIN,)),
@@ -117,16 +117,16 @@ TRANSITIONS: dict[tuple[State, Event], Step] = {
 }
 
 
-def step(state: State, event: Event) -> Step:
+def step(state: WorkerState, event: WorkerEvent) -> Step:
     """What follows from an event in a state."""
     return TRANSITIONS[state, event]
 
 
-LIVE_STATES = frozenset({State.SPAWNING, State.BOOTING, State.READY})
+LIVE_STATES = frozenset({WorkerState.SPAWNING, WorkerState.BOOTING, WorkerState.READY})
 """States of a worker that serves or is about to."""
 
 
-def life_phase(state: State, *, executed: bool, started: bool) -> LifePhase:
+def life_phase(state: WorkerState, *, executed: bool, started: bool) -> LifePhase:
     """Return what a worker in this state is doing.
 
     Args:
@@ -134,8 +134,8 @@ def life_phase(state: State, *, executed: bool, started: bool) -> LifePhase:
         started: its own code runs: the app is imported.
     """
     match state:
-        case State.READY:
+        case WorkerState.READY:
             return "serving"
-        case State.DRAINING:
+        case WorkerState.DRAINING:
             return "drain"
     return "startup" if started else "import" if executed else "fork"

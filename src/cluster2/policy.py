@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .lifecycle import LIVE_STATES, State
+from .lifecycle import LIVE_STATES, WorkerState
 
 _FIRST_BACKOFF_S = 0.1
 _BACKOFF_FACTOR = 1.5
@@ -50,7 +50,7 @@ class Seen:
     incarnation: int
     slot: int
     generation: int
-    state: State
+    state: WorkerState
     replace: float | None = None
 
 
@@ -117,7 +117,7 @@ def plan(
     for each in slots:
         if each.current is None or each.outdated is None:
             continue
-        if may_retire and each.current.state is State.READY:
+        if may_retire and each.current.state is WorkerState.READY:
             decisions.append(Retire(each.outdated.incarnation))
         else:
             pairs.append(each)
@@ -154,7 +154,12 @@ def _keep_best(
     def merit(worker: Seen) -> tuple[bool, int, bool, int]:
         # A ready worker always wins, so that no slot loses the one that serves it; then proved code, then the wanted one,
         # over the code of an abandoned reload. The oldest of equals is nearest to being ready.
-        return worker.state is State.READY, rank.get(worker.generation, 0), worker.replace is None, -worker.incarnation
+        return (
+            worker.state is WorkerState.READY,
+            rank.get(worker.generation, 0),
+            worker.replace is None,
+            -worker.incarnation,
+        )
 
     slots, kept = [], set()
     for slot in range(wanted.slots):
@@ -165,7 +170,9 @@ def _keep_best(
             for worker in live
             # Where a fallback can be had, another outdated worker that doesn't serve yet is of no use.
             if worker not in current
-            and (not fallback_available or worker.generation == fallback_generation or worker.state is State.READY)
+            and (
+                not fallback_available or worker.generation == fallback_generation or worker.state is WorkerState.READY
+            )
         ]
         best = _Slot(slot, max(current, key=merit, default=None), max(outdated, key=merit, default=None))
         slots.append(best)
@@ -182,7 +189,7 @@ def _end_surplus_pairs(pairs: list[_Slot], surge: int) -> list[Decision]:
     """
 
     def is_ready(worker: Seen | None) -> bool:
-        return worker is not None and worker.state is State.READY
+        return worker is not None and worker.state is WorkerState.READY
 
     # Those that are nearest to their end go on. `sorted` is stable: of equals, the lower slots.
     surplus = sorted(pairs, key=lambda pair: not is_ready(pair.current))[surge:]
@@ -199,7 +206,7 @@ def _fallbacks(slots: Iterable[_Slot], fallback: int | None) -> list[Spawn]:
     return [
         Spawn(slot, fallback)
         for slot, current, outdated in slots
-        if outdated is None and current is not None and current.state is not State.READY
+        if outdated is None and current is not None and current.state is not WorkerState.READY
     ]
 
 

@@ -120,7 +120,7 @@ def run(
         sockets=_sockets(listeners),
         validator=made.validator,
         heard=told.on_message,
-        loopback=Loopback(switchboard, emit),
+        loopback=SingleProcessMaster(switchboard, emit),
         paper=paper,
         shut_doors=shut_doors,
         terminal=terminal,
@@ -213,7 +213,7 @@ class _Told:
         self._board.header.leaving, self._board.header.phase = 1, PHASES.index("draining")
 
 
-class Loopback:
+class SingleProcessMaster:
     """The master's end of the channel in the worker's own loop: delegation, events and status work without a master."""
 
     def __init__(self, switchboard: Switchboard, emit: Callable[[events.Event], None]) -> None:

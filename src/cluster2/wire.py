@@ -182,7 +182,7 @@ class PrepareFailed(Message, frozen=True):
     exit_code: int
 
 
-class Forked(Message, frozen=True):
+class WorkerForked(Message, frozen=True):
     """A worker's process exists."""
 
     incarnation: int
@@ -345,7 +345,7 @@ class Failure(msgspec.Struct, frozen=True):
     traceback: str = ""
 
 
-class Answer(Message, frozen=True, tag="answer", omit_defaults=True):
+class CallResult(Message, frozen=True, tag="answer", omit_defaults=True):
     """What came of delegated work: a value, or a failure."""
 
     number: int
@@ -359,7 +359,7 @@ class GiveUp(Message, frozen=True, tag="give-up"):
     number: int
 
 
-class Component(Message, frozen=True, tag="component"):
+class ComponentAnnounced(Message, frozen=True, tag="component"):
     """The worker can tell the status of that component, from now on."""
 
     name: str
@@ -408,8 +408,8 @@ class Unknown(NamedTuple):
     type: str
 
 
-Orders = Prepare | Fork | Reopen | Observe | Chosen | Prepared | PrepareFailed | Forked | ForkFailed
-Both = Emit | Delegate | Answer | GiveUp | Component | View | Reduce | Viewed | Update
+Orders = Prepare | Fork | Reopen | Observe | Chosen | Prepared | PrepareFailed | WorkerForked | ForkFailed
+Both = Emit | Delegate | CallResult | GiveUp | ComponentAnnounced | View | Reduce | Viewed | Update
 Talk = (
     Born
     | Ready

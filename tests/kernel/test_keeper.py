@@ -16,7 +16,7 @@ import pytest
 
 from cluster2.kernel import processes
 from cluster2.kernel.handover import Parcel
-from cluster2.lifecycle import State
+from cluster2.lifecycle import WorkerState
 from tests.kernel.keepers import InProcess, InThread, Make, maker
 from tests.system.harness import wait_until
 
@@ -214,7 +214,7 @@ def test_it_waits_for_workers_that_have_not_heard(keep: Make) -> None:
     """While a worker serves it may still send something: an empty keeper waits for that."""
     kept = keep()
     row = kept.board.row(kept.board.claim())
-    row.state = State.READY
+    row.state = WorkerState.READY
     kept.control.send(b"drain 60")
     client = kept.put()
     kept.rests(1)
@@ -222,7 +222,7 @@ def test_it_waits_for_workers_that_have_not_heard(keep: Make) -> None:
     client.sendall(b"last")
     assert kept.take()[1].recv(9) == b"last"
     assert not kept.gone()
-    row.state = State.DRAINING
+    row.state = WorkerState.DRAINING
     kept.wait()
 
 

@@ -16,7 +16,7 @@ from cluster2.kernel import ledger
 from cluster2.kernel.cells import MAX_COUNT
 from cluster2.kernel.scoreboard import SLOTS, Row, Scoreboard
 from cluster2.latencies import BUCKET_BOUNDS_S
-from cluster2.lifecycle import State
+from cluster2.lifecycle import WorkerState
 
 COUNTS = 1000
 
@@ -24,7 +24,7 @@ COUNTS = 1000
 def born(board: Scoreboard, slot: int, pid: int = 1) -> tuple[int, Row]:
     index = board.claim()
     row = board.row(index)
-    row.pid, row.slot, row.state = pid, slot, State.READY
+    row.pid, row.slot, row.state = pid, slot, WorkerState.READY
     return index, row
 
 

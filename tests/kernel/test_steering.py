@@ -31,24 +31,24 @@ from cluster2.kernel.listeners import (
     queue_length,
 )
 from cluster2.kernel.progress import untaken
-from cluster2.kernel.steering import MAX_STEERED_SLOTS, Group
+from cluster2.kernel.steering import MAX_STEERED_SLOTS, SteeredGroup
 from cluster2.kinds import TcpAddress, UnixAddress
 from tests.system.harness import wait_until
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 HOSTS = ["127.0.0.1", "::1", "0.0.0.0", "::"]
-Make = Callable[..., Group]
+Make = Callable[..., SteeredGroup]
 
 
 @pytest.fixture
 def group() -> Iterator[Make]:
     """Make groups on a free port; they are closed after the test."""
-    made: list[Group] = []
+    made: list[SteeredGroup] = []
 
-    def make(places: int = 4, host: str = "127.0.0.1") -> Group:
+    def make(places: int = 4, host: str = "127.0.0.1") -> SteeredGroup:
         (listener,) = open_all([TcpAddress(host, 0)], backlog=512)
-        one = Group(listener, 512)
+        one = SteeredGroup(listener, 512)
         made.append(one)
         one.grow(places)
         return one
@@ -68,7 +68,7 @@ def clients() -> Iterator[list[socket.socket]]:
         each.close()
 
 
-def connect(one: Group, clients: list[socket.socket], number: int = 1) -> None:
+def connect(one: SteeredGroup, clients: list[socket.socket], number: int = 1) -> None:
     """So many clients."""
     host, *rest = one.listener.sock.getsockname()
     for _ in range(number):
@@ -78,7 +78,7 @@ def connect(one: Group, clients: list[socket.socket], number: int = 1) -> None:
         client.connect(({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), *rest))
 
 
-def waiting(one: Group) -> list[int]:
+def waiting(one: SteeredGroup) -> list[int]:
     """By place."""
     return [one.waiting(place) for place in range(len(one))]
 
@@ -250,13 +250,13 @@ def test_what_cant_be_steered(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("s") / "s"
     (unix,) = open_all([UnixAddress(str(path))], backlog=1)
     with pytest.raises(ConfigError, match="it is no TCP address"):
-        Group(unix, 1)
+        SteeredGroup(unix, 1)
     unix.close()
     (listener,) = open_all([TcpAddress("127.0.0.1", 0)], backlog=1)
     with pytest.raises(ConfigError, match="it was inherited"):
-        Group(Listener(listener.sock, listener.address, owned=False), 1)
+        SteeredGroup(Listener(listener.sock, listener.address, owned=False), 1)
     with pytest.raises(ConfigError, match=f"{MAX_STEERED_SLOTS} can be steered"):
-        Group(listener, 1).grow(MAX_STEERED_SLOTS + 1)
+        SteeredGroup(listener, 1).grow(MAX_STEERED_SLOTS + 1)
     listener.close()
 
 

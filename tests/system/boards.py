@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cluster2.kernel.scoreboard import Row, Scoreboard
-from cluster2.lifecycle import PHASES, State
+from cluster2.lifecycle import PHASES, WorkerState
 from cluster2.monitor.desk import Desk
 from cluster2.monitor.facts import Facts
 from cluster2.monitor.main import serve
@@ -76,7 +76,7 @@ def _served(
 
 def _worker(board: Scoreboard, slot: int) -> Row:
     row = board.row(board.claim())
-    row.slot, row.generation, row.pid, row.state = slot, 3, NOBODY + slot, State.READY
+    row.slot, row.generation, row.pid, row.state = slot, 3, NOBODY + slot, WorkerState.READY
     row.started = time.monotonic() - 600 - slot
     return row
 

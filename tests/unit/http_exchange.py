@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, cast
 
 from cluster2.engines.base import Interface, Site
-from cluster2.engines.http.connection import Connection
+from cluster2.engines.http.connection import HttpConnection
 from cluster2.engines.http.engine import HttpEngine
 from cluster2.settings import Settings
 
@@ -100,9 +100,9 @@ async def serving(
     await engine.stop()
 
 
-def connect(engine: HttpEngine, extra: Message | None = None) -> tuple[Connection, MemoryTransport]:
+def connect(engine: HttpEngine, extra: Message | None = None) -> tuple[HttpConnection, MemoryTransport]:
     """A new connection of the engine's."""
-    connection, transport = Connection(engine), MemoryTransport(extra)
+    connection, transport = HttpConnection(engine), MemoryTransport(extra)
     transport.protocol = connection
     connection.connection_made(transport)
     return connection, transport

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from cluster2.kernel.scoreboard import Scoreboard
-from cluster2.lifecycle import PHASES, State
+from cluster2.lifecycle import PHASES, WorkerState
 from cluster2.monitor.app import make
 from cluster2.monitor.desk import Desk
 from cluster2.monitor.facts import Facts
@@ -37,7 +37,7 @@ def worker(board: Scoreboard, slot: int, pid: int = 0, **values: Any) -> int:
     """A worker that serves: this process, unless told otherwise. Returns its row."""
     index = board.claim()
     row = board.row(index)
-    row.slot, row.generation, row.state = slot, 1, State.READY
+    row.slot, row.generation, row.state = slot, 1, WorkerState.READY
     row.started, row.heartbeat = time.monotonic(), time.monotonic() + 2
     for name, value in values.items():
         setattr(row, name, value)

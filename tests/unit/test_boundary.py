@@ -13,7 +13,7 @@ import pytest
 
 import cluster2
 from cluster2.engines.base import Interface, Movable, Site
-from cluster2.engines.boundary import Reader, marked
+from cluster2.engines.boundary import BoundaryReader, marked
 from cluster2.engines.tcp import TcpEngine
 from cluster2.settings import Settings
 from tests.unit.waiting import until
@@ -257,7 +257,7 @@ async def test_outside_of_a_cluster() -> None:
 
 async def test_a_reset_at_the_boundary() -> None:
     """It is the end like any other."""
-    reader = Reader()
+    reader = BoundaryReader()
     with pytest.raises(TypeError, match="a reader and its writer"):
         cluster2.tcp.boundary(reader)  # type: ignore[type-var]
     waiting = asyncio.ensure_future(cluster2.tcp.boundary(reader, object()))  # type: ignore[call-overload]

@@ -15,7 +15,7 @@ import pytest
 
 from cluster2.errors import ConfigError, UsageError
 from cluster2.master import control
-from cluster2.master.control import MAX_LINE_BYTES, Control
+from cluster2.master.control import MAX_LINE_BYTES, ControlServer
 from cluster2.master.facts import Command, Fact
 from tests.unit.waiting import PATIENCE, until
 
@@ -33,14 +33,14 @@ def echo(command: Command) -> None:
 
 
 @asynccontextmanager
-async def controlled(directory: Path, handle: Callable[[Command], None] = echo) -> AsyncIterator[Control]:
+async def controlled(directory: Path, handle: Callable[[Command], None] = echo) -> AsyncIterator[ControlServer]:
     """A control socket whose commands are handled by a function, as facts of a queue."""
 
     def put(fact: Fact) -> None:
         assert isinstance(fact, Command)
         asyncio.get_running_loop().call_soon(handle, fact)
 
-    control = Control(put)
+    control = ControlServer(put)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(directory / "c.sock"))
         listener.listen(64)

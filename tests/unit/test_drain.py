@@ -10,7 +10,7 @@ import pytest
 from cluster2.engines.base import Census
 from cluster2.settings import Settings
 from cluster2.worker.acceptor import Acceptor
-from cluster2.worker.drain import Drain
+from cluster2.worker.drain import WorkerDrain
 from cluster2.worker.moves import Moves
 
 pytestmark = pytest.mark.anyio
@@ -61,7 +61,7 @@ async def test_a_step_that_raises(caplog: pytest.LogCaptureFixture) -> None:
     """A step that raises is logged once and taken again; the drain ends when nothing is under way."""
     engines: list[Any] = [Failing(), Failing()]
     acceptor, moves = await parts(engines)
-    drain = Drain(Settings(drain_timeout=30.0, drain_idle=0.0), deserted=True)
+    drain = WorkerDrain(Settings(drain_timeout=30.0, drain_idle=0.0), deserted=True)
     drain.last = True
     assert await asyncio.wait_for(drain.finished(engines, acceptor, moves), 20)
     assert [each.swept for each in engines] == [3, 3]
@@ -73,7 +73,7 @@ async def test_a_cut_that_raises(caplog: pytest.LogCaptureFixture) -> None:
     """At the bound each engine is cut off, even if one before it raises."""
     engines: list[Any] = [Failing(ends=False), Failing(ends=False)]
     acceptor, moves = await parts(engines)
-    drain = Drain(Settings(drain_timeout=0.05, drain_idle=0.0), deserted=True)
+    drain = WorkerDrain(Settings(drain_timeout=0.05, drain_idle=0.0), deserted=True)
     assert not await asyncio.wait_for(drain.finished(engines, acceptor, moves), 20)
     assert "drain_timeout (0.05 s) is over" in await drain.cut(engines)
     assert [each.was_cut for each in engines] == [True, True]

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from cluster2 import ecv
-from cluster2.ecv import Asked, Health, Page
+from cluster2.ecv import Asked, Health, HealthPage
 
 START, NOW = 1337359772.0, 1337359789.0
 
@@ -22,8 +22,8 @@ def _pacific(monkeypatch: pytest.MonkeyPatch) -> None:
     time.tzset()
 
 
-def page() -> Page:
-    return Page("/ecv", START, "somehost")
+def page() -> HealthPage:
+    return HealthPage("/ecv", START, "somehost")
 
 
 def headers(answer: ecv.Answer) -> dict[str, str]:

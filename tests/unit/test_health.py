@@ -18,7 +18,7 @@ from cluster2.health import (
     threshold_passed,
     trouble,
 )
-from cluster2.lifecycle import State
+from cluster2.lifecycle import WorkerState
 
 CALM = Vitals(connections=0, requests=0, uptime=0.0, memory=0, heartbeat=0.0, request_deadline=0.0)
 COUNTS = st.integers(0, 10**9)
@@ -131,15 +131,15 @@ def test_trouble_does_not_pass_by_itself(
 @pytest.mark.parametrize(
     ("state", "deadline", "seen"),
     [
-        (State.READY, 0.0, "ready"),
-        (State.READY, 100.0, "ready"),
-        (State.READY, 100.0 - STUCK_OVERDUE_S, "ready"),
-        (State.READY, 99.9 - STUCK_OVERDUE_S, "stuck"),
-        (State.READY, 100.1 + PROMISED_HEARTBEAT_S + STUCK_OVERDUE_S, "stuck"),
-        (State.DRAINING, 1.0, "draining"),
-        (State.BOOTING, 1.0, "booting"),
+        (WorkerState.READY, 0.0, "ready"),
+        (WorkerState.READY, 100.0, "ready"),
+        (WorkerState.READY, 100.0 - STUCK_OVERDUE_S, "ready"),
+        (WorkerState.READY, 99.9 - STUCK_OVERDUE_S, "stuck"),
+        (WorkerState.READY, 100.1 + PROMISED_HEARTBEAT_S + STUCK_OVERDUE_S, "stuck"),
+        (WorkerState.DRAINING, 1.0, "draining"),
+        (WorkerState.BOOTING, 1.0, "booting"),
     ],
 )
-def test_the_state_that_is_shown(state: State, deadline: float, seen: str) -> None:
+def test_the_state_that_is_shown(state: WorkerState, deadline: float, seen: str) -> None:
     """A worker that is ready and gives no sign of life is stuck; so is one that promises too much."""
     assert seen_state(state, deadline, 100.0) == seen

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cluster2.engines.base import Interface
 from cluster2.engines.http import head
-from cluster2.engines.http.connection import State
+from cluster2.engines.http.connection import ConnectionState
 from cluster2.engines.http.limits import (
     MAX_BODYLESS_BYTES,
     MAX_DISCARDED_BYTES,
@@ -168,7 +168,7 @@ async def test_what_is_answered(name: str) -> None:
         if expected[-1] >= 400:
             assert b"connection: close\r\n" in bytes(transport.output).rpartition(b"HTTP/1.1")[2]
             assert transport.ended or transport.closed
-            assert connection.state in (State.LINGERING, State.CLOSED)
+            assert connection.state in (ConnectionState.LINGERING, ConnectionState.CLOSED)
         assert engine.ended == Counter(expected)
 
 
@@ -338,7 +338,7 @@ async def test_framing(request_: bytes, messages: list[Message], expected: bytes
         await feed(transport, [request_])
         assert bytes(transport.output).endswith(expected)
         assert (transport.closed or transport.ended) == ends
-        assert ends or connection.state == State.IDLE
+        assert ends or connection.state == ConnectionState.IDLE
 
 
 async def test_one_write() -> None:
@@ -489,7 +489,7 @@ async def test_a_body_that_nobody_reads() -> None:
         await settle()
         await feed(transport, [b"x" * (1 << 18)] * 3)
         assert got == size
-        assert connection.state == State.IDLE
+        assert connection.state == ConnectionState.IDLE
 
 
 @pytest.mark.parametrize("size", [10_000, MAX_DISCARDED_BYTES + 100_000])
@@ -499,10 +499,10 @@ async def test_a_body_behind_its_response(size: int) -> None:
         connection, transport = connect(engine)
         head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size
         await feed(transport, [head, b"x"])
-        assert connection.state == State.DISCARDING
+        assert connection.state == ConnectionState.DISCARDING
         await feed(transport, [b"x" * 9999] * ((size - 1) // 9999) + [b"x" * ((size - 1) % 9999)])
         goes_on = size < MAX_DISCARDED_BYTES
-        assert (connection.state == State.IDLE) == goes_on
+        assert (connection.state == ConnectionState.IDLE) == goes_on
         await feed(transport, [GET])
         assert statuses(bytes(transport.output)) == [200] * (2 if goes_on else 1)
 

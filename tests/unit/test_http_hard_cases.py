@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from cluster2.engines.base import Interface
-from cluster2.engines.http.connection import Connection as HttpConnection
+from cluster2.engines.http.connection import HttpConnection as HttpConnection
 from cluster2.engines.http.limits import MAX_SLICE_BYTES
-from cluster2.engines.http.request import Request as HttpRequest
+from cluster2.engines.http.request import HttpRequest as HttpRequest
 from cluster2.engines.patience import For
 from tests.unit.http_exchange import Message, Receive, Send, connect, exchange, feed, serving, settle
 

@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from cluster2.engines.http import websocket
 from cluster2.engines.http.response import Defaults
 from cluster2.engines.http.websocket import WebSocketConnection
-from cluster2.engines.http.websocket_session import ClientDisconnected, Phase, Session, open_session
+from cluster2.engines.http.websocket_session import ClientDisconnected, Session, WebSocketPhase, open_session
 from cluster2.engines.outcomes import Outcomes
 from tests.unit.test_http_websocket_session import KEY, frame
 from tests.unit.waiting import PATIENCE, until
@@ -606,7 +606,7 @@ async def test_pings() -> None:
         await raw.send(frame(10, b""))
         await until(lambda: one._heard)
         one.poll(start + websocket.PING_INTERVAL_S + websocket.PING_TIMEOUT_S)
-        assert (one._pinged_at, one.session.phase) == (None, Phase.OPEN)
+        assert (one._pinged_at, one.session.phase) == (None, WebSocketPhase.OPEN)
         raw.sock.close()
 
 
@@ -644,7 +644,7 @@ async def test_silence_of_our_own() -> None:
         await until(lambda: one._reading_paused)
         for turn in range(10):
             one.poll(1000.0 + turn * 100)
-        assert (one._pinged_at, one.session.phase) == (None, Phase.OPEN)
+        assert (one._pinged_at, one.session.phase) == (None, WebSocketPhase.OPEN)
         gate.set()
         raw.sock.close()
 
@@ -667,7 +667,7 @@ async def test_taking_is_a_sign_of_life() -> None:
             await raw.loop.sock_recv(raw.sock, 1 << 16)
             await until(lambda left=left: one.transport.get_write_buffer_size() < left or raw.sock.recv(1 << 16))
             one.poll(now := now + 100)
-        assert one.session.phase is Phase.OPEN
+        assert one.session.phase is WebSocketPhase.OPEN
         for _ in range(4):
             one.poll(now := now + 100)
         await until(lambda: served.host.ended)

@@ -15,7 +15,13 @@ from websockets.http11 import Response
 from websockets.uri import parse_uri
 
 from cluster2.engines.http.response import Defaults, InvalidResponse
-from cluster2.engines.http.websocket_session import ClientDisconnected, Phase, Refusal, Session, open_session
+from cluster2.engines.http.websocket_session import (
+    ClientDisconnected,
+    HandshakeRefusal,
+    Session,
+    WebSocketPhase,
+    open_session,
+)
 
 LIMIT = 1 << 16
 KEY = base64.b64encode(bytes(16))
@@ -34,7 +40,7 @@ def defaults() -> Defaults:
     return made
 
 
-def handshake(*more: tuple[bytes, bytes], method: str = "GET", **changed: bytes | None) -> Session | Refusal:
+def handshake(*more: tuple[bytes, bytes], method: str = "GET", **changed: bytes | None) -> Session | HandshakeRefusal:
     """Open a session; keywords replace header fields, or leave them out."""
     fields: dict[bytes, bytes | None] = dict(HANDSHAKE)
     fields.update({name.replace("_", "-").encode(): value for name, value in changed.items()})
@@ -133,7 +139,7 @@ def frame(
 def test_refused_handshakes(changed: dict[str, Any], status: int) -> None:
     """A handshake that isn't valid is answered with an error, without asking the app."""
     refused = handshake(**changed)
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, HandshakeRefusal)
     assert refused.status == status
     assert refused.text
     assert (b"\r\nsec-websocket-version: 13" in refused.extra) == (status == 426)
@@ -144,14 +150,14 @@ def test_refused_handshakes(changed: dict[str, Any], status: int) -> None:
 def test_fields_that_come_twice(field: bytes) -> None:
     """A field that may come once only, and comes twice, makes the handshake invalid."""
     refused = handshake((field, b"x"), (field, b"x"))
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, HandshakeRefusal)
     assert refused.status in (400, 426)
 
 
 def test_many_lines() -> None:
     """A handshake of many lines is refused; other header fields don't count, since the head was bounded already."""
     refused = handshake(*[(b"sec-websocket-protocol", b"a")] * 200)
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, HandshakeRefusal)
     assert refused.status == 431
     assert isinstance(handshake(*[(b"x-many", b"a" * 9000)] * 200, content_length=b"0"), Session)
 
@@ -182,7 +188,7 @@ def test_the_accepting_response() -> None:
         b"x-one: 1",
         b"x-two: \xfc",
     ]
-    assert (session.phase, session.status, session.ended) == (Phase.OPEN, 101, False)
+    assert (session.phase, session.status, session.ended) == (WebSocketPhase.OPEN, 101, False)
 
 
 def test_own_date_and_server() -> None:
@@ -211,7 +217,7 @@ def test_invalid_accepts(accept: dict[str, Any]) -> None:
     session = opened()
     with pytest.raises(RuntimeError):
         session.send({"type": "websocket.accept", **accept})
-    assert (session.take_output(), session.phase) == (b"", Phase.CONNECTING)
+    assert (session.take_output(), session.phase) == (b"", WebSocketPhase.CONNECTING)
     session.send({"type": "websocket.accept"})
 
 
@@ -222,7 +228,7 @@ def test_refused_by_the_app() -> None:
     output = session.take_output()
     assert output.startswith(b"HTTP/1.1 403 Forbidden\r\n")
     assert b"\r\nconnection: close\r\n" in output
-    assert (session.status, session.ended, session.phase) == (403, True, Phase.CLOSED)
+    assert (session.status, session.ended, session.phase) == (403, True, WebSocketPhase.CLOSED)
     assert messages(session)[1:] == [{"type": "websocket.disconnect", "code": 1006, "reason": ""}]
 
 
@@ -281,7 +287,7 @@ def test_an_invalid_response(start: dict[str, Any]) -> None:
     session = opened()
     with pytest.raises(InvalidResponse):
         session.send({"type": "websocket.http.response.start", **start})
-    assert session.phase is Phase.CONNECTING
+    assert session.phase is WebSocketPhase.CONNECTING
     session.app_failed()
     assert session.take_output().startswith(b"HTTP/1.1 500 ")
 
@@ -448,7 +454,7 @@ def test_codes_that_cannot_be_sent(code: int) -> None:
     client = Client()
     with pytest.raises(RuntimeError, match=str(code)):
         client.session.send({"type": "websocket.close", "code": code})
-    assert client.session.phase is Phase.OPEN
+    assert client.session.phase is WebSocketPhase.OPEN
 
 
 def test_closed_by_the_server() -> None:
@@ -528,25 +534,25 @@ ALL = [
     {"type": "http.response.start", "status": 200},
 ]
 TAKEN = {
-    Phase.CONNECTING: {"websocket.accept", "websocket.close", "websocket.http.response.start"},
-    Phase.OPEN: {"websocket.send", "websocket.close"},
-    Phase.DENYING: {"websocket.http.response.body"},
-    Phase.CLOSING: {"websocket.close"},
-    Phase.CLOSED: {"websocket.close"},
+    WebSocketPhase.CONNECTING: {"websocket.accept", "websocket.close", "websocket.http.response.start"},
+    WebSocketPhase.OPEN: {"websocket.send", "websocket.close"},
+    WebSocketPhase.DENYING: {"websocket.http.response.body"},
+    WebSocketPhase.CLOSING: {"websocket.close"},
+    WebSocketPhase.CLOSED: {"websocket.close"},
 }
 
 
 @pytest.mark.parametrize("message", ALL, ids=lambda message: message["type"])
-@pytest.mark.parametrize("phase", Phase)
-def test_what_an_app_may_send_when(phase: Phase, message: dict[str, Any]) -> None:
+@pytest.mark.parametrize("phase", WebSocketPhase)
+def test_what_an_app_may_send_when(phase: WebSocketPhase, message: dict[str, Any]) -> None:
     """Each message in each phase: taken, or an error that names it."""
-    client = Client(accept=phase not in (Phase.CONNECTING, Phase.DENYING))
+    client = Client(accept=phase not in (WebSocketPhase.CONNECTING, WebSocketPhase.DENYING))
     session = client.session
-    if phase is Phase.DENYING:
+    if phase is WebSocketPhase.DENYING:
         session.send({"type": "websocket.http.response.start", "status": 401})
-    elif phase in (Phase.CLOSING, Phase.CLOSED):
+    elif phase in (WebSocketPhase.CLOSING, WebSocketPhase.CLOSED):
         session.send({"type": "websocket.close"})
-        if phase is Phase.CLOSED:
+        if phase is WebSocketPhase.CLOSED:
             client.read()
             client.write()
     assert session.phase is phase

@@ -18,7 +18,7 @@ import pytest
 
 from cluster2 import boot, codec, config, events, wire
 from cluster2.errors import AppError, ClusterError, UsageError
-from cluster2.lifecycle import State
+from cluster2.lifecycle import WorkerState
 from cluster2.master import actions, facts
 from cluster2.master.generations import Generations
 from cluster2.master.loop import Master
@@ -66,7 +66,7 @@ async def test_a_state_that_has_ended(tmp_path: Path) -> None:
         assert master is not None
         handle = next(iter(master.roster))
         master.post(facts.FromWorker(handle, wire.Leaving("SIGTERM")))
-        master.post(facts.Overdue(handle, State.READY))
+        master.post(facts.Overdue(handle, WorkerState.READY))
         died = await cluster.event(events.Died)
         assert (died.pid, died.code, died.signal) == (handle.pid, 0, None)
         assert not cluster.of(events.Warned)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from cluster2 import latencies
 from cluster2.kernel.scoreboard import Scoreboard
-from cluster2.worker.measured import LATENCY_WINDOW_S, Measured
+from cluster2.worker.measured import LATENCY_WINDOW_S, LatencyWindow
 
 
 def test_measured() -> None:
     """Requests are counted by bucket and together; the slowest is that of the life, and that of the last one or two windows."""
     board = Scoreboard.create()
     row = board.row(board.claim())
-    measured = Measured(row)
+    measured = LatencyWindow(row)
     measured.on_second(1000.0)
     measured.add(0.3)
     measured.add(0.1)

@@ -11,9 +11,9 @@ import pytest
 
 from cluster2.errors import ConfigError
 from cluster2.kernel.scoreboard import Scoreboard
-from cluster2.lifecycle import State
+from cluster2.lifecycle import WorkerState
 from cluster2.monitor import agent
-from cluster2.monitor.agent import Agents, line, ready_percent
+from cluster2.monitor.agent import AgentConnections, line, ready_percent
 from cluster2.monitor.facts import Facts
 from cluster2.settings import Settings, validate
 
@@ -23,7 +23,7 @@ def board() -> Iterator[Scoreboard]:
     board = Scoreboard.create()
     board.header.traffic, board.header.wanted, board.header.beat = 1, 4, time.monotonic()
     for _ in range(3):
-        board.row(board.claim()).state = State.READY
+        board.row(board.claim()).state = WorkerState.READY
     yield board
     board.close()
 
@@ -44,7 +44,7 @@ def test_what_is_said(board: Scoreboard) -> None:
     assert line(facts(board)) == b"maint\n"
     board.header.traffic, board.header.leaving = 1, 0
     for index in range(3):
-        board.row(index).state = State.DRAINING
+        board.row(index).state = WorkerState.DRAINING
     assert line(facts(board)) == b"down\n"
 
 
@@ -93,10 +93,10 @@ async def _leaves(made: asyncio.Protocol) -> list[dict[str, object]]:
 
 def test_who_has_gone_already(board: Scoreboard) -> None:
     """A client that closes its connection before it gets its line is no reason for a traceback."""
-    assert asyncio.run(_leaves(Agents(facts(board)).protocol())) == []
+    assert asyncio.run(_leaves(AgentConnections(facts(board)).protocol())) == []
 
 
-async def _crowd(agents: Agents, count: int) -> tuple[int, list[bytes]]:
+async def _crowd(agents: AgentConnections, count: int) -> tuple[int, list[bytes]]:
     """How many are there when `count` have connected and left nothing; and what the last two were told."""
     loop = asyncio.get_running_loop()
     clients = []
@@ -118,4 +118,4 @@ async def _crowd(agents: Agents, count: int) -> tuple[int, list[bytes]]:
 def test_many_that_stay(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many connect and stay, there is a bound, and the last ones are answered."""
     monkeypatch.setattr(agent, "MAX_AGENT_CONNECTIONS", 8)
-    assert asyncio.run(_crowd(Agents(facts(board)), 40)) == (8, [b"up ready 75%\n"] * 2)
+    assert asyncio.run(_crowd(AgentConnections(facts(board)), 40)) == (8, [b"up ready 75%\n"] * 2)

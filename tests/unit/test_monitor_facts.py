@@ -9,7 +9,7 @@ import pytest
 
 from cluster2.ecv import Health
 from cluster2.kernel.scoreboard import Scoreboard
-from cluster2.lifecycle import State
+from cluster2.lifecycle import WorkerState
 from cluster2.monitor.facts import Facts
 
 
@@ -29,7 +29,7 @@ def facts(board: Scoreboard) -> Facts:
     return Facts(board, 3000, switch)
 
 
-def worker(board: Scoreboard, state: State, *, late: bool = False) -> int:
+def worker(board: Scoreboard, state: WorkerState, *, late: bool = False) -> int:
     index = board.claim()
     row = board.row(index)
     row.pid, row.state, row.heartbeat = 1, state, time.monotonic() + (-4 if late else 2)
@@ -39,16 +39,16 @@ def worker(board: Scoreboard, state: State, *, late: bool = False) -> int:
 def test_ready(board: Scoreboard) -> None:
     """One worker that serves is enough; who boots, drains, or is overdue with its sign of life doesn't count."""
     found = facts(board)
-    for state in (State.BOOTING, State.DRAINING):
+    for state in (WorkerState.BOOTING, WorkerState.DRAINING):
         worker(board, state)
-    worker(board, State.READY, late=True)
+    worker(board, WorkerState.READY, late=True)
     assert (found.ready, found.wanted, found.health(), found.not_ready()) == (
         0,
         2,
         Health.WARNING,
         "no worker is ready",
     )
-    index = worker(board, State.READY)
+    index = worker(board, WorkerState.READY)
     assert (found.ready, found.health(), found.not_ready()) == (1, Health.FINE, None)
     board.release(index)
     assert found.ready == 0
@@ -56,7 +56,7 @@ def test_ready(board: Scoreboard) -> None:
 
 def test_traffic(board: Scoreboard) -> None:
     """Disabled and leaving come first, in this order of what is told."""
-    worker(board, State.READY)
+    worker(board, WorkerState.READY)
     found = facts(board)
     board.header.traffic = 0
     assert (found.health(), found.not_ready()) == (Health.DISABLED, "traffic is disabled")

@@ -18,7 +18,7 @@ from cluster2.health import STUCK_OVERDUE_S
 from cluster2.kernel import ledger
 from cluster2.kernel.scoreboard import Row, Scoreboard
 from cluster2.latencies import BUCKET_BOUNDS_S
-from cluster2.lifecycle import State
+from cluster2.lifecycle import WorkerState
 from cluster2.monitor.app import make
 from cluster2.monitor.facts import Facts
 from cluster2.settings import Settings
@@ -41,7 +41,7 @@ def board() -> Iterator[Scoreboard]:
 def worker(board: Scoreboard, slot: int, **values: Any) -> tuple[int, Row]:
     index = board.claim()
     row = board.row(index)
-    row.pid, row.slot, row.state = 1000 + index, slot, State.READY
+    row.pid, row.slot, row.state = 1000 + index, slot, WorkerState.READY
     for name, value in values.items():
         setattr(row, name, value)
     return index, row
@@ -81,7 +81,7 @@ def slot(number: int) -> tuple[tuple[str, str], ...]:
 async def test_what_is_told(board: Scoreboard, accept: str) -> None:
     """By slot and for the cluster, in both formats: counters, gauges, states; what the header knows."""
     worker(board, 0, requests=10, connections=2, in_flight=1, memory=2**20, cpu=0.5)
-    worker(board, 1, requests=5, connections=1, state=State.DRAINING)
+    worker(board, 1, requests=5, connections=1, state=WorkerState.DRAINING)
     worker(board, 1, requests=1)
     found = await scrape(board, accept)
     assert [found["cluster2_worker_requests_total", slot(n)] for n in (0, 1)] == [10, 6]

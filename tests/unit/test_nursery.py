@@ -142,7 +142,7 @@ async def test_a_zygote_forks_workers(tmp_path: Path, birth: Birth) -> None:
         birth.theirs.close()
         born = await birth.hears()
         assert isinstance(born, wire.Born)
-        assert await w.said(1) == wire.Forked(1, born.pid)
+        assert await w.said(1) == wire.WorkerForked(1, born.pid)
         assert psutil.Process(born.pid).ppid() == os.getpid()
         assert await birth.hears() == wire.Ready()
         assert await birth.greeting() == b"hello"
@@ -159,7 +159,7 @@ async def test_an_executed_worker(tmp_path: Path, birth: Birth) -> None:
         assert w.nursery.ready
         w.nursery.spawn(birth.order(7), birth.descriptors())
         forked = await w.said(1)
-        assert isinstance(forked, wire.Forked)
+        assert isinstance(forked, wire.WorkerForked)
         assert forked.incarnation == 7
         assert await birth.hears() == wire.Born(forked.pid, wire.PROTOCOL_VERSION)
         assert await birth.hears() == wire.Ready()
@@ -199,7 +199,7 @@ async def test_an_executed_worker_that_can_not_load(tmp_path: Path, birth: Birth
         (tmp_path / "site_of_test.py").write_text("1 / 0\n")
         before = set(os.listdir("/proc/self/fd"))
         w.nursery.spawn(birth.order(), birth.descriptors())
-        assert isinstance(await w.said(1), wire.Forked)
+        assert isinstance(await w.said(1), wire.WorkerForked)
         failed = await w.said(2)
         assert isinstance(failed, wire.PrepareFailed)
         assert "ZeroDivisionError" in failed.message

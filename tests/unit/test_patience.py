@@ -15,7 +15,7 @@ import pytest
 
 from cluster2.engines.base import Engine, Interface, Site
 from cluster2.engines.ending import reset
-from cluster2.engines.http.connection import State
+from cluster2.engines.http.connection import ConnectionState
 from cluster2.engines.http.engine import HttpEngine
 from cluster2.engines.patience import For, Patience, Wait
 from cluster2.engines.tcp import TcpEngine
@@ -201,7 +201,7 @@ async def test_a_head_that_trickles(http: Http, before: bytes) -> None:
             client.send(before)
             await client.reader.readuntil(b"hello")
         client.send(b"GET /slow HTTP/1.1\r\nhost: x\r\n")
-        await until(lambda: connection(bench).state == State.HEAD, "it has begun")
+        await until(lambda: connection(bench).state == ConnectionState.HEAD, "it has begun")
         for _ in range(16):
             client.send(b"X")
             await bench.later(2)

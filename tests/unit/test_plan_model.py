@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cluster2 import lifecycle, policy
 from cluster2.errors import AppError, ClusterError
 from cluster2.events import Event, Reason
-from cluster2.lifecycle import LIVE_STATES, Action, State
+from cluster2.lifecycle import LIVE_STATES, WorkerAction, WorkerState
 from cluster2.master.facts import Command
 from cluster2.master.reload import Reloader
 from cluster2.policy import SHORT_LIFE_S, Retire, Seen, Spawn, Wanted
@@ -34,7 +34,7 @@ class Worker:
     slot: int
     generation: int
     born: float
-    state: State = State.SPAWNING
+    state: WorkerState = WorkerState.SPAWNING
     reason: Reason | None = None
     replace: float | None = None
     drain_first: bool = True
@@ -134,7 +134,7 @@ class ClusterMachine(RuleBasedStateMachine):
         if old is None or old not in self.forking:
             return
         live = [worker for worker in self.workers.values() if worker.state in LIVE_STATES]
-        fine = {each.slot for each in live if each.generation == old or each.state is State.READY}
+        fine = {each.slot for each in live if each.generation == old or each.state is WorkerState.READY}
         waiting = set(range(self.wanted.slots)) - fine - blocked
         assert not waiting or self.pairs() >= self.wanted.surge, "a slot waits for unproved code"
 
@@ -155,33 +155,35 @@ class ClusterMachine(RuleBasedStateMachine):
         assert worker.state in LIVE_STATES
         others = [each for each in self.workers.values() if each.slot == worker.slot and each is not worker]
         if worker.slot < self.wanted.slots:
-            serves_on = any(each.state is State.READY for each in others)
-            assert serves_on or worker.state is not State.READY, "the last one that serves a slot was retired"
+            serves_on = any(each.state is WorkerState.READY for each in others)
+            assert serves_on or worker.state is not WorkerState.READY, "the last one that serves a slot was retired"
         if self.reloader.rolling is not None and worker.generation == self.reloader.rolling.old:
             beyond = worker.slot >= self.wanted.slots
             # Of two outdated workers in a slot only one stays: a ready one, else one of the old code.
             live = [each for each in others if each.state in LIVE_STATES]
             same = [each for each in live if each.generation == worker.generation]
-            surplus = any(each.state is State.READY for each in (live if worker.state is not State.READY else same))
-            surplus = surplus or (worker.state is not State.READY and bool(same))
+            surplus = any(
+                each.state is WorkerState.READY for each in (live if worker.state is not WorkerState.READY else same)
+            )
+            surplus = surplus or (worker.state is not WorkerState.READY and bool(same))
             assert beyond or surplus or self.reloader.may_retire(), (
                 "an old worker went before the new code had proved itself"
             )
         worker.reason = worker.reason or "reload"
-        self.apply(worker, lifecycle.Event.DRAIN if worker.drain_first else lifecycle.Event.KILL)
+        self.apply(worker, lifecycle.WorkerEvent.DRAIN if worker.drain_first else lifecycle.WorkerEvent.KILL)
 
-    def apply(self, worker: Worker, event: lifecycle.Event) -> None:
+    def apply(self, worker: Worker, event: lifecycle.WorkerEvent) -> None:
         worker.state, actions = lifecycle.step(worker.state, event)
-        if Action.ANNOUNCE in actions:
+        if WorkerAction.ANNOUNCE in actions:
             worker.ready_at = self.now
             if self.reloader.rolling is not None:
                 self.reloader.rolling.ready(worker.generation, self.now)
-        if Action.BURY in actions:
+        if WorkerAction.BURY in actions:
             del self.workers[worker.incarnation]
 
     def bury(self, worker: Worker) -> None:
         meant = worker.reason not in (None, "crash")
-        self.apply(worker, lifecycle.Event.EXITED)
+        self.apply(worker, lifecycle.WorkerEvent.EXITED)
         if meant:
             return
         if self.reloader.proves(worker.generation):
@@ -196,7 +198,7 @@ class ClusterMachine(RuleBasedStateMachine):
 
     def served(self) -> int:
         """Wanted slots with a worker that serves."""
-        slots = {worker.slot for worker in self.workers.values() if worker.state is State.READY}
+        slots = {worker.slot for worker in self.workers.values() if worker.state is WorkerState.READY}
         return len(slots & set(range(self.wanted.slots)))
 
     def pairs(self) -> int:
@@ -204,7 +206,7 @@ class ClusterMachine(RuleBasedStateMachine):
         slots = [worker.slot for worker in self.workers.values() if worker.state in LIVE_STATES]
         return sum(slots.count(slot) > 1 for slot in range(self.wanted.slots))
 
-    def pick(self, choice: int, *states: State) -> Worker | None:
+    def pick(self, choice: int, *states: WorkerState) -> Worker | None:
         found = [worker for worker in self.workers.values() if worker.state in states]
         return found[choice % len(found)] if found else None
 
@@ -216,7 +218,7 @@ class ClusterMachine(RuleBasedStateMachine):
         for worker in self.workers.values():
             if (
                 worker.ready_at is not None
-                and worker.state is State.READY
+                and worker.state is WorkerState.READY
                 and self.now >= worker.ready_at + SHORT_LIFE_S
             ):
                 worker.ready_at = None
@@ -228,14 +230,14 @@ class ClusterMachine(RuleBasedStateMachine):
     @rule(choice=CHOICE)
     def go_on(self, choice: int) -> None:
         """A worker that is under way gets further."""
-        worker = self.pick(choice, State.SPAWNING, State.BOOTING, State.DRAINING, State.DYING)
+        worker = self.pick(choice, WorkerState.SPAWNING, WorkerState.BOOTING, WorkerState.DRAINING, WorkerState.DYING)
         if worker is None:
             return
         match worker.state:
-            case State.SPAWNING:
-                self.apply(worker, lifecycle.Event.FORKED)
-            case State.BOOTING:
-                self.apply(worker, lifecycle.Event.READY)
+            case WorkerState.SPAWNING:
+                self.apply(worker, lifecycle.WorkerEvent.FORKED)
+            case WorkerState.BOOTING:
+                self.apply(worker, lifecycle.WorkerEvent.READY)
             case _:
                 self.bury(worker)
         self.converge()
@@ -243,7 +245,7 @@ class ClusterMachine(RuleBasedStateMachine):
     @rule(choice=CHOICE)
     def dies(self, choice: int) -> None:
         """Any worker dies, whatever it is doing."""
-        worker = self.pick(choice, *State)
+        worker = self.pick(choice, *WorkerState)
         if worker is not None:
             self.bury(worker)
             self.converge()
@@ -251,14 +253,14 @@ class ClusterMachine(RuleBasedStateMachine):
     @rule(choice=CHOICE)
     def says_that_it_can_not_serve(self, choice: int) -> None:
         """A worker reports that it failed to boot; if it is of new code, that is abandoned, before the process has ended."""
-        worker = self.pick(choice, State.BOOTING)
+        worker = self.pick(choice, WorkerState.BOOTING)
         if worker is not None and self.reloader.proves(worker.generation):
             self.reloader.abandon(AppError("the database is away"))
             self.converge()
 
     @rule(choice=CHOICE)
     def hangs(self, choice: int) -> None:
-        worker = self.pick(choice, State.READY)
+        worker = self.pick(choice, WorkerState.READY)
         if worker is not None and worker.reason != "hang":
             worker.reason, worker.replace, worker.drain_first = "hang", self.now, bool(choice % 2)
             self.converge()
@@ -362,7 +364,7 @@ class ClusterMachine(RuleBasedStateMachine):
 
     def is_settled(self) -> bool:
         found = sorted((each.slot, each.generation, each.state) for each in self.workers.values())
-        wanted = [(slot, self.wanted.generation, State.READY) for slot in range(self.wanted.slots)]
+        wanted = [(slot, self.wanted.generation, WorkerState.READY) for slot in range(self.wanted.slots)]
         replaced = all(worker.replace is None for worker in self.workers.values())
         return found == wanted and replaced and self.reloader.rolling is None
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.lifecycle import LIVE_STATES, State
+from cluster2.lifecycle import LIVE_STATES, WorkerState
 from cluster2.policy import MAX_BACKOFF_S, SHORT_LIFE_S, Backoff, Decision, Restarts, Retire, Seen, Spawn, Wanted, plan
 
 WANTED = st.builds(Wanted, st.integers(1, 6), st.integers(1, 3), st.integers(1, 3))
-STATES = st.sampled_from([state for state in State if state is not State.DEAD])
+STATES = st.sampled_from([state for state in WorkerState if state is not WorkerState.DEAD])
 REPLACE = st.none() | st.floats(0, 100)
 WORKERS = st.lists(st.builds(Seen, st.just(0), st.integers(0, 7), st.integers(1, 3), STATES, REPLACE), max_size=16)
 
@@ -77,7 +77,7 @@ def current(worker: Seen, wanted: Wanted) -> bool:
 
 def ready(workers: Collection[Seen]) -> bool:
     """Whether one of them serves."""
-    return any(worker.state is State.READY for worker in workers)
+    return any(worker.state is WorkerState.READY for worker in workers)
 
 
 @given(SITUATIONS)
@@ -139,7 +139,7 @@ def test_the_only_worker_of_a_slot_stays(situation: Situation) -> None:
 
     for slot in range(situation.wanted.slots):
         match situation.live(slot):
-            case [only] if situation.fallback() is None or only.state is State.READY or useful(only):
+            case [only] if situation.fallback() is None or only.state is WorkerState.READY or useful(only):
                 assert situation.live(slot, decisions) == [only]
             case _:
                 pass
@@ -161,10 +161,13 @@ def test_a_decision_is_made_once(situation: Situation) -> None:
     """Once the decisions are carried out, the same question has no further answer: no event repeats an order."""
     decisions = situation.plan()
     retired = {each.incarnation for each in decisions if isinstance(each, Retire)}
-    after = [replace(each, state=State.DRAINING) if each.incarnation in retired else each for each in situation.workers]
+    after = [
+        replace(each, state=WorkerState.DRAINING) if each.incarnation in retired else each for each in situation.workers
+    ]
     spawned = [each for each in decisions if isinstance(each, Spawn)]
     after += [
-        Seen(len(after) + number, spawn.slot, spawn.generation, State.SPAWNING) for number, spawn in enumerate(spawned)
+        Seen(len(after) + number, spawn.slot, spawn.generation, WorkerState.SPAWNING)
+        for number, spawn in enumerate(spawned)
     ]
     again = replace(situation, workers=after).plan()
     # What a retirement or a spawn makes room for is the next step, never the same one.
@@ -175,8 +178,8 @@ def test_a_decision_is_made_once(situation: Situation) -> None:
 @given(WANTED, WORKERS)
 def test_nothing_to_do_when_all_is_well(wanted: Wanted, workers: list[Seen]) -> None:
     """With one ready worker a slot, whatever else is leaving, nothing is decided."""
-    leaving = [replace(each, state=State.DRAINING) for each in workers]
-    fine = [Seen(0, slot, wanted.generation, State.READY) for slot in range(wanted.slots)]
+    leaving = [replace(each, state=WorkerState.DRAINING) for each in workers]
+    fine = [Seen(0, slot, wanted.generation, WorkerState.READY) for slot in range(wanted.slots)]
     assert plan(wanted, numbered([*leaving, *fine])) == []
 
 
@@ -187,32 +190,32 @@ def test_spawns_from_nothing() -> None:
 
 def test_dead_slot_is_filled_while_others_roll() -> None:
     """An empty slot is filled at once, even while another rolls."""
-    workers = [Seen(1, 0, 1, State.READY), Seen(2, 0, 2, State.BOOTING)]
+    workers = [Seen(1, 0, 1, WorkerState.READY), Seen(2, 0, 2, WorkerState.BOOTING)]
     assert plan(Wanted(2, 2), workers) == [Spawn(1, 2)]
 
 
 def test_scale_down_retires_whatever_its_state() -> None:
     """Slots beyond the wanted number are retired, those that boot included; the others are left alone."""
-    workers = [Seen(1, 0, 1, State.READY), Seen(2, 1, 1, State.BOOTING), Seen(3, 2, 1, State.READY)]
+    workers = [Seen(1, 0, 1, WorkerState.READY), Seen(2, 1, 1, WorkerState.BOOTING), Seen(3, 2, 1, WorkerState.READY)]
     assert plan(Wanted(1, 1), workers) == [Retire(2), Retire(3)]
 
 
 def test_abandoned_generation_is_taken_back() -> None:
     """When an older generation is wanted again, the newcomers of the abandoned one leave and the old ones stay."""
-    workers = [Seen(1, 0, 1, State.READY), Seen(2, 0, 2, State.BOOTING), Seen(3, 1, 1, State.READY)]
+    workers = [Seen(1, 0, 1, WorkerState.READY), Seen(2, 0, 2, WorkerState.BOOTING), Seen(3, 1, 1, WorkerState.READY)]
     assert plan(Wanted(2, 1), workers) == [Retire(2)]
 
 
 def test_two_current_workers_are_one_too_many() -> None:
     """Of two current workers in a slot the ready one stays, of two equals the older."""
-    booting = [Seen(1, 0, 1, State.BOOTING), Seen(2, 0, 1, State.BOOTING)]
+    booting = [Seen(1, 0, 1, WorkerState.BOOTING), Seen(2, 0, 1, WorkerState.BOOTING)]
     assert plan(Wanted(1, 1), booting) == [Retire(2)]
-    assert plan(Wanted(1, 1), [booting[0], Seen(2, 0, 1, State.READY)]) == [Retire(1)]
+    assert plan(Wanted(1, 1), [booting[0], Seen(2, 0, 1, WorkerState.READY)]) == [Retire(1)]
 
 
 def test_a_fallback_that_can_not_be_had() -> None:
     """The old zygote and the old worker die while the successor boots: the slot waits for that, and no other is made."""
-    successor = [Seen(2, 0, 2, State.BOOTING)]
+    successor = [Seen(2, 0, 2, WorkerState.BOOTING)]
     proving = {"may_retire": False, "fallback_generation": 1}
     assert plan(Wanted(1, 2), successor, available={2}, **proving) == []
     assert plan(Wanted(1, 2), successor, available={1, 2}, **proving) == [Spawn(0, 1)]
@@ -222,14 +225,18 @@ def test_a_fallback_that_can_not_be_had() -> None:
 
 def test_a_fallback_that_comes_back() -> None:
     """Once the old code can be had again, it takes its slots back one by one: `surge` bounds this, too."""
-    workers = [Seen(slot, slot, 2, State.BOOTING) for slot in range(3)]
+    workers = [Seen(slot, slot, 2, WorkerState.BOOTING) for slot in range(3)]
     assert plan(Wanted(3, 2), workers, may_retire=False, fallback_generation=1) == [Spawn(0, 1)]
 
 
 def test_a_lower_surge_is_kept_at_once() -> None:
     """A reload that lowers `max_surge` ends the successors that are too many; those that serve go on."""
-    workers = [Seen(slot, slot, 1, State.READY) for slot in range(3)]
-    workers += [Seen(3, 0, 2, State.BOOTING), Seen(4, 1, 2, State.READY), Seen(5, 2, 2, State.BOOTING)]
+    workers = [Seen(slot, slot, 1, WorkerState.READY) for slot in range(3)]
+    workers += [
+        Seen(3, 0, 2, WorkerState.BOOTING),
+        Seen(4, 1, 2, WorkerState.READY),
+        Seen(5, 2, 2, WorkerState.BOOTING),
+    ]
     assert plan(Wanted(3, 2, surge=1), workers, may_retire=False) == [Retire(3), Retire(5)]
 
 
@@ -241,11 +248,11 @@ class Cluster:
     workers: dict[int, Seen] = field(default_factory=dict)
     count: int = 0
 
-    def add(self, slot: int, generation: int, state: State) -> None:
+    def add(self, slot: int, generation: int, state: WorkerState) -> None:
         self.count += 1
         self.workers[self.count] = Seen(self.count, slot, generation, state)
 
-    def set(self, incarnation: int, state: State) -> None:
+    def set(self, incarnation: int, state: WorkerState) -> None:
         self.workers[incarnation] = replace(self.workers[incarnation], state=state)
 
     def apply(self, wanted: Wanted) -> bool:
@@ -253,27 +260,29 @@ class Cluster:
         decisions = plan(wanted, self.workers.values())
         for decision in decisions:
             if isinstance(decision, Spawn):
-                self.add(decision.slot, decision.generation, State.SPAWNING)
+                self.add(decision.slot, decision.generation, WorkerState.SPAWNING)
             else:
-                self.set(decision.incarnation, State.DRAINING)
+                self.set(decision.incarnation, WorkerState.DRAINING)
         return bool(decisions)
 
     def advance(self, crashes: float) -> bool:
         """One of the workers that are under way gets on, or crashes; whether there was one."""
-        moving = [each for each in self.workers.values() if each.state is not State.READY]
+        moving = [each for each in self.workers.values() if each.state is not WorkerState.READY]
         if not moving:
             return False
         worker = self.chance.choice(moving)
-        if worker.state is State.DRAINING or self.chance.random() < crashes:
+        if worker.state is WorkerState.DRAINING or self.chance.random() < crashes:
             del self.workers[worker.incarnation]
         else:
-            self.set(worker.incarnation, State.READY if worker.state is State.BOOTING else State.BOOTING)
+            self.set(
+                worker.incarnation, WorkerState.READY if worker.state is WorkerState.BOOTING else WorkerState.BOOTING
+            )
         return True
 
     def serving(self, wanted: Wanted) -> int:
         """Wanted slots with a worker that serves."""
         return len(
-            {each.slot for each in self.workers.values() if each.state is State.READY} & set(range(wanted.slots))
+            {each.slot for each in self.workers.values() if each.state is WorkerState.READY} & set(range(wanted.slots))
         )
 
     def between(self, wanted: Wanted) -> int:
@@ -300,20 +309,20 @@ def test_converges(history: list[Wanted], seed: int, crashes: float) -> None:
         else:
             pytest.fail(f"no end: {cluster.workers}")
         left = sorted((each.slot, each.generation, each.state) for each in cluster.workers.values())
-        assert left == [(slot, wanted.generation, State.READY) for slot in range(wanted.slots)]
+        assert left == [(slot, wanted.generation, WorkerState.READY) for slot in range(wanted.slots)]
 
 
 def test_recycling_in_turn() -> None:
     """Workers marked for replacement go one after the other, those that wait for longest first, behind ready successors."""
     cluster, wanted = Cluster(random.Random(1)), Wanted(3, 1)
     for slot in range(3):
-        cluster.add(slot, 1, State.READY)
+        cluster.add(slot, 1, WorkerState.READY)
     for incarnation in (1, 2, 3):
         cluster.workers[incarnation] = replace(cluster.workers[incarnation], replace=10.0 - incarnation)
     gone: list[int] = []
     while cluster.apply(wanted) | cluster.advance(0):
         assert cluster.serving(wanted) == 3
-        ready = {each for each, worker in cluster.workers.items() if worker.state is State.READY}
+        ready = {each for each, worker in cluster.workers.items() if worker.state is WorkerState.READY}
         gone += [each for each in (1, 2, 3) if each not in ready and each not in gone]
     assert gone == [3, 2, 1]
 

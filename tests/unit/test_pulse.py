@@ -13,11 +13,11 @@ import pytest
 from cluster2.engines.base import Census, Engine, Hold
 from cluster2.kernel import processes
 from cluster2.kernel.scoreboard import Row, Scoreboard
-from cluster2.lifecycle import State
+from cluster2.lifecycle import WorkerState
 from cluster2.settings import Settings
 from cluster2.worker.acceptor import Acceptor
 from cluster2.worker.descriptor_room import MAX_RESERVED_DESCRIPTORS, DescriptorRoom
-from cluster2.worker.measured import Measured
+from cluster2.worker.measured import LatencyWindow
 from cluster2.worker.moves import Moves
 from cluster2.worker.pace import CLEARLY_LONG_STEP_S, MIN_CLEARLY_LONG_STEPS, MIN_SLOW_STEPS, Mode, Pace
 from cluster2.worker.paper import Paper
@@ -121,7 +121,7 @@ class Worker:
     def __init__(self, board: Scoreboard, *, request_timeout: float = 0.0, handoff_slow_above: float = ABOVE) -> None:
         self.board = board
         self.row: Row = board.row(board.claim())
-        self.row.state = State.READY
+        self.row.state = WorkerState.READY
         self.homes = [Home(), Home()]
         self.taker = Taker()
         self.ways = Ways()
@@ -136,7 +136,7 @@ class Worker:
             cast(Moves, self.ways),
             self.pace,
             self.watch,
-            Measured(self.row),
+            LatencyWindow(self.row),
             handoff_idle_after=2.0,
             request_timeout=request_timeout,
             paper=Paper(Settings(), "", 0),
@@ -398,7 +398,7 @@ async def test_a_step_that_fails(
 
 async def test_share_by_the_counts_of_those_that_serve(board: Scoreboard) -> None:
     """A worker compares itself with those that serve; those that boot or drain, and free rows, don't count."""
-    for state, connections in ((State.READY, 3), (State.DRAINING, 50), (State.BOOTING, 0)):
+    for state, connections in ((WorkerState.READY, 3), (WorkerState.DRAINING, 50), (WorkerState.BOOTING, 0)):
         row = board.row(board.claim())
         row.state, row.connections = state, connections
     board.claim()

@@ -12,7 +12,7 @@ from cluster2.answers import GROUPS
 from cluster2.cli import COMMANDS
 from cluster2.engines.base import Capability
 from cluster2.events import EVENTS
-from cluster2.lifecycle import TRANSITIONS, Action, Event, State
+from cluster2.lifecycle import TRANSITIONS, WorkerAction, WorkerEvent, WorkerState
 from cluster2.settings import OPTIONS
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
@@ -48,8 +48,8 @@ def test_options_stand_under_their_heading() -> None:
 def test_the_tables_of_the_tour() -> None:
     """The lifecycle's table in the tour of the house is the one in the code."""
     page = (FOLDER.parent / "design.md").read_text("utf-8")
-    for state in State:
-        cells = [_cell(state, *TRANSITIONS[state, event]) for event in Event]
+    for state in WorkerState:
+        cells = [_cell(state, *TRANSITIONS[state, event]) for event in WorkerEvent]
         assert f"| **{state.label}** | {' | '.join(cells)} |" in page
 
 
@@ -63,7 +63,7 @@ def test_the_tour_names_what_there_is() -> None:
         assert not missing, f"{file} has no {missing}"
 
 
-def _cell(before: State, after: State, actions: tuple[Action, ...]) -> str:
+def _cell(before: WorkerState, after: WorkerState, actions: tuple[WorkerAction, ...]) -> str:
     if before is after and not actions:
         return "–"
     return after.label + (": " + ", ".join(action.name for action in actions) if actions else "")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from cluster2.keeper.resting import NO_DEADLINE, Resting
+from cluster2.keeper.resting import NO_DEADLINE, IdleConnections
 
 
 class Model(RuleBasedStateMachine):
@@ -16,7 +16,7 @@ class Model(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.resting = Resting()
+        self.resting = IdleConnections()
         self.model: dict[int, tuple[tuple[int, int], float]] = {}
         self.now = 1000.0
 
@@ -76,7 +76,7 @@ TestModel = Model.TestCase
 
 def test_forever() -> None:
     """What has no time limit never expires, and nobody has to wake for it."""
-    resting = Resting()
+    resting = IdleConnections()
     resting.add(5, (0, 2), float(NO_DEADLINE))
     assert resting.next_deadline() is None
     assert resting.expired(1e9) == []
@@ -85,6 +85,6 @@ def test_forever() -> None:
 
 def test_in_the_past() -> None:
     """What is overdue when it comes expires at the next look."""
-    resting = Resting()
+    resting = IdleConnections()
     resting.add(5, (0, 2), 10.0)
     assert resting.expired(1000.0) == [5]

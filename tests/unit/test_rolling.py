@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.lifecycle import State
+from cluster2.lifecycle import WorkerState
 from cluster2.policy import Seen
 from cluster2.rolling import SETTLE_S, Rolling, Stage
 
 OLD, NEW = 1, 2
-STATES = st.sampled_from([state for state in State if state is not State.DEAD])
+STATES = st.sampled_from([state for state in WorkerState if state is not WorkerState.DEAD])
 WORKERS = st.lists(st.builds(Seen, st.just(0), st.integers(0, 5), st.integers(1, 2), STATES), max_size=8)
 STEPS = st.lists(
     st.one_of(
@@ -114,6 +114,6 @@ def test_replaced_counts_new_workers(workers: list[Seen]) -> None:
 
 def test_generators_will_do() -> None:
     """Workers may come as any iterable, that can be read only once."""
-    workers = [Seen(0, slot, NEW, State.READY) for slot in range(3)]
+    workers = [Seen(0, slot, NEW, WorkerState.READY) for slot in range(3)]
     assert rolled().finished(worker for worker in workers)
     assert rolled().replaced(itertools.chain(workers)) == 3

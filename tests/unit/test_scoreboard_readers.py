@@ -23,7 +23,7 @@ from cluster2.kernel.cells import CELLS_PER_ROW, MAX_SECONDS
 from cluster2.kernel.listeners import open_all
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.kinds import TcpAddress
-from cluster2.lifecycle import State
+from cluster2.lifecycle import WorkerState
 from cluster2.master.handle import Handle
 from cluster2.master.heartbeat import Heartbeats
 from cluster2.master.roster import Roster
@@ -60,9 +60,9 @@ class Parts:
         self.roster = Roster()
         self.warned: list[str] = []
         for slot in range(2):
-            handle = Handle(slot + 1, slot, 1, board.claim(), now, slot, State.READY, GONE + slot)
+            handle = Handle(slot + 1, slot, 1, board.claim(), now, slot, WorkerState.READY, GONE + slot)
             row = board.row(handle.row)
-            row.slot, row.generation, row.started, row.state, row.pid = slot, 1, now, State.READY, GONE + slot
+            row.slot, row.generation, row.started, row.state, row.pid = slot, 1, now, WorkerState.READY, GONE + slot
             self.roster.add(handle)
         self.liar, self.well = self.roster
         self.watchman = Watchman(board, lambda fact: None, self.warned.append)

@@ -13,7 +13,7 @@ from cluster2.errors import ConfigError
 from cluster2.kernel.listeners import Listener, open_all
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.kinds import TcpAddress
-from cluster2.lifecycle import State
+from cluster2.lifecycle import WorkerState
 from cluster2.master.handle import Handle
 from cluster2.master.steering import Steering
 from cluster2.policy import FAIR_SHARE, Load, lightest
@@ -28,7 +28,7 @@ class Bench:
         self.steering = Steering([(0, listener)], self.board, 64)
         self.roster: list[Handle] = []
 
-    def worker(self, state: State = State.READY, generation: int = 1) -> Handle:
+    def worker(self, state: WorkerState = WorkerState.READY, generation: int = 1) -> Handle:
         place = self.steering.take(generation)
         handle = Handle(len(self.roster), 0, generation, self.board.claim(), 0.0, place, state)
         self.roster.append(handle)
@@ -66,12 +66,12 @@ def test_a_successor_has_another_place(make: Callable[[], Bench]) -> None:
     first, second = bench.worker(), bench.worker()
     assert (first.place, second.place) == (0, 1)
     assert bench.steered() == {0, 1}
-    successor = bench.worker(State.BOOTING)
+    successor = bench.worker(WorkerState.BOOTING)
     assert successor.place == 2
     assert bench.steered() == {0, 1}
-    successor.state = State.READY
+    successor.state = WorkerState.READY
     assert bench.steered() == {0, 1, 2}
-    first.state = State.DRAINING
+    first.state = WorkerState.DRAINING
     assert bench.steered() == {1, 2}
 
 
@@ -81,7 +81,7 @@ def test_nobody_serves(make: Callable[[], Bench]) -> None:
     bench.steering.open(1, [0], 1)
     worker = bench.worker()
     bench.steered()
-    worker.state = State.DEAD
+    worker.state = WorkerState.DEAD
     assert bench.steered() == {0}
 
 
@@ -103,14 +103,14 @@ def test_who_waits_is_served_first(make: Callable[[], Bench]) -> None:
     bench = make()
     bench.steering.open(1, [0], 2)
     first, second = bench.worker(), bench.worker()
-    first.state = State.DRAINING
+    first.state = WorkerState.DRAINING
     bench.steered()
     with socket.create_connection(bench.listener.sock.getsockname()):
         assert not bench.steering.has_stranded_clients(), "its worker has it still"
-        second.state = State.DEAD
+        second.state = WorkerState.DEAD
         bench.steering.release(second.place)
         assert bench.steering.has_stranded_clients()
-        assert bench.worker(State.BOOTING).place == second.place
+        assert bench.worker(WorkerState.BOOTING).place == second.place
         assert not bench.steering.has_stranded_clients()
 
 
@@ -131,7 +131,7 @@ def test_a_generation_that_is_fed(make: Callable[[], Bench]) -> None:
     new = bench.worker(generation=2)
     assert (old.place, new.place) == (0, None)
     assert bench.steering.descriptors(new) == [bench.listener.sock.fileno()]
-    old.state = State.DEAD
+    old.state = WorkerState.DEAD
     bench.steering.release(old.place)
     assert bench.steered() == {0}
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cluster2 import codec, events, wire
-from cluster2.lifecycle import State
+from cluster2.lifecycle import WorkerState
 from cluster2.master import talk
 from cluster2.master.facts import Fact, FromWorker, Garbage, Silent
 from cluster2.master.handle import Handle
@@ -31,7 +31,7 @@ class Peer:
     def __init__(self, site: Site, sock: socket.socket, slot: int) -> None:
         self.sock = sock
         self.facts: list[Fact] = []
-        self.handle = Handle(incarnation=slot, slot=slot, generation=1, row=0, born=0.0, state=State.READY)
+        self.handle = Handle(incarnation=slot, slot=slot, generation=1, row=0, born=0.0, state=WorkerState.READY)
         self.link = TalkToWorker(self.handle, self.facts.append, site.board, patience=0.2)
         self._unpacker = codec.Unpacker()
         self.heard: list[Any] = []
@@ -217,7 +217,7 @@ async def test_what_can_not_be_understood_is_not_passed_on() -> None:
         await mad.send(bad)
         await mad.is_garbage()
         await sound.asks("echo", 1)
-        assert isinstance((await sound.hear())[0], wire.Answer)
+        assert isinstance((await sound.hear())[0], wire.CallResult)
 
 
 async def test_one_that_does_not_read() -> None:

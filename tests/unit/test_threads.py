@@ -12,7 +12,7 @@ from contextvars import copy_context
 import pytest
 
 from cluster2.engines import threads
-from cluster2.engines.threads import Pool
+from cluster2.engines.threads import ThreadPool
 from cluster2.errors import AppError
 from tests.unit.waiting import PATIENCE, until
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 class Task:
     """A call of a function."""
 
-    def __init__(self, pool: Pool, call: Callable[[], object]) -> None:
+    def __init__(self, pool: ThreadPool, call: Callable[[], object]) -> None:
         self.context = copy_context()
         self.pool = pool
         self.call = call
@@ -37,8 +37,8 @@ class Task:
 
 
 @asynccontextmanager
-async def pool_of(size: int) -> AsyncIterator[Pool]:
-    pool = Pool(size)
+async def pool_of(size: int) -> AsyncIterator[ThreadPool]:
+    pool = ThreadPool(size)
     before = threading.active_count()
     pool.start()
     yield pool
@@ -184,7 +184,7 @@ async def test_a_thread_that_speaks_after_the_loop() -> None:
     gate = threading.Event()
     ended: list[str] = []
     loop = asyncio.new_event_loop()
-    pool = Pool(1)
+    pool = ThreadPool(1)
 
     async def begin() -> None:
         pool.start()
@@ -219,7 +219,7 @@ async def test_the_system_has_fewer_threads(monkeypatch: pytest.MonkeyPatch, can
     monkeypatch.setattr(threading.Thread, "start", start)
     if not can_be_started:
         with pytest.raises(AppError, match="no thread can be started for the app's calls: can't start new thread"):
-            Pool(4).start()
+            ThreadPool(4).start()
         return
     async with pool_of(4) as pool:
         assert pool.size == 2

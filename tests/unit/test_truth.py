@@ -15,7 +15,7 @@ import pytest
 from cluster2 import events
 from cluster2.errors import ClusterError
 from cluster2.kernel.processes import ExitStatus
-from cluster2.lifecycle import State
+from cluster2.lifecycle import WorkerState
 from cluster2.master import actions
 from cluster2.master.handle import Handle
 from cluster2.master.lives import departure_fault
@@ -79,7 +79,9 @@ async def test_a_worker_that_does_not_leave(
         command = asyncio.ensure_future(asyncio.to_thread(LEAVE[verb], cluster))
         if fault == "killed":
             roster = master_of(cluster).roster
-            await until(lambda: any(each.pid == pid and each.state is State.DRAINING for each in roster), "it drains")
+            await until(
+                lambda: any(each.pid == pid and each.state is WorkerState.DRAINING for each in roster), "it drains"
+            )
             os.kill(pid, signal.SIGKILL)
         with pytest.raises(ClusterError, match=TOLD[fault]) as raised:
             await command
@@ -192,27 +194,31 @@ async def test_a_shutdown_that_is_cut_short(tmp_path: Path) -> None:
             await shutdown
 
 
-def handle(state: State, **fields: Any) -> Handle:
+def handle(state: WorkerState, **fields: Any) -> Handle:
     return Handle(1, 0, 1, 0, 0.0, state=state, pid=7, **fields)
 
 
 @pytest.mark.parametrize(
     ("worker", "status", "fault"),
     [
-        (handle(State.DRAINING, reason="scale"), ExitStatus(code=0), None),
-        (handle(State.DRAINING, reason="scale"), ExitStatus(code=3), r"died while it drained \(exit code 3\)"),
-        (handle(State.DRAINING, reason="scale"), None, r"died while it drained \(how isn't known\)"),
-        (handle(State.DRAINING, reason="scale", cut="was cut"), ExitStatus(code=0), "generation 1\\): was cut"),
+        (handle(WorkerState.DRAINING, reason="scale"), ExitStatus(code=0), None),
+        (handle(WorkerState.DRAINING, reason="scale"), ExitStatus(code=3), r"died while it drained \(exit code 3\)"),
+        (handle(WorkerState.DRAINING, reason="scale"), None, r"died while it drained \(how isn't known\)"),
+        (handle(WorkerState.DRAINING, reason="scale", cut="was cut"), ExitStatus(code=0), "generation 1\\): was cut"),
         (
-            handle(State.DRAINING, reason="scale", end_failed="it raised"),
+            handle(WorkerState.DRAINING, reason="scale", end_failed="it raised"),
             ExitStatus(code=1),
             "generation 1\\): it raised$",
         ),
-        (handle(State.DRAINING, cut="was cut", end_failed="it raised"), ExitStatus(code=1), "was cut; it raised$"),
-        (handle(State.READY, reason="recycle"), ExitStatus(signal=11), r"died instead of leaving \(SIGSEGV\)"),
-        (handle(State.DYING, reason="hang", drain_first=False), ExitStatus(signal=9), "was stuck and was killed"),
-        (handle(State.DYING, reason="stop"), ExitStatus(signal=9), None),
-        (Handle(1, 0, 1, 0, 0.0, state=State.DRAINING), None, None),
+        (
+            handle(WorkerState.DRAINING, cut="was cut", end_failed="it raised"),
+            ExitStatus(code=1),
+            "was cut; it raised$",
+        ),
+        (handle(WorkerState.READY, reason="recycle"), ExitStatus(signal=11), r"died instead of leaving \(SIGSEGV\)"),
+        (handle(WorkerState.DYING, reason="hang", drain_first=False), ExitStatus(signal=9), "was stuck and was killed"),
+        (handle(WorkerState.DYING, reason="stop"), ExitStatus(signal=9), None),
+        (Handle(1, 0, 1, 0, 0.0, state=WorkerState.DRAINING), None, None),
     ],
 )
 async def test_what_is_a_fault(worker: Handle, status: ExitStatus | None, fault: str | None) -> None:

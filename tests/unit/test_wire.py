@@ -28,7 +28,7 @@ TALK = st.one_of(
     st.builds(wire.Note, TEXT),
     st.builds(wire.Drain, st.booleans()),
     st.builds(wire.GiveUp, NUMBERS),
-    st.builds(wire.Component, TEXT),
+    st.builds(wire.ComponentAnnounced, TEXT),
 )
 RAW = st.builds(codec.payload, PLAIN)
 WITH_PAYLOADS = st.one_of(
@@ -37,7 +37,7 @@ WITH_PAYLOADS = st.one_of(
         wire.Delegate, TEXT, RAW, NUMBERS, st.none() | TEXT, st.just(wire.NO_PAYLOAD) | RAW, st.none() | st.floats(0.1, 9.0),
         st.none() | TEXT, st.none() | st.lists(NUMBERS, max_size=3),
     ),
-    st.builds(wire.Answer, NUMBERS, st.just(wire.NO_PAYLOAD) | RAW, st.none() | st.builds(wire.Failure, TEXT, TEXT, TEXT)),
+    st.builds(wire.CallResult, NUMBERS, st.just(wire.NO_PAYLOAD) | RAW, st.none() | st.builds(wire.Failure, TEXT, TEXT, TEXT)),
     st.builds(wire.View, NUMBERS, TEXT, st.just(wire.NO_PAYLOAD) | RAW),
     st.builds(wire.Reduce, NUMBERS, TEXT, st.lists(RAW, max_size=3)),
     st.builds(wire.Viewed, NUMBERS, st.just(wire.NO_PAYLOAD) | RAW, TEXT, st.none() | TEXT),
@@ -51,7 +51,7 @@ ORDERS = st.one_of(
     ),
     st.builds(wire.Prepared, st.lists(TEXT), st.lists(TEXT), st.lists(TEXT)),
     st.builds(wire.PrepareFailed, TEXT, TEXT, NUMBERS),
-    st.builds(wire.Forked, NUMBERS, NUMBERS),
+    st.builds(wire.WorkerForked, NUMBERS, NUMBERS),
     st.builds(wire.ForkFailed, NUMBERS, TEXT),
 )  # fmt: skip
 NESTED = b"\x91" * 200_000

@@ -15,14 +15,14 @@ import pytest
 from cluster2 import worker
 from cluster2.emitter import described
 from cluster2.worker import api, runtime
-from cluster2.worker.life import Hooks, Life
+from cluster2.worker.life import Life, WorkerHooks
 from tests.unit.waiting import PATIENCE, until
 
 
 @pytest.fixture
-def hooks(monkeypatch: pytest.MonkeyPatch) -> Hooks:
+def hooks(monkeypatch: pytest.MonkeyPatch) -> WorkerHooks:
     """The process's hooks, without those of other tests."""
-    found = Hooks()
+    found = WorkerHooks()
     monkeypatch.setattr(api, "hooks", found)
     return found
 
@@ -52,7 +52,7 @@ def test_no_such_fact() -> None:
 
 
 @pytest.mark.anyio
-async def test_hooks_in_order(hooks: Hooks) -> None:
+async def test_hooks_in_order(hooks: WorkerHooks) -> None:
     """Hooks of the start run in order of registration, those of the end in reverse, sync and async alike."""
     called: list[str] = []
 
@@ -79,7 +79,7 @@ async def test_hooks_in_order(hooks: Hooks) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_hook_of_the_start_that_raises(hooks: Hooks) -> None:
+async def test_a_hook_of_the_start_that_raises(hooks: WorkerHooks) -> None:
     """What raises at the start keeps the worker from serving: the error passes, and later hooks don't run."""
     called: list[str] = []
 
@@ -94,7 +94,7 @@ async def test_a_hook_of_the_start_that_raises(hooks: Hooks) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_hook_of_the_end_that_raises(hooks: Hooks, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_hook_of_the_end_that_raises(hooks: WorkerHooks, caplog: pytest.LogCaptureFixture) -> None:
     """What raises at the end is logged, and the other hooks run all the same."""
     called: list[str] = []
     worker.on_stop(lambda: called.append("first"))
@@ -110,11 +110,11 @@ async def test_a_hook_of_the_end_that_raises(hooks: Hooks, caplog: pytest.LogCap
     )
     assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
     assert all("of worker.on_stop raised" in record.getMessage() for record in caplog.records)
-    assert f'File "{inspect.getsourcefile(Hooks)}"' not in caplog.text, "the frames are the hook's own"
+    assert f'File "{inspect.getsourcefile(WorkerHooks)}"' not in caplog.text, "the frames are the hook's own"
 
 
 @pytest.mark.anyio
-async def test_a_hook_of_the_drain_that_raises(hooks: Hooks, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_hook_of_the_drain_that_raises(hooks: WorkerHooks, caplog: pytest.LogCaptureFixture) -> None:
     """What raises when the worker begins to drain is logged, and the other hooks run all the same, in order."""
     called: list[str] = []
     worker.on_drain(lambda: called.append("first"))
@@ -163,7 +163,7 @@ async def test_drained() -> None:
 
 
 @pytest.mark.anyio
-async def test_drained_in_an_app(hooks: Hooks) -> None:
+async def test_drained_in_an_app(hooks: WorkerHooks) -> None:
     """Outside of a worker nothing drains; a simulated one drains when the test says so, and its hooks run."""
     called: list[bool] = []
     worker.on_drain(lambda: called.append(worker.draining))

@@ -18,7 +18,7 @@ import pytest
 from cluster2.engines.base import Interface, Site
 from cluster2.engines.ending import reset
 from cluster2.engines.http.engine import HttpEngine
-from cluster2.engines.http.request import Request
+from cluster2.engines.http.request import HttpRequest
 from cluster2.settings import Settings
 from tests.unit.waiting import PATIENCE, until
 
@@ -760,13 +760,13 @@ async def test_parts_that_come_fast_go_out_together(monkeypatch: pytest.MonkeyPa
         start_response("200 OK", [])
         return (b"x" for _ in range(10_000))
 
-    send = Request.send
+    send = HttpRequest.send
 
-    async def counted(request: Request, message: Any) -> None:
+    async def counted(request: HttpRequest, message: Any) -> None:
         sends.append(len(message.get("body", b"")))
         await send(request, message)
 
-    monkeypatch.setattr(Request, "send", counted)
+    monkeypatch.setattr(HttpRequest, "send", counted)
     engine = HttpEngine(Site(app, Interface.WSGI, Settings(threads=1), None))
     await engine.start()
     assert (await Served(engine).ask(get()))[1] == b"x" * 10_000

@@ -37,7 +37,7 @@ _MARK = "__cluster2_boundary__"
 _M = TypeVar("_M", bound=Callable[[Any], bool])
 
 
-class Reader(asyncio.StreamReader):
+class BoundaryReader(asyncio.StreamReader):
     """A reader that knows whether its handler is between two messages.
 
     Attributes:
@@ -102,7 +102,7 @@ def marked(kind: type) -> Callable[[Any], bool] | None:
 
 
 async def _next_message(reader: asyncio.StreamReader) -> bool:
-    ours = reader if isinstance(reader, Reader) else None
+    ours = reader if isinstance(reader, BoundaryReader) else None
     if not reader._buffer and not reader.at_eof() and reader.exception() is None:  # type: ignore[attr-defined]
         if ours is not None:
             ours.waiting = True

@@ -53,6 +53,7 @@ from ..errors import ConfigError
 from ..kernel.established import (
     descriptors,
     end_silent,
+    established,
     progress,
     progress_since,
     reset_blocked,
@@ -66,7 +67,7 @@ from .base import Capability, Census, Interface, Movable, Site
 from .ending import cancel, readable
 from .granian_apps import Under, by_rsgi, client_of, ending, native
 from .granian_clients import Clients, head_patience
-from .granian_hooks import Hooks
+from .granian_hooks import RsgiHooks
 from .granian_internals import check, module
 from .granian_senders import Senders, Transport
 from .granian_wsgi import conforming
@@ -123,7 +124,7 @@ class GranianEngine:
         mode = site.settings.lifespan if site.interface is Interface.ASGI else "off"
         self._state: dict[str, Any] = {}  # what the lifespan has left for requests
         self._lifespan = Lifespan(site.app, self._state, mode)
-        self._hooks = Hooks(site.app, self._loop) if site.interface is Interface.RSGI else None
+        self._hooks = RsgiHooks(site.app, self._loop) if site.interface is Interface.RSGI else None
         self._listeners: list[socket.socket] = []
         self._running: list[tuple[Any, asyncio.Future[None]]] = []
         self._numbers = itertools.count(1)

@@ -26,7 +26,7 @@ _WEBSOCKET_REFUSED_STATUS = 403
 """The same for a websocket."""
 
 
-class Answers:
+class ResponseCounts:
     """The answers to requests whose app is awaited.
 
     Attributes:
@@ -174,7 +174,7 @@ def _responding(
     return dict(zip(RESPONSE_METHODS, (empty, text, binary, file, file_range, streaming), strict=True))
 
 
-class ThreadAnswers:
+class ThreadResponseCounts:
     """The answers to requests that run in threads of granian's. A step of a counter is one under the GIL."""
 
     def __init__(self) -> None:
@@ -191,7 +191,7 @@ class ThreadAnswers:
 
         def called(environ: Any, start_response: Any) -> Any:
             body = app(environ, start_response)
-            return body if isinstance(body, list) else _Body(body, self._failures)
+            return body if isinstance(body, list) else _AppBody(body, self._failures)
 
         return called
 
@@ -204,7 +204,7 @@ class ThreadAnswers:
         return found
 
 
-class _Body:
+class _AppBody:
     """A WSGI body that counts if it fails."""
 
     __slots__ = ("_failures", "_inner", "_iterator")

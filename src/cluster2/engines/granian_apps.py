@@ -13,7 +13,7 @@ from typing import Any
 
 from .access import GRANIAN_FORMAT
 from .base import RSGI_HOOKS, Interface, Site
-from .granian_answers import UNANSWERED_STATUS, Answers, ThreadAnswers
+from .granian_answers import UNANSWERED_STATUS, ResponseCounts, ThreadResponseCounts
 from .granian_internals import module, waits, wsgi_callback
 from .outcomes import Outcomes, reading
 
@@ -75,8 +75,8 @@ class Under:
         self._uses: list[Callable[[bool], None]] = []
         self._refusals: list[Callable[[], None]] = []
         self._counts: list[Callable[[], tuple[int, int]]] = []
-        self.thread_answers = ThreadAnswers()
-        self.answers = Answers()
+        self.thread_answers = ThreadResponseCounts()
+        self.answers = ResponseCounts()
         self._codes: set[CodeType] = set()
         self._threads = 0
         self._given_up: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()

@@ -14,7 +14,7 @@ Call = Callable[..., Any]
 logger = logging.getLogger("cluster2.granian")
 
 
-class Hooks:
+class RsgiHooks:
     """RSGI's `__rsgi_init__(loop)` and `__rsgi_del__(loop)`.
 
     granian calls them while the loop stands still, and apps use that to `loop.run_until_complete(...)`. Our loop runs: so a hook

@@ -54,7 +54,7 @@ class Senders:
         self._accepted = accepted
         self.draining = False
         self._peer_of = peer_of
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, _SentStream] = {}
         self._look_at: float | None = None
 
     def drain(self) -> None:
@@ -130,11 +130,11 @@ class Senders:
     def _count(self, scope: Any, client: Any, receiver: Receiver | None, sent: int) -> None:
         stream = self._streams.get(id(scope))
         if stream is None:
-            stream = self._streams[id(scope)] = _Stream(scope, client, receiver, sent)
+            stream = self._streams[id(scope)] = _SentStream(scope, client, receiver, sent)
         stream.sent = sent
 
 
-class _Stream:
+class _SentStream:
     """An ASGI response in a drain. It keeps its scope, so that no other request's has the same id.
 
     Attributes:

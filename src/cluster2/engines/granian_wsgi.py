@@ -38,7 +38,7 @@ def _call(app: App, environ: dict[str, Any], start: _Start, context: contextvars
     if isinstance(result, list | tuple) and start.started:
         start.sent = True
         return [*start.take(), *result]
-    body = _Body(result, start, context)
+    body = _ResponseBody(result, start, context)
     try:
         body.read_first_part()
     except BaseException:
@@ -87,7 +87,7 @@ class _Start:
         return taken
 
 
-class _Body:
+class _ResponseBody:
     """A body that comes part by part."""
 
     __slots__ = ("_close", "_context", "_iterator", "_parts", "_start")

@@ -1,7 +1,7 @@
 """What PEP 3333 says about a request and its response, without a thread, a loop or a socket.
 
 `Environs` turns an ASGI scope into an environ; `Response` is what an app starts, writes and ends, and refuses what the PEP
-forbids; `body_of` and `Reader` are `wsgi.input`. Where the PEP leaves room:
+forbids; `body_of` and `BodyReader` are `wsgi.input`. Where the PEP leaves room:
 
 - PATH_INFO is made of the raw path's bytes, percent-decoded and read as latin-1 (the PEP's "native strings"); SCRIPT_NAME is
   `root_path`, REQUEST_URI and RAW_URI are what the client sent.
@@ -387,7 +387,7 @@ def _code(status: str) -> int:
     return int(code)
 
 
-class Reader(io.RawIOBase):
+class BodyReader(io.RawIOBase):
     """A request's body, read from the client when the app asks for it. `io.BufferedReader` around it makes lines of it."""
 
     def __init__(self, more: Callable[[], bytes]) -> None:
@@ -413,4 +413,4 @@ class Reader(io.RawIOBase):
 
 def body_of(more: Callable[[], bytes]) -> io.BufferedReader:
     """`wsgi.input` over `more`, which returns b"" at the end."""
-    return io.BufferedReader(cast(Any, Reader(more)), FILE_BLOCK_BYTES)
+    return io.BufferedReader(cast(Any, BodyReader(more)), FILE_BLOCK_BYTES)

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 from ..kernel.progress import transferred
 from ..settings import Settings
 from .base import Capability, Census, Hold, Interface, Movable, Served, Site, is_async
-from .boundary import Reader, marked
+from .boundary import BoundaryReader, marked
 from .ending import abandon, cancel, lent, reset
 from .patience import For, Patience, Wait
 
@@ -45,7 +45,7 @@ class TcpEngine:
 
     def __init__(self, site: Site) -> None:
         # By id, since an app's protocol need not be hashable (a dataclass isn't).
-        self._open: dict[int, Connection] = {}
+        self._open: dict[int, TcpConnection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._classes: dict[type, type] = {}
         self._call: CodeType | None = None
@@ -171,10 +171,10 @@ class TcpEngine:
     async def stop(self) -> None:
         """There is nothing to stop."""
 
-    def _will_move(self, connection: Connection) -> bool:
+    def _will_move(self, connection: TcpConnection) -> bool:
         return self._moving and connection.moves
 
-    def _connections(self) -> list[Connection]:
+    def _connections(self) -> list[TcpConnection]:
         """Those that are open. If an app has put another protocol in the place of its first one, that isn't told of the end."""
         gone = [key for key, connection in self._open.items() if connection.is_gone()]
         for key in gone:
@@ -185,7 +185,7 @@ class TcpEngine:
         tracked = self._tracked(handler)
 
         def factory() -> asyncio.BaseProtocol:
-            return _Streams(Reader(loop=asyncio.get_running_loop()), tracked)
+            return _Streams(BoundaryReader(loop=asyncio.get_running_loop()), tracked)
 
         return factory
 
@@ -215,17 +215,17 @@ class TcpEngine:
         """A connection is open."""
         asked = None if between is None else functools.partial(between, protocol)
         reader = protocol.reader if isinstance(protocol, _Streams) else None
-        self._open[id(protocol)] = connection = Connection(protocol, transport, reader, asked)
+        self._open[id(protocol)] = connection = TcpConnection(protocol, transport, reader, asked)
         if reader is not None:
             reader.arrived = functools.partial(self._arrived, connection, reader)
 
-    def _arrived(self, connection: Connection, reader: Reader) -> None:
+    def _arrived(self, connection: TcpConnection, reader: BoundaryReader) -> None:
         """A handler has come to its boundary. Before its first message it isn't parked: it has just come from there."""
         connection.used = self._now or time.monotonic()
         if self._freed is not None and reader.messages:
             asyncio.get_running_loop().call_soon(self._freed, connection)
 
-    def _begun(self, reader: Reader, protocol: asyncio.BaseProtocol, served: Served) -> None:
+    def _begun(self, reader: BoundaryReader, protocol: asyncio.BaseProtocol, served: Served) -> None:
         reader.begun = None
         served(protocol)
 
@@ -252,12 +252,12 @@ class TcpEngine:
 class _Streams(asyncio.StreamReaderProtocol):
     """Calls the handler; has its reader for as long as it lives."""
 
-    def __init__(self, reader: Reader, handler: Callable[..., Any]) -> None:
+    def __init__(self, reader: BoundaryReader, handler: Callable[..., Any]) -> None:
         super().__init__(reader, handler)
         self.reader = reader
 
 
-class Connection:
+class TcpConnection:
     """An open connection, as those see it who may move it (`Movable`) or lose patience with it (`Patient`).
 
     Attributes:
@@ -270,7 +270,7 @@ class Connection:
         self,
         protocol: Any,
         transport: asyncio.Transport,
-        reader: Reader | None,
+        reader: BoundaryReader | None,
         between: Callable[[], bool] | None,
     ) -> None:
         """It has been made.

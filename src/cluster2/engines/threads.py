@@ -63,7 +63,7 @@ _now = time.monotonic
 _cpu = time.thread_time
 
 
-class Job(Protocol):
+class ThreadJob(Protocol):
     """A call to be made in a thread."""
 
     context: Context
@@ -75,7 +75,7 @@ class Job(Protocol):
         """On the loop: the thread has said something (`Pool.notify_loop`)."""
 
 
-class Pool:
+class ThreadPool:
     """Threads that make calls. All methods are the loop's, but for `notify_loop`.
 
     Attributes:
@@ -93,14 +93,14 @@ class Pool:
         self.busy = 0
         self.failures = itertools.count()
         self.freed: Callable[[], None] | None = None
-        self._jobs: deque[Job | None] = deque()
+        self._jobs: deque[ThreadJob | None] = deque()
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._ringing = False
         self._patient = True
         self._eager_for = FIRST_EAGER_S
         self._begun = 0
         self._looked_at = -1
-        self._said: deque[Job | None] = deque()
+        self._said: deque[ThreadJob | None] = deque()
         self._waking = False
         self._context = copy_context()
         self._since = [0.0] * size
@@ -139,7 +139,7 @@ class Pool:
         self._jobs.extend([None] * self.size)
         self._wake(self.size)
 
-    def run(self, job: Job) -> None:
+    def run(self, job: ThreadJob) -> None:
         """Have a call made by the next thread that is free."""
         self.busy += 1
         if self.busy >= self.size:
@@ -163,7 +163,7 @@ class Pool:
         except IndexError:
             pass
 
-    def notify_loop(self, job: Job | None) -> None:
+    def notify_loop(self, job: ThreadJob | None) -> None:
         """In a thread: have the loop call `job.process_messages`."""
         self._said.append(job)
         if not self._waking:  # the loop clears this before it empties the deque, so nothing is overlooked
@@ -292,7 +292,7 @@ class Pool:
         for _ in range(count):
             self._bell.put(None)
 
-    def _measured(self, job: Job) -> None:
+    def _measured(self, job: ThreadJob) -> None:
         collected, before = collections(), _cpu()
         job.context.run(job.work)
         used = _cpu() - before

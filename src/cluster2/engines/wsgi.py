@@ -29,7 +29,7 @@ from types import FrameType
 
 from .outcomes import reading
 from .pep3333 import App, Environ, Environs, body_length, body_of
-from .threads import Pool
+from .threads import ThreadPool
 from .wsgi_client import MAX_READ_AHEAD_BYTES, Answer, Message, Receive, Send, asked_for, no_short_cut, send_whole
 from .wsgi_inline import Parts, Turn, call_inline
 from .wsgi_threaded import Call, run_call
@@ -40,7 +40,7 @@ _SPOOL_THRESHOLD_BYTES = 512 * 1024
 """Bytes of a request's body that are kept in memory where all of it is read before the call."""
 
 
-class Bridge:
+class WsgiBridge:
     """A WSGI app as an ASGI callable.
 
     Attributes:
@@ -57,7 +57,7 @@ class Bridge:
         self._app = app
         self._environs = Environs(root_path=root_path, multithread=threads > 1, multiprocess=multiprocess)
         self._turn = Turn()
-        self.pool = Pool(threads) if threads else None
+        self.pool = ThreadPool(threads) if threads else None
 
     def start(self) -> None:
         """Start the threads, on the running loop."""

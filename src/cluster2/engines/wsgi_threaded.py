@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from .pep3333 import App, ClientGone, Environ, Response
-from .threads import Pool
+from .threads import ThreadPool
 from .wsgi_client import (
     DISCONNECT_MESSAGE,
     MAX_READ_AHEAD_BYTES,
@@ -62,7 +62,7 @@ class Call:
         "response",
     )
 
-    def __init__(self, app: App, environ: Environ, pool: Pool) -> None:
+    def __init__(self, app: App, environ: Environ, pool: ThreadPool) -> None:
         self._app = app
         self.environ: Environ | None = environ
         self._pool = pool

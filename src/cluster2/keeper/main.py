@@ -28,9 +28,9 @@ from ..kernel.privileges import drop_privileges
 from ..kernel.processes import raise_file_limit
 from ..kernel.scoreboard import KEEPER_PAGE, Scoreboard
 from ..kernel.signals import settle
-from ..lifecycle import State
+from ..lifecycle import WorkerState
 from ..step_guard import StepGuard
-from .resting import NO_DEADLINE, Resting
+from .resting import NO_DEADLINE, IdleConnections
 
 HEARTBEAT_INTERVAL_S = 2.0
 """Seconds between two signs of life."""
@@ -42,7 +42,7 @@ _END_POLL_INTERVAL_S = 0.01
 """Seconds between two looks whether everybody knows that the end has come."""
 RETURN_RETRY_S = 0.005
 """Seconds between two attempts to hand back what couldn't be: workers take some milliseconds for what waits in a full queue."""
-READY_STATE = int(State.READY)
+READY_STATE = int(WorkerState.READY)
 _WATCH = select.EPOLLIN | select.EPOLLRDHUP
 _GONE = select.EPOLLHUP | select.EPOLLERR
 
@@ -77,7 +77,7 @@ class Keeper:
         self._timeout = timeout
         self._room = limit - reserve(limit)
         self._output = output
-        self._resting = Resting()
+        self._resting = IdleConnections()
         self._late: list[deque[Parcel]] = [deque() for _ in ready]
         self._epoll = select.epoll()
         self._epoll.register(control, select.EPOLLIN)

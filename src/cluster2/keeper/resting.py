@@ -12,7 +12,7 @@ NO_DEADLINE = 1 << 40
 """A second that never comes: for connections without a time limit."""
 
 
-class Resting:
+class IdleConnections:
     """Connections at rest, by descriptor. Invariant: each is in exactly one bucket, that of its deadline."""
 
     def __init__(self) -> None:

@@ -3,7 +3,7 @@
 A cell is 8 bytes, an integer or a double. Its writer is one process. A reader is another process, often one with more
 privileges: the master runs as root, its workers need not. A worker can store any 64 bits into its row: because it was taken
 over, because a C extension wrote through a wild pointer, or because of a bug of ours. So no reader uses what stands there. A
-`Field` returns the value only within the bounds that are declared with it, and the nearest bound otherwise:
+`CellField` returns the value only within the bounds that are declared with it, and the nearest bound otherwise:
 
 - a count is at least 0 (-1 where an engine may not know) and at most `MAX_COUNT`, so that the sums of 1,024 rows, and of all
   lives before them, fit into the 64 bits of a cell, of a message and of JSON;
@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Final, Generic, Literal, TypeVar, overload
 
 from cluster2 import latencies
-from cluster2.lifecycle import MODES, State
+from cluster2.lifecycle import MODES, WorkerState
 
 CELL_BYTES: Final = 8
 CELLS_PER_ROW: Final = 64
@@ -45,7 +45,7 @@ Writer = Literal["master", "worker", "keeper", "monitor"]
 T = TypeVar("T", int, float)
 
 
-class Field(Generic[T]):
+class CellField(Generic[T]):
     """One cell: the descriptor that reads and writes it, and what is to be known about it.
 
     Attributes:
@@ -83,7 +83,7 @@ class Field(Generic[T]):
         return values
 
 
-class Integer(Field[int]):
+class Integer(CellField[int]):
     """A cell that holds a signed 64-bit integer.
 
     Attributes:
@@ -124,7 +124,7 @@ class Integer(Field[int]):
         return min(max(value, self.low), self.high) if self.otherwise is None else self.otherwise
 
 
-class Real(Field[float]):
+class Real(CellField[float]):
     """A cell that holds a double."""
 
     kind = "d"
@@ -280,7 +280,7 @@ class Row(Cells):
     pid = SeparateInteger(0, "master", "its process id; 0: the row is free, or its worker has no process yet")
     slot = SeparateInteger(1, "master", "which of the wanted workers it is")
     generation = SeparateInteger(2, "master", "which generation of the app it serves")
-    state = Integer(3, "worker", "the code of its lifecycle state", high=max(State), otherwise=UNKNOWN_VALUE)
+    state = Integer(3, "worker", "the code of its lifecycle state", high=max(WorkerState), otherwise=UNKNOWN_VALUE)
     heartbeat = Real(4, "worker", "deadline by which the next heartbeat must have come")
     request_deadline = Real(5, "worker", "deadline of its oldest request; 0: none")
     started = SeparateReal(6, "master", "when it was ordered")

@@ -72,8 +72,8 @@ from .cells import (
     ENTRY_CELLS,
     ROWS,
     SLOTS,
+    CellField,
     Cells,
-    Field,
     Header,
     Integer,
     Past,
@@ -295,7 +295,7 @@ class Scoreboard:
         """
         if isinstance(field, str):
             field = Row.FIELDS[field]
-        checked: Field[Any] = field
+        checked: CellField[Any] = field
         if isinstance(field, (SeparateInteger, SeparateReal)):
             views, first, step = self._views, _ENTRIES, ENTRY_CELLS
         else:

@@ -55,7 +55,7 @@ def ignore_here(number: int) -> None:
     """Ignore a signal in this process, but not in programs that it executes. Call it in the main thread."""
     import ctypes
 
-    class Action(ctypes.Structure):  # struct sigaction of glibc and musl, on Linux's 64-bit architectures
+    class SignalAction(ctypes.Structure):  # struct sigaction of glibc and musl, on Linux's 64-bit architectures
         _fields_ = (
             ("handler", ctypes.c_void_p),
             ("mask", ctypes.c_ubyte * _MASK_BYTES),
@@ -64,7 +64,7 @@ def ignore_here(number: int) -> None:
         )
 
     libc = ctypes.CDLL(None, use_errno=True)
-    action = Action(
+    action = SignalAction(
         ctypes.cast(libc.abs, ctypes.c_void_p), (ctypes.c_ubyte * _MASK_BYTES)(*b"\xff" * _MASK_BYTES), _SA_RESTART
     )
     signal.signal(number, _dropped)  # for what Python says, and puts back if an app takes the signal for a while

@@ -64,7 +64,7 @@ _DOUBT: Final = 10
 _WAY_OUT: Final = "choose engine http, which needs no steering"
 
 
-class Group:
+class SteeredGroup:
     """The sockets of one address, in the order of their places.
 
     Attributes:

@@ -16,7 +16,7 @@ from ..kernel import ledger, processes
 from ..kernel.pidfiles import PidsDirectory
 from ..kernel.processes import ExitStatus
 from ..kernel.scoreboard import Scoreboard
-from ..lifecycle import Action, State
+from ..lifecycle import WorkerAction, WorkerState
 from ..policy import SHORT_LIFE_S
 from ..settings import Settings
 from .child import KILL_TIMEOUT_S
@@ -63,26 +63,26 @@ class Actions:
         """These options count from now on."""
         self._settings = settings
 
-    def apply(self, handle: Handle, event: lifecycle.Event, status: ExitStatus | None = None) -> None:
+    def apply(self, handle: Handle, event: lifecycle.WorkerEvent, status: ExitStatus | None = None) -> None:
         """Something happened to a worker: go to the next state and do what belongs to it."""
         before, doing = handle.state, handle.phase()
         handle.state, actions = lifecycle.step(before, event)
-        if handle.state in (State.DYING, State.DEAD):
+        if handle.state in (WorkerState.DYING, WorkerState.DEAD):
             handle.ended_in = doing
         if handle.state is not before:
             self.limit(handle)
             self._moved()
         for action in actions:
             match action:
-                case Action.WATCH:
+                case WorkerAction.WATCH:
                     self._watch(handle)
-                case Action.ANNOUNCE:
+                case WorkerAction.ANNOUNCE:
                     self._announce(handle)
-                case Action.TELL_DRAIN:
+                case WorkerAction.TELL_DRAIN:
                     self._tell_drain(handle)
-                case Action.SIGKILL:
+                case WorkerAction.SIGKILL:
                     self._kill(handle)
-                case Action.BURY:
+                case WorkerAction.BURY:
                     self._record_exit(handle, status)
 
     def limit(self, handle: Handle) -> None:
@@ -91,11 +91,11 @@ class Actions:
             handle.timer.cancel()
             handle.timer = None
         bound = {
-            State.SPAWNING: self._settings.boot_timeout,
-            State.BOOTING: self._settings.boot_timeout,
-            State.READY: SHORT_LIFE_S,
-            State.DRAINING: self._settings.drain_timeout + DRAIN_MARGIN_S,
-            State.DYING: KILL_TIMEOUT_S,
+            WorkerState.SPAWNING: self._settings.boot_timeout,
+            WorkerState.BOOTING: self._settings.boot_timeout,
+            WorkerState.READY: SHORT_LIFE_S,
+            WorkerState.DRAINING: self._settings.drain_timeout + DRAIN_MARGIN_S,
+            WorkerState.DYING: KILL_TIMEOUT_S,
         }.get(handle.state)
         if bound is not None:
             handle.timer = self._loop.call_later(bound, self._put, Overdue(handle, handle.state))

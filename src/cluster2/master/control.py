@@ -31,14 +31,14 @@ _MAX_UNREAD_BYTES = 1 << 20
 """Bytes that may wait for a client who follows; one that is slower is left behind."""
 
 
-class Request(msgspec.Struct, frozen=True):
+class ControlRequest(msgspec.Struct, frozen=True):
     """What a client sends."""
 
     verb: str
     params: dict[str, Any] = {}
 
 
-class Control:
+class ControlServer:
     """The master's end of the control socket."""
 
     def __init__(self, put: Callable[[Fact], None]) -> None:
@@ -121,7 +121,7 @@ class Control:
 
     async def _ask(self, line: bytes, writer: asyncio.StreamWriter, may: Container[str] | None) -> None:
         try:
-            request = msgspec.json.decode(line, type=Request)
+            request = msgspec.json.decode(line, type=ControlRequest)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             _answer(writer, UsageError(f"not a request: {error}"))
             return

@@ -20,7 +20,7 @@ import msgspec
 from .. import codec, wire
 from ..errors import ConfigError, raised_in
 from ..flights import Flight, Flights
-from .threads import Threads
+from .threads import HandlerThreads
 
 if TYPE_CHECKING:
     from .switchboard import Link
@@ -92,7 +92,7 @@ class Delegates:
     def __init__(self, emit: Callable[..., None]) -> None:
         self._emit = emit
         self._kinds: dict[str, Kind] = {}
-        self._threads = Threads()
+        self._threads = HandlerThreads()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -110,7 +110,7 @@ class Delegates:
 
     def start(self) -> None:
         """The master runs."""
-        self._loop, self._closed, self._threads = asyncio.get_running_loop(), False, Threads()
+        self._loop, self._closed, self._threads = asyncio.get_running_loop(), False, HandlerThreads()
 
     def unfinished(self) -> int:
         """Pieces of work that wait or are under way."""
@@ -242,15 +242,17 @@ class Delegates:
             return
         link.weight -= found[2]
         try:
-            link.send_if_room(wire.Answer(number, value, failure), MAX_UNREAD_ANSWER_BYTES)
+            link.send_if_room(wire.CallResult(number, value, failure), MAX_UNREAD_ANSWER_BYTES)
         except ValueError as error:
-            link.send(wire.Answer(number, failure=wire.Failure("ValueError", f"the answer is {error}")))
+            link.send(wire.CallResult(number, failure=wire.Failure("ValueError", f"the answer is {error}")))
         link.release()
 
     def _no_handler(self, link: Link, number: int, name: str) -> None:
         if number:
             text = f"the master has no handler for {name!r}: register one by cluster.on_delegate({name!r})"
-            link.send_if_room(wire.Answer(number, failure=wire.Failure("LookupError", text)), MAX_UNREAD_ANSWER_BYTES)
+            link.send_if_room(
+                wire.CallResult(number, failure=wire.Failure("LookupError", text)), MAX_UNREAD_ANSWER_BYTES
+            )
         else:
             logger.warning("worker %d delegates %r, which has no handler: it is dropped", link.pid, name)
 

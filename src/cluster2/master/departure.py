@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from .. import events, lifecycle
 from ..errors import ClusterError
-from .estate import Phase
+from .estate import MasterPhase
 from .facts import LameDuckOver
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ class Departure:
         """Gracefully, as a lame duck first if it is to be one; who asks again cuts that short."""
         master = self._master
         seconds = master.settings.lame_duck
-        if master.phase is Phase.SERVING and seconds:
-            master.phase = Phase.LEAVING
+        if master.phase is MasterPhase.SERVING and seconds:
+            master.phase = MasterPhase.LEAVING
             master.estate.board.header.leaving = 1
             self._drain_at = time.monotonic() + seconds
             self._timer = asyncio.get_running_loop().call_later(seconds, master.post, LameDuckOver())
             master.emit(events.ShuttingDown(time=time.time(), graceful=True, lame_duck=seconds))
-        elif master.phase is Phase.LEAVING:
+        elif master.phase is MasterPhase.LEAVING:
             self._drain()
         elif not master.ending():
             master.emit(events.ShuttingDown(time=time.time(), graceful=True))
@@ -64,12 +64,12 @@ class Departure:
 
     def lame_duck_over(self) -> None:
         """Its time is over, unless somebody has cut it short."""
-        if self._master.phase is Phase.LEAVING:
+        if self._master.phase is MasterPhase.LEAVING:
             self._drain()
 
     def stop(self) -> None:
         """At once."""
-        if self._master.phase is not Phase.STOPPING:
+        if self._master.phase is not MasterPhase.STOPPING:
             self._master.emit(events.ShuttingDown(time=time.time(), graceful=False))
             self.kill_all()
 
@@ -81,7 +81,7 @@ class Departure:
     def kill_all(self) -> None:
         """Wait for nothing."""
         master = self._master
-        master.phase = Phase.STOPPING
+        master.phase = MasterPhase.STOPPING
         master.reloader.cancel("the cluster stops")
         if master.keeping is not None:
             master.keeping.stop()
@@ -97,7 +97,7 @@ class Departure:
     def _drain(self) -> None:
         """No new connections, then each worker ends what it has."""
         master = self._master
-        master.phase = Phase.DRAINING
+        master.phase = MasterPhase.DRAINING
         master.estate.board.header.leaving = 1
         master.reloader.cancel("the cluster shuts down")
         open_doors = master.steering.shut_doors(master.warn)
@@ -110,6 +110,6 @@ class Departure:
             if handle.pid is None:  # it has nothing to finish, and its fork may hang
                 master.lives.kill(handle, "shutdown")
             else:
-                master.lives.ask_to_leave(handle, lifecycle.Event.DRAIN, "shutdown")
+                master.lives.ask_to_leave(handle, lifecycle.WorkerEvent.DRAIN, "shutdown")
         if master.keeping is not None:
             master.keeping.drain(master.settings.drain_idle)

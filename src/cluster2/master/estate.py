@@ -32,7 +32,7 @@ class Options(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-class Phase(Enum):
+class MasterPhase(Enum):
     """Where the cluster is."""
 
     BOOTING = "booting"  # not all workers have been ready yet: what fails now ends it
@@ -44,7 +44,7 @@ class Phase(Enum):
     @property
     def serves(self) -> bool:
         """Whether it does all that a cluster does."""
-        return self in (Phase.SERVING, Phase.LEAVING)
+        return self in (MasterPhase.SERVING, MasterPhase.LEAVING)
 
 
 @dataclass(slots=True)

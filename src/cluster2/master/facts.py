@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import wire
 from ..errors import ClusterError
-from ..lifecycle import State
+from ..lifecycle import WorkerState
 from .handle import Handle
 
 
@@ -73,7 +73,7 @@ class Overdue:
     """A worker has been in a state for longer than it may. When this is handled it may have left that state."""
 
     worker: Handle
-    state: State
+    state: WorkerState
 
 
 @dataclass(frozen=True, slots=True)

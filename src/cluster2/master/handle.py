@@ -10,7 +10,7 @@ from .. import wire
 from ..events import Reason
 from ..health import Promise
 from ..kernel.scoreboard import Row
-from ..lifecycle import LifePhase, State, life_phase
+from ..lifecycle import LifePhase, WorkerState, life_phase
 from ..policy import Seen
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Handle:
     row: int
     born: float
     place: int | None = None
-    state: State = State.SPAWNING
+    state: WorkerState = WorkerState.SPAWNING
     pid: int | None = None
     pidfd: int | None = None
     ready_at: float | None = None
@@ -59,7 +59,7 @@ class Handle:
     stacks: str | None = None
     cut: str | None = None
     end_failed: str | None = None
-    overdue: State | None = None
+    overdue: WorkerState | None = None
     executed: bool = False
     started: bool = False
     ended_in: LifePhase | None = None

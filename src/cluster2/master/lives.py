@@ -19,11 +19,11 @@ from ..errors import AppError, ClusterError, by_exit_code
 from ..events import during
 from ..kernel import app_forks, processes, stacks
 from ..kernel.processes import ExitStatus
-from ..lifecycle import State
+from ..lifecycle import WorkerState
 from ..step_guard import reason
 from .actions import Actions, reason_of
 from .child import KILL_TIMEOUT_S
-from .estate import Phase
+from .estate import MasterPhase
 from .facts import Garbage, Overdue
 from .handle import Handle
 from .talk import TalkToWorker
@@ -38,7 +38,7 @@ SPAWN_REFUSED = "no worker can be made"
 """What is reported when the system refuses to make one."""
 _BOOT_REFUSAL_INTERVAL_S = 1.0
 """Seconds for which the system may refuse all workers at the first start before that is given up."""
-_STACKS_FIRST = frozenset({State.SPAWNING, State.BOOTING, State.DRAINING})
+_STACKS_FIRST = frozenset({WorkerState.SPAWNING, WorkerState.BOOTING, WorkerState.DRAINING})
 """States in which a worker that has stayed for too long is killed, after its stacks have been logged."""
 
 
@@ -76,7 +76,7 @@ class Lives:
         self._refused_since = None
         self.restarts.made(handle.slot)
         self._master.guard.worked(SPAWN_REFUSED)
-        self.actions.apply(handle, lifecycle.Event.FORKED)
+        self.actions.apply(handle, lifecycle.WorkerEvent.FORKED)
 
     def _kill_unwanted(self, pid: int) -> None:
         """Kill a worker that was given up before it was forked. One that has come and gone isn't our child any more."""
@@ -85,7 +85,7 @@ class Lives:
 
     def on_message(self, handle: Handle, message: wire.Talk) -> None:
         """A worker said something."""
-        if handle.state is State.DEAD:
+        if handle.state is WorkerState.DEAD:
             return  # said before its end, read after it
         match message:
             case wire.Born():
@@ -96,14 +96,14 @@ class Lives:
             case wire.Ready() if handle.pid is None:
                 self._master.post(Garbage(handle, "it is ready, and was never born"))
             case wire.Ready():
-                self.actions.apply(handle, lifecycle.Event.READY)
+                self.actions.apply(handle, lifecycle.WorkerEvent.READY)
                 if self._master.reloader.rolling is not None:
                     self._master.reloader.rolling.ready(handle.generation, time.monotonic())
                 self._master.one_more_serves()
             case wire.Leaving():
-                if handle.reason is None and handle.state is State.READY:
+                if handle.reason is None and handle.state is WorkerState.READY:
                     logger.info("%s leaves by itself", handle)
-                    self.ask_to_leave(handle, lifecycle.Event.DRAIN, "exit")
+                    self.ask_to_leave(handle, lifecycle.WorkerEvent.DRAIN, "exit")
             case wire.BootFailed():
                 self._cant_serve(handle, by_exit_code(message.exit_code, message.message, detail=message.detail))
             case wire.SetTraffic():
@@ -127,7 +127,7 @@ class Lives:
         if (
             handle.pid is None
             and self._master.generations.nursery(handle.generation) is None
-            and handle.state is not State.DEAD
+            and handle.state is not WorkerState.DEAD
         ):
             self.forget(handle)
 
@@ -135,11 +135,11 @@ class Lives:
         """A worker that can't be talked to."""
         versions = f"its messages are of version {version}, the master's of version {wire.PROTOCOL_VERSION}"
         self._cant_serve(handle, ClusterError(f"{versions}: cluster2 was upgraded in place; restart the cluster"))
-        self.ask_to_leave(handle, lifecycle.Event.KILL, "crash")
+        self.ask_to_leave(handle, lifecycle.WorkerEvent.KILL, "crash")
 
     def _cant_serve(self, handle: Handle, error: ClusterError) -> None:
         """A new worker says why it won't become ready."""
-        if self._master.phase is Phase.BOOTING:
+        if self._master.phase is MasterPhase.BOOTING:
             self._master.departure.fail(error)
         elif self._master.reloader.proves(handle.generation):
             self._master.reloader.abandon(error)
@@ -148,7 +148,7 @@ class Lives:
 
     def on_exited(self, handle: Handle) -> None:
         """A worker's process has ended."""
-        if handle.pidfd is None or handle.state is State.DEAD:
+        if handle.pidfd is None or handle.state is WorkerState.DEAD:
             return
         try:
             status = processes.exit_of(handle.pidfd)
@@ -179,25 +179,25 @@ class Lives:
         now = time.monotonic()
         was_degraded = self.restarts.degraded
         wait = self.restarts.crashed(handle.slot, handle.uptime(now), now)
-        if wait and self._master.phase is not Phase.BOOTING:
+        if wait and self._master.phase is not MasterPhase.BOOTING:
             self._master.warn(f"slot {handle.slot} backs off: its next worker is made in {wait:.1f} s")
         if self.restarts.degraded and not was_degraded:
             self._degraded(handle, status, now)
 
     def forget(self, handle: Handle, status: ExitStatus | None = None) -> None:
         """Remove a worker that has ended, or that never came to be because its zygote ended, which isn't a crash of its own."""
-        if handle.state is State.DEAD:
+        if handle.state is WorkerState.DEAD:
             return
         logbook = self._master.estate.logbook
         if logbook is not None and handle.pid is not None:
             meant = handle.reason not in (None, "crash")
             logbook.note_exit(handle.slot, handle.pid, str(status or "how isn't known"), meant)
-        self.actions.apply(handle, lifecycle.Event.EXITED, status)
+        self.actions.apply(handle, lifecycle.WorkerEvent.EXITED, status)
         self._master.steering.release(handle.place)
         self._master.watchman.forget(handle)
 
     def _degraded(self, handle: Handle, status: ExitStatus | None, now: float) -> None:
-        if self._master.phase is Phase.BOOTING:
+        if self._master.phase is MasterPhase.BOOTING:
             self._master.departure.fail(
                 AppError(
                     f"workers die before they are ready ({reason_of(handle, status)}: {status} "
@@ -213,7 +213,7 @@ class Lives:
             )
         )
 
-    def on_timeout(self, handle: Handle, state: State) -> None:
+    def on_timeout(self, handle: Handle, state: WorkerState) -> None:
         """A worker has been in a state for as long as it may."""
         if handle.state is not state:  # another fact that was in the queue before has ended it
             return
@@ -223,26 +223,26 @@ class Lives:
             self._master.watchman.take_stacks(handle, Overdue(handle, state))
             return
         match state:
-            case State.READY:
+            case WorkerState.READY:
                 self.restarts.settled(handle.slot)
-            case State.SPAWNING | State.BOOTING:
+            case WorkerState.SPAWNING | WorkerState.BOOTING:
                 text = f"{handle} wasn't ready within boot_timeout ({settings.boot_timeout:g} s)"
                 error = AppError(text, detail=handle.stacks or "")
-                if self._master.phase is Phase.BOOTING:
+                if self._master.phase is MasterPhase.BOOTING:
                     self._master.departure.fail(error)
                     return
                 if self._master.reloader.proves(handle.generation):
                     self._master.reloader.abandon(error)
                 self._master.warn(f"{text}; it is killed")
                 self.kill(handle, "crash")
-            case State.DRAINING:
+            case WorkerState.DRAINING:
                 killed = f"it did not leave within drain_timeout ({settings.drain_timeout:g} s) and was killed"
                 handle.cut = handle.cut or killed
                 self._master.warn(
                     f"{handle} hasn't left within drain_timeout ({settings.drain_timeout:g} s); it is killed"
                 )
                 self.kill(handle, handle.reason)
-            case State.DYING:
+            case WorkerState.DYING:
                 self._master.warn(f"{handle} has not ended {KILL_TIMEOUT_S:g} s after SIGKILL; it is given up")
                 self.on_exit_recorded(handle, None)
             case _:
@@ -252,7 +252,7 @@ class Lives:
         """A worker's successor serves, or nobody wants its slot any more."""
         handle = self._master.roster.find(incarnation)
         if handle is not None:
-            how = lifecycle.Event.DRAIN if handle.drain_first else lifecycle.Event.KILL
+            how = lifecycle.WorkerEvent.DRAIN if handle.drain_first else lifecycle.WorkerEvent.KILL
             self.ask_to_leave(handle, how, handle.reason or self._why_retired(handle))
 
     def _why_retired(self, handle: Handle) -> events.Reason:
@@ -293,8 +293,8 @@ class Lives:
                 stacks_file=file,
             )
             seen = master.estate.board.row(row)
-            seen.slot, seen.generation, seen.started, seen.state = slot, generation, handle.born, State.BOOTING
-            undo.callback(setattr, handle, "state", State.DEAD)  # what its channel still says is of no interest
+            seen.slot, seen.generation, seen.started, seen.state = slot, generation, handle.born, WorkerState.BOOTING
+            undo.callback(setattr, handle, "state", WorkerState.DEAD)  # what its channel still says is of no interest
             ours, theirs = socket.socketpair()
             undo.callback(ours.close)
             app_forks.withhold(ours)
@@ -349,7 +349,7 @@ class Lives:
         why = ClusterError(f"{SPAWN_REFUSED}: {reason(error)}")
         if master.reloader.proves(generation):
             master.reloader.abandon(error if isinstance(error, ClusterError) else why)
-        elif master.phase is Phase.BOOTING and now - self._refused_since > _BOOT_REFUSAL_INTERVAL_S:
+        elif master.phase is MasterPhase.BOOTING and now - self._refused_since > _BOOT_REFUSAL_INTERVAL_S:
             master.departure.fail(why)
         else:
             master.guard.failed(SPAWN_REFUSED, error)
@@ -369,14 +369,14 @@ class Lives:
         logbook.ensure_file(slot)
         return logbook.directory
 
-    def ask_to_leave(self, handle: Handle, event: lifecycle.Event, reason: events.Reason | None) -> None:
+    def ask_to_leave(self, handle: Handle, event: lifecycle.WorkerEvent, reason: events.Reason | None) -> None:
         """A worker is to leave, for this reason."""
         handle.reason = reason
         self.actions.apply(handle, event)
 
     def kill(self, handle: Handle, reason: events.Reason | None) -> None:
         """End a worker at once. One without a pid is forgotten: if there is a process, it is killed when its pid is reported."""
-        self.ask_to_leave(handle, lifecycle.Event.KILL, reason)
+        self.ask_to_leave(handle, lifecycle.WorkerEvent.KILL, reason)
         if handle.pid is None:
             self.on_exit_recorded(handle, None)
 

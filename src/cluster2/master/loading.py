@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from .. import wire
 from ..errors import AppError, ClusterError, ConfigError, as_cluster_error, by_exit_code
 from ..settings import Settings
-from .estate import Phase
+from .estate import MasterPhase
 from .facts import FromZygote
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Loading:
                     self._failed(generation, as_cluster_error(error))
             case wire.PrepareFailed():
                 self._failed(generation, by_exit_code(message.exit_code, message.message, detail=message.detail))
-            case wire.Forked():
+            case wire.WorkerForked():
                 master.lives.on_forked(message.incarnation, message.pid)
             case wire.ForkFailed():
                 if message.detail:
@@ -116,7 +116,7 @@ class Loading:
 
     def _failed(self, generation: int, error: ClusterError) -> None:
         master = self._master
-        if master.phase is Phase.BOOTING:
+        if master.phase is MasterPhase.BOOTING:
             master.departure.fail(error)
         elif master.reloader.proves(generation):
             master.reloader.abandon(error)

@@ -17,10 +17,10 @@ from .. import events, lifecycle, policy, wire
 from ..kernel import leftovers, processes
 from ..settings import Settings
 from ..step_guard import StepGuard
-from .control import Control
+from .control import ControlServer
 from .departure import Departure
 from .descriptor_budget import WORKER_DESCRIPTORS, DescriptorCost, refusal
-from .estate import Estate, Phase
+from .estate import Estate, MasterPhase
 from .facts import (
     Command,
     Exited,
@@ -94,7 +94,7 @@ class Master:
         self._facts: asyncio.Queue[Fact] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         settings = estate.options[0]
-        self.phase = Phase.BOOTING
+        self.phase = MasterPhase.BOOTING
         self.wanted = policy.Wanted(settings.workers, 1, settings.max_surge)
         self._slots: dict[int, int] = {}
         self.roster = Roster()
@@ -103,7 +103,7 @@ class Master:
         self.loading = Loading(self)
         self.lives = Lives(self)
         self.keeping = Keeping.from_resources(estate, self.post)
-        self._control = Control(self.post)
+        self._control = ControlServer(self.post)
         self._pids_guard = PidsGuard(estate.pids, self._control, self.roster, self.warn)
         self.monitoring = Monitoring.from_resources(estate, self.post, self._control.serve_client)
         self.watchman = Watchman(estate.board, self.post, self.warn)
@@ -147,8 +147,8 @@ class Master:
 
     def one_more_serves(self) -> None:
         """A worker has become ready; with the last of the first ones the cluster serves."""
-        if self.phase is Phase.BOOTING and self.roster.ready() == self.wanted.slots:
-            self.phase = Phase.SERVING
+        if self.phase is MasterPhase.BOOTING and self.roster.ready() == self.wanted.slots:
+            self.phase = MasterPhase.SERVING
             self._on_ready()
             self.reloader.open()
 
@@ -157,12 +157,12 @@ class Master:
         self.verbs.left_badly(handle, fault)
         if handle.ready_at is not None:  # old code that can't start has lost nothing; the reload may be what mends it
             self.reloader.left_badly(handle.generation, fault)
-        if self.phase is Phase.DRAINING:
+        if self.phase is MasterPhase.DRAINING:
             self.departure.faults.append(fault)
 
     def ending(self) -> bool:
         """Whether the cluster is to leave."""
-        return self.phase in (Phase.DRAINING, Phase.STOPPING)
+        return self.phase in (MasterPhase.DRAINING, MasterPhase.STOPPING)
 
     def helpers(self) -> list[Helper]:
         """The processes beside the workers that this cluster has."""
@@ -191,7 +191,7 @@ class Master:
             await self._converge()
             self.verbs.answer()
         except Exception as error:
-            if self.phase is Phase.BOOTING:
+            if self.phase is MasterPhase.BOOTING:
                 raise
             self.guard.failed(fault, error, "it goes on")
         else:
@@ -229,9 +229,9 @@ class Master:
         """Start another one; at the end of the cluster tell the workers that nothing comes back any more."""
         (helper,) = (each for each in self.helpers() if each.name == fact.name)
         if helper is self.keeping and self.ending():
-            for handle in self.roster if self.phase is Phase.DRAINING else ():
+            for handle in self.roster if self.phase is MasterPhase.DRAINING else ():
                 handle.send(wire.Deserted())
-        elif self.phase is not Phase.STOPPING:
+        elif self.phase is not MasterPhase.STOPPING:
             pause = helper.schedule_start()
             when = f"in {pause:g} s" if pause else "now"
             self.warn(f"the {helper.name} {fact.how}; another is started {when}")
@@ -300,7 +300,7 @@ class Master:
 
     def resize(self, slots: int) -> None:
         """So many workers are wanted."""
-        if self.phase is Phase.SERVING and slots >= 1:
+        if self.phase is MasterPhase.SERVING and slots >= 1:
             self.wanted = policy.Wanted(slots, self.wanted.generation, self.wanted.surge)
 
     # Convergence
@@ -399,11 +399,11 @@ class Master:
         self.departure.close()
         if self.keeping is not None:
             self.keeping.close()
-        await self.generations.wait_closed(0.0 if self.phase is Phase.STOPPING else _ZYGOTE_SHUTDOWN_GRACE_S)
-        await self.switchboard.close(0.0 if self.phase is Phase.STOPPING else _HANDLERS_SHUTDOWN_GRACE_S)
+        await self.generations.wait_closed(0.0 if self.phase is MasterPhase.STOPPING else _ZYGOTE_SHUTDOWN_GRACE_S)
+        await self.switchboard.close(0.0 if self.phase is MasterPhase.STOPPING else _HANDLERS_SHUTDOWN_GRACE_S)
         self.verbs.give_up()  # before the monitor leaves, which may pass an answer on
         if self.monitoring is not None:
-            await self.monitoring.wait_closed(0.0 if self.phase is Phase.STOPPING else _MONITOR_SHUTDOWN_GRACE_S)
+            await self.monitoring.wait_closed(0.0 if self.phase is MasterPhase.STOPPING else _MONITOR_SHUTDOWN_GRACE_S)
         if self.departure.failure is not None:
             raise self.departure.failure
         return 0

@@ -137,7 +137,7 @@ class Nursery:
             self._listen(child, lambda message: self._from_alone(order.incarnation, message))
             unsent.pop_all()
         self._alone[order.incarnation] = Alone(child, msgspec.structs.replace(order, become=True), copies)
-        self._send(wire.Forked(order.incarnation, child.pid))
+        self._send(wire.WorkerForked(order.incarnation, child.pid))
 
     @property
     def executes(self) -> bool:
@@ -210,7 +210,7 @@ class Nursery:
     def _from_zygote(self, zygote: Child, message: wire.Orders | None) -> None:
         if zygote is not self._zygote:
             return
-        if isinstance(message, wire.Forked | wire.ForkFailed):
+        if isinstance(message, wire.WorkerForked | wire.ForkFailed):
             self._unanswered.discard(message.incarnation)
             self._limit_answer()
         if message is None:

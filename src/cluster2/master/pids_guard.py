@@ -14,7 +14,7 @@ from functools import partial
 from ..errors import ClusterError
 from ..kernel import app_forks
 from ..kernel.pidfiles import PidsDirectory
-from .control import Control
+from .control import ControlServer
 from .roster import Roster
 
 logger = logging.getLogger("cluster2.master")
@@ -25,7 +25,9 @@ _CONTROL_BACKLOG = 64
 class PidsGuard:
     """Guards the pids directory of a running master."""
 
-    def __init__(self, pids: PidsDirectory, control: Control, roster: Roster, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, pids: PidsDirectory, control: ControlServer, roster: Roster, warn: Callable[[str], None]
+    ) -> None:
         """Do nothing yet."""
         self._pids = pids
         self._control = control

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from .. import events
 from ..errors import ClusterError, as_cluster_error
-from ..lifecycle import State
+from ..lifecycle import WorkerState
 from ..policy import Seen
 from ..rolling import Rolling, Stage
 from .facts import Command
@@ -97,7 +97,7 @@ class Reloader:
         for command in self._callers:
             command.tell({"replaced": before, "of": wanted})
         # A slot may be empty still: one that backed off, or one that the new options have added.
-        if self.rolling.finished(seen) and sum(worker.state is State.READY for worker in seen) >= wanted:
+        if self.rolling.finished(seen) and sum(worker.state is WorkerState.READY for worker in seen) >= wanted:
             self._done()
 
     def abandon(self, error: ClusterError) -> None:

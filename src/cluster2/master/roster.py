@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..lifecycle import State
+from ..lifecycle import WorkerState
 from ..policy import Seen
 from .handle import Handle
 
@@ -48,4 +48,4 @@ class Roster:
 
     def ready(self) -> int:
         """How many serve."""
-        return sum(handle.state is State.READY for handle in self._handles.values())
+        return sum(handle.state is WorkerState.READY for handle in self._handles.values())

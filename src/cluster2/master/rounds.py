@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .. import events
 from ..kernel import processes
 from ..kernel.cells import UNKNOWN_VALUE
-from ..lifecycle import State
+from ..lifecycle import WorkerState
 from .facts import Tick, Vanished
 from .heartbeat import Heartbeats
 
@@ -113,7 +113,7 @@ class Rounds:
         roster = self._master.roster
         if not self._master.steering.has_stranded_clients() or any(handle.replace is not None for handle in roster):
             return
-        serving = [handle for handle in roster if handle.state is State.READY]
+        serving = [handle for handle in roster if handle.state is WorkerState.READY]
         if serving and len(serving) == len(roster):
             oldest = min(serving, key=lambda handle: handle.born)
             oldest.replace, oldest.reason = now, "recycle"

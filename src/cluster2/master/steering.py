@@ -32,8 +32,8 @@ from ..errors import ConfigError
 from ..kernel import accept_queues
 from ..kernel.listeners import Listener, shut
 from ..kernel.scoreboard import Row, Scoreboard
-from ..kernel.steering import Group
-from ..lifecycle import State
+from ..kernel.steering import SteeredGroup
+from ..lifecycle import WorkerState
 from ..policy import Load, lightest
 from .handle import Handle
 
@@ -63,7 +63,7 @@ class Steering:
         self._board = board
         self._backlog = backlog
         self._sites: dict[int, frozenset[int]] = {}
-        self._groups: dict[int, Group] = {}  # by the listener's index
+        self._groups: dict[int, SteeredGroup] = {}  # by the listener's index
         self._taken: set[int] = set()
         self._steered: tuple[int, ...] = (0,)
         self._serving: list[tuple[int, Row]] = []  # place and row of each worker that may get connections
@@ -163,7 +163,7 @@ class Steering:
         """Let new connections go to those that serve now, and aren't stuck."""
         if not self._groups:
             return
-        serving = [handle for handle in roster if handle.state is State.READY]
+        serving = [handle for handle in roster if handle.state is WorkerState.READY]
         well = [handle for handle in serving if handle.reason != "hang" and not self._is_late(handle, now)]
         self._serving = [(handle.place or 0, self._board.row(handle.row)) for handle in well or serving]
         self._gauges = {place: self._gauges.get(place, (0, 0)) for place, _ in self._serving}
@@ -231,9 +231,9 @@ class Steering:
     def _is_late(self, handle: Handle, now: float) -> bool:
         return handle.deadline(self._board.row(handle.row), now) < now
 
-    def _make_group(self, listener: Listener, places: int) -> Group:
+    def _make_group(self, listener: Listener, places: int) -> SteeredGroup:
         """A new group. Usually nobody is served yet, so there is time to prove it."""
-        group = Group(listener, self._backlog)
+        group = SteeredGroup(listener, self._backlog)
         try:
             group.grow(places)
         except ConfigError:
@@ -241,7 +241,7 @@ class Steering:
             raise
         return group
 
-    def _enlarge(self, group: Group, places: int) -> None:
+    def _enlarge(self, group: SteeredGroup, places: int) -> None:
         try:
             group.grow(places, _MAX_PROOF_S)
         except ConfigError:

@@ -128,7 +128,7 @@ class Switchboard:
             self.delegates.on_give_up(link, message.number)  # type: ignore[union-attr]
         elif kind is wire.Viewed:
             self.statuses.viewed(link, message)  # type: ignore[arg-type]
-        elif kind is wire.Component:
+        elif kind is wire.ComponentAnnounced:
             self.statuses.register(link, message.name)  # type: ignore[union-attr]
         else:
             return False

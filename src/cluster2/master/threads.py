@@ -16,7 +16,7 @@ MAX_HANDLER_THREADS = 16
 Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
 
 
-class Threads:
+class HandlerThreads:
     """Some threads, made when they are needed."""
 
     def __init__(self, most: int = MAX_HANDLER_THREADS) -> None:

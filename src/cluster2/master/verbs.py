@@ -17,7 +17,7 @@ from .. import events
 from ..errors import ClusterError, UsageError
 from ..lifecycle import LIVE_STATES
 from ..step_guard import reason
-from .estate import Phase
+from .estate import MasterPhase
 from .facts import Command
 from .handle import Handle
 from .reload import summary
@@ -98,10 +98,10 @@ class Verbs:
         master = self._master
         action = SIGNAL_COMMANDS[signal.Signals(number)]
         terminal = master.estate.terminal
-        if number == signal.SIGINT and master.phase is Phase.DRAINING:
+        if number == signal.SIGINT and master.phase is MasterPhase.DRAINING:
             action = "stop"
         elif number == signal.SIGHUP and terminal is not None and terminal.hung_up():
-            ends = not terminal.outlived and master.phase in (Phase.BOOTING, Phase.SERVING)
+            ends = not terminal.outlived and master.phase in (MasterPhase.BOOTING, MasterPhase.SERVING)
             action = "shutdown" if ends else "nothing"
             master.warn(f"the terminal was closed: {'shutting down' if ends else 'going on'}")
         master.emit(events.Signalled(time=time.time(), signal=signal.Signals(number).name, action=action))
@@ -111,7 +111,7 @@ class Verbs:
             case "shutdown":
                 master.departure.shut_down()
             case "reload":
-                if master.phase in (Phase.BOOTING, Phase.SERVING):
+                if master.phase in (MasterPhase.BOOTING, MasterPhase.SERVING):
                     master.reloader.request(None)
                 else:
                     master.warn(f"no reload: the cluster is {master.phase.value}")
@@ -155,7 +155,7 @@ class Verbs:
         for wish in wishes:
             if wish.command.verb != "shutdown":
                 wish.command.answer(ClusterError(f"the cluster has ended before {wish.command.verb!r} was done"))
-            elif self._master.phase is Phase.STOPPING:
+            elif self._master.phase is MasterPhase.STOPPING:
                 wish.command.answer(ClusterError("the cluster was stopped before it was shut down"))
             else:
                 wish.faults = self._master.departure.faults
@@ -172,7 +172,7 @@ class Verbs:
 
         def left() -> dict[str, Any]:
             departure = master.departure
-            if master.phase is Phase.LEAVING:
+            if master.phase is MasterPhase.LEAVING:
                 return {"leaving": f"serves on for {departure.lame_duck_left():.0f} s", **farewell}
             return {"gone": departure.workers - len(master.roster), "of": departure.workers, **farewell}
 
@@ -184,7 +184,7 @@ class Verbs:
 
     def _do_reload(self, command: Command) -> None:
         """Change the generation; one that is asked for while the first workers start is carried out when they serve."""
-        if self._master.phase is Phase.BOOTING or self._serving(command):
+        if self._master.phase is MasterPhase.BOOTING or self._serving(command):
             self._master.reloader.request(command)
 
     def _do_recycle(self, command: Command) -> None:
@@ -304,9 +304,9 @@ class Verbs:
     def _serving(self, command: Command) -> bool:
         """Whether something can be changed now; if not, the command is answered."""
         phase = self._master.phase
-        if phase is not Phase.SERVING:
+        if phase is not MasterPhase.SERVING:
             command.answer(ClusterError(f"the cluster is {phase.value}: {command.verb!r} can't be done now"))
-        return phase is Phase.SERVING
+        return phase is MasterPhase.SERVING
 
     def _farewell(self) -> dict[str, Any]:
         """Which process ends when the connection has; none where the master lives in somebody else's program."""

@@ -24,7 +24,7 @@ from ..errors import ConfigError, one_line, raised_in, trace
 from ..health import Trouble
 from ..kernel import processes, stacks
 from ..kernel.scoreboard import Scoreboard
-from ..lifecycle import State
+from ..lifecycle import WorkerState
 from ..settings import Settings
 from .facts import Command, Fact, Tick
 from .handle import Handle
@@ -159,7 +159,7 @@ class Watchman:
         if (told := self._stalls.report_if_due(roster, now)) is not None:
             self._warn(told)
         for handle in roster:
-            if handle.state is not State.READY or handle.reason == "hang":
+            if handle.state is not WorkerState.READY or handle.reason == "hang":
                 continue
             if (trouble := self._judge.trouble(handle, now)) is not None:
                 self._stuck(handle, trouble)
@@ -213,7 +213,7 @@ class Watchman:
 
 
 async def _stacks_of(handle: Handle) -> str:
-    if handle.pidfd is None or handle.pid is None or handle.state is State.DEAD:
+    if handle.pidfd is None or handle.pid is None or handle.state is WorkerState.DEAD:
         return "no stacks: it has ended"
     try:
         with contextlib.ExitStack() as copies:  # since it may be buried while we wait

@@ -22,33 +22,33 @@ MAX_AGENT_CONNECTIONS = 64
 """Connections of all agents; each of HAProxy's processes has one, for as long as an answer takes."""
 
 
-class Agents:
+class AgentConnections:
     """Makes a protocol for each connection. Beyond `MAX_AGENT_CONNECTIONS` the oldest one ends, so that the next is heard."""
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
-        self.connections: dict[Agent, asyncio.Transport] = {}
+        self.connections: dict[AgentCheck, asyncio.Transport] = {}
 
-    def protocol(self) -> Agent:
+    def protocol(self) -> AgentCheck:
         """Return it."""
-        return Agent(self)
+        return AgentCheck(self)
 
-    def on_connect(self, agent: Agent, transport: asyncio.Transport) -> None:
+    def on_connect(self, agent: AgentCheck, transport: asyncio.Transport) -> None:
         """Count a connection."""
         if len(self.connections) >= MAX_AGENT_CONNECTIONS:
             oldest = next(iter(self.connections))
             self.connections.pop(oldest).abort()
         self.connections[agent] = transport
 
-    def on_disconnect(self, agent: Agent) -> None:
+    def on_disconnect(self, agent: AgentCheck) -> None:
         """Count it no more."""
         self.connections.pop(agent, None)
 
 
-class Agent(asyncio.Protocol):
+class AgentCheck(asyncio.Protocol):
     """Says it, and ends. What HAProxy may send first (`agent-send`) is dropped, but read: else the end would be a reset."""
 
-    def __init__(self, agents: Agents) -> None:
+    def __init__(self, agents: AgentConnections) -> None:
         self._agents = agents
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from .. import ecv
-from ..ecv import Answer, Asked
+from ..ecv import Asked, HealthResponse
 from ..settings import Settings
 from . import control, deps, logs, metrics, page, workers
 from .desk import Desk
@@ -68,7 +68,7 @@ class Probes:
 
     def __init__(self, facts: Facts, settings: Settings, root: str) -> None:
         self._facts = facts
-        self._page = ecv.Page(settings.monitor_ecv_path, facts.since, socket.gethostname())
+        self._page = ecv.HealthPage(settings.monitor_ecv_path, facts.since, socket.gethostname())
         self._token = settings.ecv_token
         self.switches = ecv.switches(root + settings.monitor_ecv_path) if settings.ecv_control else {}
         self.paths = [root + settings.monitor_ecv_path, *self.switches]
@@ -86,7 +86,7 @@ class Probes:
             return _response(objection.closing())
         return _response(await self._switch(self.switches[path]))
 
-    async def _switch(self, enabled: bool) -> Answer:
+    async def _switch(self, enabled: bool) -> HealthResponse:
         if await self._facts.switch(enabled):
             # The body, if there was one, hasn't been read: it must not be taken for the next request.
             return self._page.switched(enabled).closing()
@@ -122,7 +122,7 @@ def _any_method(path: str, endpoint: Callable[..., Any]) -> Route:
     return route
 
 
-def _response(answer: Answer) -> Response:
+def _response(answer: HealthResponse) -> Response:
     response = Response(answer.body, answer.status)
     response.raw_headers = list(answer.headers)
     return response

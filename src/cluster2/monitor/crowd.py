@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..engines.base import Interface, Site
-from ..engines.http.connection import Connection
+from ..engines.http.connection import HttpConnection
 from ..engines.http.engine import HttpEngine
 from ..engines.patience import For
 from ..settings import Settings
@@ -45,7 +45,7 @@ class Crowd:
             settings: the engine's.
         """
         self._app = app
-        self._given_up: set[Connection] = set()
+        self._given_up: set[HttpConnection] = set()
         self._engine = HttpEngine(Site(self._bounded, Interface.ASGI, settings, None))
         self._engine.serves_websockets = False
 
@@ -92,7 +92,7 @@ class Crowd:
                 return
 
 
-def _missed(connection: Connection) -> tuple[int, float, Connection]:
+def _missed(connection: HttpConnection) -> tuple[int, float, HttpConnection]:
     """How much it would be missed: the least is who comes first."""
     wait = connection.waits()
     rank = _AT_WORK if wait is None else _RANKS[wait.what]

@@ -10,7 +10,7 @@ from .. import ecv, health
 from ..ecv import Health
 from ..errors import NotRunning
 from ..kernel.scoreboard import Row, Scoreboard
-from ..lifecycle import State
+from ..lifecycle import WorkerState
 
 STUCK_MASTER_AFTER_S = 30.0
 """Seconds after which a master that hasn't looked around is stuck; it does so once a second."""
@@ -68,7 +68,7 @@ class Facts:
         """How many workers serve; one whose sign of life is overdue doesn't."""
         now = time.monotonic()
         rows = zip(self.board.column(Row.state), self.board.column(Row.heartbeat), strict=True)
-        return sum(state == State.READY and health.serves(deadline, now) for state, deadline in rows)
+        return sum(state == WorkerState.READY and health.serves(deadline, now) for state, deadline in rows)
 
     @property
     def wanted(self) -> int:

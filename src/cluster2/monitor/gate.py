@@ -30,17 +30,17 @@ _SAME_SITE_VALUES = (b"none", b"same-origin")
 """What `Sec-Fetch-Site` says of whoever typed our address, and of our own page."""
 
 
-class Refusal(NamedTuple):
+class AccessRefusal(NamedTuple):
     """An answer of the gate's."""
 
     status: int
     text: bytes
 
 
-_TOKEN_INVALID = Refusal(401, b"a valid bearer token is needed\n")
-_TOKEN_NOT_SET = Refusal(403, b"this needs monitor_token, which isn't set\n")
-FOREIGN_ORIGIN = Refusal(403, b"a page of another origin asks\n")
-_FOREIGN_HOST = Refusal(421, b"the Host header names another host; ask for localhost or an address\n")
+_TOKEN_INVALID = AccessRefusal(401, b"a valid bearer token is needed\n")
+_TOKEN_NOT_SET = AccessRefusal(403, b"this needs monitor_token, which isn't set\n")
+FOREIGN_ORIGIN = AccessRefusal(403, b"a page of another origin asks\n")
+_FOREIGN_HOST = AccessRefusal(421, b"the Host header names another host; ask for localhost or an address\n")
 
 
 class Gate:
@@ -82,7 +82,7 @@ class Gate:
                 return
         await self._app(scope, receive, send)
 
-    def _refusal(self, scope: Any) -> Refusal | None:
+    def _refusal(self, scope: Any) -> AccessRefusal | None:
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
         several = sum(name == b"host" for name, _ in scope["headers"]) > 1  # which one counts? (RFC 9112, 3.2: neither)
@@ -127,7 +127,7 @@ def _follows_a_link(method: str, headers: dict[bytes, bytes]) -> bool:
     return opens and method in READ_METHODS
 
 
-async def _refuse(send: Any, refusal: Refusal, page: bytes | None) -> None:
+async def _refuse(send: Any, refusal: AccessRefusal, page: bytes | None) -> None:
     status, body = refusal.status, page or refusal.text
     headers = [
         (b"content-type", b"text/html; charset=utf-8" if page else b"text/plain"),

@@ -37,14 +37,14 @@ _HEADERS = {
 
 def routes(root: str, settings: Settings) -> list[BaseRoute]:
     """Those of the logs of a cluster."""
-    files = Logs(settings.logs)
+    files = LogRoutes(settings.logs)
     return [
         Route(root + "/logs", files.listed, methods=["GET"]),
         Route(root + "/logs/{name}", files.one, methods=["GET"]),
     ]
 
 
-class Logs:
+class LogRoutes:
     """A directory of logs."""
 
     def __init__(self, directory: str) -> None:
@@ -77,19 +77,19 @@ class Logs:
             raise
         size, tag = seen.st_size, f'"{seen.st_ino:x}-{seen.st_mtime_ns:x}-{seen.st_size:x}"'
         if start is not None:
-            return Stream(fd, min(start, size), size)
+            return LogStream(fd, min(start, size), size)
         # Another state of the file, or another file by now: its parts don't fit to those that were had.
         whole = request.headers.get("if-range", tag) != tag
         part = None if whole else _part(request.headers.get("range"), size)
         if part is None:
-            return Stream(fd, 0, size, {"etag": tag})
+            return LogStream(fd, 0, size, {"etag": tag})
         if part[0] >= part[1]:
             os.close(fd)
             return PlainTextResponse("", 416, {**_HEADERS, "content-range": f"bytes */{size}"})
-        return Stream(fd, *part, {"etag": tag, "content-range": f"bytes {part[0]}-{part[1] - 1}/{size}"}, 206)
+        return LogStream(fd, *part, {"etag": tag, "content-range": f"bytes {part[0]}-{part[1] - 1}/{size}"}, 206)
 
 
-class Stream(Response):
+class LogStream(Response):
     """The bytes of a file from `start` to `end`. It owns the descriptor."""
 
     def __init__(self, fd: int, start: int, end: int, more: dict[str, str] | None = None, status: int = 200) -> None:

@@ -29,7 +29,7 @@ from ..kernel.logfiles import Follower
 from ..kernel.scoreboard import MONITOR_PAGE, Scoreboard
 from ..settings import Settings
 from ..step_guard import StepGuard
-from .agent import Agents
+from .agent import AgentConnections
 from .app import make
 from .crowd import Crowd
 from .desk import Desk
@@ -145,7 +145,7 @@ async def serve(
     engine = crowd.engine
     await engine.start()
     loop = asyncio.get_running_loop()
-    protocols: list[Callable[[], asyncio.BaseProtocol]] = [crowd.protocol, Agents(facts).protocol]
+    protocols: list[Callable[[], asyncio.BaseProtocol]] = [crowd.protocol, AgentConnections(facts).protocol]
     servers = [
         await loop.create_server(make_one, sock=listener)
         for make_one, listener in zip(protocols, listeners, strict=False)

@@ -27,7 +27,7 @@ from ..kernel import ledger
 from ..kernel.ledger import Account
 from ..kernel.scoreboard import Row, Scoreboard
 from ..latencies import BUCKET_BOUNDS_S
-from ..lifecycle import State
+from ..lifecycle import WorkerState
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -94,7 +94,7 @@ def exposition(board: Scoreboard, accept: str) -> tuple[bytes, str]:
     from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
     from prometheus_client.registry import Collector
 
-    class Cluster(Collector):
+    class ClusterCollector(Collector):
         def describe(self) -> Iterable[Metric]:
             return ()  # no name is known beforehand, and nobody else registers one
 
@@ -103,7 +103,7 @@ def exposition(board: Scoreboard, accept: str) -> tuple[bytes, str]:
 
     found = list(collect(board))
     registry = CollectorRegistry()
-    registry.register(Cluster())
+    registry.register(ClusterCollector())
     # Versions and escapings that the client asks for don't matter: our names are plain.
     if OPENMETRICS_TYPE in accept.lower():
         return generate_openmetrics(registry), _OPENMETRICS_1_TYPE  # type: ignore[no-untyped-call]
@@ -161,7 +161,7 @@ def _workers(accounts: dict[int, Account]) -> Iterator[Metric]:
     lives = [
         health.seen_state(life.state, life.heartbeat, now) for account in accounts.values() for life in account.lives
     ]
-    for state in (State.BOOTING.label, State.READY.label, health.STUCK_STATE, State.DRAINING.label):
+    for state in (WorkerState.BOOTING.label, WorkerState.READY.label, health.STUCK_STATE, WorkerState.DRAINING.label):
         states.add_metric([state], lives.count(state))
     yield states
     restarts = {slot: account.begun - 1 for slot, account in accounts.items()}

@@ -40,7 +40,7 @@ NO_CACHE_HEADERS = {"cache-control": "no-cache"}
 
 def routes(root: str, desk: Desk, settings: Settings) -> list[BaseRoute]:
     """Theirs, below `root`."""
-    page = Page(desk, settings)
+    page = PageRoutes(desk, settings)
     to_root = [Route(root, _to_root, methods=["GET"])] if root else []
     return [
         *to_root,
@@ -98,7 +98,7 @@ async def _to_root(request: Request) -> Response:
     return Response(status_code=307, headers={"location": f"{name}/"})
 
 
-class Page:
+class PageRoutes:
     """Answers what the page asks."""
 
     def __init__(self, desk: Desk, settings: Settings) -> None:
@@ -129,10 +129,12 @@ class Page:
         if (refusal := self._desk.viewers.refusal()) is not None:
             return PlainTextResponse(f"{refusal}\n", 503, {"retry-after": "5"})
         trusted = self._token is None or ecv.bears(request.headers.get("authorization"), self._token)
-        return Stream(self._desk, _last(request.headers.get("last-event-id", "")), facts=only is None, full=trusted)
+        return EventStream(
+            self._desk, _last(request.headers.get("last-event-id", "")), facts=only is None, full=trusted
+        )
 
 
-class Stream(Response):
+class EventStream(Response):
     """Makes whoever asked a viewer."""
 
     def __init__(self, desk: Desk, after: int, *, facts: bool, full: bool) -> None:

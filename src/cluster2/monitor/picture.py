@@ -15,7 +15,7 @@ from ..kernel import processes, usage
 from ..kernel.scoreboard import Row
 from ..settings import Settings
 from .facts import Facts
-from .survey import Worker
+from .survey import WorkerSnapshot
 from .watch import UNKNOWN_RATES, Look, Watch
 
 COUNT_FIELDS = ("requests", "connections", "accepted", "disconnects")
@@ -123,7 +123,7 @@ def _keeper(header: dict[str, Any], watch: Watch) -> dict[str, Any] | None:
     return {**told, "resting": header["resting"], "memory": watch.scales.memory_of(header["keeper_pid"])}
 
 
-def _worker(worker: Worker, look: Look, watch: Watch) -> dict[str, Any]:
+def _worker(worker: WorkerSnapshot, look: Look, watch: Watch) -> dict[str, Any]:
     now = look.survey.now
     return {
         "pid": worker.pid,

@@ -20,7 +20,7 @@ from ..lifecycle import PHASES, mode_label
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
+class WorkerSnapshot:
     """One life of a worker, as its row has it.
 
     Attributes:
@@ -103,7 +103,7 @@ class Survey:
     now: float
     time: float
     header: dict[str, Any]
-    workers: Sequence[Worker]
+    workers: Sequence[WorkerSnapshot]
     totals: Totals | None
 
     @property
@@ -130,7 +130,7 @@ def survey(board: Scoreboard, now: float, time: float) -> Survey:
     for index in range(board.header.high_water):
         row = board.row(index)
         if row.pid and row.slot < SLOTS:
-            found.append(Worker(row.as_dict(), tuple(row.measured())))
+            found.append(WorkerSnapshot(row.as_dict(), tuple(row.measured())))
     found.sort(key=lambda worker: (worker.slot, worker.cells["started"]))
     return Survey(now, time, board.header.as_dict(), found, _totals(board))
 

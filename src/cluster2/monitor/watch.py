@@ -16,7 +16,7 @@ from .feed import Feed
 from .history import History, Row
 from .rates import Lately, Meter
 from .scales import Scales
-from .survey import Survey, Worker, survey
+from .survey import Survey, WorkerSnapshot, survey
 
 _RECENT_SECONDS = 10
 """Looks that "lately" means."""
@@ -120,7 +120,7 @@ class Watch:
         if not header.memory_at_start and seen.ready >= header.wanted > 0 and self.scales.weighed(pids):
             header.memory_at_start = self.scales.total(pids) or 0
 
-    def _each(self, worker: Worker) -> dict[str, Any]:
+    def _each(self, worker: WorkerSnapshot) -> dict[str, Any]:
         rate = self._meter.rate
         return {
             "rate": rate(("requests", worker.key), worker.count("requests")),

@@ -26,14 +26,14 @@ NO_CACHE = {"cache-control": "no-cache"}
 
 def routes(root: str, facts: Facts) -> list[BaseRoute]:
     """Their routes, below `root`."""
-    workers = Workers(facts)
+    workers = WorkerRoutes(facts)
     return [
         Route(root + "/component-status", workers.component_status, methods=["GET"]),
         Route(root + "/stacks/{worker}", workers.stacks, methods=["GET"]),
     ]
 
 
-class Workers:
+class WorkerRoutes:
     """Answers about them."""
 
     def __init__(self, facts: Facts) -> None:

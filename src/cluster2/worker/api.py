@@ -11,7 +11,7 @@ from ..emitter import Emitter
 from ..errors import NotAWorker
 from ..reducers import Reducer
 from .components import Components
-from .life import Counters, Hook, Hooks, Life
+from .life import Counters, Hook, Life, WorkerHooks
 from .office import Post, Targets, emitted
 from .questions import Fields, question
 
@@ -21,7 +21,7 @@ DELEGATE_TIMEOUT_S = 10.0
 
 H = TypeVar("H", bound=Callable[[Any], Any])
 
-hooks = Hooks()
+hooks = WorkerHooks()
 emitter = Emitter()
 components = Components()
 counters = Counters()

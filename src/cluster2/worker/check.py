@@ -366,9 +366,9 @@ class _Protocol:
             opened.seek(start)
             self._answer(status, headers, opened.read(min(end - start, MAX_CHECK_BODY_BYTES + 1)))
 
-    def response_stream(self, status: int, headers: list[tuple[str, str]]) -> _Stream:
+    def response_stream(self, status: int, headers: list[tuple[str, str]]) -> _ResponseStream:
         self._answer(status, headers, b"")
-        return _Stream(self)
+        return _ResponseStream(self)
 
     def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         if len(body) > MAX_CHECK_BODY_BYTES:
@@ -376,7 +376,7 @@ class _Protocol:
         self.reply = Reply(status, [(name.lower(), value) for name, value in headers], body)
 
 
-class _Stream:
+class _ResponseStream:
     """Takes a body in pieces."""
 
     def __init__(self, protocol: _Protocol) -> None:

@@ -17,7 +17,7 @@ _MAX_ERROR_CHARS = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
-class Component:
+class RegisteredComponent:
     """One component: what tells its status, how several become one, what sets it."""
 
     name: str
@@ -31,7 +31,7 @@ class Components:
     """By name. Registered while the app is imported, or later; the registry is inherited by fork."""
 
     def __init__(self) -> None:
-        self._by_name: dict[str, Component] = {}
+        self._by_name: dict[str, RegisteredComponent] = {}
         self._set_before: dict[str, Any] = {}
         self.announce: Callable[[str], None] = lambda name: None
 
@@ -45,7 +45,7 @@ class Components:
             )
         if not callable(view):
             raise ConfigError(f"status({name!r}): view = {view!r}: expected a function")
-        self._by_name[name] = Component(name, view, reducer, update, _takes_params(view))
+        self._by_name[name] = RegisteredComponent(name, view, reducer, update, _takes_params(view))
         self.announce(name)
 
     def names(self) -> list[str]:
@@ -94,11 +94,11 @@ class Components:
             await self.update(name, self._set_before.pop(name))
 
 
-def _asked(component: Component, question: wire.View) -> Any:
+def _asked(component: RegisteredComponent, question: wire.View) -> Any:
     return component.view(codec.value(question.params)) if component.takes_params else component.view()
 
 
-def _reduced(component: Component, question: wire.Reduce) -> Any:
+def _reduced(component: RegisteredComponent, question: wire.Reduce) -> Any:
     if isinstance(component.reducer, str):
         return REDUCERS[component.reducer]([codec.value(value) for value in question.values])
     return component.reducer([codec.value(value) for value in question.values])

@@ -37,7 +37,7 @@ _MAX_NAMED_REQUESTS = 5
 logger = logging.getLogger("cluster2.worker")
 
 
-class Drain:
+class WorkerDrain:
     """A worker's way out. What is told while it is under way counts from then on.
 
     Attributes:

@@ -21,7 +21,7 @@ from http import HTTPStatus
 from typing import Any
 
 from .. import ecv, wire
-from ..ecv import Answer, Asked, Health
+from ..ecv import Asked, Health, HealthResponse
 from ..kernel.scoreboard import Header
 from ..settings import Settings
 from .check import Ask, Check, ask_asgi, ask_rsgi, ask_wsgi
@@ -108,7 +108,7 @@ class Ecv:
     def __init__(self, settings: Settings, since: float, traffic: Traffic, served: Served, root: str = "") -> None:
         """Args: since: wall time of the cluster's start; root: what the engine puts before each path."""
         self._loop = asyncio.get_running_loop()
-        self._page = ecv.Page(settings.ecv_path, since, socket.gethostname())
+        self._page = ecv.HealthPage(settings.ecv_path, since, socket.gethostname())
         self._traffic = traffic
         self._served = served
         self._root = root
@@ -154,7 +154,7 @@ class Ecv:
         start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers)
         return [b"" if environ["REQUEST_METHOD"] == "HEAD" else answer.body]
 
-    async def _wsgi(self, environ: Mapping[str, Any]) -> Answer:
+    async def _wsgi(self, environ: Mapping[str, Any]) -> HealthResponse:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         if method in READ_METHODS and path not in self._switches:
             port = str(environ["SERVER_PORT"])
@@ -168,20 +168,20 @@ class Ecv:
         asked = Asked.from_headers(method, path, self._served.peer(environ, None), headers)
         return _for(environ["SERVER_PROTOCOL"], self._refused(asked) or await self._switch(asked))
 
-    async def _read(self, server: Any, ask: Ask) -> Answer:
+    async def _read(self, server: Any, ask: Ask) -> HealthResponse:
         able = self._traffic.health(able=True)
         if able is Health.FINE and self._served.check is not None and not await self._served.check.passes(ask):
             able = self._traffic.health(able=False)
         ip, port = (server[0], server[1]) if server and server[1] else ("", 0)
         return self._page.state(able, ip, port, time.time())
 
-    def _refused(self, asked: Asked) -> Answer | None:
+    def _refused(self, asked: Asked) -> HealthResponse | None:
         answer = ecv.objection(self._page, asked, self._switches, self._token)
         if answer is not None and answer.status != 405:
             logger.warning("%s %s from %s: refused (%d)", asked.method, asked.path, asked.peer, answer.status)
         return answer
 
-    async def _switch(self, asked: Asked) -> Answer:
+    async def _switch(self, asked: Asked) -> HealthResponse:
         enabled = self._switches[asked.path]
         if await self._traffic.switch(enabled):
             return self._page.switched(enabled)
@@ -197,12 +197,12 @@ class Ecv:
         return await ask_rsgi(self._served.app, scope, self._monitor or "/")
 
 
-def _for(version: str, answer: Answer) -> Answer:
+def _for(version: str, answer: HealthResponse) -> HealthResponse:
     """HTTP/2 has no `Connection` header, and forbids it."""
     if version.removeprefix("HTTP/").startswith("1") or (b"connection", b"close") not in answer.headers:
         return answer
     headers = tuple(header for header in answer.headers if header[0] != b"connection")
-    return Answer(answer.status, headers, answer.body)
+    return HealthResponse(answer.status, headers, answer.body)
 
 
 def _place(server: str) -> tuple[str, int]:
@@ -218,7 +218,7 @@ def _brings_body(scope: Any) -> bool:
     )
 
 
-async def _swallow(page: ecv.Page, scope: Any, receive: Call) -> Answer | None:
+async def _swallow(page: ecv.HealthPage, scope: Any, receive: Call) -> HealthResponse | None:
     """Read the body, which says nothing to us, so that the connection can go on. Returns an answer if it is too much."""
     size = 0
     try:

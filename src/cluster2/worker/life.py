@@ -84,7 +84,7 @@ class Counters:
 
 
 @dataclass(slots=True)
-class Hooks:
+class WorkerHooks:
     """What the app wants to be done in each worker, after the fork and before the end."""
 
     start: list[Callable[[], Any]] = field(default_factory=list)

@@ -14,7 +14,7 @@ LATENCY_WINDOW_S = 10.0
 """How long a request counts as one of the last ones, at least; at most it is twice as long."""
 
 
-class Measured:
+class LatencyWindow:
     """Counts the requests that are measured."""
 
     def __init__(self, row: Row) -> None:

@@ -85,7 +85,7 @@ class Office:
     def receive(self, message: wire.Talk | wire.Unknown) -> bool:
         """The master said something. Returns whether that is the office's business."""
         match message:
-            case wire.Answer():
+            case wire.CallResult():
                 self.questions.on_answer(message)
             case wire.Emit():
                 self._emitter.emit(
@@ -109,7 +109,7 @@ class Office:
         self._channel.send(await self._components.viewed(question))
 
     def _announce(self, name: str) -> None:
-        self._channel.send(wire.Component(name))
+        self._channel.send(wire.ComponentAnnounced(name))
         self._channel.loop.call_soon_threadsafe(lambda: self._run(self._components.update_late(name)))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:

@@ -19,13 +19,13 @@ from ..health import PROMISED_HEARTBEAT_S
 from ..kernel import processes
 from ..kernel.cells import UNKNOWN_VALUE
 from ..kernel.scoreboard import Row, Scoreboard
-from ..lifecycle import State
+from ..lifecycle import WorkerState
 from ..step_guard import StepGuard
 from . import api
 from .acceptor import Acceptor
 from .descriptor_room import DescriptorRoom
 from .holds import Holds
-from .measured import Measured
+from .measured import LatencyWindow
 from .moves import Moves
 from .pace import LONG_STEP_S, Mode, Pace
 from .paper import Paper
@@ -56,7 +56,7 @@ class Pulse:
         moves: Moves,
         pace: Pace,
         watch: Watch,
-        measured: Measured,
+        measured: LatencyWindow,
         handoff_idle_after: float,
         request_timeout: float,
         paper: Paper,
@@ -316,7 +316,7 @@ class Pulse:
     def _counts(self) -> list[int]:
         """Connections of each worker that serves."""
         states, counts = self._board.column("state"), self._board.column("connections")
-        return [count for state, count in zip(states, counts, strict=True) if state == State.READY]
+        return [count for state, count in zip(states, counts, strict=True) if state == WorkerState.READY]
 
 
 def _sum(counts: Iterable[int | None]) -> int:

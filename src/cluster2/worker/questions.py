@@ -65,7 +65,7 @@ def _criteria(name: str, message: object, matches: Fields) -> msgspec.Raw:
     return codec.sendable(dict(matches), f"matches of delegate({name!r})")
 
 
-def result(name: str, answer: wire.Answer) -> Any:
+def result(name: str, answer: wire.CallResult) -> Any:
     """What an answer says. Raises DelegateError if it is a failure."""
     failure = answer.failure
     if failure is None:
@@ -105,7 +105,7 @@ class Questions:
         if self._turns or len(self._open) >= MAX_OPEN_CALLS or self._channel.full:
             asked = await self._turn(asked, deadline)
         number = next(self._numbers)
-        future: asyncio.Future[wire.Answer] = self._loop.create_future()
+        future: asyncio.Future[wire.CallResult] = self._loop.create_future()
         self._open[number] = (future, deadline)
         if deadline < self._look_at:
             self._watch(deadline)
@@ -145,7 +145,7 @@ class Questions:
         refuse_if_full(self._channel)
         self._channel.send(msgspec.structs.replace(asked, expect=None, timeout=None))
 
-    def on_answer(self, answer: wire.Answer) -> None:
+    def on_answer(self, answer: wire.CallResult) -> None:
         """The master answers. On the loop."""
         entry = self._open.pop(answer.number, None)
         try:
@@ -181,9 +181,9 @@ class Questions:
         except ValueError as error:
             raise ClusterError(f"delegate({asked.delegate!r}): {error}") from None
 
-    def _ask_for_thread(self, asked: wire.Delegate) -> tuple[int, concurrent.futures.Future[wire.Answer]]:
+    def _ask_for_thread(self, asked: wire.Delegate) -> tuple[int, concurrent.futures.Future[wire.CallResult]]:
         number = next(self._numbers)
-        future: concurrent.futures.Future[wire.Answer] = concurrent.futures.Future()
+        future: concurrent.futures.Future[wire.CallResult] = concurrent.futures.Future()
         self._open[number] = (future, inf)
         try:
             self._send(asked, number)

@@ -24,18 +24,18 @@ from ..errors import AppError, ClusterError, one_line, trace
 from ..kernel import app_forks, established, lifeline, processes, signals, stacks
 from ..kernel.handover import Inlet, Outlet, batch_size
 from ..kernel.scoreboard import Row
-from ..lifecycle import State
+from ..lifecycle import WorkerState
 from . import api
 from .acceptor import Acceptor
 from .alone import Alone
 from .birth import Birth, Staffed
 from .check import Check
 from .descriptor_room import DescriptorRoom
-from .drain import Drain
+from .drain import WorkerDrain
 from .ecv import Ecv, Served, Traffic
 from .exit import finish_threads
 from .life import Life
-from .measured import Measured
+from .measured import LatencyWindow
 from .moves import Moves
 from .office import Office
 from .pace import Pace
@@ -46,7 +46,7 @@ from .sources import Door, ReadyQueue
 from .steps import Watch
 from .talk import TalkChannel
 from .tls import context
-from .whereabouts import Whereabouts
+from .whereabouts import StackDescriber
 from .wrapper import wrap
 
 logger = logging.getLogger("cluster2.worker")
@@ -118,7 +118,7 @@ class Worker:
         self._row = birth.board.row(order.row)
         self.leave_by = 0.0
         self._told = asyncio.Event()
-        self._drain = Drain(birth.settings, deserted=not order.keeper)
+        self._drain = WorkerDrain(birth.settings, deserted=not order.keeper)
         self._say = birth.heard
         self._traffic = Traffic(birth.board.header, lambda message: self._say(message), alone=birth.talk is None)
         self._office: Office | None = None
@@ -158,7 +158,7 @@ class Worker:
             )
             self._say(wire.BootFailed(message, detail, error.exit_code))
             return error.exit_code
-        self._row.state = State.READY
+        self._row.state = WorkerState.READY
         self._say(wire.Ready())
         await self._wait_told()
         if self._birth.talk is None and self._settings.lame_duck:
@@ -224,7 +224,7 @@ class Worker:
             await api.hooks.run_start()
         except (Exception, SystemExit) as error:
             raise AppError(f"a hook of worker.on_start raised {one_line(error)}", detail=trace(error)) from error
-        self._measured = Measured(self._row)
+        self._measured = LatencyWindow(self._row)
         self._watch = Watch(self._long_step, 2 * self._settings.handoff_slow_above, self._measured.add)
         self._engines = [self._engine(site) for site in self._birth.sites]
         for engine in self._engines:
@@ -255,7 +255,7 @@ class Worker:
             if is_self_accepting(engine := self._engines[spec.site]):
                 engine.listen(listener)
         self._pulse.start()
-        stacks.add(Whereabouts(self._engines, asyncio.get_running_loop()).describe)
+        stacks.add(StackDescriber(self._engines, asyncio.get_running_loop()).describe)
 
     def _engine(self, site: Staffed) -> Engine:
         def around(call: Callable[..., Any], interface: Interface) -> Callable[..., Any]:
@@ -314,7 +314,7 @@ class Worker:
 
     async def _leave(self) -> bool:
         """Drain. Returns whether everything has ended by itself."""
-        self._row.draining, self._row.state = 1, State.DRAINING
+        self._row.draining, self._row.state = 1, WorkerState.DRAINING
         self._pulse.drain()
         if self._birth.shut_doors is not None:
             try:
@@ -360,7 +360,7 @@ class Worker:
         self._paper.tick()
 
     def _fill_row(self) -> None:
-        self._row.state = State.BOOTING
+        self._row.state = WorkerState.BOOTING
 
     def _receive(self, message: wire.Talk | wire.Unknown) -> None:
         if self._office is not None and self._office.receive(message):

@@ -26,7 +26,7 @@ _MAX_FRAMES = 30
 _MAX_TEXT_BYTES = 1 << 16
 
 
-class Whereabouts:
+class StackDescriber:
     """Describes what the engines of a worker do."""
 
     def __init__(self, engines: Sequence[Engine], loop: asyncio.AbstractEventLoop) -> None:

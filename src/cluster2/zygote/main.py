@@ -115,7 +115,7 @@ def _send(channel: Packets, message: wire.Orders) -> None:
 
 def _fork(
     channel: Packets, image: Image, order: wire.Fork, descriptors: list[int], serve: Serve
-) -> wire.Forked | wire.ForkFailed:
+) -> wire.WorkerForked | wire.ForkFailed:
     def born() -> None:
         """Run in the worker before the app's at-fork handlers, which may hang."""
         stacks.arm(descriptors[wire.STACKS_FILE_INDEX])
@@ -134,7 +134,7 @@ def _fork(
     except OSError as error:
         return wire.ForkFailed(order.incarnation, error.strerror or str(error))
     if pid:
-        return wire.Forked(order.incarnation, pid)
+        return wire.WorkerForked(order.incarnation, pid)
     channel.close()
     renew()
     leave(serve(image, order, descriptors))

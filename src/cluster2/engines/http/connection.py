@@ -74,7 +74,7 @@ from .limits import (
     MAX_UNREAD_BODY_BYTES,
     TCP_PROBE_INTERVAL_S,
 )
-from .request import COMPLETE, SENDING, Request
+from .request import COMPLETE, SENDING, HttpRequest
 from .response import refusal
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     from .engine import HttpEngine
 
 
-class State(IntEnum):
+class ConnectionState(IntEnum):
     """See the module."""
 
     IDLE = 0
@@ -115,7 +115,7 @@ class _InputOver(Exception):
     """Nothing more is to be parsed."""
 
 
-class Connection(asyncio.Protocol):
+class HttpConnection(asyncio.Protocol):
     """A connection. `state` tells where it stands; see the module.
 
     Attributes:
@@ -185,15 +185,15 @@ class Connection(asyncio.Protocol):
         self.served = served
         self.loop = engine.loop
         self.state = IDLE
-        self.request: Request | None = None
-        self.pipeline: deque[Request] | None = None
+        self.request: HttpRequest | None = None
+        self.pipeline: deque[HttpRequest] | None = None
         self.environ: dict[str, Any] | None = None
         self.writing_paused: list[asyncio.Future[None]] | None = None
         self.used = 0.0
         self._lingering: asyncio.TimerHandle | None = None
         self._parser: Any = httptools.HttpRequestParser(self)
-        self._fresh: Request | None = None
-        self._receiving: Request | None = None
+        self._fresh: HttpRequest | None = None
+        self._receiving: HttpRequest | None = None
         self._in_head = False
         self._head_read = 0
         self._bodyless = 0
@@ -412,7 +412,7 @@ class Connection(asyncio.Protocol):
         if self.state != SERVING:
             self._close()
 
-    def _last(self) -> Request:
+    def _last(self) -> HttpRequest:
         """Return the request after which nothing comes."""
         request = self.pipeline[-1] if self.pipeline else self.request
         assert request is not None
@@ -479,7 +479,7 @@ class Connection(asyncio.Protocol):
         path, raw, query = parts
         if engine.root_path:
             path, raw = engine.root_path + path, engine.raw_root_path + raw
-        request = Request(
+        request = HttpRequest(
             self,
             name,
             version,
@@ -522,7 +522,7 @@ class Connection(asyncio.Protocol):
             self._headers[:] = [each for each in self._headers if each[0] != b"host"] + [(b"host", authority)]
         return parts
 
-    def _queue(self, request: Request) -> None:
+    def _queue(self, request: HttpRequest) -> None:
         if self.pipeline is None:
             self.pipeline = deque()
         self.pipeline.append(request)
@@ -722,7 +722,7 @@ class Connection(asyncio.Protocol):
         if served is not None:
             served(self)
 
-    def response_complete(self, request: Request) -> None:
+    def response_complete(self, request: HttpRequest) -> None:
         """Go on after a response: with the next request, with reading, or not at all."""
         engine = self.engine
         engine.ended[request.status] += 1

@@ -25,13 +25,13 @@ from ..ending import alone, cancel, readable, reset
 from ..lifespan import Lifespan
 from ..outcomes import Outcomes
 from ..patience import Patience
-from .connection import LINGERING, UPGRADED, Connection
+from .connection import LINGERING, UPGRADED, HttpConnection
 from .limits import MESSAGES_BEFORE_CANCEL
 from .proxy_headers import UNIX_PEER, TrustedProxies
-from .request import COMPLETE, Request
+from .request import COMPLETE, HttpRequest
 from .response import Defaults
 from .websocket import MAX_MESSAGE_BYTES, WebSocketConnection
-from .websocket_session import Refusal, open_session
+from .websocket_session import HandshakeRefusal, open_session
 from .wsgi import WsgiServer
 
 _HTTP = frozenset(
@@ -91,9 +91,9 @@ class HttpEngine:
         self.defaults = Defaults()
         self.root_path = settings.root_path
         self.raw_root_path = encoded_path(settings.root_path).encode()
-        self.connections: set[Connection] = set()
-        self.half_closed: set[Connection] = set()
-        self.running: set[Request] = set()
+        self.connections: set[HttpConnection] = set()
+        self.half_closed: set[HttpConnection] = set()
+        self.running: set[HttpRequest] = set()
         self.outcomes = Outcomes()
         self.ended = self.outcomes.by_status
         self.freed: Callable[[Movable], None] | None = None
@@ -112,10 +112,10 @@ class HttpEngine:
         self._lifespan = Lifespan(self._app, self.state, "off" if self._bridge else settings.lifespan)
         self.serves_websockets = self._bridge is None
         self.websockets: set[WebSocketConnection] = set()
-        self._idle_since: dict[Connection | WebSocketConnection, float] = {}
-        self._begun: dict[Request, float] = {}
+        self._idle_since: dict[HttpConnection | WebSocketConnection, float] = {}
+        self._begun: dict[HttpRequest, float] = {}
         self._drained_at = math.inf
-        self._sent_to_gone: dict[Request, int] = {}
+        self._sent_to_gone: dict[HttpRequest, int] = {}
         self._context = contextvars.copy_context()
 
     @staticmethod
@@ -127,7 +127,7 @@ class HttpEngine:
     @staticmethod
     def peer(scope: Any, receive: Any) -> str | None:
         """Asked of the connection: `scope["client"]` is what a header said, if a proxy is believed."""
-        connection: Connection = receive.__self__.connection
+        connection: HttpConnection = receive.__self__.connection
         if connection.client is not None:
             return str(connection.client[0])
         sock = connection.transport.get_extra_info("socket")
@@ -155,11 +155,11 @@ class HttpEngine:
 
     def protocol(self) -> asyncio.BaseProtocol:
         """A connection."""
-        return Connection(self)
+        return HttpConnection(self)
 
     def accepted_protocol(self, first: bytes | None, served: Served) -> asyncio.BaseProtocol:
         """The same, which has read already, and tells when its request has begun."""
-        return Connection(self, first, served)
+        return HttpConnection(self, first, served)
 
     def _wsgi_server(self, site: Site) -> WsgiServer:
         settings = site.settings
@@ -169,7 +169,7 @@ class HttpEngine:
 
     # For connections.
 
-    def begin(self, request: Request) -> None:
+    def begin(self, request: HttpRequest) -> None:
         """Have the app called with a request that has just come."""
         if self.access is not None:
             request.began = time.perf_counter()
@@ -182,7 +182,7 @@ class HttpEngine:
         else:
             request.task = self.loop.create_task(request.run(self._app))
 
-    def begin_later(self, request: Request) -> None:
+    def begin_later(self, request: HttpRequest) -> None:
         """The same from within another request, whose context variables it must not see."""
         if self._bridge is not None:
             # Not within the call of the one before.
@@ -193,7 +193,7 @@ class HttpEngine:
         self.running.add(request)
         request.task = self.loop.create_task(request.run(self._app), context=self._context.copy())
 
-    def _begin_wsgi(self, request: Request) -> None:
+    def _begin_wsgi(self, request: HttpRequest) -> None:
         if request.disconnected:
             return
         assert self._bridge is not None
@@ -203,7 +203,7 @@ class HttpEngine:
             self._finish(request, self._app(request.scope, request.receive, request.send))
 
     def _finish(
-        self, request: Request, rest: Awaitable[None] | None, context: contextvars.Context | None = None
+        self, request: HttpRequest, rest: Awaitable[None] | None, context: contextvars.Context | None = None
     ) -> None:
         """Do what is left of a request of a WSGI app; None: nothing is.
 
@@ -226,7 +226,7 @@ class HttpEngine:
             return asyncio.Task(work, loop=self.loop, eager_start=True)  # type: ignore[call-arg]
         return self.loop.create_task(work)
 
-    def upgrade(self, connection: Connection, scope: dict[str, Any], early: bytes) -> None:
+    def upgrade(self, connection: HttpConnection, scope: dict[str, Any], early: bytes) -> None:
         """Let a websocket take a connection over, or refuse its handshake.
 
         Args:
@@ -234,7 +234,7 @@ class HttpEngine:
             early: what has come behind its head.
         """
         session = open_session(scope["method"], scope["headers"], self.defaults, MAX_MESSAGE_BYTES)
-        if isinstance(session, Refusal):
+        if isinstance(session, HandshakeRefusal):
             connection.refuse(session.status, session.text, session.extra)
             return
         transport = connection.transport
@@ -249,20 +249,20 @@ class HttpEngine:
         """Its connection is lost, and its app has ended."""
         self.websockets.discard(websocket)
 
-    def must_close(self, connection: Connection) -> bool:
+    def must_close(self, connection: HttpConnection) -> bool:
         """Return whether responses on a connection have to end it, now that some have to (`ending`)."""
         return not self._moving or connection.secure
 
-    def trusts(self, connection: Connection) -> bool:
+    def trusts(self, connection: HttpConnection) -> bool:
         """Return whether a connection's peer is a proxy that is believed."""
         return self._proxies.trusts(_peer_of(connection))
 
-    def resolve(self, connection: Connection, headers: list[tuple[bytes, bytes]]) -> tuple[Any, str]:
+    def resolve(self, connection: HttpConnection, headers: list[tuple[bytes, bytes]]) -> tuple[Any, str]:
         """Return client and scheme of a request that has come through a trusted proxy."""
         client, scheme = self._proxies.resolve(_peer_of(connection), headers)
         return client, scheme or ("https" if connection.secure else "http")
 
-    def note_refusal(self, connection: Connection, status: int, text: str) -> None:
+    def note_refusal(self, connection: HttpConnection, status: int, text: str) -> None:
         """Log that the server itself answers with an error."""
         logger.warning("%s: refused (%d): %s", connection.described(), status, text)
 
@@ -323,7 +323,7 @@ class HttpEngine:
             return str(frame.f_locals["self"].named())
         return None if self._bridge is None else self._bridge.serving(frame)
 
-    def movable(self) -> list[Connection]:
+    def movable(self) -> list[HttpConnection]:
         """All connections; whether one may move is asked of it."""
         return list(self.connections)
 
@@ -408,7 +408,7 @@ class HttpEngine:
         return paths
 
 
-_CALLS = frozenset({Request.run.__code__, WebSocketConnection.run.__code__})
+_CALLS = frozenset({HttpRequest.run.__code__, WebSocketConnection.run.__code__})
 """Methods that call ASGI apps."""
 
 
@@ -417,7 +417,7 @@ def _nothing(path: str) -> bool:
     return False
 
 
-def _peer_of(connection: Connection) -> tuple[str, int] | None:
+def _peer_of(connection: HttpConnection) -> tuple[str, int] | None:
     if connection.client is not None:
         return connection.client
     sock = connection.transport.get_extra_info("socket")

@@ -57,7 +57,7 @@ from .stream import CHUNKED_BODY, LENGTH_BODY, NO_BODY, UNTIL_CLOSE_BODY, BodySt
 
 if TYPE_CHECKING:
     from ..pep3333 import Response
-    from .connection import Connection
+    from .connection import HttpConnection
 
 Message = dict[str, Any]
 
@@ -68,7 +68,7 @@ _ASGI_VERSION = "3.0"
 _SPEC_VERSION = "2.3"
 
 
-class Phase(IntEnum):
+class RequestPhase(IntEnum):
     """How far the response has come."""
 
     BEGUN = 0
@@ -80,7 +80,7 @@ class Phase(IntEnum):
 BEGUN, STARTED, SENDING, COMPLETE = 0, 1, 2, 3  # the same; an enumeration's members cost a lookup more
 
 
-class Request:
+class HttpRequest:
     """A request, from the end of its head on.
 
     Attributes:
@@ -139,7 +139,7 @@ class Request:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: HttpConnection,
         method: str,
         version: str,
         path: str,

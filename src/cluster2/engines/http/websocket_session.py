@@ -76,7 +76,7 @@ class ClientDisconnected(OSError):
     """An app has sent to, or waits for, a client that has gone."""
 
 
-class Refusal(NamedTuple):
+class HandshakeRefusal(NamedTuple):
     """An error response to a handshake.
 
     Attributes:
@@ -88,7 +88,7 @@ class Refusal(NamedTuple):
     extra: bytes = b""
 
 
-class Phase(Enum):
+class WebSocketPhase(Enum):
     """See the module."""
 
     CONNECTING = "before websocket.accept"
@@ -98,7 +98,7 @@ class Phase(Enum):
     CLOSED = "after the end of the websocket"
 
 
-CONNECTING, OPEN, DENYING, CLOSING, CLOSED = Phase
+CONNECTING, OPEN, DENYING, CLOSING, CLOSED = WebSocketPhase
 
 
 class Session:
@@ -261,7 +261,7 @@ class Session:
         elif self.phase is CONNECTING and kind == "websocket.accept":
             self._accept(message.get("subprotocol"), message.get("headers") or ())
         elif self.phase is CONNECTING and kind == "websocket.close":
-            self.refuse(Refusal(403, "Forbidden"))
+            self.refuse(HandshakeRefusal(403, "Forbidden"))
         elif self.phase is CONNECTING and kind == "websocket.http.response.start":
             self._start_denial(message["status"], message.get("headers") or ())
         elif self.phase is DENYING and kind == "websocket.http.response.body":
@@ -322,7 +322,7 @@ class Session:
         self.phase = OPEN
         self.status = 101
 
-    def refuse(self, refused: Refusal) -> None:
+    def refuse(self, refused: HandshakeRefusal) -> None:
         """Answer the handshake with an error."""
         self.output.append(refusal(refused.status, refused.text, self._defaults, refused.extra))
         self.status = refused.status
@@ -366,7 +366,7 @@ class Session:
         """Answer for an app that has raised."""
         if self.phase is CONNECTING or self._head is not None:
             self._head = None
-            self.refuse(Refusal(500, "Internal Server Error"))
+            self.refuse(HandshakeRefusal(500, "Internal Server Error"))
         elif self.phase is DENYING:
             self._end()
         else:
@@ -419,7 +419,7 @@ class Session:
 
 def open_session(
     method: str, headers: Sequence[tuple[bytes, bytes]], defaults: Defaults, max_message_bytes: int
-) -> Session | Refusal:
+) -> Session | HandshakeRefusal:
     """Check a handshake (RFC 6455, 4.2.1), and begin with it.
 
     Args:
@@ -437,31 +437,33 @@ def open_session(
     fields = [(name, value) for name, value in headers if name in _FIELDS]
     lines = [b"GET / HTTP/1.1\r\n", *(b"%b: %b\r\n" % field for field in fields), b"\r\n"]
     if sum(map(len, lines)) > _MAX_HANDSHAKE_BYTES or len(lines) > 100:
-        return Refusal(431, "the websocket handshake is too long")
+        return HandshakeRefusal(431, "the websocket handshake is too long")
     protocol = ServerProtocol(extensions=[_DEFLATE], max_size=max_message_bytes, logger=_library_logger)
     protocol.receive_data(b"".join(lines))
     events = protocol.events_received()
     if not events:
-        return Refusal(400, "the websocket handshake can't be understood")
+        return HandshakeRefusal(400, "the websocket handshake can't be understood")
     request = events[0]
     assert isinstance(request, Request)
     response = protocol.accept(request)
     if response.status_code != 101:
-        return Refusal(400, bytes(response.body or b"").decode().strip() or "the websocket handshake isn't valid")
+        return HandshakeRefusal(
+            400, bytes(response.body or b"").decode().strip() or "the websocket handshake isn't valid"
+        )
     offers = (value.decode("latin-1").split(",") for name, value in fields if name == b"sec-websocket-protocol")
     return Session(protocol, response, [token.strip() for offer in offers for token in offer], defaults)
 
 
-def _misfit(method: str, headers: Headers) -> Refusal | None:
+def _misfit(method: str, headers: Headers) -> HandshakeRefusal | None:
     """Return why a request can't be a handshake, as far as the library doesn't look at it, or answers otherwise."""
     if method != "GET":
-        return Refusal(405, "a websocket begins with GET", b"\r\nallow: GET")
+        return HandshakeRefusal(405, "a websocket begins with GET", b"\r\nallow: GET")
     versions = []
     for name, value in headers:
         if name == b"sec-websocket-version":
             versions.append(value)
         elif name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")):
-            return Refusal(400, "a websocket handshake has no body")
+            return HandshakeRefusal(400, "a websocket handshake has no body")
     if versions != [b"13"]:
-        return Refusal(426, "the version of the websocket protocol must be 13", _VERSION_13)
+        return HandshakeRefusal(426, "the version of the websocket protocol must be 13", _VERSION_13)
     return None

@@ -12,18 +12,18 @@ import io
 from collections.abc import Awaitable, Callable
 
 from ..pep3333 import App, Environ
-from ..threads import Pool
-from ..wsgi import Bridge
+from ..threads import ThreadPool
+from ..wsgi import WsgiBridge
 from ..wsgi_client import Answer, Send, no_short_cut, send_whole
 from ..wsgi_inline import call_inline
 from ..wsgi_threaded import Call, run_call
-from .request import Request
+from .request import HttpRequest
 
-Rest = Callable[[Request, Awaitable[None] | None, contextvars.Context | None], None]
+Rest = Callable[[HttpRequest, Awaitable[None] | None, contextvars.Context | None], None]
 """Gets a request with what is left to be done for it (None: it is through), and in which context (None: in any)."""
 
 
-class WsgiServer(Bridge):
+class WsgiServer(WsgiBridge):
     """A WSGI app, as an engine's connections call it.
 
     Attributes:
@@ -34,7 +34,7 @@ class WsgiServer(Bridge):
     rest: Rest
     context: contextvars.Context
 
-    def begin(self, request: Request) -> bool:
+    def begin(self, request: HttpRequest) -> bool:
         """Call the app with a request. Returns false where it can't be done this way, and nothing has happened."""
         if not request.ended:
             return False
@@ -55,9 +55,9 @@ class WsgiServer(Bridge):
     def short_cut(self, send: Send) -> Answer:
         """That of the request, if it is one: a health check asks the app by no connection."""
         request = getattr(send, "__self__", None)
-        return request.answer if type(request) is Request else no_short_cut
+        return request.answer if type(request) is HttpRequest else no_short_cut
 
-    def _environ(self, request: Request) -> Environ:
+    def _environ(self, request: HttpRequest) -> Environ:
         environs, connection = self._environs, request.connection
         # A proxy may say for each request by which scheme it has come, and nothing of the client.
         if request.client is connection.client and request.scheme == "http":
@@ -77,7 +77,7 @@ class DirectCall(Call):
 
     __slots__ = ("_heard", "_request", "_rest")
 
-    def __init__(self, app: App, environ: Environ, request: Request, pool: Pool, rest: Rest) -> None:
+    def __init__(self, app: App, environ: Environ, request: HttpRequest, pool: ThreadPool, rest: Rest) -> None:
         super().__init__(app, environ, pool)
         self._request = request
         self._rest = rest
