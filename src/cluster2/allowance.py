@@ -8,7 +8,7 @@ LINES_INTERVAL_S = 1.0
 """Seconds until once more."""
 
 
-class Allowance:
+class TokenBucket:
     """Lets `LINES_PER_INTERVAL` pass at once, then one each `LINES_INTERVAL_S`.
 
     Attributes:

@@ -23,17 +23,17 @@ from .errors import ClusterError, ConfigError
 from .kernel import app_forks, environment, processes, signals
 from .kernel.lifeline import Lifeline
 from .kernel.listeners import Listener, SocketFile, open_all, systemd_fds
-from .kernel.notify import Notifier
+from .kernel.notify import ServiceNotifier
 from .kernel.pidfiles import PidsDirectory
 from .kernel.privileges import ids
 from .kernel.terminal import Terminal
 from .kinds import Address, FdAddress
-from .master.estate import Estate, Options, make_board
-from .master.herald import Herald
-from .master.logbook import Logbook
+from .master.estate import MasterResources, Options, make_board
+from .master.herald import SystemdNotifier
+from .master.logbook import LogDirectory
 from .master.loop import Master
 from .master.nursery import default_argv
-from .master.switchboard import Switchboard
+from .master.switchboard import MessageHub
 from .master.verbs import SIGNAL_COMMANDS
 from .settings import OPTIONS, SECRET_VARIABLES, Settings, validate, without_master
 
@@ -46,7 +46,7 @@ LOGS = ("log_to", "logs", "log_size", "log_total")
 def run(
     config: Config,
     *,
-    switchboard: Switchboard | None = None,
+    switchboard: MessageHub | None = None,
     argv: Sequence[str] | None = None,
     targets: Sequence[object] | None = None,
     on_ready: Callable[[], None] | None = None,
@@ -61,7 +61,7 @@ def run(
     Raises:
         ClusterError: what a user can do wrong; nothing is left behind.
     """
-    switchboard = switchboard or Switchboard()
+    switchboard = switchboard or MessageHub()
     with contextlib.ExitStack() as stack:
         config, logbook = _logbook(config)
         if logbook is not None:
@@ -71,10 +71,10 @@ def run(
         return _serve(config, switchboard, argv, targets, on_ready or _nothing, logbook)
 
 
-def _logbook(config: Config) -> tuple[Config, Logbook | None]:
+def _logbook(config: Config) -> tuple[Config, LogDirectory | None]:
     """The directory of logs. One that nobody asked for and that can't be made is done without, with a warning."""
     try:
-        return config, Logbook.from_settings(config.settings, own=True)
+        return config, LogDirectory.from_settings(config.settings, own=True)
     except ConfigError as error:
         if any(map(config.explicit, LOGS)):
             raise
@@ -83,17 +83,17 @@ def _logbook(config: Config) -> tuple[Config, Logbook | None]:
 
 def _serve(
     config: Config,
-    switchboard: Switchboard,
+    switchboard: MessageHub,
     argv: Sequence[str] | None,
     targets: Sequence[object] | None,
     on_ready: Callable[[], None],
-    logbook: Logbook | None,
+    logbook: LogDirectory | None,
 ) -> int:
     if not config.settings.cluster:
         from . import single  # the engines and what they bring would cost the master 2 MiB
 
         app_forks.install()
-        herald = Herald(Notifier.from_environment(os.environ), os.environ)
+        herald = SystemdNotifier(ServiceNotifier.from_environment(os.environ), os.environ)
 
         with listening(config) as listeners, monitor_listening(config) as monitor:
 
@@ -123,14 +123,14 @@ def prepare(config: Config) -> None:
 
 
 async def supervise(
-    owned: Estate,
-    switchboard: Switchboard,
+    owned: MasterResources,
+    switchboard: MessageHub,
     on_ready: Callable[[], None],
     *,
     started: Callable[[Master], None] | None = None,
 ) -> int:
     """Be the master until it has ended. Returns the exit code; raises as `run` does."""
-    herald = Herald(owned.notifier, os.environ)
+    herald = SystemdNotifier(owned.notifier, os.environ)
     emit = _teller(switchboard.emitter, herald)
 
     def ready() -> None:
@@ -165,18 +165,18 @@ def _where(listeners: Sequence[tuple[int, Listener]]) -> str:
 def estate(
     config: Config,
     argv: Sequence[str],
-    logbook: Logbook | None = None,
+    logbook: LogDirectory | None = None,
     *,
     owns_process: bool = True,
     scripted: bool = False,
-) -> Iterator[Estate]:
+) -> Iterator[MasterResources]:
     """Everything that a master owns."""
     settings = config.settings
     pids = PidsDirectory(settings.pids)
     pids.acquire()
     with contextlib.ExitStack() as stack:
         stack.callback(pids.release)
-        notifier = Notifier.from_environment(os.environ if owns_process else {})
+        notifier = ServiceNotifier.from_environment(os.environ if owns_process else {})
         pids.write_master(os.getpid())
         stack.callback(notifier.close)
         listeners = stack.enter_context(listening(config))
@@ -195,7 +195,7 @@ def estate(
         stack.enter_context(app_forks.withholding(own))
         if logbook is not None:
             stack.callback(logbook.stop)
-        yield Estate(
+        yield MasterResources(
             options=Options(settings, explicit(config)),
             reread=lambda: reread(config),
             listeners=listeners,
@@ -301,7 +301,7 @@ def _places(config: Config) -> list[Sequence[Address]]:
     return [addresses for _, addresses in config.settings.targets()]
 
 
-def _teller(emitter: Emitter, herald: Herald) -> Callable[[events.Event], None]:
+def _teller(emitter: Emitter, herald: SystemdNotifier) -> Callable[[events.Event], None]:
     """Takes each event that happens: to the log, then to those who listen."""
 
     def tell(event: events.Event) -> None:

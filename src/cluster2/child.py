@@ -22,8 +22,8 @@ from .kernel.descriptors import MAX_DESCRIPTORS, Packets
 from .kernel.scoreboard import Scoreboard, page_of
 from .settings import FILE_OPTIONS, OPTIONS, SECRET_VARIABLES, Settings, validate
 from .worker import runtime
-from .worker.birth import Birth, Staffed
-from .worker.paper import Paper
+from .worker.birth import AppBinding, WorkerSpec
+from .worker.paper import WorkerOutput
 from .zygote import bytecode, image, main
 
 _EXECUTED_AGAIN_VARIABLE = "_CLUSTER2_EXECUTED_AGAIN"
@@ -130,7 +130,7 @@ def title(settings: Settings, role: str) -> None:
 
 def _serve(made: image.Image, order: wire.Fork, descriptors: list[int]) -> int:
     title(made.settings, f"worker {order.slot} g{order.generation}")
-    paper = Paper(made.settings, order.logs, order.slot)
+    paper = WorkerOutput(made.settings, order.logs, order.slot)
     paper.redirect(order.generation, order.slot)
     talk, stack_file, line, *shared = descriptors
     board, others = shared[:3], shared[3:]
@@ -138,10 +138,10 @@ def _serve(made: image.Image, order: wire.Fork, descriptors: list[int]) -> int:
     sockets = [socket.socket(fileno=descriptor) for descriptor in others]
     doors, ways = sockets[: len(order.sockets)], sockets[len(order.sockets) :]
     return runtime.serve(
-        Birth(
+        WorkerSpec(
             order=order,
             settings=made.settings,
-            sites=[Staffed(app, engine) for app, engine in made.sites],
+            sites=[AppBinding(app, engine) for app, engine in made.sites],
             board=Scoreboard.attach(board, page_of(order.row)),
             talk=socket.socket(fileno=talk),
             lifeline=line,

@@ -22,7 +22,7 @@ from .kernel.pidfiles import CONTROL_SOCKET, connect_control
 Progress = Callable[[dict[str, Any]], None]
 
 
-class Client:
+class ControlClient:
     """The master of one pids directory, seen from another process. Each call is a connection of its own.
 
     Args:

@@ -18,20 +18,20 @@ from .config import Config
 from .errors import ClusterError, ConfigError, one_line, trace
 from .kernel import signals
 from .master.delegates import DEFAULT_CONCURRENCY
-from .master.estate import Estate
+from .master.estate import MasterResources
 from .master.facts import Command
-from .master.logbook import Logbook
+from .master.logbook import LogDirectory
 from .master.loop import Master
 from .master.nursery import default_argv, script_argv
 from .master.statuses import ComponentStatus
-from .master.switchboard import Switchboard
+from .master.switchboard import MessageHub
 from .master.verbs import SIGNAL_COMMANDS
 from .reducers import Reducer
 from .wire import CHANNEL_VARIABLE
 from .zygote import bytecode
 
 if TYPE_CHECKING:
-    from .client import Client
+    from .client import ControlClient
     from .keywords import ClusterOptions
 
 H = TypeVar("H", bound=Callable[[Any], Any])
@@ -55,7 +55,7 @@ class Cluster:
         except ConfigError as error:
             _tell_if_uncaught(error)
             raise
-        self._switchboard = Switchboard()
+        self._switchboard = MessageHub()
 
     @property
     def config(self) -> Config:
@@ -119,7 +119,7 @@ class Cluster:
         boot.prepare(configured)
         # This process's output is its own business, and so is where it is: files only if somebody asks for them.
         asked = any(map(configured.explicit, boot.LOGS))
-        logbook = Logbook.from_settings(configured.settings, own=False) if asked else None
+        logbook = LogDirectory.from_settings(configured.settings, own=False) if asked else None
         with boot.estate(configured, default_argv(), logbook, owns_process=False) as owned:
             running = Running(owned)
             task = asyncio.ensure_future(
@@ -339,10 +339,10 @@ class Cluster:
         """End the cluster at once; returns when its master is gone. Raises NotRunning."""
         self._client().send_and_wait_for_exit("stop")
 
-    def _client(self) -> Client:
-        from .client import Client  # a master is no client of itself: it stays smaller without
+    def _client(self) -> ControlClient:
+        from .client import ControlClient  # a master is no client of itself: it stays smaller without
 
-        return Client(Path(self._config.settings.pids))
+        return ControlClient(Path(self._config.settings.pids))
 
     def _with(self, app: object, factory: bool | Callable[..., object]) -> tuple[Config, list[object] | None]:
         """The configuration for that app; and the apps as objects, or None if all are named by text."""
@@ -365,7 +365,7 @@ class Cluster:
 class Running:
     """A cluster that serves inside of this program."""
 
-    def __init__(self, owned: Estate) -> None:
+    def __init__(self, owned: MasterResources) -> None:
         self._owned = owned
         self.ready = asyncio.Event()
         self.task: asyncio.Future[int]
@@ -402,7 +402,7 @@ def run(configured: Config, *, on_ready: Callable[[], None] | None = None) -> in
     usable = places.with_writable_pids(configured) if on_ready is None else contextlib.nullcontext(configured)
     with usable as configured:
         cluster = Cluster.__new__(Cluster)
-        cluster._options, cluster._config, cluster._switchboard = {}, configured, Switchboard()
+        cluster._options, cluster._config, cluster._switchboard = {}, configured, MessageHub()
         setup: Any = configured.settings.setup
         if setup is not None:
             _set_up(setup, cluster, configured)

@@ -36,7 +36,7 @@ def clip(text: str, limit: int, *, end: bool = False) -> str:
     return (encoded[-limit:] if end else encoded[:limit]).decode(errors="ignore")
 
 
-class Garbled(ValueError):
+class ProtocolError(ValueError):
     """A peer sent something that is no message."""
 
 
@@ -77,7 +77,7 @@ def value(raw: msgspec.Raw) -> Any:
     try:
         return _value(raw) if raw else None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Garbled(f"not a payload: {error}") from error
+        raise ProtocolError(f"not a payload: {error}") from error
 
 
 def pack(message: wire.Talk) -> bytes:
@@ -127,7 +127,9 @@ class Unpacker:
         while end - start >= 4:
             (length,) = _length.unpack_from(data, start)
             if length > MAX_MESSAGE_BYTES:
-                raise Garbled(f"a message of {length} bytes was announced; at most {MAX_MESSAGE_BYTES} are allowed")
+                raise ProtocolError(
+                    f"a message of {length} bytes was announced; at most {MAX_MESSAGE_BYTES} are allowed"
+                )
             needed = length + 4
             if end - start < needed:
                 break
@@ -155,11 +157,11 @@ def _message(body: bytes) -> wire.Talk | wire.Unknown:
         kind = _decode(_tagged, body).type
         if kind not in _KNOWN:
             return wire.Unknown(clip(kind, 40))
-        raise Garbled(f"not a message: {error}") from error
+        raise ProtocolError(f"not a message: {error}") from error
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[_M], body: bytes) -> _M:
     try:
         return decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Garbled(f"not a message: {error}") from error
+        raise ProtocolError(f"not a message: {error}") from error

@@ -40,7 +40,7 @@ class Flight(Generic[A]):
         self.runner: Any = None
 
 
-class Flights(Generic[A]):
+class SingleFlight(Generic[A]):
     """The work of one kind.
 
     Args:

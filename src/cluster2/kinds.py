@@ -90,7 +90,7 @@ class _HintError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ValueType:
     """What the values of an option may be.
 
     Attributes:
@@ -361,20 +361,20 @@ def _proxies(raw: object) -> str:
     return text
 
 
-def count(least: int = 0) -> Kind:
+def count(least: int = 0) -> ValueType:
     """Whole numbers that are not below `least`."""
     describe = f"a whole number of at least {least}"
-    return Kind("COUNT", describe, lambda raw: _whole(raw, least), annotation="int")
+    return ValueType("COUNT", describe, lambda raw: _whole(raw, least), annotation="int")
 
 
-def choice(*values: str) -> Kind:
+def choice(*values: str) -> ValueType:
     """One of these words."""
 
     def read(raw: object) -> str:
         return values[values.index(_text(raw).strip().lower())]
 
     literals = ", ".join(f'"{each}"' for each in values)
-    return Kind("|".join(values), f"one of {', '.join(values)}", read, annotation=f"Literal[{literals}]")
+    return ValueType("|".join(values), f"one of {', '.join(values)}", read, annotation=f"Literal[{literals}]")
 
 
 def _auto(raw: object) -> int:
@@ -385,62 +385,62 @@ def _joined(values: object) -> str:
     return ",".join(str(value) for value in _items(values))
 
 
-FLAG = Kind("FLAG", "true or false (also yes, no, on, off, 1, 0)", _flag, lambda value: str(value).lower(), "bool")
+FLAG = ValueType("FLAG", "true or false (also yes, no, on, off, 1, 0)", _flag, lambda value: str(value).lower(), "bool")
 COUNT = count()
-WORKERS = Kind(
+WORKERS = ValueType(
     "COUNT", "a whole number of at least 1, or auto", _auto, lambda value: str(value or "auto"), 'int | Literal["auto"]'
 )
-PORT = Kind("PORT", "a port from 0 to 65535", lambda raw: _whole(raw, 0, 65535), annotation="int")
-PORTS = Kind("PORT", "a port from 0 to 65535, or several", _ports, _joined, "int | Sequence[int]")
-DURATION = Kind(
+PORT = ValueType("PORT", "a port from 0 to 65535", lambda raw: _whole(raw, 0, 65535), annotation="int")
+PORTS = ValueType("PORT", "a port from 0 to 65535, or several", _ports, _joined, "int | Sequence[int]")
+DURATION = ValueType(
     "DURATION", "a duration such as 30s, 5m, 24h or 250ms, or seconds", _duration, _show_duration, "float | str"
 )
-POSITIVE = Kind(
+POSITIVE = ValueType(
     "DURATION",
     "a duration above zero such as 30s, 5m, 24h or 250ms, or seconds",
     _positive,
     _show_duration,
     "float | str",
 )
-SIZE = Kind("SIZE", "a size such as 512MiB, 1GiB or 100MB", _size, lambda value: f"{value}B", "int | str")
-RATIO = Kind("RATIO", "a number from 0 to 1", _ratio, repr, "float")
-TEXT = Kind("TEXT", "a text", _text)
-NAME = Kind("NAME", "a name", _name)
-PATH = Kind("PATH", "a path", _path, annotation="str | PurePath")
-URL_PATH = Kind("/PATH", "a path such as /healthy, or /healthy?deep=1", _url_path)
-BARE_PATH = Kind("/PATH", "a path such as /ecv, without a query, and without %", _bare_path)
-ECV_PATH = Kind(
+SIZE = ValueType("SIZE", "a size such as 512MiB, 1GiB or 100MB", _size, lambda value: f"{value}B", "int | str")
+RATIO = ValueType("RATIO", "a number from 0 to 1", _ratio, repr, "float")
+TEXT = ValueType("TEXT", "a text", _text)
+NAME = ValueType("NAME", "a name", _name)
+PATH = ValueType("PATH", "a path", _path, annotation="str | PurePath")
+URL_PATH = ValueType("/PATH", "a path such as /healthy, or /healthy?deep=1", _url_path)
+BARE_PATH = ValueType("/PATH", "a path such as /ecv, without a query, and without %", _bare_path)
+ECV_PATH = ValueType(
     "/PATH", "a path such as /ecv, without a query, and without %; or off", _ecv_path, lambda value: value or "off"
 )
-ROOT_PATH = Kind(
+ROOT_PATH = ValueType(
     "/PATH", "a path such as /shop or /caf%C3%A9, with %20 for a space, and without a query", _root_path, encoded_path
 )
-TOKEN = Kind("TOKEN", "8 or more printable ASCII characters without spaces", _token)
-ACCOUNT = Kind("NAME", "a name or a numeric id", _account, annotation="str | int")
-UMASK = Kind(
+TOKEN = ValueType("TOKEN", "8 or more printable ASCII characters without spaces", _token)
+ACCOUNT = ValueType("NAME", "a name or a numeric id", _account, annotation="str | int")
+UMASK = ValueType(
     "OCTAL",
     "an octal number from 0 to 777",
     lambda raw: _whole(raw, 0, 0o777, 8),
     lambda value: f"{value:04o}",
     "int | str",
 )
-HOST = Kind("HOST", "a host name or an IP address", _host)
-ADDRESS = Kind("ADDRESS", "host:port, :port, [ipv6]:port, unix:path or fd://3", _address)
-ADDRESSES = Kind(
+HOST = ValueType("HOST", "a host name or an IP address", _host)
+ADDRESS = ValueType("ADDRESS", "host:port, :port, [ipv6]:port, unix:path or fd://3", _address)
+ADDRESSES = ValueType(
     "ADDRESS",
     ADDRESS.describe,
     lambda raw: tuple(_address(item) for item in _items(raw)),
     _joined,
     "str | Sequence[str]",
 )
-PROXIES = Kind(
+PROXIES = ValueType(
     "PROXIES",
     "addresses and networks such as 10.0.0.0/8, unix: for the peers of Unix sockets, or * for all, with commas; "
     "empty: none",
     _proxies,
 )
-REFERENCE = Kind("REFERENCE", "module:function", _reference, annotation="str | Callable[..., Any]")
-APPS = Kind(
+REFERENCE = ValueType("REFERENCE", "module:function", _reference, annotation="str | Callable[..., Any]")
+APPS = ValueType(
     "LIST",
     'a list of pairs such as ["module:attr", 3000], with a port, an address or several',
     _apps,

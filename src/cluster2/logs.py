@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from .allowance import Allowance
+from .allowance import TokenBucket
 from .settings import Settings
 
 _OURS = ("cluster2", "uvicorn", "granian", "_granian")
@@ -57,7 +57,7 @@ class RateLimit(logging.Filter):
         """Nothing was logged yet."""
         super().__init__()
         self._clock = clock
-        self._kinds: dict[object, Allowance] = {}
+        self._kinds: dict[object, TokenBucket] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a line passes."""
@@ -72,7 +72,7 @@ class RateLimit(logging.Filter):
         if (allowance := self._kinds.get(kind)) is None:
             if len(self._kinds) >= MAX_RATE_LIMITED_KINDS:
                 self._kinds.clear()
-            allowance = self._kinds[kind] = Allowance()
+            allowance = self._kinds[kind] = TokenBucket()
         if not allowance.take(self._clock()):
             return False
         if allowance.refused:

@@ -18,7 +18,7 @@ from .errors import AddressInUse
 from .kernel.listeners import Listener, open_all
 from .kernel.pidfiles import PidsDirectory
 from .kinds import TcpAddress
-from .master.logbook import Logbook
+from .master.logbook import LogDirectory
 from .settings import Settings
 
 logger = logging.getLogger("cluster2.master")
@@ -28,7 +28,7 @@ _MAX_MONITOR_PORTS = 100
 
 
 def announce(
-    settings: Settings, monitor: Sequence[Listener], logbook: Logbook | None, pids: PidsDirectory | None
+    settings: Settings, monitor: Sequence[Listener], logbook: LogDirectory | None, pids: PidsDirectory | None
 ) -> None:
     """Log where the monitor's page, the log files and the pid files are."""
     if monitor:

@@ -1,7 +1,7 @@
 """What the master decides, as pure functions of what it knows and the time.
 
 `plan` compares what is wanted with what is there and says what to do next; `Restarts` says when a crashed worker may be
-replaced, `Pauses` when a helper may. All are tested without a process and with a clock of the test's own.
+replaced, `RestartBackoff` when a helper may. All are tested without a process and with a clock of the test's own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class WorkerView:
     """One worker, as far as decisions need to know it.
 
     Attributes:
@@ -76,13 +76,13 @@ class _Slot(NamedTuple):
     """The live workers of one wanted slot that `plan` keeps: at most one of each kind."""
 
     slot: int
-    current: Seen | None
-    outdated: Seen | None
+    current: WorkerView | None
+    outdated: WorkerView | None
 
 
 def plan(
     wanted: Wanted,
-    workers: Iterable[Seen],
+    workers: Iterable[WorkerView],
     *,
     available: Collection[int] | None = None,
     blocked_slots: frozenset[int] = frozenset(),
@@ -133,9 +133,9 @@ def plan(
     return decisions
 
 
-def _by_slot(workers: Iterable[Seen]) -> tuple[dict[int, list[Seen]], set[int]]:
+def _by_slot(workers: Iterable[WorkerView]) -> tuple[dict[int, list[WorkerView]], set[int]]:
     """Return the live workers of each slot, and the slots in which others are still leaving."""
-    live: dict[int, list[Seen]] = {}
+    live: dict[int, list[WorkerView]] = {}
     leaving = set()
     for worker in workers:
         if worker.state in LIVE_STATES:
@@ -146,12 +146,16 @@ def _by_slot(workers: Iterable[Seen]) -> tuple[dict[int, list[Seen]], set[int]]:
 
 
 def _keep_best(
-    wanted: Wanted, by_slot: Mapping[int, list[Seen]], fallback_generation: int | None, *, fallback_available: bool
-) -> tuple[list[_Slot], list[Seen]]:
+    wanted: Wanted,
+    by_slot: Mapping[int, list[WorkerView]],
+    fallback_generation: int | None,
+    *,
+    fallback_available: bool,
+) -> tuple[list[_Slot], list[WorkerView]]:
     """Return the workers that each wanted slot keeps, and all others, which are surplus."""
     rank = {wanted.generation: 1, fallback_generation: 2}
 
-    def merit(worker: Seen) -> tuple[bool, int, bool, int]:
+    def merit(worker: WorkerView) -> tuple[bool, int, bool, int]:
         # A ready worker always wins, so that no slot loses the one that serves it; then proved code, then the wanted one,
         # over the code of an abandoned reload. The oldest of equals is nearest to being ready.
         return (
@@ -176,7 +180,7 @@ def _keep_best(
         ]
         best = _Slot(slot, max(current, key=merit, default=None), max(outdated, key=merit, default=None))
         slots.append(best)
-        kept |= {worker.incarnation for worker in best[1:] if isinstance(worker, Seen)}
+        kept |= {worker.incarnation for worker in best[1:] if isinstance(worker, WorkerView)}
     live_workers = (worker for _, live in sorted(by_slot.items()) for worker in live)
     return slots, [worker for worker in live_workers if worker.incarnation not in kept]
 
@@ -188,7 +192,7 @@ def _end_surplus_pairs(pairs: list[_Slot], surge: int) -> list[Decision]:
     again after workers of the new one had taken its place.
     """
 
-    def is_ready(worker: Seen | None) -> bool:
+    def is_ready(worker: WorkerView | None) -> bool:
         return worker is not None and worker.state is WorkerState.READY
 
     # Those that are nearest to their end go on. `sorted` is stable: of equals, the lower slots.
@@ -373,7 +377,7 @@ def _backoff(first: float, steps: int) -> float:
 
 
 @dataclass(slots=True)
-class Pauses:
+class RestartBackoff:
     """How long one waits until a helper that has ended is started again.
 
     Not at all after its first end; then longer each time, until one has lived for a while.

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from .policy import Seen
+from .policy import WorkerView
 
 SETTLE_S = 0.2
 """Seconds that the first new worker must live, once ready, before an old one is retired for it."""
@@ -31,7 +31,7 @@ class Stage(Enum):
 
 
 @dataclass(slots=True)
-class Rolling:
+class Rollout:
     """A change from one generation to the next.
 
     Attributes:
@@ -61,10 +61,10 @@ class Rolling:
         """Whether predecessors may go."""
         return self.stage is Stage.ROLLING
 
-    def finished(self, workers: Iterable[Seen]) -> bool:
+    def finished(self, workers: Iterable[WorkerView]) -> bool:
         """Whether no worker of another generation is left, draining ones included."""
         return self.stage is Stage.ROLLING and all(worker.generation == self.new for worker in workers)
 
-    def replaced(self, workers: Iterable[Seen]) -> int:
+    def replaced(self, workers: Iterable[WorkerView]) -> int:
         """How many new workers there are, for those who watch."""
         return sum(worker.generation == self.new for worker in workers)

@@ -40,8 +40,8 @@ from .kinds import (
     URL_PATH,
     WORKERS,
     Address,
-    Kind,
     TcpAddress,
+    ValueType,
     choice,
     count,
     is_loopback,
@@ -76,7 +76,7 @@ class Option:
 
     field: str
     name: str
-    kind: Kind
+    kind: ValueType
     default: Any
     help: str
     group: str
@@ -119,7 +119,7 @@ class Option:
         return "***" if self.secret else getattr(value, "__qualname__", None) or self.kind.show(value)
 
 
-def option(default: Any, kind: Kind, help: str, group: str, *, within: str = "", **more: Any) -> Any:
+def option(default: Any, kind: ValueType, help: str, group: str, *, within: str = "", **more: Any) -> Any:
     """Declare a field of `Settings`.
 
     Args:

@@ -29,13 +29,13 @@ from .lifecycle import PHASES
 from .master.estate import make_board
 from .master.facts import Fact
 from .master.handle import Handle
-from .master.logbook import Logbook
-from .master.switchboard import Switchboard
-from .master.talk import TalkToWorker
+from .master.logbook import LogDirectory
+from .master.switchboard import MessageHub
+from .master.talk import WorkerChannel
 from .settings import SECRET_VARIABLES, Settings
 from .worker import runtime
-from .worker.birth import Birth, Staffed
-from .worker.paper import Paper
+from .worker.birth import AppBinding, WorkerSpec
+from .worker.paper import WorkerOutput
 from .zygote import image
 from .zygote.started import StartedAtImport
 
@@ -56,8 +56,8 @@ def run(
     on_ready: Callable[[], None],
     emit: Callable[[events.Event], None],
     settle: Callable[[], Awaitable[None]],
-    switchboard: Switchboard,
-    logbook: Logbook | None = None,
+    switchboard: MessageHub,
+    logbook: LogDirectory | None = None,
 ) -> int:
     """Serve until TERM or INT. Returns the exit code.
 
@@ -95,7 +95,7 @@ def run(
         on_ready()
 
     # The process's output is in the master's file already, if it is in one.
-    paper = Paper(settings, "" if logbook is None else logbook.directory, SINGLE_SLOT, output=False)
+    paper = WorkerOutput(settings, "" if logbook is None else logbook.directory, SINGLE_SLOT, output=False)
     paper.redirect(_SINGLE_GENERATION, SINGLE_SLOT)
     told = _Told(ready, emit, board, settings.lame_duck)
 
@@ -111,10 +111,10 @@ def run(
         ]
         return not open_doors
 
-    birth = Birth(
+    birth = WorkerSpec(
         order=wire.Fork(1, SINGLE_SLOT, _SINGLE_GENERATION, _SINGLE_ROW, os.getppid(), []),
         settings=settings,
-        sites=[Staffed(app, engine) for app, engine in made.sites],
+        sites=[AppBinding(app, engine) for app, engine in made.sites],
         board=board,
         talk=None,
         sockets=_sockets(listeners),
@@ -178,7 +178,7 @@ class _Told:
         """Take a message."""
         now = time.time()
         match message:
-            case wire.Born():
+            case wire.Started():
                 self._emit(events.Forked(time=now, pid=message.pid, slot=SINGLE_SLOT, generation=_SINGLE_GENERATION))
             case wire.Ready():
                 boot = time.monotonic() - self._born
@@ -216,7 +216,7 @@ class _Told:
 class SingleProcessMaster:
     """The master's end of the channel in the worker's own loop: delegation, events and status work without a master."""
 
-    def __init__(self, switchboard: Switchboard, emit: Callable[[events.Event], None]) -> None:
+    def __init__(self, switchboard: MessageHub, emit: Callable[[events.Event], None]) -> None:
         self._switchboard = switchboard
         self._emit = emit
 
@@ -227,7 +227,7 @@ class SingleProcessMaster:
         ours, theirs = socket.socketpair()
         app_forks.withhold(ours, theirs)
         await asyncio.get_running_loop().create_unix_connection(
-            lambda: TalkToWorker(handle, _unsupervised, self._switchboard), sock=ours
+            lambda: WorkerChannel(handle, _unsupervised, self._switchboard), sock=ours
         )
         return theirs
 
@@ -254,10 +254,10 @@ async def _monitor(
 ) -> None:
     """Serve the monitor's ports until the worker's end cancels it."""
     from .monitor import main
-    from .monitor.desk import Desk
+    from .monitor.desk import Dashboard
     from .monitor.facts import Facts
-    from .monitor.picture import Subject
-    from .monitor.scales import Scales
+    from .monitor.picture import ClusterInfo
+    from .monitor.scales import MemorySampler
 
     async def switch(enabled: bool) -> bool:
         if bool(board.header.traffic) != enabled:
@@ -269,10 +269,10 @@ async def _monitor(
     # The loop closes what it serves; the listeners are their owner's to close.
     facts = Facts(board, port, switch)
     # A walk over the page tables would hold up requests: here they are on the same loop.
-    scales = Scales(lambda pid: processes.resident_memory())
-    desk = Desk(
+    scales = MemorySampler(lambda pid: processes.resident_memory())
+    desk = Dashboard(
         facts,
-        Subject.from_settings(settings, [str(each.address) for _, each in listeners], str(own[0].address)),
+        ClusterInfo.from_settings(settings, [str(each.address) for _, each in listeners], str(own[0].address)),
         scales,
     )
     emitter.on("*", lambda event: desk.watch.feed.add(events.plain(event)))

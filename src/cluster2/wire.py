@@ -107,7 +107,7 @@ class Reopen(Message, frozen=True):
     """Somebody has renamed log files: open those of these names again. To zygotes, and as talk to workers."""
 
 
-class Observe(Message, frozen=True):
+class StartMonitor(Message, frozen=True):
     """To the monitor, its only order.
 
     Its descriptors: the three of the scoreboard, the listening sockets of its page and, if there is one, of the agent-check.
@@ -200,7 +200,7 @@ class ForkFailed(Message, frozen=True):
 # Talk: worker → master.
 
 
-class Born(Message, frozen=True):
+class Started(Message, frozen=True):
     """The worker's process exists: its first message. The zygote says so as well, but it can die before it does.
 
     Attributes:
@@ -280,7 +280,7 @@ class Drain(Message, frozen=True):
     open_doors: bool = False
 
 
-class Deserted(Message, frozen=True):
+class KeeperGone(Message, frozen=True):
     """The keeper is gone for good: no connection comes back any more."""
 
 
@@ -408,10 +408,10 @@ class Unknown(NamedTuple):
     type: str
 
 
-Orders = Prepare | Fork | Reopen | Observe | Chosen | Prepared | PrepareFailed | WorkerForked | ForkFailed
+Orders = Prepare | Fork | Reopen | StartMonitor | Chosen | Prepared | PrepareFailed | WorkerForked | ForkFailed
 Both = Emit | Delegate | CallResult | GiveUp | ComponentAnnounced | View | Reduce | Viewed | Update
 Talk = (
-    Born
+    Started
     | Ready
     | Leaving
     | BootFailed
@@ -420,7 +420,7 @@ Talk = (
     | EndFailed
     | SetTraffic
     | Drain
-    | Deserted
+    | KeeperGone
     | TrafficSet
     | Reopen
     | Both

@@ -15,7 +15,7 @@ import pytest
 
 from cluster2.keeper.main import Keeper
 from cluster2.kernel import processes
-from cluster2.kernel.handover import Inlet, Outlet, Parcel, queue
+from cluster2.kernel.handover import HandedConnection, QueueReader, QueueWriter, queue
 from cluster2.kernel.scoreboard import Scoreboard
 from tests.system.harness import wait_until
 
@@ -32,8 +32,8 @@ class Kept:
         self.rest = queue()
         self.ready = [queue() for _ in range(sites)]
         self.board = Scoreboard.create()
-        self.outlet = Outlet(self.rest[0])
-        self.inlets = [Inlet(out) for _, out in self.ready]
+        self.outlet = QueueWriter(self.rest[0])
+        self.inlets = [QueueReader(out) for _, out in self.ready]
         self.timeout = timeout
         self._left = ExitStack()
 
@@ -65,7 +65,7 @@ class Kept:
         """Wait until so many rest."""
         wait_until(lambda: self.board.header.resting == count, lambda: f"{count} rest, not {self.board.header.resting}")
 
-    def take(self, site: int = 0) -> tuple[Parcel, socket.socket]:
+    def take(self, site: int = 0) -> tuple[HandedConnection, socket.socket]:
         """The next one from a ready queue."""
         assert select.select([self.inlets[site]], [], [], 20)[0], "something is ready"
         parcel = self.inlets[site].take()
@@ -87,8 +87,8 @@ class InThread(Kept):
     """The keeper in a thread: its code is covered, and its limit can be chosen."""
 
     def start(self, limit: int = 10_000) -> None:
-        ready = [Outlet(into) for into, _ in self.ready]
-        inlet = Inlet(self.rest[1])
+        ready = [QueueWriter(into) for into, _ in self.ready]
+        inlet = QueueReader(self.rest[1])
         self.keeper = Keeper(self.theirs.fileno(), inlet, ready, self.board, self.timeout, limit)
         self.errors: list[BaseException] = []
         self.thread = threading.Thread(target=self._run)

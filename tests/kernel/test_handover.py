@@ -19,7 +19,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster2.kernel.handover import CONNECTIONS_PER_MESSAGE, RECORD_FORMAT, Inlet, Outlet, Parcel, queue
+from cluster2.kernel.handover import (
+    CONNECTIONS_PER_MESSAGE,
+    RECORD_FORMAT,
+    HandedConnection,
+    QueueReader,
+    QueueWriter,
+    queue,
+)
 from tests.kernel.leaks import descriptors
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
@@ -37,12 +44,12 @@ def leaving() -> Iterator[ExitStack]:
 
 
 @pytest.fixture
-def ways(leaving: ExitStack) -> tuple[socket.socket, Outlet, Inlet]:
+def ways(leaving: ExitStack) -> tuple[socket.socket, QueueWriter, QueueReader]:
     """The raw entry of a queue, and both ends as they are used."""
     into, out = queue()
     leaving.callback(into.close)
     leaving.callback(out.close)
-    return into, Outlet(into), Inlet(out)
+    return into, QueueWriter(into), QueueReader(out)
 
 
 def connection(leaving: ExitStack) -> tuple[socket.socket, socket.socket]:
@@ -58,13 +65,13 @@ def inode(descriptor: int) -> int:
     return os.fstat(descriptor).st_ino
 
 
-def close(parcels: list[Parcel]) -> list[Parcel]:
+def close(parcels: list[HandedConnection]) -> list[HandedConnection]:
     for parcel in parcels:
         os.close(parcel.descriptor)
     return parcels
 
 
-def test_one_travels_whole(ways: tuple[socket.socket, Outlet, Inlet], leaving: ExitStack) -> None:
+def test_one_travels_whole(ways: tuple[socket.socket, QueueWriter, QueueReader], leaving: ExitStack) -> None:
     """A connection arrives with its app, family and age; both its ends work on; the sender's copy may be closed at once."""
     _, outlet, inlet = ways
     client, server = connection(leaving)
@@ -98,10 +105,10 @@ def test_many_travel_in_order(about: list[tuple[int, int, float]]) -> None:
     pipes = [os.pipe() for _ in range(3)]
     ends = [end for pipe in pipes for end in pipe]
     try:
-        parcels = [Parcel(ends[index % len(ends)], *each) for index, each in enumerate(about)]
-        assert Outlet(into).send_all(parcels) == len(parcels)
-        arrived: list[Parcel] = []
-        inlet = Inlet(out)
+        parcels = [HandedConnection(ends[index % len(ends)], *each) for index, each in enumerate(about)]
+        assert QueueWriter(into).send_all(parcels) == len(parcels)
+        arrived: list[HandedConnection] = []
+        inlet = QueueReader(out)
         while some := inlet.take_all():
             assert len(some) <= CONNECTIONS_PER_MESSAGE
             arrived += some
@@ -115,7 +122,7 @@ def test_many_travel_in_order(about: list[tuple[int, int, float]]) -> None:
         out.close()
 
 
-def test_a_full_queue(ways: tuple[socket.socket, Outlet, Inlet], leaving: ExitStack) -> None:
+def test_a_full_queue(ways: tuple[socket.socket, QueueWriter, QueueReader], leaving: ExitStack) -> None:
     """A full queue says so and takes nothing; all that it took comes out in order, and then it takes again."""
     _, outlet, inlet = ways
     _, server = connection(leaving)
@@ -123,17 +130,17 @@ def test_a_full_queue(ways: tuple[socket.socket, Outlet, Inlet], leaving: ExitSt
     while outlet.send(server.fileno(), 0, socket.AF_INET, float(sent)):
         sent += 1
     assert sent > 100
-    assert outlet.send_all([Parcel(server.fileno(), 0, socket.AF_INET, 0.0)]) == 0
+    assert outlet.send_all([HandedConnection(server.fileno(), 0, socket.AF_INET, 0.0)]) == 0
     assert [int(each.age) for each in close(list(iter(inlet.take, None)))] == list(range(sent))
     assert outlet.send(server.fileno(), 0, socket.AF_INET, 0.0)
     close([parcel for parcel in [inlet.take()] if parcel])
 
 
-def test_more_than_fit(ways: tuple[socket.socket, Outlet, Inlet], leaving: ExitStack) -> None:
+def test_more_than_fit(ways: tuple[socket.socket, QueueWriter, QueueReader], leaving: ExitStack) -> None:
     """Of more than fit the first ones go, in whole messages; the sender is told how many, and keeps the others."""
     _, outlet, inlet = ways
     _, server = connection(leaving)
-    parcels = [Parcel(server.fileno(), 0, socket.AF_INET, float(age)) for age in range(200_000)]
+    parcels = [HandedConnection(server.fileno(), 0, socket.AF_INET, float(age)) for age in range(200_000)]
     sent = outlet.send_all(parcels)
     assert 0 < sent < len(parcels)
     assert sent % CONNECTIONS_PER_MESSAGE == 0
@@ -144,7 +151,7 @@ def test_more_than_fit(ways: tuple[socket.socket, Outlet, Inlet], leaving: ExitS
     assert received == sent
 
 
-def test_a_descriptor_that_is_closed(ways: tuple[socket.socket, Outlet, Inlet]) -> None:
+def test_a_descriptor_that_is_closed(ways: tuple[socket.socket, QueueWriter, QueueReader]) -> None:
     """What isn't open can't be sent, and nothing arrives."""
     _, outlet, inlet = ways
     reader, writer = os.pipe()
@@ -160,12 +167,12 @@ def test_nobody_reads_any_more(leaving: ExitStack) -> None:
     leaving.callback(into.close)
     out.close()
     client, server = connection(leaving)
-    assert not Outlet(into).send(server.fileno(), 0, socket.AF_INET, 0.0)
+    assert not QueueWriter(into).send(server.fileno(), 0, socket.AF_INET, 0.0)
     server.sendall(b"still ours")
     assert client.recv(100) == b"still ours"
 
 
-def test_nobody_sends_any_more(ways: tuple[socket.socket, Outlet, Inlet], leaving: ExitStack) -> None:
+def test_nobody_sends_any_more(ways: tuple[socket.socket, QueueWriter, QueueReader], leaving: ExitStack) -> None:
     """When all senders have closed, what waits is delivered first, and then the end is seen."""
     _, outlet, inlet = ways
     _, server = connection(leaving)
@@ -195,7 +202,7 @@ def test_a_connection_in_the_queue_outlives_its_sender(leaving: ExitStack) -> No
     argv = [sys.executable, "-c", textwrap.dedent(program)]
     assert subprocess.run(argv, pass_fds=fds, check=False, timeout=30).returncode == -9
     server.close()
-    parcel = Inlet(out).take()
+    parcel = QueueReader(out).take()
     assert parcel is not None
     with socket.socket(fileno=parcel.descriptor) as arrived:
         arrived.sendall(b"alive")
@@ -229,7 +236,9 @@ GARBAGE: dict[str, tuple[bytes, int]] = {
 
 @pytest.mark.parametrize("name", GARBAGE)
 @pytest.mark.parametrize("many", [False, True], ids=["take", "take_all"])
-def test_garbage(ways: tuple[socket.socket, Outlet, Inlet], leaving: ExitStack, name: str, many: bool) -> None:
+def test_garbage(
+    ways: tuple[socket.socket, QueueWriter, QueueReader], leaving: ExitStack, name: str, many: bool
+) -> None:
     """What isn't a whole record with its descriptor is dropped, strays are closed, and what follows arrives."""
     into, outlet, inlet = ways
     _, server = connection(leaving)
@@ -244,12 +253,14 @@ def test_garbage(ways: tuple[socket.socket, Outlet, Inlet], leaving: ExitStack, 
     assert [each.site for each in close(found)] == [7]
 
 
-def test_several_in_a_queue_of_single_ones(ways: tuple[socket.socket, Outlet, Inlet], leaving: ExitStack) -> None:
+def test_several_in_a_queue_of_single_ones(
+    ways: tuple[socket.socket, QueueWriter, QueueReader], leaving: ExitStack
+) -> None:
     """A message of several, where each message is to carry one, is dropped with all its descriptors."""
     _, outlet, inlet = ways
     _, server = connection(leaving)
     before = descriptors()
-    assert outlet.send_all([Parcel(server.fileno(), 0, socket.AF_INET, 0.0)] * 3) == 3
+    assert outlet.send_all([HandedConnection(server.fileno(), 0, socket.AF_INET, 0.0)] * 3) == 3
     assert inlet.take() is None
     assert descriptors() == before
 
@@ -263,7 +274,7 @@ def test_any_bytes(data: bytes, count: int, many: bool) -> None:
     before = descriptors()
     try:
         raw(into, data, [reader] * count)
-        inlet = Inlet(out)
+        inlet = QueueReader(out)
         found = inlet.take_all() if many else [parcel for parcel in [inlet.take()] if parcel]
         fits = len(data) == RECORD_FORMAT.size * count and 0 < count <= (CONNECTIONS_PER_MESSAGE if many else 1)
         assert len(found) == (count if fits else 0)
@@ -293,7 +304,7 @@ def things(leaving: ExitStack) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", ["file", "pipe", "listener", "epoll"])
 def test_what_is_no_connection_arrives(
-    ways: tuple[socket.socket, Outlet, Inlet], leaving: ExitStack, name: str
+    ways: tuple[socket.socket, QueueWriter, QueueReader], leaving: ExitStack, name: str
 ) -> None:
     """The queue doesn't look into descriptors: what is no connection arrives, and is the receiver's to close."""
     _, outlet, inlet = ways

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from cluster2.kernel.handover import Inlet, Outlet, Parcel, queue
+from cluster2.kernel.handover import HandedConnection, QueueReader, QueueWriter, queue
 from tests.kernel.test_handover import SRC, close, connection
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
@@ -27,12 +27,12 @@ def leaving() -> Iterator[ExitStack]:
 
 
 @pytest.fixture
-def ways(leaving: ExitStack) -> tuple[Outlet, Inlet]:
+def ways(leaving: ExitStack) -> tuple[QueueWriter, QueueReader]:
     """Both ends of a queue."""
     into, out = queue()
     leaving.callback(into.close)
     leaving.callback(out.close)
-    return Outlet(into), Inlet(out)
+    return QueueWriter(into), QueueReader(out)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def fill() -> list[int]:
 
 @pytest.mark.parametrize(("room", "sent"), [(0, 1), (0, 100), (3, 10), (60, 128)])
 def test_a_receiver_without_room(
-    ways: tuple[Outlet, Inlet],
+    ways: tuple[QueueWriter, QueueReader],
     leaving: ExitStack,
     few_files: Callable[[int], None],
     room: int,
@@ -68,7 +68,10 @@ def test_a_receiver_without_room(
     """EMFILE: as many arrive as there is room for, the first ones, each with its record; the others are counted and closed."""
     outlet, inlet = ways
     client, server = connection(leaving)
-    assert outlet.send_all([Parcel(server.fileno(), 0, socket.AF_INET, float(age)) for age in range(sent)]) == sent
+    assert (
+        outlet.send_all([HandedConnection(server.fileno(), 0, socket.AF_INET, float(age)) for age in range(sent)])
+        == sent
+    )
     server.close()
     few_files(room + 8)
     taken = fill()
@@ -84,7 +87,9 @@ def test_a_receiver_without_room(
     assert not inlet.ended
 
 
-def test_one_without_room(ways: tuple[Outlet, Inlet], leaving: ExitStack, few_files: Callable[[int], None]) -> None:
+def test_one_without_room(
+    ways: tuple[QueueWriter, QueueReader], leaving: ExitStack, few_files: Callable[[int], None]
+) -> None:
     """The same for a queue of single ones: nothing arrives, one is counted, and the next one is received."""
     outlet, inlet = ways
     _, server = connection(leaving)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cluster2.kernel import processes
-from cluster2.kernel.handover import Parcel
+from cluster2.kernel.handover import HandedConnection
 from cluster2.lifecycle import WorkerState
 from tests.kernel.keepers import InProcess, InThread, Make, maker
 from tests.system.harness import wait_until
@@ -90,7 +90,7 @@ def test_thousands(keep: Make) -> None:
         for ours, theirs in pairs:
             stack.enter_context(ours)
             stack.enter_context(theirs)
-        parcels = [Parcel(theirs.fileno(), 0, socket.AF_UNIX, 0.0) for _, theirs in pairs]
+        parcels = [HandedConnection(theirs.fileno(), 0, socket.AF_UNIX, 0.0) for _, theirs in pairs]
         while parcels:
             parcels = parcels[kept.outlet.send_all(parcels) :]
         kept.rests(2000)

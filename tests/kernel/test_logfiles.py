@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster2.kernel import logfiles
-from cluster2.kernel.logfiles import Follower
+from cluster2.kernel.logfiles import ReopeningFile
 
 
 def test_only_own_regular_files_are_found_and_read(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_what_is_no_regular_file_is_not_written_to(tmp_path: Path) -> None:
 def test_a_follower_opens_again_what_was_rotated(tmp_path: Path) -> None:
     """It writes on in the renamed file until it looks, then in the one that has the name; a file that is gone is made again."""
     path = tmp_path / "worker.0.log"
-    follower = Follower(str(path))
+    follower = ReopeningFile(str(path))
     assert follower.reopen_if_moved()
     assert not follower.reopen_if_moved()
     os.write(follower.fd, b"1\n")
@@ -74,7 +74,7 @@ def test_a_follower_that_cannot_open_goes_on_as_before(tmp_path: Path) -> None:
     """The error is told, and what was open stays in use."""
     path = tmp_path / "a" / "worker.0.log"
     path.parent.mkdir()
-    follower = Follower(str(path))
+    follower = ReopeningFile(str(path))
     follower.reopen_if_moved()
     path.parent.rename(tmp_path / "b")
     with pytest.raises(FileNotFoundError):

@@ -28,9 +28,9 @@ from cluster2.kernel.scoreboard import (
     SLOTS,
     Header,
     Integer,
-    Past,
     Row,
     Scoreboard,
+    SlotTotals,
     page_of,
 )
 from cluster2.latencies import BUCKET_BOUNDS_S
@@ -48,10 +48,10 @@ def test_the_declaration_is_a_table() -> None:
             assert field.kind == ("q" if isinstance(field, Integer) else "d")
             assert field.writer in ("master", "worker", "keeper", "monitor")
             assert field.meaning
-    used = {field.index for field in (*Row.FIELDS.values(), *Past.FIELDS.values())}
+    used = {field.index for field in (*Row.FIELDS.values(), *SlotTotals.FIELDS.values())}
     tally = range(*Row.latencies.cells.indices(CELLS_PER_ROW))
     assert len(tally) == len(BUCKET_BOUNDS_S) + 1
-    assert len(used) == len(Row.FIELDS) + len(Past.FIELDS)
+    assert len(used) == len(Row.FIELDS) + len(SlotTotals.FIELDS)
     assert not used & set(tally)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from cluster2.errors import AddressInUse, ConfigError
 from cluster2.kernel.established import (
-    Seen,
+    EstablishedConnection,
     descriptors,
     end_silent,
     established,
@@ -363,7 +363,7 @@ def test_what_a_look_tells(group: Make, clients: list[socket.socket]) -> None:
     clients[1].sendall(b"hello")
     assert ends.recv(5) == b"hello"
 
-    def seen(sock: socket.socket) -> Seen:
+    def seen(sock: socket.socket) -> EstablishedConnection:
         (found,) = (each for each in with_progress(one.listener.sock) if each.descriptor == sock.fileno())
         return found
 

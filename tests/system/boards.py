@@ -13,10 +13,10 @@ from typing import Any
 
 from cluster2.kernel.scoreboard import Row, Scoreboard
 from cluster2.lifecycle import PHASES, WorkerState
-from cluster2.monitor.desk import Desk
+from cluster2.monitor.desk import Dashboard
 from cluster2.monitor.facts import Facts
 from cluster2.monitor.main import serve
-from cluster2.monitor.picture import Subject
+from cluster2.monitor.picture import ClusterInfo
 from cluster2.settings import Settings
 
 NOBODY = 5_000_000
@@ -24,7 +24,7 @@ NOBODY = 5_000_000
 
 
 @contextmanager
-def monitor(workers: int, settings: Settings, subject: Subject) -> Iterator[str]:
+def monitor(workers: int, settings: Settings, subject: ClusterInfo) -> Iterator[str]:
     """Serves the page of a cluster whose workers all do something else each second; its address."""
     board = Scoreboard.create()
     board.header.started, board.header.traffic = time.time() - 3600, 1
@@ -52,7 +52,7 @@ def monitor(workers: int, settings: Settings, subject: Subject) -> Iterator[str]
 
 @contextmanager
 def _served(
-    listener: socket.socket, facts: Facts, settings: Settings, subject: Subject, beat: Callable[[], None]
+    listener: socket.socket, facts: Facts, settings: Settings, subject: ClusterInfo, beat: Callable[[], None]
 ) -> Iterator[None]:
     loops: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
     started = threading.Event()
@@ -61,7 +61,7 @@ def _served(
         left = asyncio.Event()
         loops.append((asyncio.get_running_loop(), left))
         started.set()
-        await serve([listener], facts, settings, left, Desk(facts, subject), beat)
+        await serve([listener], facts, settings, left, Dashboard(facts, subject), beat)
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from cluster2.kernel.scoreboard import Scoreboard
-from cluster2.master.facts import Fact, HelperGone
-from cluster2.master.keeping import Keeping
+from cluster2.master.facts import Fact, HelperExited
+from cluster2.master.keeping import KeeperProcess
 from cluster2.settings import Settings
 from tests.system.conftest import Serve
 from tests.system.harness import Running, stop, wait_until
@@ -159,12 +159,12 @@ def answers(address: tuple[str, int]) -> bool:
 
 def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     """A keeper without a sign of life for `patience` seconds is stuck and killed; it is gone with the count of what it had."""
-    monkeypatch.setattr(Keeping, "patience", 0.3)
+    monkeypatch.setattr(KeeperProcess, "patience", 0.3)
     facts: list[Fact] = []
 
     async def main() -> None:
         board = Scoreboard.create()
-        kept = Keeping(board, 1, Settings(timeout=60.0), facts.append)
+        kept = KeeperProcess(board, 1, Settings(timeout=60.0), facts.append)
         kept.start()
         try:
             (pid,) = kept.pids()
@@ -185,7 +185,7 @@ def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
             board.close()
 
     asyncio.run(main())
-    assert facts == [HelperGone("keeper", "is gone (SIGKILL): 7 connections at rest are lost")]
+    assert facts == [HelperExited("keeper", "is gone (SIGKILL): 7 connections at rest are lost")]
 
 
 async def until(predicate: object) -> None:

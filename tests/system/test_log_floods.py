@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.allowance import BURST, LINES_INTERVAL_S
+from cluster2.allowance import LINES_INTERVAL_S, LINES_PER_INTERVAL
 from tests.system.conftest import Serve
 from tests.system.harness import Running, wait_until
 
@@ -51,7 +51,7 @@ def kinds(text: str) -> Counter[str]:
 def is_bounded(running: Running, processes: int, begun: float) -> None:
     """Each kind of line is there no more often than the limit lets through, in so many processes that write it."""
     found = kinds(running.stderr)
-    most = processes * (BURST + (time.monotonic() - begun) / LINES_INTERVAL_S + 1)
+    most = processes * (LINES_PER_INTERVAL + (time.monotonic() - begun) / LINES_INTERVAL_S + 1)
     # One place in a library may be in the tracebacks of several kinds.
     assert {line: count for line, count in found.items() if count > 4 * most} == {}
     own = {line: count for line, count in found.items() if line.startswith(("warning", "error"))}

@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from cluster2.answers import FACTS, GROUPS, STATUS, TOP
-from cluster2.cli.top import Watch
-from cluster2.client import Client
+from cluster2.cli.top import StatusPoller
+from cluster2.client import ControlClient
 from cluster2.monitor.stream import MAX_VIEWERS
 from cluster2.policy import Backoff
 from tests.system.clients import get
@@ -189,7 +189,7 @@ def paths(told: Any, within: str = "") -> Iterator[str]:
 @pytest.mark.slow
 def test_all_that_is_told_is_in_the_reference(standing: Shown) -> None:
     """Each field of the answers in JSON is on the page, and each on the page is in the answers that it names."""
-    look = Watch(Client(standing.running.pids))
+    look = StatusPoller(ControlClient(standing.running.pids))
 
     def measured() -> bool:
         get(standing.running.address, "/")

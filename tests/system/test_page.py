@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from cluster2.monitor.picture import Subject
+from cluster2.monitor.picture import ClusterInfo
 from cluster2.settings import Settings
 from tests.system import boards
 from tests.system.browser import TOKEN, Cluster, Sight, give_token, started
@@ -37,7 +37,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def crowd() -> Iterator[str]:
     """The address of a monitor that shows 64 workers."""
-    subject = Subject(title="crowd", master=boards.NOBODY - 1, addresses=["127.0.0.1:3000"], actions=True)
+    subject = ClusterInfo(title="crowd", master=boards.NOBODY - 1, addresses=["127.0.0.1:3000"], actions=True)
     with boards.monitor(64, Settings(monitor_token=TOKEN), subject) as url:
         yield url
 
@@ -450,7 +450,7 @@ def test_what_fails_is_said_in_a_line(see: See, cluster: Cluster) -> None:
 
 def test_without_a_token_there_are_no_actions(see: See) -> None:
     """Neither for the cluster nor for one worker."""
-    with boards.monitor(2, Settings(), Subject(master=boards.NOBODY - 1)) as url:
+    with boards.monitor(2, Settings(), ClusterInfo(master=boards.NOBODY - 1)) as url:
         sight = see(url).live(2)
         assert sight.get_by_role("button", name=re.compile("Reload|Scale|Recycle|traffic|Shut down")).count() == 0
         assert sight.get_by_role("button", name="Stacks").count() == 2
@@ -459,7 +459,7 @@ def test_without_a_token_there_are_no_actions(see: See) -> None:
 
 def test_sign_in(see: See) -> None:
     """Where the port can be reached from outside nothing is told but to who has the token; it is asked for once a tab."""
-    with boards.monitor(3, Settings(monitor_host="192.0.2.1", monitor_token=TOKEN), Subject(title="far")) as url:
+    with boards.monitor(3, Settings(monitor_host="192.0.2.1", monitor_token=TOKEN), ClusterInfo(title="far")) as url:
         sight = see(url)
         sight.expected = ("Failed to load resource: the server responded with a status of 401",)
         expect(sight.get_by_role("heading", name="Sign in")).to_be_visible()

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Request, Route, expect
 
 from cluster2.monitor.facts import Facts
-from cluster2.monitor.picture import Subject
+from cluster2.monitor.picture import ClusterInfo
 from cluster2.settings import Settings
 from tests.system import boards
 from tests.system.browser import Cluster, Sight, give_token, in_tabs, started
@@ -201,7 +201,7 @@ def test_a_monitor_that_is_silent(see: See, cluster: Cluster) -> None:
 
 def test_a_monitor_that_sees_nothing_more(see: See, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that speaks but has no facts any more is no better than one that is silent."""
-    with boards.monitor(2, Settings(), Subject(master=boards.NOBODY - 1)) as url:
+    with boards.monitor(2, Settings(), ClusterInfo(master=boards.NOBODY - 1)) as url:
         sight = see(url).live(2)
         sight.expected = ("Failed to load resource: the server responded with a status of 500",)
         with monkeypatch.context() as broken:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, cast
 
-from cluster2.engines.base import Interface, Site
+from cluster2.engines.base import AppContext, Interface
 from cluster2.engines.http.connection import HttpConnection
 from cluster2.engines.http.engine import HttpEngine
 from cluster2.settings import Settings
@@ -93,7 +93,7 @@ async def serving(
 ) -> AsyncIterator[HttpEngine]:
     """An engine that serves an app, in the layer that `wrap` puts around it. ASGI apps have no lifespan."""
     options = {"lifespan": "off"} | options
-    engine = HttpEngine(Site(app, interface, Settings(**options), None, wrap or (lambda call, interface: call)))
+    engine = HttpEngine(AppContext(app, interface, Settings(**options), None, wrap or (lambda call, interface: call)))
     await engine.start()
     yield engine
     await engine.abort(1.0)

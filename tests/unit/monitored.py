@@ -12,10 +12,10 @@ import httpx
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.lifecycle import PHASES, WorkerState
 from cluster2.monitor.app import make
-from cluster2.monitor.desk import Desk
+from cluster2.monitor.desk import Dashboard
 from cluster2.monitor.facts import Facts
-from cluster2.monitor.picture import Subject
-from cluster2.monitor.scales import Scales
+from cluster2.monitor.picture import ClusterInfo
+from cluster2.monitor.scales import MemorySampler
 from cluster2.settings import Settings
 
 TOKEN = "a-secret-token"
@@ -45,20 +45,20 @@ def worker(board: Scoreboard, slot: int, pid: int = 0, **values: Any) -> int:
     return index
 
 
-def desk_of(board: Scoreboard, **more: Any) -> Desk:
+def desk_of(board: Scoreboard, **more: Any) -> Dashboard:
     async def switch(enabled: bool) -> bool:
         return True
 
     # By a clock that stands still all processes are weighed in each turn, however busy this machine is.
-    return Desk(Facts(board, 3000, switch), Subject(**more), Scales(clock=lambda: 0.0))
+    return Dashboard(Facts(board, 3000, switch), ClusterInfo(**more), MemorySampler(clock=lambda: 0.0))
 
 
-def client(desk: Desk, settings: Settings | None = None) -> httpx.AsyncClient:
+def client(desk: Dashboard, settings: Settings | None = None) -> httpx.AsyncClient:
     app = make(desk._facts, settings or Settings(), desk)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
 
-async def facts(desk: Desk) -> Any:
+async def facts(desk: Dashboard) -> Any:
     async with client(desk) as asking:
         answer = await asking.get("/", headers=AS_JSON)
     assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-cache")

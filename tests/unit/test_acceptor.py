@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from cluster2.engines.base import Interface, Site
+from cluster2.engines.base import AppContext, Interface
 from cluster2.engines.tcp import TcpEngine
-from cluster2.kernel.handover import Inlet, Outlet, queue
+from cluster2.kernel.handover import QueueReader, QueueWriter, queue
 from cluster2.settings import Settings
-from cluster2.worker.acceptor import MAX_HEAD_WAIT_S, Acceptor, Door, ReadyQueue
-from cluster2.worker.pace import Mode
+from cluster2.worker.acceptor import MAX_HEAD_WAIT_S, Acceptor, ListeningSource, ReadyQueue
+from cluster2.worker.pace import AcceptMode
 from tests.kernel.leaks import descriptors_left
 from tests.unit.waiting import PATIENCE, until
 
@@ -45,9 +45,9 @@ class Taking:
     """An acceptor before a TCP engine."""
 
     def __init__(self, *listeners: socket.socket, handler: Any = greet) -> None:
-        self.engine = TcpEngine(Site(handler, Interface.TCP, Settings(), None))
+        self.engine = TcpEngine(AppContext(handler, Interface.TCP, Settings(), None))
         self.woken = 0
-        self.acceptor = Acceptor([Door(each, self.engine, None) for each in listeners], [], self.wake)
+        self.acceptor = Acceptor([ListeningSource(each, self.engine, None) for each in listeners], [], self.wake)
 
     def wake(self) -> None:
         self.woken += 1
@@ -64,8 +64,8 @@ async def greeting(listener: socket.socket) -> bytes:
         writer.close()
 
 
-@pytest.mark.parametrize("mode", Mode)
-async def test_every_mode_takes(listener: socket.socket, mode: Mode) -> None:
+@pytest.mark.parametrize("mode", AcceptMode)
+async def test_every_mode_takes(listener: socket.socket, mode: AcceptMode) -> None:
     """In each mode all connections are taken and counted, and the worker is told that it isn't at rest."""
     taking = Taking(listener)
     await taking.acceptor.start()
@@ -77,8 +77,8 @@ async def test_every_mode_takes(listener: socket.socket, mode: Mode) -> None:
     taking.acceptor.stop()
 
 
-@pytest.mark.parametrize("mode", Mode)
-async def test_none_is_overlooked(listener: socket.socket, mode: Mode) -> None:
+@pytest.mark.parametrize("mode", AcceptMode)
+async def test_none_is_overlooked(listener: socket.socket, mode: AcceptMode) -> None:
     """At whatever turn of the loop it stops: each connection that it has taken by then is known to it or to the engine."""
     for turns in range(12):
         taking = Taking(listener, handler=greet_and_wait)
@@ -99,14 +99,14 @@ async def test_from_mode_to_mode(listener: socket.socket) -> None:
     taking = Taking(listener)
     await taking.acceptor.start()
     for mode in (
-        Mode.ONE_BY_ONE,
-        Mode.HANDOFF,
-        Mode.BATCH,
-        Mode.ONE_BY_ONE,
-        Mode.ONE_BY_ONE,
-        Mode.BATCH,
-        Mode.BATCH,
-        Mode.HANDOFF,
+        AcceptMode.ONE_BY_ONE,
+        AcceptMode.HANDOFF,
+        AcceptMode.BATCH,
+        AcceptMode.ONE_BY_ONE,
+        AcceptMode.ONE_BY_ONE,
+        AcceptMode.BATCH,
+        AcceptMode.BATCH,
+        AcceptMode.HANDOFF,
     ):
         await taking.acceptor.set_mode(mode)
         assert await greeting(listener) == b"hello"
@@ -118,9 +118,9 @@ async def test_no_descriptor_to_listen_by(listener: socket.socket, caplog: pytes
     """A worker that becomes eager again without a descriptor for its server takes connections as soon as there is one."""
     taking = Taking(listener)
     await taking.acceptor.start()
-    await taking.acceptor.set_mode(Mode.ONE_BY_ONE)
+    await taking.acceptor.set_mode(AcceptMode.ONE_BY_ONE)
     with descriptors_left(0):
-        changing = asyncio.ensure_future(taking.acceptor.set_mode(Mode.BATCH))
+        changing = asyncio.ensure_future(taking.acceptor.set_mode(AcceptMode.BATCH))
         await until(lambda: "no connection can be accepted" in caplog.text, "it has failed")
     await changing
     assert await greeting(listener) == b"hello"
@@ -135,7 +135,7 @@ async def test_a_connection_that_can_not_be_taken(
     """Whatever fails when one is taken: after a pause the next one is."""
     taking = Taking(listener)
     await taking.acceptor.start()
-    await taking.acceptor.set_mode(Mode.ONE_BY_ONE)
+    await taking.acceptor.set_mode(AcceptMode.ONE_BY_ONE)
     failed = []
 
     def fail(*_: object) -> None:
@@ -155,13 +155,13 @@ async def test_a_mode_that_comes_too_late(listener: socket.socket) -> None:
     """One that has stopped in the middle of a connection takes no other, though it is told to hold just then."""
     taking = Taking(listener, handler=greet_and_wait)
     await taking.acceptor.start()
-    await taking.acceptor.set_mode(Mode.HANDOFF)
+    await taking.acceptor.set_mode(AcceptMode.HANDOFF)
     with ExitStack() as stack:
         stack.enter_context(socket.create_connection(listener.getsockname()))
         while not taking.acceptor.accepted:
             await asyncio.sleep(0)
         taking.acceptor.stop()  # while that one keeps the next one waiting
-        await taking.acceptor.set_mode(Mode.ONE_BY_ONE)
+        await taking.acceptor.set_mode(AcceptMode.ONE_BY_ONE)
         stack.enter_context(socket.create_connection(listener.getsockname()))
         await asyncio.sleep(3 * MAX_HEAD_WAIT_S)  # it would have taken the next one before
         assert taking.acceptor.accepted == 1
@@ -171,14 +171,14 @@ async def test_a_mode_that_comes_too_late(listener: socket.socket) -> None:
 
 async def test_lost_on_the_way(listener: socket.socket) -> None:
     """What the ready queues lost for want of a descriptor is counted, all queues together."""
-    engine = TcpEngine(Site(greet, Interface.TCP, Settings(), None))
+    engine = TcpEngine(AppContext(greet, Interface.TCP, Settings(), None))
     with ExitStack() as stack:
         inlets = []
         for lost in (2, 3):
             into, out = queue()
             stack.callback(into.close)
             stack.callback(out.close)
-            inlets.append(Inlet(out))
+            inlets.append(QueueReader(out))
             inlets[-1].truncated = lost
         acceptor = Acceptor([], [ReadyQueue(inlet, engine) for inlet in inlets], lambda: None)
         assert acceptor.lost == 5
@@ -192,14 +192,14 @@ async def test_several_doors() -> None:
             door.setblocking(False)
         taking = Taking(*doors)
         await taking.acceptor.start()
-        for mode in (Mode.BATCH, Mode.ONE_BY_ONE):
+        for mode in (AcceptMode.BATCH, AcceptMode.ONE_BY_ONE):
             await taking.acceptor.set_mode(mode)
             assert await asyncio.gather(*map(greeting, doors * 4)) == [b"hello"] * 12
         taking.acceptor.stop()
 
 
-@pytest.mark.parametrize("mode", [Mode.BATCH, Mode.ONE_BY_ONE])
-async def test_the_queue_at_the_end(listener: socket.socket, mode: Mode) -> None:
+@pytest.mark.parametrize("mode", [AcceptMode.BATCH, AcceptMode.ONE_BY_ONE])
+async def test_the_queue_at_the_end(listener: socket.socket, mode: AcceptMode) -> None:
     """When no successor will take what waits, all of it is taken, and nothing that comes later."""
     taking = Taking(listener)
     await taking.acceptor.start()
@@ -294,7 +294,7 @@ class Narrow(TcpEngine):
     """An engine that has room when it is told so."""
 
     def __init__(self) -> None:
-        super().__init__(Site(greet, Interface.TCP, Settings(), None))
+        super().__init__(AppContext(greet, Interface.TCP, Settings(), None))
         self.free = False
         self.denied = 0
         self.freed: Callable[[], None] = lambda: None
@@ -310,9 +310,9 @@ class Narrow(TcpEngine):
 async def test_nothing_is_taken_without_room(listener: socket.socket) -> None:
     """In held mode a connection is left to siblings until its engine has room, or invites it all the same."""
     engine = Narrow()
-    acceptor = Acceptor([Door(listener, engine, None)], [], lambda: None)
+    acceptor = Acceptor([ListeningSource(listener, engine, None)], [], lambda: None)
     await acceptor.start()
-    await acceptor.set_mode(Mode.ONE_BY_ONE)
+    await acceptor.set_mode(AcceptMode.ONE_BY_ONE)
     waiting = [asyncio.ensure_future(greeting(listener)) for _ in range(3)]
     await until(lambda: engine.denied)
     denied = engine.denied
@@ -331,11 +331,13 @@ async def test_nothing_is_taken_without_room(listener: socket.socket) -> None:
 
 async def test_engines_without_room_dont_hold_up_others(listener: socket.socket) -> None:
     """While one engine has no room, the other's connections are taken, and nobody spins."""
-    narrow, wide = Narrow(), TcpEngine(Site(greet, Interface.TCP, Settings(), None))
+    narrow, wide = Narrow(), TcpEngine(AppContext(greet, Interface.TCP, Settings(), None))
     with socket.create_server(("127.0.0.1", 0)) as other:
-        acceptor = Acceptor([Door(listener, narrow, None), Door(other, wide, None)], [], lambda: None)
+        acceptor = Acceptor(
+            [ListeningSource(listener, narrow, None), ListeningSource(other, wide, None)], [], lambda: None
+        )
         await acceptor.start()
-        await acceptor.set_mode(Mode.ONE_BY_ONE)
+        await acceptor.set_mode(AcceptMode.ONE_BY_ONE)
         waiting = asyncio.ensure_future(greeting(listener))
         await until(lambda: narrow.denied)
         assert [await greeting(other) for _ in range(5)] == [b"hello"] * 5
@@ -347,13 +349,13 @@ async def test_engines_without_room_dont_hold_up_others(listener: socket.socket)
         narrow.free = True
         narrow.freed()
         assert await waiting == b"hello"
-        await acceptor.set_mode(Mode.BATCH)
+        await acceptor.set_mode(AcceptMode.BATCH)
         assert await greeting(listener) == await greeting(other) == b"hello"
         acceptor.stop()
 
 
-@pytest.mark.parametrize("mode", [Mode.ONE_BY_ONE, Mode.HANDOFF])
-async def test_no_room(listener: socket.socket, mode: Mode) -> None:
+@pytest.mark.parametrize("mode", [AcceptMode.ONE_BY_ONE, AcceptMode.HANDOFF])
+async def test_no_room(listener: socket.socket, mode: AcceptMode) -> None:
     """As many connections are taken as there is room for; the others wait until there is more."""
     taking = Taking(listener)
     taking.acceptor.set_capacity(3)
@@ -380,13 +382,13 @@ async def taking_stands(taking: Taking, count: int) -> bool:
 async def test_no_room_for_what_returns() -> None:
     """What is in a ready queue stays there while there is no room, in eager mode as well."""
     entry, exit = queue()
-    engine = TcpEngine(Site(greet, Interface.TCP, Settings(), None))
-    acceptor = Acceptor([], [ReadyQueue(Inlet(exit), engine)], lambda: None)
+    engine = TcpEngine(AppContext(greet, Interface.TCP, Settings(), None))
+    acceptor = Acceptor([], [ReadyQueue(QueueReader(exit), engine)], lambda: None)
     acceptor.set_capacity(0)
     await acceptor.start()
     ours, theirs = socket.socketpair()
     with ours, entry, exit:
-        assert Outlet(entry).send(theirs.fileno(), 0, socket.AF_UNIX, 0.0)
+        assert QueueWriter(entry).send(theirs.fileno(), 0, socket.AF_UNIX, 0.0)
         theirs.close()
         for _ in range(20):
             await asyncio.sleep(MAX_HEAD_WAIT_S)

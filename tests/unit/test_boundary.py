@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import cluster2
-from cluster2.engines.base import Interface, Movable, Site
+from cluster2.engines.base import AppContext, Interface, Movable
 from cluster2.engines.boundary import BoundaryReader, marked
 from cluster2.engines.tcp import TcpEngine
 from cluster2.settings import Settings
@@ -65,7 +65,7 @@ class Polite(Lines):
 
 
 def engine_of(app: Callable[..., Any]) -> TcpEngine:
-    return TcpEngine(Site(app, Interface.TCP, Settings(), None))
+    return TcpEngine(AppContext(app, Interface.TCP, Settings(), None))
 
 
 @asynccontextmanager

@@ -78,8 +78,8 @@ def test_engine_that_can_not_be_imported() -> None:
         catalogue.find("broken")
 
 
-def staff(*engines: tuple[Interface, type[base.Engine]]) -> list[catalogue.Staff]:
-    return [catalogue.Staff(f"site:{interface}", interface, engine) for interface, engine in engines]
+def staff(*engines: tuple[Interface, type[base.Engine]]) -> list[catalogue.EngineChoice]:
+    return [catalogue.EngineChoice(f"site:{interface}", interface, engine) for interface, engine in engines]
 
 
 ASGI = (Interface.ASGI, HttpEngine)

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from cluster2 import reference
 from cluster2.cli import cli
 from cluster2.cli.table import Rates, describe
-from cluster2.client import Client
+from cluster2.client import ControlClient
 from cluster2.config import Config, load
 from cluster2.errors import AddressInUse, AppError, ClusterError, NotRunning
 from cluster2.settings import OPTIONS
@@ -392,12 +392,12 @@ def test_control_commands_ask_the_master(monkeypatch: pytest.MonkeyPatch, tmp_pa
     """`status` prints what the master answers, `stop` and `shutdown` wait for its end; all find it by --pids."""
     asked: list[tuple[str, str]] = []
 
-    def answer(self: Client, verb: str, **more: Any) -> dict[str, Any]:
+    def answer(self: ControlClient, verb: str, **more: Any) -> dict[str, Any]:
         asked.append((verb, str(self.pids)))
         return STATUS
 
-    monkeypatch.setattr(Client, "call", answer)
-    monkeypatch.setattr(Client, "send_and_wait_for_exit", answer)
+    monkeypatch.setattr(ControlClient, "call", answer)
+    monkeypatch.setattr(ControlClient, "send_and_wait_for_exit", answer)
     (tmp_path / "cluster2.toml").write_text("pids = 'by-file'\n")
     assert json.loads(call("status", "--json").stdout) == STATUS
     assert call("status", "--pids", "by-flag").stdout.splitlines() == describe(STATUS)
@@ -409,10 +409,10 @@ def test_control_commands_ask_the_master(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_a_refusal_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the master ends the command with its exit code."""
 
-    def refuse(self: Client, verb: str, **more: Any) -> dict[str, Any]:
+    def refuse(self: ControlClient, verb: str, **more: Any) -> dict[str, Any]:
         raise ClusterError("not now", detail="busy")
 
-    monkeypatch.setattr(Client, "send_and_wait_for_exit", refuse)
+    monkeypatch.setattr(ControlClient, "send_and_wait_for_exit", refuse)
     result = call("stop")
     assert (result.exit_code, result.stderr) == (1, "cluster2: error: not now\nbusy\n")
 
@@ -549,18 +549,18 @@ ESCAPES = "\x1b]0;mine\x07\x9b31m\r\u202e"
 def test_what_apps_say_does_not_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Control characters in events, stacks and refusals are shown, not obeyed; an event stays a line."""
     told = {"event": f"my\n{ESCAPES}", "time": 0.0, "data": f"text {ESCAPES}", f"field{ESCAPES}": {"a": ESCAPES}}
-    monkeypatch.setattr(Client, "follow", lambda self, verb, show: show(told))
+    monkeypatch.setattr(ControlClient, "follow", lambda self, verb, show: show(told))
     events = call("events").output
     assert events.count("\n") == 1
     stacks = {"workers": [{"pid": 1, "slot": 0, "stacks": f"File\t1\n  {ESCAPES}"}]}
-    monkeypatch.setattr(Client, "call", lambda self, verb, params=None, **_: stacks)
+    monkeypatch.setattr(ControlClient, "call", lambda self, verb, params=None, **_: stacks)
     shown = call("stacks").output
     assert "File\t1\n" in shown
 
-    def refuse(self: Client, verb: str, **_: object) -> None:
+    def refuse(self: ControlClient, verb: str, **_: object) -> None:
         raise AppError(f"refused {ESCAPES}", detail=f"Traceback\n  {ESCAPES}")
 
-    monkeypatch.setattr(Client, "call", refuse)
+    monkeypatch.setattr(ControlClient, "call", refuse)
     refused = call("enable").stderr
     assert "Traceback\n" in refused
     for said in (events, shown, refused):

@@ -12,7 +12,7 @@ from click.testing import Result
 
 from cluster2.cli import cli
 from cluster2.kernel import logfiles
-from cluster2.kernel.logreading import MAX_ABSENT_POLLS, MAX_PARTIAL_LINE_POLLS, Following
+from cluster2.kernel.logreading import MAX_ABSENT_POLLS, MAX_PARTIAL_LINE_POLLS, LogTailer
 from tests.unit.test_cli import runner
 
 
@@ -21,7 +21,7 @@ class Shown(list[tuple[str, str]]):
 
     def __init__(self, directory: Path, named: str | None = None, lines: int = 10) -> None:
         super().__init__()
-        self.following = Following(str(directory), named, lines)
+        self.following = LogTailer(str(directory), named, lines)
 
     def look(self, times: int = 1) -> list[str]:
         """The lines that are new."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster2.client import Client
+from cluster2.client import ControlClient
 from cluster2.errors import AddressInUse, ClusterError, ConfigError, NotRunning
 
 Act = Callable[[socket.socket, dict[str, Any]], None]
@@ -56,7 +56,7 @@ def test_a_call(tmp_path: Path) -> None:
         say(connection, {"progress": {"done": 1}}, {"progress": {"done": 2}}, {"ok": True, "result": {"n": 3}})
 
     with master(tmp_path, act):
-        assert Client(tmp_path).call("scale", {"n": 3}, progress=seen.append, timeout=10) == {"n": 3}
+        assert ControlClient(tmp_path).call("scale", {"n": 3}, progress=seen.append, timeout=10) == {"n": 3}
     assert seen == [{"verb": "scale", "params": {"n": 3}}, {"done": 1}, {"done": 2}]
 
 
@@ -71,14 +71,14 @@ def test_an_answer_in_pieces(tmp_path: Path) -> None:
         connection.sendall(whole[16:])
 
     with master(tmp_path, act):
-        assert Client(tmp_path).call("status") == result
+        assert ControlClient(tmp_path).call("status") == result
 
 
 def test_a_path_longer_than_a_socket_may_have(tmp_path: Path) -> None:
     """The directory may be as deep as it likes."""
     deep = tmp_path / ("d" * 120) / ("e" * 120)
     with master(deep, lambda connection, request: say(connection, {"ok": True, "result": {}})):
-        assert Client(deep).call("status") == {}
+        assert ControlClient(deep).call("status") == {}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_the_masters_error(tmp_path: Path, code: int, error: type[ClusterError])
     """An error of the master is raised here with its class, exit code and detail."""
     said = {"ok": False, "error": {"message": "no", "detail": "why", "exit_code": code}}
     with master(tmp_path, lambda connection, request: say(connection, said)), pytest.raises(ClusterError) as caught:
-        Client(tmp_path).call("reload")
+        ControlClient(tmp_path).call("reload")
     assert type(caught.value) is error
     assert (caught.value.message, caught.value.detail, caught.value.exit_code) == ("no", "why", code)
     assert error.exit_code != 42
@@ -103,7 +103,7 @@ def test_no_master(tmp_path: Path) -> None:
         listener.bind("master.sock")
     for pids in (tmp_path, tmp_path / "nowhere", tmp_path / "file", tmp_path / "dead"):
         with pytest.raises(NotRunning, match=str(pids)) as caught:
-            Client(pids).call("status")
+            ControlClient(pids).call("status")
         assert caught.value.exit_code == 6
 
 
@@ -113,7 +113,7 @@ def test_a_master_that_leaves_without_an_answer(tmp_path: Path) -> None:
         master(tmp_path, lambda connection, request: None),
         pytest.raises(ClusterError, match="left without an answer to 'status'"),
     ):
-        Client(tmp_path).call("status")
+        ControlClient(tmp_path).call("status")
 
 
 @pytest.mark.parametrize("line", [b"HTTP/1.1 400\n", b"[]\n", b'{"what": 1}\n', b'{"error": {}}\n', b"\xff\n"])
@@ -123,7 +123,7 @@ def test_a_stranger(tmp_path: Path, line: bytes) -> None:
         master(tmp_path, lambda connection, request: connection.sendall(line)),
         pytest.raises(ClusterError, match="doesn't speak as a master"),
     ):
-        Client(tmp_path).call("status")
+        ControlClient(tmp_path).call("status")
 
 
 def test_time_is_bounded(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_time_is_bounded(tmp_path: Path) -> None:
     with master(tmp_path, lambda connection, request: over.wait(10) and None):
         try:
             with pytest.raises(ClusterError, match=r"within 0\.05 s"):
-                Client(tmp_path).call("status", timeout=0.05)
+                ControlClient(tmp_path).call("status", timeout=0.05)
         finally:
             over.set()
 
@@ -148,7 +148,7 @@ def test_gone_waits_for_the_end(tmp_path: Path) -> None:
         released.wait(10)
 
     def leave() -> None:
-        assert Client(tmp_path).send_and_wait_for_exit("stop", progress=lambda said: None) == {"workers": 2}
+        assert ControlClient(tmp_path).send_and_wait_for_exit("stop", progress=lambda said: None) == {"workers": 2}
         ended.set()
 
     with master(tmp_path, act):
@@ -164,7 +164,7 @@ def test_gone_waits_for_the_end(tmp_path: Path) -> None:
 def test_gone_needs_no_answer(tmp_path: Path) -> None:
     """A master that is killed on the spot is gone, too."""
     with master(tmp_path, lambda connection, request: None):
-        assert Client(tmp_path).send_and_wait_for_exit("stop") == {}
+        assert ControlClient(tmp_path).send_and_wait_for_exit("stop") == {}
 
 
 def test_gone_passes_a_refusal_on(tmp_path: Path) -> None:
@@ -174,4 +174,4 @@ def test_gone_passes_a_refusal_on(tmp_path: Path) -> None:
         master(tmp_path, lambda connection, request: say(connection, said)),
         pytest.raises(ClusterError, match="not now"),
     ):
-        Client(tmp_path).send_and_wait_for_exit("shutdown")
+        ControlClient(tmp_path).send_and_wait_for_exit("shutdown")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from cluster2.engines.base import Census
+from cluster2.engines.base import EngineStats
 from cluster2.settings import Settings
 from cluster2.worker.acceptor import Acceptor
 from cluster2.worker.drain import WorkerDrain
-from cluster2.worker.moves import Moves
+from cluster2.worker.moves import HandoffPolicy
 
 pytestmark = pytest.mark.anyio
 
@@ -43,18 +43,18 @@ class Failing:
         return self.ends
 
     def census(self) -> Any:
-        return Census(0, 0, 0)
+        return EngineStats(0, 0, 0)
 
     async def cut(self, patience: float) -> list[str]:
         self.was_cut = True
         raise OSError("cut")
 
 
-async def parts(engines: list[Any]) -> tuple[Acceptor, Moves]:
+async def parts(engines: list[Any]) -> tuple[Acceptor, HandoffPolicy]:
     """Return an acceptor and moves that have nothing to do."""
     acceptor = Acceptor([], [], lambda: None)
     await acceptor.start()
-    return acceptor, Moves(None, engines, header=None)  # type: ignore[arg-type]
+    return acceptor, HandoffPolicy(None, engines, header=None)  # type: ignore[arg-type]
 
 
 async def test_a_step_that_raises(caplog: pytest.LogCaptureFixture) -> None:

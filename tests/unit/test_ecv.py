@@ -26,7 +26,7 @@ def page() -> HealthPage:
     return HealthPage("/ecv", START, "somehost")
 
 
-def headers(answer: ecv.Answer) -> dict[str, str]:
+def headers(answer: ecv.HealthResponse) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in answer.headers}
 
 

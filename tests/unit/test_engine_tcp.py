@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster2.engines.base import Census, Interface, Site
+from cluster2.engines.base import AppContext, EngineStats, Interface
 from cluster2.engines.tcp import TcpEngine
 from cluster2.settings import Settings
 from tests.unit.waiting import until
@@ -71,7 +71,7 @@ class Polite(Upper):
 
 
 def engine_of(app: Callable[..., Any]) -> TcpEngine:
-    return TcpEngine(Site(app, Interface.TCP, Settings(), None))
+    return TcpEngine(AppContext(app, Interface.TCP, Settings(), None))
 
 
 @asynccontextmanager
@@ -102,7 +102,7 @@ async def test_a_stream_handler() -> None:
     async with connected(engine) as one, connected(engine) as two:
         assert await ask(one, b"hello\n") == b"hello\n"
         assert await ask(two, b"hi\n") == b"hi\n"
-        assert engine.stats() == Census(None, 2, 2)
+        assert engine.stats() == EngineStats(None, 2, 2)
         assert not engine.idle()
         one[1].write_eof()
         assert await one[0].read() == b"bye\n"
@@ -123,7 +123,7 @@ async def test_protocols(kind: type[asyncio.Protocol]) -> None:
     async with connected(engine) as one, connected(engine) as two:
         assert await ask(one, b"hello\n") == b"HELLO\n"
         assert await ask(two, b"hi\n") == b"HI\n"
-        assert engine.stats() == Census(None, 2, 2)
+        assert engine.stats() == EngineStats(None, 2, 2)
     await until(engine.idle)
     assert all(isinstance(each, kind) for each in made)
     assert type(made[0]) is type(made[1])

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cluster2.flights import Flight, Flights
+from cluster2.flights import Flight, SingleFlight
 
 LIMIT = 2
 
@@ -19,7 +19,7 @@ class Model(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.flights: Flights[int] = Flights(LIMIT)
+        self.flights: SingleFlight[int] = SingleFlight(LIMIT)
         self.waits: dict[int, Flight[int]] = {}
         self.under_way: list[Flight[int]] = []
         self.next = 0
@@ -107,7 +107,7 @@ TestFlights.settings = settings(max_examples=60, stateful_step_count=40)
 
 def test_turns_are_in_order() -> None:
     """Work begins in the order in which it came, as many at a time as the limit says."""
-    flights: Flights[int] = Flights(2)
+    flights: SingleFlight[int] = SingleFlight(2)
     made = [flights.join_or_begin(number, number, number, inf) for number in range(1, 6)]
     assert [flights.next_flight(), flights.next_flight(), flights.next_flight()] == [made[0], made[1], None]
     flights.leave(made[2], 3)
@@ -117,7 +117,7 @@ def test_turns_are_in_order() -> None:
 
 def test_after_all_have_left_a_new_one_begins() -> None:
     """Nobody joins a flight that was given up, though its handler may still run; its place is taken until that ends."""
-    flights: Flights[int] = Flights(1)
+    flights: SingleFlight[int] = SingleFlight(1)
     first = flights.join_or_begin("a", "key", 1, inf)
     assert flights.next_flight() is first
     assert flights.leave(first, 1)

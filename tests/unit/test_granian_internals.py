@@ -12,7 +12,7 @@ import pytest
 
 from cluster2.engines import granian_internals
 from cluster2.errors import ConfigError
-from cluster2.worker.steps import Steps, Watch
+from cluster2.worker.steps import Steps, StepSampler
 
 
 def test_the_installed_one_is_known() -> None:
@@ -94,7 +94,7 @@ async def wrapped() -> None:
 
 async def measured() -> None:
     """As one of those requests whose steps are timed."""
-    await Steps(direct(), Watch(lambda length, now: None, 1.0))
+    await Steps(direct(), StepSampler(lambda length, now: None, 1.0))
 
 
 async def works() -> None:

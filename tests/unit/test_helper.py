@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from cluster2.kernel.scoreboard import Scoreboard
-from cluster2.master.child import Child
-from cluster2.master.facts import Fact, HelperGone
-from cluster2.master.helper import Helper
-from cluster2.policy import Pauses
+from cluster2.master.child import ChildProcess
+from cluster2.master.facts import Fact, HelperExited
+from cluster2.master.helper import HelperProcess
+from cluster2.policy import RestartBackoff
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -26,7 +26,7 @@ FAITHFUL = "import os; os.read(3, 1)"
 STUBBORN = "import time; print(flush=True); time.sleep(1000)"
 
 
-class Clerk(Helper):
+class Clerk(HelperProcess):
     """A monitor that is another program."""
 
     name = "monitor"
@@ -34,11 +34,11 @@ class Clerk(Helper):
 
     def __init__(self, board: Scoreboard, program: str) -> None:
         self.facts: list[Fact] = []
-        super().__init__(board.header, Pauses(10.0, 0.05, 0.1), self.facts.append)
+        super().__init__(board.header, RestartBackoff(10.0, 0.05, 0.1), self.facts.append)
         self.argv: Sequence[str] = [sys.executable, "-I", "-S", "-c", program]
 
-    def _execute(self) -> Child:
-        return Child(self.argv)
+    def _execute(self) -> ChildProcess:
+        return ChildProcess(self.argv)
 
     @property
     def pid(self) -> int:
@@ -70,7 +70,7 @@ async def test_one_that_ends_is_told_of_and_started_again() -> None:
         board.header.monitor_pid = first
         os.kill(first, signal.SIGKILL)
         await until(lambda: helper.facts, "it is told")
-        assert helper.facts == [HelperGone("monitor", "is gone (SIGKILL)")]
+        assert helper.facts == [HelperExited("monitor", "is gone (SIGKILL)")]
         assert (helper.alive(), board.header.monitor_pid) == (False, 0)
         assert helper.schedule_start() == 0.0
         await until(helper.alive, "another")
@@ -86,7 +86,7 @@ async def test_one_that_can_not_live_is_started_later_each_time() -> None:
             await until(lambda turn=turn: len(helper.facts) > turn, "it has ended")  # type: ignore[misc]
             pauses.append(helper.schedule_start())
         assert pauses == [0.0, 0.05, 0.1, 0.1]
-        assert helper.facts[0] == HelperGone("monitor", "is gone (exit code 9)")
+        assert helper.facts[0] == HelperExited("monitor", "is gone (exit code 9)")
         assert board.header.monitor_restarts == 4
 
 
@@ -142,7 +142,7 @@ async def test_it_ends_for_good() -> None:
 
 def test_pauses() -> None:
     """The first end costs nothing, nor does one after a long life; the others cost twice as much as the one before."""
-    pauses = Pauses(settled=30.0, first=1.0, longest=5.0)
+    pauses = RestartBackoff(settled=30.0, first=1.0, longest=5.0)
     assert [pauses.after(0.1) for _ in range(5)] == [0.0, 1.0, 2.0, 4.0, 5.0]
     assert pauses.after(30.0) == 0.0
     assert pauses.after(0.1) == 1.0

@@ -12,12 +12,12 @@ from typing import Any, Self
 
 import pytest
 
-from cluster2.engines.base import Interface, Site
+from cluster2.engines.base import AppContext, Interface
 from cluster2.engines.http.engine import HttpEngine
 from cluster2.engines.http.limits import MAX_HEAD_BYTES as LONGEST_HEAD
 from cluster2.errors import AppError
 from cluster2.settings import Settings
-from cluster2.worker.steps import Watch
+from cluster2.worker.steps import StepSampler
 from cluster2.worker.wrapper import wrap
 from tests.unit.waiting import PATIENCE, until
 
@@ -62,9 +62,9 @@ class Served:
     """An engine around an app, as a worker arranges it."""
 
     def __init__(self, app: Any, interface: Interface = Interface.ASGI, **options: Any) -> None:
-        watch = Watch(lambda step, now: None, 0.01)
+        watch = StepSampler(lambda step, now: None, 0.01)
         layer = lambda call, native: wrap(call, native, watch, lambda: None)  # noqa: E731
-        self.engine = HttpEngine(Site(app, interface, Settings(**options), None, layer))
+        self.engine = HttpEngine(AppContext(app, interface, Settings(**options), None, layer))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:

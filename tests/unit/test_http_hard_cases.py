@@ -15,7 +15,7 @@ from cluster2.engines.base import Interface
 from cluster2.engines.http.connection import HttpConnection as HttpConnection
 from cluster2.engines.http.limits import MAX_SLICE_BYTES
 from cluster2.engines.http.request import HttpRequest as HttpRequest
-from cluster2.engines.patience import For
+from cluster2.engines.patience import WaitingFor
 from tests.unit.http_exchange import Message, Receive, Send, connect, exchange, feed, serving, settle
 
 pytestmark = pytest.mark.anyio
@@ -213,8 +213,8 @@ async def test_a_body_that_stalls_in_a_response_without_end() -> None:
         connection, transport = connect(engine)
         await feed(transport, [b"POST / HTTP/1.0\r\nContent-Length: 9\r\n\r\nabc"])
         assert (wait := connection.waits()) is not None
-        assert wait.what is For.BODY
-        connection.give_up(For.BODY)
+        assert wait.what is WaitingFor.BODY
+        connection.give_up(WaitingFor.BODY)
         await settle()
         assert transport.aborted
 
@@ -272,7 +272,7 @@ async def test_what_is_logged_of_a_body_that_never_came(stalls: bool) -> None:
         connection, transport = connect(engine)
         await feed(transport, [b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc"], half_close=not stalls)
         if stalls:
-            connection.give_up(For.BODY)
+            connection.give_up(WaitingFor.BODY)
         body = bytes(transport.output).partition(b"\r\n\r\n")[2]
         assert log.seen == [(408 if stalls else 400, len(body))]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster2.engines.base import Interface, Site
+from cluster2.engines.base import AppContext, Interface
 from cluster2.engines.granian import GranianEngine
 from cluster2.engines.http.engine import HttpEngine
 from cluster2.errors import AppError
@@ -60,7 +60,7 @@ async def fails_later(scope: Any, receive: Any, send: Any) -> None:
 
 def made(engine: type[Any], app: App, mode: str) -> Any:
     """An engine for the app."""
-    return engine(Site(app, Interface.ASGI, Settings(lifespan=mode), None))
+    return engine(AppContext(app, Interface.ASGI, Settings(lifespan=mode), None))
 
 
 @ENGINES

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from cluster2.errors import ConfigError
 from cluster2.kernel import logfiles
-from cluster2.kernel.logfiles import Follower
+from cluster2.kernel.logfiles import ReopeningFile
 from cluster2.master.logbook import (
     FAST_LOG_POLL_INTERVAL_S,
     LOG_POLL_INTERVAL_S,
     MIN_FILE_BYTES,
     WRITER_GONE_AFTER_S,
-    Logbook,
+    LogDirectory,
 )
 
 SIZE = 8192
@@ -32,9 +32,9 @@ BURST = [("a", 40)] * 7 + [("K", 1)]
 """The file is larger than two may be before it is rotated."""
 
 
-def book(directory: Path | str, *, total: int = 0, size: int = SIZE, said: list[str] | None = None) -> Logbook:
+def book(directory: Path | str, *, total: int = 0, size: int = SIZE, said: list[str] | None = None) -> LogDirectory:
     """A logbook that leaves this process's output alone."""
-    return Logbook(str(directory), size, total, own=False, warn=(said if said is not None else []).append)
+    return LogDirectory(str(directory), size, total, own=False, warn=(said if said is not None else []).append)
 
 
 def lines_of(directory: str, base: str) -> list[str]:
@@ -47,7 +47,7 @@ def write(directory: str, steps: list[tuple[str, int]], total: int) -> dict[str,
     """Two writers of one log and the keeper take steps; each writer looks at the latest after half a file. Lines of each."""
     keeper = book(directory, total=total)
     keeper.ensure_file(0)
-    writers = {name: Follower(os.path.join(directory, logfiles.worker(0))) for name in "ab"}
+    writers = {name: ReopeningFile(os.path.join(directory, logfiles.worker(0))) for name in "ab"}
     counts, unseen = dict.fromkeys("ab", 0), dict.fromkeys("ab", 0)
     for follower in writers.values():
         follower.reopen_if_moved()
@@ -119,7 +119,7 @@ def test_a_worker_begins_in_a_file_that_is_not_due(tmp_path: Path) -> None:
     keeper = book(tmp_path, total=32 * SIZE)
     for life in range(3):
         keeper.ensure_file(0)
-        writer = Follower(str(tmp_path / "worker.0.log"))
+        writer = ReopeningFile(str(tmp_path / "worker.0.log"))
         writer.reopen_if_moved()
         keeper.poll()
         os.write(writer.fd, b"%d" % life * 3 * SIZE)
@@ -132,7 +132,7 @@ def test_a_burst_twice_in_a_row(tmp_path: Path) -> None:
     """A burst is rotated while the file of another one is there: neither is taken for one that grew after its rotation."""
     keeper = book(tmp_path)
     keeper.ensure_file(0)
-    writer = Follower(str(tmp_path / "worker.0.log"))
+    writer = ReopeningFile(str(tmp_path / "worker.0.log"))
     for each in range(3):
         writer.reopen_if_moved()
         os.write(writer.fd, b"%d" % each * (4 + each) * SIZE)
@@ -350,7 +350,7 @@ def test_a_directory_that_was_made_for_nothing(tmp_path: Path) -> None:
     for said, before, after in ((b"", False, False), (b"", True, True), (b"hello\n", False, True)):
         if before:
             made.mkdir()
-        book = Logbook(str(made), 1 << 20, 1 << 22, own="")
+        book = LogDirectory(str(made), 1 << 20, 1 << 22, own="")
         (made / "worker.0.log").write_bytes(said)
         book.close()
         assert made.exists() == after

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cluster2 import logs
-from cluster2.allowance import BURST, LINES_INTERVAL_S
+from cluster2.allowance import LINES_INTERVAL_S, LINES_PER_INTERVAL
 from cluster2.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("own_process")
@@ -158,16 +158,16 @@ def test_a_flood(monkeypatch: pytest.MonkeyPatch, clock: Clock, form: str) -> No
     try:
         stream = configured(monkeypatch, log_format=form)
         flood("cluster2.http", 1000)
-        assert len(stream.getvalue().splitlines()) == BURST
+        assert len(stream.getvalue().splitlines()) == LINES_PER_INTERVAL
         assert "_cluster2" not in stream.getvalue()
         clock.now = LINES_INTERVAL_S
         flood("cluster2.http", 5)
         lines = stream.getvalue().splitlines()
-        assert len(lines) == len(copied) == BURST + 1
-        assert f"0 ({1000 - BURST} more like this were left out)" in lines[-1]
+        assert len(lines) == len(copied) == LINES_PER_INTERVAL + 1
+        assert f"0 ({1000 - LINES_PER_INTERVAL} more like this were left out)" in lines[-1]
         clock.now = 100 * LINES_INTERVAL_S
         flood("cluster2.http", 2)
-        assert len(stream.getvalue().splitlines()) == BURST + 3
+        assert len(stream.getvalue().splitlines()) == LINES_PER_INTERVAL + 3
     finally:
         logs.copy_no_more(copied.append)
 
@@ -195,7 +195,11 @@ def test_kinds_of_lines(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
         failing(one)
     failing(other)
     said = stream.getvalue()
-    assert (said.count("another 0"), said.count("KeyError: 'one'"), said.count("KeyError: 'other'")) == (1, BURST, 1)
+    assert (said.count("another 0"), said.count("KeyError: 'one'"), said.count("KeyError: 'other'")) == (
+        1,
+        LINES_PER_INTERVAL,
+        1,
+    )
     assert len(re.findall(r"warning 0$", said, re.MULTILINE)) == 2
 
 

@@ -20,10 +20,10 @@ from cluster2 import boot, codec, config, events, wire
 from cluster2.errors import AppError, ClusterError, UsageError
 from cluster2.lifecycle import WorkerState
 from cluster2.master import actions, facts
-from cluster2.master.generations import Generations
+from cluster2.master.generations import GenerationTable
 from cluster2.master.loop import Master
 from cluster2.master.nursery import default_argv
-from cluster2.master.switchboard import Switchboard
+from cluster2.master.switchboard import MessageHub
 from tests.unit.clusters import APP, nobody_is_left, observed, options_for, processes
 from tests.unit.waiting import PATIENCE, until
 
@@ -65,8 +65,8 @@ async def test_a_state_that_has_ended(tmp_path: Path) -> None:
         master = cluster.running._master
         assert master is not None
         handle = next(iter(master.roster))
-        master.post(facts.FromWorker(handle, wire.Leaving("SIGTERM")))
-        master.post(facts.Overdue(handle, WorkerState.READY))
+        master.post(facts.WorkerMessage(handle, wire.Leaving("SIGTERM")))
+        master.post(facts.StateTimeout(handle, WorkerState.READY))
         died = await cluster.event(events.Died)
         assert (died.pid, died.code, died.signal) == (handle.pid, 0, None)
         assert not cluster.of(events.Warned)
@@ -78,7 +78,7 @@ async def test_a_generation_that_is_ready_but_not_admitted(tmp_path: Path) -> No
         master = cluster.running._master
         assert master is not None
         heard: list[facts.Fact] = []
-        generations = Generations(master.estate, heard.append)
+        generations = GenerationTable(master.estate, heard.append)
         generations.load(1)
         await until(lambda: heard, "the zygote has said that it is ready")
         assert generations.nursery(1) is None
@@ -275,7 +275,7 @@ async def test_garbage_from_a_worker(tmp_path: Path, said: bytes) -> None:
     [
         wire.Ready(),
         wire.Drain(True),
-        wire.Born(1, wire.PROTOCOL_VERSION),
+        wire.Started(1, wire.PROTOCOL_VERSION),
         wire.Note("look"),
         wire.BootFailed("late", "", 3),
     ],
@@ -387,7 +387,7 @@ async def test_a_shutdown_between_two_spawns(tmp_path: Path) -> None:
     configured = config.load(options, environ={})
     boot.prepare(configured)
     with boot.estate(configured, default_argv()) as owned:
-        running = asyncio.ensure_future(boot.supervise(owned, Switchboard(), lambda: None, started=made.append))
+        running = asyncio.ensure_future(boot.supervise(owned, MessageHub(), lambda: None, started=made.append))
         while not made or not len(made[0].roster):
             await asyncio.sleep(0)
         made[0].departure.shut_down()

@@ -14,7 +14,7 @@ import pytest
 from cluster2.engines.ending import reset
 from cluster2.engines.http.engine import HttpEngine
 from cluster2.monitor import crowd
-from cluster2.monitor.crowd import Crowd
+from cluster2.monitor.crowd import ConnectionLimit
 from cluster2.settings import Settings
 from tests.unit.waiting import PATIENCE, until
 
@@ -59,8 +59,8 @@ def under_way(engine: HttpEngine, count: int) -> bool:
 
 
 @asynccontextmanager
-async def crowded() -> AsyncIterator[tuple[HttpEngine, Crowd, Callable[[], Any]]]:
-    kept = Crowd(app, Settings(lifespan="off"))
+async def crowded() -> AsyncIterator[tuple[HttpEngine, ConnectionLimit, Callable[[], Any]]]:
+    kept = ConnectionLimit(app, Settings(lifespan="off"))
     engine = kept.engine
     await engine.start()
     clients: list[Client] = []

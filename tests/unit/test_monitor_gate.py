@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster2.monitor.gate import Gate
+from cluster2.monitor.gate import AccessControl
 from cluster2.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +24,9 @@ async def status(settings: Settings, path: str, *headers: tuple[bytes, bytes], m
     async def send(message: Any) -> None:
         sent.append(message)
 
-    gate = Gate(app, settings, frozenset({"/livez", "/ecv"}), frozenset({"/ecv/disable"}), ("/m/logs", "/m/stacks"))
+    gate = AccessControl(
+        app, settings, frozenset({"/livez", "/ecv"}), frozenset({"/ecv/disable"}), ("/m/logs", "/m/stacks")
+    )
     scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
     await gate(scope, None, send)
     found: int = sent[0]["status"]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cluster2.latencies import BUCKET_BOUNDS_S
 from cluster2.monitor.history import HISTORY_COLUMNS, MAX_MARKS, History, thin
-from cluster2.monitor.rates import Lately, Meter
-from cluster2.monitor.scales import MEMORY_TIME_SHARE, UNWEIGHED_TURN_S, Scales
+from cluster2.monitor.rates import Meter, RecentLatency
+from cluster2.monitor.scales import MEMORY_TIME_SHARE, UNWEIGHED_TURN_S, MemorySampler
 
 Looks = st.lists(st.tuples(st.floats(0.01, 100.0), st.integers(0, 10**9)), min_size=2, max_size=30)
 
@@ -42,7 +42,7 @@ def test_rates_that_are_not_known() -> None:
 
 def test_lately() -> None:
     """Only what was measured within the last turns counts; none is None, also for who wasn't known a turn ago."""
-    lately, fast, slow = Lately(2), [0] * (len(BUCKET_BOUNDS_S) + 1), [0] * (len(BUCKET_BOUNDS_S) + 1)
+    lately, fast, slow = RecentLatency(2), [0] * (len(BUCKET_BOUNDS_S) + 1), [0] * (len(BUCKET_BOUNDS_S) + 1)
     slow[8] = 100  # 0.1 to 0.25 s
     none = {"p50": None, "p99": None}
     lately.advance()
@@ -121,7 +121,7 @@ class Weighing:
 
     def __init__(self, takes: float) -> None:
         self.now, self.takes, self.asked = 0.0, takes, list[int]()
-        self.scales = Scales(self.weigh, lambda: self.now)
+        self.scales = MemorySampler(self.weigh, lambda: self.now)
 
     def weigh(self, pid: int) -> int | None:
         self.now += self.takes

@@ -14,9 +14,9 @@ import pytest
 from cluster2 import events
 from cluster2.errors import ClusterError, NoAnswer, UsageError
 from cluster2.master.facts import Command
-from cluster2.master.followers import Followers
+from cluster2.master.followers import EventSubscribers
 from cluster2.monitor import line as lines
-from cluster2.monitor.line import Line
+from cluster2.monitor.line import MasterLine
 
 pytestmark = pytest.mark.anyio
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -29,7 +29,7 @@ class Master:
         self.answers = list(answers)
         self.asked: list[dict[str, Any]] = []
         self.tasks: list[asyncio.Task[None]] = []
-        self.line = Line(self.connect)
+        self.line = MasterLine(self.connect)
 
     def connect(self) -> socket.socket:
         if not self.answers:
@@ -157,7 +157,7 @@ def beat() -> events.Heartbeat:
 
 def test_followers() -> None:
     """One hears all; one that asked for less hears no heartbeats, and so many of the users' events a second."""
-    followers = Followers()
+    followers = EventSubscribers()
     (every, all_told, gone), (some, some_told, _) = follower(), follower(heartbeats=False, emitted=3, longest=1000)
     followers.join(every)
     followers.join(some)
@@ -183,4 +183,4 @@ def test_followers() -> None:
 def test_bad_followers(params: dict[str, Any]) -> None:
     """Who asks for nonsense is told so."""
     with pytest.raises(UsageError, match=" = .*: expected "):
-        Followers().join(follower(**params)[0])
+        EventSubscribers().join(follower(**params)[0])

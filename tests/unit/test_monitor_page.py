@@ -14,7 +14,7 @@ import pytest
 from cluster2.kernel import ledger
 from cluster2.kernel.scoreboard import CELLS_PER_ROW, Scoreboard
 from cluster2.monitor.page import STATIC_DIRECTORY, files
-from cluster2.monitor.picture import Subject
+from cluster2.monitor.picture import ClusterInfo
 from cluster2.monitor.shield import SECURITY_HEADERS
 from cluster2.settings import Settings
 from tests.unit.monitored import AS_JSON, BEARS, TOKEN, a_board, client, desk_of, facts, worker
@@ -66,7 +66,7 @@ async def test_facts(board: Scoreboard) -> None:
 )
 def test_what_the_options_say(options: dict[str, Any], master: int, told: tuple[Any, ...]) -> None:
     """Actions need a token and a master; there are logs where they are written to files."""
-    subject = Subject.from_settings(Settings(**options), ["127.0.0.1:3000"], "127.0.0.1:3001", master=master)
+    subject = ClusterInfo.from_settings(Settings(**options), ["127.0.0.1:3000"], "127.0.0.1:3001", master=master)
     assert (subject.title, subject.actions, subject.logs) == told
 
 

@@ -16,8 +16,8 @@ from cluster2 import events
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.monitor import stream
 from cluster2.monitor.app import make
-from cluster2.monitor.desk import Desk
-from cluster2.monitor.feed import MAX_EVENT_BYTES, MAX_KEPT_EMITTED, MAX_KEPT_EVENTS, Feed
+from cluster2.monitor.desk import Dashboard
+from cluster2.monitor.feed import MAX_EVENT_BYTES, MAX_KEPT_EMITTED, MAX_KEPT_EVENTS, EventBuffer
 from cluster2.settings import Settings
 from tests.unit.monitored import BEARS, TOKEN, a_board, client, desk_of, facts, worker
 
@@ -32,7 +32,7 @@ def board() -> Iterator[Scoreboard]:
 
 def test_the_feed() -> None:
     """Numbers only grow; the last events are kept, the app's own apart, so that they can't push the others out."""
-    feed = Feed(1000)
+    feed = EventBuffer(1000)
     feed.add({"event": "reloading", "time": 1.0, "generation": 2})
     for number in range(500):
         feed.add({"event": "mine", "time": 1.0, "data": number, "pid": 0, "slot": None})
@@ -46,8 +46,8 @@ def test_the_feed() -> None:
     assert feed.after(told[-2].number) == told[-1:]
     assert feed.after(told[-1].number) == []
     assert feed.after(10**15) == told, "a number that we never gave"
-    assert Feed().after(0) == []
-    assert Feed()._next > 1.7e12
+    assert EventBuffer().after(0) == []
+    assert EventBuffer()._next > 1.7e12
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ def test_the_feed() -> None:
 )
 def test_what_is_no_event(garbage: dict[str, Any]) -> None:
     """It is passed over, and so are heartbeats."""
-    feed = Feed(1)
+    feed = EventBuffer(1)
     feed.add(garbage)
     assert feed.after(0) == []
 
 
 def test_long_and_private_events() -> None:
     """A long one comes without its contents; code, and what the app says, only for who may see it."""
-    feed = Feed(1)
+    feed = EventBuffer(1)
     feed.add({"event": "mine", "time": 1.0, "pid": 7, "slot": 1, "data": "x" * MAX_EVENT_BYTES})
     feed.add({"event": "died", "time": 1.0, "pid": 7, "stacks": "File secret.py", "reason": "hang"})
     feed.add({"event": "x" * MAX_EVENT_BYTES, "time": 1.0})
@@ -78,7 +78,7 @@ def test_long_and_private_events() -> None:
 
 def test_events_as_the_master_tells_them() -> None:
     """All events that there are can be kept and marked, in the words of `cluster2 events --json`."""
-    feed, when = Feed(1), 5.0
+    feed, when = EventBuffer(1), 5.0
     kinds = [
         events.Died(time=when, pid=1, slot=0, generation=1, code=None, signal="SIGKILL", uptime=1.0, reason="crash"),
         events.ReloadFailed(time=when, generation=2, reason="no", traceback="T"),
@@ -93,7 +93,9 @@ def test_events_as_the_master_tells_them() -> None:
 class Viewer:
     """A client of `/events`, as the app sees it; it takes what is sent as long as `takes` is set."""
 
-    def __init__(self, desk: Desk, path: str = "/events", settings: Settings | None = None, **headers: str) -> None:
+    def __init__(
+        self, desk: Dashboard, path: str = "/events", settings: Settings | None = None, **headers: str
+    ) -> None:
         self.status, self.content = 0, b""
         self.takes, self.leaves = asyncio.Event(), asyncio.Event()
         self.takes.set()

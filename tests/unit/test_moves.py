@@ -12,9 +12,9 @@ from typing import Any, cast
 import pytest
 
 from cluster2.engines.base import Engine, Movable
-from cluster2.kernel.handover import Inlet, Outlet, Parcel, queue
+from cluster2.kernel.handover import HandedConnection, QueueReader, QueueWriter, queue
 from cluster2.kernel.scoreboard import Header, Scoreboard
-from cluster2.worker.moves import SURPLUS_DIVISOR, UNSTRETCHED_WAKE_RATE, Moves
+from cluster2.worker.moves import SURPLUS_DIVISOR, UNSTRETCHED_WAKE_RATE, HandoffPolicy
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -89,12 +89,12 @@ class House:
         stack.callback(into.close)
         stack.callback(out.close)
         self.into = into
-        self.inlet = Inlet(out)
+        self.inlet = QueueReader(out)
         self.board = Scoreboard.create()
         stack.callback(self.board.close)
         self.header: Header = self.board.header
         self.homes = [Home(), Home()]
-        self.moves = Moves(Outlet(into) if keeper else None, cast(list[Engine], self.homes), self.header)
+        self.moves = HandoffPolicy(QueueWriter(into) if keeper else None, cast(list[Engine], self.homes), self.header)
         self._reader, writer = os.pipe()
         stack.callback(os.close, self._reader)
         stack.callback(os.close, writer)
@@ -104,7 +104,7 @@ class House:
         self.homes[home].connections += made
         return made
 
-    def arrived(self) -> list[Parcel]:
+    def arrived(self) -> list[HandedConnection]:
         found = []
         while some := self.inlet.take_all():
             found += some
@@ -114,7 +114,7 @@ class House:
 
     def fill(self) -> None:
         """Fill the queue."""
-        while Outlet(self.into).send(self._reader, 9, 0, 0.0):
+        while QueueWriter(self.into).send(self._reader, 9, 0, 0.0):
             pass
 
 

@@ -20,8 +20,8 @@ from cluster2 import codec, wire
 from cluster2.kernel import stacks
 from cluster2.kernel.lifeline import Lifeline
 from cluster2.kernel.scoreboard import Scoreboard
-from cluster2.master.facts import Fact, FromZygote
-from cluster2.master.nursery import Nursery, default_argv
+from cluster2.master.facts import Fact, ZygoteMessage
+from cluster2.master.nursery import WorkerFactory, default_argv
 from cluster2.settings import Settings
 from tests.kernel.leaks import descriptors
 from tests.unit.waiting import PATIENCE, until
@@ -42,13 +42,13 @@ class Ward:
         self.facts: list[Fact] = []
         settings = Settings(app="site_of_test.py:app", chdir=str(directory), workers=1)
         prepare = wire.Prepare(1, settings.to_wire(), {})
-        self.nursery = Nursery(prepare, argv or default_argv(), self.facts.append)
+        self.nursery = WorkerFactory(prepare, argv or default_argv(), self.facts.append)
 
     async def said(self, number: int = 0) -> wire.Orders | None:
         """What the children said, in order."""
         await until(lambda: len(self.facts) > number, "a fact")
         fact = self.facts[number]
-        assert isinstance(fact, FromZygote)
+        assert isinstance(fact, ZygoteMessage)
         assert fact.generation == 1
         return fact.message
 
@@ -141,12 +141,12 @@ async def test_a_zygote_forks_workers(tmp_path: Path, birth: Birth) -> None:
         w.nursery.spawn(birth.order(), birth.descriptors())
         birth.theirs.close()
         born = await birth.hears()
-        assert isinstance(born, wire.Born)
+        assert isinstance(born, wire.Started)
         assert await w.said(1) == wire.WorkerForked(1, born.pid)
         assert psutil.Process(born.pid).ppid() == os.getpid()
         assert await birth.hears() == wire.Ready()
         assert await birth.greeting() == b"hello"
-        birth.ours.send(codec.pack(wire.Drain(True)) + codec.pack(wire.Deserted()))
+        birth.ours.send(codec.pack(wire.Drain(True)) + codec.pack(wire.KeeperGone()))
         assert await asyncio.to_thread(os.waitpid, born.pid, 0) == (born.pid, 0)
 
 
@@ -161,7 +161,7 @@ async def test_an_executed_worker(tmp_path: Path, birth: Birth) -> None:
         forked = await w.said(1)
         assert isinstance(forked, wire.WorkerForked)
         assert forked.incarnation == 7
-        assert await birth.hears() == wire.Born(forked.pid, wire.PROTOCOL_VERSION)
+        assert await birth.hears() == wire.Started(forked.pid, wire.PROTOCOL_VERSION)
         assert await birth.hears() == wire.Ready()
         assert await birth.greeting() == b"hello"
         await until(lambda: not psutil.pid_exists(zygote), "the zygote, of no more use, has left")
@@ -212,7 +212,7 @@ async def test_a_zygote_that_is_killed(tmp_path: Path, birth: Birth) -> None:
         await w.said()
         w.nursery.spawn(birth.order(), birth.descriptors())
         born = await birth.hears()
-        assert isinstance(born, wire.Born)
+        assert isinstance(born, wire.Started)
         assert await birth.hears() == wire.Ready()
         (zygote,) = w.nursery.pids()
         os.kill(zygote, signal.SIGKILL)
@@ -286,7 +286,7 @@ async def test_a_child_that_can_not_be_heard(
         watch(*arguments)
 
     facts: list[Fact] = []
-    nursery = Nursery(wire.Prepare(1, {}, {}), default_argv(), facts.append)
+    nursery = WorkerFactory(wire.Prepare(1, {}, {}), default_argv(), facts.append)
     monkeypatch.setattr(loop, "add_reader", add_reader)
     if executed:
         nursery.each_executed()
@@ -295,7 +295,7 @@ async def test_a_child_that_can_not_be_heard(
     else:
         nursery.load()
         (fact,) = facts
-        assert isinstance(fact, FromZygote)
+        assert isinstance(fact, ZygoteMessage)
         assert fact.message == wire.PrepareFailed("no process can be made: No space left on device", "", 1)
         assert not nursery.ready
     nursery.close()

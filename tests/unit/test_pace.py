@@ -14,8 +14,8 @@ from cluster2.worker.pace import (
     MIN_CLEARLY_LONG_STEPS,
     MIN_LONG_STEPS,
     MIN_SLOW_STEPS,
-    Mode,
-    Pace,
+    AcceptMode,
+    AcceptModeSelector,
 )
 
 ABOVE = 0.005
@@ -24,61 +24,61 @@ CLEAR_STEP = 2 * CLEARLY_LONG_STEP_S
 PROOF_STEP = 2 * ABOVE
 
 
-def parking(now: float = 100.0) -> Pace:
+def parking(now: float = 100.0) -> AcceptModeSelector:
     """One that parks since `now`."""
-    pace = Pace(ABOVE)
+    pace = AcceptModeSelector(ABOVE)
     for _ in range(MIN_SLOW_STEPS):
         pace.step(PROOF_STEP, now, [])
-    assert pace.mode is Mode.HANDOFF
+    assert pace.mode is AcceptMode.HANDOFF
     return pace
 
 
 def test_the_beginning() -> None:
     """A worker starts eager, and stays so while nothing is long."""
-    pace = Pace(ABOVE)
-    assert pace.mode is Mode.BATCH
-    assert pace.relax(1000.0) is Mode.BATCH
+    pace = AcceptModeSelector(ABOVE)
+    assert pace.mode is AcceptMode.BATCH
+    assert pace.relax(1000.0) is AcceptMode.BATCH
     assert pace.longest == 0.0
 
 
-def held(now: float = 100.0) -> Pace:
+def held(now: float = 100.0) -> AcceptModeSelector:
     """One that holds back since `now`."""
-    pace = Pace(0.0)
+    pace = AcceptModeSelector(0.0)
     for _ in range(MIN_CLEARLY_LONG_STEPS):
         pace.step(CLEAR_STEP, now, [])
-    assert pace.mode is Mode.ONE_BY_ONE
+    assert pace.mode is AcceptMode.ONE_BY_ONE
     return pace
 
 
 @pytest.mark.parametrize(("step", "many"), [(CLEAR_STEP, MIN_CLEARLY_LONG_STEPS), (LONG_STEP, MIN_LONG_STEPS)])
 def test_long_steps_hold(step: float, many: int) -> None:
     """As many steps as are counted of their degree, within the window, make it hold back at once; one fewer don't."""
-    pace = Pace(0.0)
+    pace = AcceptModeSelector(0.0)
     for number in range(many - 1):
-        assert pace.step(step, 100.0 + number * COUNTING_WINDOW_S / many, []) is Mode.BATCH
+        assert pace.step(step, 100.0 + number * COUNTING_WINDOW_S / many, []) is AcceptMode.BATCH
     assert pace.longest == step
-    assert pace.step(step, 99.9 + COUNTING_WINDOW_S, []) is Mode.ONE_BY_ONE
+    assert pace.step(step, 99.9 + COUNTING_WINDOW_S, []) is AcceptMode.ONE_BY_ONE
 
 
 @pytest.mark.parametrize(("step", "many"), [(CLEAR_STEP, MIN_CLEARLY_LONG_STEPS), (LONG_STEP, MIN_LONG_STEPS)])
 def test_rare_long_steps_do_not_hold(step: float, many: int) -> None:
     """What the kernel does in an app's time comes now and then: for that nobody holds back, however long it goes on."""
-    pace = Pace(0.0)
+    pace = AcceptModeSelector(0.0)
     for number in range(10 * many):
-        assert pace.step(step, 100.0 + number * 1.001 * COUNTING_WINDOW_S / (many - 1), []) is Mode.BATCH
+        assert pace.step(step, 100.0 + number * 1.001 * COUNTING_WINDOW_S / (many - 1), []) is AcceptMode.BATCH
 
 
 def test_calm_makes_eager() -> None:
     """When few steps were long for three seconds it is eager again, and has forgotten the longest one."""
     pace = held(100.0)
-    assert pace.relax(100.0 + CALM_AFTER_S) is Mode.ONE_BY_ONE
-    assert pace.relax(100.0 + CALM_AFTER_S + 0.01) is Mode.BATCH
+    assert pace.relax(100.0 + CALM_AFTER_S) is AcceptMode.ONE_BY_ONE
+    assert pace.relax(100.0 + CALM_AFTER_S + 0.01) is AcceptMode.BATCH
     assert pace.longest == 0.0
 
 
 def test_the_longest_is_forgotten() -> None:
     """Also by one that was eager all the time."""
-    pace = Pace(0.0)
+    pace = AcceptModeSelector(0.0)
     pace.step(LONG_STEP, 100.0, [])
     pace.relax(100.0 + CALM_AFTER_S)
     assert pace.longest == LONG_STEP
@@ -89,8 +89,8 @@ def test_the_longest_is_forgotten() -> None:
 def test_a_rare_long_step_does_not_keep_it_held() -> None:
     """It calms down although a step is long now and then."""
     pace = held(100.0)
-    assert pace.step(CLEAR_STEP, 100.1 + COUNTING_WINDOW_S, []) is Mode.ONE_BY_ONE
-    assert pace.relax(100.0 + CALM_AFTER_S + 0.01) is Mode.BATCH
+    assert pace.step(CLEAR_STEP, 100.1 + COUNTING_WINDOW_S, []) is AcceptMode.ONE_BY_ONE
+    assert pace.relax(100.0 + CALM_AFTER_S + 0.01) is AcceptMode.BATCH
 
 
 def test_long_steps_keep_it_held() -> None:
@@ -98,46 +98,46 @@ def test_long_steps_keep_it_held() -> None:
     pace = held(100.0)
     for tenth in range(100):
         pace.step(LONG_STEP, 100.0 + tenth / 20, [])
-        assert pace.relax(100.0 + tenth / 20) is Mode.ONE_BY_ONE
-    assert pace.relax(104.95 + CALM_AFTER_S + 0.01) is Mode.BATCH
+        assert pace.relax(100.0 + tenth / 20) is AcceptMode.ONE_BY_ONE
+    assert pace.relax(104.95 + CALM_AFTER_S + 0.01) is AcceptMode.BATCH
 
 
 def test_three_proofs_park() -> None:
     """The third proof within two seconds makes it park, not the second."""
-    pace = Pace(ABOVE)
-    assert pace.step(PROOF_STEP, 100.0, []) is Mode.BATCH
-    assert pace.step(PROOF_STEP, 101.0, []) is Mode.ONE_BY_ONE
-    assert pace.step(PROOF_STEP, 101.9, []) is Mode.HANDOFF
+    pace = AcceptModeSelector(ABOVE)
+    assert pace.step(PROOF_STEP, 100.0, []) is AcceptMode.BATCH
+    assert pace.step(PROOF_STEP, 101.0, []) is AcceptMode.ONE_BY_ONE
+    assert pace.step(PROOF_STEP, 101.9, []) is AcceptMode.HANDOFF
 
 
 def test_proofs_far_apart_do_not_park() -> None:
     """A garbage collection now and then is no reason to park."""
-    pace = Pace(ABOVE)
+    pace = AcceptModeSelector(ABOVE)
     for number in range(50):
-        assert pace.step(PROOF_STEP, 100.0 + number * COUNTING_WINDOW_S / 2, []) is not Mode.HANDOFF
+        assert pace.step(PROOF_STEP, 100.0 + number * COUNTING_WINDOW_S / 2, []) is not AcceptMode.HANDOFF
 
 
 def test_proof_of_others_counts() -> None:
     """What siblings saw lately counts: with two of theirs a worker's first proof makes it park; old ones don't count."""
-    assert Pace(ABOVE).step(PROOF_STEP, 100.0, [99.0, 98.1]) is Mode.HANDOFF
-    assert Pace(ABOVE).step(PROOF_STEP, 100.0, [99.0, 97.0]) is Mode.BATCH
-    assert Pace(ABOVE).step(PROOF_STEP, 100.0, [0.0] * 50) is Mode.BATCH
+    assert AcceptModeSelector(ABOVE).step(PROOF_STEP, 100.0, [99.0, 98.1]) is AcceptMode.HANDOFF
+    assert AcceptModeSelector(ABOVE).step(PROOF_STEP, 100.0, [99.0, 97.0]) is AcceptMode.BATCH
+    assert AcceptModeSelector(ABOVE).step(PROOF_STEP, 100.0, [0.0] * 50) is AcceptMode.BATCH
 
 
 def test_proof_of_others_alone_does_not_park() -> None:
     """A step that is long but no proof makes nobody park, whatever the others saw."""
-    assert Pace(ABOVE).step(LONG_STEP, 100.0, [100.0] * 10) is Mode.BATCH
+    assert AcceptModeSelector(ABOVE).step(LONG_STEP, 100.0, [100.0] * 10) is AcceptMode.BATCH
 
 
 def test_parking_ends_by_steps() -> None:
     """After three seconds without new proof it holds; after three without a long step it is eager. Both may fall together."""
     pace = parking(100.0)
-    assert pace.relax(100.0 + CALM_AFTER_S) is Mode.HANDOFF
+    assert pace.relax(100.0 + CALM_AFTER_S) is AcceptMode.HANDOFF
     for _ in range(MIN_LONG_STEPS):
         pace.step(LONG_STEP, 102.0, [])
-    assert pace.relax(100.0 + CALM_AFTER_S + 0.01) is Mode.ONE_BY_ONE
-    assert pace.relax(102.0 + CALM_AFTER_S + 0.01) is Mode.BATCH
-    assert parking(100.0).relax(100.0 + CALM_AFTER_S + 0.01) is Mode.BATCH
+    assert pace.relax(100.0 + CALM_AFTER_S + 0.01) is AcceptMode.ONE_BY_ONE
+    assert pace.relax(102.0 + CALM_AFTER_S + 0.01) is AcceptMode.BATCH
+    assert parking(100.0).relax(100.0 + CALM_AFTER_S + 0.01) is AcceptMode.BATCH
 
 
 def test_proof_keeps_it_parking() -> None:
@@ -145,13 +145,13 @@ def test_proof_keeps_it_parking() -> None:
     pace = parking(100.0)
     for tenth in range(100):
         pace.step(PROOF_STEP, 100.0 + tenth / 10, [])
-        assert pace.relax(100.0 + tenth / 10) is Mode.HANDOFF
+        assert pace.relax(100.0 + tenth / 10) is AcceptMode.HANDOFF
 
 
 @pytest.mark.parametrize(("step", "proof"), [(ABOVE, False), (ABOVE * 1.01, True), (0.0, False), (LONG_STEP_S, False)])
 def test_what_is_proof(step: float, proof: bool) -> None:
     """Proof is a step that is longer than `handoff_slow_above`."""
-    assert Pace(ABOVE).is_proof(step) is proof
+    assert AcceptModeSelector(ABOVE).is_proof(step) is proof
 
 
 STEPS = st.lists(
@@ -167,17 +167,17 @@ STEPS = st.lists(
 @given(STEPS)
 def test_it_never_parks_if_told_so(steps: list[tuple[float, float, list[float]]]) -> None:
     """With `handoff_slow_above = 0` nothing makes it park."""
-    pace, now = Pace(0.0), 1000.0
+    pace, now = AcceptModeSelector(0.0), 1000.0
     for passed, step, ages in steps:
         now += passed
-        assert pace.step(step, now, [now - age for age in ages]) is not Mode.HANDOFF
+        assert pace.step(step, now, [now - age for age in ages]) is not AcceptMode.HANDOFF
         assert not pace.is_proof(step)
 
 
 @given(STEPS)
 def test_it_parks_for_three_proofs_only(steps: list[tuple[float, float, list[float]]]) -> None:
     """Whenever it begins to park, it and the others saw three proofs within the last two seconds; and then it does begin."""
-    pace, now = Pace(ABOVE), 1000.0
+    pace, now = AcceptModeSelector(ABOVE), 1000.0
     own: list[float] = []
     for passed, step, ages in steps:
         now += passed
@@ -191,29 +191,29 @@ def test_it_parks_for_three_proofs_only(steps: list[tuple[float, float, list[flo
             age < COUNTING_WINDOW_S + 1e-6 for age in ages
         )
         mode = pace.step(step, now, [now - age for age in ages])
-        if before is not Mode.HANDOFF and mode is Mode.HANDOFF:
+        if before is not AcceptMode.HANDOFF and mode is AcceptMode.HANDOFF:
             assert at_most >= MIN_SLOW_STEPS
             assert step > ABOVE
         if step > ABOVE and seen >= MIN_SLOW_STEPS:
-            assert mode is Mode.HANDOFF
+            assert mode is AcceptMode.HANDOFF
 
 
 @given(STEPS, st.floats(0.01, 1e6))
 def test_calm_always_leads_back(steps: list[tuple[float, float, list[float]]], rest: float) -> None:
     """Whatever happened, after three seconds of calm it is eager, and the longest step forgotten."""
-    pace, now = Pace(ABOVE), 1000.0
+    pace, now = AcceptModeSelector(ABOVE), 1000.0
     for passed, step, ages in steps:
         now += passed
         pace.step(step, now, [now - age for age in ages])
         assert pace.longest >= step
-    assert pace.relax(now + CALM_AFTER_S + rest) is Mode.BATCH
+    assert pace.relax(now + CALM_AFTER_S + rest) is AcceptMode.BATCH
     assert pace.longest == 0.0
 
 
 @given(STEPS)
 def test_modes_relax_downwards_only(steps: list[tuple[float, float, list[float]]]) -> None:
     """Time alone never makes a worker stricter, and a step never makes it more greedy."""
-    pace, now = Pace(ABOVE), 1000.0
+    pace, now = AcceptModeSelector(ABOVE), 1000.0
     for passed, step, ages in steps:
         now += passed
         before = pace.mode

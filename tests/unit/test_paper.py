@@ -12,7 +12,7 @@ import pytest
 
 from cluster2.kernel import logfiles
 from cluster2.settings import Settings
-from cluster2.worker.paper import Paper
+from cluster2.worker.paper import WorkerOutput
 
 BEGIN = """
 import os, sys
@@ -101,10 +101,10 @@ print("again"); sys.stderr.write("and again\\n"); os._exit(0)
 
 def test_a_worker_begins_on_a_full_disk(tmp_path: Path) -> None:
     """A file that can't be made or written is no reason not to serve."""
-    paper = Paper(Settings(), str(tmp_path / "none"), 0)
+    paper = WorkerOutput(Settings(), str(tmp_path / "none"), 0)
     paper.reopen_if_moved()  # says so, and goes on
     (tmp_path / "none").mkdir()
-    requests = Paper(Settings(access_log=True), str(tmp_path / "none"), 0, output=False)
+    requests = WorkerOutput(Settings(access_log=True), str(tmp_path / "none"), 0, output=False)
     requests.reopen_if_moved()
     assert requests.access is not None
     assert [each.name for each in logfiles.log_files(str(tmp_path / "none"))] == ["access.log"]

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from cluster2.engines.base import Engine, Interface, Site
+from cluster2.engines.base import AppContext, Engine, Interface
 from cluster2.engines.ending import reset
 from cluster2.engines.http.connection import ConnectionState
 from cluster2.engines.http.engine import HttpEngine
-from cluster2.engines.patience import For, Patience, Wait
+from cluster2.engines.patience import ClientTimeouts, Wait, WaitingFor
 from cluster2.engines.tcp import TcpEngine
 from cluster2.kernel.progress import transferred, untaken
 from cluster2.settings import Settings
@@ -148,7 +148,7 @@ class Client:
 @pytest.fixture
 async def http(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Bench, App]]:
     app = App()
-    engine = HttpEngine(Site(app, Interface.ASGI, Settings(timeout=LIMIT), None))
+    engine = HttpEngine(AppContext(app, Interface.ASGI, Settings(timeout=LIMIT), None))
     bench = Bench(engine, monkeypatch)
     await engine.start()
     yield bench, app
@@ -364,7 +364,7 @@ async def test_a_large_response_before_a_body_that_nobody_reads(http: Http) -> N
 
 async def test_timeout_0(monkeypatch: pytest.MonkeyPatch) -> None:
     """With timeout = 0 nobody is ever given up."""
-    engine = HttpEngine(Site(App(), Interface.ASGI, Settings(timeout=0.0), None))
+    engine = HttpEngine(AppContext(App(), Interface.ASGI, Settings(timeout=0.0), None))
     bench = Bench(engine, monkeypatch)
     await engine.start()
     async with bench.connected() as client:
@@ -388,7 +388,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 @pytest.fixture
 async def tcp(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
-    bench = Bench(TcpEngine(Site(echo, Interface.TCP, Settings(timeout=LIMIT), None)), monkeypatch)
+    bench = Bench(TcpEngine(AppContext(echo, Interface.TCP, Settings(timeout=LIMIT), None)), monkeypatch)
     yield bench
     await until(bench.engine.idle, "all connections are closed")
 
@@ -449,24 +449,24 @@ def test_patience_forgets() -> None:
     """A connection that had its app's turn in between begins anew; one that is gone isn't remembered."""
 
     class One:
-        wait: Wait | None = Wait(For.HEAD, 1)
-        given_up: For | None = None
+        wait: Wait | None = Wait(WaitingFor.HEAD, 1)
+        given_up: WaitingFor | None = None
 
         def waits(self) -> Wait | None:
             return self.wait
 
-        def give_up(self, what: For) -> None:
+        def give_up(self, what: WaitingFor) -> None:
             self.given_up = what
 
-    one, patience = One(), Patience(10)
+    one, patience = One(), ClientTimeouts(10)
     patience.check([one], 0)
     one.wait = None
     patience.check([one], 9)
-    one.wait = Wait(For.HEAD, 1)
+    one.wait = Wait(WaitingFor.HEAD, 1)
     patience.check([one], 11)
     patience.check([one], 21)
     assert one.given_up is None
     patience.check([one], 22)
-    assert one.given_up is For.HEAD
+    assert one.given_up is WaitingFor.HEAD
     patience.check([], 23)
     assert not patience._since

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.engines.pep3333 import Broken, ClientGone, Environs, FileWrapper, Response, body_length, body_of
+from cluster2.engines.pep3333 import (
+    ClientGone,
+    EnvironBuilder,
+    FileWrapper,
+    Response,
+    WsgiViolation,
+    body_length,
+    body_of,
+)
 from cluster2.kinds import encoded_path
 
 
@@ -26,7 +34,7 @@ def environ_of(root_path: str = "", **changes: Any) -> dict[str, Any]:
         "client": ("192.0.2.1", 4711),
         "server": ("192.0.2.2", 8000),
     }
-    environs = Environs(root_path=root_path, multithread=True, multiprocess=False)
+    environs = EnvironBuilder(root_path=root_path, multithread=True, multiprocess=False)
     return environs.of_scope({**scope, **changes})
 
 
@@ -121,7 +129,7 @@ def test_headers() -> None:
 
 def test_headers_are_remembered_up_to_a_bound() -> None:
     """A client that invents names of headers takes no memory for good."""
-    environs = Environs(root_path="", multithread=False, multiprocess=False)
+    environs = EnvironBuilder(root_path="", multithread=False, multiprocess=False)
     for number in range(2000):
         environs._key(b"x-%d" % number)
     assert len(environs._keys) <= 1000
@@ -170,7 +178,7 @@ def test_a_whole_body_gets_its_length() -> None:
 @pytest.mark.parametrize("parts", [[b"abcdef"], [b"ab", b"c"], []])
 def test_a_whole_body_with_another_length(parts: list[bytes]) -> None:
     """A list that is longer or shorter than declared is refused as a whole."""
-    with pytest.raises(Broken, match="(longer|shorter) than its Content-Length, 4"):
+    with pytest.raises(WsgiViolation, match="(longer|shorter) than its Content-Length, 4"):
         started(("Content-Length", "4")).response.whole(parts)
 
 
@@ -181,7 +189,7 @@ def test_parts_up_to_the_length() -> None:
     assert not found.response.complete
     found.response.write(b"de")
     assert found.response.complete
-    with pytest.raises(Broken, match="longer"):
+    with pytest.raises(WsgiViolation, match="longer"):
         found.response.write(b"f")
     assert found.parts == [b"abc", b"de"]
     found.response.finish()
@@ -191,7 +199,7 @@ def test_parts_short_of_the_length() -> None:
     """An end before the declared length is refused."""
     found = started(("content-length", "5"))
     found.response.write(b"abc")
-    with pytest.raises(Broken, match="shorter"):
+    with pytest.raises(WsgiViolation, match="shorter"):
         found.response.finish()
 
 
@@ -222,7 +230,7 @@ def test_no_body_after_a_second_start() -> None:
 
 def test_start_twice() -> None:
     """Without exc_info the second call is an error."""
-    with pytest.raises(Broken, match="twice"):
+    with pytest.raises(WsgiViolation, match="twice"):
         started().response.start_response("200 OK", [])
 
 
@@ -257,7 +265,7 @@ def test_nothing_started() -> None:
     found = Collected()
     found.response.write(b"")
     for what in (lambda: found.response.write(b"x"), found.response.finish, lambda: found.response.whole([b"x"])):
-        with pytest.raises(Broken, match="start_response"):
+        with pytest.raises(WsgiViolation, match="start_response"):
             what()
 
 
@@ -265,7 +273,7 @@ def test_nothing_started() -> None:
 def test_parts_are_bytes(part: Any) -> None:
     """Whatever isn't bytes is refused, by its type's name."""
     for what in (started().response.write, lambda part: started().response.whole([part])):
-        with pytest.raises(Broken, match=type(part).__name__):
+        with pytest.raises(WsgiViolation, match=type(part).__name__):
             what(part)
 
 
@@ -274,7 +282,7 @@ def test_parts_are_bytes(part: Any) -> None:
 )
 def test_bad_status(status: Any) -> None:
     """A status that ends no request, or is none, is refused."""
-    with pytest.raises(Broken, match="status"):
+    with pytest.raises(WsgiViolation, match="status"):
         Collected().response.start_response(status, [])
 
 
@@ -301,7 +309,7 @@ def test_bad_status(status: Any) -> None:
 def test_bad_headers(headers: Any) -> None:
     """Headers that HTTP doesn't allow are refused when the app gives them, so that it can still answer otherwise."""
     found = Collected()
-    with pytest.raises(Broken, match="header|Content-Length"):
+    with pytest.raises(WsgiViolation, match="header|Content-Length"):
         found.response.start_response("200 OK", headers)
     assert found.response.status == 0
 
@@ -375,7 +383,7 @@ def test_no_lie_passes(parts: list[bytes], lie: int, whole: bool) -> None:
                 found.response.write(part)
             found.response.finish()
         honest = True
-    except Broken:
+    except WsgiViolation:
         honest = False
     assert honest == (declared == length)
     assert len(b"".join(found.parts)) <= declared

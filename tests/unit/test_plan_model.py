@@ -19,7 +19,7 @@ from cluster2.events import Event, Reason
 from cluster2.lifecycle import LIVE_STATES, WorkerAction, WorkerState
 from cluster2.master.facts import Command
 from cluster2.master.reload import Reloader
-from cluster2.policy import SHORT_LIFE_S, Retire, Seen, Spawn, Wanted
+from cluster2.policy import SHORT_LIFE_S, Retire, Spawn, Wanted, WorkerView
 
 LIMIT, WINDOW = 3, 10.0
 WAIT_WHEN_DEGRADED = 1.0
@@ -40,8 +40,8 @@ class Worker:
     drain_first: bool = True
     ready_at: float | None = None
 
-    def seen(self) -> Seen:
-        return Seen(self.incarnation, self.slot, self.generation, self.state, self.replace)
+    def seen(self) -> WorkerView:
+        return WorkerView(self.incarnation, self.slot, self.generation, self.state, self.replace)
 
 
 @dataclass
@@ -100,7 +100,7 @@ class ClusterMachine(RuleBasedStateMachine):
 
     # What the master does.
 
-    def seen(self) -> list[Seen]:
+    def seen(self) -> list[WorkerView]:
         return [worker.seen() for worker in self.workers.values()]
 
     def converge(self) -> None:

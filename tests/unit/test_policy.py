@@ -11,12 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster2.lifecycle import LIVE_STATES, WorkerState
-from cluster2.policy import MAX_BACKOFF_S, SHORT_LIFE_S, Backoff, Decision, Restarts, Retire, Seen, Spawn, Wanted, plan
+from cluster2.policy import (
+    MAX_BACKOFF_S,
+    SHORT_LIFE_S,
+    Backoff,
+    Decision,
+    Restarts,
+    Retire,
+    Spawn,
+    Wanted,
+    WorkerView,
+    plan,
+)
 
 WANTED = st.builds(Wanted, st.integers(1, 6), st.integers(1, 3), st.integers(1, 3))
 STATES = st.sampled_from([state for state in WorkerState if state is not WorkerState.DEAD])
 REPLACE = st.none() | st.floats(0, 100)
-WORKERS = st.lists(st.builds(Seen, st.just(0), st.integers(0, 7), st.integers(1, 3), STATES, REPLACE), max_size=16)
+WORKERS = st.lists(
+    st.builds(WorkerView, st.just(0), st.integers(0, 7), st.integers(1, 3), STATES, REPLACE), max_size=16
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,7 @@ class Situation:
     """Everything that `plan` can be asked, possible in a healthy cluster or not."""
 
     wanted: Wanted
-    workers: list[Seen]
+    workers: list[WorkerView]
     available: frozenset[int]
     blocked_slots: frozenset[int]
     may_retire: bool
@@ -40,7 +53,7 @@ class Situation:
             fallback_generation=self.fallback_generation,
         )
 
-    def live(self, slot: int, decisions: Collection[Decision] = ()) -> list[Seen]:
+    def live(self, slot: int, decisions: Collection[Decision] = ()) -> list[WorkerView]:
         """The live workers of a slot, without those that the decisions retire."""
         retired = {each.incarnation for each in decisions if isinstance(each, Retire)}
         return [
@@ -65,17 +78,17 @@ SITUATIONS = st.builds(
 ).filter(lambda situation: situation.fallback_generation != situation.wanted.generation)
 
 
-def numbered(workers: list[Seen]) -> list[Seen]:
+def numbered(workers: list[WorkerView]) -> list[WorkerView]:
     """Each with an incarnation of its own."""
     return [replace(worker, incarnation=number) for number, worker in enumerate(workers)]
 
 
-def current(worker: Seen, wanted: Wanted) -> bool:
+def current(worker: WorkerView, wanted: Wanted) -> bool:
     """Whether it is as it should be."""
     return worker.generation == wanted.generation and worker.replace is None
 
 
-def ready(workers: Collection[Seen]) -> bool:
+def ready(workers: Collection[WorkerView]) -> bool:
     """Whether one of them serves."""
     return any(worker.state is WorkerState.READY for worker in workers)
 
@@ -134,7 +147,7 @@ def test_the_only_worker_of_a_slot_stays(situation: Situation) -> None:
     """One worker in a wanted slot is left alone, unless the slot gets a fallback and it is of no use beside that."""
     decisions = situation.plan()
 
-    def useful(worker: Seen) -> bool:
+    def useful(worker: WorkerView) -> bool:
         return current(worker, situation.wanted) or worker.generation == situation.fallback()
 
     for slot in range(situation.wanted.slots):
@@ -166,7 +179,7 @@ def test_a_decision_is_made_once(situation: Situation) -> None:
     ]
     spawned = [each for each in decisions if isinstance(each, Spawn)]
     after += [
-        Seen(len(after) + number, spawn.slot, spawn.generation, WorkerState.SPAWNING)
+        WorkerView(len(after) + number, spawn.slot, spawn.generation, WorkerState.SPAWNING)
         for number, spawn in enumerate(spawned)
     ]
     again = replace(situation, workers=after).plan()
@@ -176,10 +189,10 @@ def test_a_decision_is_made_once(situation: Situation) -> None:
 
 
 @given(WANTED, WORKERS)
-def test_nothing_to_do_when_all_is_well(wanted: Wanted, workers: list[Seen]) -> None:
+def test_nothing_to_do_when_all_is_well(wanted: Wanted, workers: list[WorkerView]) -> None:
     """With one ready worker a slot, whatever else is leaving, nothing is decided."""
     leaving = [replace(each, state=WorkerState.DRAINING) for each in workers]
-    fine = [Seen(0, slot, wanted.generation, WorkerState.READY) for slot in range(wanted.slots)]
+    fine = [WorkerView(0, slot, wanted.generation, WorkerState.READY) for slot in range(wanted.slots)]
     assert plan(wanted, numbered([*leaving, *fine])) == []
 
 
@@ -190,32 +203,40 @@ def test_spawns_from_nothing() -> None:
 
 def test_dead_slot_is_filled_while_others_roll() -> None:
     """An empty slot is filled at once, even while another rolls."""
-    workers = [Seen(1, 0, 1, WorkerState.READY), Seen(2, 0, 2, WorkerState.BOOTING)]
+    workers = [WorkerView(1, 0, 1, WorkerState.READY), WorkerView(2, 0, 2, WorkerState.BOOTING)]
     assert plan(Wanted(2, 2), workers) == [Spawn(1, 2)]
 
 
 def test_scale_down_retires_whatever_its_state() -> None:
     """Slots beyond the wanted number are retired, those that boot included; the others are left alone."""
-    workers = [Seen(1, 0, 1, WorkerState.READY), Seen(2, 1, 1, WorkerState.BOOTING), Seen(3, 2, 1, WorkerState.READY)]
+    workers = [
+        WorkerView(1, 0, 1, WorkerState.READY),
+        WorkerView(2, 1, 1, WorkerState.BOOTING),
+        WorkerView(3, 2, 1, WorkerState.READY),
+    ]
     assert plan(Wanted(1, 1), workers) == [Retire(2), Retire(3)]
 
 
 def test_abandoned_generation_is_taken_back() -> None:
     """When an older generation is wanted again, the newcomers of the abandoned one leave and the old ones stay."""
-    workers = [Seen(1, 0, 1, WorkerState.READY), Seen(2, 0, 2, WorkerState.BOOTING), Seen(3, 1, 1, WorkerState.READY)]
+    workers = [
+        WorkerView(1, 0, 1, WorkerState.READY),
+        WorkerView(2, 0, 2, WorkerState.BOOTING),
+        WorkerView(3, 1, 1, WorkerState.READY),
+    ]
     assert plan(Wanted(2, 1), workers) == [Retire(2)]
 
 
 def test_two_current_workers_are_one_too_many() -> None:
     """Of two current workers in a slot the ready one stays, of two equals the older."""
-    booting = [Seen(1, 0, 1, WorkerState.BOOTING), Seen(2, 0, 1, WorkerState.BOOTING)]
+    booting = [WorkerView(1, 0, 1, WorkerState.BOOTING), WorkerView(2, 0, 1, WorkerState.BOOTING)]
     assert plan(Wanted(1, 1), booting) == [Retire(2)]
-    assert plan(Wanted(1, 1), [booting[0], Seen(2, 0, 1, WorkerState.READY)]) == [Retire(1)]
+    assert plan(Wanted(1, 1), [booting[0], WorkerView(2, 0, 1, WorkerState.READY)]) == [Retire(1)]
 
 
 def test_a_fallback_that_can_not_be_had() -> None:
     """The old zygote and the old worker die while the successor boots: the slot waits for that, and no other is made."""
-    successor = [Seen(2, 0, 2, WorkerState.BOOTING)]
+    successor = [WorkerView(2, 0, 2, WorkerState.BOOTING)]
     proving = {"may_retire": False, "fallback_generation": 1}
     assert plan(Wanted(1, 2), successor, available={2}, **proving) == []
     assert plan(Wanted(1, 2), successor, available={1, 2}, **proving) == [Spawn(0, 1)]
@@ -225,17 +246,17 @@ def test_a_fallback_that_can_not_be_had() -> None:
 
 def test_a_fallback_that_comes_back() -> None:
     """Once the old code can be had again, it takes its slots back one by one: `surge` bounds this, too."""
-    workers = [Seen(slot, slot, 2, WorkerState.BOOTING) for slot in range(3)]
+    workers = [WorkerView(slot, slot, 2, WorkerState.BOOTING) for slot in range(3)]
     assert plan(Wanted(3, 2), workers, may_retire=False, fallback_generation=1) == [Spawn(0, 1)]
 
 
 def test_a_lower_surge_is_kept_at_once() -> None:
     """A reload that lowers `max_surge` ends the successors that are too many; those that serve go on."""
-    workers = [Seen(slot, slot, 1, WorkerState.READY) for slot in range(3)]
+    workers = [WorkerView(slot, slot, 1, WorkerState.READY) for slot in range(3)]
     workers += [
-        Seen(3, 0, 2, WorkerState.BOOTING),
-        Seen(4, 1, 2, WorkerState.READY),
-        Seen(5, 2, 2, WorkerState.BOOTING),
+        WorkerView(3, 0, 2, WorkerState.BOOTING),
+        WorkerView(4, 1, 2, WorkerState.READY),
+        WorkerView(5, 2, 2, WorkerState.BOOTING),
     ]
     assert plan(Wanted(3, 2, surge=1), workers, may_retire=False) == [Retire(3), Retire(5)]
 
@@ -245,12 +266,12 @@ class Cluster:
     """A cluster of dataclasses: decisions are applied, and what is under way ends in random order."""
 
     chance: random.Random
-    workers: dict[int, Seen] = field(default_factory=dict)
+    workers: dict[int, WorkerView] = field(default_factory=dict)
     count: int = 0
 
     def add(self, slot: int, generation: int, state: WorkerState) -> None:
         self.count += 1
-        self.workers[self.count] = Seen(self.count, slot, generation, state)
+        self.workers[self.count] = WorkerView(self.count, slot, generation, state)
 
     def set(self, incarnation: int, state: WorkerState) -> None:
         self.workers[incarnation] = replace(self.workers[incarnation], state=state)

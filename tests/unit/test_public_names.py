@@ -12,7 +12,7 @@ import pytest
 
 import cluster2
 from cluster2 import errors, events, keywords, reference
-from cluster2.kinds import Kind
+from cluster2.kinds import ValueType
 from cluster2.settings import OPTIONS
 
 
@@ -64,7 +64,7 @@ def test_every_option_is_a_keyword() -> None:
 @pytest.mark.parametrize(
     "kind", {id(each.kind): each.kind for each in OPTIONS.values()}.values(), ids=lambda kind: kind.label
 )
-def test_the_annotation_of_a_default(kind: Kind) -> None:
+def test_the_annotation_of_a_default(kind: ValueType) -> None:
     """A default is a value that the annotation allows."""
     kinds = {"int": int, "float": (int, float), "str": str, "bool": bool, "Sequence": (tuple, list)}
     for option in OPTIONS.values():

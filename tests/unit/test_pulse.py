@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from cluster2.engines.base import Census, Engine, Hold
+from cluster2.engines.base import Engine, EngineStats, ThreadHold
 from cluster2.kernel import processes
 from cluster2.kernel.scoreboard import Row, Scoreboard
 from cluster2.lifecycle import WorkerState
@@ -18,11 +18,17 @@ from cluster2.settings import Settings
 from cluster2.worker.acceptor import Acceptor
 from cluster2.worker.descriptor_room import MAX_RESERVED_DESCRIPTORS, DescriptorRoom
 from cluster2.worker.measured import LatencyWindow
-from cluster2.worker.moves import Moves
-from cluster2.worker.pace import CLEARLY_LONG_STEP_S, MIN_CLEARLY_LONG_STEPS, MIN_SLOW_STEPS, Mode, Pace
-from cluster2.worker.paper import Paper
-from cluster2.worker.pulse import BALANCE_AT_ONCE_CONNECTIONS, FAST_TICK_S, IDLE_TICK_S, SLOW_TICK_S, Pulse
-from cluster2.worker.steps import REQUESTS_PER_BURST, Watch
+from cluster2.worker.moves import HandoffPolicy
+from cluster2.worker.pace import (
+    CLEARLY_LONG_STEP_S,
+    MIN_CLEARLY_LONG_STEPS,
+    MIN_SLOW_STEPS,
+    AcceptMode,
+    AcceptModeSelector,
+)
+from cluster2.worker.paper import WorkerOutput
+from cluster2.worker.pulse import BALANCE_AT_ONCE_CONNECTIONS, FAST_TICK_S, IDLE_TICK_S, SLOW_TICK_S, HeartbeatLoop
+from cluster2.worker.steps import REQUESTS_PER_BURST, StepSampler
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -35,16 +41,16 @@ class Home:
     name = "home"
 
     def __init__(self) -> None:
-        self.now = Census(0, 0, 0)
+        self.now = EngineStats(0, 0, 0)
         self.ticks = 0
         self.seconds = 0
         self.begun: float | None = None
-        self.hold: Hold | None = None
+        self.hold: ThreadHold | None = None
 
-    def held(self, now: float, above: float) -> Hold | None:
+    def held(self, now: float, above: float) -> ThreadHold | None:
         return self.hold
 
-    def census(self) -> Census:
+    def census(self) -> EngineStats:
         return self.now
 
     def tick(self, now: float) -> None:
@@ -70,10 +76,10 @@ class Taker:
     def allow(self, room: int) -> None:
         self.room = room
 
-    def hold(self, mode: Mode) -> None:
+    def hold(self, mode: AcceptMode) -> None:
         self.modes.append(f"hold {mode.name}")
 
-    async def change(self, mode: Mode) -> None:
+    async def change(self, mode: AcceptMode) -> None:
         self.modes.append(f"change {mode.name}")
 
 
@@ -125,21 +131,21 @@ class Worker:
         self.homes = [Home(), Home()]
         self.taker = Taker()
         self.ways = Ways()
-        self.pace = Pace(handoff_slow_above)
+        self.pace = AcceptModeSelector(handoff_slow_above)
         self.room = Room()
-        self.watch = Watch(lambda step, now: self.pulse.long_step(step, now), 2 * ABOVE)
-        self.pulse = Pulse(
+        self.watch = StepSampler(lambda step, now: self.pulse.long_step(step, now), 2 * ABOVE)
+        self.pulse = HeartbeatLoop(
             board,
             self.row,
             cast(list[Engine], self.homes),
             cast(Acceptor, self.taker),
-            cast(Moves, self.ways),
+            cast(HandoffPolicy, self.ways),
             self.pace,
             self.watch,
             LatencyWindow(self.row),
             handoff_idle_after=2.0,
             request_timeout=request_timeout,
-            paper=Paper(Settings(), "", 0),
+            paper=WorkerOutput(Settings(), "", 0),
             room=self.room,
         )
 
@@ -167,7 +173,7 @@ def board() -> Iterator[Scoreboard]:
 async def test_publish(board: Scoreboard) -> None:
     """The row holds the sums over all engines, what was taken and moved, and a deadline for the next heartbeat."""
     worker = Worker(board)
-    worker.homes[0].now, worker.homes[1].now = Census(10, 3, 1), Census(5, 2, 2)
+    worker.homes[0].now, worker.homes[1].now = EngineStats(10, 3, 1), EngineStats(5, 2, 2)
     worker.taker.accepted, worker.taker.returned, worker.taker.lost = 7, 4, 3
     worker.ways.moved, worker.ways.parked = 6, 5
     before = time.monotonic()
@@ -182,7 +188,7 @@ async def test_publish(board: Scoreboard) -> None:
 async def test_publish_what_nobody_knows(board: Scoreboard, unknown: int) -> None:
     """One engine that can't know makes the sum unknown, whichever it is; what is in flight is known."""
     worker = Worker(board)
-    worker.homes[unknown].now, worker.homes[1 - unknown].now = Census(None, None, 2), Census(5, 2, 2)
+    worker.homes[unknown].now, worker.homes[1 - unknown].now = EngineStats(None, None, 2), EngineStats(5, 2, 2)
     worker.pulse.publish()
     assert (worker.row.requests, worker.row.connections, worker.row.in_flight) == (-1, -1, 4)
 
@@ -203,7 +209,7 @@ async def test_a_worker_at_rest(board: Scoreboard) -> None:
 async def test_quick_while_there_is_work(board: Scoreboard) -> None:
     """While requests come it ticks quickly; when none comes and connections are open it does slowly."""
     worker = Worker(board)
-    worker.homes[0].now = Census(0, 1, 0)
+    worker.homes[0].now = EngineStats(0, 1, 0)
     worker.pulse.start()
     await worker.busy(lambda: worker.homes[0].ticks > 5)
     assert worker.pulse._wait == FAST_TICK_S
@@ -261,7 +267,7 @@ async def test_a_long_step(board: Scoreboard) -> None:
         longest = (1.1 + number / 10) * CLEARLY_LONG_STEP_S
         worker.pulse.long_step(longest, now)
         assert worker.taker.modes == (["hold HELD"] if number + 1 >= MIN_CLEARLY_LONG_STEPS else [])
-    assert (worker.row.mode, worker.row.longest_step) == (Mode.ONE_BY_ONE, longest)
+    assert (worker.row.mode, worker.row.longest_step) == (AcceptMode.ONE_BY_ONE, longest)
     assert worker.row.long_at == 0.0, "it is no proof"
     assert worker.ways.done == []
 
@@ -274,7 +280,7 @@ async def test_proof_parks(board: Scoreboard) -> None:
         assert worker.ways.done == []
         worker.pulse.long_step(2 * ABOVE, now + number / 100)
     assert worker.ways.done == ["park"]
-    assert worker.row.mode == Mode.HANDOFF
+    assert worker.row.mode == AcceptMode.HANDOFF
     assert worker.row.long_at == now + 0.02
 
 
@@ -295,7 +301,7 @@ async def test_proof_of_siblings_parks(board: Scoreboard) -> None:
 async def test_threads_held_from_the_first_tick_on(board: Scoreboard) -> None:
     """A worker whose threads are all held at its first tick notices: that tick is not late."""
     worker = Worker(board)
-    worker.homes[0].hold = Hold(wall=20.0, used=0.0, full=True)
+    worker.homes[0].hold = ThreadHold(wall=20.0, used=0.0, full=True)
     worker.pulse.start()
     assert worker.row.longest_step > 1.0
     await until(lambda: "park" in worker.ways.done)
@@ -310,7 +316,7 @@ async def test_modes_end(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> 
     for _ in range(MIN_SLOW_STEPS):
         worker.pulse.long_step(2 * ABOVE, time.monotonic())
     worker.pulse.wake()
-    await until(lambda: worker.row.mode == Mode.BATCH)
+    await until(lambda: worker.row.mode == AcceptMode.BATCH)
     await until(lambda: worker.taker.modes[-1] == "change EAGER")
     assert worker.taker.modes[0].startswith("hold ")
     assert [each for each in worker.ways.done if each in ("park", "park no more")] == ["park", "park no more"]
@@ -341,7 +347,7 @@ async def test_a_worker_that_drains(board: Scoreboard) -> None:
 async def test_what_is_done_now_and_then(board: Scoreboard) -> None:
     """Engines hear each tick, once a second the second; what is idle rests; while it parks the late ones go instead."""
     worker = Worker(board)
-    worker.homes[0].now = Census(0, 1, 0)
+    worker.homes[0].now = EngineStats(0, 1, 0)
     worker.pulse.start()
     await worker.busy(lambda: worker.homes[1].ticks > 20)
     assert worker.homes[1].seconds < worker.homes[1].ticks
@@ -367,7 +373,7 @@ async def test_a_step_that_fails(
 ) -> None:
     """A step that fails is reported once; the worker ticks on, the other steps are done, and that one is tried again."""
     worker = Worker(board, request_timeout=5.0)
-    worker.homes[0].now = Census(0, 5, 0)
+    worker.homes[0].now = EngineStats(0, 5, 0)
     parts = {"engine": worker.homes[0], "paper": worker.pulse._paper, "ways": worker.ways, "memory": processes}
     part, _, method = step.partition(".")
     failures = []
@@ -403,7 +409,7 @@ async def test_share_by_the_counts_of_those_that_serve(board: Scoreboard) -> Non
         row.state, row.connections = state, connections
     board.claim()
     worker = Worker(board)
-    worker.homes[0].now = Census(0, 9, 0)
+    worker.homes[0].now = EngineStats(0, 9, 0)
     worker.pulse.start()
     await until(lambda: worker.ways.shared)
     assert worker.ways.shared[0] == ([3, 9], 9)
@@ -413,7 +419,7 @@ async def test_share_by_the_counts_of_those_that_serve(board: Scoreboard) -> Non
 async def test_a_crowd_is_looked_at_at_once(board: Scoreboard) -> None:
     """Many new connections since the last tick are shared with that tick, not with the next slow one."""
     worker = Worker(board)
-    worker.homes[0].now = Census(0, 2, 0)
+    worker.homes[0].now = EngineStats(0, 2, 0)
     worker.pulse.start()
     await worker.busy(lambda: worker.ways.shared)
     looks = []
@@ -432,7 +438,7 @@ async def test_a_crowd_is_looked_at_at_once(board: Scoreboard) -> None:
 async def test_the_oldest_request(board: Scoreboard) -> None:
     """With a time limit for requests the row has the deadline of the oldest one of all engines; 0 when there is none."""
     worker = Worker(board, request_timeout=10.0)
-    worker.homes[0].now = Census(0, 1, 1)
+    worker.homes[0].now = EngineStats(0, 1, 1)
     worker.homes[0].begun, worker.homes[1].begun = 500.0, 400.0
     worker.pulse.start()
     await worker.busy(lambda: worker.row.request_deadline == 410.0)
@@ -445,11 +451,11 @@ async def test_threads_that_are_held(board: Scoreboard) -> None:
     """Requests that hold threads for long are evidence like steps that hold the loop, and keep the tick quick."""
     worker = Worker(board)
     worker.pulse.start()
-    worker.homes[0].hold = Hold(wall=4 * ABOVE, used=4 * ABOVE, full=True)
-    await until(lambda: worker.pace.mode is Mode.HANDOFF)
+    worker.homes[0].hold = ThreadHold(wall=4 * ABOVE, used=4 * ABOVE, full=True)
+    await until(lambda: worker.pace.mode is AcceptMode.HANDOFF)
     assert worker.row.long_at > 0
     assert not worker.pulse.slow, "it would miss what threads do"
-    worker.homes[0].hold = Hold(wall=0.0, used=0.0, full=False)
+    worker.homes[0].hold = ThreadHold(wall=0.0, used=0.0, full=False)
     await until(lambda: worker.pulse.slow)
     worker.pulse.stop()
 
@@ -460,13 +466,13 @@ async def test_descriptors_are_scarce(board: Scoreboard, caplog: pytest.LogCaptu
     worker.pulse.start()
     home, room = worker.homes[0], worker.room
     assert worker.taker.room == room.total - MAX_RESERVED_DESCRIPTORS
-    home.now = Census(0, room.total - MAX_RESERVED_DESCRIPTORS - room.burst, 0)
+    home.now = EngineStats(0, room.total - MAX_RESERVED_DESCRIPTORS - room.burst, 0)
     await worker.busy(lambda: worker.taker.room == room.burst)
-    assert worker.pace.mode is Mode.BATCH
+    assert worker.pace.mode is AcceptMode.BATCH
     home.now = home.now._replace(connections=room.total - MAX_RESERVED_DESCRIPTORS - room.burst + 1)
-    await worker.busy(lambda: worker.pace.mode is Mode.ONE_BY_ONE)
+    await worker.busy(lambda: worker.pace.mode is AcceptMode.ONE_BY_ONE)
     assert worker.taker.modes == ["hold HELD"]
-    assert worker.row.mode == Mode.ONE_BY_ONE
+    assert worker.row.mode == AcceptMode.ONE_BY_ONE
     home.now = home.now._replace(connections=room.total - MAX_RESERVED_DESCRIPTORS)
     await worker.busy(lambda: worker.taker.room == 0)
     room.total -= 1000  # a script lowers the limit
@@ -482,8 +488,8 @@ async def test_descriptors_are_scarce(board: Scoreboard, caplog: pytest.LogCaptu
 async def test_a_start_with_few_descriptors(board: Scoreboard) -> None:
     """A worker that has few from the start never accepts eagerly."""
     worker = Worker(board)
-    assert worker.pulse.begin() is Mode.BATCH
+    assert worker.pulse.begin() is AcceptMode.BATCH
     worker.room.total = worker.room.burst
     worker.room.measure(0)
-    assert worker.pulse.begin() is Mode.ONE_BY_ONE
-    assert worker.row.mode == Mode.ONE_BY_ONE
+    assert worker.pulse.begin() is AcceptMode.ONE_BY_ONE
+    assert worker.row.mode == AcceptMode.ONE_BY_ONE

@@ -11,7 +11,7 @@ import pytest
 
 from cluster2 import codec, wire
 from cluster2.errors import DelegateError, DelegateTimeout
-from cluster2.worker.questions import MASTER_GONE, WORKER_LEAVING, Questions, question
+from cluster2.worker.questions import MASTER_GONE, WORKER_LEAVING, PendingCalls, question
 from tests.unit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
@@ -40,11 +40,11 @@ async def channel() -> Channel:
 
 
 @pytest.fixture
-async def questions(channel: Channel) -> Questions:
-    return Questions(channel)  # type: ignore[arg-type]
+async def questions(channel: Channel) -> PendingCalls:
+    return PendingCalls(channel)  # type: ignore[arg-type]
 
 
-async def test_a_thread_asks_while_deadlines_are_looked_at(questions: Questions) -> None:
+async def test_a_thread_asks_while_deadlines_are_looked_at(questions: PendingCalls) -> None:
     """Deadlines are kept although a thread asks in the middle of a look at them."""
 
     class Busy(asyncio.Future[Any]):
@@ -59,7 +59,7 @@ async def test_a_thread_asks_while_deadlines_are_looked_at(questions: Questions)
 
 
 @pytest.mark.parametrize("reason", [WORKER_LEAVING, MASTER_GONE])
-async def test_the_end(channel: Channel, questions: Questions, reason: str) -> None:
+async def test_the_end(channel: Channel, questions: PendingCalls, reason: str) -> None:
     """Whoever waits, in a thread or on the loop, is told why nothing comes any more; so is who asks later."""
     waiting = [
         asyncio.ensure_future(asyncio.to_thread(questions.call_sync, asked())),
@@ -75,7 +75,7 @@ async def test_the_end(channel: Channel, questions: Questions, reason: str) -> N
         assert str(caught.value) == reason
 
 
-async def test_the_end_of_a_full_channel(channel: Channel, questions: Questions) -> None:
+async def test_the_end_of_a_full_channel(channel: Channel, questions: PendingCalls) -> None:
     """A thread that waits for room in the channel doesn't wait for ever: the end is told to it, too."""
     channel.full = True
     waiting = asyncio.ensure_future(asyncio.to_thread(questions.call_sync, asked()))
@@ -86,7 +86,7 @@ async def test_the_end_of_a_full_channel(channel: Channel, questions: Questions)
         await asyncio.wait_for(waiting, PATIENCE)
 
 
-async def test_an_answer_and_a_thread_that_gives_up(channel: Channel, questions: Questions) -> None:
+async def test_an_answer_and_a_thread_that_gives_up(channel: Channel, questions: PendingCalls) -> None:
     """An answer that comes at the very moment in which another thread gives up is late, and harms nobody."""
 
     class GivenUp(concurrent.futures.Future[Any]):
@@ -101,7 +101,7 @@ async def test_an_answer_and_a_thread_that_gives_up(channel: Channel, questions:
 
 
 async def test_turns_go_on_when_other_loops_are_answered(
-    channel: Channel, questions: Questions, monkeypatch: pytest.MonkeyPatch
+    channel: Channel, questions: PendingCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who waits for a turn gets it also if only questions of threads are answered."""
     monkeypatch.setattr("cluster2.worker.questions.MAX_OPEN_CALLS", 1)

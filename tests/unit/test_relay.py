@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster2.master import relay
-from cluster2.master.relay import Relay
+from cluster2.master.relay import LogForwarder
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +59,7 @@ def shown() -> Iterator[Shown]:
 async def test_lines_of_workers(tmp_path: Path, shown: Shown) -> None:
     """Lines of all files but the master's are shown as they come, over a rotation; not what was there before."""
     (tmp_path / "worker.0.log").write_text("old\n")
-    relayed = Relay(str(tmp_path), shown.writer)
+    relayed = LogForwarder(str(tmp_path), shown.writer)
     relayed.start()
     with (tmp_path / "worker.0.log").open("a") as zero, (tmp_path / "master.log").open("a") as master:
         master.write("mine\n")
@@ -78,7 +78,7 @@ async def test_lines_of_workers(tmp_path: Path, shown: Shown) -> None:
 
 async def test_a_line_without_an_end(tmp_path: Path, shown: Shown) -> None:
     """It is shown when nothing more comes."""
-    relayed = Relay(str(tmp_path), shown.writer)
+    relayed = LogForwarder(str(tmp_path), shown.writer)
     relayed.start()
     (tmp_path / "worker.3.log").write_text("name? ")
     await shown.until("name? \n")
@@ -87,7 +87,7 @@ async def test_a_line_without_an_end(tmp_path: Path, shown: Shown) -> None:
 
 async def test_nobody_reads(tmp_path: Path, shown: Shown) -> None:
     """The loop goes on; who reads late gets the end of what was written, and is told how much was left out."""
-    relayed = Relay(str(tmp_path), shown.writer)
+    relayed = LogForwarder(str(tmp_path), shown.writer)
     relayed.start()
     line = "x" * 99 + "\n"
     lines = 3 * relay.MAX_FORWARDED_BYTES // len(line)
@@ -112,7 +112,7 @@ async def test_nobody_reads(tmp_path: Path, shown: Shown) -> None:
 async def test_nobody_will_read(tmp_path: Path) -> None:
     """A pipe whose reader has gone, in the middle: the relay goes on, and ends."""
     reader, writer = os.pipe()
-    relayed = Relay(str(tmp_path), writer)
+    relayed = LogForwarder(str(tmp_path), writer)
     relayed.start()
     (tmp_path / "worker.0.log").write_text("one\n")
     async with asyncio.timeout(20):
@@ -126,7 +126,7 @@ async def test_nobody_will_read(tmp_path: Path) -> None:
 
 async def test_last_words(tmp_path: Path, shown: Shown) -> None:
     """What was written just before the end is shown before it."""
-    relayed = Relay(str(tmp_path), shown.writer)
+    relayed = LogForwarder(str(tmp_path), shown.writer)
     relayed.start()
     (tmp_path / "worker.1.log").write_text("bye\n")
     relayed.stop()
@@ -141,7 +141,7 @@ async def test_no_inotify(tmp_path: Path, shown: Shown, monkeypatch: pytest.Monk
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(relay, "Inotify", refused)
-    relayed = Relay(str(tmp_path), shown.writer)
+    relayed = LogForwarder(str(tmp_path), shown.writer)
     relayed.start()
     (tmp_path / "worker.1.log").write_text("seen\n")
     await shown.until("seen\n")

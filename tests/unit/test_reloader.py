@@ -6,7 +6,7 @@ from cluster2 import events
 from cluster2.errors import ConfigError
 from cluster2.lifecycle import WorkerState
 from cluster2.master.reload import Reloader
-from cluster2.policy import Seen
+from cluster2.policy import WorkerView
 from cluster2.rolling import Stage
 
 
@@ -35,7 +35,7 @@ def test_each_end_is_counted_once() -> None:
     rolling = reloader.rolling
     assert rolling is not None
     rolling.ready(rolling.new, 0.0)
-    reloader.advance(1000.0, [Seen(2, 0, rolling.new, WorkerState.READY, None)], 1)
+    reloader.advance(1000.0, [WorkerView(2, 0, rolling.new, WorkerState.READY, None)], 1)
     assert rolling.stage is not Stage.PROVING
     assert (reloader.rolling, counted) == (None, [False, False, True])
     assert told == [*2 * ["reloading", "reload-failed"], "reloading", "reloaded"]

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster2.lifecycle import WorkerState
-from cluster2.policy import Seen
-from cluster2.rolling import SETTLE_S, Rolling, Stage
+from cluster2.policy import WorkerView
+from cluster2.rolling import SETTLE_S, Rollout, Stage
 
 OLD, NEW = 1, 2
 STATES = st.sampled_from([state for state in WorkerState if state is not WorkerState.DEAD])
-WORKERS = st.lists(st.builds(Seen, st.just(0), st.integers(0, 5), st.integers(1, 2), STATES), max_size=8)
+WORKERS = st.lists(st.builds(WorkerView, st.just(0), st.integers(0, 5), st.integers(1, 2), STATES), max_size=8)
 STEPS = st.lists(
     st.one_of(
         st.just(("prepared", 0.0)),
@@ -25,9 +25,9 @@ STEPS = st.lists(
 )
 
 
-def rolled(stage: Stage = Stage.ROLLING) -> Rolling:
+def rolled(stage: Stage = Stage.ROLLING) -> Rollout:
     """A change that has come so far, at time 0."""
-    rolling = Rolling(OLD, NEW)
+    rolling = Rollout(OLD, NEW)
     if stage is not Stage.LOADING:
         rolling.on_loaded()
     if stage is Stage.ROLLING:
@@ -38,7 +38,7 @@ def rolled(stage: Stage = Stage.ROLLING) -> Rolling:
 
 def test_the_way_of_a_good_one() -> None:
     """Loaded, first worker ready, settled: then, and not before, predecessors may go."""
-    rolling = Rolling(OLD, NEW)
+    rolling = Rollout(OLD, NEW)
     assert (rolling.stage, rolling.may_retire()) == (Stage.LOADING, False)
     rolling.on_loaded()
     assert (rolling.stage, rolling.may_retire()) == (Stage.PROVING, False)
@@ -78,7 +78,7 @@ def test_the_second_worker_does_not_put_it_off() -> None:
 @given(STEPS)
 def test_predecessors_stay_until_a_new_worker_has_settled(steps: list[tuple[str, float]]) -> None:
     """In whatever order things happen: they may go only SETTLE seconds after a new worker was ready with the code loaded."""
-    rolling, now, loaded, ready_at = Rolling(OLD, NEW), 0.0, False, None
+    rolling, now, loaded, ready_at = Rollout(OLD, NEW), 0.0, False, None
     for name, value in steps:
         was = rolling.stage
         match name:
@@ -97,7 +97,7 @@ def test_predecessors_stay_until_a_new_worker_has_settled(steps: list[tuple[str,
 
 
 @given(WORKERS)
-def test_finished_when_no_old_worker_is_left(workers: list[Seen]) -> None:
+def test_finished_when_no_old_worker_is_left(workers: list[WorkerView]) -> None:
     """It is over when every worker, those that drain or die included, is new; and never before the roll has begun."""
     old = [worker for worker in workers if worker.generation == OLD]
     assert rolled().finished(workers) == (not old)
@@ -106,7 +106,7 @@ def test_finished_when_no_old_worker_is_left(workers: list[Seen]) -> None:
 
 
 @given(WORKERS)
-def test_replaced_counts_new_workers(workers: list[Seen]) -> None:
+def test_replaced_counts_new_workers(workers: list[WorkerView]) -> None:
     """What is told to those who watch never exceeds the number of workers, and takes each new one once."""
     counted = rolled().replaced(iter(workers))
     assert counted == len(workers) - sum(worker.generation == OLD for worker in workers)
@@ -114,6 +114,6 @@ def test_replaced_counts_new_workers(workers: list[Seen]) -> None:
 
 def test_generators_will_do() -> None:
     """Workers may come as any iterable, that can be read only once."""
-    workers = [Seen(0, slot, NEW, WorkerState.READY) for slot in range(3)]
+    workers = [WorkerView(0, slot, NEW, WorkerState.READY) for slot in range(3)]
     assert rolled().finished(worker for worker in workers)
     assert rolled().replaced(itertools.chain(workers)) == 3

@@ -26,15 +26,15 @@ from cluster2.kinds import TcpAddress
 from cluster2.lifecycle import WorkerState
 from cluster2.master.handle import Handle
 from cluster2.master.heartbeat import Heartbeats
-from cluster2.master.roster import Roster
-from cluster2.master.stalls import Stalls
+from cluster2.master.roster import WorkerRegistry
+from cluster2.master.stalls import StalledClientReporter
 from cluster2.master.status import status
 from cluster2.master.steering import Steering
-from cluster2.master.watchman import Watchman
+from cluster2.master.watchman import HealthMonitor
 from cluster2.monitor.metrics import exposition
 from cluster2.policy import Load, lightest
 from cluster2.settings import Settings
-from cluster2.worker.pace import COUNTING_WINDOW_S, Mode, Pace
+from cluster2.worker.pace import COUNTING_WINDOW_S, AcceptMode, AcceptModeSelector
 from tests.unit.monitored import a_board, desk_of
 
 GONE = 5_000_000
@@ -57,7 +57,7 @@ class Parts:
     def __init__(self, board: Scoreboard) -> None:
         now = time.monotonic()
         self.board = board
-        self.roster = Roster()
+        self.roster = WorkerRegistry()
         self.warned: list[str] = []
         for slot in range(2):
             handle = Handle(slot + 1, slot, 1, board.claim(), now, slot, WorkerState.READY, GONE + slot)
@@ -65,12 +65,12 @@ class Parts:
             row.slot, row.generation, row.started, row.state, row.pid = slot, 1, now, WorkerState.READY, GONE + slot
             self.roster.add(handle)
         self.liar, self.well = self.roster
-        self.watchman = Watchman(board, lambda fact: None, self.warned.append)
+        self.watchman = HealthMonitor(board, lambda fact: None, self.warned.append)
         self.watchman.prepare(1, Settings(request_timeout=30.0, request_threshold=10**6))
         self.watchman.apply_rules(1)
         self.watchman._stuck = lambda handle, trouble: setattr(handle, "reason", "hang")  # type: ignore[method-assign]
         self.heartbeats = Heartbeats(board, now)
-        self.stalls = Stalls(board)
+        self.stalls = StalledClientReporter(board)
         self.desk = desk_of(board)
 
     def write(self, patterns: list[int]) -> None:
@@ -221,8 +221,8 @@ def test_fewer_requests_than_none_draw_nobody(claim: int, honest: int) -> None:
 @pytest.mark.parametrize("claim", [200.0, MAX_SECONDS])
 def test_no_proof_from_the_future(claim: float) -> None:
     """A sibling that claims a long step at a time that is far ahead makes no worker park."""
-    pace = Pace(0.01)
+    pace = AcceptModeSelector(0.01)
     for when in (100.0, 100.1):
-        assert pace.step(0.05, when, [claim]) is not Mode.HANDOFF
-    assert pace.step(0.05, 100.2 + COUNTING_WINDOW_S, [claim]) is not Mode.HANDOFF
-    assert pace.step(0.05, 100.3 + COUNTING_WINDOW_S, [100.4 + COUNTING_WINDOW_S]) is Mode.HANDOFF
+        assert pace.step(0.05, when, [claim]) is not AcceptMode.HANDOFF
+    assert pace.step(0.05, 100.2 + COUNTING_WINDOW_S, [claim]) is not AcceptMode.HANDOFF
+    assert pace.step(0.05, 100.3 + COUNTING_WINDOW_S, [100.4 + COUNTING_WINDOW_S]) is AcceptMode.HANDOFF

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cluster2 import kinds
 from cluster2.errors import ConfigError
-from cluster2.kinds import Address, FdAddress, Kind, TcpAddress, UnixAddress, parse_address
+from cluster2.kinds import Address, FdAddress, TcpAddress, UnixAddress, ValueType, parse_address
 from cluster2.settings import OPTIONS, Settings, option, options_of, validate, without_master
 
 HOSTS = st.one_of(
@@ -135,7 +135,7 @@ def test_what_is_no_address(text: str) -> None:
         (kinds.ROOT_PATH, "/100%25", "/100%"),
     ],
 )
-def test_what_a_value_means(kind: Kind, raw: object, value: object) -> None:
+def test_what_a_value_means(kind: ValueType, raw: object, value: object) -> None:
     """Texts and native values mean what the documentation says."""
     found = kind.parse(raw)
     assert found == value
@@ -186,7 +186,7 @@ def test_what_a_value_means(kind: Kind, raw: object, value: object) -> None:
         (kinds.ROOT_PATH, 3, "a path"),
     ],
 )
-def test_what_a_value_cannot_be(kind: Kind, raw: object, message: str) -> None:
+def test_what_a_value_cannot_be(kind: ValueType, raw: object, message: str) -> None:
     """A bad value is refused with what is allowed."""
     with pytest.raises(ValueError, match=message):
         kind.parse(raw)

@@ -9,7 +9,7 @@ import pytest
 
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.master.handle import Handle
-from cluster2.master.stalls import STALL_REPORT_INTERVAL_S, Stalls
+from cluster2.master.stalls import STALL_REPORT_INTERVAL_S, StalledClientReporter
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def worker(board: Scoreboard, incarnation: int) -> Handle:
 
 def test_once_a_minute(board: Scoreboard) -> None:
     """The first are told at once, what comes within a minute after that is told together, and nothing if nothing came."""
-    stalls, one = Stalls(board), worker(board, 1)
+    stalls, one = StalledClientReporter(board), worker(board, 1)
     assert stalls.report_if_due([one], 0) is None
     board.row(one.row).stalled = 3
     said = stalls.report_if_due([one], 1)
@@ -44,7 +44,7 @@ def test_once_a_minute(board: Scoreboard) -> None:
 
 def test_workers_come_and_go(board: Scoreboard) -> None:
     """A successor in the same row counts from zero; what a worker that is gone has counted is not lost or told twice."""
-    stalls, one = Stalls(board), worker(board, 1)
+    stalls, one = StalledClientReporter(board), worker(board, 1)
     board.row(one.row).stalled = 5
     assert stalls.report_if_due([one], 0) is not None
     board.release(one.row)

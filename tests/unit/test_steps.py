@@ -12,7 +12,7 @@ import pytest
 
 from cluster2.worker import steps
 from cluster2.worker.pace import LONG_STEP_S
-from cluster2.worker.steps import BUSY_SHARE, LONG_SHARE, REQUESTS_PER_BURST, Steps, Watch
+from cluster2.worker.steps import BUSY_SHARE, LONG_SHARE, REQUESTS_PER_BURST, Steps, StepSampler
 
 PROOF = 0.0123
 
@@ -22,7 +22,7 @@ class Reports:
 
     def __init__(self) -> None:
         self.steps: list[float] = []
-        self.watch = Watch(lambda step, now: self.steps.append(step), PROOF)
+        self.watch = StepSampler(lambda step, now: self.steps.append(step), PROOF)
         for _ in range(steps.UNMEASURED_REQUESTS):  # the first requests of a worker aren't measured
             self.run(_idle)
 
@@ -76,7 +76,7 @@ class Clocks:
 
         return handler
 
-    def crowd(self, watch: Watch, *, used: float, switches: int, passed: float = 0.01) -> None:
+    def crowd(self, watch: StepSampler, *, used: float, switches: int, passed: float = 0.01) -> None:
         """A tick after which other threads have used so many seconds of CPU, with so many voluntary switches."""
         self.wall += passed
         self.cpu_of_others += used
@@ -190,7 +190,7 @@ def test_beside_busy_threads_cpu_time_counts(clocks: Clocks, cpu: float, held: l
 def test_the_first_requests_are_no_evidence(clocks: Clocks) -> None:
     """What a worker does only once, with its first requests, isn't measured; the next one is."""
     seen: list[float] = []
-    watch = Watch(lambda step, now: seen.append(step), PROOF)
+    watch = StepSampler(lambda step, now: seen.append(step), PROOF)
 
     async def serve() -> None:
         for _ in range(steps.UNMEASURED_REQUESTS + 1):
@@ -252,7 +252,7 @@ def test_what_threads_did_long_ago(clocks: Clocks) -> None:
 
 def test_how_many_are_due(clocks: Clocks) -> None:
     """The first 64 requests; then one a tick; 64 after a pause, or when a tick was late, but only once a second for that."""
-    watch = Watch(lambda step, now: None, PROOF)
+    watch = StepSampler(lambda step, now: None, PROOF)
 
     def measure() -> int:
         count = 0
@@ -281,7 +281,7 @@ def test_how_many_are_due(clocks: Clocks) -> None:
 
 def test_a_tick_does_not_lessen_what_is_due(clocks: Clocks) -> None:
     """A burst that isn't through goes on after a tick."""
-    watch = Watch(lambda step, now: None, PROOF)
+    watch = StepSampler(lambda step, now: None, PROOF)
     watch.tick(100.0)
     assert watch.due == REQUESTS_PER_BURST
 
@@ -331,7 +331,7 @@ def test_a_cancellation_reaches_the_handler() -> None:
             raise
 
     async def main() -> None:
-        watch = Watch(lambda step, now: None, PROOF)
+        watch = StepSampler(lambda step, now: None, PROOF)
 
         async def measured() -> None:
             await watch.measured(handler())
@@ -357,7 +357,7 @@ def test_a_swallowed_cancellation() -> None:
         return "never"
 
     async def main() -> str:
-        watch = Watch(lambda step, now: None, PROOF)
+        watch = StepSampler(lambda step, now: None, PROOF)
 
         async def measured() -> str:
             result: str = await watch.measured(handler())
@@ -382,7 +382,7 @@ def test_close_reaches_the_handler() -> None:
             finally:
                 seen.append("closed")
 
-    measured: Any = Steps(Sleepless(), Watch(lambda step, now: None, PROOF))
+    measured: Any = Steps(Sleepless(), StepSampler(lambda step, now: None, PROOF))
     next(iter(measured))
     measured.close()
     assert seen == ["closed"]
@@ -400,7 +400,7 @@ def test_a_measured_request_is_timed_as_a_whole(clocks: Clocks) -> None:
             raise end
 
     async def main() -> None:
-        watch = Watch(lambda step, now: None, PROOF, took.append)
+        watch = StepSampler(lambda step, now: None, PROOF, took.append)
 
         async def measured(end: BaseException | None = None) -> None:
             await watch.measured(handler(end))
@@ -425,7 +425,7 @@ def test_a_connection_is_no_request(clocks: Clocks) -> None:
     took: list[float] = []
 
     async def main() -> None:
-        watch = Watch(lambda step, now: None, PROOF, took.append)
+        watch = StepSampler(lambda step, now: None, PROOF, took.append)
 
         async def streamed() -> None:
             await watch.stream(clocks.step(0.5, 0.5, 0)())

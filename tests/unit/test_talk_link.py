@@ -16,10 +16,10 @@ import pytest
 from cluster2 import codec, events, wire
 from cluster2.lifecycle import WorkerState
 from cluster2.master import talk
-from cluster2.master.facts import Fact, FromWorker, Garbage, Silent
+from cluster2.master.facts import ChannelClosed, Fact, ProtocolViolation, WorkerMessage
 from cluster2.master.handle import Handle
-from cluster2.master.switchboard import Switchboard
-from cluster2.master.talk import TalkToWorker
+from cluster2.master.switchboard import MessageHub
+from cluster2.master.talk import WorkerChannel
 from tests.unit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
@@ -32,7 +32,7 @@ class Peer:
         self.sock = sock
         self.facts: list[Fact] = []
         self.handle = Handle(incarnation=slot, slot=slot, generation=1, row=0, born=0.0, state=WorkerState.READY)
-        self.link = TalkToWorker(self.handle, self.facts.append, site.board, patience=0.2)
+        self.link = WorkerChannel(self.handle, self.facts.append, site.board, patience=0.2)
         self._unpacker = codec.Unpacker()
         self.heard: list[Any] = []
 
@@ -53,12 +53,12 @@ class Peer:
 
     def garbage(self) -> str | None:
         """Why it is to be replaced."""
-        return next((fact.text for fact in self.facts if isinstance(fact, Garbage)), None)
+        return next((fact.text for fact in self.facts if isinstance(fact, ProtocolViolation)), None)
 
     async def is_garbage(self) -> str:
         found = await until(self.garbage, lambda: f"garbage; so far {self.facts[:5]}")
         assert found is not None
-        await until(lambda: any(isinstance(fact, Silent) for fact in self.facts), "its channel is closed")
+        await until(lambda: any(isinstance(fact, ChannelClosed) for fact in self.facts), "its channel is closed")
         return found
 
     async def asks(self, name: str, value: object, number: int = 1) -> None:
@@ -69,7 +69,7 @@ class Site:
     """A switchboard with some links; `echo` is delegated work."""
 
     def __init__(self) -> None:
-        self.board = Switchboard()
+        self.board = MessageHub()
         self.events: list[events.Event] = []
         self.peers: list[Peer] = []
 
@@ -84,7 +84,7 @@ class Site:
         peer = Peer(self, theirs, len(self.peers))
         self.peers.append(peer)
         await asyncio.get_running_loop().create_unix_connection(lambda: peer.link, sock=ours)
-        await peer.say(wire.Born(1000 + peer.handle.slot, wire.PROTOCOL_VERSION))
+        await peer.say(wire.Started(1000 + peer.handle.slot, wire.PROTOCOL_VERSION))
         await until(lambda: peer.link in self.board._links, "it has joined")
         return peer
 
@@ -156,7 +156,7 @@ async def test_a_flood_of_what_concerns_supervision(message: wire.Talk) -> None:
         with contextlib.suppress(ConnectionError):
             await peer.send(codec.pack(message) * 50_000)
         assert "a flood" in await peer.is_garbage()
-        assert sum(isinstance(fact, FromWorker) for fact in peer.facts) <= talk.MAX_SUPERVISION_MESSAGES + 1
+        assert sum(isinstance(fact, WorkerMessage) for fact in peer.facts) <= talk.MAX_SUPERVISION_MESSAGES + 1
 
 
 async def test_more_work_than_is_done() -> None:

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from cluster2.worker import check as module
-from cluster2.worker.check import MAX_CHECK_BODY_BYTES, Check, Reply, Unfit, ask_asgi, ask_rsgi, ask_wsgi
+from cluster2.worker.check import (
+    MAX_CHECK_BODY_BYTES,
+    AppHealthCheck,
+    HealthCheckFailed,
+    Reply,
+    ask_asgi,
+    ask_rsgi,
+    ask_wsgi,
+)
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -28,7 +36,7 @@ class Judge:
 
     def __init__(self, validator: Any = None, *, cancellable: bool = True) -> None:
         self.reasons: list[str | None] = []
-        self.check = Check(validator, cancellable=cancellable, told=self.reasons.append)
+        self.check = AppHealthCheck(validator, cancellable=cancellable, told=self.reasons.append)
         self.asked = 0
 
     async def passes(self, reply: Reply | Exception = FINE) -> bool:
@@ -54,7 +62,7 @@ async def test_fine(status: int) -> None:
     [
         (Reply(300, [], b""), "it answered 300"),
         (Reply(503, [], b""), "it answered 503"),
-        (Unfit("it ended without an answer"), "it ended without an answer"),
+        (HealthCheckFailed("it ended without an answer"), "it ended without an answer"),
         (ValueError("no table"), "it raised ValueError: no table"),
         (TimeoutError("of its own"), "it raised TimeoutError: of its own"),
     ],
@@ -279,7 +287,7 @@ async def test_asgi_that_ends_without_an_answer() -> None:
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         raise ValueError("broken")
 
-    with pytest.raises(Unfit, match="without an answer"):
+    with pytest.raises(HealthCheckFailed, match="without an answer"):
         await asked(silent)
     with pytest.raises(ValueError, match="broken"):
         await asked(broken)
@@ -293,7 +301,7 @@ async def test_asgi_answer_without_end() -> None:
         while True:
             await send({"type": "http.response.body", "body": b"x" * (MAX_CHECK_BODY_BYTES // 4), "more_body": True})
 
-    with pytest.raises(Unfit, match="more than"):
+    with pytest.raises(HealthCheckFailed, match="more than"):
         await asked(app)
 
 
@@ -340,7 +348,7 @@ async def test_rsgi_answers() -> None:
     assert (await ask_rsgi(stream, Outer(), "/")).body == b"12"
     assert (await ask_rsgi(file, Outer(), "/")).body.startswith(b'"""The question')
     assert (await ask_rsgi(part, Outer(), "/")).body == b"The"
-    with pytest.raises(Unfit):
+    with pytest.raises(HealthCheckFailed):
         await ask_rsgi(silent, Outer(), "/")
 
 
@@ -380,7 +388,7 @@ async def test_wsgi_request() -> None:
 
 async def test_wsgi_that_misbehaves() -> None:
     """No head, an error, an answer without end: it isn't well, and nothing else happens."""
-    with pytest.raises(Unfit, match="without an answer"):
+    with pytest.raises(HealthCheckFailed, match="without an answer"):
         await ask_wsgi(lambda environ, start_response: [b"x"], ENVIRON, "/")
     with pytest.raises(ZeroDivisionError):
         await ask_wsgi(lambda environ, start_response: [1 // 0], ENVIRON, "/")  # type: ignore[arg-type]
@@ -390,5 +398,5 @@ async def test_wsgi_that_misbehaves() -> None:
         while True:
             yield b"x" * (MAX_CHECK_BODY_BYTES // 4)
 
-    with pytest.raises(Unfit, match="more than"):
+    with pytest.raises(HealthCheckFailed, match="more than"):
         await ask_wsgi(endless, ENVIRON, "/")

@@ -15,7 +15,7 @@ import pytest
 from cluster2 import worker
 from cluster2.emitter import described
 from cluster2.worker import api, runtime
-from cluster2.worker.life import Life, WorkerHooks
+from cluster2.worker.life import WorkerHooks, WorkerInfo
 from tests.unit.waiting import PATIENCE, until
 
 
@@ -38,7 +38,7 @@ def test_outside_of_a_worker(fact: str) -> None:
 def test_inside_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a worker they are its own, and `draining` follows its life."""
     monkeypatch.setattr(api, "_life", None)  # so that it is undone
-    life = Life(pid=7, slot=3, generation=2)
+    life = WorkerInfo(pid=7, slot=3, generation=2)
     api.begin(life)
     assert (worker.pid, worker.slot, worker.generation, worker.draining) == (7, 3, 2, False)
     life.draining = True
@@ -146,7 +146,7 @@ async def test_a_hook_of_the_drain_that_hangs(caplog: pytest.LogCaptureFixture) 
 @pytest.mark.anyio
 async def test_drained() -> None:
     """What waits for the drain goes on when it begins, on each loop of the process; a wait that is cancelled is forgotten."""
-    life = Life(pid=7, slot=3, generation=2)
+    life = WorkerInfo(pid=7, slot=3, generation=2)
     elsewhere = asyncio.ensure_future(
         asyncio.to_thread(lambda: asyncio.run(asyncio.wait_for(life.drained(), PATIENCE)))
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster2.engines.base import Interface
-from cluster2.worker.steps import REQUESTS_PER_BURST, Watch
+from cluster2.worker.steps import REQUESTS_PER_BURST, StepSampler
 from cluster2.worker.wrapper import wrap
 
 pytestmark = pytest.mark.anyio
@@ -18,7 +18,7 @@ class Around:
     """What the layer reports to."""
 
     def __init__(self, *, due: int = 0) -> None:
-        self.watch = Watch(lambda step, now: None, 0.01)
+        self.watch = StepSampler(lambda step, now: None, 0.01)
         self.watch.due = due
         self.woken = 0
 

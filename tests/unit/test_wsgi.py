@@ -15,7 +15,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from cluster2.engines.base import Interface, Site
+from cluster2.engines.base import AppContext, Interface
 from cluster2.engines.ending import reset
 from cluster2.engines.http.engine import HttpEngine
 from cluster2.engines.http.request import HttpRequest
@@ -86,7 +86,7 @@ class Client:
 @asynccontextmanager
 async def serving(app: Any, threads: int = 2, **options: Any) -> AsyncIterator[Served]:
     """The app, served; at the end nothing may be under way."""
-    engine = HttpEngine(Site(app, Interface.WSGI, Settings(threads=threads, **options), None))
+    engine = HttpEngine(AppContext(app, Interface.WSGI, Settings(threads=threads, **options), None))
     await engine.start()
     try:
         yield Served(engine)
@@ -717,7 +717,7 @@ async def test_a_thread_that_is_stuck() -> None:
         gate.wait(PATIENCE)
         return []
 
-    engine = HttpEngine(Site(app, Interface.WSGI, Settings(threads=1), None))
+    engine = HttpEngine(AppContext(app, Interface.WSGI, Settings(threads=1), None))
     await engine.start()
     served = Served(engine)
     try:
@@ -767,7 +767,7 @@ async def test_parts_that_come_fast_go_out_together(monkeypatch: pytest.MonkeyPa
         await send(request, message)
 
     monkeypatch.setattr(HttpRequest, "send", counted)
-    engine = HttpEngine(Site(app, Interface.WSGI, Settings(threads=1), None))
+    engine = HttpEngine(AppContext(app, Interface.WSGI, Settings(threads=1), None))
     await engine.start()
     assert (await Served(engine).ask(get()))[1] == b"x" * 10_000
     assert sum(sends) == 10_000

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ..client import Client
+from ..client import ControlClient
 from ..config import lookup
 from . import complain, shown, shown_until_left
 from .table import describe
@@ -151,8 +151,8 @@ def _brief(value: object) -> str:
     return text if len(text) <= 120 and "\n" not in text else json.dumps(text[:117] + "…")
 
 
-def _client(pids: str | None) -> Client:
-    return Client(Path(lookup("pids", pids)))
+def _client(pids: str | None) -> ControlClient:
+    return ControlClient(Path(lookup("pids", pids)))
 
 
 def _reporter() -> Callable[[dict[str, Any]], None] | None:

@@ -34,7 +34,9 @@ def check(**flags: Any) -> int:
     staff = []
     for target, _ in settings.targets():
         app = apps.load(target, factory=settings.factory)
-        staff.append(catalogue.Staff(app.label, app.interface, catalogue.choose_engine(settings.engine, app.interface)))
+        staff.append(
+            catalogue.EngineChoice(app.label, app.interface, catalogue.choose_engine(settings.engine, app.interface))
+        )
     given = {name: source for name, source in config.sources.items() if config.explicit(name)}
     notes = catalogue.check_options(staff, settings, given)
     for each in staff:

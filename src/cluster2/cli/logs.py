@@ -15,7 +15,7 @@ from ..config import lookup
 from ..errors import UsageError
 from ..kernel import logfiles
 from ..kernel.logfiles import Found
-from ..kernel.logreading import Following, Show
+from ..kernel.logreading import LogTailer, Show
 from . import complain, shown, shown_until_left
 
 _POLL_INTERVAL_S = 0.2
@@ -108,7 +108,7 @@ def _show_end(place: str, each: Found, lines: int, show: Show) -> None:
 
 
 def _follow(place: str, named: str | None, lines: int, show: Show) -> None:
-    following = Following(place, named, lines)
+    following = LogTailer(place, named, lines)
     with contextlib.closing(following):
         while True:
             following.poll(show)

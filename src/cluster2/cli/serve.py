@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from ..client import Client
+from ..client import ControlClient
 from ..errors import ConfigError
 from ..settings import Settings
 from . import complain
@@ -98,7 +98,7 @@ def _tell(settings: Settings) -> None:
     """Say on the terminal where the cluster is that has just become ready."""
     places = [f"logs in {settings.logs}"]
     if settings.cluster:
-        found = Client(Path(settings.pids)).call("status", timeout=10)
+        found = ControlClient(Path(settings.pids)).call("status", timeout=10)
         click.echo(f"serving on {', '.join(found['addresses'])}", err=True)
         if found["monitor"] is not None:
             click.echo(f"the monitor's page is http://{found['monitor']['address']}{settings.monitor_path}", err=True)

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ..client import Client
+from ..client import ControlClient
 from ..config import lookup
 from ..errors import ClusterError
 from . import shown_until_left
@@ -41,7 +41,7 @@ _MEMORY_INTERVAL_S = 10.0
 @click.option("--json", "as_json", is_flag=True, help="As JSON, one look a line, until Ctrl-C.")
 def top(pids: str | None, interval: float, as_json: bool) -> int:
     """Watch the workers, live, until q or Ctrl-C; where there is no terminal, show them once."""
-    watch = Watch(Client(Path(lookup("pids", pids))))
+    watch = StatusPoller(ControlClient(Path(lookup("pids", pids))))
     watch.poll()
     with shown_until_left():
         if as_json:
@@ -67,10 +67,10 @@ def top(pids: str | None, interval: float, as_json: bool) -> int:
     return 0
 
 
-class Watch:
+class StatusPoller:
     """What was seen last, and before."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: ControlClient) -> None:
         self._client = client
         self._found: dict[str, Any] = {}
         self._rates: Rates | None = None

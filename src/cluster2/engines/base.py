@@ -3,9 +3,9 @@
 An engine turns an app into a server inside a worker: it starts the app (lifespan), says what it is doing, drains and stops
 (`Engine`). There are two kinds, by who takes connections:
 
-- One that is *fed* (`FedEngine`) makes a protocol object for each connection that the worker's acceptor takes. All workers
+- One that is *fed* (`ProtocolEngine`) makes a protocol object for each connection that the worker's acceptor takes. All workers
   share the listeners, connections can move. That is the kind to write, if you can.
-- One that *owns* its accept loop (`OwnEngine`) is given listening sockets and takes from them as it likes. Each worker gets
+- One that *owns* its accept loop (`SelfAcceptingEngine`) is given listening sockets and takes from them as it likes. Each worker gets
   sockets of its own, and the master steers connections to those that serve (`kernel.steering`).
 
 An engine declares, for each interface that it serves, what it can do (`capabilities`); which engines there are, and what options
@@ -60,7 +60,7 @@ class Capability(StrEnum):
     CONNECTION_COUNT = "connection-count"
 
 
-class Census(NamedTuple):
+class EngineStats(NamedTuple):
     """What an engine is doing, counted when somebody asks.
 
     Attributes:
@@ -82,7 +82,7 @@ class Census(NamedTuple):
     failed: int = 0
 
 
-class Hold(NamedTuple):
+class ThreadHold(NamedTuple):
     """For how long requests have held threads of an engine lately.
 
     Attributes:
@@ -101,7 +101,7 @@ def _as_it_is(app: Callable[..., Any], interface: Interface) -> Callable[..., An
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class AppContext:
     """One app with what its engine needs to know.
 
     Attributes:
@@ -124,7 +124,7 @@ class Site:
     access: AccessLog | None = None
 
 
-class Around:
+class TimedAwaitable:
     """An awaitable of ours that stands around another: whoever looks what a coroutine waits for looks through it."""
 
     __slots__ = ("inner",)
@@ -167,7 +167,7 @@ class Engine(Protocol):
     name: ClassVar[str]
     capabilities: ClassVar[Mapping[Interface, frozenset[Capability]]]
 
-    def __init__(self, site: Site) -> None: ...
+    def __init__(self, site: AppContext) -> None: ...
 
     @staticmethod
     def preload(settings: Settings) -> None:
@@ -194,7 +194,7 @@ class Engine(Protocol):
     def on_second(self) -> None:
         """Called about once a second: for dates and time limits."""
 
-    def stats(self) -> Census:
+    def stats(self) -> EngineStats:
         """What it is doing."""
 
     def oldest_request(self, now: float) -> float | None:
@@ -253,7 +253,7 @@ class Engine(Protocol):
         """
 
 
-class FedEngine(Engine, Protocol):
+class ProtocolEngine(Engine, Protocol):
     """An engine that is given connections.
 
     Attributes:
@@ -278,7 +278,7 @@ class FedEngine(Engine, Protocol):
     def on_capacity(self, freed: Callable[[], None]) -> None:
         """Call this each time when, after `has_capacity` has denied it, one more connection may be taken."""
 
-    def longest_hold(self, now: float, above: float) -> Hold | None:
+    def longest_hold(self, now: float, above: float) -> ThreadHold | None:
         """For how long requests have held threads since this was last asked; None: it has no threads.
 
         Args:
@@ -286,7 +286,7 @@ class FedEngine(Engine, Protocol):
         """
 
 
-class OwnEngine(Engine, Protocol):
+class SelfAcceptingEngine(Engine, Protocol):
     """An engine that takes connections itself."""
 
     def listen(self, listener: socket.socket) -> None:
@@ -301,12 +301,12 @@ def owns_accept(engine: type[Engine] | Engine) -> bool:
     return hasattr(engine, "listen")
 
 
-def is_protocol_engine(engine: Engine) -> TypeGuard[FedEngine]:
+def is_protocol_engine(engine: Engine) -> TypeGuard[ProtocolEngine]:
     """Whether it is given connections."""
     return not owns_accept(engine)
 
 
-def is_self_accepting(engine: Engine) -> TypeGuard[OwnEngine]:
+def is_self_accepting(engine: Engine) -> TypeGuard[SelfAcceptingEngine]:
     """Whether it takes connections itself."""
     return owns_accept(engine)
 

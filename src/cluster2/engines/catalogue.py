@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import ConfigError
 from ..settings import OPTIONS, Settings
-from .base import Capability, Engine, FedEngine, Interface, owns_accept
+from .base import Capability, Engine, Interface, ProtocolEngine, owns_accept
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -70,7 +70,7 @@ def find(name: str) -> type[Engine]:
 
 
 _PARTS = {each for each in vars(Engine) if not each.startswith("_")} | {"name", "capabilities"}
-_FED_PARTS = {each for each in vars(FedEngine) if not each.startswith("_")}
+_FED_PARTS = {each for each in vars(ProtocolEngine) if not each.startswith("_")}
 
 
 def _named(name: str) -> type[Engine]:
@@ -104,7 +104,7 @@ def choose_engine(name: str, interface: Interface) -> type[Engine]:
     return engine
 
 
-class Staff(NamedTuple):
+class EngineChoice(NamedTuple):
     """An app's interface, and the engine that will serve it.
 
     Attributes:
@@ -120,7 +120,7 @@ class Staff(NamedTuple):
         return needs in self.engine.capabilities[self.interface]
 
 
-def check_options(staff: Sequence[Staff], settings: Settings, given: Mapping[str, str]) -> list[str]:
+def check_options(staff: Sequence[EngineChoice], settings: Settings, given: Mapping[str, str]) -> list[str]:
     """Refuse options that can't be honoured; the rules stand on top.
 
     Args:

@@ -63,9 +63,9 @@ from ..kernel.established import (
 from ..kernel.lingering import Lingering
 from ..kernel.listeners import queue_length
 from ..settings import Settings
-from .base import Capability, Census, Interface, Movable, Site
+from .base import AppContext, Capability, EngineStats, Interface, Movable
 from .ending import cancel, readable
-from .granian_apps import Under, by_rsgi, client_of, ending, native
+from .granian_apps import InFlight, by_rsgi, client_of, ending, native
 from .granian_clients import Clients, head_patience
 from .granian_hooks import RsgiHooks
 from .granian_internals import check, module
@@ -114,11 +114,11 @@ class GranianEngine:
         Interface.WSGI: _ANY | {Capability.ECV, Capability.THREADS},
     }
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: AppContext) -> None:
         call = by_rsgi(site.app) if site.interface is Interface.RSGI else site.app
         self._site = site = replace(site, app=site.instrument(call, site.interface))
         self._loop = asyncio.get_running_loop()
-        self._under = Under(site.gauge, remember=bool(site.settings.request_timeout))
+        self._under = InFlight(site.gauge, remember=bool(site.settings.request_timeout))
         self._senders = Senders(client_of, self._under.answers.accept)
         self._begun: dict[object, float] = {}
         mode = site.settings.lifespan if site.interface is Interface.ASGI else "off"
@@ -192,12 +192,12 @@ class GranianEngine:
         """Give up clients that were silent for too long, if a look at them is due."""
         self._clients.on_second(time.monotonic())
 
-    def stats(self) -> Census:
+    def stats(self) -> EngineStats:
         """Requests are exact, connections as of the last look."""
         begun, ended = self._under.counts()
         given_up, stalled = self._clients.patience.given_up, self._clients.patience.stalled
         outcomes = self._under.outcomes()
-        return Census(outcomes.total(), self._connections, begun - ended, given_up, stalled, outcomes)
+        return EngineStats(outcomes.total(), self._connections, begun - ended, given_up, stalled, outcomes)
 
     def oldest_request(self, now: float) -> float | None:
         """Seen by looking at the requests under way."""
@@ -400,7 +400,7 @@ def _check_key(settings: Settings) -> None:
         )
 
 
-def _tls(site: Site) -> tuple[Any, ...]:
+def _tls(site: AppContext) -> tuple[Any, ...]:
     """Return granian's arguments for TLS. It reads the files itself, in each new worker: copies (`kernel.snapshots`)."""
     settings = site.settings
     if settings.ssl_certfile is None:

@@ -12,7 +12,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from .access import GRANIAN_FORMAT
-from .base import RSGI_HOOKS, Interface, Site
+from .base import RSGI_HOOKS, AppContext, Interface
 from .granian_answers import UNANSWERED_STATUS, ResponseCounts, ThreadResponseCounts
 from .granian_internals import module, waits, wsgi_callback
 from .outcomes import Outcomes, reading
@@ -22,7 +22,7 @@ _CLOSE = ("connection", "close")
 _CLOSE_BYTES = (b"connection", b"close")
 
 
-def native(site: Site, app: Call, state: dict[str, Any]) -> Call:
+def native(site: AppContext, app: Call, state: dict[str, Any]) -> Call:
     """The app as granian's scheduler calls it: `(scope, protocol)`, for WSGI `(protocol, scope)`."""
     log = None if site.access is None else GRANIAN_FORMAT
     made: Call
@@ -49,7 +49,7 @@ def by_rsgi(app: Call) -> Call:
     return functools.update_wrapper(called, app, assigned=RSGI_HOOKS, updated=())
 
 
-class Under:
+class InFlight:
     """Requests under way: how many have begun and ended, and, where their age matters, which.
 
     The cost is two additions and two stores a request. They are made in the layer that granian needs anyhow to learn of the end.

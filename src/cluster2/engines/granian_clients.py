@@ -22,10 +22,10 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..kernel.established import Seen, reset, shut_down, with_progress
+from ..kernel.established import EstablishedConnection, reset, shut_down, with_progress
 from ..settings import Settings
-from .granian_apps import Under
-from .patience import For, Patience, Wait
+from .granian_apps import InFlight
+from .patience import ClientTimeouts, Wait, WaitingFor
 
 POLLS_PER_TIMEOUT = 4
 """How often within `timeout` clients are looked at."""
@@ -59,7 +59,7 @@ class _Client:
         plain: it speaks HTTP/1.1, where each request is answered before the next: who spoke last is in the middle of one.
     """
 
-    seen: Seen
+    seen: EstablishedConnection
     busy: bool
     owes: bool
     plain: bool
@@ -74,19 +74,19 @@ class _Client:
         """For what, as far as one can see."""
         seen = self.seen
         if seen.untaken:
-            return Wait(For.TAKING, seen.taken)
+            return Wait(WaitingFor.TAKING, seen.taken)
         if self.busy:
             return None
         if self.owes:
-            return Wait(For.BODY, (seen.taken, seen.brought))
-        return Wait(For.HEAD if self.plain and seen.asks else For.STREAM, (seen.taken, seen.brought))
+            return Wait(WaitingFor.BODY, (seen.taken, seen.brought))
+        return Wait(WaitingFor.HEAD if self.plain and seen.asks else WaitingFor.STREAM, (seen.taken, seen.brought))
 
-    def give_up(self, what: For) -> None:
+    def give_up(self, what: WaitingFor) -> None:
         """Granian finds it broken, or at its end."""
         descriptor = self.seen.descriptor
         with contextlib.suppress(OSError):  # closed meanwhile
             if os.fstat(descriptor).st_ino == self.seen.inode:
-                (reset if what in (For.TAKING, For.BODY) else shut_down)(descriptor)
+                (reset if what in (WaitingFor.TAKING, WaitingFor.BODY) else shut_down)(descriptor)
 
 
 class Clients:
@@ -96,7 +96,7 @@ class Clients:
         patience: its counts.
     """
 
-    def __init__(self, settings: Settings, under: Under, listeners: Sequence[socket.socket]) -> None:
+    def __init__(self, settings: Settings, under: InFlight, listeners: Sequence[socket.socket]) -> None:
         """Args: listeners: looked at whenever clients are."""
         self._timeout = settings.timeout
         self._plain = not settings.http2
@@ -105,7 +105,7 @@ class Clients:
         self._looked_at: float | None = None
         self._clock = 0.0
         self._looking: asyncio.Future[None] | None = None
-        self.patience = Patience(settings.timeout)
+        self.patience = ClientTimeouts(settings.timeout)
 
     def on_second(self, now: float) -> None:
         """Look at them, if a look is due, and give up who was silent for too long."""
@@ -124,7 +124,7 @@ class Clients:
 
     async def _check_clients(self) -> None:
         whose = self._under.clients()  # first: who asks from now on is seen to have brought something
-        found: list[Seen] = []
+        found: list[EstablishedConnection] = []
         for listener in list(self._listeners):
             for each in with_progress(listener):
                 found.append(each)
@@ -135,7 +135,7 @@ class Clients:
             whose = None  # whose connection is gone, or whose name the app has replaced, as middleware for proxies does
         self.patience.check([self._client(each, whose) for each in found], self._clock)
 
-    def _client(self, seen: Seen, whose: Mapping[tuple[str, int | None], bool] | None) -> _Client:
+    def _client(self, seen: EstablishedConnection, whose: Mapping[tuple[str, int | None], bool] | None) -> _Client:
         if whose is None:
             return _Client(seen, True, False, self._plain)
         owes = [whose[peer] for peer in ((seen.host, seen.port), (seen.host, None)) if peer in whose]

@@ -16,7 +16,7 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType, SimpleNamesp
 from typing import Any
 
 from ..errors import ConfigError
-from .base import Around
+from .base import TimedAwaitable
 
 _TESTED_VERSIONS = ((2, 8), (2, 9))
 """Versions from the first, below the second."""
@@ -132,7 +132,7 @@ def waits(coroutine: Any) -> bool:
             awaited = awaited.gi_yieldfrom
         elif type(awaited).__name__ in _STEPS:
             awaited = next((each for each in gc.get_referents(awaited) if isinstance(each, _BEHIND)), None)
-        elif isinstance(awaited, Around):
+        elif isinstance(awaited, TimedAwaitable):
             awaited = awaited.inner
         else:
             return False

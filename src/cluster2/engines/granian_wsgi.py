@@ -18,7 +18,7 @@ import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .pep3333 import FILE_BLOCK_BYTES, App, Broken, ExcInfo, body_of
+from .pep3333 import FILE_BLOCK_BYTES, App, ExcInfo, WsgiViolation, body_of
 
 
 def conforming(app: App) -> App:
@@ -73,7 +73,7 @@ class _Start:
             finally:
                 exc_info = None  # else this frame and the traceback keep each other alive
         elif self.started:
-            raise Broken("the app called start_response twice, without exc_info")
+            raise WsgiViolation("the app called start_response twice, without exc_info")
         self._inner(status, headers)
         self.started = True
         return self._write
@@ -103,7 +103,7 @@ class _ResponseBody:
         """Take the first part that isn't empty, if there is one: the app may start its response with it."""
         self._parts = self._more()
         if not self._start.started:
-            raise Broken("the app gave a part of its body, or ended, before it called start_response")
+            raise WsgiViolation("the app gave a part of its body, or ended, before it called start_response")
         self._start.sent = True
 
     def _more(self) -> list[bytes]:
@@ -140,7 +140,7 @@ class _ResponseBody:
 
 def _bytes(part: object) -> bytes:
     if not isinstance(part, bytes):
-        raise Broken(f"the app's body has a part of type {type(part).__name__}; it must be bytes")
+        raise WsgiViolation(f"the app's body has a part of type {type(part).__name__}; it must be bytes")
     return part
 
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol
 from ..kernel.progress import transferred, untaken
 
 
-class For(Enum):
+class WaitingFor(Enum):
     """What a connection waits for."""
 
     REQUEST = "a request"
@@ -42,7 +42,7 @@ class Wait(NamedTuple):
         mark: equal to the mark of the last look if there was no progress since.
     """
 
-    what: For
+    what: WaitingFor
     mark: Any
 
 
@@ -52,11 +52,11 @@ class Patient(Protocol):
     def waits(self) -> Wait | None:
         """What it waits for from its client; None: it's the app's turn, or it is closing."""
 
-    def give_up(self, what: For) -> None:
+    def give_up(self, what: WaitingFor) -> None:
         """Its client took too long."""
 
 
-class Patience:
+class ClientTimeouts:
     """The time limit of an engine's connections.
 
     Attributes:
@@ -76,13 +76,13 @@ class Patience:
         if not self._timeout:
             return
         before, self._since = self._since, {}
-        late: list[tuple[Patient, For]] = []
+        late: list[tuple[Patient, WaitingFor]] = []
         for connection in connections:
             wait = connection.waits()
             if wait is None:
                 continue
             known = before.get(connection)
-            if wait.what is For.REQUEST:
+            if wait.what is WaitingFor.REQUEST:
                 since = wait.mark  # it knows since when: nothing needs to be remembered for all those that are idle
             elif known is not None and known[0] == wait:
                 since = known[1]
@@ -95,7 +95,7 @@ class Patience:
         for connection, what in late:
             self._since.pop(connection, None)
             self.given_up += 1
-            self.stalled += what not in (For.REQUEST, For.STREAM)
+            self.stalled += what not in (WaitingFor.REQUEST, WaitingFor.STREAM)
             connection.give_up(what)
 
 

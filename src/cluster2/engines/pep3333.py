@@ -1,6 +1,6 @@
 """What PEP 3333 says about a request and its response, without a thread, a loop or a socket.
 
-`Environs` turns an ASGI scope into an environ; `Response` is what an app starts, writes and ends, and refuses what the PEP
+`EnvironBuilder` turns an ASGI scope into an environ; `Response` is what an app starts, writes and ends, and refuses what the PEP
 forbids; `body_of` and `BodyReader` are `wsgi.input`. Where the PEP leaves room:
 
 - PATH_INFO is made of the raw path's bytes, percent-decoded and read as latin-1 (the PEP's "native strings"); SCRIPT_NAME is
@@ -44,7 +44,7 @@ _HOP_BY_HOP = frozenset(
 _PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
 
 
-class Broken(Exception):
+class WsgiViolation(Exception):
     """The app broke PEP 3333."""
 
 
@@ -72,7 +72,7 @@ class FileWrapper:
         return block
 
 
-class Environs:
+class EnvironBuilder:
     """Makes environs of scopes: those of one app."""
 
     def __init__(self, *, root_path: str, multithread: bool, multiprocess: bool) -> None:
@@ -247,7 +247,7 @@ class Response:
                 exc_info = None  # else this frame and the traceback keep each other alive
             self.length, self.own, self.close, self.bodiless, self._left = None, None, False, self._head, 0
         elif self.status:
-            raise Broken("the app called start_response twice, without exc_info")
+            raise WsgiViolation("the app called start_response twice, without exc_info")
         try:
             code = _codes[status]
         except (KeyError, TypeError):
@@ -269,11 +269,11 @@ class Response:
                     parts += line, value
             lines = "".join(parts).encode("latin-1")
         except (TypeError, ValueError, AttributeError) as error:
-            raise Broken(f"the app's headers aren't pairs of texts in latin-1: {error}") from error
+            raise WsgiViolation(f"the app's headers aren't pairs of texts in latin-1: {error}") from error
         # Two parts for each header, and two control characters: its line end.
         if len(lines) - len(lines.translate(None, CONTROL_BYTES)) != len(parts):
             name = next(name for name, value in headers if _CONTROL.search(value))
-            raise Broken(f"the app's header {name!r} has a control character in its value")
+            raise WsgiViolation(f"the app's header {name!r} has a control character in its value")
         self.lines, self.status = lines, code
         return self.write
 
@@ -283,7 +283,7 @@ class Response:
         if low == "content-length":
             return self._declare(value.strip())
         if not _TOKEN.fullmatch(name):
-            raise Broken(f"the app's header {name!r} has a name that HTTP doesn't allow")
+            raise WsgiViolation(f"the app's header {name!r} has a name that HTTP doesn't allow")
         if low == "connection":
             self.close = self.close or value.strip().lower() == "close"
             return ""
@@ -297,11 +297,11 @@ class Response:
     def write(self, data: bytes) -> None:
         """A part of the body: what `start_response` returns, and what each part that the app yields goes through."""
         if not isinstance(data, bytes):
-            raise Broken(f"the app's body has a part of type {type(data).__name__}; it must be bytes")
+            raise WsgiViolation(f"the app's body has a part of type {type(data).__name__}; it must be bytes")
         if not data:
             return
         if not self.status:
-            raise Broken("the app gave a part of its body before it called start_response")
+            raise WsgiViolation("the app gave a part of its body before it called start_response")
         if self.bodiless:
             return
         if self.length is not None:
@@ -327,7 +327,7 @@ class Response:
         """The body, where all of it is there and nothing was given away."""
         for part in parts:
             if not isinstance(part, bytes):
-                raise Broken(f"the app's body has a part of type {type(part).__name__}; it must be bytes")
+                raise WsgiViolation(f"the app's body has a part of type {type(part).__name__}; it must be bytes")
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         if not self.status:
             self._never_started()
@@ -352,16 +352,16 @@ class Response:
         self._emit = _nowhere
 
     def _never_started(self) -> NoReturn:
-        raise Broken("the app returned without a call of start_response")
+        raise WsgiViolation("the app returned without a call of start_response")
 
     def _lies(self, how: str) -> NoReturn:
-        raise Broken(f"the app's body is {how} than its Content-Length, {self.length}")
+        raise WsgiViolation(f"the app's body is {how} than its Content-Length, {self.length}")
 
     def _declare(self, value: str) -> str:
         """Note the length of the body. Returns how its line begins; "": it has none."""
         known, length = self.length, int(value) if value.isdecimal() and value.isascii() else -1
         if length < 0 or (known is not None and known != length):
-            raise Broken(f"the app's Content-Length {value!r} is no length, or not its only one")
+            raise WsgiViolation(f"the app's Content-Length {value!r} is no length, or not its only one")
         self.length = self._left = length
         return "" if self._bare or known is not None else _LENGTH
 
@@ -381,7 +381,7 @@ def _code(status: str) -> int:
     if not isinstance(cast(object, status), str) or not (
         code.isascii() and code.isdigit() and 200 <= int(code) <= 599 and status[3:4] in ("", " ")
     ):
-        raise Broken(f"the app's status {status!r} isn't one that ends a request, such as '200 OK'")
+        raise WsgiViolation(f"the app's status {status!r} isn't one that ends a request, such as '200 OK'")
     if len(_codes) < MAX_CACHED_NAMES:
         _codes[status] = int(code)
     return int(code)

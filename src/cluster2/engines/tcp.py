@@ -22,10 +22,10 @@ from typing import Any, ClassVar
 
 from ..kernel.progress import transferred
 from ..settings import Settings
-from .base import Capability, Census, Hold, Interface, Movable, Served, Site, is_async
+from .base import AppContext, Capability, EngineStats, Interface, Movable, Served, ThreadHold, is_async
 from .boundary import BoundaryReader, marked
 from .ending import abandon, cancel, lent, reset
-from .patience import For, Patience, Wait
+from .patience import ClientTimeouts, Wait, WaitingFor
 
 Factory = Callable[[], asyncio.BaseProtocol]
 
@@ -43,7 +43,7 @@ class TcpEngine:
     }
     reads_first = False
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: AppContext) -> None:
         # By id, since an app's protocol need not be hashable (a dataclass isn't).
         self._open: dict[int, TcpConnection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -55,7 +55,7 @@ class TcpEngine:
         self._moving = False
         self._cut = False
         self._freed: Callable[[Movable], None] | None = None
-        self._patience = Patience(site.settings.timeout)
+        self._patience = ClientTimeouts(site.settings.timeout)
         self._now = 0.0
         self._failed = 0
 
@@ -126,14 +126,14 @@ class TcpEngine:
     def on_capacity(self, freed: Callable[[], None]) -> None:
         """There always is."""
 
-    def longest_hold(self, now: float, above: float) -> Hold | None:
+    def longest_hold(self, now: float, above: float) -> ThreadHold | None:
         """There are no threads."""
         return None
 
-    def stats(self) -> Census:
+    def stats(self) -> EngineStats:
         """Connections; there are no requests that could be counted."""
         count = len(self._connections())
-        return Census(None, count, count, self._patience.given_up, self._patience.stalled, failed=self._failed)
+        return EngineStats(None, count, count, self._patience.given_up, self._patience.stalled, failed=self._failed)
 
     def oldest_request(self, now: float) -> float | None:
         """A stream has no requests."""
@@ -340,9 +340,9 @@ class TcpConnection:
     def waits(self) -> Wait | None:
         """For a byte, in either direction, as the kernel counts them. Unix sockets aren't counted: those are never given up."""
         counts = self._counts()
-        return None if counts is None else Wait(For.STREAM, counts)
+        return None if counts is None else Wait(WaitingFor.STREAM, counts)
 
-    def give_up(self, what: For) -> None:
+    def give_up(self, what: WaitingFor) -> None:
         """At once: to write the rest would have to wait for the client, and the kernel would keep what it doesn't take."""
         if self._transport.get_write_buffer_size():
             reset(self._transport)

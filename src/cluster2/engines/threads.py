@@ -37,7 +37,7 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from ..errors import AppError
-from .base import Hold
+from .base import ThreadHold
 
 logger = logging.getLogger("cluster2.worker")
 
@@ -182,7 +182,7 @@ class ThreadPool:
             self._denied_at = _now()
         return False
 
-    def longest_hold(self, now: float, above: float) -> Hold:
+    def longest_hold(self, now: float, above: float) -> ThreadHold:
         """See `Engine.longest_hold`."""
         wall = self._wall
         for seat, since in enumerate(self._since):
@@ -195,7 +195,7 @@ class ThreadPool:
                 self._counted[seat], self._ages[seat] = since, age
                 wall = max(wall, age)
         counts = self._done > UNMEASURED_CALLS or wall > _FIRST_CALL_ALLOWANCE_S
-        hold = Hold(wall, self._used, self._full) if counts else Hold(0.0, 0.0, False)
+        hold = ThreadHold(wall, self._used, self._full) if counts else ThreadHold(0.0, 0.0, False)
         if wall > LONG_CALL_S and now >= self._quiet_until:
             self._due, self._quiet_until = CALLS_PER_BURST, now + 1.0
         self._due = self._due or 1

@@ -28,10 +28,10 @@ from tempfile import SpooledTemporaryFile
 from types import FrameType
 
 from .outcomes import reading
-from .pep3333 import App, Environ, Environs, body_length, body_of
+from .pep3333 import App, Environ, EnvironBuilder, body_length, body_of
 from .threads import ThreadPool
 from .wsgi_client import MAX_READ_AHEAD_BYTES, Answer, Message, Receive, Send, asked_for, no_short_cut, send_whole
-from .wsgi_inline import Parts, Turn, call_inline
+from .wsgi_inline import InlineLock, Parts, call_inline
 from .wsgi_threaded import Call, run_call
 
 MAX_QUEUED_BODY_BYTES = MAX_READ_AHEAD_BYTES
@@ -55,8 +55,8 @@ class WsgiBridge:
             multiprocess: other processes serve the app as well.
         """
         self._app = app
-        self._environs = Environs(root_path=root_path, multithread=threads > 1, multiprocess=multiprocess)
-        self._turn = Turn()
+        self._environs = EnvironBuilder(root_path=root_path, multithread=threads > 1, multiprocess=multiprocess)
+        self._turn = InlineLock()
         self.pool = ThreadPool(threads) if threads else None
 
     def start(self) -> None:

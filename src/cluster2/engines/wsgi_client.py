@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from .pep3333 import Broken, Environ, Response
+from .pep3333 import Environ, Response, WsgiViolation
 
 MAX_READ_AHEAD_BYTES = 65536
 """Bytes of a response that an app may be ahead of its client; and of a request that may come before the app asks for them."""
@@ -33,7 +33,7 @@ class ClientLeft(Failed):
 
 def log(error: BaseException, asked: str) -> str:
     """Log what went wrong, with the request (`asked_for`); returns what."""
-    what = str(error) if isinstance(error, Broken) else f"the app raised {type(error).__name__}"
+    what = str(error) if isinstance(error, WsgiViolation) else f"the app raised {type(error).__name__}"
     logger.error("%s: %s", asked, what, exc_info=error)
     return what
 
@@ -67,7 +67,7 @@ async def send_whole(response: Response, body: bytes, send: Send, answer: Answer
     await send({"type": "http.response.body", "body": body})
 
 
-class Inbox:
+class RequestBody:
     """What a client sends, for an app that may ask for it, while somebody wants to know whether the client is still there."""
 
     def __init__(self, receive: Receive, gone: Callable[[], None]) -> None:

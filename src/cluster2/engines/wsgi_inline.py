@@ -8,10 +8,10 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from .pep3333 import App, Environ, Response
-from .wsgi_client import Answer, Failed, Inbox, Receive, Send, asked_for, log, send_head, send_whole
+from .wsgi_client import Answer, Failed, Receive, RequestBody, Send, asked_for, log, send_head, send_whole
 
 
-class Turn:
+class InlineLock:
     """Whose turn it is on the loop: the calls of an app that runs inline are never mixed.
 
     Attributes:
@@ -52,7 +52,7 @@ class Turn:
 
 
 def call_inline(
-    app: App, environ: Environ, turn: Turn, receive: Receive, send: Send, answer: Answer
+    app: App, environ: Environ, turn: InlineLock, receive: Receive, send: Send, answer: Answer
 ) -> Coroutine[Any, Any, None] | None:
     """Call an app, and answer for it if its response is there in one piece, as nearly all are.
 
@@ -119,10 +119,10 @@ class Parts:
         self._response = response
         self._parts = parts
         self._send = send
-        self._inbox = Inbox(receive, self._leave)
+        self._inbox = RequestBody(receive, self._leave)
         self._begun = self._gone = False
 
-    async def run(self, result: Iterable[bytes], turn: Turn, answer: Answer) -> None:
+    async def run(self, result: Iterable[bytes], turn: InlineLock, answer: Answer) -> None:
         """Send what the app yields, let it close, and have the next one called. Raises Failed."""
         reason = ""
         try:

@@ -16,9 +16,9 @@ from .wsgi_client import (
     MAX_READ_AHEAD_BYTES,
     ClientLeft,
     Failed,
-    Inbox,
     Message,
     Receive,
+    RequestBody,
     Send,
     asked_for,
     has_left,
@@ -221,7 +221,7 @@ class Call:
 
 async def run_call(call: Call, receive: Receive, send: Send) -> None:
     """Pass on what a thread has for its client, and to it what the client sends, until the response is complete."""
-    inbox = Inbox(receive, call.leave)
+    inbox = RequestBody(receive, call.leave)
     begun = False
     try:
         while not call.gone:

@@ -22,8 +22,8 @@ import sys
 import time
 from collections import deque
 
-from ..kernel.handover import CONNECTIONS_PER_MESSAGE, Inlet, Outlet, Parcel, batch_size
-from ..kernel.logfiles import Follower
+from ..kernel.handover import CONNECTIONS_PER_MESSAGE, HandedConnection, QueueReader, QueueWriter, batch_size
+from ..kernel.logfiles import ReopeningFile
 from ..kernel.privileges import drop_privileges
 from ..kernel.processes import raise_file_limit
 from ..kernel.scoreboard import KEEPER_PAGE, Scoreboard
@@ -53,12 +53,12 @@ class Keeper:
     def __init__(
         self,
         control: int,
-        rest: Inlet,
-        ready: list[Outlet],
+        rest: QueueReader,
+        ready: list[QueueWriter],
         board: Scoreboard,
         timeout: float,
         limit: int,
-        output: Follower | None = None,
+        output: ReopeningFile | None = None,
     ) -> None:
         """Watch nothing yet but the ways in.
 
@@ -78,7 +78,7 @@ class Keeper:
         self._room = limit - reserve(limit)
         self._output = output
         self._resting = IdleConnections()
-        self._late: list[deque[Parcel]] = [deque() for _ in ready]
+        self._late: list[deque[HandedConnection]] = [deque() for _ in ready]
         self._epoll = select.epoll()
         self._epoll.register(control, select.EPOLLIN)
         self._epoll.register(rest.fileno(), select.EPOLLIN)
@@ -154,7 +154,7 @@ class Keeper:
         """Connections in our hands."""
         return len(self._resting) + sum(map(len, self._late))
 
-    def _keep(self, parcel: Parcel, now: float) -> None:
+    def _keep(self, parcel: HandedConnection, now: float) -> None:
         # 0.0 stands first because a foreign age may be no number, and nothing is greater than that.
         age = min(self._timeout, max(0.0, parcel.age))
         deadline = now + self._timeout - age if self._timeout else float(NO_DEADLINE)
@@ -167,7 +167,7 @@ class Keeper:
             return
         self._resting.add(parcel.descriptor, (parcel.site, parcel.family), deadline)
 
-    def _pass_on(self, parcel: Parcel) -> None:
+    def _pass_on(self, parcel: HandedConnection) -> None:
         """Give a connection that can't be kept for a lack of descriptors to a worker: in the queue it would not be heard."""
         if parcel.site >= len(self._ready):
             os.close(parcel.descriptor)
@@ -175,7 +175,7 @@ class Keeper:
         self._moved += 1
         self._give_back(parcel)
 
-    def _give_back(self, parcel: Parcel) -> None:
+    def _give_back(self, parcel: HandedConnection) -> None:
         """Put a connection into the ready queue of its app; behind those that wait for room there."""
         late = self._late[parcel.site]
         if not late and self._ready[parcel.site].send(*parcel):
@@ -191,7 +191,7 @@ class Keeper:
             os.close(descriptor)
             return
         self._moved += 1
-        self._give_back(Parcel(descriptor, site, family, 0.0))
+        self._give_back(HandedConnection(descriptor, site, family, 0.0))
 
     def _catch_up(self) -> None:
         """Hand back those that couldn't be when they woke, as far as there is room by now."""
@@ -261,10 +261,10 @@ def main(arguments: list[str]) -> None:
     settle("keeper")  # the master ends us by closing the channel
     sites, timeout, (user, group, log) = int(arguments[0]), float(arguments[1]), arguments[2:5]
     drop_privileges(user or None, group or None)
-    rest = Inlet(socket.socket(fileno=4))
-    ready = [Outlet(socket.socket(fileno=8 + site)) for site in range(sites)]
+    rest = QueueReader(socket.socket(fileno=4))
+    ready = [QueueWriter(socket.socket(fileno=8 + site)) for site in range(sites)]
     board = Scoreboard.attach((5, 6, 7), KEEPER_PAGE)
-    output = Follower(log, 1, 2) if log else None
+    output = ReopeningFile(log, 1, 2) if log else None
     Keeper(3, rest, ready, board, timeout, raise_file_limit(), output).run()
 
 

@@ -346,7 +346,7 @@ class Row(Cells):
         return Row.latencies.sane(self.latencies.tolist())
 
 
-class Past(Row):
+class SlotTotals(Row):
     """What the ended lives of one slot have counted together: a row of sums, filled by `ledger`; times in it are nanoseconds."""
 
     __slots__ = ()

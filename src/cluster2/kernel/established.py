@@ -23,7 +23,7 @@ DUPLICATE_DESCRIPTORS: set[int] = set()
 """Descriptors that aren't looked at: duplicates of ours (`lingering`)."""
 
 
-class Seen(NamedTuple):
+class EstablishedConnection(NamedTuple):
     """A connection, at one look.
 
     Attributes:
@@ -93,7 +93,7 @@ def _shut_down(descriptor: int, how: int) -> None:
     one.detach()
 
 
-def with_progress(listener: socket.socket) -> Iterator[Seen]:
+def with_progress(listener: socket.socket) -> Iterator[EstablishedConnection]:
     """Each of them, with what shows its progress. Those of a Unix socket can't be asked."""
     for descriptor, peer in _peers(listener):
         with contextlib.suppress(OSError):  # closed meanwhile
@@ -101,7 +101,7 @@ def with_progress(listener: socket.socket) -> Iterator[Seen]:
             left = untaken(descriptor)  # first: what is taken in between shows in the counts
             if (counts := transferred(descriptor)) is not None:
                 host, port = peer[0].partition("%")[0], peer[1]  # without the scope of a link-local address
-                yield Seen(descriptor, inode, host, port, *counts, left, peer_spoke_last())
+                yield EstablishedConnection(descriptor, inode, host, port, *counts, left, peer_spoke_last())
 
 
 def progress(listener: socket.socket) -> dict[int, tuple[int, int]]:

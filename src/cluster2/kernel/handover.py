@@ -60,7 +60,7 @@ _NOWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _TAKE = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 
 
-class Parcel(NamedTuple):
+class HandedConnection(NamedTuple):
     """A connection on its way.
 
     Attributes:
@@ -89,7 +89,7 @@ def queue() -> tuple[socket.socket, socket.socket]:
     return into, out
 
 
-class Outlet:
+class QueueWriter:
     """Where connections go in. Never blocks."""
 
     def __init__(self, sock: socket.socket, batch: int = CONNECTIONS_PER_MESSAGE) -> None:
@@ -110,7 +110,7 @@ class Outlet:
             return False
         return True
 
-    def send_all(self, parcels: Sequence[Parcel]) -> int:
+    def send_all(self, parcels: Sequence[HandedConnection]) -> int:
         """Send as many as can be taken, in order; returns how many. The caller closes its copies of those."""
         sent = 0
         while sent < len(parcels):
@@ -129,7 +129,7 @@ class Outlet:
         self._sock.close()
 
 
-class Inlet:
+class QueueReader:
     """Where connections come out. Never blocks.
 
     Attributes:
@@ -146,12 +146,12 @@ class Inlet:
         """For epoll."""
         return self._sock.fileno()
 
-    def take(self) -> Parcel | None:
+    def take(self) -> HandedConnection | None:
         """One connection from a queue that carries one a message; None: there is none, or what came was no such thing."""
         parcels = self._receive(RECORD_FORMAT.size + 1, _ONE)
         return parcels[0] if parcels else None
 
-    def take_all(self) -> list[Parcel]:
+    def take_all(self) -> list[HandedConnection]:
         """The connections of the next message; [] if there is none (or what came was nothing whole)."""
         return self._receive(RECORD_FORMAT.size * CONNECTIONS_PER_MESSAGE + 1, _SPACE)
 
@@ -159,7 +159,7 @@ class Inlet:
         """Close this end."""
         self._sock.close()
 
-    def _receive(self, size: int, space: int) -> list[Parcel]:
+    def _receive(self, size: int, space: int) -> list[HandedConnection]:
         try:
             data, control, flags, _ = self._sock.recvmsg(size, space, _TAKE)
         except (BlockingIOError, InterruptedError):
@@ -185,7 +185,7 @@ class Inlet:
             return []
         records = RECORD_FORMAT.iter_unpack(data[: len(descriptors) * RECORD_FORMAT.size])
         return [
-            Parcel(descriptor, site, family, age)
+            HandedConnection(descriptor, site, family, age)
             for descriptor, (site, family, age) in zip(descriptors, records, strict=False)
         ]
 

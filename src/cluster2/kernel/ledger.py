@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from cluster2.errors import ClusterError
 
-from .scoreboard import SLOTS, Integer, Past, Real, Row, Scoreboard
+from .scoreboard import SLOTS, Integer, Real, Row, Scoreboard, SlotTotals
 
 LIFE_COUNTERS: tuple[Integer | Real, ...] = (
     Row.requests, Row.accepted, Row.errors, Row.timed_out, Row.stalled, Row.parked, Row.moved_in, Row.moved_out, Row.lost,
@@ -64,7 +64,7 @@ def fold_life(board: Scoreboard, row: int, slot: int, *, lived: bool, crashed: b
         header.burials += 1
 
 
-def _add(row: Row, past: Past) -> None:
+def _add(row: Row, past: SlotTotals) -> None:
     for each in LIFE_COUNTERS:
         more = _whole(each, getattr(row, each.name))
         past.integers[each.index] = min(past.integers[each.index] + more, _LARGEST[each.kind])
@@ -79,7 +79,7 @@ def _whole(field: Integer | Real, counted: float) -> int:
 
 
 @dataclass(slots=True)
-class Life:
+class LifeCounts:
     """One life that goes on, as its row has it.
 
     Attributes:
@@ -115,7 +115,7 @@ class Account:
     begun: int
     crashes: int
     unknown: set[str] = field(default_factory=set)
-    lives: list[Life] = field(default_factory=list)
+    lives: list[LifeCounts] = field(default_factory=list)
 
 
 def read(board: Scoreboard, patience: float = READ_TIMEOUT_S) -> dict[int, Account]:
@@ -157,7 +157,7 @@ def _read(board: Scoreboard) -> dict[int, Account]:
     return {slot: account for slot, account in sorted(accounts.items()) if account.begun}
 
 
-def _ended(past: Past) -> Account:
+def _ended(past: SlotTotals) -> Account:
     counters: dict[str, float] = {each.name: past.integers[each.index] for each in LIFE_COUNTERS}
     return Account(counters, past.latencies.tolist(), past.slowest, past.lives, past.crashes)
 
@@ -172,7 +172,7 @@ def _add_life(account: Account, row: Row, pid: int) -> None:
     account.latencies = [past + more for past, more in zip(account.latencies, row.measured(), strict=True)]
     account.begun += 1
     account.lives.append(
-        Life(
+        LifeCounts(
             pid=pid,
             state=row.state,
             connections=row.connections,

@@ -162,14 +162,14 @@ def open_all(addresses: Sequence[Address], *, backlog: int, files: SocketFile = 
     return listeners
 
 
-class Door(Protocol):
+class ListeningSocket(Protocol):
     """A listener, or a group of them."""
 
     def shut_door(self) -> None:
         """Drop new connections. Raises OSError."""
 
 
-def shut(door: Door, address: Address, warn: Callable[[str], None]) -> bool:
+def shut(door: ListeningSocket, address: Address, warn: Callable[[str], None]) -> bool:
     """Shut a door. An error is a warning: return false then, and newcomers still arrive."""
     try:
         door.shut_door()

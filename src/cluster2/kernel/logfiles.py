@@ -8,7 +8,7 @@ cut to nothing is simply written from its beginning.
 
 **Who rotates.** `NAME.log` becomes `NAME.log.1` by rename(2), what was 1 becomes 2. Who writes has the file, not its name, and
 goes on in what is now `.1`: nothing is lost, nothing is copied. Nobody is told. A process looks now and then (a worker ten times
-a second, once at rest) whether the name still leads to what it has open, one stat(2), and if not opens it again (`Follower`):
+a second, once at rest) whether the name still leads to what it has open, one stat(2), and if not opens it again (`ReopeningFile`):
 that works for whoever rotates, the master, logrotate or a human.
 
 **Who doesn't look** (a worker that prints in an endless loop, a program that an app has started) writes on in a file that has
@@ -129,7 +129,7 @@ def empty(path: str) -> None:
         os.close(fd)
 
 
-class Follower:
+class ReopeningFile:
     """Keeps descriptors of this process pointing to what a name leads to."""
 
     def __init__(self, path: str, *numbers: int) -> None:

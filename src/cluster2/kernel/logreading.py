@@ -21,7 +21,7 @@ Show = Callable[[str, bytes], None]
 
 
 @dataclass(slots=True)
-class Open:
+class OpenLog:
     """A file that is read to its end, whatever it is called by then.
 
     Attributes:
@@ -75,7 +75,7 @@ class Open:
         return self.absent >= MAX_ABSENT_POLLS or os.fstat(self.fd).st_nlink == 0
 
 
-class Following:
+class LogTailer:
     """All files of a directory, or of one log, from now on.
 
     Files that were rotated are held open as well, until they have gone: a worker may still write to one; and as long as we hold
@@ -96,7 +96,7 @@ class Following:
             most: bytes of a file that a look shows; of more it shows the end, and says so.
         """
         self._place, self._named, self._without, self._most = place, named, without, most
-        self._open: dict[tuple[int, int], Open] = {}
+        self._open: dict[tuple[int, int], OpenLog] = {}
         self._lines: int | None = lines
 
     def poll(self, show: Show) -> None:
@@ -116,7 +116,7 @@ class Following:
                 os.close(fd)
                 self._open[key].absent = 0
             else:
-                self._open[key] = Open(each.base, fd, self._start(fd, each))
+                self._open[key] = OpenLog(each.base, fd, self._start(fd, each))
         self._lines = None
         for key, file in list(self._open.items()):
             if self._most is not None and (skipped := file.skip(self._most)):

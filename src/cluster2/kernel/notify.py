@@ -31,7 +31,7 @@ logger = logging.getLogger("cluster2.master")
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
-class Notifier:
+class ServiceNotifier:
     """The line to the service manager; without one every call does nothing.
 
     Attributes:
@@ -58,7 +58,7 @@ class Notifier:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
 
     @classmethod
-    def from_environment(cls, environ: MutableMapping[str, str]) -> Notifier:
+    def from_environment(cls, environ: MutableMapping[str, str]) -> ServiceNotifier:
         """What the environment says, which says it no more after this."""
         address, usec, pid = (environ.pop(name, "") for name in _VARIABLES)
         meant = not pid or pid == str(os.getpid())

@@ -76,11 +76,11 @@ from .cells import (
     Cells,
     Header,
     Integer,
-    Past,
     Real,
     Row,
     SeparateInteger,
     SeparateReal,
+    SlotTotals,
 )
 from .mappings import PAGE_BYTES, map_shared
 
@@ -96,10 +96,10 @@ __all__ = [
     "Cells",
     "Header",
     "Integer",
-    "Past",
     "Real",
     "Row",
     "Scoreboard",
+    "SlotTotals",
     "page_of",
 ]  # fmt: skip
 
@@ -167,7 +167,7 @@ class Scoreboard:
         self._pages = _Views.from_memory(pages)
         self._own = None if own is None else (own[0], _Views.from_memory(own[1]))
         self._rows: dict[int, Row] = {}
-        self._pasts: dict[int, Past] = {}
+        self._pasts: dict[int, SlotTotals] = {}
         helpers = {"keeper": Cells(*self._page(KEEPER_PAGE)), "monitor": Cells(*self._page(MONITOR_PAGE))}
         self.header = Header(*self._views.part(0, CELLS_PER_ROW), helpers)  # type: ignore[arg-type]
 
@@ -264,7 +264,7 @@ class Scoreboard:
             row = self._rows[index] = Row(*self._page(page_of(index)), {"master": entry})
         return row
 
-    def past(self, slot: int) -> Past:
+    def past(self, slot: int) -> SlotTotals:
         """Return what the ended lives of a slot have counted, the same object each time.
 
         Raises:
@@ -274,7 +274,7 @@ class Scoreboard:
         if past is None:
             if not 0 <= slot < SLOTS:
                 raise IndexError(f"the scoreboard has no slot {slot}")
-            past = self._pasts[slot] = Past(*self._views.part(_PASTS + slot * CELLS_PER_ROW, CELLS_PER_ROW))
+            past = self._pasts[slot] = SlotTotals(*self._views.part(_PASTS + slot * CELLS_PER_ROW, CELLS_PER_ROW))
         return past
 
     @overload

@@ -20,9 +20,9 @@ from ..lifecycle import WorkerAction, WorkerState
 from ..policy import SHORT_LIFE_S
 from ..settings import Settings
 from .child import KILL_TIMEOUT_S
-from .facts import Exited, Fact, Overdue, Vanished
+from .facts import Exited, Fact, StateTimeout, WorkerVanished
 from .handle import Handle
-from .roster import Roster
+from .roster import WorkerRegistry
 
 logger = logging.getLogger("cluster2.master")
 
@@ -38,7 +38,7 @@ class Actions:
         settings: Settings,
         board: Scoreboard,
         pids: PidsDirectory,
-        roster: Roster,
+        roster: WorkerRegistry,
         put: Callable[[Fact], None],
         emit: Callable[[events.Event], None],
         moved: Callable[[], None],
@@ -98,14 +98,14 @@ class Actions:
             WorkerState.DYING: KILL_TIMEOUT_S,
         }.get(handle.state)
         if bound is not None:
-            handle.timer = self._loop.call_later(bound, self._put, Overdue(handle, handle.state))
+            handle.timer = self._loop.call_later(bound, self._put, StateTimeout(handle, handle.state))
 
     def _watch(self, handle: Handle) -> None:
         assert handle.pid is not None
         try:
             self.watch_again(handle)
         except ProcessLookupError:  # gone, and reaped by somebody else: it never was a child of ours
-            self._put(Vanished(handle))
+            self._put(WorkerVanished(handle))
             return
         except OSError as error:  # no descriptor is left: the next look tries again
             self._warn(f"worker {handle.pid} can't be watched now: {error.strerror}; it is tried again")

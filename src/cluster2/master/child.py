@@ -4,7 +4,7 @@ Each gets one end of a channel as its descriptor 3. The channel's end tells it t
 the channel along: nobody is orphaned. Its own end the master learns from a pidfd, through which it reaps and kills it as well,
 since a pid may be another process's by the time that it is used.
 
-A `Child` lives once. What is to be there again after its end is a `Helper`'s business (`helper`), or the nursery's.
+A `ChildProcess` lives once. What is to be there again after its end is a `Helper`'s business (`helper`), or the nursery's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KILL_TIMEOUT_S = 5.0
 """Seconds from SIGKILL to the end of a process. Only one that waits in the kernel, for a dead disk, takes longer."""
 
 
-class Child:
+class ChildProcess:
     """One process, from its execution until it is reaped.
 
     Attributes:

@@ -19,11 +19,11 @@ import msgspec
 
 from .. import codec, wire
 from ..errors import ConfigError, raised_in
-from ..flights import Flight, Flights
+from ..flights import Flight, SingleFlight
 from .threads import HandlerThreads
 
 if TYPE_CHECKING:
-    from .switchboard import Link
+    from .switchboard import WorkerLink
 
 logger = logging.getLogger("cluster2.app")
 
@@ -38,7 +38,7 @@ HANDLER_CANCEL_GRACE_S = 1.0
 _MAX_TRACEBACK_CHARS = 1 << 16
 
 Handler = Callable[..., Any]
-Asker = tuple["Link", int]
+Asker = tuple["WorkerLink", int]
 
 
 class DelegateRequest(msgspec.Struct, frozen=True):
@@ -68,7 +68,7 @@ class DelegateRequest(msgspec.Struct, frozen=True):
             self._emit(self.notification, value, self.targets)
 
 
-class Kind:
+class DelegateHandler:
     """One kind of work."""
 
     def __init__(self, name: str, handler: Handler, limit: int, single: bool) -> None:
@@ -78,10 +78,10 @@ class Kind:
         called = handler if inspect.isroutine(handler) else getattr(handler, "__call__", handler)  # noqa: B004
         self.is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(called)
         self.wants_request = _takes_two(handler)
-        self.flights: Flights[Asker] = Flights(limit)
+        self.flights: SingleFlight[Asker] = SingleFlight(limit)
 
 
-class Delegates:
+class Delegation:
     """Handlers by kind of work, and what is under way.
 
     Attributes:
@@ -91,7 +91,7 @@ class Delegates:
 
     def __init__(self, emit: Callable[..., None]) -> None:
         self._emit = emit
-        self._kinds: dict[str, Kind] = {}
+        self._kinds: dict[str, DelegateHandler] = {}
         self._threads = HandlerThreads()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._looking: asyncio.TimerHandle | None = None
@@ -106,7 +106,7 @@ class Delegates:
             raise ConfigError(f"delegate({name!r}): that kind of work has a handler already")
         if limit < 1:
             raise ConfigError(f"delegate({name!r}): limit = {limit}: expected a whole number from 1")
-        self._kinds[name] = Kind(name, handler, limit, single)
+        self._kinds[name] = DelegateHandler(name, handler, limit, single)
 
     def start(self) -> None:
         """The master runs."""
@@ -129,7 +129,7 @@ class Delegates:
 
     # What workers say
 
-    def on_request(self, link: Link, message: wire.Delegate) -> None:
+    def on_request(self, link: WorkerLink, message: wire.Delegate) -> None:
         """A worker delegates."""
         number = message.number if message.expect is not None else 0
         kind = self._kinds.get(message.delegate)
@@ -137,7 +137,7 @@ class Delegates:
             self._no_handler(link, number, message.delegate)
             return
         if number in link.asked:
-            raise codec.Garbled(f"it asked {number} twice")
+            raise codec.ProtocolError(f"it asked {number} twice")
         if not number:
             link.lone += 1
             link.weight += len(message.origin)
@@ -159,7 +159,7 @@ class Delegates:
                 return
         self._begin(kind)
 
-    def on_give_up(self, link: Link, number: int) -> None:
+    def on_give_up(self, link: WorkerLink, number: int) -> None:
         """A worker doesn't wait for that any more."""
         found = link.asked.pop(number, None)
         if found is not None:
@@ -169,14 +169,14 @@ class Delegates:
                 self._cancel(flight)
             link.release()
 
-    def on_disconnect(self, link: Link) -> None:
+    def on_disconnect(self, link: WorkerLink) -> None:
         """A worker is gone, and waits for nothing."""
         for number in list(link.asked):
             self.on_give_up(link, number)
 
     # Doing it
 
-    def _begin(self, kind: Kind) -> None:
+    def _begin(self, kind: DelegateHandler) -> None:
         assert self._loop is not None
         while not self._closed and (flight := kind.flights.next_flight()) is not None:
             self.handled += 1
@@ -184,7 +184,7 @@ class Delegates:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _run_flight(self, kind: Kind, flight: Flight[Asker]) -> None:
+    async def _run_flight(self, kind: DelegateHandler, flight: Flight[Asker]) -> None:
         link, message = flight.request
         value = wire.NO_PAYLOAD
         failure: wire.Failure | None = None
@@ -230,13 +230,13 @@ class Delegates:
         result = future.result()
         return await result if inspect.isawaitable(result) else result
 
-    def _request(self, link: Link, message: wire.Delegate) -> DelegateRequest:
+    def _request(self, link: WorkerLink, message: wire.Delegate) -> DelegateRequest:
         return DelegateRequest(
             message.delegate, link.pid, link.slot, message.expect is not None, message.timeout,
             message.notification, message.targets, self._emit,
         )  # fmt: skip
 
-    def _answer(self, link: Link, number: int, value: msgspec.Raw, failure: wire.Failure | None) -> None:
+    def _answer(self, link: WorkerLink, number: int, value: msgspec.Raw, failure: wire.Failure | None) -> None:
         found = link.asked.pop(number, None)
         if found is None:
             return
@@ -247,7 +247,7 @@ class Delegates:
             link.send(wire.CallResult(number, failure=wire.Failure("ValueError", f"the answer is {error}")))
         link.release()
 
-    def _no_handler(self, link: Link, number: int, name: str) -> None:
+    def _no_handler(self, link: WorkerLink, number: int, name: str) -> None:
         if number:
             text = f"the master has no handler for {name!r}: register one by cluster.on_delegate({name!r})"
             link.send_if_room(

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 from .. import events, lifecycle
 from ..errors import ClusterError
 from .estate import MasterPhase
-from .facts import LameDuckOver
+from .facts import LameDuckExpired
 
 if TYPE_CHECKING:
     from .loop import Master
 
 
-class Departure:
+class Shutdown:
     """The end of a master's cluster.
 
     Attributes:
@@ -50,7 +50,7 @@ class Departure:
             master.phase = MasterPhase.LEAVING
             master.estate.board.header.leaving = 1
             self._drain_at = time.monotonic() + seconds
-            self._timer = asyncio.get_running_loop().call_later(seconds, master.post, LameDuckOver())
+            self._timer = asyncio.get_running_loop().call_later(seconds, master.post, LameDuckExpired())
             master.emit(events.ShuttingDown(time=time.time(), graceful=True, lame_duck=seconds))
         elif master.phase is MasterPhase.LEAVING:
             self._drain()

@@ -11,12 +11,12 @@ from typing import NamedTuple
 from ..errors import ClusterError
 from ..kernel.lifeline import Lifeline
 from ..kernel.listeners import Listener
-from ..kernel.notify import Notifier
+from ..kernel.notify import ServiceNotifier
 from ..kernel.pidfiles import PidsDirectory
 from ..kernel.scoreboard import Scoreboard
 from ..kernel.terminal import Terminal
 from ..settings import Settings
-from .logbook import Logbook
+from .logbook import LogDirectory
 
 
 class Options(NamedTuple):
@@ -48,7 +48,7 @@ class MasterPhase(Enum):
 
 
 @dataclass(slots=True)
-class Estate:
+class MasterResources:
     """What the master owns.
 
     Attributes:
@@ -73,8 +73,8 @@ class Estate:
     argv: Sequence[str]
     owns_process: bool
     lifeline: Lifeline = field(default_factory=Lifeline)
-    notifier: Notifier = field(default_factory=lambda: Notifier(None))
-    logbook: Logbook | None = None
+    notifier: ServiceNotifier = field(default_factory=lambda: ServiceNotifier(None))
+    logbook: LogDirectory | None = None
     terminal: Terminal | None = None
     scripted: bool = False
 

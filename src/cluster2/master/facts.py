@@ -17,7 +17,7 @@ from .handle import Handle
 
 
 @dataclass(frozen=True, slots=True)
-class FromZygote:
+class ZygoteMessage:
     """A zygote said something; None: it has ended.
 
     Attributes:
@@ -32,7 +32,7 @@ class FromZygote:
 
 
 @dataclass(frozen=True, slots=True)
-class FromWorker:
+class WorkerMessage:
     """A worker said something."""
 
     worker: Handle
@@ -40,7 +40,7 @@ class FromWorker:
 
 
 @dataclass(frozen=True, slots=True)
-class Garbage:
+class ProtocolViolation:
     """A worker said something that is no message."""
 
     worker: Handle
@@ -48,7 +48,7 @@ class Garbage:
 
 
 @dataclass(frozen=True, slots=True)
-class Silent:
+class ChannelClosed:
     """A worker's channel has ended: it closed it, or it is gone."""
 
     worker: Handle
@@ -62,14 +62,14 @@ class Exited:
 
 
 @dataclass(frozen=True, slots=True)
-class Vanished:
+class WorkerVanished:
     """A worker had gone before it could be watched."""
 
     worker: Handle
 
 
 @dataclass(frozen=True, slots=True)
-class Overdue:
+class StateTimeout:
     """A worker has been in a state for longer than it may. When this is handled it may have left that state."""
 
     worker: Handle
@@ -77,7 +77,7 @@ class Overdue:
 
 
 @dataclass(frozen=True, slots=True)
-class HelperGone:
+class HelperExited:
     """The keeper or the monitor has ended, or could not be started: how, as the end of a sentence that begins with its name."""
 
     name: str
@@ -92,7 +92,7 @@ class Signal:
 
 
 @dataclass(frozen=True, slots=True)
-class LameDuckOver:
+class LameDuckExpired:
     """The cluster has served on for as long as it was to."""
 
 
@@ -117,16 +117,16 @@ class Command:
 
 
 Fact = (
-    FromZygote
-    | FromWorker
-    | Garbage
-    | Silent
+    ZygoteMessage
+    | WorkerMessage
+    | ProtocolViolation
+    | ChannelClosed
     | Exited
-    | Vanished
-    | Overdue
-    | HelperGone
+    | WorkerVanished
+    | StateTimeout
+    | HelperExited
     | Signal
-    | LameDuckOver
+    | LameDuckExpired
     | Tick
     | Command
 )

@@ -14,7 +14,7 @@ from ..errors import ClusterError, UsageError
 from .facts import Command
 
 
-class Follower:
+class EventSubscriber:
     """One of them."""
 
     def __init__(self, command: Command) -> None:
@@ -59,12 +59,12 @@ def _number(params: dict[str, Any], name: str) -> int | None:
     return found
 
 
-class Followers:
+class EventSubscribers:
     """All of them."""
 
     def __init__(self) -> None:
         """There are none yet."""
-        self._followers: list[Follower] = []
+        self._followers: list[EventSubscriber] = []
 
     def __len__(self) -> int:
         """How many there are."""
@@ -72,7 +72,7 @@ class Followers:
 
     def join(self, command: Command) -> None:
         """Somebody wants to hear; it is answered when it can't any more. Raises UsageError."""
-        self._followers.append(Follower(command))
+        self._followers.append(EventSubscriber(command))
 
     def publish(self, event: events.Event) -> None:
         """Something has happened."""

@@ -15,17 +15,17 @@ from ..config import restart_warning
 from ..errors import ConfigError
 from ..kernel import snapshots
 from ..settings import FILE_OPTIONS, OPTIONS, Settings
-from .estate import Estate, Options
+from .estate import MasterResources, Options
 from .facts import Fact
-from .nursery import Nursery
+from .nursery import WorkerFactory
 
 
-class Generations:
+class GenerationTable:
     """Nurseries by generation."""
 
     def __init__(
         self,
-        estate: Estate,
+        estate: MasterResources,
         put: Callable[[Fact], None],
         emit: Callable[[events.Event], None] = lambda event: None,
     ) -> None:
@@ -37,9 +37,9 @@ class Generations:
         self._files: dict[int, dict[str, int]] = {}
         self._objects: dict[int, list[str]] = {1: estate.options[0].objects()}
         self._open = set[int]()
-        self._nurseries: dict[int, Nursery] = {}
+        self._nurseries: dict[int, WorkerFactory] = {}
         self._admitted: set[int] = set()
-        self._leaving: list[Nursery] = []
+        self._leaving: list[WorkerFactory] = []
 
     def read_options(self, generation: int) -> Options:
         """Return the options of a generation; a new generation's are read now.
@@ -67,7 +67,7 @@ class Generations:
         if generation not in self._files:
             self._files[generation] = _read_files(settings)
         self._close(generation)
-        nursery = self._nurseries[generation] = Nursery(
+        nursery = self._nurseries[generation] = WorkerFactory(
             self._order(generation),
             self._estate.argv,
             self._put,
@@ -140,7 +140,7 @@ class Generations:
         """Its options."""
         return self._options[generation][0]
 
-    def nursery(self, generation: int) -> Nursery | None:
+    def nursery(self, generation: int) -> WorkerFactory | None:
         """Where its workers come from, if workers can be ordered there now."""
         nursery = self._nurseries.get(generation) if generation in self._admitted else None
         return nursery if nursery is not None and nursery.ready else None

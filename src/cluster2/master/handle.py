@@ -11,10 +11,10 @@ from ..events import Reason
 from ..health import Promise
 from ..kernel.scoreboard import Row
 from ..lifecycle import LifePhase, WorkerState, life_phase
-from ..policy import Seen
+from ..policy import WorkerView
 
 if TYPE_CHECKING:
-    from .talk import TalkToWorker
+    from .talk import WorkerChannel
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +65,7 @@ class Handle:
     ended_in: LifePhase | None = None
     drain_first: bool = True
     promise: Promise = field(default_factory=Promise, repr=False)
-    talk: TalkToWorker | None = field(default=None, repr=False)
+    talk: WorkerChannel | None = field(default=None, repr=False)
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
     def send(self, message: wire.Talk) -> None:
@@ -73,9 +73,9 @@ class Handle:
         if self.talk is not None:
             self.talk.send(message)
 
-    def seen(self) -> Seen:
+    def seen(self) -> WorkerView:
         """What decisions need to know of it."""
-        return Seen(self.incarnation, self.slot, self.generation, self.state, self.replace)
+        return WorkerView(self.incarnation, self.slot, self.generation, self.state, self.replace)
 
     def deadline(self, row: Row, now: float) -> float:
         """Return when its next heartbeat is due, by what its row says and by when that was seen first."""

@@ -17,14 +17,14 @@ from typing import ClassVar
 
 from ..kernel.descriptors import PacketError
 from ..kernel.scoreboard import Header
-from ..policy import Pauses
-from .child import Child
-from .facts import Fact, HelperGone
+from ..policy import RestartBackoff
+from .child import ChildProcess
+from .facts import Fact, HelperExited
 
 logger = logging.getLogger("cluster2.master")
 
 
-class Helper(ABC):
+class HelperProcess(ABC):
     """One such process, again and again.
 
     Attributes:
@@ -35,7 +35,7 @@ class Helper(ABC):
     name: ClassVar[str]
     patience: ClassVar[float]
 
-    def __init__(self, header: Header, pauses: Pauses, put: Callable[[Fact], None]) -> None:
+    def __init__(self, header: Header, pauses: RestartBackoff, put: Callable[[Fact], None]) -> None:
         """Nothing is started yet.
 
         Args:
@@ -45,14 +45,14 @@ class Helper(ABC):
         self._pauses = pauses
         self._put = put
         self._loop = asyncio.get_running_loop()
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
         self._born = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._renewing = False
         self._killing: asyncio.Task[None] | None = None
 
     @abstractmethod
-    def _execute(self) -> Child:
+    def _execute(self) -> ChildProcess:
         """Start the process. Raises OSError or PacketError."""
 
     def _settle_exit(self) -> str:
@@ -67,7 +67,7 @@ class Helper(ABC):
         try:
             self._child = self._execute()
         except (OSError, PacketError) as error:
-            self._put(HelperGone(self.name, f"can't be started: {error}"))
+            self._put(HelperExited(self.name, f"can't be started: {error}"))
             return
         setattr(self._header, f"{self.name}_pid", self._child.pid)
         self._child.left.add_done_callback(self._ended)
@@ -96,7 +96,7 @@ class Helper(ABC):
         self._killing = self._loop.create_task(self._kill_stuck(self._child))
         return f"the {self.name} gives no sign of life; it is killed"
 
-    async def _kill_stuck(self, child: Child) -> None:
+    async def _kill_stuck(self, child: ChildProcess) -> None:
         """Log the stacks of a process that is stuck, which tell why, then kill it."""
         logger.warning("stacks of the %s:\n%s", self.name, await child.stacks())
         child.kill()
@@ -138,4 +138,4 @@ class Helper(ABC):
             self._renewing = False
             self.start()
         else:
-            self._put(HelperGone(self.name, f"is gone ({left.result()}){what}"))
+            self._put(HelperExited(self.name, f"is gone ({left.result()}){what}"))

@@ -7,13 +7,13 @@ import os
 from collections.abc import Mapping
 
 from .. import events
-from ..kernel.notify import Notifier
+from ..kernel.notify import ServiceNotifier
 
 
-class Herald:
+class SystemdNotifier:
     """Tells it of the events that it should know of."""
 
-    def __init__(self, notifier: Notifier, environ: Mapping[str, str]) -> None:
+    def __init__(self, notifier: ServiceNotifier, environ: Mapping[str, str]) -> None:
         """Nothing is told yet.
 
         Args:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from ..kernel import handover
 from ..kernel.scoreboard import Scoreboard
-from ..policy import Pauses
+from ..policy import RestartBackoff
 from ..settings import Settings
-from .child import Child
-from .estate import Estate
-from .facts import Fact, HelperGone
-from .helper import Helper
+from .child import ChildProcess
+from .estate import MasterResources
+from .facts import Fact, HelperExited
+from .helper import HelperProcess
 
 KEEPER_SETTLED_S = 10.0
 KEEPER_BACKOFF_S, KEEPER_MAX_BACKOFF_S = 0.1, 5.0
@@ -26,7 +26,7 @@ _KEEPER_DRAIN_MARGIN_S = 1.0
 _ROOM = str(Path(__file__).resolve().parent.parent / "keeper")
 
 
-class Keeping(Helper):
+class KeeperProcess(HelperProcess):
     """Holds the ends of all queues, so that what waits in them survives any process; has a keeper serve them.
 
     One gives a sign of life every two seconds; without, connections at rest would wait for ever, which is worse than to lose
@@ -58,7 +58,7 @@ class Keeping(Helper):
             unix: indices of those that listen on a Unix socket, where TLS is never spoken.
             log: the file that its output goes to; "": it stays where it is.
         """
-        super().__init__(board.header, Pauses(KEEPER_SETTLED_S, KEEPER_BACKOFF_S, KEEPER_MAX_BACKOFF_S), put)
+        super().__init__(board.header, RestartBackoff(KEEPER_SETTLED_S, KEEPER_BACKOFF_S, KEEPER_MAX_BACKOFF_S), put)
         self.serves = False
         self._board = board
         self._sites = sites
@@ -70,7 +70,7 @@ class Keeping(Helper):
         self._bound: asyncio.TimerHandle | None = None
 
     @classmethod
-    def from_resources(cls, estate: Estate, put: Callable[[Fact], None]) -> Keeping | None:
+    def from_resources(cls, estate: MasterResources, put: Callable[[Fact], None]) -> KeeperProcess | None:
         """That of a cluster; None if it shall have none."""
         settings = estate.options[0]
         if not settings.keeper:
@@ -107,7 +107,7 @@ class Keeping(Helper):
         if not self.serves:
             return
         if self._child is None:
-            self._put(HelperGone(self.name, "is gone"))  # nobody else will tell the workers that nothing comes back
+            self._put(HelperExited(self.name, "is gone"))  # nobody else will tell the workers that nothing comes back
             return
         try:
             # One that is stuck must not hold up the end.
@@ -125,12 +125,12 @@ class Keeping(Helper):
             into.close()
             out.close()
 
-    def _execute(self) -> Child:
+    def _execute(self) -> ChildProcess:
         ends = [self._rest[1].fileno(), *self._board.descriptors, *(into.fileno() for into, _ in self._ready)]
         options = self._options
         who = [str(options.user or ""), str(options.group or "")]
         argv = [sys.executable, "-I", "-S", _ROOM, str(self._sites), str(options.timeout), *who, self._log]
-        return Child(argv, fds=dict(enumerate(ends, 4)))
+        return ChildProcess(argv, fds=dict(enumerate(ends, 4)))
 
     def _settle_exit(self) -> str:
         lost, self._header.resting = self._header.resting, 0

@@ -24,9 +24,9 @@ from ..step_guard import reason
 from .actions import Actions, reason_of
 from .child import KILL_TIMEOUT_S
 from .estate import MasterPhase
-from .facts import Garbage, Overdue
+from .facts import ProtocolViolation, StateTimeout
 from .handle import Handle
-from .talk import TalkToWorker
+from .talk import WorkerChannel
 
 if TYPE_CHECKING:
     from .loop import Master
@@ -42,7 +42,7 @@ _STACKS_FIRST = frozenset({WorkerState.SPAWNING, WorkerState.BOOTING, WorkerStat
 """States in which a worker that has stayed for too long is killed, after its stacks have been logged."""
 
 
-class Lives:
+class WorkerSupervisor:
     """The workers of a master, as they come and go.
 
     Attributes:
@@ -88,13 +88,13 @@ class Lives:
         if handle.state is WorkerState.DEAD:
             return  # said before its end, read after it
         match message:
-            case wire.Born():
+            case wire.Started():
                 handle.started = True
                 self.on_forked(handle.incarnation, message.pid)
                 if message.version != wire.PROTOCOL_VERSION:
                     self._refuse(handle, message.version)
             case wire.Ready() if handle.pid is None:
-                self._master.post(Garbage(handle, "it is ready, and was never born"))
+                self._master.post(ProtocolViolation(handle, "it is ready, and was never born"))
             case wire.Ready():
                 self.actions.apply(handle, lifecycle.WorkerEvent.READY)
                 if self._master.reloader.rolling is not None:
@@ -220,7 +220,7 @@ class Lives:
         settings = self._master.settings
         if state in _STACKS_FIRST and handle.overdue is not state and handle.pidfd is not None:
             handle.overdue = state
-            self._master.watchman.take_stacks(handle, Overdue(handle, state))
+            self._master.watchman.take_stacks(handle, StateTimeout(handle, state))
             return
         match state:
             case WorkerState.READY:
@@ -300,7 +300,7 @@ class Lives:
             app_forks.withhold(ours)
             with theirs:
                 _, talk = await asyncio.get_running_loop().create_unix_connection(
-                    lambda: TalkToWorker(handle, master.post, master.switchboard, master.settings.max_heartbeat_delay),
+                    lambda: WorkerChannel(handle, master.post, master.switchboard, master.settings.max_heartbeat_delay),
                     sock=ours,
                 )
                 undo.callback(talk.close)

@@ -14,7 +14,7 @@ from .. import wire
 from ..errors import AppError, ClusterError, ConfigError, as_cluster_error, by_exit_code
 from ..settings import Settings
 from .estate import MasterPhase
-from .facts import FromZygote
+from .facts import ZygoteMessage
 
 if TYPE_CHECKING:
     from .loop import Master
@@ -25,7 +25,7 @@ ZYGOTE_RETRY_S = 1.0
 """Seconds between two attempts to start a zygote that died or can't load what was loaded before."""
 
 
-class Loading:
+class GenerationLoader:
     """The generations of a master, as they are loaded."""
 
     def __init__(self, master: Master) -> None:
@@ -33,7 +33,7 @@ class Loading:
         self._master = master
         self._again_at: float | None = None
 
-    def on_message(self, fact: FromZygote) -> None:
+    def on_message(self, fact: ZygoteMessage) -> None:
         """A zygote said something, or an executed worker that loads the app; None: the zygote is gone."""
         master = self._master
         generation, message = fact.generation, fact.message

@@ -37,7 +37,7 @@ from ..kernel import logfiles
 from ..kernel.inotify import DIRECTORY_EVENTS, Inotify
 from ..kernel.logfiles import Found
 from ..settings import Settings
-from .relay import Relay
+from .relay import LogForwarder
 
 logger = logging.getLogger("cluster2.master")
 
@@ -57,7 +57,7 @@ _CUT_REPORT_INTERVAL_S = 60.0
 """Seconds between two lines about what was cut."""
 
 
-class Logbook:
+class LogDirectory:
     """Keeps the directory. It is the only one who renames and removes files there.
 
     Attributes:
@@ -94,8 +94,8 @@ class Logbook:
         self.output = self._path(logfiles.MASTER_LOG) if own == "all" else ""
         self._size, self._total, self._warn = size, total, warn
         numbers = (1, 2) if own == "all" else ()
-        self._own = logfiles.Follower(self._path(logfiles.MASTER_LOG), *numbers) if own else None
-        self._relay: Relay | None = None
+        self._own = logfiles.ReopeningFile(self._path(logfiles.MASTER_LOG), *numbers) if own else None
+        self._relay: LogForwarder | None = None
         self._owner: tuple[int, int] | None = None
         self._entrusted = {logfiles.ACCESS_LOG} if access else set[str]()
         self._sizes: dict[str, int] = {}
@@ -121,10 +121,10 @@ class Logbook:
         if own == "log":
             logs.copy_to(self._copy)
         if relayed:
-            self._relay = Relay(directory)
+            self._relay = LogForwarder(directory)
 
     @classmethod
-    def from_settings(cls, settings: Settings, *, own: bool) -> Logbook | None:
+    def from_settings(cls, settings: Settings, *, own: bool) -> LogDirectory | None:
         """That of a cluster; None if all goes to standard error.
 
         Args:

@@ -18,41 +18,41 @@ from ..kernel import leftovers, processes
 from ..settings import Settings
 from ..step_guard import StepGuard
 from .control import ControlServer
-from .departure import Departure
+from .departure import Shutdown
 from .descriptor_budget import WORKER_DESCRIPTORS, DescriptorCost, refusal
-from .estate import Estate, MasterPhase
+from .estate import MasterPhase, MasterResources
 from .facts import (
+    ChannelClosed,
     Command,
     Exited,
     Fact,
-    FromWorker,
-    FromZygote,
-    Garbage,
-    HelperGone,
-    LameDuckOver,
-    Overdue,
+    HelperExited,
+    LameDuckExpired,
+    ProtocolViolation,
     Signal,
-    Silent,
+    StateTimeout,
     Tick,
-    Vanished,
+    WorkerMessage,
+    WorkerVanished,
+    ZygoteMessage,
 )
-from .followers import Followers
-from .generations import Generations
+from .followers import EventSubscribers
+from .generations import GenerationTable
 from .handle import Handle
-from .helper import Helper
-from .keeping import Keeping
-from .lives import Lives
-from .loading import Loading
-from .monitoring import Monitoring
+from .helper import HelperProcess
+from .keeping import KeeperProcess
+from .lives import WorkerSupervisor
+from .loading import GenerationLoader
+from .monitoring import MonitorProcess
 from .pids_guard import PidsGuard
 from .reload import Reloader
-from .roster import Roster
-from .rounds import Rounds
+from .roster import WorkerRegistry
+from .rounds import PeriodicTasks
 from .status import status
 from .steering import Steering
-from .switchboard import Switchboard
-from .verbs import SIGNAL_COMMANDS, Verbs
-from .watchman import Watchman
+from .switchboard import MessageHub
+from .verbs import SIGNAL_COMMANDS, CommandHandler
+from .watchman import HealthMonitor
 
 logger = logging.getLogger("cluster2.master")
 
@@ -71,11 +71,11 @@ class Master:
 
     def __init__(
         self,
-        estate: Estate,
+        estate: MasterResources,
         *,
         emit: Callable[[events.Event], None],
         on_ready: Callable[[], None],
-        switchboard: Switchboard | None = None,
+        switchboard: MessageHub | None = None,
     ) -> None:
         """Make it inside a running event loop.
 
@@ -86,8 +86,8 @@ class Master:
         """
         self.estate = estate
         self._emit = emit
-        self.followers = Followers()
-        self.switchboard = switchboard or Switchboard()
+        self.followers = EventSubscribers()
+        self.switchboard = switchboard or MessageHub()
         self.switchboard.start(self.emit)
         self._on_ready = on_ready
         self.guard = StepGuard(self._report)
@@ -97,20 +97,20 @@ class Master:
         self.phase = MasterPhase.BOOTING
         self.wanted = policy.Wanted(settings.workers, 1, settings.max_surge)
         self._slots: dict[int, int] = {}
-        self.roster = Roster()
-        self.generations = Generations(estate, self.post, self.emit)
+        self.roster = WorkerRegistry()
+        self.generations = GenerationTable(estate, self.post, self.emit)
         self.steering = Steering(estate.listeners, estate.board, settings.backlog)
-        self.loading = Loading(self)
-        self.lives = Lives(self)
-        self.keeping = Keeping.from_resources(estate, self.post)
+        self.loading = GenerationLoader(self)
+        self.lives = WorkerSupervisor(self)
+        self.keeping = KeeperProcess.from_resources(estate, self.post)
         self._control = ControlServer(self.post)
         self._pids_guard = PidsGuard(estate.pids, self._control, self.roster, self.warn)
-        self.monitoring = Monitoring.from_resources(estate, self.post, self._control.serve_client)
-        self.watchman = Watchman(estate.board, self.post, self.warn)
+        self.monitoring = MonitorProcess.from_resources(estate, self.post, self._control.serve_client)
+        self.watchman = HealthMonitor(estate.board, self.post, self.warn)
         self.reloader = Reloader(self._load, self._want, self._drop, self.emit, self._count_reload)
-        self.departure = Departure(self)
-        self._rounds = Rounds(self)
-        self.verbs = Verbs(self)
+        self.departure = Shutdown(self)
+        self._rounds = PeriodicTasks(self)
+        self.verbs = CommandHandler(self)
 
     def post(self, fact: Fact) -> None:
         """Something happened."""
@@ -164,7 +164,7 @@ class Master:
         """Whether the cluster is to leave."""
         return self.phase in (MasterPhase.DRAINING, MasterPhase.STOPPING)
 
-    def helpers(self) -> list[Helper]:
+    def helpers(self) -> list[HelperProcess]:
         """The processes beside the workers that this cluster has."""
         return [helper for helper in (self.keeping, self.monitoring) if helper is not None]
 
@@ -199,38 +199,38 @@ class Master:
 
     def _handle(self, fact: Fact) -> None:
         match fact:
-            case FromZygote():
+            case ZygoteMessage():
                 self.loading.on_message(fact)
-            case FromWorker():
+            case WorkerMessage():
                 self.lives.on_message(fact.worker, fact.message)
-            case Garbage():
+            case ProtocolViolation():
                 logger.warning("%s sent garbage and is replaced: %s", fact.worker, fact.text)
                 self.lives.kill(fact.worker, "crash")
-            case Silent():
+            case ChannelClosed():
                 self.lives.on_channel_closed(fact.worker)
             case Exited():
                 self.lives.on_exited(fact.worker)
-            case Vanished():
+            case WorkerVanished():
                 self.lives.on_exit_recorded(fact.worker, None)
-            case Overdue():
+            case StateTimeout():
                 self.lives.on_timeout(fact.worker, fact.state)
-            case HelperGone():
+            case HelperExited():
                 self._helper_gone(fact)
             case Signal():
                 self.verbs.signal(fact.number)
             case Command():
                 self.verbs.command(fact)
-            case LameDuckOver():
+            case LameDuckExpired():
                 self.departure.lame_duck_over()
             case Tick():
                 self._rounds.run_due()
 
-    def _helper_gone(self, fact: HelperGone) -> None:
+    def _helper_gone(self, fact: HelperExited) -> None:
         """Start another one; at the end of the cluster tell the workers that nothing comes back any more."""
         (helper,) = (each for each in self.helpers() if each.name == fact.name)
         if helper is self.keeping and self.ending():
             for handle in self.roster if self.phase is MasterPhase.DRAINING else ():
-                handle.send(wire.Deserted())
+                handle.send(wire.KeeperGone())
         elif self.phase is not MasterPhase.STOPPING:
             pause = helper.schedule_start()
             when = f"in {pause:g} s" if pause else "now"

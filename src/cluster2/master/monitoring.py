@@ -12,12 +12,12 @@ import msgspec
 from .. import __version__, codec, wire
 from ..kernel.listeners import Listener
 from ..kernel.scoreboard import Scoreboard
-from ..policy import Pauses
+from ..policy import RestartBackoff
 from ..settings import Settings
-from .child import Child
-from .estate import Estate
+from .child import ChildProcess
+from .estate import MasterResources
 from .facts import Fact
-from .helper import Helper
+from .helper import HelperProcess
 
 MONITOR_SETTLED_S = 30.0
 MONITOR_BACKOFF_S, MONITOR_MAX_BACKOFF_S = 1.0, 30.0
@@ -35,7 +35,7 @@ _OURS = ("ecv_", "mon_", "timeout")
 Admit = Callable[[socket.socket, Container[str]], None]
 
 
-class Monitoring(Helper):
+class MonitorProcess(HelperProcess):
     """Has a monitor serve its ports. One gives a sign of life each second.
 
     Attributes:
@@ -49,7 +49,7 @@ class Monitoring(Helper):
         self,
         board: Scoreboard,
         listeners: Sequence[Listener],
-        order: wire.Observe,
+        order: wire.StartMonitor,
         put: Callable[[Fact], None],
         admit: Admit,
     ) -> None:
@@ -60,7 +60,7 @@ class Monitoring(Helper):
             put: takes the fact that it is gone.
             admit: hears it on a socket, as far as these verbs go.
         """
-        super().__init__(board.header, Pauses(MONITOR_SETTLED_S, MONITOR_BACKOFF_S, MONITOR_MAX_BACKOFF_S), put)
+        super().__init__(board.header, RestartBackoff(MONITOR_SETTLED_S, MONITOR_BACKOFF_S, MONITOR_MAX_BACKOFF_S), put)
         self.address = str(listeners[0].address)
         self._board = board
         self._listeners = listeners
@@ -68,12 +68,14 @@ class Monitoring(Helper):
         self._admit = admit
 
     @classmethod
-    def from_resources(cls, estate: Estate, put: Callable[[Fact], None], admit: Admit) -> Monitoring | None:
+    def from_resources(
+        cls, estate: MasterResources, put: Callable[[Fact], None], admit: Admit
+    ) -> MonitorProcess | None:
         """That of a cluster; None if it shall have none."""
         if not estate.monitor:
             return None
         ports = [getattr(listener.address, "port", 0) for _, listener in estate.listeners]
-        order = wire.Observe(
+        order = wire.StartMonitor(
             settings=estate.options[0].to_wire(),
             port=next((port for port in ports if port), 0),
             master=os.getpid(),
@@ -98,13 +100,15 @@ class Monitoring(Helper):
             self._order = msgspec.structs.replace(self._order, settings=values)
             self.renew()
 
-    def _execute(self) -> Child:
+    def _execute(self) -> ChildProcess:
         descriptors = [*self._board.descriptors, *(each.sock.fileno() for each in self._listeners)]
-        child = Child([sys.executable, "-P", "-m", "cluster2.monitor"], codec.pack_order(self._order), descriptors)
+        child = ChildProcess(
+            [sys.executable, "-P", "-m", "cluster2.monitor"], codec.pack_order(self._order), descriptors
+        )
         child.on_message(lambda packet, connections: self._asks(child, packet, connections))
         return child
 
-    def _asks(self, child: Child, packet: bytes, connections: list[int]) -> None:
+    def _asks(self, child: ChildProcess, packet: bytes, connections: list[int]) -> None:
         """It wants to ask something; or it has left, or can't be understood any more."""
         if not packet:
             child.close_channel()

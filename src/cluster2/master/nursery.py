@@ -20,8 +20,8 @@ import msgspec
 from .. import codec, events, wire
 from ..errors import AppError, ClusterError
 from ..kernel.forking import FORK_TIMEOUT_S
-from .child import KILL_TIMEOUT_S, Child
-from .facts import Fact, FromZygote
+from .child import KILL_TIMEOUT_S, ChildProcess
+from .facts import Fact, ZygoteMessage
 
 CHANNEL_BUFFER_BYTES = 1 << 18
 """Of the channel, in bytes: a traceback must fit."""
@@ -34,15 +34,15 @@ ZYGOTE_EXIT_GRACE_S = 5.0
 
 
 @dataclass(slots=True, eq=False)
-class Alone:
+class StandaloneWorker:
     """An executed process that is to become a worker, with the order for it, which waits until it has loaded the app."""
 
-    child: Child
+    child: ChildProcess
     order: wire.Fork
     descriptors: list[int]
 
 
-class Nursery:
+class WorkerFactory:
     """Loads one generation and makes its workers.
 
     Attributes:
@@ -80,9 +80,9 @@ class Nursery:
         self._put = put
         self._emit = emit
         self._loop = asyncio.get_running_loop()
-        self._zygote: Child | None = None
-        self._alone: dict[int, Alone] = {}
-        self._leaving: list[Child] = []
+        self._zygote: ChildProcess | None = None
+        self._alone: dict[int, StandaloneWorker] = {}
+        self._leaving: list[ChildProcess] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._unanswered: set[int] = set()
         self._answer_limit: asyncio.TimerHandle | None = None
@@ -136,7 +136,7 @@ class Nursery:
             child = self._execute(reap=False, stacks_file=copies[wire.STACKS_FILE_INDEX])
             self._listen(child, lambda message: self._from_alone(order.incarnation, message))
             unsent.pop_all()
-        self._alone[order.incarnation] = Alone(child, msgspec.structs.replace(order, become=True), copies)
+        self._alone[order.incarnation] = StandaloneWorker(child, msgspec.structs.replace(order, become=True), copies)
         self._send(wire.WorkerForked(order.incarnation, child.pid))
 
     @property
@@ -168,7 +168,7 @@ class Nursery:
         await asyncio.gather(*(child.wait_closed(patience) for child in self._leaving))
 
     def _send(self, message: wire.Orders | None) -> None:
-        self._put(FromZygote(self._prepare.generation, message))
+        self._put(ZygoteMessage(self._prepare.generation, message))
 
     def _too_slow(self) -> None:
         zygote = self._zygote
@@ -207,7 +207,7 @@ class Nursery:
 
         self._start(kill())
 
-    def _from_zygote(self, zygote: Child, message: wire.Orders | None) -> None:
+    def _from_zygote(self, zygote: ChildProcess, message: wire.Orders | None) -> None:
         if zygote is not self._zygote:
             return
         if isinstance(message, wire.WorkerForked | wire.ForkFailed):
@@ -227,7 +227,7 @@ class Nursery:
         self._emit(events.Loaded(time=time.time(), pid=pid, generation=generation))
         left.add_done_callback(lambda _: self._emit(events.Unloaded(time=time.time(), pid=pid, generation=generation)))
 
-    def _zygote_ends(self, zygote: Child) -> None:
+    def _zygote_ends(self, zygote: ChildProcess) -> None:
         """Its channel has ended, or it sent garbage: tell when it has exited, and how."""
         doing = "while it forked a worker" if self._unanswered else "" if self.ready else "while it imported the app"
         self.ready = False
@@ -237,7 +237,7 @@ class Nursery:
             await asyncio.wait({zygote.left}, timeout=_EXIT_GRACE_S + KILL_TIMEOUT_S)
             how = zygote.left.result() if zygote.left.done() else "it doesn't end"
             stacks, self._stacks = self._stacks, ""
-            self._put(FromZygote(self._prepare.generation, None, " ".join(filter(None, (how, doing))), stacks))
+            self._put(ZygoteMessage(self._prepare.generation, None, " ".join(filter(None, (how, doing))), stacks))
 
         self._start(tell())
 
@@ -257,9 +257,9 @@ class Nursery:
         if isinstance(message, wire.PrepareFailed):
             self._send(message)
 
-    def _execute(self, *, reap: bool = True, stacks_file: int | None = None) -> Child:
+    def _execute(self, *, reap: bool = True, stacks_file: int | None = None) -> ChildProcess:
         order = codec.pack_order(self._prepare)
-        return Child(
+        return ChildProcess(
             self._argv,
             order,
             self._files,
@@ -269,7 +269,7 @@ class Nursery:
             secrets=self._scripted,
         )
 
-    def _listen(self, child: Child, receive: Callable[[wire.Orders | None], None]) -> None:
+    def _listen(self, child: ChildProcess, receive: Callable[[wire.Orders | None], None]) -> None:
         """What a child says, as messages; None: its channel has ended, or might as well have."""
 
         def said(packet: bytes, descriptors: list[int]) -> None:
@@ -277,7 +277,7 @@ class Nursery:
                 os.close(descriptor)
             try:
                 message = codec.unpack_order(packet) if packet else None
-            except codec.Garbled:
+            except codec.ProtocolError:
                 message = None
             receive(message)
 
@@ -303,7 +303,7 @@ class Nursery:
             zygote.left.add_done_callback(lambda _: killer.cancel())
             self._leaving = [child for child in self._leaving if not child.left.done()] + [zygote]
 
-    def _dismiss(self, alone: Alone) -> None:
+    def _dismiss(self, alone: StandaloneWorker) -> None:
         """Close the channel, and what was to travel over it."""
         alone.child.close_channel()
         for descriptor in alone.descriptors:

@@ -15,7 +15,7 @@ from ..errors import ClusterError
 from ..kernel import app_forks
 from ..kernel.pidfiles import PidsDirectory
 from .control import ControlServer
-from .roster import Roster
+from .roster import WorkerRegistry
 
 logger = logging.getLogger("cluster2.master")
 
@@ -26,7 +26,7 @@ class PidsGuard:
     """Guards the pids directory of a running master."""
 
     def __init__(
-        self, pids: PidsDirectory, control: ControlServer, roster: Roster, warn: Callable[[str], None]
+        self, pids: PidsDirectory, control: ControlServer, roster: WorkerRegistry, warn: Callable[[str], None]
     ) -> None:
         """Do nothing yet."""
         self._pids = pids

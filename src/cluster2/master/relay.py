@@ -21,7 +21,7 @@ import time
 
 from ..kernel.inotify import Inotify
 from ..kernel.logfiles import MASTER_LOG
-from ..kernel.logreading import Following
+from ..kernel.logreading import LogTailer
 from ..step_guard import StepGuard
 
 logger = logging.getLogger("cluster2.master")
@@ -36,7 +36,7 @@ FORWARDER_SHUTDOWN_GRACE_S = 0.5
 """Seconds at the end for who reads."""
 
 
-class Relay:
+class LogForwarder:
     """Copies what the workers' files get, from now on."""
 
     def __init__(self, directory: str, fd: int = 2) -> None:
@@ -47,7 +47,7 @@ class Relay:
             fd: where to.
         """
         self._directory, self._fd = directory, fd
-        self._following = Following(directory, None, 0, without=MASTER_LOG, most=MAX_FORWARDED_BYTES)
+        self._following = LogTailer(directory, None, 0, without=MASTER_LOG, most=MAX_FORWARDED_BYTES)
         self._following.poll(self._take)  # what is there already isn't news
         self._unsent = bytearray()
         self._guard = StepGuard(_report)

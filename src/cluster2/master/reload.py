@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from .. import events
 from ..errors import ClusterError, as_cluster_error
 from ..lifecycle import WorkerState
-from ..policy import Seen
-from ..rolling import Rolling, Stage
+from ..policy import WorkerView
+from ..rolling import Rollout, Stage
 from .facts import Command
 
 logger = logging.getLogger("cluster2.master")
@@ -61,7 +61,7 @@ class Reloader:
         self._warnings: list[str] = []
         self._faults: list[str] = []
         self._opened = False
-        self.rolling: Rolling | None = None
+        self.rolling: Rollout | None = None
 
     def open(self) -> None:
         """Allow changes from now on: the first generation serves. One that was asked for before is begun."""
@@ -83,7 +83,7 @@ class Reloader:
         self.rolling.on_loaded()
         self._want(self.rolling.new)
 
-    def advance(self, now: float, workers: Iterable[Seen], wanted: int) -> None:
+    def advance(self, now: float, workers: Iterable[WorkerView], wanted: int) -> None:
         """Something has happened: go on, or be done.
 
         Args:
@@ -155,7 +155,7 @@ class Reloader:
 
     def _start(self) -> None:
         self._last += 1
-        self.rolling = Rolling(self._current, self._last)
+        self.rolling = Rollout(self._current, self._last)
         self._began = time.monotonic()
         self._faults = []
         self._emit(events.Reloading(time=time.time(), generation=self._last))

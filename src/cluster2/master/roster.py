@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..lifecycle import WorkerState
-from ..policy import Seen
+from ..policy import WorkerView
 from .handle import Handle
 
 
-class Roster:
+class WorkerRegistry:
     """Handles by incarnation. Invariant: each is of a worker that isn't buried."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Roster:
     def __contains__(self, pid: object) -> bool:
         return any(handle.pid == pid for handle in self._handles.values())
 
-    def seen(self) -> list[Seen]:
+    def seen(self) -> list[WorkerView]:
         """All of them, as decisions want it."""
         return [handle.seen() for handle in self]
 

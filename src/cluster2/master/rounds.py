@@ -13,7 +13,7 @@ from .. import events
 from ..kernel import processes
 from ..kernel.cells import UNKNOWN_VALUE
 from ..lifecycle import WorkerState
-from .facts import Tick, Vanished
+from .facts import Tick, WorkerVanished
 from .heartbeat import Heartbeats
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ TICK_INTERVAL_S = 1.0
 """Seconds between two looks."""
 
 
-class Rounds:
+class PeriodicTasks:
     """The regular look around of a master."""
 
     def __init__(self, master: Master) -> None:
@@ -93,7 +93,7 @@ class Rounds:
                 try:
                     self._master.lives.actions.watch_again(handle)
                 except ProcessLookupError:
-                    self._master.post(Vanished(handle))
+                    self._master.post(WorkerVanished(handle))
 
     def _check_health(self, now: float) -> None:
         master = self._master

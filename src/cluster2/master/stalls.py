@@ -15,7 +15,7 @@ STALL_REPORT_INTERVAL_S = 60.0
 """Seconds between two warnings."""
 
 
-class Stalls:
+class StalledClientReporter:
     """Adds up what the workers count."""
 
     def __init__(self, board: Scoreboard) -> None:

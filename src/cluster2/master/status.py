@@ -14,12 +14,12 @@ from ..kernel.scoreboard import Scoreboard
 from ..lifecycle import mode_label
 from ..policy import Backoff
 from .handle import Handle
-from .roster import Roster
+from .roster import WorkerRegistry
 
 
 def status(
     board: Scoreboard,
-    roster: Roster,
+    roster: WorkerRegistry,
     *,
     state: str,
     wanted: int,

@@ -18,7 +18,7 @@ from ..errors import ClusterError
 from ..reducers import REDUCERS, Reducer, named
 
 if TYPE_CHECKING:
-    from .switchboard import Link
+    from .switchboard import WorkerLink
 
 STATUS_TIMEOUT_S = 3.0
 """Seconds that a worker may take to answer; who hasn't by then is missing from the answer."""
@@ -70,13 +70,13 @@ class ComponentStatus(msgspec.Struct, frozen=True):
 class _Gathering:
     """Answers to one question."""
 
-    def __init__(self, asked: set[Link]) -> None:
+    def __init__(self, asked: set[WorkerLink]) -> None:
         self.awaited = asked
         """Who may still answer."""
-        self.answers: dict[Link, wire.Viewed] = {}
+        self.answers: dict[WorkerLink, wire.Viewed] = {}
         self.complete = asyncio.Event()
 
-    def on_answer(self, link: Link, answer: wire.Viewed | None) -> None:
+    def on_answer(self, link: WorkerLink, answer: wire.Viewed | None) -> None:
         """One has answered; None: it never will."""
         if link in self.awaited:
             self.awaited.discard(link)
@@ -86,11 +86,11 @@ class _Gathering:
                 self.complete.set()
 
 
-class Statuses:
+class ComponentStatuses:
     """The components of the workers."""
 
     def __init__(self) -> None:
-        self._names: dict[Link, set[str]] = {}
+        self._names: dict[WorkerLink, set[str]] = {}
         self._numbers = itertools.count(1)
         self._gatherings: dict[int, _Gathering] = {}
         self._set: dict[str, wire.Update] = {}
@@ -99,27 +99,27 @@ class Statuses:
         """All components that a worker has."""
         return sorted(set().union(*self._names.values()))
 
-    def on_connect(self, link: Link) -> None:
+    def on_connect(self, link: WorkerLink) -> None:
         """A worker has come: it is told what was set before."""
         self._names[link] = set()
         for update in self._set.values():
             link.send(update)
 
-    def on_disconnect(self, link: Link) -> None:
+    def on_disconnect(self, link: WorkerLink) -> None:
         """It is gone: who waits for its answer needn't any more."""
         self._names.pop(link, None)
         for gathering in self._gatherings.values():
             gathering.on_answer(link, None)
 
-    def register(self, link: Link, name: str) -> None:
+    def register(self, link: WorkerLink, name: str) -> None:
         """A worker has that component. Raises codec.Garbled if it has too many."""
         names = self._names.get(link)
         if names is not None:
             names.add(name)
             if len(names) > MAX_STATUS_NAMES:
-                raise codec.Garbled(f"it has more than {MAX_STATUS_NAMES} components")
+                raise codec.ProtocolError(f"it has more than {MAX_STATUS_NAMES} components")
 
-    def viewed(self, link: Link, answer: wire.Viewed) -> None:
+    def viewed(self, link: WorkerLink, answer: wire.Viewed) -> None:
         """A worker answers."""
         gathering = self._gatherings.get(answer.number)
         if gathering is not None:
@@ -165,7 +165,7 @@ class Statuses:
             return found
         return ComponentStatus(name, value, values, missing, errors)
 
-    async def _reduce_there(self, name: str, links: list[Link], answers: dict[Link, wire.Viewed]) -> Any:
+    async def _reduce_there(self, name: str, links: list[WorkerLink], answers: dict[WorkerLink, wire.Viewed]) -> Any:
         """Have the values reduced by the component's own function, which only a worker has."""
         able = [link for link in links if _is_value(answers.get(link)) and not answers[link].reducer]
         values = [answers[link].value for link in links if _is_value(answers.get(link))]
@@ -177,7 +177,9 @@ class Statuses:
                 return codec.value(done[link].value)
         raise ClusterError("the workers that could reduce it are gone")
 
-    async def _ask(self, links: list[Link], question: Callable[[int], wire.Talk]) -> dict[Link, wire.Viewed]:
+    async def _ask(
+        self, links: list[WorkerLink], question: Callable[[int], wire.Talk]
+    ) -> dict[WorkerLink, wire.Viewed]:
         """What each answered; who didn't isn't there."""
         number = next(self._numbers)
         gathering = self._gatherings[number] = _Gathering(set(links))
@@ -193,7 +195,7 @@ class Statuses:
             del self._gatherings[number]
         return gathering.answers
 
-    def _links(self, worker: int | None) -> list[Link]:
+    def _links(self, worker: int | None) -> list[WorkerLink]:
         """The links of that pid or slot, or all, by slot."""
         found = [link for link in self._names if worker is None or worker in (link.pid, link.slot)]
         return sorted(found, key=lambda link: link.slot)

@@ -16,13 +16,13 @@ from typing import Any, Protocol
 from .. import codec, events, wire
 from ..emitter import Emitter
 from ..errors import ClusterError
-from .delegates import Delegates
-from .statuses import Statuses
+from .delegates import Delegation
+from .statuses import ComponentStatuses
 
 logger = logging.getLogger("cluster2.master")
 
 
-class Link(Protocol):
+class WorkerLink(Protocol):
     """The way to a worker."""
 
     pid: int
@@ -48,7 +48,7 @@ class Link(Protocol):
         """End it."""
 
 
-class Switchboard:
+class MessageHub:
     """Made with the cluster, before there is a master; handlers are registered at any time.
 
     Attributes:
@@ -59,9 +59,9 @@ class Switchboard:
 
     def __init__(self, emitter: Emitter | None = None) -> None:
         self.emitter = emitter or Emitter()
-        self.delegates = Delegates(self.emit)
-        self.statuses = Statuses()
-        self._links: dict[Link, None] = {}
+        self.delegates = Delegation(self.emit)
+        self.statuses = ComponentStatuses()
+        self._links: dict[WorkerLink, None] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._dropped = 0
@@ -102,14 +102,14 @@ class Switchboard:
 
     # Links
 
-    def on_connect(self, link: Link) -> None:
+    def on_connect(self, link: WorkerLink) -> None:
         """A worker can be talked to."""
         if link in self._links:
             return
         self._links[link] = None
         self.statuses.on_connect(link)
 
-    def on_disconnect(self, link: Link) -> None:
+    def on_disconnect(self, link: WorkerLink) -> None:
         """It can't any more."""
         if link in self._links:
             del self._links[link]
@@ -117,7 +117,7 @@ class Switchboard:
         self.delegates.on_disconnect(link)
         self.statuses.on_disconnect(link)
 
-    def receive(self, link: Link, message: wire.Talk | wire.Unknown) -> bool:
+    def receive(self, link: WorkerLink, message: wire.Talk | wire.Unknown) -> bool:
         """A worker said something. Returns whether that is the switchboard's business. Raises codec.Garbled."""
         kind = type(message)
         if kind is wire.Delegate:
@@ -151,9 +151,9 @@ class Switchboard:
         else:
             self._loop.call_soon_threadsafe(self._forward, message, pids)
 
-    def _emitted(self, link: Link, message: wire.Emit) -> None:
+    def _emitted(self, link: WorkerLink, message: wire.Emit) -> None:
         if message.event in events.EVENTS:
-            raise codec.Garbled(f"it emitted {message.event!r}, which is the master's")
+            raise codec.ProtocolError(f"it emitted {message.event!r}, which is the master's")
         data = codec.value(message.data)  # first of all: what can't be understood isn't passed on
         if message.all or message.targets is not None:
             told = wire.Emit(message.event, message.data, None, True, link.pid)

@@ -20,11 +20,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from .. import codec, wire
-from .facts import Fact, FromWorker, Garbage, Silent
+from .facts import ChannelClosed, Fact, ProtocolViolation, WorkerMessage
 from .handle import Handle
 
 if TYPE_CHECKING:
-    from .switchboard import Switchboard
+    from .switchboard import MessageHub
 
 logger = logging.getLogger("cluster2.app")
 
@@ -42,7 +42,7 @@ DEAD_CHANNEL_GRACE_S = 1.0
 """Seconds that what a dead worker has said may take to arrive: a child of its own may hold the channel open."""
 
 
-class TalkToWorker(asyncio.Protocol):
+class WorkerChannel(asyncio.Protocol):
     """Gives what a worker says to the switchboard, or makes facts of it.
 
     Attributes:
@@ -54,7 +54,7 @@ class TalkToWorker(asyncio.Protocol):
     """
 
     def __init__(
-        self, worker: Handle, put: Callable[[Fact], None], switchboard: Switchboard, patience: float = 30.0
+        self, worker: Handle, put: Callable[[Fact], None], switchboard: MessageHub, patience: float = 30.0
     ) -> None:
         self._worker = worker
         self._put = put
@@ -134,7 +134,7 @@ class TalkToWorker(asyncio.Protocol):
         try:
             for message in self._unpacker.unpack(data):
                 self._receive(message)
-        except codec.Garbled as error:
+        except codec.ProtocolError as error:
             self._garbage(str(error))
             return
         except Exception:  # a fault of ours: whoever causes it shall not take the others along
@@ -161,13 +161,13 @@ class TalkToWorker(asyncio.Protocol):
                     self._supervision, self._period = 0, now
                 self._supervision += 1
                 if self._supervision > MAX_SUPERVISION_MESSAGES:
-                    raise codec.Garbled(
+                    raise codec.ProtocolError(
                         f"a flood: more than {MAX_SUPERVISION_MESSAGES} messages within {SUPERVISION_PERIOD_S:g} s"
                     )
-                if isinstance(message, wire.Born):
+                if isinstance(message, wire.Started):
                     self.pid = message.pid
                     self._switchboard.on_connect(self)
-                self._put(FromWorker(self._worker, message))
+                self._put(WorkerMessage(self._worker, message))
 
     def _strange(self, kind: str) -> None:
         seen = self._unknown[kind] = self._unknown.get(kind, 0) + 1
@@ -176,7 +176,7 @@ class TalkToWorker(asyncio.Protocol):
                 "%s said something that this version doesn't know, and it is ignored: %r", self._worker, kind
             )
         if sum(self._unknown.values()) > MAX_UNKNOWN_MESSAGES:
-            raise codec.Garbled(f"more than {MAX_UNKNOWN_MESSAGES} messages of unknown types")
+            raise codec.ProtocolError(f"more than {MAX_UNKNOWN_MESSAGES} messages of unknown types")
 
     def _hold(self) -> None:
         if not self._held and self._transport is not None and not self._transport.is_closing():
@@ -210,7 +210,7 @@ class TalkToWorker(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         if not self._over:
-            self._put(Garbage(self._worker, text))
+            self._put(ProtocolViolation(self._worker, text))
 
     # The end
 
@@ -234,4 +234,4 @@ class TalkToWorker(asyncio.Protocol):
         if self._stalled is not None:
             self._stalled.cancel()
         self._switchboard.on_disconnect(self)
-        self._put(Silent(self._worker))
+        self._put(ChannelClosed(self._worker))

@@ -43,7 +43,7 @@ SIGNAL_COMMANDS = {
 
 
 @dataclass(slots=True)
-class Wish:
+class PendingCommand:
     """A command that is answered when something has come true.
 
     Attributes:
@@ -72,13 +72,13 @@ class Wish:
             self.command.answer(self.result)
 
 
-class Verbs:
+class CommandHandler:
     """Carries out commands and signals on a master."""
 
     def __init__(self, master: Master) -> None:
         """Nothing is asked yet."""
         self._master = master
-        self._wishes: list[Wish] = []
+        self._wishes: list[PendingCommand] = []
         self._asking: set[asyncio.Future[None]] = set()
 
     def command(self, command: Command) -> None:
@@ -176,7 +176,7 @@ class Verbs:
                 return {"leaving": f"serves on for {departure.lame_duck_left():.0f} s", **farewell}
             return {"gone": departure.workers - len(master.roster), "of": departure.workers, **farewell}
 
-        self._wishes.append(Wish(command, lambda: False, farewell, left))
+        self._wishes.append(PendingCommand(command, lambda: False, farewell, left))
 
     def _do_stop(self, command: Command) -> None:
         self._master.departure.stop()
@@ -204,7 +204,9 @@ class Verbs:
 
         slots = {handle.slot for handle in named}
         done = {"replaced": len(waiting)}
-        self._wishes.append(Wish(command, lambda: not any(map(find, waiting)), done, progress, waiting, slots))
+        self._wishes.append(
+            PendingCommand(command, lambda: not any(map(find, waiting)), done, progress, waiting, slots)
+        )
 
     def _do_scale(self, command: Command) -> None:
         slots = command.params.get("workers")
@@ -229,7 +231,7 @@ class Verbs:
         def progress() -> dict[str, Any]:
             return {"ready": master.roster.ready(), "of": slots}
 
-        wish = Wish(command, true, {"workers": slots}, progress, leaving, range(slots))
+        wish = PendingCommand(command, true, {"workers": slots}, progress, leaving, range(slots))
         self._wishes.append(wish)
 
     def _do_enable(self, command: Command) -> None:

@@ -28,7 +28,7 @@ from ..lifecycle import WorkerState
 from ..settings import Settings
 from .facts import Command, Fact, Tick
 from .handle import Handle
-from .stalls import Stalls
+from .stalls import StalledClientReporter
 
 logger = logging.getLogger("cluster2.master")
 
@@ -36,7 +36,7 @@ _MEMORY_INTERVAL_S = 5.0
 """Seconds between two measurements of a worker's memory: each walks its page tables."""
 
 
-class Judge:
+class HealthRules:
     """What is to be known of workers to judge them."""
 
     def __init__(self, board: Scoreboard, settings: Settings) -> None:
@@ -120,7 +120,7 @@ class Judge:
             return False
 
 
-class Watchman:
+class HealthMonitor:
     """Looks at the workers, and sees to those that have to go."""
 
     def __init__(self, board: Scoreboard, put: Callable[[Fact], None], warn: Callable[[str], None]) -> None:
@@ -132,9 +132,9 @@ class Watchman:
         self._board = board
         self._put = put
         self._warn = warn
-        self._judges: dict[int, Judge] = {}
-        self._judge: Judge | None = None
-        self._stalls = Stalls(board)
+        self._judges: dict[int, HealthRules] = {}
+        self._judge: HealthRules | None = None
+        self._stalls = StalledClientReporter(board)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def prepare(self, generation: int, settings: Settings) -> None:
@@ -143,7 +143,7 @@ class Watchman:
         Raises:
             ConfigError: `recycle_when` names nothing that can be called.
         """
-        self._judges[generation] = Judge(self._board, settings)
+        self._judges[generation] = HealthRules(self._board, settings)
 
     def apply_rules(self, generation: int) -> None:
         """Apply the rules of this generation from now on."""

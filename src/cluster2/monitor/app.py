@@ -16,22 +16,22 @@ from .. import ecv
 from ..ecv import Asked, HealthResponse
 from ..settings import Settings
 from . import control, deps, logs, metrics, page, workers
-from .desk import Desk
+from .desk import Dashboard
 from .facts import Facts
-from .gate import READ_METHODS, Gate
-from .shield import Shield
+from .gate import READ_METHODS, AccessControl
+from .shield import SecurityHeaders
 
 PRIVATE_PATHS = ("/logs", "/stacks")
 """What shows code, or what the app has written."""
 
 
-def make(facts: Facts, settings: Settings, desk: Desk | None = None) -> Callable[..., Any]:
+def make(facts: Facts, settings: Settings, desk: Dashboard | None = None) -> Callable[..., Any]:
     """The app, behind its gate, below `monitor_path`.
 
     Args:
         desk: shows the cluster; somebody has to tell it the seconds.
     """
-    desk = desk or Desk(facts)
+    desk = desk or Dashboard(facts)
     root = settings.monitor_path.rstrip("/")
     probes = Probes(facts, settings, root)
     routes: list[BaseRoute] = [
@@ -55,7 +55,7 @@ def make(facts: Facts, settings: Settings, desk: Desk | None = None) -> Callable
     private = tuple(root + path for path in PRIVATE_PATHS)
     app = Starlette(routes=routes)
     app.router.redirect_slashes = False  # to a URL made of the Host header
-    return Shield(Gate(app, settings, open_ones, frozenset(probes.switches), private, sign_in))
+    return SecurityHeaders(AccessControl(app, settings, open_ones, frozenset(probes.switches), private, sign_in))
 
 
 class Probes:

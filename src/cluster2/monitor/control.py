@@ -34,10 +34,10 @@ def routes(root: str, facts: Facts, settings: Settings) -> list[BaseRoute]:
     """Their routes, below `root`; none without a token."""
     if settings.monitor_token is None:
         return []
-    return [Route(root + "/control/{verb}", Control(facts).carry_out, methods=["POST"])]
+    return [Route(root + "/control/{verb}", ActionRoutes(facts).carry_out, methods=["POST"])]
 
 
-class Control:
+class ActionRoutes:
     """Passes on what is asked; a body isn't read."""
 
     def __init__(self, facts: Facts) -> None:

@@ -15,10 +15,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from ..engines.base import Interface, Site
+from ..engines.base import AppContext, Interface
 from ..engines.http.connection import HttpConnection
 from ..engines.http.engine import HttpEngine
-from ..engines.patience import For
+from ..engines.patience import WaitingFor
 from ..settings import Settings
 
 MAX_CONNECTIONS = 128
@@ -27,11 +27,11 @@ MAX_DROPPED_AT_ONCE = 32
 """Connections that leave at once, of those that aren't in the middle of an answer: a flood isn't looked through each time."""
 MAX_UNREAD_BYTES = 1 << 22
 """Bytes, of all connections together."""
-_RANKS = {For.REQUEST: 0, For.HEAD: 1, For.BODY: 1, For.TAKING: 2}
+_RANKS = {WaitingFor.REQUEST: 0, WaitingFor.HEAD: 1, WaitingFor.BODY: 1, WaitingFor.TAKING: 2}
 _AT_WORK = 3
 
 
-class Crowd:
+class ConnectionLimit:
     """Keeps the connections of an engine within both bounds, the second one but for one part of an answer.
 
     It speaks no websockets: a connection that has become one would count no more.
@@ -46,7 +46,7 @@ class Crowd:
         """
         self._app = app
         self._given_up: set[HttpConnection] = set()
-        self._engine = HttpEngine(Site(self._bounded, Interface.ASGI, settings, None))
+        self._engine = HttpEngine(AppContext(self._bounded, Interface.ASGI, settings, None))
         self._engine.serves_websockets = False
 
     @property
@@ -67,9 +67,11 @@ class Crowd:
         if len(self._engine.movable()) >= MAX_CONNECTIONS:
             found = sorted(map(_missed, self._engine.movable()), key=lambda each: each[:2])
             for rank, _, connection in found[:1] + [
-                each for each in found[1:MAX_DROPPED_AT_ONCE] if each[0] < _RANKS[For.TAKING]
+                each for each in found[1:MAX_DROPPED_AT_ONCE] if each[0] < _RANKS[WaitingFor.TAKING]
             ]:
-                connection.give_up(For.REQUEST if rank == 0 else For.TAKING)  # without a word; with a reset
+                connection.give_up(
+                    WaitingFor.REQUEST if rank == 0 else WaitingFor.TAKING
+                )  # without a word; with a reset
         return self._engine.protocol()
 
     def enforce_bounds(self) -> None:
@@ -86,7 +88,7 @@ class Crowd:
             return
         for size, connection in sorted(waiting, key=lambda each: -each[0]):
             self._given_up.add(connection)
-            connection.give_up(For.TAKING)
+            connection.give_up(WaitingFor.TAKING)
             total -= size
             if total <= MAX_UNREAD_BYTES:
                 return

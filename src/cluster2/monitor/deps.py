@@ -41,7 +41,7 @@ class Distribution:
 
 def routes(root: str) -> list[BaseRoute]:
     """The route of the dependencies, below `root`: JSON for who accepts that, else text."""
-    shelf = Shelf()
+    shelf = DependencyCache()
 
     async def deps(request: Request) -> Response:
         found = await shelf.distributions()
@@ -52,7 +52,7 @@ def routes(root: str) -> list[BaseRoute]:
     return [Route(root + "/deps", deps, methods=["GET"])]
 
 
-class Shelf:
+class DependencyCache:
     """What is installed: a file for each, looked for once for all who ask within `DEPENDENCIES_MAX_AGE_S` seconds."""
 
     def __init__(self) -> None:

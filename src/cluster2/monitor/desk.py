@@ -10,16 +10,16 @@ from typing import Any
 
 from .facts import Facts
 from .history import HISTORY_COLUMNS
-from .picture import Subject, picture
-from .scales import Scales
+from .picture import ClusterInfo, picture
+from .scales import MemorySampler
 from .stream import Viewers
 from .survey import survey
-from .watch import Look, Watch
+from .watch import Sample, Sampler
 
 logger = logging.getLogger("cluster2.monitor")
 
 
-class Desk:
+class Dashboard:
     """Shows the cluster.
 
     Args:
@@ -28,10 +28,10 @@ class Desk:
         scales: weigh processes.
     """
 
-    def __init__(self, facts: Facts, subject: Subject | None = None, scales: Scales | None = None) -> None:
+    def __init__(self, facts: Facts, subject: ClusterInfo | None = None, scales: MemorySampler | None = None) -> None:
         self._facts = facts
-        self._subject = subject or Subject()
-        self.watch = Watch(facts.board, self._subject.master, scales)
+        self._subject = subject or ClusterInfo()
+        self.watch = Sampler(facts.board, self._subject.master, scales)
         self.viewers = Viewers(self.watch.feed)
         self._made: tuple[int, dict[str, Any]] | None = None
         self._failed = ""
@@ -77,5 +77,5 @@ class Desk:
         rows = kept.rows(now - seconds, now + 1, math.ceil(seconds / points))
         return {"columns": list(HISTORY_COLUMNS), "rows": rows, "marks": kept.marks(now - seconds)}
 
-    def _sample(self) -> Look:
+    def _sample(self) -> Sample:
         return self.watch.last or self.watch.sample(time.monotonic(), time.time())

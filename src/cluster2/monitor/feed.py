@@ -29,7 +29,7 @@ PRIVATE_FIELDS = frozenset({"stacks", "traceback", "data"})
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class StoredEvent:
     """An event.
 
     Attributes:
@@ -44,7 +44,7 @@ class Told:
     public: bytes
 
 
-class Feed:
+class EventBuffer:
     """Takes events, keeps the last ones."""
 
     def __init__(self, first: int | None = None) -> None:
@@ -54,8 +54,8 @@ class Feed:
             first: the number of the first event; None: milliseconds since the epoch.
         """
         self._next = int(time.time() * 1000) if first is None else first
-        self._kept: deque[Told] = deque(maxlen=MAX_KEPT_EVENTS)
-        self._emitted: deque[Told] = deque(maxlen=MAX_KEPT_EMITTED)
+        self._kept: deque[StoredEvent] = deque(maxlen=MAX_KEPT_EVENTS)
+        self._emitted: deque[StoredEvent] = deque(maxlen=MAX_KEPT_EMITTED)
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
         """Called with each event as plain data."""
 
@@ -77,12 +77,12 @@ class Feed:
         private = any(event.get(field) is not None for field in PRIVATE_FIELDS)
         public = msgspec.json.encode({**event, **dict.fromkeys(event.keys() & PRIVATE_FIELDS)}) if private else full
         kept = self._kept if name in EVENTS or name.startswith("SIG") else self._emitted
-        kept.append(Told(self._next, name, full, public))
+        kept.append(StoredEvent(self._next, name, full, public))
         self._next += 1
         for listener in self.listeners:
             listener(event)
 
-    def after(self, number: int) -> list[Told]:
+    def after(self, number: int) -> list[StoredEvent]:
         """Those that are kept and have a larger number, the oldest first."""
         if number >= self._next:
             number = 0  # of a monitor before us, whose clock was ahead

@@ -43,7 +43,7 @@ FOREIGN_ORIGIN = AccessRefusal(403, b"a page of another origin asks\n")
 _FOREIGN_HOST = AccessRefusal(421, b"the Host header names another host; ask for localhost or an address\n")
 
 
-class Gate:
+class AccessControl:
     """Stands around the whole app.
 
     Args:

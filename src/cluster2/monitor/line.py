@@ -31,7 +31,7 @@ SUBSCRIPTION = {"heartbeats": False, "emitted": 20, "longest": LONGEST_EVENT}
 Tell = Callable[[dict[str, Any]], None]
 
 
-class Line:
+class MasterLine:
     """Asks the master.
 
     Args:

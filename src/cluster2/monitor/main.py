@@ -25,17 +25,17 @@ from .. import codec, logs, wire
 from ..errors import ClusterError
 from ..kernel import privileges, signals
 from ..kernel.descriptors import Packets
-from ..kernel.logfiles import Follower
+from ..kernel.logfiles import ReopeningFile
 from ..kernel.scoreboard import MONITOR_PAGE, Scoreboard
 from ..settings import Settings
 from ..step_guard import StepGuard
 from .agent import AgentConnections
 from .app import make
-from .crowd import Crowd
-from .desk import Desk
+from .crowd import ConnectionLimit
+from .desk import Dashboard
 from .facts import Facts
-from .line import Line
-from .picture import Subject
+from .line import MasterLine
+from .picture import ClusterInfo
 
 logger = logging.getLogger("cluster2.monitor")
 
@@ -53,7 +53,7 @@ def main() -> int:
     if not packet:
         return 0
     order = codec.unpack_order(packet)
-    assert isinstance(order, wire.Observe)
+    assert isinstance(order, wire.StartMonitor)
     settings = Settings.from_wire(order.settings)
     logs.configure(settings, waits=False)
     _title(settings)
@@ -75,7 +75,11 @@ def _title(settings: Settings) -> None:
 
 
 async def _observe(
-    channel: Packets, board: Scoreboard, listeners: Sequence[socket.socket], order: wire.Observe, settings: Settings
+    channel: Packets,
+    board: Scoreboard,
+    listeners: Sequence[socket.socket],
+    order: wire.StartMonitor,
+    settings: Settings,
 ) -> None:
     channel.set_blocking(False)  # a master that is stuck lets its queue fill up
 
@@ -90,7 +94,7 @@ async def _observe(
                 raise
         return ours
 
-    line = Line(connect)
+    line = MasterLine(connect)
 
     async def switch(enabled: bool) -> bool:
         try:
@@ -103,7 +107,7 @@ async def _observe(
     left = asyncio.Event()
     asyncio.get_running_loop().add_reader(channel.fileno(), left.set)
 
-    output = Follower(order.log, 1, 2) if order.log else None
+    output = ReopeningFile(order.log, 1, 2) if order.log else None
 
     def beat() -> None:
         board.header.monitor_beat = time.monotonic()
@@ -112,9 +116,9 @@ async def _observe(
                 output.reopen_if_moved()
 
     facts = Facts(board, order.port, switch, line.query, line.order)
-    desk = Desk(
+    desk = Dashboard(
         facts,
-        Subject.from_settings(settings, order.addresses, order.address, master=order.master, version=order.version),
+        ClusterInfo.from_settings(settings, order.addresses, order.address, master=order.master, version=order.version),
     )
     hearing = asyncio.ensure_future(line.follow(desk.watch.feed.add))
     try:
@@ -128,7 +132,7 @@ async def serve(
     facts: Facts,
     settings: Settings,
     left: asyncio.Event,
-    desk: Desk,
+    desk: Dashboard,
     beat: Callable[[], None] = lambda: None,
 ) -> None:
     """Answer until `left` is set. `beat` is called once a second.
@@ -141,7 +145,7 @@ async def serve(
     own = dataclasses.replace(
         settings, lifespan="off", access_log=False, forwarded_allow_ips="", root_path="", keep_alive=True
     )
-    crowd = Crowd(make(facts, settings, desk), own)
+    crowd = ConnectionLimit(make(facts, settings, desk), own)
     engine = crowd.engine
     await engine.start()
     loop = asyncio.get_running_loop()

@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 
 from .. import ecv
 from ..settings import Settings
-from .desk import Desk
+from .desk import Dashboard
 from .history import HISTORY_SECONDS
 
 STATIC_DIRECTORY = Path(__file__).with_name("static")
@@ -38,7 +38,7 @@ _MAX_POINTS = 600
 NO_CACHE_HEADERS = {"cache-control": "no-cache"}
 
 
-def routes(root: str, desk: Desk, settings: Settings) -> list[BaseRoute]:
+def routes(root: str, desk: Dashboard, settings: Settings) -> list[BaseRoute]:
     """Theirs, below `root`."""
     page = PageRoutes(desk, settings)
     to_root = [Route(root, _to_root, methods=["GET"])] if root else []
@@ -101,7 +101,7 @@ async def _to_root(request: Request) -> Response:
 class PageRoutes:
     """Answers what the page asks."""
 
-    def __init__(self, desk: Desk, settings: Settings) -> None:
+    def __init__(self, desk: Dashboard, settings: Settings) -> None:
         self._desk = desk
         self._token = settings.monitor_token
         self.shell = File(PAGE_FILE)
@@ -137,7 +137,7 @@ class PageRoutes:
 class EventStream(Response):
     """Makes whoever asked a viewer."""
 
-    def __init__(self, desk: Desk, after: int, *, facts: bool, full: bool) -> None:
+    def __init__(self, desk: Dashboard, after: int, *, facts: bool, full: bool) -> None:
         self._desk = desk
         self._wants: dict[str, Any] = {"after": after, "facts": facts, "full": full}
         self.background = None

@@ -16,7 +16,7 @@ from ..kernel.scoreboard import Row
 from ..settings import Settings
 from .facts import Facts
 from .survey import WorkerSnapshot
-from .watch import UNKNOWN_RATES, Look, Watch
+from .watch import UNKNOWN_RATES, Sample, Sampler
 
 COUNT_FIELDS = ("requests", "connections", "accepted", "disconnects")
 """Cells that an engine may not know."""
@@ -25,7 +25,7 @@ CELL_FIELDS = ("in_flight", "errors", "cpu", "timed_out", "longest_step", "parke
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ClusterInfo:
     """Whose picture it is: what never changes while the cluster runs.
 
     Attributes:
@@ -49,14 +49,14 @@ class Subject:
     @classmethod
     def from_settings(
         cls, settings: Settings, addresses: list[str], address: str, *, master: int = 0, version: str = __version__
-    ) -> Subject:
+    ) -> ClusterInfo:
         """That of a cluster with these options."""
         actions = master > 0 and settings.monitor_token is not None
         logs = settings.log_to != "stderr"
         return cls(settings.proc_name or "cluster2", master, version, addresses, address, actions, logs)
 
 
-def picture(look: Look, watch: Watch, facts: Facts, subject: Subject) -> dict[str, Any]:
+def picture(look: Sample, watch: Sampler, facts: Facts, subject: ClusterInfo) -> dict[str, Any]:
     """All that is told of one look."""
     seen, header = look.survey, look.survey.header
     totals = seen.totals
@@ -104,7 +104,7 @@ def _host() -> dict[str, Any]:
     }
 
 
-def _master(look: Look, watch: Watch, facts: Facts, subject: Subject) -> dict[str, Any]:
+def _master(look: Sample, watch: Sampler, facts: Facts, subject: ClusterInfo) -> dict[str, Any]:
     header = look.survey.header
     return {
         "pid": subject.master or None,
@@ -116,14 +116,14 @@ def _master(look: Look, watch: Watch, facts: Facts, subject: Subject) -> dict[st
     }
 
 
-def _keeper(header: dict[str, Any], watch: Watch) -> dict[str, Any] | None:
+def _keeper(header: dict[str, Any], watch: Sampler) -> dict[str, Any] | None:
     if not header["keeper_pid"]:
         return None
     told = {name: header[f"keeper_{name}"] for name in ("pid", "expired", "lost", "restarts")}
     return {**told, "resting": header["resting"], "memory": watch.scales.memory_of(header["keeper_pid"])}
 
 
-def _worker(worker: WorkerSnapshot, look: Look, watch: Watch) -> dict[str, Any]:
+def _worker(worker: WorkerSnapshot, look: Sample, watch: Sampler) -> dict[str, Any]:
     now = look.survey.now
     return {
         "pid": worker.pid,

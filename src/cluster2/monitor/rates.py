@@ -42,7 +42,7 @@ class Meter:
         return None if before is None or self._elapsed <= 0 else max(0.0, count - before) / self._elapsed
 
 
-class Lately:
+class RecentLatency:
     """Latencies of the last turns, by key. What isn't counted in a turn is forgotten.
 
     Args:

@@ -27,7 +27,7 @@ def _weigh(pid: int) -> int | None:
         return None  # gone meanwhile, or no pid at all, or no descriptor is left to read it by
 
 
-class Scales:
+class MemorySampler:
     """Weighs some of the processes each turn.
 
     Args:

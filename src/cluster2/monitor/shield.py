@@ -22,7 +22,7 @@ SECURITY_HEADERS = (
 )
 
 
-class Shield:
+class SecurityHeaders:
     """Stands around everything.
 
     Args:

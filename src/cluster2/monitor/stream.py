@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from .feed import Feed, Told
+from .feed import EventBuffer, StoredEvent
 
 MAX_VIEWERS = 32
 """Viewers at a time."""
@@ -62,7 +62,7 @@ class Latest:
 class Viewers:
     """Those who watch now."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: EventBuffer) -> None:
         """There are none yet."""
         self.feed = feed
         feed.listeners.append(lambda event: self.wake())
@@ -144,7 +144,7 @@ class Viewers:
             await asyncio.wait({news, gone}, timeout=COMMENT_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _lines(told: list[Told], full: bool) -> Iterator[bytes]:
+def _lines(told: list[StoredEvent], full: bool) -> Iterator[bytes]:
     return (message(each.name, each.full if full else each.public, each.number) for each in told)
 
 

@@ -89,7 +89,7 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class Snapshot:
     """What was seen.
 
     Attributes:
@@ -124,7 +124,7 @@ class Survey:
         return sum(known) if len(known) == len(counts) else None
 
 
-def survey(board: Scoreboard, now: float, time: float) -> Survey:
+def survey(board: Scoreboard, now: float, time: float) -> Snapshot:
     """Look at it. Measured: 0.1 ms with 4 workers, 1.1 ms with 64."""
     found = []
     for index in range(board.header.high_water):
@@ -132,7 +132,7 @@ def survey(board: Scoreboard, now: float, time: float) -> Survey:
         if row.pid and row.slot < SLOTS:
             found.append(WorkerSnapshot(row.as_dict(), tuple(row.measured())))
     found.sort(key=lambda worker: (worker.slot, worker.cells["started"]))
-    return Survey(now, time, board.header.as_dict(), found, _totals(board))
+    return Snapshot(now, time, board.header.as_dict(), found, _totals(board))
 
 
 def _totals(board: Scoreboard) -> Totals | None:

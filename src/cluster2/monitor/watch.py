@@ -12,11 +12,11 @@ from typing import Any
 
 from ..kernel import usage
 from ..kernel.scoreboard import Scoreboard
-from .feed import Feed
+from .feed import EventBuffer
 from .history import History, Row
-from .rates import Lately, Meter
-from .scales import Scales
-from .survey import Survey, WorkerSnapshot, survey
+from .rates import Meter, RecentLatency
+from .scales import MemorySampler
+from .survey import Snapshot, WorkerSnapshot, survey
 
 _RECENT_SECONDS = 10
 """Looks that "lately" means."""
@@ -38,7 +38,7 @@ UNKNOWN_RATES: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Sample:
     """What was seen in one second, and what follows from that and the seconds before.
 
     Attributes:
@@ -51,14 +51,14 @@ class Look:
     """
 
     number: int
-    survey: Survey
+    survey: Snapshot
     sample: Row
     rates: Mapping[str, float | None]
     lately: Mapping[str, float | None]
     each: Mapping[tuple[int, float], Mapping[str, Any]]
 
 
-class Watch:
+class Sampler:
     """Knows what the cluster does now, and what it did.
 
     Args:
@@ -66,20 +66,20 @@ class Watch:
         master: the master's pid; 0: there is none.
     """
 
-    def __init__(self, board: Scoreboard, master: int = 0, scales: Scales | None = None) -> None:
+    def __init__(self, board: Scoreboard, master: int = 0, scales: MemorySampler | None = None) -> None:
         self.board = board
         self.master = master
         self.history = History()
-        self.feed = Feed()
+        self.feed = EventBuffer()
         self.feed.listeners.append(self._mark)
-        self.scales = scales or Scales()
-        self.last: Look | None = None
+        self.scales = scales or MemorySampler()
+        self.last: Sample | None = None
         self._meter = Meter()
-        self._lately = Lately(_RECENT_SECONDS)
+        self._lately = RecentLatency(_RECENT_SECONDS)
         self._wanted = 0
         self._looks = 0
 
-    def sample(self, now: float, time: float) -> Look:
+    def sample(self, now: float, time: float) -> Sample:
         """Look at it.
 
         Args:
@@ -101,19 +101,19 @@ class Watch:
         sample = self.history.add(self._row(seen, rates, lately))
         self._scaled(seen)
         self._looks += 1
-        self.last = Look(self._looks, seen, sample, rates, lately, each)
+        self.last = Sample(self._looks, seen, sample, rates, lately, each)
         return self.last
 
-    def beside(self, seen: Survey) -> list[int]:
+    def beside(self, seen: Snapshot) -> list[int]:
         """Pids of the processes beside the workers. A zygote isn't among them: it does nothing, and all that it has it shares."""
         pids = {self.master, int(seen.header["keeper_pid"]), int(seen.header["monitor_pid"])}
         return sorted(pid for pid in pids if pid > 0)
 
-    def processes(self, seen: Survey) -> list[int]:
+    def processes(self, seen: Snapshot) -> list[int]:
         """Pids of all."""
         return sorted({*self.beside(seen), *(worker.pid for worker in seen.workers)})
 
-    def _weigh(self, seen: Survey) -> None:
+    def _weigh(self, seen: Snapshot) -> None:
         pids = self.processes(seen)
         self.scales.measure_some(pids)
         header = self.board.header
@@ -129,7 +129,7 @@ class Watch:
             "recent": self._lately.summary(worker.key, worker.latencies, worker.cells["slowest_lately"]),
         }
 
-    def _rates(self, seen: Survey, workers: list[float | None]) -> dict[str, float | None]:
+    def _rates(self, seen: Snapshot, workers: list[float | None]) -> dict[str, float | None]:
         used = [*workers, *(self._meter.rate(("cpu", pid), usage.cpu_time(pid)) for pid in self._others(seen))]
         known = [cpu for cpu in used if cpu is not None]
         totals = seen.totals
@@ -139,12 +139,12 @@ class Watch:
             "cpu": sum(known) if known else None,
         }
 
-    def _others(self, seen: Survey) -> list[int]:
+    def _others(self, seen: Snapshot) -> list[int]:
         workers = {worker.pid for worker in seen.workers}
         return [pid for pid in self.beside(seen) if pid not in workers]  # without a master all are one process
 
     def _row(
-        self, seen: Survey, rates: Mapping[str, float | None], lately: Mapping[str, float | None]
+        self, seen: Snapshot, rates: Mapping[str, float | None], lately: Mapping[str, float | None]
     ) -> dict[str, float | None]:
         return {
             "time": seen.time,
@@ -157,7 +157,7 @@ class Watch:
             "in_flight": seen.sum("in_flight"),
         }
 
-    def _scaled(self, seen: Survey) -> None:
+    def _scaled(self, seen: Snapshot) -> None:
         wanted = int(seen.header["wanted"])
         if self._wanted and wanted != self._wanted:
             self.history.add_mark(seen.time, "scaled", reason=f"{self._wanted} → {wanted}")

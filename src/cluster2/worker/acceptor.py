@@ -34,11 +34,11 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from ..engines.base import FedEngine
-from .direct import Direct
-from .gate import Gate
-from .pace import Mode
-from .sources import Door, ReadyQueue
+from ..engines.base import ProtocolEngine
+from .direct import OneShotTransport
+from .gate import PollSwitch
+from .pace import AcceptMode
+from .sources import ListeningSource, ReadyQueue
 
 logger = logging.getLogger("cluster2.worker")
 
@@ -59,7 +59,7 @@ class Acceptor:
 
     def __init__(
         self,
-        doors: Sequence[Door],
+        doors: Sequence[ListeningSource],
         ready_queues: Sequence[ReadyQueue],
         woken: Callable[[], None],
         handshake: float = 0.0,
@@ -87,8 +87,8 @@ class Acceptor:
         self._woken = woken
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
-        self._mode = Mode.BATCH
-        self._sources: list[Door | ReadyQueue] = [*doors, *ready_queues]
+        self._mode = AcceptMode.BATCH
+        self._sources: list[ListeningSource | ReadyQueue] = [*doors, *ready_queues]
         self._turn = 0
         self._pending: object = None
         self._due = False
@@ -98,8 +98,8 @@ class Acceptor:
         self._native_open: set[asyncio.Task[None]] = set()
         self._listening = True
         self._paused = False
-        self._shut: list[Door | ReadyQueue] = []
-        self._gate = Gate()
+        self._shut: list[ListeningSource | ReadyQueue] = []
+        self._gate = PollSwitch()
 
     @property
     def accepted(self) -> int:
@@ -116,7 +116,7 @@ class Acceptor:
         """Connections that were in ready queues, and couldn't be taken because no descriptor was left."""
         return sum(way.inlet.truncated for way in self._ways)
 
-    async def start(self, mode: Mode = Mode.BATCH) -> None:
+    async def start(self, mode: AcceptMode = AcceptMode.BATCH) -> None:
         """Begin to take connections."""
         for door in self._doors:
             self._gate.add(door.listener, watched=False)
@@ -125,7 +125,7 @@ class Acceptor:
         self._gate.start(self._readable)
         for engine in {id(source.engine): source.engine for source in self._sources}.values():
             engine.on_capacity(lambda engine=engine: self._invited(engine))  # type: ignore[misc]
-        if mode is Mode.BATCH:
+        if mode is AcceptMode.BATCH:
             await self._open_native()
         else:
             self.hold_back(mode)
@@ -141,11 +141,11 @@ class Acceptor:
             if not self._paused:
                 self._resume_accepting()
 
-    async def set_mode(self, mode: Mode) -> None:
+    async def set_mode(self, mode: AcceptMode) -> None:
         """Take connections in this mode from now on."""
-        if mode is not Mode.BATCH:
+        if mode is not AcceptMode.BATCH:
             self.hold_back(mode)
-        elif self._mode is not Mode.BATCH and self._listening:
+        elif self._mode is not AcceptMode.BATCH and self._listening:
             self._mode = mode
             self._pending = None
             self._open_again()
@@ -154,11 +154,11 @@ class Acceptor:
             self._gate.open()
             await self._open_native_again()
 
-    def hold_back(self, mode: Mode) -> None:
+    def hold_back(self, mode: AcceptMode) -> None:
         """Take one at a time. Takes effect at once, in the middle of a burst as well; one that has stopped stays so."""
         if not self._listening:
             return
-        was_eager = self._mode is Mode.BATCH
+        was_eager = self._mode is AcceptMode.BATCH
         self._mode = mode
         if was_eager:
             self._close_native()
@@ -174,7 +174,7 @@ class Acceptor:
     def stop_listening(self) -> None:
         """Take nothing more from doors."""
         self._listening = False
-        self._mode = Mode.BATCH
+        self._mode = AcceptMode.BATCH
         self._close_native()
         self._open_again()
         for door in self._open_doors:
@@ -224,10 +224,10 @@ class Acceptor:
             if door.native is None:
                 await self._open_native_at(door)
         await asyncio.sleep(0)
-        if self._mode is not Mode.BATCH or not self._listening:
+        if self._mode is not AcceptMode.BATCH or not self._listening:
             self._close_native()  # the mode has changed meanwhile
 
-    async def _open_native_at(self, door: Door) -> None:
+    async def _open_native_at(self, door: ListeningSource) -> None:
         twin = door.listener.dup()
         try:
             native = await self._loop.create_server(
@@ -247,7 +247,7 @@ class Acceptor:
 
     async def _open_native_again(self) -> None:
         """Let the loop's own server accept, as soon as there are descriptors for that."""
-        while self._mode is Mode.BATCH and self._listening:
+        while self._mode is AcceptMode.BATCH and self._listening:
             try:
                 await self._open_native()
             except OSError as error:
@@ -262,7 +262,7 @@ class Acceptor:
                 door.native.close()
                 door.native = None
 
-    def _native(self, door: Door) -> Callable[[], asyncio.BaseProtocol]:
+    def _native(self, door: ListeningSource) -> Callable[[], asyncio.BaseProtocol]:
         make = door.engine.protocol
         woken = self._woken
 
@@ -275,7 +275,7 @@ class Acceptor:
 
     def _readable(self) -> None:
         """The gate is open."""
-        if self._mode is Mode.BATCH:
+        if self._mode is AcceptMode.BATCH:
             for way in list(self._ready_queues):
                 self._take_returned(way)
         elif self._gate.take_ready():
@@ -294,7 +294,7 @@ class Acceptor:
                 return
             self._join(taken, way)
 
-    def _take(self, invited: FedEngine | None = None) -> None:
+    def _take(self, invited: ProtocolEngine | None = None) -> None:
         """Take one connection from the next source that has one, and room for it; open the gate if none has.
 
         Args:
@@ -306,9 +306,9 @@ class Acceptor:
             logger.error("a connection could not be taken", exc_info=error)
             self._pause(error)
 
-    def _take_next(self, invited: FedEngine | None) -> None:
+    def _take_next(self, invited: ProtocolEngine | None) -> None:
         self._due = False
-        if self._mode is Mode.BATCH or self._has_no_room():
+        if self._mode is AcceptMode.BATCH or self._has_no_room():
             return
         sources, full = self._sources, 0
         for _ in sources:
@@ -354,9 +354,9 @@ class Acceptor:
             self._gate.watch(source.watched, True)
         self._shut = []
 
-    def _invited(self, engine: FedEngine) -> None:
+    def _invited(self, engine: ProtocolEngine) -> None:
         """An engine has room again, or lets one in."""
-        if self._mode is not Mode.BATCH:
+        if self._mode is not AcceptMode.BATCH:
             self._open_again()
             if self._pending is None and not self._due and not self._paused and not self._full:
                 # We may be called in the context of a request, and a connection keeps the context in which it is taken.
@@ -390,7 +390,7 @@ class Acceptor:
             self._pending = None
             self._take_soon()
 
-    def _from(self, source: Door | ReadyQueue) -> socket.socket | None:
+    def _from(self, source: ListeningSource | ReadyQueue) -> socket.socket | None:
         """The next connection that waits there."""
         try:
             taken = source.take()
@@ -401,7 +401,7 @@ class Acceptor:
             self._room -= 1
         return taken
 
-    def _join(self, connection: socket.socket, source: Door | ReadyQueue) -> bool:
+    def _join(self, connection: socket.socket, source: ListeningSource | ReadyQueue) -> bool:
         """Give a connection its protocol; false if the client has gone."""
         self._woken()
         engine, tls = source.engine, source.tls
@@ -423,10 +423,10 @@ class Acceptor:
             logger.exception("the app made no protocol for a connection, which is closed")
             connection.close()
             return False
-        if self._mode is not Mode.BATCH:
+        if self._mode is not AcceptMode.BATCH:
             self._hold_back(protocol)
-        if first is not None and self._mode is Mode.HANDOFF:
-            direct = Direct(self._loop, connection, cast(asyncio.Protocol, protocol))
+        if first is not None and self._mode is AcceptMode.HANDOFF:
+            direct = OneShotTransport(self._loop, connection, cast(asyncio.Protocol, protocol))
             try:
                 direct.begin()
             except Exception:
@@ -463,7 +463,7 @@ class Acceptor:
             self._resume_accepting()
 
     def _resume_accepting(self) -> None:
-        if self._mode is Mode.BATCH:
+        if self._mode is AcceptMode.BATCH:
             self._gate.open()
         elif self._pending is None and not self._due:
             self._take()

@@ -11,8 +11,8 @@ from ..emitter import Emitter
 from ..errors import NotAWorker
 from ..reducers import Reducer
 from .components import Components
-from .life import Counters, Hook, Life, WorkerHooks
-from .office import Post, Targets, emitted
+from .life import ErrorCounter, Hook, WorkerHooks, WorkerInfo
+from .office import MasterClient, Targets, emitted
 from .questions import Fields, question
 
 WORKER_FACTS = frozenset({"pid", "slot", "generation", "draining"})
@@ -24,12 +24,12 @@ H = TypeVar("H", bound=Callable[[Any], Any])
 hooks = WorkerHooks()
 emitter = Emitter()
 components = Components()
-counters = Counters()
-_life: Life | None = None
-_post: Post | None = None
+counters = ErrorCounter()
+_life: WorkerInfo | None = None
+_post: MasterClient | None = None
 
 
-def begin(life: Life | None, post: Post | None = None) -> tuple[Life | None, Post | None]:
+def begin(life: WorkerInfo | None, post: MasterClient | None = None) -> tuple[WorkerInfo | None, MasterClient | None]:
     """This process is that worker from now on, and talks by that post. Returns what it was before."""
     global _life, _post
     before, (_life, _post) = (_life, _post), (life, post)
@@ -53,7 +53,7 @@ def current(fact: str) -> Any:
     return getattr(_life, fact)
 
 
-def _the_post(what: str) -> Post:
+def _the_post(what: str) -> MasterClient:
     if _post is None:
         raise NotAWorker(
             f"worker.{what}: this process is no worker; call it inside of one, after the fork, "

@@ -13,11 +13,11 @@ from ..engines.base import Engine
 from ..kernel.scoreboard import Scoreboard
 from ..kernel.terminal import Terminal
 from ..settings import Settings
-from .paper import Paper
+from .paper import WorkerOutput
 
 
 @dataclass(frozen=True, slots=True)
-class Staffed:
+class AppBinding:
     """An app of this cluster with the engine that serves it."""
 
     app: App
@@ -35,7 +35,7 @@ class Loopback(Protocol):
 
 
 @dataclass(slots=True)
-class Birth:
+class WorkerSpec:
     """What a worker is born with.
 
     Attributes:
@@ -54,7 +54,7 @@ class Birth:
 
     order: wire.Fork
     settings: Settings
-    sites: Sequence[Staffed]
+    sites: Sequence[AppBinding]
     board: Scoreboard
     talk: socket.socket | None
     sockets: Sequence[tuple[wire.Socket, socket.socket]]
@@ -64,6 +64,6 @@ class Birth:
     validator: Callable[..., Any] | None = None
     heard: Callable[[wire.Talk], None] = lambda message: None
     loopback: Loopback | None = None
-    paper: Paper | None = None
+    paper: WorkerOutput | None = None
     shut_doors: Callable[[], bool] | None = None
     terminal: Terminal | None = None

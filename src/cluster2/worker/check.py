@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
-from ..allowance import Allowance
+from ..allowance import TokenBucket
 from ..engines.base import is_async
 
 Call = Callable[..., Any]
@@ -44,11 +44,11 @@ class Reply:
     body: bytes
 
 
-class Unfit(Exception):
+class HealthCheckFailed(Exception):
     """The app is not well; the text says why."""
 
 
-class Check:
+class AppHealthCheck:
     """Decides whether the app is well.
 
     Args:
@@ -65,7 +65,7 @@ class Check:
         self._under_way: asyncio.Future[bool] | None = None
         self._stuck: set[object] = set()
         self._well = True
-        self._tellable = Allowance()
+        self._tellable = TokenBucket()
 
     async def passes(self, ask: Ask) -> bool:
         """Whether it is well now.
@@ -86,14 +86,14 @@ class Check:
         deadline: asyncio.Timeout | None = None
         try:
             if self._stuck:
-                raise Unfit("the last check hasn't ended yet")
+                raise HealthCheckFailed("the last check hasn't ended yet")
             async with asyncio.timeout(CHECK_TIMEOUT_S) as deadline:
                 reply = await self._bounded(ask(), cancellable=self._cancellable)
                 if reply.status >= 300:
-                    raise Unfit(f"it answered {reply.status}")
+                    raise HealthCheckFailed(f"it answered {reply.status}")
                 await self._validated(reply)
             reason = None
-        except Unfit as error:
+        except HealthCheckFailed as error:
             reason = str(error)
         except Exception as error:
             late = deadline is not None and deadline.expired()
@@ -118,12 +118,12 @@ class Check:
                 verdict = await self._bounded(in_thread(self._validator, *arguments), cancellable=False)
                 if inspect.iscoroutine(verdict):
                     verdict = await self._bounded(verdict, cancellable=True)
-        except Unfit:
+        except HealthCheckFailed:
             raise
         except Exception as error:
-            raise Unfit(f"ecv.validator raised {type(error).__name__}: {error}") from error
+            raise HealthCheckFailed(f"ecv.validator raised {type(error).__name__}: {error}") from error
         if not verdict:
-            raise Unfit("ecv.validator refused its answer")
+            raise HealthCheckFailed("ecv.validator refused its answer")
 
     async def _bounded(self, work: Coroutine[Any, Any, Any], *, cancellable: bool) -> Any:
         """Its result. When our time is over it is told to end, if that helps, and counts as stuck until it has."""
@@ -173,7 +173,7 @@ async def in_thread(function: Call, *arguments: Any) -> Any:
     try:
         threading.Thread(target=run, name="cluster2-check", daemon=True).start()
     except RuntimeError as error:
-        raise Unfit(f"no thread can be started for the check: {error}") from error
+        raise HealthCheckFailed(f"no thread can be started for the check: {error}") from error
     return await ended
 
 
@@ -214,7 +214,7 @@ async def ask_asgi(app: Call, scope: MutableMapping[str, Any], root: str, target
         task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         return response.reply()
     task.result()
-    raise Unfit("it ended without an answer")
+    raise HealthCheckFailed("it ended without an answer")
 
 
 async def _call(app: Call, scope: Any, response: _Response) -> None:
@@ -244,7 +244,7 @@ class _Response:
         elif message["type"] == "http.response.body" and self._start is not None and not self.complete.done():
             self._body += message.get("body", b"")
             if len(self._body) > MAX_CHECK_BODY_BYTES:
-                raise Unfit(f"its answer has more than {MAX_CHECK_BODY_BYTES} bytes")
+                raise HealthCheckFailed(f"its answer has more than {MAX_CHECK_BODY_BYTES} bytes")
             if not message.get("more_body", False):
                 self.complete.set_result(None)
 
@@ -285,12 +285,12 @@ def _call_wsgi(app: Call, environ: dict[str, Any]) -> Reply:
         for piece in result:
             body += piece
             if len(body) > MAX_CHECK_BODY_BYTES:
-                raise Unfit(f"its answer has more than {MAX_CHECK_BODY_BYTES} bytes")
+                raise HealthCheckFailed(f"its answer has more than {MAX_CHECK_BODY_BYTES} bytes")
     finally:
         if hasattr(result, "close"):
             result.close()
     if not head:
-        raise Unfit("it ended without an answer")
+        raise HealthCheckFailed("it ended without an answer")
     return Reply(head[0], [(name.lower(), value) for name, value in head[1]], bytes(body))
 
 
@@ -300,7 +300,7 @@ async def ask_rsgi(app: Call, scope: Any, target: str) -> Reply:
     protocol = _Protocol()
     await _awaited(app(_Scope(scope, path, query), protocol))
     if protocol.reply is None:
-        raise Unfit("it ended without an answer")
+        raise HealthCheckFailed("it ended without an answer")
     return protocol.reply
 
 
@@ -372,7 +372,7 @@ class _Protocol:
 
     def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         if len(body) > MAX_CHECK_BODY_BYTES:
-            raise Unfit(f"its answer has more than {MAX_CHECK_BODY_BYTES} bytes")
+            raise HealthCheckFailed(f"its answer has more than {MAX_CHECK_BODY_BYTES} bytes")
         self.reply = Reply(status, [(name.lower(), value) for name, value in headers], body)
 
 

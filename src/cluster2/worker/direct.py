@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 
-class Direct(asyncio.Transport):
+class OneShotTransport(asyncio.Transport):
     """What a protocol writes to. Invariant: bytes are written in order, by us before the change, by the loop's after it."""
 
     __slots__ = (
@@ -211,7 +211,7 @@ class Direct(asyncio.Transport):
 class _Relay(asyncio.Protocol):
     """What stands behind us, once the loop's transport has taken our place."""
 
-    def __init__(self, direct: Direct) -> None:
+    def __init__(self, direct: OneShotTransport) -> None:
         self._direct = direct
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from ..engines.base import Engine, is_self_accepting
 from ..settings import Settings
 from .acceptor import Acceptor
-from .moves import Moves
+from .moves import HandoffPolicy
 
 DRAIN_POLL_INTERVAL_S = 0.002
 """Seconds between two looks for connections that may leave by now."""
@@ -54,7 +54,7 @@ class WorkerDrain:
         self.open_doors = False
         self._reported: set[tuple[str, type[Exception]]] = set()
 
-    async def finished(self, engines: Sequence[Engine], acceptor: Acceptor, moves: Moves) -> bool:
+    async def finished(self, engines: Sequence[Engine], acceptor: Acceptor, moves: HandoffPolicy) -> bool:
         """Let everything under way end. Returns whether it did within `drain_timeout`."""
         began = time.monotonic()
         deadline = began + self._settings.drain_timeout
@@ -90,7 +90,7 @@ class WorkerDrain:
                 self._attempt("sweeping", lambda engine=engine: engine.close_idle(self._settings.drain_idle))  # type: ignore[misc]
             await asyncio.sleep(DRAIN_POLL_INTERVAL_S)
 
-    def _stop_taking(self, acceptor: Acceptor, moves: Moves) -> None:
+    def _stop_taking(self, acceptor: Acceptor, moves: HandoffPolicy) -> None:
         if self.last:
             self._attempt("parking", moves.stop_handoff_after_response)
             self._attempt("closing the listeners", acceptor.stop_listening)

@@ -24,7 +24,7 @@ from .. import ecv, wire
 from ..ecv import Asked, Health, HealthResponse
 from ..kernel.scoreboard import Header
 from ..settings import Settings
-from .check import Ask, Check, ask_asgi, ask_rsgi, ask_wsgi
+from .check import AppHealthCheck, Ask, ask_asgi, ask_rsgi, ask_wsgi
 
 Call = Callable[..., Any]
 Peer = Callable[[Any, Any], str | None]
@@ -95,7 +95,7 @@ class Served:
 
     app: Call
     peer: Peer
-    check: Check | None = None
+    check: AppHealthCheck | None = None
 
 
 class Ecv:

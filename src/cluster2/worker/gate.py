@@ -19,7 +19,7 @@ class _HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 
-class Gate:
+class PollSwitch:
     """Calls when there is something to take, as long as it is open."""
 
     def __init__(self) -> None:

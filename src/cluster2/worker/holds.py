@@ -21,7 +21,7 @@ GIL).
 
 from __future__ import annotations
 
-from ..engines.base import Hold
+from ..engines.base import ThreadHold
 
 LATENESS_STRETCH = 4.0
 """How many times as late as the tick a request may be that only waited for its turn."""
@@ -29,14 +29,14 @@ HOLD_FADE = 0.8
 """What is left of a tick's lateness for the next one: ticks are few, and not each of them meets what a request met."""
 
 
-class Holds:
+class ThreadHoldEstimator:
     """Decides for how long requests really held threads, once a tick."""
 
     def __init__(self) -> None:
         """Nothing was late yet."""
         self._late = 0.0
 
-    def tick(self, hold: Hold, late: float) -> float:
+    def tick(self, hold: ThreadHold, late: float) -> float:
         """Seconds that count; 0: nothing does.
 
         Args:

@@ -17,7 +17,7 @@ Hook = TypeVar("Hook", bound=Callable[[], Any])
 logger = logging.getLogger("cluster2.worker")
 
 
-class Life:
+class WorkerInfo:
     """The worker that this process is.
 
     Attributes:
@@ -70,7 +70,7 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 
 
 @dataclass(slots=True)
-class Counters:
+class ErrorCounter:
     """What the app counts itself (`worker.transaction`).
 
     Attributes:

@@ -17,7 +17,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from ..engines.base import Engine, Movable
-from ..kernel.handover import Outlet, Parcel
+from ..kernel.handover import HandedConnection, QueueWriter
 from ..kernel.scoreboard import Header
 
 UNSTRETCHED_WAKE_RATE = 1000.0
@@ -28,7 +28,7 @@ SURPLUS_DIVISOR = 4
 """Of those too many, one in so many is ended at a time where they can't move."""
 
 
-class Moves:
+class HandoffPolicy:
     """The ways out of a worker.
 
     Attributes:
@@ -36,7 +36,7 @@ class Moves:
         parked: those of them that were parked.
     """
 
-    def __init__(self, outlet: Outlet | None, engines: Sequence[Engine], header: Header) -> None:
+    def __init__(self, outlet: QueueWriter | None, engines: Sequence[Engine], header: Header) -> None:
         """Without an outlet nothing moves; connections are balanced by ending some."""
         self._outlet = outlet
         self._engines = engines
@@ -124,7 +124,7 @@ class Moves:
         """
         if self._outlet is None:
             return 0
-        parcels: list[Parcel] = []
+        parcels: list[HandedConnection] = []
         leaving: list[Movable] = []
         for site, connection in self._movable():
             if len(leaving) == most:
@@ -138,7 +138,7 @@ class Moves:
             except Exception:
                 connection.abandon("handing over")
                 continue
-            parcels.append(Parcel(descriptor, site, family, max(0.0, now - since)))
+            parcels.append(HandedConnection(descriptor, site, family, max(0.0, now - since)))
             leaving.append(connection)
         sent = self._outlet.send_all(parcels)
         for connection in leaving[:sent]:

@@ -12,14 +12,14 @@ from .. import codec, events, wire
 from ..emitter import Emitter
 from ..errors import ClusterError
 from .components import Components
-from .questions import Questions, refuse_if_full
-from .talk import TalkChannel
+from .questions import PendingCalls, refuse_if_full
+from .talk import MasterChannel
 
 logger = logging.getLogger("cluster2.worker")
 Targets = Iterable[int] | Literal["all"] | None
 
 
-class Post(Protocol):
+class MasterClient(Protocol):
     """Who does it: the office of a real worker, or a simulated one."""
 
     async def delegate(self, asked: wire.Delegate) -> Any:
@@ -45,19 +45,19 @@ def emitted(event: str, data: object, targets: Targets) -> wire.Emit:
     return wire.Emit(events.own(event), raw, None if targets is None else list(targets))
 
 
-class Office:
+class ChannelClient:
     """The app's side of the channel to the master.
 
     Attributes:
         questions: what was delegated and isn't answered yet.
     """
 
-    def __init__(self, channel: TalkChannel, emitter: Emitter, components: Components) -> None:
+    def __init__(self, channel: MasterChannel, emitter: Emitter, components: Components) -> None:
         self._channel = channel
         self._emitter = emitter
         self._components = components
         self._tasks: set[asyncio.Task[None]] = set()
-        self.questions = Questions(channel)
+        self.questions = PendingCalls(channel)
 
     def open(self) -> None:
         """The master knows this worker: tell it what components there are, and each that comes."""

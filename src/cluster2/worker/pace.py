@@ -42,7 +42,7 @@ MIN_SLOW_STEPS = 3
 """Steps longer than `handoff_slow_above`, anywhere, that make a worker park."""
 
 
-class Mode(IntEnum):
+class AcceptMode(IntEnum):
     """How connections are taken. The numbers stand in the scoreboard."""
 
     BATCH = 0
@@ -50,7 +50,7 @@ class Mode(IntEnum):
     HANDOFF = 2
 
 
-class Pace:
+class AcceptModeSelector:
     """The mode of one worker.
 
     Attributes:
@@ -65,7 +65,7 @@ class Pace:
         Args:
             handoff_slow_above: seconds; 0: never park.
         """
-        self.mode = Mode.BATCH
+        self.mode = AcceptMode.BATCH
         self.longest = 0.0
         self.handoff_slow_above = handoff_slow_above
         self._long_at = 0.0
@@ -79,7 +79,7 @@ class Pace:
         """Whether a step of that length is evidence for parking, to be shared with the other workers."""
         return 0 < self.handoff_slow_above < step
 
-    def step(self, step: float, now: float, elsewhere: Iterable[float]) -> Mode:
+    def step(self, step: float, now: float, elsewhere: Iterable[float]) -> AcceptMode:
         """A handler held the loop for `step` seconds, more than LONG. Returns the mode from now on.
 
         Args:
@@ -92,7 +92,7 @@ class Pace:
             self._clear.append(now)
         if _all_recent(self._long, now) or _all_recent(self._clear, now):
             self._held_at = now
-            self.mode = max(self.mode, Mode.ONE_BY_ONE)
+            self.mode = max(self.mode, AcceptMode.ONE_BY_ONE)
         if self.is_proof(step):
             self._recent.append(now)
             seen = sum(now - when < COUNTING_WINDOW_S for when in self._recent)
@@ -101,22 +101,22 @@ class Pace:
             )  # a time that is far ahead is no proof
             if seen >= MIN_SLOW_STEPS:
                 self._park_at = self._held_at = now
-                self.mode = Mode.HANDOFF
+                self.mode = AcceptMode.HANDOFF
         return self.mode
 
-    def hold_back(self, now: float) -> Mode:
+    def hold_back(self, now: float) -> AcceptMode:
         """Connections must not be taken eagerly, whatever the app does: descriptors are scarce. Returns the mode from now on."""
         self._held_at = now
-        self.mode = max(self.mode, Mode.ONE_BY_ONE)
+        self.mode = max(self.mode, AcceptMode.ONE_BY_ONE)
         return self.mode
 
-    def relax(self, now: float) -> Mode:
+    def relax(self, now: float) -> AcceptMode:
         """Some time has passed. Returns the mode from now on."""
-        if self.mode is Mode.HANDOFF and now - self._park_at > CALM_AFTER_S:
-            self.mode = Mode.ONE_BY_ONE
-        if self.mode is Mode.ONE_BY_ONE and now - self._held_at > CALM_AFTER_S:
-            self.mode = Mode.BATCH
-        if self.mode is Mode.BATCH and now - self._long_at > CALM_AFTER_S:
+        if self.mode is AcceptMode.HANDOFF and now - self._park_at > CALM_AFTER_S:
+            self.mode = AcceptMode.ONE_BY_ONE
+        if self.mode is AcceptMode.ONE_BY_ONE and now - self._held_at > CALM_AFTER_S:
+            self.mode = AcceptMode.BATCH
+        if self.mode is AcceptMode.BATCH and now - self._long_at > CALM_AFTER_S:
             self.longest = 0.0
         return self.mode
 

@@ -22,7 +22,7 @@ from typing import Any
 from .. import logs
 from ..engines.access import AccessLog, Handler
 from ..kernel import logfiles
-from ..kernel.logfiles import Follower
+from ..kernel.logfiles import ReopeningFile
 from ..settings import Settings
 
 logger = logging.getLogger("cluster2.worker")
@@ -32,7 +32,7 @@ DISCARDED_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 """A disk that is full or broken."""
 
 
-class Paper:
+class WorkerOutput:
     """What is written, and where to.
 
     Attributes:
@@ -48,11 +48,11 @@ class Paper:
         """
         self._failed: dict[str, str] = {}
         path = os.path.join(directory, logfiles.worker(slot))
-        self._output = Follower(path, 1, _STDERR) if directory and output else None
-        self._requests: Follower | None = None
+        self._output = ReopeningFile(path, 1, _STDERR) if directory and output else None
+        self._requests: ReopeningFile | None = None
         self.access: AccessLog | None = None
         if settings.access_log:
-            self._requests = Follower(os.path.join(directory, logfiles.ACCESS_LOG)) if directory else None
+            self._requests = ReopeningFile(os.path.join(directory, logfiles.ACCESS_LOG)) if directory else None
             self.access = AccessLog(slot, settings.log_format == "json", self._write)
             granians = logging.getLogger("granian.access")
             granians.handlers[:], granians.propagate = [Handler(self.access)], False

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 
-from ..engines.base import Engine, Hold, is_protocol_engine, owns_accept
+from ..engines.base import Engine, ThreadHold, is_protocol_engine, owns_accept
 from ..engines.outcomes import STATUS_CLASSES, Outcomes, add
 from ..errors import ClusterError
 from ..health import PROMISED_HEARTBEAT_S
@@ -24,12 +24,12 @@ from ..step_guard import StepGuard
 from . import api
 from .acceptor import Acceptor
 from .descriptor_room import DescriptorRoom
-from .holds import Holds
+from .holds import ThreadHoldEstimator
 from .measured import LatencyWindow
-from .moves import Moves
-from .pace import LONG_STEP_S, Mode, Pace
-from .paper import Paper
-from .steps import Watch
+from .moves import HandoffPolicy
+from .pace import LONG_STEP_S, AcceptMode, AcceptModeSelector
+from .paper import WorkerOutput
+from .steps import StepSampler
 
 logger = logging.getLogger("cluster2.worker")
 
@@ -44,7 +44,7 @@ BALANCE_AT_ONCE_CONNECTIONS = 8
 """Connections more than at the last tick with which the balance is looked at at once."""
 
 
-class Pulse:
+class HeartbeatLoop:
     """Keeps the row of the scoreboard up to date, and tells the other parts the time."""
 
     def __init__(
@@ -53,13 +53,13 @@ class Pulse:
         row: Row,
         engines: Sequence[Engine],
         acceptor: Acceptor,
-        moves: Moves,
-        pace: Pace,
-        watch: Watch,
+        moves: HandoffPolicy,
+        pace: AcceptModeSelector,
+        watch: StepSampler,
         measured: LatencyWindow,
         handoff_idle_after: float,
         request_timeout: float,
-        paper: Paper,
+        paper: WorkerOutput,
         room: DescriptorRoom,
     ) -> None:
         """Nothing ticks yet."""
@@ -76,7 +76,7 @@ class Pulse:
         self._request_timeout = request_timeout
         self._paper = paper
         self._room = room
-        self._holds = Holds()
+        self._holds = ThreadHoldEstimator()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._wait = IDLE_TICK_S
@@ -90,7 +90,7 @@ class Pulse:
         self.slow = True
         self.draining = False
 
-    def begin(self) -> Mode:
+    def begin(self) -> AcceptMode:
         """Return the mode in which the acceptor is to start."""
         if self._room.is_scarce(self._room.remaining(0)):
             self._row.mode = self._pace.hold_back(time.monotonic())
@@ -132,9 +132,9 @@ class Pulse:
         if mode is before or self.draining:
             return
         row.mode = mode
-        if before is Mode.BATCH:
+        if before is AcceptMode.BATCH:
             self._acceptor.hold_back(mode)
-        if mode is Mode.HANDOFF:
+        if mode is AcceptMode.HANDOFF:
             self._moves.start_handoff_after_response(now)
 
     def publish(self) -> None:
@@ -226,7 +226,7 @@ class Pulse:
         if self._room.is_scarce(room) and not self.draining:
             before = self._pace.mode
             mode = self._pace.hold_back(now)
-            if before is Mode.BATCH:
+            if before is AcceptMode.BATCH:
                 self._row.mode = mode
                 self._acceptor.hold_back(mode)
         if room > 0:
@@ -261,7 +261,7 @@ class Pulse:
             with self._guard(f"the time limits of {engine.name}"):
                 engine.on_second()
 
-    def _look_at_threads(self, now: float, late: float) -> list[Hold]:
+    def _look_at_threads(self, now: float, late: float) -> list[ThreadHold]:
         """What engines with threads say of them; report it if it counts."""
         held = (
             engine.longest_hold(now, self._pace.handoff_slow_above or LATE_TICK_S)
@@ -291,12 +291,12 @@ class Pulse:
         self._row.longest_step = self._pace.longest
         if mode is not before:
             self._row.mode = mode
-            if before is Mode.HANDOFF:
+            if before is AcceptMode.HANDOFF:
                 self._moves.stop_handoff_after_response()
             task = self._loop.create_task(self._acceptor.set_mode(mode))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        if mode is Mode.HANDOFF:
+        if mode is AcceptMode.HANDOFF:
             self._moves.handoff_late(now)
         else:
             self._moves.handoff_idle(now, self._handoff_idle_after)

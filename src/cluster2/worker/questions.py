@@ -21,7 +21,7 @@ import msgspec
 
 from .. import codec, wire
 from ..errors import ChannelFull, ClusterError, DelegateError, DelegateTimeout
-from .talk import TalkChannel
+from .talk import MasterChannel
 
 MAX_OPEN_CALLS = 4096
 """Questions under way; who asks more waits for its turn."""
@@ -74,14 +74,14 @@ def result(name: str, answer: wire.CallResult) -> Any:
     raise DelegateError(text, type=failure.type, traceback=failure.traceback)
 
 
-class Questions:
+class PendingCalls:
     """What was asked over a channel and isn't answered yet.
 
     Attributes:
         late: answers that came when nobody waited any more.
     """
 
-    def __init__(self, channel: TalkChannel) -> None:
+    def __init__(self, channel: MasterChannel) -> None:
         self._channel = channel
         self._loop = channel.loop
         self._numbers = itertools.count(1)
@@ -266,7 +266,7 @@ def refuse_on_a_loop(name: str) -> None:
     )
 
 
-def refuse_if_full(channel: TalkChannel) -> None:
+def refuse_if_full(channel: MasterChannel) -> None:
     """Raise ChannelFull if the master doesn't take what was said."""
     if channel.full:
         raise ChannelFull("the master takes less than this worker says: give the loop a turn, or say less")
@@ -280,6 +280,6 @@ def _nobody(reason: str) -> DelegateError:
     return DelegateError(reason, type="ConnectionError")
 
 
-def on_loop(channel: TalkChannel) -> bool:
+def on_loop(channel: MasterChannel) -> bool:
     """Whether this is the channel's own thread."""
     return threading.get_ident() == channel.thread

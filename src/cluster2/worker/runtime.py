@@ -19,32 +19,32 @@ from typing import Any, cast
 import uvloop
 
 from .. import codec, wire
-from ..engines.base import Capability, Engine, Interface, Site, is_protocol_engine, is_self_accepting, owns_accept
+from ..engines.base import AppContext, Capability, Engine, Interface, is_protocol_engine, is_self_accepting, owns_accept
 from ..errors import AppError, ClusterError, one_line, trace
 from ..kernel import app_forks, established, lifeline, processes, signals, stacks
-from ..kernel.handover import Inlet, Outlet, batch_size
+from ..kernel.handover import QueueReader, QueueWriter, batch_size
 from ..kernel.scoreboard import Row
 from ..lifecycle import WorkerState
 from . import api
 from .acceptor import Acceptor
 from .alone import Alone
-from .birth import Birth, Staffed
-from .check import Check
+from .birth import AppBinding, WorkerSpec
+from .check import AppHealthCheck
 from .descriptor_room import DescriptorRoom
 from .drain import WorkerDrain
 from .ecv import Ecv, Served, Traffic
 from .exit import finish_threads
-from .life import Life
+from .life import WorkerInfo
 from .measured import LatencyWindow
-from .moves import Moves
-from .office import Office
-from .pace import Pace
-from .paper import Paper
-from .pulse import Pulse
+from .moves import HandoffPolicy
+from .office import ChannelClient
+from .pace import AcceptModeSelector
+from .paper import WorkerOutput
+from .pulse import HeartbeatLoop
 from .questions import MASTER_GONE, WORKER_LEAVING
-from .sources import Door, ReadyQueue
-from .steps import Watch
-from .talk import TalkChannel
+from .sources import ListeningSource, ReadyQueue
+from .steps import StepSampler
+from .talk import MasterChannel
 from .tls import context
 from .whereabouts import StackDescriber
 from .wrapper import wrap
@@ -59,7 +59,7 @@ _ORPHAN_GRACE_S = 5.0
 """Seconds beyond `drain_timeout` that an orphaned worker may take before the kernel ends it."""
 
 
-def serve(birth: Birth, ended: Callable[[int], Awaitable[None]] | None = None) -> int:
+def serve(birth: WorkerSpec, ended: Callable[[int], Awaitable[None]] | None = None) -> int:
     """Be the worker until it has drained. Returns the exit code.
 
     Args:
@@ -84,7 +84,7 @@ def serve(birth: Birth, ended: Callable[[int], Awaitable[None]] | None = None) -
     return code
 
 
-def _withhold(birth: Birth) -> None:
+def _withhold(birth: WorkerSpec) -> None:
     """Keep what makes this process a worker from processes that the app forks."""
     listeners = [listener for _, listener in birth.sockets]
     app_forks.withhold(*listeners, *birth.ready, *filter(None, (birth.rest, birth.talk)))
@@ -109,28 +109,28 @@ class Worker:
         leave_by: the end of `drain_timeout`, on the monotonic clock; 0: the drain hasn't begun.
     """
 
-    def __init__(self, birth: Birth) -> None:
+    def __init__(self, birth: WorkerSpec) -> None:
         """Nothing happens yet."""
         order = birth.order
         self._birth = birth
         self._settings = birth.settings
-        self._life = Life(os.getpid(), order.slot, order.generation)
+        self._life = WorkerInfo(os.getpid(), order.slot, order.generation)
         self._row = birth.board.row(order.row)
         self.leave_by = 0.0
         self._told = asyncio.Event()
         self._drain = WorkerDrain(birth.settings, deserted=not order.keeper)
         self._say = birth.heard
         self._traffic = Traffic(birth.board.header, lambda message: self._say(message), alone=birth.talk is None)
-        self._office: Office | None = None
+        self._office: ChannelClient | None = None
         self._alone = Alone(birth.settings, birth.heard, birth.terminal)
-        self._paper = birth.paper or Paper(birth.settings, "", order.slot)
+        self._paper = birth.paper or WorkerOutput(birth.settings, "", order.slot)
 
     async def run(self) -> int:
         """Serve until told to drain; returns the exit code."""
         self._fill_row()
         channel = await self._open_channel()
         api.begin(self._life, self._office)
-        self._say(wire.Born(self._life.pid, wire.PROTOCOL_VERSION))
+        self._say(wire.Started(self._life.pid, wire.PROTOCOL_VERSION))
         if self._office is not None:
             self._office.open()
         code = await self._live()
@@ -203,20 +203,20 @@ class Worker:
         starting.result()
         return True
 
-    async def _open_channel(self) -> TalkChannel | None:
+    async def _open_channel(self) -> MasterChannel | None:
         """Get ready to be told to drain: by the master, or by signals where there is none. TERM always works."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._terminated, signal.SIGTERM)
         if self._birth.talk is not None:
-            channel = await TalkChannel.open(self._birth.talk, self._receive, self._orphaned)
+            channel = await MasterChannel.open(self._birth.talk, self._receive, self._orphaned)
             self._say = channel.send
         else:
             self._alone.arrange(loop, self._terminated)
             if self._birth.loopback is None:
                 return None
-            channel = await TalkChannel.open(await self._birth.loopback.open(), self._receive, lambda: None)
-            channel.send(wire.Born(self._life.pid, wire.PROTOCOL_VERSION))
-        self._office = Office(channel, api.emitter, api.components)
+            channel = await MasterChannel.open(await self._birth.loopback.open(), self._receive, lambda: None)
+            channel.send(wire.Started(self._life.pid, wire.PROTOCOL_VERSION))
+        self._office = ChannelClient(channel, api.emitter, api.components)
         return channel
 
     async def _start(self) -> None:
@@ -225,24 +225,24 @@ class Worker:
         except (Exception, SystemExit) as error:
             raise AppError(f"a hook of worker.on_start raised {one_line(error)}", detail=trace(error)) from error
         self._measured = LatencyWindow(self._row)
-        self._watch = Watch(self._long_step, 2 * self._settings.handoff_slow_above, self._measured.add)
+        self._watch = StepSampler(self._long_step, 2 * self._settings.handoff_slow_above, self._measured.add)
         self._engines = [self._engine(site) for site in self._birth.sites]
         for engine in self._engines:
             await engine.start()
 
     async def _open(self) -> None:
         """Take connections from now on. Nothing of the app's is waited for, so nothing ends this in the middle."""
-        outlet = None if self._birth.rest is None else Outlet(self._birth.rest, batch_size(processes.file_limit()))
-        self._moves = Moves(outlet, self._engines, self._birth.board.header)
+        outlet = None if self._birth.rest is None else QueueWriter(self._birth.rest, batch_size(processes.file_limit()))
+        self._moves = HandoffPolicy(outlet, self._engines, self._birth.board.header)
         doors, backlog = self._doors(), self._settings.backlog
         self._acceptor = Acceptor(doors, self._ready_queues(), self._woken, self._settings.timeout, backlog)
-        self._pulse = Pulse(
+        self._pulse = HeartbeatLoop(
             self._birth.board,
             self._row,
             self._engines,
             self._acceptor,
             self._moves,
-            Pace(self._settings.handoff_slow_above if outlet else 0.0),
+            AcceptModeSelector(self._settings.handoff_slow_above if outlet else 0.0),
             self._watch,
             self._measured,
             self._settings.handoff_idle_after,
@@ -257,7 +257,7 @@ class Worker:
         self._pulse.start()
         stacks.add(StackDescriber(self._engines, asyncio.get_running_loop()).describe)
 
-    def _engine(self, site: Staffed) -> Engine:
+    def _engine(self, site: AppBinding) -> Engine:
         def around(call: Callable[..., Any], interface: Interface) -> Callable[..., Any]:
             asked = self._settings.ecv_path and interface is not Interface.TCP
             ecv = self._ecv(site, call) if asked else None
@@ -266,13 +266,13 @@ class Worker:
         gauge = self._row.integers[Row.begun.index : Row.ended.index + 1] if owns_accept(site.engine) else None
         tls = context(self._settings)
         call, interface, access = site.app.call, site.app.interface, self._paper.access
-        return site.engine(Site(call, interface, self._settings, tls, around, cast(Any, gauge), access))
+        return site.engine(AppContext(call, interface, self._settings, tls, around, cast(Any, gauge), access))
 
-    def _ecv(self, site: Staffed, call: Callable[..., Any]) -> Ecv:
+    def _ecv(self, site: AppBinding, call: Callable[..., Any]) -> Ecv:
         check = None
         if self._settings.ecv_monitor is not None:
             threaded = site.app.interface is Interface.WSGI
-            check = Check(self._birth.validator, cancellable=not threaded, told=self._checked)
+            check = AppHealthCheck(self._birth.validator, cancellable=not threaded, told=self._checked)
         served = Served(call, site.engine.peer, check)
         prefixes = Capability.PROXY_HEADERS in site.engine.capabilities[site.app.interface]
         root = self._settings.root_path if prefixes else ""
@@ -289,18 +289,18 @@ class Worker:
                 )
             )
 
-    def _doors(self) -> list[Door]:
+    def _doors(self) -> list[ListeningSource]:
         tls = context(self._settings)
         return [
             # A Unix socket's peer is on this machine: TLS would only be in its way.
-            Door(listener, engine, tls if listener.family != socket.AF_UNIX else None, spec.owned)
+            ListeningSource(listener, engine, tls if listener.family != socket.AF_UNIX else None, spec.owned)
             for spec, listener in self._birth.sockets
             if is_protocol_engine(engine := self._engines[spec.site])
         ]
 
     def _ready_queues(self) -> list[ReadyQueue]:
         return [
-            ReadyQueue(Inlet(sock), engine)
+            ReadyQueue(QueueReader(sock), engine)
             for site, sock in enumerate(self._birth.ready)
             if is_protocol_engine(engine := self._engines[site])
         ]
@@ -369,7 +369,7 @@ class Worker:
             case wire.Drain():
                 self._drain.open_doors = self._drain.open_doors or message.open_doors
                 self._drain_soon(message.last)
-            case wire.Deserted():
+            case wire.KeeperGone():
                 self._drain.deserted = True
             case wire.Reopen():
                 self._paper.reopen_if_moved()
@@ -432,7 +432,7 @@ async def take_all(*steps: tuple[str, Callable[[], Awaitable[str | None]]]) -> l
     return failed
 
 
-def _arrange_signals(birth: Birth) -> None:
+def _arrange_signals(birth: WorkerSpec) -> None:
     """Ignore what concerns the master alone, and have this process end if the master is gone and the loop is stuck.
 
     A terminal's ^C, or a HUP to the group, is the master's business: it tells its workers itself.

@@ -14,7 +14,7 @@ from typing import Any
 from .. import codec, events, wire
 from ..errors import DelegateError, DelegateTimeout
 from . import api
-from .life import Life
+from .life import WorkerInfo
 from .questions import refuse_on_a_loop
 
 
@@ -27,7 +27,7 @@ class Simulated:
         delegated: what it delegated: pairs of kind and message, also those that nobody waits for.
     """
 
-    def __init__(self, life: Life, delegates: Mapping[str, Callable[[Any], Any]]) -> None:
+    def __init__(self, life: WorkerInfo, delegates: Mapping[str, Callable[[Any], Any]]) -> None:
         self.life = life
         self.emitted: list[tuple[str, Any]] = []
         self.delegated: list[tuple[str, Any]] = []
@@ -124,7 +124,7 @@ def simulated(
         delegates: who does delegated work, by its kind: sync or async, called with the message. What they raise becomes a
             DelegateError, as from a real master.
     """
-    me = Simulated(Life(os.getpid(), slot, generation, draining), delegates or {})
+    me = Simulated(WorkerInfo(os.getpid(), slot, generation, draining), delegates or {})
     with _one:  # one worker a process
         before = api.begin(me.life, me)
         try:

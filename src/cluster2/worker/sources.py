@@ -10,14 +10,14 @@ import ssl
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..engines.base import FedEngine
-from ..kernel.handover import Inlet
+from ..engines.base import ProtocolEngine
+from ..kernel.handover import QueueReader
 
 _OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 @dataclass(slots=True, eq=False)
-class Door:
+class ListeningSource:
     """A listening socket, with the engine behind it.
 
     Attributes:
@@ -26,7 +26,7 @@ class Door:
     """
 
     listener: socket.socket
-    engine: FedEngine
+    engine: ProtocolEngine
     tls: ssl.SSLContext | None
     owned: bool = True
     native: asyncio.Server | None = field(default=None, repr=False)
@@ -64,12 +64,12 @@ class ReadyQueue:
     """
 
     tls: ClassVar[None] = None
-    inlet: Inlet
-    engine: FedEngine
+    inlet: QueueReader
+    engine: ProtocolEngine
     taken: int = 0
 
     @property
-    def watched(self) -> Inlet:
+    def watched(self) -> QueueReader:
         """What epoll knows of it."""
         return self.inlet
 

@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable
 from resource import RUSAGE_SELF, RUSAGE_THREAD, getrusage
 from typing import Any, NamedTuple
 
-from ..engines.base import Around
+from ..engines.base import TimedAwaitable
 from ..engines.threads import collections
 from .pace import LONG_STEP_S
 
@@ -61,7 +61,7 @@ class Before(NamedTuple):
     collections: int
 
 
-class Watch:
+class StepSampler:
     """Decides which requests are measured, and reports long steps.
 
     Attributes:
@@ -144,12 +144,12 @@ class Watch:
             self.report(held, now)
 
 
-class Steps(Around):
+class Steps(TimedAwaitable):
     """Awaits a handler and times each of its steps, and the whole."""
 
     __slots__ = ("_began", "_watch")
 
-    def __init__(self, awaitable: Awaitable[Any], watch: Watch) -> None:
+    def __init__(self, awaitable: Awaitable[Any], watch: StepSampler) -> None:
         self.inner = awaitable.__await__()
         self._watch = watch
         self._began = _now()

@@ -20,7 +20,7 @@ OUTBOX_FLUSH_TIMEOUT_S = 5.0
 """Seconds for the master to take what was said last."""
 
 
-class TalkChannel(asyncio.Protocol):
+class MasterChannel(asyncio.Protocol):
     """Messages to and from the master, on a Unix stream socket.
 
     Anything may be said from any thread. Messages of one turn of the loop are one write. The end of the stream means that
@@ -51,7 +51,7 @@ class TalkChannel(asyncio.Protocol):
         sock: socket.socket,
         receive: Callable[[wire.Talk | wire.Unknown], None],
         orphaned: Callable[[], None],
-    ) -> TalkChannel:
+    ) -> MasterChannel:
         """The channel over a connected socket, which it takes over."""
         _, channel = await asyncio.get_running_loop().create_unix_connection(lambda: cls(receive, orphaned), sock=sock)
         return channel
@@ -79,7 +79,7 @@ class TalkChannel(asyncio.Protocol):
         """Called by the loop."""
         try:
             messages = self._unpacker.unpack(data)
-        except codec.Garbled as error:  # a master that can't be understood is as good as gone
+        except codec.ProtocolError as error:  # a master that can't be understood is as good as gone
             logger.error("the master can't be understood: %s", error)
             if self._transport is not None:
                 self._transport.abort()

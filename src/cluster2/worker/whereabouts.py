@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any
 
-from ..engines.base import Around, Engine
+from ..engines.base import Engine, TimedAwaitable
 
 _MAX_TASKS = 100
 _MAX_FRAMES = 30
@@ -101,7 +101,7 @@ def _inwards(awaited: Any) -> Iterator[FrameType]:
             frame, awaited = awaited.ag_frame, awaited.ag_await
         elif isinstance(awaited, GeneratorType):
             frame, awaited = awaited.gi_frame, awaited.gi_yieldfrom
-        elif isinstance(awaited, Around):
+        elif isinstance(awaited, TimedAwaitable):
             awaited = awaited.inner
             continue
         else:

@@ -14,12 +14,14 @@ from typing import Any
 
 from ..engines.base import RSGI_HOOKS, Interface, is_async
 from .ecv import Ecv
-from .steps import Watch
+from .steps import StepSampler
 
 Call = Callable[..., Any]
 
 
-def wrap(app: Call, interface: Interface, watch: Watch, woken: Callable[[], None], ecv: Ecv | None = None) -> Call:
+def wrap(
+    app: Call, interface: Interface, watch: StepSampler, woken: Callable[[], None], ecv: Ecv | None = None
+) -> Call:
     """The app as its engine shall see it.
 
     Args:
@@ -38,7 +40,7 @@ def wrap(app: Call, interface: Interface, watch: Watch, woken: Callable[[], None
             return _tcp(app, watch, woken) if is_async(app) else app
 
 
-def _asgi(app: Call, watch: Watch, woken: Callable[[], None], ecv: Ecv | None) -> Call:
+def _asgi(app: Call, watch: StepSampler, woken: Callable[[], None], ecv: Ecv | None) -> Call:
     ours = frozenset[str]() if ecv is None else ecv.paths
 
     def wrapped(scope: Any, receive: Call, send: Call) -> Any:
@@ -81,7 +83,7 @@ def _wsgi(app: Call, ecv: Ecv) -> Call:
     return wrapped
 
 
-def _tcp(handler: Call, watch: Watch, woken: Callable[[], None]) -> Call:
+def _tcp(handler: Call, watch: StepSampler, woken: Callable[[], None]) -> Call:
     async def wrapped(reader: Any, writer: Any) -> None:
         woken()
         await watch.stream(handler(reader, writer))

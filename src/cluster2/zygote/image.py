@@ -104,7 +104,7 @@ def _enter(settings: Settings) -> None:
 def _sites(settings: Settings, sources: Mapping[str, str], targets: Sequence[object]) -> list[tuple[App, type[Engine]]]:
     apps = [load(target, factory=settings.factory) for target in targets]
     staff = [
-        catalogue.Staff(app.label, app.interface, catalogue.choose_engine(settings.engine, app.interface))
+        catalogue.EngineChoice(app.label, app.interface, catalogue.choose_engine(settings.engine, app.interface))
         for app in apps
     ]
     for note in catalogue.check_options(staff, settings, sources):

@@ -21,7 +21,7 @@ from ..engines.base import Capability, owns_accept
 from ..errors import ClusterError
 from ..kernel import executed, forking, processes, signals, stacks
 from ..kernel.descriptors import MAX_DESCRIPTORS, DescriptorsLost, Packets
-from ..kernel.logfiles import Follower
+from ..kernel.logfiles import ReopeningFile
 from . import inheritance
 from .image import Image, freeze
 from .renewal import renew
@@ -43,7 +43,7 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare, list[int]], Image], 
     except ClusterError as error:
         refuse(channel, error)
         return error.exit_code
-    output = Follower(log, 1, 2) if (log := order.log) else None
+    output = ReopeningFile(log, 1, 2) if (log := order.log) else None
     started.record()
     signals.settle("zygote")  # once more: the app's import may have changed something
     freeze()

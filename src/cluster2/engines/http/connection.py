@@ -44,7 +44,7 @@ import httptools
 
 from ...kernel.progress import has_left, probe
 from ..ending import abandon, lent, readable, reset
-from ..patience import For, Same, Wait, progress_mark
+from ..patience import Same, Wait, WaitingFor, progress_mark
 from .head import (
     FORWARDED_HEADER,
     HOST_HEADER,
@@ -881,31 +881,31 @@ class HttpConnection(asyncio.Protocol):
         """What it waits for from its client; see `patience`."""
         transport = self.transport
         if size := transport.get_write_buffer_size():
-            return Wait(For.TAKING, progress_mark(transport, size))
+            return Wait(WaitingFor.TAKING, progress_mark(transport, size))
         if transport.is_closing() or self.state >= LINGERING:
             return None
         if self.state == IDLE:
-            return Wait(For.REQUEST, self.idle_since())
+            return Wait(WaitingFor.REQUEST, self.idle_since())
         if self.state == HEAD:
-            return Wait(For.HEAD, Same(self._headers))
+            return Wait(WaitingFor.HEAD, Same(self._headers))
         request = self.request
         assert request is not None
         if self.state == DISCARDING:
-            return Wait(For.HEAD, Same(request))
+            return Wait(WaitingFor.HEAD, Same(request))
         if request.waits_for_body() and self._receiving is request:
-            return Wait(For.BODY, (Same(request), request.received))
+            return Wait(WaitingFor.BODY, (Same(request), request.received))
         return None
 
-    def give_up(self, what: For) -> None:
+    def give_up(self, what: WaitingFor) -> None:
         """The client took too long; see `patience`."""
-        if what is For.TAKING:
+        if what is WaitingFor.TAKING:
             self._disown()
             self._reset()  # else the kernel would keep what the client doesn't take
             return
-        if what is For.HEAD and self.state == DISCARDING:
+        if what is WaitingFor.HEAD and self.state == DISCARDING:
             self.end()
-        elif what in (For.HEAD, For.BODY):
-            request = self.request if what is For.BODY else None
+        elif what in (WaitingFor.HEAD, WaitingFor.BODY):
+            request = self.request if what is WaitingFor.BODY else None
             response = self._refused(408, "Request Timeout")
             if request is not None:
                 request.give_up(response)

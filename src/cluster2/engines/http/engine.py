@@ -20,11 +20,11 @@ from typing import Any, ClassVar
 
 from ...kinds import encoded_path, parse_proxies
 from ...settings import Settings
-from ..base import Capability, Census, Hold, Interface, Movable, Served, Site
+from ..base import AppContext, Capability, EngineStats, Interface, Movable, Served, ThreadHold
 from ..ending import alone, cancel, readable, reset
 from ..lifespan import Lifespan
 from ..outcomes import Outcomes
-from ..patience import Patience
+from ..patience import ClientTimeouts
 from .connection import LINGERING, UPGRADED, HttpConnection
 from .limits import MESSAGES_BEFORE_CANCEL
 from .proxy_headers import UNIX_PEER, TrustedProxies
@@ -84,7 +84,7 @@ class HttpEngine:
 
     loop: asyncio.AbstractEventLoop
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: AppContext) -> None:
         """Prepare to serve an app; nothing runs yet."""
         settings = site.settings
         self.clock = 0.0
@@ -102,7 +102,7 @@ class HttpEngine:
         self.reads_first = site.tls is None
         self._moving = False
         self._keep_alive = settings.keep_alive
-        self._patience = Patience(settings.timeout)
+        self._patience = ClientTimeouts(settings.timeout)
         self._proxies = TrustedProxies(parse_proxies(settings.forwarded_allow_ips))
         self._bridge = self._wsgi_server(site) if site.interface is Interface.WSGI else None
         self._pool = None if self._bridge is None else self._bridge.pool
@@ -161,7 +161,7 @@ class HttpEngine:
         """The same, which has read already, and tells when its request has begun."""
         return HttpConnection(self, first, served)
 
-    def _wsgi_server(self, site: Site) -> WsgiServer:
+    def _wsgi_server(self, site: AppContext) -> WsgiServer:
         settings = site.settings
         server = WsgiServer(site.app, settings.threads, root_path=settings.root_path, multiprocess=settings.cluster)
         server.rest = self._finish
@@ -291,14 +291,14 @@ class HttpEngine:
         if self._bridge is not None:
             self._bridge.on_capacity(freed)
 
-    def longest_hold(self, now: float, above: float) -> Hold | None:
+    def longest_hold(self, now: float, above: float) -> ThreadHold | None:
         """The threads' own account."""
         return None if self._pool is None else self._pool.longest_hold(now, above)
 
-    def stats(self) -> Census:
+    def stats(self) -> EngineStats:
         """Counts that are kept anyway."""
         patience = self._patience
-        return Census(
+        return EngineStats(
             self.outcomes.total(),
             len(self.connections) + len(self.websockets),
             len(self.running) + len(self.websockets),
