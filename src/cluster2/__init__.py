@@ -12,7 +12,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import worker
-    from .apps import asgi, rsgi, tcp, wsgi
     from .cluster import Cluster, Running
     from .errors import (
         AddressInUse,
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from .keywords import ClusterOptions, EcvOptions
     from .master.delegates import DelegateRequest
     from .master.statuses import ComponentStatus
+    from .runtime.app_loader import asgi, rsgi, tcp, wsgi
 
 _HOMES = {
     "Cluster": "cluster",
@@ -59,10 +59,10 @@ _HOMES = {
     "DelegateRequest": "master.delegates",
     "EcvOptions": "keywords",
     "Running": "cluster",
-    "asgi": "apps",
-    "rsgi": "apps",
-    "tcp": "apps",
-    "wsgi": "apps",
+    "asgi": "runtime.app_loader",
+    "rsgi": "runtime.app_loader",
+    "tcp": "runtime.app_loader",
+    "wsgi": "runtime.app_loader",
 }
 """The modules of names, but for errors and events."""
 

@@ -16,9 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import uvloop
 
-from . import events, logs, places
-from .config import Config, check_files, restart_warning
-from .emitter import Emitter
+from . import events, places
 from .errors import ClusterError, ConfigError
 from .kernel import app_forks, environment, processes, signals
 from .kernel.lifeline import Lifeline
@@ -35,6 +33,9 @@ from .master.loop import Master
 from .master.nursery import default_argv
 from .master.switchboard import MessageHub
 from .master.verbs import SIGNAL_COMMANDS
+from .runtime import logging_setup
+from .runtime.event_emitter import Emitter
+from .runtime.option_sources import Config, check_files, restart_warning
 from .settings import OPTIONS, SECRET_VARIABLES, Settings, validate, without_master
 
 logger = logging.getLogger("cluster2.master")
@@ -116,7 +117,7 @@ def _serve(
 
 def prepare(config: Config) -> None:
     """What a process does before it becomes a master."""
-    logs.configure(config.settings, waits=not config.settings.cluster)  # a master waits for nobody
+    logging_setup.configure(config.settings, waits=not config.settings.cluster)  # a master waits for nobody
     for warning in config.warnings:
         logger.warning("%s", warning)
     processes.raise_file_limit()

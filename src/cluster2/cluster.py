@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
 import msgspec
 
-from . import boot, config, events, places
-from .config import Config
+from . import boot, events, places
 from .errors import ClusterError, ConfigError, one_line, trace
 from .kernel import signals
 from .master.delegates import DEFAULT_CONCURRENCY
@@ -27,12 +26,14 @@ from .master.statuses import ComponentStatus
 from .master.switchboard import MessageHub
 from .master.verbs import SIGNAL_COMMANDS
 from .reducers import Reducer
+from .runtime import option_sources
+from .runtime.option_sources import Config
 from .wire import CHANNEL_VARIABLE
 from .zygote import bytecode
 
 if TYPE_CHECKING:
-    from .client import ControlClient
     from .keywords import ClusterOptions
+    from .runtime.control_client import ControlClient
 
 H = TypeVar("H", bound=Callable[[Any], Any])
 F = TypeVar("F", bound=Callable[..., Any])
@@ -51,7 +52,7 @@ class Cluster:
     def __init__(self, **options: Unpack[ClusterOptions]) -> None:
         self._options = cast(dict[str, Any], options)
         try:
-            self._config = config.load(self._options, check=False)
+            self._config = option_sources.load(self._options, check=False)
         except ConfigError as error:
             _tell_if_uncaught(error)
             raise
@@ -340,7 +341,7 @@ class Cluster:
         self._client().send_and_wait_for_exit("stop")
 
     def _client(self) -> ControlClient:
-        from .client import ControlClient  # a master is no client of itself: it stays smaller without
+        from .runtime.control_client import ControlClient  # a master is no client of itself: it stays smaller without
 
         return ControlClient(Path(self._config.settings.pids))
 
@@ -353,7 +354,7 @@ class Cluster:
             given["factory"] = True
         if isinstance(app, str):
             given["app"] = app
-        loaded = config.load(given)
+        loaded = option_sources.load(given)
         if app is not None and not isinstance(app, str):
             return loaded, [app]
         named = [target for target, _ in loaded.settings.targets()]
@@ -464,12 +465,12 @@ def _refuse_imported_main() -> None:
 def _own_script() -> list[str]:
     if hasattr(sys, "ps1") or not sys.argv[0]:
         raise ConfigError("an app object can be served from a script file only; here, name it as module:attr")
-    return script_argv(str(config.working_directory()))
+    return script_argv(str(option_sources.working_directory()))
 
 
 def _importable(app: object) -> str:
     """`module:attr` of an object, found among the modules that are loaded."""
-    from .apps import Declared
+    from .runtime.app_loader import Declared
 
     inner = app.call if isinstance(app, Declared) else app
     for name, module in list(sys.modules.items()):

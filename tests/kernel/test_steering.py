@@ -24,12 +24,7 @@ from cluster2.kernel.established import (
     with_progress,
 )
 from cluster2.kernel.lingering import Lingering
-from cluster2.kernel.listeners import (
-    NOTSENT_LOWAT_BYTES,
-    Listener,
-    open_all,
-    queue_length,
-)
+from cluster2.kernel.listeners import NOTSENT_LOWAT_BYTES, Listener, open_all, queue_length
 from cluster2.kernel.progress import untaken
 from cluster2.kernel.steering import MAX_STEERED_SLOTS, SteeredGroup
 from cluster2.kinds import TcpAddress, UnixAddress

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import cluster2
-from cluster2.apps import load
 from cluster2.engines.base import Interface
 from cluster2.errors import AppError
+from cluster2.runtime.app_loader import load
 
 pytestmark = pytest.mark.usefixtures("own_process")
 

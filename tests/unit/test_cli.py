@@ -20,9 +20,9 @@ from click.testing import CliRunner, Result
 from cluster2 import reference
 from cluster2.cli import cli
 from cluster2.cli.table import Rates, describe
-from cluster2.client import ControlClient
-from cluster2.config import Config, load
 from cluster2.errors import AddressInUse, AppError, ClusterError, NotRunning
+from cluster2.runtime.control_client import ControlClient
+from cluster2.runtime.option_sources import Config, load
 from cluster2.settings import OPTIONS
 
 ROOT = Path(__file__).parents[2]
@@ -233,7 +233,7 @@ def test_status_is_light() -> None:
     """`status` needs no TLS, no asyncio and no message library: it must answer at once."""
     program = "import sys; from cluster2.cli import control; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert "cluster2.client" in loaded
+    assert "cluster2.runtime.control_client" in loaded
     assert not {"ssl", "asyncio", "msgspec", "uvicorn", "cluster2.boot", "cluster2.cluster", "cluster2.master"} & set(
         loaded
     )

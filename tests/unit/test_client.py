@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from cluster2.client import ControlClient
 from cluster2.errors import AddressInUse, ClusterError, ConfigError, NotRunning
+from cluster2.runtime.control_client import ControlClient
 
 Act = Callable[[socket.socket, dict[str, Any]], None]
 

@@ -12,15 +12,15 @@ import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster2 import config
-from cluster2.config import Config, check_files, flatten, line_of, lookup, working_directory
 from cluster2.errors import ConfigError
 from cluster2.kernel.processes import usable_cpus
+from cluster2.runtime import option_sources
+from cluster2.runtime.option_sources import Config, check_files, flatten, line_of, lookup, working_directory
 from cluster2.settings import OPTIONS, Settings
 
 
 def load(directory: Path, given: dict[str, Any] | None = None, **more: Any) -> Config:
-    return config.load(given or {}, **{"environ": {}, "directory": directory, **more})
+    return option_sources.load(given or {}, **{"environ": {}, "directory": directory, **more})
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def test_the_process_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Without arguments the working directory and the process's environment are used."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLUSTER2_BACKLOG", "9")
-    found = config.load()
+    found = option_sources.load()
     assert found.settings.backlog == 9
     assert found.settings.pids == os.path.abspath("pids")
     assert set(found.sources) == set(OPTIONS)
@@ -422,7 +422,7 @@ def test_the_working_directory_by_its_name(tmp_path: Path, monkeypatch: pytest.M
         assert working_directory() == is_named, named
     monkeypatch.setenv("PWD", str(link))
     (link / "site.env").write_text("A=1\n")
-    before = config.load({"env_file": "site.env"}, environ={})
+    before = option_sources.load({"env_file": "site.env"}, environ={})
     found = before.settings
     assert (found.chdir, found.env_file) == (str(link), f"{link}/site.env")
     assert (found.pids, found.logs) == (f"{first}/pids", f"{first}/logs")
@@ -432,10 +432,10 @@ def test_the_working_directory_by_its_name(tmp_path: Path, monkeypatch: pytest.M
         before.again()
     (first.parent / "above.env").write_text("A=1\n")
     assert (
-        config.load({"env_file": "../above.env"}, environ={}, directory=link).settings.env_file
+        option_sources.load({"env_file": "../above.env"}, environ={}, directory=link).settings.env_file
         == f"{link}/../above.env"
     )
     assert (
-        config.load({"env_file": "../above.env"}, environ={}, directory=first).settings.env_file
+        option_sources.load({"env_file": "../above.env"}, environ={}, directory=first).settings.env_file
         == f"{tmp_path}/above.env"
     )

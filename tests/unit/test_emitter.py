@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from cluster2 import emitter
-from cluster2.emitter import Emitter
 from cluster2.events import Event, Signalled, Warned
+from cluster2.runtime import event_emitter
+from cluster2.runtime.event_emitter import Emitter
 
 pytestmark = pytest.mark.anyio
 
@@ -104,7 +104,7 @@ class Slow:
 @pytest.mark.parametrize("way", ["function", "once", "partial", "object"])
 def test_one_that_is_slow_is_named(way: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sync handler that holds the loop is told of, with its name, where it stands, and for how long it took."""
-    monkeypatch.setattr(emitter, "SLOW_HANDLER_S", 0.005)
+    monkeypatch.setattr(event_emitter, "SLOW_HANDLER_S", 0.005)
     source = Emitter()
 
     def note(event: Event) -> None:
@@ -148,7 +148,7 @@ async def test_async_handlers(caplog: pytest.LogCaptureFixture) -> None:
 
 async def test_settle_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler that never ends doesn't keep the master."""
-    monkeypatch.setattr(emitter, "EMITTER_SHUTDOWN_GRACE_S", 0.01)
+    monkeypatch.setattr(event_emitter, "EMITTER_SHUTDOWN_GRACE_S", 0.01)
     source = Emitter()
     started: list[asyncio.Task[None] | None] = []
 

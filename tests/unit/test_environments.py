@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster2.environments import read
 from cluster2.errors import ConfigError
+from cluster2.runtime.env_files import read
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster2 import logs
 from cluster2.allowance import LINES_INTERVAL_S, LINES_PER_INTERVAL
+from cluster2.runtime import logging_setup
 from cluster2.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("own_process")
@@ -25,7 +25,7 @@ def configured(monkeypatch: pytest.MonkeyPatch, **options: object) -> io.StringI
     """Set up the loggers so that they write into a buffer."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    logs.configure(Settings(**options))  # type: ignore[arg-type]
+    logging_setup.configure(Settings(**options))  # type: ignore[arg-type]
     return stream
 
 
@@ -116,7 +116,7 @@ def test_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     log = logging.getLogger("cluster2.master")
     with open(reader, "rb", buffering=0) as read, open(writer, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
-        logs.configure(Settings(), waits=False)
+        logging_setup.configure(Settings(), waits=False)
         for number in range(3000):
             log.warning("%d is %s", number, "x" * 99)
         taken = b"".join(iter(lambda: read.read(1 << 16), None))
@@ -146,7 +146,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """That of the limit, which has seen nothing yet."""
     clock = Clock()
-    monkeypatch.setattr(logs, "_limit", logs.RateLimit(clock))
+    monkeypatch.setattr(logging_setup, "_limit", logging_setup.RateLimit(clock))
     return clock
 
 
@@ -154,7 +154,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_a_flood(monkeypatch: pytest.MonkeyPatch, clock: Clock, form: str) -> None:
     """Of lines that others cause a few pass at once, then one a second, which tells how many were left out; copies count once."""
     copied: list[bytes] = []
-    logs.copy_to(copied.append)
+    logging_setup.copy_to(copied.append)
     try:
         stream = configured(monkeypatch, log_format=form)
         flood("cluster2.http", 1000)
@@ -169,7 +169,7 @@ def test_a_flood(monkeypatch: pytest.MonkeyPatch, clock: Clock, form: str) -> No
         flood("cluster2.http", 2)
         assert len(stream.getvalue().splitlines()) == LINES_PER_INTERVAL + 3
     finally:
-        logs.copy_no_more(copied.append)
+        logging_setup.copy_no_more(copied.append)
 
 
 def test_kinds_of_lines(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
@@ -217,10 +217,10 @@ def test_what_is_not_bounded(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> N
 
 def test_kinds_without_end(clock: Clock) -> None:
     """Texts that are made up anew each time cost no memory without end."""
-    limit = logs.RateLimit(clock)
-    for number in range(3 * logs.MAX_RATE_LIMITED_KINDS):
+    limit = logging_setup.RateLimit(clock)
+    for number in range(3 * logging_setup.MAX_RATE_LIMITED_KINDS):
         limit.filter(logging.LogRecord("cluster2.http", logging.ERROR, "", 0, f"text {number}", None, None))
-    assert len(limit._kinds) <= logs.MAX_RATE_LIMITED_KINDS
+    assert len(limit._kinds) <= logging_setup.MAX_RATE_LIMITED_KINDS
 
 
 def test_loggers_that_an_app_does_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,9 +229,9 @@ def test_loggers_that_an_app_does_not_silence(monkeypatch: pytest.MonkeyPatch) -
     logging.config.dictConfig(quiet)
     stream = configured(monkeypatch)
     logging.config.dictConfig(quiet)
-    for name in logs.KEPT_LOGGERS:
+    for name in logging_setup.KEPT_LOGGERS:
         logging.getLogger(name).error("from %s", name)
-    for name in logs.KEPT_LOGGERS:
+    for name in logging_setup.KEPT_LOGGERS:
         assert f"from {name}\n" in stream.getvalue()
 
 
@@ -246,8 +246,8 @@ def test_an_app_may_configure_our_loggers(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_all_loggers_are_kept() -> None:
     """Each logger that the package makes is among those that an app doesn't silence."""
-    package = Path(logs.__file__).parent
+    package = Path(logging_setup.__file__).parent
     made = re.findall(
         r"getLogger\(\"((?:cluster2|_?granian)[\w.]*)\"\)", "".join(path.read_text() for path in package.rglob("*.py"))
     )
-    assert set(made) <= set(logs.KEPT_LOGGERS)
+    assert set(made) <= set(logging_setup.KEPT_LOGGERS)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster2 import boot, codec, config, events, wire
+from cluster2 import boot, codec, events, wire
 from cluster2.errors import AppError, ClusterError, UsageError
 from cluster2.lifecycle import WorkerState
 from cluster2.master import actions, facts
@@ -24,6 +24,7 @@ from cluster2.master.generations import GenerationTable
 from cluster2.master.loop import Master
 from cluster2.master.nursery import default_argv
 from cluster2.master.switchboard import MessageHub
+from cluster2.runtime import option_sources
 from tests.unit.clusters import APP, nobody_is_left, observed, options_for, processes
 from tests.unit.waiting import PATIENCE, until
 
@@ -384,7 +385,7 @@ async def test_a_shutdown_between_two_spawns(tmp_path: Path) -> None:
     (tmp_path / "site_of_test.py").write_text(APP)
     options = options_for(tmp_path, app=f"{tmp_path}/site_of_test.py:app", workers=12)
     before, made = set(processes()), list[Master]()
-    configured = config.load(options, environ={})
+    configured = option_sources.load(options, environ={})
     boot.prepare(configured)
     with boot.estate(configured, default_argv()) as owned:
         running = asyncio.ensure_future(boot.supervise(owned, MessageHub(), lambda: None, started=made.append))

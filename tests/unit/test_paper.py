@@ -16,11 +16,11 @@ from cluster2.worker.paper import WorkerOutput
 
 BEGIN = """
 import os, sys
-from cluster2 import logs
+from cluster2.runtime import logging_setup
 from cluster2.settings import Settings
 from cluster2.worker.paper import Paper
 settings = Settings(log_format=os.environ["FORM"])
-logs.configure(settings)
+logging_setup.configure(settings)
 paper = Paper(settings, os.environ["LOGS"], 3)
 paper.begin(7, 3)
 """

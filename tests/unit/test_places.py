@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from cluster2 import config, places
-from cluster2.config import Config
+from cluster2 import places
 from cluster2.errors import AddressInUse
+from cluster2.runtime import option_sources
+from cluster2.runtime.option_sources import Config
 
 
 def load(directory: Path, **given: Any) -> Config:
-    return config.load(given, environ={}, directory=directory)
+    return option_sources.load(given, environ={}, directory=directory)
 
 
 def test_ports_of_a_monitor(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from cluster2.errors import ConfigError
-from cluster2.step_guard import REPORT_INTERVAL_S, StepGuard, reason
+from cluster2.runtime.step_guard import REPORT_INTERVAL_S, StepGuard, reason
 
 EMFILE = OSError(errno.EMFILE, "Too many open files", "/proc/1/stat")
 

@@ -21,7 +21,7 @@ import pytest
 PROGRAM = """
 import itertools, sys
 from cluster2.cli import cli
-from cluster2.client import Client
+from cluster2.runtime.control_client import Client
 from cluster2.errors import NoAnswer
 turn = itertools.count()
 

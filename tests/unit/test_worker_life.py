@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cluster2 import worker
-from cluster2.emitter import described
+from cluster2.runtime.event_emitter import described
 from cluster2.worker import api, runtime
 from cluster2.worker.life import WorkerHooks, WorkerInfo
 from tests.unit.waiting import PATIENCE, until

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from ..client import ControlClient
-from ..config import lookup
+from ..runtime.control_client import ControlClient
+from ..runtime.option_sources import lookup
 from . import complain, shown, shown_until_left
 from .table import describe
 

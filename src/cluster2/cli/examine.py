@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from .. import environments
-from ..config import Config
+from ..runtime import env_files
+from ..runtime.option_sources import Config
 from ..settings import OPTIONS, SECRET_VARIABLES
 from .flags import OptionCommand, gather, require_target, with_options
 
@@ -23,9 +23,9 @@ def check(**flags: Any) -> int:
     settings = config.settings
     _enter(config)
 
-    from .. import apps
     from ..engines import catalogue
     from ..kernel import processes
+    from ..runtime import app_loader
     from ..zygote import inheritance
     from ..zygote.started import StartedAtImport
 
@@ -33,7 +33,7 @@ def check(**flags: Any) -> int:
     started = StartedAtImport(list(processes.children()))
     staff = []
     for target, _ in settings.targets():
-        app = apps.load(target, factory=settings.factory)
+        app = app_loader.load(target, factory=settings.factory)
         staff.append(
             catalogue.EngineChoice(app.label, app.interface, catalogue.choose_engine(settings.engine, app.interface))
         )
@@ -64,7 +64,7 @@ def _enter(config: Config) -> None:
     os.chdir(config.settings.chdir)
     sys.path.insert(0, config.settings.chdir)
     if config.settings.env_file is not None:
-        os.environ.update(environments.read(Path(config.settings.env_file)))
+        os.environ.update(env_files.read(Path(config.settings.env_file)))
 
 
 @click.command(cls=OptionCommand)

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from ..config import Config, load
 from ..kinds import FLAG
+from ..runtime.option_sources import Config, load
 from ..settings import FORMER, OPTIONS, Option
 from . import complain
 

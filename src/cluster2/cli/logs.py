@@ -11,11 +11,11 @@ import time
 
 import click
 
-from ..config import lookup
 from ..errors import UsageError
 from ..kernel import logfiles
 from ..kernel.logfiles import Found
 from ..kernel.logreading import LogTailer, Show
+from ..runtime.option_sources import lookup
 from . import complain, shown, shown_until_left
 
 _POLL_INTERVAL_S = 0.2

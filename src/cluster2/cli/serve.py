@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 import click
 
-from ..client import ControlClient
 from ..errors import ConfigError
+from ..runtime.control_client import ControlClient
 from ..settings import Settings
 from . import complain
 from .flags import OptionCommand, gather, require_target, with_options

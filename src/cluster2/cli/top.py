@@ -20,9 +20,9 @@ from typing import Any, NoReturn
 
 import click
 
-from ..client import ControlClient
-from ..config import lookup
 from ..errors import ClusterError
+from ..runtime.control_client import ControlClient
+from ..runtime.option_sources import lookup
 from . import shown_until_left
 from .table import Rates, describe, weighed
 

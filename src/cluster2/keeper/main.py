@@ -29,7 +29,7 @@ from ..kernel.processes import raise_file_limit
 from ..kernel.scoreboard import KEEPER_PAGE, Scoreboard
 from ..kernel.signals import settle
 from ..lifecycle import WorkerState
-from ..step_guard import StepGuard
+from ..runtime.step_guard import StepGuard
 from .resting import NO_DEADLINE, IdleConnections
 
 HEARTBEAT_INTERVAL_S = 2.0

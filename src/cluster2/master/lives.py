@@ -20,7 +20,7 @@ from ..events import during
 from ..kernel import app_forks, processes, stacks
 from ..kernel.processes import ExitStatus
 from ..lifecycle import WorkerState
-from ..step_guard import reason
+from ..runtime.step_guard import reason
 from .actions import Actions, reason_of
 from .child import KILL_TIMEOUT_S
 from .estate import MasterPhase

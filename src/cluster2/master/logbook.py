@@ -31,11 +31,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
-from .. import logs
 from ..errors import ConfigError
 from ..kernel import logfiles
 from ..kernel.inotify import DIRECTORY_EVENTS, Inotify
 from ..kernel.logfiles import Found
+from ..runtime import logging_setup
 from ..settings import Settings
 from .relay import LogForwarder
 
@@ -119,7 +119,7 @@ class LogDirectory:
             raise ConfigError(f"logs = {directory!r}: can't write there: {error.strerror}; name another, or set "
                               "log_to = stderr") from None  # fmt: skip
         if own == "log":
-            logs.copy_to(self._copy)
+            logging_setup.copy_to(self._copy)
         if relayed:
             self._relay = LogForwarder(directory)
 
@@ -176,7 +176,7 @@ class LogDirectory:
             fd = logfiles.open_to_write(self._path(logfiles.worker(slot)), readable=True)
             try:
                 level = logging.INFO if meant else logging.ERROR
-                said = logs.line(f"worker {pid} has ended: {how}", level, worker=pid, slot=slot)
+                said = logging_setup.line(f"worker {pid} has ended: {how}", level, worker=pid, slot=slot)
                 if self._relay is not None:
                     self._relay.leave_out(said)
                 logfiles.write_all(fd, said if logfiles.ends_a_line(fd) else b"\n" + said)
@@ -242,7 +242,7 @@ class LogDirectory:
         """Give this process back the output that it had. A directory that was made for nothing goes again."""
         self.stop()
         if self._own is not None and not self._before:
-            logs.copy_no_more(self._copy)
+            logging_setup.copy_no_more(self._copy)
             self._own.close()
         self._own = None
         for number, before in enumerate(self._before, 1):

@@ -15,8 +15,8 @@ from typing import Any
 
 from .. import events, lifecycle, policy, wire
 from ..kernel import leftovers, processes
+from ..runtime.step_guard import StepGuard
 from ..settings import Settings
-from ..step_guard import StepGuard
 from .control import ControlServer
 from .departure import Shutdown
 from .descriptor_budget import WORKER_DESCRIPTORS, DescriptorCost, refusal

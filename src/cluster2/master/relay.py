@@ -22,7 +22,7 @@ import time
 from ..kernel.inotify import Inotify
 from ..kernel.logfiles import MASTER_LOG
 from ..kernel.logreading import LogTailer
-from ..step_guard import StepGuard
+from ..runtime.step_guard import StepGuard
 
 logger = logging.getLogger("cluster2.master")
 

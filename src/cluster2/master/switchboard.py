@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from .. import codec, events, wire
-from ..emitter import Emitter
 from ..errors import ClusterError
+from ..runtime.event_emitter import Emitter
 from .delegates import Delegation
 from .statuses import ComponentStatuses
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .. import events
 from ..errors import ClusterError, UsageError
 from ..lifecycle import LIVE_STATES
-from ..step_guard import reason
+from ..runtime.step_guard import reason
 from .estate import MasterPhase
 from .facts import Command
 from .handle import Handle

@@ -13,8 +13,8 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
-from .. import client
 from ..errors import ClusterError, NoAnswer
+from ..runtime import control_client
 from .feed import MAX_EVENT_BYTES as LONGEST_EVENT
 
 logger = logging.getLogger("cluster2.monitor")
@@ -88,9 +88,9 @@ class MasterLine:
         except OSError as error:
             raise NoAnswer(f"can't talk to the master: {error.strerror}") from None
         try:
-            writer.write(client.request(verb, params))
+            writer.write(control_client.request(verb, params))
             while (line := await reader.readline()).endswith(b"\n"):  # else it left in the middle of it
-                yield client._decode_line(line, "the other end")
+                yield control_client._decode_line(line, "the other end")
         except (ConnectionError, ValueError) as error:  # ValueError: a line that is too long
             raise NoAnswer(f"the master can't be understood: {error}") from None
         finally:

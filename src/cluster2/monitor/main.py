@@ -21,14 +21,15 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from .. import codec, logs, wire
+from .. import codec, wire
 from ..errors import ClusterError
 from ..kernel import privileges, signals
 from ..kernel.descriptors import Packets
 from ..kernel.logfiles import ReopeningFile
 from ..kernel.scoreboard import MONITOR_PAGE, Scoreboard
+from ..runtime import logging_setup
+from ..runtime.step_guard import StepGuard
 from ..settings import Settings
-from ..step_guard import StepGuard
 from .agent import AgentConnections
 from .app import make
 from .crowd import ConnectionLimit
@@ -55,7 +56,7 @@ def main() -> int:
     order = codec.unpack_order(packet)
     assert isinstance(order, wire.StartMonitor)
     settings = Settings.from_wire(order.settings)
-    logs.configure(settings, waits=False)
+    logging_setup.configure(settings, waits=False)
     _title(settings)
     try:
         privileges.drop_privileges(settings.user, settings.group)

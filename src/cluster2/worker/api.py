@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, overload
 
-from ..emitter import Emitter
 from ..errors import NotAWorker
 from ..reducers import Reducer
+from ..runtime.event_emitter import Emitter
 from .components import Components
 from .life import ErrorCounter, Hook, WorkerHooks, WorkerInfo
 from .office import MasterClient, Targets, emitted

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ..emitter import described
 from ..errors import one_line, raised_in
+from ..runtime.event_emitter import described
 
 Hook = TypeVar("Hook", bound=Callable[[], Any])
 logger = logging.getLogger("cluster2.worker")

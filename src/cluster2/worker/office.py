@@ -9,8 +9,8 @@ from collections.abc import Coroutine, Iterable
 from typing import Any, Literal, Protocol
 
 from .. import codec, events, wire
-from ..emitter import Emitter
 from ..errors import ClusterError
+from ..runtime.event_emitter import Emitter
 from .components import Components
 from .questions import PendingCalls, refuse_if_full
 from .talk import MasterChannel

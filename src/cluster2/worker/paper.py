@@ -19,10 +19,10 @@ import os
 import sys
 from typing import Any
 
-from .. import logs
 from ..engines.access import AccessLog, Handler
 from ..kernel import logfiles
 from ..kernel.logfiles import ReopeningFile
+from ..runtime import logging_setup
 from ..settings import Settings
 
 logger = logging.getLogger("cluster2.worker")
@@ -66,7 +66,7 @@ class WorkerOutput:
             return
         for number, name in ((STDOUT, "stdout"), (_STDERR, "stderr")):
             _replace(name, number)
-        begins = logs.line(
+        begins = logging_setup.line(
             f"worker {os.getpid()} begins (slot {slot}, generation {generation})", slot=slot, generation=generation
         )
         try:

@@ -20,7 +20,7 @@ from ..kernel import processes
 from ..kernel.cells import UNKNOWN_VALUE
 from ..kernel.scoreboard import Row, Scoreboard
 from ..lifecycle import WorkerState
-from ..step_guard import StepGuard
+from ..runtime.step_guard import StepGuard
 from . import api
 from .acceptor import Acceptor
 from .descriptor_room import DescriptorRoom

@@ -19,12 +19,12 @@ from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any, cast
 
-from .. import environments, logs
-from ..apps import App, load
 from ..engines import catalogue
 from ..engines.base import Engine
 from ..errors import AppError, ClusterError, ConfigError, one_line, trace
 from ..kernel import privileges
+from ..runtime import env_files, logging_setup
+from ..runtime.app_loader import App, load
 from ..settings import Settings
 from . import bytecode, inheritance
 
@@ -71,7 +71,7 @@ def build(
     copied = replace(settings, **files)
     _enter(copied)
     bytecode.install()
-    logs.configure(settings)
+    logging_setup.configure(settings)
     sites = _sites(settings, sources, targets)
     validator = _validator(settings)
     _warm_up(settings)
@@ -91,7 +91,7 @@ def _enter(settings: Settings) -> None:
     if settings.umask is not None:
         os.umask(settings.umask)
     if settings.env_file is not None:
-        os.environ.update(environments.read(Path(settings.env_file)))
+        os.environ.update(env_files.read(Path(settings.env_file)))
     try:
         os.chdir(settings.chdir)
     except OSError as error:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import ClusterError, NoAnswer, by_exit_code
-from .kernel.pidfiles import CONTROL_SOCKET, connect_control
+from ..errors import ClusterError, NoAnswer, by_exit_code
+from ..kernel.pidfiles import CONTROL_SOCKET, connect_control
 
 Progress = Callable[[dict[str, Any]], None]
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from .errors import raised_in
-from .events import Event, name_of
+from ..errors import raised_in
+from ..events import Event, name_of
 
 logger = logging.getLogger("cluster2.app")
 Handler = Callable[[Any], Any]

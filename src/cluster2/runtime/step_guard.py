@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from types import TracebackType
 
-from .errors import ClusterError
+from ..errors import ClusterError
 
 REPORT_INTERVAL_S = 60.0
 """Seconds before the same failure of a step that works in between is reported again."""

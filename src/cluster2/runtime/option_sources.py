@@ -16,10 +16,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from . import environments
-from .errors import ConfigError
-from .kinds import PATH
-from .settings import FILE_OPTIONS, FORMER, OPTIONS, Option, Settings, validate, without_master
+from ..errors import ConfigError
+from ..kinds import PATH
+from ..settings import FILE_OPTIONS, FORMER, OPTIONS, Option, Settings, validate, without_master
+from . import env_files
 
 VARIABLE_PREFIX = "CLUSTER2_"
 _FIXED_PLACES = ("pids", "logs")
@@ -192,9 +192,9 @@ def check_files(settings: Settings, sources: Mapping[str, str] = _NOTHING) -> No
             except OSError as error:
                 raise refused(name, f"can't be read: {error.strerror}") from None
     if settings.env_file is not None:
-        environments.read(Path(settings.env_file))
+        env_files.read(Path(settings.env_file))
     if settings.user is not None or settings.group is not None:
-        from .kernel.privileges import ids
+        from ..kernel.privileges import ids
 
         ids(settings.user, settings.group)
     if settings.ssl_certfile is not None:
@@ -206,7 +206,7 @@ def _options_in(path: Path, environ: Mapping[str, str]) -> list[str]:
     return [
         f"{path} sets {name}, but options aren't read from env_file: that is the environment of the app; "
         "set it in the environment of cluster2, in its file of options, or by a flag"
-        for name, value in environments.read(path).items()
+        for name, value in env_files.read(path).items()
         if name.startswith(VARIABLE_PREFIX) and environ.get(name) != value
     ]
 
@@ -233,7 +233,7 @@ def _check_certificate(settings: Settings, refused: Callable[[str, object], Conf
 
 
 def _usable_cpus() -> int:
-    from .kernel.processes import usable_cpus
+    from ..kernel.processes import usable_cpus
 
     return usable_cpus()
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ..engines.base import Interface, is_async
+from ..engines.boundary import boundary
+from ..errors import AppError
 from . import targets
-from .engines.base import Interface, is_async
-from .engines.boundary import boundary
-from .errors import AppError
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from .errors import AppError, ClusterError, one_line, trace
+from ..errors import AppError, ClusterError, one_line, trace
 
 APP_NAMES = ("application", "app")
 """Attributes that are looked for where a target names none, the first first."""

@@ -21,8 +21,8 @@ from typing import Any
 
 import msgspec
 
-from .allowance import TokenBucket
-from .settings import Settings
+from ..allowance import TokenBucket
+from ..settings import Settings
 
 _OURS = ("cluster2", "uvicorn", "granian", "_granian")
 """Loggers whose lines are ours to write. Apps log by `uvicorn`'s, out of habit."""

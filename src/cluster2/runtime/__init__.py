@@ -1,0 +1,1 @@
+"""What every process of a cluster uses: option sources, app loading, events, logging, periodic steps."""
