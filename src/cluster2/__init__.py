@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import worker
     from .cluster import Cluster, Running
+    from .config.keywords import ClusterOptions, EcvOptions
     from .errors import (
         AddressInUse,
         AlreadyRunning,
@@ -47,17 +48,16 @@ if TYPE_CHECKING:
         Unloaded,
         Warned,
     )
-    from .keywords import ClusterOptions, EcvOptions
     from .master.delegates import DelegateRequest
     from .master.statuses import ComponentStatus
     from .runtime.app_loader import asgi, rsgi, tcp, wsgi
 
 _HOMES = {
     "Cluster": "cluster",
-    "ClusterOptions": "keywords",
+    "ClusterOptions": "config.keywords",
     "ComponentStatus": "master.statuses",
     "DelegateRequest": "master.delegates",
-    "EcvOptions": "keywords",
+    "EcvOptions": "config.keywords",
     "Running": "cluster",
     "asgi": "runtime.app_loader",
     "rsgi": "runtime.app_loader",

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 import uvloop
 
 from . import events, places
+from .config.settings import OPTIONS, SECRET_VARIABLES, Settings, validate, without_master
+from .config.value_types import Address, FdAddress
 from .errors import ClusterError, ConfigError
 from .kernel import app_forks, environment, processes, signals
 from .kernel.lifeline import Lifeline
@@ -25,7 +27,6 @@ from .kernel.notify import ServiceNotifier
 from .kernel.pidfiles import PidsDirectory
 from .kernel.privileges import ids
 from .kernel.terminal import Terminal
-from .kinds import Address, FdAddress
 from .master.estate import MasterResources, Options, make_board
 from .master.herald import SystemdNotifier
 from .master.logbook import LogDirectory
@@ -36,7 +37,6 @@ from .master.verbs import SIGNAL_COMMANDS
 from .runtime import logging_setup
 from .runtime.event_emitter import Emitter
 from .runtime.option_sources import Config, check_files, restart_warning
-from .settings import OPTIONS, SECRET_VARIABLES, Settings, validate, without_master
 
 logger = logging.getLogger("cluster2.master")
 

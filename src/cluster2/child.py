@@ -15,12 +15,12 @@ import sys
 from collections.abc import Sequence
 
 from . import codec, wire
+from .config.settings import FILE_OPTIONS, OPTIONS, SECRET_VARIABLES, Settings, validate
 from .errors import ClusterError, ConfigError
 from .kernel import environment, processes, snapshots, stacks
 from .kernel.descriptors import MAX_DESCRIPTORS, Packets
 from .kernel.scoreboard import Scoreboard, page_of
 from .runtime.option_sources import Config, check_files, restart_warning
-from .settings import FILE_OPTIONS, OPTIONS, SECRET_VARIABLES, Settings, validate
 from .worker import runtime
 from .worker.birth import AppBinding, WorkerSpec
 from .worker.paper import WorkerOutput

@@ -32,7 +32,7 @@ from .wire import CHANNEL_VARIABLE
 from .zygote import bytecode
 
 if TYPE_CHECKING:
-    from .keywords import ClusterOptions
+    from .config.keywords import ClusterOptions
     from .runtime.control_client import ControlClient
 
 H = TypeVar("H", bound=Callable[[Any], Any])

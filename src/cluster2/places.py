@@ -13,13 +13,13 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 
+from .config.settings import Settings
+from .config.value_types import TcpAddress
 from .errors import AddressInUse
 from .kernel.listeners import Listener, open_all
 from .kernel.pidfiles import PidsDirectory
-from .kinds import TcpAddress
 from .master.logbook import LogDirectory
 from .runtime.option_sources import Config
-from .settings import Settings
 
 logger = logging.getLogger("cluster2.master")
 

@@ -17,11 +17,11 @@ import click
 from . import cli
 from .answers import ALL_PAGES, GROUPS
 from .cli.flags import OptionCommand
+from .config.settings import OPTIONS, Option
+from .config.value_types import UMASK
 from .engines.base import Capability
 from .engines.catalogue import BUILT_IN_ENGINES, find
 from .events import EVENTS, Event, Reason
-from .kinds import UMASK
-from .settings import OPTIONS, Option
 
 _HEAD = """\
 # Options

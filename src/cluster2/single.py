@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from . import events, wire
+from .config.settings import SECRET_VARIABLES, Settings
 from .engines.base import Engine, owns_accept
 from .errors import ClusterError, by_exit_code
 from .kernel import accept_queues, app_forks, environment, processes
@@ -32,7 +33,6 @@ from .master.switchboard import MessageHub
 from .master.talk import WorkerChannel
 from .runtime.event_emitter import Emitter
 from .runtime.option_sources import Config
-from .settings import SECRET_VARIABLES, Settings
 from .worker import runtime
 from .worker.birth import AppBinding, WorkerSpec
 from .worker.paper import WorkerOutput

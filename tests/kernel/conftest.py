@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from cluster2.config.value_types import Address
 from cluster2.kernel.listeners import Listener, open_all
 from cluster2.kernel.processes import become_subreaper
 from cluster2.kernel.scoreboard import Scoreboard
-from cluster2.kinds import Address
 from tests.kernel.leaks import descriptors
 from tests.kernel.visitors import Open
 

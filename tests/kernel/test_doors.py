@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster2.config.value_types import FdAddress, TcpAddress, UnixAddress
 from cluster2.errors import AddressInUse
 from cluster2.kernel.listeners import Listener, queue_length
-from cluster2.kinds import FdAddress, TcpAddress, UnixAddress
 from tests.kernel.children import told
 from tests.kernel.visitors import Open, accept, ask, connect, serve
 

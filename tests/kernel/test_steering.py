@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cluster2.config.value_types import TcpAddress, UnixAddress
 from cluster2.errors import AddressInUse, ConfigError
 from cluster2.kernel.established import (
     EstablishedConnection,
@@ -27,7 +28,6 @@ from cluster2.kernel.lingering import Lingering
 from cluster2.kernel.listeners import NOTSENT_LOWAT_BYTES, Listener, open_all, queue_length
 from cluster2.kernel.progress import untaken
 from cluster2.kernel.steering import MAX_STEERED_SLOTS, SteeredGroup
-from cluster2.kinds import TcpAddress, UnixAddress
 from tests.system.harness import wait_until
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")

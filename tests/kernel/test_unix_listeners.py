@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster2.config.value_types import UnixAddress
 from cluster2.errors import AddressInUse, ConfigError
 from cluster2.kernel.listeners import MAX_PATH_BYTES, SocketFile, open_all
-from cluster2.kinds import UnixAddress
 from tests.kernel.children import leaving
 from tests.kernel.visitors import Open, accept, ask, serve
 

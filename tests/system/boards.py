@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from cluster2.config.settings import Settings
 from cluster2.kernel.scoreboard import Row, Scoreboard
 from cluster2.lifecycle import PHASES, WorkerState
 from cluster2.monitor.desk import Dashboard
 from cluster2.monitor.facts import Facts
 from cluster2.monitor.main import serve
 from cluster2.monitor.picture import ClusterInfo
-from cluster2.settings import Settings
 
 NOBODY = 5_000_000
 """A pid that no process has: the kernel's highest is below it."""

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from cluster2.settings import OPTIONS
+from cluster2.config.settings import OPTIONS
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster2.settings import OPTIONS, Settings
+from cluster2.config.settings import OPTIONS, Settings
 from tests.system.balancers import DEPLOY, PATH, changed
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster2.config.settings import Settings
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.master.facts import Fact, HelperExited
 from cluster2.master.keeping import KeeperProcess
-from cluster2.settings import Settings
 from tests.system.conftest import Serve
 from tests.system.harness import Running, stop, wait_until
 from tests.system.test_moving import MOVING, PARKING, Wire, park

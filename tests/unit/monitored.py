@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from cluster2.config.settings import Settings
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.lifecycle import PHASES, WorkerState
 from cluster2.monitor.app import make
@@ -16,7 +17,6 @@ from cluster2.monitor.desk import Dashboard
 from cluster2.monitor.facts import Facts
 from cluster2.monitor.picture import ClusterInfo
 from cluster2.monitor.scales import MemorySampler
-from cluster2.settings import Settings
 
 TOKEN = "a-secret-token"
 BEARS = {"authorization": f"Bearer {TOKEN}"}

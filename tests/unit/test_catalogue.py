@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from cluster2.config.settings import OPTIONS, Settings
 from cluster2.engines import base, catalogue
 from cluster2.engines.base import Capability, Interface
 from cluster2.engines.granian import GranianEngine
 from cluster2.engines.http.engine import HttpEngine
 from cluster2.engines.tcp import TcpEngine
 from cluster2.errors import ConfigError
-from cluster2.settings import OPTIONS, Settings
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from click.testing import CliRunner, Result
 from cluster2 import reference
 from cluster2.cli import cli
 from cluster2.cli.table import Rates, describe
+from cluster2.config.settings import OPTIONS
 from cluster2.errors import AddressInUse, AppError, ClusterError, NotRunning
 from cluster2.runtime.control_client import ControlClient
 from cluster2.runtime.option_sources import Config, load
-from cluster2.settings import OPTIONS
 
 ROOT = Path(__file__).parents[2]
 

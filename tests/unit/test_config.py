@@ -12,11 +12,11 @@ import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cluster2.config.settings import OPTIONS, Settings
 from cluster2.errors import ConfigError
 from cluster2.kernel.processes import usable_cpus
 from cluster2.runtime import option_sources
 from cluster2.runtime.option_sources import Config, check_files, flatten, line_of, lookup, working_directory
-from cluster2.settings import OPTIONS, Settings
 
 
 def load(directory: Path, given: dict[str, Any] | None = None, **more: Any) -> Config:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from cluster2.config.settings import Settings
 from cluster2.engines.base import EngineStats
-from cluster2.settings import Settings
 from cluster2.worker.acceptor import Acceptor
 from cluster2.worker.drain import WorkerDrain
 from cluster2.worker.moves import HandoffPolicy

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from cluster2.config.settings import Settings
 from cluster2.engines.base import AppContext, EngineStats, Interface
 from cluster2.engines.tcp import TcpEngine
-from cluster2.settings import Settings
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.anyio

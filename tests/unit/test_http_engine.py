@@ -12,11 +12,11 @@ from typing import Any, Self
 
 import pytest
 
+from cluster2.config.settings import Settings
 from cluster2.engines.base import AppContext, Interface
 from cluster2.engines.http.engine import HttpEngine
 from cluster2.engines.http.limits import MAX_HEAD_BYTES as LONGEST_HEAD
 from cluster2.errors import AppError
-from cluster2.settings import Settings
 from cluster2.worker.steps import StepSampler
 from cluster2.worker.wrapper import wrap
 from tests.unit.waiting import PATIENCE, until

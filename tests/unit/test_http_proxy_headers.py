@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster2.config.value_types import PROXIES, parse_proxies
 from cluster2.engines.http.proxy_headers import MAX_FORWARDED_HOPS, UNIX_PEER, TrustedProxies, websocket_scheme
-from cluster2.kinds import PROXIES, parse_proxies
 
 PEER = ("10.0.0.1", 5000)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from cluster2.config.settings import Settings
 from cluster2.engines.base import AppContext, Interface
 from cluster2.engines.granian import GranianEngine
 from cluster2.engines.http.engine import HttpEngine
 from cluster2.errors import AppError
-from cluster2.settings import Settings
 
 pytestmark = pytest.mark.anyio
 App = Callable[[Any, Any, Any], Awaitable[None]]

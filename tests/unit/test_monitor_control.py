@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
+from cluster2.config.settings import Settings
 from cluster2.errors import ClusterError, NoAnswer, NotRunning, UsageError
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.monitor.app import make
 from cluster2.monitor.facts import Facts
 from cluster2.monitor.line import Tell
-from cluster2.settings import Settings
 
 pytestmark = pytest.mark.anyio
 TOKEN = "a-secret-token"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from cluster2.config.settings import Settings
 from cluster2.monitor.gate import AccessControl
-from cluster2.settings import Settings
 
 pytestmark = pytest.mark.anyio
 TOKEN = "a-secret-token"

@@ -12,12 +12,12 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
+from cluster2.config.settings import Settings
 from cluster2.kernel import logfiles
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.monitor.app import make
 from cluster2.monitor.facts import Facts
 from cluster2.monitor.logs import routes
-from cluster2.settings import Settings
 
 pytestmark = pytest.mark.anyio
 LINES = b"".join(b"line %d\n" % each for each in range(1000))

@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from cluster2.config.settings import Settings
 from cluster2.health import STUCK_OVERDUE_S
 from cluster2.kernel import ledger
 from cluster2.kernel.scoreboard import Row, Scoreboard
@@ -21,7 +22,6 @@ from cluster2.latencies import BUCKET_BOUNDS_S
 from cluster2.lifecycle import WorkerState
 from cluster2.monitor.app import make
 from cluster2.monitor.facts import Facts
-from cluster2.settings import Settings
 
 pytestmark = pytest.mark.anyio
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from cluster2.config.settings import Settings
 from cluster2.kernel import ledger
 from cluster2.kernel.scoreboard import CELLS_PER_ROW, Scoreboard
 from cluster2.monitor.page import STATIC_DIRECTORY, files
 from cluster2.monitor.picture import ClusterInfo
 from cluster2.monitor.shield import SECURITY_HEADERS
-from cluster2.settings import Settings
 from tests.unit.monitored import AS_JSON, BEARS, TOKEN, a_board, client, desk_of, facts, worker
 
 pytestmark = pytest.mark.anyio

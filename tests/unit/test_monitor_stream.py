@@ -13,12 +13,12 @@ import msgspec
 import pytest
 
 from cluster2 import events
+from cluster2.config.settings import Settings
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.monitor import stream
 from cluster2.monitor.app import make
 from cluster2.monitor.desk import Dashboard
 from cluster2.monitor.feed import MAX_EVENT_BYTES, MAX_KEPT_EMITTED, MAX_KEPT_EVENTS, EventBuffer
-from cluster2.settings import Settings
 from tests.unit.monitored import BEARS, TOKEN, a_board, client, desk_of, facts, worker
 
 pytestmark = pytest.mark.anyio

@@ -17,12 +17,12 @@ import psutil
 import pytest
 
 from cluster2 import codec, wire
+from cluster2.config.settings import Settings
 from cluster2.kernel import stacks
 from cluster2.kernel.lifeline import Lifeline
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.master.facts import Fact, ZygoteMessage
 from cluster2.master.nursery import WorkerFactory, default_argv
-from cluster2.settings import Settings
 from tests.kernel.leaks import descriptors
 from tests.unit.waiting import PATIENCE, until
 

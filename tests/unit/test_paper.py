@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from cluster2.config.settings import Settings
 from cluster2.kernel import logfiles
-from cluster2.settings import Settings
 from cluster2.worker.paper import WorkerOutput
 
 BEGIN = """
 import os, sys
 from cluster2.runtime import logging_setup
-from cluster2.settings import Settings
+from cluster2.config.settings import Settings
 from cluster2.worker.paper import Paper
 settings = Settings(log_format=os.environ["FORM"])
 logging_setup.configure(settings)

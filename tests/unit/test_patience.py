@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cluster2.config.settings import Settings
 from cluster2.engines.base import AppContext, Engine, Interface
 from cluster2.engines.ending import reset
 from cluster2.engines.http.connection import ConnectionState
@@ -20,7 +21,6 @@ from cluster2.engines.http.engine import HttpEngine
 from cluster2.engines.patience import ClientTimeouts, Wait, WaitingFor
 from cluster2.engines.tcp import TcpEngine
 from cluster2.kernel.progress import transferred, untaken
-from cluster2.settings import Settings
 from tests.unit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.anyio

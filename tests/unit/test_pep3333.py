@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster2.config.value_types import encoded_path
 from cluster2.engines.pep3333 import (
     ClientGone,
     EnvironBuilder,
@@ -19,7 +20,6 @@ from cluster2.engines.pep3333 import (
     body_length,
     body_of,
 )
-from cluster2.kinds import encoded_path
 
 
 def environ_of(root_path: str = "", **changes: Any) -> dict[str, Any]:

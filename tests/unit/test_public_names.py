@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import cluster2
-from cluster2 import errors, events, keywords, reference
-from cluster2.kinds import ValueType
-from cluster2.settings import OPTIONS
+from cluster2 import errors, events, reference
+from cluster2.config import keywords
+from cluster2.config.settings import OPTIONS
+from cluster2.config.value_types import ValueType
 
 
 @pytest.mark.parametrize("name", cluster2.__all__)

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2 import kinds
+from cluster2.config import value_types
+from cluster2.config.settings import OPTIONS, Settings, option, options_of, validate, without_master
+from cluster2.config.value_types import Address, FdAddress, TcpAddress, UnixAddress, ValueType, parse_address
 from cluster2.errors import ConfigError
-from cluster2.kinds import Address, FdAddress, TcpAddress, UnixAddress, ValueType, parse_address
-from cluster2.settings import OPTIONS, Settings, option, options_of, validate, without_master
 
 HOSTS = st.one_of(
     st.ip_addresses().map(str),
@@ -87,52 +87,52 @@ def test_what_is_no_address(text: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "raw", "value"),
     [
-        (kinds.FLAG, "yes", True),
-        (kinds.FLAG, " OFF ", False),
-        (kinds.FLAG, True, True),
-        (kinds.COUNT, "12", 12),
-        (kinds.COUNT, 0, 0),
-        (kinds.PORT, "65535", 65535),
-        (kinds.PORTS, "3000,3001", (3000, 3001)),
-        (kinds.PORTS, ["3000"], 3000),
-        (kinds.WORKERS, "auto", 0),
-        (kinds.DURATION, "30s", 30.0),
-        (kinds.DURATION, "5m", 300.0),
-        (kinds.DURATION, "24h", 86400.0),
-        (kinds.DURATION, "250ms", 0.25),
-        (kinds.DURATION, "5ms", 0.005),
-        (kinds.DURATION, "1.5", 1.5),
-        (kinds.DURATION, 30, 30.0),
-        (kinds.SIZE, "512MiB", 512 * 2**20),
-        (kinds.SIZE, "1GiB", 2**30),
-        (kinds.SIZE, "100MB", 100_000_000),
-        (kinds.SIZE, "1.5kib", 1536),
-        (kinds.SIZE, 4096, 4096),
-        (kinds.SIZE, "0", 0),
-        (kinds.RATIO, "0.5", 0.5),
-        (kinds.UMASK, "022", 0o22),
-        (kinds.UMASK, 0o27, 0o27),
-        (kinds.PATH, Path("a/b"), "a/b"),
-        (kinds.ACCOUNT, 1000, "1000"),
-        (kinds.HOST, "[::]", "::"),
-        (kinds.ADDRESSES, "a:1, unix:b", ("a:1", "unix:b")),
-        (kinds.ADDRESSES, ":1", ("0.0.0.0:1",)),
-        (kinds.ADDRESSES, [TcpAddress("a", 1)], ("a:1",)),
-        (kinds.REFERENCE, "pkg.module:function", "pkg.module:function"),
-        (kinds.REFERENCE, len, len),
-        (kinds.APPS, [["a:app", 3000], ("b:app", "unix:b")], (("a:app", (3000,)), ("b:app", ("unix:b",)))),
-        (kinds.choice("text", "json"), "JSON", "json"),
-        (kinds.ROOT_PATH, "", ""),
-        (kinds.ROOT_PATH, "/", ""),
-        (kinds.ROOT_PATH, "/p", "/p"),
-        (kinds.ROOT_PATH, "/p/", "/p"),
-        (kinds.ROOT_PATH, "p", "/p"),
-        (kinds.ROOT_PATH, "//p//", "/p"),
-        (kinds.ROOT_PATH, "/p/q/", "/p/q"),
-        (kinds.ROOT_PATH, "/a%20b", "/a b"),
-        (kinds.ROOT_PATH, "/café", "/café"),
-        (kinds.ROOT_PATH, "/caf%C3%A9", "/café"),
-        (kinds.ROOT_PATH, "/100%25", "/100%"),
+        (value_types.FLAG, "yes", True),
+        (value_types.FLAG, " OFF ", False),
+        (value_types.FLAG, True, True),
+        (value_types.COUNT, "12", 12),
+        (value_types.COUNT, 0, 0),
+        (value_types.PORT, "65535", 65535),
+        (value_types.PORTS, "3000,3001", (3000, 3001)),
+        (value_types.PORTS, ["3000"], 3000),
+        (value_types.WORKERS, "auto", 0),
+        (value_types.DURATION, "30s", 30.0),
+        (value_types.DURATION, "5m", 300.0),
+        (value_types.DURATION, "24h", 86400.0),
+        (value_types.DURATION, "250ms", 0.25),
+        (value_types.DURATION, "5ms", 0.005),
+        (value_types.DURATION, "1.5", 1.5),
+        (value_types.DURATION, 30, 30.0),
+        (value_types.SIZE, "512MiB", 512 * 2**20),
+        (value_types.SIZE, "1GiB", 2**30),
+        (value_types.SIZE, "100MB", 100_000_000),
+        (value_types.SIZE, "1.5kib", 1536),
+        (value_types.SIZE, 4096, 4096),
+        (value_types.SIZE, "0", 0),
+        (value_types.RATIO, "0.5", 0.5),
+        (value_types.UMASK, "022", 0o22),
+        (value_types.UMASK, 0o27, 0o27),
+        (value_types.PATH, Path("a/b"), "a/b"),
+        (value_types.ACCOUNT, 1000, "1000"),
+        (value_types.HOST, "[::]", "::"),
+        (value_types.ADDRESSES, "a:1, unix:b", ("a:1", "unix:b")),
+        (value_types.ADDRESSES, ":1", ("0.0.0.0:1",)),
+        (value_types.ADDRESSES, [TcpAddress("a", 1)], ("a:1",)),
+        (value_types.REFERENCE, "pkg.module:function", "pkg.module:function"),
+        (value_types.REFERENCE, len, len),
+        (value_types.APPS, [["a:app", 3000], ("b:app", "unix:b")], (("a:app", (3000,)), ("b:app", ("unix:b",)))),
+        (value_types.choice("text", "json"), "JSON", "json"),
+        (value_types.ROOT_PATH, "", ""),
+        (value_types.ROOT_PATH, "/", ""),
+        (value_types.ROOT_PATH, "/p", "/p"),
+        (value_types.ROOT_PATH, "/p/", "/p"),
+        (value_types.ROOT_PATH, "p", "/p"),
+        (value_types.ROOT_PATH, "//p//", "/p"),
+        (value_types.ROOT_PATH, "/p/q/", "/p/q"),
+        (value_types.ROOT_PATH, "/a%20b", "/a b"),
+        (value_types.ROOT_PATH, "/café", "/café"),
+        (value_types.ROOT_PATH, "/caf%C3%A9", "/café"),
+        (value_types.ROOT_PATH, "/100%25", "/100%"),
     ],
 )
 def test_what_a_value_means(kind: ValueType, raw: object, value: object) -> None:
@@ -145,45 +145,45 @@ def test_what_a_value_means(kind: ValueType, raw: object, value: object) -> None
 @pytest.mark.parametrize(
     ("kind", "raw", "message"),
     [
-        (kinds.FLAG, "maybe", "true or false"),
-        (kinds.FLAG, 1, "true or false"),
-        (kinds.COUNT, "many", "a whole number of at least 0"),
-        (kinds.COUNT, "-1", "a whole number"),
-        (kinds.COUNT, 1.5, "a whole number"),
-        (kinds.COUNT, True, "a whole number"),
-        (kinds.WORKERS, "many", "expected a whole number of at least 1"),
-        (kinds.WORKERS, "0", "expected a whole number of at least 1, or auto"),
-        (kinds.WORKERS, 0, "expected a whole number of at least 1, or auto"),
-        (kinds.PORT, 65536, "0 to 65535"),
-        (kinds.PORTS, [], "a port"),
-        (kinds.DURATION, "5 parsecs", "unknown unit 'parsecs'; expected a duration"),
-        (kinds.DURATION, "-1s", "a duration"),
-        (kinds.DURATION, float("nan"), "a duration"),
-        (kinds.DURATION, True, "a duration"),
-        (kinds.DURATION, "9" * 400, "a duration"),
-        (kinds.POSITIVE, "0s", "above zero"),
-        (kinds.SIZE, "512", "unit missing; expected a size such as 512MiB"),
-        (kinds.SIZE, "512 apples", "unknown unit 'apples'"),
-        (kinds.RATIO, "1.1", "from 0 to 1"),
-        (kinds.UMASK, "8", "octal"),
-        (kinds.TEXT, 5, "a text"),
-        (kinds.PATH, "", "a path"),
-        (kinds.REFERENCE, "module.function", "module:function"),
-        (kinds.APPS, "a:app", "a list of pairs"),
-        (kinds.APPS, [["a:app"]], "a list of pairs"),
-        (kinds.HOST, "a b", "a host name"),
-        (kinds.choice("text", "json"), "xml", "one of text, json"),
-        (kinds.ROOT_PATH, "/a b", "a path such as /shop"),
-        (kinds.ROOT_PATH, "/a?b", "without a query"),
-        (kinds.ROOT_PATH, "/a#b", "without a query"),
-        (kinds.ROOT_PATH, "/a%2", "two hexadecimal digits must follow each %; expected a path such as"),
-        (kinds.ROOT_PATH, "/a%00", "a path"),
-        (kinds.ROOT_PATH, "/a\nb", "a path"),
-        (kinds.ROOT_PATH, "/caf%E9", "a path"),
-        (kinds.ROOT_PATH, "/a//b", "an empty segment"),
-        (kinds.ROOT_PATH, "/a/../b", "an empty segment, or one that clients resolve"),
-        (kinds.ROOT_PATH, "/%2e%2E", "an empty segment, or one that clients resolve"),
-        (kinds.ROOT_PATH, 3, "a path"),
+        (value_types.FLAG, "maybe", "true or false"),
+        (value_types.FLAG, 1, "true or false"),
+        (value_types.COUNT, "many", "a whole number of at least 0"),
+        (value_types.COUNT, "-1", "a whole number"),
+        (value_types.COUNT, 1.5, "a whole number"),
+        (value_types.COUNT, True, "a whole number"),
+        (value_types.WORKERS, "many", "expected a whole number of at least 1"),
+        (value_types.WORKERS, "0", "expected a whole number of at least 1, or auto"),
+        (value_types.WORKERS, 0, "expected a whole number of at least 1, or auto"),
+        (value_types.PORT, 65536, "0 to 65535"),
+        (value_types.PORTS, [], "a port"),
+        (value_types.DURATION, "5 parsecs", "unknown unit 'parsecs'; expected a duration"),
+        (value_types.DURATION, "-1s", "a duration"),
+        (value_types.DURATION, float("nan"), "a duration"),
+        (value_types.DURATION, True, "a duration"),
+        (value_types.DURATION, "9" * 400, "a duration"),
+        (value_types.POSITIVE, "0s", "above zero"),
+        (value_types.SIZE, "512", "unit missing; expected a size such as 512MiB"),
+        (value_types.SIZE, "512 apples", "unknown unit 'apples'"),
+        (value_types.RATIO, "1.1", "from 0 to 1"),
+        (value_types.UMASK, "8", "octal"),
+        (value_types.TEXT, 5, "a text"),
+        (value_types.PATH, "", "a path"),
+        (value_types.REFERENCE, "module.function", "module:function"),
+        (value_types.APPS, "a:app", "a list of pairs"),
+        (value_types.APPS, [["a:app"]], "a list of pairs"),
+        (value_types.HOST, "a b", "a host name"),
+        (value_types.choice("text", "json"), "xml", "one of text, json"),
+        (value_types.ROOT_PATH, "/a b", "a path such as /shop"),
+        (value_types.ROOT_PATH, "/a?b", "without a query"),
+        (value_types.ROOT_PATH, "/a#b", "without a query"),
+        (value_types.ROOT_PATH, "/a%2", "two hexadecimal digits must follow each %; expected a path such as"),
+        (value_types.ROOT_PATH, "/a%00", "a path"),
+        (value_types.ROOT_PATH, "/a\nb", "a path"),
+        (value_types.ROOT_PATH, "/caf%E9", "a path"),
+        (value_types.ROOT_PATH, "/a//b", "an empty segment"),
+        (value_types.ROOT_PATH, "/a/../b", "an empty segment, or one that clients resolve"),
+        (value_types.ROOT_PATH, "/%2e%2E", "an empty segment, or one that clients resolve"),
+        (value_types.ROOT_PATH, 3, "a path"),
     ],
 )
 def test_what_a_value_cannot_be(kind: ValueType, raw: object, message: str) -> None:
@@ -195,29 +195,29 @@ def test_what_a_value_cannot_be(kind: ValueType, raw: object, message: str) -> N
 @given(st.floats(0, 1e9))
 def test_a_duration_survives_its_text(seconds: float) -> None:
     """What is shown of a duration means exactly that duration."""
-    assert kinds.DURATION.parse(kinds.DURATION.show(seconds)) == seconds
+    assert value_types.DURATION.parse(value_types.DURATION.show(seconds)) == seconds
 
 
 @given(st.integers(0, 10_000), st.sampled_from([("ms", 0.001), ("s", 1), ("m", 60), ("h", 3600), ("d", 86400)]))
 def test_a_duration_scales_with_its_unit(number: int, unit: tuple[str, float]) -> None:
     """A number with a unit is that many of the unit."""
-    assert kinds.DURATION.parse(f"{number}{unit[0]}") == pytest.approx(number * unit[1])
+    assert value_types.DURATION.parse(f"{number}{unit[0]}") == pytest.approx(number * unit[1])
 
 
 @given(st.text(max_size=20))
 def test_a_root_path_survives_its_text(path: str) -> None:
     """What is shown is read as the same path."""
     try:
-        value = kinds.ROOT_PATH.parse(f"/{kinds.encoded_path(path)}")
+        value = value_types.ROOT_PATH.parse(f"/{value_types.encoded_path(path)}")
     except ValueError:
         return
-    assert kinds.ROOT_PATH.parse(kinds.ROOT_PATH.show(value)) == value
+    assert value_types.ROOT_PATH.parse(value_types.ROOT_PATH.show(value)) == value
 
 
 @given(st.integers(0, 2**63))
 def test_a_size_survives_its_text(size: int) -> None:
     """What is shown of a size means that size."""
-    assert kinds.SIZE.parse(kinds.SIZE.show(size)) == size
+    assert value_types.SIZE.parse(value_types.SIZE.show(size)) == size
 
 
 @given(st.text())
@@ -250,7 +250,7 @@ def test_a_nested_option_is_derived_from_its_field() -> None:
 
     @dataclass(frozen=True)
     class Toy:
-        ecv_control: bool = option(False, kinds.FLAG, "…", "ECV", within="ecv")
+        ecv_control: bool = option(False, value_types.FLAG, "…", "ECV", within="ecv")
 
     found = options_of(Toy)["ecv.control"]
     assert (found.field, found.flag, found.variable) == ("ecv_control", "--ecv-control", "CLUSTER2_ECV_CONTROL")
@@ -344,7 +344,7 @@ def test_a_default_gives_way() -> None:
 def test_ipv6_texts_are_kept() -> None:
     """The kind of `bind` keeps an address's spelling."""
     address = str(ipaddress.IPv6Address("2001:db8::1"))
-    assert kinds.ADDRESS.parse(f"[{address}]:80") == f"[{address}]:80"
+    assert value_types.ADDRESS.parse(f"[{address}]:80") == f"[{address}]:80"
 
 
 @pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.needs_master])

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster2.config.value_types import TcpAddress
 from cluster2.errors import ConfigError
 from cluster2.kernel.listeners import Listener, open_all
 from cluster2.kernel.scoreboard import Scoreboard
-from cluster2.kinds import TcpAddress
 from cluster2.lifecycle import WorkerState
 from cluster2.master.handle import Handle
 from cluster2.master.steering import Steering

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
+from ..config.settings import OPTIONS, SECRET_VARIABLES
 from ..runtime import env_files
 from ..runtime.option_sources import Config
-from ..settings import OPTIONS, SECRET_VARIABLES
 from .flags import OptionCommand, gather, require_target, with_options
 
 

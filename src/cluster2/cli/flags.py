@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from ..kinds import FLAG
+from ..config.settings import FORMER, OPTIONS, Option
+from ..config.value_types import FLAG
 from ..runtime.option_sources import Config, load
-from ..settings import FORMER, OPTIONS, Option
 from . import complain
 
 _ELSEWHERE = {

@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 
 import click
 
+from ..config.settings import Settings
 from ..errors import ConfigError
 from ..runtime.control_client import ControlClient
-from ..settings import Settings
 from . import complain
 from .flags import OptionCommand, gather, require_target, with_options
 

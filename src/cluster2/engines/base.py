@@ -24,7 +24,7 @@ from enum import StrEnum
 from types import FrameType
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
 
-from ..settings import Settings
+from ..config.settings import Settings
 from .access import AccessLog
 from .outcomes import Outcomes
 

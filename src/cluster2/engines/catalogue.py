@@ -20,8 +20,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..config.settings import OPTIONS, Settings
 from ..errors import ConfigError
-from ..settings import OPTIONS, Settings
 from .base import Capability, Engine, Interface, ProtocolEngine, owns_accept
 
 if TYPE_CHECKING:

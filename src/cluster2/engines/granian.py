@@ -49,6 +49,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any, ClassVar
 
+from ..config.settings import Settings
 from ..errors import ConfigError
 from ..kernel.established import (
     descriptors,
@@ -62,7 +63,6 @@ from ..kernel.established import (
 )
 from ..kernel.lingering import Lingering
 from ..kernel.listeners import queue_length
-from ..settings import Settings
 from .base import AppContext, Capability, EngineStats, Interface, Movable
 from .ending import cancel, readable
 from .granian_apps import InFlight, by_rsgi, client_of, ending, native

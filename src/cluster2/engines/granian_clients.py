@@ -22,8 +22,8 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..config.settings import Settings
 from ..kernel.established import EstablishedConnection, reset, shut_down, with_progress
-from ..settings import Settings
 from .granian_apps import InFlight
 from .patience import ClientTimeouts, Wait, WaitingFor
 

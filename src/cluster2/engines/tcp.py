@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping
 from types import CodeType, FrameType
 from typing import Any, ClassVar
 
+from ..config.settings import Settings
 from ..kernel.progress import transferred
-from ..settings import Settings
 from .base import AppContext, Capability, EngineStats, Interface, Movable, Served, ThreadHold, is_async
 from .boundary import BoundaryReader, marked
 from .ending import abandon, cancel, lent, reset

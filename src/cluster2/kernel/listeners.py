@@ -50,9 +50,9 @@ from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol
 
+from cluster2.config.value_types import Address, FdAddress, TcpAddress, UnixAddress
 from cluster2.errors import AddressInUse, ConfigError
 from cluster2.kernel.syn_sink import open_sink
-from cluster2.kinds import Address, FdAddress, TcpAddress, UnixAddress
 
 if TYPE_CHECKING:
     import psutil

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from .. import events, lifecycle, wire
+from ..config.settings import Settings
 from ..errors import ConfigError
 from ..events import Reason
 from ..kernel import ledger, processes
@@ -18,7 +19,6 @@ from ..kernel.processes import ExitStatus
 from ..kernel.scoreboard import Scoreboard
 from ..lifecycle import WorkerAction, WorkerState
 from ..policy import SHORT_LIFE_S
-from ..settings import Settings
 from .child import KILL_TIMEOUT_S
 from .facts import Exited, Fact, StateTimeout, WorkerVanished
 from .handle import Handle

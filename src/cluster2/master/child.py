@@ -16,9 +16,9 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 
 from .. import wire
+from ..config.settings import SECRET_VARIABLES
 from ..kernel import executed, processes, stacks
 from ..kernel.descriptors import DescriptorsLost, PacketError, Packets
-from ..settings import SECRET_VARIABLES
 
 logger = logging.getLogger("cluster2.master")
 

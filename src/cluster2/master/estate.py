@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from ..config.settings import Settings
 from ..errors import ClusterError
 from ..kernel.lifeline import Lifeline
 from ..kernel.listeners import Listener
@@ -15,7 +16,6 @@ from ..kernel.notify import ServiceNotifier
 from ..kernel.pidfiles import PidsDirectory
 from ..kernel.scoreboard import Scoreboard
 from ..kernel.terminal import Terminal
-from ..settings import Settings
 from .logbook import LogDirectory
 
 

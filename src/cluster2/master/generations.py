@@ -11,10 +11,10 @@ import os
 from collections.abc import Callable
 
 from .. import events, wire
+from ..config.settings import FILE_OPTIONS, OPTIONS, Settings
 from ..errors import ConfigError
 from ..kernel import snapshots
 from ..runtime.option_sources import restart_warning
-from ..settings import FILE_OPTIONS, OPTIONS, Settings
 from .estate import MasterResources, Options
 from .facts import Fact
 from .nursery import WorkerFactory

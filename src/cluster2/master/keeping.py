@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from ..config.settings import Settings
 from ..kernel import handover
 from ..kernel.scoreboard import Scoreboard
 from ..policy import RestartBackoff
-from ..settings import Settings
 from .child import ChildProcess
 from .estate import MasterResources
 from .facts import Fact, HelperExited

@@ -11,8 +11,8 @@ import time
 from typing import TYPE_CHECKING
 
 from .. import wire
+from ..config.settings import Settings
 from ..errors import AppError, ClusterError, ConfigError, as_cluster_error, by_exit_code
-from ..settings import Settings
 from .estate import MasterPhase
 from .facts import ZygoteMessage
 

@@ -31,12 +31,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
+from ..config.settings import Settings
 from ..errors import ConfigError
 from ..kernel import logfiles
 from ..kernel.inotify import DIRECTORY_EVENTS, Inotify
 from ..kernel.logfiles import Found
 from ..runtime import logging_setup
-from ..settings import Settings
 from .relay import LogForwarder
 
 logger = logging.getLogger("cluster2.master")

@@ -14,9 +14,9 @@ from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from .. import events, lifecycle, policy, wire
+from ..config.settings import Settings
 from ..kernel import leftovers, processes
 from ..runtime.step_guard import StepGuard
-from ..settings import Settings
 from .control import ControlServer
 from .departure import Shutdown
 from .descriptor_budget import WORKER_DESCRIPTORS, DescriptorCost, refusal

@@ -10,10 +10,10 @@ from collections.abc import Callable, Container, Sequence
 import msgspec
 
 from .. import __version__, codec, wire
+from ..config.settings import Settings
 from ..kernel.listeners import Listener
 from ..kernel.scoreboard import Scoreboard
 from ..policy import RestartBackoff
-from ..settings import Settings
 from .child import ChildProcess
 from .estate import MasterResources
 from .facts import Fact

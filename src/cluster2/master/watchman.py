@@ -20,12 +20,12 @@ from pkgutil import resolve_name
 from typing import Any, cast
 
 from .. import health
+from ..config.settings import Settings
 from ..errors import ConfigError, one_line, raised_in, trace
 from ..health import Trouble
 from ..kernel import processes, stacks
 from ..kernel.scoreboard import Scoreboard
 from ..lifecycle import WorkerState
-from ..settings import Settings
 from .facts import Command, Fact, Tick
 from .handle import Handle
 from .stalls import StalledClientReporter

@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from .. import ecv
+from ..config.settings import Settings
 from ..ecv import Asked, HealthResponse
-from ..settings import Settings
 from . import control, deps, logs, metrics, page, workers
 from .desk import Dashboard
 from .facts import Facts

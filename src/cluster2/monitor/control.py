@@ -17,8 +17,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from ..config.settings import Settings
 from ..errors import ClusterError, NoAnswer, NotRunning, UsageError
-from ..settings import Settings
 from .facts import Facts
 from .line import Tell
 from .stream import COMMENT_INTERVAL_S, SSE_COMMENT, SSE_HEADERS, client_left, message

@@ -15,11 +15,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from ..config.settings import Settings
 from ..engines.base import AppContext, Interface
 from ..engines.http.connection import HttpConnection
 from ..engines.http.engine import HttpEngine
 from ..engines.patience import WaitingFor
-from ..settings import Settings
 
 MAX_CONNECTIONS = 128
 """Connections."""

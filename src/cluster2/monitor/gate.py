@@ -22,8 +22,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .. import ecv
-from ..kinds import is_loopback
-from ..settings import Settings
+from ..config.settings import Settings
+from ..config.value_types import is_loopback
 
 READ_METHODS = ("GET", "HEAD")
 _SAME_SITE_VALUES = (b"none", b"same-origin")

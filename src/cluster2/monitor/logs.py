@@ -21,8 +21,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from ..config.settings import Settings
 from ..kernel import logfiles
-from ..settings import Settings
 
 _MAX_LOG_LINES = 100_000
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from .. import codec, wire
+from ..config.settings import Settings
 from ..errors import ClusterError
 from ..kernel import privileges, signals
 from ..kernel.descriptors import Packets
@@ -29,7 +30,6 @@ from ..kernel.logfiles import ReopeningFile
 from ..kernel.scoreboard import MONITOR_PAGE, Scoreboard
 from ..runtime import logging_setup
 from ..runtime.step_guard import StepGuard
-from ..settings import Settings
 from .agent import AgentConnections
 from .app import make
 from .crowd import ConnectionLimit

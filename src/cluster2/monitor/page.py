@@ -19,7 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from .. import ecv
-from ..settings import Settings
+from ..config.settings import Settings
 from .desk import Dashboard
 from .history import HISTORY_SECONDS
 

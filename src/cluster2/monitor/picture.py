@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import __version__, latencies
+from ..config.settings import Settings
 from ..kernel import processes, usage
 from ..kernel.scoreboard import Row
-from ..settings import Settings
 from .facts import Facts
 from .survey import WorkerSnapshot
 from .watch import UNKNOWN_RATES, Sample, Sampler

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from ..allowance import TokenBucket
-from ..settings import Settings
+from ..config.settings import Settings
 
 _OURS = ("cluster2", "uvicorn", "granian", "_granian")
 """Loggers whose lines are ours to write. Apps log by `uvicorn`'s, out of habit."""

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from ..config.settings import FILE_OPTIONS, FORMER, OPTIONS, Option, Settings, validate, without_master
+from ..config.value_types import PATH
 from ..errors import ConfigError
-from ..kinds import PATH
-from ..settings import FILE_OPTIONS, FORMER, OPTIONS, Option, Settings, validate, without_master
 from . import env_files
 
 VARIABLE_PREFIX = "CLUSTER2_"

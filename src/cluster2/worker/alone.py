@@ -22,9 +22,9 @@ from collections.abc import Callable
 from types import FrameType
 
 from .. import wire
+from ..config.settings import Settings
 from ..kernel import signals
 from ..kernel.terminal import Terminal
-from ..settings import Settings
 
 _END_MARGIN_S = 2.0
 """Seconds beyond `drain_timeout` for the app and its hooks to stop, as with a master."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .. import wire
+from ..config.settings import Settings
 from ..engines.base import Engine
 from ..kernel.scoreboard import Scoreboard
 from ..kernel.terminal import Terminal
 from ..runtime.app_loader import App
-from ..settings import Settings
 from .paper import WorkerOutput
 
 

@@ -20,8 +20,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from ..config.settings import Settings
 from ..engines.base import Engine, is_self_accepting
-from ..settings import Settings
 from .acceptor import Acceptor
 from .moves import HandoffPolicy
 

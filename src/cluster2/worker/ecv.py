@@ -21,9 +21,9 @@ from http import HTTPStatus
 from typing import Any
 
 from .. import ecv, wire
+from ..config.settings import Settings
 from ..ecv import Asked, Health, HealthResponse
 from ..kernel.scoreboard import Header
-from ..settings import Settings
 from .check import AppHealthCheck, Ask, ask_asgi, ask_rsgi, ask_wsgi
 
 Call = Callable[..., Any]

@@ -19,11 +19,11 @@ import os
 import sys
 from typing import Any
 
+from ..config.settings import Settings
 from ..engines.access import AccessLog, Handler
 from ..kernel import logfiles
 from ..kernel.logfiles import ReopeningFile
 from ..runtime import logging_setup
-from ..settings import Settings
 
 logger = logging.getLogger("cluster2.worker")
 

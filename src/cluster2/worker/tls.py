@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 
-from ..settings import Settings
+from ..config.settings import Settings
 
 
 def context(settings: Settings) -> ssl.SSLContext | None:

@@ -19,13 +19,13 @@ from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any, cast
 
+from ..config.settings import Settings
 from ..engines import catalogue
 from ..engines.base import Engine
 from ..errors import AppError, ClusterError, ConfigError, one_line, trace
 from ..kernel import privileges
 from ..runtime import env_files, logging_setup
 from ..runtime.app_loader import App, load
-from ..settings import Settings
 from . import bytecode, inheritance
 
 logger = logging.getLogger("cluster2.zygote")

@@ -18,8 +18,8 @@ from email.utils import formatdate
 from types import FrameType
 from typing import Any, ClassVar
 
-from ...kinds import encoded_path, parse_proxies
-from ...settings import Settings
+from ...config.settings import Settings
+from ...config.value_types import encoded_path, parse_proxies
 from ..base import AppContext, Capability, EngineStats, Interface, Movable, Served, ThreadHold
 from ..ending import alone, cancel, readable, reset
 from ..lifespan import Lifespan

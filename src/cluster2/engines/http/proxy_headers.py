@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from ...kinds import Proxies
+from ...config.value_types import Proxies
 
 Address = tuple[str, int]
 """A host and a port. A port that isn't known is 0."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
-from .errors import ConfigError
-from .kinds import (
+from ..errors import ConfigError
+from .value_types import (
     ACCOUNT,
     ADDRESS,
     ADDRESSES,

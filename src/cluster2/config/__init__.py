@@ -1,0 +1,1 @@
+"""The options: their declaration and the types of their values. Pure."""
