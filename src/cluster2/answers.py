@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .health import STUCK_STATE
+from .core.health import STUCK_STATE
+from .core.lifecycle import MODES, PHASES, WorkerState
 from .kernel.scoreboard import Cells, Header, Row
-from .lifecycle import MODES, PHASES, WorkerState
 
 STATUS, TOP, FACTS = "`status`", "`top`", "`/`"
 ALL_PAGES = (STATUS, TOP, FACTS)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 import msgspec
 
 from . import boot, events, places
+from .core.reducers import Reducer
 from .errors import ClusterError, ConfigError, one_line, trace
 from .kernel import signals
 from .master.delegates import DEFAULT_CONCURRENCY
@@ -25,7 +26,6 @@ from .master.nursery import default_argv, script_argv
 from .master.statuses import ComponentStatus
 from .master.switchboard import MessageHub
 from .master.verbs import SIGNAL_COMMANDS
-from .reducers import Reducer
 from .runtime import option_sources
 from .runtime.option_sources import Config
 from .wire import CHANNEL_VARIABLE

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from .lifecycle import LifePhase
+from .core.lifecycle import LifePhase
 
 Reason = Literal["exit", "crash", "hang", "recycle", "reload", "scale", "shutdown", "stop"]
 """Why a worker ended: it left by itself with code 0, it failed, or the master wanted it so."""

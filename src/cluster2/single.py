@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from . import events, wire
 from .config.settings import SECRET_VARIABLES, Settings
+from .core.lifecycle import PHASES
 from .engines.base import Engine, owns_accept
 from .errors import ClusterError, by_exit_code
 from .kernel import accept_queues, app_forks, environment, processes
@@ -24,7 +25,6 @@ from .kernel.listeners import Listener, shut
 from .kernel.scoreboard import Scoreboard
 from .kernel.signals import ignore_until_handled
 from .kernel.terminal import Terminal
-from .lifecycle import PHASES
 from .master.estate import make_board
 from .master.facts import Fact
 from .master.handle import Handle

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster2.core.histogram import BUCKET_BOUNDS_S
+from cluster2.core.lifecycle import WorkerState
 from cluster2.errors import ClusterError
 from cluster2.kernel import ledger
 from cluster2.kernel.cells import MAX_COUNT
 from cluster2.kernel.scoreboard import SLOTS, Row, Scoreboard
-from cluster2.latencies import BUCKET_BOUNDS_S
-from cluster2.lifecycle import WorkerState
 
 COUNTS = 1000
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster2.core.histogram import BUCKET_BOUNDS_S
 from cluster2.errors import ClusterError
 from cluster2.kernel.cells import MAX_COUNT, UNKNOWN_VALUE, Cells
 from cluster2.kernel.mappings import PAGE_BYTES, map_shared
@@ -33,7 +34,6 @@ from cluster2.kernel.scoreboard import (
     SlotTotals,
     page_of,
 )
-from cluster2.latencies import BUCKET_BOUNDS_S
 from tests.kernel.children import leaving, wait
 
 

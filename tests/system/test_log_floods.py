@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.allowance import LINES_INTERVAL_S, LINES_PER_INTERVAL
+from cluster2.core.token_bucket import LINES_INTERVAL_S, LINES_PER_INTERVAL
 from tests.system.conftest import Serve
 from tests.system.harness import Running, wait_until
 

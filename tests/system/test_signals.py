@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster2.core.signal_table import SIGNAL_EFFECTS, SIGNAL_ROLES, Disposition, Role
 from cluster2.kernel.signals import numbers
-from cluster2.signal_table import SIGNAL_EFFECTS, SIGNAL_ROLES, Disposition, Role
 from tests.system.clients import get
 from tests.system.conftest import Serve
 from tests.system.harness import Running, command, free_port, sample, wait_until

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from cluster2 import ecv
-from cluster2.ecv import Asked, Health, HealthPage
+from cluster2.core import health_page
+from cluster2.core.health_page import Asked, Health, HealthPage
 
 START, NOW = 1337359772.0, 1337359789.0
 
@@ -26,14 +26,14 @@ def page() -> HealthPage:
     return HealthPage("/ecv", START, "somehost")
 
 
-def headers(answer: ecv.HealthResponse) -> dict[str, str]:
+def headers(answer: health_page.HealthResponse) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in answer.headers}
 
 
 def test_stamp() -> None:
     """Times are written as JavaScript writes them, in winter, too."""
-    assert ecv.stamp(NOW) == "Fri May 18 2012 09:49:49 GMT-0700 (PDT)"
-    assert ecv.stamp(1325404800.0) == "Sun Jan 01 2012 00:00:00 GMT-0800 (PST)"
+    assert health_page.stamp(NOW) == "Fri May 18 2012 09:49:49 GMT-0700 (PDT)"
+    assert health_page.stamp(1325404800.0) == "Sun Jan 01 2012 00:00:00 GMT-0800 (PST)"
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,14 @@ def test_wrong_method() -> None:
 @pytest.mark.parametrize("able", [True, False])
 def test_health(traffic: bool, leaving: bool, able: bool) -> None:
     """Who is disabled or leaves says so, whatever the app says."""
-    found = ecv.health(traffic=traffic, leaving=leaving, able=able)
+    found = health_page.health(traffic=traffic, leaving=leaving, able=able)
     assert found is (Health.DISABLED if leaving or not traffic else Health.FINE if able else Health.WARNING)
 
 
 def test_switches() -> None:
     """They stand below the path, wherever that is."""
-    assert ecv.switches("/ecv") == {"/ecv/enable": True, "/ecv/disable": False}
-    assert ecv.switches("/") == {"/enable": True, "/disable": False}
+    assert health_page.switches("/ecv") == {"/ecv/enable": True, "/ecv/disable": False}
+    assert health_page.switches("/") == {"/enable": True, "/disable": False}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_switches() -> None:
 )
 def test_is_local(peer: str | None, local: bool) -> None:
     """Loopback addresses and Unix sockets are this machine; names and whatever isn't known aren't."""
-    assert ecv.is_local(peer) is local
+    assert health_page.is_local(peer) is local
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_is_local(peer: str | None, local: bool) -> None:
 )
 def test_refusal(authorization: str | None, peer: str, token: str | None, refused: int | None) -> None:
     """Without a token loopback counts, with one only the token."""
-    assert ecv.refusal(Asked("POST", "/ecv/disable", peer, authorization), token) == refused
+    assert health_page.refusal(Asked("POST", "/ecv/disable", peer, authorization), token) == refused
 
 
 def test_refusal_of_a_page() -> None:
@@ -149,5 +149,5 @@ def test_refusal_of_a_page() -> None:
         asked = Asked.from_headers(
             "POST", "/ecv/disable", "127.0.0.1", [(name, b"x"), (b"authorization", b"Bearer secret-token")]
         )
-        assert ecv.refusal(asked, None) == 403
-        assert ecv.refusal(asked, "secret-token") is None
+        assert health_page.refusal(asked, None) == 403
+        assert health_page.refusal(asked, "secret-token") is None

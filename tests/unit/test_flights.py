@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cluster2.flights import Flight, SingleFlight
+from cluster2.core.single_flight import Flight, SingleFlight
 
 LIMIT = 2
 

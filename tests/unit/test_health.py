@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.health import (
+from cluster2.core.health import (
     PROMISED_HEARTBEAT_S,
     STUCK_OVERDUE_S,
     Limits,
@@ -18,7 +18,7 @@ from cluster2.health import (
     threshold_passed,
     trouble,
 )
-from cluster2.lifecycle import WorkerState
+from cluster2.core.lifecycle import WorkerState
 
 CALM = Vitals(connections=0, requests=0, uptime=0.0, memory=0, heartbeat=0.0, request_deadline=0.0)
 COUNTS = st.integers(0, 10**9)

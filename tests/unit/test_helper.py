@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager
 import psutil
 import pytest
 
+from cluster2.core.planning import RestartBackoff
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.master.child import ChildProcess
 from cluster2.master.facts import Fact, HelperExited
 from cluster2.master.helper import HelperProcess
-from cluster2.policy import RestartBackoff
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.anyio

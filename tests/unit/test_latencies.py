@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.latencies import BUCKET_BOUNDS_S, bucket, quantile, summary
+from cluster2.core.histogram import BUCKET_BOUNDS_S, bucket, quantile, summary
 
 
 def counts(*seconds: float) -> list[int]:

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.lifecycle import LIVE_STATES, TRANSITIONS, Step, WorkerAction, WorkerEvent, WorkerState, life_phase, step
+from cluster2.core.lifecycle import (
+    LIVE_STATES,
+    TRANSITIONS,
+    Step,
+    WorkerAction,
+    WorkerEvent,
+    WorkerState,
+    life_phase,
+    step,
+)
 
 S, E, A = WorkerState, WorkerEvent, WorkerAction
 PAIRS = list(itertools.product(WorkerState, WorkerEvent))

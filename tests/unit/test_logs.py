@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.allowance import LINES_INTERVAL_S, LINES_PER_INTERVAL
 from cluster2.config.settings import Settings
+from cluster2.core.token_bucket import LINES_INTERVAL_S, LINES_PER_INTERVAL
 from cluster2.runtime import logging_setup
 
 pytestmark = pytest.mark.usefixtures("own_process")

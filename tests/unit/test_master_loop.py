@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from cluster2 import boot, codec, events, wire
+from cluster2.core.lifecycle import WorkerState
 from cluster2.errors import AppError, ClusterError, UsageError
-from cluster2.lifecycle import WorkerState
 from cluster2.master import actions, facts
 from cluster2.master.generations import GenerationTable
 from cluster2.master.loop import Master

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster2 import latencies
+from cluster2.core import histogram
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.worker.measured import LATENCY_WINDOW_S, LatencyWindow
 
@@ -15,7 +15,7 @@ def test_measured() -> None:
     measured.on_second(1000.0)
     measured.add(0.3)
     measured.add(0.1)
-    assert (row.measured()[latencies.bucket(0.3)], sum(row.measured()), row.latency) == (1, 2, 0.4)
+    assert (row.measured()[histogram.bucket(0.3)], sum(row.measured()), row.latency) == (1, 2, 0.4)
     assert (row.slowest, row.slowest_lately) == (0.3, 0.3)
     measured.on_second(1000.0 + LATENCY_WINDOW_S)
     measured.add(0.2)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.latencies import BUCKET_BOUNDS_S
+from cluster2.core.histogram import BUCKET_BOUNDS_S
 from cluster2.monitor.history import HISTORY_COLUMNS, MAX_MARKS, History, thin
 from cluster2.monitor.rates import Meter, RecentLatency
 from cluster2.monitor.scales import MEMORY_TIME_SHARE, UNWEIGHED_TURN_S, MemorySampler

@@ -15,11 +15,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from cluster2.config.settings import Settings
-from cluster2.health import STUCK_OVERDUE_S
+from cluster2.core.health import STUCK_OVERDUE_S
+from cluster2.core.histogram import BUCKET_BOUNDS_S
+from cluster2.core.lifecycle import WorkerState
 from cluster2.kernel import ledger
 from cluster2.kernel.scoreboard import Row, Scoreboard
-from cluster2.latencies import BUCKET_BOUNDS_S
-from cluster2.lifecycle import WorkerState
 from cluster2.monitor.app import make
 from cluster2.monitor.facts import Facts
 

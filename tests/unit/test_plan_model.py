@@ -13,13 +13,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cluster2 import lifecycle, policy
+from cluster2.core import lifecycle, planning
+from cluster2.core.lifecycle import LIVE_STATES, WorkerAction, WorkerState
+from cluster2.core.planning import SHORT_LIFE_S, Retire, Spawn, Wanted, WorkerView
 from cluster2.errors import AppError, ClusterError
 from cluster2.events import Event, Reason
-from cluster2.lifecycle import LIVE_STATES, WorkerAction, WorkerState
 from cluster2.master.facts import Command
 from cluster2.master.reload import Reloader
-from cluster2.policy import SHORT_LIFE_S, Retire, Spawn, Wanted, WorkerView
 
 LIMIT, WINDOW = 3, 10.0
 WAIT_WHEN_DEGRADED = 1.0
@@ -67,7 +67,7 @@ class ClusterMachine(RuleBasedStateMachine):
         self.forking = {1}
         self.reloading_zygote = False
         self.loading: int | None = None
-        self.restarts = policy.Restarts(LIMIT, WINDOW)
+        self.restarts = planning.Restarts(LIMIT, WINDOW)
         self.reloader = Reloader(self._load, self._want, self._drop, self._emit)
         self.asked: list[Asked] = []
         self.events: list[Event] = []
@@ -107,7 +107,7 @@ class ClusterMachine(RuleBasedStateMachine):
         self.reloader.advance(self.now, self.seen(), self.wanted.slots)
         blocked = self.restarts.blocked_slots(self.now)
         before = self.served()
-        decisions = policy.plan(
+        decisions = planning.plan(
             self.wanted,
             self.seen(),
             available=frozenset(self.forking),

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.lifecycle import LIVE_STATES, WorkerState
-from cluster2.policy import (
+from cluster2.core.lifecycle import LIVE_STATES, WorkerState
+from cluster2.core.planning import (
     MAX_BACKOFF_S,
     SHORT_LIFE_S,
     Backoff,

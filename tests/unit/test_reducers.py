@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster2.reducers import REDUCERS, named
+from cluster2.core.reducers import REDUCERS, named
 
 
 @pytest.mark.parametrize(

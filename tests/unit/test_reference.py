@@ -11,9 +11,9 @@ from cluster2 import reference
 from cluster2.answers import GROUPS
 from cluster2.cli import COMMANDS
 from cluster2.config.settings import OPTIONS
+from cluster2.core.lifecycle import TRANSITIONS, WorkerAction, WorkerEvent, WorkerState
 from cluster2.engines.base import Capability
 from cluster2.events import EVENTS
-from cluster2.lifecycle import TRANSITIONS, WorkerAction, WorkerEvent, WorkerState
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 SOURCE = Path(reference.__file__).parent

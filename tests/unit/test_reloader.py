@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from cluster2 import events
+from cluster2.core.lifecycle import WorkerState
+from cluster2.core.planning import WorkerView
+from cluster2.core.rollout import Stage
 from cluster2.errors import ConfigError
-from cluster2.lifecycle import WorkerState
 from cluster2.master.reload import Reloader
-from cluster2.policy import WorkerView
-from cluster2.rolling import Stage
 
 
 def test_each_end_is_counted_once() -> None:

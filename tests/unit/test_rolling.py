@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.lifecycle import WorkerState
-from cluster2.policy import WorkerView
-from cluster2.rolling import SETTLE_S, Rollout, Stage
+from cluster2.core.lifecycle import WorkerState
+from cluster2.core.planning import WorkerView
+from cluster2.core.rollout import SETTLE_S, Rollout, Stage
 
 OLD, NEW = 1, 2
 STATES = st.sampled_from([state for state in WorkerState if state is not WorkerState.DEAD])

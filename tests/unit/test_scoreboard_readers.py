@@ -16,15 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster2 import health
 from cluster2.config.settings import Settings
 from cluster2.config.value_types import TcpAddress
-from cluster2.health import PROMISED_HEARTBEAT_S, Promise, Trouble
+from cluster2.core import health
+from cluster2.core.health import PROMISED_HEARTBEAT_S, Promise, Trouble
+from cluster2.core.lifecycle import WorkerState
+from cluster2.core.planning import Load, lightest
 from cluster2.kernel import ledger
 from cluster2.kernel.cells import CELLS_PER_ROW, MAX_SECONDS
 from cluster2.kernel.listeners import open_all
 from cluster2.kernel.scoreboard import Scoreboard
-from cluster2.lifecycle import WorkerState
 from cluster2.master.handle import Handle
 from cluster2.master.heartbeat import Heartbeats
 from cluster2.master.roster import WorkerRegistry
@@ -33,7 +34,6 @@ from cluster2.master.status import status
 from cluster2.master.steering import Steering
 from cluster2.master.watchman import HealthMonitor
 from cluster2.monitor.metrics import exposition
-from cluster2.policy import Load, lightest
 from cluster2.worker.pace import COUNTING_WINDOW_S, AcceptMode, AcceptModeSelector
 from tests.unit.monitored import a_board, desk_of
 

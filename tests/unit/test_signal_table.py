@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from cluster2 import signal_table
+from cluster2.core import signal_table
 from cluster2.kernel.signals import numbers
 
 DOCS = Path(__file__).parents[2] / "docs" / "signals.md"

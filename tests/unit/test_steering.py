@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster2.config.value_types import TcpAddress
+from cluster2.core.lifecycle import WorkerState
+from cluster2.core.planning import FAIR_SHARE, Load, lightest
 from cluster2.errors import ConfigError
 from cluster2.kernel.listeners import Listener, open_all
 from cluster2.kernel.scoreboard import Scoreboard
-from cluster2.lifecycle import WorkerState
 from cluster2.master.handle import Handle
 from cluster2.master.steering import Steering
-from cluster2.policy import FAIR_SHARE, Load, lightest
 
 
 class Bench:

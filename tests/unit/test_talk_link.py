@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cluster2 import codec, events, wire
-from cluster2.lifecycle import WorkerState
+from cluster2.core.lifecycle import WorkerState
 from cluster2.master import talk
 from cluster2.master.facts import ChannelClosed, Fact, ProtocolViolation, WorkerMessage
 from cluster2.master.handle import Handle

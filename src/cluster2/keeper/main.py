@@ -22,13 +22,13 @@ import sys
 import time
 from collections import deque
 
+from ..core.lifecycle import WorkerState
 from ..kernel.handover import CONNECTIONS_PER_MESSAGE, HandedConnection, QueueReader, QueueWriter, batch_size
 from ..kernel.logfiles import ReopeningFile
 from ..kernel.privileges import drop_privileges
 from ..kernel.processes import raise_file_limit
 from ..kernel.scoreboard import KEEPER_PAGE, Scoreboard
 from ..kernel.signals import settle
-from ..lifecycle import WorkerState
 from ..runtime.step_guard import StepGuard
 from .resting import NO_DEADLINE, IdleConnections
 

@@ -23,8 +23,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Final, Generic, Literal, TypeVar, overload
 
-from cluster2 import latencies
-from cluster2.lifecycle import MODES, WorkerState
+from cluster2.core import histogram
+from cluster2.core.lifecycle import MODES, WorkerState
 
 CELL_BYTES: Final = 8
 CELLS_PER_ROW: Final = 64
@@ -183,7 +183,7 @@ class Tally:
     """Integer cells side by side, one for each bucket of `latencies`. Only their writer uses them as they are."""
 
     def __init__(self, index: int, meaning: str) -> None:
-        self.cells = slice(index, index + len(latencies.BUCKET_BOUNDS_S) + 1)
+        self.cells = slice(index, index + len(histogram.BUCKET_BOUNDS_S) + 1)
         self.meaning = meaning
 
     @overload

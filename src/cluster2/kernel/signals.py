@@ -1,4 +1,4 @@
-"""Bring a process's signals into the state that `cluster2.signal_table` declares for its kind.
+"""Bring a process's signals into the state that `cluster2.core.signal_table` declares for its kind.
 
 What handles a signal is installed where it is needed; here the rest is settled. A process that the master executes begins
 with default dispositions and an empty mask (`kernel.processes: execute`). The master itself inherits both from whatever
@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ..signal_table import SIGNAL_EFFECTS, Disposition, Role
+from ..core.signal_table import SIGNAL_EFFECTS, Disposition, Role
 
 _MASK_BYTES = 128
 """The size of sigset_t."""

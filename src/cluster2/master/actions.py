@@ -9,16 +9,17 @@ import signal
 import time
 from collections.abc import Callable
 
-from .. import events, lifecycle, wire
+from .. import events, wire
 from ..config.settings import Settings
+from ..core import lifecycle
+from ..core.lifecycle import WorkerAction, WorkerState
+from ..core.planning import SHORT_LIFE_S
 from ..errors import ConfigError
 from ..events import Reason
 from ..kernel import ledger, processes
 from ..kernel.pidfiles import PidsDirectory
 from ..kernel.processes import ExitStatus
 from ..kernel.scoreboard import Scoreboard
-from ..lifecycle import WorkerAction, WorkerState
-from ..policy import SHORT_LIFE_S
 from .child import KILL_TIMEOUT_S
 from .facts import Exited, Fact, StateTimeout, WorkerVanished
 from .handle import Handle

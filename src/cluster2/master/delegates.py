@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .. import codec, wire
+from ..core.single_flight import Flight, SingleFlight
 from ..errors import ConfigError, raised_in
-from ..flights import Flight, SingleFlight
 from .threads import HandlerThreads
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from .. import events, lifecycle
+from .. import events
+from ..core import lifecycle
 from ..errors import ClusterError
 from .estate import MasterPhase
 from .facts import LameDuckExpired

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import wire
+from ..core.lifecycle import WorkerState
 from ..errors import ClusterError
-from ..lifecycle import WorkerState
 from .handle import Handle
 
 

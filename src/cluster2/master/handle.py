@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .. import wire
+from ..core.health import Promise
+from ..core.lifecycle import LifePhase, WorkerState, life_phase
+from ..core.planning import WorkerView
 from ..events import Reason
-from ..health import Promise
 from ..kernel.scoreboard import Row
-from ..lifecycle import LifePhase, WorkerState, life_phase
-from ..policy import WorkerView
 
 if TYPE_CHECKING:
     from .talk import WorkerChannel

@@ -15,9 +15,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
+from ..core.planning import RestartBackoff
 from ..kernel.descriptors import PacketError
 from ..kernel.scoreboard import Header
-from ..policy import RestartBackoff
 from .child import ChildProcess
 from .facts import Fact, HelperExited
 

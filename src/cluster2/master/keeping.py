@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from ..config.settings import Settings
+from ..core.planning import RestartBackoff
 from ..kernel import handover
 from ..kernel.scoreboard import Scoreboard
-from ..policy import RestartBackoff
 from .child import ChildProcess
 from .estate import MasterResources
 from .facts import Fact, HelperExited

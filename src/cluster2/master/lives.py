@@ -14,12 +14,13 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from .. import events, lifecycle, policy, wire
+from .. import events, wire
+from ..core import lifecycle, planning
+from ..core.lifecycle import WorkerState
 from ..errors import AppError, ClusterError, by_exit_code
 from ..events import during
 from ..kernel import app_forks, processes, stacks
 from ..kernel.processes import ExitStatus
-from ..lifecycle import WorkerState
 from ..runtime.step_guard import reason
 from .actions import Actions, reason_of
 from .child import KILL_TIMEOUT_S
@@ -55,7 +56,7 @@ class WorkerSupervisor:
         self._master = master
         estate = master.estate
         settings = estate.options[0]
-        self.restarts = policy.Restarts(settings.restart_limit, settings.restart_window)
+        self.restarts = planning.Restarts(settings.restart_limit, settings.restart_window)
         self._refused_since: float | None = None
         self.actions = Actions(settings, estate.board, estate.pids, master.roster, master.post, master.emit, self.steer)
 

@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
-from .. import events, lifecycle, policy, wire
+from .. import events, wire
 from ..config.settings import Settings
+from ..core import lifecycle, planning
 from ..kernel import leftovers, processes
 from ..runtime.step_guard import StepGuard
 from .control import ControlServer
@@ -95,7 +96,7 @@ class Master:
         self._loop = asyncio.get_running_loop()
         settings = estate.options[0]
         self.phase = MasterPhase.BOOTING
-        self.wanted = policy.Wanted(settings.workers, 1, settings.max_surge)
+        self.wanted = planning.Wanted(settings.workers, 1, settings.max_surge)
         self._slots: dict[int, int] = {}
         self.roster = WorkerRegistry()
         self.generations = GenerationTable(estate, self.post, self.emit)
@@ -301,7 +302,7 @@ class Master:
     def resize(self, slots: int) -> None:
         """So many workers are wanted."""
         if self.phase is MasterPhase.SERVING and slots >= 1:
-            self.wanted = policy.Wanted(slots, self.wanted.generation, self.wanted.surge)
+            self.wanted = planning.Wanted(slots, self.wanted.generation, self.wanted.surge)
 
     # Convergence
 
@@ -313,7 +314,7 @@ class Master:
             return
         now = time.monotonic()
         self.reloader.advance(now, self.roster.seen(), self.wanted.slots)
-        decisions = policy.plan(
+        decisions = planning.plan(
             self.wanted,
             self.roster.seen(),
             available=self.generations.available(),
@@ -325,9 +326,9 @@ class Master:
             if self.ending():
                 return
             match decision:
-                case policy.Spawn():
+                case planning.Spawn():
                     await self.lives.spawn(decision.slot, decision.generation)
-                case policy.Retire():
+                case planning.Retire():
                     self.lives.retire(decision.incarnation)
         times = [when for when in (self.lives.restarts.next_time(now), self.reloader.wake_at()) if when is not None]
         self._rounds.wake_at(min(times, default=None))
@@ -375,7 +376,7 @@ class Master:
         self._slots[self.wanted.generation] = slots = self.wanted.slots
         if after.workers != before.workers:  # back to a generation: back to its number, which `scale` may have set
             slots = self._slots.get(generation, after.workers)
-        self.wanted = policy.Wanted(slots, generation, after.max_surge)
+        self.wanted = planning.Wanted(slots, generation, after.max_surge)
         self.watchman.apply_rules(generation)
         self.lives.actions.apply_settings(after)
         if self.keeping is not None:

@@ -11,9 +11,9 @@ import msgspec
 
 from .. import __version__, codec, wire
 from ..config.settings import Settings
+from ..core.planning import RestartBackoff
 from ..kernel.listeners import Listener
 from ..kernel.scoreboard import Scoreboard
-from ..policy import RestartBackoff
 from .child import ChildProcess
 from .estate import MasterResources
 from .facts import Fact

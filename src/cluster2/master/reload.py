@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from .. import events
+from ..core.lifecycle import WorkerState
+from ..core.planning import WorkerView
+from ..core.rollout import Rollout, Stage
 from ..errors import ClusterError, as_cluster_error
-from ..lifecycle import WorkerState
-from ..policy import WorkerView
-from ..rolling import Rollout, Stage
 from .facts import Command
 
 logger = logging.getLogger("cluster2.master")

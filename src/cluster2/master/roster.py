@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..lifecycle import WorkerState
-from ..policy import WorkerView
+from ..core.lifecycle import WorkerState
+from ..core.planning import WorkerView
 from .handle import Handle
 
 

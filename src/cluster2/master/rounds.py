@@ -10,9 +10,9 @@ import time
 from typing import TYPE_CHECKING
 
 from .. import events
+from ..core.lifecycle import WorkerState
 from ..kernel import processes
 from ..kernel.cells import UNKNOWN_VALUE
-from ..lifecycle import WorkerState
 from .facts import Tick, WorkerVanished
 from .heartbeat import Heartbeats
 

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .. import __version__, health, latencies
+from .. import __version__
+from ..core import health, histogram
+from ..core.lifecycle import mode_label
+from ..core.planning import Backoff
 from ..kernel import processes
 from ..kernel.scoreboard import Scoreboard
-from ..lifecycle import mode_label
-from ..policy import Backoff
 from .handle import Handle
 from .roster import WorkerRegistry
 
@@ -77,7 +78,7 @@ def status(
         "ready": sum(worker["state"] == "ready" for worker in workers),
         "in_flight": sum(worker["in_flight"] for worker in workers),
         "waiting": waiting,
-        "latency": latencies.summary(
+        "latency": histogram.summary(
             [sum(each) for each in zip(*measured, strict=True)],
             max((board.row(handle.row).slowest for handle in alive), default=0.0),
         ),
@@ -103,7 +104,7 @@ def _worker(board: Scoreboard, handle: Handle, weigh: Callable[[int], int | None
         "disconnects": _known(row.disconnects),
         "cpu": row.cpu,
         "timed_out": row.timed_out,
-        "latency": latencies.summary(row.measured(), row.slowest),
+        "latency": histogram.summary(row.measured(), row.slowest),
         "mode": mode_label(row.mode, draining=bool(row.draining)),
         "longest_step": row.longest_step,
         "parked": row.parked,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .. import codec, wire
+from ..core.reducers import REDUCERS, Reducer, named
 from ..errors import ClusterError
-from ..reducers import REDUCERS, Reducer, named
 
 if TYPE_CHECKING:
     from .switchboard import WorkerLink

@@ -28,13 +28,13 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from ..core.lifecycle import WorkerState
+from ..core.planning import Load, lightest
 from ..errors import ConfigError
 from ..kernel import accept_queues
 from ..kernel.listeners import Listener, shut
 from ..kernel.scoreboard import Row, Scoreboard
 from ..kernel.steering import SteeredGroup
-from ..lifecycle import WorkerState
-from ..policy import Load, lightest
 from .handle import Handle
 
 logger = logging.getLogger("cluster2.master")

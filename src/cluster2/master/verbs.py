@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import events
+from ..core.lifecycle import LIVE_STATES
 from ..errors import ClusterError, UsageError
-from ..lifecycle import LIVE_STATES
 from ..runtime.step_guard import reason
 from .estate import MasterPhase
 from .facts import Command

@@ -19,13 +19,13 @@ from collections.abc import Callable, Coroutine, Iterable
 from pkgutil import resolve_name
 from typing import Any, cast
 
-from .. import health
 from ..config.settings import Settings
+from ..core import health
+from ..core.health import Trouble
+from ..core.lifecycle import WorkerState
 from ..errors import ConfigError, one_line, raised_in, trace
-from ..health import Trouble
 from ..kernel import processes, stacks
 from ..kernel.scoreboard import Scoreboard
-from ..lifecycle import WorkerState
 from .facts import Command, Fact, Tick
 from .handle import Handle
 from .stalls import StalledClientReporter

@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from .. import ecv
 from ..config.settings import Settings
-from ..ecv import Asked, HealthResponse
+from ..core import health_page
+from ..core.health_page import Asked, HealthResponse
 from . import control, deps, logs, metrics, page, workers
 from .desk import Dashboard
 from .facts import Facts
@@ -68,9 +68,9 @@ class Probes:
 
     def __init__(self, facts: Facts, settings: Settings, root: str) -> None:
         self._facts = facts
-        self._page = ecv.HealthPage(settings.monitor_ecv_path, facts.since, socket.gethostname())
+        self._page = health_page.HealthPage(settings.monitor_ecv_path, facts.since, socket.gethostname())
         self._token = settings.ecv_token
-        self.switches = ecv.switches(root + settings.monitor_ecv_path) if settings.ecv_control else {}
+        self.switches = health_page.switches(root + settings.monitor_ecv_path) if settings.ecv_control else {}
         self.paths = [root + settings.monitor_ecv_path, *self.switches]
 
     async def ecv(self, request: Request) -> Response:
@@ -81,7 +81,7 @@ class Probes:
             return _response(self._page.state(self._facts.health(), ip, self._facts.port, time.time()))
         peer = request.client.host if request.client else None
         asked = Asked.from_headers(method, path, peer, request.scope["headers"])
-        objection = ecv.objection(self._page, asked, self.switches, self._token)
+        objection = health_page.objection(self._page, asked, self.switches, self._token)
         if objection is not None:
             return _response(objection.closing())
         return _response(await self._switch(self.switches[path]))

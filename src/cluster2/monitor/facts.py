@@ -6,11 +6,11 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from .. import ecv, health
-from ..ecv import Health
+from ..core import health, health_page
+from ..core.health_page import Health
+from ..core.lifecycle import WorkerState
 from ..errors import NotRunning
 from ..kernel.scoreboard import Row, Scoreboard
-from ..lifecycle import WorkerState
 
 STUCK_MASTER_AFTER_S = 30.0
 """Seconds after which a master that hasn't looked around is stuck; it does so once a second."""
@@ -87,7 +87,7 @@ class Facts:
 
     def health(self) -> Health:
         """What ECV answers: one worker that serves is enough."""
-        return ecv.health(traffic=self.traffic, leaving=self.leaving, able=self.ready > 0)
+        return health_page.health(traffic=self.traffic, leaving=self.leaving, able=self.ready > 0)
 
     def not_ready(self) -> str | None:
         """Why no traffic should come, or None if it may."""

@@ -21,9 +21,9 @@ import ipaddress
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .. import ecv
 from ..config.settings import Settings
 from ..config.value_types import is_loopback
+from ..core import health_page
 
 READ_METHODS = ("GET", "HEAD")
 _SAME_SITE_VALUES = (b"none", b"same-origin")
@@ -99,7 +99,11 @@ class AccessControl:
             return None
         if self._token is None:
             return _TOKEN_NOT_SET
-        return None if ecv.bears(headers.get(b"authorization", b"").decode("latin-1"), self._token) else _TOKEN_INVALID
+        return (
+            None
+            if health_page.bears(headers.get(b"authorization", b"").decode("latin-1"), self._token)
+            else _TOKEN_INVALID
+        )
 
     def _is_private(self, path: str) -> bool:
         return any(path == each or path.startswith(each + "/") for each in self._private)

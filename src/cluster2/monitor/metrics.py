@@ -21,13 +21,14 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from .. import __version__, health
+from .. import __version__
+from ..core import health
+from ..core.histogram import BUCKET_BOUNDS_S
+from ..core.lifecycle import WorkerState
 from ..errors import ClusterError
 from ..kernel import ledger
 from ..kernel.ledger import Account
 from ..kernel.scoreboard import Row, Scoreboard
-from ..latencies import BUCKET_BOUNDS_S
-from ..lifecycle import WorkerState
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

@@ -18,8 +18,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from .. import ecv
 from ..config.settings import Settings
+from ..core import health_page
 from .desk import Dashboard
 from .history import HISTORY_SECONDS
 
@@ -128,7 +128,7 @@ class PageRoutes:
             return PlainTextResponse(f"only = {only!r:.100}: expected events\n", 400, NO_CACHE_HEADERS)
         if (refusal := self._desk.viewers.refusal()) is not None:
             return PlainTextResponse(f"{refusal}\n", 503, {"retry-after": "5"})
-        trusted = self._token is None or ecv.bears(request.headers.get("authorization"), self._token)
+        trusted = self._token is None or health_page.bears(request.headers.get("authorization"), self._token)
         return EventStream(
             self._desk, _last(request.headers.get("last-event-id", "")), facts=only is None, full=trusted
         )

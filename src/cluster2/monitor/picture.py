@@ -10,8 +10,9 @@ import socket
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import __version__, latencies
+from .. import __version__
 from ..config.settings import Settings
+from ..core import histogram
 from ..kernel import processes, usage
 from ..kernel.scoreboard import Row
 from .facts import Facts
@@ -73,7 +74,7 @@ def picture(look: Sample, watch: Sampler, facts: Facts, subject: ClusterInfo) ->
         "addresses": subject.addresses,
         "memory": {"start": header["memory_at_start"] or None, "now": watch.scales.total(watch.processes(seen))},
         "rates": dict(look.rates),
-        "latency": None if totals is None else latencies.summary(totals.latencies, totals.slowest),
+        "latency": None if totals is None else histogram.summary(totals.latencies, totals.slowest),
         "recent": dict(look.lately),
         "in_flight": seen.sum("in_flight"),
         "connections": {
@@ -133,7 +134,7 @@ def _worker(worker: WorkerSnapshot, look: Sample, watch: Sampler) -> dict[str, A
         **{name: worker.count(name) for name in COUNT_FIELDS},
         **{name: worker.cells[name] for name in CELL_FIELDS},
         "responses": {label: worker.count(cell) for label, cell in Row.STATUS_CLASSES.items()},
-        "latency": latencies.summary(worker.latencies, worker.cells["slowest"]),
+        "latency": histogram.summary(worker.latencies, worker.cells["slowest"]),
         "mode": worker.mode,
         "uptime": max(0.0, now - worker.cells["started"]),
         "memory": watch.scales.memory_of(worker.pid),

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from .. import latencies
+from ..core import histogram
 
 
 class Meter:
@@ -70,4 +70,4 @@ class RecentLatency:
         seen = self._counts[key] = self._before.get(key) or deque(maxlen=self._turns + 1)
         seen.append(tuple(buckets))
         fresh = [max(0, after - before) for before, after in zip(seen[0], seen[-1], strict=True)]
-        return {"p50": latencies.quantile(fresh, 0.5, slowest), "p99": latencies.quantile(fresh, 0.99, slowest)}
+        return {"p50": histogram.quantile(fresh, 0.5, slowest), "p99": histogram.quantile(fresh, 0.99, slowest)}

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import health
+from ..core import health
+from ..core.health import PROMISED_HEARTBEAT_S
+from ..core.histogram import BUCKET_BOUNDS_S
+from ..core.lifecycle import PHASES, mode_label
 from ..errors import ClusterError
-from ..health import PROMISED_HEARTBEAT_S
 from ..kernel import ledger
 from ..kernel.scoreboard import SLOTS, Row, Scoreboard
-from ..latencies import BUCKET_BOUNDS_S
-from ..lifecycle import PHASES, mode_label
 
 
 @dataclass(frozen=True, slots=True)

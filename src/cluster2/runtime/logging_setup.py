@@ -21,8 +21,8 @@ from typing import Any
 
 import msgspec
 
-from ..allowance import TokenBucket
 from ..config.settings import Settings
+from ..core.token_bucket import TokenBucket
 
 _OURS = ("cluster2", "uvicorn", "granian", "_granian")
 """Loggers whose lines are ours to write. Apps log by `uvicorn`'s, out of habit."""

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, overload
 
+from ..core.reducers import Reducer
 from ..errors import NotAWorker
-from ..reducers import Reducer
 from ..runtime.event_emitter import Emitter
 from .components import Components
 from .life import ErrorCounter, Hook, WorkerHooks, WorkerInfo

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
-from ..allowance import TokenBucket
+from ..core.token_bucket import TokenBucket
 from ..engines.base import is_async
 
 Call = Callable[..., Any]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import codec, wire
+from ..core.reducers import REDUCERS, Reducer
 from ..errors import ClusterError, ConfigError, raised_in
-from ..reducers import REDUCERS, Reducer
 
 logger = logging.getLogger("cluster2.worker")
 _MAX_ERROR_CHARS = 1 << 12

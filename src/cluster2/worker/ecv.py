@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from .. import ecv, wire
+from .. import wire
 from ..config.settings import Settings
-from ..ecv import Asked, Health, HealthResponse
+from ..core import health_page
+from ..core.health_page import Asked, Health, HealthResponse
 from ..kernel.scoreboard import Header
 from .check import AppHealthCheck, Ask, ask_asgi, ask_rsgi, ask_wsgi
 
@@ -56,7 +57,7 @@ class Traffic:
 
     def health(self, *, able: bool) -> Health:
         """What holds now."""
-        return ecv.health(traffic=bool(self._header.traffic), leaving=bool(self._header.leaving), able=able)
+        return health_page.health(traffic=bool(self._header.traffic), leaving=bool(self._header.leaving), able=able)
 
     async def switch(self, enabled: bool) -> bool:
         """Returns whether it is done, in all workers; false: the master is gone, or doesn't answer."""
@@ -108,13 +109,13 @@ class Ecv:
     def __init__(self, settings: Settings, since: float, traffic: Traffic, served: Served, root: str = "") -> None:
         """Args: since: wall time of the cluster's start; root: what the engine puts before each path."""
         self._loop = asyncio.get_running_loop()
-        self._page = ecv.HealthPage(settings.ecv_path, since, socket.gethostname())
+        self._page = health_page.HealthPage(settings.ecv_path, since, socket.gethostname())
         self._traffic = traffic
         self._served = served
         self._root = root
         self._monitor = settings.ecv_monitor
         self._token = settings.ecv_token
-        self._switches = ecv.switches(root + settings.ecv_path) if settings.ecv_control else {}
+        self._switches = health_page.switches(root + settings.ecv_path) if settings.ecv_control else {}
         self.paths = frozenset({root + settings.ecv_path, *self._switches})
 
     async def asgi(self, scope: Any, receive: Call, send: Call) -> None:
@@ -176,7 +177,7 @@ class Ecv:
         return self._page.state(able, ip, port, time.time())
 
     def _refused(self, asked: Asked) -> HealthResponse | None:
-        answer = ecv.objection(self._page, asked, self._switches, self._token)
+        answer = health_page.objection(self._page, asked, self._switches, self._token)
         if answer is not None and answer.status != 405:
             logger.warning("%s %s from %s: refused (%d)", asked.method, asked.path, asked.peer, answer.status)
         return answer
@@ -218,7 +219,7 @@ def _brings_body(scope: Any) -> bool:
     )
 
 
-async def _swallow(page: ecv.HealthPage, scope: Any, receive: Call) -> HealthResponse | None:
+async def _swallow(page: health_page.HealthPage, scope: Any, receive: Call) -> HealthResponse | None:
     """Read the body, which says nothing to us, so that the connection can go on. Returns an answer if it is too much."""
     size = 0
     try:

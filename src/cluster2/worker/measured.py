@@ -6,7 +6,7 @@ quantile that is estimated from buckets: no request took as long as the upper en
 
 from __future__ import annotations
 
-from .. import latencies
+from ..core import histogram
 from ..kernel.cells import MAX_COUNT
 from ..kernel.scoreboard import Row
 
@@ -26,7 +26,7 @@ class LatencyWindow:
     def add(self, seconds: float) -> None:
         """Count a request that took so long."""
         row = self._row
-        counts, bucket = row.latencies, latencies.bucket(seconds)
+        counts, bucket = row.latencies, histogram.bucket(seconds)
         counts[bucket] = min(counts[bucket], MAX_COUNT) + 1  # what the app may have written there must not overflow
         row.latency += seconds
         row.slowest = max(row.slowest, seconds)

@@ -12,14 +12,14 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 
+from ..core.health import PROMISED_HEARTBEAT_S
+from ..core.lifecycle import WorkerState
 from ..engines.base import Engine, ThreadHold, is_protocol_engine, owns_accept
 from ..engines.outcomes import STATUS_CLASSES, Outcomes, add
 from ..errors import ClusterError
-from ..health import PROMISED_HEARTBEAT_S
 from ..kernel import processes
 from ..kernel.cells import UNKNOWN_VALUE
 from ..kernel.scoreboard import Row, Scoreboard
-from ..lifecycle import WorkerState
 from ..runtime.step_guard import StepGuard
 from . import api
 from .acceptor import Acceptor

@@ -19,12 +19,12 @@ from typing import Any, cast
 import uvloop
 
 from .. import codec, wire
+from ..core.lifecycle import WorkerState
 from ..engines.base import AppContext, Capability, Engine, Interface, is_protocol_engine, is_self_accepting, owns_accept
 from ..errors import AppError, ClusterError, one_line, trace
 from ..kernel import app_forks, established, lifeline, processes, signals, stacks
 from ..kernel.handover import QueueReader, QueueWriter, batch_size
 from ..kernel.scoreboard import Row
-from ..lifecycle import WorkerState
 from . import api
 from .acceptor import Acceptor
 from .alone import Alone

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from .policy import WorkerView
+from .planning import WorkerView
 
 SETTLE_S = 0.2
 """Seconds that the first new worker must live, once ready, before an old one is retired for it."""
