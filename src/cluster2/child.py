@@ -14,12 +14,12 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from . import codec, wire
 from .config.settings import FILE_OPTIONS, OPTIONS, SECRET_VARIABLES, Settings, validate
 from .errors import ClusterError, ConfigError
 from .kernel import environment, processes, snapshots, stacks
 from .kernel.descriptors import MAX_DESCRIPTORS, Packets
 from .kernel.scoreboard import Scoreboard, page_of
+from .protocol import codec, messages
 from .runtime.option_sources import Config, check_files, restart_warning
 from .worker import runtime
 from .worker.birth import AppBinding, WorkerSpec
@@ -38,11 +38,11 @@ def run(own: Config | None = None, targets: Sequence[object] | None = None) -> i
         targets: the apps as objects (script mode); None: as the options name them.
     """
     # Out of the environment, so that what the app starts doesn't take itself for one of us.
-    channel = Packets.attach(int(os.environ.pop(wire.CHANNEL_VARIABLE)))
+    channel = Packets.attach(int(os.environ.pop(messages.CHANNEL_VARIABLE)))
     environment.remove_and_overwrite(SECRET_VARIABLES)  # a script has read its options by now
     processes.raise_file_limit()
 
-    def prepare(order: wire.Prepare, files: list[int]) -> image.Image:
+    def prepare(order: messages.Prepare, files: list[int]) -> image.Image:
         options = Settings.from_wire(order.settings) if own is None else _agreed(own, order, targets, channel)
         title(options, f"zygote g{order.generation}")
         named = targets or [target for target, _ in options.targets()]
@@ -53,14 +53,14 @@ def run(own: Config | None = None, targets: Sequence[object] | None = None) -> i
 
 def refuse(error: ClusterError) -> None:
     """Tell the master, in place of `run`, why the script doesn't come to that."""
-    channel = Packets.attach(int(os.environ.pop(wire.CHANNEL_VARIABLE)))
+    channel = Packets.attach(int(os.environ.pop(messages.CHANNEL_VARIABLE)))
     with contextlib.suppress(OSError):
         # The order: if it stayed unread, the end of this process would reset the channel.
         channel.receive(MAX_DESCRIPTORS)
     main.refuse(channel, error)
 
 
-def _agreed(own: Config, order: wire.Prepare, targets: Sequence[object] | None, channel: Packets) -> Settings:
+def _agreed(own: Config, order: messages.Prepare, targets: Sequence[object] | None, channel: Packets) -> Settings:
     """Return the options of a script's generation.
 
     A new generation gets what the script says now, except for what a reload can't change. What it got is fixed: when it is loaded
@@ -84,13 +84,13 @@ def _agreed(own: Config, order: wire.Prepare, targets: Sequence[object] | None, 
         check_files(settings, own.sources)
     warnings = [restart_warning(name, own.sources[name]) for name in kept]
     sources = {name: source for name, source in own.sources.items() if own.explicit(name)}
-    chosen = wire.Chosen(settings.to_wire(), sources, settings.objects(), warnings)
+    chosen = messages.Chosen(settings.to_wire(), sources, settings.objects(), warnings)
     with contextlib.suppress(ConnectionError):  # the master is gone: the next thing that is received is the end
         channel.send(codec.pack_order(chosen))
     return settings
 
 
-def _copies(options: Settings, order: wire.Prepare, descriptors: Sequence[int]) -> dict[str, str]:
+def _copies(options: Settings, order: messages.Prepare, descriptors: Sequence[int]) -> dict[str, str]:
     """Return the path of a copy of each file that the options name, by field.
 
     The master has copied them. A script that is executed again may name others by now.
@@ -128,7 +128,7 @@ def title(settings: Settings, role: str) -> None:
     setproctitle.setproctitle(f"{settings.proc_name or 'cluster2'}: {role}")
 
 
-def _serve(made: image.Image, order: wire.Fork, descriptors: list[int]) -> int:
+def _serve(made: image.Image, order: messages.Fork, descriptors: list[int]) -> int:
     title(made.settings, f"worker {order.slot} g{order.generation}")
     paper = WorkerOutput(made.settings, order.logs, order.slot)
     paper.redirect(order.generation, order.slot)

@@ -26,9 +26,9 @@ from .master.nursery import default_argv, script_argv
 from .master.statuses import ComponentStatus
 from .master.switchboard import MessageHub
 from .master.verbs import SIGNAL_COMMANDS
+from .protocol.messages import CHANNEL_VARIABLE
 from .runtime import option_sources
 from .runtime.option_sources import Config
-from .wire import CHANNEL_VARIABLE
 from .zygote import bytecode
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from . import events, wire
+from . import events
 from .config.settings import SECRET_VARIABLES, Settings
 from .core.lifecycle import PHASES
 from .engines.base import Engine, owns_accept
@@ -31,6 +31,7 @@ from .master.handle import Handle
 from .master.logbook import LogDirectory
 from .master.switchboard import MessageHub
 from .master.talk import WorkerChannel
+from .protocol import messages
 from .runtime.event_emitter import Emitter
 from .runtime.option_sources import Config
 from .worker import runtime
@@ -112,7 +113,7 @@ def run(
         return not open_doors
 
     birth = WorkerSpec(
-        order=wire.Fork(1, SINGLE_SLOT, _SINGLE_GENERATION, _SINGLE_ROW, os.getppid(), []),
+        order=messages.Fork(1, SINGLE_SLOT, _SINGLE_GENERATION, _SINGLE_ROW, os.getppid(), []),
         settings=settings,
         sites=[AppBinding(app, engine) for app, engine in made.sites],
         board=board,
@@ -152,8 +153,10 @@ def _board() -> Scoreboard:
     return board
 
 
-def _sockets(listeners: Sequence[tuple[int, Listener]]) -> list[tuple[wire.Socket, socket.socket]]:
-    return [(wire.Socket(site, str(listener.address), listener.owned), listener.sock) for site, listener in listeners]
+def _sockets(listeners: Sequence[tuple[int, Listener]]) -> list[tuple[messages.Socket, socket.socket]]:
+    return [
+        (messages.Socket(site, str(listener.address), listener.owned), listener.sock) for site, listener in listeners
+    ]
 
 
 class _Told:
@@ -174,13 +177,13 @@ class _Told:
         self._leaving = False
         self.failures: list[ClusterError] = []
 
-    def on_message(self, message: wire.Talk) -> None:
+    def on_message(self, message: messages.Talk) -> None:
         """Take a message."""
         now = time.time()
         match message:
-            case wire.Started():
+            case messages.Started():
                 self._emit(events.Forked(time=now, pid=message.pid, slot=SINGLE_SLOT, generation=_SINGLE_GENERATION))
-            case wire.Ready():
+            case messages.Ready():
                 boot = time.monotonic() - self._born
                 self._board.header.phase = PHASES.index("serving")
                 self._emit(
@@ -189,13 +192,13 @@ class _Told:
                     )
                 )
                 self._on_ready()
-            case wire.Leaving():
+            case messages.Leaving():
                 self._leave(message.signal, now)
-            case wire.BootFailed():
+            case messages.BootFailed():
                 self.failures.append(by_exit_code(message.exit_code, message.message, detail=message.detail))
-            case wire.SetTraffic():
+            case messages.SetTraffic():
                 self._emit((events.Enabled if message.enabled else events.Disabled)(time=now))
-            case wire.Note() | wire.Cut() | wire.EndFailed():
+            case messages.Note() | messages.Cut() | messages.EndFailed():
                 self.warn(message.text)
             case _:
                 logger.warning("without a master nobody can say %r", message)
@@ -262,7 +265,7 @@ async def _monitor(
     async def switch(enabled: bool) -> bool:
         if bool(board.header.traffic) != enabled:
             board.header.traffic = int(enabled)
-            told.on_message(wire.SetTraffic(enabled))
+            told.on_message(messages.SetTraffic(enabled))
         return True
 
     port = next((port for _, each in listeners if (port := getattr(each.address, "port", 0))), 0)

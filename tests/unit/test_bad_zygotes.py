@@ -30,11 +30,11 @@ except ClusterError as error:
 """
 ZYGOTE = """
 import os, socket, sys, time
-from cluster2 import codec, wire
+from cluster2.protocol import codec, messages
 from cluster2.kernel import forking
 from cluster2.kernel.descriptors import Packets
 
-channel = Packets.attach(int(os.environ.pop(wire.CHANNEL)))
+channel = Packets.attach(int(os.environ.pop(messages.CHANNEL)))
 
 def hear():
     try:
@@ -58,7 +58,7 @@ def wait_for_the_end():
         pass
 
 hear()
-say(wire.Prepared(["asgi"], ["http"], []))
+say(messages.Prepared(["asgi"], ["http"], []))
 """
 DEAD = "the process that imports the app died ({}); its log says why"
 
@@ -105,7 +105,7 @@ def test_one_that_can_not_fork(tmp_path: Path) -> None:
     """What the kernel refuses is reported once and tried again, until it has failed for too long: not the app's fault."""
     zygote = """
         for order, _ in orders():
-            say(wire.ForkFailed(order.incarnation, "Cannot allocate memory"))
+            say(messages.ForkFailed(order.incarnation, "Cannot allocate memory"))
         """
     ended = run_with(tmp_path, zygote, restart_limit=2)
     assert (ended.returncode, ended.stdout) == (1, "no worker can be made: Cannot allocate memory\n")
@@ -115,9 +115,9 @@ def test_one_that_can_not_fork(tmp_path: Path) -> None:
 def test_one_that_speaks_of_workers_that_nobody_asked_for(tmp_path: Path) -> None:
     """Numbers that the master doesn't know, and messages that only a master sends, are passed over."""
     zygote = """
-        say(wire.Forked(999, 1))
-        say(wire.ForkFailed(999, "no"))
-        say(wire.Prepare(1, {}, {}))
+        say(messages.Forked(999, 1))
+        say(messages.ForkFailed(999, "no"))
+        say(messages.Prepare(1, {}, {}))
         hear()
         os._exit(1)
         """
@@ -144,7 +144,7 @@ def test_a_worker_that_is_gone_before_it_is_known(tmp_path: Path) -> None:
             os.waitpid(pid, 0)
             for descriptor in descriptors:
                 os.close(descriptor)
-            say(wire.Forked(order.incarnation, pid))
+            say(messages.Forked(order.incarnation, pid))
         """
     assert refused(tmp_path, zygote, restart_limit=2).startswith("workers die before they are ready")
 
@@ -153,7 +153,7 @@ def test_a_worker_that_is_ready_before_it_was_born(tmp_path: Path) -> None:
     """A worker that says that it is ready before anybody has told its pid doesn't bring the master down."""
     zygote = """
         order, descriptors = hear()
-        socket.socket(fileno=descriptors[0]).send(codec.pack(wire.Ready()))
+        socket.socket(fileno=descriptors[0]).send(codec.pack(messages.Ready()))
         hear()
         os._exit(1)
         """
@@ -173,6 +173,6 @@ def test_a_worker_that_never_says_a_word(tmp_path: Path) -> None:
             pid = forking.fork_orphan()
             if pid is None:
                 time.sleep(60)  # the end of the test comes first
-            say(wire.Forked(order.incarnation, pid))
+            say(messages.Forked(order.incarnation, pid))
         """
     assert "wasn't ready within boot_timeout (2 s)" in refused(tmp_path, zygote, boot_timeout=2.0)

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from cluster2 import codec, events, wire
+from cluster2 import events
+from cluster2.protocol import codec, messages
 from tests.unit.talking import talking
 from tests.unit.waiting import PATIENCE, until
 
@@ -166,7 +167,7 @@ async def test_supervision_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("how", "times"),
-    [("ffffffff00", 1), ("00000001c1", 1), (codec.pack(wire.Note("look")).hex(), 20_000), ("deaf", 1)],
+    [("ffffffff00", 1), ("00000001c1", 1), (codec.pack(messages.Note("look")).hex(), 20_000), ("deaf", 1)],
     ids=["4 GiB", "noise", "flood", "deaf"],
 )
 async def test_a_mad_worker(tmp_path: Path, how: str, times: int) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster2 import boot, codec, events, wire
+from cluster2 import boot, events
 from cluster2.core.lifecycle import WorkerState
 from cluster2.errors import AppError, ClusterError, UsageError
 from cluster2.master import actions, facts
@@ -24,6 +24,7 @@ from cluster2.master.generations import GenerationTable
 from cluster2.master.loop import Master
 from cluster2.master.nursery import default_argv
 from cluster2.master.switchboard import MessageHub
+from cluster2.protocol import codec, messages
 from cluster2.runtime import option_sources
 from tests.unit.clusters import APP, nobody_is_left, observed, options_for, processes
 from tests.unit.waiting import PATIENCE, until
@@ -66,7 +67,7 @@ async def test_a_state_that_has_ended(tmp_path: Path) -> None:
         master = cluster.running._master
         assert master is not None
         handle = next(iter(master.roster))
-        master.post(facts.WorkerMessage(handle, wire.Leaving("SIGTERM")))
+        master.post(facts.WorkerMessage(handle, messages.Leaving("SIGTERM")))
         master.post(facts.StateTimeout(handle, WorkerState.READY))
         died = await cluster.event(events.Died)
         assert (died.pid, died.code, died.signal) == (handle.pid, 0, None)
@@ -274,20 +275,20 @@ async def test_garbage_from_a_worker(tmp_path: Path, said: bytes) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        wire.Ready(),
-        wire.Drain(True),
-        wire.Started(1, wire.PROTOCOL_VERSION),
-        wire.Note("look"),
-        wire.BootFailed("late", "", 3),
+        messages.Ready(),
+        messages.Drain(True),
+        messages.Started(1, messages.PROTOCOL_VERSION),
+        messages.Note("look"),
+        messages.BootFailed("late", "", 3),
     ],
     ids=lambda message: type(message).__name__,
 )
-async def test_messages_out_of_turn(tmp_path: Path, message: wire.Talk) -> None:
+async def test_messages_out_of_turn(tmp_path: Path, message: messages.Talk) -> None:
     """What a worker says at the wrong time, or what only a master says, changes nothing; a note becomes a warning."""
     async with observed(tmp_path) as cluster:
         before = await cluster.workers()
         assert int(await cluster.get(f"/say/{codec.pack(message).hex()}")) in before.values()
-        if isinstance(message, wire.Note):
+        if isinstance(message, messages.Note):
             assert (await cluster.event(events.Warned)).text.endswith("look")
         assert await cluster.workers() == before
         assert cluster.of(events.Died) == []
@@ -401,8 +402,8 @@ async def test_a_shutdown_between_two_spawns(tmp_path: Path) -> None:
 
 # cluster2 itself is another one
 
-UPGRADED = f"import cluster2.wire\ncluster2.wire.VERSION += 1\n{APP}"
-OTHER = f"are of version {wire.PROTOCOL_VERSION + 1}, the master's of version {wire.PROTOCOL_VERSION}: .*; restart the cluster"
+UPGRADED = f"import cluster2.protocol.messages\ncluster2.protocol.messages.VERSION += 1\n{APP}"
+OTHER = f"are of version {messages.PROTOCOL_VERSION + 1}, the master's of version {messages.PROTOCOL_VERSION}: .*; restart the cluster"
 
 
 async def test_a_reload_after_an_upgrade(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster2 import codec, wire
 from cluster2.config.settings import Settings
 from cluster2.kernel import stacks
 from cluster2.kernel.lifeline import Lifeline
 from cluster2.kernel.scoreboard import Scoreboard
 from cluster2.master.facts import Fact, ZygoteMessage
 from cluster2.master.nursery import WorkerFactory, default_argv
+from cluster2.protocol import codec, messages
 from tests.kernel.leaks import descriptors
 from tests.unit.waiting import PATIENCE, until
 
@@ -41,10 +41,10 @@ class Ward:
         (directory / "site_of_test.py").write_text(text)
         self.facts: list[Fact] = []
         settings = Settings(app="site_of_test.py:app", chdir=str(directory), workers=1)
-        prepare = wire.Prepare(1, settings.to_wire(), {})
+        prepare = messages.Prepare(1, settings.to_wire(), {})
         self.nursery = WorkerFactory(prepare, argv or default_argv(), self.facts.append)
 
-    async def said(self, number: int = 0) -> wire.Orders | None:
+    async def said(self, number: int = 0) -> messages.Orders | None:
         """What the children said, in order."""
         await until(lambda: len(self.facts) > number, "a fact")
         fact = self.facts[number]
@@ -94,15 +94,15 @@ class Birth:
         self.lifeline = Lifeline()
         self.line = self.lifeline.twin()
         self._unpacker = codec.Unpacker()
-        self._heard: list[wire.Talk] = []
+        self._heard: list[messages.Talk] = []
 
-    def order(self, incarnation: int = 1) -> wire.Fork:
-        return wire.Fork(incarnation, 0, 1, self.row, os.getpid(), [wire.Socket(0, "127.0.0.1:0", True)])
+    def order(self, incarnation: int = 1) -> messages.Fork:
+        return messages.Fork(incarnation, 0, 1, self.row, os.getpid(), [messages.Socket(0, "127.0.0.1:0", True)])
 
     def descriptors(self) -> list[int]:
         return [self.theirs.fileno(), self.stacks, self.line, *self.board.descriptors, self.listener.fileno()]
 
-    async def hears(self) -> wire.Talk:
+    async def hears(self) -> messages.Talk:
         """The next message of the worker."""
         loop = asyncio.get_running_loop()
         while not self._heard:
@@ -136,17 +136,17 @@ def birth() -> Any:
 async def test_a_zygote_forks_workers(tmp_path: Path, birth: Birth) -> None:
     """A zygote says what it has loaded; told to, it forks a worker that is our own child, serves, and drains."""
     async with ward(tmp_path) as w:
-        assert await w.said() == wire.Prepared(["tcp"], ["tcp"], [], movable=[0], owner=OWNER)
+        assert await w.said() == messages.Prepared(["tcp"], ["tcp"], [], movable=[0], owner=OWNER)
         assert w.nursery.ready
         w.nursery.spawn(birth.order(), birth.descriptors())
         birth.theirs.close()
         born = await birth.hears()
-        assert isinstance(born, wire.Started)
-        assert await w.said(1) == wire.WorkerForked(1, born.pid)
+        assert isinstance(born, messages.Started)
+        assert await w.said(1) == messages.WorkerForked(1, born.pid)
         assert psutil.Process(born.pid).ppid() == os.getpid()
-        assert await birth.hears() == wire.Ready()
+        assert await birth.hears() == messages.Ready()
         assert await birth.greeting() == b"hello"
-        birth.ours.send(codec.pack(wire.Drain(True)) + codec.pack(wire.KeeperGone()))
+        birth.ours.send(codec.pack(messages.Drain(True)) + codec.pack(messages.KeeperGone()))
         assert await asyncio.to_thread(os.waitpid, born.pid, 0) == (born.pid, 0)
 
 
@@ -159,10 +159,10 @@ async def test_an_executed_worker(tmp_path: Path, birth: Birth) -> None:
         assert w.nursery.ready
         w.nursery.spawn(birth.order(7), birth.descriptors())
         forked = await w.said(1)
-        assert isinstance(forked, wire.WorkerForked)
+        assert isinstance(forked, messages.WorkerForked)
         assert forked.incarnation == 7
-        assert await birth.hears() == wire.Started(forked.pid, wire.PROTOCOL_VERSION)
-        assert await birth.hears() == wire.Ready()
+        assert await birth.hears() == messages.Started(forked.pid, messages.PROTOCOL_VERSION)
+        assert await birth.hears() == messages.Ready()
         assert await birth.greeting() == b"hello"
         await until(lambda: not psutil.pid_exists(zygote), "the zygote, of no more use, has left")
         os.kill(forked.pid, signal.SIGTERM)
@@ -183,7 +183,7 @@ async def test_an_app_that_can_not_be_loaded(tmp_path: Path, text: str, says: st
     """The error and its traceback arrive, however long and odd they are, and the zygote leaves."""
     async with ward(tmp_path, text) as w:
         failed = await w.said()
-        assert isinstance(failed, wire.PrepareFailed)
+        assert isinstance(failed, messages.PrepareFailed)
         assert says in failed.message
         assert failed.exit_code == 3
         assert not w.nursery.ready
@@ -199,9 +199,9 @@ async def test_an_executed_worker_that_can_not_load(tmp_path: Path, birth: Birth
         (tmp_path / "site_of_test.py").write_text("1 / 0\n")
         before = set(os.listdir("/proc/self/fd"))
         w.nursery.spawn(birth.order(), birth.descriptors())
-        assert isinstance(await w.said(1), wire.WorkerForked)
+        assert isinstance(await w.said(1), messages.WorkerForked)
         failed = await w.said(2)
-        assert isinstance(failed, wire.PrepareFailed)
+        assert isinstance(failed, messages.PrepareFailed)
         assert "ZeroDivisionError" in failed.message
         await until(lambda: set(os.listdir("/proc/self/fd")) <= before, "all descriptors are closed")
 
@@ -212,15 +212,15 @@ async def test_a_zygote_that_is_killed(tmp_path: Path, birth: Birth) -> None:
         await w.said()
         w.nursery.spawn(birth.order(), birth.descriptors())
         born = await birth.hears()
-        assert isinstance(born, wire.Started)
-        assert await birth.hears() == wire.Ready()
+        assert isinstance(born, messages.Started)
+        assert await birth.hears() == messages.Ready()
         (zygote,) = w.nursery.pids()
         os.kill(zygote, signal.SIGKILL)
         assert await w.said(2) is None
         assert not w.nursery.ready
         assert await birth.greeting() == b"hello"
         w.nursery.load()
-        assert isinstance(await w.said(3), wire.Prepared)
+        assert isinstance(await w.said(3), messages.Prepared)
         os.kill(born.pid, signal.SIGKILL)
         await asyncio.to_thread(os.waitpid, born.pid, 0)
 
@@ -247,7 +247,7 @@ async def test_an_import_that_takes_too_long(tmp_path: Path) -> None:
         (zygote,) = w.nursery.pids()
         w.nursery._too_slow()
         failed = await w.said()
-        assert isinstance(failed, wire.PrepareFailed)
+        assert isinstance(failed, messages.PrepareFailed)
         assert "wasn't imported within boot_timeout" in failed.message
         assert "site_of_test.py" in failed.detail
         await until(lambda: not psutil.pid_exists(zygote), "it is killed")
@@ -286,7 +286,7 @@ async def test_a_child_that_can_not_be_heard(
         watch(*arguments)
 
     facts: list[Fact] = []
-    nursery = WorkerFactory(wire.Prepare(1, {}, {}), default_argv(), facts.append)
+    nursery = WorkerFactory(messages.Prepare(1, {}, {}), default_argv(), facts.append)
     monkeypatch.setattr(loop, "add_reader", add_reader)
     if executed:
         nursery.each_executed()
@@ -296,7 +296,7 @@ async def test_a_child_that_can_not_be_heard(
         nursery.load()
         (fact,) = facts
         assert isinstance(fact, ZygoteMessage)
-        assert fact.message == wire.PrepareFailed("no process can be made: No space left on device", "", 1)
+        assert fact.message == messages.PrepareFailed("no process can be made: No space left on device", "", 1)
         assert not nursery.ready
     nursery.close()
     await nursery.wait_closed(PATIENCE)

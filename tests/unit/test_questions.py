@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cluster2 import codec, wire
 from cluster2.errors import DelegateError, DelegateTimeout
+from cluster2.protocol import codec, messages
 from cluster2.worker.questions import MASTER_GONE, WORKER_LEAVING, PendingCalls, question
 from tests.unit.waiting import PATIENCE, until
 
@@ -26,11 +26,11 @@ class Channel:
         self.full = False
         self.has_room: Callable[[], None] = lambda: None
 
-    def send(self, message: wire.Talk) -> None:
+    def send(self, message: messages.Talk) -> None:
         self.said.append(message)
 
 
-def asked(timeout: float | None = None) -> wire.Delegate:
+def asked(timeout: float | None = None) -> messages.Delegate:
     return question("work", 1, timeout, None, None, None)
 
 
@@ -96,7 +96,7 @@ async def test_an_answer_and_a_thread_that_gives_up(channel: Channel, questions:
             return before
 
     questions._open[7] = GivenUp(), float("inf")
-    questions.on_answer(wire.CallResult(7, codec.payload(1)))
+    questions.on_answer(messages.CallResult(7, codec.payload(1)))
     assert questions.late == 1
 
 
@@ -109,8 +109,8 @@ async def test_turns_go_on_when_other_loops_are_answered(
     await until(lambda: channel.said, "the thread has asked")
     waiting = asyncio.ensure_future(questions.call(asked()))
     await until(lambda: questions._turns, "it waits for its turn")
-    questions.on_answer(wire.CallResult(channel.said[0].number, codec.payload("first")))
+    questions.on_answer(messages.CallResult(channel.said[0].number, codec.payload("first")))
     assert await asyncio.wait_for(thread, PATIENCE) == "first"
     await until(lambda: len(channel.said) == 2, "it has had its turn")
-    questions.on_answer(wire.CallResult(channel.said[1].number, codec.payload("second")))
+    questions.on_answer(messages.CallResult(channel.said[1].number, codec.payload("second")))
     assert await asyncio.wait_for(waiting, PATIENCE) == "second"

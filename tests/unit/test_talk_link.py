@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from cluster2 import codec, events, wire
+from cluster2 import events
 from cluster2.core.lifecycle import WorkerState
 from cluster2.master import talk
 from cluster2.master.facts import ChannelClosed, Fact, ProtocolViolation, WorkerMessage
 from cluster2.master.handle import Handle
 from cluster2.master.switchboard import MessageHub
 from cluster2.master.talk import WorkerChannel
+from cluster2.protocol import codec, messages
 from tests.unit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +37,7 @@ class Peer:
         self._unpacker = codec.Unpacker()
         self.heard: list[Any] = []
 
-    async def say(self, *messages: wire.Talk) -> None:
+    async def say(self, *messages: messages.Talk) -> None:
         await self.send(b"".join(map(codec.pack, messages)))
 
     async def send(self, data: bytes) -> None:
@@ -62,7 +63,7 @@ class Peer:
         return found
 
     async def asks(self, name: str, value: object, number: int = 1) -> None:
-        await self.say(wire.Delegate(name, codec.payload(value), number, name))
+        await self.say(messages.Delegate(name, codec.payload(value), number, name))
 
 
 class Site:
@@ -84,7 +85,7 @@ class Site:
         peer = Peer(self, theirs, len(self.peers))
         self.peers.append(peer)
         await asyncio.get_running_loop().create_unix_connection(lambda: peer.link, sock=ours)
-        await peer.say(wire.Started(1000 + peer.handle.slot, wire.PROTOCOL_VERSION))
+        await peer.say(messages.Started(1000 + peer.handle.slot, messages.PROTOCOL_VERSION))
         await until(lambda: peer.link in self.board._links, "it has joined")
         return peer
 
@@ -106,7 +107,7 @@ async def a_site() -> AsyncIterator[Site]:
 async def test_noise() -> None:
     """Random bytes, spoilt frames, endless lengths: garbage or waited for, never more, and another worker is served."""
     noise = random.Random(1)
-    whole = b"".join(map(codec.pack, [wire.Ready(), wire.Delegate("echo", codec.payload([1]), 1, "echo")] * 3))
+    whole = b"".join(map(codec.pack, [messages.Ready(), messages.Delegate("echo", codec.payload([1]), 1, "echo")] * 3))
     async with a_site() as site:
         sound = await site.join()
         for number in range(150):
@@ -135,7 +136,7 @@ async def test_noise() -> None:
 
 async def test_what_is_unknown_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
     """An unknown message is told once and ignored; a stream of them is a fault."""
-    unknown = codec.pack(wire.Note("")).replace(b"Note", b"Nota")
+    unknown = codec.pack(messages.Note("")).replace(b"Note", b"Nota")
     async with a_site() as site:
         peer = await site.join()
         await peer.send(unknown * 3)
@@ -148,8 +149,8 @@ async def test_what_is_unknown_is_ignored(caplog: pytest.LogCaptureFixture) -> N
         assert "unknown types" in await peer.is_garbage()
 
 
-@pytest.mark.parametrize("message", [wire.Note("look"), wire.Ready()], ids=["notes", "ready"])
-async def test_a_flood_of_what_concerns_supervision(message: wire.Talk) -> None:
+@pytest.mark.parametrize("message", [messages.Note("look"), messages.Ready()], ids=["notes", "ready"])
+async def test_a_flood_of_what_concerns_supervision(message: messages.Talk) -> None:
     """The master's queue gets no more of it than a worker can have to say; then the worker is garbage."""
     async with a_site() as site:
         peer = await site.join()
@@ -171,7 +172,7 @@ async def test_more_work_than_is_done() -> None:
         site.board.delegates.handle("slow", slow)
         eager, quiet = await site.join(), await site.join()
         times = 40_000
-        frames = b"".join(codec.pack(wire.Delegate("slow", codec.payload(number))) for number in range(times))
+        frames = b"".join(codec.pack(messages.Delegate("slow", codec.payload(number))) for number in range(times))
         # Not by `send`, which bounds it: it ends when almost all is done, and that takes seconds on a busy machine.
         sending = asyncio.ensure_future(asyncio.get_running_loop().sock_sendall(eager.sock, frames))
         await until(lambda: eager.link.lone > talk.MAX_OPEN_CALLS, "it has asked for more than it may")
@@ -197,7 +198,7 @@ async def test_heavy_work() -> None:
 
         site.board.delegates.handle("slow", slow, single=False)
         peer = await site.join()
-        frame = codec.pack(wire.Delegate("slow", codec.payload("x" * 1_000_000)))
+        frame = codec.pack(messages.Delegate("slow", codec.payload("x" * 1_000_000)))
         sending = asyncio.ensure_future(peer.send(frame * 100))
         await until(lambda: peer.link.weight > talk.MAX_OPEN_CALL_BYTES, "it is heavy")
         for _ in range(100):
@@ -213,11 +214,11 @@ async def test_what_can_not_be_understood_is_not_passed_on() -> None:
     """An event whose data is no message's harms its sender only: no other worker is told."""
     async with a_site() as site:
         mad, sound = await site.join(), await site.join()
-        bad = codec.pack(wire.Emit("news", codec.payload("abc"), None, True)).replace(b"abc", b"\xff\xfe\xfd")
+        bad = codec.pack(messages.Emit("news", codec.payload("abc"), None, True)).replace(b"abc", b"\xff\xfe\xfd")
         await mad.send(bad)
         await mad.is_garbage()
         await sound.asks("echo", 1)
-        assert isinstance((await sound.hear())[0], wire.CallResult)
+        assert isinstance((await sound.hear())[0], messages.CallResult)
 
 
 async def test_one_that_does_not_read() -> None:
@@ -253,7 +254,7 @@ async def test_the_last_words_of_a_worker() -> None:
         done = []
         site.board.delegates.handle("audit", done.append)
         peer = await site.join()
-        await peer.say(*[wire.Delegate("audit", codec.payload(number)) for number in range(2000)])
+        await peer.say(*[messages.Delegate("audit", codec.payload(number)) for number in range(2000)])
         peer.sock.close()
         peer.link.finish()
         await until(lambda: sorted(done) == list(range(2000)), lambda: f"all is done: {len(done)}")
@@ -263,7 +264,7 @@ async def test_an_event_of_the_masters_own() -> None:
     """A worker that says what only the master may say is garbage."""
     async with a_site() as site:
         peer = await site.join()
-        await peer.say(wire.Emit("died", codec.payload(None)))
+        await peer.say(messages.Emit("died", codec.payload(None)))
         assert "which is the master's" in await peer.is_garbage()
         assert site.events == []
 
@@ -279,7 +280,7 @@ async def test_events_that_nobody_can_keep_up_with() -> None:
         site.board.emitter.on("news", slow)
         site.board._heard = site.board.emitter.emit
         peer = await site.join()
-        frames = codec.pack(wire.Emit("news", codec.payload("x" * 100))) * 30_000
+        frames = codec.pack(messages.Emit("news", codec.payload("x" * 100))) * 30_000
         sending = asyncio.ensure_future(peer.send(frames))
         await until(site.board.emitter.crowded, "it is crowded")
         for _ in range(100):

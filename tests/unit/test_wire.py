@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2 import codec, wire
 from cluster2.errors import ClusterError
+from cluster2.protocol import codec, messages
 
 # Text that UTF-8 can't encode (lone surrogates) can't travel.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -22,37 +22,37 @@ PLAIN: st.SearchStrategy[Any] = st.recursive(
     max_leaves=8,
 )
 TALK = st.one_of(
-    st.builds(wire.Started, NUMBERS),
-    st.builds(wire.Ready),
-    st.builds(wire.BootFailed, TEXT, TEXT, NUMBERS),
-    st.builds(wire.Note, TEXT),
-    st.builds(wire.Drain, st.booleans()),
-    st.builds(wire.GiveUp, NUMBERS),
-    st.builds(wire.ComponentAnnounced, TEXT),
+    st.builds(messages.Started, NUMBERS),
+    st.builds(messages.Ready),
+    st.builds(messages.BootFailed, TEXT, TEXT, NUMBERS),
+    st.builds(messages.Note, TEXT),
+    st.builds(messages.Drain, st.booleans()),
+    st.builds(messages.GiveUp, NUMBERS),
+    st.builds(messages.ComponentAnnounced, TEXT),
 )
 RAW = st.builds(codec.payload, PLAIN)
 WITH_PAYLOADS = st.one_of(
-    st.builds(wire.Emit, TEXT, RAW, st.none() | st.lists(NUMBERS, max_size=3), st.booleans(), NUMBERS),
+    st.builds(messages.Emit, TEXT, RAW, st.none() | st.lists(NUMBERS, max_size=3), st.booleans(), NUMBERS),
     st.builds(
-        wire.Delegate, TEXT, RAW, NUMBERS, st.none() | TEXT, st.just(wire.NO_PAYLOAD) | RAW, st.none() | st.floats(0.1, 9.0),
+        messages.Delegate, TEXT, RAW, NUMBERS, st.none() | TEXT, st.just(messages.NO_PAYLOAD) | RAW, st.none() | st.floats(0.1, 9.0),
         st.none() | TEXT, st.none() | st.lists(NUMBERS, max_size=3),
     ),
-    st.builds(wire.CallResult, NUMBERS, st.just(wire.NO_PAYLOAD) | RAW, st.none() | st.builds(wire.Failure, TEXT, TEXT, TEXT)),
-    st.builds(wire.View, NUMBERS, TEXT, st.just(wire.NO_PAYLOAD) | RAW),
-    st.builds(wire.Reduce, NUMBERS, TEXT, st.lists(RAW, max_size=3)),
-    st.builds(wire.Viewed, NUMBERS, st.just(wire.NO_PAYLOAD) | RAW, TEXT, st.none() | TEXT),
-    st.builds(wire.Update, TEXT, RAW),
+    st.builds(messages.CallResult, NUMBERS, st.just(messages.NO_PAYLOAD) | RAW, st.none() | st.builds(messages.Failure, TEXT, TEXT, TEXT)),
+    st.builds(messages.View, NUMBERS, TEXT, st.just(messages.NO_PAYLOAD) | RAW),
+    st.builds(messages.Reduce, NUMBERS, TEXT, st.lists(RAW, max_size=3)),
+    st.builds(messages.Viewed, NUMBERS, st.just(messages.NO_PAYLOAD) | RAW, TEXT, st.none() | TEXT),
+    st.builds(messages.Update, TEXT, RAW),
 )  # fmt: skip
 ORDERS = st.one_of(
-    st.builds(wire.Prepare, NUMBERS, st.dictionaries(TEXT, PLAIN, max_size=4), st.dictionaries(TEXT, TEXT, max_size=4)),
+    st.builds(messages.Prepare, NUMBERS, st.dictionaries(TEXT, PLAIN, max_size=4), st.dictionaries(TEXT, TEXT, max_size=4)),
     st.builds(
-        wire.Fork, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS,
-        st.lists(st.builds(wire.Socket, NUMBERS, TEXT), max_size=3), st.booleans(),
+        messages.Fork, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS,
+        st.lists(st.builds(messages.Socket, NUMBERS, TEXT), max_size=3), st.booleans(),
     ),
-    st.builds(wire.Prepared, st.lists(TEXT), st.lists(TEXT), st.lists(TEXT)),
-    st.builds(wire.PrepareFailed, TEXT, TEXT, NUMBERS),
-    st.builds(wire.WorkerForked, NUMBERS, NUMBERS),
-    st.builds(wire.ForkFailed, NUMBERS, TEXT),
+    st.builds(messages.Prepared, st.lists(TEXT), st.lists(TEXT), st.lists(TEXT)),
+    st.builds(messages.PrepareFailed, TEXT, TEXT, NUMBERS),
+    st.builds(messages.WorkerForked, NUMBERS, NUMBERS),
+    st.builds(messages.ForkFailed, NUMBERS, TEXT),
 )  # fmt: skip
 NESTED = b"\x91" * 200_000
 """An array in an array in an array…: deeper than any decoder's stack."""
@@ -63,7 +63,7 @@ def framed(body: bytes) -> bytes:
 
 
 @given(st.lists(TALK, max_size=8), st.data())
-def test_talk_survives_any_cut(messages: list[wire.Talk], data: st.DataObject) -> None:
+def test_talk_survives_any_cut(messages: list[messages.Talk], data: st.DataObject) -> None:
     """However the stream is cut, the messages come out whole, in order, each as soon as its last byte is there."""
     stream = b"".join(codec.pack(message) for message in messages)
     ends = [sum(len(codec.pack(each)) for each in messages[: count + 1]) for count in range(len(messages))]
@@ -76,13 +76,13 @@ def test_talk_survives_any_cut(messages: list[wire.Talk], data: st.DataObject) -
 
 
 @given(ORDERS)
-def test_orders_round_trip(order: wire.Orders) -> None:
+def test_orders_round_trip(order: messages.Orders) -> None:
     """An order comes out of its packet as it went in."""
     assert codec.unpack_order(codec.pack_order(order)) == order
 
 
 @given(TALK, st.integers(0, 40))
-def test_a_truncated_message_is_nothing_yet(message: wire.Talk, missing: int) -> None:
+def test_a_truncated_message_is_nothing_yet(message: messages.Talk, missing: int) -> None:
     """A message whose end hasn't come yet is not given out, and costs nobody who asks again."""
     stream = codec.pack(message)
     cut = max(0, len(stream) - 1 - missing)
@@ -101,20 +101,20 @@ def test_an_announcement_that_is_too_long(length: int) -> None:
 
 def test_the_limit_itself() -> None:
     """A message of exactly the limit travels; a longer one is refused where it is sent."""
-    frame = len(codec.pack(wire.Note("")))  # the length of a text of that size takes four bytes more
-    longest = wire.Note("x" * (codec.MAX_MESSAGE_BYTES - (frame - 4) - 4))
+    frame = len(codec.pack(messages.Note("")))  # the length of a text of that size takes four bytes more
+    longest = messages.Note("x" * (codec.MAX_MESSAGE_BYTES - (frame - 4) - 4))
     packed = codec.pack(longest)
     assert len(packed) == codec.MAX_MESSAGE_BYTES + 4
     assert codec.Unpacker().unpack(packed) == [longest]
     with pytest.raises(ValueError, match="at most"):
-        codec.pack(wire.Note(longest.text + "x"))
+        codec.pack(messages.Note(longest.text + "x"))
 
 
 GARBAGE = {
     "not MessagePack": b"\xc1\xc1\xc1",
     "empty": b"",
-    "truncated inside": msgspec.msgpack.encode(wire.Ready())[:-1],
-    "something behind it": msgspec.msgpack.encode(wire.Ready()) + b"\x00",
+    "truncated inside": msgspec.msgpack.encode(messages.Ready())[:-1],
+    "something behind it": msgspec.msgpack.encode(messages.Ready()) + b"\x00",
     "another type": msgspec.msgpack.encode([1, 2, 3]),
     "no tag": msgspec.msgpack.encode({"pid": 3}),
     "field missing": msgspec.msgpack.encode({"type": "Born"}),
@@ -134,7 +134,7 @@ def test_garbage_in_the_talk(body: bytes) -> None:
 
 ORDER_GARBAGE = GARBAGE | {
     "unknown tag": msgspec.msgpack.encode({"type": "Explode"}),
-    "a word of the talk": codec.pack(wire.Ready())[4:],
+    "a word of the talk": codec.pack(messages.Ready())[4:],
     "nested without end in a field": b"\x84\xa4type\xa7Prepare\xaageneration\x01\xa8settings\x81\xa1x" + NESTED,
 }
 
@@ -157,7 +157,7 @@ def test_noise(noise: bytes) -> None:
 
 
 @given(st.lists(TALK, min_size=1, max_size=3), st.binary(min_size=1, max_size=3))
-def test_a_flipped_byte_harms_nobody_else(messages: list[wire.Talk], noise: bytes) -> None:
+def test_a_flipped_byte_harms_nobody_else(messages: list[messages.Talk], noise: bytes) -> None:
     """A spoilt message spoils what comes behind it on its own stream, and no other stream."""
     spoilt, sound = codec.Unpacker(), codec.Unpacker()
     with pytest.raises(codec.ProtocolError):
@@ -168,7 +168,7 @@ def test_a_flipped_byte_harms_nobody_else(messages: list[wire.Talk], noise: byte
 def test_unknown_fields_are_skipped() -> None:
     """A field that this version doesn't know is passed over, so that messages can grow."""
     body = msgspec.msgpack.encode({"type": "Born", "pid": 3, "mood": {"deep": [1, 2, {"x": None}]}})
-    assert codec.Unpacker().unpack(framed(body)) == [wire.Started(3)]
+    assert codec.Unpacker().unpack(framed(body)) == [messages.Started(3)]
 
 
 def plain(message: Any) -> Any:
@@ -209,9 +209,12 @@ def test_equal_payloads_are_equal_bytes(value: Any) -> None:
 
 def test_a_message_that_is_refused_leaves_no_trace() -> None:
     """A buffer to which a message couldn't be added is as it was."""
-    buffer = bytearray(codec.pack(wire.Ready()))
+    buffer = bytearray(codec.pack(messages.Ready()))
     before = bytes(buffer)
-    for bad, error in ((wire.Note("x" * codec.MAX_MESSAGE_BYTES), ValueError), (wire.Note(object()), TypeError)):  # type: ignore[arg-type]
+    for bad, error in (
+        (messages.Note("x" * codec.MAX_MESSAGE_BYTES), ValueError),
+        (messages.Note(object()), TypeError),
+    ):  # type: ignore[arg-type]
         with pytest.raises(error):
             codec.pack_into(buffer, bad)
         assert buffer == before
@@ -220,8 +223,8 @@ def test_a_message_that_is_refused_leaves_no_trace() -> None:
 @pytest.mark.parametrize("body", [{"type": "Explode", "x": [1]}, {"type": "Forked", "pid": 1}])
 def test_an_unknown_type_is_told(body: dict[str, Any]) -> None:
     """A message of a type that this version doesn't know is given out as such, and those behind it as ever."""
-    stream = framed(msgspec.msgpack.encode(body)) + codec.pack(wire.Ready())
-    assert codec.Unpacker().unpack(stream) == [wire.Unknown(body["type"]), wire.Ready()]
+    stream = framed(msgspec.msgpack.encode(body)) + codec.pack(messages.Ready())
+    assert codec.Unpacker().unpack(stream) == [messages.Unknown(body["type"]), messages.Ready()]
 
 
 @pytest.mark.parametrize("value", [object(), {1j: 2}, 2**70, "\ud800"])

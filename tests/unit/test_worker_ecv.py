@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster2 import wire
 from cluster2.core.health_page import Health
 from cluster2.kernel.scoreboard import Header, Scoreboard
+from cluster2.protocol import messages
 from cluster2.worker import ecv
 from cluster2.worker.ecv import Traffic
 from tests.unit.waiting import until
@@ -28,11 +28,11 @@ def header() -> Iterator[Header]:
 
 async def test_confirmed_in_order(header: Header) -> None:
     """Each switch is done when its own answer has come, which are in the order of the questions."""
-    said: list[wire.Talk] = []
+    said: list[messages.Talk] = []
     traffic = Traffic(header, said.append, alone=False)
     first, second = (asyncio.ensure_future(traffic.switch(enabled)) for enabled in (False, True))
     await until(lambda: len(said) == 2)
-    assert said == [wire.SetTraffic(False), wire.SetTraffic(True)]
+    assert said == [messages.SetTraffic(False), messages.SetTraffic(True)]
     assert header.traffic == 1, "the cell is the master's"
     traffic.confirmed()
     assert await first
@@ -59,7 +59,7 @@ async def test_no_answer(header: Header, monkeypatch: pytest.MonkeyPatch) -> Non
 
 async def test_orphaned(header: Header) -> None:
     """When the master goes while somebody waits, that one is told at once."""
-    said: list[wire.Talk] = []
+    said: list[messages.Talk] = []
     traffic = Traffic(header, said.append, alone=False)
     waiting = asyncio.ensure_future(traffic.switch(False))
     await until(lambda: said)
@@ -69,14 +69,14 @@ async def test_orphaned(header: Header) -> None:
 
 async def test_alone(header: Header) -> None:
     """Without a master the worker writes the cell, and tells of changes only."""
-    said: list[wire.Talk] = []
+    said: list[messages.Talk] = []
     traffic = Traffic(header, said.append, alone=True)
     assert await traffic.switch(False)
     assert await traffic.switch(False)
     assert traffic.health(able=True) is Health.DISABLED
     assert await traffic.switch(True)
     assert traffic.health(able=True) is Health.FINE
-    assert said == [wire.SetTraffic(False), wire.SetTraffic(True)]
+    assert said == [messages.SetTraffic(False), messages.SetTraffic(True)]
 
 
 async def test_leaving(header: Header) -> None:

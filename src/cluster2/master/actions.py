@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from .. import events, wire
+from .. import events
 from ..config.settings import Settings
 from ..core import lifecycle
 from ..core.lifecycle import WorkerAction, WorkerState
@@ -20,6 +20,7 @@ from ..kernel import ledger, processes
 from ..kernel.pidfiles import PidsDirectory
 from ..kernel.processes import ExitStatus
 from ..kernel.scoreboard import Scoreboard
+from ..protocol import messages
 from .child import KILL_TIMEOUT_S
 from .facts import Exited, Fact, StateTimeout, WorkerVanished
 from .handle import Handle
@@ -143,7 +144,7 @@ class Actions:
         )
 
     def _tell_drain(self, handle: Handle) -> None:
-        handle.send(wire.Drain(self.last_drain, self.open_doors))
+        handle.send(messages.Drain(self.last_drain, self.open_doors))
 
     def _kill(self, handle: Handle) -> None:
         if handle.pidfd is not None:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .. import codec, wire
 from ..core.single_flight import Flight, SingleFlight
 from ..errors import ConfigError, raised_in
+from ..protocol import codec, messages
 from .threads import HandlerThreads
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Delegation:
 
     # What workers say
 
-    def on_request(self, link: WorkerLink, message: wire.Delegate) -> None:
+    def on_request(self, link: WorkerLink, message: messages.Delegate) -> None:
         """A worker delegates."""
         number = message.number if message.expect is not None else 0
         kind = self._kinds.get(message.delegate)
@@ -186,8 +186,8 @@ class Delegation:
 
     async def _run_flight(self, kind: DelegateHandler, flight: Flight[Asker]) -> None:
         link, message = flight.request
-        value = wire.NO_PAYLOAD
-        failure: wire.Failure | None = None
+        value = messages.NO_PAYLOAD
+        failure: messages.Failure | None = None
         try:
             if flight.over:  # everybody has left before its first step
                 raise asyncio.CancelledError
@@ -201,7 +201,7 @@ class Delegation:
                 result = await self._in_thread(kind.handler, given, flight)
             value = codec.payload(result)
         except asyncio.CancelledError:
-            failure = wire.Failure("CancelledError", "the master gave it up")
+            failure = messages.Failure("CancelledError", "the master gave it up")
         except BaseException as error:  # also SystemExit: it would end the master, and nobody would be told
             failure = _failure(error)
             if flight.lone:
@@ -230,28 +230,28 @@ class Delegation:
         result = future.result()
         return await result if inspect.isawaitable(result) else result
 
-    def _request(self, link: WorkerLink, message: wire.Delegate) -> DelegateRequest:
+    def _request(self, link: WorkerLink, message: messages.Delegate) -> DelegateRequest:
         return DelegateRequest(
             message.delegate, link.pid, link.slot, message.expect is not None, message.timeout,
             message.notification, message.targets, self._emit,
         )  # fmt: skip
 
-    def _answer(self, link: WorkerLink, number: int, value: msgspec.Raw, failure: wire.Failure | None) -> None:
+    def _answer(self, link: WorkerLink, number: int, value: msgspec.Raw, failure: messages.Failure | None) -> None:
         found = link.asked.pop(number, None)
         if found is None:
             return
         link.weight -= found[2]
         try:
-            link.send_if_room(wire.CallResult(number, value, failure), MAX_UNREAD_ANSWER_BYTES)
+            link.send_if_room(messages.CallResult(number, value, failure), MAX_UNREAD_ANSWER_BYTES)
         except ValueError as error:
-            link.send(wire.CallResult(number, failure=wire.Failure("ValueError", f"the answer is {error}")))
+            link.send(messages.CallResult(number, failure=messages.Failure("ValueError", f"the answer is {error}")))
         link.release()
 
     def _no_handler(self, link: WorkerLink, number: int, name: str) -> None:
         if number:
             text = f"the master has no handler for {name!r}: register one by cluster.on_delegate({name!r})"
             link.send_if_room(
-                wire.CallResult(number, failure=wire.Failure("LookupError", text)), MAX_UNREAD_ANSWER_BYTES
+                messages.CallResult(number, failure=messages.Failure("LookupError", text)), MAX_UNREAD_ANSWER_BYTES
             )
         else:
             logger.warning("worker %d delegates %r, which has no handler: it is dropped", link.pid, name)
@@ -272,13 +272,13 @@ class Delegation:
             self._looking = self._loop.call_later(DEADLINE_POLL_INTERVAL_S, self._expire_flights)
 
 
-def _failure(error: BaseException) -> wire.Failure:
+def _failure(error: BaseException) -> messages.Failure:
     trace = codec.clip("".join(traceback.format_exception(*raised_in(error))), _MAX_TRACEBACK_CHARS, end=True)
     try:
         text = str(error)
     except Exception as another:  # an error whose text is an error
         text = f"(its text can't be told: {type(another).__name__})"
-    return wire.Failure(type(error).__name__, codec.clip(text, _MAX_TRACEBACK_CHARS), trace)
+    return messages.Failure(type(error).__name__, codec.clip(text, _MAX_TRACEBACK_CHARS), trace)
 
 
 def _takes_two(handler: Handler) -> bool:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import wire
 from ..core.lifecycle import WorkerState
 from ..errors import ClusterError
+from ..protocol import messages
 from .handle import Handle
 
 
@@ -26,7 +26,7 @@ class ZygoteMessage:
     """
 
     generation: int
-    message: wire.Orders | None
+    message: messages.Orders | None
     how: str = ""
     detail: str = ""
 
@@ -36,7 +36,7 @@ class WorkerMessage:
     """A worker said something."""
 
     worker: Handle
-    message: wire.Talk
+    message: messages.Talk
 
 
 @dataclass(frozen=True, slots=True)

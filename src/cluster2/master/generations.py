@@ -10,10 +10,11 @@ import dataclasses
 import os
 from collections.abc import Callable
 
-from .. import events, wire
+from .. import events
 from ..config.settings import FILE_OPTIONS, OPTIONS, Settings
 from ..errors import ConfigError
 from ..kernel import snapshots
+from ..protocol import messages
 from ..runtime.option_sources import restart_warning
 from .estate import MasterResources, Options
 from .facts import Fact
@@ -78,7 +79,7 @@ class GenerationTable:
         )
         nursery.load()
 
-    def fix_options(self, generation: int, chosen: wire.Chosen) -> list[str]:
+    def fix_options(self, generation: int, chosen: messages.Chosen) -> list[str]:
         """Fix the options of a new generation, which its script has come to; return warnings about them, a line each.
 
         Only the first word counts: it was said before the app's code had its turn as the user that it runs as.
@@ -105,12 +106,12 @@ class GenerationTable:
         self._nurseries[generation].fix_options(self._order(generation), self._descriptors(generation))
         return warnings
 
-    def _order(self, generation: int) -> wire.Prepare:
+    def _order(self, generation: int) -> messages.Prepare:
         settings, sources, _ = self._options[generation]
         values = settings.to_wire()
         if not self._estate.scripted:
             values["monitor_token"] = None  # the monitor's and nobody else's; a script knows it anyhow, and compares it
-        return wire.Prepare(
+        return messages.Prepare(
             generation,
             values,
             dict(sources),

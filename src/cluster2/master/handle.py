@@ -6,12 +6,12 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .. import wire
 from ..core.health import Promise
 from ..core.lifecycle import LifePhase, WorkerState, life_phase
 from ..core.planning import WorkerView
 from ..events import Reason
 from ..kernel.scoreboard import Row
+from ..protocol import messages
 
 if TYPE_CHECKING:
     from .talk import WorkerChannel
@@ -68,7 +68,7 @@ class Handle:
     talk: WorkerChannel | None = field(default=None, repr=False)
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
-    def send(self, message: wire.Talk) -> None:
+    def send(self, message: messages.Talk) -> None:
         """Say something to it; lost if it is gone."""
         if self.talk is not None:
             self.talk.send(message)

@@ -14,13 +14,14 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from .. import events, wire
+from .. import events
 from ..core import lifecycle, planning
 from ..core.lifecycle import WorkerState
 from ..errors import AppError, ClusterError, by_exit_code
 from ..events import during
 from ..kernel import app_forks, processes, stacks
 from ..kernel.processes import ExitStatus
+from ..protocol import messages
 from ..runtime.step_guard import reason
 from .actions import Actions, reason_of
 from .child import KILL_TIMEOUT_S
@@ -84,38 +85,38 @@ class WorkerSupervisor:
         if pid not in self._master.children() and processes.is_running_child(pid):
             os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still its own
 
-    def on_message(self, handle: Handle, message: wire.Talk) -> None:
+    def on_message(self, handle: Handle, message: messages.Talk) -> None:
         """A worker said something."""
         if handle.state is WorkerState.DEAD:
             return  # said before its end, read after it
         match message:
-            case wire.Started():
+            case messages.Started():
                 handle.started = True
                 self.on_forked(handle.incarnation, message.pid)
-                if message.version != wire.PROTOCOL_VERSION:
+                if message.version != messages.PROTOCOL_VERSION:
                     self._refuse(handle, message.version)
-            case wire.Ready() if handle.pid is None:
+            case messages.Ready() if handle.pid is None:
                 self._master.post(ProtocolViolation(handle, "it is ready, and was never born"))
-            case wire.Ready():
+            case messages.Ready():
                 self.actions.apply(handle, lifecycle.WorkerEvent.READY)
                 if self._master.reloader.rolling is not None:
                     self._master.reloader.rolling.ready(handle.generation, time.monotonic())
                 self._master.one_more_serves()
-            case wire.Leaving():
+            case messages.Leaving():
                 if handle.reason is None and handle.state is WorkerState.READY:
                     logger.info("%s leaves by itself", handle)
                     self.ask_to_leave(handle, lifecycle.WorkerEvent.DRAIN, "exit")
-            case wire.BootFailed():
+            case messages.BootFailed():
                 self._cant_serve(handle, by_exit_code(message.exit_code, message.message, detail=message.detail))
-            case wire.SetTraffic():
+            case messages.SetTraffic():
                 self._master.set_traffic(message.enabled)
-                handle.send(wire.TrafficSet(message.enabled))
-            case wire.Note():
+                handle.send(messages.TrafficSet(message.enabled))
+            case messages.Note():
                 self._master.warn(f"{handle}: {message.text}")
-            case wire.Cut():
+            case messages.Cut():
                 handle.cut = message.text
                 self._master.warn(f"{handle}: {message.text}")
-            case wire.EndFailed():
+            case messages.EndFailed():
                 handle.end_failed = message.text
                 self._master.warn(f"{handle}: {message.text}")
             case _:
@@ -134,7 +135,7 @@ class WorkerSupervisor:
 
     def _refuse(self, handle: Handle, version: int) -> None:
         """A worker that can't be talked to."""
-        versions = f"its messages are of version {version}, the master's of version {wire.PROTOCOL_VERSION}"
+        versions = f"its messages are of version {version}, the master's of version {messages.PROTOCOL_VERSION}"
         self._cant_serve(handle, ClusterError(f"{versions}: cluster2 was upgraded in place; restart the cluster"))
         self.ask_to_leave(handle, lifecycle.WorkerEvent.KILL, "crash")
 
@@ -321,15 +322,15 @@ class WorkerSupervisor:
         master.roster.add(handle)
         self.actions.limit(handle)
 
-    def _orders(self, handle: Handle) -> tuple[wire.Fork, list[int]]:
+    def _orders(self, handle: Handle) -> tuple[messages.Fork, list[int]]:
         """The order for a worker, and the descriptors of what it listens on and of the ways to the keeper."""
         master = self._master
         sockets = [
-            wire.Socket(site, str(listener.address), listener.owned) for site, listener in master.estate.listeners
+            messages.Socket(site, str(listener.address), listener.owned) for site, listener in master.estate.listeners
         ]
         keeping = master.keeping
         ways = keeping.descriptors() if keeping is not None and keeping.serves else []
-        order = wire.Fork(
+        order = messages.Fork(
             incarnation=handle.incarnation,
             slot=handle.slot,
             generation=handle.generation,

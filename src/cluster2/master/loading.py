@@ -10,9 +10,9 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from .. import wire
 from ..config.settings import Settings
 from ..errors import AppError, ClusterError, ConfigError, as_cluster_error, by_exit_code
+from ..protocol import messages
 from .estate import MasterPhase
 from .facts import ZygoteMessage
 
@@ -38,21 +38,21 @@ class GenerationLoader:
         master = self._master
         generation, message = fact.generation, fact.message
         match message:
-            case wire.Prepared():
+            case messages.Prepared():
                 try:
                     self._prepared(generation, message)
                 except Exception as error:  # whatever it is, it is the new generation's, and the old one goes on
                     self._failed(generation, as_cluster_error(error))
-            case wire.Chosen():
+            case messages.Chosen():
                 try:
                     master.adopt(generation, message)
                 except Exception as error:
                     self._failed(generation, as_cluster_error(error))
-            case wire.PrepareFailed():
+            case messages.PrepareFailed():
                 self._failed(generation, by_exit_code(message.exit_code, message.message, detail=message.detail))
-            case wire.WorkerForked():
+            case messages.WorkerForked():
                 master.lives.on_forked(message.incarnation, message.pid)
-            case wire.ForkFailed():
+            case messages.ForkFailed():
                 if message.detail:
                     logger.warning("stacks of the fork:\n%s", message.detail)
                 master.lives.on_fork_failed(message.incarnation, message.message)
@@ -76,7 +76,7 @@ class GenerationLoader:
             self._again_at = None
             master.generations.load(master.wanted.generation)
 
-    def _prepared(self, generation: int, message: wire.Prepared) -> None:
+    def _prepared(self, generation: int, message: messages.Prepared) -> None:
         master = self._master
         settings = master.generations.settings(generation)
         if (why := self._unaffordable(settings, message)) is not None:
@@ -105,7 +105,7 @@ class GenerationLoader:
             master.lives.restarts.release()  # slots of the old code that back off: the new code is tried at once
             master.reloader.on_loaded()
 
-    def _unaffordable(self, settings: Settings, message: wire.Prepared) -> str | None:
+    def _unaffordable(self, settings: Settings, message: messages.Prepared) -> str | None:
         """Return why the limit of descriptors doesn't allow the workers of a new generation, or None."""
         master = self._master
         slots = master.wanted.slots if settings.workers == master.settings.workers else settings.workers

@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
-from .. import events, wire
+from .. import events
 from ..config.settings import Settings
 from ..core import lifecycle, planning
 from ..kernel import leftovers, processes
+from ..protocol import messages
 from ..runtime.step_guard import StepGuard
 from .control import ControlServer
 from .departure import Shutdown
@@ -231,7 +232,7 @@ class Master:
         (helper,) = (each for each in self.helpers() if each.name == fact.name)
         if helper is self.keeping and self.ending():
             for handle in self.roster if self.phase is MasterPhase.DRAINING else ():
-                handle.send(wire.KeeperGone())
+                handle.send(messages.KeeperGone())
         elif self.phase is not MasterPhase.STOPPING:
             pause = helper.schedule_start()
             when = f"in {pause:g} s" if pause else "now"
@@ -349,7 +350,7 @@ class Master:
             self.warn(warning)
         return options.warnings
 
-    def adopt(self, generation: int, chosen: wire.Chosen) -> None:
+    def adopt(self, generation: int, chosen: messages.Chosen) -> None:
         """Give a new generation the options that its script has come to.
 
         Raises:
@@ -443,7 +444,7 @@ class Master:
             self.estate.logbook.poll()
             self.generations.reopen_logs()
             for handle in self.roster:
-                handle.send(wire.Reopen())
+                handle.send(messages.Reopen())
 
     def warn(self, text: str) -> None:
         """Tell operators something."""

@@ -9,11 +9,12 @@ from collections.abc import Callable, Container, Sequence
 
 import msgspec
 
-from .. import __version__, codec, wire
+from .. import __version__
 from ..config.settings import Settings
 from ..core.planning import RestartBackoff
 from ..kernel.listeners import Listener
 from ..kernel.scoreboard import Scoreboard
+from ..protocol import codec, messages
 from .child import ChildProcess
 from .estate import MasterResources
 from .facts import Fact
@@ -49,7 +50,7 @@ class MonitorProcess(HelperProcess):
         self,
         board: Scoreboard,
         listeners: Sequence[Listener],
-        order: wire.StartMonitor,
+        order: messages.StartMonitor,
         put: Callable[[Fact], None],
         admit: Admit,
     ) -> None:
@@ -75,7 +76,7 @@ class MonitorProcess(HelperProcess):
         if not estate.monitor:
             return None
         ports = [getattr(listener.address, "port", 0) for _, listener in estate.listeners]
-        order = wire.StartMonitor(
+        order = messages.StartMonitor(
             settings=estate.options[0].to_wire(),
             port=next((port for port in ports if port), 0),
             master=os.getpid(),

@@ -17,9 +17,10 @@ from typing import Any
 
 import msgspec
 
-from .. import codec, events, wire
+from .. import events
 from ..errors import AppError, ClusterError
 from ..kernel.forking import FORK_TIMEOUT_S
+from ..protocol import codec, messages
 from .child import KILL_TIMEOUT_S, ChildProcess
 from .facts import Fact, ZygoteMessage
 
@@ -38,7 +39,7 @@ class StandaloneWorker:
     """An executed process that is to become a worker, with the order for it, which waits until it has loaded the app."""
 
     child: ChildProcess
-    order: wire.Fork
+    order: messages.Fork
     descriptors: list[int]
 
 
@@ -51,7 +52,7 @@ class WorkerFactory:
 
     def __init__(
         self,
-        prepare: wire.Prepare,
+        prepare: messages.Prepare,
         argv: Sequence[str],
         put: Callable[[Fact], None],
         patience: float = 60.0,
@@ -97,11 +98,11 @@ class WorkerFactory:
             self._listen(zygote, lambda message: self._from_zygote(zygote, message))
         except OSError as error:
             self._let_zygote_go(at_once=True)
-            self._send(wire.PrepareFailed(f"no process can be made: {error.strerror}", "", ClusterError.exit_code))
+            self._send(messages.PrepareFailed(f"no process can be made: {error.strerror}", "", ClusterError.exit_code))
             return
         self._limit = self._loop.call_later(self._patience, self._too_slow)
 
-    def fix_options(self, prepare: wire.Prepare, files: Sequence[int]) -> None:
+    def fix_options(self, prepare: messages.Prepare, files: Sequence[int]) -> None:
         """Load with these options from now on, whatever a script says when it is executed once more."""
         self._prepare, self._files = prepare, files
 
@@ -115,7 +116,7 @@ class WorkerFactory:
         """Whether workers are forked from the zygote, not executed one by one."""
         return self._forks
 
-    def spawn(self, order: wire.Fork, descriptors: Sequence[int]) -> None:
+    def spawn(self, order: messages.Fork, descriptors: Sequence[int]) -> None:
         """Make a worker. A fact tells its pid, or that there is none. The descriptors remain the caller's.
 
         Raises:
@@ -133,11 +134,11 @@ class WorkerFactory:
             for descriptor in descriptors:
                 copies.append(os.dup(descriptor))
                 unsent.callback(os.close, copies[-1])
-            child = self._execute(reap=False, stacks_file=copies[wire.STACKS_FILE_INDEX])
+            child = self._execute(reap=False, stacks_file=copies[messages.STACKS_FILE_INDEX])
             self._listen(child, lambda message: self._from_alone(order.incarnation, message))
             unsent.pop_all()
         self._alone[order.incarnation] = StandaloneWorker(child, msgspec.structs.replace(order, become=True), copies)
-        self._send(wire.WorkerForked(order.incarnation, child.pid))
+        self._send(messages.WorkerForked(order.incarnation, child.pid))
 
     @property
     def executes(self) -> bool:
@@ -148,7 +149,7 @@ class WorkerFactory:
         """The zygote is to open its log again; one that doesn't listen does so before its next fork."""
         if self._zygote is not None and self.ready:
             with contextlib.suppress(OSError):
-                self._zygote.channel.send(codec.pack_order(wire.Reopen()))
+                self._zygote.channel.send(codec.pack_order(messages.Reopen()))
 
     def pids(self) -> set[int]:
         """Processes that this object reaps by itself."""
@@ -167,7 +168,7 @@ class WorkerFactory:
         """Wait for what was let go; what hangs (in the app's import, say) is killed after `patience` seconds."""
         await asyncio.gather(*(child.wait_closed(patience) for child in self._leaving))
 
-    def _send(self, message: wire.Orders | None) -> None:
+    def _send(self, message: messages.Orders | None) -> None:
         self._put(ZygoteMessage(self._prepare.generation, message))
 
     def _too_slow(self) -> None:
@@ -180,7 +181,7 @@ class WorkerFactory:
                 return  # meanwhile it has come to something, or has ended
             self._let_zygote_go(at_once=True)
             message = f"the app wasn't imported within boot_timeout ({self._patience:g} s)"
-            self._send(wire.PrepareFailed(message, stacks, AppError.exit_code))
+            self._send(messages.PrepareFailed(message, stacks, AppError.exit_code))
 
         self._start(give_up())
 
@@ -207,17 +208,17 @@ class WorkerFactory:
 
         self._start(kill())
 
-    def _from_zygote(self, zygote: ChildProcess, message: wire.Orders | None) -> None:
+    def _from_zygote(self, zygote: ChildProcess, message: messages.Orders | None) -> None:
         if zygote is not self._zygote:
             return
-        if isinstance(message, wire.WorkerForked | wire.ForkFailed):
+        if isinstance(message, messages.WorkerForked | messages.ForkFailed):
             self._unanswered.discard(message.incarnation)
             self._limit_answer()
         if message is None:
             self._zygote_ends(zygote)
             return
         self._cancel_timeout()
-        if isinstance(message, wire.Prepared):
+        if isinstance(message, messages.Prepared):
             self.ready = True
             self._loaded(zygote.pid, zygote.left)
         self._send(message)
@@ -246,15 +247,15 @@ class WorkerFactory:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _from_alone(self, incarnation: int, message: wire.Orders | None) -> None:
+    def _from_alone(self, incarnation: int, message: messages.Orders | None) -> None:
         alone = self._alone.pop(incarnation, None)
         if alone is None:
             return
-        if isinstance(message, wire.Prepared):
+        if isinstance(message, messages.Prepared):
             with contextlib.suppress(OSError):  # it died meanwhile: its exit tells
                 alone.child.channel.send(codec.pack_order(alone.order), alone.descriptors)
         self._dismiss(alone)
-        if isinstance(message, wire.PrepareFailed):
+        if isinstance(message, messages.PrepareFailed):
             self._send(message)
 
     def _execute(self, *, reap: bool = True, stacks_file: int | None = None) -> ChildProcess:
@@ -269,7 +270,7 @@ class WorkerFactory:
             secrets=self._scripted,
         )
 
-    def _listen(self, child: ChildProcess, receive: Callable[[wire.Orders | None], None]) -> None:
+    def _listen(self, child: ChildProcess, receive: Callable[[messages.Orders | None], None]) -> None:
         """What a child says, as messages; None: its channel has ended, or might as well have."""
 
         def said(packet: bytes, descriptors: list[int]) -> None:

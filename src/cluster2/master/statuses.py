@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .. import codec, wire
 from ..core.reducers import REDUCERS, Reducer, named
 from ..errors import ClusterError
+from ..protocol import codec, messages
 
 if TYPE_CHECKING:
     from .switchboard import WorkerLink
@@ -73,10 +73,10 @@ class _Gathering:
     def __init__(self, asked: set[WorkerLink]) -> None:
         self.awaited = asked
         """Who may still answer."""
-        self.answers: dict[WorkerLink, wire.Viewed] = {}
+        self.answers: dict[WorkerLink, messages.Viewed] = {}
         self.complete = asyncio.Event()
 
-    def on_answer(self, link: WorkerLink, answer: wire.Viewed | None) -> None:
+    def on_answer(self, link: WorkerLink, answer: messages.Viewed | None) -> None:
         """One has answered; None: it never will."""
         if link in self.awaited:
             self.awaited.discard(link)
@@ -93,7 +93,7 @@ class ComponentStatuses:
         self._names: dict[WorkerLink, set[str]] = {}
         self._numbers = itertools.count(1)
         self._gatherings: dict[int, _Gathering] = {}
-        self._set: dict[str, wire.Update] = {}
+        self._set: dict[str, messages.Update] = {}
 
     def names(self) -> list[str]:
         """All components that a worker has."""
@@ -119,7 +119,7 @@ class ComponentStatuses:
             if len(names) > MAX_STATUS_NAMES:
                 raise codec.ProtocolError(f"it has more than {MAX_STATUS_NAMES} components")
 
-    def viewed(self, link: WorkerLink, answer: wire.Viewed) -> None:
+    def viewed(self, link: WorkerLink, answer: messages.Viewed) -> None:
         """A worker answers."""
         gathering = self._gatherings.get(answer.number)
         if gathering is not None:
@@ -127,7 +127,7 @@ class ComponentStatuses:
 
     def update(self, name: str, value: object, worker: int | None = None) -> int:
         """Set a component in all workers that are and that come, or in the one of that pid or slot; how many were told."""
-        update = wire.Update(name, codec.sendable(value, f"the value of component {name!r}"))
+        update = messages.Update(name, codec.sendable(value, f"the value of component {name!r}"))
         if worker is None:
             self._set.pop(name, None)
             self._set[name] = update
@@ -148,8 +148,8 @@ class ComponentStatuses:
         links = [link for link in self._links(worker) if name in self._names[link]]
         if not links:
             raise ClusterError(f"no worker{'' if worker is None else f' {worker}'} has a component {name!r}")
-        given = wire.NO_PAYLOAD if params is None else codec.sendable(params, f"the params of component {name!r}")
-        answers = await self._ask(links, lambda number: wire.View(number, name, given))
+        given = messages.NO_PAYLOAD if params is None else codec.sendable(params, f"the params of component {name!r}")
+        answers = await self._ask(links, lambda number: messages.View(number, name, given))
         values = {link.pid: codec.value(answers[link].value) for link in links if _is_value(answers.get(link))}
         errors = {link.pid: answer.error for link, answer in answers.items() if answer.error is not None}
         missing = [link.pid for link in links if link not in answers]
@@ -165,12 +165,14 @@ class ComponentStatuses:
             return found
         return ComponentStatus(name, value, values, missing, errors)
 
-    async def _reduce_there(self, name: str, links: list[WorkerLink], answers: dict[WorkerLink, wire.Viewed]) -> Any:
+    async def _reduce_there(
+        self, name: str, links: list[WorkerLink], answers: dict[WorkerLink, messages.Viewed]
+    ) -> Any:
         """Have the values reduced by the component's own function, which only a worker has."""
         able = [link for link in links if _is_value(answers.get(link)) and not answers[link].reducer]
         values = [answers[link].value for link in links if _is_value(answers.get(link))]
         for link in able:
-            done = await self._ask([link], lambda number: wire.Reduce(number, name, values))
+            done = await self._ask([link], lambda number: messages.Reduce(number, name, values))
             if link in done:
                 if done[link].error is not None:
                     raise ClusterError(str(done[link].error))
@@ -178,8 +180,8 @@ class ComponentStatuses:
         raise ClusterError("the workers that could reduce it are gone")
 
     async def _ask(
-        self, links: list[WorkerLink], question: Callable[[int], wire.Talk]
-    ) -> dict[WorkerLink, wire.Viewed]:
+        self, links: list[WorkerLink], question: Callable[[int], messages.Talk]
+    ) -> dict[WorkerLink, messages.Viewed]:
         """What each answered; who didn't isn't there."""
         number = next(self._numbers)
         gathering = self._gatherings[number] = _Gathering(set(links))
@@ -201,5 +203,5 @@ class ComponentStatuses:
         return sorted(found, key=lambda link: link.slot)
 
 
-def _is_value(answer: wire.Viewed | None) -> bool:
+def _is_value(answer: messages.Viewed | None) -> bool:
     return answer is not None and answer.error is None

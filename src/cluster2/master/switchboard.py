@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from .. import codec, events, wire
+from .. import events
 from ..errors import ClusterError
+from ..protocol import codec, messages
 from ..runtime.event_emitter import Emitter
 from .delegates import Delegation
 from .statuses import ComponentStatuses
@@ -32,10 +33,10 @@ class WorkerLink(Protocol):
     weight: int
     dropped: int
 
-    def send(self, message: wire.Talk) -> None:
+    def send(self, message: messages.Talk) -> None:
         """Say something."""
 
-    def send_if_room(self, message: wire.Talk, bound: int = ...) -> bool:
+    def send_if_room(self, message: messages.Talk, bound: int = ...) -> bool:
         """Say something that can be spared; whether it was said."""
 
     def release(self) -> None:
@@ -117,18 +118,18 @@ class MessageHub:
         self.delegates.on_disconnect(link)
         self.statuses.on_disconnect(link)
 
-    def receive(self, link: WorkerLink, message: wire.Talk | wire.Unknown) -> bool:
+    def receive(self, link: WorkerLink, message: messages.Talk | messages.Unknown) -> bool:
         """A worker said something. Returns whether that is the switchboard's business. Raises codec.Garbled."""
         kind = type(message)
-        if kind is wire.Delegate:
+        if kind is messages.Delegate:
             self.delegates.on_request(link, message)  # type: ignore[arg-type]
-        elif kind is wire.Emit:
+        elif kind is messages.Emit:
             self._emitted(link, message)  # type: ignore[arg-type]
-        elif kind is wire.GiveUp:
+        elif kind is messages.GiveUp:
             self.delegates.on_give_up(link, message.number)  # type: ignore[union-attr]
-        elif kind is wire.Viewed:
+        elif kind is messages.Viewed:
             self.statuses.viewed(link, message)  # type: ignore[arg-type]
-        elif kind is wire.ComponentAnnounced:
+        elif kind is messages.ComponentAnnounced:
             self.statuses.register(link, message.name)  # type: ignore[union-attr]
         else:
             return False
@@ -142,7 +143,7 @@ class MessageHub:
         Raises:
             ClusterError: the data can't travel.
         """
-        message = wire.Emit(events.own(event), codec.sendable(data, f"the data of event {event!r}"), None, True)
+        message = messages.Emit(events.own(event), codec.sendable(data, f"the data of event {event!r}"), None, True)
         pids = None if targets is None else frozenset(targets)
         if self._loop is None:
             return
@@ -151,18 +152,18 @@ class MessageHub:
         else:
             self._loop.call_soon_threadsafe(self._forward, message, pids)
 
-    def _emitted(self, link: WorkerLink, message: wire.Emit) -> None:
+    def _emitted(self, link: WorkerLink, message: messages.Emit) -> None:
         if message.event in events.EVENTS:
             raise codec.ProtocolError(f"it emitted {message.event!r}, which is the master's")
         data = codec.value(message.data)  # first of all: what can't be understood isn't passed on
         if message.all or message.targets is not None:
-            told = wire.Emit(message.event, message.data, None, True, link.pid)
+            told = messages.Emit(message.event, message.data, None, True, link.pid)
             self._forward(told, None if message.targets is None else frozenset(message.targets))
         self._heard(events.Emitted(time=time.time(), event=message.event, data=data, pid=link.pid, slot=link.slot))
         if self.emitter.crowded():
             link.hold_until(lambda: not self.emitter.crowded())
 
-    def _forward(self, message: wire.Emit, pids: frozenset[int] | None) -> None:
+    def _forward(self, message: messages.Emit, pids: frozenset[int] | None) -> None:
         for link in self._links:
             if pids is None or link.pid in pids:
                 link.send_if_room(message)

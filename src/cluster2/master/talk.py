@@ -19,7 +19,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from .. import codec, wire
+from ..protocol import codec, messages
 from .facts import ChannelClosed, Fact, ProtocolViolation, WorkerMessage
 from .handle import Handle
 
@@ -78,14 +78,14 @@ class WorkerChannel(asyncio.Protocol):
 
     # To the worker
 
-    def send(self, message: wire.Talk) -> None:
+    def send(self, message: messages.Talk) -> None:
         """Say something; lost if the worker is gone. Raises ValueError if it is too long."""
         codec.pack_into(self._out, message)
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
-    def send_if_room(self, message: wire.Talk, bound: int = OUTBOX_FULL_BYTES) -> bool:
+    def send_if_room(self, message: messages.Talk, bound: int = OUTBOX_FULL_BYTES) -> bool:
         """Say something that can be spared. Returns whether it was said; a worker that doesn't read misses it."""
         if self.is_closing() or len(self._out) > bound or (self._full and self._waiting() > bound):
             self.dropped += 1
@@ -147,11 +147,11 @@ class WorkerChannel(asyncio.Protocol):
             self._hold()
             self._loop.call_soon(self.release, MAX_OPEN_CALLS)
 
-    def _receive(self, message: wire.Talk | wire.Unknown) -> None:
+    def _receive(self, message: messages.Talk | messages.Unknown) -> None:
         if self._switchboard.receive(self, message):
             return
         match message:
-            case wire.Unknown():
+            case messages.Unknown():
                 self._strange(message.type)
             case _ if self._over:
                 pass  # it is buried: what it was up to is of no interest any more
@@ -164,7 +164,7 @@ class WorkerChannel(asyncio.Protocol):
                     raise codec.ProtocolError(
                         f"a flood: more than {MAX_SUPERVISION_MESSAGES} messages within {SUPERVISION_PERIOD_S:g} s"
                     )
-                if isinstance(message, wire.Started):
+                if isinstance(message, messages.Started):
                     self.pid = message.pid
                     self._switchboard.on_connect(self)
                 self._put(WorkerMessage(self._worker, message))

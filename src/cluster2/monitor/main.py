@@ -21,13 +21,13 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from .. import codec, wire
 from ..config.settings import Settings
 from ..errors import ClusterError
 from ..kernel import privileges, signals
 from ..kernel.descriptors import Packets
 from ..kernel.logfiles import ReopeningFile
 from ..kernel.scoreboard import MONITOR_PAGE, Scoreboard
+from ..protocol import codec, messages
 from ..runtime import logging_setup
 from ..runtime.step_guard import StepGuard
 from .agent import AgentConnections
@@ -49,12 +49,12 @@ MONITOR_SHUTDOWN_GRACE_S = 0.5
 def main() -> int:
     """Serve until the channel ends. Returns the exit code."""
     signals.settle("monitor")  # a terminal's ^C is the master's business, and it ends us by closing the channel
-    channel = Packets.attach(int(os.environ.pop(wire.CHANNEL_VARIABLE)))
+    channel = Packets.attach(int(os.environ.pop(messages.CHANNEL_VARIABLE)))
     packet, descriptors = channel.receive()
     if not packet:
         return 0
     order = codec.unpack_order(packet)
-    assert isinstance(order, wire.StartMonitor)
+    assert isinstance(order, messages.StartMonitor)
     settings = Settings.from_wire(order.settings)
     logging_setup.configure(settings, waits=False)
     _title(settings)
@@ -79,7 +79,7 @@ async def _observe(
     channel: Packets,
     board: Scoreboard,
     listeners: Sequence[socket.socket],
-    order: wire.StartMonitor,
+    order: messages.StartMonitor,
     settings: Settings,
 ) -> None:
     channel.set_blocking(False)  # a master that is stuck lets its queue fill up
@@ -89,7 +89,7 @@ async def _observe(
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                channel.send(wire.CONNECTION_REQUEST, [theirs.fileno()])
+                channel.send(messages.CONNECTION_REQUEST, [theirs.fileno()])
             except OSError:
                 ours.close()
                 raise

@@ -21,10 +21,10 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from .. import wire
 from ..config.settings import Settings
 from ..kernel import signals
 from ..kernel.terminal import Terminal
+from ..protocol import messages
 
 _END_MARGIN_S = 2.0
 """Seconds beyond `drain_timeout` for the app and its hooks to stop, as with a master."""
@@ -37,7 +37,9 @@ logger = logging.getLogger("cluster2.worker")
 class Alone:
     """The signals of a worker without a master."""
 
-    def __init__(self, settings: Settings, say: Callable[[wire.Talk], None], terminal: Terminal | None = None) -> None:
+    def __init__(
+        self, settings: Settings, say: Callable[[messages.Talk], None], terminal: Terminal | None = None
+    ) -> None:
         """Arrange nothing yet.
 
         Args:
@@ -90,11 +92,11 @@ class Alone:
         if self._terminal is None or not self._terminal.hung_up():
             self._ignored(signal.SIGHUP)
         elif not self._terminal.outlived and self._ends_at is None:
-            self._say(wire.Note("the terminal was closed: shutting down"))
+            self._say(messages.Note("the terminal was closed: shutting down"))
             self._end_is_near(signal.SIGHUP, None)
             terminated(signal.SIGHUP)
 
     def _ignored(self, number: signal.Signals) -> None:
         self._say(
-            wire.Note(f"{number.name} has no effect with cluster = false: there is no master to reload or to scale")
+            messages.Note(f"{number.name} has no effect with cluster = false: there is no master to reload or to scale")
         )

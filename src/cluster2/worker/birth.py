@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .. import wire
 from ..config.settings import Settings
 from ..engines.base import Engine
 from ..kernel.scoreboard import Scoreboard
 from ..kernel.terminal import Terminal
+from ..protocol import messages
 from ..runtime.app_loader import App
 from .paper import WorkerOutput
 
@@ -52,17 +52,17 @@ class WorkerSpec:
         shut_doors: shuts the doors of the listeners where there is no master to do it; false: some stay open.
     """
 
-    order: wire.Fork
+    order: messages.Fork
     settings: Settings
     sites: Sequence[AppBinding]
     board: Scoreboard
     talk: socket.socket | None
-    sockets: Sequence[tuple[wire.Socket, socket.socket]]
+    sockets: Sequence[tuple[messages.Socket, socket.socket]]
     lifeline: int = -1
     rest: socket.socket | None = None
     ready: Sequence[socket.socket] = ()
     validator: Callable[..., Any] | None = None
-    heard: Callable[[wire.Talk], None] = lambda message: None
+    heard: Callable[[messages.Talk], None] = lambda message: None
     loopback: Loopback | None = None
     paper: WorkerOutput | None = None
     shut_doors: Callable[[], bool] | None = None

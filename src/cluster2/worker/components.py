@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .. import codec, wire
 from ..core.reducers import REDUCERS, Reducer
 from ..errors import ClusterError, ConfigError, raised_in
+from ..protocol import codec, messages
 
 logger = logging.getLogger("cluster2.worker")
 _MAX_ERROR_CHARS = 1 << 12
@@ -56,21 +56,23 @@ class Components:
         """Have it no more; for tests."""
         self._by_name.pop(name, None)
 
-    async def viewed(self, question: wire.View | wire.Reduce) -> wire.Viewed:
+    async def viewed(self, question: messages.View | messages.Reduce) -> messages.Viewed:
         """The answer to a question of the master's; it tells of errors instead of raising."""
         component = self._by_name.get(question.name)
         if component is None:
-            return wire.Viewed(question.number, error=f"there is no component {question.name!r}")
+            return messages.Viewed(question.number, error=f"there is no component {question.name!r}")
         name = component.reducer if isinstance(component.reducer, str) else ""
         try:
-            result = _reduced(component, question) if isinstance(question, wire.Reduce) else _asked(component, question)
+            result = (
+                _reduced(component, question) if isinstance(question, messages.Reduce) else _asked(component, question)
+            )
             if inspect.isawaitable(result):
                 result = await result
             value = codec.sendable(result, f"the status of {question.name!r}")
         except Exception as error:
             text = error.message if isinstance(error, ClusterError) else f"{type(error).__name__}: {error}"
-            return wire.Viewed(question.number, error=codec.clip(text, _MAX_ERROR_CHARS), reducer=name)
-        return wire.Viewed(question.number, value, name)
+            return messages.Viewed(question.number, error=codec.clip(text, _MAX_ERROR_CHARS), reducer=name)
+        return messages.Viewed(question.number, value, name)
 
     async def update(self, name: str, value: Any) -> None:
         """The master sets a component. One that isn't there yet gets it when it is; one that can't be set says so in the log."""
@@ -94,11 +96,11 @@ class Components:
             await self.update(name, self._set_before.pop(name))
 
 
-def _asked(component: RegisteredComponent, question: wire.View) -> Any:
+def _asked(component: RegisteredComponent, question: messages.View) -> Any:
     return component.view(codec.value(question.params)) if component.takes_params else component.view()
 
 
-def _reduced(component: RegisteredComponent, question: wire.Reduce) -> Any:
+def _reduced(component: RegisteredComponent, question: messages.Reduce) -> Any:
     if isinstance(component.reducer, str):
         return REDUCERS[component.reducer]([codec.value(value) for value in question.values])
     return component.reducer([codec.value(value) for value in question.values])

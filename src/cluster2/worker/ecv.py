@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from .. import wire
 from ..config.settings import Settings
 from ..core import health_page
 from ..core.health_page import Asked, Health, HealthResponse
 from ..kernel.scoreboard import Header
+from ..protocol import messages
 from .check import AppHealthCheck, Ask, ask_asgi, ask_rsgi, ask_wsgi
 
 Call = Callable[..., Any]
@@ -49,7 +49,7 @@ class Traffic:
         alone: there is no master.
     """
 
-    def __init__(self, header: Header, say: Callable[[wire.Talk], None], *, alone: bool) -> None:
+    def __init__(self, header: Header, say: Callable[[messages.Talk], None], *, alone: bool) -> None:
         self._header = header
         self._say = say
         self._alone = alone
@@ -65,11 +65,11 @@ class Traffic:
             changed = bool(self._header.traffic) != enabled
             self._header.traffic = int(enabled)
             if changed:
-                self._say(wire.SetTraffic(enabled))
+                self._say(messages.SetTraffic(enabled))
             return True
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
-        self._say(wire.SetTraffic(enabled))
+        self._say(messages.SetTraffic(enabled))
         await asyncio.wait({done}, timeout=CONFIRMATION_TIMEOUT_S)
         return done.done() and not done.cancelled()
 

@@ -8,8 +8,9 @@ import time
 from collections.abc import Coroutine, Iterable
 from typing import Any, Literal, Protocol
 
-from .. import codec, events, wire
+from .. import events
 from ..errors import ClusterError
+from ..protocol import codec, messages
 from ..runtime.event_emitter import Emitter
 from .components import Components
 from .questions import PendingCalls, refuse_if_full
@@ -22,27 +23,27 @@ Targets = Iterable[int] | Literal["all"] | None
 class MasterClient(Protocol):
     """Who does it: the office of a real worker, or a simulated one."""
 
-    async def delegate(self, asked: wire.Delegate) -> Any:
+    async def delegate(self, asked: messages.Delegate) -> Any:
         """The answer."""
 
-    def delegate_sync(self, asked: wire.Delegate) -> Any:
+    def delegate_sync(self, asked: messages.Delegate) -> Any:
         """The answer, in a thread."""
 
-    def delegate_nowait(self, asked: wire.Delegate) -> None:
+    def delegate_nowait(self, asked: messages.Delegate) -> None:
         """No answer."""
 
-    def emit(self, message: wire.Emit) -> None:
+    def emit(self, message: messages.Emit) -> None:
         """An event."""
 
 
-def emitted(event: str, data: object, targets: Targets) -> wire.Emit:
+def emitted(event: str, data: object, targets: Targets) -> messages.Emit:
     """The message of an event. Raises ClusterError if it can't travel, ValueError for a bad name."""
     raw = codec.sendable(data, f"the data of event {event!r}")
     if targets == "all":
-        return wire.Emit(events.own(event), raw, None, True)
+        return messages.Emit(events.own(event), raw, None, True)
     if isinstance(targets, str):
         raise ClusterError(f"emit({event!r}): targets = {targets!r}: expected pids, or 'all'")
-    return wire.Emit(events.own(event), raw, None if targets is None else list(targets))
+    return messages.Emit(events.own(event), raw, None if targets is None else list(targets))
 
 
 class ChannelClient:
@@ -65,39 +66,39 @@ class ChannelClient:
         for name in self._components.names():
             self._announce(name)
 
-    async def delegate(self, asked: wire.Delegate) -> Any:
+    async def delegate(self, asked: messages.Delegate) -> Any:
         """The answer; from any loop."""
         return await self.questions.call(asked)
 
-    def delegate_sync(self, asked: wire.Delegate) -> Any:
+    def delegate_sync(self, asked: messages.Delegate) -> Any:
         """The answer; in a thread."""
         return self.questions.call_sync(asked)
 
-    def delegate_nowait(self, asked: wire.Delegate) -> None:
+    def delegate_nowait(self, asked: messages.Delegate) -> None:
         """No answer. Raises ChannelFull."""
         self.questions.send(asked)
 
-    def emit(self, message: wire.Emit) -> None:
+    def emit(self, message: messages.Emit) -> None:
         """An event. Raises ChannelFull."""
         refuse_if_full(self._channel)
         self._channel.send(message)
 
-    def receive(self, message: wire.Talk | wire.Unknown) -> bool:
+    def receive(self, message: messages.Talk | messages.Unknown) -> bool:
         """The master said something. Returns whether that is the office's business."""
         match message:
-            case wire.CallResult():
+            case messages.CallResult():
                 self.questions.on_answer(message)
-            case wire.Emit():
+            case messages.Emit():
                 self._emitter.emit(
                     events.Emitted(
                         time=time.time(), event=message.event, data=codec.value(message.data), pid=message.origin
                     )
                 )
-            case wire.View() | wire.Reduce():
+            case messages.View() | messages.Reduce():
                 self._run(self._view(message))
-            case wire.Update():
+            case messages.Update():
                 self._run(self._components.update(message.name, codec.value(message.value)))
-            case wire.Unknown():
+            case messages.Unknown():
                 logger.warning(
                     "the master said something that this worker doesn't know, and it is ignored: %r", message
                 )
@@ -105,11 +106,11 @@ class ChannelClient:
                 return False
         return True
 
-    async def _view(self, question: wire.View | wire.Reduce) -> None:
+    async def _view(self, question: messages.View | messages.Reduce) -> None:
         self._channel.send(await self._components.viewed(question))
 
     def _announce(self, name: str) -> None:
-        self._channel.send(wire.ComponentAnnounced(name))
+        self._channel.send(messages.ComponentAnnounced(name))
         self._channel.loop.call_soon_threadsafe(lambda: self._run(self._components.update_late(name)))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:

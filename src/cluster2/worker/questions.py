@@ -19,8 +19,8 @@ from typing import Any
 
 import msgspec
 
-from .. import codec, wire
 from ..errors import ChannelFull, ClusterError, DelegateError, DelegateTimeout
+from ..protocol import codec, messages
 from .talk import MasterChannel
 
 MAX_OPEN_CALLS = 4096
@@ -40,16 +40,16 @@ def question(
     matches: Fields | None,
     notification: str | None,
     targets: Iterable[int] | None,
-) -> wire.Delegate:
+) -> messages.Delegate:
     """The message, without its number. Raises ClusterError if it can't travel."""
     if timeout is not None and not timeout > 0:
         raise ClusterError(f"delegate({name!r}): timeout = {timeout!r}: expected seconds above 0, or None")
-    return wire.Delegate(
+    return messages.Delegate(
         name,
         codec.sendable(message, f"the message of delegate({name!r})"),
         0,
         name,
-        wire.NO_PAYLOAD if matches is None else _criteria(name, message, matches),
+        messages.NO_PAYLOAD if matches is None else _criteria(name, message, matches),
         timeout,
         notification,
         None if targets is None else list(targets),
@@ -65,7 +65,7 @@ def _criteria(name: str, message: object, matches: Fields) -> msgspec.Raw:
     return codec.sendable(dict(matches), f"matches of delegate({name!r})")
 
 
-def result(name: str, answer: wire.CallResult) -> Any:
+def result(name: str, answer: messages.CallResult) -> Any:
     """What an answer says. Raises DelegateError if it is a failure."""
     failure = answer.failure
     if failure is None:
@@ -92,7 +92,7 @@ class PendingCalls:
         self._over: str | None = None
         self.late = 0
 
-    async def call(self, asked: wire.Delegate) -> Any:
+    async def call(self, asked: messages.Delegate) -> Any:
         """The answer to a question; from any loop.
 
         Raises:
@@ -105,7 +105,7 @@ class PendingCalls:
         if self._turns or len(self._open) >= MAX_OPEN_CALLS or self._channel.full:
             asked = await self._turn(asked, deadline)
         number = next(self._numbers)
-        future: asyncio.Future[wire.CallResult] = self._loop.create_future()
+        future: asyncio.Future[messages.CallResult] = self._loop.create_future()
         self._open[number] = (future, deadline)
         if deadline < self._look_at:
             self._watch(deadline)
@@ -113,14 +113,14 @@ class PendingCalls:
             self._send(asked, number)
             return result(asked.delegate, await future)
         except (asyncio.CancelledError, DelegateTimeout):
-            self._channel.send(wire.GiveUp(number))
+            self._channel.send(messages.GiveUp(number))
             raise
         finally:
             self._open.pop(number, None)
             if self._turns:
                 self._next_turn()
 
-    def call_sync(self, asked: wire.Delegate) -> Any:
+    def call_sync(self, asked: messages.Delegate) -> Any:
         """The same in a thread, which waits. Raises ClusterError at once where that would block an event loop."""
         refuse_on_a_loop(asked.delegate)
         deadline = None if asked.timeout is None else time.monotonic() + asked.timeout
@@ -135,17 +135,17 @@ class PendingCalls:
         except concurrent.futures.TimeoutError as error:
             if isinstance(error, DelegateError):
                 raise
-            self._channel.send(wire.GiveUp(number))
+            self._channel.send(messages.GiveUp(number))
             raise _too_late(asked) from None
         finally:
             self._open.pop(number, None)
 
-    def send(self, asked: wire.Delegate) -> None:
+    def send(self, asked: messages.Delegate) -> None:
         """Delegate something that nobody waits for. Raises ChannelFull."""
         refuse_if_full(self._channel)
         self._channel.send(msgspec.structs.replace(asked, expect=None, timeout=None))
 
-    def on_answer(self, answer: wire.CallResult) -> None:
+    def on_answer(self, answer: messages.CallResult) -> None:
         """The master answers. On the loop."""
         entry = self._open.pop(answer.number, None)
         try:
@@ -169,10 +169,10 @@ class PendingCalls:
         while self._turns:
             self._next_turn()
 
-    def _send(self, asked: wire.Delegate, number: int) -> None:
+    def _send(self, asked: messages.Delegate, number: int) -> None:
         if self._over is not None:
             raise _nobody(self._over)
-        message = wire.Delegate(
+        message = messages.Delegate(
             asked.delegate, asked.origin, number, asked.expect, asked.matches, asked.timeout,
             asked.notification, asked.targets,
         )  # fmt: skip
@@ -181,9 +181,9 @@ class PendingCalls:
         except ValueError as error:
             raise ClusterError(f"delegate({asked.delegate!r}): {error}") from None
 
-    def _ask_for_thread(self, asked: wire.Delegate) -> tuple[int, concurrent.futures.Future[wire.CallResult]]:
+    def _ask_for_thread(self, asked: messages.Delegate) -> tuple[int, concurrent.futures.Future[messages.CallResult]]:
         number = next(self._numbers)
-        future: concurrent.futures.Future[wire.CallResult] = concurrent.futures.Future()
+        future: concurrent.futures.Future[messages.CallResult] = concurrent.futures.Future()
         self._open[number] = (future, inf)
         try:
             self._send(asked, number)
@@ -192,22 +192,22 @@ class PendingCalls:
             raise
         return number, future
 
-    async def _ask_from_elsewhere(self, asked: wire.Delegate) -> Any:
+    async def _ask_from_elsewhere(self, asked: messages.Delegate) -> Any:
         number, future = self._ask_for_thread(asked)
         try:
             async with asyncio.timeout(asked.timeout):
                 answer = await asyncio.wrap_future(future)
         except TimeoutError:
-            self._channel.send(wire.GiveUp(number))
+            self._channel.send(messages.GiveUp(number))
             raise _too_late(asked) from None
         except asyncio.CancelledError:
-            self._channel.send(wire.GiveUp(number))
+            self._channel.send(messages.GiveUp(number))
             raise
         finally:
             self._open.pop(number, None)
         return result(asked.delegate, answer)
 
-    async def _turn(self, asked: wire.Delegate, deadline: float) -> wire.Delegate:
+    async def _turn(self, asked: messages.Delegate, deadline: float) -> messages.Delegate:
         """Wait for the turn of a question; the master is told what time is left."""
         turn = self._loop.create_future()
         self._turns.append(turn)
@@ -272,7 +272,7 @@ def refuse_if_full(channel: MasterChannel) -> None:
         raise ChannelFull("the master takes less than this worker says: give the loop a turn, or say less")
 
 
-def _too_late(asked: wire.Delegate) -> DelegateTimeout:
+def _too_late(asked: messages.Delegate) -> DelegateTimeout:
     return DelegateTimeout(f"{asked.delegate!r} wasn't answered within {asked.timeout:g} s")
 
 

@@ -18,13 +18,13 @@ from typing import Any, cast
 
 import uvloop
 
-from .. import codec, wire
 from ..core.lifecycle import WorkerState
 from ..engines.base import AppContext, Capability, Engine, Interface, is_protocol_engine, is_self_accepting, owns_accept
 from ..errors import AppError, ClusterError, one_line, trace
 from ..kernel import app_forks, established, lifeline, processes, signals, stacks
 from ..kernel.handover import QueueReader, QueueWriter, batch_size
 from ..kernel.scoreboard import Row
+from ..protocol import codec, messages
 from . import api
 from .acceptor import Acceptor
 from .alone import Alone
@@ -130,7 +130,7 @@ class Worker:
         self._fill_row()
         channel = await self._open_channel()
         api.begin(self._life, self._office)
-        self._say(wire.Started(self._life.pid, wire.PROTOCOL_VERSION))
+        self._say(messages.Started(self._life.pid, messages.PROTOCOL_VERSION))
         if self._office is not None:
             self._office.open()
         code = await self._live()
@@ -156,10 +156,10 @@ class Worker:
                 codec.clip(error.message, _MAX_REPORT_BYTES),
                 codec.clip(error.detail, _MAX_REPORT_BYTES, end=True),
             )
-            self._say(wire.BootFailed(message, detail, error.exit_code))
+            self._say(messages.BootFailed(message, detail, error.exit_code))
             return error.exit_code
         self._row.state = WorkerState.READY
-        self._say(wire.Ready())
+        self._say(messages.Ready())
         await self._wait_told()
         if self._birth.talk is None and self._settings.lame_duck:
             await self._serve_on(self._settings.lame_duck)
@@ -215,7 +215,7 @@ class Worker:
             if self._birth.loopback is None:
                 return None
             channel = await MasterChannel.open(await self._birth.loopback.open(), self._receive, lambda: None)
-            channel.send(wire.Started(self._life.pid, wire.PROTOCOL_VERSION))
+            channel.send(messages.Started(self._life.pid, messages.PROTOCOL_VERSION))
         self._office = ChannelClient(channel, api.emitter, api.components)
         return channel
 
@@ -284,7 +284,7 @@ class Worker:
             logger.info("the ECV check passes again")
         else:
             self._say(
-                wire.Note(
+                messages.Note(
                     codec.clip(f"the ECV check of {self._settings.ecv_monitor} fails: {reason}", _MAX_REPORT_BYTES)
                 )
             )
@@ -338,7 +338,7 @@ class Worker:
             ("the last heartbeat", self._last_beat),
         )
         if failed:
-            self._say(wire.EndFailed(codec.clip("; ".join(failed), _MAX_REPORT_BYTES)))
+            self._say(messages.EndFailed(codec.clip("; ".join(failed), _MAX_REPORT_BYTES)))
         return 1 if failed else 0
 
     async def _drained(self) -> None:
@@ -349,7 +349,7 @@ class Worker:
             except asyncio.CancelledError:
                 logger.exception("the app cancelled the worker's own task; the drain goes on")
         if not finished:
-            self._say(wire.Cut(await self._drain.cut(self._engines)))
+            self._say(messages.Cut(await self._drain.cut(self._engines)))
 
     async def _stop_taking(self) -> None:
         self._acceptor.stop()
@@ -362,25 +362,25 @@ class Worker:
     def _fill_row(self) -> None:
         self._row.state = WorkerState.BOOTING
 
-    def _receive(self, message: wire.Talk | wire.Unknown) -> None:
+    def _receive(self, message: messages.Talk | messages.Unknown) -> None:
         if self._office is not None and self._office.receive(message):
             return
         match message:
-            case wire.Drain():
+            case messages.Drain():
                 self._drain.open_doors = self._drain.open_doors or message.open_doors
                 self._drain_soon(message.last)
-            case wire.KeeperGone():
+            case messages.KeeperGone():
                 self._drain.deserted = True
-            case wire.Reopen():
+            case messages.Reopen():
                 self._paper.reopen_if_moved()
-            case wire.TrafficSet():
+            case messages.TrafficSet():
                 self._traffic.confirmed()
             case _:
                 logger.warning("the master said what only a worker says: %r", message)
 
     def _terminated(self, number: signal.Signals) -> None:
         """TERM: leave. With a master around, a successor is made and connections move; without one, nobody comes after us."""
-        self._say(wire.Leaving(number.name))
+        self._say(messages.Leaving(number.name))
         self._drain_soon(self._birth.talk is None)
 
     def _drain_soon(self, last: bool) -> None:

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .. import codec, events, wire
+from .. import events
 from ..errors import DelegateError, DelegateTimeout
+from ..protocol import codec, messages
 from . import api
 from .life import WorkerInfo
 from .questions import refuse_on_a_loop
@@ -53,8 +54,8 @@ class Simulated:
 
     async def status(self, name: str, params: object = None) -> Any:
         """What this worker answers when it is asked for that component. Raises DelegateError if it can't."""
-        given = wire.NO_PAYLOAD if params is None else codec.sendable(params, "params")
-        answer = await api.components.viewed(wire.View(0, name, given))
+        given = messages.NO_PAYLOAD if params is None else codec.sendable(params, "params")
+        answer = await api.components.viewed(messages.View(0, name, given))
         if answer.error is not None:
             raise DelegateError(answer.error)
         return codec.value(answer.value)
@@ -65,7 +66,7 @@ class Simulated:
 
     # What the app calls, by way of `worker`
 
-    async def delegate(self, asked: wire.Delegate) -> Any:
+    async def delegate(self, asked: messages.Delegate) -> Any:
         """The answer of the test's own handler."""
         try:
             async with asyncio.timeout(asked.timeout):
@@ -80,20 +81,20 @@ class Simulated:
             raise _failed(asked, error) from error
         return codec.value(codec.sendable(result, f"the answer to {asked.delegate!r}"))
 
-    def delegate_sync(self, asked: wire.Delegate) -> Any:
+    def delegate_sync(self, asked: messages.Delegate) -> Any:
         """The same, in a thread."""
         refuse_on_a_loop(asked.delegate)
         return asyncio.run(self.delegate(asked))
 
-    def delegate_nowait(self, asked: wire.Delegate) -> None:
+    def delegate_nowait(self, asked: messages.Delegate) -> None:
         """Only noted; a handler isn't called, since nobody could be told of its end."""
         self.delegated.append((asked.delegate, codec.value(asked.origin)))
 
-    def emit(self, message: wire.Emit) -> None:
+    def emit(self, message: messages.Emit) -> None:
         """Noted."""
         self.emitted.append((message.event, codec.value(message.data)))
 
-    def _call(self, asked: wire.Delegate) -> Any:
+    def _call(self, asked: messages.Delegate) -> Any:
         message = codec.value(asked.origin)
         self.delegated.append((asked.delegate, message))
         if asked.delegate not in self._delegates:
@@ -101,7 +102,7 @@ class Simulated:
         return self._delegates[asked.delegate](message)
 
 
-def _failed(asked: wire.Delegate, error: Exception) -> DelegateError:
+def _failed(asked: messages.Delegate, error: Exception) -> DelegateError:
     return DelegateError(
         f"{asked.delegate!r} failed in the master: {type(error).__name__}: {error}", type=type(error).__name__
     )

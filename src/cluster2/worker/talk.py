@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from .. import codec, wire
+from ..protocol import codec, messages
 
 logger = logging.getLogger("cluster2.worker")
 
@@ -31,7 +31,9 @@ class MasterChannel(asyncio.Protocol):
         full: so much waits that nothing more should be said.
     """
 
-    def __init__(self, receive: Callable[[wire.Talk | wire.Unknown], None], orphaned: Callable[[], None]) -> None:
+    def __init__(
+        self, receive: Callable[[messages.Talk | messages.Unknown], None], orphaned: Callable[[], None]
+    ) -> None:
         """Made by `open`, on the loop."""
         self._receive = receive
         self._orphaned = orphaned
@@ -49,7 +51,7 @@ class MasterChannel(asyncio.Protocol):
     async def open(
         cls,
         sock: socket.socket,
-        receive: Callable[[wire.Talk | wire.Unknown], None],
+        receive: Callable[[messages.Talk | messages.Unknown], None],
         orphaned: Callable[[], None],
     ) -> MasterChannel:
         """The channel over a connected socket, which it takes over."""
@@ -92,7 +94,7 @@ class MasterChannel(asyncio.Protocol):
         self._transport = None
         self._orphaned()
 
-    def send(self, message: wire.Talk) -> None:
+    def send(self, message: messages.Talk) -> None:
         """Send a message, from any thread; lost if the master is gone.
 
         Raises:

@@ -16,26 +16,26 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from .. import codec, wire
 from ..engines.base import Capability, owns_accept
 from ..errors import ClusterError
 from ..kernel import executed, forking, processes, signals, stacks
 from ..kernel.descriptors import MAX_DESCRIPTORS, DescriptorsLost, Packets
 from ..kernel.logfiles import ReopeningFile
+from ..protocol import codec, messages
 from . import inheritance
 from .image import Image, freeze
 from .renewal import renew
 from .started import StartedAtImport
 
-Serve = Callable[[Image, wire.Fork, list[int]], int]
+Serve = Callable[[Image, messages.Fork, list[int]], int]
 """Be the worker of an order: (image, order, its descriptors) → exit code. Injected: this package knows no worker."""
 
 
-def main(channel: Packets, prepare: Callable[[wire.Prepare, list[int]], Image], serve: Serve) -> int:
+def main(channel: Packets, prepare: Callable[[messages.Prepare, list[int]], Image], serve: Serve) -> int:
     """Be a zygote until the channel ends. Returns the exit code; in a worker it never returns."""
     signals.settle("zygote")  # the master ends us by closing the channel
     order, files = _receive(channel)
-    if not isinstance(order, wire.Prepare):
+    if not isinstance(order, messages.Prepare):
         return 0
     started = StartedAtImport()
     try:
@@ -53,15 +53,15 @@ def main(channel: Packets, prepare: Callable[[wire.Prepare, list[int]], Image], 
             order, descriptors = _receive(channel)
         except DescriptorsLost as error:
             refused = codec.unpack_order(error.data)
-            if isinstance(refused, wire.Fork):
-                _send(channel, wire.ForkFailed(refused.incarnation, os.strerror(errno.EMFILE)))
+            if isinstance(refused, messages.Fork):
+                _send(channel, messages.ForkFailed(refused.incarnation, os.strerror(errno.EMFILE)))
             continue
         if output is not None:
             with contextlib.suppress(OSError):  # what is open stays in use
                 output.reopen_if_moved()
-        if isinstance(order, wire.Reopen):
+        if isinstance(order, messages.Reopen):
             continue
-        if not isinstance(order, wire.Fork):
+        if not isinstance(order, messages.Fork):
             started.end_soon()
             return 0
         if order.become:
@@ -80,12 +80,12 @@ def refuse(channel: Packets, error: ClusterError) -> None:
         codec.clip(error.message, _MAX_MESSAGE_CHARS),
         codec.clip(error.detail, _MAX_DETAIL_CHARS, end=True),
     )
-    _send(channel, wire.PrepareFailed(message, detail, error.exit_code))
+    _send(channel, messages.PrepareFailed(message, detail, error.exit_code))
 
 
-def _prepared(image: Image) -> wire.Prepared:
+def _prepared(image: Image) -> messages.Prepared:
     sites = list(enumerate(image.sites))
-    return wire.Prepared(
+    return messages.Prepared(
         interfaces=[str(app.interface) for app, _ in image.sites],
         engines=[engine.name for _, engine in image.sites],
         threads=image.threads,
@@ -100,7 +100,7 @@ _MAX_MESSAGE_CHARS, _MAX_DETAIL_CHARS = 4_000, 60_000
 """Bytes of a message and of a traceback that travel: a packet holds no more."""
 
 
-def _receive(channel: Packets) -> tuple[wire.Orders | None, list[int]]:
+def _receive(channel: Packets) -> tuple[messages.Orders | None, list[int]]:
     try:
         packet, descriptors = channel.receive(MAX_DESCRIPTORS)
     except ConnectionResetError:  # the master was killed before it had read what we said
@@ -108,17 +108,17 @@ def _receive(channel: Packets) -> tuple[wire.Orders | None, list[int]]:
     return (codec.unpack_order(packet) if packet else None), descriptors
 
 
-def _send(channel: Packets, message: wire.Orders) -> None:
+def _send(channel: Packets, message: messages.Orders) -> None:
     with contextlib.suppress(ConnectionError):  # the master is gone: the next thing that is received is the end
         channel.send(codec.pack_order(message))
 
 
 def _fork(
-    channel: Packets, image: Image, order: wire.Fork, descriptors: list[int], serve: Serve
-) -> wire.WorkerForked | wire.ForkFailed:
+    channel: Packets, image: Image, order: messages.Fork, descriptors: list[int], serve: Serve
+) -> messages.WorkerForked | messages.ForkFailed:
     def born() -> None:
         """Run in the worker before the app's at-fork handlers, which may hang."""
-        stacks.arm(descriptors[wire.STACKS_FILE_INDEX])
+        stacks.arm(descriptors[messages.STACKS_FILE_INDEX])
         processes.set_parent_death_signal(signal.SIGKILL)  # until it can drain
         if os.getppid() != order.master:
             os._exit(0)
@@ -130,11 +130,11 @@ def _fork(
     try:
         pid = forking.fork_orphan(born, timeout_s=timeout_s, dump=dump)
     except forking.ForkTimeout as error:
-        return wire.ForkFailed(order.incarnation, str(error), codec.clip(error.stacks, _MAX_DETAIL_CHARS))
+        return messages.ForkFailed(order.incarnation, str(error), codec.clip(error.stacks, _MAX_DETAIL_CHARS))
     except OSError as error:
-        return wire.ForkFailed(order.incarnation, error.strerror or str(error))
+        return messages.ForkFailed(order.incarnation, error.strerror or str(error))
     if pid:
-        return wire.WorkerForked(order.incarnation, pid)
+        return messages.WorkerForked(order.incarnation, pid)
     channel.close()
     renew()
     leave(serve(image, order, descriptors))

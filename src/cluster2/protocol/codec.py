@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from . import wire
-from .errors import ClusterError
+from ..errors import ClusterError
+from . import messages
 
 MAX_MESSAGE_BYTES = 1 << 20
 """The longest message in bytes. A peer that announces more is broken or hostile: its channel is closed."""
@@ -24,8 +24,8 @@ _M = TypeVar("_M")
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _encode = _encoder.encode
 _encode_into = _encoder.encode_into
-_orders: msgspec.msgpack.Decoder[wire.Orders] = msgspec.msgpack.Decoder(wire.Orders)
-_talk: msgspec.msgpack.Decoder[wire.Talk] = msgspec.msgpack.Decoder(wire.Talk)
+_orders: msgspec.msgpack.Decoder[messages.Orders] = msgspec.msgpack.Decoder(messages.Orders)
+_talk: msgspec.msgpack.Decoder[messages.Talk] = msgspec.msgpack.Decoder(messages.Talk)
 _length = struct.Struct(">I")
 _value = msgspec.msgpack.Decoder().decode
 
@@ -40,12 +40,12 @@ class ProtocolError(ValueError):
     """A peer sent something that is no message."""
 
 
-def pack_order(message: wire.Orders) -> bytes:
+def pack_order(message: messages.Orders) -> bytes:
     """The packet of an order."""
     return _encode(message)
 
 
-def unpack_order(packet: bytes) -> wire.Orders:
+def unpack_order(packet: bytes) -> messages.Orders:
     """The order in a packet. Raises Garbled."""
     return _decode(_orders, packet)
 
@@ -80,14 +80,14 @@ def value(raw: msgspec.Raw) -> Any:
         raise ProtocolError(f"not a payload: {error}") from error
 
 
-def pack(message: wire.Talk) -> bytes:
+def pack(message: messages.Talk) -> bytes:
     """The bytes of a message on a stream. Raises ValueError if it is longer than MAX_MESSAGE_BYTES."""
     buffer = bytearray()
     pack_into(buffer, message)
     return bytes(buffer)
 
 
-def pack_into(buffer: bytearray, message: wire.Talk) -> None:
+def pack_into(buffer: bytearray, message: messages.Talk) -> None:
     """Append them to a buffer, which is as it was if it raises.
 
     Raises:
@@ -113,7 +113,7 @@ class Unpacker:
         self._rest = bytearray()
         self._needed = 4
 
-    def unpack(self, data: bytes) -> list[wire.Talk | wire.Unknown]:
+    def unpack(self, data: bytes) -> list[messages.Talk | messages.Unknown]:
         """The messages that are complete now. Raises Garbled; the stream can't be used after that."""
         if self._rest:
             self._rest += data
@@ -121,7 +121,7 @@ class Unpacker:
                 return []
             data = bytes(self._rest)
             self._rest.clear()
-        found: list[wire.Talk | wire.Unknown] = []
+        found: list[messages.Talk | messages.Unknown] = []
         start, end = 0, len(data)
         needed = 4
         while end - start >= 4:
@@ -147,16 +147,16 @@ class _Tagged(msgspec.Struct):
 
 
 _tagged = msgspec.msgpack.Decoder(_Tagged)
-_KNOWN = frozenset(kind.__struct_config__.tag for kind in wire.Talk.__args__)
+_KNOWN = frozenset(kind.__struct_config__.tag for kind in messages.Talk.__args__)
 
 
-def _message(body: bytes) -> wire.Talk | wire.Unknown:
+def _message(body: bytes) -> messages.Talk | messages.Unknown:
     try:
         return _talk.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         kind = _decode(_tagged, body).type
         if kind not in _KNOWN:
-            return wire.Unknown(clip(kind, 40))
+            return messages.Unknown(clip(kind, 40))
         raise ProtocolError(f"not a message: {error}") from error
 
 
