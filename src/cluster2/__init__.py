@@ -127,6 +127,6 @@ if not TYPE_CHECKING:  # a checker would take any name for one that is there
 
 
 if "_CLUSTER2_STACKS" in os.environ:  # executed by a master
-    from .kernel import executed
+    from .linux import exec_start
 
-    executed.take_start_steps()
+    exec_start.take_start_steps()

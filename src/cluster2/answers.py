@@ -12,7 +12,7 @@ from typing import Any
 
 from .core.health import STUCK_STATE
 from .core.lifecycle import MODES, PHASES, WorkerState
-from .kernel.scoreboard import Cells, Header, Row
+from .linux.scoreboard import Cells, Header, Row
 
 STATUS, TOP, FACTS = "`status`", "`top`", "`/`"
 ALL_PAGES = (STATUS, TOP, FACTS)

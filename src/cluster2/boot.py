@@ -20,13 +20,13 @@ from . import events, places
 from .config.settings import OPTIONS, SECRET_VARIABLES, Settings, validate, without_master
 from .config.value_types import Address, FdAddress
 from .errors import ClusterError, ConfigError
-from .kernel import app_forks, environment, processes, signals
-from .kernel.lifeline import Lifeline
-from .kernel.listeners import Listener, SocketFile, open_all, systemd_fds
-from .kernel.notify import ServiceNotifier
-from .kernel.pidfiles import PidsDirectory
-from .kernel.privileges import ids
-from .kernel.terminal import Terminal
+from .linux import app_forks, processes, secret_environment, signals
+from .linux.listeners import Listener, SocketFile, open_all, systemd_fds
+from .linux.parent_death_timer import Lifeline
+from .linux.pid_files import PidsDirectory
+from .linux.privileges import ids
+from .linux.sd_notify import ServiceNotifier
+from .linux.terminal import Terminal
 from .master.estate import MasterResources, Options, make_board
 from .master.herald import SystemdNotifier
 from .master.logbook import LogDirectory
@@ -68,7 +68,7 @@ def run(
         if logbook is not None:
             stack.callback(logbook.close)
         prepare(config)
-        environment.conceal(SECRET_VARIABLES)  # a reload reads them again, from Python's copy
+        secret_environment.conceal(SECRET_VARIABLES)  # a reload reads them again, from Python's copy
         return _serve(config, switchboard, argv, targets, on_ready or _nothing, logbook)
 
 

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 from .config.settings import FILE_OPTIONS, OPTIONS, SECRET_VARIABLES, Settings, validate
 from .errors import ClusterError, ConfigError
-from .kernel import environment, processes, snapshots, stacks
-from .kernel.descriptors import MAX_DESCRIPTORS, Packets
-from .kernel.scoreboard import Scoreboard, page_of
+from .linux import file_snapshots, processes, secret_environment, stacks
+from .linux.descriptor_passing import MAX_DESCRIPTORS, Packets
+from .linux.scoreboard import Scoreboard, page_of
 from .protocol import codec, messages
 from .runtime.option_sources import Config, check_files, restart_warning
 from .worker import runtime
@@ -39,7 +39,7 @@ def run(own: Config | None = None, targets: Sequence[object] | None = None) -> i
     """
     # Out of the environment, so that what the app starts doesn't take itself for one of us.
     channel = Packets.attach(int(os.environ.pop(messages.CHANNEL_VARIABLE)))
-    environment.remove_and_overwrite(SECRET_VARIABLES)  # a script has read its options by now
+    secret_environment.remove_and_overwrite(SECRET_VARIABLES)  # a script has read its options by now
     processes.raise_file_limit()
 
     def prepare(order: messages.Prepare, files: list[int]) -> image.Image:
@@ -102,10 +102,10 @@ def _copies(options: Settings, order: messages.Prepare, descriptors: Sequence[in
             continue
         try:
             same = name in handed and order.settings[name] == path
-            descriptor = handed[name] if same else snapshots.take(path)
+            descriptor = handed[name] if same else file_snapshots.take(path)
         except OSError as error:
             raise ConfigError(f"{name} = {path!r}: can't be read: {error.strerror}") from error
-        found[name] = snapshots.path_of(descriptor)
+        found[name] = file_snapshots.path_of(descriptor)
     return found
 
 

@@ -16,7 +16,7 @@ import msgspec
 from . import boot, events, places
 from .core.reducers import Reducer
 from .errors import ClusterError, ConfigError, one_line, trace
-from .kernel import signals
+from .linux import signals
 from .master.delegates import DEFAULT_CONCURRENCY
 from .master.estate import MasterResources
 from .master.facts import Command

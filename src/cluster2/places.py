@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from .config.settings import Settings
 from .config.value_types import TcpAddress
 from .errors import AddressInUse
-from .kernel.listeners import Listener, open_all
-from .kernel.pidfiles import PidsDirectory
+from .linux.listeners import Listener, open_all
+from .linux.pid_files import PidsDirectory
 from .master.logbook import LogDirectory
 from .runtime.option_sources import Config
 

@@ -19,12 +19,12 @@ from .config.settings import SECRET_VARIABLES, Settings
 from .core.lifecycle import PHASES
 from .engines.base import Engine, owns_accept
 from .errors import ClusterError, by_exit_code
-from .kernel import accept_queues, app_forks, environment, processes
-from .kernel.cells import UNKNOWN_VALUE
-from .kernel.listeners import Listener, shut
-from .kernel.scoreboard import Scoreboard
-from .kernel.signals import ignore_until_handled
-from .kernel.terminal import Terminal
+from .linux import accept_queues, app_forks, processes, secret_environment
+from .linux.cells import UNKNOWN_VALUE
+from .linux.listeners import Listener, shut
+from .linux.scoreboard import Scoreboard
+from .linux.signals import ignore_until_handled
+from .linux.terminal import Terminal
 from .master.estate import make_board
 from .master.facts import Fact
 from .master.handle import Handle
@@ -75,7 +75,7 @@ def run(
     """
     settings = config.settings
     terminal = Terminal()
-    environment.remove_and_overwrite(
+    secret_environment.remove_and_overwrite(
         SECRET_VARIABLES
     )  # this process is the app's as well, and reads its options no more
     sources = {name: source for name, source in config.sources.items() if config.explicit(name)}

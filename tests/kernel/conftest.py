@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from cluster2.config.value_types import Address
-from cluster2.kernel.listeners import Listener, open_all
-from cluster2.kernel.processes import become_subreaper
-from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.linux.listeners import Listener, open_all
+from cluster2.linux.processes import become_subreaper
+from cluster2.linux.scoreboard import Scoreboard
 from tests.kernel.leaks import descriptors
 from tests.kernel.visitors import Open
 

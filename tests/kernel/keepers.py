@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from cluster2.keeper.main import Keeper
-from cluster2.kernel import processes
-from cluster2.kernel.handover import HandedConnection, QueueReader, QueueWriter, queue
-from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.linux import processes
+from cluster2.linux.handover import HandedConnection, QueueReader, QueueWriter, queue
+from cluster2.linux.scoreboard import Scoreboard
 from tests.system.harness import wait_until
 
 ROOM = str(Path(__file__).parents[2] / "src/cluster2/keeper")

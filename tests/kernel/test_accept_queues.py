@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.kernel import accept_queues
+from cluster2.linux import accept_queues
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])

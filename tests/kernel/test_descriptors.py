@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster2.errors import ClusterError
-from cluster2.kernel.descriptors import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, PacketError, Packets
+from cluster2.linux.descriptor_passing import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, PacketError, Packets
 from tests.kernel.children import leaving
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")

@@ -12,7 +12,7 @@ import pytest
 
 from cluster2.config.value_types import FdAddress, TcpAddress, UnixAddress
 from cluster2.errors import AddressInUse
-from cluster2.kernel.listeners import Listener, queue_length
+from cluster2.linux.listeners import Listener, queue_length
 from tests.kernel.children import told
 from tests.kernel.visitors import Open, accept, ask, connect, serve
 
@@ -138,8 +138,8 @@ def test_the_port_is_free_behind_a_shut_door(listen: Open) -> None:
 def test_a_door_that_stays_open(listen: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the kernel takes the program and does not steer, shutting the door is an error, and the listener goes on."""
     (listener,) = listen(TcpAddress("127.0.0.1", 0))
-    monkeypatch.setattr("cluster2.kernel.syn_sink.attach", lambda *_: None)
-    monkeypatch.setattr("cluster2.kernel.syn_sink._IP_MINTTL", socket.IP_TTL)
+    monkeypatch.setattr("cluster2.linux.syn_sink.attach", lambda *_: None)
+    monkeypatch.setattr("cluster2.linux.syn_sink._IP_MINTTL", socket.IP_TTL)
 
     def shut_often() -> None:
         # Without a program the kernel spreads connections by a hash: one in two finds the sink by chance.

@@ -7,7 +7,7 @@ import sys
 
 BURST = """
 import faulthandler, os, signal
-from cluster2.kernel import signals
+from cluster2.linux import signals
 faulthandler.enable()  # makes an alternate stack, of some KiB, on which Python's handlers run
 dropped = [*signals.numbers("RTMIN to RTMAX"), signal.SIGHUP, signal.SIGPWR, signal.SIGIO]
 for number in dropped:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster2.kernel.handover import (
+from cluster2.linux.handover import (
     CONNECTIONS_PER_MESSAGE,
     RECORD_FORMAT,
     HandedConnection,
@@ -194,7 +194,7 @@ def test_a_connection_in_the_queue_outlives_its_sender(leaving: ExitStack) -> No
     program = f"""
         import os, signal, socket, sys
         sys.path.insert(0, {str(SRC)!r})
-        from cluster2.kernel.handover import Outlet
+        from cluster2.linux.handover import Outlet
         assert Outlet(socket.socket(fileno={into.fileno()})).send({server.fileno()}, 1, 2, 3.0)
         os.kill(os.getpid(), signal.SIGKILL)
     """

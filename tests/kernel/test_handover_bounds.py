@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from cluster2.kernel.handover import HandedConnection, QueueReader, QueueWriter, queue
+from cluster2.linux.handover import HandedConnection, QueueReader, QueueWriter, queue
 from tests.kernel.test_handover import SRC, close, connection
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
@@ -109,7 +109,7 @@ def test_one_without_room(
 FLIGHT = """
     import ctypes, os, resource, socket, sys
     sys.path.insert(0, SRC)
-    from cluster2.kernel.handover import Inlet, Outlet, Parcel, queue
+    from cluster2.linux.handover import Inlet, Outlet, Parcel, queue
     os.setresgid(65533, 65533, 65533)
     os.setresuid(65533, 65533, 65533)   # without CAP_SYS_RESOURCE and CAP_SYS_ADMIN the bound holds
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))

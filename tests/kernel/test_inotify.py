@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.kernel.inotify import Inotify
+from cluster2.linux.inotify import Inotify
 
 
 def readable(watched: Inotify) -> bool:

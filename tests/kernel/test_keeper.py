@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from cluster2.core.lifecycle import WorkerState
-from cluster2.kernel import processes
-from cluster2.kernel.handover import HandedConnection
+from cluster2.linux import processes
+from cluster2.linux.handover import HandedConnection
 from tests.kernel.keepers import InProcess, InThread, Make, maker
 from tests.system.harness import wait_until
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cluster2.keeper.main import RESERVED_DESCRIPTORS, Keeper, reserve
-from cluster2.kernel.handover import RECORD_FORMAT, batch_size
+from cluster2.linux.handover import RECORD_FORMAT, batch_size
 from tests.kernel.keepers import InProcess, InThread, Kept, Make, maker
 from tests.system.harness import wait_until
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from cluster2.core.histogram import BUCKET_BOUNDS_S
 from cluster2.core.lifecycle import WorkerState
 from cluster2.errors import ClusterError
-from cluster2.kernel import ledger
-from cluster2.kernel.cells import MAX_COUNT
-from cluster2.kernel.scoreboard import SLOTS, Row, Scoreboard
+from cluster2.linux import ledger
+from cluster2.linux.cells import MAX_COUNT
+from cluster2.linux.scoreboard import SLOTS, Row, Scoreboard
 
 COUNTS = 1000
 

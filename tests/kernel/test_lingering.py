@@ -6,7 +6,7 @@ import contextlib
 import socket
 import struct
 
-from cluster2.kernel.lingering import Lingering
+from cluster2.linux.lingering_close import Lingering
 
 
 def test_a_reset_that_its_owner_has_read_of() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from cluster2.config.value_types import FdAddress, TcpAddress, UnixAddress
 from cluster2.errors import AddressInUse, ConfigError
-from cluster2.kernel.listeners import NOTSENT_LOWAT_BYTES, Listener, open_all, systemd_fds
+from cluster2.linux.listeners import NOTSENT_LOWAT_BYTES, Listener, open_all, systemd_fds
 from tests.kernel.children import leaving
 from tests.kernel.visitors import Open, accept, ask, serve
 

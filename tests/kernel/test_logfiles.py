@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.kernel import logfiles
-from cluster2.kernel.logfiles import ReopeningFile
+from cluster2.linux import log_files
+from cluster2.linux.log_files import ReopeningFile
 
 
 def test_only_own_regular_files_are_found_and_read(tmp_path: Path) -> None:
@@ -24,21 +24,21 @@ def test_only_own_regular_files_are_found_and_read(tmp_path: Path) -> None:
     (logs / "access.log").symlink_to(outside)
     os.mkfifo(logs / "worker.1.log")
     (logs / "worker.2.log").mkdir()
-    assert [each.name for each in logfiles.log_files(str(logs))] == ["master.log", "worker.12.log", "worker.12.log.3"]
+    assert [each.name for each in log_files.log_files(str(logs))] == ["master.log", "worker.12.log", "worker.12.log.3"]
     for name in ("master.log", "worker.12.log.3"):
-        fd = logfiles.open_to_read(str(logs), name)
+        fd = log_files.open_to_read(str(logs), name)
         assert os.read(fd, 100).decode() == name
         os.close(fd)
     attempts = ["../master.log", "/etc/passwd", "..", ".", "", "passwd", "access.log", "worker.1.log", "worker.2.log"]
     attempts += ["master.log\0", "master.log/", "./master.log", "master.log\n", "worker.٣.log", "worker.012345.log"]
     for name in attempts:
         with pytest.raises(OSError):
-            logfiles.open_to_read(str(logs), name)
+            log_files.open_to_read(str(logs), name)
 
 
 def test_a_directory_that_is_not_there_has_no_files(tmp_path: Path) -> None:
     """Before anything was logged the list is empty."""
-    assert logfiles.log_files(str(tmp_path / "none")) == []
+    assert log_files.log_files(str(tmp_path / "none")) == []
 
 
 def test_what_is_no_regular_file_is_not_written_to(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_what_is_no_regular_file_is_not_written_to(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for name in ("link", "fifo"):
         with pytest.raises(OSError):
-            logfiles.open_to_write(str(tmp_path / name))
+            log_files.open_to_write(str(tmp_path / name))
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -88,18 +88,18 @@ def test_whether_a_file_is_open_to_write(tmp_path: Path) -> None:
     """The kernel knows, whoever has it open; readers don't count; who opens it at the same moment isn't disturbed."""
     path = tmp_path / "file"
     path.touch()
-    assert logfiles.is_open_to_write(str(path)) is False
+    assert log_files.is_open_to_write(str(path)) is False
     reader = os.open(path, os.O_RDONLY)
-    assert logfiles.is_open_to_write(str(path)) is False
+    assert log_files.is_open_to_write(str(path)) is False
     with path.open("a"):
-        assert logfiles.is_open_to_write(str(path)) is True
+        assert log_files.is_open_to_write(str(path)) is True
     code = "import sys, time; f = open(sys.argv[1], 'a'); print(flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline()
-        assert logfiles.is_open_to_write(str(path)) is True
+        assert log_files.is_open_to_write(str(path)) is True
         other.communicate()
     os.close(reader)
 
@@ -112,12 +112,12 @@ def test_a_lease_that_is_broken_disturbs_nobody(tmp_path: Path) -> None:
 
     def open_and_close() -> None:
         while not ended.is_set():
-            os.close(logfiles.open_to_write(str(path)))
+            os.close(log_files.open_to_write(str(path)))
 
     thread = threading.Thread(target=open_and_close)
     thread.start()
     try:
-        answers = {logfiles.is_open_to_write(str(path)) for _ in range(2000)}
+        answers = {log_files.is_open_to_write(str(path)) for _ in range(2000)}
     finally:
         ended.set()
         thread.join()
@@ -130,7 +130,7 @@ def test_the_end_of_a_line(tmp_path: Path) -> None:
         path = tmp_path / "file"
         path.write_text(text)
         fd = os.open(path, os.O_RDONLY)
-        assert logfiles.ends_a_line(fd) is ends
+        assert log_files.ends_a_line(fd) is ends
         os.close(fd)
 
 
@@ -143,7 +143,7 @@ def test_the_last_lines(tmp_path: Path, text: str, lines: int) -> None:
     path = tmp_path / "file"
     path.write_text(text)
     fd = os.open(path, os.O_RDONLY)
-    start = logfiles.tail(fd, lines)
+    start = log_files.tail(fd, lines)
     os.close(fd)
     whole = text.splitlines(keepends=True)
     assert text[start:] == "".join(whole[len(whole) - min(lines, len(whole)) :])
@@ -154,5 +154,5 @@ def test_the_search_for_last_lines_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * 300_000)
     fd = os.open(path, os.O_RDONLY)
-    assert logfiles.tail(fd, 3, most=100_000) == 200_000
+    assert log_files.tail(fd, 3, most=100_000) == 200_000
     os.close(fd)

@@ -26,7 +26,7 @@ def found_after(text: str) -> list[tuple[str, str | None, bool]]:
     """Name and library of each thread that a program finds when it has run `text`, and whether it is replaced after a fork."""
     program = (
         "import json\n"
-        "from cluster2.kernel.native_threads import native_threads\n"
+        "from cluster2.linux.native_threads import native_threads\n"
         f"{text}\n"
         "print(json.dumps([[each.name, each.library, each.is_replaced] for each in native_threads()]))\n"
     )
@@ -48,7 +48,7 @@ def test_a_thread_of_no_library() -> None:
 
 def test_a_kernel_that_does_not_tell() -> None:
     """Without the kernel's word on a thread's stack its library isn't known."""
-    text = f"{NATIVE}import cluster2.kernel.native_threads as threads\nthreads._stack_top = lambda tid: 0"
+    text = f"{NATIVE}import cluster2.linux.native_threads as threads\nthreads._stack_top = lambda tid: 0"
     assert [each[1:] for each in found_after(text)] == [(None, False)]
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.kernel import forking
-from cluster2.kernel.forking import fork_orphan
-from cluster2.kernel.processes import become_subreaper, raise_file_limit, set_parent_death_signal
+from cluster2.linux import forking
+from cluster2.linux.forking import fork_orphan
+from cluster2.linux.processes import become_subreaper, raise_file_limit, set_parent_death_signal
 from tests.kernel.children import fork, told, wait
 from tests.kernel.leaks import descriptors
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cluster2.errors import AlreadyRunning, ConfigError, NotRunning
-from cluster2.kernel.pidfiles import PidsDirectory, connect_control
+from cluster2.linux.pid_files import PidsDirectory, connect_control
 from tests.kernel.children import leaving, told
 
 NOBODY = 65534

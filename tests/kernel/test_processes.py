@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from cluster2.kernel.processes import (
+from cluster2.linux.processes import (
     ExitStatus,
     execute,
     exit_of,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster2.kernel.progress import has_left, probe
+from cluster2.linux.tcp_progress import has_left, probe
 from tests.system.harness import wait_until
 
 AT_ONCE = struct.pack("ii", 1, 0)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from cluster2.errors import ConfigError
-from cluster2.kernel import processes
-from cluster2.kernel.privileges import drop_privileges
-from cluster2.kernel.processes import memory, raise_file_limit, usable_cpus
+from cluster2.linux import processes
+from cluster2.linux.privileges import drop_privileges
+from cluster2.linux.processes import memory, raise_file_limit, usable_cpus
 from tests.kernel.children import fork, told, wait_ended
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from cluster2.core.histogram import BUCKET_BOUNDS_S
 from cluster2.errors import ClusterError
-from cluster2.kernel.cells import MAX_COUNT, UNKNOWN_VALUE, Cells
-from cluster2.kernel.mappings import PAGE_BYTES, map_shared
-from cluster2.kernel.scoreboard import (
+from cluster2.linux.cells import MAX_COUNT, UNKNOWN_VALUE, Cells
+from cluster2.linux.mappings import PAGE_BYTES, map_shared
+from cluster2.linux.scoreboard import (
     CELL_BYTES,
     CELLS_PER_ROW,
     KEEPER_PAGE,
@@ -320,7 +320,7 @@ def test_it_survives_an_exec(board: Scoreboard) -> None:
     row = board.row(board.claim())
     row.slot = 3
     program = (
-        "from cluster2.kernel.scoreboard import Scoreboard, page_of\n"
+        "from cluster2.linux.scoreboard import Scoreboard, page_of\n"
         "board = Scoreboard.attach((20, 21, 22), page_of(0))\n"
         "row = board.row(0)\n"
         "row.requests = row.slot + 39\n"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.kernel import stacks
-from cluster2.kernel.processes import open_pidfd
+from cluster2.linux import stacks
+from cluster2.linux.processes import open_pidfd
 
 PATIENCE = 20.0
 
@@ -55,7 +55,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
     def run(code: str) -> Child:
         file = stacks.create()
         program = tmp_path / "program.py"
-        program.write_text(f"from cluster2.kernel import stacks\nstacks.arm({file})\n{code}")
+        program.write_text(f"from cluster2.linux import stacks\nstacks.arm({file})\n{code}")
         process = subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True, pass_fds=[file])
         child = Child(process, file, open_pidfd(process.pid))
         children.append(child)

@@ -13,7 +13,7 @@ import pytest
 
 from cluster2.config.value_types import TcpAddress, UnixAddress
 from cluster2.errors import AddressInUse, ConfigError
-from cluster2.kernel.established import (
+from cluster2.linux.established_connections import (
     EstablishedConnection,
     descriptors,
     end_silent,
@@ -24,10 +24,10 @@ from cluster2.kernel.established import (
     shut_down,
     with_progress,
 )
-from cluster2.kernel.lingering import Lingering
-from cluster2.kernel.listeners import NOTSENT_LOWAT_BYTES, Listener, open_all, queue_length
-from cluster2.kernel.progress import untaken
-from cluster2.kernel.steering import MAX_STEERED_SLOTS, SteeredGroup
+from cluster2.linux.lingering_close import Lingering
+from cluster2.linux.listeners import NOTSENT_LOWAT_BYTES, Listener, open_all, queue_length
+from cluster2.linux.steered_group import MAX_STEERED_SLOTS, SteeredGroup
+from cluster2.linux.tcp_progress import untaken
 from tests.system.harness import wait_until
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")

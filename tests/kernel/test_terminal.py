@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster2.kernel import terminal
-from cluster2.kernel.terminal import HANGUP_GRACE_S, Terminal
+from cluster2.linux import terminal
+from cluster2.linux.terminal import HANGUP_GRACE_S, Terminal
 
 
 class Seen:

@@ -11,7 +11,7 @@ import pytest
 
 from cluster2.config.value_types import UnixAddress
 from cluster2.errors import AddressInUse, ConfigError
-from cluster2.kernel.listeners import MAX_PATH_BYTES, SocketFile, open_all
+from cluster2.linux.listeners import MAX_PATH_BYTES, SocketFile, open_all
 from tests.kernel.children import leaving
 from tests.kernel.visitors import Open, accept, ask, serve
 

@@ -6,7 +6,7 @@ import select
 import socket
 from collections.abc import Callable, Sequence
 
-from cluster2.kernel.listeners import Listener
+from cluster2.linux.listeners import Listener
 
 Open = Callable[..., list[Listener]]
 """The fixture `listen`: opens addresses."""

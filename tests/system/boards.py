@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster2.config.settings import Settings
 from cluster2.core.lifecycle import PHASES, WorkerState
-from cluster2.kernel.scoreboard import Row, Scoreboard
+from cluster2.linux.scoreboard import Row, Scoreboard
 from cluster2.monitor.desk import Dashboard
 from cluster2.monitor.facts import Facts
 from cluster2.monitor.main import serve

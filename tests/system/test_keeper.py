@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cluster2.config.settings import Settings
-from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.linux.scoreboard import Scoreboard
 from cluster2.master.facts import Fact, HelperExited
 from cluster2.master.keeping import KeeperProcess
 from tests.system.conftest import Serve

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from cluster2.core.signal_table import SIGNAL_EFFECTS, SIGNAL_ROLES, Disposition, Role
-from cluster2.kernel.signals import numbers
+from cluster2.linux.signals import numbers
 from tests.system.clients import get
 from tests.system.conftest import Serve
 from tests.system.harness import Running, command, free_port, sample, wait_until

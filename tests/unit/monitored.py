@@ -11,7 +11,7 @@ import httpx
 
 from cluster2.config.settings import Settings
 from cluster2.core.lifecycle import PHASES, WorkerState
-from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.linux.scoreboard import Scoreboard
 from cluster2.monitor.app import make
 from cluster2.monitor.desk import Dashboard
 from cluster2.monitor.facts import Facts

@@ -16,7 +16,7 @@ import pytest
 from cluster2.config.settings import Settings
 from cluster2.engines.base import AppContext, Interface
 from cluster2.engines.tcp import TcpEngine
-from cluster2.kernel.handover import QueueReader, QueueWriter, queue
+from cluster2.linux.handover import QueueReader, QueueWriter, queue
 from cluster2.worker.acceptor import MAX_HEAD_WAIT_S, Acceptor, ListeningSource, ReadyQueue
 from cluster2.worker.pace import AcceptMode
 from tests.kernel.leaks import descriptors_left

@@ -31,8 +31,8 @@ except ClusterError as error:
 ZYGOTE = """
 import os, socket, sys, time
 from cluster2.protocol import codec, messages
-from cluster2.kernel import forking
-from cluster2.kernel.descriptors import Packets
+from cluster2.linux import forking
+from cluster2.linux.descriptor_passing import Packets
 
 channel = Packets.attach(int(os.environ.pop(messages.CHANNEL)))
 

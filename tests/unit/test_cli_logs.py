@@ -11,8 +11,8 @@ import pytest
 from click.testing import Result
 
 from cluster2.cli import cli
-from cluster2.kernel import logfiles
-from cluster2.kernel.logreading import MAX_ABSENT_POLLS, MAX_PARTIAL_LINE_POLLS, LogTailer
+from cluster2.linux import log_files
+from cluster2.linux.log_tailer import MAX_ABSENT_POLLS, MAX_PARTIAL_LINE_POLLS, LogTailer
 from tests.unit.test_cli import runner
 
 
@@ -87,18 +87,18 @@ def test_rotation_loses_and_doubles_nothing(shown: Shown, tmp_path: Path) -> Non
 
 def test_a_rotation_in_the_middle_of_a_look(shown: Shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that has become another file's between listing and opening costs nothing: a file isn't told by its name."""
-    log, found = tmp_path / "worker.0.log", logfiles.log_files
+    log, found = tmp_path / "worker.0.log", log_files.log_files
     add(log, "1\n")
     rotate(tmp_path, "worker.0.log")
     add(log, "2\n")
     assert shown.look() == ["2"]
 
-    def meanwhile(directory: str) -> list[logfiles.Found]:
+    def meanwhile(directory: str) -> list[log_files.Found]:
         before = found(directory)
         rotate(tmp_path, "worker.0.log")
         return before
 
-    monkeypatch.setattr(logfiles, "log_files", meanwhile)
+    monkeypatch.setattr(log_files, "log_files", meanwhile)
     add(log, "3\n")
     assert shown.look() == ["3"]
     monkeypatch.undo()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cluster2.config.settings import OPTIONS, Settings
 from cluster2.errors import ConfigError
-from cluster2.kernel.processes import usable_cpus
+from cluster2.linux.processes import usable_cpus
 from cluster2.runtime import option_sources
 from cluster2.runtime.option_sources import Config, check_files, flatten, line_of, lookup, working_directory
 

@@ -17,7 +17,7 @@ import pytest
 
 from cluster2 import events
 from cluster2.errors import ClusterError
-from cluster2.kernel import processes
+from cluster2.linux import processes
 from cluster2.master.descriptor_budget import RESERVED_DESCRIPTORS
 from cluster2.master.loop import Master
 from tests.kernel.leaks import descriptors, descriptors_left

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from cluster2.core.planning import RestartBackoff
-from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.linux.scoreboard import Scoreboard
 from cluster2.master.child import ChildProcess
 from cluster2.master.facts import Fact, HelperExited
 from cluster2.master.helper import HelperProcess

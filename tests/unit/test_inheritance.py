@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from cluster2.kernel.native_threads import NativeThread
+from cluster2.linux.native_threads import NativeThread
 from cluster2.zygote import inheritance
 
 

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cluster2.errors import ConfigError
-from cluster2.kernel import logfiles
-from cluster2.kernel.logfiles import ReopeningFile
+from cluster2.linux import log_files
+from cluster2.linux.log_files import ReopeningFile
 from cluster2.master.logbook import (
     FAST_LOG_POLL_INTERVAL_S,
     LOG_POLL_INTERVAL_S,
@@ -39,7 +39,7 @@ def book(directory: Path | str, *, total: int = 0, size: int = SIZE, said: list[
 
 def lines_of(directory: str, base: str) -> list[str]:
     """All lines of a log, the oldest first."""
-    files = sorted((each for each in logfiles.log_files(directory) if each.base == base), key=lambda each: -each.age)
+    files = sorted((each for each in log_files.log_files(directory) if each.base == base), key=lambda each: -each.age)
     return "".join(Path(directory, each.name).read_text() for each in files).splitlines()
 
 
@@ -47,7 +47,7 @@ def write(directory: str, steps: list[tuple[str, int]], total: int) -> dict[str,
     """Two writers of one log and the keeper take steps; each writer looks at the latest after half a file. Lines of each."""
     keeper = book(directory, total=total)
     keeper.ensure_file(0)
-    writers = {name: ReopeningFile(os.path.join(directory, logfiles.worker(0))) for name in "ab"}
+    writers = {name: ReopeningFile(os.path.join(directory, log_files.worker(0))) for name in "ab"}
     counts, unseen = dict.fromkeys("ab", 0), dict.fromkeys("ab", 0)
     for follower in writers.values():
         follower.reopen_if_moved()
@@ -77,7 +77,7 @@ def test_no_line_is_lost_or_doubled(steps: list[tuple[str, int]]) -> None:
     """Whenever the file is rotated, and however late writers notice, each line is there once, and each writer's in order."""
     with tempfile.TemporaryDirectory() as directory:
         counts = write(directory, steps, total=0)
-        found = lines_of(directory, logfiles.worker(0))
+        found = lines_of(directory, log_files.worker(0))
         for name, count in counts.items():
             assert [line.split()[1] for line in found if line.startswith(name)] == [str(each) for each in range(count)]
         assert len(found) == sum(counts.values())
@@ -91,8 +91,8 @@ def test_the_whole_is_bounded(steps: list[tuple[str, int]]) -> None:
     total = 4 * SIZE
     with tempfile.TemporaryDirectory() as directory:
         counts = write(directory, steps, total=total)
-        assert sum(each.size for each in logfiles.log_files(directory)) <= total
-        found = lines_of(directory, logfiles.worker(0))
+        assert sum(each.size for each in log_files.log_files(directory)) <= total
+        found = lines_of(directory, log_files.worker(0))
         for name, count in counts.items():
             numbers = [int(line.split()[1]) for line in found if line.startswith(name)]
             assert numbers == list(range(count - len(numbers), count))
@@ -107,11 +107,11 @@ def test_who_never_looks_is_cut(tmp_path: Path) -> None:
     for _ in range(50):
         os.write(stuck, b"x" * SIZE)
         assert keeper.poll() in (FAST_LOG_POLL_INTERVAL_S, LOG_POLL_INTERVAL_S)
-        assert sum(each.size for each in logfiles.log_files(str(tmp_path))) <= 4 * SIZE
+        assert sum(each.size for each in log_files.log_files(str(tmp_path))) <= 4 * SIZE
     os.close(stuck)
     assert len(said) == 1
     assert "MiB were dropped" in said[0]
-    assert len(logfiles.log_files(str(tmp_path))) < 5
+    assert len(log_files.log_files(str(tmp_path))) < 5
 
 
 def test_a_worker_begins_in_a_file_that_is_not_due(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_many_logs_share_the_total(tmp_path: Path) -> None:
         keeper.ensure_file(slot)
         (tmp_path / f"worker.{slot}.log").write_bytes(b"x" * SIZE)
     keeper.poll()
-    assert sum(each.size for each in logfiles.log_files(str(tmp_path))) <= 16 * SIZE
+    assert sum(each.size for each in log_files.log_files(str(tmp_path))) <= 16 * SIZE
     assert (tmp_path / "worker.7.log").stat().st_size == 0
 
 
@@ -224,9 +224,9 @@ def test_what_is_in_the_way_of_one_log(tmp_path: Path, blocked: str) -> None:
             with (tmp_path / name).open("ab") as file:
                 file.write(kept + b"x")
         keeper.poll()
-        assert sum(each.size for each in logfiles.log_files(str(tmp_path))) <= 8 * SIZE
+        assert sum(each.size for each in log_files.log_files(str(tmp_path))) <= 8 * SIZE
     assert (tmp_path / "worker.1.log.1").stat().st_size == SIZE + 1
-    assert all(each.age < 25 for each in logfiles.log_files(str(tmp_path)))
+    assert all(each.age < 25 for each in log_files.log_files(str(tmp_path)))
     assert "can't be kept in order" in said[0]
 
 
@@ -253,7 +253,7 @@ def test_a_file_that_is_still_written_is_not_removed(tmp_path: Path) -> None:
     keeper.poll()
     assert os.fstat(silent).st_nlink == 1
     assert os.fstat(silent).st_size == 0
-    assert sum(each.size for each in logfiles.log_files(str(tmp_path))) <= 4 * SIZE
+    assert sum(each.size for each in log_files.log_files(str(tmp_path))) <= 4 * SIZE
     os.close(silent)
     keeper.poll()
     assert not (tmp_path / "worker.0.log.9").exists()
@@ -329,7 +329,7 @@ def test_small_files_are_not_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for turn in range(6):
         log.write_text(f"{turn}" * (MIN_FILE_BYTES + 1))
         keeper.poll()
-    names = [each.name for each in logfiles.log_files(str(tmp_path))]
+    names = [each.name for each in log_files.log_files(str(tmp_path))]
     assert names == ["worker.0.log", "worker.0.log.1", "worker.0.log.2", "worker.0.log.3"]
     assert (tmp_path / "worker.0.log.3").read_text().startswith("3")
 
@@ -340,7 +340,7 @@ def test_a_link_is_not_cut(tmp_path: Path) -> None:
     other.write_text("kept")
     (tmp_path / "worker.0.log.1").symlink_to(other)
     with pytest.raises(OSError, match=r"symbolic links|ELOOP"):
-        logfiles.empty(str(tmp_path / "worker.0.log.1"))
+        log_files.empty(str(tmp_path / "worker.0.log.1"))
     assert other.read_text() == "kept"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster2.core import histogram
-from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.linux.scoreboard import Scoreboard
 from cluster2.worker.measured import LATENCY_WINDOW_S, LatencyWindow
 
 

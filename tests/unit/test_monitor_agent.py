@@ -12,7 +12,7 @@ import pytest
 from cluster2.config.settings import Settings, validate
 from cluster2.core.lifecycle import WorkerState
 from cluster2.errors import ConfigError
-from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.linux.scoreboard import Scoreboard
 from cluster2.monitor import agent
 from cluster2.monitor.agent import AgentConnections, line, ready_percent
 from cluster2.monitor.facts import Facts

@@ -13,8 +13,8 @@ import pytest
 from starlette.applications import Starlette
 
 from cluster2.config.settings import Settings
-from cluster2.kernel import logfiles
-from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.linux import log_files
+from cluster2.linux.scoreboard import Scoreboard
 from cluster2.monitor.app import make
 from cluster2.monitor.facts import Facts
 from cluster2.monitor.logs import routes
@@ -218,7 +218,7 @@ class Taking:
 
 async def test_a_file_that_is_rotated_while_it_is_read(logs: Path) -> None:
     """What was asked for comes, block by block, wherever the file is by then."""
-    content = os.urandom(10 * logfiles.READ_BLOCK_BYTES)
+    content = os.urandom(10 * log_files.READ_BLOCK_BYTES)
     (logs / "master.log").write_bytes(content)
 
     def rotate(pieces: int) -> None:
@@ -232,12 +232,12 @@ async def test_a_file_that_is_rotated_while_it_is_read(logs: Path) -> None:
     await taking.take()
     assert taking.complete
     assert taking.body == content
-    assert max(taking.pieces) <= logfiles.READ_BLOCK_BYTES
+    assert max(taking.pieces) <= log_files.READ_BLOCK_BYTES
 
 
 async def test_a_file_that_is_cut_while_it_is_read(logs: Path) -> None:
     """The response isn't completed: whoever reads it learns that something is missing."""
-    (logs / "master.log").write_bytes(os.urandom(10 * logfiles.READ_BLOCK_BYTES))
+    (logs / "master.log").write_bytes(os.urandom(10 * log_files.READ_BLOCK_BYTES))
 
     def cut(pieces: int) -> None:
         if pieces == 3:
@@ -246,4 +246,4 @@ async def test_a_file_that_is_cut_while_it_is_read(logs: Path) -> None:
     taking = Taking(logs, cut)
     await taking.take()
     assert not taking.complete
-    assert len(taking.body) == 3 * logfiles.READ_BLOCK_BYTES
+    assert len(taking.body) == 3 * log_files.READ_BLOCK_BYTES

@@ -18,8 +18,8 @@ from cluster2.config.settings import Settings
 from cluster2.core.health import STUCK_OVERDUE_S
 from cluster2.core.histogram import BUCKET_BOUNDS_S
 from cluster2.core.lifecycle import WorkerState
-from cluster2.kernel import ledger
-from cluster2.kernel.scoreboard import Row, Scoreboard
+from cluster2.linux import ledger
+from cluster2.linux.scoreboard import Row, Scoreboard
 from cluster2.monitor.app import make
 from cluster2.monitor.facts import Facts
 

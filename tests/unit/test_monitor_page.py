@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from cluster2.config.settings import Settings
-from cluster2.kernel import ledger
-from cluster2.kernel.scoreboard import CELLS_PER_ROW, Scoreboard
+from cluster2.linux import ledger
+from cluster2.linux.scoreboard import CELLS_PER_ROW, Scoreboard
 from cluster2.monitor.page import STATIC_DIRECTORY, files
 from cluster2.monitor.picture import ClusterInfo
 from cluster2.monitor.shield import SECURITY_HEADERS

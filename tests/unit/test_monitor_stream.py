@@ -14,7 +14,7 @@ import pytest
 
 from cluster2 import events
 from cluster2.config.settings import Settings
-from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.linux.scoreboard import Scoreboard
 from cluster2.monitor import stream
 from cluster2.monitor.app import make
 from cluster2.monitor.desk import Dashboard

@@ -12,8 +12,8 @@ from typing import Any, cast
 import pytest
 
 from cluster2.engines.base import Engine, Movable
-from cluster2.kernel.handover import HandedConnection, QueueReader, QueueWriter, queue
-from cluster2.kernel.scoreboard import Header, Scoreboard
+from cluster2.linux.handover import HandedConnection, QueueReader, QueueWriter, queue
+from cluster2.linux.scoreboard import Header, Scoreboard
 from cluster2.worker.moves import SURPLUS_DIVISOR, UNSTRETCHED_WAKE_RATE, HandoffPolicy
 from tests.unit.waiting import until
 

@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from cluster2.config.settings import Settings
-from cluster2.kernel import stacks
-from cluster2.kernel.lifeline import Lifeline
-from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.linux import stacks
+from cluster2.linux.parent_death_timer import Lifeline
+from cluster2.linux.scoreboard import Scoreboard
 from cluster2.master.facts import Fact, ZygoteMessage
 from cluster2.master.nursery import WorkerFactory, default_argv
 from cluster2.protocol import codec, messages

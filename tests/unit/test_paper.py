@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster2.config.settings import Settings
-from cluster2.kernel import logfiles
+from cluster2.linux import log_files
 from cluster2.worker.paper import WorkerOutput
 
 BEGIN = """
@@ -107,5 +107,5 @@ def test_a_worker_begins_on_a_full_disk(tmp_path: Path) -> None:
     requests = WorkerOutput(Settings(access_log=True), str(tmp_path / "none"), 0, output=False)
     requests.reopen_if_moved()
     assert requests.access is not None
-    assert [each.name for each in logfiles.log_files(str(tmp_path / "none"))] == ["access.log"]
+    assert [each.name for each in log_files.log_files(str(tmp_path / "none"))] == ["access.log"]
     requests.tick()

@@ -20,7 +20,7 @@ from cluster2.engines.http.connection import ConnectionState
 from cluster2.engines.http.engine import HttpEngine
 from cluster2.engines.patience import ClientTimeouts, Wait, WaitingFor
 from cluster2.engines.tcp import TcpEngine
-from cluster2.kernel.progress import transferred, untaken
+from cluster2.linux.tcp_progress import transferred, untaken
 from tests.unit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.anyio

@@ -13,8 +13,8 @@ import pytest
 from cluster2.config.settings import Settings
 from cluster2.core.lifecycle import WorkerState
 from cluster2.engines.base import Engine, EngineStats, ThreadHold
-from cluster2.kernel import processes
-from cluster2.kernel.scoreboard import Row, Scoreboard
+from cluster2.linux import processes
+from cluster2.linux.scoreboard import Row, Scoreboard
 from cluster2.worker.acceptor import Acceptor
 from cluster2.worker.descriptor_room import MAX_RESERVED_DESCRIPTORS, DescriptorRoom
 from cluster2.worker.measured import LatencyWindow

@@ -18,7 +18,7 @@ from cluster2 import events
 from cluster2.cluster import Cluster
 from cluster2.config.settings import OPTIONS, Option
 from cluster2.errors import ClusterError
-from cluster2.kernel.scoreboard import Header
+from cluster2.linux.scoreboard import Header
 from tests.unit.clusters import APP, Observed, nobody_is_left, processes
 from tests.unit.waiting import until
 

@@ -22,10 +22,10 @@ from cluster2.core import health
 from cluster2.core.health import PROMISED_HEARTBEAT_S, Promise, Trouble
 from cluster2.core.lifecycle import WorkerState
 from cluster2.core.planning import Load, lightest
-from cluster2.kernel import ledger
-from cluster2.kernel.cells import CELLS_PER_ROW, MAX_SECONDS
-from cluster2.kernel.listeners import open_all
-from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.linux import ledger
+from cluster2.linux.cells import CELLS_PER_ROW, MAX_SECONDS
+from cluster2.linux.listeners import open_all
+from cluster2.linux.scoreboard import Scoreboard
 from cluster2.master.handle import Handle
 from cluster2.master.heartbeat import Heartbeats
 from cluster2.master.roster import WorkerRegistry

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 from cluster2.core import signal_table
-from cluster2.kernel.signals import numbers
+from cluster2.linux.signals import numbers
 
 DOCS = Path(__file__).parents[2] / "docs" / "signals.md"
 

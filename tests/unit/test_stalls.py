@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.linux.scoreboard import Scoreboard
 from cluster2.master.handle import Handle
 from cluster2.master.stalls import STALL_REPORT_INTERVAL_S, StalledClientReporter
 

@@ -13,8 +13,8 @@ from cluster2.config.value_types import TcpAddress
 from cluster2.core.lifecycle import WorkerState
 from cluster2.core.planning import FAIR_SHARE, Load, lightest
 from cluster2.errors import ConfigError
-from cluster2.kernel.listeners import Listener, open_all
-from cluster2.kernel.scoreboard import Scoreboard
+from cluster2.linux.listeners import Listener, open_all
+from cluster2.linux.scoreboard import Scoreboard
 from cluster2.master.handle import Handle
 from cluster2.master.steering import Steering
 

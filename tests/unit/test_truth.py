@@ -15,7 +15,7 @@ import pytest
 from cluster2 import events
 from cluster2.core.lifecycle import WorkerState
 from cluster2.errors import ClusterError
-from cluster2.kernel.processes import ExitStatus
+from cluster2.linux.processes import ExitStatus
 from cluster2.master import actions
 from cluster2.master.handle import Handle
 from cluster2.master.lives import departure_fault

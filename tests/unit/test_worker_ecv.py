@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster2.core.health_page import Health
-from cluster2.kernel.scoreboard import Header, Scoreboard
+from cluster2.linux.scoreboard import Header, Scoreboard
 from cluster2.protocol import messages
 from cluster2.worker import ecv
 from cluster2.worker.ecv import Traffic

@@ -24,7 +24,7 @@ def check(**flags: Any) -> int:
     _enter(config)
 
     from ..engines import catalogue
-    from ..kernel import processes
+    from ..linux import processes
     from ..runtime import app_loader
     from ..zygote import inheritance
     from ..zygote.started import StartedAtImport
@@ -57,9 +57,9 @@ def _enter(config: Config) -> None:
     """Make this process's surroundings those of a worker."""
     from pathlib import Path
 
-    from ..kernel import environment
+    from ..linux import secret_environment
 
-    environment.remove_and_overwrite(SECRET_VARIABLES)
+    secret_environment.remove_and_overwrite(SECRET_VARIABLES)
 
     os.chdir(config.settings.chdir)
     sys.path.insert(0, config.settings.chdir)

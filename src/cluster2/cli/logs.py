@@ -12,9 +12,9 @@ import time
 import click
 
 from ..errors import UsageError
-from ..kernel import logfiles
-from ..kernel.logfiles import Found
-from ..kernel.logreading import LogTailer, Show
+from ..linux import log_files
+from ..linux.log_files import Found
+from ..linux.log_tailer import LogTailer, Show
 from ..runtime.option_sources import lookup
 from . import complain, shown, shown_until_left
 
@@ -62,7 +62,7 @@ def logs(name: str | None, directory: str | None, follow: bool, lines: int, as_j
 
 def _found(place: str) -> list[Found]:
     try:
-        return logfiles.log_files(place)
+        return log_files.log_files(place)
     except OSError as error:
         raise UsageError(f"logs = {place}: {error.strerror}; --logs names another directory") from None
 
@@ -72,7 +72,7 @@ def _legible(place: str, found: list[Found]) -> list[Found]:
     legible, refused = [], ""
     for each in found:
         try:
-            os.close(logfiles.open_to_read(place, each.name))
+            os.close(log_files.open_to_read(place, each.name))
         except FileNotFoundError:  # rotated away just now
             pass
         except OSError as error:
@@ -88,18 +88,18 @@ def _legible(place: str, found: list[Found]) -> list[Found]:
 def _base(name: str) -> str:
     """The file that a name means."""
     if name.isdecimal():
-        return logfiles.worker(int(name))
+        return log_files.worker(int(name))
     return name if ".log" in name else f"{name}.log"
 
 
 def _show_end(place: str, each: Found, lines: int, show: Show) -> None:
     with contextlib.suppress(FileNotFoundError):  # it was rotated away just now
-        fd = logfiles.open_to_read(place, each.name)
+        fd = log_files.open_to_read(place, each.name)
         with os.fdopen(fd, "rb"):
-            start = logfiles.tail(fd, lines)
+            start = log_files.tail(fd, lines)
             size = os.fstat(fd).st_size
             pending = b""
-            for block in logfiles.blocks(fd, start, size):
+            for block in log_files.blocks(fd, start, size):
                 *whole, pending = (pending + block).split(b"\n")
                 for line in whole:
                     show(each.base if each.age == 0 else each.name, line)

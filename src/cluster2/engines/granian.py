@@ -51,7 +51,7 @@ from typing import Any, ClassVar
 
 from ..config.settings import Settings
 from ..errors import ConfigError
-from ..kernel.established import (
+from ..linux.established_connections import (
     descriptors,
     end_silent,
     established,
@@ -61,8 +61,8 @@ from ..kernel.established import (
     reset_established,
     with_progress,
 )
-from ..kernel.lingering import Lingering
-from ..kernel.listeners import queue_length
+from ..linux.lingering_close import Lingering
+from ..linux.listeners import queue_length
 from .base import AppContext, Capability, EngineStats, Interface, Movable
 from .ending import cancel, readable
 from .granian_apps import InFlight, by_rsgi, client_of, ending, native

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..config.settings import Settings
-from ..kernel.established import EstablishedConnection, reset, shut_down, with_progress
+from ..linux.established_connections import EstablishedConnection, reset, shut_down, with_progress
 from .granian_apps import InFlight
 from .patience import ClientTimeouts, Wait, WaitingFor
 

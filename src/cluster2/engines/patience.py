@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
-from ..kernel.progress import transferred, untaken
+from ..linux.tcp_progress import transferred, untaken
 
 
 class WaitingFor(Enum):

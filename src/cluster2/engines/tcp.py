@@ -21,7 +21,7 @@ from types import CodeType, FrameType
 from typing import Any, ClassVar
 
 from ..config.settings import Settings
-from ..kernel.progress import transferred
+from ..linux.tcp_progress import transferred
 from .base import AppContext, Capability, EngineStats, Interface, Movable, Served, ThreadHold, is_async
 from .boundary import BoundaryReader, marked
 from .ending import abandon, cancel, lent, reset

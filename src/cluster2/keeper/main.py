@@ -23,12 +23,12 @@ import time
 from collections import deque
 
 from ..core.lifecycle import WorkerState
-from ..kernel.handover import CONNECTIONS_PER_MESSAGE, HandedConnection, QueueReader, QueueWriter, batch_size
-from ..kernel.logfiles import ReopeningFile
-from ..kernel.privileges import drop_privileges
-from ..kernel.processes import raise_file_limit
-from ..kernel.scoreboard import KEEPER_PAGE, Scoreboard
-from ..kernel.signals import settle
+from ..linux.handover import CONNECTIONS_PER_MESSAGE, HandedConnection, QueueReader, QueueWriter, batch_size
+from ..linux.log_files import ReopeningFile
+from ..linux.privileges import drop_privileges
+from ..linux.processes import raise_file_limit
+from ..linux.scoreboard import KEEPER_PAGE, Scoreboard
+from ..linux.signals import settle
 from ..runtime.step_guard import StepGuard
 from .resting import NO_DEADLINE, IdleConnections
 

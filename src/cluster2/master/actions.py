@@ -16,10 +16,10 @@ from ..core.lifecycle import WorkerAction, WorkerState
 from ..core.planning import SHORT_LIFE_S
 from ..errors import ConfigError
 from ..events import Reason
-from ..kernel import ledger, processes
-from ..kernel.pidfiles import PidsDirectory
-from ..kernel.processes import ExitStatus
-from ..kernel.scoreboard import Scoreboard
+from ..linux import ledger, processes
+from ..linux.pid_files import PidsDirectory
+from ..linux.processes import ExitStatus
+from ..linux.scoreboard import Scoreboard
 from ..protocol import messages
 from .child import KILL_TIMEOUT_S
 from .facts import Exited, Fact, StateTimeout, WorkerVanished

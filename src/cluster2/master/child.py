@@ -16,8 +16,8 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 
 from ..config.settings import SECRET_VARIABLES
-from ..kernel import executed, processes, stacks
-from ..kernel.descriptors import DescriptorsLost, PacketError, Packets
+from ..linux import exec_start, processes, stacks
+from ..linux.descriptor_passing import DescriptorsLost, PacketError, Packets
 from ..protocol import messages
 
 logger = logging.getLogger("cluster2.master")
@@ -78,7 +78,7 @@ class ChildProcess:
             at = max(passed) + 1
             passed[at] = stacks_file
             kept = {name: value for name, value in os.environ.items() if secrets or name not in SECRET_VARIABLES}
-            environ = {**kept, messages.CHANNEL_VARIABLE: str(_CHANNEL_FD), executed.STACKS_VARIABLE: str(at)}
+            environ = {**kept, messages.CHANNEL_VARIABLE: str(_CHANNEL_FD), exec_start.STACKS_VARIABLE: str(at)}
             self.pid = processes.execute(argv, fds=passed, environ=environ)
             if reap:
                 self._watch()

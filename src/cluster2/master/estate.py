@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from ..config.settings import Settings
 from ..errors import ClusterError
-from ..kernel.lifeline import Lifeline
-from ..kernel.listeners import Listener
-from ..kernel.notify import ServiceNotifier
-from ..kernel.pidfiles import PidsDirectory
-from ..kernel.scoreboard import Scoreboard
-from ..kernel.terminal import Terminal
+from ..linux.listeners import Listener
+from ..linux.parent_death_timer import Lifeline
+from ..linux.pid_files import PidsDirectory
+from ..linux.scoreboard import Scoreboard
+from ..linux.sd_notify import ServiceNotifier
+from ..linux.terminal import Terminal
 from .logbook import LogDirectory
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from .. import events
 from ..config.settings import FILE_OPTIONS, OPTIONS, Settings
 from ..errors import ConfigError
-from ..kernel import snapshots
+from ..linux import file_snapshots
 from ..protocol import messages
 from ..runtime.option_sources import restart_warning
 from .estate import MasterResources, Options
@@ -199,7 +199,7 @@ def _read_files(settings: Settings) -> dict[str, int]:
             if (path := getattr(settings, name)) is None:
                 continue
             try:
-                found[name] = snapshots.take(path)
+                found[name] = file_snapshots.take(path)
             except OSError as error:
                 raise ConfigError(f"{name} = {path!r}: can't be read: {error.strerror}") from error
             unfinished.callback(os.close, found[name])

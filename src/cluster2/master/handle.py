@@ -10,7 +10,7 @@ from ..core.health import Promise
 from ..core.lifecycle import LifePhase, WorkerState, life_phase
 from ..core.planning import WorkerView
 from ..events import Reason
-from ..kernel.scoreboard import Row
+from ..linux.scoreboard import Row
 from ..protocol import messages
 
 if TYPE_CHECKING:

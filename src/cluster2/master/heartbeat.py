@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from .. import events
-from ..kernel import ledger
-from ..kernel.scoreboard import Row, Scoreboard
+from ..linux import ledger
+from ..linux.scoreboard import Row, Scoreboard
 from .handle import Handle
 
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from ..core.planning import RestartBackoff
-from ..kernel.descriptors import PacketError
-from ..kernel.scoreboard import Header
+from ..linux.descriptor_passing import PacketError
+from ..linux.scoreboard import Header
 from .child import ChildProcess
 from .facts import Fact, HelperExited
 

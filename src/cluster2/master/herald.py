@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 
 from .. import events
-from ..kernel.notify import ServiceNotifier
+from ..linux.sd_notify import ServiceNotifier
 
 
 class SystemdNotifier:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ..config.settings import Settings
 from ..core.planning import RestartBackoff
-from ..kernel import handover
-from ..kernel.scoreboard import Scoreboard
+from ..linux import handover
+from ..linux.scoreboard import Scoreboard
 from .child import ChildProcess
 from .estate import MasterResources
 from .facts import Fact, HelperExited

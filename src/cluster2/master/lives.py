@@ -19,8 +19,8 @@ from ..core import lifecycle, planning
 from ..core.lifecycle import WorkerState
 from ..errors import AppError, ClusterError, by_exit_code
 from ..events import during
-from ..kernel import app_forks, processes, stacks
-from ..kernel.processes import ExitStatus
+from ..linux import app_forks, processes, stacks
+from ..linux.processes import ExitStatus
 from ..protocol import messages
 from ..runtime.step_guard import reason
 from .actions import Actions, reason_of

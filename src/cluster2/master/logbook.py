@@ -33,9 +33,9 @@ from collections.abc import Callable, Iterator
 
 from ..config.settings import Settings
 from ..errors import ConfigError
-from ..kernel import logfiles
-from ..kernel.inotify import DIRECTORY_EVENTS, Inotify
-from ..kernel.logfiles import Found
+from ..linux import log_files
+from ..linux.inotify import DIRECTORY_EVENTS, Inotify
+from ..linux.log_files import Found
 from ..runtime import logging_setup
 from .relay import LogForwarder
 
@@ -91,13 +91,13 @@ class LogDirectory:
             ConfigError: the directory can't be made, or not be written to.
         """
         self.directory = directory
-        self.output = self._path(logfiles.MASTER_LOG) if own == "all" else ""
+        self.output = self._path(log_files.MASTER_LOG) if own == "all" else ""
         self._size, self._total, self._warn = size, total, warn
         numbers = (1, 2) if own == "all" else ()
-        self._own = logfiles.ReopeningFile(self._path(logfiles.MASTER_LOG), *numbers) if own else None
+        self._own = log_files.ReopeningFile(self._path(log_files.MASTER_LOG), *numbers) if own else None
         self._relay: LogForwarder | None = None
         self._owner: tuple[int, int] | None = None
-        self._entrusted = {logfiles.ACCESS_LOG} if access else set[str]()
+        self._entrusted = {log_files.ACCESS_LOG} if access else set[str]()
         self._sizes: dict[str, int] = {}
         self._rotated: dict[int, int] = {}  # by inode: bytes that a file had when it was rotated, or cut, or first seen
         self._full = False
@@ -153,11 +153,11 @@ class LogDirectory:
         A file that is too large is rotated first. At the next look the worker would have it open: what the worker writes before
         it notices the rotation would be cut, and in a crash loop that may be its last words.
         """
-        base = logfiles.worker(slot)
+        base = log_files.worker(slot)
         self._entrusted.add(base)
         with contextlib.suppress(OSError):  # the worker says what it can't open, and `poll` what it can't rotate
             self._make(base)
-            files = logfiles.log_files(self.directory)
+            files = log_files.log_files(self.directory)
             if self._size and any(each.name == base and each.size > self._limit(files) for each in files):
                 self._rotate(base, files)
 
@@ -165,21 +165,21 @@ class LogDirectory:
         """Workers are this user and group, by number: they, and all who aren't the master, are to open files themselves."""
         if owner not in ((-1, -1), (os.geteuid(), os.getegid()), self._owner):
             self._owner = owner
-            for each in logfiles.log_files(self.directory):
+            for each in log_files.log_files(self.directory):
                 with contextlib.suppress(OSError):  # whoever can't open one says so
                     self._make(each.base)
 
     def note_exit(self, slot: int, pid: int, how: str, meant: bool) -> None:
         """A worker of that slot has ended: its file says so below its last words."""
         with contextlib.suppress(OSError):  # the event says it as well
-            self._make(logfiles.worker(slot))
-            fd = logfiles.open_to_write(self._path(logfiles.worker(slot)), readable=True)
+            self._make(log_files.worker(slot))
+            fd = log_files.open_to_write(self._path(log_files.worker(slot)), readable=True)
             try:
                 level = logging.INFO if meant else logging.ERROR
                 said = logging_setup.line(f"worker {pid} has ended: {how}", level, worker=pid, slot=slot)
                 if self._relay is not None:
                     self._relay.leave_out(said)
-                logfiles.write_all(fd, said if logfiles.ends_a_line(fd) else b"\n" + said)
+                log_files.write_all(fd, said if log_files.ends_a_line(fd) else b"\n" + said)
             finally:
                 os.close(fd)
 
@@ -249,7 +249,7 @@ class LogDirectory:
             os.dup2(before, number, inheritable=True)
             os.close(before)
         self._before = []
-        files = logfiles.log_files(self.directory)
+        files = log_files.log_files(self.directory)
         if self._made and not any(each.size for each in files):
             with contextlib.suppress(OSError):  # somebody keeps something else there
                 for each in files:
@@ -283,7 +283,7 @@ class LogDirectory:
         if self._own is not None:
             with self._alone():
                 self._own.reopen_if_moved()
-        files = logfiles.log_files(self.directory)
+        files = log_files.log_files(self.directory)
         for base in sorted(self._entrusted.difference(each.name for each in files)):
             with self._alone():
                 self._make(base)
@@ -317,7 +317,7 @@ class LogDirectory:
                     self._cut += each.size
                 grows = True
         if grows:
-            files = logfiles.log_files(self.directory)
+            files = log_files.log_files(self.directory)
         self._sizes = {each.base: each.size for each in files if each.age == 0}
         self._evict(files, limit)
         self._tell()
@@ -339,7 +339,7 @@ class LogDirectory:
         newest = os.stat(self._path(f"{base}.1"), follow_symlinks=False)
         self._rotated[newest.st_ino] = newest.st_size
         self._make(base)
-        if base == logfiles.MASTER_LOG and self._own is not None:
+        if base == log_files.MASTER_LOG and self._own is not None:
             self._own.reopen_if_moved()
 
     def _evict(self, files: list[Found], limit: int) -> None:
@@ -381,11 +381,11 @@ class LogDirectory:
             self._empty(each)
 
     def _is_written(self, each: Found, now: float) -> bool:
-        told = logfiles.is_open_to_write(self._path(each.name))
+        told = log_files.is_open_to_write(self._path(each.name))
         return abs(now - each.changed) < WRITER_GONE_AFTER_S if told is None else told
 
     def _empty(self, each: Found) -> None:
-        logfiles.empty(self._path(each.name))
+        log_files.empty(self._path(each.name))
         self._rotated[each.inode] = 0
 
     def _tell(self) -> None:
@@ -401,17 +401,17 @@ class LogDirectory:
     def _copy(self, line: bytes) -> None:
         if self._own is not None and self._own.fd >= 0:
             with contextlib.suppress(OSError):  # the disk is full; it stands on standard error
-                logfiles.write_all(self._own.fd, line)
+                log_files.write_all(self._own.fd, line)
 
     def _make(self, base: str) -> None:
-        fd = logfiles.open_to_write(self._path(base))
+        fd = log_files.open_to_write(self._path(base))
         try:
             if self._owner is not None:
                 if os.fstat(fd).st_nlink != 1:  # by another name it may be somebody else's
                     raise OSError(errno.EMLINK, "it has another name as well")
                 # What the master says is its own; but the monitor, who is the workers' user, shows it.
                 user, group = self._owner
-                os.fchown(fd, -1 if base == logfiles.MASTER_LOG else user, group)
+                os.fchown(fd, -1 if base == log_files.MASTER_LOG else user, group)
         finally:
             os.close(fd)
 

@@ -16,7 +16,7 @@ from typing import Any
 from .. import events
 from ..config.settings import Settings
 from ..core import lifecycle, planning
-from ..kernel import leftovers, processes
+from ..linux import leftover_processes, processes
 from ..protocol import messages
 from ..runtime.step_guard import StepGuard
 from .control import ControlServer
@@ -435,7 +435,7 @@ class Master:
             sockets = [listener.sock.fileno() for _, listener in self.estate.listeners]
             # A listener whose door could not be shut was closed when the drain began (`Departure`).
             held = [*self.estate.board.descriptors, *(fd for fd in sockets if fd >= 0)]
-            for pid in leftovers.kill_holders(held):
+            for pid in leftover_processes.kill_holders(held):
                 logger.warning("process %d, a fork that never became a worker, was killed", pid)
 
     def reopen_logs(self) -> None:

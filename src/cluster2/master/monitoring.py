@@ -12,8 +12,8 @@ import msgspec
 from .. import __version__
 from ..config.settings import Settings
 from ..core.planning import RestartBackoff
-from ..kernel.listeners import Listener
-from ..kernel.scoreboard import Scoreboard
+from ..linux.listeners import Listener
+from ..linux.scoreboard import Scoreboard
 from ..protocol import codec, messages
 from .child import ChildProcess
 from .estate import MasterResources

@@ -19,7 +19,7 @@ import msgspec
 
 from .. import events
 from ..errors import AppError, ClusterError
-from ..kernel.forking import FORK_TIMEOUT_S
+from ..linux.forking import FORK_TIMEOUT_S
 from ..protocol import codec, messages
 from .child import KILL_TIMEOUT_S, ChildProcess
 from .facts import Fact, ZygoteMessage

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from ..errors import ClusterError
-from ..kernel import app_forks
-from ..kernel.pidfiles import PidsDirectory
+from ..linux import app_forks
+from ..linux.pid_files import PidsDirectory
 from .control import ControlServer
 from .roster import WorkerRegistry
 
@@ -64,6 +64,6 @@ class PidsGuard:
 
 def _clients(listener: socket.socket) -> Iterable[int]:
     """The connections of clients of the control socket, in a process that a handler of the user's has forked."""
-    from ..kernel import established  # 0.7 MiB that the master itself does without
+    from ..linux import established_connections  # 0.7 MiB that the master itself does without
 
-    return established.descriptors(listener)
+    return established_connections.descriptors(listener)

@@ -19,9 +19,9 @@ import os
 import select
 import time
 
-from ..kernel.inotify import Inotify
-from ..kernel.logfiles import MASTER_LOG
-from ..kernel.logreading import LogTailer
+from ..linux.inotify import Inotify
+from ..linux.log_files import MASTER_LOG
+from ..linux.log_tailer import LogTailer
 from ..runtime.step_guard import StepGuard
 
 logger = logging.getLogger("cluster2.master")

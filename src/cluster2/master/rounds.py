@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from .. import events
 from ..core.lifecycle import WorkerState
-from ..kernel import processes
-from ..kernel.cells import UNKNOWN_VALUE
+from ..linux import processes
+from ..linux.cells import UNKNOWN_VALUE
 from .facts import Tick, WorkerVanished
 from .heartbeat import Heartbeats
 

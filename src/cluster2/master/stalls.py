@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..kernel.scoreboard import Scoreboard
+from ..linux.scoreboard import Scoreboard
 from .handle import Handle
 
 STALL_REPORT_INTERVAL_S = 60.0

@@ -12,8 +12,8 @@ from .. import __version__
 from ..core import health, histogram
 from ..core.lifecycle import mode_label
 from ..core.planning import Backoff
-from ..kernel import processes
-from ..kernel.scoreboard import Scoreboard
+from ..linux import processes
+from ..linux.scoreboard import Scoreboard
 from .handle import Handle
 from .roster import WorkerRegistry
 

@@ -31,10 +31,10 @@ from collections.abc import Callable, Iterable, Sequence
 from ..core.lifecycle import WorkerState
 from ..core.planning import Load, lightest
 from ..errors import ConfigError
-from ..kernel import accept_queues
-from ..kernel.listeners import Listener, shut
-from ..kernel.scoreboard import Row, Scoreboard
-from ..kernel.steering import SteeredGroup
+from ..linux import accept_queues
+from ..linux.listeners import Listener, shut
+from ..linux.scoreboard import Row, Scoreboard
+from ..linux.steered_group import SteeredGroup
 from .handle import Handle
 
 logger = logging.getLogger("cluster2.master")

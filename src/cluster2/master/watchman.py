@@ -24,8 +24,8 @@ from ..core import health
 from ..core.health import Trouble
 from ..core.lifecycle import WorkerState
 from ..errors import ConfigError, one_line, raised_in, trace
-from ..kernel import processes, stacks
-from ..kernel.scoreboard import Scoreboard
+from ..linux import processes, stacks
+from ..linux.scoreboard import Scoreboard
 from .facts import Command, Fact, Tick
 from .handle import Handle
 from .stalls import StalledClientReporter

@@ -10,7 +10,7 @@ from ..core import health, health_page
 from ..core.health_page import Health
 from ..core.lifecycle import WorkerState
 from ..errors import NotRunning
-from ..kernel.scoreboard import Row, Scoreboard
+from ..linux.scoreboard import Row, Scoreboard
 
 STUCK_MASTER_AFTER_S = 30.0
 """Seconds after which a master that hasn't looked around is stuck; it does so once a second."""

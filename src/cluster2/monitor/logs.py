@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from ..config.settings import Settings
-from ..kernel import logfiles
+from ..linux import log_files
 
 _MAX_LOG_LINES = 100_000
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -52,7 +52,7 @@ class LogRoutes:
 
     async def listed(self, request: Request) -> Response:
         """The files with size and last change: as JSON if that is accepted, else as lines."""
-        found = await asyncio.to_thread(logfiles.log_files, self._directory)
+        found = await asyncio.to_thread(log_files.log_files, self._directory)
         if "application/json" in request.headers.get("accept", ""):
             files = [{"name": each.name, "size": each.size, "changed": each.changed} for each in found]
             return JSONResponse({"logs": files}, headers={"cache-control": "no-store"})
@@ -66,12 +66,12 @@ class LogRoutes:
         if asked is not None and not (re.fullmatch(r"\d{1,6}", asked, re.ASCII) and int(asked) <= _MAX_LOG_LINES):
             return PlainTextResponse(f"tail is a number of lines from 0 to {_MAX_LOG_LINES}\n", 400, _HEADERS)
         try:
-            fd = await asyncio.to_thread(logfiles.open_to_read, self._directory, request.path_params["name"])
+            fd = await asyncio.to_thread(log_files.open_to_read, self._directory, request.path_params["name"])
         except (OSError, ValueError):
             return PlainTextResponse("no such log\n", 404, _HEADERS)
         try:
             seen = os.fstat(fd)
-            start = None if asked is None else await asyncio.to_thread(logfiles.tail, fd, int(asked))
+            start = None if asked is None else await asyncio.to_thread(log_files.tail, fd, int(asked))
         except BaseException:
             os.close(fd)
             raise
@@ -103,7 +103,7 @@ class LogStream(Response):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             at = self._end if scope["method"] == "HEAD" else self._start
             while at < self._end and not left.done():
-                block = await asyncio.to_thread(os.pread, self._fd, min(logfiles.READ_BLOCK_BYTES, self._end - at), at)
+                block = await asyncio.to_thread(os.pread, self._fd, min(log_files.READ_BLOCK_BYTES, self._end - at), at)
                 if not block:
                     return  # it was cut: the engine closes the connection, since something is missing
                 at += len(block)

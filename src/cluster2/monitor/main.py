@@ -23,10 +23,10 @@ from collections.abc import Callable, Sequence
 
 from ..config.settings import Settings
 from ..errors import ClusterError
-from ..kernel import privileges, signals
-from ..kernel.descriptors import Packets
-from ..kernel.logfiles import ReopeningFile
-from ..kernel.scoreboard import MONITOR_PAGE, Scoreboard
+from ..linux import privileges, signals
+from ..linux.descriptor_passing import Packets
+from ..linux.log_files import ReopeningFile
+from ..linux.scoreboard import MONITOR_PAGE, Scoreboard
 from ..protocol import codec, messages
 from ..runtime import logging_setup
 from ..runtime.step_guard import StepGuard

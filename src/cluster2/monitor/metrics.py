@@ -26,9 +26,9 @@ from ..core import health
 from ..core.histogram import BUCKET_BOUNDS_S
 from ..core.lifecycle import WorkerState
 from ..errors import ClusterError
-from ..kernel import ledger
-from ..kernel.ledger import Account
-from ..kernel.scoreboard import Row, Scoreboard
+from ..linux import ledger
+from ..linux.ledger import Account
+from ..linux.scoreboard import Row, Scoreboard
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

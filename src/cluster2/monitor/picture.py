@@ -13,8 +13,8 @@ from typing import Any
 from .. import __version__
 from ..config.settings import Settings
 from ..core import histogram
-from ..kernel import processes, usage
-from ..kernel.scoreboard import Row
+from ..linux import processes, usage
+from ..linux.scoreboard import Row
 from .facts import Facts
 from .survey import WorkerSnapshot
 from .watch import UNKNOWN_RATES, Sample, Sampler

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from ..kernel import processes
+from ..linux import processes
 
 UNWEIGHED_TURN_S = 0.01
 """Seconds of walking in one turn, for processes that were never weighed."""

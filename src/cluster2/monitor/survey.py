@@ -15,8 +15,8 @@ from ..core.health import PROMISED_HEARTBEAT_S
 from ..core.histogram import BUCKET_BOUNDS_S
 from ..core.lifecycle import PHASES, mode_label
 from ..errors import ClusterError
-from ..kernel import ledger
-from ..kernel.scoreboard import SLOTS, Row, Scoreboard
+from ..linux import ledger
+from ..linux.scoreboard import SLOTS, Row, Scoreboard
 
 
 @dataclass(frozen=True, slots=True)

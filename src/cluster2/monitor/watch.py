@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..kernel import usage
-from ..kernel.scoreboard import Scoreboard
+from ..linux import usage
+from ..linux.scoreboard import Scoreboard
 from .feed import EventBuffer
 from .history import History, Row
 from .rates import Meter, RecentLatency

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ClusterError, NoAnswer, by_exit_code
-from ..kernel.pidfiles import CONTROL_SOCKET, connect_control
+from ..linux.pid_files import CONTROL_SOCKET, connect_control
 
 Progress = Callable[[dict[str, Any]], None]
 

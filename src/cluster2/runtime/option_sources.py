@@ -194,7 +194,7 @@ def check_files(settings: Settings, sources: Mapping[str, str] = _NOTHING) -> No
     if settings.env_file is not None:
         env_files.read(Path(settings.env_file))
     if settings.user is not None or settings.group is not None:
-        from ..kernel.privileges import ids
+        from ..linux.privileges import ids
 
         ids(settings.user, settings.group)
     if settings.ssl_certfile is not None:
@@ -233,7 +233,7 @@ def _check_certificate(settings: Settings, refused: Callable[[str, object], Conf
 
 
 def _usable_cpus() -> int:
-    from ..kernel.processes import usable_cpus
+    from ..linux.processes import usable_cpus
 
     return usable_cpus()
 

@@ -22,8 +22,8 @@ from collections.abc import Callable
 from types import FrameType
 
 from ..config.settings import Settings
-from ..kernel import signals
-from ..kernel.terminal import Terminal
+from ..linux import signals
+from ..linux.terminal import Terminal
 from ..protocol import messages
 
 _END_MARGIN_S = 2.0

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from ..config.settings import Settings
 from ..engines.base import Engine
-from ..kernel.scoreboard import Scoreboard
-from ..kernel.terminal import Terminal
+from ..linux.scoreboard import Scoreboard
+from ..linux.terminal import Terminal
 from ..protocol import messages
 from ..runtime.app_loader import App
 from .paper import WorkerOutput

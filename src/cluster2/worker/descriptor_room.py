@@ -12,7 +12,7 @@ measurements the number of connections, which the engines know, tells the rest: 
 
 from __future__ import annotations
 
-from ..kernel import processes
+from ..linux import processes
 
 _MAX_ACCEPTS_PER_TICK = 700
 """Connections that are accepted within a quick tick at most: each costs 15 µs or more."""

@@ -23,7 +23,7 @@ from typing import Any
 from ..config.settings import Settings
 from ..core import health_page
 from ..core.health_page import Asked, Health, HealthResponse
-from ..kernel.scoreboard import Header
+from ..linux.scoreboard import Header
 from ..protocol import messages
 from .check import AppHealthCheck, Ask, ask_asgi, ask_rsgi, ask_wsgi
 

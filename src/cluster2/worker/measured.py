@@ -7,8 +7,8 @@ quantile that is estimated from buckets: no request took as long as the upper en
 from __future__ import annotations
 
 from ..core import histogram
-from ..kernel.cells import MAX_COUNT
-from ..kernel.scoreboard import Row
+from ..linux.cells import MAX_COUNT
+from ..linux.scoreboard import Row
 
 LATENCY_WINDOW_S = 10.0
 """How long a request counts as one of the last ones, at least; at most it is twice as long."""

@@ -17,8 +17,8 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from ..engines.base import Engine, Movable
-from ..kernel.handover import HandedConnection, QueueWriter
-from ..kernel.scoreboard import Header
+from ..linux.handover import HandedConnection, QueueWriter
+from ..linux.scoreboard import Header
 
 UNSTRETCHED_WAKE_RATE = 1000.0
 """Connections a second that may wake at the keeper before the time to rest grows with their number."""

@@ -21,8 +21,8 @@ from typing import Any
 
 from ..config.settings import Settings
 from ..engines.access import AccessLog, Handler
-from ..kernel import logfiles
-from ..kernel.logfiles import ReopeningFile
+from ..linux import log_files
+from ..linux.log_files import ReopeningFile
 from ..runtime import logging_setup
 
 logger = logging.getLogger("cluster2.worker")
@@ -47,12 +47,12 @@ class WorkerOutput:
             output: whether descriptors 1 and 2 shall be the slot's file.
         """
         self._failed: dict[str, str] = {}
-        path = os.path.join(directory, logfiles.worker(slot))
+        path = os.path.join(directory, log_files.worker(slot))
         self._output = ReopeningFile(path, 1, _STDERR) if directory and output else None
         self._requests: ReopeningFile | None = None
         self.access: AccessLog | None = None
         if settings.access_log:
-            self._requests = ReopeningFile(os.path.join(directory, logfiles.ACCESS_LOG)) if directory else None
+            self._requests = ReopeningFile(os.path.join(directory, log_files.ACCESS_LOG)) if directory else None
             self.access = AccessLog(slot, settings.log_format == "json", self._write)
             granians = logging.getLogger("granian.access")
             granians.handlers[:], granians.propagate = [Handler(self.access)], False
@@ -70,7 +70,7 @@ class WorkerOutput:
             f"worker {os.getpid()} begins (slot {slot}, generation {generation})", slot=slot, generation=generation
         )
         try:
-            logfiles.write_all(_STDERR, begins)
+            log_files.write_all(_STDERR, begins)
         except OSError as error:
             self._complain("its log", error)
 
@@ -94,7 +94,7 @@ class WorkerOutput:
         fd = _STDERR if self._requests is None else self._requests.fd
         if fd >= 0:
             try:
-                logfiles.write_all(fd, data)
+                log_files.write_all(fd, data)
             except OSError as error:
                 self._complain("access log", error)
 

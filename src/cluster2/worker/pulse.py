@@ -17,9 +17,9 @@ from ..core.lifecycle import WorkerState
 from ..engines.base import Engine, ThreadHold, is_protocol_engine, owns_accept
 from ..engines.outcomes import STATUS_CLASSES, Outcomes, add
 from ..errors import ClusterError
-from ..kernel import processes
-from ..kernel.cells import UNKNOWN_VALUE
-from ..kernel.scoreboard import Row, Scoreboard
+from ..linux import processes
+from ..linux.cells import UNKNOWN_VALUE
+from ..linux.scoreboard import Row, Scoreboard
 from ..runtime.step_guard import StepGuard
 from . import api
 from .acceptor import Acceptor

@@ -21,9 +21,9 @@ import uvloop
 from ..core.lifecycle import WorkerState
 from ..engines.base import AppContext, Capability, Engine, Interface, is_protocol_engine, is_self_accepting, owns_accept
 from ..errors import AppError, ClusterError, one_line, trace
-from ..kernel import app_forks, established, lifeline, processes, signals, stacks
-from ..kernel.handover import QueueReader, QueueWriter, batch_size
-from ..kernel.scoreboard import Row
+from ..linux import app_forks, established_connections, parent_death_timer, processes, signals, stacks
+from ..linux.handover import QueueReader, QueueWriter, batch_size
+from ..linux.scoreboard import Row
 from ..protocol import codec, messages
 from . import api
 from .acceptor import Acceptor
@@ -89,7 +89,7 @@ def _withhold(birth: WorkerSpec) -> None:
     listeners = [listener for _, listener in birth.sockets]
     app_forks.withhold(*listeners, *birth.ready, *filter(None, (birth.rest, birth.talk)))
     for listener in listeners:
-        app_forks.withhold_for_good(partial(established.descriptors, listener))
+        app_forks.withhold_for_good(partial(established_connections.descriptors, listener))
     app_forks.in_child(api.leave)
 
 
@@ -442,7 +442,7 @@ def _arrange_signals(birth: WorkerSpec) -> None:
     """
     signals.settle("worker")
     limit = birth.settings.drain_timeout + _ORPHAN_GRACE_S
-    ending = lifeline.arm(birth.lifeline, limit) if birth.lifeline >= 0 else None
+    ending = parent_death_timer.arm(birth.lifeline, limit) if birth.lifeline >= 0 else None
 
     def continued(*_: object) -> None:
         if os.getppid() == birth.order.master:
@@ -450,7 +450,7 @@ def _arrange_signals(birth: WorkerSpec) -> None:
         # Behind the end of the channel, for a loop that is stuck: SIGALRM's default action needs no Python to end us.
         # The lifeline, which has no exact time, is for a main thread that doesn't come here.
         if ending is not None:
-            lifeline.disarm(ending)
+            parent_death_timer.disarm(ending)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, limit)
 

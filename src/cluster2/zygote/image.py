@@ -23,7 +23,7 @@ from ..config.settings import Settings
 from ..engines import catalogue
 from ..engines.base import Engine
 from ..errors import AppError, ClusterError, ConfigError, one_line, trace
-from ..kernel import privileges
+from ..linux import privileges
 from ..runtime import env_files, logging_setup
 from ..runtime.app_loader import App, load
 from . import bytecode, inheritance

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Collection
 from pathlib import Path
 
-from ..kernel.native_threads import NativeThread, native_threads
+from ..linux.native_threads import NativeThread, native_threads
 
 _WAYS_OUT = "make them in worker.on_start, or set preload = false"
 _TOLD = 4

@@ -18,9 +18,9 @@ from typing import NoReturn
 
 from ..engines.base import Capability, owns_accept
 from ..errors import ClusterError
-from ..kernel import executed, forking, processes, signals, stacks
-from ..kernel.descriptors import MAX_DESCRIPTORS, DescriptorsLost, Packets
-from ..kernel.logfiles import ReopeningFile
+from ..linux import exec_start, forking, processes, signals, stacks
+from ..linux.descriptor_passing import MAX_DESCRIPTORS, DescriptorsLost, Packets
+from ..linux.log_files import ReopeningFile
 from ..protocol import codec, messages
 from . import inheritance
 from .image import Image, freeze
@@ -124,7 +124,7 @@ def _fork(
             os._exit(0)
 
     def dump(pid: int) -> str:
-        return stacks.capture_child(file, pid) if (file := executed.stacks_file()) >= 0 else ""
+        return stacks.capture_child(file, pid) if (file := exec_start.stacks_file()) >= 0 else ""
 
     timeout_s = min(forking.FORK_TIMEOUT_S, image.settings.boot_timeout / 2)
     try:

@@ -18,7 +18,7 @@ import signal
 import threading
 from collections.abc import Collection
 
-from ..kernel import processes
+from ..linux import processes
 
 _EXIT_GRACE_S = 1.0
 """Seconds for the app's `atexit` functions, before TERM. A zygote has some more (`nursery.LEAVE_GRACE_S`)."""

@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 
-from ...kernel.progress import has_left, probe
+from ...linux.tcp_progress import has_left, probe
 from ..ending import abandon, lent, readable, reset
 from ..patience import Same, Wait, WaitingFor, progress_mark
 from .head import (

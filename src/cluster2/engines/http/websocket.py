@@ -23,7 +23,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from ...kernel.progress import transferred, untaken
+from ...linux.tcp_progress import transferred, untaken
 from ..ending import readable, reset
 from ..outcomes import CLIENT_CLOSED_STATUS, Outcomes
 from .proxy_headers import websocket_scheme

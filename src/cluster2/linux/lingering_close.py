@@ -14,8 +14,8 @@ import os
 import socket
 from collections.abc import Iterable
 
-from .established import DUPLICATE_DESCRIPTORS
-from .progress import untaken
+from .established_connections import DUPLICATE_DESCRIPTORS
+from .tcp_progress import untaken
 
 LINGER_TIMEOUT_S = 1.0
 """Seconds."""

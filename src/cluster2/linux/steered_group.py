@@ -44,8 +44,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from cluster2.errors import ConfigError
-from cluster2.kernel.listeners import Listener, bound_unsent, queue_length
-from cluster2.kernel.syn_sink import (
+from cluster2.linux.listeners import Listener, bound_unsent, queue_length
+from cluster2.linux.syn_sink import (
     IP_HEADER_BYTES,
     NET_OFFSET,
     Instruction,

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from . import logfiles
-from .logfiles import Found
+from . import log_files
+from .log_files import Found
 
 MAX_PARTIAL_LINE_POLLS = 5
 """Looks without anything new after which the beginning of a line is shown without its end."""
@@ -45,7 +45,7 @@ class OpenLog:
         if size < self.at:  # it was cut
             self.at = 0
             yield from self.partial_line()
-        for block in logfiles.blocks(self.fd, self.at, size):
+        for block in log_files.blocks(self.fd, self.at, size):
             self.at += len(block)
             *whole, self.pending = (self.pending + block).split(b"\n")
             yield from whole
@@ -103,10 +103,10 @@ class LogTailer:
         """Show what has come."""
         here = set()
         for each in sorted(
-            filter(self._wanted, logfiles.log_files(self._place)), key=lambda each: (each.base, -each.age)
+            filter(self._wanted, log_files.log_files(self._place)), key=lambda each: (each.base, -each.age)
         ):
             try:
-                fd = logfiles.open_to_read(self._place, each.name)
+                fd = log_files.open_to_read(self._place, each.name)
             except OSError:
                 continue  # rotated away just now: the next look finds it by its new name
             seen = os.fstat(fd)
@@ -141,7 +141,7 @@ class LogTailer:
         if self._lines is None:
             return 0
         wanted = self._lines if each.age == 0 or each.name == self._named else 0
-        return logfiles.tail(fd, wanted)
+        return log_files.tail(fd, wanted)
 
     def close(self) -> None:
         """Close all."""

@@ -21,7 +21,7 @@ request. What was tried for TCP (6.18, IPv4 and IPv6):
 - `listen(0)`: newcomers get in again as soon as the queue is drained, and while it is full (by the kernel's source, not
   tried) the last step of handshakes is dropped: the client believes that it is connected, the server doesn't.
 - what does it is a second socket on the address, to which all new connections are sent and which drops them: the SYN sink
-  (`cluster2.kernel.syn_sink` has the details). One process shuts the door for all that share the listener, for as long as it
+  (`cluster2.linux.syn_sink` has the details). One process shuts the door for all that share the listener, for as long as it
   keeps the sink. For Unix sockets `shutdown(SHUT_RD)` is right: newcomers get ECONNREFUSED, the queue can be accepted. But the
   socket counts as readable from then on: who polls it has to stop at the first EAGAIN, or spins.
 
@@ -52,7 +52,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol
 
 from cluster2.config.value_types import Address, FdAddress, TcpAddress, UnixAddress
 from cluster2.errors import AddressInUse, ConfigError
-from cluster2.kernel.syn_sink import open_sink
+from cluster2.linux.syn_sink import open_sink
 
 if TYPE_CHECKING:
     import psutil

@@ -8,7 +8,7 @@ in the accept queue of the listener that answered the SYN.
 
 No step needs a capability (Linux 6.18, IPv4 and IPv6; tests/kernel/test_doors.py shows each of these):
 
-- SO_REUSEPORT may be set on a socket that listens already (`cluster2.kernel.steering` has the rules of such groups), and
+- SO_REUSEPORT may be set on a socket that listens already (`cluster2.linux.steered_group` has the rules of such groups), and
   SO_ATTACH_REUSEPORT_CBPF is open to every user. Only `bind` may need a privilege: CAP_NET_BIND_SERVICE below port 1024, and the
   user who made the listener, since the kernel compares the owners of the sockets of a group.
 - The sink drops SYNs for two reasons. IP_MINTTL (IPV6_MINHOPCOUNT) is 255: it drops segments of all clients that are not in the

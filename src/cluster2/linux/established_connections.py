@@ -17,7 +17,7 @@ import struct
 from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .progress import peer_spoke_last, transferred, untaken
+from .tcp_progress import peer_spoke_last, transferred, untaken
 
 DUPLICATE_DESCRIPTORS: set[int] = set()
 """Descriptors that aren't looked at: duplicates of ours (`lingering`)."""
