@@ -20,7 +20,7 @@ from .cli.flags import OptionCommand
 from .config.settings import OPTIONS, Option
 from .config.value_types import UMASK
 from .engines.base import Capability
-from .engines.catalogue import BUILT_IN_ENGINES, find
+from .engines.registry import BUILT_IN_ENGINES, find
 from .events import EVENTS, Event, Reason
 
 _HEAD = """\

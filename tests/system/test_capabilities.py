@@ -17,7 +17,7 @@ import trustme
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from websockets.sync.client import connect
 
-from cluster2.engines import catalogue
+from cluster2.engines import registry
 from cluster2.engines.base import Capability, Interface
 from tests.system.clients import Connection
 from tests.system.harness import PATIENCE, Running, command, wait_until
@@ -205,15 +205,15 @@ OPTIONS = {
 }
 SERVERS = [
     (name, interface, way)
-    for name in catalogue.BUILT_IN_ENGINES
-    for interface in catalogue.find(name).capabilities
+    for name in registry.BUILT_IN_ENGINES
+    for interface in registry.find(name).capabilities
     for way in WAYS
 ]
 CELLS = [
     (each, capability)
     for each in SERVERS
     for capability in WAYS[each[2]]
-    if capability in catalogue.find(each[0]).capabilities[each[1]]
+    if capability in registry.find(each[0]).capabilities[each[1]]
 ]
 
 
@@ -221,7 +221,7 @@ def test_each_capability_is_shown() -> None:
     """None is left out, and none of the options that need one."""
     assert set(SECURE) | set(PLAIN) | set(BRIEF) == set(OPTIONS) == set(Capability)
     assert len(CELLS) == sum(
-        len(can) for name in catalogue.BUILT_IN_ENGINES for can in catalogue.find(name).capabilities.values()
+        len(can) for name in registry.BUILT_IN_ENGINES for can in registry.find(name).capabilities.values()
     )
 
 
@@ -262,7 +262,7 @@ def start(each: tuple[str, Interface, str], directory: Path) -> Server:
     (directory / "key.pem").write_bytes(pkcs8)
     trust = ssl.create_default_context()
     authority.configure_trust(trust)
-    can = catalogue.find(name).capabilities[interface]
+    can = registry.find(name).capabilities[interface]
     options = [word for capability in WAYS[way] if capability in can for word in OPTIONS[capability]]
     argv = command("run", f"{APPS}:{interface}", "--engine", name, "--bind", "127.0.0.1:0", "--monitor-port", "0")
     running = Running([*argv, "--workers", "1", *options], directory)

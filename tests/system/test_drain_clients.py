@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cluster2.engines.granian import STOP_GRACE_S
+from cluster2.engines.granian.granian_engine import STOP_GRACE_S
 from tests.system.clients import Connection
 from tests.system.conftest import Serve
 from tests.system.harness import Running, wait_until

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.engines import catalogue
+from cluster2.engines import registry
 from cluster2.engines.base import Interface
 from tests.system.clients import Connection
 from tests.system.harness import Running, command
@@ -27,7 +27,7 @@ APPS = {
     Interface.RSGI: ("rsgi_function", "rsgi_object"),
     Interface.TCP: ("tcp_function", "Lines", "tcp_factory", "tcp_partial", "tcp_decorated"),
 }
-ENGINES = {name: catalogue.find(name).capabilities for name in catalogue.BUILT_IN_ENGINES}
+ENGINES = {name: registry.find(name).capabilities for name in registry.BUILT_IN_ENGINES}
 POST = b"POST /echo HTTP/1.1\r\nHost: test\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\n\0\xff\r\n"
 Site = tuple[Interface, tuple[str, int]]
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 from cluster2.config.settings import Settings
 from cluster2.engines.base import AppContext, Interface
 from cluster2.engines.http.connection import HttpConnection
-from cluster2.engines.http.engine import HttpEngine
+from cluster2.engines.http.http_engine import HttpEngine
 
 Message = dict[str, Any]
 Receive = Callable[[], Any]

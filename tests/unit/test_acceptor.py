@@ -15,7 +15,7 @@ import pytest
 
 from cluster2.config.settings import Settings
 from cluster2.engines.base import AppContext, Interface
-from cluster2.engines.tcp import TcpEngine
+from cluster2.engines.tcp.tcp_engine import TcpEngine
 from cluster2.linux.handover import QueueReader, QueueWriter, queue
 from cluster2.worker.acceptor import MAX_HEAD_WAIT_S, Acceptor, ListeningSource, ReadyQueue
 from cluster2.worker.pace import AcceptMode

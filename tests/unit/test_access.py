@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster2.engines.access import FORMATTED_AHEAD_LINES, AccessLog, Handler
+from cluster2.engines.access_log import FORMATTED_AHEAD_LINES, AccessLog, Handler
 
 STAMP = r"\[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\]"
 

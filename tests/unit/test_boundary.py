@@ -14,8 +14,8 @@ import pytest
 import cluster2
 from cluster2.config.settings import Settings
 from cluster2.engines.base import AppContext, Interface, Movable
-from cluster2.engines.boundary import BoundaryReader, marked
-from cluster2.engines.tcp import TcpEngine
+from cluster2.engines.tcp.boundary import BoundaryReader, marked
+from cluster2.engines.tcp.tcp_engine import TcpEngine
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.anyio

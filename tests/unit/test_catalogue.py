@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from cluster2.config.settings import OPTIONS, Settings
-from cluster2.engines import base, catalogue
+from cluster2.engines import base, registry
 from cluster2.engines.base import Capability, Interface
-from cluster2.engines.granian import GranianEngine
-from cluster2.engines.http.engine import HttpEngine
-from cluster2.engines.tcp import TcpEngine
+from cluster2.engines.granian.granian_engine import GranianEngine
+from cluster2.engines.http.http_engine import HttpEngine
+from cluster2.engines.tcp.tcp_engine import TcpEngine
 from cluster2.errors import ConfigError
 
 
@@ -24,36 +24,36 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: steamworks\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[cluster2.engines]\nsteam = cluster2.engines.tcp:TcpEngine\nbroken = no_such_library:Engine\n"
+        "[cluster2.engines]\nsteam = cluster2.engines.tcp.tcp_engine:TcpEngine\nbroken = no_such_library:Engine\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
 
 
 def test_auto() -> None:
     """Left to itself, each interface has the engine of its own."""
-    assert catalogue.choose_engine("auto", Interface.ASGI) is HttpEngine
-    assert catalogue.choose_engine("auto", Interface.WSGI) is HttpEngine
-    assert catalogue.choose_engine("auto", Interface.TCP) is TcpEngine
-    assert catalogue.choose_engine("auto", Interface.RSGI) is GranianEngine
+    assert registry.choose_engine("auto", Interface.ASGI) is HttpEngine
+    assert registry.choose_engine("auto", Interface.WSGI) is HttpEngine
+    assert registry.choose_engine("auto", Interface.TCP) is TcpEngine
+    assert registry.choose_engine("auto", Interface.RSGI) is GranianEngine
 
 
 def test_by_name() -> None:
     """A named engine is taken if it can serve the app."""
-    assert catalogue.choose_engine("http", Interface.WSGI) is HttpEngine
+    assert registry.choose_engine("http", Interface.WSGI) is HttpEngine
     with pytest.raises(ConfigError, match=r"engine 'tcp' can't serve a ASGI app \(it takes TCP\)"):
-        catalogue.choose_engine("tcp", Interface.ASGI)
+        registry.choose_engine("tcp", Interface.ASGI)
 
 
 def test_unknown() -> None:
     """An unknown name is refused, with those that there are."""
     with pytest.raises(ConfigError, match="engine 'steam' is unknown; installed are http, granian, tcp"):
-        catalogue.find("steam")
+        registry.find("steam")
 
 
 def test_one_that_is_no_more() -> None:
     """An engine of earlier versions is refused, with the one that does the same."""
     with pytest.raises(ConfigError, match=r"engine 'uvicorn' is no more: leave `engine` out, or choose 'http', which"):
-        catalogue.find("uvicorn")
+        registry.find("uvicorn")
 
 
 def test_http2_names_the_engine_that_speaks_it() -> None:
@@ -61,25 +61,25 @@ def test_http2_names_the_engine_that_speaks_it() -> None:
     settings, given = Settings(http2=True), {"http2": "flag --http2"}
     refused = r"http2 \(flag --http2\): engine 'http' has no http2 for ASGI apps; .* choose engine 'granian'$"
     with pytest.raises(ConfigError, match=refused):
-        catalogue.check_options(staff((Interface.ASGI, HttpEngine)), settings, given)
+        registry.check_options(staff((Interface.ASGI, HttpEngine)), settings, given)
 
 
 @pytest.mark.usefixtures("installed")
 def test_third_parties() -> None:
     """An engine that another distribution brings is found by its entry point, and stands in the list."""
-    assert catalogue.find("steam") is TcpEngine
-    assert catalogue.names() == ["http", "granian", "tcp", "broken", "steam"]
+    assert registry.find("steam") is TcpEngine
+    assert registry.names() == ["http", "granian", "tcp", "broken", "steam"]
 
 
 @pytest.mark.usefixtures("installed")
 def test_engine_that_can_not_be_imported() -> None:
     """One whose library is missing is refused, naming what is missing."""
     with pytest.raises(ConfigError, match=r"engine 'broken' can't be imported: .*no_such_library.*install"):
-        catalogue.find("broken")
+        registry.find("broken")
 
 
-def staff(*engines: tuple[Interface, type[base.Engine]]) -> list[catalogue.EngineChoice]:
-    return [catalogue.EngineChoice(f"site:{interface}", interface, engine) for interface, engine in engines]
+def staff(*engines: tuple[Interface, type[base.Engine]]) -> list[registry.EngineChoice]:
+    return [registry.EngineChoice(f"site:{interface}", interface, engine) for interface, engine in engines]
 
 
 ASGI = (Interface.ASGI, HttpEngine)
@@ -88,9 +88,7 @@ TCP = (Interface.TCP, TcpEngine)
 
 
 CELLS = [
-    (interface, engine)
-    for engine in map(catalogue.find, catalogue.BUILT_IN_ENGINES)
-    for interface in engine.capabilities
+    (interface, engine) for engine in map(registry.find, registry.BUILT_IN_ENGINES) for interface in engine.capabilities
 ]
 
 
@@ -101,13 +99,13 @@ def test_options_that_an_engine_can_not_honour(each: tuple[Interface, type[base.
     for name, option in OPTIONS.items():
         asked = Settings(**{option.field: object()})  # a value that certainly asks for something
         if option.needs is None or option.needs in engine.capabilities[interface]:
-            assert catalogue.check_options(staff(each), asked, {name: "flag"}) == []
+            assert registry.check_options(staff(each), asked, {name: "flag"}) == []
         else:
             says = (
                 rf"^{name} \(flag\): engine '{engine.name}' has no {option.needs} for {interface.upper()} apps; leave"
             )
             with pytest.raises(ConfigError, match=says):
-                catalogue.check_options(staff(each), asked, {"workers": "flag", name: "flag"})
+                registry.check_options(staff(each), asked, {"workers": "flag", name: "flag"})
 
 
 @pytest.mark.parametrize("each", [ASGI, WSGI, TCP], ids=str)
@@ -115,17 +113,17 @@ def test_options_that_an_engine_can_not_honour(each: tuple[Interface, type[base.
 def test_values_that_ask_nothing(each: tuple[Interface, type[base.Engine]], name: str) -> None:
     """Every engine takes a value that asks nothing of it, and no value at all."""
     for value in (*OPTIONS[name].moot, None):
-        assert catalogue.check_options(staff(each), Settings(**{OPTIONS[name].field: value}), {name: "flag"}) == []
+        assert registry.check_options(staff(each), Settings(**{OPTIONS[name].field: value}), {name: "flag"}) == []
 
 
 def test_several_apps() -> None:
     """What one app's engine honours is taken for all, and a line says for which app it means nothing."""
     settings = Settings(access_log=True)
-    assert catalogue.check_options(staff(ASGI, TCP), settings, {"access_log": "flag --access-log"}) == [
+    assert registry.check_options(staff(ASGI, TCP), settings, {"access_log": "flag --access-log"}) == [
         "access_log (flag --access-log): engine 'tcp' has no access-log for TCP apps, so it means nothing to site:tcp"
     ]
     with pytest.raises(ConfigError, match=r"access_log \(flag --access-log\): engine 'tcp' has no access-log"):
-        catalogue.check_options(staff(TCP, TCP), settings, {"access_log": "flag --access-log"})
+        registry.check_options(staff(TCP, TCP), settings, {"access_log": "flag --access-log"})
 
 
 class Plain(TcpEngine):
@@ -138,7 +136,7 @@ class Plain(TcpEngine):
 def test_what_protects_must_hold_for_all() -> None:
     """TLS is refused if one of several apps would be left without it."""
     with pytest.raises(ConfigError, match=r"ssl_certfile \(file:1\): engine 'plain' has no tls for TCP apps; leave"):
-        catalogue.check_options(
+        registry.check_options(
             staff(ASGI, (Interface.TCP, Plain)), Settings(ssl_certfile="x.pem"), {"ssl_certfile": "file:1"}
         )
 
@@ -151,28 +149,28 @@ def test_the_way_out_names_an_engine_that_can() -> None:
         capabilities = {Interface.ASGI: frozenset()}  # noqa: RUF012
 
     with pytest.raises(ConfigError, match="root_path .* leave the option out, or choose engine 'http'$"):
-        catalogue.check_options(staff((Interface.ASGI, Lean)), Settings(root_path="/x"), {"root_path": "flag"})
+        registry.check_options(staff((Interface.ASGI, Lean)), Settings(root_path="/x"), {"root_path": "flag"})
 
 
 @pytest.mark.parametrize(
     ("target", "says"),
     [
         ("json:JSONDecoder", "engine 'odd' lacks capabilities, census, cut, drain, .*: it isn't made for this version"),
-        ("cluster2.engines.tcp:NoSuch", "engine 'odd' can't be imported: .*NoSuch"),
+        ("cluster2.engines.tcp.tcp_engine:NoSuch", "engine 'odd' can't be imported: .*NoSuch"),
     ],
 )
 def test_what_is_no_engine(monkeypatch: pytest.MonkeyPatch, target: str, says: str) -> None:
     """What an entry point leads to is looked at before it is used."""
-    monkeypatch.setitem(catalogue.BUILT_IN_ENGINES, "odd", target)  # type: ignore[arg-type]
+    monkeypatch.setitem(registry.BUILT_IN_ENGINES, "odd", target)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=says):
-        catalogue.find("odd")
+        registry.find("odd")
 
 
 def test_an_engine_of_an_older_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """Capabilities that aren't told for each interface are refused."""
     monkeypatch.setattr(TcpEngine, "capabilities", frozenset({Capability.TLS}))
     with pytest.raises(ConfigError, match="engine 'tcp' must declare its capabilities for each interface"):
-        catalogue.find("tcp")
+        registry.find("tcp")
 
 
 def test_needs_are_capabilities() -> None:
@@ -201,5 +199,5 @@ def test_keys_that_granian_can_not_read() -> None:
     """A key that is to be decrypted is refused with the way out; granian would panic."""
     settings = Settings(ssl_certfile="chain.pem", ssl_keyfile="key.pem", ssl_keyfile_password="xyzzy")
     with pytest.raises(ConfigError, match=r"^ssl_keyfile_password: .*'granian'.*openssl pkey -in key\.pem$"):
-        catalogue.find("granian").preload(settings)
-    catalogue.find("granian").preload(Settings(ssl_certfile="chain.pem", ssl_keyfile="key.pem"))
+        registry.find("granian").preload(settings)
+    registry.find("granian").preload(Settings(ssl_certfile="chain.pem", ssl_keyfile="key.pem"))

@@ -14,7 +14,7 @@ import pytest
 
 from cluster2.config.settings import Settings
 from cluster2.engines.base import AppContext, EngineStats, Interface
-from cluster2.engines.tcp import TcpEngine
+from cluster2.engines.tcp.tcp_engine import TcpEngine
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.anyio

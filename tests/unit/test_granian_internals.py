@@ -10,25 +10,23 @@ from typing import Any
 
 import pytest
 
-from cluster2.engines import granian_internals
+from cluster2.engines.granian import internals
 from cluster2.errors import ConfigError
 from cluster2.worker.steps import Steps, StepSampler
 
 
 def test_the_installed_one_is_known() -> None:
     """All that the engine uses of the installed granian is there; a new release that breaks it fails here."""
-    granian_internals.check()
+    internals.check()
 
 
-@pytest.mark.parametrize(
-    ("name", "part"), [(name, part) for name, parts in granian_internals._PARTS.items() for part in parts]
-)
+@pytest.mark.parametrize(("name", "part"), [(name, part) for name, parts in internals._PARTS.items() for part in parts])
 def test_a_part_that_is_missing(monkeypatch: pytest.MonkeyPatch, name: str, part: str) -> None:
     """Each part is looked for, and named if it is gone."""
     module = importlib.import_module(name)
     monkeypatch.delattr(module, part)
     with pytest.raises(ConfigError, match=part):
-        granian_internals.check()
+        internals.check()
 
 
 @pytest.mark.parametrize("found", ["2.7.9", "2.9.0", "3.0.1"])
@@ -36,7 +34,7 @@ def test_another_version(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
     """A version out of the tested range is refused, naming both."""
     monkeypatch.setattr(importlib.metadata, "version", lambda name: found)
     with pytest.raises(ConfigError, match=rf"granian {found} is installed; cluster2 is made for granian from 2.8 on"):
-        granian_internals.check()
+        internals.check()
 
 
 def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +45,7 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     with pytest.raises(ConfigError, match=r"granian isn't installed; pip install 'cluster2\[granian\]'"):
-        granian_internals.check()
+        internals.check()
 
 
 class PyFutureAwaitable:
@@ -106,7 +104,7 @@ async def works() -> None:
 def test_what_a_coroutine_waits_for(call: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Whatever stands between it and what granian gave it."""
     coroutine = call()
-    assert not granian_internals.waits(coroutine), "it hasn't begun"
+    assert not internals.waits(coroutine), "it hasn't begun"
     coroutine.send(None)
-    assert granian_internals.waits(coroutine) is (call is not works)
+    assert internals.waits(coroutine) is (call is not works)
     coroutine.close()

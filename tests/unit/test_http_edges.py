@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from cluster2.engines.base import Interface
-from cluster2.engines.http.engine import HttpEngine
+from cluster2.engines.http.http_engine import HttpEngine
 from tests.differential.conversation import answers
 from tests.differential.corpus import CASES, Case
 from tests.differential.echo_site import asgi, wsgi

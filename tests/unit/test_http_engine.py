@@ -14,7 +14,7 @@ import pytest
 
 from cluster2.config.settings import Settings
 from cluster2.engines.base import AppContext, Interface
-from cluster2.engines.http.engine import HttpEngine
+from cluster2.engines.http.http_engine import HttpEngine
 from cluster2.engines.http.limits import MAX_HEAD_BYTES as LONGEST_HEAD
 from cluster2.errors import AppError
 from cluster2.worker.steps import StepSampler

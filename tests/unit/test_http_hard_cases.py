@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from cluster2.engines.base import Interface
+from cluster2.engines.client_timeouts import WaitingFor
 from cluster2.engines.http.connection import HttpConnection as HttpConnection
 from cluster2.engines.http.limits import MAX_SLICE_BYTES
 from cluster2.engines.http.request import HttpRequest as HttpRequest
-from cluster2.engines.patience import WaitingFor
 from tests.unit.http_exchange import Message, Receive, Send, connect, exchange, feed, serving, settle
 
 pytestmark = pytest.mark.anyio

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 from cluster2.config.settings import Settings
-from cluster2.engines.http.engine import HttpEngine
+from cluster2.engines.http.http_engine import HttpEngine
 from cluster2.errors import AppError, ClusterError, ConfigError
 from cluster2.zygote import image
 from cluster2.zygote.renewal import renew

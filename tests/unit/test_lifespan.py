@@ -10,8 +10,8 @@ import pytest
 
 from cluster2.config.settings import Settings
 from cluster2.engines.base import AppContext, Interface
-from cluster2.engines.granian import GranianEngine
-from cluster2.engines.http.engine import HttpEngine
+from cluster2.engines.granian.granian_engine import GranianEngine
+from cluster2.engines.http.http_engine import HttpEngine
 from cluster2.errors import AppError
 
 pytestmark = pytest.mark.anyio

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from cluster2.config.settings import Settings
-from cluster2.engines.ending import reset
-from cluster2.engines.http.engine import HttpEngine
+from cluster2.engines.aborting import reset
+from cluster2.engines.http.http_engine import HttpEngine
 from cluster2.monitor import crowd
 from cluster2.monitor.crowd import ConnectionLimit
 from tests.unit.waiting import PATIENCE, until

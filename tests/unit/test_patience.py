@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from cluster2.config.settings import Settings
+from cluster2.engines.aborting import reset
 from cluster2.engines.base import AppContext, Engine, Interface
-from cluster2.engines.ending import reset
+from cluster2.engines.client_timeouts import ClientTimeouts, Wait, WaitingFor
 from cluster2.engines.http.connection import ConnectionState
-from cluster2.engines.http.engine import HttpEngine
-from cluster2.engines.patience import ClientTimeouts, Wait, WaitingFor
-from cluster2.engines.tcp import TcpEngine
+from cluster2.engines.http.http_engine import HttpEngine
+from cluster2.engines.tcp.tcp_engine import TcpEngine
 from cluster2.linux.tcp_progress import transferred, untaken
 from tests.unit.waiting import PATIENCE, until
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster2.config.value_types import encoded_path
-from cluster2.engines.pep3333 import (
+from cluster2.engines.wsgi.pep3333 import (
     ClientGone,
     EnvironBuilder,
     FileWrapper,

@@ -11,8 +11,8 @@ from contextvars import copy_context
 
 import pytest
 
-from cluster2.engines import threads
-from cluster2.engines.threads import ThreadPool
+from cluster2.engines.wsgi import thread_pool
+from cluster2.engines.wsgi.thread_pool import ThreadPool
 from cluster2.errors import AppError
 from tests.unit.waiting import PATIENCE, until
 
@@ -72,7 +72,7 @@ async def test_all_threads_work_at_once() -> None:
 
 async def test_short_calls_need_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as no call blocks all of them are made by one thread, batch after batch."""
-    monkeypatch.setattr(threads, "PATIENT_POLL_INTERVAL_S", 3600.0)
+    monkeypatch.setattr(thread_pool, "PATIENT_POLL_INTERVAL_S", 3600.0)
     made: list[str] = []
     async with pool_of(8) as pool:
         for _ in range(50):
@@ -86,10 +86,10 @@ async def test_short_calls_need_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
 
 async def test_patience_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that blocks while others wait makes the pool eager: for longer each time, until all was quiet for a while."""
-    monkeypatch.setattr(threads, "FIRST_EAGER_S", 0.02)
+    monkeypatch.setattr(thread_pool, "FIRST_EAGER_S", 0.02)
     gate = threading.Event()
     async with pool_of(2) as pool:
-        pool._eager_for = threads.FIRST_EAGER_S
+        pool._eager_for = thread_pool.FIRST_EAGER_S
         forget = pool._forget
         pool._forget = lambda: None  # type: ignore[method-assign]
         for more in (1, 2):
@@ -99,12 +99,12 @@ async def test_patience_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
                 pool.run(Task(pool, lambda: gate.wait(PATIENCE)))
             await until(lambda: not pool._patient)
             await until(lambda: sum(map(bool, pool.under_way())) == 2, "both have a thread")
-            assert pool._eager_for == 2 * more * threads.FIRST_EAGER_S
+            assert pool._eager_for == 2 * more * thread_pool.FIRST_EAGER_S
             gate.set()
             await until(lambda: not pool.busy)
         await until(lambda: pool._patient)
         forget()
-        assert pool._eager_for == threads.FIRST_EAGER_S
+        assert pool._eager_for == thread_pool.FIRST_EAGER_S
 
 
 async def test_a_blocked_thread_holds_up_nobody() -> None:

@@ -16,9 +16,9 @@ from wsgiref.validate import validator
 import pytest
 
 from cluster2.config.settings import Settings
+from cluster2.engines.aborting import reset
 from cluster2.engines.base import AppContext, Interface
-from cluster2.engines.ending import reset
-from cluster2.engines.http.engine import HttpEngine
+from cluster2.engines.http.http_engine import HttpEngine
 from cluster2.engines.http.request import HttpRequest
 from tests.unit.waiting import PATIENCE, until
 

@@ -23,7 +23,7 @@ def check(**flags: Any) -> int:
     settings = config.settings
     _enter(config)
 
-    from ..engines import catalogue
+    from ..engines import registry
     from ..linux import processes
     from ..runtime import app_loader
     from ..zygote import inheritance
@@ -35,10 +35,10 @@ def check(**flags: Any) -> int:
     for target, _ in settings.targets():
         app = app_loader.load(target, factory=settings.factory)
         staff.append(
-            catalogue.EngineChoice(app.label, app.interface, catalogue.choose_engine(settings.engine, app.interface))
+            registry.EngineChoice(app.label, app.interface, registry.choose_engine(settings.engine, app.interface))
         )
     given = {name: source for name, source in config.sources.items() if config.explicit(name)}
-    notes = catalogue.check_options(staff, settings, given)
+    notes = registry.check_options(staff, settings, given)
     for each in staff:
         each.engine.preload(settings)
     for each, (target, addresses) in zip(staff, settings.targets(), strict=True):

@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
 
 from ..config.settings import Settings
-from .access import AccessLog
+from .access_log import AccessLog
 from .outcomes import Outcomes
 
 

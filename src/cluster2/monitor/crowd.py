@@ -17,9 +17,9 @@ from typing import Any
 
 from ..config.settings import Settings
 from ..engines.base import AppContext, Interface
+from ..engines.client_timeouts import WaitingFor
 from ..engines.http.connection import HttpConnection
-from ..engines.http.engine import HttpEngine
-from ..engines.patience import WaitingFor
+from ..engines.http.http_engine import HttpEngine
 
 MAX_CONNECTIONS = 128
 """Connections."""

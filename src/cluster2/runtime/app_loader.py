@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..engines.base import Interface, is_async
-from ..engines.boundary import boundary
+from ..engines.tcp.boundary import boundary
 from ..errors import AppError
 from . import targets
 

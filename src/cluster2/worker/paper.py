@@ -20,7 +20,7 @@ import sys
 from typing import Any
 
 from ..config.settings import Settings
-from ..engines.access import AccessLog, Handler
+from ..engines.access_log import AccessLog, Handler
 from ..linux import log_files
 from ..linux.log_files import ReopeningFile
 from ..runtime import logging_setup

@@ -27,7 +27,7 @@ from resource import RUSAGE_SELF, RUSAGE_THREAD, getrusage
 from typing import Any, NamedTuple
 
 from ..engines.base import TimedAwaitable
-from ..engines.threads import collections
+from ..engines.wsgi.thread_pool import collections
 from .pace import LONG_STEP_S
 
 UNMEASURED_REQUESTS = 2

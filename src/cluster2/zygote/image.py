@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from ..config.settings import Settings
-from ..engines import catalogue
+from ..engines import registry
 from ..engines.base import Engine
 from ..errors import AppError, ClusterError, ConfigError, one_line, trace
 from ..linux import privileges
@@ -104,10 +104,10 @@ def _enter(settings: Settings) -> None:
 def _sites(settings: Settings, sources: Mapping[str, str], targets: Sequence[object]) -> list[tuple[App, type[Engine]]]:
     apps = [load(target, factory=settings.factory) for target in targets]
     staff = [
-        catalogue.EngineChoice(app.label, app.interface, catalogue.choose_engine(settings.engine, app.interface))
+        registry.EngineChoice(app.label, app.interface, registry.choose_engine(settings.engine, app.interface))
         for app in apps
     ]
-    for note in catalogue.check_options(staff, settings, sources):
+    for note in registry.check_options(staff, settings, sources):
         logger.info(note)
     for each in staff:
         each.engine.preload(settings)

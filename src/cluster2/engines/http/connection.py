@@ -43,8 +43,8 @@ from typing import TYPE_CHECKING, Any, cast
 import httptools
 
 from ...linux.tcp_progress import has_left, probe
-from ..ending import abandon, lent, readable, reset
-from ..patience import Same, Wait, WaitingFor, progress_mark
+from ..aborting import abandon, lent, readable, reset
+from ..client_timeouts import Same, Wait, WaitingFor, progress_mark
 from .head import (
     FORWARDED_HEADER,
     HOST_HEADER,
@@ -79,7 +79,7 @@ from .response import refusal
 
 if TYPE_CHECKING:
     from ..base import Served
-    from .engine import HttpEngine
+    from .http_engine import HttpEngine
 
 
 class ConnectionState(IntEnum):

@@ -32,9 +32,9 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from ..ending import readable
+from ..aborting import readable
 from ..outcomes import CLIENT_CLOSED_STATUS
-from ..wsgi_client import ClientLeft, Failed
+from ..wsgi.client_side import ClientLeft, Failed
 from .limits import (
     DISCONNECTED_SEND_PAUSE_S,
     MAX_JOINED_BODY_BYTES,
@@ -56,7 +56,7 @@ from .response import (
 from .stream import CHUNKED_BODY, LENGTH_BODY, NO_BODY, UNTIL_CLOSE_BODY, BodyStream
 
 if TYPE_CHECKING:
-    from ..pep3333 import Response
+    from ..wsgi.pep3333 import Response
     from .connection import HttpConnection
 
 Message = dict[str, Any]

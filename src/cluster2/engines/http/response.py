@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import cast
 
-from ..pep3333 import CONTROL_BYTES
+from ..wsgi.pep3333 import CONTROL_BYTES
 
 SERVER_LINE = b"\r\nserver: cluster2"
 HEAD_END = b"\r\n\r\n"

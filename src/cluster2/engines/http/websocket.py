@@ -24,7 +24,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from ...linux.tcp_progress import transferred, untaken
-from ..ending import readable, reset
+from ..aborting import readable, reset
 from ..outcomes import CLIENT_CLOSED_STATUS, Outcomes
 from .proxy_headers import websocket_scheme
 from .websocket_session import CLOSED, CLOSING, CONNECTING, OPEN, SPEC_VERSION, ClientDisconnected, Message, Session

@@ -9,9 +9,7 @@ from contextvars import copy_context
 from queue import SimpleQueue
 from typing import Any
 
-from .pep3333 import App, ClientGone, Environ, Response
-from .threads import ThreadPool
-from .wsgi_client import (
+from .client_side import (
     DISCONNECT_MESSAGE,
     MAX_READ_AHEAD_BYTES,
     ClientLeft,
@@ -25,6 +23,8 @@ from .wsgi_client import (
     log,
     send_head,
 )
+from .pep3333 import App, ClientGone, Environ, Response
+from .thread_pool import ThreadPool
 
 
 class Call:

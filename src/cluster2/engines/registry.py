@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 _SECURITY_CAPABILITIES = frozenset({Capability.TLS})
 """What an app can't be left without, if it was asked for, because another app has it."""
 BUILT_IN_ENGINES: Mapping[str, str] = {
-    "http": "cluster2.engines.http.engine:HttpEngine",
-    "granian": "cluster2.engines.granian:GranianEngine",
-    "tcp": "cluster2.engines.tcp:TcpEngine",
+    "http": "cluster2.engines.http.http_engine:HttpEngine",
+    "granian": "cluster2.engines.granian.granian_engine:GranianEngine",
+    "tcp": "cluster2.engines.tcp.tcp_engine:TcpEngine",
 }
 _REPLACED = {"uvicorn": "http"}
 """Engines of earlier versions, and what serves in their place."""

@@ -20,11 +20,11 @@ from typing import Any, ClassVar
 
 from ...config.settings import Settings
 from ...config.value_types import encoded_path, parse_proxies
+from ..aborting import alone, cancel, readable, reset
 from ..base import AppContext, Capability, EngineStats, Interface, Movable, Served, ThreadHold
-from ..ending import alone, cancel, readable, reset
+from ..client_timeouts import ClientTimeouts
 from ..lifespan import Lifespan
 from ..outcomes import Outcomes
-from ..patience import ClientTimeouts
 from .connection import LINGERING, UPGRADED, HttpConnection
 from .limits import MESSAGES_BEFORE_CANCEL
 from .proxy_headers import UNIX_PEER, TrustedProxies
@@ -32,7 +32,7 @@ from .request import COMPLETE, HttpRequest
 from .response import Defaults
 from .websocket import MAX_MESSAGE_BYTES, WebSocketConnection
 from .websocket_session import HandshakeRefusal, open_session
-from .wsgi import WsgiServer
+from .wsgi_calls import WsgiServer
 
 _HTTP = frozenset(
     {

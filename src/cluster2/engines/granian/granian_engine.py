@@ -49,9 +49,9 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any, ClassVar
 
-from ..config.settings import Settings
-from ..errors import ConfigError
-from ..linux.established_connections import (
+from ...config.settings import Settings
+from ...errors import ConfigError
+from ...linux.established_connections import (
     descriptors,
     end_silent,
     established,
@@ -61,17 +61,17 @@ from ..linux.established_connections import (
     reset_established,
     with_progress,
 )
-from ..linux.lingering_close import Lingering
-from ..linux.listeners import queue_length
-from .base import AppContext, Capability, EngineStats, Interface, Movable
-from .ending import cancel, readable
-from .granian_apps import InFlight, by_rsgi, client_of, ending, native
-from .granian_clients import Clients, head_patience
-from .granian_hooks import RsgiHooks
-from .granian_internals import check, module
-from .granian_senders import Senders, Transport
-from .granian_wsgi import conforming
-from .lifespan import Lifespan
+from ...linux.lingering_close import Lingering
+from ...linux.listeners import queue_length
+from ..aborting import cancel, readable
+from ..base import AppContext, Capability, EngineStats, Interface, Movable
+from ..lifespan import Lifespan
+from .idle_clients import Clients, head_patience
+from .in_flight import InFlight, by_rsgi, client_of, ending, native
+from .internals import check, module
+from .rsgi_hooks import RsgiHooks
+from .streams import Senders, Transport
+from .wsgi_conformance import conforming
 
 logger = logging.getLogger("cluster2.worker")
 

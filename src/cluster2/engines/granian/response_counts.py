@@ -16,8 +16,8 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
-from .granian_internals import RESPONSE_METHODS, module, replace_methods
-from .outcomes import CLIENT_CLOSED_STATUS, STATUS_CLASSES, Outcomes, reading
+from ..outcomes import CLIENT_CLOSED_STATUS, STATUS_CLASSES, Outcomes, reading
+from .internals import RESPONSE_METHODS, module, replace_methods
 
 WEBSOCKET_ACCEPTED_STATUS = 101
 UNANSWERED_STATUS = 500

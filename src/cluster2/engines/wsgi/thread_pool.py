@@ -36,8 +36,8 @@ from contextvars import Context, copy_context
 from queue import SimpleQueue
 from typing import Protocol
 
-from ..errors import AppError
-from .base import ThreadHold
+from ...errors import AppError
+from ..base import ThreadHold
 
 logger = logging.getLogger("cluster2.worker")
 

@@ -22,10 +22,10 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..config.settings import Settings
-from ..linux.established_connections import EstablishedConnection, reset, shut_down, with_progress
-from .granian_apps import InFlight
-from .patience import ClientTimeouts, Wait, WaitingFor
+from ...config.settings import Settings
+from ...linux.established_connections import EstablishedConnection, reset, shut_down, with_progress
+from ..client_timeouts import ClientTimeouts, Wait, WaitingFor
+from .in_flight import InFlight
 
 POLLS_PER_TIMEOUT = 4
 """How often within `timeout` clients are looked at."""

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, SimpleNamespace
 from typing import Any
 
-from ..errors import ConfigError
-from .base import TimedAwaitable
+from ...errors import ConfigError
+from ..base import TimedAwaitable
 
 _TESTED_VERSIONS = ((2, 8), (2, 9))
 """Versions from the first, below the second."""

@@ -11,12 +11,12 @@ import contextvars
 import io
 from collections.abc import Awaitable, Callable
 
-from ..pep3333 import App, Environ
-from ..threads import ThreadPool
-from ..wsgi import WsgiBridge
-from ..wsgi_client import Answer, Send, no_short_cut, send_whole
-from ..wsgi_inline import call_inline
-from ..wsgi_threaded import Call, run_call
+from ..wsgi.bridge import WsgiBridge
+from ..wsgi.client_side import Answer, Send, no_short_cut, send_whole
+from ..wsgi.inline import call_inline
+from ..wsgi.pep3333 import App, Environ
+from ..wsgi.thread_pool import ThreadPool
+from ..wsgi.threaded import Call, run_call
 from .request import HttpRequest
 
 Rest = Callable[[HttpRequest, Awaitable[None] | None, contextvars.Context | None], None]

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from ..errors import AppError
+from ...errors import AppError
 
 Call = Callable[..., Any]
 logger = logging.getLogger("cluster2.granian")

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from types import CodeType, FrameType
 from typing import Any
 
-from .access import GRANIAN_FORMAT
-from .base import RSGI_HOOKS, AppContext, Interface
-from .granian_answers import UNANSWERED_STATUS, ResponseCounts, ThreadResponseCounts
-from .granian_internals import module, waits, wsgi_callback
-from .outcomes import Outcomes, reading
+from ..access_log import GRANIAN_FORMAT
+from ..base import RSGI_HOOKS, AppContext, Interface
+from ..outcomes import Outcomes, reading
+from .internals import module, waits, wsgi_callback
+from .response_counts import UNANSWERED_STATUS, ResponseCounts, ThreadResponseCounts
 
 Call = Callable[..., Any]
 _CLOSE = ("connection", "close")

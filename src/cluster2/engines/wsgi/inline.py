@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
+from .client_side import Answer, Failed, Receive, RequestBody, Send, asked_for, log, send_head, send_whole
 from .pep3333 import App, Environ, Response
-from .wsgi_client import Answer, Failed, Receive, RequestBody, Send, asked_for, log, send_head, send_whole
 
 
 class InlineLock:

@@ -20,12 +20,12 @@ from collections.abc import Callable, Mapping
 from types import CodeType, FrameType
 from typing import Any, ClassVar
 
-from ..config.settings import Settings
-from ..linux.tcp_progress import transferred
-from .base import AppContext, Capability, EngineStats, Interface, Movable, Served, ThreadHold, is_async
+from ...config.settings import Settings
+from ...linux.tcp_progress import transferred
+from ..aborting import abandon, cancel, lent, reset
+from ..base import AppContext, Capability, EngineStats, Interface, Movable, Served, ThreadHold, is_async
+from ..client_timeouts import ClientTimeouts, Wait, WaitingFor
 from .boundary import BoundaryReader, marked
-from .ending import abandon, cancel, lent, reset
-from .patience import ClientTimeouts, Wait, WaitingFor
 
 Factory = Callable[[], asyncio.BaseProtocol]
 

@@ -18,7 +18,7 @@ import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .pep3333 import FILE_BLOCK_BYTES, App, ExcInfo, WsgiViolation, body_of
+from ..wsgi.pep3333 import FILE_BLOCK_BYTES, App, ExcInfo, WsgiViolation, body_of
 
 
 def conforming(app: App) -> App:

@@ -27,12 +27,12 @@ from collections.abc import Callable
 from tempfile import SpooledTemporaryFile
 from types import FrameType
 
-from .outcomes import reading
+from ..outcomes import reading
+from .client_side import MAX_READ_AHEAD_BYTES, Answer, Message, Receive, Send, asked_for, no_short_cut, send_whole
+from .inline import InlineLock, Parts, call_inline
 from .pep3333 import App, Environ, EnvironBuilder, body_length, body_of
-from .threads import ThreadPool
-from .wsgi_client import MAX_READ_AHEAD_BYTES, Answer, Message, Receive, Send, asked_for, no_short_cut, send_whole
-from .wsgi_inline import InlineLock, Parts, call_inline
-from .wsgi_threaded import Call, run_call
+from .thread_pool import ThreadPool
+from .threaded import Call, run_call
 
 MAX_QUEUED_BODY_BYTES = MAX_READ_AHEAD_BYTES
 """Bytes of a request's body that are read before a thread is taken."""

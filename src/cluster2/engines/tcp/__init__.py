@@ -1,0 +1,1 @@
+"""The engine `tcp`: stream handlers and asyncio protocols."""
