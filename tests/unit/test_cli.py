@@ -231,7 +231,7 @@ def test_version_and_help() -> None:
 
 def test_status_is_light() -> None:
     """`status` needs no TLS, no asyncio and no message library: it must answer at once."""
-    program = "import sys; from cluster2.cli import control; print(*sys.modules)"
+    program = "import sys; from cluster2.cli import control_commands; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert "cluster2.runtime.control_client" in loaded
     assert not {"ssl", "asyncio", "msgspec", "uvicorn", "cluster2.boot", "cluster2.cluster", "cluster2.master"} & set(
