@@ -48,8 +48,8 @@ if TYPE_CHECKING:
         Unloaded,
         Warned,
     )
-    from .master.delegates import DelegateRequest
-    from .master.statuses import ComponentStatus
+    from .processes.master.messaging.component_status import ComponentStatus
+    from .processes.master.messaging.delegation import DelegateRequest
     from .runtime.app_loader import asgi, rsgi, tcp, wsgi
 
 _HOMES = {

@@ -13,23 +13,24 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
 import msgspec
 
-from . import boot, events, places
+from . import events
 from .core.reducers import Reducer
 from .errors import ClusterError, ConfigError, one_line, trace
 from .linux import signals
-from .master.delegates import DEFAULT_CONCURRENCY
-from .master.estate import MasterResources
-from .master.facts import Command
-from .master.logbook import LogDirectory
-from .master.loop import Master
-from .master.nursery import default_argv, script_argv
-from .master.statuses import ComponentStatus
-from .master.switchboard import MessageHub
-from .master.verbs import SIGNAL_COMMANDS
+from .processes import launch, places
+from .processes.master.control.commands import SIGNAL_COMMANDS
+from .processes.master.generations.worker_factory import default_argv, script_argv
+from .processes.master.inbox import Command
+from .processes.master.logs.directory import LogDirectory
+from .processes.master.master import Master
+from .processes.master.messaging.component_status import ComponentStatus
+from .processes.master.messaging.delegation import DEFAULT_CONCURRENCY
+from .processes.master.messaging.hub import MessageHub
+from .processes.master.resources import MasterResources
+from .processes.zygote import bytecode
 from .protocol.messages import CHANNEL_VARIABLE
 from .runtime import option_sources
 from .runtime.option_sources import Config
-from .zygote import bytecode
 
 if TYPE_CHECKING:
     from .config.keywords import ClusterOptions
@@ -83,14 +84,14 @@ class Cluster:
             _refuse_imported_main()
             configured, targets = self._with(app, factory)
             if CHANNEL_VARIABLE in os.environ:
-                from . import child  # what serves and what loads, which a master doesn't need
+                from .processes import child_main  # what serves and what loads, which a master doesn't need
 
-                child.execute_again_if_stale()
-                sys.exit(child.run(configured, targets))
+                child_main.execute_again_if_stale()
+                sys.exit(child_main.run(configured, targets))
             argv = default_argv() if targets is None else _own_script()
             bytecode.remove_stale()
             with signals.given_back(SIGNAL_COMMANDS):
-                if code := boot.run(configured, switchboard=self._switchboard, argv=argv, targets=targets):
+                if code := launch.run(configured, switchboard=self._switchboard, argv=argv, targets=targets):
                     raise SystemExit(code)
         except ClusterError as error:
             report(error)
@@ -117,14 +118,14 @@ class Cluster:
         """
         target = app if app is None or isinstance(app, str) else _importable(app)
         configured, _ = self._with(target, False)
-        boot.prepare(configured)
+        launch.prepare(configured)
         # This process's output is its own business, and so is where it is: files only if somebody asks for them.
-        asked = any(map(configured.explicit, boot.LOGS))
+        asked = any(map(configured.explicit, launch.LOGS))
         logbook = LogDirectory.from_settings(configured.settings, own=False) if asked else None
-        with boot.estate(configured, default_argv(), logbook, owns_process=False) as owned:
+        with launch.estate(configured, default_argv(), logbook, owns_process=False) as owned:
             running = Running(owned)
             task = asyncio.ensure_future(
-                boot.supervise(owned, self._switchboard, running.ready.set, started=running.started)
+                launch.supervise(owned, self._switchboard, running.ready.set, started=running.started)
             )
             running.task = task
             try:
@@ -407,7 +408,7 @@ def run(configured: Config, *, on_ready: Callable[[], None] | None = None) -> in
         setup: Any = configured.settings.setup
         if setup is not None:
             _set_up(setup, cluster, configured)
-        return boot.run(configured, switchboard=cluster._switchboard, on_ready=on_ready)
+        return launch.run(configured, switchboard=cluster._switchboard, on_ready=on_ready)
 
 
 def report(error: ClusterError) -> None:
@@ -418,9 +419,9 @@ def report(error: ClusterError) -> None:
 def _tell_master(error: ClusterError) -> None:
     """In a script that was executed again: have the master know why it ends."""
     if CHANNEL_VARIABLE in os.environ:
-        from . import child
+        from .processes import child_main
 
-        child.refuse(error)
+        child_main.refuse(error)
 
 
 def _tell_if_uncaught(error: ConfigError) -> None:

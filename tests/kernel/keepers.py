@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.keeper.main import Keeper
 from cluster2.linux import processes
 from cluster2.linux.handover import HandedConnection, QueueReader, QueueWriter, queue
 from cluster2.linux.scoreboard import Scoreboard
+from cluster2.processes.keeper.keeper_loop import Keeper
 from tests.system.harness import wait_until
 
 ROOM = str(Path(__file__).parents[2] / "src/cluster2/keeper")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.keeper.main import RESERVED_DESCRIPTORS, Keeper, reserve
 from cluster2.linux.handover import RECORD_FORMAT, batch_size
+from cluster2.processes.keeper.keeper_loop import RESERVED_DESCRIPTORS, Keeper, reserve
 from tests.kernel.keepers import InProcess, InThread, Kept, Make, maker
 from tests.system.harness import wait_until
 

@@ -14,10 +14,10 @@ from typing import Any
 from cluster2.config.settings import Settings
 from cluster2.core.lifecycle import PHASES, WorkerState
 from cluster2.linux.scoreboard import Row, Scoreboard
-from cluster2.monitor.desk import Dashboard
-from cluster2.monitor.facts import Facts
-from cluster2.monitor.main import serve
-from cluster2.monitor.picture import ClusterInfo
+from cluster2.processes.monitor.data.dashboard import Dashboard
+from cluster2.processes.monitor.data.facts import Facts
+from cluster2.processes.monitor.data.report import ClusterInfo
+from cluster2.processes.monitor.monitor_server import serve
 
 NOBODY = 5_000_000
 """A pid that no process has: the kernel's highest is below it."""

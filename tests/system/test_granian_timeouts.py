@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.worker.steps import UNMEASURED_REQUESTS
+from cluster2.processes.worker.sampling.steps import UNMEASURED_REQUESTS
 from tests.http2_client import HEADERS, PREFACE, SETTINGS, Http2Client, frame, opened
 from tests.system.clients import Connection
 from tests.system.conftest import Serve

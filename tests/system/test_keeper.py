@@ -15,8 +15,8 @@ import pytest
 
 from cluster2.config.settings import Settings
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.master.facts import Fact, HelperExited
-from cluster2.master.keeping import KeeperProcess
+from cluster2.processes.master.helpers.keeper import KeeperProcess
+from cluster2.processes.master.inbox import Fact, HelperExited
 from tests.system.conftest import Serve
 from tests.system.harness import Running, stop, wait_until
 from tests.system.test_moving import MOVING, PARKING, Wire, park

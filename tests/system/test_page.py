@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import expect
 
 from cluster2.config.settings import Settings
-from cluster2.monitor.picture import ClusterInfo
+from cluster2.processes.monitor.data.report import ClusterInfo
 from tests.system import boards
 from tests.system.browser import TOKEN, Cluster, Sight, give_token, started
 from tests.system.clients import get, wrk

@@ -12,8 +12,8 @@ import pytest
 from playwright.sync_api import Browser, Request, Route, expect
 
 from cluster2.config.settings import Settings
-from cluster2.monitor.facts import Facts
-from cluster2.monitor.picture import ClusterInfo
+from cluster2.processes.monitor.data.facts import Facts
+from cluster2.processes.monitor.data.report import ClusterInfo
 from tests.system import boards
 from tests.system.browser import Cluster, Sight, give_token, in_tabs, started
 from tests.system.clients import Load

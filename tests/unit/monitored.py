@@ -12,11 +12,11 @@ import httpx
 from cluster2.config.settings import Settings
 from cluster2.core.lifecycle import PHASES, WorkerState
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.monitor.app import make
-from cluster2.monitor.desk import Dashboard
-from cluster2.monitor.facts import Facts
-from cluster2.monitor.picture import ClusterInfo
-from cluster2.monitor.scales import MemorySampler
+from cluster2.processes.monitor.app import make
+from cluster2.processes.monitor.data.dashboard import Dashboard
+from cluster2.processes.monitor.data.facts import Facts
+from cluster2.processes.monitor.data.memory import MemorySampler
+from cluster2.processes.monitor.data.report import ClusterInfo
 
 TOKEN = "a-secret-token"
 BEARS = {"authorization": f"Bearer {TOKEN}"}

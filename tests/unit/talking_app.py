@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster2 import worker
 from cluster2.errors import ChannelFull, DelegateError
-from cluster2.worker import api
+from cluster2.processes.worker.messaging import api
 
 heard: list[Any] = []
 depth = {"value": 0}

@@ -17,8 +17,8 @@ from cluster2.config.settings import Settings
 from cluster2.engines.base import AppContext, Interface
 from cluster2.engines.tcp.tcp_engine import TcpEngine
 from cluster2.linux.handover import QueueReader, QueueWriter, queue
-from cluster2.worker.acceptor import MAX_HEAD_WAIT_S, Acceptor, ListeningSource, ReadyQueue
-from cluster2.worker.pace import AcceptMode
+from cluster2.processes.worker.connections.acceptor import MAX_HEAD_WAIT_S, Acceptor, ListeningSource, ReadyQueue
+from cluster2.processes.worker.sampling.accept_mode import AcceptMode
 from tests.kernel.leaks import descriptors_left
 from tests.unit.waiting import PATIENCE, until
 
@@ -234,7 +234,7 @@ async def test_another_worker_takes_what_a_stopped_one_leaves(listener: socket.s
 
 OUT_OF_FILES = """
 import asyncio, logging, os, resource, socket, time, uvloop
-from tests.unit.test_acceptor import Taking, Mode, greeting
+from tests.unit.test_acceptor import Taking, AcceptMode, greeting
 
 taken, paused = [], []
 
@@ -255,7 +255,7 @@ async def main():
     taking = Taking(listener)
     acceptor = taking.acceptor
     await acceptor.start()
-    await acceptor.change(Mode.HELD)
+    await acceptor.change(AcceptMode.HELD)
     assert await greeting(listener) == b"hello"
     clients = [socket.socket() for _ in range(20)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))

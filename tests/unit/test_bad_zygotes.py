@@ -18,12 +18,12 @@ PATIENCE = 8.0
 
 MASTER = """
 import sys
-from cluster2 import boot
+from cluster2.processes import launch
 from cluster2.runtime import option_sources
 from cluster2.errors import ClusterError
 
 try:
-    sys.exit(boot.run(option_sources.load({options!r}, environ={{}}), argv=[sys.executable, {zygote!r}]))
+    sys.exit(launch.run(option_sources.load({options!r}, environ={{}}), argv=[sys.executable, {zygote!r}]))
 except ClusterError as error:
     print(error.message)
     sys.exit(error.exit_code)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.zygote import bytecode
+from cluster2.processes.zygote import bytecode
 
 TRIED = 20
 IMPORT = "import sys; sys.path.insert(0, '.'); import site_of_test; print(site_of_test.VERSION)"
-FRESH = f"from cluster2.zygote import bytecode; bytecode.install(); {IMPORT}"
+FRESH = f"from cluster2.processes.zygote import bytecode; bytecode.install(); {IMPORT}"
 WHEN_S = 1_600_000_000
 """The modification time of every version: an hour in the past."""
 

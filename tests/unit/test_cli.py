@@ -234,9 +234,15 @@ def test_status_is_light() -> None:
     program = "import sys; from cluster2.cli import control_commands; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert "cluster2.runtime.control_client" in loaded
-    assert not {"ssl", "asyncio", "msgspec", "uvicorn", "cluster2.boot", "cluster2.cluster", "cluster2.master"} & set(
-        loaded
-    )
+    assert not {
+        "ssl",
+        "asyncio",
+        "msgspec",
+        "uvicorn",
+        "cluster2.processes.launch",
+        "cluster2.cluster",
+        "cluster2.processes.master",
+    } & set(loaded)
 
 
 def test_config_shows_sources(tmp_path: Path) -> None:

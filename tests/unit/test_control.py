@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from cluster2.errors import ConfigError, UsageError
-from cluster2.master import control
-from cluster2.master.control import MAX_LINE_BYTES, ControlServer
-from cluster2.master.facts import Command, Fact
+from cluster2.processes.master.control import server
+from cluster2.processes.master.control.server import MAX_LINE_BYTES, ControlServer
+from cluster2.processes.master.inbox import Command, Fact
 from tests.unit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
@@ -105,7 +105,7 @@ async def test_who_was_admitted(tmp_path: Path) -> None:
 
 async def test_too_many_are_admitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond a bound they are closed at once; one that leaves makes room."""
-    monkeypatch.setattr(control, "MAX_CLIENTS", 1)
+    monkeypatch.setattr(server, "MAX_CLIENTS", 1)
     async with controlled(tmp_path) as controls:
         first, second, third = (socket.socketpair() for _ in range(3))
         controls.serve_client(first[1], {"status"})

@@ -18,8 +18,8 @@ import pytest
 from cluster2 import events
 from cluster2.errors import ClusterError
 from cluster2.linux import processes
-from cluster2.master.descriptor_budget import RESERVED_DESCRIPTORS
-from cluster2.master.loop import Master
+from cluster2.processes.master.descriptor_budget import RESERVED_DESCRIPTORS
+from cluster2.processes.master.master import Master
 from tests.kernel.leaks import descriptors, descriptors_left
 from tests.unit.clusters import APP, Observed, observed
 from tests.unit.waiting import until

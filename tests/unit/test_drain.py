@@ -9,9 +9,9 @@ import pytest
 
 from cluster2.config.settings import Settings
 from cluster2.engines.base import EngineStats
-from cluster2.worker.acceptor import Acceptor
-from cluster2.worker.drain import WorkerDrain
-from cluster2.worker.moves import HandoffPolicy
+from cluster2.processes.worker.connections.acceptor import Acceptor
+from cluster2.processes.worker.connections.handoff import HandoffPolicy
+from cluster2.processes.worker.drain import WorkerDrain
 
 pytestmark = pytest.mark.anyio
 

@@ -15,9 +15,9 @@ import pytest
 
 from cluster2.core.planning import RestartBackoff
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.master.child import ChildProcess
-from cluster2.master.facts import Fact, HelperExited
-from cluster2.master.helper import HelperProcess
+from cluster2.processes.master.helpers.child import ChildProcess
+from cluster2.processes.master.helpers.helper import HelperProcess
+from cluster2.processes.master.inbox import Fact, HelperExited
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.anyio

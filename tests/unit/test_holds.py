@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster2.engines.base import ThreadHold
-from cluster2.worker.holds import HOLD_FADE, LATENESS_STRETCH, ThreadHoldEstimator
+from cluster2.processes.worker.sampling.thread_holds import HOLD_FADE, LATENESS_STRETCH, ThreadHoldEstimator
 
 
 def test_computing_counts() -> None:

@@ -17,8 +17,8 @@ from cluster2.engines.base import AppContext, Interface
 from cluster2.engines.http.http_engine import HttpEngine
 from cluster2.engines.http.limits import MAX_HEAD_BYTES as LONGEST_HEAD
 from cluster2.errors import AppError
-from cluster2.worker.steps import StepSampler
-from cluster2.worker.wrapper import wrap
+from cluster2.processes.worker.instrumentation import wrap
+from cluster2.processes.worker.sampling.steps import StepSampler
 from tests.unit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.anyio

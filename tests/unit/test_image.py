@@ -16,8 +16,8 @@ import pytest
 from cluster2.config.settings import Settings
 from cluster2.engines.http.http_engine import HttpEngine
 from cluster2.errors import AppError, ClusterError, ConfigError
-from cluster2.zygote import image
-from cluster2.zygote.renewal import renew
+from cluster2.processes.zygote import image
+from cluster2.processes.zygote.renewal import renew
 
 pytestmark = pytest.mark.usefixtures("own_process")
 APP = "async def app(scope, receive, send): ...\n"

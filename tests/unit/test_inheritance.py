@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from cluster2.linux.native_threads import NativeThread
-from cluster2.zygote import inheritance
+from cluster2.processes.zygote import inheritance
 
 
 @pytest.mark.parametrize(

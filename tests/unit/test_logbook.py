@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cluster2.errors import ConfigError
 from cluster2.linux import log_files
 from cluster2.linux.log_files import ReopeningFile
-from cluster2.master.logbook import (
+from cluster2.processes.master.logs.directory import (
     FAST_LOG_POLL_INTERVAL_S,
     LOG_POLL_INTERVAL_S,
     MIN_FILE_BYTES,
@@ -319,7 +319,7 @@ def test_a_full_disk_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_small_files_are_not_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A size below that of a line rotates files of 4 KiB; of each log so many are kept, the newest."""
-    monkeypatch.setattr("cluster2.master.logbook.MAX_ROTATED_FILES", 3)
+    monkeypatch.setattr("cluster2.processes.master.logs.directory.MAX_ROTATED_FILES", 3)
     keeper = book(tmp_path, size=1, total=1 << 30)
     keeper.ensure_file(0)
     log = tmp_path / "worker.0.log"

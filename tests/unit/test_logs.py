@@ -207,7 +207,7 @@ def test_what_is_not_bounded(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> N
     """What the master tells of its workers, and what an app logs itself, passes whole, and so does what is only information."""
     stream = configured(monkeypatch)
     for name, level in (
-        ("cluster2.master", logging.WARNING),
+        ("cluster2.processes.master", logging.WARNING),
         ("uvicorn.error", logging.ERROR),
         ("cluster2.http", logging.INFO),
     ):

@@ -16,14 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from cluster2 import boot, events
+from cluster2 import events
 from cluster2.core.lifecycle import WorkerState
 from cluster2.errors import AppError, ClusterError, UsageError
-from cluster2.master import actions, facts
-from cluster2.master.generations import GenerationTable
-from cluster2.master.loop import Master
-from cluster2.master.nursery import default_argv
-from cluster2.master.switchboard import MessageHub
+from cluster2.processes import launch
+from cluster2.processes.master import inbox
+from cluster2.processes.master.generations.generations import GenerationTable
+from cluster2.processes.master.generations.worker_factory import default_argv
+from cluster2.processes.master.master import Master
+from cluster2.processes.master.messaging.hub import MessageHub
+from cluster2.processes.master.workers import lifecycle_actions
 from cluster2.protocol import codec, messages
 from cluster2.runtime import option_sources
 from tests.unit.clusters import APP, nobody_is_left, observed, options_for, processes
@@ -67,8 +69,8 @@ async def test_a_state_that_has_ended(tmp_path: Path) -> None:
         master = cluster.running._master
         assert master is not None
         handle = next(iter(master.roster))
-        master.post(facts.WorkerMessage(handle, messages.Leaving("SIGTERM")))
-        master.post(facts.StateTimeout(handle, WorkerState.READY))
+        master.post(inbox.WorkerMessage(handle, messages.Leaving("SIGTERM")))
+        master.post(inbox.StateTimeout(handle, WorkerState.READY))
         died = await cluster.event(events.Died)
         assert (died.pid, died.code, died.signal) == (handle.pid, 0, None)
         assert not cluster.of(events.Warned)
@@ -79,7 +81,7 @@ async def test_a_generation_that_is_ready_but_not_admitted(tmp_path: Path) -> No
     async with observed(tmp_path) as cluster:
         master = cluster.running._master
         assert master is not None
-        heard: list[facts.Fact] = []
+        heard: list[inbox.Fact] = []
         generations = GenerationTable(master.estate, heard.append)
         generations.load(1)
         await until(lambda: heard, "the zygote has said that it is ready")
@@ -317,7 +319,7 @@ async def test_a_request_that_outlasts_the_drain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, exit_code: int | None, killed_by: str | None
 ) -> None:
     """Beyond drain_timeout a worker cuts what is under way and leaves; one whose loop is stuck is killed. Both are said."""
-    monkeypatch.setattr(actions, "DRAIN_MARGIN_S", 0.5)
+    monkeypatch.setattr(lifecycle_actions, "DRAIN_MARGIN_S", 0.5)
     async with observed(tmp_path, drain_timeout=0.2, drain_idle=0.1, keeper=False) as cluster:
         request = asyncio.ensure_future(cluster.get(path))
         pid = await cluster.held()
@@ -387,9 +389,9 @@ async def test_a_shutdown_between_two_spawns(tmp_path: Path) -> None:
     options = options_for(tmp_path, app=f"{tmp_path}/site_of_test.py:app", workers=12)
     before, made = set(processes()), list[Master]()
     configured = option_sources.load(options, environ={})
-    boot.prepare(configured)
-    with boot.estate(configured, default_argv()) as owned:
-        running = asyncio.ensure_future(boot.supervise(owned, MessageHub(), lambda: None, started=made.append))
+    launch.prepare(configured)
+    with launch.estate(configured, default_argv()) as owned:
+        running = asyncio.ensure_future(launch.supervise(owned, MessageHub(), lambda: None, started=made.append))
         while not made or not len(made[0].roster):
             await asyncio.sleep(0)
         made[0].departure.shut_down()

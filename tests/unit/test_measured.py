@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster2.core import histogram
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.worker.measured import LATENCY_WINDOW_S, LatencyWindow
+from cluster2.processes.worker.sampling.latency import LATENCY_WINDOW_S, LatencyWindow
 
 
 def test_measured() -> None:

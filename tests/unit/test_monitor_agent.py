@@ -13,9 +13,9 @@ from cluster2.config.settings import Settings, validate
 from cluster2.core.lifecycle import WorkerState
 from cluster2.errors import ConfigError
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.monitor import agent
-from cluster2.monitor.agent import AgentConnections, line, ready_percent
-from cluster2.monitor.facts import Facts
+from cluster2.processes.monitor.data.facts import Facts
+from cluster2.processes.monitor.http import agent_check
+from cluster2.processes.monitor.http.agent_check import AgentConnections, line, ready_percent
 
 
 @pytest.fixture
@@ -117,5 +117,5 @@ async def _crowd(agents: AgentConnections, count: int) -> tuple[int, list[bytes]
 
 def test_many_that_stay(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many connect and stay, there is a bound, and the last ones are answered."""
-    monkeypatch.setattr(agent, "MAX_AGENT_CONNECTIONS", 8)
+    monkeypatch.setattr(agent_check, "MAX_AGENT_CONNECTIONS", 8)
     assert asyncio.run(_crowd(AgentConnections(facts(board)), 40)) == (8, [b"up ready 75%\n"] * 2)

@@ -11,9 +11,9 @@ import pytest
 from cluster2.config.settings import Settings
 from cluster2.errors import ClusterError, NoAnswer, NotRunning, UsageError
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.monitor.app import make
-from cluster2.monitor.facts import Facts
-from cluster2.monitor.line import Tell
+from cluster2.processes.monitor.app import make
+from cluster2.processes.monitor.data.facts import Facts
+from cluster2.processes.monitor.master_client import Tell
 
 pytestmark = pytest.mark.anyio
 TOKEN = "a-secret-token"

@@ -14,8 +14,8 @@ import pytest
 from cluster2.config.settings import Settings
 from cluster2.engines.aborting import reset
 from cluster2.engines.http.http_engine import HttpEngine
-from cluster2.monitor import crowd
-from cluster2.monitor.crowd import ConnectionLimit
+from cluster2.processes.monitor.access import connection_limit
+from cluster2.processes.monitor.access.connection_limit import ConnectionLimit
 from tests.unit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
@@ -84,8 +84,8 @@ async def crowded() -> AsyncIterator[tuple[HttpEngine, ConnectionLimit, Callable
 
 async def test_whoever_comes_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many connect, there is a bound; who is at work stays, who waits for nothing leaves for the next one."""
-    monkeypatch.setattr(crowd, "MAX_CONNECTIONS", 8)
-    monkeypatch.setattr(crowd, "MAX_DROPPED_AT_ONCE", 3)
+    monkeypatch.setattr(connection_limit, "MAX_CONNECTIONS", 8)
+    monkeypatch.setattr(connection_limit, "MAX_DROPPED_AT_ONCE", 3)
     async with crowded() as (engine, _, connect):
         busy = await connect()
         await busy.asks("/wait")
@@ -105,7 +105,7 @@ async def test_whoever_comes_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_all_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody is idle, one leaves for who comes."""
-    monkeypatch.setattr(crowd, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(connection_limit, "MAX_CONNECTIONS", 4)
     async with crowded() as (engine, _, connect):
         for count in range(1, 5):
             await (await connect()).asks("/wait")
@@ -118,7 +118,7 @@ async def test_all_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_what_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond so many bytes those leave for whom most is waiting; who takes what is sent stays."""
-    monkeypatch.setattr(crowd, "MAX_UNREAD_BYTES", 1 << 20)
+    monkeypatch.setattr(connection_limit, "MAX_UNREAD_BYTES", 1 << 20)
     most = 0
     async with crowded() as (engine, kept, connect):
         answered = 0

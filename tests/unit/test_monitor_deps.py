@@ -11,7 +11,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from cluster2.monitor.deps import installed, routes, text, tree
+from cluster2.processes.monitor.http.deps import installed, routes, text, tree
 
 
 def environment(directory: Path, **needs: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from cluster2.core.health_page import Health
 from cluster2.core.lifecycle import WorkerState
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.monitor.facts import Facts
+from cluster2.processes.monitor.data.facts import Facts
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster2.config.settings import Settings
-from cluster2.monitor.gate import AccessControl
+from cluster2.processes.monitor.access.access_control import AccessControl
 
 pytestmark = pytest.mark.anyio
 TOKEN = "a-secret-token"

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster2.core.histogram import BUCKET_BOUNDS_S
-from cluster2.monitor.history import HISTORY_COLUMNS, MAX_MARKS, History, thin
-from cluster2.monitor.rates import Meter, RecentLatency
-from cluster2.monitor.scales import MEMORY_TIME_SHARE, UNWEIGHED_TURN_S, MemorySampler
+from cluster2.processes.monitor.data.history import HISTORY_COLUMNS, MAX_MARKS, History, thin
+from cluster2.processes.monitor.data.memory import MEMORY_TIME_SHARE, UNWEIGHED_TURN_S, MemorySampler
+from cluster2.processes.monitor.data.rates import Meter, RecentLatency
 
 Looks = st.lists(st.tuples(st.floats(0.01, 100.0), st.integers(0, 10**9)), min_size=2, max_size=30)
 

@@ -13,10 +13,10 @@ import pytest
 
 from cluster2 import events
 from cluster2.errors import ClusterError, NoAnswer, UsageError
-from cluster2.master.facts import Command
-from cluster2.master.followers import EventSubscribers
-from cluster2.monitor import line as lines
-from cluster2.monitor.line import MasterLine
+from cluster2.processes.master.control.subscribers import EventSubscribers
+from cluster2.processes.master.inbox import Command
+from cluster2.processes.monitor import master_client as lines
+from cluster2.processes.monitor.master_client import MasterLine
 
 pytestmark = pytest.mark.anyio
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -15,9 +15,9 @@ from starlette.applications import Starlette
 from cluster2.config.settings import Settings
 from cluster2.linux import log_files
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.monitor.app import make
-from cluster2.monitor.facts import Facts
-from cluster2.monitor.logs import routes
+from cluster2.processes.monitor.app import make
+from cluster2.processes.monitor.data.facts import Facts
+from cluster2.processes.monitor.http.log_routes import routes
 
 pytestmark = pytest.mark.anyio
 LINES = b"".join(b"line %d\n" % each for each in range(1000))

@@ -20,8 +20,8 @@ from cluster2.core.histogram import BUCKET_BOUNDS_S
 from cluster2.core.lifecycle import WorkerState
 from cluster2.linux import ledger
 from cluster2.linux.scoreboard import Row, Scoreboard
-from cluster2.monitor.app import make
-from cluster2.monitor.facts import Facts
+from cluster2.processes.monitor.app import make
+from cluster2.processes.monitor.data.facts import Facts
 
 pytestmark = pytest.mark.anyio
 DEPLOY = Path(__file__).parents[2] / "deploy"

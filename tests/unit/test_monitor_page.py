@@ -14,9 +14,9 @@ import pytest
 from cluster2.config.settings import Settings
 from cluster2.linux import ledger
 from cluster2.linux.scoreboard import CELLS_PER_ROW, Scoreboard
-from cluster2.monitor.page import STATIC_DIRECTORY, files
-from cluster2.monitor.picture import ClusterInfo
-from cluster2.monitor.shield import SECURITY_HEADERS
+from cluster2.processes.monitor.access.security_headers import SECURITY_HEADERS
+from cluster2.processes.monitor.data.report import ClusterInfo
+from cluster2.processes.monitor.http.page import STATIC_DIRECTORY, files
 from tests.unit.monitored import AS_JSON, BEARS, TOKEN, a_board, client, desk_of, facts, worker
 
 pytestmark = pytest.mark.anyio

@@ -15,10 +15,10 @@ import pytest
 from cluster2 import events
 from cluster2.config.settings import Settings
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.monitor import stream
-from cluster2.monitor.app import make
-from cluster2.monitor.desk import Dashboard
-from cluster2.monitor.feed import MAX_EVENT_BYTES, MAX_KEPT_EMITTED, MAX_KEPT_EVENTS, EventBuffer
+from cluster2.processes.monitor.app import make
+from cluster2.processes.monitor.data.dashboard import Dashboard
+from cluster2.processes.monitor.data.event_buffer import MAX_EVENT_BYTES, MAX_KEPT_EMITTED, MAX_KEPT_EVENTS, EventBuffer
+from cluster2.processes.monitor.http import sse
 from tests.unit.monitored import BEARS, TOKEN, a_board, client, desk_of, facts, worker
 
 pytestmark = pytest.mark.anyio
@@ -186,7 +186,7 @@ async def test_where_it_left_off(board: Scoreboard) -> None:
 
 async def test_events_only(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
     """No facts are made for it; a comment now and then says that it isn't forgotten, also while others are told something."""
-    monkeypatch.setattr(stream, "COMMENT_INTERVAL_S", 0.02)
+    monkeypatch.setattr(sse, "COMMENT_INTERVAL_S", 0.02)
     desk = desk_of(board)
     viewer, other = Viewer(desk, "/events?only=events"), Viewer(desk)
     await other.until(lambda: other.names())
@@ -214,7 +214,7 @@ async def test_a_slow_viewer(board: Scoreboard) -> None:
     sent = slow.sent
     slow.takes.set()
     await slow.until(lambda: slow.told()[-1][0] == "sample" and len(slow.told()) > MAX_KEPT_EVENTS)
-    assert slow.sent - sent <= MAX_KEPT_EVENTS / stream.MAX_EVENTS_PER_MESSAGE + 3
+    assert slow.sent - sent <= MAX_KEPT_EVENTS / sse.MAX_EVENTS_PER_MESSAGE + 3
     kept = [data["slot"] for name, _, data in slow.told() if name == "forked"]
     assert kept[-MAX_KEPT_EVENTS:] == list(range(300 - MAX_KEPT_EVENTS, 300))
     await leave(slow, quick)
@@ -223,8 +223,8 @@ async def test_a_slow_viewer(board: Scoreboard) -> None:
 async def test_many_viewers(board: Scoreboard) -> None:
     """There is a bound, and a place again when one leaves; facts are made once for all."""
     desk = desk_of(board)
-    viewers = [Viewer(desk) for _ in range(stream.MAX_VIEWERS)]
-    await viewers[-1].until(lambda: desk.viewers.count == stream.MAX_VIEWERS)
+    viewers = [Viewer(desk) for _ in range(sse.MAX_VIEWERS)]
+    await viewers[-1].until(lambda: desk.viewers.count == sse.MAX_VIEWERS)
     async with client(desk) as asking:
         refused = await asking.get("/events")
         assert (refused.status_code, refused.text) == (503, "too many are watching already\n")

@@ -11,8 +11,8 @@ from starlette.applications import Starlette
 
 from cluster2.errors import ClusterError, NoAnswer, NotRunning, UsageError
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.monitor.facts import Facts
-from cluster2.monitor.workers import routes
+from cluster2.processes.monitor.data.facts import Facts
+from cluster2.processes.monitor.http.workers import routes
 
 pytestmark = pytest.mark.anyio
 STACKS = {"workers": [{"pid": 7, "slot": 0, "stacks": "Thread <script>"}]}

@@ -14,7 +14,7 @@ import pytest
 from cluster2.engines.base import Engine, Movable
 from cluster2.linux.handover import HandedConnection, QueueReader, QueueWriter, queue
 from cluster2.linux.scoreboard import Header, Scoreboard
-from cluster2.worker.moves import SURPLUS_DIVISOR, UNSTRETCHED_WAKE_RATE, HandoffPolicy
+from cluster2.processes.worker.connections.handoff import SURPLUS_DIVISOR, UNSTRETCHED_WAKE_RATE, HandoffPolicy
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.anyio

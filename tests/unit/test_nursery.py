@@ -20,8 +20,8 @@ from cluster2.config.settings import Settings
 from cluster2.linux import stacks
 from cluster2.linux.parent_death_timer import Lifeline
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.master.facts import Fact, ZygoteMessage
-from cluster2.master.nursery import WorkerFactory, default_argv
+from cluster2.processes.master.generations.worker_factory import WorkerFactory, default_argv
+from cluster2.processes.master.inbox import Fact, ZygoteMessage
 from cluster2.protocol import codec, messages
 from tests.kernel.leaks import descriptors
 from tests.unit.waiting import PATIENCE, until

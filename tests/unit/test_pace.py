@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster2.worker.pace import (
+from cluster2.processes.worker.sampling.accept_mode import (
     CALM_AFTER_S,
     CLEARLY_LONG_STEP_S,
     COUNTING_WINDOW_S,

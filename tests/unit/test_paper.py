@@ -12,13 +12,13 @@ import pytest
 
 from cluster2.config.settings import Settings
 from cluster2.linux import log_files
-from cluster2.worker.paper import WorkerOutput
+from cluster2.processes.worker.output import WorkerOutput
 
 BEGIN = """
 import os, sys
 from cluster2.runtime import logging_setup
 from cluster2.config.settings import Settings
-from cluster2.worker.paper import Paper
+from cluster2.processes.worker.output import Paper
 settings = Settings(log_format=os.environ["FORM"])
 logging_setup.configure(settings)
 paper = Paper(settings, os.environ["LOGS"], 3)

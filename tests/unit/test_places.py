@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cluster2 import places
 from cluster2.errors import AddressInUse
+from cluster2.processes import places
 from cluster2.runtime import option_sources
 from cluster2.runtime.option_sources import Config
 

@@ -18,8 +18,8 @@ from cluster2.core.lifecycle import LIVE_STATES, WorkerAction, WorkerState
 from cluster2.core.planning import SHORT_LIFE_S, Retire, Spawn, Wanted, WorkerView
 from cluster2.errors import AppError, ClusterError
 from cluster2.events import Event, Reason
-from cluster2.master.facts import Command
-from cluster2.master.reload import Reloader
+from cluster2.processes.master.generations.reloader import Reloader
+from cluster2.processes.master.inbox import Command
 
 LIMIT, WINDOW = 3, 10.0
 WAIT_WHEN_DEGRADED = 1.0

@@ -15,20 +15,26 @@ from cluster2.core.lifecycle import WorkerState
 from cluster2.engines.base import Engine, EngineStats, ThreadHold
 from cluster2.linux import processes
 from cluster2.linux.scoreboard import Row, Scoreboard
-from cluster2.worker.acceptor import Acceptor
-from cluster2.worker.descriptor_room import MAX_RESERVED_DESCRIPTORS, DescriptorRoom
-from cluster2.worker.measured import LatencyWindow
-from cluster2.worker.moves import HandoffPolicy
-from cluster2.worker.pace import (
+from cluster2.processes.worker.connections.acceptor import Acceptor
+from cluster2.processes.worker.connections.descriptor_room import MAX_RESERVED_DESCRIPTORS, DescriptorRoom
+from cluster2.processes.worker.connections.handoff import HandoffPolicy
+from cluster2.processes.worker.heartbeat import (
+    BALANCE_AT_ONCE_CONNECTIONS,
+    FAST_TICK_S,
+    IDLE_TICK_S,
+    SLOW_TICK_S,
+    HeartbeatLoop,
+)
+from cluster2.processes.worker.output import WorkerOutput
+from cluster2.processes.worker.sampling.accept_mode import (
     CLEARLY_LONG_STEP_S,
     MIN_CLEARLY_LONG_STEPS,
     MIN_SLOW_STEPS,
     AcceptMode,
     AcceptModeSelector,
 )
-from cluster2.worker.paper import WorkerOutput
-from cluster2.worker.pulse import BALANCE_AT_ONCE_CONNECTIONS, FAST_TICK_S, IDLE_TICK_S, SLOW_TICK_S, HeartbeatLoop
-from cluster2.worker.steps import REQUESTS_PER_BURST, StepSampler
+from cluster2.processes.worker.sampling.latency import LatencyWindow
+from cluster2.processes.worker.sampling.steps import REQUESTS_PER_BURST, StepSampler
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -310,7 +316,7 @@ async def test_threads_held_from_the_first_tick_on(board: Scoreboard) -> None:
 
 async def test_modes_end(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
     """When it is calm parking ends, then holding; the acceptor and the ways out are told, and the row."""
-    monkeypatch.setattr("cluster2.worker.pace.CALM_AFTER_S", 0.2)
+    monkeypatch.setattr("cluster2.processes.worker.sampling.accept_mode.CALM_AFTER_S", 0.2)
     worker = Worker(board)
     worker.pulse.start()
     for _ in range(MIN_SLOW_STEPS):

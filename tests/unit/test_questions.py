@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from cluster2.errors import DelegateError, DelegateTimeout
+from cluster2.processes.worker.messaging.pending_calls import MASTER_GONE, WORKER_LEAVING, PendingCalls, question
 from cluster2.protocol import codec, messages
-from cluster2.worker.questions import MASTER_GONE, WORKER_LEAVING, PendingCalls, question
 from tests.unit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
@@ -104,7 +104,7 @@ async def test_turns_go_on_when_other_loops_are_answered(
     channel: Channel, questions: PendingCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who waits for a turn gets it also if only questions of threads are answered."""
-    monkeypatch.setattr("cluster2.worker.questions.MAX_OPEN_CALLS", 1)
+    monkeypatch.setattr("cluster2.processes.worker.messaging.pending_calls.MAX_OPEN_CALLS", 1)
     thread = asyncio.ensure_future(asyncio.to_thread(questions.call_sync, asked()))
     await until(lambda: channel.said, "the thread has asked")
     waiting = asyncio.ensure_future(questions.call(asked()))

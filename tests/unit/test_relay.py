@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster2.master import relay
-from cluster2.master.relay import LogForwarder
+from cluster2.processes.master.logs import forwarder
+from cluster2.processes.master.logs.forwarder import LogForwarder
 
 pytestmark = pytest.mark.anyio
 
@@ -90,7 +90,7 @@ async def test_nobody_reads(tmp_path: Path, shown: Shown) -> None:
     relayed = LogForwarder(str(tmp_path), shown.writer)
     relayed.start()
     line = "x" * 99 + "\n"
-    lines = 3 * relay.MAX_FORWARDED_BYTES // len(line)
+    lines = 3 * forwarder.MAX_FORWARDED_BYTES // len(line)
     with (tmp_path / "worker.0.log").open("a") as file:
         print("first", file=file, flush=True)
         await shown.until("first\n")
@@ -140,7 +140,7 @@ async def test_no_inotify(tmp_path: Path, shown: Shown, monkeypatch: pytest.Monk
     def refused(directory: str) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(relay, "Inotify", refused)
+    monkeypatch.setattr(forwarder, "Inotify", refused)
     relayed = LogForwarder(str(tmp_path), shown.writer)
     relayed.start()
     (tmp_path / "worker.1.log").write_text("seen\n")

@@ -7,7 +7,7 @@ from cluster2.core.lifecycle import WorkerState
 from cluster2.core.planning import WorkerView
 from cluster2.core.rollout import Stage
 from cluster2.errors import ConfigError
-from cluster2.master.reload import Reloader
+from cluster2.processes.master.generations.reloader import Reloader
 
 
 def test_each_end_is_counted_once() -> None:

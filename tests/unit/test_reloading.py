@@ -14,8 +14,8 @@ import trustme
 
 from cluster2 import events
 from cluster2.errors import ClusterError
-from cluster2.master.facts import Command, Signal
-from cluster2.master.loop import Master
+from cluster2.processes.master.inbox import Command, Signal
+from cluster2.processes.master.master import Master
 from tests.unit.clusters import APP, Observed, observed, processes
 from tests.unit.waiting import until
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from cluster2.keeper.resting import NO_DEADLINE, IdleConnections
+from cluster2.processes.keeper.resting import NO_DEADLINE, IdleConnections
 
 
 class Model(RuleBasedStateMachine):

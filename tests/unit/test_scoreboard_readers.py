@@ -26,15 +26,15 @@ from cluster2.linux import ledger
 from cluster2.linux.cells import CELLS_PER_ROW, MAX_SECONDS
 from cluster2.linux.listeners import open_all
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.master.handle import Handle
-from cluster2.master.heartbeat import Heartbeats
-from cluster2.master.roster import WorkerRegistry
-from cluster2.master.stalls import StalledClientReporter
-from cluster2.master.status import status
-from cluster2.master.steering import Steering
-from cluster2.master.watchman import HealthMonitor
-from cluster2.monitor.metrics import exposition
-from cluster2.worker.pace import COUNTING_WINDOW_S, AcceptMode, AcceptModeSelector
+from cluster2.processes.master.control.cluster_status import status
+from cluster2.processes.master.control.heartbeat_event import Heartbeats
+from cluster2.processes.master.workers.handle import Handle
+from cluster2.processes.master.workers.health_monitor import HealthMonitor
+from cluster2.processes.master.workers.stalled_clients import StalledClientReporter
+from cluster2.processes.master.workers.steering import Steering
+from cluster2.processes.master.workers.worker_registry import WorkerRegistry
+from cluster2.processes.monitor.http.metrics import exposition
+from cluster2.processes.worker.sampling.accept_mode import COUNTING_WINDOW_S, AcceptMode, AcceptModeSelector
 from tests.unit.monitored import a_board, desk_of
 
 GONE = 5_000_000

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.master.handle import Handle
-from cluster2.master.stalls import STALL_REPORT_INTERVAL_S, StalledClientReporter
+from cluster2.processes.master.workers.handle import Handle
+from cluster2.processes.master.workers.stalled_clients import STALL_REPORT_INTERVAL_S, StalledClientReporter
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from cluster2.core.planning import FAIR_SHARE, Load, lightest
 from cluster2.errors import ConfigError
 from cluster2.linux.listeners import Listener, open_all
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.master.handle import Handle
-from cluster2.master.steering import Steering
+from cluster2.processes.master.workers.handle import Handle
+from cluster2.processes.master.workers.steering import Steering
 
 
 class Bench:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from cluster2.worker import steps
-from cluster2.worker.pace import LONG_STEP_S
-from cluster2.worker.steps import BUSY_SHARE, LONG_SHARE, REQUESTS_PER_BURST, Steps, StepSampler
+from cluster2.processes.worker.sampling import steps
+from cluster2.processes.worker.sampling.accept_mode import LONG_STEP_S
+from cluster2.processes.worker.sampling.steps import BUSY_SHARE, LONG_SHARE, REQUESTS_PER_BURST, Steps, StepSampler
 
 PROOF = 0.0123
 

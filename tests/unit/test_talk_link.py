@@ -15,11 +15,11 @@ import pytest
 
 from cluster2 import events
 from cluster2.core.lifecycle import WorkerState
-from cluster2.master import talk
-from cluster2.master.facts import ChannelClosed, Fact, ProtocolViolation, WorkerMessage
-from cluster2.master.handle import Handle
-from cluster2.master.switchboard import MessageHub
-from cluster2.master.talk import WorkerChannel
+from cluster2.processes.master.inbox import ChannelClosed, Fact, ProtocolViolation, WorkerMessage
+from cluster2.processes.master.messaging.hub import MessageHub
+from cluster2.processes.master.workers import worker_channel
+from cluster2.processes.master.workers.handle import Handle
+from cluster2.processes.master.workers.worker_channel import WorkerChannel
 from cluster2.protocol import codec, messages
 from tests.unit.waiting import PATIENCE, until
 
@@ -145,7 +145,7 @@ async def test_what_is_unknown_is_ignored(caplog: pytest.LogCaptureFixture) -> N
         (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
         assert "this version doesn't know, and it is ignored: 'Nota'" in record.getMessage()
         assert peer.garbage() is None
-        await peer.send(unknown * talk.MAX_UNKNOWN_MESSAGES)
+        await peer.send(unknown * worker_channel.MAX_UNKNOWN_MESSAGES)
         assert "unknown types" in await peer.is_garbage()
 
 
@@ -157,7 +157,9 @@ async def test_a_flood_of_what_concerns_supervision(message: messages.Talk) -> N
         with contextlib.suppress(ConnectionError):
             await peer.send(codec.pack(message) * 50_000)
         assert "a flood" in await peer.is_garbage()
-        assert sum(isinstance(fact, WorkerMessage) for fact in peer.facts) <= talk.MAX_SUPERVISION_MESSAGES + 1
+        assert (
+            sum(isinstance(fact, WorkerMessage) for fact in peer.facts) <= worker_channel.MAX_SUPERVISION_MESSAGES + 1
+        )
 
 
 async def test_more_work_than_is_done() -> None:
@@ -175,7 +177,7 @@ async def test_more_work_than_is_done() -> None:
         frames = b"".join(codec.pack(messages.Delegate("slow", codec.payload(number))) for number in range(times))
         # Not by `send`, which bounds it: it ends when almost all is done, and that takes seconds on a busy machine.
         sending = asyncio.ensure_future(asyncio.get_running_loop().sock_sendall(eager.sock, frames))
-        await until(lambda: eager.link.lone > talk.MAX_OPEN_CALLS, "it has asked for more than it may")
+        await until(lambda: eager.link.lone > worker_channel.MAX_OPEN_CALLS, "it has asked for more than it may")
         for number in range(20):
             await quiet.asks("echo", number, number + 1)
             await quiet.hear()
@@ -200,10 +202,10 @@ async def test_heavy_work() -> None:
         peer = await site.join()
         frame = codec.pack(messages.Delegate("slow", codec.payload("x" * 1_000_000)))
         sending = asyncio.ensure_future(peer.send(frame * 100))
-        await until(lambda: peer.link.weight > talk.MAX_OPEN_CALL_BYTES, "it is heavy")
+        await until(lambda: peer.link.weight > worker_channel.MAX_OPEN_CALL_BYTES, "it is heavy")
         for _ in range(100):
             await asyncio.sleep(0)
-        assert peer.link.weight < talk.MAX_OPEN_CALL_BYTES + 3 * codec.MAX_MESSAGE_BYTES
+        assert peer.link.weight < worker_channel.MAX_OPEN_CALL_BYTES + 3 * codec.MAX_MESSAGE_BYTES
         gate.set()
         await sending
         await until(lambda: done == [1_000_000] * 100, "all is done")
@@ -230,7 +232,7 @@ async def test_one_that_does_not_read() -> None:
             site.board.emit("news", data)
             await sound.hear()
         assert deaf.link.dropped > 100
-        assert deaf.link._waiting() < 2 * talk.OUTBOX_FULL_BYTES
+        assert deaf.link._waiting() < 2 * worker_channel.OUTBOX_FULL_BYTES
         assert sound.link.dropped == 0
         assert "hasn't read" in await deaf.is_garbage()
 
@@ -245,7 +247,7 @@ async def test_answers_to_one_that_does_not_read() -> None:
             await deaf.asks("long", number, number + 1)
         await until(lambda: site.board.delegates.handled == 40 and not site.board.delegates.unfinished(), "all is done")
         assert deaf.link.dropped > 10
-        assert deaf.link._waiting() < talk.MAX_OUTBOX_BYTES + 3 * codec.MAX_MESSAGE_BYTES
+        assert deaf.link._waiting() < worker_channel.MAX_OUTBOX_BYTES + 3 * codec.MAX_MESSAGE_BYTES
 
 
 async def test_the_last_words_of_a_worker() -> None:

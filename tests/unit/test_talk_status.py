@@ -11,7 +11,7 @@ import pytest
 
 from cluster2 import Cluster
 from cluster2.errors import ClusterError
-from cluster2.master import statuses
+from cluster2.processes.master.messaging import component_status
 from tests.unit.talking import talking
 from tests.unit.waiting import until
 
@@ -84,14 +84,14 @@ async def test_set(tmp_path: Path) -> None:
 
 async def test_partial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who doesn't answer in time is missing, and who dies meanwhile is not waited for."""
-    monkeypatch.setattr(statuses, "STATUS_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(component_status, "STATUS_TIMEOUT_S", 0.3)
     async with talking(tmp_path) as site:
         pids = await site.observed.workers()
         await until(lambda: len(site.cluster.statuses()) == 6, "all components are known")
         site.cluster.set_status("depth", 600, worker=0)  # for so long it takes to answer
         found = await site.cluster.status("slow")
         assert (found.value, found.missing, found.partial) == ([pids[1]], [pids[0]], True)
-        monkeypatch.setattr(statuses, "STATUS_TIMEOUT_S", 600)
+        monkeypatch.setattr(component_status, "STATUS_TIMEOUT_S", 600)
         asking = asyncio.ensure_future(site.cluster.status("slow"))
         await asyncio.sleep(0)
         os.kill(pids[0], signal.SIGKILL)

@@ -16,10 +16,10 @@ from cluster2 import events
 from cluster2.core.lifecycle import WorkerState
 from cluster2.errors import ClusterError
 from cluster2.linux.processes import ExitStatus
-from cluster2.master import actions
-from cluster2.master.handle import Handle
-from cluster2.master.lives import departure_fault
-from cluster2.master.loop import Master
+from cluster2.processes.master.master import Master
+from cluster2.processes.master.workers import lifecycle_actions
+from cluster2.processes.master.workers.handle import Handle
+from cluster2.processes.master.workers.supervisor import departure_fault
 from tests.unit.clusters import Observed, observed
 from tests.unit.waiting import until
 
@@ -73,7 +73,7 @@ async def test_a_worker_that_does_not_leave(
 ) -> None:
     """The error names the worker, and the signal or the bound; what was asked for has come true nevertheless."""
     if fault == "stuck":
-        monkeypatch.setattr(actions, "DRAIN_MARGIN_S", 0.2)
+        monkeypatch.setattr(lifecycle_actions, "DRAIN_MARGIN_S", 0.2)
     async with observed(tmp_path, drain_timeout=30 if fault == "killed" else 0.3, drain_idle=0.1) as cluster:
         pid = await hold_slot_1(cluster, "/stuck" if fault == "stuck" else "/held")
         command = asyncio.ensure_future(asyncio.to_thread(LEAVE[verb], cluster))

@@ -13,8 +13,8 @@ import pytest
 
 from cluster2 import worker
 from cluster2.errors import ClusterError, ConfigError, DelegateError, DelegateTimeout, NotAWorker
-from cluster2.worker import api
-from cluster2.worker.questions import question
+from cluster2.processes.worker.messaging import api
+from cluster2.processes.worker.messaging.pending_calls import question
 
 pytestmark = pytest.mark.anyio
 

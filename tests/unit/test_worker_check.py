@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cluster2.worker import check as module
-from cluster2.worker.check import (
+from cluster2.processes.worker.health import app_check as module
+from cluster2.processes.worker.health.app_check import (
     MAX_CHECK_BODY_BYTES,
     AppHealthCheck,
     HealthCheckFailed,

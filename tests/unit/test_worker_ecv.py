@@ -9,9 +9,9 @@ import pytest
 
 from cluster2.core.health_page import Health
 from cluster2.linux.scoreboard import Header, Scoreboard
+from cluster2.processes.worker.health import endpoint
+from cluster2.processes.worker.health.endpoint import Traffic
 from cluster2.protocol import messages
-from cluster2.worker import ecv
-from cluster2.worker.ecv import Traffic
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -43,10 +43,10 @@ async def test_confirmed_in_order(header: Header) -> None:
 
 async def test_no_answer(header: Header, monkeypatch: pytest.MonkeyPatch) -> None:
     """A master that is stuck is waited for a while; its late answer is nobody else's."""
-    monkeypatch.setattr(ecv, "CONFIRMATION_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(endpoint, "CONFIRMATION_TIMEOUT_S", 0.02)
     traffic = Traffic(header, lambda message: None, alone=False)
     assert not await traffic.switch(False)
-    monkeypatch.setattr(ecv, "CONFIRMATION_TIMEOUT_S", 30)
+    monkeypatch.setattr(endpoint, "CONFIRMATION_TIMEOUT_S", 30)
     later = asyncio.ensure_future(traffic.switch(True))
     await asyncio.sleep(0)
     traffic.confirmed()

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from cluster2 import worker
+from cluster2.processes.worker import worker_process
+from cluster2.processes.worker.info import WorkerHooks, WorkerInfo
+from cluster2.processes.worker.messaging import api
 from cluster2.runtime.event_emitter import described
-from cluster2.worker import api, runtime
-from cluster2.worker.life import WorkerHooks, WorkerInfo
 from tests.unit.waiting import PATIENCE, until
 
 
@@ -138,7 +139,7 @@ async def test_a_hook_of_the_drain_that_raises(hooks: WorkerHooks, caplog: pytes
 async def test_a_hook_of_the_drain_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
     """It is cancelled when its time is over."""
     hook = asyncio.ensure_future(asyncio.Event().wait())
-    await runtime.finish(hook, 0.01)
+    await worker_process.finish(hook, 0.01)
     assert hook.cancelled()
     assert "hasn't ended within drain_timeout" in caplog.text
 
@@ -205,7 +206,7 @@ async def test_the_end_goes_on_after_a_step_that_raises(caplog: pytest.LogCaptur
 
     steps: list[tuple[str, Callable[[], Coroutine[Any, Any, str | None]]]]
     steps = [("raises", raises), ("exits", exits), ("cancels", cancels), ("tells", tells), ("good", good)]
-    assert await runtime.take_all(*steps) == [
+    assert await worker_process.take_all(*steps) == [
         "raises failed: LookupError",
         "exits failed: SystemExit: 3",
         "cancels failed: CancelledError",
@@ -213,4 +214,4 @@ async def test_the_end_goes_on_after_a_step_that_raises(caplog: pytest.LogCaptur
     ]
     assert taken == ["good", "good"]
     assert [record.getMessage().split()[0] for record in caplog.records] == ["raises", "exits", "cancels"]
-    assert await runtime.take_all(("good", good)) == []
+    assert await worker_process.take_all(("good", good)) == []

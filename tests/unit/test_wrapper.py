@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from cluster2.engines.base import Interface
-from cluster2.worker.steps import REQUESTS_PER_BURST, StepSampler
-from cluster2.worker.wrapper import wrap
+from cluster2.processes.worker.instrumentation import wrap
+from cluster2.processes.worker.sampling.steps import REQUESTS_PER_BURST, StepSampler
 
 pytestmark = pytest.mark.anyio
 Message = dict[str, Any]

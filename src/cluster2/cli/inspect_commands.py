@@ -25,9 +25,9 @@ def check(**flags: Any) -> int:
 
     from ..engines import registry
     from ..linux import processes
+    from ..processes.zygote import inheritance
+    from ..processes.zygote.started import StartedAtImport
     from ..runtime import app_loader
-    from ..zygote import inheritance
-    from ..zygote.started import StartedAtImport
 
     name, before = inheritance.own_name(), inheritance.connections()
     started = StartedAtImport(list(processes.children()))

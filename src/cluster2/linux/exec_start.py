@@ -1,7 +1,7 @@
 """The first steps of a process that the master has executed: a zygote, an executed worker, the keeper, the monitor.
 
 They are taken when the package is imported (`cluster2/__init__.py`), before any line of the app in `python -m
-cluster2.child`. In script mode the script's own imports may come before.
+cluster2.processes.child_main`. In script mode the script's own imports may come before.
 
 - SIGUSR1 writes the Python stacks to a file that the master gave (`kernel.stacks`): before the master kills a process
   that hangs, it logs them.

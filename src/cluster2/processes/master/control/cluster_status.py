@@ -1,0 +1,130 @@
+"""What `cluster2 status` shows, read off the scoreboard and the roster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .... import __version__
+from ....core import health, histogram
+from ....core.lifecycle import mode_label
+from ....core.planning import Backoff
+from ....linux import processes
+from ....linux.scoreboard import Scoreboard
+from ..workers.handle import Handle
+from ..workers.worker_registry import WorkerRegistry
+
+
+def status(
+    board: Scoreboard,
+    roster: WorkerRegistry,
+    *,
+    state: str,
+    wanted: int,
+    addresses: list[str],
+    monitor: str | None,
+    talk: dict[str, int],
+    backoffs: Iterable[Backoff],
+    memory: bool,
+    waiting: int | None,
+) -> dict[str, Any]:
+    """The cluster as plain data: times in seconds, memory in bytes (proportional set size).
+
+    Args:
+        talk: counters of what workers and master say to each other.
+        backoffs: the slots whose next worker has to wait.
+        waiting: connections that wait to be accepted; None: not known.
+        memory: whether to measure it; that is a walk over the page tables of each process, a millisecond per 100 MiB.
+    """
+    header = board.header
+    weigh = _memory if memory else _unweighed
+    alive = [handle for handle in roster if handle.pid is not None]
+    measured = [board.row(handle.row).measured() for handle in alive]
+    workers = [_worker(board, handle, weigh) for handle in alive]
+    return {
+        "master": {
+            "pid": os.getpid(),
+            "state": state,
+            "uptime": time.time() - header.started,
+            "version": __version__,
+            "memory": weigh(os.getpid()),
+        },
+        "generation": header.generation,
+        "wanted": wanted,
+        "traffic": "enabled" if header.traffic else "disabled",
+        "addresses": addresses,
+        "talk": talk,
+        "keeper": {
+            "pid": header.keeper_pid,
+            "resting": header.resting,
+            "expired": header.keeper_expired,
+            "lost": header.keeper_lost,
+            "restarts": header.keeper_restarts,
+            "memory": weigh(header.keeper_pid),
+        }
+        if header.keeper_pid
+        else None,
+        "monitor": {
+            "pid": header.monitor_pid or None,
+            "address": monitor,
+            "restarts": header.monitor_restarts,
+            "memory": weigh(header.monitor_pid) if header.monitor_pid else None,
+        }
+        if monitor is not None
+        else None,
+        "ready": sum(worker["state"] == "ready" for worker in workers),
+        "in_flight": sum(worker["in_flight"] for worker in workers),
+        "waiting": waiting,
+        "latency": histogram.summary(
+            [sum(each) for each in zip(*measured, strict=True)],
+            max((board.row(handle.row).slowest for handle in alive), default=0.0),
+        ),
+        "workers": workers,
+        "backoffs": [backoff._asdict() for backoff in backoffs],
+    }
+
+
+def _worker(board: Scoreboard, handle: Handle, weigh: Callable[[int], int | None]) -> dict[str, Any]:
+    row = board.row(handle.row)
+    assert handle.pid is not None
+    return {
+        "pid": handle.pid,
+        "slot": handle.slot,
+        "generation": handle.generation,
+        "state": health.seen_state(handle.state, row.heartbeat, time.monotonic()),
+        "requests": _known(row.requests),
+        "connections": _known(row.connections),
+        "accepted": _known(row.accepted),
+        "in_flight": row.in_flight,
+        "errors": row.errors,
+        "responses": row.by_class(),
+        "disconnects": _known(row.disconnects),
+        "cpu": row.cpu,
+        "timed_out": row.timed_out,
+        "latency": histogram.summary(row.measured(), row.slowest),
+        "mode": mode_label(row.mode, draining=bool(row.draining)),
+        "longest_step": row.longest_step,
+        "parked": row.parked,
+        "moved_in": row.moved_in,
+        "moved_out": row.moved_out,
+        "lost": row.lost,
+        "uptime": handle.uptime(time.monotonic()),
+        "memory": weigh(handle.pid),
+    }
+
+
+def _known(count: int) -> int | None:
+    return None if count < 0 else count
+
+
+def _unweighed(pid: int) -> None:
+    return None
+
+
+def _memory(pid: int) -> int | None:
+    with contextlib.suppress(OSError):  # it has ended, or no descriptor is left to read it by
+        return processes.memory(pid)
+    return None

@@ -1,0 +1,78 @@
+"""The aggregated heartbeat: what all workers did, in one event now and then.
+
+It is read off the scoreboard, so it costs the workers nothing. Totals go on over recycles, crashes and reloads: they are the
+ledger's, as those of the monitor's metrics.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from .... import events
+from ....linux import ledger
+from ....linux.scoreboard import Row, Scoreboard
+from ..workers.handle import Handle
+
+
+class Heartbeats:
+    """Tells what the workers did."""
+
+    def __init__(self, board: Scoreboard, now: float) -> None:
+        """Nothing was told yet."""
+        self._board = board
+        self._cpu: dict[int, float] = {}
+        self._told_at = now
+
+    def event_if_due(self, workers: Iterable[Handle], now: float, interval: float) -> events.Heartbeat | None:
+        """The event, when it is time for one.
+
+        Args:
+            now: monotonic time.
+            interval: seconds between two events; 0: there are none.
+        """
+        if not interval or now - self._told_at < interval:
+            return None
+        return self._beat([(each, self._board.row(each.row)) for each in workers if each.pid is not None], now)
+
+    def _beat(self, alive: list[tuple[Handle, Row]], now: float) -> events.Heartbeat:
+        passed, self._told_at = now - self._told_at, now
+        cpu = {handle.incarnation: row.cpu for handle, row in alive}
+        shares = [max(0.0, row.cpu - self._cpu.get(handle.incarnation, 0.0)) / passed for handle, row in alive]
+        self._cpu = cpu
+        count = len(alive) or 1
+        slots = [account.counters for account in ledger.read(self._board).values()]
+        return events.Heartbeat(
+            time=time.time(),
+            interval=passed,
+            workers=len(alive),
+            cpu=sum(shares) / count,
+            memory=sum(row.memory for _, row in alive) // count,
+            connections=sum(max(0, row.connections) for _, row in alive),
+            accepted=int(sum(max(0, slot["accepted"]) for slot in slots)),
+            pending=sum(row.in_flight for _, row in alive),
+            requests=int(sum(slot["requests"] for slot in slots)),
+            responses={label: int(sum(slot[cell] for slot in slots)) for label, cell in Row.STATUS_CLASSES.items()},
+            disconnects=int(sum(slot["disconnects"] for slot in slots)),
+            errors=int(sum(slot["errors"] for slot in slots)),
+            timed_out=int(sum(slot["timed_out"] for slot in slots)),
+            transactions=int(sum(slot["transactions"] for slot in slots)),
+            duration=sum(slot["duration"] for slot in slots),
+            each=[_worker(handle, row, share) for (handle, row), share in zip(alive, shares, strict=True)],
+        )
+
+
+def _counted(row: Row) -> dict[str, Any]:
+    return {
+        "accepted": max(0, row.accepted), "requests": max(0, row.requests), "disconnects": max(0, row.disconnects),
+        "responses": {label: count or 0 for label, count in row.by_class().items()},
+        "errors": row.errors, "timed_out": row.timed_out, "transactions": row.transactions, "duration": row.duration,
+    }  # fmt: skip
+
+
+def _worker(handle: Handle, row: Row, cpu: float) -> dict[str, Any]:
+    return {
+        "pid": handle.pid, "slot": handle.slot, "generation": handle.generation, "cpu": cpu, "memory": row.memory,
+        "connections": max(0, row.connections), "pending": row.in_flight, **_counted(row),
+    }  # fmt: skip

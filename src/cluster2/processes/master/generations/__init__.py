@@ -1,0 +1,1 @@
+"""Generations of the app: loading, replacing, and where their workers are forked."""

@@ -1,0 +1,207 @@
+"""The generations that workers can be made of: of each the options, and where its workers come from.
+
+Usually there is one; while a reload is under way there are two, so that the old one can go on if the new one is no good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable
+
+from .... import events
+from ....config.settings import FILE_OPTIONS, OPTIONS, Settings
+from ....errors import ConfigError
+from ....linux import file_snapshots
+from ....protocol import messages
+from ....runtime.option_sources import restart_warning
+from ..inbox import Fact
+from ..resources import MasterResources, Options
+from .worker_factory import WorkerFactory
+
+
+class GenerationTable:
+    """Nurseries by generation."""
+
+    def __init__(
+        self,
+        estate: MasterResources,
+        put: Callable[[Fact], None],
+        emit: Callable[[events.Event], None] = lambda event: None,
+    ) -> None:
+        """The first generation has the options that the master was started with."""
+        self._estate = estate
+        self._put = put
+        self._emit = emit
+        self._options: dict[int, Options] = {1: estate.options}
+        self._files: dict[int, dict[str, int]] = {}
+        self._objects: dict[int, list[str]] = {1: estate.options[0].objects()}
+        self._open = set[int]()
+        self._nurseries: dict[int, WorkerFactory] = {}
+        self._admitted: set[int] = set()
+        self._leaving: list[WorkerFactory] = []
+
+    def read_options(self, generation: int) -> Options:
+        """Return the options of a generation; a new generation's are read now.
+
+        Raises:
+            ClusterError: the options are bad.
+        """
+        if generation not in self._options:
+            self._options[generation] = self._estate.reread()
+            self._objects[generation] = self._options[generation].settings.objects()
+            if self._estate.scripted:
+                self._open.add(generation)
+        return self._options[generation]
+
+    def load(self, generation: int) -> None:
+        """Start to load the app as it is now (again, if its zygote has died).
+
+        The files that its options name are read the first time only.
+
+        Raises:
+            ClusterError: the options of a new generation, read again, are bad, or a file can't be read.
+        """
+        self.read_options(generation)
+        settings = self.settings(generation)
+        if generation not in self._files:
+            self._files[generation] = _read_files(settings)
+        self._close(generation)
+        nursery = self._nurseries[generation] = WorkerFactory(
+            self._order(generation),
+            self._estate.argv,
+            self._put,
+            settings.boot_timeout,
+            self._descriptors(generation),
+            scripted=self._estate.scripted,
+            emit=self._emit,
+        )
+        nursery.load()
+
+    def fix_options(self, generation: int, chosen: messages.Chosen) -> list[str]:
+        """Fix the options of a new generation, which its script has come to; return warnings about them, a line each.
+
+        Only the first word counts: it was said before the app's code had its turn as the user that it runs as.
+
+        Raises:
+            ConfigError: a file that they name can't be read.
+        """
+        if generation not in self._open:
+            return []
+        self._open.discard(generation)
+        before, _, known = self._options[generation]
+        settings = Settings.from_wire(chosen.settings)
+        kept = {option.field for option in OPTIONS.values() if option.restart}.union(chosen.objects)
+        settings = dataclasses.replace(settings, **{name: getattr(before, name) for name in kept})
+        warnings = [each for each in chosen.warnings if each not in known]
+        if "recycle_when" in chosen.objects and not callable(before.recycle_when):
+            warnings.append(restart_warning("recycle_when", "a function in the script"))
+        changed = {name for name in FILE_OPTIONS if getattr(settings, name) != getattr(before, name)}
+        self._options[generation] = Options(settings, chosen.sources, (*known, *warnings))
+        self._objects[generation] = chosen.objects
+        if changed:
+            self._forget_files(generation)
+            self._files[generation] = _read_files(settings)
+        self._nurseries[generation].fix_options(self._order(generation), self._descriptors(generation))
+        return warnings
+
+    def _order(self, generation: int) -> messages.Prepare:
+        settings, sources, _ = self._options[generation]
+        values = settings.to_wire()
+        if not self._estate.scripted:
+            values["monitor_token"] = None  # the monitor's and nobody else's; a script knows it anyhow, and compares it
+        return messages.Prepare(
+            generation,
+            values,
+            dict(sources),
+            "" if self._estate.logbook is None else self._estate.logbook.output,
+            list(self._files[generation]),
+            self._objects[generation],
+            pinned=generation not in self._open,
+        )
+
+    def _descriptors(self, generation: int) -> list[int]:
+        return list(self._files[generation].values())
+
+    def reopen_logs(self) -> None:
+        """Zygotes are to open their log again."""
+        for nursery in self._nurseries.values():
+            nursery.reopen_logs()
+
+    def drop(self, generation: int) -> None:
+        """No worker of that generation is made any more."""
+        self._close(generation)
+        self._options.pop(generation, None)
+        self._objects.pop(generation, None)
+        self._open.discard(generation)
+        self._forget_files(generation)
+
+    def settings(self, generation: int) -> Settings:
+        """Its options."""
+        return self._options[generation][0]
+
+    def nursery(self, generation: int) -> WorkerFactory | None:
+        """Where its workers come from, if workers can be ordered there now."""
+        nursery = self._nurseries.get(generation) if generation in self._admitted else None
+        return nursery if nursery is not None and nursery.ready else None
+
+    def available(self) -> frozenset[int]:
+        """Return the generations of which workers can be ordered now."""
+        return frozenset(number for number in self._nurseries if self.nursery(number) is not None)
+
+    def on_ready(self, generation: int) -> None:
+        """What its workers need is there: order some.
+
+        A nursery is ready as soon as its zygote has said so. That fact may still stand in the queue when another one has the
+        master make workers: they would lack the keeper, or their places.
+        """
+        self._admitted.add(generation)
+
+    def each_executed(self, generation: int) -> None:
+        """Its workers are executed from now on, not forked."""
+        self._nurseries[generation].each_executed()
+
+    def pids(self) -> set[int]:
+        """Processes that are reaped here."""
+        return {pid for nursery in (*self._nurseries.values(), *self._leaving) for pid in nursery.pids()}
+
+    def close(self) -> None:
+        """Let all zygotes go: no worker is made any more."""
+        for generation in list(self._nurseries):
+            self._close(generation)
+
+    async def wait_closed(self, patience: float) -> None:
+        """Wait for zygotes that were let go; those that hang are killed after `patience` seconds."""
+        self.close()
+        for generation in list(self._files):
+            self._forget_files(generation)
+        for nursery in self._leaving:
+            await nursery.wait_closed(patience)
+
+    def _close(self, generation: int) -> None:
+        self._admitted.discard(generation)
+        nursery = self._nurseries.pop(generation, None)
+        if nursery is not None:
+            nursery.close()
+            self._leaving = [each for each in self._leaving if each.pids()] + [nursery]
+
+    def _forget_files(self, generation: int) -> None:
+        for descriptor in self._files.pop(generation, {}).values():
+            os.close(descriptor)
+
+
+def _read_files(settings: Settings) -> dict[str, int]:
+    """Return a descriptor of a copy of each file that the options name, by field. Raises ConfigError if one can't be had."""
+    found: dict[str, int] = {}
+    with contextlib.ExitStack() as unfinished:
+        for name in FILE_OPTIONS:
+            if (path := getattr(settings, name)) is None:
+                continue
+            try:
+                found[name] = file_snapshots.take(path)
+            except OSError as error:
+                raise ConfigError(f"{name} = {path!r}: can't be read: {error.strerror}") from error
+            unfinished.callback(os.close, found[name])
+        unfinished.pop_all()
+    return found

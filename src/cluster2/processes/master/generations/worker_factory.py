@@ -1,0 +1,330 @@
+"""Where the workers of one generation come from: a zygote, or, where forking is unsafe, an executed process for each.
+
+Both are the same program given the same orders (`child`): a zygote is told to prepare and then to fork; an executed worker
+is told to prepare and then to become the worker itself. So there is one way in which an app is loaded and a worker starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from .... import events
+from ....errors import AppError, ClusterError
+from ....linux.forking import FORK_TIMEOUT_S
+from ....protocol import codec, messages
+from ..helpers.child import KILL_TIMEOUT_S, ChildProcess
+from ..inbox import Fact, ZygoteMessage
+
+CHANNEL_BUFFER_BYTES = 1 << 18
+"""Of the channel, in bytes: a traceback must fit."""
+_ANSWER_TIMEOUT_S = FORK_TIMEOUT_S + 5.0
+"""Seconds that a zygote may take for one order. It gives up a fork that hangs before that."""
+_EXIT_GRACE_S = 1.0
+"""Seconds from the end of a zygote's channel to its exit; then it is killed."""
+ZYGOTE_EXIT_GRACE_S = 5.0
+"""Seconds that a zygote which isn't needed any more may take to leave: it may be importing, or running exit handlers."""
+
+
+@dataclass(slots=True, eq=False)
+class StandaloneWorker:
+    """An executed process that is to become a worker, with the order for it, which waits until it has loaded the app."""
+
+    child: ChildProcess
+    order: messages.Fork
+    descriptors: list[int]
+
+
+class WorkerFactory:
+    """Loads one generation and makes its workers.
+
+    Attributes:
+        ready: workers can be ordered.
+    """
+
+    def __init__(
+        self,
+        prepare: messages.Prepare,
+        argv: Sequence[str],
+        put: Callable[[Fact], None],
+        patience: float = 60.0,
+        files: Sequence[int] = (),
+        *,
+        scripted: bool = False,
+        emit: Callable[[events.Event], None] = lambda event: None,
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            prepare: what to load.
+            argv: the program that is the child: absolute path and arguments.
+            put: takes the facts about it.
+            patience: seconds that loading may take.
+            files: descriptors that travel with each order to prepare; they remain the caller's.
+            scripted: the program is a script, which reads its options itself.
+            emit: takes the events about zygotes.
+        """
+        self._patience = patience
+        self._limit: asyncio.TimerHandle | None = None
+        self._prepare = prepare
+        self._files = files
+        self._argv = argv
+        self._scripted = scripted
+        self._put = put
+        self._emit = emit
+        self._loop = asyncio.get_running_loop()
+        self._zygote: ChildProcess | None = None
+        self._alone: dict[int, StandaloneWorker] = {}
+        self._leaving: list[ChildProcess] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unanswered: set[int] = set()
+        self._answer_limit: asyncio.TimerHandle | None = None
+        self._stacks = ""
+        self._forks = True
+        self.ready = False
+
+    def load(self) -> None:
+        """Start the zygote. A fact says whether it is prepared."""
+        try:
+            zygote = self._zygote = self._execute()
+            self._listen(zygote, lambda message: self._from_zygote(zygote, message))
+        except OSError as error:
+            self._let_zygote_go(at_once=True)
+            self._send(messages.PrepareFailed(f"no process can be made: {error.strerror}", "", ClusterError.exit_code))
+            return
+        self._limit = self._loop.call_later(self._patience, self._too_slow)
+
+    def fix_options(self, prepare: messages.Prepare, files: Sequence[int]) -> None:
+        """Load with these options from now on, whatever a script says when it is executed once more."""
+        self._prepare, self._files = prepare, files
+
+    def each_executed(self) -> None:
+        """From now on make no forks: each worker is executed and loads the app for itself."""
+        self._forks, self.ready = False, True
+        self._let_zygote_go()
+
+    @property
+    def forks(self) -> bool:
+        """Whether workers are forked from the zygote, not executed one by one."""
+        return self._forks
+
+    def spawn(self, order: messages.Fork, descriptors: Sequence[int]) -> None:
+        """Make a worker. A fact tells its pid, or that there is none. The descriptors remain the caller's.
+
+        Raises:
+            OSError: the zygote has died, or its queue is full; no process can be made.
+        """
+        if self._forks:
+            assert self._zygote is not None
+            self._zygote.channel.send(codec.pack_order(order), descriptors)
+            self._unanswered.add(order.incarnation)
+            if self._answer_limit is None:
+                self._limit_answer()
+            return
+        with contextlib.ExitStack() as unsent:
+            copies = []
+            for descriptor in descriptors:
+                copies.append(os.dup(descriptor))
+                unsent.callback(os.close, copies[-1])
+            child = self._execute(reap=False, stacks_file=copies[messages.STACKS_FILE_INDEX])
+            self._listen(child, lambda message: self._from_alone(order.incarnation, message))
+            unsent.pop_all()
+        self._alone[order.incarnation] = StandaloneWorker(child, msgspec.structs.replace(order, become=True), copies)
+        self._send(messages.WorkerForked(order.incarnation, child.pid))
+
+    @property
+    def executes(self) -> bool:
+        """Whether each worker is executed and imports the app itself."""
+        return not self._forks
+
+    def reopen_logs(self) -> None:
+        """The zygote is to open its log again; one that doesn't listen does so before its next fork."""
+        if self._zygote is not None and self.ready:
+            with contextlib.suppress(OSError):
+                self._zygote.channel.send(codec.pack_order(messages.Reopen()))
+
+    def pids(self) -> set[int]:
+        """Processes that this object reaps by itself."""
+        zygote = [] if self._zygote is None else [self._zygote]
+        return {child.pid for child in (*self._leaving, *zygote) if not child.left.done()}
+
+    def close(self) -> None:
+        """Let the zygote go: the end of its channel tells it."""
+        self.ready = False
+        self._let_zygote_go()
+        for alone in self._alone.values():
+            self._dismiss(alone)
+        self._alone.clear()
+
+    async def wait_closed(self, patience: float) -> None:
+        """Wait for what was let go; what hangs (in the app's import, say) is killed after `patience` seconds."""
+        await asyncio.gather(*(child.wait_closed(patience) for child in self._leaving))
+
+    def _send(self, message: messages.Orders | None) -> None:
+        self._put(ZygoteMessage(self._prepare.generation, message))
+
+    def _too_slow(self) -> None:
+        zygote = self._zygote
+        assert zygote is not None
+
+        async def give_up() -> None:
+            stacks = await zygote.stacks()
+            if zygote is not self._zygote or self._limit is None:
+                return  # meanwhile it has come to something, or has ended
+            self._let_zygote_go(at_once=True)
+            message = f"the app wasn't imported within boot_timeout ({self._patience:g} s)"
+            self._send(messages.PrepareFailed(message, stacks, AppError.exit_code))
+
+        self._start(give_up())
+
+    def _limit_answer(self) -> None:
+        """Bound the time until the zygote answers the oldest order."""
+        if self._answer_limit is not None:
+            self._answer_limit.cancel()
+            self._answer_limit = None
+        if self._unanswered:
+            # An order's worker must be ready within boot_timeout; what of it is spent here is told as what it is.
+            timeout_s = min(_ANSWER_TIMEOUT_S, self._patience * 0.75)
+            self._answer_limit = self._loop.call_later(timeout_s, self._doesnt_answer)
+
+    def _doesnt_answer(self) -> None:
+        zygote = self._zygote
+        if zygote is None:
+            return
+
+        async def kill() -> None:
+            stacks = await zygote.stacks()
+            if zygote is self._zygote and self._unanswered:
+                self._stacks = stacks
+                zygote.kill()  # the end of its channel tells the rest
+
+        self._start(kill())
+
+    def _from_zygote(self, zygote: ChildProcess, message: messages.Orders | None) -> None:
+        if zygote is not self._zygote:
+            return
+        if isinstance(message, messages.WorkerForked | messages.ForkFailed):
+            self._unanswered.discard(message.incarnation)
+            self._limit_answer()
+        if message is None:
+            self._zygote_ends(zygote)
+            return
+        self._cancel_timeout()
+        if isinstance(message, messages.Prepared):
+            self.ready = True
+            self._loaded(zygote.pid, zygote.left)
+        self._send(message)
+
+    def _loaded(self, pid: int, left: asyncio.Future[str]) -> None:
+        generation = self._prepare.generation
+        self._emit(events.Loaded(time=time.time(), pid=pid, generation=generation))
+        left.add_done_callback(lambda _: self._emit(events.Unloaded(time=time.time(), pid=pid, generation=generation)))
+
+    def _zygote_ends(self, zygote: ChildProcess) -> None:
+        """Its channel has ended, or it sent garbage: tell when it has exited, and how."""
+        doing = "while it forked a worker" if self._unanswered else "" if self.ready else "while it imported the app"
+        self.ready = False
+        self._let_zygote_go(_EXIT_GRACE_S)
+
+        async def tell() -> None:
+            await asyncio.wait({zygote.left}, timeout=_EXIT_GRACE_S + KILL_TIMEOUT_S)
+            how = zygote.left.result() if zygote.left.done() else "it doesn't end"
+            stacks, self._stacks = self._stacks, ""
+            self._put(ZygoteMessage(self._prepare.generation, None, " ".join(filter(None, (how, doing))), stacks))
+
+        self._start(tell())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _from_alone(self, incarnation: int, message: messages.Orders | None) -> None:
+        alone = self._alone.pop(incarnation, None)
+        if alone is None:
+            return
+        if isinstance(message, messages.Prepared):
+            with contextlib.suppress(OSError):  # it died meanwhile: its exit tells
+                alone.child.channel.send(codec.pack_order(alone.order), alone.descriptors)
+        self._dismiss(alone)
+        if isinstance(message, messages.PrepareFailed):
+            self._send(message)
+
+    def _execute(self, *, reap: bool = True, stacks_file: int | None = None) -> ChildProcess:
+        order = codec.pack_order(self._prepare)
+        return ChildProcess(
+            self._argv,
+            order,
+            self._files,
+            buffer=CHANNEL_BUFFER_BYTES,
+            reap=reap,
+            stacks_file=stacks_file,
+            secrets=self._scripted,
+        )
+
+    def _listen(self, child: ChildProcess, receive: Callable[[messages.Orders | None], None]) -> None:
+        """What a child says, as messages; None: its channel has ended, or might as well have."""
+
+        def said(packet: bytes, descriptors: list[int]) -> None:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            try:
+                message = codec.unpack_order(packet) if packet else None
+            except codec.ProtocolError:
+                message = None
+            receive(message)
+
+        child.on_message(said)
+
+    def _cancel_timeout(self) -> None:
+        """The zygote has come to something: no more time-out."""
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+
+    def _let_zygote_go(self, grace_s: float = ZYGOTE_EXIT_GRACE_S, *, at_once: bool = False) -> None:
+        """Close its channel, and kill it if it hasn't left in time; it is reaped in any case."""
+        self._cancel_timeout()
+        self._unanswered.clear()
+        self._limit_answer()
+        if self._zygote is not None:
+            zygote, self._zygote = self._zygote, None
+            zygote.close_channel()
+            if at_once:
+                zygote.kill()
+            killer = self._loop.call_later(grace_s, zygote.kill)
+            zygote.left.add_done_callback(lambda _: killer.cancel())
+            self._leaving = [child for child in self._leaving if not child.left.done()] + [zygote]
+
+    def _dismiss(self, alone: StandaloneWorker) -> None:
+        """Close the channel, and what was to travel over it."""
+        alone.child.close_channel()
+        for descriptor in alone.descriptors:
+            os.close(descriptor)
+
+
+def default_argv() -> list[str]:
+    """Return the command line of the child for apps that are named by text.
+
+    -P: the import path gets the directory that `chdir` names, and not the one that the master was started in.
+    """
+    return [sys.executable, "-P", "-m", "cluster2.processes.child_main"]
+
+
+def script_argv(directory: str) -> list[str]:
+    """Return the command line of the child in script mode: this very script, executed again.
+
+    Args:
+        directory: the working directory, by the name that a new generation finds its release with. `posix_spawn` can't change
+            directories, so where the kernel has another name for it (there is a symbolic link) a shell does.
+    """
+    script = [sys.executable, *sys.orig_argv[1:]]
+    return script if directory == os.getcwd() else ["/bin/sh", "-c", 'cd "$0" && exec "$@"', directory, *script]

@@ -1,0 +1,1 @@
+"""Processes beside the workers: the keeper and the monitor."""

@@ -1,0 +1,1 @@
+"""The directory of log files: rotation, and forwarding to standard error."""

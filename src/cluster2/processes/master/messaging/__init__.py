@@ -1,0 +1,1 @@
+"""Messages between user code in the master and in workers."""

@@ -1,0 +1,291 @@
+"""Work that workers hand to the master, and who gets the answer (`flights` has the decisions).
+
+A handler runs as a task if it is async, else in a thread: the loop waits for neither. What it returns or raises goes to everybody
+who asked for the same; whoever has left meanwhile (it died, it gave up, its time is over) gets nothing, and an answer that nobody
+waits for is dropped and counted. When nobody waits any more, an async handler is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import traceback
+from collections.abc import Callable
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ....core.single_flight import Flight, SingleFlight
+from ....errors import ConfigError, raised_in
+from ....protocol import codec, messages
+from .handler_threads import HandlerThreads
+
+if TYPE_CHECKING:
+    from .hub import WorkerLink
+
+logger = logging.getLogger("cluster2.app")
+
+DEFAULT_CONCURRENCY = 64
+"""Pieces of work of one kind that are done at a time, unless the handler says otherwise."""
+DEADLINE_POLL_INTERVAL_S = 0.25
+"""Seconds between two looks for deadlines. Who asked keeps its own to the millisecond, and says that it gave up."""
+MAX_UNREAD_ANSWER_BYTES = 16 << 20
+"""Bytes that may wait for a worker before answers to it are dropped."""
+HANDLER_CANCEL_GRACE_S = 1.0
+"""Seconds for handlers that are cancelled at the end."""
+_MAX_TRACEBACK_CHARS = 1 << 16
+
+Handler = Callable[..., Any]
+Asker = tuple["WorkerLink", int]
+
+
+class DelegateRequest(msgspec.Struct, frozen=True):
+    """What a handler may want to know besides the message, if it takes a second argument.
+
+    Attributes:
+        delegate: the kind of work.
+        pid, slot: of the worker that asked first.
+        expects: whether anybody waits for the answer.
+        timeout: seconds that it waits, or None.
+        notification: the event by which it wants to hear of later changes, or None.
+        targets: pids of the workers that want to, or None for all.
+    """
+
+    delegate: str
+    pid: int
+    slot: int
+    expects: bool
+    timeout: float | None
+    notification: str | None
+    targets: list[int] | None
+    _emit: Callable[[str, object, list[int] | None], None]
+
+    def notify(self, value: object) -> None:
+        """Tell those who want to know that something has changed; now or later. Does nothing if nobody wants to."""
+        if self.notification is not None:
+            self._emit(self.notification, value, self.targets)
+
+
+class DelegateHandler:
+    """One kind of work."""
+
+    def __init__(self, name: str, handler: Handler, limit: int, single: bool) -> None:
+        self.name = name
+        self.handler = handler
+        self.single = single
+        called = handler if inspect.isroutine(handler) else getattr(handler, "__call__", handler)  # noqa: B004
+        self.is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(called)
+        self.wants_request = _takes_two(handler)
+        self.flights: SingleFlight[Asker] = SingleFlight(limit)
+
+
+class Delegation:
+    """Handlers by kind of work, and what is under way.
+
+    Attributes:
+        late: answers that nobody waited for any more.
+        handled: pieces of work that were begun.
+    """
+
+    def __init__(self, emit: Callable[..., None]) -> None:
+        self._emit = emit
+        self._kinds: dict[str, DelegateHandler] = {}
+        self._threads = HandlerThreads()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self.late = 0
+        self.handled = 0
+
+    def handle(self, name: str, handler: Handler, *, limit: int = DEFAULT_CONCURRENCY, single: bool = True) -> None:
+        """Have work of this kind done by a handler. Raises ConfigError if it has one."""
+        if name in self._kinds:
+            raise ConfigError(f"delegate({name!r}): that kind of work has a handler already")
+        if limit < 1:
+            raise ConfigError(f"delegate({name!r}): limit = {limit}: expected a whole number from 1")
+        self._kinds[name] = DelegateHandler(name, handler, limit, single)
+
+    def start(self) -> None:
+        """The master runs."""
+        self._loop, self._closed, self._threads = asyncio.get_running_loop(), False, HandlerThreads()
+
+    def unfinished(self) -> int:
+        """Pieces of work that wait or are under way."""
+        return sum(len(kind.flights) for kind in self._kinds.values())
+
+    async def close(self) -> None:
+        """The master leaves: what is under way is cancelled, and what hangs in a thread is abandoned."""
+        self._closed = True
+        if self._looking is not None:
+            self._looking.cancel()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=HANDLER_CANCEL_GRACE_S)
+        self._threads.close()
+
+    # What workers say
+
+    def on_request(self, link: WorkerLink, message: messages.Delegate) -> None:
+        """A worker delegates."""
+        number = message.number if message.expect is not None else 0
+        kind = self._kinds.get(message.delegate)
+        if kind is None:
+            self._no_handler(link, number, message.delegate)
+            return
+        if number in link.asked:
+            raise codec.ProtocolError(f"it asked {number} twice")
+        if not number:
+            link.lone += 1
+            link.weight += len(message.origin)
+            kind.flights.join_or_begin((link, message), None, None, inf)
+        else:
+            key = None
+            if kind.single:
+                key = bytes(message.matches or message.origin)
+            deadline = inf
+            if message.timeout is not None:
+                assert self._loop is not None
+                deadline = self._loop.time() + message.timeout
+                if self._looking is None:
+                    self._looking = self._loop.call_later(DEADLINE_POLL_INTERVAL_S, self._expire_flights)
+            flight = kind.flights.join_or_begin((link, message), key, (link, number), deadline)
+            link.weight += len(message.origin)
+            link.asked[number] = (kind, flight, len(message.origin))
+            if flight.begun:
+                return
+        self._begin(kind)
+
+    def on_give_up(self, link: WorkerLink, number: int) -> None:
+        """A worker doesn't wait for that any more."""
+        found = link.asked.pop(number, None)
+        if found is not None:
+            kind, flight, weight = found
+            link.weight -= weight
+            if kind.flights.leave(flight, (link, number)):
+                self._cancel(flight)
+            link.release()
+
+    def on_disconnect(self, link: WorkerLink) -> None:
+        """A worker is gone, and waits for nothing."""
+        for number in list(link.asked):
+            self.on_give_up(link, number)
+
+    # Doing it
+
+    def _begin(self, kind: DelegateHandler) -> None:
+        assert self._loop is not None
+        while not self._closed and (flight := kind.flights.next_flight()) is not None:
+            self.handled += 1
+            task = self._loop.create_task(self._run_flight(kind, flight))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _run_flight(self, kind: DelegateHandler, flight: Flight[Asker]) -> None:
+        link, message = flight.request
+        value = messages.NO_PAYLOAD
+        failure: messages.Failure | None = None
+        try:
+            if flight.over:  # everybody has left before its first step
+                raise asyncio.CancelledError
+            flight.runner = asyncio.current_task()
+            given = [codec.value(message.origin)]
+            if kind.wants_request:
+                given.append(self._request(link, message))
+            if kind.is_async:
+                result = await kind.handler(*given)
+            else:
+                result = await self._in_thread(kind.handler, given, flight)
+            value = codec.payload(result)
+        except asyncio.CancelledError:
+            failure = messages.Failure("CancelledError", "the master gave it up")
+        except BaseException as error:  # also SystemExit: it would end the master, and nobody would be told
+            failure = _failure(error)
+            if flight.lone:
+                logger.error("work that nobody waits for failed: %r", kind.name, exc_info=raised_in(error))
+        lone = flight.lone
+        askers = kind.flights.finish(flight)
+        if lone:
+            link.lone -= 1
+            link.weight -= len(message.origin)
+            link.release()
+        elif not askers:
+            self.late += 1
+        for asker, number in askers:
+            self._answer(asker, number, value, failure)
+        self._begin(kind)
+
+    async def _in_thread(self, handler: Handler, given: list[Any], flight: Flight[Asker]) -> Any:
+        """Run it in a thread. That can't be cancelled: whoever has left, it goes on, and counts as under way until it ends."""
+        future = self._threads.run(lambda: handler(*given))
+        while not future.done():
+            try:
+                await asyncio.shield(future)
+            except asyncio.CancelledError:
+                if future.done() or not flight.over or self._closed:
+                    raise
+        result = future.result()
+        return await result if inspect.isawaitable(result) else result
+
+    def _request(self, link: WorkerLink, message: messages.Delegate) -> DelegateRequest:
+        return DelegateRequest(
+            message.delegate, link.pid, link.slot, message.expect is not None, message.timeout,
+            message.notification, message.targets, self._emit,
+        )  # fmt: skip
+
+    def _answer(self, link: WorkerLink, number: int, value: msgspec.Raw, failure: messages.Failure | None) -> None:
+        found = link.asked.pop(number, None)
+        if found is None:
+            return
+        link.weight -= found[2]
+        try:
+            link.send_if_room(messages.CallResult(number, value, failure), MAX_UNREAD_ANSWER_BYTES)
+        except ValueError as error:
+            link.send(messages.CallResult(number, failure=messages.Failure("ValueError", f"the answer is {error}")))
+        link.release()
+
+    def _no_handler(self, link: WorkerLink, number: int, name: str) -> None:
+        if number:
+            text = f"the master has no handler for {name!r}: register one by cluster.on_delegate({name!r})"
+            link.send_if_room(
+                messages.CallResult(number, failure=messages.Failure("LookupError", text)), MAX_UNREAD_ANSWER_BYTES
+            )
+        else:
+            logger.warning("worker %d delegates %r, which has no handler: it is dropped", link.pid, name)
+
+    def _cancel(self, flight: Flight[Asker]) -> None:
+        if flight.runner is not None:
+            flight.runner.cancel()
+
+    def _expire_flights(self) -> None:
+        assert self._loop is not None
+        self._looking = None
+        now, some = self._loop.time(), False
+        for kind in self._kinds.values():
+            for _flight, (link, number) in list(kind.flights.expired(now)):
+                self.on_give_up(link, number)
+            some = some or len(kind.flights) > 0
+        if some:
+            self._looking = self._loop.call_later(DEADLINE_POLL_INTERVAL_S, self._expire_flights)
+
+
+def _failure(error: BaseException) -> messages.Failure:
+    trace = codec.clip("".join(traceback.format_exception(*raised_in(error))), _MAX_TRACEBACK_CHARS, end=True)
+    try:
+        text = str(error)
+    except Exception as another:  # an error whose text is an error
+        text = f"(its text can't be told: {type(another).__name__})"
+    return messages.Failure(type(error).__name__, codec.clip(text, _MAX_TRACEBACK_CHARS), trace)
+
+
+def _takes_two(handler: Handler) -> bool:
+    """Whether it has two positional parameters without a default."""
+    try:
+        parameters = inspect.signature(handler).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    needed = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    return len([each for each in needed if each.default is each.empty]) > 1

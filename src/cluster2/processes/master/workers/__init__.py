@@ -1,0 +1,1 @@
+"""Workers as the master sees them, from fork to exit."""

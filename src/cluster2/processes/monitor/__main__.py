@@ -1,0 +1,8 @@
+"""Executed by the master: `python -P -m cluster2.processes.monitor`, with the channel's descriptor in `_CLUSTER2_CHANNEL`."""
+
+import sys
+
+if __name__ == "__main__":
+    from cluster2.processes.monitor.monitor_server import main
+
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Who may use the monitor: tokens, connection limits, security headers."""

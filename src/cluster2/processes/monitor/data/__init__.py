@@ -1,0 +1,1 @@
+"""What the monitor knows: samples of the scoreboard, rates, history, events."""

@@ -1,0 +1,93 @@
+"""Where a cluster is found: the monitor's port and the directory of pid files, which may give way, and what is said of them.
+
+What the user has named is used or refused. A default that can't be had gives way, and the log says what is used instead: a
+second service on the machine need not name a port for a page that it may not want, and one that is tried out in a directory
+without write permission runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator, Sequence
+
+from ..config.settings import Settings
+from ..config.value_types import TcpAddress
+from ..errors import AddressInUse
+from ..linux.listeners import Listener, open_all
+from ..linux.pid_files import PidsDirectory
+from ..runtime.option_sources import Config
+from .master.logs.directory import LogDirectory
+
+logger = logging.getLogger("cluster2.master")
+
+_MAX_MONITOR_PORTS = 100
+"""How many ports are tried for a monitor whose port nobody has named, before the start is given up."""
+
+
+def announce(
+    settings: Settings, monitor: Sequence[Listener], logbook: LogDirectory | None, pids: PidsDirectory | None
+) -> None:
+    """Log where the monitor's page, the log files and the pid files are."""
+    if monitor:
+        address = monitor[0].address
+        moved = getattr(address, "port", settings.monitor_port) != settings.monitor_port
+        why = f" (monitor_port isn't set, and {settings.monitor_port} is taken)" if moved else ""
+        logger.info("the monitor's page is http://%s%s%s", address, settings.monitor_path, why)
+    kept = [("logs", logbook and logbook.directory), ("pids", pids and pids.path)]
+    if said := [f"{name} in {directory}" for name, directory in kept if directory]:
+        logger.info("%s", ", ".join(said))
+
+
+@contextlib.contextmanager
+def with_writable_pids(config: Config) -> Iterator[Config]:
+    """Have a directory of pid files that can be written: if nobody has named one and `./pids` can't be, a temporary one.
+
+    Where no temporary one can be had either, the start will fail with what is wrong with `./pids`.
+    """
+    place = config.settings.pids
+    if config.explicit("pids") or not config.settings.cluster or _writable(place):
+        yield config
+        return
+    import tempfile  # seldom needed, and the master keeps what it has imported
+
+    try:
+        made = tempfile.mkdtemp(prefix="cluster2-")
+    except OSError:
+        yield config
+        return
+    try:
+        said = f"{place} can't be written, so pids are in {made}: give --pids {made} to other commands, or set pids"
+        settings = dataclasses.replace(config.settings, pids=made)
+        yield dataclasses.replace(config, settings=settings, warnings=(*config.warnings, said))
+    finally:
+        with contextlib.suppress(OSError):  # somebody else has put something there
+            os.rmdir(made)
+
+
+def _writable(directory: str) -> bool:
+    """Return whether files can be made in a directory, which need not exist yet."""
+    while not os.path.lexists(directory):
+        directory = os.path.dirname(directory)
+    return os.access(directory, os.W_OK | os.X_OK)
+
+
+def monitor_ports(config: Config) -> list[int]:
+    """Return the ports that the monitor may have: the one that was asked for; or the default, and those that follow it."""
+    settings = config.settings
+    if config.explicit("monitor_port"):
+        return [settings.monitor_port]
+    others = {getattr(address, "port", 0) for address in settings.addresses()} | {settings.ecv_agent_port}
+    return [
+        port for port in range(settings.monitor_port, settings.monitor_port + _MAX_MONITOR_PORTS) if port not in others
+    ]
+
+
+def first_free(settings: Settings, ports: Sequence[int]) -> Listener:
+    """Open the first of these ports on which nothing else listens. Raises ClusterError, of the last one: none is free."""
+    for port in ports[:-1]:
+        with contextlib.suppress(AddressInUse):
+            return open_all([TcpAddress(settings.monitor_host, port)], backlog=settings.backlog)[0]
+    return open_all([TcpAddress(settings.monitor_host, ports[-1])], backlog=settings.backlog)[0]

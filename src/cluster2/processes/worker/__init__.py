@@ -1,0 +1,1 @@
+"""A worker: it serves the app."""

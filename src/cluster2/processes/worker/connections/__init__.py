@@ -1,0 +1,1 @@
+"""Connections of a worker: accepting, handing off, how many it can have."""

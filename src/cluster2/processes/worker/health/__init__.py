@@ -1,0 +1,1 @@
+"""The health check on the app's port."""

@@ -1,0 +1,391 @@
+"""Asks the app how it is: a request that comes from inside, and what the user's validator makes of the answer.
+
+The app is called as its engine calls it, middleware and lifespan state included, with a request that no socket brought. What
+bounds it: one check at a time, whoever asks meanwhile shares its result; and two seconds. What doesn't obey when its time is
+over (a thread can't be cancelled) is left alone, and no other check begins before it has ended: so a probe that comes every
+second takes one thread from an app that hangs, never all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import io
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, unquote_to_bytes
+
+from ....core.token_bucket import TokenBucket
+from ....engines.base import is_async
+
+Call = Callable[..., Any]
+Ask = Callable[[], Coroutine[Any, Any, "Reply"]]
+
+logger = logging.getLogger("cluster2.worker")
+
+CHECK_TIMEOUT_S = 2.0
+"""Seconds that the app and the validator may take together."""
+MAX_CHECK_BODY_BYTES = 1 << 20
+"""Bytes of an answer's body that are read; a longer one is no answer to a health check."""
+_USER_AGENT = "cluster2-ecv"
+"""What the request names as its user agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the app answered: names of headers in lower case."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+class HealthCheckFailed(Exception):
+    """The app is not well; the text says why."""
+
+
+class AppHealthCheck:
+    """Decides whether the app is well.
+
+    Args:
+        validator: called with status, headers (a dictionary) and body of a reply below 300; true: it is fine. A plain function
+            is called in a thread.
+        cancellable: whether the app's own work ends when its task is cancelled. That of a WSGI app, in a thread, doesn't.
+        told: called with a reason when the app has become unwell, with None when it is well again.
+    """
+
+    def __init__(self, validator: Call | None, *, cancellable: bool, told: Callable[[str | None], None]) -> None:
+        self._validator = validator
+        self._cancellable = cancellable
+        self._told = told
+        self._under_way: asyncio.Future[bool] | None = None
+        self._stuck: set[object] = set()
+        self._well = True
+        self._tellable = TokenBucket()
+
+    async def passes(self, ask: Ask) -> bool:
+        """Whether it is well now.
+
+        Args:
+            ask: sends the request; used if no check is under way.
+        """
+        if self._under_way is None:
+            self._under_way = asyncio.ensure_future(self._run_check(ask))
+            self._under_way.add_done_callback(self._done)
+        # One who asks may go away; the others still want to know.
+        return await asyncio.shield(self._under_way)
+
+    def _done(self, under_way: asyncio.Future[bool]) -> None:
+        self._under_way = None
+
+    async def _run_check(self, ask: Ask) -> bool:
+        deadline: asyncio.Timeout | None = None
+        try:
+            if self._stuck:
+                raise HealthCheckFailed("the last check hasn't ended yet")
+            async with asyncio.timeout(CHECK_TIMEOUT_S) as deadline:
+                reply = await self._bounded(ask(), cancellable=self._cancellable)
+                if reply.status >= 300:
+                    raise HealthCheckFailed(f"it answered {reply.status}")
+                await self._validated(reply)
+            reason = None
+        except HealthCheckFailed as error:
+            reason = str(error)
+        except Exception as error:
+            late = deadline is not None and deadline.expired()
+            reason = (
+                f"no verdict within {CHECK_TIMEOUT_S:g} s" if late else f"it raised {type(error).__name__}: {error}"
+            )
+        # A check that changes with each question isn't told each time: those who ask could cause any number of events.
+        if self._well != (reason is None) and self._tellable.take(time.monotonic()):
+            self._well = reason is None
+            self._told(reason)
+        return reason is None
+
+    async def _validated(self, reply: Reply) -> None:
+        if self._validator is None:
+            return
+        arguments = reply.status, dict(reply.headers), reply.body
+        try:
+            verdict: Any
+            if is_async(self._validator):
+                verdict = await self._bounded(self._validator(*arguments), cancellable=True)
+            else:
+                verdict = await self._bounded(in_thread(self._validator, *arguments), cancellable=False)
+                if inspect.iscoroutine(verdict):
+                    verdict = await self._bounded(verdict, cancellable=True)
+        except HealthCheckFailed:
+            raise
+        except Exception as error:
+            raise HealthCheckFailed(f"ecv.validator raised {type(error).__name__}: {error}") from error
+        if not verdict:
+            raise HealthCheckFailed("ecv.validator refused its answer")
+
+    async def _bounded(self, work: Coroutine[Any, Any, Any], *, cancellable: bool) -> Any:
+        """Its result. When our time is over it is told to end, if that helps, and counts as stuck until it has."""
+        task = asyncio.ensure_future(work)
+        self._stuck.add(task)
+        task.add_done_callback(self._stuck.discard)
+        task.add_done_callback(
+            lambda ended: ended.cancelled() or ended.exception()
+        )  # seen, also if nobody waits any more
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if cancellable:
+                task.cancel()
+            raise
+
+
+async def in_thread(function: Call, *arguments: Any) -> Any:
+    """What it returns, or raises; Unfit if the system has no thread for it.
+
+    The thread is a daemon: one that never ends keeps neither the loop nor the worker.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[Any] = loop.create_future()
+
+    def finish(result: Any, error: BaseException | None) -> None:
+        if ended.done():
+            return
+        if error is None:
+            ended.set_result(result)
+        else:
+            ended.set_exception(error)
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = function(*arguments)
+        except Exception as raised:
+            error = raised
+        except BaseException as raised:  # SystemExit would end this thread in silence, and the check with it
+            error = RuntimeError(f"{type(raised).__name__}: {raised}")
+        try:
+            loop.call_soon_threadsafe(finish, result, error)
+        except RuntimeError:
+            pass  # the loop has ended meanwhile: nobody wants to know
+
+    try:
+        threading.Thread(target=run, name="cluster2-check", daemon=True).start()
+    except RuntimeError as error:
+        raise HealthCheckFailed(f"no thread can be started for the check: {error}") from error
+    return await ended
+
+
+# Requests without a socket
+
+
+async def ask_asgi(app: Call, scope: MutableMapping[str, Any], root: str, target: str) -> Reply:
+    """Ask an ASGI app.
+
+    Args:
+        scope: of the request for the health: its lifespan state and addresses are this one's, too.
+        root: the path under which the app is mounted.
+        target: path and query.
+    """
+    path, _, query = target.partition("?")
+    host = [(name, value) for name, value in scope["headers"] if name == b"host"]
+    inner = {
+        **scope,
+        "method": "GET",
+        "path": root + unquote(path),
+        "raw_path": (root + path).encode(),
+        "query_string": query.encode(),
+        "headers": [*host, (b"user-agent", _USER_AGENT.encode())],
+        "extensions": {},
+    }
+    if "state" in scope:
+        inner["state"] = dict(scope["state"])
+    response = _Response()
+    task = asyncio.ensure_future(_call(app, inner, response))
+    try:
+        await asyncio.wait({task, response.complete}, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    response.over.set()
+    if response.complete.done():
+        # What it does after its response (background tasks) is none of ours, as little as a client's.
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return response.reply()
+    task.result()
+    raise HealthCheckFailed("it ended without an answer")
+
+
+async def _call(app: Call, scope: Any, response: _Response) -> None:
+    await app(scope, response.receive, response.send)
+
+
+class _Response:
+    """Takes what the app sends."""
+
+    def __init__(self) -> None:
+        self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.over = asyncio.Event()
+        self._asked = False
+        self._start: Any = None
+        self._body = bytearray()
+
+    async def receive(self) -> dict[str, Any]:
+        if self._asked:
+            await self.over.wait()
+            return {"type": "http.disconnect"}
+        self._asked = True
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+        elif message["type"] == "http.response.body" and self._start is not None and not self.complete.done():
+            self._body += message.get("body", b"")
+            if len(self._body) > MAX_CHECK_BODY_BYTES:
+                raise HealthCheckFailed(f"its answer has more than {MAX_CHECK_BODY_BYTES} bytes")
+            if not message.get("more_body", False):
+                self.complete.set_result(None)
+
+    def reply(self) -> Reply:
+        headers = [
+            (name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in self._start.get("headers", [])
+        ]
+        return Reply(self._start["status"], headers, bytes(self._body))
+
+
+async def ask_wsgi(app: Call, environ: Mapping[str, Any], target: str) -> Reply:
+    """Ask a WSGI app, in a thread of its own. Arguments as for `ask_asgi`."""
+    path, _, query = target.partition("?")
+    told = {name: value for name, value in environ.items() if not name.startswith(("HTTP_", "CONTENT_"))}
+    if "HTTP_HOST" in environ:
+        told["HTTP_HOST"] = environ["HTTP_HOST"]
+    told |= {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
+        "QUERY_STRING": query,
+        "HTTP_USER_AGENT": _USER_AGENT,
+        "wsgi.input": io.BytesIO(),
+    }
+    reply: Reply = await in_thread(_call_wsgi, app, told)
+    return reply
+
+
+def _call_wsgi(app: Call, environ: dict[str, Any]) -> Reply:
+    head: list[Any] = []
+    body = bytearray()
+
+    def start_response(status: str, headers: list[tuple[str, str]], error: Any = None) -> Call:
+        head[:] = [int(status[:3]), headers]
+        return body.extend
+
+    result = app(environ, start_response)
+    try:
+        for piece in result:
+            body += piece
+            if len(body) > MAX_CHECK_BODY_BYTES:
+                raise HealthCheckFailed(f"its answer has more than {MAX_CHECK_BODY_BYTES} bytes")
+    finally:
+        if hasattr(result, "close"):
+            result.close()
+    if not head:
+        raise HealthCheckFailed("it ended without an answer")
+    return Reply(head[0], [(name.lower(), value) for name, value in head[1]], bytes(body))
+
+
+async def ask_rsgi(app: Call, scope: Any, target: str) -> Reply:
+    """Ask an RSGI app: `app(scope, protocol)`. Arguments as for `ask_asgi`."""
+    path, _, query = target.partition("?")
+    protocol = _Protocol()
+    await _awaited(app(_Scope(scope, path, query), protocol))
+    if protocol.reply is None:
+        raise HealthCheckFailed("it ended without an answer")
+    return protocol.reply
+
+
+async def _awaited(result: Awaitable[Any]) -> None:
+    await result
+
+
+class _Headers(dict[str, str]):
+    """Headers as RSGI has them."""
+
+    def get_all(self, name: str) -> list[str]:
+        return [self[name]] if name in self else []
+
+
+class _Scope:
+    """Another request's scope, but for what it asks."""
+
+    def __init__(self, outer: Any, path: str, query: str) -> None:
+        self._outer = outer
+        self.method = "GET"
+        self.path = unquote(path)
+        self.query_string = query
+        host = outer.headers.get("host")
+        self.headers = _Headers({"user-agent": _USER_AGENT} | ({} if host is None else {"host": host}))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._outer, name)
+
+
+class _Protocol:
+    """Takes what an RSGI app answers, in whichever way."""
+
+    def __init__(self) -> None:
+        self.reply: Reply | None = None
+
+    async def __call__(self) -> bytes:
+        return b""
+
+    def __aiter__(self) -> Iterator[bytes]:
+        return self  # type: ignore[return-value]
+
+    async def __anext__(self) -> bytes:
+        raise StopAsyncIteration
+
+    async def client_disconnect(self) -> None:
+        await asyncio.Event().wait()
+
+    def response_empty(self, status: int, headers: list[tuple[str, str]]) -> None:
+        self._answer(status, headers, b"")
+
+    def response_str(self, status: int, headers: list[tuple[str, str]], body: str) -> None:
+        self._answer(status, headers, body.encode())
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self._answer(status, headers, body)
+
+    def response_file(self, status: int, headers: list[tuple[str, str]], file: str) -> None:
+        with open(file, "rb") as opened:
+            self._answer(status, headers, opened.read(MAX_CHECK_BODY_BYTES + 1))
+
+    def response_file_range(self, status: int, headers: list[tuple[str, str]], file: str, start: int, end: int) -> None:
+        with open(file, "rb") as opened:
+            opened.seek(start)
+            self._answer(status, headers, opened.read(min(end - start, MAX_CHECK_BODY_BYTES + 1)))
+
+    def response_stream(self, status: int, headers: list[tuple[str, str]]) -> _ResponseStream:
+        self._answer(status, headers, b"")
+        return _ResponseStream(self)
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        if len(body) > MAX_CHECK_BODY_BYTES:
+            raise HealthCheckFailed(f"its answer has more than {MAX_CHECK_BODY_BYTES} bytes")
+        self.reply = Reply(status, [(name.lower(), value) for name, value in headers], body)
+
+
+class _ResponseStream:
+    """Takes a body in pieces."""
+
+    def __init__(self, protocol: _Protocol) -> None:
+        self._protocol = protocol
+
+    async def send_bytes(self, data: bytes) -> None:
+        reply = self._protocol.reply
+        assert reply is not None
+        self._protocol._answer(reply.status, reply.headers, reply.body + data)
+
+    async def send_str(self, data: str) -> None:
+        await self.send_bytes(data.encode())

@@ -1,0 +1,1 @@
+"""The worker's side of messages to and from the master."""

@@ -1,0 +1,119 @@
+"""What this worker says to the master, and hears from it, on behalf of the app: one object behind the functions of `worker`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Iterable
+from typing import Any, Literal, Protocol
+
+from .... import events
+from ....errors import ClusterError
+from ....protocol import codec, messages
+from ....runtime.event_emitter import Emitter
+from .components import Components
+from .master_channel import MasterChannel
+from .pending_calls import PendingCalls, refuse_if_full
+
+logger = logging.getLogger("cluster2.worker")
+Targets = Iterable[int] | Literal["all"] | None
+
+
+class MasterClient(Protocol):
+    """Who does it: the office of a real worker, or a simulated one."""
+
+    async def delegate(self, asked: messages.Delegate) -> Any:
+        """The answer."""
+
+    def delegate_sync(self, asked: messages.Delegate) -> Any:
+        """The answer, in a thread."""
+
+    def delegate_nowait(self, asked: messages.Delegate) -> None:
+        """No answer."""
+
+    def emit(self, message: messages.Emit) -> None:
+        """An event."""
+
+
+def emitted(event: str, data: object, targets: Targets) -> messages.Emit:
+    """The message of an event. Raises ClusterError if it can't travel, ValueError for a bad name."""
+    raw = codec.sendable(data, f"the data of event {event!r}")
+    if targets == "all":
+        return messages.Emit(events.own(event), raw, None, True)
+    if isinstance(targets, str):
+        raise ClusterError(f"emit({event!r}): targets = {targets!r}: expected pids, or 'all'")
+    return messages.Emit(events.own(event), raw, None if targets is None else list(targets))
+
+
+class ChannelClient:
+    """The app's side of the channel to the master.
+
+    Attributes:
+        questions: what was delegated and isn't answered yet.
+    """
+
+    def __init__(self, channel: MasterChannel, emitter: Emitter, components: Components) -> None:
+        self._channel = channel
+        self._emitter = emitter
+        self._components = components
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.questions = PendingCalls(channel)
+
+    def open(self) -> None:
+        """The master knows this worker: tell it what components there are, and each that comes."""
+        self._components.announce = self._announce
+        for name in self._components.names():
+            self._announce(name)
+
+    async def delegate(self, asked: messages.Delegate) -> Any:
+        """The answer; from any loop."""
+        return await self.questions.call(asked)
+
+    def delegate_sync(self, asked: messages.Delegate) -> Any:
+        """The answer; in a thread."""
+        return self.questions.call_sync(asked)
+
+    def delegate_nowait(self, asked: messages.Delegate) -> None:
+        """No answer. Raises ChannelFull."""
+        self.questions.send(asked)
+
+    def emit(self, message: messages.Emit) -> None:
+        """An event. Raises ChannelFull."""
+        refuse_if_full(self._channel)
+        self._channel.send(message)
+
+    def receive(self, message: messages.Talk | messages.Unknown) -> bool:
+        """The master said something. Returns whether that is the office's business."""
+        match message:
+            case messages.CallResult():
+                self.questions.on_answer(message)
+            case messages.Emit():
+                self._emitter.emit(
+                    events.Emitted(
+                        time=time.time(), event=message.event, data=codec.value(message.data), pid=message.origin
+                    )
+                )
+            case messages.View() | messages.Reduce():
+                self._run(self._view(message))
+            case messages.Update():
+                self._run(self._components.update(message.name, codec.value(message.value)))
+            case messages.Unknown():
+                logger.warning(
+                    "the master said something that this worker doesn't know, and it is ignored: %r", message
+                )
+            case _:
+                return False
+        return True
+
+    async def _view(self, question: messages.View | messages.Reduce) -> None:
+        self._channel.send(await self._components.viewed(question))
+
+    def _announce(self, name: str) -> None:
+        self._channel.send(messages.ComponentAnnounced(name))
+        self._channel.loop.call_soon_threadsafe(lambda: self._run(self._components.update_late(name)))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._channel.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

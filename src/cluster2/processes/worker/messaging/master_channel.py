@@ -1,0 +1,137 @@
+"""The worker's end of its channel to the master."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import cast
+
+from ....protocol import codec, messages
+
+logger = logging.getLogger("cluster2.worker")
+
+OUTBOX_FULL_BYTES = 4 << 20
+"""Bytes that may wait for the master; who says more waits, or is refused."""
+OUTBOX_FLUSH_TIMEOUT_S = 5.0
+"""Seconds for the master to take what was said last."""
+
+
+class MasterChannel(asyncio.Protocol):
+    """Messages to and from the master, on a Unix stream socket.
+
+    Anything may be said from any thread. Messages of one turn of the loop are one write. The end of the stream means that
+    the master is gone: nobody is orphaned, so the worker drains and leaves.
+
+    Attributes:
+        loop, thread: where it lives.
+        full: so much waits that nothing more should be said.
+    """
+
+    def __init__(
+        self, receive: Callable[[messages.Talk | messages.Unknown], None], orphaned: Callable[[], None]
+    ) -> None:
+        """Made by `open`, on the loop."""
+        self._receive = receive
+        self._orphaned = orphaned
+        self._unpacker = codec.Unpacker()
+        self._transport: asyncio.Transport | None = None
+        self._lock = threading.Lock()
+        self._out = bytearray()
+        self._flushing = False
+        self._paused = False
+        self.loop = asyncio.get_running_loop()
+        self.thread = threading.get_ident()
+        self.has_room: Callable[[], None] = lambda: None
+
+    @classmethod
+    async def open(
+        cls,
+        sock: socket.socket,
+        receive: Callable[[messages.Talk | messages.Unknown], None],
+        orphaned: Callable[[], None],
+    ) -> MasterChannel:
+        """The channel over a connected socket, which it takes over."""
+        _, channel = await asyncio.get_running_loop().create_unix_connection(lambda: cls(receive, orphaned), sock=sock)
+        return channel
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits that nothing more should be said."""
+        return self._paused or len(self._out) > OUTBOX_FULL_BYTES
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's own class, with the same methods
+        self._transport.set_write_buffer_limits(OUTBOX_FULL_BYTES)
+
+    def pause_writing(self) -> None:
+        """Called by the loop: the master doesn't read."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Called by the loop."""
+        self._paused = False
+        self.has_room()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the loop."""
+        try:
+            messages = self._unpacker.unpack(data)
+        except codec.ProtocolError as error:  # a master that can't be understood is as good as gone
+            logger.error("the master can't be understood: %s", error)
+            if self._transport is not None:
+                self._transport.abort()
+            return
+        for message in messages:
+            self._receive(message)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Called by the loop."""
+        self._transport = None
+        self._orphaned()
+
+    def send(self, message: messages.Talk) -> None:
+        """Send a message, from any thread; lost if the master is gone.
+
+        Raises:
+            ValueError: it is too long.
+            TypeError: something in it has no form on the wire.
+        """
+        with self._lock:
+            if self._transport is None:
+                return
+            codec.pack_into(self._out, message)
+            if self._flushing:
+                return
+            self._flushing = True
+        if threading.get_ident() == self.thread:
+            self.loop.call_soon(self._flush)
+        else:
+            try:
+                self.loop.call_soon_threadsafe(self._flush)
+            except RuntimeError:  # the loop is closed: the worker has left
+                pass
+
+    def _flush(self) -> None:
+        with self._lock:
+            out, self._out = self._out, bytearray()
+            self._flushing = False
+        if self._transport is not None and out:
+            self._transport.write(out)
+            if not self._paused:
+                self.has_room()
+
+    async def close(self) -> None:
+        """Let what was said reach the kernel, then close."""
+        self._flush()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            self._orphaned = lambda: None
+            transport.close()
+            deadline = time.monotonic() + OUTBOX_FLUSH_TIMEOUT_S
+            while transport.get_write_buffer_size() and time.monotonic() < deadline:
+                await asyncio.sleep(0.001)

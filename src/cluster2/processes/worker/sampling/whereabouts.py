@@ -1,0 +1,120 @@
+"""What a worker works on: the request that holds its loop, those that hold threads, and the tasks of its loop with their stacks.
+
+`kernel.stacks` shows the stacks of threads. A coroutine that waits is on no thread's stack, and no frame tells which request it
+works for. So when the master asks for stacks, a signal handler of Python's adds this behind them (SIGURG). It runs in the main
+thread between two bytecodes, or when a system call is interrupted: also while a handler spins or sleeps on the loop. It doesn't
+run as long as the main thread is in C code that neither returns nor looks for signals.
+
+Nothing is noted on the way of a request for that. Which request a frame works on, an engine reads off the frame in which it
+calls the app (`Engine.describe_frame`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
+from typing import Any
+
+from ....engines.base import Engine, TimedAwaitable
+
+_MAX_TASKS = 100
+_MAX_FRAMES = 30
+"""Frames shown of a task."""
+_MAX_TEXT_BYTES = 1 << 16
+
+
+class StackDescriber:
+    """Describes what the engines of a worker do."""
+
+    def __init__(self, engines: Sequence[Engine], loop: asyncio.AbstractEventLoop) -> None:
+        """Nothing is looked at yet."""
+        self._engines = engines
+        self._loop = loop
+
+    def describe(self, frame: FrameType | None) -> str:
+        """Return it as text.
+
+        Args:
+            frame: of the main thread, where that is.
+        """
+        lines = ["What it works on:", *self._held(frame), *self._threads()]
+        lines += self._tasks()
+        return "\n".join(lines).encode("utf-8", "backslashreplace")[:_MAX_TEXT_BYTES].decode("utf-8", "ignore")
+
+    def _held(self, frame: FrameType | None) -> Iterator[str]:
+        current = asyncio.current_task(self._loop)
+        request = self._request(_outwards(frame))
+        if request is not None:
+            yield f"  {request} holds the loop"
+        elif current is not None:
+            yield f"  {current.get_name()} holds the loop"
+        else:
+            yield "  no task holds the loop"
+
+    def _threads(self) -> Iterator[str]:
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        for ident, frame in sys._current_frames().items():
+            if ident == threading.main_thread().ident:
+                continue
+            if (request := self._request(_outwards(frame))) is not None:
+                yield f"  {request} is in thread {names.get(ident, ident)}"
+
+    def _tasks(self) -> Iterator[str]:
+        tasks = sorted(asyncio.all_tasks(self._loop), key=lambda task: task.get_name())
+        yield f"Tasks of its loop: {len(tasks)}" + (
+            f", of which {_MAX_TASKS} are shown" if len(tasks) > _MAX_TASKS else ""
+        )
+        for task in tasks[:_MAX_TASKS]:
+            frames = list(_inwards(task.get_coro()))
+            request = self._request(frames)
+            yield f"  {task.get_name()}" + (f": {request}" if request else "")
+            for frame in frames[-_MAX_FRAMES:]:
+                code = frame.f_code
+                yield f'    File "{code.co_filename}", line {frame.f_lineno} in {code.co_name}'
+
+    def _request(self, frames: Iterator[FrameType] | list[FrameType]) -> str | None:
+        """Return the request that one of these frames works on."""
+        for frame in frames:
+            for engine in self._engines:
+                serving = getattr(engine, "serving", None)  # an engine of another package may not know
+                if serving is not None and (found := serving(frame)) is not None:
+                    return str(found)
+        return None
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield a frame and those that have called it."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _inwards(awaited: Any) -> Iterator[FrameType]:
+    """Yield the frames of a coroutine and of what it awaits, down to what isn't Python's."""
+    while awaited is not None:
+        if isinstance(awaited, CoroutineType):
+            frame, awaited = awaited.cr_frame, awaited.cr_await
+        elif isinstance(awaited, AsyncGeneratorType):
+            frame, awaited = awaited.ag_frame, awaited.ag_await
+        elif isinstance(awaited, GeneratorType):
+            frame, awaited = awaited.gi_frame, awaited.gi_yieldfrom
+        elif isinstance(awaited, TimedAwaitable):
+            awaited = awaited.inner
+            continue
+        else:
+            awaited = _behind(awaited)
+            continue
+        if frame is not None:
+            yield frame
+
+
+def _behind(step: Any) -> Any:
+    """Return the coroutine or generator behind a step of it, which tells only the garbage collector whose it is."""
+    import gc
+
+    if type(step).__name__ not in ("async_generator_asend", "async_generator_athrow", "coroutine_wrapper"):
+        return None
+    return next((each for each in gc.get_referents(step) if isinstance(each, AsyncGeneratorType | CoroutineType)), None)
