@@ -38,12 +38,12 @@ SELECTED = [
 ]
 """Tests of everything that a dependency is used for."""
 BESIDE = {
-    "tests/unit/test_http_tasks.py::test_structured_cancellation": "it asks for anyio 4, and that FastAPI for 3",
-    "tests/unit/test_http_websocket.py": "its client came with websockets 13",
-    "tests/unit/test_http_edges.py::test_however_split[lengths: spaces around a length-asgi]": "httptools < 0.8 refuses it",
-    "tests/unit/test_http_edges.py::test_however_split[lengths: spaces around a length-wsgi]": "httptools < 0.8 refuses it",
-    "tests/unit/test_http_websocket_session.py::test_the_apps_own_response[False-3]": "the client of 12 can't read it",
-    "tests/unit/test_http_websocket_session.py::test_the_apps_own_response[False-2]": "the client of 12 can't read it",
+    "tests/unit/engines/http/test_tasks.py::test_structured_cancellation": "it asks for anyio 4, and that FastAPI for 3",
+    "tests/unit/engines/http/test_websocket.py": "its client came with websockets 13",
+    "tests/unit/engines/http/test_edges.py::test_however_split[lengths: spaces around a length-asgi]": "httptools < 0.8 refuses it",
+    "tests/unit/engines/http/test_edges.py::test_however_split[lengths: spaces around a length-wsgi]": "httptools < 0.8 refuses it",
+    "tests/unit/engines/http/test_websocket_session.py::test_the_apps_own_response[False-3]": "the client of 12 can't read it",
+    "tests/unit/engines/http/test_websocket_session.py::test_the_apps_own_response[False-2]": "the client of 12 can't read it",
 }
 """Of these, what can't be run with the lowest versions, or is refused by them, and why."""
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.system.conftest import Serve, run, start  # noqa: F401
 from tests.system.moving import Habits, drive
-from tests.system.test_moving import MOVING, PARKING
+from tests.system.connections.test_moving import MOVING, PARKING
 
 MOVES = 100_000
 SECONDS = 1800.0

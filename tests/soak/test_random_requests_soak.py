@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tests.system.conftest import Serve, run, start  # noqa: F401 - fixtures
-from tests.system.test_random_requests import WAYS, soak
+from tests.system.connections.test_random_requests import WAYS, soak
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
 

@@ -26,7 +26,7 @@ from playwright.sync_api import TimeoutError as TimedOut
 from tests.system.harness import BESIDE, PATIENCE, ROOT, Running, command, free_port, wait_until
 
 TOKEN = "a-secret-token"
-APP = Path(__file__).with_name("page_app.py:app")
+APP = Path(__file__).parent / "apps" / "page_app.py:app"
 SCREENSHOTS = ROOT / "build" / "screenshots"
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.system.apps.rolling_site import gone, write
 from tests.system.clients import Load
 from tests.system.harness import Running, descendants, wait_until
-from tests.system.rolling_site import gone, write
 
 CLIENTS = 4
 STEPS: dict[str, Callable[[Chaos], None]] = {}

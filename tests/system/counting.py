@@ -20,7 +20,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Self
 
-from tests.system.rolling_app import expected
+from tests.system.apps.rolling_app import expected
 
 KINDS = ("small", "small", "big", "stream", "slow", "upload")
 APART = ("small", "big", "stream", "slow", "upload", "trickle")

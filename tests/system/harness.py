@@ -26,7 +26,7 @@ from cluster2.config.settings import OPTIONS
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-SAMPLES = Path(__file__).with_name("sample_apps.py")
+SAMPLES = Path(__file__).parent / "apps" / "sample_apps.py"
 PATIENCE = 30.0
 """Seconds that anything may take on a loaded machine."""
 

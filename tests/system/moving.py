@@ -16,9 +16,9 @@ import time
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from tests.system.apps.moving_app import expected
 from tests.system.counting import read_body, value
 from tests.system.harness import Running
-from tests.system.moving_app import expected
 
 PATIENCE = 60.0
 """Seconds after which an answer is missing."""

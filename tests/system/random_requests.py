@@ -17,7 +17,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from tests.system.checksum_app import expected
+from tests.system.apps.checksum_app import expected
 from tests.system.counting import read_body, value
 from tests.system.harness import Running
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.system.counting import Matrix, Mix, Seen
 from tests.system.harness import Running, wait_until
 
-APP = Path(__file__).with_name("rolling_app.py")
+APP = Path(__file__).parent / "apps" / "rolling_app.py"
 QUICK = ("--handoff-idle-after", "200ms", "--drain-idle", "500ms")
 PATIENT = ("--drain-idle", "10s")
 """Where connections can't move: a client that a busy machine keeps from asking isn't taken for an idle one."""

@@ -4,7 +4,7 @@ For engines whose accept loop can't be ours. They take all that is pending at on
 altogether. So each worker gets a socket, a *place* in the group, of its own; whoever is to take nothing more is steered
 around, goes on accepting what is on its way to it, and stops when nothing is.
 
-Facts that this stands on (Linux 6.18, IPv4 and IPv6; each has a test in tests/kernel/test_steering.py):
+Facts that this stands on (Linux 6.18, IPv4 and IPv6; each has a test in tests/linux/test_steering.py):
 
 - **The group grows out of an ordinary listener.** SO_REUSEPORT may be set on a socket that is bound and listens already; the
   kernel compares flags when the *next* one binds. So the master binds without the flag, which says honestly whether the port

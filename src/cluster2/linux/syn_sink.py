@@ -6,7 +6,7 @@ it after 1 s: then the port is closed and the client is refused, or a successor 
 that have begun are not affected: the last ACK finds its request socket by its addresses and ports, and the connection appears
 in the accept queue of the listener that answered the SYN.
 
-No step needs a capability (Linux 6.18, IPv4 and IPv6; tests/kernel/test_doors.py shows each of these):
+No step needs a capability (Linux 6.18, IPv4 and IPv6; tests/linux/test_closing_listeners.py shows each of these):
 
 - SO_REUSEPORT may be set on a socket that listens already (`cluster2.linux.steered_group` has the rules of such groups), and
   SO_ATTACH_REUSEPORT_CBPF is open to every user. Only `bind` may need a privilege: CAP_NET_BIND_SERVICE below port 1024, and the

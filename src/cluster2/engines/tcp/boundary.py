@@ -24,7 +24,7 @@ the worker that gives it up* the app sees the end: `boundary` is false, or `conn
 goes nowhere.
 
 Of asyncio's `StreamReader` two internals are used, since one can't look without reading by other means: `_buffer`, and
-`_wait_for_data` (which `readline` and the others wait by). `tests/unit/test_boundary.py` pins them.
+`_wait_for_data` (which `readline` and the others wait by). `tests/unit/engines/tcp/test_boundary.py` pins them.
 """
 
 from __future__ import annotations
