@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Cluster": "cluster",
     "ClusterOptions": "config.keywords",
-    "ComponentStatus": "master.statuses",
-    "DelegateRequest": "master.delegates",
+    "ComponentStatus": "processes.master.messaging.component_status",
+    "DelegateRequest": "processes.master.messaging.delegation",
     "EcvOptions": "config.keywords",
     "Running": "cluster",
     "asgi": "runtime.app_loader",

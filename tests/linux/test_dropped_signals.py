@@ -11,7 +11,7 @@ from cluster2.linux import signals
 faulthandler.enable()  # makes an alternate stack, of some KiB, on which Python's handlers run
 dropped = [*signals.numbers("RTMIN to RTMAX"), signal.SIGHUP, signal.SIGPWR, signal.SIGIO]
 for number in dropped:
-    signals.drop(number)
+    signals.ignore_here(number)
 handled = []
 for number in (signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(number, lambda number, frame: handled.append(number))

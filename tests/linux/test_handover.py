@@ -194,8 +194,8 @@ def test_a_connection_in_the_queue_outlives_its_sender(leaving: ExitStack) -> No
     program = f"""
         import os, signal, socket, sys
         sys.path.insert(0, {str(SRC)!r})
-        from cluster2.linux.handover import Outlet
-        assert Outlet(socket.socket(fileno={into.fileno()})).send({server.fileno()}, 1, 2, 3.0)
+        from cluster2.linux.handover import QueueWriter
+        assert QueueWriter(socket.socket(fileno={into.fileno()})).send({server.fileno()}, 1, 2, 3.0)
         os.kill(os.getpid(), signal.SIGKILL)
     """
     fds = (into.fileno(), server.fileno())

@@ -109,12 +109,12 @@ def test_one_without_room(
 FLIGHT = """
     import ctypes, os, resource, socket, sys
     sys.path.insert(0, SRC)
-    from cluster2.linux.handover import Inlet, Outlet, Parcel, queue
+    from cluster2.linux.handover import QueueReader, QueueWriter, HandedConnection, queue
     os.setresgid(65533, 65533, 65533)
     os.setresuid(65533, 65533, 65533)   # without CAP_SYS_RESOURCE and CAP_SYS_ADMIN the bound holds
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
     into, out = queue()
-    outlet, inlet = Outlet(into), Inlet(out)
+    outlet, inlet = QueueWriter(into), QueueReader(out)
     reader, writer = os.pipe()
     sent = 0
     while outlet.send(reader, 0, 2, float(sent)):
@@ -124,7 +124,7 @@ FLIGHT = """
         into.sendmsg([b"x" * 8], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, reader.to_bytes(4, "little"))], socket.MSG_DONTWAIT)
     except OSError as error:
         print(error.errno, sent)
-    assert outlet.send_all([Parcel(reader, 0, 2, 0.0)]) == 0
+    assert outlet.send_all([HandedConnection(reader, 0, 2, 0.0)]) == 0
     for age in range(sent):
         parcel = inlet.take()
         assert parcel.age == age

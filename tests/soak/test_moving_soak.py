@@ -8,8 +8,8 @@ import os
 import pytest
 
 from tests.system.conftest import Serve, run, start  # noqa: F401
-from tests.system.moving import Habits, drive
 from tests.system.connections.test_moving import MOVING, PARKING
+from tests.system.moving import Habits, drive
 
 MOVES = 100_000
 SECONDS = 1800.0

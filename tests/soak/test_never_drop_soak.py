@@ -10,10 +10,10 @@ import pytest
 
 from tests.system.conftest import Serve, certified, run, start  # noqa: F401 - fixtures
 from tests.system.harness import wait_until
-from tests.system.rolling import APP, GRANIAN, MOVING, QUICK, loaded, loaded_in_every_way, nothing_dropped, roll
 from tests.system.reload.test_never_drop import killing
 from tests.system.reload.test_rolls import account
 from tests.system.reload.test_rolls import roll as roll_all
+from tests.system.rolling import APP, GRANIAN, MOVING, QUICK, loaded, loaded_in_every_way, nothing_dropped, roll
 
 ROUNDS = int(os.environ.get("ROUNDS", "10"))
 

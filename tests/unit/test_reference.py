@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -51,16 +50,6 @@ def test_the_tables_of_the_tour() -> None:
     for state in WorkerState:
         cells = [_cell(state, *TRANSITIONS[state, event]) for event in WorkerEvent]
         assert f"| **{state.label}** | {' | '.join(cells)} |" in page
-
-
-def test_the_tour_names_what_there_is() -> None:
-    """Where the tour names a file with something in it, there is such a file, and that stands in it."""
-    named = re.findall(r"`([\w/]+\.py): ([^`]+)`", (FOLDER.parent / "design.md").read_text("utf-8").replace("\n", " "))
-    assert len(named) > 20
-    for file, names in named:
-        code = (SOURCE / file).read_text("utf-8")
-        missing = [name for name in re.findall(r"\w+", names) if not re.search(rf"\b{name}\b", code)]
-        assert not missing, f"{file} has no {missing}"
 
 
 def _cell(before: WorkerState, after: WorkerState, actions: tuple[WorkerAction, ...]) -> str:

@@ -19,22 +19,22 @@ from .. import __version__
 from ..errors import ClusterError
 
 COMMANDS = {
-    "run": "serve",
-    "start": "serve",
-    "status": "control",
-    "reload": "control",
-    "scale": "control",
-    "recycle": "control",
-    "enable": "control",
-    "disable": "control",
-    "events": "control",
+    "run": "serve_commands",
+    "start": "serve_commands",
+    "status": "control_commands",
+    "reload": "control_commands",
+    "scale": "control_commands",
+    "recycle": "control_commands",
+    "enable": "control_commands",
+    "disable": "control_commands",
+    "events": "control_commands",
     "top": "top",
-    "logs": "logs",
-    "stacks": "control",
-    "stop": "control",
-    "shutdown": "control",
-    "check": "examine",
-    "config": "examine",
+    "logs": "log_commands",
+    "stacks": "control_commands",
+    "stop": "control_commands",
+    "shutdown": "control_commands",
+    "check": "inspect_commands",
+    "config": "inspect_commands",
 }
 """The module that has a command."""
 

@@ -12,13 +12,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from tests.system.connections.test_moving import MOVING, PARKING, Wire, park
 
 from cluster2.config.settings import Settings
 from cluster2.linux.scoreboard import Scoreboard
 from cluster2.processes.master.helpers.keeper import KeeperProcess
 from cluster2.processes.master.inbox import Fact, HelperExited
 from tests.system.conftest import Serve
+from tests.system.connections.test_moving import MOVING, PARKING, Wire, park
 from tests.system.harness import Running, stop, wait_until
 
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.system.requests.test_behind_nginx import KEPT_ALIVE, NGINX, UPGRADING, Nginx
 
 from tests.system.apps.checksum_app import expected
 from tests.system.balancers import PATH, Balancer
 from tests.system.clients import Connection
 from tests.system.conftest import Serve
 from tests.system.harness import free_port
+from tests.system.requests.test_behind_nginx import KEPT_ALIVE, NGINX, UPGRADING, Nginx
 
 APP = Path(__file__).parents[1] / "apps" / "checksum_app.py"
 APPS = {"asgi": ("app",), "wsgi-threads": ("wsgi_app",), "wsgi-inline": ("wsgi_app", "--threads", "0")}

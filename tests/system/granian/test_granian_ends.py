@@ -7,12 +7,12 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.system.starting.test_alone import ALONE, serving
 
 from tests.http2_client import opened
 from tests.system.clients import Connection
 from tests.system.conftest import Serve
 from tests.system.harness import Running
+from tests.system.starting.test_alone import ALONE, serving
 
 WSGI = Path(__file__).parents[1] / "apps" / "ending_app.py"
 STREAMS = Path(__file__).parents[1] / "apps" / "gone_app.py"

@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.system.starting.test_alone import serving
 
 from tests.http2_client import opened
 from tests.system.clients import Connection, get
 from tests.system.conftest import Serve
 from tests.system.harness import Running, wait_until
+from tests.system.starting.test_alone import serving
 
 APPS = Path(__file__).parents[1] / "apps" / "gone_app.py"
 DRAIN_TIMEOUT_S = 20.0

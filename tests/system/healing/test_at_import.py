@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.system.starting.test_docs import blocks
 
 from tests.system.clients import get
 from tests.system.conftest import Serve
 from tests.system.harness import ROOT, Running, free_port, wait_until
+from tests.system.starting.test_docs import blocks
 
 APP = "tests.system.apps.import_app:"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.system.monitor.test_monitor import Monitor
 
 from tests.system.clients import Connection, get
 from tests.system.harness import Running, free_port, wait_until
+from tests.system.monitor.test_monitor import Monitor
 
 Serve = Callable[..., Running]
 APP = f"{(Path(__file__).parents[1] / 'apps' / 'scribbling_app.py')}:app"

@@ -14,10 +14,10 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.system.health.test_ecv import own_address
 
 from tests.system.clients import Connection, get
 from tests.system.harness import Running, example, free_port, sample, wait_until
+from tests.system.health.test_ecv import own_address
 
 Serve = Callable[..., Running]
 MiB = 2**20

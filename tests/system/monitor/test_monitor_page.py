@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.system.health.test_ecv import own_address
 
 from cluster2.answers import FACTS, GROUPS, STATUS, TOP
 from cluster2.cli.top import StatusPoller
@@ -21,6 +20,7 @@ from cluster2.processes.monitor.http.sse import MAX_VIEWERS
 from cluster2.runtime.control_client import ControlClient
 from tests.system.clients import get
 from tests.system.harness import PATIENCE, Running, command, free_port, sample, stop, wait_until
+from tests.system.health.test_ecv import own_address
 
 Serve = Callable[..., Running]
 TOKEN = "a-secret-token"

@@ -18,13 +18,13 @@ from pathlib import Path
 import psutil
 import pytest
 import trustme
-from tests.system.monitor.test_monitor import Monitor
-from tests.system.healing.test_scribbling import APP as SCRIBBLING
-from tests.system.healing.test_scribbling import goes_mad
 
 import cluster2
 from tests.system.clients import Connection
 from tests.system.harness import Running, free_port, sample, wait_until
+from tests.system.healing.test_scribbling import APP as SCRIBBLING
+from tests.system.healing.test_scribbling import goes_mad
+from tests.system.monitor.test_monitor import Monitor
 
 NOBODY = pwd.getpwnam("nobody")
 

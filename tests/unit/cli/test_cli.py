@@ -366,9 +366,9 @@ def test_status_for_people() -> None:
         "generation 7  1 of 2 workers ready, traffic enabled",
         "listening  0.0.0.0:3000; 3 requests under way",
         "",
-        "PID  SLOT  GEN  STATE    MODE     UP  REQUESTS  ERRORS  OPEN  BUSY  MEMORY",
-        " 11     0    7  ready    held  1m05s    123456       -    12     3  50 MiB",
-        " 12     1    7  booting  -         -         0       -     -     0       -",
+        "PID  SLOT  GEN  STATE    MODE           UP  REQUESTS  ERRORS  OPEN  BUSY  MEMORY",
+        " 11     0    7  ready    one_by_one  1m05s    123456       -    12     3  50 MiB",
+        " 12     1    7  booting  -               -         0       -     -     0       -",
     ]
     assert describe(STATUS | {"workers": []})[1:] == [
         "generation 7  0 of 2 workers ready, traffic enabled",

@@ -21,7 +21,7 @@ import pytest
 PROGRAM = """
 import itertools, sys
 from cluster2.cli import cli
-from cluster2.runtime.control_client import Client
+from cluster2.runtime.control_client import ControlClient
 from cluster2.errors import NoAnswer
 turn = itertools.count()
 
@@ -35,7 +35,7 @@ def call(self, verb, params=None, **more):
     return {"master": master, "generation": 7, "wanted": 30, "traffic": "enabled", "addresses": ["unix:/\\x1b[31m"],
             "workers": workers}
 
-Client.call = call
+ControlClient.call = call
 cli(sys.argv[1:])
 """
 ENTER, LEAVE = "\x1b[?1049h", "\x1b[?1049l"

@@ -73,7 +73,7 @@ class Bench:
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.engine = engine
         self.now = 1000.0
-        for module in ("http.engine", "tcp"):
+        for module in ("http.http_engine", "tcp.tcp_engine"):
             monkeypatch.setattr(f"cluster2.engines.{module}.time", self)
         self.engine.tick(self.now)
 

@@ -32,7 +32,7 @@ class Task:
         self.call()
         self.pool.notify_loop(self)
 
-    def told(self) -> None:
+    def process_messages(self) -> None:
         self.heard += 1
 
 

@@ -26,13 +26,13 @@ class Failing:
         self.ends = ends
         self.was_cut = False
 
-    def park(self, freed: object) -> None:
+    def report_freed(self, freed: object) -> None:
         raise OSError("park")
 
     def drain(self, *, moving: bool) -> None:
         raise OSError("drain")
 
-    def sweep(self, grace: float) -> None:
+    def close_idle(self, grace: float) -> None:
         self.swept += 1
         if self.swept < 3:
             raise OSError("sweep")
@@ -42,10 +42,10 @@ class Failing:
             raise OSError("idle")
         return self.ends
 
-    def census(self) -> Any:
+    def stats(self) -> Any:
         return EngineStats(0, 0, 0)
 
-    async def cut(self, patience: float) -> list[str]:
+    async def abort(self, patience: float) -> list[str]:
         self.was_cut = True
         raise OSError("cut")
 

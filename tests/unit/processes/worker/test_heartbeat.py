@@ -53,19 +53,19 @@ class Home:
         self.begun: float | None = None
         self.hold: ThreadHold | None = None
 
-    def held(self, now: float, above: float) -> ThreadHold | None:
+    def longest_hold(self, now: float, above: float) -> ThreadHold | None:
         return self.hold
 
-    def census(self) -> EngineStats:
+    def stats(self) -> EngineStats:
         return self.now
 
     def tick(self, now: float) -> None:
         self.ticks += 1
 
-    def second(self) -> None:
+    def on_second(self) -> None:
         self.seconds += 1
 
-    def oldest(self, now: float) -> float | None:
+    def oldest_request(self, now: float) -> float | None:
         return self.begun
 
 
@@ -79,13 +79,13 @@ class Taker:
         self.room = 0
         self.modes: list[str] = []
 
-    def allow(self, room: int) -> None:
+    def set_capacity(self, room: int) -> None:
         self.room = room
 
-    def hold(self, mode: AcceptMode) -> None:
+    def hold_back(self, mode: AcceptMode) -> None:
         self.modes.append(f"hold {mode.name}")
 
-    async def change(self, mode: AcceptMode) -> None:
+    async def set_mode(self, mode: AcceptMode) -> None:
         self.modes.append(f"change {mode.name}")
 
 
@@ -111,19 +111,19 @@ class Ways:
         self.done: list[str] = []
         self.shared: list[tuple[list[int], int]] = []
 
-    def park_from_now_on(self, now: float) -> None:
+    def start_handoff_after_response(self, now: float) -> None:
         self.done.append("park")
 
-    def park_no_more(self) -> None:
+    def stop_handoff_after_response(self) -> None:
         self.done.append("park no more")
 
-    def park_late(self, now: float) -> None:
+    def handoff_late(self, now: float) -> None:
         self.done.append("park late")
 
-    def rest(self, now: float, after: float) -> None:
+    def handoff_idle(self, now: float, after: float) -> None:
         self.done.append(f"rest {after:g}")
 
-    def share(self, now: float, counts: list[int], mine: int) -> None:
+    def handoff_surplus(self, now: float, counts: list[int], mine: int) -> None:
         self.shared.append((counts, mine))
 
 

@@ -25,7 +25,7 @@ class Around:
     def wake(self) -> None:
         self.woken += 1
 
-    def wrap(self, app: Any, interface: Interface) -> Any:
+    def instrument(self, app: Any, interface: Interface) -> Any:
         return wrap(app, interface, self.watch, self.wake)
 
 
@@ -44,7 +44,7 @@ async def asgi_answer(headers: list[tuple[bytes, bytes]] | None, around: Around,
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await around.wrap(app, Interface.ASGI)({"type": kind}, receive, send)
+    await around.instrument(app, Interface.ASGI)({"type": kind}, receive, send)
     return sent
 
 
@@ -52,7 +52,7 @@ async def test_serving() -> None:
     """While no sample is due, the app is given the engine's own `send`, and its awaitable is returned as it is."""
     calls: list[tuple[Any, ...]] = []
     answer = object()
-    wrapped = Around().wrap(lambda *arguments: calls.append(arguments) or answer, Interface.ASGI)
+    wrapped = Around().instrument(lambda *arguments: calls.append(arguments) or answer, Interface.ASGI)
     scope, receive, send = {"type": "http"}, object(), object()
     assert wrapped(scope, receive, send) is answer
     assert calls == [(scope, receive, send)]
@@ -75,7 +75,7 @@ async def test_a_sample_that_fails() -> None:
         raise LookupError("no such key")
 
     with pytest.raises(LookupError, match="no such key"):
-        await Around(due=1).wrap(app, Interface.ASGI)({"type": "http"}, None, None)
+        await Around(due=1).instrument(app, Interface.ASGI)({"type": "http"}, None, None)
 
 
 async def test_websockets_pass() -> None:
@@ -97,7 +97,7 @@ async def test_stream_handlers(due: int) -> None:
         raise LookupError("no such key")
 
     with pytest.raises(LookupError, match="no such key"):
-        await around.wrap(handler, Interface.TCP)("reader", "writer")
+        await around.instrument(handler, Interface.TCP)("reader", "writer")
     assert called == [("reader", "writer")]
     assert around.watch.due == max(0, due - 1)
 
@@ -107,7 +107,7 @@ def test_protocol_factories_are_not_wrapped() -> None:
 
     def factory() -> Any: ...
 
-    assert Around(due=3).wrap(factory, Interface.TCP) is factory
+    assert Around(due=3).instrument(factory, Interface.TCP) is factory
 
 
 class Ours:

@@ -18,10 +18,10 @@ BEGIN = """
 import os, sys
 from cluster2.runtime import logging_setup
 from cluster2.config.settings import Settings
-from cluster2.processes.worker.output import Paper
+from cluster2.processes.worker.output import WorkerOutput
 settings = Settings(log_format=os.environ["FORM"])
 logging_setup.configure(settings)
-paper = Paper(settings, os.environ["LOGS"], 3)
+paper = WorkerOutput(settings, os.environ["LOGS"], 3)
 paper.begin(7, 3)
 """
 

@@ -34,7 +34,7 @@ from cluster2.protocol import codec, messages
 from cluster2.linux import forking
 from cluster2.linux.descriptor_passing import Packets
 
-channel = Packets.attach(int(os.environ.pop(messages.CHANNEL)))
+channel = Packets.attach(int(os.environ.pop(messages.CHANNEL_VARIABLE)))
 
 def hear():
     try:
@@ -115,7 +115,7 @@ def test_one_that_can_not_fork(tmp_path: Path) -> None:
 def test_one_that_speaks_of_workers_that_nobody_asked_for(tmp_path: Path) -> None:
     """Numbers that the master doesn't know, and messages that only a master sends, are passed over."""
     zygote = """
-        say(messages.Forked(999, 1))
+        say(messages.WorkerForked(999, 1))
         say(messages.ForkFailed(999, "no"))
         say(messages.Prepare(1, {}, {}))
         hear()
@@ -144,7 +144,7 @@ def test_a_worker_that_is_gone_before_it_is_known(tmp_path: Path) -> None:
             os.waitpid(pid, 0)
             for descriptor in descriptors:
                 os.close(descriptor)
-            say(messages.Forked(order.incarnation, pid))
+            say(messages.WorkerForked(order.incarnation, pid))
         """
     assert refused(tmp_path, zygote, restart_limit=2).startswith("workers die before they are ready")
 
@@ -173,6 +173,6 @@ def test_a_worker_that_never_says_a_word(tmp_path: Path) -> None:
             pid = forking.fork_orphan()
             if pid is None:
                 time.sleep(60)  # the end of the test comes first
-            say(messages.Forked(order.incarnation, pid))
+            say(messages.WorkerForked(order.incarnation, pid))
         """
     assert "wasn't ready within boot_timeout (2 s)" in refused(tmp_path, zygote, boot_timeout=2.0)

@@ -44,7 +44,7 @@ class Ward:
         prepare = messages.Prepare(1, settings.to_wire(), {})
         self.nursery = WorkerFactory(prepare, argv or default_argv(), self.facts.append)
 
-    async def said(self, number: int = 0) -> messages.Orders | None:
+    async def on_message(self, number: int = 0) -> messages.Orders | None:
         """What the children said, in order."""
         await until(lambda: len(self.facts) > number, "a fact")
         fact = self.facts[number]
@@ -136,13 +136,13 @@ def birth() -> Any:
 async def test_a_zygote_forks_workers(tmp_path: Path, birth: Birth) -> None:
     """A zygote says what it has loaded; told to, it forks a worker that is our own child, serves, and drains."""
     async with ward(tmp_path) as w:
-        assert await w.said() == messages.Prepared(["tcp"], ["tcp"], [], movable=[0], owner=OWNER)
+        assert await w.on_message() == messages.Prepared(["tcp"], ["tcp"], [], movable=[0], owner=OWNER)
         assert w.nursery.ready
         w.nursery.spawn(birth.order(), birth.descriptors())
         birth.theirs.close()
         born = await birth.hears()
         assert isinstance(born, messages.Started)
-        assert await w.said(1) == messages.WorkerForked(1, born.pid)
+        assert await w.on_message(1) == messages.WorkerForked(1, born.pid)
         assert psutil.Process(born.pid).ppid() == os.getpid()
         assert await birth.hears() == messages.Ready()
         assert await birth.greeting() == b"hello"
@@ -153,12 +153,12 @@ async def test_a_zygote_forks_workers(tmp_path: Path, birth: Birth) -> None:
 async def test_an_executed_worker(tmp_path: Path, birth: Birth) -> None:
     """Where forking is unsafe, a worker is executed, loads the app by itself, and becomes the worker."""
     async with ward(tmp_path) as w:
-        await w.said()
+        await w.on_message()
         (zygote,) = w.nursery.pids()
         w.nursery.each_executed()
         assert w.nursery.ready
         w.nursery.spawn(birth.order(7), birth.descriptors())
-        forked = await w.said(1)
+        forked = await w.on_message(1)
         assert isinstance(forked, messages.WorkerForked)
         assert forked.incarnation == 7
         assert await birth.hears() == messages.Started(forked.pid, messages.PROTOCOL_VERSION)
@@ -182,7 +182,7 @@ async def test_an_executed_worker(tmp_path: Path, birth: Birth) -> None:
 async def test_an_app_that_can_not_be_loaded(tmp_path: Path, text: str, says: str, detail: str) -> None:
     """The error and its traceback arrive, however long and odd they are, and the zygote leaves."""
     async with ward(tmp_path, text) as w:
-        failed = await w.said()
+        failed = await w.on_message()
         assert isinstance(failed, messages.PrepareFailed)
         assert says in failed.message
         assert failed.exit_code == 3
@@ -194,13 +194,13 @@ async def test_an_app_that_can_not_be_loaded(tmp_path: Path, text: str, says: st
 async def test_an_executed_worker_that_can_not_load(tmp_path: Path, birth: Birth) -> None:
     """An executed worker that can't load the app says so as well; nothing that was to travel to it stays open."""
     async with ward(tmp_path) as w:
-        await w.said()
+        await w.on_message()
         w.nursery.each_executed()
         (tmp_path / "site_of_test.py").write_text("1 / 0\n")
         before = set(os.listdir("/proc/self/fd"))
         w.nursery.spawn(birth.order(), birth.descriptors())
-        assert isinstance(await w.said(1), messages.WorkerForked)
-        failed = await w.said(2)
+        assert isinstance(await w.on_message(1), messages.WorkerForked)
+        failed = await w.on_message(2)
         assert isinstance(failed, messages.PrepareFailed)
         assert "ZeroDivisionError" in failed.message
         await until(lambda: set(os.listdir("/proc/self/fd")) <= before, "all descriptors are closed")
@@ -209,18 +209,18 @@ async def test_an_executed_worker_that_can_not_load(tmp_path: Path, birth: Birth
 async def test_a_zygote_that_is_killed(tmp_path: Path, birth: Birth) -> None:
     """Its end is a fact; after it nothing can be spawned until the app was loaded again, and workers are untouched."""
     async with ward(tmp_path) as w:
-        await w.said()
+        await w.on_message()
         w.nursery.spawn(birth.order(), birth.descriptors())
         born = await birth.hears()
         assert isinstance(born, messages.Started)
         assert await birth.hears() == messages.Ready()
         (zygote,) = w.nursery.pids()
         os.kill(zygote, signal.SIGKILL)
-        assert await w.said(2) is None
+        assert await w.on_message(2) is None
         assert not w.nursery.ready
         assert await birth.greeting() == b"hello"
         w.nursery.load()
-        assert isinstance(await w.said(3), messages.Prepared)
+        assert isinstance(await w.on_message(3), messages.Prepared)
         os.kill(born.pid, signal.SIGKILL)
         await asyncio.to_thread(os.waitpid, born.pid, 0)
 
@@ -246,7 +246,7 @@ async def test_an_import_that_takes_too_long(tmp_path: Path) -> None:
         await until(started.exists)
         (zygote,) = w.nursery.pids()
         w.nursery._too_slow()
-        failed = await w.said()
+        failed = await w.on_message()
         assert isinstance(failed, messages.PrepareFailed)
         assert "wasn't imported within boot_timeout" in failed.message
         assert "site_of_test.py" in failed.detail
@@ -256,17 +256,17 @@ async def test_an_import_that_takes_too_long(tmp_path: Path) -> None:
 async def test_nothing_leaks(tmp_path: Path) -> None:
     """Loading and closing leaves no descriptor open."""
     async with ward(tmp_path) as w:
-        await w.said()
+        await w.on_message()
     before = set(os.listdir("/proc/self/fd"))
     async with ward(tmp_path) as w:
-        await w.said()
+        await w.on_message()
     assert set(os.listdir("/proc/self/fd")) == before
 
 
 async def test_a_program_that_is_no_child(tmp_path: Path) -> None:
     """A program that ends without a word (the script has a `sys.exit` before `listen`) is a zygote that died."""
     async with ward(tmp_path, argv=[sys.executable, "-c", "raise SystemExit(3)"]) as w:
-        assert await w.said() is None
+        assert await w.on_message() is None
 
 
 @pytest.mark.parametrize("executed", [False, True])

@@ -25,7 +25,7 @@ class Master:
         self.answer = answer
         self.asked: list[tuple[str, Mapping[str, Any]]] = []
 
-    async def ask(self, verb: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    async def query(self, verb: str, params: Mapping[str, Any]) -> dict[str, Any]:
         self.asked.append((verb, params))
         if isinstance(self.answer, ClusterError):
             raise self.answer
@@ -37,7 +37,7 @@ class Master:
 
         board = Scoreboard.create()
         try:
-            app = Starlette(routes=routes("", Facts(board, 0, switch, self.ask)))
+            app = Starlette(routes=routes("", Facts(board, 0, switch, self.query)))
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 return await client.get(path, headers=headers)

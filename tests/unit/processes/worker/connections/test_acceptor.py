@@ -299,11 +299,11 @@ class Narrow(TcpEngine):
         self.denied = 0
         self.freed: Callable[[], None] = lambda: None
 
-    def room(self) -> bool:
+    def has_capacity(self) -> bool:
         self.denied += not self.free
         return self.free
 
-    def on_room(self, freed: Callable[[], None]) -> None:
+    def on_capacity(self, freed: Callable[[], None]) -> None:
         self.freed = freed
 
 

@@ -40,10 +40,10 @@ class Connection:
     def idle_since(self) -> float:
         return self.since
 
-    def place(self) -> tuple[int, int]:
+    def descriptor_and_family(self) -> tuple[int, int]:
         return self.descriptor, socket.AF_INET
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         assert not self.gone, "it can leave only once"
         self.gone = True
 
@@ -54,7 +54,7 @@ class Connection:
 class Broken(Connection):
     """Has no descriptor any more."""
 
-    def place(self) -> tuple[int, int]:
+    def descriptor_and_family(self) -> tuple[int, int]:
         raise OSError("closed")
 
 
@@ -69,10 +69,10 @@ class Home:
     def movable(self) -> list[Connection]:
         return [each for each in self.connections if not each.gone]
 
-    def park(self, freed: Callable[[Movable], None] | None) -> None:
+    def report_freed(self, freed: Callable[[Movable], None] | None) -> None:
         self.freed = freed
 
-    def shed(self, count: int, *, fixed: bool) -> int:
+    def close_some(self, count: int, *, fixed: bool) -> int:
         self.sheds.append((count, fixed))
         return count
 
