@@ -101,8 +101,14 @@ async def test_an_unwatched_worker_is_stopped(tmp_path: Path, monkeypatch: pytes
 
 
 LOOKS = (
-    *("watchman.look", "_rounds._heartbeats.look", "loading.look", "steering.steer", "steering.stranded"),
-    *("keeping.look", "_rounds._watch_unwatched"),
+    *(
+        "watchman.check_all",
+        "_rounds._heartbeats.event_if_due",
+        "loading.load_if_due",
+        "steering.steer",
+        "steering.has_stranded_clients",
+    ),
+    *("keeping.kill_if_stuck", "_rounds._watch_unwatched"),
 )
 
 

@@ -404,7 +404,7 @@ async def test_a_shutdown_between_two_spawns(tmp_path: Path) -> None:
 
 # cluster2 itself is another one
 
-UPGRADED = f"import cluster2.protocol.messages\ncluster2.protocol.messages.VERSION += 1\n{APP}"
+UPGRADED = f"import cluster2.protocol.messages\ncluster2.protocol.messages.PROTOCOL_VERSION += 1\n{APP}"
 OTHER = f"are of version {messages.PROTOCOL_VERSION + 1}, the master's of version {messages.PROTOCOL_VERSION}: .*; restart the cluster"
 
 

@@ -272,7 +272,7 @@ async def test_a_long_step(board: Scoreboard) -> None:
     for number in range(MIN_CLEARLY_LONG_STEPS + 2):
         longest = (1.1 + number / 10) * CLEARLY_LONG_STEP_S
         worker.pulse.long_step(longest, now)
-        assert worker.taker.modes == (["hold HELD"] if number + 1 >= MIN_CLEARLY_LONG_STEPS else [])
+        assert worker.taker.modes == (["hold ONE_BY_ONE"] if number + 1 >= MIN_CLEARLY_LONG_STEPS else [])
     assert (worker.row.mode, worker.row.longest_step) == (AcceptMode.ONE_BY_ONE, longest)
     assert worker.row.long_at == 0.0, "it is no proof"
     assert worker.ways.done == []
@@ -323,7 +323,7 @@ async def test_modes_end(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> 
         worker.pulse.long_step(2 * ABOVE, time.monotonic())
     worker.pulse.wake()
     await until(lambda: worker.row.mode == AcceptMode.BATCH)
-    await until(lambda: worker.taker.modes[-1] == "change EAGER")
+    await until(lambda: worker.taker.modes[-1] == "change BATCH")
     assert worker.taker.modes[0].startswith("hold ")
     assert [each for each in worker.ways.done if each in ("park", "park no more")] == ["park", "park no more"]
     assert worker.row.longest_step == 0.0
@@ -370,8 +370,8 @@ async def test_what_is_done_now_and_then(board: Scoreboard) -> None:
 @pytest.mark.parametrize(
     "step",
     [
-        "engine.tick", "engine.second", "engine.census", "engine.held", "engine.oldest", "paper.tick", "paper.look",
-        "ways.rest", "ways.share", "memory",
+        "engine.tick", "engine.on_second", "engine.stats", "engine.longest_hold", "engine.oldest_request", "paper.tick", "paper.reopen_if_moved",
+        "ways.handoff_idle", "ways.handoff_surplus", "memory",
     ],
 )  # fmt: skip
 async def test_a_step_that_fails(
@@ -477,7 +477,7 @@ async def test_descriptors_are_scarce(board: Scoreboard, caplog: pytest.LogCaptu
     assert worker.pace.mode is AcceptMode.BATCH
     home.now = home.now._replace(connections=room.total - MAX_RESERVED_DESCRIPTORS - room.burst + 1)
     await worker.busy(lambda: worker.pace.mode is AcceptMode.ONE_BY_ONE)
-    assert worker.taker.modes == ["hold HELD"]
+    assert worker.taker.modes == ["hold ONE_BY_ONE"]
     assert worker.row.mode == AcceptMode.ONE_BY_ONE
     home.now = home.now._replace(connections=room.total - MAX_RESERVED_DESCRIPTORS)
     await worker.busy(lambda: worker.taker.room == 0)

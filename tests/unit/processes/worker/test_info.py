@@ -107,7 +107,7 @@ async def test_a_hook_of_the_end_that_raises(hooks: WorkerHooks, caplog: pytest.
     exits, divides = failed.split("; ")
     assert exits == "the hook exit of worker.on_stop raised SystemExit"
     assert re.fullmatch(
-        r"the hook test_.*<lambda> \(.*test_worker_life\.py:\d+\) of worker\.on_stop raised Zero.*by zero", divides
+        r"the hook test_.*<lambda> \(.*test_info\.py:\d+\) of worker\.on_stop raised Zero.*by zero", divides
     )
     assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
     assert all("of worker.on_stop raised" in record.getMessage() for record in caplog.records)

@@ -22,7 +22,7 @@ from cluster2.processes.worker.output import WorkerOutput
 settings = Settings(log_format=os.environ["FORM"])
 logging_setup.configure(settings)
 paper = WorkerOutput(settings, os.environ["LOGS"], 3)
-paper.begin(7, 3)
+paper.redirect(7, 3)
 """
 
 
@@ -72,7 +72,7 @@ def test_output_follows_rotation(tmp_path: Path) -> None:
 print("one")
 os.rename(os.environ["LOGS"] + "/worker.3.log", os.environ["LOGS"] + "/worker.3.log.1")
 print("two")
-paper.look()
+paper.reopen_if_moved()
 print("three"); os.write(2, b"four\\n"); sys.stderr.write("five\\n"); os._exit(0)
 """
     _, text = worker(tmp_path, code)

@@ -143,7 +143,7 @@ async def test_a_connection_that_can_not_be_taken(
         raise error
 
     with monkeypatch.context() as broken:
-        broken.setattr(taking.engine, "taken", fail)
+        broken.setattr(taking.engine, "accepted_protocol", fail)
         lost = asyncio.ensure_future(greeting(listener))
         await until(lambda: failed, "it has failed")
     assert await greeting(listener) == b"hello"
@@ -255,7 +255,7 @@ async def main():
     taking = Taking(listener)
     acceptor = taking.acceptor
     await acceptor.start()
-    await acceptor.change(AcceptMode.HELD)
+    await acceptor.set_mode(AcceptMode.ONE_BY_ONE)
     assert await greeting(listener) == b"hello"
     clients = [socket.socket() for _ in range(20)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
