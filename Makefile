@@ -28,7 +28,7 @@ coverage: ## the same tests under coverage, subprocesses included: twice as long
 	@scripts/setup --apt wrk --apt nginx --apt haproxy --apt ip=iproute2 --apt chromium dev
 	@scripts/coverage
 
-lint: ## ruff, mypy, import-linter
+lint: ## ruff, mypy, import-linter, the rules of prose
 	@scripts/setup dev
 	@scripts/lint
 
