@@ -327,24 +327,35 @@ from pathlib import Path
 
 threads, processes = ThreadPoolExecutor(1), ProcessPoolExecutor(1)
 
-def note(name):
-    time.sleep(0.5)
+def note(name, seconds):
+    time.sleep(seconds)
     Path(name).touch()
 
 def app(environ, start_response):
-    threads.submit(note, "submitted")
-    threading.Thread(target=note, args=("threaded",), daemon=False).start()
+    threads.submit(note, "submitted", 0.5)
+    threading.Thread(target=note, args=("threaded", 1.0)).start()
     start_response("200 OK", [])
     return [b"%d" % processes.submit(os.getpid).result()]
 """
 
 
-@pytest.mark.parametrize("options", [(), ("--no-preload",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--threads", "0"), ("--engine", "granian"), ("--no-preload",), ("--no-cluster",)],
+    ids=lambda options: " ".join(options) or "threads",
+)
 def test_executors_finish(run: Serve, tmp_path: Path, options: tuple[str, ...]) -> None:
-    """Behind a worker's last request, executors and threads finish what they were given, and the pool's processes end."""
+    """Let the executors and threads of a handler finish at the worker's end, and end the pool's processes.
+
+    A thread that a handler starts is no daemon, also where the handler itself runs in a thread of the engine's.
+    """
     (tmp_path / "busy.py").write_text(EXECUTORS)
-    running = run("busy:app", *options, workers=1, directory=tmp_path).ready(1)
-    child = int(get(running.address).body)
+    address = ("127.0.0.1", free_port())
+    bind = [f"{address[0]}:{address[1]}"]
+    workers = None if "--no-cluster" in options else 1
+    running = run("busy:app", *options, bind=bind, workers=workers, directory=tmp_path)
+    wait_until(lambda: "serves (slot 0" in running.stderr, lambda: running.stderr)
+    child = int(get(address).body)
     assert running.shutdown() == 0
     assert {"submitted", "threaded"} <= {path.name for path in tmp_path.iterdir()}
     assert not psutil.pid_exists(child)

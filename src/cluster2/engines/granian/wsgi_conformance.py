@@ -5,6 +5,7 @@
 - Its input knows neither `readline(n)` nor `read(-1)`. Here it is read through `pep3333.body_of`, made when it is used first.
 - A part of a body that isn't bytes ends the response, which looks whole to the client. Here it is an error, which cuts it off.
 - A body that has raised isn't closed. Here it is.
+- The threads that an app starts in granian's threads would be daemons, and be cut off at the worker's end. Here they aren't.
 - Its threads keep the context variables that a request has set, for the next one. Here each request has a context of its own,
   with what was set when the worker began, as on engine `http`.
 
@@ -18,6 +19,7 @@ import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ...linux.app_threads import adopt_native_thread
 from ..wsgi.pep3333 import FILE_BLOCK_BYTES, App, ExcInfo, WsgiViolation, body_of
 
 
@@ -33,6 +35,7 @@ def conforming(app: App) -> App:
 
 
 def _call(app: App, environ: dict[str, Any], start: _Start, context: contextvars.Context) -> Any:
+    adopt_native_thread()
     environ["wsgi.input"] = _Input(environ["wsgi.input"])
     result = app(environ, start)
     if isinstance(result, list | tuple) and start.started:

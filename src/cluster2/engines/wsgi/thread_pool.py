@@ -28,7 +28,6 @@ import asyncio
 import gc
 import itertools
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from ...errors import AppError
+from ...linux.app_threads import AppThread
 from ..base import ThreadHold
 
 logger = logging.getLogger("cluster2.worker")
@@ -126,7 +126,7 @@ class ThreadPool:
         self._context = copy_context()
         for seat in range(self.size):
             try:
-                threading.Thread(target=self._serve, args=(seat,), name=f"wsgi-{seat}", daemon=True).start()
+                AppThread(self._serve, seat, name=f"wsgi-{seat}").start()
             except RuntimeError as error:
                 if not seat:
                     raise AppError(f"no thread can be started for the app's calls: {error}") from error

@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 
+from ...linux.app_threads import app_threads
+
 _MIN_EXIT_GRACE_S = 0.5
 """Seconds that threads get even if the drain has used up its time. The master adds a margin of 2 before it kills."""
 
@@ -29,11 +31,9 @@ def finish_threads(deadline: float) -> None:
     executors = threading.Thread(target=_run_hooks, name="cluster2-exit", daemon=True)
     executors.start()
     executors.join(max(0.0, deadline - time.monotonic()))
-    mine = (threading.current_thread(), threading.main_thread())
-    for thread in threading.enumerate():
-        if not thread.daemon and thread not in mine:
-            thread.join(max(0.0, deadline - time.monotonic()))
-    late = [thread.name for thread in threading.enumerate() if not thread.daemon and thread not in mine]
+    for thread in app_threads():
+        thread.join(max(0.0, deadline - time.monotonic()))
+    late = [thread.name for thread in app_threads()]
     if late or executors.is_alive():
         logger.warning("threads of the app have not ended within drain_timeout: %s", ", ".join(late) or "an executor's")
         _end_processes()

@@ -12,7 +12,6 @@ import asyncio
 import inspect
 import io
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from ....core.token_bucket import TokenBucket
 from ....engines.base import is_async
+from ....linux.app_threads import AppThread
 
 Call = Callable[..., Any]
 Ask = Callable[[], Coroutine[Any, Any, "Reply"]]
@@ -171,7 +171,7 @@ async def in_thread(function: Call, *arguments: Any) -> Any:
             pass  # the loop has ended meanwhile: nobody wants to know
 
     try:
-        threading.Thread(target=run, name="cluster2-check", daemon=True).start()
+        AppThread(run, name="cluster2-check").start()
     except RuntimeError as error:
         raise HealthCheckFailed(f"no thread can be started for the check: {error}") from error
     return await ended
