@@ -1,7 +1,8 @@
-"""The reference pages, and the tables of the tour: they say what the code says."""
+"""The reference pages, the index of modules and the table of the lifecycle say what the code says."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,23 @@ def test_options_stand_under_their_heading() -> None:
     assert len(headings) == len(set(headings)) == len({option.group for option in OPTIONS.values()})
 
 
-def test_the_tables_of_the_tour() -> None:
-    """The lifecycle's table in the tour of the house is the one in the code."""
-    page = (FOLDER.parent / "design.md").read_text("utf-8")
+def test_the_index_of_modules_is_up_to_date() -> None:
+    """The page docs/internals/modules.md has the first line of each module's docstring."""
+    page = (FOLDER.parent / "internals" / "modules.md").read_text("utf-8")
+    assert page == reference.modules(), "run: python -m cluster2.reference modules > docs/internals/modules.md"
+
+
+def test_the_index_names_each_module() -> None:
+    """Each module is in the index, with a whole sentence."""
+    rows = re.findall(r"^\| `(\w+)\.py` \| (.*) \|$", reference.modules(), re.MULTILINE)
+    files = [path.stem for path in SOURCE.rglob("*.py") if not path.stem.startswith("__")]
+    assert sorted(name for name, _ in rows) == sorted(files)
+    assert [name for name, line in rows if not line.endswith(".")] == []
+
+
+def test_the_lifecycle_table_in_the_docs() -> None:
+    """The table in docs/internals/master.md is the one in the code."""
+    page = (FOLDER.parent / "internals" / "master.md").read_text("utf-8")
     for state in WorkerState:
         cells = [_cell(state, *TRANSITIONS[state, event]) for event in WorkerEvent]
         assert f"| **{state.label}** | {' | '.join(cells)} |" in page
