@@ -317,6 +317,8 @@ What is in the JSON of `cluster2 status --json`, of `cluster2 top --json` (a lin
 where it is when its value isn't known: then it is null.
 
 A worker's `cpu` is what it has used in its life, in seconds; `cpu_share` is what it uses now.
+
+The [glossary](../glossary.md) explains the words.
 """
 
 

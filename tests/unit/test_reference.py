@@ -70,7 +70,7 @@ def test_the_lifecycle_table_in_the_docs() -> None:
 def _cell(before: WorkerState, after: WorkerState, actions: tuple[WorkerAction, ...]) -> str:
     if before is after and not actions:
         return "–"
-    return after.label + (": " + ", ".join(action.name for action in actions) if actions else "")
+    return after.label + (": " + ", ".join(f"`{action.name}`" for action in actions) if actions else "")
 
 
 def test_all_events_are_told() -> None:
