@@ -237,3 +237,42 @@ def _has_begun(pid: int) -> bool:
     """Whether a process has taken the steps of `kernel.executed`: it handles SIGUSR1."""
     (handled,) = re.findall(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return bool(int(handled, 16) >> (signal.SIGUSR1 - 1) & 1)
+
+
+TIMED = """
+import asyncio, os, pathlib, signal, time
+
+def late(*_):
+    raise TimeoutError
+
+signal.signal(signal.SIGALRM, late)
+
+def app(environ, start_response):
+    master = os.getppid()
+    pathlib.Path("begun").touch()
+    while os.getppid() == master:
+        time.sleep(0.01)
+    time.sleep(0.2)  # the signals of the master's end have come
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        time.sleep(20)
+        body = b"not interrupted"
+    except TimeoutError:
+        body = b"timed out"
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+def test_app_that_uses_sigalrm_when_the_master_is_killed(run: Serve, tmp_path: Path) -> None:
+    """A request that bounds its own time by SIGALRM is answered by a worker whose master was killed."""
+    (tmp_path / "timed.py").write_text(TIMED)
+    running = run("timed.py:app", "--threads", "0", directory=tmp_path, workers=1).ready(1)
+    with Connection(running.address) as connection:
+        connection.send("/")
+        wait_until((tmp_path / "begun").exists, "the app is called")
+        running.process.kill()
+        running.wait()
+        assert connection.receive().body == b"timed out"
+    wait_until(lambda: not descendants() - running._before, "the worker has left")
+    shutil.rmtree(running.pids)

@@ -455,12 +455,15 @@ def _arrange_signals(birth: WorkerSpec) -> None:
     def continued(*_: object) -> None:
         if os.getppid() == birth.order.master:
             return  # a shell's `fg`, or an operator's `kill -CONT`
-        # Behind the end of the channel, for a loop that is stuck: SIGALRM's default action needs no Python to end us.
-        # The lifeline, which has no exact time, is for a main thread that doesn't come here.
+        # Behind the end of the channel, for a loop that is stuck. The main thread runs Python, so the exact timer replaces the
+        # alarm. It leaves SIGALRM and ITIMER_REAL to the app, whose requests may use them during the drain.
+        try:
+            parent_death_timer.kill_after(limit)
+        except OSError as error:
+            logger.warning("the end of this worker isn't bounded exactly: %s", error)
+            return  # the alarm, if it was armed, goes on
         if ending is not None:
             parent_death_timer.disarm(ending)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, limit)
 
     signal.signal(signal.SIGCONT, continued)
     processes.set_parent_death_signal(signal.SIGCONT)
