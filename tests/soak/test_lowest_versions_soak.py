@@ -30,11 +30,15 @@ TOOLS = [
 ]
 """What the tests below need."""
 SELECTED = [
-    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/unit").glob("test_http_*.py")),
-    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/unit").glob("test_monitor_*.py")),
-    *(f"tests/unit/test_{name}.py" for name in ("cli", "cli_logs", "client", "cluster_api", "control", "wire")),
-    *(f"tests/unit/test_{name}.py" for name in ("talk_events", "talk_link", "talk_status", "truth", "wsgi", "places")),
-    *(f"tests/system/test_{name}.py" for name in ("monitor", "places", "serve")),
+    *(f"tests/unit/{folder}" for folder in ("cli", "engines/http", "processes/monitor", "processes/master/messaging")),
+    *("tests/unit/runtime/test_control_client.py", "tests/unit/test_cluster_api.py"),
+    *("tests/unit/processes/master/control", "tests/unit/processes/test_places.py"),
+    *("tests/unit/protocol/test_messages.py", "tests/unit/engines/wsgi/test_bridge.py"),
+    *(
+        "tests/system/monitor/test_monitor.py",
+        "tests/system/starting/test_places.py",
+        "tests/system/starting/test_serve.py",
+    ),
 ]
 """Tests of everything that a dependency is used for."""
 BESIDE = {
