@@ -65,6 +65,7 @@ from ...linux.lingering_close import Lingering
 from ...linux.listeners import queue_length
 from ..aborting import cancel, readable
 from ..base import AppContext, Capability, EngineStats, Interface, Movable
+from ..forked_child import end_returning_children
 from ..lifespan import Lifespan
 from .idle_clients import Clients, head_patience
 from .in_flight import InFlight, by_rsgi, client_of, ending, native
@@ -160,6 +161,7 @@ class GranianEngine:
         await self._lifespan.start()
         if self._hooks is not None:
             await self._hooks.init()
+        end_returning_children(self.describe_frame, self._under.set_trap)
 
     def listen(self, listener: socket.socket) -> None:
         """Serve on this socket."""

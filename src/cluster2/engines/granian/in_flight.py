@@ -81,6 +81,11 @@ class InFlight:
         self._threads = 0
         self._given_up: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
+    def set_trap(self, trap: Any) -> None:
+        """In a child that the app has forked: end the process as soon as a call has ended, and counts its response."""
+        self.answers.outcomes.by_status = trap
+        self.thread_answers.set_trap(trap)
+
     def counts(self) -> tuple[int, int]:
         """How many have begun, and how many of them have ended."""
         pairs = [count() for count in self._counts]

@@ -182,6 +182,10 @@ class ThreadResponseCounts:
         self._classes = [itertools.count() for _ in range(STATUS_CLASSES + 1)]
         self._failures = itertools.count()
 
+    def set_trap(self, trap: Any) -> None:
+        """Have the next `count_response` use this in place of its counters."""
+        self._classes = trap
+
     def count_response(self, status: int) -> None:
         """Count a request that was answered with this status."""
         next(self._classes[min(status // 100, STATUS_CLASSES)])

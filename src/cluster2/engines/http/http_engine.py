@@ -23,6 +23,7 @@ from ...config.value_types import encoded_path, parse_proxies
 from ..aborting import alone, cancel, readable, reset
 from ..base import AppContext, Capability, EngineStats, Interface, Movable, Served, ThreadHold
 from ..client_timeouts import ClientTimeouts
+from ..forked_child import end_returning_children
 from ..lifespan import Lifespan
 from ..outcomes import Outcomes
 from .connection import LINGERING, UPGRADED, HttpConnection
@@ -141,6 +142,7 @@ class HttpEngine:
         if self._bridge is not None:
             self._bridge.context = self._context
             self._bridge.start()
+        end_returning_children(self.describe_frame, self._set_trap)
         self.on_second()
 
     async def stop(self) -> None:
@@ -152,6 +154,18 @@ class HttpEngine:
         if self._bridge is not None:
             self._bridge.stop()
         await self._lifespan.stop()
+
+    def _set_trap(self, trap: Any) -> None:
+        """In a child that the app has forked: end the process as soon as a call sends, receives or ends."""
+        for connection in self.connections:
+            # `send` looks at the one, `receive` makes its future by the other.
+            connection.writing_paused = connection.loop = trap
+        for websocket in list(self.websockets):
+            websocket.connection_lost(None)
+        # Each response counts itself in `ended`, each call takes itself out of a set.
+        self.ended = self.running = self.websockets = trap
+        if self._bridge is not None:
+            self._bridge.set_trap(trap)
 
     def protocol(self) -> asyncio.BaseProtocol:
         """A connection."""

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from tempfile import SpooledTemporaryFile
 from types import FrameType
 
+from ..forked_child import ForkedChildTrap, frames_above
 from ..outcomes import reading
 from .client_side import MAX_READ_AHEAD_BYTES, Answer, Message, Receive, Send, asked_for, no_short_cut, send_whole
 from .inline import InlineLock, Parts, call_inline
@@ -68,6 +69,14 @@ class WsgiBridge:
         """Let the threads go."""
         if self.pool is not None:
             self.pool.stop()
+
+    def set_trap(self, trap: ForkedChildTrap) -> None:
+        """In a child that the app has forked: end the process as soon as the thread reports something to the loop."""
+        if self.pool is not None:
+            self.pool.notify_loop = trap.end_process  # type: ignore[assignment,method-assign]
+            for frame in frames_above():
+                if frame.f_code is Call.work.__code__:
+                    frame.f_locals["self"].renew_notice()
 
     def has_capacity(self) -> bool:
         """Whether a request that came now could begin at once. If not, what `on_capacity` was given will be called."""

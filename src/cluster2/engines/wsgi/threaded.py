@@ -125,6 +125,10 @@ class Call:
 
     # In the thread.
 
+    def renew_notice(self) -> None:
+        """Have the next thing that the thread reports notify the pool, though an earlier notice may not have been heard."""
+        self._said = False
+
     def work(self) -> None:
         """Call the app and pass on what it answers."""
         response = self.response
