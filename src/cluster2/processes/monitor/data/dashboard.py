@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ....events import EVENTS
 from ..http.sse import Viewers
 from .facts import Facts
 from .history import HISTORY_COLUMNS
@@ -17,6 +20,12 @@ from .sampler import Sample, Sampler
 from .snapshot import survey
 
 logger = logging.getLogger("cluster2.monitor")
+
+EVENT_REFRESH_DELAY_S = 0.1
+"""Seconds from an event of the cluster to the facts that show what it has changed.
+
+By then the master has written its part of the scoreboard, and a reload's many events cost one survey.
+"""
 
 
 class Dashboard:
@@ -35,6 +44,8 @@ class Dashboard:
         self.viewers = Viewers(self.watch.feed)
         self._made: tuple[int, dict[str, Any]] | None = None
         self._failed = ""
+        self._refresh: asyncio.TimerHandle | None = None
+        self.watch.feed.listeners.append(self._on_event)
 
     def on_second(self) -> None:
         """A second has passed: look, and show it to those who watch.
@@ -47,9 +58,26 @@ class Dashboard:
                 self.viewers.latest.publish(self.facts(), look.sample)
                 self.viewers.wake()
         except Exception as error:
-            if self._failed != repr(error):
-                self._failed = repr(error)
-                logger.exception("the cluster can't be looked at")
+            self._report(error)
+
+    def _report(self, error: Exception) -> None:
+        if self._failed != repr(error):
+            self._failed = repr(error)
+            logger.error("the cluster can't be surveyed", exc_info=error)
+
+    def _on_event(self, event: Mapping[str, Any]) -> None:
+        # The app's own events change nothing that is shown, and there may be many of them.
+        if event["event"] in EVENTS and self.viewers.watching and self._refresh is None:
+            self._refresh = asyncio.get_running_loop().call_later(EVENT_REFRESH_DELAY_S, self._publish_facts)
+
+    def _publish_facts(self) -> None:
+        """Send fresh facts to all viewers, without a sample: the history has a row a second, no more."""
+        self._refresh = None
+        try:
+            self.viewers.latest.publish(self.facts_now())
+            self.viewers.wake()
+        except Exception as error:
+            self._report(error)
 
     def open(self) -> None:
         """Somebody is about to watch, and wants to see something now."""

@@ -52,11 +52,13 @@ class Latest:
         self.number = 0
         self.content = b""
 
-    def publish(self, facts: Any, sample: Any) -> None:
-        """A second has passed."""
+    def publish(self, facts: Any, sample: Any = None) -> None:
+        """Have facts sent, and with them the newest row of the history if there is one."""
         self.number += 1
         encode = msgspec.json.encode
-        self.content = message("facts", encode(facts)) + message("sample", encode(sample))
+        self.content = message("facts", encode(facts))
+        if sample is not None:
+            self.content += message("sample", encode(sample))
 
 
 class Viewers:

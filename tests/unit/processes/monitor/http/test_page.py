@@ -126,7 +126,7 @@ async def test_what_goes_wrong_is_logged_once(board: Scoreboard, caplog: pytest.
     desk.watch.scales.measure_some = None  # type: ignore[assignment, method-assign]
     for _ in range(3):
         desk.on_second()
-    assert [record.message for record in caplog.records] == ["the cluster can't be looked at"]
+    assert [record.message for record in caplog.records] == ["the cluster can't be surveyed"]
 
 
 async def test_history(board: Scoreboard) -> None:

@@ -16,7 +16,7 @@ from cluster2 import events
 from cluster2.config.settings import Settings
 from cluster2.linux.scoreboard import Scoreboard
 from cluster2.processes.monitor.app import make
-from cluster2.processes.monitor.data.dashboard import Dashboard
+from cluster2.processes.monitor.data.dashboard import EVENT_REFRESH_DELAY_S, Dashboard
 from cluster2.processes.monitor.data.event_buffer import MAX_EVENT_BYTES, MAX_KEPT_EMITTED, MAX_KEPT_EVENTS, EventBuffer
 from cluster2.processes.monitor.http import sse
 from tests.unit.monitored import BEARS, TOKEN, a_board, client, desk_of, facts, worker
@@ -169,6 +169,26 @@ async def test_a_viewer(board: Scoreboard) -> None:
     )
     await leave(viewer)
     assert (desk.viewers.count, desk.viewers.watching) == (0, 0)
+
+
+async def test_facts_after_an_event(board: Scoreboard) -> None:
+    """An event of the cluster brings fresh facts before the second is over, once for several; an event of the app doesn't."""
+    desk = desk_of(board)
+    desk.on_second()
+    viewer = Viewer(desk)
+    await viewer.until(lambda: "sample" in viewer.names())
+    board.header.traffic = 0
+    desk.watch.feed.add({"event": "mine", "time": 1.0, "data": 1})
+    await asyncio.sleep(2 * EVENT_REFRESH_DELAY_S)
+    assert viewer.names() == ["facts", "sample", "mine"]
+    desk.watch.feed.add({"event": "disabled", "time": 1.0})
+    desk.watch.feed.add({"event": "forked", "time": 1.0})
+    await viewer.until(lambda: viewer.names().count("facts") == 2)
+    assert viewer.names()[3:] == ["disabled", "forked", "facts"]
+    assert viewer.told()[-1][2]["traffic"] == "disabled"
+    desk.watch.feed.add({"event": "enabled", "time": 1.0})
+    await viewer.until(lambda: viewer.names().count("facts") == 3)
+    await leave(viewer)
 
 
 async def test_where_it_left_off(board: Scoreboard) -> None:
