@@ -62,8 +62,9 @@ def test_a_killed_worker_is_replaced_before_one_s_eyes(see: See, cluster: Cluste
     assert sight.pids()[1] == before[1]
     assert sight.evaluate("document.activeElement.closest('tr').dataset.slot") == "1"
     assert sight.evaluate("window.same") is True
-    said = sight.locator("#event-list li", has_text=f"worker 0 (pid {before[0]}) ended: crash, SIGKILL")
+    said = sight.locator("#event-list li", has_text=f"worker 0 (pid {before[0]}) crashed: SIGKILL")
     expect(said).to_have_count(1)
+    expect(said.locator("b")).to_have_text("crashed")
     sight.get_by_role("radio", name="1 h").check()
     plot = sight.locator("[data-chart=requests] .u-over")
     box = plot.bounding_box()
@@ -413,6 +414,10 @@ def test_scale_and_recycle(see: See, cluster: Cluster) -> None:
             sight.locator("#question-confirm").click()
         expect(done.last).to_have_text(f"✓ {workers} workers are ready")
         sight.live(workers)
+    # A worker that leaves as it was asked to is no trouble: neither "died", nor in the colour of a warning.
+    left = sight.locator("#event-list li", has_text="retired: scale, exit code 0")
+    expect(left.locator("b")).to_have_text("retired")
+    expect(left.locator(".glyph")).to_have_text("·")
     before = sight.pids()
     row = sight.locator("#workers tbody tr[data-slot='0']")
     row.get_by_role("button", name="Recycle").click()

@@ -149,7 +149,7 @@ def test_a_hidden_tab_catches_up(browser: Browser, cluster: Cluster) -> None:
         assert sight.pids() == before
         sight.bring_to_front()
         sight.until(lambda: sight.pids() == cluster.pids(), "the pids that there are")
-        missed = sight.locator("#event-list li", has_text=f"worker 1 (pid {before[1]}) ended: crash, SIGKILL")
+        missed = sight.locator("#event-list li", has_text=f"worker 1 (pid {before[1]}) crashed: SIGKILL")
         expect(missed).to_have_count(1)
         assert sight.evaluate("[links, window.same, document.hidden]") == [
             ["connecting", "live", "connecting", "live"],

@@ -5,19 +5,31 @@ import * as format from "./format.js";
 
 const KEPT = 200;
 const NOISE = new Set(["heartbeat"]);
-const TONES = { __proto__: null, died: "warn", warning: "warn", degraded: "bad", "reload-failed": "bad", recovered: "good", reloaded: "good", shutdown: "warn" };
+const TONES = { __proto__: null, warning: "warn", degraded: "bad", "reload-failed": "bad", recovered: "good", reloaded: "good", shutdown: "warn" };
 const GLYPHS = { good: "●", warn: "▲", bad: "✕", "": "·" };
 const SKIPPED = new Set(["event", "time", "stacks", "traceback"]);
 
 const worker = (event) => `worker ${event.slot} (pid ${event.pid})`;
 const left = (event) => event.signal ?? `exit code ${event.code}`;
 
+// `died` is the event of each end of a worker: the list shows how it ended instead.
+const ENDS = { __proto__: null, crash: "crashed", hang: "hung", exit: "exited", recycle: "retired", reload: "retired", scale: "retired", shutdown: "retired", stop: "stopped" };
+const end = (event) => (event.event === "died" ? ENDS[event.reason] ?? "ended" : null);
+
+/** The cause where the verb doesn't say it, then how the process ended. */
+function cause(event) {
+  return [end(event) === "retired" ? event.reason : null, left(event)].filter(Boolean).join(", ");
+}
+
+/** `warn` unless the worker left as it was asked to; one that had to be killed at the end of its drain didn't. */
+const endTone = (event) => (end(event) === "retired" && event.code === 0 ? "" : "warn");
+
 // Tables that are asked for a name that an app may have chosen inherit nothing: `constructor` is in none of them.
 const SAID = {
   __proto__: null,
   forked: (e) => `${worker(e)} was forked, generation ${e.generation}`,
   listening: (e) => `${worker(e)} is ready, after ${format.latency(e.boot)}`,
-  died: (e) => `${worker(e)} ended: ${e.reason}, ${left(e)}, after ${format.duration(e.uptime)}`,
+  died: (e) => `${worker(e)} ${end(e)}: ${cause(e)}, after ${format.duration(e.uptime)}`,
   warning: (e) => e.text,
   degraded: (e) => `${e.crashes} crashes: restarts back off, ${e.ready} of ${e.wanted} workers are ready`,
   recovered: (e) => `${e.ready} workers are ready again`,
@@ -51,12 +63,12 @@ export class Events {
 
   add(event) {
     if (NOISE.has(event.event)) return;
-    const tone = TONES[event.event] ?? "";
+    const tone = event.event === "died" ? endTone(event) : TONES[event.event] ?? "";
     const detail = event.stacks ?? event.traceback;
     const line = [
       el("time", {}, format.moment(event.time)),
       el("span", { class: `glyph ${tone}`, "aria-hidden": "true" }, GLYPHS[tone]),
-      el("b", {}, event.event),
+      el("b", {}, end(event) ?? event.event),
       el("span", { class: "said" }, said(event)),
     ];
     const item = el("li", {}, ...line);
