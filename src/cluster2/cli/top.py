@@ -195,7 +195,6 @@ def _painted(line: str, first: bool, heading: bool) -> str:
     for word, colour in (
         ("dead", _RED),
         ("stuck", _RED),
-        ("killed", _RED),
         ("disabled", _RED),
         ("booting", _YELLOW),
         ("draining", _YELLOW),

@@ -42,7 +42,6 @@ const STATES = {
   __proto__: null,
   booting: ["warn", "◔", "Starting"],
   serving: ["good", "●", "Serving"],
-  running: ["good", "●", "Serving"],
   degraded: ["bad", "▲", "Degraded"],
   leaving: ["warn", "◑", "Leaving"],
   draining: ["warn", "◑", "Shutting down"],
