@@ -79,8 +79,8 @@ class StackDescriber:
         """Return the request that one of these frames works on."""
         for frame in frames:
             for engine in self._engines:
-                serving = getattr(engine, "serving", None)  # an engine of another package may not know
-                if serving is not None and (found := serving(frame)) is not None:
+                describe = getattr(engine, "describe_frame", None)  # an engine of another package may lack it
+                if describe is not None and (found := describe(frame)) is not None:
                     return str(found)
         return None
 
