@@ -122,7 +122,7 @@ class Cluster:
         # This process's output is its own business, and so is where it is: files only if somebody asks for them.
         asked = any(map(configured.explicit, launch.LOGS))
         logbook = LogDirectory.from_settings(configured.settings, own=False) if asked else None
-        with launch.estate(configured, default_argv(), logbook, owns_process=False) as owned:
+        with launch.acquire_resources(configured, default_argv(), logbook, owns_process=False) as owned:
             running = Running(owned)
             task = asyncio.ensure_future(
                 launch.supervise(owned, self._switchboard, running.ready.set, started=running.started)

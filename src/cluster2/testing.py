@@ -55,7 +55,7 @@ class Simulated:
     async def status(self, name: str, params: object = None) -> Any:
         """What this worker answers when it is asked for that component. Raises DelegateError if it can't."""
         given = messages.NO_PAYLOAD if params is None else codec.sendable(params, "params")
-        answer = await api.components.viewed(messages.View(0, name, given))
+        answer = await api.components.view_status(messages.View(0, name, given))
         if answer.error is not None:
             raise DelegateError(answer.error)
         return codec.value(answer.value)
@@ -127,8 +127,8 @@ def simulated(
     """
     me = Simulated(WorkerInfo(os.getpid(), slot, generation, draining), delegates or {})
     with _one:  # one worker a process
-        before = api.begin(me.life, me)
+        before = api.bind_worker(me.life, me)
         try:
             yield me
         finally:
-            api.begin(*before)
+            api.bind_worker(*before)

@@ -16,8 +16,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .processes.worker.messaging.api import (
-    WORKER_FACTS,
-    current,
+    WORKER_ATTRIBUTES,
+    worker_attribute,
     delegate,
     delegate_nowait,
     delegate_sync,
@@ -68,8 +68,8 @@ __all__ = [
 if not TYPE_CHECKING:  # a checker would take every name for one that is there
 
     def __getattr__(name: str) -> Any:
-        if name in WORKER_FACTS:
-            return current(name)
+        if name in WORKER_ATTRIBUTES:
+            return worker_attribute(name)
         if name == "status":
             raise AttributeError("worker.status(name, view) is named worker.register_status(name, view) now")
         raise AttributeError(f"module 'cluster2.worker' has no attribute {name!r}")

@@ -143,13 +143,13 @@ def _serve(made: image.Image, order: messages.Fork, descriptors: list[int]) -> i
             settings=made.settings,
             sites=[AppBinding(app, engine) for app, engine in made.sites],
             board=Scoreboard.attach(board, page_of(order.row)),
-            talk=socket.socket(fileno=talk),
+            channel=socket.socket(fileno=talk),
             lifeline=line,
             sockets=list(zip(order.sockets, doors, strict=True)),
-            rest=ways[0] if ways else None,
-            ready=ways[1:],
+            idle_queue=ways[0] if ways else None,
+            ready_queues=ways[1:],
             validator=made.validator,
-            paper=paper,
+            output=paper,
         )
     )
 

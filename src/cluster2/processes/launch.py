@@ -97,7 +97,7 @@ def _serve(
         app_forks.install()
         herald = SystemdNotifier(ServiceNotifier.from_environment(os.environ), os.environ)
 
-        with listening(config) as listeners, monitor_listening(config) as monitor:
+        with open_listeners(config) as listeners, open_monitor_listeners(config) as monitor:
 
             def ready() -> None:
                 logger.info("serving on %s in one process", _where(listeners))
@@ -111,7 +111,7 @@ def _serve(
     app_forks.install()
     terminal = Terminal()
     signals.settle_master()
-    with estate(config, argv or default_argv(), logbook, scripted=targets is not None) as owned:
+    with acquire_resources(config, argv or default_argv(), logbook, scripted=targets is not None) as owned:
         owned.terminal = terminal
         return uvloop.run(supervise(owned, switchboard, on_ready))
 
@@ -164,7 +164,7 @@ def _where(listeners: Sequence[tuple[int, Listener]]) -> str:
 
 
 @contextlib.contextmanager
-def estate(
+def acquire_resources(
     config: Config,
     argv: Sequence[str],
     logbook: LogDirectory | None = None,
@@ -181,8 +181,8 @@ def estate(
         notifier = ServiceNotifier.from_environment(os.environ if owns_process else {})
         pids.write_master(os.getpid())
         stack.callback(notifier.close)
-        listeners = stack.enter_context(listening(config))
-        monitor = stack.enter_context(monitor_listening(config))
+        listeners = stack.enter_context(open_listeners(config))
+        monitor = stack.enter_context(open_monitor_listeners(config))
         processes.become_subreaper()
         board = make_board()
         stack.callback(board.close)
@@ -198,7 +198,7 @@ def estate(
         if logbook is not None:
             stack.callback(logbook.stop)
         yield MasterResources(
-            options=Options(settings, explicit(config)),
+            options=Options(settings, explicit_sources(config)),
             reread=lambda: reread(config),
             listeners=listeners,
             monitor=monitor,
@@ -214,7 +214,7 @@ def estate(
 
 
 @contextlib.contextmanager
-def listening(config: Config) -> Iterator[list[tuple[int, Listener]]]:
+def open_listeners(config: Config) -> Iterator[list[tuple[int, Listener]]]:
     """The listeners of each app, by its index."""
     places = _places(config)
     flat = [address for addresses in places for address in addresses]
@@ -234,7 +234,7 @@ def _socket_files(settings: Settings) -> SocketFile:
 
 
 @contextlib.contextmanager
-def monitor_listening(config: Config) -> Iterator[list[Listener]]:
+def open_monitor_listeners(config: Config) -> Iterator[list[Listener]]:
     """The listeners of the monitor: of its page, and of HAProxy's agent-check if there shall be one. None without a monitor."""
     settings = config.settings
     wanted = (("monitor_port", places.monitor_ports(config)), ("ecv.agent_port", [settings.ecv_agent_port]))
@@ -261,7 +261,7 @@ def reread(config: Config) -> Options:
         ConfigError: an option is bad, by itself or beside the values that are kept.
     """
     again = config.again()
-    kept = changed(config, again)
+    kept = changed_restart_options(config, again)
     fields = {option.field for option in OPTIONS.values() if option.restart}
     settings = dataclasses.replace(again.settings, **{field: getattr(config.settings, field) for field in fields})
     if kept:
@@ -273,11 +273,11 @@ def reread(config: Config) -> Options:
         raise ConfigError("app isn't set any more, and `apps` takes effect only by a restart")
     restart = [restart_warning(name, again.sources[name]) for name in kept]
     # There is a master, and will be: `cluster` takes a restart.
-    fresh = set(again.warnings) - {*config.warnings, without_master(again.settings, explicit(again))}
-    return Options(settings, explicit(again), (*restart, *fresh))
+    fresh = set(again.warnings) - {*config.warnings, without_master(again.settings, explicit_sources(again))}
+    return Options(settings, explicit_sources(again), (*restart, *fresh))
 
 
-def changed(before: Config, after: Config) -> list[str]:
+def changed_restart_options(before: Config, after: Config) -> list[str]:
     """Return the options that differ although a reload can't change them."""
     return [
         name
@@ -289,7 +289,7 @@ def changed(before: Config, after: Config) -> list[str]:
     ]
 
 
-def explicit(config: Config) -> dict[str, str]:
+def explicit_sources(config: Config) -> dict[str, str]:
     """The source of each option that was set on purpose."""
     return {name: source for name, source in config.sources.items() if config.explicit(name)}
 

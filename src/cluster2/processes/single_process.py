@@ -117,13 +117,13 @@ def run(
         settings=settings,
         sites=[AppBinding(app, engine) for app, engine in made.sites],
         board=board,
-        talk=None,
+        channel=None,
         sockets=_sockets(listeners),
         validator=made.validator,
-        heard=told.on_message,
+        on_message=told.on_message,
         loopback=SingleProcessMaster(switchboard, emit),
-        paper=paper,
-        shut_doors=shut_doors,
+        output=paper,
+        shut_listeners=shut_doors,
         terminal=terminal,
     )
     ignore_until_handled()

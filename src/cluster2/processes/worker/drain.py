@@ -46,15 +46,15 @@ class WorkerDrain:
         open_doors: newcomers still arrive at the listeners.
     """
 
-    def __init__(self, settings: Settings, *, deserted: bool) -> None:
+    def __init__(self, settings: Settings, *, keeper_gone: bool) -> None:
         """It hasn't begun."""
         self._settings = settings
         self.last = False
-        self.deserted = deserted
-        self.open_doors = False
+        self.deserted = keeper_gone
+        self.listeners_open = False
         self._reported: set[tuple[str, type[Exception]]] = set()
 
-    async def finished(self, engines: Sequence[Engine], acceptor: Acceptor, moves: HandoffPolicy) -> bool:
+    async def run(self, engines: Sequence[Engine], acceptor: Acceptor, moves: HandoffPolicy) -> bool:
         """Let everything under way end. Returns whether it did within `drain_timeout`."""
         began = time.monotonic()
         deadline = began + self._settings.drain_timeout
@@ -70,10 +70,10 @@ class WorkerDrain:
                 if self.deserted:
                     self._attempt("emptying the ready queues", acceptor.empty_ready_queues)
             idle = self._idle(engines, acceptor, grace)
-            if self.last and self.open_doors and (idle or time.monotonic() >= grace):
+            if self.last and self.listeners_open and (idle or time.monotonic() >= grace):
                 self._attempt("serving the accept queue", acceptor.serve_queue)
-                self._attempt("closing the listeners", acceptor.close_doors)
-                self.open_doors = idle = False
+                self._attempt("closing the listeners", acceptor.close_listeners)
+                self.listeners_open = idle = False
                 # What was taken just now is to reach its engine, as above.
                 grace = min(deadline, max(grace, time.monotonic() + _ARRIVAL_TIMEOUT_S))
             if idle:
@@ -127,7 +127,7 @@ class WorkerDrain:
         self._attempt("looking for work under way", lambda: idle.append(engine.idle()))
         return idle == [True]
 
-    async def cut(self, engines: Sequence[Engine]) -> str:
+    async def abort(self, engines: Sequence[Engine]) -> str:
         """End what isn't finished; returns what an operator should know about it."""
         censuses = [engine.stats() for engine in engines]
         requests = sum(census.in_flight for census in censuses)

@@ -54,16 +54,16 @@ class WorkerSpec:
 
     order: messages.Fork
     settings: Settings
-    sites: Sequence[AppBinding]
+    bindings: Sequence[AppBinding]
     board: Scoreboard
-    talk: socket.socket | None
+    channel: socket.socket | None
     sockets: Sequence[tuple[messages.Socket, socket.socket]]
     lifeline: int = -1
-    rest: socket.socket | None = None
-    ready: Sequence[socket.socket] = ()
+    idle_queue: socket.socket | None = None
+    ready_queues: Sequence[socket.socket] = ()
     validator: Callable[..., Any] | None = None
-    heard: Callable[[messages.Talk], None] = lambda message: None
+    on_message: Callable[[messages.Talk], None] = lambda message: None
     loopback: Loopback | None = None
-    paper: WorkerOutput | None = None
-    shut_doors: Callable[[], bool] | None = None
+    output: WorkerOutput | None = None
+    shut_listeners: Callable[[], bool] | None = None
     terminal: Terminal | None = None

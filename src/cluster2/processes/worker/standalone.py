@@ -34,7 +34,7 @@ _NEEDS_A_MASTER = (signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU
 logger = logging.getLogger("cluster2.worker")
 
 
-class Alone:
+class StandaloneSignals:
     """The signals of a worker without a master."""
 
     def __init__(

@@ -7,7 +7,7 @@ import ssl
 from ...config.settings import Settings
 
 
-def context(settings: Settings) -> ssl.SSLContext | None:
+def server_context(settings: Settings) -> ssl.SSLContext | None:
     """The context that the options describe, or None for plain connections.
 
     Each worker reads the files, which are copies that were made when its generation was loaded (`kernel.snapshots`): a

@@ -34,13 +34,13 @@ from ...linux.handover import QueueReader, QueueWriter, batch_size
 from ...linux.scoreboard import Row
 from ...protocol import codec, messages
 from .connections.acceptor import Acceptor
-from .connections.descriptor_room import DescriptorRoom
+from .connections.descriptor_budget import DescriptorBudget
 from .connections.handoff import HandoffPolicy
 from .connections.listening_source import ListeningSource, ReadyQueue
 from .drain import WorkerDrain
 from .exit import finish_threads
 from .health.app_check import AppHealthCheck
-from .health.endpoint import Ecv, Served, Traffic
+from .health.endpoint import Ecv, CheckedApp, Traffic
 from .heartbeat import HeartbeatLoop
 from .info import WorkerInfo
 from .instrumentation import wrap
@@ -54,8 +54,8 @@ from .sampling.latency import LatencyWindow
 from .sampling.steps import StepSampler
 from .sampling.whereabouts import StackDescriber
 from .spec import AppBinding, WorkerSpec
-from .standalone import Alone
-from .tls import context
+from .standalone import StandaloneSignals
+from .tls import server_context
 
 logger = logging.getLogger("cluster2.worker")
 
@@ -75,7 +75,7 @@ def serve(birth: WorkerSpec, ended: Callable[[int], Awaitable[None]] | None = No
     """
     gc.enable()  # the zygote switched it off to keep its heap in one piece
     _withhold(birth)
-    if birth.talk is not None:
+    if birth.channel is not None:
         _arrange_signals(birth)
     with app_forks.withholding_new_polls():
         loop = uvloop.new_event_loop()
@@ -87,7 +87,7 @@ def serve(birth: WorkerSpec, ended: Callable[[int], Awaitable[None]] | None = No
         loop.run_until_complete(_cancel_rest())
     finally:
         worker.restore_process()
-    if birth.talk is not None:  # else the interpreter's own end is near
+    if birth.channel is not None:  # else the interpreter's own end is near
         finish_threads(worker.leave_by)
     return code
 
@@ -95,10 +95,10 @@ def serve(birth: WorkerSpec, ended: Callable[[int], Awaitable[None]] | None = No
 def _withhold(birth: WorkerSpec) -> None:
     """Keep what makes this process a worker from processes that the app forks."""
     listeners = [listener for _, listener in birth.sockets]
-    app_forks.withhold(*listeners, *birth.ready, *filter(None, (birth.rest, birth.talk)))
+    app_forks.withhold(*listeners, *birth.ready_queues, *filter(None, (birth.idle_queue, birth.channel)))
     for listener in listeners:
         app_forks.withhold_for_good(partial(established_connections.descriptors, listener))
-    app_forks.in_child(api.leave)
+    app_forks.in_child(api.unbind_channel)
 
 
 async def _cancel_rest() -> None:
@@ -126,18 +126,18 @@ class Worker:
         self._row = birth.board.row(order.row)
         self.leave_by = 0.0
         self._told = asyncio.Event()
-        self._drain = WorkerDrain(birth.settings, deserted=not order.keeper)
-        self._say = birth.heard
-        self._traffic = Traffic(birth.board.header, lambda message: self._say(message), alone=birth.talk is None)
+        self._drain = WorkerDrain(birth.settings, keeper_gone=not order.keeper)
+        self._say = birth.on_message
+        self._traffic = Traffic(birth.board.header, lambda message: self._say(message), alone=birth.channel is None)
         self._office: ChannelClient | None = None
-        self._alone = Alone(birth.settings, birth.heard, birth.terminal)
-        self._paper = birth.paper or WorkerOutput(birth.settings, "", order.slot)
+        self._alone = StandaloneSignals(birth.settings, birth.on_message, birth.terminal)
+        self._paper = birth.output or WorkerOutput(birth.settings, "", order.slot)
 
     async def run(self) -> int:
         """Serve until told to drain; returns the exit code."""
         self._fill_row()
         channel = await self._open_channel()
-        api.begin(self._life, self._office)
+        api.bind_worker(self._life, self._office)
         self._say(messages.Started(self._life.pid, messages.PROTOCOL_VERSION))
         if self._office is not None:
             self._office.open()
@@ -145,7 +145,7 @@ class Worker:
         if channel is not None:
             await channel.close()
         if self._office is not None:
-            self._office.questions.close(WORKER_LEAVING)  # threads may still wait
+            self._office.pending_calls.close(WORKER_LEAVING)  # threads may still wait
         if self._birth.loopback is not None:
             await self._birth.loopback.close()
         return code
@@ -169,7 +169,7 @@ class Worker:
         self._row.state = WorkerState.READY
         self._say(messages.Ready())
         await self._wait_told()
-        if self._birth.talk is None and self._settings.lame_duck:
+        if self._birth.channel is None and self._settings.lame_duck:
             await self._serve_on(self._settings.lame_duck)
         return await self._end()
 
@@ -215,8 +215,8 @@ class Worker:
         """Get ready to be told to drain: by the master, or by signals where there is none. TERM always works."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._terminated, signal.SIGTERM)
-        if self._birth.talk is not None:
-            channel = await MasterChannel.open(self._birth.talk, self._receive, self._orphaned)
+        if self._birth.channel is not None:
+            channel = await MasterChannel.open(self._birth.channel, self._receive, self._orphaned)
             self._say = channel.send
         else:
             self._alone.arrange(loop, self._terminated)
@@ -240,7 +240,7 @@ class Worker:
 
     async def _open(self) -> None:
         """Take connections from now on. Nothing of the app's is waited for, so nothing ends this in the middle."""
-        outlet = None if self._birth.rest is None else QueueWriter(self._birth.rest, batch_size(processes.file_limit()))
+        outlet = None if self._birth.idle_queue is None else QueueWriter(self._birth.idle_queue, batch_size(processes.file_limit()))
         self._moves = HandoffPolicy(outlet, self._engines, self._birth.board.header)
         doors, backlog = self._doors(), self._settings.backlog
         self._acceptor = Acceptor(doors, self._ready_queues(), self._woken, self._settings.timeout, backlog)
@@ -256,7 +256,7 @@ class Worker:
             self._settings.handoff_idle_after,
             self._settings.request_timeout,
             self._paper,
-            DescriptorRoom(len(doors), backlog),
+            DescriptorBudget(len(doors), backlog),
         )
         await self._acceptor.start(self._pulse.begin())
         for spec, listener in self._birth.sockets:
@@ -272,7 +272,7 @@ class Worker:
             return wrap(call, interface, self._watch, self._woken, ecv)
 
         gauge = self._row.integers[Row.begun.index : Row.ended.index + 1] if owns_accept(site.engine) else None
-        tls = context(self._settings)
+        tls = server_context(self._settings)
         call, interface, access = site.app.call, site.app.interface, self._paper.access
         return site.engine(AppContext(call, interface, self._settings, tls, around, cast(Any, gauge), access))
 
@@ -281,7 +281,7 @@ class Worker:
         if self._settings.ecv_monitor is not None:
             threaded = site.app.interface is Interface.WSGI
             check = AppHealthCheck(self._birth.validator, cancellable=not threaded, told=self._checked)
-        served = Served(call, site.engine.peer, check)
+        served = CheckedApp(call, site.engine.peer, check)
         prefixes = Capability.PROXY_HEADERS in site.engine.capabilities[site.app.interface]
         root = self._settings.root_path if prefixes else ""
         return Ecv(self._settings, self._birth.board.header.started, self._traffic, served, root)
@@ -298,7 +298,7 @@ class Worker:
             )
 
     def _doors(self) -> list[ListeningSource]:
-        tls = context(self._settings)
+        tls = server_context(self._settings)
         return [
             # A Unix socket's peer is on this machine: TLS would only be in its way.
             ListeningSource(listener, engine, tls if listener.family != socket.AF_UNIX else None, spec.owned)
@@ -309,7 +309,7 @@ class Worker:
     def _ready_queues(self) -> list[ReadyQueue]:
         return [
             ReadyQueue(QueueReader(sock), engine)
-            for site, sock in enumerate(self._birth.ready)
+            for site, sock in enumerate(self._birth.ready_queues)
             if is_protocol_engine(engine := self._engines[site])
         ]
 
@@ -324,22 +324,22 @@ class Worker:
         """Drain. Returns whether everything has ended by itself."""
         self._row.draining, self._row.state = 1, WorkerState.DRAINING
         self._pulse.drain()
-        if self._birth.shut_doors is not None:
+        if self._birth.shut_listeners is not None:
             try:
-                self._drain.open_doors = not self._birth.shut_doors()
+                self._drain.listeners_open = not self._birth.shut_listeners()
             except Exception:
                 logger.exception("the doors could not be shut; newcomers are served until the worker is idle")
-                self._drain.open_doors = True
-        return await self._drain.finished(self._engines, self._acceptor, self._moves)
+                self._drain.listeners_open = True
+        return await self._drain.run(self._engines, self._acceptor, self._moves)
 
     async def _end(self) -> int:
         """Drain, stop the app, run its hooks. Returns the exit code: 1 if one of that failed, which was logged and told."""
         self.leave_by = deadline = time.monotonic() + self._settings.drain_timeout
         self._life.draining = True
         hooks = asyncio.ensure_future(api.hooks.run_drain())
-        failed = await take_all(
+        failed = await run_steps(
             ("the drain", self._drained),
-            ("worker.on_drain", lambda: finish(hooks, deadline - time.monotonic())),
+            ("worker.on_drain", lambda: finish_drain_hooks(hooks, deadline - time.monotonic())),
             ("closing the acceptor", self._stop_taking),
             *((f"stopping engine {engine.name}", engine.stop) for engine in reversed(self._engines)),
             ("worker.on_stop", api.hooks.run_stop),
@@ -357,7 +357,7 @@ class Worker:
             except asyncio.CancelledError:
                 logger.exception("the app cancelled the worker's own task; the drain goes on")
         if not finished:
-            self._say(messages.Cut(await self._drain.cut(self._engines)))
+            self._say(messages.Cut(await self._drain.abort(self._engines)))
 
     async def _stop_taking(self) -> None:
         self._acceptor.stop()
@@ -375,7 +375,7 @@ class Worker:
             return
         match message:
             case messages.Drain():
-                self._drain.open_doors = self._drain.open_doors or message.open_doors
+                self._drain.listeners_open = self._drain.listeners_open or message.open_doors
                 self._drain_soon(message.last)
             case messages.KeeperGone():
                 self._drain.deserted = True
@@ -389,7 +389,7 @@ class Worker:
     def _terminated(self, number: signal.Signals) -> None:
         """TERM: leave. With a master around, a successor is made and connections move; without one, nobody comes after us."""
         self._say(messages.Leaving(number.name))
-        self._drain_soon(self._birth.talk is None)
+        self._drain_soon(self._birth.channel is None)
 
     def _drain_soon(self, last: bool) -> None:
         self._drain.last = self._drain.last or last
@@ -398,14 +398,14 @@ class Worker:
     def _orphaned(self) -> None:
         logger.warning("the master is gone; worker %d drains and leaves", self._life.pid)
         self._drain.deserted = True
-        self._drain.open_doors = True  # the master has shut no door, or its end has opened them again
+        self._drain.listeners_open = True  # the master has shut no door, or its end has opened them again
         self._traffic.orphaned()
         if self._office is not None:
-            self._office.questions.close(MASTER_GONE)
+            self._office.pending_calls.close(MASTER_GONE)
         self._drain_soon(True)
 
 
-async def finish(hooks: asyncio.Future[bool], seconds: float) -> None:
+async def finish_drain_hooks(hooks: asyncio.Future[bool], seconds: float) -> None:
     """Wait for the hooks of `worker.on_drain`, which run beside the drain, and cancel them when the time is over.
 
     One that raises or hangs is logged. It is no failure of the worker's end: the drain was complete without it.
@@ -417,7 +417,7 @@ async def finish(hooks: asyncio.Future[bool], seconds: float) -> None:
         await asyncio.wait({hooks}, timeout=APP_TASKS_GRACE_S)
 
 
-async def take_all(*steps: tuple[str, Callable[[], Awaitable[str | None]]]) -> list[str]:
+async def run_steps(*steps: tuple[str, Callable[[], Awaitable[str | None]]]) -> list[str]:
     """Take each step, whatever the one before it raised; log what one raises, with its name.
 
     SystemExit of a hook, or the cancellation of all tasks of the loop by one, ends that step and no other.

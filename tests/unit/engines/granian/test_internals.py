@@ -12,7 +12,7 @@ import pytest
 
 from cluster2.engines.granian import internals
 from cluster2.errors import ConfigError
-from cluster2.processes.worker.sampling.steps import Steps, StepSampler
+from cluster2.processes.worker.sampling.steps import TimedSteps, StepSampler
 
 
 def test_the_installed_one_is_known() -> None:
@@ -92,7 +92,7 @@ async def wrapped() -> None:
 
 async def measured() -> None:
     """As one of those requests whose steps are timed."""
-    await Steps(direct(), StepSampler(lambda length, now: None, 1.0))
+    await TimedSteps(direct(), StepSampler(lambda length, now: None, 1.0))
 
 
 async def works() -> None:

@@ -390,7 +390,7 @@ async def test_a_shutdown_between_two_spawns(tmp_path: Path) -> None:
     before, made = set(processes()), list[Master]()
     configured = option_sources.load(options, environ={})
     launch.prepare(configured)
-    with launch.estate(configured, default_argv()) as owned:
+    with launch.acquire_resources(configured, default_argv()) as owned:
         running = asyncio.ensure_future(launch.supervise(owned, MessageHub(), lambda: None, started=made.append))
         while not made or not len(made[0].roster):
             await asyncio.sleep(0)

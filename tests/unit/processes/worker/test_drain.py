@@ -61,9 +61,9 @@ async def test_a_step_that_raises(caplog: pytest.LogCaptureFixture) -> None:
     """A step that raises is logged once and taken again; the drain ends when nothing is under way."""
     engines: list[Any] = [Failing(), Failing()]
     acceptor, moves = await parts(engines)
-    drain = WorkerDrain(Settings(drain_timeout=30.0, drain_idle=0.0), deserted=True)
+    drain = WorkerDrain(Settings(drain_timeout=30.0, drain_idle=0.0), keeper_gone=True)
     drain.last = True
-    assert await asyncio.wait_for(drain.finished(engines, acceptor, moves), 20)
+    assert await asyncio.wait_for(drain.run(engines, acceptor, moves), 20)
     assert [each.swept for each in engines] == [3, 3]
     steps = [record.getMessage().split(" failed")[0] for record in caplog.records]
     assert sorted(steps) == ["draining", "looking for work under way", "parking", "sweeping"]
@@ -73,7 +73,7 @@ async def test_a_cut_that_raises(caplog: pytest.LogCaptureFixture) -> None:
     """At the bound each engine is cut off, even if one before it raises."""
     engines: list[Any] = [Failing(ends=False), Failing(ends=False)]
     acceptor, moves = await parts(engines)
-    drain = WorkerDrain(Settings(drain_timeout=0.05, drain_idle=0.0), deserted=True)
-    assert not await asyncio.wait_for(drain.finished(engines, acceptor, moves), 20)
-    assert "drain_timeout (0.05 s) is over" in await drain.cut(engines)
+    drain = WorkerDrain(Settings(drain_timeout=0.05, drain_idle=0.0), keeper_gone=True)
+    assert not await asyncio.wait_for(drain.run(engines, acceptor, moves), 20)
+    assert "drain_timeout (0.05 s) is over" in await drain.abort(engines)
     assert [each.was_cut for each in engines] == [True, True]

@@ -40,7 +40,7 @@ def test_inside_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a worker they are its own, and `draining` follows its life."""
     monkeypatch.setattr(api, "_life", None)  # so that it is undone
     life = WorkerInfo(pid=7, slot=3, generation=2)
-    api.begin(life)
+    api.bind_worker(life)
     assert (worker.pid, worker.slot, worker.generation, worker.draining) == (7, 3, 2, False)
     life.draining = True
     assert worker.draining is True
@@ -139,7 +139,7 @@ async def test_a_hook_of_the_drain_that_raises(hooks: WorkerHooks, caplog: pytes
 async def test_a_hook_of_the_drain_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
     """It is cancelled when its time is over."""
     hook = asyncio.ensure_future(asyncio.Event().wait())
-    await worker_process.finish(hook, 0.01)
+    await worker_process.finish_drain_hooks(hook, 0.01)
     assert hook.cancelled()
     assert "hasn't ended within drain_timeout" in caplog.text
 
@@ -206,7 +206,7 @@ async def test_the_end_goes_on_after_a_step_that_raises(caplog: pytest.LogCaptur
 
     steps: list[tuple[str, Callable[[], Coroutine[Any, Any, str | None]]]]
     steps = [("raises", raises), ("exits", exits), ("cancels", cancels), ("tells", tells), ("good", good)]
-    assert await worker_process.take_all(*steps) == [
+    assert await worker_process.run_steps(*steps) == [
         "raises failed: LookupError",
         "exits failed: SystemExit: 3",
         "cancels failed: CancelledError",
@@ -214,4 +214,4 @@ async def test_the_end_goes_on_after_a_step_that_raises(caplog: pytest.LogCaptur
     ]
     assert taken == ["good", "good"]
     assert [record.getMessage().split()[0] for record in caplog.records] == ["raises", "exits", "cancels"]
-    assert await worker_process.take_all(("good", good)) == []
+    assert await worker_process.run_steps(("good", good)) == []

@@ -114,14 +114,14 @@ class Acceptor:
     @property
     def lost(self) -> int:
         """Connections that were in ready queues, and couldn't be taken because no descriptor was left."""
-        return sum(way.inlet.truncated for way in self._ways)
+        return sum(way.reader.truncated for way in self._ways)
 
     async def start(self, mode: AcceptMode = AcceptMode.BATCH) -> None:
         """Begin to take connections."""
         for door in self._doors:
             self._gate.add(door.listener, watched=False)
         for way in self._ready_queues:
-            self._gate.add(way.inlet, watched=True)
+            self._gate.add(way.reader, watched=True)
         self._gate.start(self._readable)
         for engine in {id(source.engine): source.engine for source in self._sources}.values():
             engine.on_capacity(lambda engine=engine: self._invited(engine))  # type: ignore[misc]
@@ -193,7 +193,7 @@ class Acceptor:
             while (taken := self._from(door)) is not None:
                 self._join(taken, door)
 
-    def close_doors(self) -> None:
+    def close_listeners(self) -> None:
         """Close our copies of the listeners, behind `serve_queue`. Newcomers are refused once all processes have done so."""
         for door in self._open_doors:
             self._gate.remove(door.listener)
@@ -287,8 +287,8 @@ class Acceptor:
                 return
             taken = self._from(way)
             if taken is None:
-                if way.inlet.ended:
-                    self._gate.remove(way.inlet)
+                if way.reader.ended:
+                    self._gate.remove(way.reader)
                     self._ready_queues.remove(way)
                     self._sources.remove(way)
                 return

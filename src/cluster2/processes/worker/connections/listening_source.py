@@ -64,18 +64,18 @@ class ReadyQueue:
     """
 
     tls: ClassVar[None] = None
-    inlet: QueueReader
+    reader: QueueReader
     engine: ProtocolEngine
     taken: int = 0
 
     @property
     def watched(self) -> QueueReader:
         """What epoll knows of it."""
-        return self.inlet
+        return self.reader
 
     def take(self) -> socket.socket | None:
         """The next connection that waits; None: there is none."""
-        parcel = self.inlet.take()
+        parcel = self.reader.take()
         if parcel is None:
             return None
         self.taken += 1

@@ -85,7 +85,7 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class CheckedApp:
     """An app whose health is asked for.
 
     Attributes:
@@ -106,7 +106,7 @@ class Ecv:
         paths: what it answers; all else is the app's.
     """
 
-    def __init__(self, settings: Settings, since: float, traffic: Traffic, served: Served, root: str = "") -> None:
+    def __init__(self, settings: Settings, since: float, traffic: Traffic, served: CheckedApp, root: str = "") -> None:
         """Args: since: wall time of the cluster's start; root: what the engine puts before each path."""
         self._loop = asyncio.get_running_loop()
         self._page = health_page.HealthPage(settings.ecv_path, since, socket.gethostname())

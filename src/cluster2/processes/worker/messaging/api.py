@@ -13,9 +13,9 @@ from ....runtime.event_emitter import Emitter
 from ..info import ErrorCounter, Hook, WorkerHooks, WorkerInfo
 from .channel_client import MasterClient, Targets, emitted
 from .components import Components
-from .pending_calls import Fields, question
+from .pending_calls import Fields, delegate_message
 
-WORKER_FACTS = frozenset({"pid", "slot", "generation", "draining"})
+WORKER_ATTRIBUTES = frozenset({"pid", "slot", "generation", "draining"})
 DELEGATE_TIMEOUT_S = 10.0
 """Seconds that an answer may take, unless the asker says otherwise."""
 
@@ -29,20 +29,20 @@ _life: WorkerInfo | None = None
 _post: MasterClient | None = None
 
 
-def begin(life: WorkerInfo | None, post: MasterClient | None = None) -> tuple[WorkerInfo | None, MasterClient | None]:
+def bind_worker(life: WorkerInfo | None, post: MasterClient | None = None) -> tuple[WorkerInfo | None, MasterClient | None]:
     """This process is that worker from now on, and talks by that post. Returns what it was before."""
     global _life, _post
     before, (_life, _post) = (_life, _post), (life, post)
     return before
 
 
-def leave() -> None:
+def unbind_channel() -> None:
     """This process was forked by a worker, and can't talk for that; what it knows of it stays true."""
     global _post
     _post = None
 
 
-def current(fact: str) -> Any:
+def worker_attribute(fact: str) -> Any:
     """A fact about the worker. Raises NotAWorker outside of one."""
     if _life is None:
         if fact == "draining":
@@ -170,7 +170,7 @@ async def delegate(
         DelegateTimeout: no answer came in time; it is a TimeoutError, too.
         NotAWorker, ClusterError: as `emit`.
     """
-    return await _the_post("delegate").delegate(question(name, message, timeout, matches, notification, targets))
+    return await _the_post("delegate").delegate(delegate_message(name, message, timeout, matches, notification, targets))
 
 
 def delegate_sync(
@@ -183,7 +183,7 @@ def delegate_sync(
     targets: Iterable[int] | None = None,
 ) -> Any:
     """The same in a thread, which waits. Raises ClusterError in a thread that runs an event loop: it would stand still."""
-    return _the_post("delegate_sync").delegate_sync(question(name, message, timeout, matches, notification, targets))
+    return _the_post("delegate_sync").delegate_sync(delegate_message(name, message, timeout, matches, notification, targets))
 
 
 def delegate_nowait(
@@ -194,7 +194,7 @@ def delegate_nowait(
     Raises:
         NotAWorker, ChannelFull, ClusterError: as `emit`.
     """
-    _the_post("delegate_nowait").delegate_nowait(question(name, message, None, None, notification, targets))
+    _the_post("delegate_nowait").delegate_nowait(delegate_message(name, message, None, None, notification, targets))
 
 
 def register_status(

@@ -58,7 +58,7 @@ class ChannelClient:
         self._emitter = emitter
         self._components = components
         self._tasks: set[asyncio.Task[None]] = set()
-        self.questions = PendingCalls(channel)
+        self.pending_calls = PendingCalls(channel)
 
     def open(self) -> None:
         """The master knows this worker: tell it what components there are, and each that comes."""
@@ -68,15 +68,15 @@ class ChannelClient:
 
     async def delegate(self, asked: messages.Delegate) -> Any:
         """The answer; from any loop."""
-        return await self.questions.call(asked)
+        return await self.pending_calls.call(asked)
 
     def delegate_sync(self, asked: messages.Delegate) -> Any:
         """The answer; in a thread."""
-        return self.questions.call_sync(asked)
+        return self.pending_calls.call_sync(asked)
 
     def delegate_nowait(self, asked: messages.Delegate) -> None:
         """No answer. Raises ChannelFull."""
-        self.questions.send(asked)
+        self.pending_calls.send(asked)
 
     def emit(self, message: messages.Emit) -> None:
         """An event. Raises ChannelFull."""
@@ -87,7 +87,7 @@ class ChannelClient:
         """The master said something. Returns whether that is the office's business."""
         match message:
             case messages.CallResult():
-                self.questions.on_answer(message)
+                self.pending_calls.on_answer(message)
             case messages.Emit():
                 self._emitter.emit(
                     events.Emitted(
@@ -107,7 +107,7 @@ class ChannelClient:
         return True
 
     async def _view(self, question: messages.View | messages.Reduce) -> None:
-        self._channel.send(await self._components.viewed(question))
+        self._channel.send(await self._components.view_status(question))
 
     def _announce(self, name: str) -> None:
         self._channel.send(messages.ComponentAnnounced(name))

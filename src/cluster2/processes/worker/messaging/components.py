@@ -56,7 +56,7 @@ class Components:
         """Have it no more; for tests."""
         self._by_name.pop(name, None)
 
-    async def viewed(self, question: messages.View | messages.Reduce) -> messages.Viewed:
+    async def view_status(self, question: messages.View | messages.Reduce) -> messages.Viewed:
         """The answer to a question of the master's; it tells of errors instead of raising."""
         component = self._by_name.get(question.name)
         if component is None:

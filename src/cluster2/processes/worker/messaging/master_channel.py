@@ -45,7 +45,7 @@ class MasterChannel(asyncio.Protocol):
         self._paused = False
         self.loop = asyncio.get_running_loop()
         self.thread = threading.get_ident()
-        self.has_room: Callable[[], None] = lambda: None
+        self.on_writable: Callable[[], None] = lambda: None
 
     @classmethod
     async def open(
@@ -75,7 +75,7 @@ class MasterChannel(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Called by the loop."""
         self._paused = False
-        self.has_room()
+        self.on_writable()
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""
@@ -123,7 +123,7 @@ class MasterChannel(asyncio.Protocol):
         if self._transport is not None and out:
             self._transport.write(out)
             if not self._paused:
-                self.has_room()
+                self.on_writable()
 
     async def close(self) -> None:
         """Let what was said reach the kernel, then close."""

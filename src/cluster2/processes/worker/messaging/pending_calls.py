@@ -33,7 +33,7 @@ ROOM_POLL_INTERVAL_S = 0.002
 Fields = Iterable[str] | Mapping[str, Any]
 
 
-def question(
+def delegate_message(
     name: str,
     message: object,
     timeout: float | None,
@@ -65,7 +65,7 @@ def _criteria(name: str, message: object, matches: Fields) -> msgspec.Raw:
     return codec.sendable(dict(matches), f"matches of delegate({name!r})")
 
 
-def result(name: str, answer: messages.CallResult) -> Any:
+def unwrap_result(name: str, answer: messages.CallResult) -> Any:
     """What an answer says. Raises DelegateError if it is a failure."""
     failure = answer.failure
     if failure is None:
@@ -111,7 +111,7 @@ class PendingCalls:
             self._watch(deadline)
         try:
             self._send(asked, number)
-            return result(asked.delegate, await future)
+            return unwrap_result(asked.delegate, await future)
         except (asyncio.CancelledError, DelegateTimeout):
             self._channel.send(messages.GiveUp(number))
             raise
@@ -131,7 +131,7 @@ class PendingCalls:
         number, future = self._ask_for_thread(asked)
         try:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            return result(asked.delegate, future.result(left))
+            return unwrap_result(asked.delegate, future.result(left))
         except concurrent.futures.TimeoutError as error:
             if isinstance(error, DelegateError):
                 raise
@@ -205,13 +205,13 @@ class PendingCalls:
             raise
         finally:
             self._open.pop(number, None)
-        return result(asked.delegate, answer)
+        return unwrap_result(asked.delegate, answer)
 
     async def _turn(self, asked: messages.Delegate, deadline: float) -> messages.Delegate:
         """Wait for the turn of a question; the master is told what time is left."""
         turn = self._loop.create_future()
         self._turns.append(turn)
-        self._channel.has_room = self._next_turn
+        self._channel.on_writable = self._next_turn
         try:
             async with asyncio.timeout_at(None if deadline == inf else deadline):
                 await turn

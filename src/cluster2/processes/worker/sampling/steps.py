@@ -45,7 +45,7 @@ _cpu = time.thread_time
 _whole = time.process_time
 
 
-class Before(NamedTuple):
+class StepStart(NamedTuple):
     """What was known when a step began.
 
     Attributes:
@@ -98,11 +98,11 @@ class StepSampler:
         if self._first:
             self._first -= 1
             return awaitable
-        return Steps(awaitable, self)
+        return TimedSteps(awaitable, self)
 
     def stream(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
         """The awaitable of a handler that lives as long as its connection: of its steps, those that are due are timed."""
-        return StreamSteps(awaitable, self)
+        return TimedStreamSteps(awaitable, self)
 
     def on_late_tick(self, now: float) -> None:
         """A tick came late: is the loop held, or only busy? Look closely, once a second at most."""
@@ -129,7 +129,7 @@ class StepSampler:
         self._crowded = used > BUSY_SHARE * passed
         self._at, self._others, self._switches = now, others, switches
 
-    def long_step(self, wall: float, now: float, before: Before) -> None:
+    def long_step(self, wall: float, now: float, before: StepStart) -> None:
         """A step was long by the wall clock."""
         if collections() != before.collections:
             return
@@ -144,7 +144,7 @@ class StepSampler:
             self.report(held, now)
 
 
-class Steps(TimedAwaitable):
+class TimedSteps(TimedAwaitable):
     """Awaits a handler and times each of its steps, and the whole."""
 
     __slots__ = ("_began", "_watch")
@@ -154,10 +154,10 @@ class Steps(TimedAwaitable):
         self._watch = watch
         self._began = _now()
 
-    def __await__(self) -> Steps:
+    def __await__(self) -> TimedSteps:
         return self
 
-    def __iter__(self) -> Steps:
+    def __iter__(self) -> TimedSteps:
         return self
 
     def __next__(self) -> Any:
@@ -165,7 +165,7 @@ class Steps(TimedAwaitable):
 
     def send(self, value: Any) -> Any:
         """One step."""
-        before = Before(_cpu(), _whole(), getrusage(RUSAGE_THREAD).ru_nvcsw, collections())
+        before = StepStart(_cpu(), _whole(), getrusage(RUSAGE_THREAD).ru_nvcsw, collections())
         began = _now()
         try:
             return self.inner.send(value)
@@ -193,7 +193,7 @@ class Steps(TimedAwaitable):
         self._watch.took(_now() - self._began)
 
 
-class StreamSteps(Steps):
+class TimedStreamSteps(TimedSteps):
     """The same, but what is sampled is a step: one that was, because its connection was, would be timed for ever."""
 
     __slots__ = ()

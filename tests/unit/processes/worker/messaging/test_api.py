@@ -14,7 +14,7 @@ import pytest
 from cluster2 import worker
 from cluster2.errors import ClusterError, ConfigError, DelegateError, DelegateTimeout, NotAWorker
 from cluster2.processes.worker.messaging import api
-from cluster2.processes.worker.messaging.pending_calls import question
+from cluster2.processes.worker.messaging.pending_calls import delegate_message
 
 pytestmark = pytest.mark.anyio
 
@@ -95,11 +95,11 @@ async def test_simulated_failures() -> None:
 def test_matches() -> None:
     """What makes requests equal: names of fields, or fields with values; those that the message hasn't are refused."""
     message = {"name": "db", "asked": 3}
-    named = question("x", message, None, ["name"], None, None)
-    assert bytes(named.matches) == bytes(question("x", {"other": 1}, None, {"name": "db"}, None, None).matches)
-    assert bytes(question("x", message, None, "name", None, None).matches) == bytes(named.matches)
+    named = delegate_message("x", message, None, ["name"], None, None)
+    assert bytes(named.matches) == bytes(delegate_message("x", {"other": 1}, None, {"name": "db"}, None, None).matches)
+    assert bytes(delegate_message("x", message, None, "name", None, None).matches) == bytes(named.matches)
     with pytest.raises(ClusterError, match=r"matches = \['nome'\]: the message has no such fields"):
-        question("x", message, None, ["nome"], None, None)
+        delegate_message("x", message, None, ["nome"], None, None)
 
 
 ALONE = """

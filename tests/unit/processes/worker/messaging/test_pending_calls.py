@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster2.errors import DelegateError, DelegateTimeout
-from cluster2.processes.worker.messaging.pending_calls import MASTER_GONE, WORKER_LEAVING, PendingCalls, question
+from cluster2.processes.worker.messaging.pending_calls import MASTER_GONE, WORKER_LEAVING, PendingCalls, delegate_message
 from cluster2.protocol import codec, messages
 from tests.unit.waiting import PATIENCE, until
 
@@ -31,7 +31,7 @@ class Channel:
 
 
 def asked(timeout: float | None = None) -> messages.Delegate:
-    return question("work", 1, timeout, None, None, None)
+    return delegate_message("work", 1, timeout, None, None, None)
 
 
 @pytest.fixture

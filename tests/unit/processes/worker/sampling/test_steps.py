@@ -12,7 +12,7 @@ import pytest
 
 from cluster2.processes.worker.sampling import steps
 from cluster2.processes.worker.sampling.accept_mode import LONG_STEP_S
-from cluster2.processes.worker.sampling.steps import BUSY_SHARE, LONG_SHARE, REQUESTS_PER_BURST, Steps, StepSampler
+from cluster2.processes.worker.sampling.steps import BUSY_SHARE, LONG_SHARE, REQUESTS_PER_BURST, TimedSteps, StepSampler
 
 PROOF = 0.0123
 
@@ -258,7 +258,7 @@ def test_how_many_are_due(clocks: Clocks) -> None:
         count = 0
         while watch.due:
             measured: Any = watch.measured(_nothing())
-            if isinstance(measured, Steps):  # the first ones aren't
+            if isinstance(measured, TimedSteps):  # the first ones aren't
                 measured.close()
             count += 1
         return count
@@ -382,7 +382,7 @@ def test_close_reaches_the_handler() -> None:
             finally:
                 seen.append("closed")
 
-    measured: Any = Steps(Sleepless(), StepSampler(lambda step, now: None, PROOF))
+    measured: Any = TimedSteps(Sleepless(), StepSampler(lambda step, now: None, PROOF))
     next(iter(measured))
     measured.close()
     assert seen == ["closed"]
