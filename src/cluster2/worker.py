@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from .processes.worker.messaging.api import (
     WORKER_ATTRIBUTES,
-    worker_attribute,
     delegate,
     delegate_nowait,
     delegate_sync,
@@ -31,6 +30,7 @@ from .processes.worker.messaging.api import (
     once,
     register_status,
     transaction,
+    worker_attribute,
 )
 from .testing import simulated
 

@@ -1,8 +1,8 @@
-"""What the processes that the master executes run: the zygote, and through it the workers.
+"""The program of the processes that the master executes: the zygote, and through it the workers.
 
-Here, and only here, the zygote and the worker meet; the packages don't know each other. `python -m cluster2.processes.child_main` is
-executed with the channel's descriptor in `_CLUSTER2_CHANNEL`; in script mode it is the user's own script that is executed,
-and `Cluster.listen` comes here.
+The packages `zygote` and `worker` do not import each other; they meet only here. `python -m cluster2.processes.child_main` finds
+its channel's descriptor in `_CLUSTER2_CHANNEL`. In script mode the master executes the user's own script instead, and
+`Cluster.listen` calls `run`.
 """
 
 from __future__ import annotations
@@ -27,93 +27,99 @@ from .worker.spec import AppBinding, WorkerSpec
 from .zygote import bytecode, fork_server, image
 
 _EXECUTED_AGAIN_VARIABLE = "_CLUSTER2_EXECUTED_AGAIN"
-"""The variable by which a script that is executed a second time knows that."""
+"""The environment variable that marks the second execution of a script."""
 
 
 def run(own: Config | None = None, targets: Sequence[object] | None = None) -> int:
-    """Be the child. Returns its exit code.
+    """Run the zygote, or the worker if the order says so. Return the exit code.
 
     Args:
-        own: the options as this process read them (script mode); None: all of them are sent by the master.
+        own: the options as this process read them (script mode); None: the master sends all of them.
         targets: the apps as objects (script mode); None: as the options name them.
     """
-    # Out of the environment, so that what the app starts doesn't take itself for one of us.
+    # Remove the variable, so that a process that the app starts doesn't take itself for a child of the master.
     channel = Packets.attach(int(os.environ.pop(messages.CHANNEL_VARIABLE)))
     secret_environment.remove_and_overwrite(SECRET_VARIABLES)  # a script has read its options by now
     processes.raise_file_limit()
 
     def prepare(order: messages.Prepare, files: list[int]) -> image.Image:
-        options = Settings.from_wire(order.settings) if own is None else _agreed(own, order, targets, channel)
-        title(options, f"zygote g{order.generation}")
+        if own is None:
+            options = Settings.from_wire(order.settings)
+        else:
+            options = _script_settings(own, order, targets, channel)
+        _set_title(options, f"zygote g{order.generation}")
         named = targets or [target for target, _ in options.targets()]
-        return image.build(options, order.sources, named, _copies(options, order, files))
+        return image.build(options, order.sources, named, _file_copies(options, order, files))
 
     return fork_server.main(channel, prepare, _serve)
 
 
 def refuse(error: ClusterError) -> None:
-    """Tell the master, in place of `run`, why the script doesn't come to that."""
+    """Report to the master why the script fails before it calls `run`."""
     channel = Packets.attach(int(os.environ.pop(messages.CHANNEL_VARIABLE)))
     with contextlib.suppress(OSError):
-        # The order: if it stayed unread, the end of this process would reset the channel.
+        # Read the order: if it stayed unread, the end of this process would reset the channel, and the report would be lost.
         channel.receive(MAX_DESCRIPTORS)
     fork_server.refuse(channel, error)
 
 
-def _agreed(own: Config, order: messages.Prepare, targets: Sequence[object] | None, channel: Packets) -> Settings:
+def _script_settings(
+    own: Config, order: messages.Prepare, targets: Sequence[object] | None, channel: Packets
+) -> Settings:
     """Return the options of a script's generation.
 
-    A new generation gets what the script says now, except for what a reload can't change. What it got is fixed: when it is loaded
-    again, because its process has died or each worker is executed, the script may say something else by then.
+    A new generation gets the options that the script sets now, except for those that a reload can't change. From then on they
+    are pinned: the generation is loaded again when its process has died, or for each worker that is executed, and by then the
+    script may set other options.
 
     Raises:
-        ConfigError: the options contradict what can't be changed.
+        ConfigError: the options contradict those that a reload can't change.
     """
     ordered = Settings.from_wire(order.settings)
     if order.pinned:
         return dataclasses.replace(ordered, **{name: getattr(own.settings, name) for name in order.objects})
     restart = [option for option in OPTIONS.values() if option.restart]
     settings = dataclasses.replace(own.settings, **{each.field: getattr(ordered, each.field) for each in restart})
-    said, before = own.settings.to_wire(), ordered.to_wire()
-    changed = [each.name for each in restart if said[each.field] != before[each.field]]
+    now, before = own.settings.to_wire(), ordered.to_wire()
+    changed = [each.name for each in restart if now[each.field] != before[each.field]]
     kept = [name for name in changed if own.explicit(name) or name in order.sources]
     if len(own.settings.apps) != len(ordered.apps) or (targets and len(targets) != len(ordered.targets())):
-        raise ConfigError("the script has another number of apps now: that takes effect only by a restart")
+        raise ConfigError("the script now has a different number of apps: that takes effect only by a restart")
     if kept:
         validate(settings, own.sources)
         check_files(settings, own.sources)
     warnings = [restart_warning(name, own.sources[name]) for name in kept]
     sources = {name: source for name, source in own.sources.items() if own.explicit(name)}
     chosen = messages.Chosen(settings.to_wire(), sources, settings.objects(), warnings)
-    with contextlib.suppress(ConnectionError):  # the master is gone: the next thing that is received is the end
+    with contextlib.suppress(ConnectionError):  # the master is gone: the next receive returns the end of the channel
         channel.send(codec.pack_order(chosen))
     return settings
 
 
-def _copies(options: Settings, order: messages.Prepare, descriptors: Sequence[int]) -> dict[str, str]:
-    """Return the path of a copy of each file that the options name, by field.
+def _file_copies(options: Settings, order: messages.Prepare, descriptors: Sequence[int]) -> dict[str, str]:
+    """Return the path of a copy of each file that the options name, by the option's field.
 
-    The master has copied them. A script that is executed again may name others by now.
+    The master has made the copies. A script that is executed again may name other files by now, which are copied here.
     """
     handed = dict(zip(order.files, descriptors, strict=True))
-    found = {}
+    copies = {}
     for name in FILE_OPTIONS:
         if (path := getattr(options, name)) is None:
             continue
         try:
-            same = name in handed and order.settings[name] == path
-            descriptor = handed[name] if same else file_snapshots.take(path)
+            unchanged = name in handed and order.settings[name] == path
+            descriptor = handed[name] if unchanged else file_snapshots.take(path)
         except OSError as error:
             raise ConfigError(f"{name} = {path!r}: can't be read: {error.strerror}") from error
-        found[name] = file_snapshots.path_of(descriptor)
-    return found
+        copies[name] = file_snapshots.path_of(descriptor)
+    return copies
 
 
 def execute_again_if_stale() -> None:
-    """In script mode: execute the script once more if its imports may have run old code (`zygote.bytecode` tells how).
+    """In script mode: execute the script once more if its imports may have run old code (see `zygote.bytecode`).
 
-    The bytecode in question is removed first, so the second execution compiles the sources. The channel and the order that
-    waits in it are inherited.
+    The bytecode in question is removed first, so the second execution compiles the sources. It inherits the channel, with the
+    order that waits in it.
     """
     if bytecode.remove_stale() and os.environ.pop(_EXECUTED_AGAIN_VARIABLE, None) is None:
         os.environ[_EXECUTED_AGAIN_VARIABLE] = "1"
@@ -121,35 +127,36 @@ def execute_again_if_stale() -> None:
     os.environ.pop(_EXECUTED_AGAIN_VARIABLE, None)
 
 
-def title(settings: Settings, role: str) -> None:
-    """Name this process for `ps` and `top`."""
+def _set_title(settings: Settings, role: str) -> None:
+    """Set the title of this process that `ps` and `top` show."""
     import setproctitle
 
     setproctitle.setproctitle(f"{settings.proc_name or 'cluster2'}: {role}")
 
 
 def _serve(made: image.Image, order: messages.Fork, descriptors: list[int]) -> int:
-    title(made.settings, f"worker {order.slot} g{order.generation}")
-    paper = WorkerOutput(made.settings, order.logs, order.slot)
-    paper.redirect(order.generation, order.slot)
-    talk, stack_file, line, *shared = descriptors
+    """Run the worker of an order, and return its exit code. `messages.Fork` lists the descriptors in this order."""
+    _set_title(made.settings, f"worker {order.slot} g{order.generation}")
+    output = WorkerOutput(made.settings, order.logs, order.slot)
+    output.redirect(order.generation, order.slot)
+    channel, stack_file, lifeline, *shared = descriptors
     board, others = shared[:3], shared[3:]
     stacks.arm(stack_file)
     sockets = [socket.socket(fileno=descriptor) for descriptor in others]
-    doors, ways = sockets[: len(order.sockets)], sockets[len(order.sockets) :]
+    listeners, queues = sockets[: len(order.sockets)], sockets[len(order.sockets) :]
     return worker_process.serve(
         WorkerSpec(
             order=order,
             settings=made.settings,
-            sites=[AppBinding(app, engine) for app, engine in made.sites],
+            bindings=[AppBinding(app, engine) for app, engine in made.sites],
             board=Scoreboard.attach(board, page_of(order.row)),
-            channel=socket.socket(fileno=talk),
-            lifeline=line,
-            sockets=list(zip(order.sockets, doors, strict=True)),
-            idle_queue=ways[0] if ways else None,
-            ready_queues=ways[1:],
+            channel=socket.socket(fileno=channel),
+            lifeline=lifeline,
+            sockets=list(zip(order.sockets, listeners, strict=True)),
+            idle_queue=queues[0] if queues else None,
+            ready_queues=queues[1:],
             validator=made.validator,
-            output=paper,
+            output=output,
         )
     )
 

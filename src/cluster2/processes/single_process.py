@@ -1,7 +1,7 @@
 """`cluster = false`: one process that loads the app and serves it, without a master.
 
-For debuggers, and for hosts that bring their own supervisor. Events happen here as well, as far as there is something that they
-could tell: it serves, it was sent a signal, it leaves, it warns. The process is its own worker, of slot 0 and generation 1.
+It is for debuggers, and for hosts that bring their own supervisor. The process is its own worker, with slot 0 and generation 1. It
+emits the events that make sense without a master: it serves, it has received a signal, it shuts down, it warns.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from .worker.spec import AppBinding, WorkerSpec
 from .zygote import image
 from .zygote.started import StartedAtImport
 
-SINGLE_SLOT, _SINGLE_GENERATION, _SINGLE_ROW = 0, 1, 0
+_SLOT, _GENERATION, _ROW = 0, 1, 0
 _QUEUES_INTERVAL_S = 1.0
-"""Seconds between two looks at the accept queues, for the monitor."""
-SINGLE_SHUTDOWN_GRACE_S = 5.0
-"""Seconds for delegated work that is under way at the end."""
+"""Seconds between two measurements of the accept queues, for the monitor."""
+_SHUTDOWN_GRACE_S = 5.0
+"""Seconds for delegated calls that are under way at the end."""
 
 logger = logging.getLogger("cluster2.worker")
 
@@ -57,85 +57,102 @@ def run(
     on_ready: Callable[[], None],
     emit: Callable[[events.Event], None],
     settle: Callable[[], Awaitable[None]],
-    switchboard: MessageHub,
-    logbook: LogDirectory | None = None,
+    hub: MessageHub,
+    log_directory: LogDirectory | None = None,
 ) -> int:
-    """Serve until TERM or INT. Returns the exit code.
+    """Serve until TERM or INT. Return the exit code.
 
     Args:
-        monitor: of the monitor's ports, which this process serves as well, on the same loop.
-        on_ready: called once, when it serves.
-        emit: takes what happens, on the loop that serves.
+        listeners: the app's, each with the index of its app.
+        monitor: the listeners of the monitor, which this process serves on the same loop.
+        on_ready: called once, when the process serves.
+        emit: receives the events, on the loop that serves.
         settle: awaited after the last event.
-        switchboard: has the handlers of delegated work.
-        logbook: keeps the directory of logs; None: all goes to standard error.
+        hub: has the handlers of delegated calls.
+        log_directory: None: all output goes to standard error.
 
     Raises:
         ClusterError: the app can't be loaded or started.
     """
     settings = config.settings
     terminal = Terminal()
-    secret_environment.remove_and_overwrite(
-        SECRET_VARIABLES
-    )  # this process is the app's as well, and reads its options no more
-    sources = {name: source for name, source in config.sources.items() if config.explicit(name)}
-    started = StartedAtImport(list(processes.children()))
-    made = image.build(settings, sources, targets or [target for target, _ in settings.targets()])
-    started.record()
-    board = _board()
-    beside: list[asyncio.Future[None]] = []
+    # The app runs in this process, which has read its options by now.
+    secret_environment.remove_and_overwrite(SECRET_VARIABLES)
+    made, started = _build_image(config, targets)
+    board = _make_board()
+    monitor_tasks: list[asyncio.Future[None]] = []  # the loop itself keeps no reference to its tasks
 
     def ready() -> None:
-        if logbook is not None:
-            logbook.start()
-        reopen = _nothing if logbook is None else logbook.poll
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, reopen)
+        _reopen_logs_on_signal(log_directory)
         if monitor:
-            shown = _monitor(monitor, listeners, settings, board, told, switchboard.emitter)
-            beside.append(asyncio.ensure_future(shown))
+            task = _serve_monitor(monitor, listeners, settings, board, handler, hub.emitter)
+            monitor_tasks.append(asyncio.ensure_future(task))
         on_ready()
-
-    # The process's output is in the master's file already, if it is in one.
-    paper = WorkerOutput(settings, "" if logbook is None else logbook.directory, SINGLE_SLOT, output=False)
-    paper.redirect(_SINGLE_GENERATION, SINGLE_SLOT)
-    told = _Told(ready, emit, board, settings.lame_duck)
 
     async def ended(code: int) -> None:
         emit(events.Stopped(time=time.time(), code=code))
         await settle()
 
-    def shut_doors() -> bool:
-        open_doors = [
-            listener
-            for site, listener in listeners
-            if _is_spun_on(listener, made.sites[site][1]) or not shut(listener, listener.address, told.warn)
-        ]
-        return not open_doors
-
-    birth = WorkerSpec(
-        order=messages.Fork(1, SINGLE_SLOT, _SINGLE_GENERATION, _SINGLE_ROW, os.getppid(), []),
-        settings=settings,
-        sites=[AppBinding(app, engine) for app, engine in made.sites],
-        board=board,
-        channel=None,
-        sockets=_sockets(listeners),
-        validator=made.validator,
-        on_message=told.on_message,
-        loopback=SingleProcessMaster(switchboard, emit),
-        output=paper,
-        shut_listeners=shut_doors,
-        terminal=terminal,
-    )
+    # `output=False`: the output of this process is in the master's log file already, if there are log files.
+    output = WorkerOutput(settings, "" if log_directory is None else log_directory.directory, _SLOT, output=False)
+    output.redirect(_GENERATION, _SLOT)
+    handler = _MessageHandler(ready, emit, board, settings.lame_duck)
+    spec = _worker_spec(settings, made, listeners, board, handler)
+    spec.loopback = SingleProcessMaster(hub, emit)
+    spec.output, spec.terminal = output, terminal
     ignore_until_handled()
-    code = worker_process.serve(birth, ended)
+    code = worker_process.serve(spec, ended)
     started.end_soon()
-    if told.failures:
-        raise told.failures[0]
+    if handler.failures:
+        raise handler.failures[0]
     return code
 
 
-def _is_spun_on(listener: Listener, engine: type[Engine]) -> bool:
-    """Return whether a shut door would hold the engine's own accept loop.
+def _build_image(config: Config, targets: Sequence[object] | None) -> tuple[image.Image, StartedAtImport]:
+    """Load the app, and record the processes that its import has started."""
+    settings = config.settings
+    sources = {name: source for name, source in config.sources.items() if config.explicit(name)}
+    started = StartedAtImport(list(processes.children()))
+    made = image.build(settings, sources, targets or [target for target, _ in settings.targets()])
+    started.record()
+    return made, started
+
+
+def _worker_spec(
+    settings: Settings,
+    made: image.Image,
+    listeners: Sequence[tuple[int, Listener]],
+    board: Scoreboard,
+    handler: _MessageHandler,
+) -> WorkerSpec:
+    """Return the specification of this process as a worker, without the parts of the process itself."""
+
+    def shut_listeners() -> bool:
+        still_open = [
+            listener
+            for app, listener in listeners
+            if _spins_when_shut(listener, made.sites[app][1]) or not shut(listener, listener.address, handler.warn)
+        ]
+        return not still_open
+
+    sockets = [
+        (messages.Socket(app, str(listener.address), listener.owned), listener.sock) for app, listener in listeners
+    ]
+    return WorkerSpec(
+        order=messages.Fork(1, _SLOT, _GENERATION, _ROW, os.getppid(), []),
+        settings=settings,
+        bindings=[AppBinding(app, engine) for app, engine in made.sites],
+        board=board,
+        channel=None,
+        sockets=sockets,
+        validator=made.validator,
+        on_message=handler.on_message,
+        shut_listeners=shut_listeners,
+    )
+
+
+def _spins_when_shut(listener: Listener, engine: type[Engine]) -> bool:
+    """Return whether the engine's own accept loop would spin on a listener that is shut.
 
     A Unix socket that is shut down is readable for ever, and accept(2) gives EAGAIN. tokio repeats that without end, and serves
     nothing else in that thread (granian 2.8.9): requests under way were lost. The engine stops accepting by itself.
@@ -143,27 +160,33 @@ def _is_spun_on(listener: Listener, engine: type[Engine]) -> bool:
     return listener.sock.family == socket.AF_UNIX and owns_accept(engine)
 
 
-def _board() -> Scoreboard:
-    """Return the scoreboard, with what a master would write into it."""
+def _make_board() -> Scoreboard:
+    """Return a scoreboard with the values that a master would write into it."""
     board = make_board()
     board.header.started, board.header.traffic, board.header.wanted = time.time(), 1, 1
-    board.header.generation = _SINGLE_GENERATION
+    board.header.generation = _GENERATION
     row = board.row(board.claim())
-    row.slot, row.generation, row.started, row.pid = SINGLE_SLOT, _SINGLE_GENERATION, time.monotonic(), os.getpid()
+    row.slot, row.generation, row.started, row.pid = _SLOT, _GENERATION, time.monotonic(), os.getpid()
     return board
 
 
-def _sockets(listeners: Sequence[tuple[int, Listener]]) -> list[tuple[messages.Socket, socket.socket]]:
-    return [
-        (messages.Socket(site, str(listener.address), listener.owned), listener.sock) for site, listener in listeners
-    ]
+def _reopen_logs_on_signal(log_directory: LogDirectory | None) -> None:
+    """Reopen the log files on USR1. Where there are none the signal has no effect; its default would end the process."""
+    if log_directory is not None:
+        log_directory.start()
+    reopen = _nothing if log_directory is None else log_directory.poll
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, reopen)
 
 
-class _Told:
-    """Hears what the worker would tell a master, and makes of it what a master would.
+def _nothing() -> None:
+    pass
+
+
+class _MessageHandler:
+    """Handles the messages that the worker would send to a master, as a master would.
 
     Attributes:
-        failures: why it couldn't start, if it couldn't.
+        failures: the reason why the worker couldn't start, if it couldn't.
     """
 
     def __init__(
@@ -173,24 +196,20 @@ class _Told:
         self._lame_duck = lame_duck
         self._on_ready = on_ready
         self._emit = emit
-        self._born = time.monotonic()
+        self._started_at = time.monotonic()
         self._leaving = False
         self.failures: list[ClusterError] = []
 
     def on_message(self, message: messages.Talk) -> None:
-        """Take a message."""
+        """Turn a message into an event, and update the scoreboard's header."""
         now = time.time()
         match message:
             case messages.Started():
-                self._emit(events.Forked(time=now, pid=message.pid, slot=SINGLE_SLOT, generation=_SINGLE_GENERATION))
+                self._emit(events.Forked(time=now, pid=message.pid, slot=_SLOT, generation=_GENERATION))
             case messages.Ready():
-                boot = time.monotonic() - self._born
+                boot = time.monotonic() - self._started_at
                 self._board.header.phase = PHASES.index("serving")
-                self._emit(
-                    events.Listening(
-                        time=now, pid=os.getpid(), slot=SINGLE_SLOT, generation=_SINGLE_GENERATION, boot=boot
-                    )
-                )
+                self._emit(events.Listening(time=now, pid=os.getpid(), slot=_SLOT, generation=_GENERATION, boot=boot))
                 self._on_ready()
             case messages.Leaving():
                 self._leave(message.signal, now)
@@ -201,15 +220,15 @@ class _Told:
             case messages.Note() | messages.Cut() | messages.EndFailed():
                 self.warn(message.text)
             case _:
-                logger.warning("without a master nobody can say %r", message)
+                logger.warning("without a master this message has no effect: %r", message)
 
     def warn(self, text: str) -> None:
-        """Tell operators something."""
+        """Log a warning and emit it as an event."""
         logger.warning("%s", text)
         self._emit(events.Warned(time=time.time(), text=text))
 
     def _leave(self, number: str, now: float) -> None:
-        if not self._leaving:  # the first signal counts: it is leaving already
+        if not self._leaving:  # a second signal changes nothing for operators
             self._emit(events.Signalled(time=now, signal=number, action="shutdown"))
             self._emit(events.ShuttingDown(time=now, graceful=True, lame_duck=self._lame_duck))
         self._leaving = True
@@ -219,40 +238,36 @@ class _Told:
 class SingleProcessMaster:
     """The master's end of the channel in the worker's own loop: delegation, events and status work without a master."""
 
-    def __init__(self, switchboard: MessageHub, emit: Callable[[events.Event], None]) -> None:
-        self._switchboard = switchboard
+    def __init__(self, hub: MessageHub, emit: Callable[[events.Event], None]) -> None:
+        self._hub = hub
         self._emit = emit
 
     async def open(self) -> socket.socket:
-        """The worker's end."""
-        self._switchboard.start(self._emit)
-        handle = Handle(incarnation=1, slot=SINGLE_SLOT, generation=_SINGLE_GENERATION, row=0, born=time.monotonic())
+        """Open the channel and return the worker's end."""
+        self._hub.start(self._emit)
+        handle = Handle(incarnation=1, slot=_SLOT, generation=_GENERATION, row=_ROW, born=time.monotonic())
         ours, theirs = socket.socketpair()
         app_forks.withhold(ours, theirs)
         await asyncio.get_running_loop().create_unix_connection(
-            lambda: WorkerChannel(handle, _unsupervised, self._switchboard), sock=ours
+            lambda: WorkerChannel(handle, _ignore, self._hub), sock=ours
         )
         return theirs
 
     async def close(self) -> None:
-        """Let handlers end."""
-        await self._switchboard.close(SINGLE_SHUTDOWN_GRACE_S)
+        """Wait until the handlers have ended."""
+        await self._hub.close(_SHUTDOWN_GRACE_S)
 
 
-def _unsupervised(fact: Fact) -> None:
-    """What a master would decide by; nobody decides here."""
+def _ignore(fact: Fact) -> None:
+    """Ignore an inbox message: no master supervises this worker."""
 
 
-def _nothing() -> None:
-    """USR1 means nothing where there are no files; it must not end the process."""
-
-
-async def _monitor(
+async def _serve_monitor(
     own: Sequence[Listener],
     listeners: Sequence[tuple[int, Listener]],
     settings: Settings,
     board: Scoreboard,
-    told: _Told,
+    handler: _MessageHandler,
     emitter: Emitter,
 ) -> None:
     """Serve the monitor's ports until the worker's end cancels it."""
@@ -265,29 +280,31 @@ async def _monitor(
     async def switch(enabled: bool) -> bool:
         if bool(board.header.traffic) != enabled:
             board.header.traffic = int(enabled)
-            told.on_message(messages.SetTraffic(enabled))
+            handler.on_message(messages.SetTraffic(enabled))
         return True
 
     port = next((port for _, each in listeners if (port := getattr(each.address, "port", 0))), 0)
-    # The loop closes what it serves; the listeners are their owner's to close.
     facts = Facts(board, port, switch)
-    # A walk over the page tables would hold up requests: here they are on the same loop.
-    scales = MemorySampler(lambda pid: processes.resident_memory())
-    desk = Dashboard(
+    # Only the resident size: a walk over the page tables takes 1 ms per 100 MiB, and would hold up requests on this loop.
+    memory_sampler = MemorySampler(lambda pid: processes.resident_memory())
+    dashboard = Dashboard(
         facts,
         ClusterInfo.from_settings(settings, [str(each.address) for _, each in listeners], str(own[0].address)),
-        scales,
+        memory_sampler,
     )
-    emitter.on("*", lambda event: desk.watch.feed.add(events.plain(event)))
-    looking = asyncio.get_running_loop().create_task(_look_at_queues(board, [each.sock for _, each in listeners]))
+    emitter.on("*", lambda event: dashboard.watch.feed.add(events.plain(event)))
+    measuring = asyncio.get_running_loop().create_task(
+        _measure_accept_queues(board, [each.sock for _, each in listeners])
+    )
     try:
-        await monitor_server.serve([each.sock.dup() for each in own], facts, settings, asyncio.Event(), desk)
+        # Duplicates: the loop closes the sockets that it serves, but the listeners' owner closes the listeners.
+        await monitor_server.serve([each.sock.dup() for each in own], facts, settings, asyncio.Event(), dashboard)
     finally:
-        looking.cancel()
+        measuring.cancel()
 
 
-async def _look_at_queues(board: Scoreboard, listeners: Sequence[socket.socket]) -> None:
-    """Tell how many connections wait to be accepted, as a master does."""
+async def _measure_accept_queues(board: Scoreboard, listeners: Sequence[socket.socket]) -> None:
+    """Publish how many connections wait to be accepted, as a master does."""
     while True:
         waiting = accept_queues.waiting(listeners)
         board.header.waiting = UNKNOWN_VALUE if waiting is None else waiting

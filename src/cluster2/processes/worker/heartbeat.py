@@ -22,7 +22,7 @@ from ...linux.cells import UNKNOWN_VALUE
 from ...linux.scoreboard import Row, Scoreboard
 from ...runtime.step_guard import StepGuard
 from .connections.acceptor import Acceptor
-from .connections.descriptor_budget import DescriptorBudget
+from .connections.connection_budget import ConnectionBudget
 from .connections.handoff import HandoffPolicy
 from .messaging import api
 from .output import WorkerOutput
@@ -60,7 +60,7 @@ class HeartbeatLoop:
         handoff_idle_after: float,
         request_timeout: float,
         paper: WorkerOutput,
-        room: DescriptorBudget,
+        room: ConnectionBudget,
     ) -> None:
         """Nothing ticks yet."""
         self._board = board

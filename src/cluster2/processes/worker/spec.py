@@ -1,4 +1,4 @@
-"""What a worker is born with: its order, and all that its parents hand over with it."""
+"""The specification of a worker: its order, and the resources that the master or the zygote hands over with it."""
 
 from __future__ import annotations
 
@@ -25,31 +25,32 @@ class AppBinding:
 
 
 class Loopback(Protocol):
-    """The other end of the channel, in this process."""
+    """The master's end of the channel, in the worker's own process."""
 
     async def open(self) -> socket.socket:
-        """The end for the worker."""
+        """Open the channel and return the worker's end."""
 
     async def close(self) -> None:
-        """The worker's end is closed: do what was asked for last."""
+        """Carry out what the worker asked for last. Called after the worker's end is closed."""
 
 
 @dataclass(slots=True)
 class WorkerSpec:
-    """What a worker is born with.
+    """All that a worker starts with.
 
     Attributes:
-        sockets: listening sockets, each with what the order says about it.
-        talk: its end of the channel to the master; None: there is no master (`cluster = false`).
-        lifeline: a descriptor by which the kernel ends it after the master's end (`kernel.lifeline`), if there is a master.
-        rest: the entry of the rest queue, if there is a keeper.
-        ready: the exit of each app's ready queue, if there is a keeper.
-        validator: says whether the app's answer to the health check is fine.
-        heard: takes what it would tell a master, where there is none.
-        loopback: what does the master's part in talking, where there is none.
-        paper: what it writes; None: what every process writes, to standard error.
-        terminal: that this process was started from, where there is no master.
-        shut_doors: shuts the doors of the listeners where there is no master to do it; false: some stay open.
+        bindings: the apps, by their index in the options.
+        channel: the worker's end of the channel to the master; None: there is no master (`cluster = false`).
+        sockets: the listening sockets, each with its description in the order.
+        lifeline: a descriptor by which the kernel ends the worker after the master's end (`linux.parent_death_timer`); -1: none.
+        idle_queue: the entry of the idle queue, if there is a keeper.
+        ready_queues: the exit of each app's ready queue, if there is a keeper.
+        validator: decides whether the app's response to the health check is good.
+        on_message: receives the messages to the master where there is no master.
+        loopback: the master's end of the channel where there is no master.
+        output: the worker's log files; None: standard error, as for every process.
+        shut_listeners: shuts the listeners where there is no master that does it; returns False if some stay open.
+        terminal: the terminal that started this process, where there is no master.
     """
 
     order: messages.Fork

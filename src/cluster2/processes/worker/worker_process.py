@@ -34,13 +34,13 @@ from ...linux.handover import QueueReader, QueueWriter, batch_size
 from ...linux.scoreboard import Row
 from ...protocol import codec, messages
 from .connections.acceptor import Acceptor
-from .connections.descriptor_budget import DescriptorBudget
+from .connections.connection_budget import ConnectionBudget
 from .connections.handoff import HandoffPolicy
 from .connections.listening_source import ListeningSource, ReadyQueue
 from .drain import WorkerDrain
 from .exit import finish_threads
 from .health.app_check import AppHealthCheck
-from .health.endpoint import Ecv, CheckedApp, Traffic
+from .health.endpoint import CheckedApp, Ecv, Traffic
 from .heartbeat import HeartbeatLoop
 from .info import WorkerInfo
 from .instrumentation import wrap
@@ -234,13 +234,17 @@ class Worker:
             raise AppError(f"a hook of worker.on_start raised {one_line(error)}", detail=trace(error)) from error
         self._measured = LatencyWindow(self._row)
         self._watch = StepSampler(self._long_step, 2 * self._settings.handoff_slow_above, self._measured.add)
-        self._engines = [self._engine(site) for site in self._birth.sites]
+        self._engines = [self._engine(site) for site in self._birth.bindings]
         for engine in self._engines:
             await engine.start()
 
     async def _open(self) -> None:
         """Take connections from now on. Nothing of the app's is waited for, so nothing ends this in the middle."""
-        outlet = None if self._birth.idle_queue is None else QueueWriter(self._birth.idle_queue, batch_size(processes.file_limit()))
+        outlet = (
+            None
+            if self._birth.idle_queue is None
+            else QueueWriter(self._birth.idle_queue, batch_size(processes.file_limit()))
+        )
         self._moves = HandoffPolicy(outlet, self._engines, self._birth.board.header)
         doors, backlog = self._doors(), self._settings.backlog
         self._acceptor = Acceptor(doors, self._ready_queues(), self._woken, self._settings.timeout, backlog)
@@ -256,7 +260,7 @@ class Worker:
             self._settings.handoff_idle_after,
             self._settings.request_timeout,
             self._paper,
-            DescriptorBudget(len(doors), backlog),
+            ConnectionBudget(len(doors), backlog),
         )
         await self._acceptor.start(self._pulse.begin())
         for spec, listener in self._birth.sockets:

@@ -16,7 +16,7 @@ from cluster2.engines.base import Engine, EngineStats, ThreadHold
 from cluster2.linux import processes
 from cluster2.linux.scoreboard import Row, Scoreboard
 from cluster2.processes.worker.connections.acceptor import Acceptor
-from cluster2.processes.worker.connections.descriptor_budget import MAX_RESERVED_DESCRIPTORS, DescriptorBudget
+from cluster2.processes.worker.connections.connection_budget import MAX_RESERVED_DESCRIPTORS, ConnectionBudget
 from cluster2.processes.worker.connections.handoff import HandoffPolicy
 from cluster2.processes.worker.heartbeat import (
     BALANCE_AT_ONCE_CONNECTIONS,
@@ -89,7 +89,7 @@ class Taker:
         self.modes.append(f"change {mode.name}")
 
 
-class Room(DescriptorBudget):
+class Room(ConnectionBudget):
     """Room as if there were so many descriptors."""
 
     def __init__(self, total: int = 100_000) -> None:

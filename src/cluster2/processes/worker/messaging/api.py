@@ -29,7 +29,9 @@ _life: WorkerInfo | None = None
 _post: MasterClient | None = None
 
 
-def bind_worker(life: WorkerInfo | None, post: MasterClient | None = None) -> tuple[WorkerInfo | None, MasterClient | None]:
+def bind_worker(
+    life: WorkerInfo | None, post: MasterClient | None = None
+) -> tuple[WorkerInfo | None, MasterClient | None]:
     """This process is that worker from now on, and talks by that post. Returns what it was before."""
     global _life, _post
     before, (_life, _post) = (_life, _post), (life, post)
@@ -170,7 +172,9 @@ async def delegate(
         DelegateTimeout: no answer came in time; it is a TimeoutError, too.
         NotAWorker, ClusterError: as `emit`.
     """
-    return await _the_post("delegate").delegate(delegate_message(name, message, timeout, matches, notification, targets))
+    return await _the_post("delegate").delegate(
+        delegate_message(name, message, timeout, matches, notification, targets)
+    )
 
 
 def delegate_sync(
@@ -183,7 +187,9 @@ def delegate_sync(
     targets: Iterable[int] | None = None,
 ) -> Any:
     """The same in a thread, which waits. Raises ClusterError in a thread that runs an event loop: it would stand still."""
-    return _the_post("delegate_sync").delegate_sync(delegate_message(name, message, timeout, matches, notification, targets))
+    return _the_post("delegate_sync").delegate_sync(
+        delegate_message(name, message, timeout, matches, notification, targets)
+    )
 
 
 def delegate_nowait(

@@ -22,7 +22,7 @@ _RESERVE_SHARE = 8
 """Of a small limit the app is left one of so many."""
 
 
-class DescriptorBudget:
+class ConnectionBudget:
     """The room for connections, as of the last measurement.
 
     Attributes:
