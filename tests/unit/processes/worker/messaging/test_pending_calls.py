@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 
 from cluster2.errors import DelegateError, DelegateTimeout
-from cluster2.processes.worker.messaging.pending_calls import MASTER_GONE, WORKER_LEAVING, PendingCalls, delegate_message
+from cluster2.processes.worker.messaging.pending_calls import (
+    MASTER_GONE,
+    WORKER_LEAVING,
+    PendingCalls,
+    delegate_message,
+)
 from cluster2.protocol import codec, messages
 from tests.unit.waiting import PATIENCE, until
 
