@@ -12,7 +12,7 @@ import pytest
 
 from cluster2.engines.granian import internals
 from cluster2.errors import ConfigError
-from cluster2.processes.worker.sampling.steps import TimedSteps, StepSampler
+from cluster2.processes.worker.sampling.steps import StepSampler, TimedSteps
 
 
 def test_the_installed_one_is_known() -> None:

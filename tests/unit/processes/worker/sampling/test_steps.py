@@ -12,7 +12,7 @@ import pytest
 
 from cluster2.processes.worker.sampling import steps
 from cluster2.processes.worker.sampling.accept_mode import LONG_STEP_S
-from cluster2.processes.worker.sampling.steps import BUSY_SHARE, LONG_SHARE, REQUESTS_PER_BURST, TimedSteps, StepSampler
+from cluster2.processes.worker.sampling.steps import BUSY_SHARE, LONG_SHARE, REQUESTS_PER_BURST, StepSampler, TimedSteps
 
 PROOF = 0.0123
 
