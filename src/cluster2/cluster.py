@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
@@ -30,11 +32,14 @@ from .processes.master.resources import MasterResources
 from .processes.zygote import bytecode
 from .protocol.messages import CHANNEL_VARIABLE
 from .runtime import option_sources
+from .runtime.event_emitter import described
 from .runtime.option_sources import Config
 
 if TYPE_CHECKING:
     from .config.keywords import ClusterOptions
     from .runtime.control_client import ControlClient
+
+_logger = logging.getLogger("cluster2.master")
 
 H = TypeVar("H", bound=Callable[[Any], Any])
 F = TypeVar("F", bound=Callable[..., Any])
@@ -58,6 +63,15 @@ class Cluster:
             _tell_if_uncaught(error)
             raise
         self._switchboard = MessageHub()
+        self._name_warnings: list[str] = []
+
+    @classmethod
+    def _from_config(cls, config: Config) -> Cluster:
+        """Return a cluster with options that are loaded already."""
+        cluster = cls.__new__(cls)
+        cluster._options, cluster._config = {}, config
+        cluster._switchboard, cluster._name_warnings = MessageHub(), []
+        return cluster
 
     @property
     def config(self) -> Config:
@@ -150,6 +164,7 @@ class Cluster:
         """Call a handler, sync or async, when an event happens: `@cluster.on("died")`, or `cluster.on("died", handler)`."""
         if handler is None:
             return lambda decorated: self.on(name, decorated)
+        self._check_event_name(name, handler)
         self._switchboard.emitter.on(name, handler)
         return handler
 
@@ -165,8 +180,27 @@ class Cluster:
         """Call it the next time only."""
         if handler is None:
             return lambda decorated: self.once(name, decorated)
+        self._check_event_name(name, handler)
         self._switchboard.emitter.once(name, handler)
         return handler
+
+    def _check_event_name(self, name: str, handler: Callable[[Any], Any]) -> None:
+        """Warn of a name that is probably a misspelt event of the master's.
+
+        It isn't refused, since an app may emit an event of that name. Before the master runs, logging isn't set up, so the
+        warning is kept until the start.
+        """
+        meant = events.meant_by(name, [number.name for number in SIGNAL_COMMANDS])
+        if meant is None:
+            return
+        text = f"{described(handler)} is registered for {name!r}, which is no event of the master; {meant}"
+        if self._switchboard.running:
+            _logger.warning("%s", text)
+        else:
+            self._name_warnings.append(text)
+
+    def _with_name_warnings(self, config: Config) -> Config:
+        return dataclasses.replace(config, warnings=(*config.warnings, *self._name_warnings))
 
     def emit(self, event: str, data: object = None, targets: Iterable[int] | None = None) -> None:
         """Tell workers that something has happened: those of these pids, or all. From any thread of the master.
@@ -355,7 +389,7 @@ class Cluster:
             given["factory"] = True
         if isinstance(app, str):
             given["app"] = app
-        loaded = option_sources.load(given)
+        loaded = self._with_name_warnings(option_sources.load(given))
         if app is not None and not isinstance(app, str):
             return loaded, [app]
         named = [target for target, _ in loaded.settings.targets()]
@@ -403,11 +437,11 @@ def run(configured: Config, *, on_ready: Callable[[], None] | None = None) -> in
     # In the background nobody would read where the pids are: then a directory that can't be written is an error.
     usable = places.with_writable_pids(configured) if on_ready is None else contextlib.nullcontext(configured)
     with usable as configured:
-        cluster = Cluster.__new__(Cluster)
-        cluster._options, cluster._config, cluster._switchboard = {}, configured, MessageHub()
+        cluster = Cluster._from_config(configured)
         setup: Any = configured.settings.setup
         if setup is not None:
             _set_up(setup, cluster, configured)
+            configured = cluster._with_name_warnings(configured)
         return launch.run(configured, switchboard=cluster._switchboard, on_ready=on_ready)
 
 

@@ -6,6 +6,7 @@ takes the names; the master makes the values; the documentation is generated fro
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -292,6 +293,25 @@ def cut(told: dict[str, Any], longest: int) -> dict[str, Any]:
 
 EVENTS: dict[str, type[Event]] = {kind.name: kind for kind in Event.__subclasses__()}
 """All events by name."""
+
+
+def meant_by(name: str, signals: Collection[str]) -> str | None:
+    """Return what an event name that the master doesn't emit may have been meant to be, as the end of a sentence.
+
+    None: it is one of the master's, or may well be an event of the app's own. A name that begins with SIG can't be: `own` refuses it.
+
+    Args:
+        signals: names of the signals that the master handles.
+    """
+    if name in EVENTS or name in signals or name == "*":
+        return None
+    import difflib  # takes milliseconds, which only such a name costs
+
+    known = signals if name.upper().startswith("SIG") else EVENTS
+    like = name.upper() if known is signals else name.lower().replace("_", "-")
+    if close := difflib.get_close_matches(like, known, 1, 0.75):  # 0.75: "dyed" is that near to "died"
+        return f"did you mean {close[0]!r}?"
+    return f"it handles {', '.join(signals)}" if name.startswith("SIG") else None
 
 
 def own(name: object) -> str:

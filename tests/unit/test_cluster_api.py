@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
@@ -138,6 +139,28 @@ async def test_on_and_off(tmp_path: Path, site: str) -> None:
     assert called[:2] == ["forked", "forked"]
     assert sorted(called[2:]) == ["async listening", "died", "listening", "shutdown", "stopped"]
     assert ready.__name__ == "ready"
+
+
+async def test_misspelt_events_are_warned_of(tmp_path: Path, site: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A handler of a misspelt event is named in the log: at the start, or at once if the cluster serves already."""
+    cluster = Cluster(**options_for(tmp_path, workers=1))
+    logger = logging.getLogger("cluster2.master")
+
+    @cluster.on("dyed")
+    def late(event: events.Died) -> None: ...
+
+    cluster.on("order-paid", late)
+    logger.addHandler(caplog.handler)
+    try:
+        async with cluster.running(site):
+            cluster.once("Listening", late)
+    finally:
+        logger.removeHandler(caplog.handler)
+    said = [each.getMessage() for each in caplog.records if "no event of the master" in each.getMessage()]
+    assert len(said) == 2, said
+    assert said[0].startswith("test_misspelt_events_are_warned_of.<locals>.late (")
+    assert said[0].endswith(") is registered for 'dyed', which is no event of the master; did you mean 'died'?")
+    assert said[1].endswith("; did you mean 'listening'?")
 
 
 async def test_what_can_not_be_started(tmp_path: Path, site: str) -> None:

@@ -46,3 +46,23 @@ def test_a_signal_is_heard_by_its_own_name() -> None:
     assert [events.name_of(event) for event in MADE] == [
         "forked", "listening", "died", "warning", "SIGTERM", "shutdown", "stopped",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("died", None),
+        ("*", None),
+        ("SIGTERM", None),
+        ("order-paid", None),
+        ("dyed", "did you mean 'died'?"),
+        ("Died", "did you mean 'died'?"),
+        ("reload_failed", "did you mean 'reload-failed'?"),
+        ("SIGTREM", "did you mean 'SIGTERM'?"),
+        ("sigterm", "did you mean 'SIGTERM'?"),
+        ("SIGWINCH", "it handles SIGTERM, SIGHUP"),
+    ],
+)
+def test_a_misspelt_event(name: str, meant: str | None) -> None:
+    """A name that is close to one of the master's is taken for a mistake; any other may be an event of the app's own."""
+    assert events.meant_by(name, ["SIGTERM", "SIGHUP"]) == meant
