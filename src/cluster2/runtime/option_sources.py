@@ -262,10 +262,14 @@ def _absolute(option: Option, directory: Path, value: str) -> str:
 def _settle_addresses(found: dict[str, _Given]) -> None:
     """Of options that say the same in different ways keep the one nearest to the user; two equally near clash.
 
-    So a flag --port means what it says where a file has `bind`, and the other way round.
+    So a flag --port means what it says where a file has `bind`, and the other way round. An empty list names no address: it undoes
+    what a farther source says, and then counts as not set, so that `PORT` and sockets of systemd are used.
     """
+    for name in ("apps", "bind"):
+        if name in found and found[name].raw in ("", [], ()):
+            del found[name]
     for whole, part in (("apps", "app"), ("apps", "bind"), ("apps", "port"), ("bind", "port"), ("bind", "host")):
-        if whole not in found or part not in found or not found[whole].raw:
+        if whole not in found or part not in found:
             continue
         if found[whole].rank == found[part].rank:
             one, other = (f"{name} ({found[name].source})" for name in (part, whole))

@@ -85,6 +85,17 @@ def test_the_platforms_port_and_bind(tmp_path: Path) -> None:
     assert load(tmp_path, environ={"PORT": "3001"}).settings.port == 3001
 
 
+def test_an_empty_list_of_addresses(tmp_path: Path) -> None:
+    """An empty `bind` or `apps` names no address: the platform's port counts, and so do sockets of systemd."""
+    (tmp_path / "cluster2.toml").write_text("bind = []\napps = []\n")
+    found = load(tmp_path, environ={"PORT": "2"})
+    assert found.settings.port == 2
+    assert not found.explicit("bind")
+    assert not found.explicit("apps")
+    (tmp_path / "cluster2.toml").write_text("bind = [':1']\n")
+    assert load(tmp_path, environ={"PORT": "2", "CLUSTER2_BIND": ""}).settings.targets()[0][1][0].port == 2
+
+
 @pytest.mark.parametrize(
     ("given", "environ", "file", "value", "source"),
     [
