@@ -76,10 +76,7 @@ class _Commands(click.Group):
         except click.Abort:
             code = _EXIT_INTERRUPTED
         except ClusterError as error:
-            complain("error", error.message)
-            if error.detail:
-                click.echo(shown(error.detail), err=True)
-            code = error.exit_code
+            code = report_error(error)
         sys.exit(code or 0)
 
 
@@ -115,6 +112,14 @@ def shown(text: str) -> str:
 def complain(kind: str, message: str) -> None:
     """Say a line on standard error, as this command does: `cluster2: warning: …`."""
     click.echo(f"cluster2: {kind}: {shown(message)}", err=True)
+
+
+def report_error(error: ClusterError) -> int:
+    """Print an error on standard error: one line, and the detail below it. Returns its exit code."""
+    complain("error", error.message)
+    if error.detail:
+        click.echo(shown(error.detail), err=True)
+    return error.exit_code
 
 
 def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
+import threading
+from collections.abc import Container
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..config.settings import OPTIONS, SECRET_VARIABLES
+from ..errors import ClusterError
 from ..runtime import env_files
 from ..runtime.option_sources import Config
+from . import report_error
 from .flags import OptionCommand, gather, require_target, with_options
+
+if TYPE_CHECKING:
+    from ..processes.zygote.started import StartedAtImport
 
 
 @click.command(cls=OptionCommand)
@@ -20,37 +27,64 @@ from .flags import OptionCommand, gather, require_target, with_options
 def check(**flags: Any) -> int:
     """Validate options and app, serve nothing."""
     config = require_target(gather(flags))
-    settings = config.settings
     _enter(config)
-
-    from ..engines import registry
     from ..linux import processes
-    from ..processes.zygote import inheritance
     from ..processes.zygote.started import StartedAtImport
+
+    before = set(threading.enumerate())
+    started = StartedAtImport(list(processes.children()))
+    try:
+        _load_and_report(config)
+        code = 0
+    except ClusterError as error:
+        code = report_error(error)
+    finally:
+        started.record()
+    _end_despite_threads(before, started, code)
+    return code
+
+
+def _load_and_report(config: Config) -> None:
+    """Load the apps and print what they are, and what operators should know. Raises ClusterError: they can't be served."""
+    from ..engines import registry
+    from ..processes.zygote import inheritance
     from ..runtime import app_loader
 
+    settings = config.settings
     name, before = inheritance.own_name(), inheritance.connections()
-    started = StartedAtImport(list(processes.children()))
-    staff = []
+    choices = []
     for target, _ in settings.targets():
         app = app_loader.load(target, factory=settings.factory)
-        staff.append(
-            registry.EngineChoice(app.label, app.interface, registry.choose_engine(settings.engine, app.interface))
-        )
+        engine = registry.choose_engine(settings.engine, app.interface)
+        choices.append(registry.EngineChoice(app.label, app.interface, engine))
     given = {name: source for name, source in config.sources.items() if config.explicit(name)}
-    notes = registry.check_options(staff, settings, given)
-    for each in staff:
+    notes = registry.check_options(choices, settings, given)
+    for each in choices:
         each.engine.preload(settings)
-    for each, (target, addresses) in zip(staff, settings.targets(), strict=True):
+    for each, (target, addresses) in zip(choices, settings.targets(), strict=True):
         click.echo(f"ok: {each.interface} app {target} on {', '.join(map(str, addresses))}")
     for note in notes:
         click.echo(f"note: {note}")
-    started.record()
     if settings.cluster and settings.preload:
         made = [peer for inode, peer in inheritance.connections().items() if inode not in before]
         for warning in inheritance.warnings(inheritance.threads(name), sorted(made)):
             click.echo(f"warning: {warning}")
-    return 0
+
+
+def _end_despite_threads(before: Container[threading.Thread], started: StartedAtImport, code: int) -> None:
+    """End this process at once if the import has left threads for which Python would wait, perhaps for ever."""
+    left = [thread.name for thread in threading.enumerate() if not thread.daemon and thread not in before]
+    if not left:
+        return
+    click.echo(
+        f"warning: the import left threads running that aren't daemons ({', '.join(left)}): Python waits for them when a process "
+        "ends; start them with daemon=True, or in worker.on_start"
+    )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The interpreter would join these threads before it calls `atexit` functions, which terminate what the import has started.
+    started.terminate()
+    os._exit(code)
 
 
 def _enter(config: Config) -> None:

@@ -323,6 +323,20 @@ def test_check_of_what_can_not_be_inherited(tmp_path: Path, made: str, options: 
     assert ("warning" in result.stdout) == warns
 
 
+@pytest.mark.parametrize(("rest", "code"), [("async def app(scope, receive, send): ...\n", 0), ("1 / 0\n", AppError.exit_code)])
+def test_check_ends_despite_threads(tmp_path: Path, rest: str, code: int) -> None:
+    """`check` doesn't wait for a thread of the import that isn't a daemon, but names it; it ends what the import has started."""
+    (tmp_path / "shop.py").write_text(
+        "import subprocess, threading\n"
+        "helper = subprocess.Popen(['sleep', '100'])\n"  # it has our pipe open: while it runs, `shell` waits
+        "threading.Thread(target=threading.Event().wait, name='poller').start()\n" + rest
+    )
+    result = shell("check", "shop:app", "--no-preload")
+    assert result.returncode == code, result.stderr
+    assert "warning: the import left threads running that aren't daemons (poller)" in result.stdout
+    assert ("ZeroDivisionError" in result.stderr) == bool(code)
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
