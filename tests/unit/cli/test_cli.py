@@ -493,6 +493,14 @@ def test_start_returns_when_ready(fake: dict[str, str], tmp_path: Path) -> None:
     assert (tmp_path / "logs" / "master.log").read_text() == "before\nbooting\n"
 
 
+@pytest.mark.parametrize("where", ["stderr", "both", "files"])
+def test_start_says_where_standard_error_is(fake: dict[str, str], tmp_path: Path, where: str) -> None:
+    """A wish for standard error, which is no terminal in the background, is answered with the file that it is."""
+    result = shell("start", "a:app", "--log-to", where, **fake)
+    says = f"cluster2: note: log_to = {where} (flag --log-to): in the background standard error is {tmp_path}/logs/master.log\n"
+    assert (result.returncode, result.stderr) == (0, "" if where == "files" else says)
+
+
 def test_start_fails_as_run_does(fake: dict[str, str], tmp_path: Path) -> None:
     """If it doesn't become ready, `start` says what it wrote, and returns its exit code."""
     result = shell("start", "busy:app", "--logs", "l", **fake)
