@@ -68,7 +68,9 @@ def start(**flags: Any) -> int:
             arguments = ("--log-to", "files", *arguments)
         elif config.settings.log_to != "files":
             source = config.sources["log_to"]
-            complain("note", f"log_to = {config.settings.log_to} ({source}): in the background standard error is {path}")
+            complain(
+                "note", f"log_to = {config.settings.log_to} ({source}): in the background standard error is {path}"
+            )
         code = _launch(arguments, log)
     with path.open("rb") as said:
         said.seek(before if path.stat().st_size >= before else 0)  # it was rotated

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..core.wording import counted
+
 _LEFT_ALIGNED_COLUMNS = ("STATE", "MODE")
 """Columns of words; the others are numbers, which stand to the right."""
 
@@ -58,7 +60,9 @@ def describe(found: Mapping[str, Any], rates: Rates | None = None) -> list[str]:
         "listening  " + ", ".join(found["addresses"]) + _under_way(found),
     ]
     if keeper := found.get("keeper"):
-        lines.append(f"keeper {keeper['pid']}  {keeper['resting']} connections at rest, {memory(keeper['memory'])}")
+        lines.append(
+            f"keeper {keeper['pid']}  {counted(keeper['resting'], 'connection')} at rest, {memory(keeper['memory'])}"
+        )
     if monitor := found.get("monitor"):
         lines.append(f"monitor {monitor['pid'] or 'starts'}  http://{monitor['address']}, {memory(monitor['memory'])}")
     lines += [
@@ -70,8 +74,8 @@ def describe(found: Mapping[str, Any], rates: Rates | None = None) -> list[str]:
 def _under_way(found: Mapping[str, Any]) -> str:
     requests = sum(worker["in_flight"] or 0 for worker in found["workers"])
     waiting = found.get("waiting")  # a master of an older version doesn't tell
-    return f"; {requests} requests under way" + (
-        f", {waiting} connections wait to be accepted" if waiting is not None else ""
+    return f"; {counted(requests, 'request')} under way" + (
+        f", {counted(waiting, 'connection')} waiting to be accepted" if waiting is not None else ""
     )
 
 

@@ -19,6 +19,7 @@ import uvloop
 from .. import events
 from ..config.settings import OPTIONS, SECRET_VARIABLES, Settings, validate, without_master
 from ..config.value_types import Address, FdAddress
+from ..core.wording import counted
 from ..errors import ClusterError, ConfigError
 from ..linux import app_forks, processes, secret_environment, signals
 from ..linux.listeners import Listener, SocketFile, open_all, systemd_fds
@@ -136,7 +137,7 @@ async def supervise(
     emit = _teller(switchboard.emitter, herald)
 
     def ready() -> None:
-        logger.info("serving on %s with %d workers", _where(owned.listeners), owned.options[0].workers)
+        logger.info("serving on %s with %s", _where(owned.listeners), counted(owned.options[0].workers, "worker"))
         places.announce(owned.options[0], owned.monitor, owned.logbook, owned.pids)
         herald.serves(owned.options[0].workers)
         owned.pids.keep()
@@ -336,7 +337,7 @@ def _log(event: events.Event) -> None:
         case events.Enabled() | events.Disabled():
             logger.info("traffic %s", event.name)
         case events.Recovered():
-            logger.info("recovered: %d workers serve", event.ready)
+            logger.info("recovered: %s ready", counted(event.ready, "worker"))
         case _:
             pass
 

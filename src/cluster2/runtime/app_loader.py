@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ..core.wording import counted, with_article
 from ..engines.base import Interface, is_async
 from ..engines.tcp.boundary import boundary
 from ..errors import AppError
@@ -91,13 +92,13 @@ def detect(app: object, label: str) -> Interface:
     if isinstance(app, Declared):
         call: object = app.call
         if not callable(call) and not _is_rsgi(call):
-            raise AppError(f"{label} wraps a {type(call).__name__}, which can't be called")
+            raise AppError(f"{label} wraps {with_article(type(call).__name__)}, which can't be called")
         return app.interface
     if _is_rsgi(app):
         return Interface.RSGI
     if not callable(app):
         raise AppError(
-            f"{label} is a {type(app).__name__}, which can't be called; name an ASGI or WSGI app, or a TCP handler"
+            f"{label} is {with_article(type(app).__name__)}, which can't be called; name an ASGI or WSGI app, or a TCP handler"
         )
     if _makes_protocols(app):
         return Interface.TCP
@@ -137,15 +138,13 @@ def _refusal(app: Callable[..., Any], names: list[str] | None) -> str:
             "takes no argument: if it is a factory that returns the app, add --factory, or () behind its name; "
             "if it makes an asyncio.Protocol, say so by cluster2.tcp"
         )
-    takes = "its signature doesn't say what it takes" if names is None else f"it takes {_counted(names)}"
+    takes = (
+        "its signature doesn't say what it takes" if names is None else f"it takes {counted(len(names), 'argument')}"
+    )
     return (
         f"looks like no app that cluster2 knows ({takes}); "
         "say what it is by cluster2.asgi(app), .wsgi(app), .rsgi(app) or .tcp(app)"
     )
-
-
-def _counted(names: list[str]) -> str:
-    return f"{len(names)} argument{'s' if len(names) > 1 else ''}"
 
 
 def _makes_protocols(app: Callable[..., Any]) -> bool:

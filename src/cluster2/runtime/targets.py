@@ -25,6 +25,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
+from ..core.wording import with_article
 from ..errors import AppError, ClusterError, one_line, trace
 
 APP_NAMES = ("application", "app")
@@ -82,7 +83,7 @@ def made_by(
     """
     if not callable(factory):
         raise AppError(
-            f"{label} is a {type(factory).__name__}, which can't be called as a factory; leave {said_by} out"
+            f"{label} is {with_article(type(factory).__name__)}, which can't be called as a factory; leave {said_by} out"
         )
     try:
         made = factory(*arguments, **keywords)

@@ -42,7 +42,7 @@ def test_a_body_that_is_cut_off_is_closed(run: Serve, app: str, where: str) -> N
         assert running.wait() == 0
     assert (running.directory / "closed.body").exists()
     assert not list(running.directory.glob("held.body.*")), "a request was begun whose connection was reset"
-    assert "drain_timeout (0.2 s) is over: 2 connections with 1 requests under way were reset: /" in running.stderr
+    assert "drain_timeout (0.2 s) is over: reset 2 connections with 1 request under way: /" in running.stderr
     assert "Traceback" not in running.stderr
 
 

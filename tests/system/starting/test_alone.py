@@ -37,7 +37,7 @@ def test_what_is_cut_off_is_closed(run: Serve, app: str, options: tuple[str, ...
         running.signal(signal.SIGTERM)
         assert running.wait() == 0
     assert (running.directory / "closed.body").exists()
-    assert "drain_timeout (0.2 s) is over: 1 connections with 1 requests under way were reset: /" in running.stderr
+    assert "drain_timeout (0.2 s) is over: reset 1 connection with 1 request under way: /" in running.stderr
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ class Told:
         assert ask(self._port, "/readyz")[0] == (200 if ready else 503)
         table = self._running.cli("status").stdout
         assert f"{ready} of 2 workers ready" in table
-        assert f"{waiting} connections wait to be accepted" in table
+        assert f"{waiting} connections waiting to be accepted" in table
 
 
 def test_stuck_workers_are_ready_nowhere(run: Callable[..., Running], tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ def test_events_of_one_process(run: Serve, tmp_path: Path) -> None:
         assert running.shutdown() == 0
     names = [line.split(" ", 1) for line in noted.read_text().splitlines()]
     assert [name for name, _ in names] == ["forked", "listening", "signal", "shutdown", "warning", "stopped"]
-    assert "1 connections with 1 requests under way were reset: /held/a" in names[4][1]
+    assert "reset 1 connection with 1 request under way: /held/a" in names[4][1]
     assert names[4][1].strip() in running.stderr
 
 

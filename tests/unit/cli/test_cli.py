@@ -323,7 +323,9 @@ def test_check_of_what_can_not_be_inherited(tmp_path: Path, made: str, options: 
     assert ("warning" in result.stdout) == warns
 
 
-@pytest.mark.parametrize(("rest", "code"), [("async def app(scope, receive, send): ...\n", 0), ("1 / 0\n", AppError.exit_code)])
+@pytest.mark.parametrize(
+    ("rest", "code"), [("async def app(scope, receive, send): ...\n", 0), ("1 / 0\n", AppError.exit_code)]
+)
 def test_check_ends_despite_threads(tmp_path: Path, rest: str, code: int) -> None:
     """`check` doesn't wait for a thread of the import that isn't a daemon, but names it; it ends what the import has started."""
     (tmp_path / "shop.py").write_text(

@@ -266,7 +266,7 @@ def test_declared(declare: Callable[..., Any], interface: Interface) -> None:
 @pytest.mark.parametrize(
     ("app", "says"),
     [
-        (3, "int is a int, which can't be called; name an ASGI or WSGI app, or a TCP handler"),
+        (3, "int is an int, which can't be called; name an ASGI or WSGI app, or a TCP handler"),
         (None, "NoneType is a NoneType, which can't be called"),
         (no_argument, "no_argument takes no argument: if it is a factory that returns the app, add --factory"),
         (
@@ -290,7 +290,7 @@ def test_declared(declare: Callable[..., Any], interface: Interface) -> None:
             makes_something,
             "makes_something takes no argument: .* if it makes an asyncio.Protocol, say so by cluster2.tcp",
         ),
-        (cluster2.wsgi(3), "int wraps a int, which can't be called"),  # type: ignore[arg-type]
+        (cluster2.wsgi(3), "int wraps an int, which can't be called"),  # type: ignore[arg-type]
     ],
 )
 def test_no_app(app: object, says: str) -> None:
@@ -459,7 +459,7 @@ def test_a_call_that_is_no_factory(module: Callable[..., None]) -> None:
     with pytest.raises(AppError, match=r"calls the factory already; leave --factory out"):
         load("site_of_test:make()", factory=True)
     with pytest.raises(
-        AppError, match=r"site_of_test:app is a int, which can't be called as a factory; leave \(\) out"
+        AppError, match=r"site_of_test:app is an int, which can't be called as a factory; leave \(\) out"
     ):
         load("site_of_test:app()")
     with pytest.raises(AppError, match="the factory site_of_test:make raised LookupError: no such tenant") as raised:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ...config.settings import Settings
+from ...core.wording import counted
 from ...engines.base import Engine, is_self_accepting
 from .connections.acceptor import Acceptor
 from .connections.handoff import HandoffPolicy
@@ -141,4 +142,5 @@ class WorkerDrain:
         more = f" and {len(cut) - _MAX_NAMED_REQUESTS} more" if len(cut) > _MAX_NAMED_REQUESTS else ""
         named = f": {', '.join(cut[:_MAX_NAMED_REQUESTS])}{more}" if cut else ""
         bound = f"drain_timeout ({self._settings.drain_timeout:g} s) is over"
-        return f"{bound}: {connections} connections with {requests} requests under way were reset{named}"
+        open_now = counted(connections, "connection")
+        return f"{bound}: reset {open_now} with {counted(requests, 'request')} under way{named}"

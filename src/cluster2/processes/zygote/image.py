@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from ...config.settings import Settings
+from ...core.wording import with_article
 from ...engines import registry
 from ...engines.base import Engine
 from ...errors import AppError, ClusterError, ConfigError, one_line, trace
@@ -142,5 +143,5 @@ def _validator(settings: Settings) -> Callable[..., Any] | None:
     except Exception as error:
         raise AppError(f"ecv.validator = {named} raised {one_line(error)}", detail=trace(error)) from error
     if not callable(found):
-        raise ConfigError(f"ecv.validator = {named}: it is a {type(found).__name__}, which can't be called")
+        raise ConfigError(f"ecv.validator = {named}: it is {with_article(type(found).__name__)}, which can't be called")
     return cast(Callable[..., Any], found)

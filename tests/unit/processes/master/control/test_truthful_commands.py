@@ -34,7 +34,7 @@ LEAVE: dict[str, Callable[[Observed], Any]] = {
 """Commands that have the worker of slot 1 leave."""
 
 TOLD = {
-    "cut": r"drain_timeout \(0\.3 s\) is over: 1 connections with 1 requests under way were reset",
+    "cut": r"drain_timeout \(0\.3 s\) is over: reset 1 connection with 1 request under way",
     "stuck": r"it did not leave within drain_timeout \(0\.3 s\) and was killed",
     "killed": r"died while it drained \(SIGKILL\)",
 }
