@@ -67,9 +67,26 @@ def kept() -> Iterator[bytes]:
     yield seen.get().encode()
 
 
+VIOLATIONS: dict[str, tuple[list[tuple[str, str]], list[bytes]]] = {
+    "short": ([("Content-Length", "9")], [b"hel", b"lo"]),
+    "long": ([("Content-Length", "4")], [b"hel", b"lo"]),
+    "length": ([("Content-Length", "five")], [b"hello"]),
+    "lengths": ([("Content-Length", "5"), ("Content-Length", "6")], [b"hello"]),
+    "value": ([("X-Name", "value\r\nX-Smuggled: yes")], [b"hello"]),
+    "name": ([("X Name", "value")], [b"hello"]),
+    "beyond": ([("X-Name", "\N{EURO SIGN}")], [b"hello"]),
+}
+"""Responses that HTTP does not allow: headers and body. `/violation/NAME` sends one in one piece, `/parts/NAME` part by part."""
+
+
 def app(environ: Environ, start_response: Start) -> Iterable[Any]:
     """Answer as the path says."""
     path = environ["PATH_INFO"]
+    _, kind, name = [*path.split("/"), "", ""][:3]
+    if name in VIOLATIONS:
+        headers, body = VIOLATIONS[name]
+        start_response("200 OK", headers)
+        return body if kind == "violation" else iter(body)
     if path == "/late":
         return late(start_response)
     if path == "/never":

@@ -88,3 +88,33 @@ def test_what_is_promised(running: Running) -> None:
         assert not found.endswith(b"0\r\n\r\n"), path
     names = {"write-and-yield", "never", "empty", "text", "none", "raises"}
     wait_until(lambda: set(get(running.address, "/closed").body.decode().split()) == names, "all bodies are closed")
+
+
+REASONS = {
+    "short": "the app's body is shorter than its Content-Length, 9",
+    "long": "the app's body is longer than its Content-Length, 4",
+    "length": "the app's Content-Length 'five' is no length",
+    "lengths": "the app's Content-Length '6' is no length, or not its only one",
+    "value": "the app's header 'X-Name' has a control character in its value",
+    "name": "the app's header 'X Name' has a name that HTTP doesn't allow",
+    "beyond": "the app's headers aren't pairs of texts in latin-1",
+}
+"""What is logged of each response that HTTP does not allow."""
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_responses_that_http_does_not_allow(running: Running, name: str) -> None:
+    """A wrong Content-Length or header is logged with its request, and never reaches a client that could take it for whole."""
+    found = wire(running, f"/violation/{name}")
+    assert found.startswith(b"HTTP/1.1 500 "), found
+    in_parts = wire(running, f"/parts/{name}")
+    if name in ("short", "long"):
+        head, _, body = in_parts.lower().partition(b"\r\n\r\n")
+        declared = head.partition(b"content-length: ")[2].split()
+        assert not in_parts or len(body) < int(declared[0]), "the client sees that it was cut"
+    else:
+        assert in_parts.startswith(b"HTTP/1.1 500 "), in_parts
+    for path in (f"/violation/{name}", f"/parts/{name}"):
+        line = f"GET {path}: {REASONS[name]}"
+        wait_until(lambda line=line: line in running.stderr, lambda: running.stderr)  # type: ignore[misc]
+    assert get(running.address, "/tuple").body == b"a tuple", "the worker goes on"
