@@ -409,7 +409,7 @@ def test_a_release_behind_a_symlink(start: Callable[..., Running], tmp_path: Pat
         (release / "main.py").write_text(textwrap.dedent(text))
         (release / "site.env").write_text(f"FROM_A_FILE={number}\n")
         (release / "cluster2.toml").write_text(
-            f'host = "127.0.0.1"\nport = 0\nmon_port = 0\nworkers = {number}\nenv_file = "site.env"\npids = "../shared"\n'
+            f'host = "127.0.0.1"\nport = 0\nmonitor_port = 0\nworkers = {number}\nenv_file = "site.env"\npids = "../shared"\n'
         )
     link.symlink_to(releases[0])
     argv = [sys.executable, "main.py"] if script else command("run", "main:app")

@@ -40,7 +40,7 @@ def sites(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     files = {name: "framework_apps" if name.endswith("_app") or "flask" in name else "app_shapes" for _, name in names}
     apps = ", ".join(f'["{HERE / file}.py:{name}", "127.0.0.1:0"]' for name, file in files.items())
     (directory / "cluster2.toml").write_text(
-        f'apps = [{apps}]\nengine = "{request.param}"\nmon_port = 0\nworkers = 1\n'
+        f'apps = [{apps}]\nengine = "{request.param}"\nmonitor_port = 0\nworkers = 1\n'
     )
     running = Running(command("run"), directory)
     try:

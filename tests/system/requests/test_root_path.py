@@ -73,7 +73,7 @@ def serve(start: Start, tmp_path: Path) -> Callable[..., list[int]]:
     def serve(names: list[str], *options: str) -> list[int]:
         ports = [free_port() for _ in names]
         pairs = ", ".join(f'["{APPS}:{name}", "127.0.0.1:{port}"]' for name, port in zip(names, ports, strict=True))
-        (tmp_path / "cluster2.toml").write_text(f"apps = [{pairs}]\nworkers = 1\nmon_port = 0\n")
+        (tmp_path / "cluster2.toml").write_text(f"apps = [{pairs}]\nworkers = 1\nmonitor_port = 0\n")
         start(command("run", *options), directory=tmp_path).ready(1)
         return ports
 

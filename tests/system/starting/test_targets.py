@@ -41,7 +41,7 @@ def test_ways_to_name_an_app(start: Start, site: Path, how: str) -> None:
     """A file in a package, a module alone, and a factory that is called: each app answers, and `check` finds it."""
     ports = [free_port() for _ in TARGETS]
     pairs = ", ".join(f'["{target}", "127.0.0.1:{port}"]' for target, port in zip(TARGETS, ports, strict=True))
-    (site / "cluster2.toml").write_text(f"apps = [{pairs}]\nmon_port = 0\n")
+    (site / "cluster2.toml").write_text(f"apps = [{pairs}]\nmonitor_port = 0\n")
     running = start(command("run", how, *([] if how == "--no-cluster" else ["--workers", "1"])), directory=site)
     wait_until(lambda: "logs in" in running.stderr, lambda: running.stderr)
     for port, said in zip(ports, TARGETS.values(), strict=True):
