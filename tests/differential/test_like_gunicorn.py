@@ -33,7 +33,9 @@ def ours(
     """All sites in one worker of cluster2, in threads or inline. Comes after gunicorn, which else it would miss at its end."""
     directory = tmp_path_factory.mktemp("cluster2")
     apps = ", ".join(f'["{SITES}:{TARGETS[name]}", "127.0.0.1:0"]' for name in NAMES)
-    (directory / "cluster2.toml").write_text(f"apps = [{apps}]\nmonitor_port = 0\nworkers = 1\nthreads = {request.param}\n")
+    (directory / "cluster2.toml").write_text(
+        f"apps = [{apps}]\nmonitor_port = 0\nworkers = 1\nthreads = {request.param}\n"
+    )
     running = Running(command("run"), directory, env=SEED)
     try:
         running.ready(1)
