@@ -19,6 +19,7 @@ from cluster2.engines.base import AppContext, Engine, Interface
 from cluster2.engines.client_timeouts import ClientTimeouts, Wait, WaitingFor
 from cluster2.engines.http.connection import ConnectionState
 from cluster2.engines.http.http_engine import HttpEngine
+from cluster2.engines.http.limits import INTERIM_RESPONSE_INTERVAL_S
 from cluster2.engines.tcp.tcp_engine import TcpEngine
 from cluster2.linux.tcp_progress import transferred, untaken
 from tests.unit.waiting import PATIENCE, until
@@ -328,6 +329,69 @@ async def test_a_half_closed_client_that_leaves(http: Http, family: socket.Addre
         assert request.disconnected
         await until(lambda: not bench.engine.stats().connections, "it is closed")
     assert bench.counts == (0, 0), "nobody was given up"
+
+
+async def test_figures_of_a_request_whose_client_has_left(http: Http) -> None:
+    """The request has ended, as a disconnect; the call is under way until the app returns, and no request is counted twice."""
+    bench, app = http
+    async with bench.connected() as client:
+        client.send(b"GET /held HTTP/1.1\r\nhost: x\r\n\r\n")
+        await until(lambda: app.began, "the app has begun")
+        reset(client.writer.transport)
+        await until(lambda: not bench.engine.stats().connections, "it is closed")
+    stats = bench.engine.stats()
+    assert stats.outcomes is not None
+    assert (stats.requests, stats.outcomes.disconnects, stats.in_flight) == (1, 1, 1)
+    assert bench.engine.oldest_request(bench.now) is None, "request_timeout is for clients that wait"
+    app.gate.set()
+    await until(bench.engine.idle, "the app has returned")
+    stats = bench.engine.stats()
+    assert stats.outcomes is not None
+    assert (stats.requests, stats.outcomes.disconnects, stats.outcomes.errors(), stats.in_flight) == (1, 1, 0, 0)
+
+
+async def test_a_client_that_closes_during_a_long_poll(http: Http) -> None:
+    """A client that has closed its connection, before its response has begun, is noticed within seconds: 100 Continue is reset."""
+    bench, app = http
+    async with bench.connected() as client:
+        client.send(b"GET /held HTTP/1.1\r\nhost: x\r\n\r\n")
+        await until(lambda: app.began, "the app has begun")
+        request = connection(bench).request
+        client.writer.close()
+        await until(lambda: bench.engine.half_closed, "its end is seen")  # type: ignore[attr-defined]
+        await bench.later(INTERIM_RESPONSE_INTERVAL_S + 1)
+        assert request.disconnected
+        await until(lambda: not bench.engine.stats().connections, "it is closed")
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+async def test_a_half_closed_client_during_a_long_poll(http: Http, version: bytes) -> None:
+    """A client that has only ended its side gets 100 Continue now and then, and its response; one of HTTP/1.0 the response only."""
+    bench, app = http
+    async with bench.connected() as client:
+        client.send(b"GET /held HTTP/%b\r\nhost: x\r\n\r\n" % version)
+        await until(lambda: app.began, "the app has begun")
+        client.writer.write_eof()
+        await until(lambda: bench.engine.half_closed, "its end is seen")  # type: ignore[attr-defined]
+        await bench.later(2 * INTERIM_RESPONSE_INTERVAL_S + 1)
+        app.gate.set()
+        received = await client.reader.read()
+    interim = b"HTTP/1.1 100 Continue\r\n\r\n" * (2 if version == b"1.1" else 0)
+    assert received.startswith(interim + b"HTTP/1.1 200 OK\r\n")
+    assert received.endswith(b"\r\n\r\nhello")
+
+
+async def test_no_interim_response_within_a_response(http: Http) -> None:
+    """A half-closed client whose response has begun gets nothing but that."""
+    bench, _ = http
+    async with bench.connected() as client:
+        client.send(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        client.writer.write_eof()
+        await until(lambda: bench.engine.half_closed, "its end is seen")  # type: ignore[attr-defined]
+        await bench.later(2 * INTERIM_RESPONSE_INTERVAL_S)
+        received = await client.reader.read()
+    assert b" 100 Continue" not in received
+    assert received.count(b"HTTP/1.1 200 OK") == 2
 
 
 async def test_a_request_behind_a_response_that_is_not_taken(http: Http) -> None:

@@ -21,7 +21,8 @@ body is wrong is `broken` (see `request`). `_input_over` means that nothing more
 asked for the end, or has sent what can't be understood.
 
 *The end of the client's side* (`eof_received`) isn't the end of its interest: requests that have come are answered. Whether the
-client is still there can't be seen before something is sent to it. So the kernel probes, and the engine looks once a second.
+client is still there can't be seen before something is sent to it. So the kernel sends probes, the connection sends interim
+responses as long as the response hasn't begun, and the engine looks for a reset once a second.
 
 *Upgrade.* httptools stops at the end of a head that asks for one, and takes the request's body for the bytes of another
 protocol. A client that isn't upgraded goes on in HTTP, so its body would be parsed as the next request. So unless the request
@@ -60,6 +61,7 @@ from .head import (
     split_target,
 )
 from .limits import (
+    INTERIM_RESPONSE_INTERVAL_S,
     LINGER_S,
     LINGER_TOTAL_S,
     MAX_BODYLESS_BYTES,
@@ -75,7 +77,7 @@ from .limits import (
     TCP_PROBE_INTERVAL_S,
 )
 from .request import COMPLETE, SENDING, HttpRequest
-from .response import refusal
+from .response import CONTINUE_RESPONSE, refusal
 
 if TYPE_CHECKING:
     from ..base import Served
@@ -241,19 +243,42 @@ class HttpConnection(asyncio.Protocol):
         return not self.secure and self.state != CLOSED  # TLS has no half-closed connections
 
     def _watch_half_closed(self) -> None:
-        """Nobody reads any more, so nobody would notice that the client resets the connection, or is gone."""
-        self.engine.half_closed.add(self)
+        """Have the kernel and the engine check the client: nothing is read any more, so a reset would go unnoticed."""
+        self.engine.half_closed[self] = 0
         with lent(self.transport) as sock, contextlib.suppress(OSError):
             if sock is not None:
                 probe(sock, TCP_PROBE_INTERVAL_S)
 
-    def look_for_client(self) -> None:
-        """End the connection if its client, which has ended its side, has left altogether."""
+    def check_half_closed(self, seconds: int) -> None:
+        """End the connection if its client, which has ended its side, has left altogether.
+
+        Args:
+            seconds: since the client ended its side.
+        """
         with lent(self.transport) as sock:
             left = sock is None or has_left(sock.fileno())
         if left:
             self._disown()
             self._reset()
+        elif not seconds % INTERIM_RESPONSE_INTERVAL_S:
+            self._send_interim_response()
+
+    def _send_interim_response(self) -> None:
+        """Send `100 Continue`, by which a closed client shows itself.
+
+        The FIN of close(2) is the FIN of shutdown(SHUT_WR), and the client's kernel acknowledges keep-alive probes of a closed socket
+        until `tcp_fin_timeout` (60 s) is over. But it answers data with RST. A client that still reads has to take any
+        number of interim responses, also unexpected ones (RFC 9110, 15.2). HTTP/1.0 has none.
+        """
+        request = self.request
+        if (
+            self.state == SERVING
+            and request is not None
+            and request.phase < SENDING
+            and request.version == "1.1"
+            and not self.transport.get_write_buffer_size()
+        ):
+            self.transport.write(CONTINUE_RESPONSE)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the requests, and whoever waits."""
@@ -265,7 +290,7 @@ class HttpConnection(asyncio.Protocol):
             self._lingering.cancel()
         self.engine.connections.discard(self)
         if self._eof:
-            self.engine.half_closed.discard(self)
+            self.engine.half_closed.pop(self, None)
         self._disown()
         self._unparsed = b""
         self.resume_writing()

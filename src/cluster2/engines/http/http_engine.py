@@ -66,7 +66,7 @@ class HttpEngine:
         state: what the lifespan has left for requests.
         root_path: stands before each path.
         connections: that are open.
-        half_closed: of these, the ones whose client has ended its side while its request was served.
+        half_closed: of these, the ones whose client has ended its side while its request was served, with the seconds since then.
         running: requests whose app runs.
         outcomes: how requests have ended.
         ended: how many with which status (`outcomes.by_status`).
@@ -93,7 +93,7 @@ class HttpEngine:
         self.root_path = settings.root_path
         self.raw_root_path = encoded_path(settings.root_path).encode()
         self.connections: set[HttpConnection] = set()
-        self.half_closed: set[HttpConnection] = set()
+        self.half_closed: dict[HttpConnection, int] = {}
         self.running: set[HttpRequest] = set()
         self.outcomes = Outcomes()
         self.ended = self.outcomes.by_status
@@ -291,8 +291,9 @@ class HttpEngine:
         self.defaults.renew(formatdate(time.time(), usegmt=True).encode())
         self.clock = now = time.monotonic()
         self._patience.check(list(self.connections), now)
-        for connection in list(self.half_closed):
-            connection.look_for_client()
+        for connection, seconds in list(self.half_closed.items()):
+            self.half_closed[connection] = seconds + 1
+            connection.check_half_closed(seconds + 1)
         for websocket in list(self.websockets):
             websocket.poll(now)
 

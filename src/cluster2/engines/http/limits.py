@@ -28,6 +28,8 @@ LINGER_TOTAL_S = 30.0
 """Seconds that a client may go on sending to a side that has ended: some read no response before all of their body is out."""
 TCP_PROBE_INTERVAL_S = 10
 """Seconds between two probes whether a client that has ended its side is still there, while its request is served."""
+INTERIM_RESPONSE_INTERVAL_S = 5
+"""Seconds between two `100 Continue` to such a client, as long as its response hasn't begun: a closed socket resets them."""
 MAX_JOINED_BODY_BYTES = 1 << 14
 """Up to so many bytes of a body are copied behind the head, for one write. A larger body is written beside it."""
 STREAM_HOLD_S = 0.001
