@@ -324,7 +324,7 @@ def _log(event: events.Event) -> None:
                 event.pid, event.slot, event.generation, event.boot * 1000,
             )  # fmt: skip
         case events.Died():
-            how = event.signal or f"exit code {event.code}"
+            how = event.signal or ("how isn't known," if event.code is None else f"exit code {event.code}")
             fine = (event.code == 0 and event.phase in ("serving", "drain")) or event.reason == "stop"
             level = logging.INFO if fine else logging.WARNING
             doing = events.during(event.phase)

@@ -78,13 +78,22 @@ class PeriodicTasks:
                 beat := self._heartbeats.event_if_due(master.roster, now, master.settings.heartbeat_interval)
             ) is not None:
                 master.emit(beat)
-        if master.estate.owns_process:
-            with guard("stray processes can't be reaped"):
-                processes.reap_strays(master.children())
+        with guard("stray processes can't be reaped"):
+            self._reap_strays()
         with guard("the app can't be loaded again"):
             master.loading.load_if_due(now)
         if master.roster.ready() >= master.wanted.slots and master.lives.restarts.recovered(now):
             master.emit(events.Recovered(time=time.time(), ready=master.roster.ready()))
+
+    def _reap_strays(self) -> None:
+        """Reap children that the app has left behind.
+
+        Not while the pid of a worker is awaited: if that worker has ended already, it would be taken for a stray, and its exit
+        code would be lost.
+        """
+        master = self._master
+        if master.estate.owns_process and all(handle.pid is not None for handle in master.roster):
+            processes.reap_strays(master.children())
 
     def _watch_unwatched(self) -> None:
         """Watch the workers for which there was no descriptor when they were made."""

@@ -162,6 +162,8 @@ class WorkerSupervisor:
 
     def on_exit_recorded(self, handle: Handle, status: ExitStatus | None) -> None:
         """A worker is over; None: it never came to be. If it wasn't meant to be, that counts as a crash."""
+        if handle.state is WorkerState.DEAD:
+            return  # recorded before: one that vanishes before it can be watched is found at each tick until this is handled
         if handle.reason == "recycle" and handle.state in lifecycle.LIVE_STATES:
             handle.reason = None  # it was to be replaced, but hadn't been told to leave: it has died by itself
         meant = handle.reason not in (None, "crash")
@@ -391,6 +393,8 @@ def departure_fault(handle: Handle, status: ExitStatus | None) -> str | None:
         status: how it ended; None: not known.
     """
     if handle.pid is None or handle.reason == "stop":
+        return None
+    if handle.ready_at is None:  # cancelled before it had a request to lose, however it ended
         return None
     if told := [each for each in (handle.cut, handle.end_failed) if each is not None]:
         return f"{handle}: {'; '.join(told)}"

@@ -6,8 +6,10 @@ import asyncio
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +17,11 @@ import pytest
 from cluster2 import events
 from cluster2.core.lifecycle import WorkerState
 from cluster2.errors import ClusterError
+from cluster2.linux import processes
 from cluster2.linux.processes import ExitStatus
+from cluster2.processes.master.inbox import WorkerVanished
 from cluster2.processes.master.master import Master
+from cluster2.processes.master.periodic import PeriodicTasks
 from cluster2.processes.master.workers import lifecycle_actions
 from cluster2.processes.master.workers.handle import Handle
 from cluster2.processes.master.workers.supervisor import departure_fault
@@ -195,7 +200,7 @@ async def test_a_shutdown_that_is_cut_short(tmp_path: Path) -> None:
 
 
 def handle(state: WorkerState, **fields: Any) -> Handle:
-    return Handle(1, 0, 1, 0, 0.0, state=state, pid=7, **fields)
+    return Handle(1, 0, 1, 0, 0.0, **{"state": state, "pid": 7, "ready_at": 1.0, **fields})
 
 
 @pytest.mark.parametrize(
@@ -218,10 +223,42 @@ def handle(state: WorkerState, **fields: Any) -> Handle:
         (handle(WorkerState.READY, reason="recycle"), ExitStatus(signal=11), r"died instead of leaving \(SIGSEGV\)"),
         (handle(WorkerState.DYING, reason="hang", drain_first=False), ExitStatus(signal=9), "was stuck and was killed"),
         (handle(WorkerState.DYING, reason="stop"), ExitStatus(signal=9), None),
-        (Handle(1, 0, 1, 0, 0.0, state=WorkerState.DRAINING), None, None),
+        (handle(WorkerState.DRAINING, pid=None), None, None),
+        (handle(WorkerState.DRAINING, reason="scale", ready_at=None), None, None),
+        (handle(WorkerState.DYING, reason="scale", ready_at=None, cut="was killed"), ExitStatus(signal=9), None),
     ],
 )
 async def test_what_is_a_fault(worker: Handle, status: ExitStatus | None, fault: str | None) -> None:
     """A worker that leaves with 0 when it is told to, and one that a stop has killed, are in order; all else is told."""
     found = departure_fault(worker, status)
     assert found is None if fault is None else found is not None and re.search(fault, found)
+
+
+async def test_an_end_counts_once(tmp_path: Path) -> None:
+    """A worker whose end is reported several times has died once: in the events, and in what a command tells."""
+    async with observed(tmp_path) as cluster:
+        master = master_of(cluster)
+        worker = next(iter(master.roster))
+        for _ in range(3):
+            master.post(WorkerVanished(worker))
+        await cluster.event(events.Died, pid=worker.pid)
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        await cluster.whole([worker.pid])
+        assert master.lives.restarts.crashes(time.monotonic()) == 1
+
+
+@pytest.mark.parametrize(("pids", "reaps"), [([1, 2], True), ([1, None], False)])
+async def test_strays_are_reaped_when_all_pids_are_known(
+    pids: list[int | None], reaps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a worker's pid is awaited, a child that has ended may be that worker: the master leaves it."""
+    reaped: list[object] = []
+    monkeypatch.setattr(processes, "reap_strays", reaped.append)
+    master: Any = SimpleNamespace(
+        estate=SimpleNamespace(owns_process=True), roster=[SimpleNamespace(pid=pid) for pid in pids], children=set
+    )
+    tasks = PeriodicTasks.__new__(PeriodicTasks)
+    tasks._master = master
+    tasks._reap_strays()
+    assert bool(reaped) == reaps
