@@ -12,6 +12,10 @@ from typing import Any
 from starlette.requests import Request
 
 
+SLOW = 0.1
+"""Seconds that a handler takes on purpose."""
+
+
 def mark(name: str) -> None:
     """Say that this request's handler has begun."""
     Path(f"held.{name}.{os.getpid()}").touch()
@@ -25,6 +29,8 @@ async def released() -> None:
 
 class Rsgi:
     """With hooks. `/raise` raises, `/spin/NAME` spins, `/forever/NAME` waits, `/later/NAME` until it may, `/big` is 20 MB.
+
+    `/slow` takes `SLOW` seconds.
 
     `/upload/NAME` reads the body before that, in one piece, `/pieces/NAME` piece by piece. All else says hello.
     """
@@ -64,6 +70,8 @@ class Rsgi:
             await released()
             protocol.response_str(200, [], "released")
             return
+        if kind == "slow":
+            await asyncio.sleep(SLOW)
         if kind == "big":
             protocol.response_bytes(200, [], bytes(20_000_000))
             return
@@ -89,6 +97,8 @@ async def asgi(scope: Any, receive: Any, send: Any) -> None:
                 pass
         await released()
         body = b"released"
+    if kind == "slow":
+        await asyncio.sleep(SLOW)
     if kind == "big":
         body = bytes(20_000_000)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
@@ -107,6 +117,8 @@ def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     if kind == "forever":
         mark(name)
         time.sleep(1000)
+    if kind == "slow":
+        time.sleep(SLOW)
     if kind == "environ":
         told = json.dumps({key: value for key, value in environ.items() if isinstance(value, str)}).encode()
         start_response("200 OK", [("Content-Length", str(len(told)))])

@@ -48,6 +48,25 @@ def nothing_dropped(mix: Mix) -> None:
     assert not mix.seen.refused, mix.seen
 
 
+@pytest.mark.parametrize("kind", ["rsgi", "asgi", "wsgi"])
+def test_durations(run: Serve, kind: str) -> None:
+    """How long requests took is measured for each interface, and contains the time that the handler waited."""
+    running = run(f"{APPS}:{kind}", *GRANIAN, workers=1).ready(1)
+    with Connection(running.address) as connection:
+
+        def slowest() -> float:
+            assert connection.get("/slow").body == b"hello"
+            latency = running.status()["latency"]  # None: nothing is measured yet
+            return 0.0 if latency is None else float(latency["max"])
+
+        wait_until(lambda: slowest() >= 0.1, lambda: str(running.status()["latency"]))
+        assert slowest() < 10
+    latency = running.status()["latency"]
+    assert latency["measured"] > 0
+    assert 0 < latency["p50"] <= latency["p99"] <= latency["max"]
+    assert running.shutdown() == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_rolling_drops_nothing(run: Serve, kind: str) -> None:

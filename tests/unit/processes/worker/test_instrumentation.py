@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cluster2.engines.base import Interface
 from cluster2.processes.worker.instrumentation import wrap
-from cluster2.processes.worker.sampling.steps import REQUESTS_PER_BURST, StepSampler
+from cluster2.processes.worker.sampling.steps import REQUESTS_PER_BURST, UNMEASURED_REQUESTS, StepSampler
 
 pytestmark = pytest.mark.anyio
 Message = dict[str, Any]
@@ -18,7 +21,8 @@ class Around:
     """What the layer reports to."""
 
     def __init__(self, *, due: int = 0) -> None:
-        self.watch = StepSampler(lambda step, now: None, 0.01)
+        self.took: list[float] = []
+        self.watch = StepSampler(lambda step, now: None, 0.01, self.took.append)
         self.watch.due = due
         self.woken = 0
 
@@ -159,3 +163,67 @@ async def test_health_checks() -> None:
             wrapped(request, *more)
         assert ecv.asked == [interface.value] * len(ours)
         assert reached == len(others)
+
+
+class Body:
+    """A WSGI body of two parts."""
+
+    closed = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from (b"a", b"b")
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+async def test_rsgi_is_measured() -> None:
+    """HTTP requests by RSGI are measured, websockets aren't."""
+    around = Around(due=UNMEASURED_REQUESTS + 2)
+
+    async def app(scope: Any, protocol: Any) -> str:
+        return "done"
+
+    wrapped = around.instrument(app, Interface.RSGI)
+    for _ in range(UNMEASURED_REQUESTS + 1):
+        assert await wrapped(SimpleNamespace(path="/", proto="http"), None) == "done"
+    assert await wrapped(SimpleNamespace(path="/", proto="ws"), None) == "done"
+    assert len(around.took) == 1
+    assert around.watch.due == 1
+    assert around.woken == UNMEASURED_REQUESTS + 1
+
+
+@pytest.mark.parametrize("result", [[b"ab"], (b"a", b"b"), Body(), iter([b"a", b"b"])])
+async def test_wsgi_in_a_thread_is_measured(result: Any) -> None:
+    """A WSGI call is measured up to the end of its body, which reaches the engine as it is, and is closed once."""
+    around = Around(due=UNMEASURED_REQUESTS + 1)
+    wrapped = around.instrument(lambda environ, start_response: result, Interface.WSGI)
+    for _ in range(UNMEASURED_REQUESTS):
+        assert await asyncio.to_thread(wrapped, {"PATH_INFO": "/"}, None) is result
+    body = await asyncio.to_thread(wrapped, {"PATH_INFO": "/"}, None)
+    if isinstance(result, list | tuple):
+        assert body is result
+    else:
+        await asyncio.sleep(0)
+        assert not around.took, "it hasn't ended yet"
+        assert b"".join(body) == b"ab"
+        await asyncio.to_thread(body.close)
+    await asyncio.sleep(0)
+    assert len(around.took) == 1
+    assert getattr(result, "closed", 1) == 1
+    assert wrapped({"PATH_INFO": "/"}, None) is result, "no sample is due any more"
+
+
+async def test_wsgi_that_raises_is_measured() -> None:
+    """What the app raises arrives as it is, and the request counts."""
+    around = Around(due=UNMEASURED_REQUESTS + 1)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        raise LookupError("no such key")
+
+    wrapped = around.instrument(app, Interface.WSGI)
+    for _ in range(UNMEASURED_REQUESTS + 1):
+        with pytest.raises(LookupError, match="no such key"):
+            wrapped({"PATH_INFO": "/"}, None)
+    await asyncio.sleep(0)
+    assert len(around.took) == 1

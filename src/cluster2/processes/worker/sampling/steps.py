@@ -100,6 +100,17 @@ class StepSampler:
             return awaitable
         return TimedSteps(awaitable, self)
 
+    def claim(self) -> bool:
+        """Use up a sample from a thread other than the loop's; return whether the caller is to measure its request.
+
+        Two threads that come at once may both get the last sample. None makes a count negative, which would never end.
+        """
+        self.due = max(0, self.due - 1)
+        if self._first:
+            self._first = max(0, self._first - 1)
+            return False
+        return True
+
     def stream(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
         """The awaitable of a handler that lives as long as its connection: of its steps, those that are due are timed."""
         return TimedStreamSteps(awaitable, self)
