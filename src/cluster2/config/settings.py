@@ -393,7 +393,7 @@ class Settings:
     )
     root_path: str = option(
         "", ROOT_PATH, "the path under which a proxy shows the app; the proxy must strip it", _ENGINE,
-        needs="proxy-headers", moot=("",),
+        needs="root-path", moot=("",),
     )  # fmt: skip
 
     ssl_certfile: str | None = option(None, PATH, "certificate chain, PEM", _TLS, needs="tls", file=True)

@@ -50,6 +50,7 @@ class Capability(StrEnum):
     WEBSOCKETS = "websockets"
     IDLE_TIMEOUT = "idle-timeout"
     PROXY_HEADERS = "proxy-headers"
+    ROOT_PATH = "root-path"
     ACCESS_LOG = "access-log"
     KEEPER = "keeper"
     REQUEST_AGE = "request-age"

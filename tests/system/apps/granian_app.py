@@ -11,7 +11,6 @@ from typing import Any
 
 from starlette.requests import Request
 
-
 SLOW = 0.1
 """Seconds that a handler takes on purpose."""
 

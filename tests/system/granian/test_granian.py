@@ -401,6 +401,10 @@ def _answers(path: str) -> bool:
 
 REFUSED = {
     "unix": (("--bind", "unix:s"), "engine granian: unix:s can't be steered"),
+    "mounted": (
+        ("--root-path", "/shop"),
+        "root_path (flag --root-path): engine 'granian' has no root-path for RSGI apps; leave the option out",
+    ),
     "connections": (("--conn-threshold", "5"), "engine 'granian' has no connection-count"),
 }
 

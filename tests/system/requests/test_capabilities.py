@@ -84,8 +84,13 @@ def shows_lifespan(server: Server) -> None:
 
 
 def shows_proxy_headers(server: Server) -> None:
-    """The client is the one that the proxy names; the app knows where it is mounted."""
-    assert server.fetch("/client", **{"X-Forwarded-For": "203.0.113.9"}).text == "203.0.113.9 /mounted"
+    """The client is the one that the proxy names."""
+    assert server.fetch("/client", **{"X-Forwarded-For": "203.0.113.9"}).text.split()[0] == "203.0.113.9"
+
+
+def shows_root_path(server: Server) -> None:
+    """The app knows where it is mounted."""
+    assert server.fetch("/client").text.split()[1:] == ["/mounted"]
 
 
 def shows_websockets(server: Server) -> None:
@@ -174,6 +179,7 @@ SECURE = {
     Capability.ACCESS_LOG: shows_access_log,
     Capability.LIFESPAN: shows_lifespan,
     Capability.PROXY_HEADERS: shows_proxy_headers,
+    Capability.ROOT_PATH: shows_root_path,
 }
 PLAIN = {
     Capability.WEBSOCKETS: shows_websockets,
@@ -193,7 +199,8 @@ OPTIONS = {
     Capability.HTTP2: ("--http2",),
     Capability.ACCESS_LOG: ("--access-log",),
     Capability.LIFESPAN: ("--lifespan", "on"),
-    Capability.PROXY_HEADERS: ("--forwarded-allow-ips", "*", "--root-path", "/mounted"),
+    Capability.PROXY_HEADERS: ("--forwarded-allow-ips", "*"),
+    Capability.ROOT_PATH: ("--root-path", "/mounted"),
     Capability.WEBSOCKETS: (),
     Capability.ECV: ("--ecv-monitor", "/health"),
     Capability.THREADS: ("--threads", "2"),

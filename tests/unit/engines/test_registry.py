@@ -148,7 +148,10 @@ def test_the_way_out_names_an_engine_that_can() -> None:
         name = "lean"
         capabilities = {Interface.ASGI: frozenset()}  # noqa: RUF012
 
-    with pytest.raises(ConfigError, match="root_path .* leave the option out, or choose engine 'http'$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^root_path \(flag\): engine 'lean' has no root-path for ASGI apps; leave the option out, or choose engine 'http'$",
+    ):
         registry.check_options(staff((Interface.ASGI, Lean)), Settings(root_path="/x"), {"root_path": "flag"})
 
 

@@ -40,6 +40,7 @@ _HTTP = frozenset(
         Capability.TLS,
         Capability.IDLE_TIMEOUT,
         Capability.PROXY_HEADERS,
+        Capability.ROOT_PATH,
         Capability.ACCESS_LOG,
         Capability.KEEPER,
         Capability.REQUEST_AGE,

@@ -286,7 +286,7 @@ class Worker:
             threaded = site.app.interface is Interface.WSGI
             check = AppHealthCheck(self._birth.validator, cancellable=not threaded, told=self._checked)
         served = CheckedApp(call, site.engine.peer, check)
-        prefixes = Capability.PROXY_HEADERS in site.engine.capabilities[site.app.interface]
+        prefixes = Capability.ROOT_PATH in site.engine.capabilities[site.app.interface]
         root = self._settings.root_path if prefixes else ""
         return Ecv(self._settings, self._birth.board.header.started, self._traffic, served, root)
 
