@@ -105,7 +105,7 @@ class Cluster:
             argv = default_argv() if targets is None else _own_script()
             bytecode.remove_stale()
             with signals.given_back(SIGNAL_COMMANDS):
-                if code := launch.run(configured, switchboard=self._switchboard, argv=argv, targets=targets):
+                if code := launch.run(configured, hub=self._switchboard, argv=argv, targets=targets):
                     raise SystemExit(code)
         except ClusterError as error:
             report(error)
@@ -134,7 +134,7 @@ class Cluster:
         configured, _ = self._with(target, False)
         launch.prepare(configured)
         # This process's output is its own business, and so is where it is: files only if somebody asks for them.
-        asked = any(map(configured.explicit, launch.LOGS))
+        asked = any(map(configured.explicit, launch.LOG_OPTIONS))
         logbook = LogDirectory.from_settings(configured.settings, own=False) if asked else None
         with launch.acquire_resources(configured, default_argv(), logbook, owns_process=False) as owned:
             running = Running(owned)
@@ -442,7 +442,7 @@ def run(configured: Config, *, on_ready: Callable[[], None] | None = None) -> in
         if setup is not None:
             _set_up(setup, cluster, configured)
             configured = cluster._with_name_warnings(configured)
-        return launch.run(configured, switchboard=cluster._switchboard, on_ready=on_ready)
+        return launch.run(configured, hub=cluster._switchboard, on_ready=on_ready)
 
 
 def report(error: ClusterError) -> None:

@@ -1,7 +1,7 @@
-"""From a configuration to a running cluster, and back to nothing.
+"""Start a cluster from its configuration, and clean up after it.
 
-Everything that a cluster leaves in the system (the lock, pid files, listeners, socket files) is taken here, in one place, and
-given back in the reverse order, whatever happens in between.
+This module acquires everything that a cluster leaves in the system: the lock, pid files, listeners, socket files. It releases them
+in the reverse order, whatever happens in between.
 """
 
 from __future__ import annotations
@@ -42,84 +42,97 @@ from .master.systemd import SystemdNotifier
 
 logger = logging.getLogger("cluster2.master")
 
-LOGS = ("log_to", "logs", "log_size", "log_total")
-"""Options by which somebody asks for log files."""
+LOG_OPTIONS = ("log_to", "logs", "log_size", "log_total")
+"""Options of which each, when it is set, asks for log files."""
 
 
 def run(
     config: Config,
     *,
-    switchboard: MessageHub | None = None,
+    hub: MessageHub | None = None,
     argv: Sequence[str] | None = None,
     targets: Sequence[object] | None = None,
     on_ready: Callable[[], None] | None = None,
 ) -> int:
-    """Serve in the foreground until told to end. Returns the exit code.
+    """Serve in the foreground until a signal or a command ends the cluster. Return the exit code.
 
     Args:
-        argv: the program that loads the apps; None: ours, for apps that are named by text.
-        targets: the apps as objects, for the case that there is no master.
+        hub: has the app's handlers of events and delegated calls.
+        argv: the program that loads the apps; None: cluster2's own, for apps that are named by text.
+        targets: the apps as objects; used without a master only.
         on_ready: called once, when all workers serve.
 
     Raises:
-        ClusterError: what a user can do wrong; nothing is left behind.
+        ClusterError: an option or the system prevents the start. Nothing is left behind in the system.
     """
-    switchboard = switchboard or MessageHub()
+    hub = hub or MessageHub()
     with contextlib.ExitStack() as stack:
-        config, logbook = _logbook(config)
-        if logbook is not None:
-            stack.callback(logbook.close)
+        config, log_directory = _open_log_directory(config)
+        if log_directory is not None:
+            stack.callback(log_directory.close)
         prepare(config)
         secret_environment.conceal(SECRET_VARIABLES)  # a reload reads them again, from Python's copy
-        return _serve(config, switchboard, argv, targets, on_ready or _nothing, logbook)
+        return _serve(config, hub, argv, targets, on_ready or _nothing, log_directory)
 
 
-def _logbook(config: Config) -> tuple[Config, LogDirectory | None]:
-    """The directory of logs. One that nobody asked for and that can't be made is done without, with a warning."""
+def _open_log_directory(config: Config) -> tuple[Config, LogDirectory | None]:
+    """Open the directory of log files. A default that can't be created is replaced by a warning and no log files."""
     try:
         return config, LogDirectory.from_settings(config.settings, own=True)
     except ConfigError as error:
-        if any(map(config.explicit, LOGS)):
+        if any(map(config.explicit, LOG_OPTIONS)):
             raise
         return dataclasses.replace(config, warnings=(*config.warnings, f"no log files: {error.message}")), None
 
 
 def _serve(
     config: Config,
-    switchboard: MessageHub,
+    hub: MessageHub,
     argv: Sequence[str] | None,
     targets: Sequence[object] | None,
     on_ready: Callable[[], None],
-    logbook: LogDirectory | None,
+    log_directory: LogDirectory | None,
 ) -> int:
-    if not config.settings.cluster:
-        from . import single_process  # the engines and what they bring would cost the master 2 MiB
-
-        app_forks.install()
-        herald = SystemdNotifier(ServiceNotifier.from_environment(os.environ), os.environ)
-
-        with open_listeners(config) as listeners, open_monitor_listeners(config) as monitor:
-
-            def ready() -> None:
-                logger.info("serving on %s in one process", _where(listeners))
-                places.announce(config.settings, monitor, logbook, None)
-                herald.serves(1)
-                herald.live()
-                on_ready()
-
-            tell, settle = _teller(switchboard.emitter, herald), switchboard.emitter.settle
-            return single_process.run(config, listeners, monitor, targets, ready, tell, settle, switchboard, logbook)
     app_forks.install()
+    if not config.settings.cluster:
+        return _serve_alone(config, hub, targets, on_ready, log_directory)
     terminal = Terminal()
     signals.settle_master()
-    with acquire_resources(config, argv or default_argv(), logbook, scripted=targets is not None) as owned:
+    with acquire_resources(config, argv or default_argv(), log_directory, scripted=targets is not None) as owned:
         owned.terminal = terminal
-        return uvloop.run(supervise(owned, switchboard, on_ready))
+        return uvloop.run(supervise(owned, hub, on_ready))
+
+
+def _serve_alone(
+    config: Config,
+    hub: MessageHub,
+    targets: Sequence[object] | None,
+    on_ready: Callable[[], None],
+    log_directory: LogDirectory | None,
+) -> int:
+    """Serve in this process, without a master (`cluster = false`)."""
+    from . import single_process  # here, since the engines and their imports would cost the master 2 MiB
+
+    notifier = SystemdNotifier(ServiceNotifier.from_environment(os.environ), os.environ)
+    emit = _event_sink(hub.emitter, notifier)
+    with open_listeners(config) as listeners, open_monitor_listeners(config) as monitor:
+
+        def ready() -> None:
+            logger.info("serving on %s in one process", _join_addresses(listeners))
+            places.announce(config.settings, monitor, log_directory, None)
+            notifier.serves(1)
+            notifier.live()
+            on_ready()
+
+        return single_process.run(
+            config, listeners, monitor, targets, ready, emit, hub.emitter.settle, hub, log_directory
+        )
 
 
 def prepare(config: Config) -> None:
-    """What a process does before it becomes a master."""
-    logging_setup.configure(config.settings, waits=not config.settings.cluster)  # a master waits for nobody
+    """Set up logging and limits, before the process becomes a master."""
+    # A master must not block on its log: a line that standard error does not take at once is dropped.
+    logging_setup.configure(config.settings, waits=not config.settings.cluster)
     for warning in config.warnings:
         logger.warning("%s", warning)
     processes.raise_file_limit()
@@ -127,23 +140,32 @@ def prepare(config: Config) -> None:
 
 async def supervise(
     owned: MasterResources,
-    switchboard: MessageHub,
+    hub: MessageHub,
     on_ready: Callable[[], None],
     *,
     started: Callable[[Master], None] | None = None,
 ) -> int:
-    """Be the master until it has ended. Returns the exit code; raises as `run` does."""
-    herald = SystemdNotifier(owned.notifier, os.environ)
-    emit = _teller(switchboard.emitter, herald)
+    """Run the master until it has ended. Return the exit code.
+
+    Args:
+        on_ready: called once, when all workers serve.
+        started: called with the master before it runs.
+
+    Raises:
+        ClusterError: as `run`.
+    """
+    notifier = SystemdNotifier(owned.notifier, os.environ)
+    emit = _event_sink(hub.emitter, notifier)
 
     def ready() -> None:
-        logger.info("serving on %s with %s", _where(owned.listeners), counted(owned.options[0].workers, "worker"))
+        workers = owned.options[0].workers
+        logger.info("serving on %s with %s", _join_addresses(owned.listeners), counted(workers, "worker"))
         places.announce(owned.options[0], owned.monitor, owned.logbook, owned.pids)
-        herald.serves(owned.options[0].workers)
+        notifier.serves(workers)
         owned.pids.keep()
         on_ready()
 
-    master = Master(owned, emit=emit, on_ready=ready, switchboard=switchboard)
+    master = Master(owned, emit=emit, on_ready=ready, switchboard=hub)
     if started is not None:
         started(master)
     code = 1
@@ -152,15 +174,16 @@ async def supervise(
         return code
     finally:
         emit(events.Stopped(time=time.time(), code=code))
-        await switchboard.emitter.settle()
+        await hub.emitter.settle()
         owned.pids.release()
         await master.close()
         if owned.owns_process:
+            # The exit code is decided: a signal that came now would replace it.
             signals.ignore_from_now(asyncio.get_running_loop(), SIGNAL_COMMANDS)
 
 
-def _where(listeners: Sequence[tuple[int, Listener]]) -> str:
-    """Return the addresses of listeners, as a user writes them; with the port that the kernel has picked."""
+def _join_addresses(listeners: Sequence[tuple[int, Listener]]) -> str:
+    """Return the addresses of listeners, as a user writes them, with the port that the kernel has picked."""
     return ", ".join(str(listener.address) for _, listener in listeners)
 
 
@@ -168,12 +191,18 @@ def _where(listeners: Sequence[tuple[int, Listener]]) -> str:
 def acquire_resources(
     config: Config,
     argv: Sequence[str],
-    logbook: LogDirectory | None = None,
+    log_directory: LogDirectory | None = None,
     *,
     owns_process: bool = True,
     scripted: bool = False,
 ) -> Iterator[MasterResources]:
-    """Everything that a master owns."""
+    """Acquire all resources of a master; release them at the end, in the reverse order.
+
+    Args:
+        argv: the program that loads the apps.
+        owns_process: False: the cluster runs in a process of the user's, which keeps its signals and its service manager.
+        scripted: the apps are objects of the user's script.
+    """
     settings = config.settings
     pids = PidsDirectory(settings.pids)
     pids.acquire()
@@ -190,14 +219,15 @@ def acquire_resources(
         lifeline = Lifeline()
         stack.callback(lifeline.close)
 
-        def own() -> list[int]:
+        def own_descriptors() -> list[int]:
             sockets = [*(listener for _, listener in listeners), *monitor]
             fixed = [*pids.descriptors(), *lifeline.descriptors(), *board.descriptors]
             return fixed + [listener.sock.fileno() for listener in sockets]
 
-        stack.enter_context(app_forks.withholding(own))
-        if logbook is not None:
-            stack.callback(logbook.stop)
+        # Processes that the app forks in this process must not keep the ports open.
+        stack.enter_context(app_forks.withholding(own_descriptors))
+        if log_directory is not None:
+            stack.callback(log_directory.stop)
         yield MasterResources(
             options=Options(settings, explicit_sources(config)),
             reread=lambda: reread(config),
@@ -209,34 +239,34 @@ def acquire_resources(
             owns_process=owns_process,
             lifeline=lifeline,
             notifier=notifier,
-            logbook=logbook,
+            logbook=log_directory,
             scripted=scripted,
         )
 
 
 @contextlib.contextmanager
 def open_listeners(config: Config) -> Iterator[list[tuple[int, Listener]]]:
-    """The listeners of each app, by its index."""
-    places = _places(config)
-    flat = [address for addresses in places for address in addresses]
+    """Open the listeners of all apps; yield each with the index of its app."""
+    by_app = _app_addresses(config)
+    flat = [address for addresses in by_app for address in addresses]
     listeners = open_all(flat, backlog=config.settings.backlog, files=_socket_files(config.settings))
-    sites = [site for site, addresses in enumerate(places) for _ in addresses]
+    apps = [app for app, addresses in enumerate(by_app) for _ in addresses]
     try:
-        yield list(zip(sites, listeners, strict=True))
+        yield list(zip(apps, listeners, strict=True))
     finally:
         for listener in listeners:
             listener.close()
 
 
 def _socket_files(settings: Settings) -> SocketFile:
-    """Return how socket files are made: workers' files are made likewise."""
+    """Return the mode and owner of socket files, as a worker would create them."""
     owner = None if settings.user is None and settings.group is None else ids(settings.user, settings.group)
     return SocketFile(0o666 & ~(settings.umask or 0), owner)
 
 
 @contextlib.contextmanager
 def open_monitor_listeners(config: Config) -> Iterator[list[Listener]]:
-    """The listeners of the monitor: of its page, and of HAProxy's agent-check if there shall be one. None without a monitor."""
+    """Open the monitor's listeners: for its page, and for HAProxy's agent-check if that is configured."""
     settings = config.settings
     wanted = (("monitor_port", places.monitor_ports(config)), ("ecv.agent_port", [settings.ecv_agent_port]))
     listeners: list[Listener] = []
@@ -256,10 +286,10 @@ def reread(config: Config) -> Options:
     """Read the options of a running cluster again, for its next generation.
 
     Options that only a restart can change keep the values that the cluster was started with. A new value of such an option is
-    checked all the same, since the next start would fail on it.
+    still validated, since the next start would fail on it.
 
     Raises:
-        ConfigError: an option is bad, by itself or beside the values that are kept.
+        ConfigError: an option is invalid, by itself or together with the values that are kept.
     """
     again = config.again()
     kept = changed_restart_options(config, again)
@@ -273,7 +303,7 @@ def reread(config: Config) -> Options:
     if None in named and None not in (target for target, _ in config.settings.targets()):
         raise ConfigError("app isn't set any more, and `apps` takes effect only by a restart")
     restart = [restart_warning(name, again.sources[name]) for name in kept]
-    # There is a master, and will be: `cluster` takes a restart.
+    # Not the warning about options that need a master: there is one, and `cluster` changes only by a restart.
     fresh = set(again.warnings) - {*config.warnings, without_master(again.settings, explicit_sources(again))}
     return Options(settings, explicit_sources(again), (*restart, *fresh))
 
@@ -285,18 +315,18 @@ def changed_restart_options(before: Config, after: Config) -> list[str]:
         for name, option in OPTIONS.items()
         if option.restart
         and getattr(before.settings, option.field) != getattr(after.settings, option.field)
-        # A default below a symbolic link may mean another directory by now; it was not asked for.
+        # A default is no request: below a symbolic link it may mean another directory by now.
         and (before.explicit(name) or after.explicit(name))
     ]
 
 
 def explicit_sources(config: Config) -> dict[str, str]:
-    """The source of each option that was set on purpose."""
+    """Return the source of each option that was set explicitly."""
     return {name: source for name, source in config.sources.items() if config.explicit(name)}
 
 
-def _places(config: Config) -> list[Sequence[Address]]:
-    """The addresses of each app. Sockets that systemd hands over count where no address was asked for."""
+def _app_addresses(config: Config) -> list[Sequence[Address]]:
+    """Return the addresses of each app. Sockets that systemd hands over are used if no option sets an address."""
     handed = systemd_fds(os.environ, os.getpid())
     asked = any(config.explicit(name) for name in ("bind", "host", "port", "apps"))
     if handed and not asked:
@@ -304,19 +334,19 @@ def _places(config: Config) -> list[Sequence[Address]]:
     return [addresses for _, addresses in config.settings.targets()]
 
 
-def _teller(emitter: Emitter, herald: SystemdNotifier) -> Callable[[events.Event], None]:
-    """Takes each event that happens: to the log, then to those who listen."""
+def _event_sink(emitter: Emitter, notifier: SystemdNotifier) -> Callable[[events.Event], None]:
+    """Return a function that passes each event to the log, to the service manager, and to subscribers."""
 
-    def tell(event: events.Event) -> None:
+    def emit(event: events.Event) -> None:
         _log(event)
-        herald.notify(event)
+        notifier.notify(event)
         emitter.emit(event)
 
-    return tell
+    return emit
 
 
 def _log(event: events.Event) -> None:
-    """One line for each event that a reader of the log wants to see. Warnings are logged where they arise."""
+    """Log the events that matter to a reader of the log, a line each. Warnings are logged where they arise."""
     match event:
         case events.Listening():
             logger.info(

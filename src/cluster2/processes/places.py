@@ -1,8 +1,9 @@
-"""Where a cluster is found: the monitor's port and the directory of pid files, which may give way, and what is said of them.
+"""The monitor's port and the directory of pid files: defaults that give way, and the log lines that say where they are.
 
-What the user has named is used or refused. A default that can't be had gives way, and the log says what is used instead: a
-second service on the machine need not name a port for a page that it may not want, and one that is tried out in a directory
-without write permission runs.
+A value that the user has set is used, or the start fails. A default that isn't available is replaced, and the log says by what:
+
+- A second service on the machine needs no option for a monitor page that it may not use: the next free port is taken.
+- A service that is tried out in a directory without write permission runs: its pid files are in a temporary directory.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .master.logs.directory import LogDirectory
 logger = logging.getLogger("cluster2.master")
 
 _MAX_MONITOR_PORTS = 100
-"""How many ports are tried for a monitor whose port nobody has named, before the start is given up."""
+"""Ports that are tried for a monitor whose port isn't set, before the start fails."""
 
 
 def announce(
@@ -37,18 +38,19 @@ def announce(
         why = f" (monitor_port isn't set, and {settings.monitor_port} is taken)" if moved else ""
         logger.info("the monitor's page is http://%s%s%s", address, settings.monitor_path, why)
     kept = [("logs", logbook and logbook.directory), ("pids", pids and pids.path)]
-    if said := [f"{name} in {directory}" for name, directory in kept if directory]:
-        logger.info("%s", ", ".join(said))
+    if parts := [f"{name} in {directory}" for name, directory in kept if directory]:
+        logger.info("%s", ", ".join(parts))
 
 
 @contextlib.contextmanager
 def with_writable_pids(config: Config) -> Iterator[Config]:
-    """Have a directory of pid files that can be written: if nobody has named one and `./pids` can't be, a temporary one.
+    """Yield a configuration whose directory of pid files is writable.
 
-    Where no temporary one can be had either, the start will fail with what is wrong with `./pids`.
+    If `pids` isn't set and `./pids` isn't writable, that is a temporary directory, which is removed at the end. If there can be
+    no temporary directory either, the start will fail with the error of `./pids`.
     """
-    place = config.settings.pids
-    if config.explicit("pids") or not config.settings.cluster or _writable(place):
+    directory = config.settings.pids
+    if config.explicit("pids") or not config.settings.cluster or _writable(directory):
         yield config
         return
     import tempfile  # seldom needed, and the master keeps what it has imported
@@ -59,23 +61,25 @@ def with_writable_pids(config: Config) -> Iterator[Config]:
         yield config
         return
     try:
-        said = f"{place} can't be written, so pids are in {made}: give --pids {made} to other commands, or set pids"
+        warning = (
+            f"{directory} can't be written, so pids are in {made}: give --pids {made} to other commands, or set pids"
+        )
         settings = dataclasses.replace(config.settings, pids=made)
-        yield dataclasses.replace(config, settings=settings, warnings=(*config.warnings, said))
+        yield dataclasses.replace(config, settings=settings, warnings=(*config.warnings, warning))
     finally:
-        with contextlib.suppress(OSError):  # somebody else has put something there
+        with contextlib.suppress(OSError):  # not empty: another program has put a file there
             os.rmdir(made)
 
 
 def _writable(directory: str) -> bool:
-    """Return whether files can be made in a directory, which need not exist yet."""
+    """Return whether files can be created in a directory, which need not exist yet."""
     while not os.path.lexists(directory):
         directory = os.path.dirname(directory)
     return os.access(directory, os.W_OK | os.X_OK)
 
 
 def monitor_ports(config: Config) -> list[int]:
-    """Return the ports that the monitor may have: the one that was asked for; or the default, and those that follow it."""
+    """Return the ports that the monitor may use: the one that is set, or else the default and those that follow it."""
     settings = config.settings
     if config.explicit("monitor_port"):
         return [settings.monitor_port]
@@ -86,7 +90,11 @@ def monitor_ports(config: Config) -> list[int]:
 
 
 def first_free(settings: Settings, ports: Sequence[int]) -> Listener:
-    """Open the first of these ports on which nothing else listens. Raises ClusterError, of the last one: none is free."""
+    """Open the first of these ports on which no other process listens.
+
+    Raises:
+        ClusterError: none is free; the error is that of the last one.
+    """
     for port in ports[:-1]:
         with contextlib.suppress(AddressInUse):
             return open_all([TcpAddress(settings.monitor_host, port)], backlog=settings.backlog)[0]
