@@ -1,7 +1,7 @@
 """Start a cluster from its configuration, and clean up after it.
 
-This module acquires everything that a cluster leaves in the system: the lock, pid files, listeners, socket files. It releases them
-in the reverse order, whatever happens in between.
+This module acquires everything that a cluster leaves in the system: the lock, pid files, listeners, socket files. It releases
+them in the reverse order, whatever happens in between.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`cluster = false`: one process that loads the app and serves it, without a master.
 
-It is for debuggers, and for hosts that bring their own supervisor. The process is its own worker, with slot 0 and generation 1. It
-emits the events that make sense without a master: it serves, it has received a signal, it shuts down, it warns.
+It is for debuggers, and for hosts that bring their own supervisor. The process is its own worker, with slot 0 and generation 1.
+It emits the events that make sense without a master: it serves, it has received a signal, it shuts down, it warns.
 """
 
 from __future__ import annotations

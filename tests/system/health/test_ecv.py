@@ -135,7 +135,7 @@ def test_the_app_is_asked(shared: Running) -> None:
     assert in_each_worker(shared, 2) == {500}
     (shared.directory / "sick").unlink()
     assert in_each_worker(shared, 2) == {200}
-    wait_until(lambda: "the ECV check of /health fails: it answered 503" in shared.stderr, "a warning")
+    wait_until(lambda: "the ECV check of /health fails: it responded with 503" in shared.stderr, "a warning")
 
 
 @pytest.mark.slow

@@ -1,16 +1,21 @@
-"""How a worker ends what it has.
+"""The drain of a worker: end every connection, in one of two ways.
 
-It takes nothing new; every connection goes to the keeper as soon as it may, what can't move ends politely. For the last time (the
-cluster ends, or the master is gone) no connection goes anywhere: what waits in the accept queue is served, and what the keeper
-gives back, and each connection ends politely. What isn't finished within `drain_timeout` is cut.
+*Retire*, while the cluster goes on. The worker accepts nothing new. Every connection goes to the keeper as soon as it may move.
+The engines end those that can't move politely.
 
-If the doors can't be shut (`kernel.syn_sink`), or if there is no master that could, newcomers still arrive. They are served until
-the worker is idle, or `drain_idle` is over. Then it serves the queue a last time, closes its copy of the listener at once, and
-finishes what it has. The last process that does so closes the port: lost is only a connection that enters the queue in between.
+*The last drain*, when the cluster ends or the master is gone. No connection moves. The worker serves what waits in the accept
+queues and what the keeper gives back, and ends each connection politely.
 
-Invariant: nothing that one connection, the app or an engine does ends a drain early, since that would lose the requests of all
-others. Engines reset a connection that fails (`engines.ending.abandon`); what else a step raises is logged once, and the step is
-taken again at the next look.
+In both cases the worker resets what hasn't ended within `drain_timeout`.
+
+*Listeners that stay open.* If the master can't shut the listeners (`linux.syn_sink`), or there is no master, new connections
+still arrive. The worker serves them until it is idle, or until `drain_idle` is over. Then it serves the accept queue a last time,
+closes its copy of the listener at once, and finishes what it has. The last process that does so closes the port. Only a
+connection that enters the queue between these two steps is lost.
+
+Invariant: no connection, app or engine ends a drain early by an error, since that would lose the requests of all others. Engines
+reset a connection that fails (`engines.aborting.abandon`). An error of another step is logged once, and the step is repeated at
+the next poll.
 """
 
 from __future__ import annotations
@@ -27,84 +32,90 @@ from .connections.acceptor import Acceptor
 from .connections.handoff import HandoffPolicy
 
 DRAIN_POLL_INTERVAL_S = 0.002
-"""Seconds between two looks for connections that may leave by now."""
+"""Seconds between two checks for connections that may leave by now."""
 _ARRIVAL_TIMEOUT_S = 1.0
-"""How long a connection that is taken last may take to its engine: a TLS handshake, for one."""
+"""Seconds that a connection that was accepted last may need to reach its engine, for example for a TLS handshake."""
 CANCEL_GRACE_S = 1.0
-"""Seconds for tasks that are cancelled at the end."""
+"""Seconds that cancelled tasks have to clean up."""
 _MAX_NAMED_REQUESTS = 5
-"""Requests whose paths are told when they are cut."""
+"""Requests whose paths are reported when they are reset."""
 
 logger = logging.getLogger("cluster2.worker")
 
 
 class WorkerDrain:
-    """A worker's way out. What is told while it is under way counts from then on.
+    """The drain of one worker. Its attributes may change while it runs.
 
     Attributes:
-        last: nobody comes after us.
-        deserted: the keeper gives nothing back any more.
-        open_doors: newcomers still arrive at the listeners.
+        last: this is the last drain: no other worker takes over.
+        keeper_gone: the keeper gives back no more connections.
+        listeners_open: new connections still arrive at the listeners.
     """
 
     def __init__(self, settings: Settings, *, keeper_gone: bool) -> None:
-        """It hasn't begun."""
+        """Prepare a drain; `run` begins it."""
         self._settings = settings
         self.last = False
-        self.deserted = keeper_gone
+        self.keeper_gone = keeper_gone
         self.listeners_open = False
         self._reported: set[tuple[str, type[Exception]]] = set()
 
-    async def run(self, engines: Sequence[Engine], acceptor: Acceptor, moves: HandoffPolicy) -> bool:
-        """Let everything under way end. Returns whether it did within `drain_timeout`."""
+    async def run(self, engines: Sequence[Engine], acceptor: Acceptor, handoff: HandoffPolicy) -> bool:
+        """Let everything under way end. Return whether it did within `drain_timeout`."""
         began = time.monotonic()
         deadline = began + self._settings.drain_timeout
         grace = min(deadline, began + self._settings.drain_idle)
-        self._stop_taking(acceptor, moves)
+        self._stop_accepting(acceptor, handoff)
         while acceptor.joining() and time.monotonic() < grace:
-            await asyncio.sleep(0.001)  # those just taken are to reach their engines
-        self._drain(engines, moving=moves.possible and not self.last)
+            await asyncio.sleep(0.001)  # connections that were just accepted reach their engines first
+        self._drain_engines(engines, moving=handoff.possible and not self.last)
         last = self.last
         while True:
             if self.last:
                 self._attempt("serving the accept queue", acceptor.serve_queue)
-                if self.deserted:
+                if self.keeper_gone:
                     self._attempt("emptying the ready queues", acceptor.empty_ready_queues)
             idle = self._idle(engines, acceptor, grace)
             if self.last and self.listeners_open and (idle or time.monotonic() >= grace):
+                # No await between these two: a connection that enters the queue in between is lost.
                 self._attempt("serving the accept queue", acceptor.serve_queue)
                 self._attempt("closing the listeners", acceptor.close_listeners)
                 self.listeners_open = idle = False
-                # What was taken just now is to reach its engine, as above.
+                # The connections accepted just now need time to reach their engines, as above.
                 grace = min(deadline, max(grace, time.monotonic() + _ARRIVAL_TIMEOUT_S))
             if idle:
                 return True
             if time.monotonic() >= deadline:
                 return False
-            if self.last and not last:  # the cluster ends while this worker retires: the keeper takes no more
+            if (
+                self.last and not last
+            ):  # the cluster ends while this worker retires: the keeper accepts no more connections
                 last = True
-                self._attempt("parking", moves.stop_handoff_after_response)
-                self._drain(engines, moving=False)
+                self._attempt("ending the hand-off", handoff.stop_handoff_after_response)
+                self._drain_engines(engines, moving=False)
             if not self.last:
-                self._attempt("handing over", lambda: moves.retire(time.monotonic()))
+                self._attempt("handing over", lambda: handoff.retire(time.monotonic()))
             for engine in engines:
-                self._attempt("sweeping", lambda engine=engine: engine.close_idle(self._settings.drain_idle))  # type: ignore[misc]
+                self._attempt(
+                    "closing idle connections",
+                    lambda engine=engine: engine.close_idle(self._settings.drain_idle),  # type: ignore[misc]
+                )
             await asyncio.sleep(DRAIN_POLL_INTERVAL_S)
 
-    def _stop_taking(self, acceptor: Acceptor, moves: HandoffPolicy) -> None:
+    def _stop_accepting(self, acceptor: Acceptor, handoff: HandoffPolicy) -> None:
         if self.last:
-            self._attempt("parking", moves.stop_handoff_after_response)
+            self._attempt("ending the hand-off", handoff.stop_handoff_after_response)
             self._attempt("closing the listeners", acceptor.stop_listening)
             self._attempt("serving the accept queue", lambda: acceptor.serve_queue(everything=True))
         else:
             self._attempt("closing the acceptor", acceptor.stop)
 
-    def _drain(self, engines: Sequence[Engine], *, moving: bool) -> None:
+    def _drain_engines(self, engines: Sequence[Engine], *, moving: bool) -> None:
         for engine in engines:
             self._attempt("draining", lambda engine=engine: engine.drain(moving=moving))  # type: ignore[misc]
 
     def _attempt(self, step: str, act: Callable[[], object]) -> None:
-        """Take a step. What it raises is logged the first time."""
+        """Take a step. Log what it raises, once for each step and type of exception."""
         try:
             act()
         except Exception as error:
@@ -113,26 +124,27 @@ class WorkerDrain:
                 logger.exception("%s failed while the worker drains; the drain goes on", step)
 
     def _idle(self, engines: Sequence[Engine], acceptor: Acceptor, grace: float) -> bool:
-        """Whether all is done; at the end of the cluster not before the keeper has given back what it had.
+        """Return whether everything has ended.
 
-        Connections that are on their way to an engine are waited for, those that don't get there (a TLS handshake that never
-        ends) until `grace` only. Where an engine takes them itself one can't see whether any are.
+        In the last drain that isn't so before the keeper has given back its connections. Connections that are on their way to an
+        engine count until `grace` only, since some never arrive: a TLS handshake may never end. Where an engine accepts by
+        itself, the worker can't see whether any are on their way.
         """
         in_grace = time.monotonic() < grace
-        waiting = self.last and not self.deserted
+        waiting = self.last and not self.keeper_gone
         arriving = in_grace and (acceptor.open() or (not self.last and any(map(is_self_accepting, engines))))
         return not waiting and not arriving and all(map(self._is_idle, engines))
 
     def _is_idle(self, engine: Engine) -> bool:
-        idle: list[bool] = []
+        idle: list[bool] = []  # stays empty if the engine raises, which counts as busy
         self._attempt("looking for work under way", lambda: idle.append(engine.idle()))
         return idle == [True]
 
     async def abort(self, engines: Sequence[Engine]) -> str:
-        """End what isn't finished; returns what an operator should know about it."""
-        censuses = [engine.stats() for engine in engines]
-        requests = sum(census.in_flight for census in censuses)
-        connections = sum(census.connections or 0 for census in censuses)
+        """Reset what hasn't ended. Return a line about it for operators."""
+        stats = [engine.stats() for engine in engines]
+        requests = sum(each.in_flight for each in stats)
+        connections = sum(each.connections or 0 for each in stats)
         cut: list[str] = []
         for engine in engines:
             try:

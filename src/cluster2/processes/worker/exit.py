@@ -2,7 +2,8 @@
 
 At its own end the interpreter takes three steps, none of which has a deadline:
 
-1. It runs the hooks of `threading`. Those of `concurrent.futures` let executors finish their work, and end the processes of a pool.
+1. It runs the hooks of `threading`. Those of `concurrent.futures` let executors finish their work, and end the processes of a
+   pool.
 2. It joins the threads that aren't daemons.
 3. It runs the `atexit` functions. That of `multiprocessing` waits for the processes of the app, which end only if the app has
    asked them to.

@@ -66,7 +66,12 @@ async def test_a_step_that_raises(caplog: pytest.LogCaptureFixture) -> None:
     assert await asyncio.wait_for(drain.run(engines, acceptor, moves), 20)
     assert [each.swept for each in engines] == [3, 3]
     steps = [record.getMessage().split(" failed")[0] for record in caplog.records]
-    assert sorted(steps) == ["draining", "looking for work under way", "parking", "sweeping"]
+    assert sorted(steps) == [
+        "closing idle connections",
+        "draining",
+        "ending the hand-off",
+        "looking for work under way",
+    ]
 
 
 async def test_a_cut_that_raises(caplog: pytest.LogCaptureFixture) -> None:

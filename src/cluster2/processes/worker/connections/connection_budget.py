@@ -4,11 +4,12 @@
 mode `batch` libuv accepts, and it doesn't leave the connection there. It gives up a descriptor that it holds in reserve, then
 accepts and closes all that is pending (`uv__emfile_trick`). So the worker closes libuv's server while the budget still covers all
 that libuv may accept until the next tick. One turn of the loop takes the whole accept queue, and the turns of a tick before it
-take some hundreds. Below that the worker accepts one connection at a time. It stops before the app lacks descriptors for its files.
+take some hundreds. Below that the worker accepts one connection at a time. It stops before the app lacks descriptors for its
+files.
 
-*How it is known.* Descriptors that aren't connections (files and sockets of the app, the loop's own) are measured now and then, not
-counted. Between two measurements only the number of connections changes, which the engines know. So no request and no connection
-pays for this.
+*How it is known.* Descriptors that aren't connections (files and sockets of the app, the loop's own) are measured now and then,
+not counted. Between two measurements only the number of connections changes, which the engines know. So no request and no
+connection pays for this.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Asks the app how it is: a request that comes from inside, and what the user's validator makes of the answer.
+"""The health check of the app itself: a request without a socket, and the user's validator of the response.
 
-The app is called as its engine calls it, middleware and lifespan state included, with a request that no socket brought. What
-bounds it: one check at a time, whoever asks meanwhile shares its result; and two seconds. What doesn't obey when its time is
-over (a thread can't be cancelled) is left alone, and no other check begins before it has ended: so a probe that comes every
-second takes one thread from an app that hangs, never all of them.
+The worker calls the app as its engine calls it, through middleware and with the lifespan state. Two rules bound the checks:
+
+- One check runs at a time. A request that comes meanwhile shares its result.
+- A check takes two seconds at most. Work that can't be cancelled then (a call in a thread) is left alone, and no other check
+  begins before it has ended. So a probe that comes every second takes one thread from an app that hangs, never all of them.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ logger = logging.getLogger("cluster2.worker")
 CHECK_TIMEOUT_S = 2.0
 """Seconds that the app and the validator may take together."""
 MAX_CHECK_BODY_BYTES = 1 << 20
-"""Bytes of an answer's body that are read; a longer one is no answer to a health check."""
+"""Bytes that the body of the app's response may have."""
 _USER_AGENT = "cluster2-ecv"
-"""What the request names as its user agent."""
+"""The user agent of the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the app answered: names of headers in lower case."""
+    """A response of the app, with the names of its headers in lower case."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -45,30 +46,30 @@ class Reply:
 
 
 class HealthCheckFailed(Exception):
-    """The app is not well; the text says why."""
+    """The app is not healthy; the text is the reason."""
 
 
 class AppHealthCheck:
-    """Decides whether the app is well.
+    """Decide whether the app is healthy.
 
     Args:
-        validator: called with status, headers (a dictionary) and body of a reply below 300; true: it is fine. A plain function
-            is called in a thread.
-        cancellable: whether the app's own work ends when its task is cancelled. That of a WSGI app, in a thread, doesn't.
-        told: called with a reason when the app has become unwell, with None when it is well again.
+        validator: called with status, headers (a dictionary) and body of a response below 300; a true result means healthy. A
+            plain function is called in a thread.
+        cancellable: whether the app's work ends when its task is cancelled. The work of a WSGI app, in a thread, doesn't.
+        on_change: called with a reason when the app has become unhealthy, with None when it is healthy again.
     """
 
-    def __init__(self, validator: Call | None, *, cancellable: bool, told: Callable[[str | None], None]) -> None:
+    def __init__(self, validator: Call | None, *, cancellable: bool, on_change: Callable[[str | None], None]) -> None:
         self._validator = validator
         self._cancellable = cancellable
-        self._told = told
+        self._on_change = on_change
         self._under_way: asyncio.Future[bool] | None = None
         self._stuck: set[object] = set()
-        self._well = True
-        self._tellable = TokenBucket()
+        self._healthy = True
+        self._report_budget = TokenBucket()
 
     async def passes(self, ask: Ask) -> bool:
-        """Whether it is well now.
+        """Return whether the app is healthy now.
 
         Args:
             ask: sends the request; used if no check is under way.
@@ -76,7 +77,7 @@ class AppHealthCheck:
         if self._under_way is None:
             self._under_way = asyncio.ensure_future(self._run_check(ask))
             self._under_way.add_done_callback(self._done)
-        # One who asks may go away; the others still want to know.
+        # Shielded: when one caller is cancelled, the others still need the result.
         return await asyncio.shield(self._under_way)
 
     def _done(self, under_way: asyncio.Future[bool]) -> None:
@@ -90,23 +91,22 @@ class AppHealthCheck:
             async with asyncio.timeout(CHECK_TIMEOUT_S) as deadline:
                 reply = await self._bounded(ask(), cancellable=self._cancellable)
                 if reply.status >= 300:
-                    raise HealthCheckFailed(f"it answered {reply.status}")
-                await self._validated(reply)
+                    raise HealthCheckFailed(f"it responded with {reply.status}")
+                await self._validate(reply)
             reason = None
         except HealthCheckFailed as error:
             reason = str(error)
         except Exception as error:
             late = deadline is not None and deadline.expired()
-            reason = (
-                f"no verdict within {CHECK_TIMEOUT_S:g} s" if late else f"it raised {type(error).__name__}: {error}"
-            )
-        # A check that changes with each question isn't told each time: those who ask could cause any number of events.
-        if self._well != (reason is None) and self._tellable.take(time.monotonic()):
-            self._well = reason is None
-            self._told(reason)
+            reason = f"no result within {CHECK_TIMEOUT_S:g} s" if late else f"it raised {type(error).__name__}: {error}"
+        # A result that changes with each check isn't reported each time: clients that send checks could cause any number of
+        # events.
+        if self._healthy != (reason is None) and self._report_budget.take(time.monotonic()):
+            self._healthy = reason is None
+            self._on_change(reason)
         return reason is None
 
-    async def _validated(self, reply: Reply) -> None:
+    async def _validate(self, reply: Reply) -> None:
         if self._validator is None:
             return
         arguments = reply.status, dict(reply.headers), reply.body
@@ -123,16 +123,18 @@ class AppHealthCheck:
         except Exception as error:
             raise HealthCheckFailed(f"ecv.validator raised {type(error).__name__}: {error}") from error
         if not verdict:
-            raise HealthCheckFailed("ecv.validator refused its answer")
+            raise HealthCheckFailed("ecv.validator rejected the response")
 
     async def _bounded(self, work: Coroutine[Any, Any, Any], *, cancellable: bool) -> Any:
-        """Its result. When our time is over it is told to end, if that helps, and counts as stuck until it has."""
+        """Return the result of a piece of work.
+
+        When the check's time is over the work is cancelled, if that has an effect. It counts as stuck until it has ended.
+        """
         task = asyncio.ensure_future(work)
         self._stuck.add(task)
         task.add_done_callback(self._stuck.discard)
-        task.add_done_callback(
-            lambda ended: ended.cancelled() or ended.exception()
-        )  # seen, also if nobody waits any more
+        # Retrieve the exception, also when the check has given up: else asyncio logs it as never retrieved.
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -142,9 +144,12 @@ class AppHealthCheck:
 
 
 async def in_thread(function: Call, *arguments: Any) -> Any:
-    """What it returns, or raises; Unfit if the system has no thread for it.
+    """Call a function in a thread of its own, and return or raise its result.
 
-    The thread is a daemon: one that never ends keeps neither the loop nor the worker.
+    The thread is a daemon: a call that never ends blocks neither the loop nor the worker's exit.
+
+    Raises:
+        HealthCheckFailed: the system has no thread for it.
     """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[Any] = loop.create_future()
@@ -163,12 +168,12 @@ async def in_thread(function: Call, *arguments: Any) -> Any:
             result = function(*arguments)
         except Exception as raised:
             error = raised
-        except BaseException as raised:  # SystemExit would end this thread in silence, and the check with it
+        except BaseException as raised:  # SystemExit would end this thread silently, and the check would never end
             error = RuntimeError(f"{type(raised).__name__}: {raised}")
         try:
             loop.call_soon_threadsafe(finish, result, error)
         except RuntimeError:
-            pass  # the loop has ended meanwhile: nobody wants to know
+            pass  # the loop has ended meanwhile, and the check with it
 
     try:
         AppThread(run, name="cluster2-check").start()
@@ -181,10 +186,10 @@ async def in_thread(function: Call, *arguments: Any) -> Any:
 
 
 async def ask_asgi(app: Call, scope: MutableMapping[str, Any], root: str, target: str) -> Reply:
-    """Ask an ASGI app.
+    """Send a GET request to an ASGI app, and return its response.
 
     Args:
-        scope: of the request for the health: its lifespan state and addresses are this one's, too.
+        scope: the scope of the health request, whose lifespan state and addresses the new request gets.
         root: the path under which the app is mounted.
         target: path and query.
     """
@@ -210,11 +215,11 @@ async def ask_asgi(app: Call, scope: MutableMapping[str, Any], root: str, target
         raise
     response.over.set()
     if response.complete.done():
-        # What it does after its response (background tasks) is none of ours, as little as a client's.
+        # Don't wait for work that follows the response (background tasks): a client wouldn't either.
         task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         return response.reply()
     task.result()
-    raise HealthCheckFailed("it ended without an answer")
+    raise HealthCheckFailed("it ended without a response")
 
 
 async def _call(app: Call, scope: Any, response: _Response) -> None:
@@ -222,7 +227,7 @@ async def _call(app: Call, scope: Any, response: _Response) -> None:
 
 
 class _Response:
-    """Takes what the app sends."""
+    """The response that an ASGI app sends."""
 
     def __init__(self) -> None:
         self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -244,7 +249,7 @@ class _Response:
         elif message["type"] == "http.response.body" and self._start is not None and not self.complete.done():
             self._body += message.get("body", b"")
             if len(self._body) > MAX_CHECK_BODY_BYTES:
-                raise HealthCheckFailed(f"its answer has more than {MAX_CHECK_BODY_BYTES} bytes")
+                raise HealthCheckFailed(f"its response has more than {MAX_CHECK_BODY_BYTES} bytes")
             if not message.get("more_body", False):
                 self.complete.set_result(None)
 
@@ -256,19 +261,19 @@ class _Response:
 
 
 async def ask_wsgi(app: Call, environ: Mapping[str, Any], target: str) -> Reply:
-    """Ask a WSGI app, in a thread of its own. Arguments as for `ask_asgi`."""
+    """Send a GET request to a WSGI app, in a thread of its own. The arguments are as for `ask_asgi`."""
     path, _, query = target.partition("?")
-    told = {name: value for name, value in environ.items() if not name.startswith(("HTTP_", "CONTENT_"))}
+    inner = {name: value for name, value in environ.items() if not name.startswith(("HTTP_", "CONTENT_"))}
     if "HTTP_HOST" in environ:
-        told["HTTP_HOST"] = environ["HTTP_HOST"]
-    told |= {
+        inner["HTTP_HOST"] = environ["HTTP_HOST"]
+    inner |= {
         "REQUEST_METHOD": "GET",
         "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
         "QUERY_STRING": query,
         "HTTP_USER_AGENT": _USER_AGENT,
         "wsgi.input": io.BytesIO(),
     }
-    reply: Reply = await in_thread(_call_wsgi, app, told)
+    reply: Reply = await in_thread(_call_wsgi, app, inner)
     return reply
 
 
@@ -285,22 +290,22 @@ def _call_wsgi(app: Call, environ: dict[str, Any]) -> Reply:
         for piece in result:
             body += piece
             if len(body) > MAX_CHECK_BODY_BYTES:
-                raise HealthCheckFailed(f"its answer has more than {MAX_CHECK_BODY_BYTES} bytes")
+                raise HealthCheckFailed(f"its response has more than {MAX_CHECK_BODY_BYTES} bytes")
     finally:
         if hasattr(result, "close"):
             result.close()
     if not head:
-        raise HealthCheckFailed("it ended without an answer")
+        raise HealthCheckFailed("it ended without a response")
     return Reply(head[0], [(name.lower(), value) for name, value in head[1]], bytes(body))
 
 
 async def ask_rsgi(app: Call, scope: Any, target: str) -> Reply:
-    """Ask an RSGI app: `app(scope, protocol)`. Arguments as for `ask_asgi`."""
+    """Send a GET request to an RSGI app: `app(scope, protocol)`. The arguments are as for `ask_asgi`."""
     path, _, query = target.partition("?")
     protocol = _Protocol()
     await _awaited(app(_Scope(scope, path, query), protocol))
     if protocol.reply is None:
-        raise HealthCheckFailed("it ended without an answer")
+        raise HealthCheckFailed("it ended without a response")
     return protocol.reply
 
 
@@ -309,14 +314,14 @@ async def _awaited(result: Awaitable[Any]) -> None:
 
 
 class _Headers(dict[str, str]):
-    """Headers as RSGI has them."""
+    """Headers with the interface that RSGI requires."""
 
     def get_all(self, name: str) -> list[str]:
         return [self[name]] if name in self else []
 
 
 class _Scope:
-    """Another request's scope, but for what it asks."""
+    """The scope of another request, with its own method, path, query and headers."""
 
     def __init__(self, outer: Any, path: str, query: str) -> None:
         self._outer = outer
@@ -331,7 +336,7 @@ class _Scope:
 
 
 class _Protocol:
-    """Takes what an RSGI app answers, in whichever way."""
+    """The protocol of an RSGI request: takes the response by any of its methods."""
 
     def __init__(self) -> None:
         self.reply: Reply | None = None
@@ -349,35 +354,35 @@ class _Protocol:
         await asyncio.Event().wait()
 
     def response_empty(self, status: int, headers: list[tuple[str, str]]) -> None:
-        self._answer(status, headers, b"")
+        self._respond(status, headers, b"")
 
     def response_str(self, status: int, headers: list[tuple[str, str]], body: str) -> None:
-        self._answer(status, headers, body.encode())
+        self._respond(status, headers, body.encode())
 
     def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-        self._answer(status, headers, body)
+        self._respond(status, headers, body)
 
     def response_file(self, status: int, headers: list[tuple[str, str]], file: str) -> None:
         with open(file, "rb") as opened:
-            self._answer(status, headers, opened.read(MAX_CHECK_BODY_BYTES + 1))
+            self._respond(status, headers, opened.read(MAX_CHECK_BODY_BYTES + 1))
 
     def response_file_range(self, status: int, headers: list[tuple[str, str]], file: str, start: int, end: int) -> None:
         with open(file, "rb") as opened:
             opened.seek(start)
-            self._answer(status, headers, opened.read(min(end - start, MAX_CHECK_BODY_BYTES + 1)))
+            self._respond(status, headers, opened.read(min(end - start, MAX_CHECK_BODY_BYTES + 1)))
 
     def response_stream(self, status: int, headers: list[tuple[str, str]]) -> _ResponseStream:
-        self._answer(status, headers, b"")
+        self._respond(status, headers, b"")
         return _ResponseStream(self)
 
-    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+    def _respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         if len(body) > MAX_CHECK_BODY_BYTES:
-            raise HealthCheckFailed(f"its answer has more than {MAX_CHECK_BODY_BYTES} bytes")
+            raise HealthCheckFailed(f"its response has more than {MAX_CHECK_BODY_BYTES} bytes")
         self.reply = Reply(status, [(name.lower(), value) for name, value in headers], body)
 
 
 class _ResponseStream:
-    """Takes a body in pieces."""
+    """The stream of an RSGI response: takes the body in pieces."""
 
     def __init__(self, protocol: _Protocol) -> None:
         self._protocol = protocol
@@ -385,7 +390,7 @@ class _ResponseStream:
     async def send_bytes(self, data: bytes) -> None:
         reply = self._protocol.reply
         assert reply is not None
-        self._protocol._answer(reply.status, reply.headers, reply.body + data)
+        self._protocol._respond(reply.status, reply.headers, reply.body + data)
 
     async def send_str(self, data: str) -> None:
         await self.send_bytes(data.encode())

@@ -36,7 +36,7 @@ class Judge:
 
     def __init__(self, validator: Any = None, *, cancellable: bool = True) -> None:
         self.reasons: list[str | None] = []
-        self.check = AppHealthCheck(validator, cancellable=cancellable, told=self.reasons.append)
+        self.check = AppHealthCheck(validator, cancellable=cancellable, on_change=self.reasons.append)
         self.asked = 0
 
     async def passes(self, reply: Reply | Exception = FINE) -> bool:
@@ -60,9 +60,9 @@ async def test_fine(status: int) -> None:
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        (Reply(300, [], b""), "it answered 300"),
-        (Reply(503, [], b""), "it answered 503"),
-        (HealthCheckFailed("it ended without an answer"), "it ended without an answer"),
+        (Reply(300, [], b""), "it responded with 300"),
+        (Reply(503, [], b""), "it responded with 503"),
+        (HealthCheckFailed("it ended without a response"), "it ended without a response"),
         (ValueError("no table"), "it raised ValueError: no table"),
         (TimeoutError("of its own"), "it raised TimeoutError: of its own"),
     ],
@@ -92,7 +92,7 @@ async def test_slow(patience: Callable[[float], None]) -> None:
 
     assert not await judge.check.passes(ask)
     await asyncio.wait_for(cancelled.wait(), 10)
-    assert judge.reasons == ["no verdict within 0.05 s"]
+    assert judge.reasons == ["no result within 0.05 s"]
     patience(30)
     assert await judge.passes()
 
@@ -166,8 +166,8 @@ async def async_raises(status: int, headers: dict[str, str], body: bytes) -> boo
         (async_true, None),
         (sync_true, None),
         (lambda *arguments: async_true(*arguments), None),
-        (lambda *arguments: False, "ecv.validator refused its answer"),
-        (lambda *arguments: None, "ecv.validator refused its answer"),
+        (lambda *arguments: False, "ecv.validator rejected the response"),
+        (lambda *arguments: None, "ecv.validator rejected the response"),
         (raises, "ecv.validator raised KeyError: 'field'"),
         (async_raises, "ecv.validator raised KeyError: 'field'"),
         (lambda *arguments: async_raises(*arguments), "ecv.validator raised KeyError: 'field'"),
@@ -203,7 +203,7 @@ async def test_validator_isnt_asked_about_a_failure() -> None:
     """An answer of 300 or more has failed already."""
     judge = Judge(lambda *arguments: 1 // 0)
     assert not await judge.passes(Reply(500, [], b""))
-    assert judge.reasons == ["it answered 500"]
+    assert judge.reasons == ["it responded with 500"]
 
 
 async def test_validator_that_never_ends(patience: Callable[[float], None]) -> None:
@@ -287,7 +287,7 @@ async def test_asgi_that_ends_without_an_answer() -> None:
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         raise ValueError("broken")
 
-    with pytest.raises(HealthCheckFailed, match="without an answer"):
+    with pytest.raises(HealthCheckFailed, match="without a response"):
         await asked(silent)
     with pytest.raises(ValueError, match="broken"):
         await asked(broken)
@@ -388,7 +388,7 @@ async def test_wsgi_request() -> None:
 
 async def test_wsgi_that_misbehaves() -> None:
     """No head, an error, an answer without end: it isn't well, and nothing else happens."""
-    with pytest.raises(HealthCheckFailed, match="without an answer"):
+    with pytest.raises(HealthCheckFailed, match="without a response"):
         await ask_wsgi(lambda environ, start_response: [b"x"], ENVIRON, "/")
     with pytest.raises(ZeroDivisionError):
         await ask_wsgi(lambda environ, start_response: [1 // 0], ENVIRON, "/")  # type: ignore[arg-type]
