@@ -1,11 +1,11 @@
-"""The access log: a line a request, cheap enough to leave on.
+"""The access log: one line for each request, cheap enough to leave on.
 
-A line is made when a response has ended (or its client has gone) and put into a list, which the worker's tick writes with one
-call: every 10 ms under load. The usual way is a record through `logging`, with a write, for each request. What a worker that is
-killed has answered within the last 10 ms isn't in the log.
+A line is made when a response has ended or its client has left. It is put into a list, which the worker's tick writes with one
+call: every 10 ms under load. Most servers send a record through `logging`, with a write, for each request. If a worker is killed,
+the lines of its last 10 ms are lost.
 
-All that is answered is logged: the app's responses, those to health checks, and the 500 for an app that raised, or answered
-nothing. Websockets aren't.
+All responses are logged: those of the app, those to health checks, and the 500 for an app that raised or returned without
+a response. Websockets aren't logged.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any, cast, overload
 
 import msgspec
 
-FORMATTED_AHEAD_LINES = 512
-"""Lines that are written although the tick isn't due."""
+MAX_HELD_LINES = 512
+"""Lines that may wait for the tick. With more, they are written at once."""
 
 
 class AccessLog:
-    """What a worker has to write about requests.
+    """The access log of one worker.
 
     Args:
-        slot: of the worker, told in each line.
-        as_json: one JSON object a line; else Apache's combined format, with seconds and slot behind it.
+        slot: the worker's slot, which each line shows.
+        as_json: write one JSON object a line, else Apache's combined format with seconds and slot behind it.
         write: takes the bytes of whole lines.
     """
 
@@ -39,40 +39,42 @@ class AccessLog:
         self._stamp = ""
 
     def add(self, scope: Any, status: int, size: int | None, took: float) -> None:
-        """A request was answered.
+        """Add the line of a request that has ended.
 
         Args:
-            scope: ASGI's, of type http.
-            status: 0: it was never answered.
-            size: of the body, in bytes; None: isn't known.
-            took: seconds.
+            scope: the ASGI scope, of type http.
+            status: the status that was sent; 0: there was no response.
+            size: bytes of the response's body; None: not known.
+            took: seconds from the head of the request to the end of the response.
         """
         version = scope["http_version"]
-        facts = _facts(scope)
-        line = self._line(facts, version, status, size, took)
-        if not self._is_plain(line):  # one look at the whole, not one at each field: nearly all are plain
-            line = self._line(_escaped(facts), version, status, size, took)
+        fields = _fields(scope)
+        line = self._line(fields, version, status, size, took)
+        if not self._is_plain(
+            line
+        ):  # one check of the whole line is cheaper than one of each field: nearly all are plain
+            line = self._line(_escaped(fields), version, status, size, took)
         self._lines.append(line)
-        if len(self._lines) >= FORMATTED_AHEAD_LINES:
+        if len(self._lines) >= MAX_HELD_LINES:
             self.flush()
 
     def flush(self) -> None:
-        """Write what there is."""
+        """Write the lines that are held."""
         if self._lines:
             lines, self._lines = self._lines, []
             lines.append("")
             self._write("\n".join(lines).encode("ascii", "backslashreplace"))
 
-    def _combined(self, facts: Facts, version: str, status: int, size: int | None, took: float) -> str:
-        client, method, target, referer, agent = facts
+    def _combined(self, fields: _Fields, version: str, status: int, size: int | None, took: float) -> str:
+        client, method, target, referer, agent = fields
         return (
             f'{"-" if client is None else client} - - [{self._when()}] "{method} {target} HTTP/{version}" '
             f"{status or '-'} {'-' if size is None else size} "
             f'"{"-" if referer is None else referer}" "{"-" if agent is None else agent}" {took:.6f} {self.slot}'
         )
 
-    def _json(self, facts: Facts, version: str, status: int, size: int | None, took: float) -> str:
-        client, method, target, referer, agent = facts
+    def _json(self, fields: _Fields, version: str, status: int, size: int | None, took: float) -> str:
+        client, method, target, referer, agent = fields
         entry = {
             "time": time.time(),
             "client": client,
@@ -100,16 +102,16 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 
 def _stamp(now: float) -> str:
-    """Apache's form of a local time, whatever the locale."""
+    """Return a local time in Apache's format, whatever the locale (%b of strftime(3) depends on it)."""
     local = time.localtime(now)
     return f"{local.tm_mday:02d}/{_MONTHS[local.tm_mon - 1]}/{time.strftime('%Y:%H:%M:%S %z', local)}"
 
 
-Facts = tuple[str | None, str, str, str | None, str | None]
-"""Client, method, target, referer and agent, as they came: a byte a character."""
+_Fields = tuple[str | None, str, str, str | None, str | None]
+"""Client, method, target, referer and agent, as they came: one character for each byte."""
 
 
-def _facts(scope: Any) -> Facts:
+def _fields(scope: Any) -> _Fields:
     client = scope.get("client")
     agent = referer = None
     for name, value in scope["headers"]:
@@ -124,18 +126,18 @@ def _facts(scope: Any) -> Facts:
 
 
 def _is_plain(line: str) -> bool:
-    """Whether a line is as it would be with its fields escaped. In one of JSON, whatever it escapes has a backslash."""
+    """Return whether a line equals the one with its fields escaped. In JSON, all that is escaped has a backslash."""
     return line.isascii() and line.isprintable() and "\\" not in line
 
 
 def _is_plain_combined(line: str) -> bool:
-    """The same of one in the combined format, which has six quotes of its own."""
+    """Return the same of a line in the combined format, which has six quotes of its own."""
     return line.count('"') == 6 and _is_plain(line)
 
 
-def _escaped(facts: Facts) -> Facts:
-    """As printable ASCII without quotes, so that a client can't forge a line or a field."""
-    client, method, target, referer, agent = facts
+def _escaped(fields: _Fields) -> _Fields:
+    """Return the fields as printable ASCII without quotes, so that a client can't forge a line or a field."""
+    client, method, target, referer, agent = fields
     return _clean(client), _clean(method), _clean(target), _clean(referer), _clean(agent)
 
 
@@ -150,33 +152,36 @@ def _clean(text: str | None) -> str | None:
 
 
 GRANIAN_FORMAT = "%(header{user-agent})s %(header{referer})s"
-"""What granian is to tell of a request beside what it always tells."""
+"""The fields that granian adds to its log records for us."""
 
 
-class Handler(logging.Handler):
-    """Makes our lines of what granian tells, which sees requests before any layer of ours, but not the size of bodies."""
+class GranianLogHandler(logging.Handler):
+    """A handler of granian's log records, which makes our lines of them.
+
+    granian sees requests before any layer of ours, but it doesn't know the size of bodies.
+    """
 
     def __init__(self, log: AccessLog) -> None:
         super().__init__()
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Put a line with the others."""
-        told = cast(Mapping[str, Any], record.args)
-        headers = [(b"user-agent", told["_h0"]), (b"referer", told["_h1"])]
+        """Add the line of a request."""
+        atoms = cast(Mapping[str, Any], record.args)
+        headers = [(b"user-agent", atoms["_h0"]), (b"referer", atoms["_h1"])]
         scope = {
-            "client": (told["addr"], 0),
-            "method": told["method"],
-            "raw_path": _bytes(told["path"]),
-            "query_string": _bytes(told["query_string"]),
-            "http_version": told["protocol"].removeprefix("HTTP/"),
+            "client": (atoms["addr"], 0),
+            "method": atoms["method"],
+            "raw_path": _bytes(atoms["path"]),
+            "query_string": _bytes(atoms["query_string"]),
+            "http_version": atoms["protocol"].removeprefix("HTTP/"),
             "headers": [(name, _bytes(value)) for name, value in headers if value != "-"],
         }
-        self._log.add(scope, told["status"], None, told["dt_ms"] / 1000)
+        self._log.add(scope, atoms["status"], None, atoms["dt_ms"] / 1000)
 
 
 def _bytes(text: str | bytes) -> bytes:
-    """As it came over the wire, most likely: granian decodes some as Latin-1, some as UTF-8."""
+    """Return a text most likely as it came over the wire: granian decodes some fields as Latin-1, some as UTF-8."""
     if isinstance(text, bytes):
         return text
     try:

@@ -1,15 +1,14 @@
-"""The seam between cluster2 and the servers that it runs.
+"""The interface between a worker and the engines, which turn an app into a server.
 
-An engine turns an app into a server inside a worker: it starts the app (lifespan), says what it is doing, drains and stops
-(`Engine`). There are two kinds, by who takes connections:
+An engine starts the app (lifespan), reports what it is doing, drains and stops (`Engine`). There are two kinds:
 
-- One that is *fed* (`ProtocolEngine`) makes a protocol object for each connection that the worker's acceptor takes. All workers
-  share the listeners, connections can move. That is the kind to write, if you can.
-- One that *owns* its accept loop (`SelfAcceptingEngine`) is given listening sockets and takes from them as it likes. Each worker gets
-  sockets of its own, and the master steers connections to those that serve (`kernel.steering`).
+- A `ProtocolEngine` makes a protocol object for each connection that the worker's acceptor takes. All workers share the
+  listeners, and connections can move to another worker. Write this kind if you can.
+- A `SelfAcceptingEngine` has an accept loop of its own and is given listening sockets. Each worker gets sockets of its
+  own, and the master steers connections to the workers that serve (`linux.steering`).
 
-An engine declares, for each interface that it serves, what it can do (`capabilities`); which engines there are, and what options
-ask of them, is `catalogue`'s.
+An engine declares its capabilities for each interface that it serves. `registry` lists the engines, and checks which options
+they can honour.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from .outcomes import Outcomes
 
 
 class Interface(StrEnum):
-    """What kind of callable an app is."""
+    """The kind of callable that an app is."""
 
     ASGI = "asgi"
     WSGI = "wsgi"
@@ -39,11 +38,11 @@ class Interface(StrEnum):
 
 
 RSGI_HOOKS = ("__rsgi_init__", "__rsgi_del__")
-"""What an RSGI app may have besides its call: what is wrapped around it has them, too."""
+"""Attributes that an RSGI app may have besides its call. A wrapper around the app has to copy them."""
 
 
 class Capability(StrEnum):
-    """What an engine may be able to do. Options name the one that they need (`Option.needs`)."""
+    """A feature that an engine may have. An option names the one that it needs (`Option.needs`)."""
 
     TLS = "tls"
     LIFESPAN = "lifespan"
@@ -62,16 +61,16 @@ class Capability(StrEnum):
 
 
 class EngineStats(NamedTuple):
-    """What an engine is doing, counted when somebody asks.
+    """Counts of an engine, made when they are asked for.
 
     Attributes:
-        requests: that have ended since the start; None where the engine can't know.
-        connections: open now; None where the engine can't know.
+        requests: requests that have ended since the start; None where the engine can't know.
+        connections: connections that are open; None where the engine can't know.
         in_flight: requests (for TCP: connections) under way.
-        timed_out: connections that were given up because their client took too long (`timeout`).
-        stalled: of these, the ones that were in the middle of something.
-        outcomes: how they have ended; None where the engine can't know.
-        failed: errors that are in no outcome: the app failed where the engine's connections don't see it.
+        timed_out: connections that were closed because their client took too long (`timeout`).
+        stalled: those among `timed_out` that were in the middle of a request or a response.
+        outcomes: how the requests have ended; None where the engine can't know.
+        failed: errors that are in no outcome, since the engine's connections didn't see that the app failed.
     """
 
     requests: int | None
@@ -84,11 +83,11 @@ class EngineStats(NamedTuple):
 
 
 class ThreadHold(NamedTuple):
-    """For how long requests have held threads of an engine lately.
+    """The longest times for which requests have held threads of an engine lately.
 
     Attributes:
-        wall: seconds, the longest of them, by the clock: it may have waited for others to give it the GIL.
-        used: seconds of CPU time, the longest of those for which it is known.
+        wall: seconds by the clock. They include waits for the GIL.
+        used: seconds of CPU time, of the requests for which it was measured.
         full: at times no thread was free.
     """
 
@@ -97,78 +96,84 @@ class ThreadHold(NamedTuple):
     full: bool
 
 
-def _as_it_is(app: Callable[..., Any], interface: Interface) -> Callable[..., Any]:
+def _uninstrumented(app: Callable[..., Any], interface: Interface) -> Callable[..., Any]:
     return app
 
 
 @dataclass(frozen=True, slots=True)
 class AppContext:
-    """One app with what its engine needs to know.
+    """One app, with all that its engine needs for it.
 
     Attributes:
         app: the callable itself.
-        interface: of the app.
-        tls: the context of its listeners, or None for plain connections.
-        wrap: puts the worker's layer (`worker.wrapper`) around what the engine calls: the app, or the engine's own bridge to
-            it, with the interface by which that is called.
-        gauge: two cells in which an engine that owns its accept loop notes at once how many requests have begun, and how many
-            have ended, since the master steers by them (`begun` and `ended` of the scoreboard); None: nobody looks.
-        access: takes what is to be logged of each request; None: nobody wants to know.
+        interface: the app's interface.
+        settings: the cluster's options.
+        tls: the context of the app's listeners, or None for plain connections.
+        instrument: puts the worker's layer (`worker.instrumentation`) around the callable that the engine calls: the app, or the
+            engine's own bridge to it. It takes that callable and the interface by which it is called.
+        gauge: two cells in which a self-accepting engine notes at once how many requests have begun, and how many have
+            ended. The master steers by them (`begun` and `ended` of the scoreboard). None: the numbers aren't needed.
+        access: the access log; None: requests aren't logged.
     """
 
     app: Callable[..., Any]
     interface: Interface
     settings: Settings
     tls: ssl.SSLContext | None
-    instrument: Callable[[Callable[..., Any], Interface], Callable[..., Any]] = _as_it_is
+    instrument: Callable[[Callable[..., Any], Interface], Callable[..., Any]] = _uninstrumented
     gauge: MutableSequence[int] | None = None
     access: AccessLog | None = None
 
 
 class TimedAwaitable:
-    """An awaitable of ours that stands around another: whoever looks what a coroutine waits for looks through it."""
+    """An awaitable of ours around another one. Code that inspects what a coroutine waits for has to unwrap it.
+
+    Attributes:
+        inner: the awaitable inside.
+    """
 
     __slots__ = ("inner",)
     inner: Generator[Any, Any, Any]
 
 
 class Movable(Protocol):
-    """A connection that may outlive its worker (`kernel.handover` tells how)."""
+    """A connection that may outlive its worker (see `linux.handover`)."""
 
     def may_move(self) -> bool:
-        """Whether another process could go on with it now."""
+        """Return whether another process could go on with it now."""
 
     def kept_alive(self) -> bool:
-        """Whether it has brought a request already: then it is likely to bring another."""
+        """Return whether it has brought a request already, and so is likely to bring another."""
 
     def idle_since(self) -> float:
-        """When it was last used, on the monotonic clock, as coarse as the tick."""
+        """Return the monotonic time of its last use, as coarse as the tick."""
 
     def descriptor_and_family(self) -> tuple[int, int]:
-        """Its descriptor and address family."""
+        """Return its descriptor and its address family."""
 
     def release(self) -> None:
-        """Another process has it: close our copy, without a word to the client."""
+        """Close our copy of the socket, since another process has it. The client must not notice."""
 
     def abandon(self, step: str) -> None:
         """Log the exception that is being handled, which a step with this connection raised, and reset the connection."""
 
 
 Served = Callable[[object], None]
-"""Called with a protocol that `Engine.accepted_protocol` made, when its request has begun or never will."""
+"""A callback that takes a protocol made by `ProtocolEngine.accepted_protocol`, when its request has begun or never will."""
 
 
 class Engine(Protocol):
-    """A server of one app inside a worker's event loop: what both kinds have. All methods run on that loop.
+    """A server of one app inside a worker: the methods of both kinds. All of them run on the worker's event loop.
 
     Attributes:
-        capabilities: what it can do, for each interface that it serves.
+        name: as in the option `engine`.
+        capabilities: the features, for each interface that the engine serves.
     """
 
     name: ClassVar[str]
     capabilities: ClassVar[Mapping[Interface, frozenset[Capability]]]
 
-    def __init__(self, site: AppContext) -> None: ...
+    def __init__(self, context: AppContext) -> None: ...
 
     @staticmethod
     def preload(settings: Settings) -> None:
@@ -180,82 +185,90 @@ class Engine(Protocol):
 
     @staticmethod
     def peer(scope: Any, receive: Any) -> str | None:
-        """The host at the other end of the socket of a request that the app is called with, whatever headers say.
+        """Return the host at the other end of a request's socket, whatever headers say.
+
+        Args:
+            scope, receive: the app is called with these.
 
         Returns:
             "" for a Unix socket, None if it can't be known.
         """
 
     async def start(self) -> None:
-        """Start the app. Raises AppError if it refuses."""
+        """Start the app. Raises AppError if the app refuses to start."""
 
     def tick(self, now: float) -> None:
-        """Called about every 10 ms while there is work: the time, on the monotonic clock."""
+        """Take the monotonic time. Called about every 10 ms while there is work."""
 
     def on_second(self) -> None:
-        """Called about once a second: for dates and time limits."""
+        """Renew dates and apply time limits. Called about once a second."""
 
     def stats(self) -> EngineStats:
-        """What it is doing."""
+        """Return the engine's counts."""
 
     def oldest_request(self, now: float) -> float | None:
-        """Since when, on the monotonic clock, the oldest request is under way, as seen by calls of this; None: there is none."""
-
-    def describe_frame(self, frame: FrameType) -> str | None:
-        """Return what the app was called for in this frame: method and path of a request, or a connection's peer, fit for a log.
-
-        A signal handler asks that of all frames there are, in the main thread: so nothing but the frame's variables may be read.
+        """Return the monotonic time at which a call of this method first saw the oldest request that is under way.
 
         Returns:
-            None: it isn't a frame in which an engine calls the app.
+            None: no request is under way.
+        """
+
+    def describe_frame(self, frame: FrameType) -> str | None:
+        """Describe the call of the app in this frame, for a log: method and path of a request, or a connection's peer.
+
+        A signal handler calls this in the main thread for all frames of the process. It may read nothing but the frame's variables.
+
+        Returns:
+            None: the engine doesn't call the app in this frame.
         """
 
     def movable(self) -> Iterable[Movable]:
-        """Its connections, as far as they are of a kind that can move at all."""
+        """Return the connections of a kind that can move at all."""
 
     def report_freed(self, freed: Callable[[Movable], None] | None) -> None:
-        """From now on call `freed` with each connection when its response is complete, if not written; None: no more."""
+        """Call `freed` from now on with each connection whose response is complete, even if not all is written; None: stop it."""
 
     def close_some(self, count: int, *, fixed: bool) -> int:
-        """End up to so many connections politely, with their next response; for balance. Returns how many will.
+        """End up to so many connections with their next response, to balance the load. Return how many will end.
 
         Args:
-            fixed: only connections of a kind that can't move.
+            fixed: end only connections of a kind that can't move.
         """
 
     def drain(self, *, moving: bool) -> None:
-        """From now on each connection ends politely as soon as it can, and no new ones come.
+        """End each connection from now on with its next response. No new connections come.
 
         Args:
-            moving: connections that may move are taken away meanwhile: they needn't end.
+            moving: the worker moves the connections that may move, so these needn't end.
         """
 
     def close_idle(self, grace: float) -> None:
-        """Called again and again while draining: end what has been idle for `grace` seconds of it."""
+        """Close each connection that has been idle for `grace` seconds of the drain. Called repeatedly during the drain."""
 
     def idle(self) -> bool:
-        """Whether nothing is under way and no connection is open."""
+        """Return whether nothing is under way and no connection is open."""
 
-    async def abort(self, patience: float) -> list[str]:
-        """Its time is over: reset every connection (`engines.ending`), cancel what is under way.
+    async def abort(self, grace_s: float) -> list[str]:
+        """Reset all connections (`engines.aborting`), and cancel the requests under way. Called at the end of `drain_timeout`.
 
         Args:
-            patience: seconds that what was cancelled may take to clean up.
+            grace_s: seconds that cancelled requests may take to clean up.
 
         Returns:
-            What was under way, as far as there are names: paths of requests, fit for a log.
+            The requests that were under way, as far as they have names: their paths, fit for a log.
         """
 
     async def stop(self) -> None:
         """Stop the app, after the last connection has gone.
 
         Raises:
-            AppError: its shutdown has failed: the worker goes on leaving, and tells the command that wanted it to leave.
+            AppError: the app's shutdown has failed. The worker exits all the same, and reports the failure to the command
+                by which it was retired.
         """
 
 
 class ProtocolEngine(Engine, Protocol):
-    """An engine that is given connections.
+    """An engine that is given accepted connections.
 
     Attributes:
         reads_first: the acceptor may read from a connection before its protocol exists (no TLS, and the client speaks first).
@@ -264,59 +277,61 @@ class ProtocolEngine(Engine, Protocol):
     reads_first: bool
 
     def protocol(self) -> asyncio.BaseProtocol:
-        """The protocol object of a new connection."""
+        """Return the protocol object of a new connection."""
 
     def accepted_protocol(self, first: bytes | None, served: Served) -> asyncio.BaseProtocol:
-        """The same for a connection that our acceptor took.
+        """Return the protocol object of a connection that the worker's acceptor took.
 
         Args:
-            first: what was read already, if anything; given only if `reads_first`.
+            first: the bytes that the acceptor has read, if any; given only if `reads_first`.
+            served: to be called when the first request has begun, or never will.
         """
 
     def has_capacity(self) -> bool:
-        """Whether a request that came now could begin at once (a thread is free). If not, see `on_capacity`."""
+        """Return whether a request that came now could begin at once (a thread is free). If not, see `on_capacity`."""
 
     def on_capacity(self, freed: Callable[[], None]) -> None:
-        """Call this each time when, after `has_capacity` has denied it, one more connection may be taken."""
+        """Have `freed` called each time when, after `has_capacity` has returned False, one more connection may be taken."""
 
     def longest_hold(self, now: float, above: float) -> ThreadHold | None:
-        """For how long requests have held threads since this was last asked; None: it has no threads.
+        """Return how long requests have held threads since the last call; None: the engine has no threads.
 
         Args:
-            above: seconds from which on one that still holds its thread counts, and again and again as it gets older.
+            now: the monotonic time.
+            above: seconds after which a request that still holds its thread counts. It counts again as it gets older.
         """
 
 
 class SelfAcceptingEngine(Engine, Protocol):
-    """An engine that takes connections itself."""
+    """An engine that accepts connections itself."""
 
     def listen(self, listener: socket.socket) -> None:
-        """Take connections from this socket, too, from now on until the drain is over. Called after `start`.
+        """Accept connections from this socket as well, until the drain is over. Called after `start`.
 
-        The worker's own socket remains open; take a duplicate. It may be that nobody is steered to it.
+        Take a duplicate: the worker's own socket stays open. The master may steer no connection to it.
         """
 
 
 def owns_accept(engine: type[Engine] | Engine) -> bool:
-    """Whether it takes connections itself."""
+    """Return whether an engine accepts connections itself."""
     return hasattr(engine, "listen")
 
 
 def is_protocol_engine(engine: Engine) -> TypeGuard[ProtocolEngine]:
-    """Whether it is given connections."""
+    """Return whether an engine is given accepted connections."""
     return not owns_accept(engine)
 
 
 def is_self_accepting(engine: Engine) -> TypeGuard[SelfAcceptingEngine]:
-    """Whether it takes connections itself."""
+    """Return whether an engine accepts connections itself."""
     return owns_accept(engine)
 
 
 def is_async(app: Callable[..., Any], *, through: bool = True) -> bool:
-    """Whether calling it makes a coroutine: an async function, or an object whose `__call__` is one.
+    """Return whether calling an app makes a coroutine: an async function, or an object whose `__call__` is one.
 
     Args:
-        through: a wrapper (`functools.wraps`) that isn't async itself is taken to return what it wraps returns.
+        through: look through wrappers (`functools.wraps`): one that isn't async itself returns what the wrapped function returns.
     """
     if not through:
         return inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(type(app).__call__)

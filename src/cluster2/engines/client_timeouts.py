@@ -1,18 +1,19 @@
-"""Whose turn it is on a connection, and for how long it has been the client's.
+"""Timeouts of clients: close the connections whose client makes no progress.
 
-Once a second an engine has each of its connections asked: does it wait for its client, for what, and what shows progress? A
-client that makes none for `timeout` seconds is given up. As long as it is the app's turn, no time counts.
+Once a second `ClientTimeouts` asks each connection of an engine whether it waits for its client, for what, and which mark
+shows progress. A client that makes no progress for `timeout` seconds loses its connection. No time counts while the
+connection waits for the app.
 
-| a connection waits for | progress is | given up by |
+| a connection waits for | progress is | timeout ends it by |
 |---|---|---|
-| a request: the first one, or one more | nothing but the request | closing it, without a word: none is expected |
-| the rest of a head | nothing: the whole head has to come in time, or a byte now and then would hold it for ever | 408 |
-| the rest of a body, for which the app waits | any byte of it | 408, and the app is told that the client has gone |
-| somebody to take what was sent | any byte taken | a reset, since the kernel would keep the rest for it |
-| a stream (raw TCP) | any byte, in either direction | closing it; a reset if something wasn't taken |
+| a request: the first one, or one more | nothing but the request | closing it without a response, since the client expects none |
+| the rest of a head | nothing: the whole head has to come in time, or a byte now and then would hold the connection for ever | 408 |
+| the rest of a body, for which the app waits | any byte of it | 408, and a disconnect for the app |
+| the client to take what was sent | any byte taken | a reset, since the kernel would keep the rest |
+| a stream (raw TCP) | any byte, in either direction | closing it, or a reset if something wasn't taken |
 
-All of that is derived when asked: a request pays for no timer, clock or counter. Measured: 1.2 µs a second for each idle
-connection, 2.0 for one in the middle of a head.
+All of that is derived when it is asked for, so a request pays for no timer, clock or counter. A check takes 1.2 µs for an
+idle connection, and 2.0 µs for one in the middle of a head.
 """
 
 from __future__ import annotations
@@ -26,64 +27,69 @@ from ..linux.tcp_progress import transferred, untaken
 
 
 class WaitingFor(Enum):
-    """What a connection waits for."""
+    """A reason for which a connection waits for its client."""
 
     REQUEST = "a request"
     HEAD = "the rest of a head"
     BODY = "the rest of a body"
-    TAKING = "somebody to take what was sent"
+    TAKING = "the client to take what was sent"
     STREAM = "a byte in either direction"
 
 
 class Wait(NamedTuple):
-    """A connection waits for its client.
+    """A connection's wait for its client.
 
     Attributes:
-        mark: equal to the mark of the last look if there was no progress since.
+        what: the reason.
+        mark: equal to the mark of the last check if there was no progress since. For `REQUEST`: the time since which it waits.
     """
 
     what: WaitingFor
     mark: Any
 
 
-class Patient(Protocol):
-    """A connection that can be asked."""
+class TimedConnection(Protocol):
+    """A connection that `ClientTimeouts` can check."""
 
     def waits(self) -> Wait | None:
-        """What it waits for from its client; None: it's the app's turn, or it is closing."""
+        """Return what it waits for from its client; None: it waits for the app, or is closing."""
 
     def give_up(self, what: WaitingFor) -> None:
-        """Its client took too long."""
+        """End the connection: its client took too long."""
 
 
 class ClientTimeouts:
-    """The time limit of an engine's connections.
+    """The timeout of an engine's connections.
 
     Attributes:
-        given_up: connections that were, ever.
-        stalled: of these, the ones that were in the middle of something: all but those that brought no request.
+        given_up: connections that were ended by the timeout since the start.
+        stalled: those among them that were in the middle of a request or a response.
     """
 
     def __init__(self, timeout: float) -> None:
-        """Seconds that a client may take; 0: for ever."""
+        """Begin without connections.
+
+        Args:
+            timeout: seconds that a client may take; 0: for ever.
+        """
         self._timeout = timeout
-        self._since: dict[Patient, tuple[Wait, float]] = {}
+        self._since: dict[TimedConnection, tuple[Wait, float]] = {}
         self.given_up = 0
         self.stalled = 0
 
-    def check(self, connections: Iterable[Patient], now: float) -> None:
-        """Ask all connections, and give up those that have waited for too long. Call it about once a second."""
+    def check(self, connections: Iterable[TimedConnection], now: float) -> None:
+        """Check all connections, and end those that have waited for too long. Call it about once a second."""
         if not self._timeout:
             return
         before, self._since = self._since, {}
-        late: list[tuple[Patient, WaitingFor]] = []
+        late: list[tuple[TimedConnection, WaitingFor]] = []
         for connection in connections:
             wait = connection.waits()
             if wait is None:
                 continue
             known = before.get(connection)
             if wait.what is WaitingFor.REQUEST:
-                since = wait.mark  # it knows since when: nothing needs to be remembered for all those that are idle
+                since = wait.mark  # most connections are idle, and nothing is remembered for these
             elif known is not None and known[0] == wait:
                 since = known[1]
                 self._since[connection] = known
@@ -92,7 +98,7 @@ class ClientTimeouts:
                 self._since[connection] = wait, now
             if now - since > self._timeout:
                 late.append((connection, wait.what))
-        for connection, what in late:
+        for connection, what in late:  # after the loop: `give_up` may change the set that the caller iterates over
             self._since.pop(connection, None)
             self.given_up += 1
             self.stalled += what not in (WaitingFor.REQUEST, WaitingFor.STREAM)
@@ -100,7 +106,7 @@ class ClientTimeouts:
 
 
 class Same:
-    """A mark that is equal to another of the same object only; it keeps that alive, so that no other can have its place."""
+    """A mark that is equal only to another mark of the same object. It keeps the object alive, so that its id isn't used again."""
 
     __slots__ = ("what",)
 
@@ -114,10 +120,11 @@ class Same:
 
 
 def progress_mark(transport: asyncio.Transport, size: int) -> int:
-    """Return a mark that changes as soon as the client takes something of what was sent to it.
+    """Return a mark that changes as soon as the client takes some of the bytes that were sent to it.
 
     Args:
-        size: bytes of that which wait in the transport.
+        transport: the client's connection.
+        size: bytes that wait in the transport's buffer.
     """
     sock = transport.get_extra_info("socket")
     descriptor = -1 if sock is None else sock.fileno()

@@ -1,20 +1,20 @@
 """ASGI's lifespan: run an app's startup and shutdown in one task (ASGI lifespan specification, version 2.0).
 
-The specification has no message by which an app says that it knows the lifespan. So the first thing that the app does tells:
+The specification has no message by which an app says that it knows the lifespan. So the app's first step decides:
 
 | the app | is taken as | `auto` | `on` |
 |---|---|---|---|
 | sends `lifespan.startup.complete` | started | go on | go on |
 | sends `lifespan.startup.failed` | failed | AppError | AppError |
 | raises before it has received `lifespan.startup` | without lifespan: it doesn't know the scope's type | go on | AppError |
-| returns without a word | without lifespan | go on | AppError |
+| returns without a message | without lifespan | go on | AppError |
 | sends a message of another protocol | without lifespan: it takes every scope for a request | go on | AppError |
-| raises after it has received `lifespan.startup` | failed: it has asked for a message of the lifespan | AppError | AppError |
+| raises after it has received `lifespan.startup` | failed: it has received a message of the lifespan | AppError | AppError |
 | raises SystemExit, or is cancelled | failed | AppError | AppError |
 
-uvicorn and hypercorn go on under `auto` in the last two cases but one as well, so a database that cannot be reached at startup is
-found by the first request. Apps that ask for a message before they look at the scope and then raise for another reason are
-rare; the error names the option that helps them.
+Under `auto` uvicorn and hypercorn also go on without lifespan in the last case but one. Then the first request finds that a
+database couldn't be reached at startup. An app that receives a message before it looks at the scope, and then raises for
+another reason, is rare. The error names the option that helps it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from typing import Any
 from ..errors import AppError
 
 _SHUTDOWN_TIMEOUT_S = 30.0
-"""How long an app's shutdown may take, if the engine sets no other bound."""
+"""The time that an app's shutdown may take, if the engine sets no other bound."""
 CANCEL_TIMEOUT_S = 1.0
-"""How long a cancelled lifespan may take to clean up."""
+"""The time that a cancelled lifespan may take to clean up."""
 
 # Not the engine's own logger, whose tracebacks are those of requests.
 logger = logging.getLogger("cluster2.lifespan")
@@ -40,7 +40,7 @@ State = MutableMapping[str, Any]
 
 
 class _Phase(Enum):
-    """How far the app has come."""
+    """A phase of the app's lifespan. The value completes an error message."""
 
     BEFORE = "it has received no message"
     STARTING = "it has received lifespan.startup"
@@ -66,7 +66,7 @@ class Lifespan:
     """The lifespan of one app in one worker.
 
     Attributes:
-        state: what the app has put there at startup. Each request gets a shallow copy.
+        state: the dictionary that the app has filled at startup. Each request gets a shallow copy.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class Lifespan:
 
         Args:
             app: an ASGI 3 callable.
-            state: is given to the app as `scope["state"]`.
-            mode: "auto", "on" or "off"; see the table above.
+            state: the app gets it as `scope["state"]`.
+            mode: "auto", "on" or "off"; see the table in the module's docstring.
             shutdown_timeout_s: seconds after which a shutdown is cancelled.
         """
         self.state = state
@@ -85,11 +85,11 @@ class Lifespan:
         self._mode = mode
         self._shutdown_timeout_s = shutdown_timeout_s
         self._phase = _Phase.BEFORE
-        self._said = ""  # by the app, when it failed
+        self._failure_message = ""  # of the app's `lifespan.*.failed`
         self._error: BaseException | None = None  # by which the app has ended
         self._overdue = False  # the shutdown was cancelled
         self._task: asyncio.Task[None] | None = None
-        self._moved = asyncio.Event()  # the phase has changed, or the app has ended
+        self._changed = asyncio.Event()  # the phase has changed, or the app has ended
         self._shutdown_due = asyncio.Event()
 
     async def start(self) -> None:
@@ -103,7 +103,7 @@ class Lifespan:
         self._task = asyncio.create_task(self._run(), name="lifespan")
         try:
             while self._phase in (_Phase.BEFORE, _Phase.STARTING) and not self._task.done():
-                await self._next_move()
+                await self._next_change()
         except asyncio.CancelledError:
             await self._cancel()
             raise
@@ -119,7 +119,7 @@ class Lifespan:
         """Run the app's shutdown to its end.
 
         Raises:
-            AppError: it has failed, or the app has raised since its startup. That was logged.
+            AppError: it has failed, or the app has raised since its startup. The log has it already.
         """
         await self._shut_down()
         if (fault := self._fault()) is not None:
@@ -142,7 +142,8 @@ class Lifespan:
         """Return how the app has failed since its startup, or None."""
         if self._phase is _Phase.FAILED:
             return (
-                f"the app's lifespan failed at shutdown: {(self._said.strip() or 'it said no reason').splitlines()[-1]}"
+                "the app's lifespan failed at shutdown: "
+                f"{(self._failure_message.strip() or 'it gave no reason').splitlines()[-1]}"
             )
         if self._phase in (_Phase.STARTED, _Phase.STOPPING, _Phase.STOPPED):
             if isinstance(self._error, Exception | SystemExit):
@@ -153,7 +154,9 @@ class Lifespan:
 
     def _log_shutdown(self) -> None:
         if self._phase is _Phase.FAILED:
-            logger.error("the app's lifespan failed at shutdown: %s", self._said.strip() or "it said no reason")
+            logger.error(
+                "the app's lifespan failed at shutdown: %s", self._failure_message.strip() or "it gave no reason"
+            )
         elif self._phase is not _Phase.STOPPED and self._error is None:
             logger.info("the app has ended its lifespan without lifespan.shutdown.complete")
 
@@ -169,25 +172,25 @@ class Lifespan:
             if self._phase in (_Phase.STARTED, _Phase.STOPPING, _Phase.STOPPED):
                 logger.exception("the app's lifespan raised after its startup")
         finally:
-            self._moved.set()
+            self._changed.set()
 
     async def _receive(self) -> dict[str, str]:
-        """The app's `receive`: one message for startup, later one for shutdown, then none for ever."""
+        """Return the app's next message: one for startup, later one for shutdown, then none for ever."""
         if self._phase is _Phase.BEFORE:
             self._phase = _Phase.STARTING
-            self._moved.set()
+            self._changed.set()
             return {"type": "lifespan.startup"}
         await self._shutdown_due.wait()
         if self._phase is _Phase.STARTED:
             self._phase = _Phase.STOPPING
             return {"type": "lifespan.shutdown"}
         if self._phase is not _Phase.STOPPING and self._task is not None:
-            self._task.cancel()  # it has completed its shutdown and asks on: there is no third message
+            self._task.cancel()  # the app has completed its shutdown and receives again: there is no third message
         await asyncio.get_running_loop().create_future()
         raise AssertionError
 
     async def _send(self, message: MutableMapping[str, Any]) -> None:
-        """The app's `send`.
+        """Take a message from the app.
 
         Raises:
             RuntimeError: the message doesn't fit here.
@@ -197,19 +200,19 @@ class Lifespan:
         if step is None:
             if not kind.startswith("lifespan.") and self._phase in (_Phase.BEFORE, _Phase.STARTING):
                 self._phase = _Phase.FOREIGN
-                self._moved.set()
+                self._changed.set()
             raise RuntimeError(f"Unexpected ASGI message {kind!r} in the lifespan: {self._phase.value}.")
         if step is _Phase.FAILED:
-            self._said = str(message.get("message") or "")
+            self._failure_message = str(message.get("message") or "")
         self._phase = step
-        self._moved.set()
+        self._changed.set()
 
-    async def _next_move(self) -> None:
-        await self._moved.wait()
-        self._moved.clear()
+    async def _next_change(self) -> None:
+        await self._changed.wait()
+        self._changed.clear()
 
     async def _cancel(self) -> None:
-        """End the task. One that refuses to be cancelled is left behind: the worker's exit ends it."""
+        """End the task. A task that refuses to be cancelled is left behind, and ends with the worker's process."""
         task = self._task
         assert task is not None
         task.cancel()
@@ -237,11 +240,11 @@ class Lifespan:
         logger.info("the app has no lifespan: %s", reason)
 
     def _failure(self) -> AppError:
-        detail = self._said or _traceback(self._error)
-        if self._said.strip():
-            reason = self._said.strip().splitlines()[-1]
+        detail = self._failure_message or _traceback(self._error)
+        if self._failure_message.strip():
+            reason = self._failure_message.strip().splitlines()[-1]
         else:
-            reason = _summary(self._error) if self._error is not None else "it said no reason"
+            reason = _summary(self._error) if self._error is not None else "it gave no reason"
         doubtful = self._mode == "auto" and self._phase is not _Phase.FAILED and isinstance(self._error, Exception)
         hint = "; if the app has no lifespan, set lifespan = off" if doubtful else ""
         return AppError(f"the app's lifespan failed at startup: {reason}{hint}", detail=detail)
@@ -252,7 +255,7 @@ def _traceback(error: BaseException | None) -> str:
 
 
 def _summary(error: BaseException) -> str:
-    """Return the line that names an error; of a group with one error in it, that one's (anyio's task groups make them)."""
+    """Return the line that names an error. For a group with one error, name that error (anyio's task groups make them)."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]

@@ -1,17 +1,17 @@
-"""Which engines there are, which one serves an app, and which options it can honour.
+"""The registry of engines: find an engine, choose one for an app, and check which options it can honour.
 
-An engine declares, for each interface that it serves, what it can do; an option names the capability that it needs
+An engine declares its capabilities for each interface that it serves. An option names the capability that it needs
 (`settings.Option.needs`). An option that was set on purpose is honoured or refused, never ignored:
 
-- A value that asks nothing of the engine (`Option.moot`: `keeper = false`, `timeout = 0`) is honoured by all.
-- One app: refused if its engine hasn't the capability for its interface.
-- Several apps that differ (HTTP beside raw TCP): options are the cluster's, not an app's, and each app has of them what
-  makes sense for it. So one is refused only if no app could honour it; else the log says for which app it has no meaning.
-- But what protects must hold for every app (`_SECURITY_CAPABILITIES`): where TLS was asked for, no port is left plain.
+- A value that asks nothing of the engine (`Option.moot`: `keeper = false`, `timeout = 0`) is honoured by all engines.
+- With one app, an option is refused if the app's engine lacks the capability for the app's interface.
+- With several apps that differ (HTTP beside raw TCP), an option is refused only if no app could honour it. Options belong to
+  the cluster, and each app uses those that make sense for it. The log names the apps for which an option means nothing.
+- An option that protects must hold for every app (`_SECURITY_CAPABILITIES`). Where TLS was asked for, no port is left plain.
 
 `docs/reference/engines.md` has the table.
 
-A third party adds an engine by an entry point in the group `cluster2.engines`; its object is a class that satisfies `Engine`.
+A third party adds an engine by an entry point in the group `cluster2.engines`. Its object is a class that satisfies `Engine`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 _SECURITY_CAPABILITIES = frozenset({Capability.TLS})
-"""What an app can't be left without, if it was asked for, because another app has it."""
+"""Capabilities that every app must have if an option asks for them. It isn't enough that another app has them."""
 BUILT_IN_ENGINES: Mapping[str, str] = {
     "http": "cluster2.engines.http.http_engine:HttpEngine",
     "granian": "cluster2.engines.granian.granian_engine:GranianEngine",
     "tcp": "cluster2.engines.tcp.tcp_engine:TcpEngine",
 }
 _REPLACED = {"uvicorn": "http"}
-"""Engines of earlier versions, and what serves in their place."""
+"""Engines of earlier versions, and their replacements."""
 _DEFAULT = {
     Interface.ASGI: "http",
     Interface.WSGI: "http",
@@ -45,18 +45,19 @@ _DEFAULT = {
 
 
 def names() -> list[str]:
-    """The engines that are installed."""
+    """Return the names of the engines that are installed."""
     return [*BUILT_IN_ENGINES, *sorted(point.name for point in _entry_points())]
 
 
 def _entry_points() -> Iterable[EntryPoint]:
-    from importlib.metadata import entry_points  # 1.5 MiB that a master, which reads the API's types only, needn't have
+    # Imported here: it takes 1.5 MiB, and a script that becomes the master needs only the types of this package.
+    from importlib.metadata import entry_points
 
     return entry_points(group="cluster2.engines")
 
 
 def find(name: str) -> type[Engine]:
-    """The engine of that name. Raises ConfigError if there is none, it can't be imported, or it isn't an engine."""
+    """Return the engine of that name. Raises ConfigError if there is none, it can't be imported, or it isn't an engine."""
     found = _named(name)
     parts = _PARTS if owns_accept(found) else _PARTS | _FED_PARTS
     lacking = sorted(each for each in parts if not hasattr(found, each))
@@ -92,7 +93,11 @@ def _named(name: str) -> type[Engine]:
 
 
 def choose_engine(name: str, interface: Interface) -> type[Engine]:
-    """The engine for an app, `auto` being the default of its interface. Raises ConfigError if it can't take such an app."""
+    """Return the engine for an app; "auto" is the default of the interface.
+
+    Raises:
+        ConfigError: the engine can't serve such an app.
+    """
     if name == "auto":
         name = _DEFAULT[interface]
     engine = find(name)
@@ -108,7 +113,9 @@ class EngineChoice(NamedTuple):
     """An app's interface, and the engine that will serve it.
 
     Attributes:
-        label: how messages name the app.
+        label: the app's name in messages.
+        interface: the app's interface.
+        engine: the class that will serve it.
     """
 
     label: str
@@ -116,21 +123,23 @@ class EngineChoice(NamedTuple):
     engine: type[Engine]
 
     def can(self, needs: str) -> bool:
-        """Whether the engine has this capability for apps of this interface."""
+        """Return whether the engine has this capability for apps of this interface."""
         return needs in self.engine.capabilities[self.interface]
 
 
-def check_options(staff: Sequence[EngineChoice], settings: Settings, given: Mapping[str, str]) -> list[str]:
-    """Refuse options that can't be honoured; the rules stand on top.
+def check_options(choices: Sequence[EngineChoice], settings: Settings, given: Mapping[str, str]) -> list[str]:
+    """Refuse options that can't be honoured, by the rules in the module's docstring.
 
     Args:
+        choices: the apps and their engines.
+        settings: the values of the options.
         given: the source of each option that was set on purpose, by dotted name.
 
     Returns:
-        Lines that say which of them has no meaning for which app.
+        Lines for the log: which option has no meaning for which app.
 
     Raises:
-        ConfigError: naming the first one, its source, the engine, and the way out.
+        ConfigError: names the first option that is refused, its source, the engine, and the way out.
     """
     notes: list[str] = []
     for name, source in given.items():
@@ -138,25 +147,25 @@ def check_options(staff: Sequence[EngineChoice], settings: Settings, given: Mapp
         value = getattr(settings, option.field)
         if option.needs is None or value is None or value in option.moot:
             continue
-        lacking = [each for each in staff if not each.can(option.needs)]
+        lacking = [each for each in choices if not each.can(option.needs)]
         if not lacking:
             continue
         _, interface, engine = lacking[0]
         reason = f"{name} ({source}): engine {engine.name!r} has no {option.needs} for {interface.upper()} apps"
-        if len(lacking) == len(staff) or option.needs in _SECURITY_CAPABILITIES:
+        if len(lacking) == len(choices) or option.needs in _SECURITY_CAPABILITIES:
             raise ConfigError(f"{reason}; leave the option out{_elsewhere(interface, option.needs)}")
         notes.extend(f"{reason}, so it means nothing to {each.label}" for each in lacking)
     return notes
 
 
 def _elsewhere(interface: Interface, needs: str) -> str:
-    """The engines that could honour it."""
+    """Return the end of an error message: the engines that have a capability for an interface; "" if none has it."""
     able = []
     for name in names():
         try:
             engine = find(name)
         except ConfigError:
-            continue  # one that can't be had is no way out
+            continue  # an engine that can't be imported is no way out
         if needs in engine.capabilities.get(interface, ()):
             able.append(repr(name))
     return f", or choose engine {' or '.join(able)}" if able else ""

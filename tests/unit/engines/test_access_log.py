@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster2.engines.access_log import FORMATTED_AHEAD_LINES, AccessLog, Handler
+from cluster2.engines.access_log import MAX_HELD_LINES, AccessLog, GranianLogHandler
 
 STAMP = r"\[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\]"
 
@@ -93,12 +93,12 @@ def test_lines_are_written_together() -> None:
     """With the tick, or when there are many."""
     pieces: list[bytes] = []
     log = AccessLog(0, False, pieces.append)
-    for _ in range(FORMATTED_AHEAD_LINES + 1):
+    for _ in range(MAX_HELD_LINES + 1):
         log.add(scope(), 200, 1, 0.0)
-    assert [piece.count(b"\n") for piece in pieces] == [FORMATTED_AHEAD_LINES]
+    assert [piece.count(b"\n") for piece in pieces] == [MAX_HELD_LINES]
     log.flush()
     log.flush()
-    assert [piece.count(b"\n") for piece in pieces] == [FORMATTED_AHEAD_LINES, 1]
+    assert [piece.count(b"\n") for piece in pieces] == [MAX_HELD_LINES, 1]
 
 
 @pytest.mark.parametrize("path", ["/ä", "/ä".encode().decode("latin-1")])
@@ -114,6 +114,6 @@ def test_granians_requests(path: str) -> None:
     }
     told |= {"dt_ms": 250.0, "_h0": 'evil"\n', "_h1": "-"}
     record = logging.LogRecord("granian.access", logging.INFO, "", 0, "%(_h0)s", (told,), None)
-    line = written(lambda log: Handler(log).emit(record))
+    line = written(lambda log: GranianLogHandler(log).emit(record))
     assert line.startswith("192.0.2.7 - - [")
     assert line.endswith('"GET /\\xc3\\xa4?q=1 HTTP/2" 200 - "-" "evil\\x22\\x0a" 0.250000 3\n'), line

@@ -178,7 +178,7 @@ async def test_no_reason(mode: str) -> None:
     async def app(scope: Any, receive: Call, send: Call) -> None:
         await send({"type": "lifespan.startup.failed"})
 
-    with pytest.raises(AppError, match="it said no reason"):
+    with pytest.raises(AppError, match="it gave no reason"):
         await Lifespan(app, {}, mode).start()
 
 

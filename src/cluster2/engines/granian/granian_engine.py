@@ -253,18 +253,18 @@ class GranianEngine:
             return all(finished.done() for _, finished in self._running) and not self._lingering
         return not self._connections and not any(map(_waiting, self._listeners))
 
-    async def abort(self, patience: float) -> list[str]:
+    async def abort(self, grace_s: float) -> list[str]:
         """Reset all connections, behind granian's back; then cancel the tasks of requests, and wait for threads.
 
         In this order: the response of a task that is cancelled would end as if it were whole. A thread can't be cancelled. Its
         next part finds the connection broken, and granian calls the body's `close()` then, as PEP 3333 demands.
         """
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + grace_s
         paths = [_readable(path) for path in self._under.paths()]
         self._under.refuse()
         for listener in self._listeners:
             reset_established(listener)
-        await cancel(self._under.all_tasks(), patience)
+        await cancel(self._under.all_tasks(), grace_s)
         while self._under.in_threads() and time.monotonic() < deadline:
             await asyncio.sleep(_THREADS_POLL_INTERVAL_S)
         self._lingering.close()

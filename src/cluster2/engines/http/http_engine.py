@@ -104,7 +104,7 @@ class HttpEngine:
         self.reads_first = site.tls is None
         self._moving = False
         self._keep_alive = settings.keep_alive
-        self._patience = ClientTimeouts(settings.timeout)
+        self._timeouts = ClientTimeouts(settings.timeout)
         self._proxies = TrustedProxies(parse_proxies(settings.forwarded_allow_ips))
         self._bridge = self._wsgi_server(site) if site.interface is Interface.WSGI else None
         self._pool = None if self._bridge is None else self._bridge.pool
@@ -291,7 +291,7 @@ class HttpEngine:
         """Renew the date, and give up clients that take too long."""
         self.defaults.renew(formatdate(time.time(), usegmt=True).encode())
         self.clock = now = time.monotonic()
-        self._patience.check(list(self.connections), now)
+        self._timeouts.check(list(self.connections), now)
         for connection, seconds in list(self.half_closed.items()):
             self.half_closed[connection] = seconds + 1
             connection.check_half_closed(seconds + 1)
@@ -313,13 +313,13 @@ class HttpEngine:
 
     def stats(self) -> EngineStats:
         """Counts that are kept anyway."""
-        patience = self._patience
+        timeouts = self._timeouts
         return EngineStats(
             self.outcomes.total(),
             len(self.connections) + len(self.websockets),
             len(self.running) + len(self.websockets),
-            patience.given_up,
-            patience.stalled,
+            timeouts.given_up,
+            timeouts.stalled,
             self.outcomes,
             0 if self._bridge is None else self._bridge.failures(),
         )
@@ -400,7 +400,7 @@ class HttpEngine:
         """Whether no connection is open, no request's app is running, and no thread is at work."""
         return not (self.connections or self.websockets or self.running or (self._pool and self._pool.busy))
 
-    async def abort(self, patience: float) -> list[str]:
+    async def abort(self, grace_s: float) -> list[str]:
         """Reset all connections; the tasks of requests are cancelled, and nobody is answered any more."""
         paths = []
         for connection in list(self.connections):
@@ -414,10 +414,10 @@ class HttpEngine:
             paths.append(readable(websocket.scope["raw_path"]))
             websocket.abort()
             tasks.append(websocket.task)
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + grace_s
         if self._pool is not None:
             self._pool.drop_waiting()
-        await cancel([task for task in tasks if task is not None], patience)
+        await cancel([task for task in tasks if task is not None], grace_s)
         # Threads notice at their next part that nobody wants the rest, and call the app's close().
         while self._pool is not None and self._pool.busy and time.monotonic() < deadline:
             await asyncio.sleep(_THREADS_POLL_INTERVAL_S)

@@ -55,7 +55,7 @@ class TcpEngine:
         self._moving = False
         self._cut = False
         self._freed: Callable[[Movable], None] | None = None
-        self._patience = ClientTimeouts(site.settings.timeout)
+        self._timeouts = ClientTimeouts(site.settings.timeout)
         self._now = 0.0
         self._failed = 0
 
@@ -94,7 +94,7 @@ class TcpEngine:
         connections = self._connections()
         for connection in connections:
             connection.on_second(now)
-        self._patience.check(connections, now)
+        self._timeouts.check(connections, now)
 
     def describe_frame(self, frame: FrameType) -> str | None:
         """Seen by the frame that calls a handler. A protocol's methods are called by the loop."""
@@ -133,7 +133,7 @@ class TcpEngine:
     def stats(self) -> EngineStats:
         """Connections; there are no requests that could be counted."""
         count = len(self._connections())
-        return EngineStats(None, count, count, self._patience.given_up, self._patience.stalled, failed=self._failed)
+        return EngineStats(None, count, count, self._timeouts.given_up, self._timeouts.stalled, failed=self._failed)
 
     def oldest_request(self, now: float) -> float | None:
         """A stream has no requests."""
@@ -160,12 +160,12 @@ class TcpEngine:
         """Whether all connections are closed and their handlers are through."""
         return not self._connections() and not self._tasks
 
-    async def abort(self, patience: float) -> list[str]:
+    async def abort(self, grace_s: float) -> list[str]:
         """Reset all connections, cancel their handlers."""
         self._cut = True
         for connection in self._connections():
             connection.attempt(connection.reset)
-        await cancel(self._tasks, patience)
+        await cancel(self._tasks, grace_s)
         return []
 
     async def stop(self) -> None:
@@ -258,7 +258,7 @@ class _Streams(asyncio.StreamReaderProtocol):
 
 
 class TcpConnection:
-    """An open connection, as those see it who may move it (`Movable`) or lose patience with it (`Patient`).
+    """An open connection, which may move (`Movable`) and has a timeout (`TimedConnection`).
 
     Attributes:
         used: when it was last used, by the clock: when a handler came to its boundary, else when it was last seen to differ.

@@ -20,7 +20,7 @@ import sys
 from typing import Any
 
 from ...config.settings import Settings
-from ...engines.access_log import AccessLog, Handler
+from ...engines.access_log import AccessLog, GranianLogHandler
 from ...linux import log_files
 from ...linux.log_files import ReopeningFile
 from ...runtime import logging_setup
@@ -55,7 +55,7 @@ class WorkerOutput:
             self._requests = ReopeningFile(os.path.join(directory, log_files.ACCESS_LOG)) if directory else None
             self.access = AccessLog(slot, settings.log_format == "json", self._write)
             granians = logging.getLogger("granian.access")
-            granians.handlers[:], granians.propagate = [Handler(self.access)], False
+            granians.handlers[:], granians.propagate = [GranianLogHandler(self.access)], False
 
     def redirect(self, generation: int, slot: int) -> None:
         """Be this process's output from now on."""

@@ -400,8 +400,8 @@ def failing(message: str | None) -> Any:
     [
         ("the database is away", "the database is away"),
         ("Traceback (most recent call last):\n  File\nValueError: no\n", "ValueError: no"),
-        ("", "it said no reason"),
-        (None, "it said no reason"),
+        ("", "it gave no reason"),
+        (None, "it gave no reason"),
     ],
 )
 async def test_a_lifespan_that_fails(message: str | None, reason: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -45,7 +45,7 @@ class Failing:
     def stats(self) -> Any:
         return EngineStats(0, 0, 0)
 
-    async def abort(self, patience: float) -> list[str]:
+    async def abort(self, grace_s: float) -> list[str]:
         self.was_cut = True
         raise OSError("cut")
 
