@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Container
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,12 +15,16 @@ import click
 from ..config.settings import OPTIONS, SECRET_VARIABLES
 from ..errors import ClusterError
 from ..runtime import env_files
+from ..runtime.control_client import ControlClient
 from ..runtime.option_sources import Config
-from . import report_error
+from . import complain, report_error
 from .flags import OptionCommand, gather, require_target, with_options
 
 if TYPE_CHECKING:
     from ..processes.zygote.started import StartedAtImport
+
+_MASTER_TIMEOUT_S = 3.0
+"""Seconds for which `config` waits for the options of a running master."""
 
 
 @click.command(cls=OptionCommand)
@@ -89,8 +94,6 @@ def _end_despite_threads(before: Container[threading.Thread], started: StartedAt
 
 def _enter(config: Config) -> None:
     """Make this process's surroundings those of a worker."""
-    from pathlib import Path
-
     from ..linux import secret_environment
 
     secret_environment.remove_and_overwrite(SECRET_VARIABLES)
@@ -105,11 +108,17 @@ def _enter(config: Config) -> None:
 @with_options
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def config(as_json: bool, **flags: Any) -> int:
-    """Show all options, each with its source."""
+    """Show all options, each with its source.
+
+    These are the options that `run` with the same TARGET and flags would use here. A cluster that runs already may have been
+    started with others: then a line on standard error names them.
+    """
     found = gather(flags, check=False)
-    values = found.settings.to_wire()
+    values = found.settings.to_public()
+    if (note := _running_note(found, values)) is not None:
+        complain("note", note)
     if as_json:
-        shown = {name: {"value": _shown(name, values), "source": found.sources[name]} for name in OPTIONS}
+        shown = {name: {"value": values[name], "source": found.sources[name]} for name in OPTIONS}
         click.echo(json.dumps(shown, indent=2))
         return 0
     rows = [(name, _line(name, found), found.sources[name]) for name in OPTIONS]
@@ -119,10 +128,31 @@ def config(as_json: bool, **flags: Any) -> int:
     return 0
 
 
-def _shown(name: str, values: dict[str, Any]) -> Any:
-    option = OPTIONS[name]
-    value = values[option.field]
-    return "***" if option.secret and value is not None else value
+def _running_note(config: Config, values: dict[str, Any]) -> str | None:
+    """Return which options of the cluster that runs on this pids directory are others; None: there are none, or no cluster.
+
+    The app doesn't count unless it is named here: it is an argument of `run`, which `config` is usually called without.
+    """
+    client = ControlClient(Path(config.settings.pids))
+    try:
+        running = client.call("options", timeout=_MASTER_TIMEOUT_S)
+    except ClusterError:  # no master, or one that doesn't answer or is older: this is no command about it
+        return None
+    options, sources = running["options"], running["sources"]
+    plain = json.loads(json.dumps(values))  # tuples become lists, as on the way from the master
+    ignored = ("app", "factory") if config.settings.app is None and not config.settings.apps else ()
+    different = [
+        f"{name} = {_brief(value)} ({sources.get(name, 'default')})"
+        for name, value in options.items()
+        if name in plain and name not in ignored and value != plain[name]
+    ]
+    if not different:
+        return None
+    return f"the cluster that runs on {client.pids} has other options: {', '.join(different)}"
+
+
+def _brief(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _line(name: str, config: Config) -> str:

@@ -470,6 +470,14 @@ class Settings:
         """The values by field as plain data; what isn't (callables, app objects) becomes None."""
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
 
+    def to_public(self) -> dict[str, Any]:
+        """Return the values by dotted name as plain data, for users: a secret is `***`."""
+        values = self.to_wire()
+        return {
+            name: "***" if option.secret and values[option.field] is not None else values[option.field]
+            for name, option in OPTIONS.items()
+        }
+
     def objects(self) -> list[str]:
         """Return the fields whose values are objects, which don't travel; apps aside, which are named by their place."""
         plain = (str, int, float, list, tuple, type(None))

@@ -180,6 +180,23 @@ def test_config(start: Start, tmp_path: Path) -> None:
     assert "CLUSTER2_DRAIN_IDLE" in told["drain_idle"]["source"]
 
 
+def test_config_beside_a_running_cluster(run: Serve) -> None:
+    """`config` shows what a start would use here. If a cluster runs here, it names the options that this one has instead."""
+    running = run(sample("plain"), "--drain-idle", "250ms", "--monitor-token", "hush-hush").ready()
+    shown = running.cli("config", "--backlog", "7")
+    assert shown.returncode == 0
+    assert "hush" not in shown.stdout + shown.stderr
+    (line,) = shown.stderr.splitlines()
+    assert line.startswith(f"cluster2: note: the cluster that runs on {running.pids} has other options: ")
+    for option in (
+        "drain_idle = 0.25 (flag --drain-idle)",
+        "monitor_token = *** (flag --monitor-token)",
+        "backlog = 2048 (default)",
+    ):
+        assert option in line
+    assert " app = " not in line
+
+
 @pytest.mark.parametrize("words", [("run",), ("no-such-command",), ("run", sample("plain"), "--no-such-flag")])
 def test_usage(start: Start, words: tuple[str, ...]) -> None:
     """A command line that can't be understood ends with 2."""

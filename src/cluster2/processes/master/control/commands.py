@@ -164,6 +164,11 @@ class CommandHandler:
     def _do_status(self, command: Command) -> None:
         command.answer(self._master.status(memory=bool(command.params.get("memory", True))))
 
+    def _do_options(self, command: Command) -> None:
+        """Answer with the options of the generation that is wanted, and the sources of those that were set."""
+        settings, sources, _ = self._master.generations.read_options(self._master.wanted.generation)
+        command.answer({"options": settings.to_public(), "sources": dict(sources)})
+
     def _do_shutdown(self, command: Command) -> None:
         """Answered when all workers have left, by `give_up`: not before that is known whether they left as they were to."""
         master = self._master
