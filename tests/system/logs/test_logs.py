@@ -58,6 +58,22 @@ def size(running: Running) -> int:
     return total
 
 
+@pytest.mark.parametrize("options", [(), ("--no-cluster",)], ids=["cluster", "one process"])
+def test_two_clusters_in_one_directory(run: Serve, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """A cluster that keeps its logs where another one does warns of it at the start, and names the other's process."""
+    place = ("--logs", str(tmp_path / "shared"))
+    first = run(APP + ":app", *place).ready()
+    second = run(APP + ":app", *place, *options, workers=None)
+    wait_until(lambda: "serving on" in second.stderr, "the second one serves")
+    warned = [line for line in second.stderr.splitlines() if "keeps its log files there too" in line]
+    assert len(warned) == 1, second.stderr
+    assert f"logs = {tmp_path}/shared: process {first.process.pid} keeps" in warned[0]
+    assert "keeps its log files" not in "".join(first.stderr.splitlines()[:3])
+    assert second.shutdown() == 0
+    assert first.shutdown() == 0
+
+
+
 def ask(running: Running, path: str) -> None:
     """Have some worker do something from which it may not come back."""
     with contextlib.suppress(OSError, HTTPException):

@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator
 from ....config.settings import Settings
 from ....errors import ConfigError
 from ....linux import log_files
+from ....linux.directory_claim import DirectoryClaim
 from ....linux.inotify import DIRECTORY_EVENTS, Inotify
 from ....linux.log_files import Found
 from ....runtime import logging_setup
@@ -115,6 +116,7 @@ class LogDirectory:
                 self._own.reopen_if_moved()
             for base in self._entrusted:
                 self._make(base)
+            self._claim = DirectoryClaim(directory)
         except OSError as error:
             raise ConfigError(f"logs = {directory!r}: can't write there: {error.strerror}; name another, or set "
                               "log_to = stderr") from None  # fmt: skip
@@ -187,6 +189,12 @@ class LogDirectory:
         """Look now and then, on the running loop."""
         self._warn = warn or self._warn
         self._loop = asyncio.get_running_loop()
+        if self._claim.shared:
+            pids = ", ".join(f"process {pid}" for pid in self._claim.others) or "another cluster"
+            self._warn(
+                f"logs = {self.directory}: {pids} keeps its log files there too, under the same names: the clusters mix their lines "
+                "and rotate each other's files; set logs to a directory of its own"
+            )
         if self._relay is not None:
             self._relay.start()
         self._poll_again()
@@ -241,6 +249,7 @@ class LogDirectory:
     def close(self) -> None:
         """Give this process back the output that it had. A directory that was made for nothing goes again."""
         self.stop()
+        self._claim.release()
         if self._own is not None and not self._before:
             logging_setup.copy_no_more(self._copy)
             self._own.close()
