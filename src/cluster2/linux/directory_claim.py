@@ -1,8 +1,8 @@
 """Find out which other processes use a directory: each holds a shared lock on it (`DirectoryClaim`).
 
 The lock is flock(2) on the directory itself, so it leaves no file behind, and the kernel gives it up when the process ends. A
-process that finds the lock taken isn't kept out; it learns the pids of the others from /proc/locks, which is the only place where
-the kernel tells who holds a lock.
+process that finds the lock taken isn't kept out; it learns the pids of the others from /proc/locks, the only place where
+the kernel names the holders of a lock.
 
 flock(2) works on any descriptor, also of a directory that the process can't write. File systems without it (some of the network)
 refuse: then nothing is known of others.
