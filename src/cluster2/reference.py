@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 import sys
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args
@@ -24,6 +25,9 @@ from .config.value_types import UMASK
 from .engines.base import Capability
 from .engines.registry import BUILT_IN_ENGINES, find
 from .events import EVENTS, Event, Reason
+from .migration import gunicorn as gunicorn_settings
+from .migration import uvicorn as uvicorn_options
+from .migration.translation import Fate, Mapped, Missing
 
 PACKAGE = Path(__file__).parent
 """The directory of cluster2's code."""
@@ -308,6 +312,42 @@ def engines() -> str:
     return "".join([*parts, _ENGINES_FOOT])
 
 
+_MIGRATION_HEAD = """\
+# Coming from {server}
+
+This page is made by `python -m cluster2.reference {server}`; don't edit it.
+
+`cluster2 import {server}` translates {sources} into `cluster2.toml`. What becomes of each {setting}:
+
+| {server} | cluster2 | |
+|---|---|---|
+"""
+
+
+def _migration(server: str, setting: str, sources: str, fates: Mapping[str, Fate], samples: Mapping[str, Any]) -> str:
+    rows = []
+    for name, fate in fates.items():
+        ours = "–" if isinstance(fate, Missing) else ""
+        if isinstance(fate, Mapped):
+            options = fate.convert(samples.get(name, "1"))
+            ours = ", ".join(f"[`{each}`](options.md)" for each in options)
+        rows.append(f"| `{name}` | {ours} | {fate.note.replace('|', chr(92) + '|')} |\n")
+    return _MIGRATION_HEAD.format(server=server, setting=setting, sources=sources) + "".join(rows)
+
+
+def gunicorn() -> str:
+    """Return the page that tells what becomes of gunicorn's settings, Markdown."""
+    samples = {"keepalive": 0, "errorlog": "logs/error.log", "umask": 0o22}
+    sources = "a `gunicorn.conf.py` or a command line"
+    return _migration("gunicorn", "setting", sources, gunicorn_settings.SETTINGS, samples)
+
+
+def uvicorn() -> str:
+    """Return the page that tells what becomes of uvicorn's flags, Markdown."""
+    flags = {f"--{name}": fate for name, fate in uvicorn_options.OPTIONS.items()}
+    return _migration("uvicorn", "flag", "a command line", flags, {"--lifespan": "on"})
+
+
 _ANSWERS_HEAD = """\
 # Answers
 
@@ -358,7 +398,10 @@ def _first_line(path: Path) -> str:
     return docstring.partition("\n")[0].replace("|", "\\|")
 
 
-REFERENCE_PAGES = {"options": options, "events": events, "commands": commands, "engines": engines, "answers": answers}
+REFERENCE_PAGES = {
+    "options": options, "events": events, "commands": commands, "engines": engines, "answers": answers,
+    "gunicorn": gunicorn, "uvicorn": uvicorn,
+}  # fmt: skip
 """The pages in docs/reference, by name."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ COMMANDS = {
     "shutdown": "control_commands",
     "check": "inspect_commands",
     "config": "inspect_commands",
+    "import": "import_commands",
 }
 """The module that has a command."""
 
@@ -54,7 +56,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f".{COMMANDS[cmd_name]}", __name__), cmd_name)
+        attribute = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command: click.Command = getattr(importlib.import_module(f".{COMMANDS[cmd_name]}", __name__), attribute)
         return command
 
     def resolve_command(

@@ -564,7 +564,7 @@ def test_the_reference_command() -> None:
     wrong = subprocess.run([*command, "poem"], capture_output=True, text=True, check=False)
     assert (wrong.returncode, wrong.stderr) == (
         1,
-        "usage: python -m cluster2.reference options|events|commands|engines|answers|sample|keywords|modules\n",
+        "usage: python -m cluster2.reference options|events|commands|engines|answers|gunicorn|uvicorn|sample|keywords|modules\n",
     )
 
 

@@ -4,9 +4,6 @@ A fork copies one thread only: the others are gone, with the locks that they hol
 workers that ask a database over it get each other's answers, and nothing says so. Both are found by looking at the process,
 before the first fork, and told in words that name the ways out.
 
-A connection to a SQLite database is a file. SQLite forbids to carry one across a fork (sqlite.org/howtocorrupt.html, 2.6): POSIX
-locks belong to a process, so a worker takes itself to hold locks that only the zygote has, and two workers write at once.
-
 Connections count if they are streams. A datagram that is sent by another process arrives as well (statsd, syslog).
 """
 
@@ -23,21 +20,16 @@ from pathlib import Path
 from ...linux.native_threads import NativeThread, native_threads
 
 _WAYS_OUT = "make them in worker.on_start, or set preload = false"
-_SQLITE = "SQLite "
-_SQLITE_MAGIC = b"SQLite format 3\0"
-"""The first 16 bytes of a database file. One that nothing has been written to yet is empty, and isn't recognized."""
 _TOLD = 4
 """Threads and connections that are named."""
 
 
 def connections() -> dict[int, str]:
-    """Return the peer of each connection of this process, by the inode of its socket; and of open SQLite databases the files."""
+    """Return the peer of each connection of this process, by the inode of its socket."""
     found: dict[int, str] = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # closed; no socket; not connected
             status = os.fstat(int(name))
-            if stat.S_ISREG(status.st_mode) and _is_sqlite(int(name)):
-                found[status.st_ino] = _SQLITE + os.readlink(f"/proc/self/fd/{name}")
             if not stat.S_ISSOCK(status.st_mode):
                 continue
             sock = socket.socket(fileno=int(name))
@@ -49,11 +41,6 @@ def connections() -> dict[int, str]:
             finally:
                 sock.detach()
     return found
-
-
-def _is_sqlite(fd: int) -> bool:
-    # By the app's own descriptor: to open and close the file would release all POSIX locks of this process on it.
-    return os.pread(fd, len(_SQLITE_MAGIC), 0) == _SQLITE_MAGIC
 
 
 def threads(own_name: str) -> list[str]:
@@ -80,11 +67,9 @@ def warnings(threads: Collection[str], connections: Collection[str]) -> list[str
             "start threads in worker.on_start, or set preload = false to silence this"
         )
     elif connections:
-        harm = "and take each other's answers"
-        if any(each.startswith(_SQLITE) for each in connections):
-            harm += ", or damage the database"
         said.append(
-            f"importing the app opened connections ({_few(connections)}), which all workers would share, {harm}; {_WAYS_OUT}"
+            f"importing the app opened connections ({_few(connections)}), which all workers would share, and take each "
+            f"other's answers; {_WAYS_OUT}"
         )
     return said
 

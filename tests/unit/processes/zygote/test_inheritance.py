@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -41,19 +38,3 @@ def test_warnings() -> None:
     assert "started threads (a, b)" in warned
     (warned,) = inheritance.warnings([], [f"db:{number}" for number in range(6)])
     assert "opened connections (db:0, db:1, db:2, db:3 and 2 more)" in warned
-
-
-def test_a_sqlite_database(tmp_path: Path) -> None:
-    """An open SQLite database is a connection, named by its file; after `close` it is none. Other files are none."""
-    path = tmp_path / "shop.db"
-    with (tmp_path / "text").open("w+"), contextlib.closing(sqlite3.connect(path)) as database:
-        database.execute("create table orders (number)")
-        database.commit()
-        found = [each for each in inheritance.connections().values() if str(tmp_path) in each]
-        assert found == [f"SQLite {path}"]
-        (said,) = inheritance.warnings([], found)
-    assert (
-        f"opened connections (SQLite {path}), which all workers would share, and take each other's answers, or damage"
-        in said
-    )
-    assert not [each for each in inheritance.connections().values() if str(tmp_path) in each]
