@@ -22,13 +22,13 @@ from .linux import signals
 from .processes import launch, places
 from .processes.master.control.commands import SIGNAL_COMMANDS
 from .processes.master.generations.worker_factory import default_argv, script_argv
-from .processes.master.inbox import Command
 from .processes.master.logs.directory import LogDirectory
 from .processes.master.master import Master
 from .processes.master.messaging.component_status import ComponentStatus
 from .processes.master.messaging.delegation import DEFAULT_CONCURRENCY
 from .processes.master.messaging.hub import MessageHub
 from .processes.master.resources import MasterResources
+from .processes.master.state.inbox import Command
 from .processes.zygote import bytecode
 from .protocol.messages import CHANNEL_VARIABLE
 from .runtime import option_sources

@@ -5,18 +5,28 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
 import psutil
 
 from cluster2 import events
 from cluster2.cluster import Cluster, Running
+from cluster2.config.settings import Settings
+from cluster2.linux.scoreboard import Header
+from cluster2.processes.master.state.cluster_state import ClusterState
 from tests.unit.waiting import PATIENCE, until
 
 E = TypeVar("E", bound=events.Event)
+
+
+def a_state(emit: Callable[[events.Event], None]) -> ClusterState:
+    """Return the state of a cluster that has no processes and no scoreboard."""
+    return ClusterState(Settings(), cast(Header, SimpleNamespace()), emit, lambda message: None)
+
 
 APP = """
 import asyncio, os, pathlib, socket

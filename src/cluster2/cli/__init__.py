@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 import click
 
-from .. import __version__
 from ..errors import ClusterError
+from ..version import __version__
 
 COMMANDS = {
     "run": "serve_commands",

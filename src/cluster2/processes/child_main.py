@@ -20,6 +20,7 @@ from ..linux import file_snapshots, processes, secret_environment, stacks
 from ..linux.descriptor_passing import MAX_DESCRIPTORS, Packets
 from ..linux.scoreboard import Scoreboard, page_of
 from ..protocol import codec, messages
+from ..protocol.worker_descriptors import WorkerDescriptors
 from ..runtime.option_sources import Config, check_files, restart_warning
 from .worker import worker_process
 from .worker.output import WorkerOutput
@@ -135,23 +136,22 @@ def _set_title(settings: Settings, role: str) -> None:
 
 
 def _serve(made: image.Image, order: messages.Fork, descriptors: list[int]) -> int:
-    """Run the worker of an order, and return its exit code. `messages.Fork` lists the descriptors in this order."""
+    """Run the worker of an order, and return its exit code."""
     _set_title(made.settings, f"worker {order.slot} g{order.generation}")
     output = WorkerOutput(made.settings, order.logs, order.slot)
     output.redirect(order.generation, order.slot)
-    channel, stack_file, lifeline, *shared = descriptors
-    board, others = shared[:3], shared[3:]
-    stacks.arm(stack_file)
-    sockets = [socket.socket(fileno=descriptor) for descriptor in others]
-    listeners, queues = sockets[: len(order.sockets)], sockets[len(order.sockets) :]
+    given = WorkerDescriptors.from_list(descriptors, order)
+    stacks.arm(given.stacks_file)
+    listeners = [socket.socket(fileno=descriptor) for descriptor in given.sockets]
+    queues = [socket.socket(fileno=descriptor) for descriptor in given.queues]
     return worker_process.serve(
         WorkerSpec(
             order=order,
             settings=made.settings,
             bindings=[AppBinding(app, engine) for app, engine in made.sites],
-            board=Scoreboard.attach(board, page_of(order.row)),
-            channel=socket.socket(fileno=channel),
-            lifeline=lifeline,
+            board=Scoreboard.attach(given.scoreboard, page_of(order.row)),
+            channel=socket.socket(fileno=given.channel),
+            lifeline=given.lifeline,
             sockets=list(zip(order.sockets, listeners, strict=True)),
             idle_queue=queues[0] if queues else None,
             ready_queues=queues[1:],

@@ -165,7 +165,7 @@ async def supervise(
         owned.pids.keep()
         on_ready()
 
-    master = Master(owned, emit=emit, on_ready=ready, switchboard=hub)
+    master = Master(owned, emit=emit, on_ready=ready, hub=hub)
     if started is not None:
         started(master)
     code = 1

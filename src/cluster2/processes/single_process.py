@@ -28,11 +28,11 @@ from ..linux.terminal import Terminal
 from ..protocol import messages
 from ..runtime.event_emitter import Emitter
 from ..runtime.option_sources import Config
-from .master.inbox import Fact
 from .master.logs.directory import LogDirectory
 from .master.messaging.hub import MessageHub
 from .master.resources import make_board
-from .master.workers.handle import Handle
+from .master.state.handle import WorkerHandle
+from .master.state.inbox import InboxMessage
 from .master.workers.worker_channel import WorkerChannel
 from .worker import worker_process
 from .worker.output import WorkerOutput
@@ -245,7 +245,7 @@ class SingleProcessMaster:
     async def open(self) -> socket.socket:
         """Open the channel and return the worker's end."""
         self._hub.start(self._emit)
-        handle = Handle(incarnation=1, slot=_SLOT, generation=_GENERATION, row=_ROW, born=time.monotonic())
+        handle = WorkerHandle(incarnation=1, slot=_SLOT, generation=_GENERATION, row=_ROW, born=time.monotonic())
         ours, theirs = socket.socketpair()
         app_forks.withhold(ours, theirs)
         await asyncio.get_running_loop().create_unix_connection(
@@ -258,7 +258,7 @@ class SingleProcessMaster:
         await self._hub.close(_SHUTDOWN_GRACE_S)
 
 
-def _ignore(fact: Fact) -> None:
+def _ignore(message: InboxMessage) -> None:
     """Ignore an inbox message: no master supervises this worker."""
 
 

@@ -74,8 +74,7 @@ class Socket(msgspec.Struct, frozen=True):
 class Fork(Message, frozen=True):
     """Make a worker.
 
-    Its descriptors: the talk channel, the file for its stacks, the lifeline, the three of the scoreboard, one for each of
-    `sockets`, and where there is a keeper the entry of the rest queue and the exit of each app's ready queue.
+    Its descriptors: `worker_descriptors.WorkerDescriptors`.
 
     Attributes:
         incarnation: names this worker in all messages; never used twice.
@@ -97,8 +96,6 @@ class Fork(Message, frozen=True):
     logs: str = ""
 
 
-STACKS_FILE_INDEX = 1
-"""The place of the file for stacks among the descriptors of `Fork`."""
 CONNECTION_REQUEST = b"connection"
 """monitor → master, with a descriptor: a stream on which to ask as on the control socket."""
 

@@ -16,7 +16,7 @@ import pytest
 from cluster2.config.settings import Settings
 from cluster2.linux.scoreboard import Scoreboard
 from cluster2.processes.master.helpers.keeper import KeeperProcess
-from cluster2.processes.master.inbox import Fact, HelperExited
+from cluster2.processes.master.state.inbox import HelperExited, InboxMessage
 from tests.system.conftest import Serve
 from tests.system.connections.test_moving import MOVING, PARKING, Wire, park
 from tests.system.harness import Running, stop, wait_until
@@ -160,7 +160,7 @@ def answers(address: tuple[str, int]) -> bool:
 def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     """A keeper without a sign of life for `patience` seconds is stuck and killed; it is gone with the count of what it had."""
     monkeypatch.setattr(KeeperProcess, "patience", 0.3)
-    facts: list[Fact] = []
+    facts: list[InboxMessage] = []
 
     async def main() -> None:
         board = Scoreboard.create()

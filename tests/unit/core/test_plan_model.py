@@ -7,7 +7,6 @@ carries out what they say as `Master` does, and hypothesis decides what happens 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -16,10 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cluster2.core import lifecycle, planning
 from cluster2.core.lifecycle import LIVE_STATES, WorkerAction, WorkerState
 from cluster2.core.planning import SHORT_LIFE_S, Retire, Spawn, Wanted, WorkerView
-from cluster2.errors import AppError, ClusterError
+from cluster2.errors import AppError
 from cluster2.events import Event, Reason
-from cluster2.processes.master.generations.reloader import Reloader
-from cluster2.processes.master.inbox import Command
+from cluster2.processes.master.generations.reloader import Reloader, ReloadRequest
+from tests.unit.clusters import a_state
 
 LIMIT, WINDOW = 3, 10.0
 WAIT_WHEN_DEGRADED = 1.0
@@ -48,10 +47,13 @@ class Worker:
 class Asked:
     """A reload that somebody waits for."""
 
-    answers: list[dict[str, Any] | ClusterError] = field(default_factory=list)
+    request: ReloadRequest
+    outcomes: list[object] = field(default_factory=list)
 
-    def command(self) -> Command:
-        return Command("reload", {}, self.answers.append, lambda progress: None)
+    def poll(self) -> None:
+        """Note each outcome that the request has had."""
+        if self.request.outcome is not None and self.request.outcome not in self.outcomes:
+            self.outcomes.append(self.request.outcome)
 
 
 class ClusterMachine(RuleBasedStateMachine):
@@ -68,7 +70,8 @@ class ClusterMachine(RuleBasedStateMachine):
         self.reloading_zygote = False
         self.loading: int | None = None
         self.restarts = planning.Restarts(LIMIT, WINDOW)
-        self.reloader = Reloader(self._load, self._want, self._drop, self._emit)
+        self.state = a_state(self._emit)
+        self.reloader = Reloader(self.state, self._load, self._want, self._drop)
         self.asked: list[Asked] = []
         self.events: list[Event] = []
         self.not_before: dict[int, float] = {}
@@ -157,7 +160,7 @@ class ClusterMachine(RuleBasedStateMachine):
         if worker.slot < self.wanted.slots:
             serves_on = any(each.state is WorkerState.READY for each in others)
             assert serves_on or worker.state is not WorkerState.READY, "the last one that serves a slot was retired"
-        if self.reloader.rolling is not None and worker.generation == self.reloader.rolling.old:
+        if self.state.rollout is not None and worker.generation == self.state.rollout.old:
             beyond = worker.slot >= self.wanted.slots
             # Of two outdated workers in a slot only one stays: a ready one, else one of the old code.
             live = [each for each in others if each.state in LIVE_STATES]
@@ -176,8 +179,8 @@ class ClusterMachine(RuleBasedStateMachine):
         worker.state, actions = lifecycle.step(worker.state, event)
         if WorkerAction.ANNOUNCE in actions:
             worker.ready_at = self.now
-            if self.reloader.rolling is not None:
-                self.reloader.rolling.ready(worker.generation, self.now)
+            if self.state.rollout is not None:
+                self.state.rollout.ready(worker.generation, self.now)
         if WorkerAction.BURY in actions:
             del self.workers[worker.incarnation]
 
@@ -186,7 +189,7 @@ class ClusterMachine(RuleBasedStateMachine):
         self.apply(worker, lifecycle.WorkerEvent.EXITED)
         if meant:
             return
-        if self.reloader.proves(worker.generation):
+        if self.state.is_new(worker.generation):
             self.reloader.abandon(AppError("a worker of the new generation died"))
             return
         self.restarts.crashed(worker.slot, self.now - worker.born, self.now)
@@ -254,7 +257,7 @@ class ClusterMachine(RuleBasedStateMachine):
     def says_that_it_can_not_serve(self, choice: int) -> None:
         """A worker reports that it failed to boot; if it is of new code, that is abandoned, before the process has ended."""
         worker = self.pick(choice, WorkerState.BOOTING)
-        if worker is not None and self.reloader.proves(worker.generation):
+        if worker is not None and self.state.is_new(worker.generation):
             self.reloader.abandon(AppError("the database is away"))
             self.converge()
 
@@ -280,8 +283,7 @@ class ClusterMachine(RuleBasedStateMachine):
 
     @rule()
     def reload(self) -> None:
-        self.asked.append(Asked())
-        self.reloader.request(self.asked[-1].command())
+        self.asked.append(Asked(self.reloader.request()))
         self.converge()
 
     @precondition(lambda self: self.loading is not None)
@@ -306,7 +308,7 @@ class ClusterMachine(RuleBasedStateMachine):
             return
         generation = forking[choice % len(forking)]
         self.forking.discard(generation)
-        if self.reloader.proves(generation):
+        if self.state.is_new(generation):
             self.reloader.abandon(AppError("the zygote died"))
         elif generation == self.wanted.generation:
             self.reloading_zygote = True
@@ -338,12 +340,13 @@ class ClusterMachine(RuleBasedStateMachine):
     def two_generations_at_most(self) -> None:
         """What is wanted is loaded, and besides it at most the one that it replaces, or is replaced by."""
         assert self.wanted.generation in self.loaded
-        assert len(self.loaded) <= (1 if self.reloader.rolling is None else 2)
+        assert len(self.loaded) <= (1 if self.state.rollout is None else 2)
 
     @invariant()
     def everybody_is_answered_once(self) -> None:
         for asked in self.asked:
-            assert len(asked.answers) <= 1
+            asked.poll()
+            assert len(asked.outcomes) <= 1
 
     def teardown(self) -> None:
         """When the noise stops, it becomes what was wanted, and whoever asked for something has an answer."""
@@ -359,14 +362,16 @@ class ClusterMachine(RuleBasedStateMachine):
             self.go_on(0)
             self.time_passes(0.1)
         else:
-            raise AssertionError(f"no end: {self.wanted}, {self.workers}, {self.reloader.rolling}")
-        assert all(len(asked.answers) == 1 for asked in self.asked)
+            raise AssertionError(f"no end: {self.wanted}, {self.workers}, {self.state.rollout}")
+        for asked in self.asked:
+            asked.poll()
+        assert all(len(asked.outcomes) == 1 for asked in self.asked)
 
     def is_settled(self) -> bool:
         found = sorted((each.slot, each.generation, each.state) for each in self.workers.values())
         wanted = [(slot, self.wanted.generation, WorkerState.READY) for slot in range(self.wanted.slots)]
         replaced = all(worker.replace is None for worker in self.workers.values())
-        return found == wanted and replaced and self.reloader.rolling is None
+        return found == wanted and replaced and self.state.rollout is None
 
 
 ClusterMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=60)

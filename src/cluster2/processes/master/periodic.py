@@ -1,89 +1,115 @@
-"""What is looked at although nothing has happened: once a second, and when something is due.
+"""Tasks that are due although nothing has happened: once a second, and when a timer asks for it.
 
-Signs of life (of workers by the `watchman`, of helpers), strays to reap, the aggregated heartbeat, zygotes to be started again.
+They check heartbeats (of workers in `HealthMonitor`, of keeper and monitor in `HelperProcess`), reap stray processes, emit the
+`heartbeat` event, and start zygotes again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from ... import events
 from ...core.lifecycle import WorkerState
 from ...linux import processes
 from ...linux.cells import UNKNOWN_VALUE
 from .control.heartbeat_event import Heartbeats
-from .inbox import Tick, WorkerVanished
-
-if TYPE_CHECKING:
-    from .master import Master
+from .generations.loader import GenerationLoader
+from .helpers.helper import HelperProcess
+from .resources import MasterResources
+from .state.cluster_state import ClusterState
+from .state.inbox import Tick, WorkerVanished
+from .workers.health_monitor import HealthMonitor
+from .workers.steering import Steering
+from .workers.supervisor import WorkerSupervisor
 
 TICK_INTERVAL_S = 1.0
-"""Seconds between two looks."""
+"""Seconds between two ticks."""
 
 
 class PeriodicTasks:
-    """The regular look around of a master."""
+    """The tasks of a tick, and its timer."""
 
-    def __init__(self, master: Master) -> None:
-        """The first look isn't due yet."""
-        self._master = master
+    def __init__(
+        self,
+        state: ClusterState,
+        resources: MasterResources,
+        *,
+        loader: GenerationLoader,
+        supervisor: WorkerSupervisor,
+        steering: Steering,
+        health_monitor: HealthMonitor,
+        helpers: Sequence[HelperProcess],
+        children: Callable[[], set[int]],
+    ) -> None:
+        """Make the tasks; none runs before `start`.
+
+        Args:
+            children: returns the pids of the children that other parts of the master reap.
+        """
+        self._state = state
+        self._resources = resources
+        self._loader = loader
+        self._supervisor = supervisor
+        self._steering = steering
+        self._health_monitor = health_monitor
+        self._helpers = helpers
+        self._children = children
         self._loop = asyncio.get_running_loop()
-        self._heartbeats = Heartbeats(master.estate.board, time.monotonic())
-        self._looked_at = 0.0
+        self._heartbeats = Heartbeats(resources.board, time.monotonic())
+        self._last_run = 0.0
         self._ticker: asyncio.TimerHandle | None = None
         self._alarm: asyncio.TimerHandle | None = None
-        # A watchdog wants to hear of us twice in its time, however short that is.
-        self._every = min(TICK_INTERVAL_S, master.estate.notifier.watchdog / 2 or TICK_INTERVAL_S)
+        # systemd asks for two notifications within the watchdog's time, however short that is (sd_watchdog_enabled(3)).
+        self._interval_s = min(TICK_INTERVAL_S, resources.notifier.watchdog / 2 or TICK_INTERVAL_S)
 
     def start(self) -> None:
-        """From now on there is a fact `Tick` at least once a second."""
-        self._master.post(Tick())
-        self._ticker = self._loop.call_later(self._every, self.start)
+        """Post a `Tick` now, and again at least once a second."""
+        self._state.post(Tick())
+        self._ticker = self._loop.call_later(self._interval_s, self.start)
 
     def wake_at(self, when: float | None) -> None:
-        """There is to be one at that time, too: a slot that backs off is looked at again in time, not only at the next tick."""
+        """Post another `Tick` at that time, for a slot that backs off: the next regular one may come too late for it."""
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
         if when is not None:
-            self._alarm = self._loop.call_later(max(0.0, when - time.monotonic()), self._master.post, Tick())
+            self._alarm = self._loop.call_later(max(0.0, when - time.monotonic()), self._state.post, Tick())
 
     def stop(self) -> None:
-        """No more."""
+        """Post no more ticks."""
         for timer in (self._alarm, self._ticker):
             if timer is not None:
                 timer.cancel()
 
     def run_due(self) -> None:
-        """Look around. What fails for a moment is tried again at the next look."""
-        master = self._master
-        guard = master.guard
-        master.estate.notifier.alive()
-        if master.estate.terminal is not None:
-            master.estate.terminal.check_hangup()
+        """Run what is due. A task that fails is reported, and tried again at the next tick."""
+        state, resources = self._state, self._resources
+        guard = state.guard
+        resources.notifier.alive()
+        if resources.terminal is not None:
+            resources.terminal.check_hangup()
         now = time.monotonic()
         with guard("workers can't be watched"):
             self._watch_unwatched()
-        # Who was suspended or starved saw nothing for a while: that the others gave no sign then proves nothing.
-        if now - self._looked_at < 2 * TICK_INTERVAL_S:
+        # After a suspend, or when this process was starved, the heartbeats of the others are late as well. That proves nothing.
+        if now - self._last_run < 2 * TICK_INTERVAL_S:
             self._check_health(now)
-        self._looked_at = master.estate.board.header.beat = now
-        with guard("the accept queues can't be looked at"):
-            waiting = master.steering.queued()
-            master.estate.board.header.waiting = UNKNOWN_VALUE if waiting is None else waiting
+        self._last_run = state.header.beat = now
+        with guard("the accept queues can't be read"):
+            waiting = self._steering.queued()
+            state.header.waiting = UNKNOWN_VALUE if waiting is None else waiting
         with guard("the heartbeat event"):
-            if (
-                beat := self._heartbeats.event_if_due(master.roster, now, master.settings.heartbeat_interval)
-            ) is not None:
-                master.emit(beat)
+            beat = self._heartbeats.event_if_due(state.registry, now, state.settings.heartbeat_interval)
+            if beat is not None:
+                state.emit(beat)
         with guard("stray processes can't be reaped"):
             self._reap_strays()
         with guard("the app can't be loaded again"):
-            master.loading.load_if_due(now)
-        if master.roster.ready() >= master.wanted.slots and master.lives.restarts.recovered(now):
-            master.emit(events.Recovered(time=time.time(), ready=master.roster.ready()))
+            self._loader.load_if_due(now)
+        if state.registry.ready() >= state.wanted.slots and state.restarts.recovered(now):
+            state.emit(events.Recovered(time=time.time(), ready=state.registry.ready()))
 
     def _reap_strays(self) -> None:
         """Reap children that the app has left behind.
@@ -91,38 +117,36 @@ class PeriodicTasks:
         Not while the pid of a worker is awaited: if that worker has ended already, it would be taken for a stray, and its exit
         code would be lost.
         """
-        master = self._master
-        if master.estate.owns_process and all(handle.pid is not None for handle in master.roster):
-            processes.reap_strays(master.children())
+        if self._resources.owns_process and all(handle.pid is not None for handle in self._state.registry):
+            processes.reap_strays(self._children())
 
     def _watch_unwatched(self) -> None:
         """Watch the workers for which there was no descriptor when they were made."""
-        for handle in self._master.roster:
+        for handle in self._state.registry:
             if handle.pid is not None and handle.pidfd is None:
                 try:
-                    self._master.lives.actions.watch_again(handle)
+                    self._supervisor.actions.watch_again(handle)
                 except ProcessLookupError:
-                    self._master.post(WorkerVanished(handle))
+                    self._state.post(WorkerVanished(handle))
 
     def _check_health(self, now: float) -> None:
-        master = self._master
-        for helper in master.helpers():
-            with master.guard(f"the {helper.name} can't be looked at"):
-                if (said := helper.kill_if_stuck(now)) is not None:
-                    master.warn(said)
-        if master.phase.serves:
-            with master.guard("workers can't be looked at"):
-                master.watchman.check_all(master.roster, now)
-            master.lives.steer()
-            with master.guard("connections that wait where no worker accepts"):
-                self._see_to_stranded(now)
+        guard = self._state.guard
+        for helper in self._helpers:
+            with guard(f"the {helper.name} can't be checked"):
+                if (report := helper.kill_if_stuck(now)) is not None:
+                    self._state.warn(report)
+        if self._state.phase.serves:
+            with guard("workers can't be checked"):
+                self._health_monitor.check_all(self._state.registry, now)
+            self._supervisor.steer()
+            with guard("connections that wait where no worker accepts"):
+                self._serve_stranded_clients(now)
 
-    def _see_to_stranded(self, now: float) -> None:
-        """Somebody waits where nobody accepts: the successor of one of the workers will."""
-        roster = self._master.roster
-        if not self._master.steering.has_stranded_clients() or any(handle.replace is not None for handle in roster):
+    def _serve_stranded_clients(self, now: float) -> None:
+        """Recycle the oldest worker if clients wait in an accept queue that no worker has: its successor takes that queue."""
+        workers = list(self._state.registry)
+        if not self._steering.has_stranded_clients() or any(handle.replace is not None for handle in workers):
             return
-        serving = [handle for handle in roster if handle.state is WorkerState.READY]
-        if serving and len(serving) == len(roster):
-            oldest = min(serving, key=lambda handle: handle.born)
-            oldest.replace, oldest.reason = now, "recycle"
+        serving = [handle for handle in workers if handle.state is WorkerState.READY]
+        if serving and len(serving) == len(workers):
+            min(serving, key=lambda handle: handle.born).mark_for_replacement("recycle", now)

@@ -15,7 +15,7 @@ from ...errors import ClusterError
 from ...linux import app_forks
 from ...linux.pid_files import PidsDirectory
 from .control.server import ControlServer
-from .workers.worker_registry import WorkerRegistry
+from .state.worker_registry import WorkerRegistry
 
 logger = logging.getLogger("cluster2.master")
 
@@ -26,12 +26,12 @@ class PidsGuard:
     """Guards the pids directory of a running master."""
 
     def __init__(
-        self, pids: PidsDirectory, control: ControlServer, roster: WorkerRegistry, warn: Callable[[str], None]
+        self, pids: PidsDirectory, control: ControlServer, registry: WorkerRegistry, warn: Callable[[str], None]
     ) -> None:
         """Do nothing yet."""
         self._pids = pids
         self._control = control
-        self._roster = roster
+        self._registry = registry
         self._warn = warn
         self._failure = ""
 
@@ -48,7 +48,7 @@ class PidsGuard:
             return
         try:
             self._pids.restore()
-            for handle in self._roster:
+            for handle in self._registry:
                 if handle.pid is not None:
                     self._pids.write_worker(handle.pid)
             await self.open()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import NamedTuple
 
 from ...config.settings import Settings
@@ -30,21 +29,6 @@ class Options(NamedTuple):
     settings: Settings
     sources: Mapping[str, str]
     warnings: tuple[str, ...] = ()
-
-
-class MasterPhase(Enum):
-    """Where the cluster is."""
-
-    BOOTING = "booting"  # not all workers have been ready yet: what fails now ends it
-    SERVING = "serving"
-    LEAVING = "leaving"  # a lame duck: health checks say so, and it serves on until its time is over
-    DRAINING = "draining"  # a graceful shutdown
-    STOPPING = "stopping"  # at once
-
-    @property
-    def serves(self) -> bool:
-        """Whether it does all that a cluster does."""
-        return self in (MasterPhase.SERVING, MasterPhase.LEAVING)
 
 
 @dataclass(slots=True)

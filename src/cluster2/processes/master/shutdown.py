@@ -1,42 +1,56 @@
-"""How a cluster ends: gracefully, perhaps as a lame duck first; at once; or because it couldn't start.
+"""End the cluster: gracefully, perhaps as a lame duck first; at once; or because it could not start.
 
-*The lame duck.* A load balancer that polls finds out only at its next checks that a cluster leaves. Until then it sends new
-connections, which would be refused once the listeners are closed. So health checks fail first, and everything else goes on:
-workers that die are replaced, a reload that is under way is carried through. It is what Kubernetes needs as well: a pod's
-endpoints are withdrawn while TERM is being delivered, not before it.
+*The lame duck.* A load balancer that polls health checks learns only at its next check that a cluster leaves. Until then it sends
+new connections, which would be refused once the listeners are shut. So the health checks fail first, and everything else goes on:
+workers that die are replaced, and a reload that is under way is carried through. Kubernetes needs this as well: it withdraws a
+pod's endpoints while it delivers TERM, not before.
 
-*A door that stays open.* `Listener.shut_door` may fail: a sandbox forbids it, or descriptors have run out. Then newcomers still
-arrive, and the workers serve them until they leave (`worker.drain`).
+*A listener that stays open.* `linux.listeners.shut` may fail: a sandbox forbids it, or descriptors have run out. Then clients
+still arrive, and the workers serve them until they leave (`worker.drain`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
 
 from ... import events
 from ...core import lifecycle
 from ...errors import ClusterError
-from .inbox import LameDuckExpired
-from .resources import MasterPhase
-
-if TYPE_CHECKING:
-    from .master import Master
+from .generations.generations import GenerationTable
+from .generations.reloader import Reloader
+from .helpers.keeper import KeeperProcess
+from .state.cluster_state import ClusterState, MasterPhase
+from .state.inbox import LameDuckExpired
+from .workers.steering import Steering
+from .workers.supervisor import WorkerSupervisor
 
 
 class Shutdown:
-    """The end of a master's cluster.
+    """The end of a cluster.
 
     Attributes:
-        failure: why it couldn't start, if that is why it ends.
+        failure: the error for which it could not start, or None.
         faults: what went wrong while it drained, a line each.
-        workers: how many there were when the drain began.
+        workers: number of workers when the drain began.
     """
 
-    def __init__(self, master: Master) -> None:
-        """Nobody wants to leave."""
-        self._master = master
+    def __init__(
+        self,
+        state: ClusterState,
+        *,
+        supervisor: WorkerSupervisor,
+        generations: GenerationTable,
+        reloader: Reloader,
+        steering: Steering,
+        keeper: KeeperProcess | None,
+    ) -> None:
+        self._state = state
+        self._supervisor = supervisor
+        self._generations = generations
+        self._reloader = reloader
+        self._steering = steering
+        self._keeper = keeper
         self._drain_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self.failure: ClusterError | None = None
@@ -44,73 +58,73 @@ class Shutdown:
         self.workers = 0
 
     def shut_down(self) -> None:
-        """Gracefully, as a lame duck first if it is to be one; who asks again cuts that short."""
-        master = self._master
-        seconds = master.settings.lame_duck
-        if master.phase is MasterPhase.SERVING and seconds:
-            master.phase = MasterPhase.LEAVING
-            master.estate.board.header.leaving = 1
+        """End gracefully, as a lame duck first if `lame_duck` is set. A second call cuts the lame duck short."""
+        state = self._state
+        seconds = state.settings.lame_duck
+        if state.phase is MasterPhase.SERVING and seconds:
+            state.phase = MasterPhase.LEAVING
+            state.header.leaving = 1
             self._drain_at = time.monotonic() + seconds
-            self._timer = asyncio.get_running_loop().call_later(seconds, master.post, LameDuckExpired())
-            master.emit(events.ShuttingDown(time=time.time(), graceful=True, lame_duck=seconds))
-        elif master.phase is MasterPhase.LEAVING:
+            self._timer = asyncio.get_running_loop().call_later(seconds, state.post, LameDuckExpired())
+            state.emit(events.ShuttingDown(time=time.time(), graceful=True, lame_duck=seconds))
+        elif state.phase is MasterPhase.LEAVING:
             self._drain()
-        elif not master.ending():
-            master.emit(events.ShuttingDown(time=time.time(), graceful=True))
+        elif not state.ending:
+            state.emit(events.ShuttingDown(time=time.time(), graceful=True))
             self._drain()
 
     def lame_duck_left(self) -> float:
-        """Seconds that a lame duck still serves on."""
+        """Return the seconds for which a lame duck still serves."""
         return max(0.0, self._drain_at - time.monotonic())
 
-    def lame_duck_over(self) -> None:
-        """Its time is over, unless somebody has cut it short."""
-        if self._master.phase is MasterPhase.LEAVING:
+    def on_lame_duck_expired(self) -> None:
+        """Begin the drain, unless a second shutdown has begun it already."""
+        if self._state.phase is MasterPhase.LEAVING:
             self._drain()
 
     def stop(self) -> None:
-        """At once."""
-        if self._master.phase is not MasterPhase.STOPPING:
-            self._master.emit(events.ShuttingDown(time=time.time(), graceful=False))
+        """End at once."""
+        if self._state.phase is not MasterPhase.STOPPING:
+            self._state.emit(events.ShuttingDown(time=time.time(), graceful=False))
             self.kill_all()
 
     def fail(self, error: ClusterError) -> None:
-        """The cluster can't start: end it, with this error."""
+        """End a cluster that can't start, with this error. The first error counts."""
         self.failure = self.failure or error
         self.kill_all()
 
     def kill_all(self) -> None:
-        """Wait for nothing."""
-        master = self._master
-        master.phase = MasterPhase.STOPPING
-        master.reloader.cancel("the cluster stops")
-        if master.keeping is not None:
-            master.keeping.stop()
-        master.generations.close()
-        for handle in list(master.roster):
-            master.lives.kill(handle, "stop")
+        """Kill all workers and the keeper."""
+        self._state.phase = MasterPhase.STOPPING
+        self._reloader.cancel("the cluster stops")
+        if self._keeper is not None:
+            self._keeper.stop()
+        self._generations.close()
+        for handle in list(self._state.registry):
+            self._supervisor.kill(handle, "stop")
 
     def close(self) -> None:
-        """All have left."""
+        """Cancel the timer of the lame duck."""
         if self._timer is not None:
             self._timer.cancel()
 
     def _drain(self) -> None:
-        """No new connections, then each worker ends what it has."""
-        master = self._master
-        master.phase = MasterPhase.DRAINING
-        master.estate.board.header.leaving = 1
-        master.reloader.cancel("the cluster shuts down")
-        open_doors = master.steering.shut_doors(master.warn)
+        """Shut the listeners, and have each worker finish the requests that it has."""
+        state = self._state
+        state.phase = MasterPhase.DRAINING
+        state.header.leaving = 1
+        self._reloader.cancel("the cluster shuts down")
+        open_doors = self._steering.shut_doors(state.warn)
         for listener in open_doors:
             listener.close()  # the workers have copies; the last one to close its copy closes the port
-        master.lives.actions.open_doors = bool(open_doors)
-        master.lives.actions.last_drain = True
-        self.workers = len(master.roster)
-        for handle in list(master.roster):
+        actions = self._supervisor.actions
+        actions.open_doors = bool(open_doors)
+        actions.last_drain = True
+        self.workers = len(state.registry)
+        for handle in list(state.registry):
             if handle.pid is None:  # it has nothing to finish, and its fork may hang
-                master.lives.kill(handle, "shutdown")
+                self._supervisor.kill(handle, "shutdown")
             else:
-                master.lives.ask_to_leave(handle, lifecycle.WorkerEvent.DRAIN, "shutdown")
-        if master.keeping is not None:
-            master.keeping.drain(master.settings.drain_idle)
+                self._supervisor.ask_to_leave(handle, lifecycle.WorkerEvent.DRAIN, "shutdown")
+        if self._keeper is not None:
+            self._keeper.drain(state.settings.drain_idle)

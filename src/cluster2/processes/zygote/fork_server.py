@@ -22,6 +22,7 @@ from ...linux import exec_start, forking, processes, signals, stacks
 from ...linux.descriptor_passing import MAX_DESCRIPTORS, DescriptorsLost, Packets
 from ...linux.log_files import ReopeningFile
 from ...protocol import codec, messages
+from ...protocol.worker_descriptors import WorkerDescriptors
 from . import inheritance
 from .image import Image, freeze
 from .renewal import renew
@@ -118,7 +119,7 @@ def _fork(
 ) -> messages.WorkerForked | messages.ForkFailed:
     def born() -> None:
         """Run in the worker before the app's at-fork handlers, which may hang."""
-        stacks.arm(descriptors[messages.STACKS_FILE_INDEX])
+        stacks.arm(WorkerDescriptors.from_list(descriptors, order).stacks_file)
         processes.set_parent_death_signal(signal.SIGKILL)  # until it can drain
         if os.getppid() != order.master:
             os._exit(0)

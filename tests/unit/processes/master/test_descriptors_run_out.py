@@ -47,22 +47,22 @@ async def test_a_worker_that_can_not_be_afforded(tmp_path: Path, executed: bool)
         master = master_of(cluster)
         refusals = 0
         for left in itertools.count():
-            before, rows = descriptors(), list(master.estate.board._free or [])
+            before, rows = descriptors(), list(master.resources.board._free or [])
             with descriptors_left(left):
-                await master.lives.spawn(SPARE_SLOT, 1)
-                made = any(each.slot == SPARE_SLOT for each in master.roster)
+                await master.supervisor.spawn(SPARE_SLOT, 1)
+                made = any(each.slot == SPARE_SLOT for each in master.state.registry)
             if made:
                 break
             refusals += 1
             await until(lambda: descriptors() == before, lambda: f"{descriptors() ^ before}")  # noqa: B023
-            assert sorted(master.estate.board._free or []) == sorted(rows)
+            assert sorted(master.resources.board._free or []) == sorted(rows)
         assert refusals >= 3
         warned = [each.text for each in cluster.of(events.Warned) if each.text.startswith("no worker can be made")]
         assert warned == ["no worker can be made: Too many open files; it is tried again"]
-        assert not master.lives.restarts.crashes(0.0)
+        assert not master.state.restarts.crashes(0.0)
         # Nobody wants that slot: the worker that was made leaves again.
-        await until(lambda: not any(each.slot == SPARE_SLOT for each in master.roster), "it is retired")
-        assert not master.lives.restarts.degraded
+        await until(lambda: not any(each.slot == SPARE_SLOT for each in master.state.registry), "it is retired")
+        assert not master.state.restarts.degraded
 
 
 @pytest.mark.parametrize("killed", ["before it is watched", "after it is watched"])
@@ -79,7 +79,7 @@ async def test_a_worker_that_can_not_be_watched(tmp_path: Path, monkeypatch: pyt
             assert await cluster.get() == b"%d" % second
             if killed == "before it is watched":
                 os.kill(second, signal.SIGKILL)
-        await until(lambda: all(each.pidfd is not None for each in master.roster), "it is watched")
+        await until(lambda: all(each.pidfd is not None for each in master.state.registry), "it is watched")
         if killed == "after it is watched":
             os.kill(second, signal.SIGKILL)
         await cluster.whole(without=[first, second], wanted=1)
@@ -102,13 +102,13 @@ async def test_an_unwatched_worker_is_stopped(tmp_path: Path, monkeypatch: pytes
 
 LOOKS = (
     *(
-        "watchman.check_all",
-        "_rounds._heartbeats.event_if_due",
-        "loading.load_if_due",
+        "health_monitor.check_all",
+        "_periodic._heartbeats.event_if_due",
+        "loader.load_if_due",
         "steering.steer",
         "steering.has_stranded_clients",
     ),
-    *("keeping.kill_if_stuck", "_rounds._watch_unwatched"),
+    *("keeper.kill_if_stuck", "_periodic._watch_unwatched"),
 )
 
 
@@ -155,19 +155,19 @@ async def test_what_workers_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         master = master_of(cluster)
         if kind == "relayed":
             await until(lambda: followed(tmp_path) == 1, "the first file is followed")
-        before, opened, surge = descriptors(), processes.open_descriptors(), master.wanted.surge
+        before, opened, surge = descriptors(), processes.open_descriptors(), master.state.wanted.surge
 
         def added() -> int:
             return len(descriptors() - before)  # what earlier tests have left may be closed meanwhile
 
         with monkeypatch.context() as limited:
             limited.setattr(processes, "file_limit", lambda: 0)
-            refused = master.scale_refusal(4)
+            refused = master.loader.scale_refusal(4)
             assert refused is not None
             need = int(re.findall(r"need (\d+) descriptors", refused)[0])
             limited.setattr(processes, "file_limit", lambda: need)
-            assert master.scale_refusal(4) is None
-            assert "ask for at most 4" in str(master.scale_refusal(5))
+            assert master.loader.scale_refusal(4) is None
+            assert "ask for at most 4" in str(master.loader.scale_refusal(5))
         scaling = asyncio.ensure_future(asyncio.to_thread(cluster.cluster.scale, 4))
         peak = opened
         while not scaling.done():
@@ -196,5 +196,5 @@ async def test_a_scale_that_can_not_be_afforded(tmp_path: Path) -> None:
             r"raise it \(ulimit -Hn, LimitNOFILE= in a systemd unit\), or ask for at most \d",
             raised.value.message,
         ), raised.value.message
-        assert master_of(cluster).wanted.slots == 1
+        assert master_of(cluster).state.wanted.slots == 1
         assert await cluster.workers() == before

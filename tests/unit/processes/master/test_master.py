@@ -20,11 +20,11 @@ from cluster2 import events
 from cluster2.core.lifecycle import WorkerState
 from cluster2.errors import AppError, ClusterError, UsageError
 from cluster2.processes import launch
-from cluster2.processes.master import inbox
 from cluster2.processes.master.generations.generations import GenerationTable
 from cluster2.processes.master.generations.worker_factory import default_argv
 from cluster2.processes.master.master import Master
 from cluster2.processes.master.messaging.hub import MessageHub
+from cluster2.processes.master.state import inbox
 from cluster2.processes.master.workers import lifecycle_actions
 from cluster2.protocol import codec, messages
 from cluster2.runtime import option_sources
@@ -68,7 +68,7 @@ async def test_a_state_that_has_ended(tmp_path: Path) -> None:
     async with observed(tmp_path) as cluster:
         master = cluster.running._master
         assert master is not None
-        handle = next(iter(master.roster))
+        handle = next(iter(master.state.registry))
         master.post(inbox.WorkerMessage(handle, messages.Leaving("SIGTERM")))
         master.post(inbox.StateTimeout(handle, WorkerState.READY))
         died = await cluster.event(events.Died)
@@ -81,15 +81,15 @@ async def test_a_generation_that_is_ready_but_not_admitted(tmp_path: Path) -> No
     async with observed(tmp_path) as cluster:
         master = cluster.running._master
         assert master is not None
-        heard: list[inbox.Fact] = []
-        generations = GenerationTable(master.estate, heard.append)
+        heard: list[inbox.InboxMessage] = []
+        generations = GenerationTable(master.resources, heard.append)
         generations.load(1)
         await until(lambda: heard, "the zygote has said that it is ready")
-        assert generations.nursery(1) is None
+        assert generations.factory(1) is None
         generations.on_ready(1)
-        assert generations.nursery(1) is not None
+        assert generations.factory(1) is not None
         generations.load(1)
-        assert generations.nursery(1) is None
+        assert generations.factory(1) is None
         await generations.wait_closed(10)
 
 
@@ -211,14 +211,15 @@ async def test_a_worker_that_hangs_at_a_later_boot(tmp_path: Path) -> None:
         before = await cluster.workers()
         master = cluster.running._master
         assert master is not None
-        master.lives.actions.apply_settings(replace(master.settings, boot_timeout=1.0))
+        settings = master.state.settings
+        master.state.settings = replace(settings, boot_timeout=1.0)
         (tmp_path / "hanging").touch()
         os.kill(before[0], signal.SIGKILL)
         warned = await cluster.event(events.Warned)
         assert "wasn't ready within boot_timeout" in warned.text
         died = await cluster.event(events.Died, phase="startup")
         assert "most recent call first" in (died.stacks or "")
-        master.lives.actions.apply_settings(master.settings)
+        master.state.settings = settings
         (tmp_path / "hanging").unlink()
         assert await cluster.get() == b"%d" % before[1]
         await cluster.whole(without=[before[0]])
@@ -392,11 +393,11 @@ async def test_a_shutdown_between_two_spawns(tmp_path: Path) -> None:
     launch.prepare(configured)
     with launch.acquire_resources(configured, default_argv()) as owned:
         running = asyncio.ensure_future(launch.supervise(owned, MessageHub(), lambda: None, started=made.append))
-        while not made or not len(made[0].roster):
+        while not made or not len(made[0].state.registry):
             await asyncio.sleep(0)
-        made[0].departure.shut_down()
+        made[0].shutdown.shut_down()
         ended, _ = await asyncio.wait({running}, timeout=5)
-        made[0].departure.stop()
+        made[0].shutdown.stop()
         assert await running == 0
     await nobody_is_left(before)
     assert ended

@@ -14,7 +14,7 @@ import pytest
 from cluster2 import events
 from cluster2.errors import ClusterError, NoAnswer, UsageError
 from cluster2.processes.master.control.subscribers import EventSubscribers
-from cluster2.processes.master.inbox import Command
+from cluster2.processes.master.state.inbox import Command
 from cluster2.processes.monitor import master_client as lines
 from cluster2.processes.monitor.master_client import MasterLine
 

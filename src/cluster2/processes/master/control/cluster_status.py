@@ -1,4 +1,4 @@
-"""What `cluster2 status` shows, read off the scoreboard and the roster."""
+"""Build the response of `cluster2 status` from the scoreboard and the registry of workers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,62 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .... import __version__
 from ....core import health, histogram
 from ....core.lifecycle import mode_label
 from ....core.planning import Backoff
 from ....linux import processes
 from ....linux.scoreboard import Scoreboard
-from ..workers.handle import Handle
-from ..workers.worker_registry import WorkerRegistry
+from ....version import __version__
+from ..helpers.monitor import MonitorProcess
+from ..messaging.hub import MessageHub
+from ..resources import MasterResources
+from ..state.cluster_state import ClusterState
+from ..state.handle import WorkerHandle
+from ..state.worker_registry import WorkerRegistry
+from ..workers.steering import Steering
+
+
+class StatusBuilder:
+    """Builds the status."""
+
+    def __init__(
+        self,
+        state: ClusterState,
+        resources: MasterResources,
+        *,
+        monitor: MonitorProcess | None,
+        hub: MessageHub,
+        steering: Steering,
+    ) -> None:
+        self._state = state
+        self._resources = resources
+        self._monitor = monitor
+        self._hub = hub
+        self._steering = steering
+
+    def build(self, *, memory: bool) -> dict[str, Any]:
+        """Return the cluster as plain data: times in seconds, memory in bytes (proportional set size).
+
+        Args:
+            memory: measure it. That is a walk over the page tables of each process, a millisecond per 100 MiB.
+        """
+        return status(
+            self._resources.board,
+            self._state.registry,
+            state=self._state.label,
+            wanted=self._state.wanted.slots,
+            addresses=[str(listener.address) for _, listener in self._resources.listeners],
+            monitor=None if self._monitor is None else self._monitor.address,
+            talk=self._hub.counters(),
+            backoffs=self._state.restarts.backoffs(time.monotonic()),
+            memory=memory,
+            waiting=self._steering.queued(),
+        )
 
 
 def status(
     board: Scoreboard,
-    roster: WorkerRegistry,
+    registry: WorkerRegistry,
     *,
     state: str,
     wanted: int,
@@ -31,26 +74,26 @@ def status(
     memory: bool,
     waiting: int | None,
 ) -> dict[str, Any]:
-    """The cluster as plain data: times in seconds, memory in bytes (proportional set size).
+    """Return the cluster as plain data: times in seconds, memory in bytes (proportional set size).
 
     Args:
-        talk: counters of what workers and master say to each other.
+        talk: counters of the messages between workers and master.
         backoffs: the slots whose next worker has to wait.
         waiting: connections that wait to be accepted; None: not known.
-        memory: whether to measure it; that is a walk over the page tables of each process, a millisecond per 100 MiB.
+        memory: as in `StatusBuilder.build`.
     """
     header = board.header
-    weigh = _memory if memory else _unweighed
-    alive = [handle for handle in roster if handle.pid is not None]
+    measure = _memory if memory else _not_measured
+    alive = [handle for handle in registry if handle.pid is not None]
     measured = [board.row(handle.row).measured() for handle in alive]
-    workers = [_worker(board, handle, weigh) for handle in alive]
+    workers = [_worker(board, handle, measure) for handle in alive]
     return {
         "master": {
             "pid": os.getpid(),
             "state": state,
             "uptime": time.time() - header.started,
             "version": __version__,
-            "memory": weigh(os.getpid()),
+            "memory": measure(os.getpid()),
         },
         "generation": header.generation,
         "wanted": wanted,
@@ -63,7 +106,7 @@ def status(
             "expired": header.keeper_expired,
             "lost": header.keeper_lost,
             "restarts": header.keeper_restarts,
-            "memory": weigh(header.keeper_pid),
+            "memory": measure(header.keeper_pid),
         }
         if header.keeper_pid
         else None,
@@ -71,7 +114,7 @@ def status(
             "pid": header.monitor_pid or None,
             "address": monitor,
             "restarts": header.monitor_restarts,
-            "memory": weigh(header.monitor_pid) if header.monitor_pid else None,
+            "memory": measure(header.monitor_pid) if header.monitor_pid else None,
         }
         if monitor is not None
         else None,
@@ -87,7 +130,7 @@ def status(
     }
 
 
-def _worker(board: Scoreboard, handle: Handle, weigh: Callable[[int], int | None]) -> dict[str, Any]:
+def _worker(board: Scoreboard, handle: WorkerHandle, measure: Callable[[int], int | None]) -> dict[str, Any]:
     row = board.row(handle.row)
     assert handle.pid is not None
     return {
@@ -112,7 +155,7 @@ def _worker(board: Scoreboard, handle: Handle, weigh: Callable[[int], int | None
         "moved_out": row.moved_out,
         "lost": row.lost,
         "uptime": handle.uptime(time.monotonic()),
-        "memory": weigh(handle.pid),
+        "memory": measure(handle.pid),
     }
 
 
@@ -120,7 +163,7 @@ def _known(count: int) -> int | None:
     return None if count < 0 else count
 
 
-def _unweighed(pid: int) -> None:
+def _not_measured(pid: int) -> None:
     return None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from .... import events
 from ....linux import ledger
 from ....linux.scoreboard import Row, Scoreboard
-from ..workers.handle import Handle
+from ..state.handle import WorkerHandle
 
 
 class Heartbeats:
@@ -25,7 +25,7 @@ class Heartbeats:
         self._cpu: dict[int, float] = {}
         self._told_at = now
 
-    def event_if_due(self, workers: Iterable[Handle], now: float, interval: float) -> events.Heartbeat | None:
+    def event_if_due(self, workers: Iterable[WorkerHandle], now: float, interval: float) -> events.Heartbeat | None:
         """The event, when it is time for one.
 
         Args:
@@ -36,7 +36,7 @@ class Heartbeats:
             return None
         return self._beat([(each, self._board.row(each.row)) for each in workers if each.pid is not None], now)
 
-    def _beat(self, alive: list[tuple[Handle, Row]], now: float) -> events.Heartbeat:
+    def _beat(self, alive: list[tuple[WorkerHandle, Row]], now: float) -> events.Heartbeat:
         passed, self._told_at = now - self._told_at, now
         cpu = {handle.incarnation: row.cpu for handle, row in alive}
         shares = [max(0.0, row.cpu - self._cpu.get(handle.incarnation, 0.0)) / passed for handle, row in alive]
@@ -71,7 +71,7 @@ def _counted(row: Row) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _worker(handle: Handle, row: Row, cpu: float) -> dict[str, Any]:
+def _worker(handle: WorkerHandle, row: Row, cpu: float) -> dict[str, Any]:
     return {
         "pid": handle.pid, "slot": handle.slot, "generation": handle.generation, "cpu": cpu, "memory": row.memory,
         "connections": max(0, row.connections), "pending": row.in_flight, **_counted(row),

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from ....errors import ClusterError, UsageError
-from ..inbox import Command, Fact
+from ..state.inbox import Command, InboxMessage
 
 logger = logging.getLogger("cluster2.master")
 MAX_LINE_BYTES = 1 << 16
@@ -41,8 +41,8 @@ class ControlRequest(msgspec.Struct, frozen=True):
 class ControlServer:
     """The master's end of the control socket."""
 
-    def __init__(self, put: Callable[[Fact], None]) -> None:
-        self._put = put
+    def __init__(self, post: Callable[[InboxMessage], None]) -> None:
+        self._post = post
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[Any]] = set()
@@ -139,7 +139,7 @@ class ControlServer:
 
         said: dict[str, Any] = {}
 
-        def tell(progress: dict[str, Any]) -> bool:
+        def send_progress(progress: dict[str, Any]) -> bool:
             nonlocal said
             if writer.transport.get_write_buffer_size() > _MAX_UNREAD_BYTES:
                 writer.transport.abort()
@@ -151,7 +151,7 @@ class ControlServer:
             return True
 
         self._unanswered.add(answered)
-        self._put(Command(request.verb, request.params, answer, tell))
+        self._post(Command(request.verb, request.params, answer, send_progress))
         result = await answered
         self._unanswered.discard(answered)
         _answer(writer, result)

@@ -11,7 +11,7 @@ from typing import Any
 
 from .... import events
 from ....errors import ClusterError, UsageError
-from ..inbox import Command
+from ..state.inbox import Command
 
 
 class EventSubscriber:
@@ -49,7 +49,7 @@ class EventSubscriber:
 
     def send(self, told: dict[str, Any]) -> object:
         """Tell it; whether it still listens."""
-        return self.command.tell(told if self._longest is None else events.cut(told, self._longest))
+        return self.command.send_progress(told if self._longest is None else events.cut(told, self._longest))
 
 
 def _number(params: dict[str, Any], name: str) -> int | None:

@@ -16,8 +16,8 @@ from ....errors import ConfigError
 from ....linux import file_snapshots
 from ....protocol import messages
 from ....runtime.option_sources import restart_warning
-from ..inbox import Fact
 from ..resources import MasterResources, Options
+from ..state.inbox import InboxMessage
 from .worker_factory import WorkerFactory
 
 
@@ -26,19 +26,19 @@ class GenerationTable:
 
     def __init__(
         self,
-        estate: MasterResources,
-        put: Callable[[Fact], None],
+        resources: MasterResources,
+        post: Callable[[InboxMessage], None],
         emit: Callable[[events.Event], None] = lambda event: None,
     ) -> None:
         """The first generation has the options that the master was started with."""
-        self._estate = estate
-        self._put = put
+        self._resources = resources
+        self._post = post
         self._emit = emit
-        self._options: dict[int, Options] = {1: estate.options}
+        self._options: dict[int, Options] = {1: resources.options}
         self._files: dict[int, dict[str, int]] = {}
-        self._objects: dict[int, list[str]] = {1: estate.options[0].objects()}
+        self._objects: dict[int, list[str]] = {1: resources.options[0].objects()}
         self._open = set[int]()
-        self._nurseries: dict[int, WorkerFactory] = {}
+        self._factories: dict[int, WorkerFactory] = {}
         self._admitted: set[int] = set()
         self._leaving: list[WorkerFactory] = []
 
@@ -49,9 +49,9 @@ class GenerationTable:
             ClusterError: the options are bad.
         """
         if generation not in self._options:
-            self._options[generation] = self._estate.reread()
+            self._options[generation] = self._resources.reread()
             self._objects[generation] = self._options[generation].settings.objects()
-            if self._estate.scripted:
+            if self._resources.scripted:
                 self._open.add(generation)
         return self._options[generation]
 
@@ -68,16 +68,16 @@ class GenerationTable:
         if generation not in self._files:
             self._files[generation] = _read_files(settings)
         self._close(generation)
-        nursery = self._nurseries[generation] = WorkerFactory(
+        factory = self._factories[generation] = WorkerFactory(
             self._order(generation),
-            self._estate.argv,
-            self._put,
+            self._resources.argv,
+            self._post,
             settings.boot_timeout,
             self._descriptors(generation),
-            scripted=self._estate.scripted,
+            scripted=self._resources.scripted,
             emit=self._emit,
         )
-        nursery.load()
+        factory.load()
 
     def fix_options(self, generation: int, chosen: messages.Chosen) -> list[str]:
         """Fix the options of a new generation, which its script has come to; return warnings about them, a line each.
@@ -103,19 +103,19 @@ class GenerationTable:
         if changed:
             self._forget_files(generation)
             self._files[generation] = _read_files(settings)
-        self._nurseries[generation].fix_options(self._order(generation), self._descriptors(generation))
+        self._factories[generation].fix_options(self._order(generation), self._descriptors(generation))
         return warnings
 
     def _order(self, generation: int) -> messages.Prepare:
         settings, sources, _ = self._options[generation]
         values = settings.to_wire()
-        if not self._estate.scripted:
+        if not self._resources.scripted:
             values["monitor_token"] = None  # the monitor's and nobody else's; a script knows it anyhow, and compares it
         return messages.Prepare(
             generation,
             values,
             dict(sources),
-            "" if self._estate.logbook is None else self._estate.logbook.output,
+            "" if self._resources.logbook is None else self._resources.logbook.output,
             list(self._files[generation]),
             self._objects[generation],
             pinned=generation not in self._open,
@@ -126,8 +126,8 @@ class GenerationTable:
 
     def reopen_logs(self) -> None:
         """Zygotes are to open their log again."""
-        for nursery in self._nurseries.values():
-            nursery.reopen_logs()
+        for factory in self._factories.values():
+            factory.reopen_logs()
 
     def drop(self, generation: int) -> None:
         """No worker of that generation is made any more."""
@@ -141,34 +141,34 @@ class GenerationTable:
         """Its options."""
         return self._options[generation][0]
 
-    def nursery(self, generation: int) -> WorkerFactory | None:
+    def factory(self, generation: int) -> WorkerFactory | None:
         """Where its workers come from, if workers can be ordered there now."""
-        nursery = self._nurseries.get(generation) if generation in self._admitted else None
-        return nursery if nursery is not None and nursery.ready else None
+        factory = self._factories.get(generation) if generation in self._admitted else None
+        return factory if factory is not None and factory.ready else None
 
     def available(self) -> frozenset[int]:
         """Return the generations of which workers can be ordered now."""
-        return frozenset(number for number in self._nurseries if self.nursery(number) is not None)
+        return frozenset(number for number in self._factories if self.factory(number) is not None)
 
     def on_ready(self, generation: int) -> None:
         """What its workers need is there: order some.
 
-        A nursery is ready as soon as its zygote has said so. That fact may still stand in the queue when another one has the
+        A factory is ready as soon as its zygote has said so. That fact may still stand in the queue when another one has the
         master make workers: they would lack the keeper, or their places.
         """
         self._admitted.add(generation)
 
     def each_executed(self, generation: int) -> None:
         """Its workers are executed from now on, not forked."""
-        self._nurseries[generation].each_executed()
+        self._factories[generation].each_executed()
 
     def pids(self) -> set[int]:
         """Processes that are reaped here."""
-        return {pid for nursery in (*self._nurseries.values(), *self._leaving) for pid in nursery.pids()}
+        return {pid for factory in (*self._factories.values(), *self._leaving) for pid in factory.pids()}
 
     def close(self) -> None:
         """Let all zygotes go: no worker is made any more."""
-        for generation in list(self._nurseries):
+        for generation in list(self._factories):
             self._close(generation)
 
     async def wait_closed(self, patience: float) -> None:
@@ -176,15 +176,15 @@ class GenerationTable:
         self.close()
         for generation in list(self._files):
             self._forget_files(generation)
-        for nursery in self._leaving:
-            await nursery.wait_closed(patience)
+        for factory in self._leaving:
+            await factory.wait_closed(patience)
 
     def _close(self, generation: int) -> None:
         self._admitted.discard(generation)
-        nursery = self._nurseries.pop(generation, None)
-        if nursery is not None:
-            nursery.close()
-            self._leaving = [each for each in self._leaving if each.pids()] + [nursery]
+        factory = self._factories.pop(generation, None)
+        if factory is not None:
+            factory.close()
+            self._leaving = [each for each in self._leaving if each.pids()] + [factory]
 
     def _forget_files(self, generation: int) -> None:
         for descriptor in self._files.pop(generation, {}).values():

@@ -1,129 +1,193 @@
-"""What becomes of a generation: what its zygote says, and what follows from that.
+"""Load generations of the app, and handle the messages of their zygotes.
 
-Facts about zygotes come here, as those about workers do in `lives`. A generation that can't be loaded ends the first boot, has a
-reload abandoned, and otherwise is tried again: its workers serve on meanwhile, only that none can be made.
+A generation that can't be loaded ends the first start and abandons a reload. A generation that already serves is loaded again,
+each `ZYGOTE_RETRY_S`: its workers serve on, but no more can be made until then.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from ....config.settings import Settings
 from ....errors import AppError, ClusterError, ConfigError, as_cluster_error, by_exit_code
 from ....protocol import messages
-from ..inbox import ZygoteMessage
-from ..resources import MasterPhase
-
-if TYPE_CHECKING:
-    from ..master import Master
+from ..descriptor_budget import DescriptorBudget
+from ..helpers.keeper import KeeperProcess
+from ..resources import MasterResources
+from ..state.cluster_state import ClusterState
+from ..state.inbox import GenerationFailed, ZygoteMessage
+from ..workers.health_monitor import HealthMonitor
+from ..workers.steering import Steering
+from ..workers.supervisor import WorkerSupervisor
+from .generations import GenerationTable
+from .reloader import Reloader
 
 logger = logging.getLogger("cluster2.master")
 
 ZYGOTE_RETRY_S = 1.0
-"""Seconds between two attempts to start a zygote that died or can't load what was loaded before."""
+"""Seconds between two attempts to start a zygote that ended, or can't load what was loaded before."""
 
 
 class GenerationLoader:
-    """The generations of a master, as they are loaded."""
+    """Loads the generations of a cluster."""
 
-    def __init__(self, master: Master) -> None:
-        """Nothing is loaded yet."""
-        self._master = master
+    def __init__(
+        self,
+        state: ClusterState,
+        resources: MasterResources,
+        *,
+        generations: GenerationTable,
+        reloader: Reloader,
+        supervisor: WorkerSupervisor,
+        steering: Steering,
+        health_monitor: HealthMonitor,
+        keeper: KeeperProcess | None,
+        budget: DescriptorBudget,
+    ) -> None:
+        self._state = state
+        self._resources = resources
+        self._generations = generations
+        self._reloader = reloader
+        self._supervisor = supervisor
+        self._steering = steering
+        self._health_monitor = health_monitor
+        self._keeper = keeper
+        self._budget = budget
         self._again_at: float | None = None
 
-    def on_message(self, fact: ZygoteMessage) -> None:
-        """A zygote said something, or an executed worker that loads the app; None: the zygote is gone."""
-        master = self._master
-        generation, message = fact.generation, fact.message
+    def load(self, generation: int) -> Sequence[str]:
+        """Check all that a new generation needs in this process, and start to load its code.
+
+        Returns:
+            Warnings about its options, a line each.
+
+        Raises:
+            ClusterError: an option is bad.
+        """
+        options = self._generations.read_options(generation)
+        self._health_monitor.prepare(generation, options.settings)
+        self._generations.load(generation)
+        for warning in options.warnings:
+            self._state.warn(warning)
+        return options.warnings
+
+    def drop(self, generation: int) -> None:
+        """Forget a generation of which no worker is made any more."""
+        self._generations.drop(generation)
+        self._health_monitor.drop_rules(generation)
+
+    def on_message(self, received: ZygoteMessage) -> None:
+        """Handle a message of a zygote, or of an executed worker that loads the app."""
+        generation, message = received.generation, received.message
         match message:
             case messages.Prepared():
-                try:
-                    self._prepared(generation, message)
-                except Exception as error:  # whatever it is, it is the new generation's, and the old one goes on
-                    self._failed(generation, as_cluster_error(error))
+                self._carry_out(generation, lambda: self._on_prepared(generation, message))
             case messages.Chosen():
-                try:
-                    master.adopt(generation, message)
-                except Exception as error:
-                    self._failed(generation, as_cluster_error(error))
+                self._carry_out(generation, lambda: self._on_chosen(generation, message))
             case messages.PrepareFailed():
-                self._failed(generation, by_exit_code(message.exit_code, message.message, detail=message.detail))
+                self._fail(generation, by_exit_code(message.exit_code, message.message, detail=message.detail))
             case messages.WorkerForked():
-                master.lives.on_forked(message.incarnation, message.pid)
+                self._supervisor.on_forked(message.incarnation, message.pid)
             case messages.ForkFailed():
                 if message.detail:
                     logger.warning("stacks of the fork:\n%s", message.detail)
-                master.lives.on_fork_failed(message.incarnation, message.message)
+                self._supervisor.on_fork_failed(message.incarnation, message.message)
             case None:
-                text = f"the process that imports the app died ({fact.how}); its log says why"
-                self._failed(generation, AppError(text, detail=fact.detail))
-                for handle in list(master.roster):
-                    if handle.generation == generation and handle.pid is None and handle.talk is None:
-                        master.lives.forget(handle)
+                text = f"the process that imports the app died ({received.how}); its log says why"
+                self._fail(generation, AppError(text, detail=received.detail))
+                self._supervisor.on_zygote_exited(generation)
             case _:
-                logger.warning("a zygote said what only a master says: %r", message)
+                logger.warning("a zygote sent a message that only a master sends: %r", message)
+
+    def report_failure(self, generation: int, error: ClusterError) -> None:
+        """Report that a generation which serves can't be loaded now, and schedule the next attempt."""
+        if not self._state.phase.serves or generation != self._state.wanted.generation or self._again_at is not None:
+            return
+        self._state.warn(f"no new worker can be made now: {error.message}; trying again")
+        if error.detail:
+            logger.error("%s", error.detail)
+        # Where each worker is executed the failure concerns one worker only, and its exit is counted.
+        if self._generations.factory(generation) is None:
+            self._again_at = time.monotonic() + ZYGOTE_RETRY_S
 
     def load_again(self) -> None:
-        """The wanted generation has no zygote: load it once more at the next look."""
+        """Schedule another load of the wanted generation, whose zygote has ended, for the next tick."""
         self._again_at = time.monotonic()
 
     def load_if_due(self, now: float) -> None:
-        """Load again if that is due."""
-        master = self._master
-        if self._again_at is not None and now >= self._again_at and master.phase.serves:
+        """Load the wanted generation again if that is due."""
+        if self._again_at is not None and now >= self._again_at and self._state.phase.serves:
             self._again_at = None
-            master.generations.load(master.wanted.generation)
+            self._generations.load(self._state.wanted.generation)
 
-    def _prepared(self, generation: int, message: messages.Prepared) -> None:
-        master = self._master
-        settings = master.generations.settings(generation)
-        if (why := self._unaffordable(settings, message)) is not None:
-            self._failed(generation, ConfigError(why))
-            return
+    def scale_refusal(self, slots: int) -> str | None:
+        """Return why the limit of descriptors doesn't allow so many workers of the wanted generation, or None."""
+        wanted = self._state.wanted
+        factory = self._generations.factory(wanted.generation)
+        executed = factory is not None and not factory.forks
+        steered = self._steering.sites(wanted.generation)
+        return self._budget.refusal(slots, wanted.surge, steered, 1, executed=executed)
+
+    def _fail(self, generation: int, error: ClusterError) -> None:
+        self._state.post(GenerationFailed(generation, error))
+
+    def _carry_out(self, generation: int, step: Callable[[], None]) -> None:
+        """Take a step of a new generation. Any error is a failure of that generation: the old one must go on."""
         try:
-            if master.keeping is not None and master.keeping.serves:
-                master.steering.check_change(master.wanted.generation, message.steered)
-            master.steering.open(generation, message.steered, settings.workers)
+            step()
+        except Exception as error:
+            self._fail(generation, as_cluster_error(error))
+
+    def _on_chosen(self, generation: int, chosen: messages.Chosen) -> None:
+        """Give a new generation the options that its script has chosen.
+
+        Raises:
+            ClusterError: an option is bad.
+        """
+        warnings = self._generations.fix_options(generation, chosen)
+        self._health_monitor.prepare(generation, self._generations.settings(generation))
+        self._reloader.add_warnings(warnings)
+        for warning in warnings:
+            self._state.warn(warning)
+
+    def _on_prepared(self, generation: int, message: messages.Prepared) -> None:
+        """Let workers be made of a generation that is loaded.
+
+        Raises:
+            ClusterError: the system, or the options beside those of the old generation, don't allow it.
+        """
+        settings = self._generations.settings(generation)
+        if (why := self._unaffordable(settings, message)) is not None:
+            raise ConfigError(why)
+        try:
+            if self._keeper is not None and self._keeper.serves:
+                self._steering.check_change(self._state.wanted.generation, message.steered)
+            self._steering.open(generation, message.steered, settings.workers)
         except ConfigError as error:
             names = " and ".join(sorted({message.engines[site] for site in message.steered}))
-            self._failed(generation, ConfigError(f"engine {names}: {error.message}"))
-            return
+            raise ConfigError(f"engine {names}: {error.message}") from error
         self._again_at = None
-        if master.estate.logbook is not None:
-            master.estate.logbook.set_owner(message.owner)
-        if master.keeping is not None:
-            master.keeping.apply_settings(settings, message.movable)
-        master.generations.on_ready(generation)
+        if self._resources.logbook is not None:
+            self._resources.logbook.set_owner(message.owner)
+        if self._keeper is not None:
+            self._keeper.apply_settings(settings, message.movable)
+        self._generations.on_ready(generation)
         if settings.preload:
             for warning in message.warnings:
-                master.warn(warning)
+                self._state.warn(warning)
         if message.threads or not settings.preload:
-            master.generations.each_executed(generation)
-        if master.reloader.proves(generation):
-            master.lives.restarts.release()  # slots of the old code that back off: the new code is tried at once
-            master.reloader.on_loaded()
+            self._generations.each_executed(generation)
+        if self._state.is_new(generation):
+            self._state.restarts.release()  # slots of the old code that back off: the new code is tried at once
+            self._reloader.on_loaded()
 
     def _unaffordable(self, settings: Settings, message: messages.Prepared) -> str | None:
         """Return why the limit of descriptors doesn't allow the workers of a new generation, or None."""
-        master = self._master
-        slots = master.wanted.slots if settings.workers == master.settings.workers else settings.workers
-        if master.phase.serves and slots <= master.wanted.slots:
+        wanted = self._state.wanted
+        slots = wanted.slots if settings.workers == self._state.settings.workers else settings.workers
+        if self._state.phase.serves and slots <= wanted.slots:
             return None  # there are as many already
         executed = bool(message.threads) or not settings.preload
-        return master.unaffordable(slots, settings.max_surge, message.steered, 2, executed=executed)
-
-    def _failed(self, generation: int, error: ClusterError) -> None:
-        master = self._master
-        if master.phase is MasterPhase.BOOTING:
-            master.departure.fail(error)
-        elif master.reloader.proves(generation):
-            master.reloader.abandon(error)
-        elif master.phase.serves and generation == master.wanted.generation and self._again_at is None:
-            master.warn(f"no new worker can be made now: {error.message}; trying again")
-            if error.detail:
-                logger.error("%s", error.detail)
-            if master.generations.nursery(generation) is not None:
-                return  # each worker is executed: only that one is concerned, and its exit is counted
-            self._again_at = time.monotonic() + ZYGOTE_RETRY_S
+        return self._budget.refusal(slots, settings.max_surge, message.steered, 2, executed=executed)

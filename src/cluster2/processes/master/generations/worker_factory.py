@@ -21,8 +21,9 @@ from .... import events
 from ....errors import AppError, ClusterError
 from ....linux.forking import FORK_TIMEOUT_S
 from ....protocol import codec, messages
+from ....protocol.worker_descriptors import WorkerDescriptors
 from ..helpers.child import KILL_TIMEOUT_S, ChildProcess
-from ..inbox import Fact, ZygoteMessage
+from ..state.inbox import InboxMessage, ZygoteMessage
 
 CHANNEL_BUFFER_BYTES = 1 << 18
 """Of the channel, in bytes: a traceback must fit."""
@@ -54,7 +55,7 @@ class WorkerFactory:
         self,
         prepare: messages.Prepare,
         argv: Sequence[str],
-        put: Callable[[Fact], None],
+        post: Callable[[InboxMessage], None],
         patience: float = 60.0,
         files: Sequence[int] = (),
         *,
@@ -66,7 +67,7 @@ class WorkerFactory:
         Args:
             prepare: what to load.
             argv: the program that is the child: absolute path and arguments.
-            put: takes the facts about it.
+            post: takes the facts about it.
             patience: seconds that loading may take.
             files: descriptors that travel with each order to prepare; they remain the caller's.
             scripted: the program is a script, which reads its options itself.
@@ -78,7 +79,7 @@ class WorkerFactory:
         self._files = files
         self._argv = argv
         self._scripted = scripted
-        self._put = put
+        self._post = post
         self._emit = emit
         self._loop = asyncio.get_running_loop()
         self._zygote: ChildProcess | None = None
@@ -116,7 +117,7 @@ class WorkerFactory:
         """Whether workers are forked from the zygote, not executed one by one."""
         return self._forks
 
-    def spawn(self, order: messages.Fork, descriptors: Sequence[int]) -> None:
+    def spawn(self, order: messages.Fork, descriptors: WorkerDescriptors) -> None:
         """Make a worker. A fact tells its pid, or that there is none. The descriptors remain the caller's.
 
         Raises:
@@ -124,26 +125,22 @@ class WorkerFactory:
         """
         if self._forks:
             assert self._zygote is not None
-            self._zygote.channel.send(codec.pack_order(order), descriptors)
+            self._zygote.channel.send(codec.pack_order(order), descriptors.to_list())
             self._unanswered.add(order.incarnation)
             if self._answer_limit is None:
                 self._limit_answer()
             return
         with contextlib.ExitStack() as unsent:
-            copies = []
-            for descriptor in descriptors:
+            copies: list[int] = []
+            for descriptor in descriptors.to_list():
                 copies.append(os.dup(descriptor))
                 unsent.callback(os.close, copies[-1])
-            child = self._execute(reap=False, stacks_file=copies[messages.STACKS_FILE_INDEX])
+            stacks_file = WorkerDescriptors.from_list(copies, order).stacks_file
+            child = self._execute(reap=False, stacks_file=stacks_file)
             self._listen(child, lambda message: self._from_alone(order.incarnation, message))
             unsent.pop_all()
         self._alone[order.incarnation] = StandaloneWorker(child, msgspec.structs.replace(order, become=True), copies)
         self._send(messages.WorkerForked(order.incarnation, child.pid))
-
-    @property
-    def executes(self) -> bool:
-        """Whether each worker is executed and imports the app itself."""
-        return not self._forks
 
     def reopen_logs(self) -> None:
         """The zygote is to open its log again; one that doesn't listen does so before its next fork."""
@@ -169,7 +166,7 @@ class WorkerFactory:
         await asyncio.gather(*(child.wait_closed(patience) for child in self._leaving))
 
     def _send(self, message: messages.Orders | None) -> None:
-        self._put(ZygoteMessage(self._prepare.generation, message))
+        self._post(ZygoteMessage(self._prepare.generation, message))
 
     def _too_slow(self) -> None:
         zygote = self._zygote
@@ -238,7 +235,7 @@ class WorkerFactory:
             await asyncio.wait({zygote.left}, timeout=_EXIT_GRACE_S + KILL_TIMEOUT_S)
             how = zygote.left.result() if zygote.left.done() else "it doesn't end"
             stacks, self._stacks = self._stacks, ""
-            self._put(ZygoteMessage(self._prepare.generation, None, " ".join(filter(None, (how, doing))), stacks))
+            self._post(ZygoteMessage(self._prepare.generation, None, " ".join(filter(None, (how, doing))), stacks))
 
         self._start(tell())
 

@@ -18,7 +18,7 @@ from typing import ClassVar
 from ....core.planning import RestartBackoff
 from ....linux.descriptor_passing import PacketError
 from ....linux.scoreboard import Header
-from ..inbox import Fact, HelperExited
+from ..state.inbox import HelperExited, InboxMessage
 from .child import ChildProcess
 
 logger = logging.getLogger("cluster2.master")
@@ -35,15 +35,15 @@ class HelperProcess(ABC):
     name: ClassVar[str]
     patience: ClassVar[float]
 
-    def __init__(self, header: Header, pauses: RestartBackoff, put: Callable[[Fact], None]) -> None:
+    def __init__(self, header: Header, pauses: RestartBackoff, post: Callable[[InboxMessage], None]) -> None:
         """Nothing is started yet.
 
         Args:
-            put: takes the fact that it is gone.
+            post: takes the fact that it is gone.
         """
         self._header = header
         self._pauses = pauses
-        self._put = put
+        self._post = post
         self._loop = asyncio.get_running_loop()
         self._child: ChildProcess | None = None
         self._born = 0.0
@@ -67,7 +67,7 @@ class HelperProcess(ABC):
         try:
             self._child = self._execute()
         except (OSError, PacketError) as error:
-            self._put(HelperExited(self.name, f"can't be started: {error}"))
+            self._post(HelperExited(self.name, f"can't be started: {error}"))
             return
         setattr(self._header, f"{self.name}_pid", self._child.pid)
         self._child.left.add_done_callback(self._ended)
@@ -138,4 +138,4 @@ class HelperProcess(ABC):
             self._renewing = False
             self.start()
         else:
-            self._put(HelperExited(self.name, f"is gone ({left.result()}){what}"))
+            self._post(HelperExited(self.name, f"is gone ({left.result()}){what}"))

@@ -13,8 +13,8 @@ from ....config.settings import Settings
 from ....core.planning import RestartBackoff
 from ....linux import handover
 from ....linux.scoreboard import Scoreboard
-from ..inbox import Fact, HelperExited
 from ..resources import MasterResources
+from ..state.inbox import HelperExited, InboxMessage
 from .child import ChildProcess
 from .helper import HelperProcess
 
@@ -45,7 +45,7 @@ class KeeperProcess(HelperProcess):
         board: Scoreboard,
         sites: int,
         options: Settings,
-        put: Callable[[Fact], None],
+        post: Callable[[InboxMessage], None],
         unix: Collection[int] = (),
         log: str = "",
     ) -> None:
@@ -54,11 +54,11 @@ class KeeperProcess(HelperProcess):
         Args:
             sites: how many apps there are.
             options: of the cluster.
-            put: takes the fact that it is gone.
+            post: takes the fact that it is gone.
             unix: indices of those that listen on a Unix socket, where TLS is never spoken.
             log: the file that its output goes to; "": it stays where it is.
         """
-        super().__init__(board.header, RestartBackoff(KEEPER_SETTLED_S, KEEPER_BACKOFF_S, KEEPER_MAX_BACKOFF_S), put)
+        super().__init__(board.header, RestartBackoff(KEEPER_SETTLED_S, KEEPER_BACKOFF_S, KEEPER_MAX_BACKOFF_S), post)
         self.serves = False
         self._board = board
         self._sites = sites
@@ -70,15 +70,15 @@ class KeeperProcess(HelperProcess):
         self._bound: asyncio.TimerHandle | None = None
 
     @classmethod
-    def from_resources(cls, estate: MasterResources, put: Callable[[Fact], None]) -> KeeperProcess | None:
+    def from_resources(cls, resources: MasterResources, post: Callable[[InboxMessage], None]) -> KeeperProcess | None:
         """That of a cluster; None if it shall have none."""
-        settings = estate.options[0]
+        settings = resources.options[0]
         if not settings.keeper:
             return None
-        sites = 1 + max(site for site, _ in estate.listeners)
-        unix = {site for site, listener in estate.listeners if listener.sock.family == socket.AF_UNIX}
-        log = "" if estate.logbook is None else estate.logbook.output
-        return cls(estate.board, sites, settings, put, unix, log)
+        sites = 1 + max(site for site, _ in resources.listeners)
+        unix = {site for site, listener in resources.listeners if listener.sock.family == socket.AF_UNIX}
+        log = "" if resources.logbook is None else resources.logbook.output
+        return cls(resources.board, sites, settings, post, unix, log)
 
     def apply_settings(self, settings: Settings, movable: Collection[int]) -> None:
         """A generation is loaded: of these apps connections can move, if they are plain. Start a keeper if it is the first."""
@@ -107,7 +107,7 @@ class KeeperProcess(HelperProcess):
         if not self.serves:
             return
         if self._child is None:
-            self._put(HelperExited(self.name, "is gone"))  # nobody else will tell the workers that nothing comes back
+            self._post(HelperExited(self.name, "is gone"))  # nobody else will tell the workers that nothing comes back
             return
         try:
             # One that is stuck must not hold up the end.

@@ -9,14 +9,14 @@ from collections.abc import Callable, Container, Sequence
 
 import msgspec
 
-from .... import __version__
 from ....config.settings import Settings
 from ....core.planning import RestartBackoff
 from ....linux.listeners import Listener
 from ....linux.scoreboard import Scoreboard
 from ....protocol import codec, messages
-from ..inbox import Fact
+from ....version import __version__
 from ..resources import MasterResources
+from ..state.inbox import InboxMessage
 from .child import ChildProcess
 from .helper import HelperProcess
 
@@ -51,17 +51,19 @@ class MonitorProcess(HelperProcess):
         board: Scoreboard,
         listeners: Sequence[Listener],
         order: messages.StartMonitor,
-        put: Callable[[Fact], None],
+        post: Callable[[InboxMessage], None],
         admit: Admit,
     ) -> None:
         """Nothing is started yet.
 
         Args:
             listeners: of its ports; stay open here, so that nobody else takes the ports and who asks meanwhile waits.
-            put: takes the fact that it is gone.
+            post: takes the fact that it is gone.
             admit: hears it on a socket, as far as these verbs go.
         """
-        super().__init__(board.header, RestartBackoff(MONITOR_SETTLED_S, MONITOR_BACKOFF_S, MONITOR_MAX_BACKOFF_S), put)
+        super().__init__(
+            board.header, RestartBackoff(MONITOR_SETTLED_S, MONITOR_BACKOFF_S, MONITOR_MAX_BACKOFF_S), post
+        )
         self.address = str(listeners[0].address)
         self._board = board
         self._listeners = listeners
@@ -70,22 +72,22 @@ class MonitorProcess(HelperProcess):
 
     @classmethod
     def from_resources(
-        cls, estate: MasterResources, put: Callable[[Fact], None], admit: Admit
+        cls, resources: MasterResources, post: Callable[[InboxMessage], None], admit: Admit
     ) -> MonitorProcess | None:
         """That of a cluster; None if it shall have none."""
-        if not estate.monitor:
+        if not resources.monitor:
             return None
-        ports = [getattr(listener.address, "port", 0) for _, listener in estate.listeners]
+        ports = [getattr(listener.address, "port", 0) for _, listener in resources.listeners]
         order = messages.StartMonitor(
-            settings=estate.options[0].to_wire(),
+            settings=resources.options[0].to_wire(),
             port=next((port for port in ports if port), 0),
             master=os.getpid(),
             version=__version__,
-            addresses=[str(listener.address) for _, listener in estate.listeners],
-            address=str(estate.monitor[0].address),
-            log="" if estate.logbook is None else estate.logbook.output,
+            addresses=[str(listener.address) for _, listener in resources.listeners],
+            address=str(resources.monitor[0].address),
+            log="" if resources.logbook is None else resources.logbook.output,
         )
-        return cls(estate.board, estate.monitor, order, put, admit)
+        return cls(resources.board, resources.monitor, order, post, admit)
 
     def allowed_commands(self) -> frozenset[str]:
         """The verbs that it may ask for: what its own clients may have done, and no more, should somebody get hold of it."""

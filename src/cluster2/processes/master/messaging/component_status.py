@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from ....core.reducers import REDUCERS, Reducer, named
 from ....errors import ClusterError
 from ....protocol import codec, messages
-
-if TYPE_CHECKING:
-    from .hub import WorkerLink
+from .worker_link import WorkerLink
 
 STATUS_TIMEOUT_S = 3.0
 """Seconds that a worker may take to answer; who hasn't by then is missing from the answer."""

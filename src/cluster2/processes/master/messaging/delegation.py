@@ -13,7 +13,7 @@ import logging
 import traceback
 from collections.abc import Callable
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -21,9 +21,7 @@ from ....core.single_flight import Flight, SingleFlight
 from ....errors import ConfigError, raised_in
 from ....protocol import codec, messages
 from .handler_threads import HandlerThreads
-
-if TYPE_CHECKING:
-    from .hub import WorkerLink
+from .worker_link import WorkerLink
 
 logger = logging.getLogger("cluster2.app")
 
@@ -38,7 +36,7 @@ HANDLER_CANCEL_GRACE_S = 1.0
 _MAX_TRACEBACK_CHARS = 1 << 16
 
 Handler = Callable[..., Any]
-Asker = tuple["WorkerLink", int]
+Asker = tuple[WorkerLink, int]
 
 
 class DelegateRequest(msgspec.Struct, frozen=True):
@@ -136,11 +134,11 @@ class Delegation:
         if kind is None:
             self._no_handler(link, number, message.delegate)
             return
-        if number in link.asked:
+        if number in link.open_calls:
             raise codec.ProtocolError(f"it asked {number} twice")
         if not number:
-            link.lone += 1
-            link.weight += len(message.origin)
+            link.fire_and_forget += 1
+            link.pending_bytes += len(message.origin)
             kind.flights.join_or_begin((link, message), None, None, inf)
         else:
             key = None
@@ -153,25 +151,25 @@ class Delegation:
                 if self._looking is None:
                     self._looking = self._loop.call_later(DEADLINE_POLL_INTERVAL_S, self._expire_flights)
             flight = kind.flights.join_or_begin((link, message), key, (link, number), deadline)
-            link.weight += len(message.origin)
-            link.asked[number] = (kind, flight, len(message.origin))
+            link.pending_bytes += len(message.origin)
+            link.open_calls[number] = (kind, flight, len(message.origin))
             if flight.begun:
                 return
         self._begin(kind)
 
     def on_give_up(self, link: WorkerLink, number: int) -> None:
         """A worker doesn't wait for that any more."""
-        found = link.asked.pop(number, None)
+        found = link.open_calls.pop(number, None)
         if found is not None:
             kind, flight, weight = found
-            link.weight -= weight
+            link.pending_bytes -= weight
             if kind.flights.leave(flight, (link, number)):
                 self._cancel(flight)
             link.release()
 
     def on_disconnect(self, link: WorkerLink) -> None:
         """A worker is gone, and waits for nothing."""
-        for number in list(link.asked):
+        for number in list(link.open_calls):
             self.on_give_up(link, number)
 
     # Doing it
@@ -209,8 +207,8 @@ class Delegation:
         lone = flight.lone
         askers = kind.flights.finish(flight)
         if lone:
-            link.lone -= 1
-            link.weight -= len(message.origin)
+            link.fire_and_forget -= 1
+            link.pending_bytes -= len(message.origin)
             link.release()
         elif not askers:
             self.late += 1
@@ -237,10 +235,10 @@ class Delegation:
         )  # fmt: skip
 
     def _answer(self, link: WorkerLink, number: int, value: msgspec.Raw, failure: messages.Failure | None) -> None:
-        found = link.asked.pop(number, None)
+        found = link.open_calls.pop(number, None)
         if found is None:
             return
-        link.weight -= found[2]
+        link.pending_bytes -= found[2]
         try:
             link.send_if_room(messages.CallResult(number, value, failure), MAX_UNREAD_ANSWER_BYTES)
         except ValueError as error:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 from .... import events
 from ....errors import ClusterError
@@ -19,34 +19,9 @@ from ....protocol import codec, messages
 from ....runtime.event_emitter import Emitter
 from .component_status import ComponentStatuses
 from .delegation import Delegation
+from .worker_link import WorkerLink
 
 logger = logging.getLogger("cluster2.master")
-
-
-class WorkerLink(Protocol):
-    """The way to a worker."""
-
-    pid: int
-    slot: int
-    asked: dict[int, Any]
-    lone: int
-    weight: int
-    dropped: int
-
-    def send(self, message: messages.Talk) -> None:
-        """Say something."""
-
-    def send_if_room(self, message: messages.Talk, bound: int = ...) -> bool:
-        """Say something that can be spared; whether it was said."""
-
-    def release(self) -> None:
-        """Some of its work is done: it may ask for more."""
-
-    def hold_until(self, ready: Callable[[], bool]) -> None:
-        """Hear nothing of it until that is true."""
-
-    def close(self) -> None:
-        """End it."""
 
 
 class MessageHub:

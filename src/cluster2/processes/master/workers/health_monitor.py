@@ -1,7 +1,7 @@
-"""The regular look at each worker that serves: whether it has passed a threshold, whether it is stuck, whether its clients are.
+"""Check each worker that serves: has it passed a threshold, is it stuck, are its clients stalled.
 
-A worker that is stuck is replaced in this order: its stacks are taken, since they tell why; its successor is made; when that
-is ready, it goes: at once if its loop is stuck, and with a drain if it is one request of many that takes too long.
+A stuck worker is replaced in this order. Its stacks are taken, since they show the cause. Its successor is made. When the
+successor is ready, the stuck worker leaves: it is killed if its loop is stuck, and drains if one request of many takes too long.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from ....core.lifecycle import WorkerState
 from ....errors import ConfigError, one_line, raised_in, trace
 from ....linux import processes, stacks
 from ....linux.scoreboard import Scoreboard
-from ..inbox import Command, Fact, Tick
-from .handle import Handle
+from ..state.handle import WorkerHandle
+from ..state.inbox import InboxMessage, Tick
 from .stalled_clients import StalledClientReporter
 
 logger = logging.getLogger("cluster2.master")
 
 _MEMORY_INTERVAL_S = 5.0
-"""Seconds between two measurements of a worker's memory: each walks its page tables."""
+"""Seconds between two measurements of a worker's memory. Each walks its page tables."""
 
 
 class HealthRules:
-    """What is to be known of workers to judge them."""
+    """The limits of one generation, and the measurements that are compared with them."""
 
     def __init__(self, board: Scoreboard, settings: Settings) -> None:
-        """Make it anew when the options have been read again.
+        """Make the rules of a generation from its options.
 
         Raises:
             ConfigError: `recycle_when` names nothing that can be called.
@@ -50,21 +50,21 @@ class HealthRules:
         self._limits = health.Limits(
             settings.conn_threshold, settings.request_threshold, settings.uptime_threshold, settings.memory_threshold
         )
-        self._predicate = _predicate(settings)
+        self._predicate = _load_predicate(settings)
         self._stretch: dict[int, float] = {}
         self._memory: dict[int, tuple[float, int]] = {}
 
-    def threshold_passed(self, handle: Handle, now: float) -> str | None:
-        """Why the worker has done enough, or None."""
+    def threshold_passed(self, handle: WorkerHandle, now: float) -> str | None:
+        """Return the threshold that the worker has passed, or None."""
         vitals = self._vitals(handle, now)
         factor = self._stretch.setdefault(handle.incarnation, 1 + random.random() * self._settings.threshold_jitter)
         reason = health.threshold_passed(self._limits.stretched(factor), vitals)
-        if reason is None and self._predicate is not None and self._reports_itself(handle, vitals):
+        if reason is None and self._predicate is not None and self._predicate_matches(handle, vitals):
             return "recycle_when"
         return reason
 
-    def trouble(self, handle: Handle, now: float) -> health.Trouble | None:
-        """How the worker is stuck, or None."""
+    def trouble(self, handle: WorkerHandle, now: float) -> health.Trouble | None:
+        """Return the way in which the worker is stuck, or None."""
         return health.trouble(
             self._vitals(handle, now),
             now,
@@ -72,23 +72,23 @@ class HealthRules:
             request_timeout=self._settings.request_timeout,
         )
 
-    def forget(self, handle: Handle) -> None:
-        """The worker is gone."""
+    def forget(self, handle: WorkerHandle) -> None:
+        """Forget a worker that has ended."""
         self._stretch.pop(handle.incarnation, None)
         self._memory.pop(handle.incarnation, None)
 
-    def _vitals(self, handle: Handle, now: float) -> health.Vitals:
+    def _vitals(self, handle: WorkerHandle, now: float) -> health.Vitals:
         row = self._board.row(handle.row)
         return health.Vitals(
             connections=row.accepted,
             requests=row.requests,
             uptime=handle.uptime(now),
-            memory=self._weigh(handle, now),
+            memory=self._memory_of(handle, now),
             heartbeat=handle.deadline(row, now),
             request_deadline=row.request_deadline,
         )
 
-    def _weigh(self, handle: Handle, now: float) -> int | None:
+    def _memory_of(self, handle: WorkerHandle, now: float) -> int | None:
         if not self._settings.memory_threshold and self._predicate is None:
             return None
         when, size = self._memory.get(handle.incarnation, (0.0, 0))
@@ -98,13 +98,13 @@ class HealthRules:
             except ProcessLookupError:
                 size = 0
             except OSError:
-                pass  # no descriptor is left: what was measured last counts
+                pass  # no descriptor is left: the last measurement counts
             self._memory[handle.incarnation] = now, size
         return size
 
-    def _reports_itself(self, handle: Handle, vitals: health.Vitals) -> bool:
+    def _predicate_matches(self, handle: WorkerHandle, vitals: health.Vitals) -> bool:
         assert self._predicate is not None
-        facts = {
+        view = {
             "pid": handle.pid,
             "slot": handle.slot,
             "generation": handle.generation,
@@ -114,95 +114,85 @@ class HealthRules:
             "memory": vitals.memory,
         }
         try:
-            return bool(self._predicate(facts))
+            return bool(self._predicate(view))
         except (Exception, SystemExit) as error:
             logger.error("recycle_when raised", exc_info=raised_in(error))
             return False
 
 
 class HealthMonitor:
-    """Looks at the workers, and sees to those that have to go."""
+    """Checks the workers, and marks those for replacement that have to leave."""
 
-    def __init__(self, board: Scoreboard, put: Callable[[Fact], None], warn: Callable[[str], None]) -> None:
-        """Nothing is looked at before `apply_rules`.
+    def __init__(self, board: Scoreboard, post: Callable[[InboxMessage], None], warn: Callable[[str], None]) -> None:
+        """Make a monitor. It checks nothing before `apply_rules`.
 
         Args:
-            put: takes the fact that a stuck worker's stacks have been taken.
+            post: takes the message that a stuck worker's stacks have been taken.
         """
         self._board = board
-        self._put = put
+        self._post = post
         self._warn = warn
-        self._judges: dict[int, HealthRules] = {}
-        self._judge: HealthRules | None = None
-        self._stalls = StalledClientReporter(board)
+        self._rules_of: dict[int, HealthRules] = {}
+        self._rules: HealthRules | None = None
+        self._stalled_clients = StalledClientReporter(board)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def prepare(self, generation: int, settings: Settings) -> None:
-        """Make the rules of a generation, without applying them: what can be wrong with them is found here.
+        """Make the rules of a generation, without applying them. Errors in them are found here.
 
         Raises:
             ConfigError: `recycle_when` names nothing that can be called.
         """
-        self._judges[generation] = HealthRules(self._board, settings)
+        self._rules_of[generation] = HealthRules(self._board, settings)
 
     def apply_rules(self, generation: int) -> None:
         """Apply the rules of this generation from now on."""
-        self._judge = self._judges[generation]
+        self._rules = self._rules_of[generation]
 
     def drop_rules(self, generation: int) -> None:
         """Forget the rules of a generation."""
-        self._judges.pop(generation, None)
+        self._rules_of.pop(generation, None)
 
-    def check_all(self, roster: Iterable[Handle], now: float) -> None:
-        """Look at each worker that serves."""
-        assert self._judge is not None
-        if (told := self._stalls.report_if_due(roster, now)) is not None:
-            self._warn(told)
-        for handle in roster:
+    def check_all(self, workers: Iterable[WorkerHandle], now: float) -> None:
+        """Check each worker that is ready."""
+        assert self._rules is not None
+        if (report := self._stalled_clients.report_if_due(workers, now)) is not None:
+            self._warn(report)
+        for handle in workers:
             if handle.state is not WorkerState.READY or handle.reason == "hang":
                 continue
-            if (trouble := self._judge.trouble(handle, now)) is not None:
+            if (trouble := self._rules.trouble(handle, now)) is not None:
                 self._stuck(handle, trouble)
-            elif handle.replace is None and (why := self._judge.threshold_passed(handle, now)) is not None:
+            elif handle.replace is None and (why := self._rules.threshold_passed(handle, now)) is not None:
                 logger.info("%s is recycled (%s)", handle, why)
-                handle.replace, handle.reason = now, "recycle"
+                handle.mark_for_replacement("recycle", now)
 
-    def forget(self, handle: Handle) -> None:
-        """The worker is gone."""
-        for judge in self._judges.values():
-            judge.forget(handle)
+    def forget(self, handle: WorkerHandle) -> None:
+        """Forget a worker that has ended."""
+        for rules in self._rules_of.values():
+            rules.forget(handle)
 
-    def tell_stacks(self, workers: list[Handle], command: Command) -> None:
-        """Answer with the stacks of these workers."""
-
-        async def tell() -> None:
-            found = [{"pid": handle.pid, "slot": handle.slot, "stacks": await _stacks_of(handle)} for handle in workers]
-            command.answer({"workers": found})
-
-        self._start(tell())
-
-    def _stuck(self, handle: Handle, trouble: Trouble) -> None:
-        handle.reason = "hang"
-        handle.drain_first = trouble is Trouble.REQUEST
+    def _stuck(self, handle: WorkerHandle, trouble: Trouble) -> None:
+        handle.mark_stuck(drain_first=trouble is Trouble.REQUEST)
         self._warn(f"{handle} is replaced: {trouble.value}")
 
         async def take() -> None:
             try:
-                handle.stacks = await _stacks_of(handle)
+                handle.stacks = await stacks_of(handle)
                 logger.warning("stacks of %s:\n%s", handle, handle.stacks)
             finally:
-                handle.replace = time.monotonic()
-                self._put(Tick())
+                handle.mark_for_replacement("hang", time.monotonic())
+                self._post(Tick())
 
         self._start(take())
 
-    def take_stacks(self, handle: Handle, then: Fact) -> None:
-        """Log the stacks of a worker that is about to be killed, then put this fact."""
+    def take_stacks(self, handle: WorkerHandle, then: InboxMessage) -> None:
+        """Log the stacks of a worker that is about to be killed, then post this message."""
 
         async def take() -> None:
-            handle.stacks = await _stacks_of(handle)
+            handle.stacks = await stacks_of(handle)
             logger.warning("stacks of %s:\n%s", handle, handle.stacks)
-            self._put(then)
+            self._post(then)
 
         self._start(take())
 
@@ -212,11 +202,12 @@ class HealthMonitor:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _stacks_of(handle: Handle) -> str:
+async def stacks_of(handle: WorkerHandle) -> str:
+    """Return the Python stacks of a worker, or a line that says why there are none."""
     if handle.pidfd is None or handle.pid is None or handle.state is WorkerState.DEAD:
         return "no stacks: it has ended"
     try:
-        with contextlib.ExitStack() as copies:  # since it may be buried while we wait
+        with contextlib.ExitStack() as copies:  # its exit may be recorded, and these closed, before it has written
             pidfd = os.dup(handle.pidfd)
             copies.callback(os.close, pidfd)
             file = os.dup(handle.stacks_file)
@@ -226,7 +217,7 @@ async def _stacks_of(handle: Handle) -> str:
         return f"no stacks: {error.strerror}"
 
 
-def _predicate(settings: Settings) -> Callable[[dict[str, Any]], Any] | None:
+def _load_predicate(settings: Settings) -> Callable[[dict[str, Any]], Any] | None:
     named: Any = settings.recycle_when
     found = _imported(named, settings) if isinstance(named, str) else named
     if found is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ....linux.scoreboard import Scoreboard
-from .handle import Handle
+from ..state.handle import WorkerHandle
 
 STALL_REPORT_INTERVAL_S = 60.0
 """Seconds between two warnings."""
@@ -25,7 +25,7 @@ class StalledClientReporter:
         self._untold = 0
         self._told_at = float("-inf")
 
-    def report_if_due(self, workers: Iterable[Handle], now: float) -> str | None:
+    def report_if_due(self, workers: Iterable[WorkerHandle], now: float) -> str | None:
         """Add up what has come since the last look. Returns what is to be told, if it is time to."""
         seen = {}
         for handle in workers:

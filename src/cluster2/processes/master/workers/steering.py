@@ -35,7 +35,7 @@ from ....linux import accept_queues
 from ....linux.listeners import Listener, shut
 from ....linux.scoreboard import Row, Scoreboard
 from ....linux.steered_group import SteeredGroup
-from .handle import Handle
+from ..state.handle import WorkerHandle
 
 logger = logging.getLogger("cluster2.master")
 
@@ -129,7 +129,7 @@ class Steering:
         if place is not None:
             self._taken.discard(place)
 
-    def descriptors(self, handle: Handle) -> list[int]:
+    def descriptors(self, handle: WorkerHandle) -> list[int]:
         """What a worker listens on, a descriptor for each listener of the cluster."""
         sites = self._sites.get(handle.generation, frozenset())
         return [
@@ -159,7 +159,7 @@ class Steering:
         shared = any(not sites for sites in self._sites.values())
         return any(self.waiting(each) for each in places if each not in self._taken and (each or not shared))
 
-    def steer(self, roster: Iterable[Handle], now: float) -> None:
+    def steer(self, roster: Iterable[WorkerHandle], now: float) -> None:
         """Let new connections go to those that serve now, and aren't stuck."""
         if not self._groups:
             return
@@ -228,7 +228,7 @@ class Steering:
             group.close()
         self._groups.clear()
 
-    def _is_late(self, handle: Handle, now: float) -> bool:
+    def _is_late(self, handle: WorkerHandle, now: float) -> bool:
         return handle.deadline(self._board.row(handle.row), now) < now
 
     def _make_group(self, listener: Listener, places: int) -> SteeredGroup:

@@ -1,6 +1,7 @@
-"""What becomes of workers: from the order to make one to its burial.
+"""Supervise workers from the order to make one until its exit is recorded.
 
-Facts about a worker come here; the lifecycle's table says what follows (`lifecycle`), and `actions` does it.
+Messages about a worker come here. The lifecycle's table (`core.lifecycle`) says what follows from one, and `lifecycle_actions`
+does it.
 """
 
 from __future__ import annotations
@@ -12,266 +13,320 @@ import os
 import signal
 import socket
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from .... import events
-from ....core import lifecycle, planning
+from ....core import lifecycle
 from ....core.lifecycle import WorkerState
 from ....errors import AppError, ClusterError, by_exit_code
 from ....events import during
 from ....linux import app_forks, processes, stacks
 from ....linux.processes import ExitStatus
 from ....protocol import messages
+from ....protocol.worker_descriptors import WorkerDescriptors
 from ....runtime.step_guard import reason
 from ..helpers.child import KILL_TIMEOUT_S
-from ..inbox import ProtocolViolation, StateTimeout
-from ..resources import MasterPhase
-from .handle import Handle
-from .lifecycle_actions import Actions, reason_of
+from ..helpers.keeper import KeeperProcess
+from ..messaging.hub import MessageHub
+from ..resources import MasterResources
+from ..state.cluster_state import ClusterState, MasterPhase
+from ..state.handle import WorkerHandle
+from ..state.inbox import (
+    GenerationFailed,
+    ProtocolViolation,
+    StartFailed,
+    StateTimeout,
+    WorkerExitFailed,
+    WorkerStartFailed,
+)
+from .health_monitor import HealthMonitor
+from .lifecycle_actions import LifecycleActions, reason_of
+from .steering import Steering
 from .worker_channel import WorkerChannel
 
-if TYPE_CHECKING:
-    from ..master import Master
-
 logger = logging.getLogger("cluster2.master")
-_of_apps = logging.getLogger("cluster2.app")
+_app_logger = logging.getLogger("cluster2.app")
 
 SPAWN_REFUSED = "no worker can be made"
-"""What is reported when the system refuses to make one."""
+"""The report when the system refuses to make one."""
 _BOOT_REFUSAL_INTERVAL_S = 1.0
-"""Seconds for which the system may refuse all workers at the first start before that is given up."""
+"""Seconds for which the system may refuse all workers at the first start before the start fails."""
 _STACKS_FIRST = frozenset({WorkerState.SPAWNING, WorkerState.BOOTING, WorkerState.DRAINING})
 """States in which a worker that has stayed for too long is killed, after its stacks have been logged."""
 
 
-class WorkerSupervisor:
-    """The workers of a master, as they come and go.
+class WorkerSource(Protocol):
+    """The part that makes the workers of a generation (`generations.worker_factory`).
 
     Attributes:
-        restarts: when a crashed one may be replaced.
-        actions: what is done to them.
+        forks: its workers are forked. False: each is executed and imports the app itself.
     """
 
-    def __init__(self, master: Master) -> None:
-        """There is no worker yet."""
-        self._master = master
-        estate = master.estate
-        settings = estate.options[0]
-        self.restarts = planning.Restarts(settings.restart_limit, settings.restart_window)
+    @property
+    def forks(self) -> bool:
+        """True if workers are forked."""
+
+    def spawn(self, order: messages.Fork, descriptors: WorkerDescriptors) -> None:
+        """Order a worker. The descriptors remain the caller's."""
+
+
+class WorkerSupervisor:
+    """The workers of a cluster.
+
+    Attributes:
+        actions: the actions of the lifecycle's table.
+    """
+
+    def __init__(
+        self,
+        state: ClusterState,
+        resources: MasterResources,
+        *,
+        source: Callable[[int], WorkerSource | None],
+        steering: Steering,
+        health_monitor: HealthMonitor,
+        hub: MessageHub,
+        keeper: KeeperProcess | None,
+        children: Callable[[], set[int]],
+    ) -> None:
+        """Supervise a cluster that has no worker yet.
+
+        Args:
+            source: returns the source of workers of a generation, or None while none can be made.
+            children: returns the pids that this process reaps.
+        """
+        self._state = state
+        self._resources = resources
+        self._source = source
+        self._steering = steering
+        self._health_monitor = health_monitor
+        self._hub = hub
+        self._keeper = keeper
+        self._children = children
         self._refused_since: float | None = None
-        self.actions = Actions(settings, estate.board, estate.pids, master.roster, master.post, master.emit, self.steer)
+        self.actions = LifecycleActions(state, resources.board, resources.pids, self.steer)
 
     def steer(self) -> None:
-        """Who serves has changed: so does who gets new connections."""
-        with self._master.guard("new connections can't be steered"):
-            self._master.steering.steer(self._master.roster, time.monotonic())
+        """Steer new connections to the workers that are ready now."""
+        with self._state.guard("new connections can't be steered"):
+            self._steering.steer(self._state.registry, time.monotonic())
+
+    # Messages
 
     def on_forked(self, incarnation: int, pid: int) -> None:
-        """A worker has a process, says its zygote or the worker itself; the first to say so counts."""
-        handle = self._master.roster.find(incarnation)
+        """Record the pid of a worker. Its zygote and the worker itself report it; the first report counts."""
+        handle = self._state.registry.find(incarnation)
         if handle is None:
             self._kill_unwanted(pid)
             return
         if handle.pid is not None:
-            return  # told twice, by the zygote and by the worker itself
-        handle.pid = self._master.estate.board.row(handle.row).pid = pid
+            return  # reported twice, by the zygote and by the worker itself
+        handle.pid = self._resources.board.row(handle.row).pid = pid
         self._refused_since = None
-        self.restarts.made(handle.slot)
-        self._master.guard.worked(SPAWN_REFUSED)
+        self._state.restarts.made(handle.slot)
+        self._state.guard.worked(SPAWN_REFUSED)
         self.actions.apply(handle, lifecycle.WorkerEvent.FORKED)
 
     def _kill_unwanted(self, pid: int) -> None:
-        """Kill a worker that was given up before it was forked. One that has come and gone isn't our child any more."""
-        if pid not in self._master.children() and processes.is_running_child(pid):
+        """Kill a worker that was given up before it was forked. One that has already ended isn't a child any more."""
+        if pid not in self._children() and processes.is_running_child(pid):
             os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still its own
 
-    def on_message(self, handle: Handle, message: messages.Talk) -> None:
-        """A worker said something."""
+    def on_message(self, handle: WorkerHandle, message: messages.Talk) -> None:
+        """Handle a message of a worker."""
         if handle.state is WorkerState.DEAD:
-            return  # said before its end, read after it
+            return  # sent before its end, read after it
         match message:
             case messages.Started():
                 handle.started = True
                 self.on_forked(handle.incarnation, message.pid)
                 if message.version != messages.PROTOCOL_VERSION:
-                    self._refuse(handle, message.version)
+                    self._refuse_version(handle, message.version)
             case messages.Ready() if handle.pid is None:
-                self._master.post(ProtocolViolation(handle, "it is ready, and was never born"))
+                self._state.post(ProtocolViolation(handle, "it is ready, but has not sent that it started"))
             case messages.Ready():
                 self.actions.apply(handle, lifecycle.WorkerEvent.READY)
-                if self._master.reloader.rolling is not None:
-                    self._master.reloader.rolling.ready(handle.generation, time.monotonic())
-                self._master.one_more_serves()
+                if self._state.rollout is not None:
+                    self._state.rollout.ready(handle.generation, time.monotonic())
             case messages.Leaving():
                 if handle.reason is None and handle.state is WorkerState.READY:
                     logger.info("%s leaves by itself", handle)
                     self.ask_to_leave(handle, lifecycle.WorkerEvent.DRAIN, "exit")
             case messages.BootFailed():
-                self._cant_serve(handle, by_exit_code(message.exit_code, message.message, detail=message.detail))
+                self._on_boot_failed(handle, by_exit_code(message.exit_code, message.message, detail=message.detail))
             case messages.SetTraffic():
-                self._master.set_traffic(message.enabled)
+                self._state.set_traffic(message.enabled)
                 handle.send(messages.TrafficSet(message.enabled))
             case messages.Note():
-                self._master.warn(f"{handle}: {message.text}")
+                self._state.warn(f"{handle}: {message.text}")
             case messages.Cut():
                 handle.cut = message.text
-                self._master.warn(f"{handle}: {message.text}")
+                self._state.warn(f"{handle}: {message.text}")
             case messages.EndFailed():
                 handle.end_failed = message.text
-                self._master.warn(f"{handle}: {message.text}")
+                self._state.warn(f"{handle}: {message.text}")
             case _:
-                _of_apps.warning("%s said what only a master says: %r", handle, message)
+                _app_logger.warning("%s sent a message that only a master sends: %r", handle, message)
 
-    def on_channel_closed(self, handle: Handle) -> None:
-        """A worker's channel has ended."""
-        handle.talk = None
-        # With a pid its exit will tell. Without one the zygote's word is awaited, if there is one to give it.
-        if (
-            handle.pid is None
-            and self._master.generations.nursery(handle.generation) is None
-            and handle.state is not WorkerState.DEAD
-        ):
+    def on_channel_closed(self, handle: WorkerHandle) -> None:
+        """Record that the channel of a worker has closed."""
+        handle.link = None
+        # With a pid, the exit of the process will be posted. Without one, the zygote reports what came of the order, unless the
+        # zygote has ended as well.
+        if handle.pid is None and self._source(handle.generation) is None and handle.state is not WorkerState.DEAD:
             self.forget(handle)
 
-    def _refuse(self, handle: Handle, version: int) -> None:
-        """A worker that can't be talked to."""
+    def on_zygote_exited(self, generation: int) -> None:
+        """Forget the workers that a zygote was to fork when it ended."""
+        for handle in list(self._state.registry):
+            if handle.generation == generation and handle.pid is None and handle.link is None:
+                self.forget(handle)
+
+    def on_fork_failed(self, incarnation: int, text: str) -> None:
+        """Record that the zygote could not fork a worker."""
+        handle = self._state.registry.find(incarnation)
+        if handle is not None and handle.pid is None:
+            self.forget(handle)
+            self._on_refused(handle.slot, handle.generation, OSError(text))
+
+    def _refuse_version(self, handle: WorkerHandle, version: int) -> None:
+        """Refuse a worker whose messages this master doesn't understand."""
         versions = f"its messages are of version {version}, the master's of version {messages.PROTOCOL_VERSION}"
-        self._cant_serve(handle, ClusterError(f"{versions}: cluster2 was upgraded in place; restart the cluster"))
+        self._on_boot_failed(handle, ClusterError(f"{versions}: cluster2 was upgraded in place; restart the cluster"))
         self.ask_to_leave(handle, lifecycle.WorkerEvent.KILL, "crash")
 
-    def _cant_serve(self, handle: Handle, error: ClusterError) -> None:
-        """A new worker says why it won't become ready."""
-        if self._master.phase is MasterPhase.BOOTING:
-            self._master.departure.fail(error)
-        elif self._master.reloader.proves(handle.generation):
-            self._master.reloader.abandon(error)
+    def _on_boot_failed(self, handle: WorkerHandle, error: ClusterError) -> None:
+        """Record that a new worker won't become ready."""
+        if self._state.is_on_trial(handle.generation):
+            self._state.post(GenerationFailed(handle.generation, error))
         else:
-            self._master.warn(f"{handle} can't serve: {error.message}")
+            self._state.warn(f"{handle} can't serve: {error.message}")
 
-    def on_exited(self, handle: Handle) -> None:
-        """A worker's process has ended."""
+    # Exits
+
+    def on_exited(self, handle: WorkerHandle) -> None:
+        """Reap a worker whose process has ended."""
         if handle.pidfd is None or handle.state is WorkerState.DEAD:
             return
         try:
             status = processes.exit_of(handle.pidfd)
-        except ChildProcessError:  # reaped by the program that the master lives in; how it ended isn't known
+        except ChildProcessError:  # reaped by the program that the master lives in; its status isn't known
             self.on_exit_recorded(handle, None)
             return
         if status is not None:
             self.on_exit_recorded(handle, status)
 
-    def on_exit_recorded(self, handle: Handle, status: ExitStatus | None) -> None:
-        """A worker is over; None: it never came to be. If it wasn't meant to be, that counts as a crash."""
+    def on_exit_recorded(self, handle: WorkerHandle, status: ExitStatus | None) -> None:
+        """Record the exit of a worker. If the master didn't want it to leave, count a crash.
+
+        Args:
+            status: None: not known, or there never was a process.
+        """
         if handle.state is WorkerState.DEAD:
             return  # recorded before: one that vanishes before it can be watched is found at each tick until this is handled
-        if handle.reason == "recycle" and handle.state in lifecycle.LIVE_STATES:
-            handle.reason = None  # it was to be replaced, but hadn't been told to leave: it has died by itself
-        meant = handle.reason not in (None, "crash")
+        if handle.state in lifecycle.LIVE_STATES:
+            handle.forget_replacement()  # it had not been told to leave: it has ended by itself
+        wanted = handle.reason not in (None, "crash")
         fault = departure_fault(handle, status)
         self.forget(handle, status)
         if fault is not None:
-            self._master.left_badly(handle, fault)
-        if meant or self._master.ending():
+            self._state.post(WorkerExitFailed(handle, fault))
+        if wanted or self._state.ending:
             return
         if handle.ready_at is None:
-            died = f"{handle} died before it was ready ({status or 'it could not be made'})"
-            self._master.verbs.start_failed(handle.slot, died)
-        if self._master.reloader.proves(handle.generation):
+            how = f"{handle} died before it was ready ({status or 'it could not be made'})"
+            self._state.post(WorkerStartFailed(handle.slot, how))
+        if self._state.is_new(handle.generation):
             how = f"{status} {during(handle.phase())}" if status else "it could not be made"
-            self._master.reloader.abandon(AppError(f"a worker of the new generation died ({how}); its log says why"))
+            error = AppError(f"a worker of the new generation died ({how}); its log says why")
+            self._state.post(GenerationFailed(handle.generation, error))
             return
-        now = time.monotonic()
-        was_degraded = self.restarts.degraded
-        wait = self.restarts.crashed(handle.slot, handle.uptime(now), now)
-        if wait and self._master.phase is not MasterPhase.BOOTING:
-            self._master.warn(f"slot {handle.slot} backs off: its next worker is made in {wait:.1f} s")
-        if self.restarts.degraded and not was_degraded:
-            self._degraded(handle, status, now)
+        self._count_crash(handle, status)
 
-    def forget(self, handle: Handle, status: ExitStatus | None = None) -> None:
-        """Remove a worker that has ended, or that never came to be because its zygote ended, which isn't a crash of its own."""
+    def _count_crash(self, handle: WorkerHandle, status: ExitStatus | None) -> None:
+        now = time.monotonic()
+        restarts = self._state.restarts
+        was_degraded = restarts.degraded
+        wait = restarts.crashed(handle.slot, handle.uptime(now), now)
+        if wait and self._state.phase is not MasterPhase.BOOTING:
+            self._state.warn(f"slot {handle.slot} backs off: its next worker is made in {wait:.1f} s")
+        if restarts.degraded and not was_degraded:
+            self._on_degraded(handle, status, now)
+
+    def forget(self, handle: WorkerHandle, status: ExitStatus | None = None) -> None:
+        """Remove a worker that has ended, or that was never made because its zygote ended, which isn't a crash of its own."""
         if handle.state is WorkerState.DEAD:
             return
-        logbook = self._master.estate.logbook
+        logbook = self._resources.logbook
         if logbook is not None and handle.pid is not None:
-            meant = handle.reason not in (None, "crash")
-            logbook.note_exit(handle.slot, handle.pid, str(status or "how isn't known"), meant)
+            wanted = handle.reason not in (None, "crash")
+            logbook.note_exit(handle.slot, handle.pid, str(status or "how isn't known"), wanted)
         self.actions.apply(handle, lifecycle.WorkerEvent.EXITED, status)
-        self._master.steering.release(handle.place)
-        self._master.watchman.forget(handle)
+        self._steering.release(handle.place)
+        self._health_monitor.forget(handle)
 
-    def _degraded(self, handle: Handle, status: ExitStatus | None, now: float) -> None:
-        if self._master.phase is MasterPhase.BOOTING:
-            self._master.departure.fail(
-                AppError(
-                    f"workers die before they are ready ({reason_of(handle, status)}: {status} "
-                    f"{during(handle.phase())}); their log says why"
-                )
-            )
+    def _on_degraded(self, handle: WorkerHandle, status: ExitStatus | None, now: float) -> None:
+        if self._state.phase is MasterPhase.BOOTING:
+            how = f"{reason_of(handle, status)}: {status} {during(handle.phase())}"
+            self._state.post(StartFailed(AppError(f"workers die before they are ready ({how}); their log says why")))
             return
-        crashes = self.restarts.crashes(now)
-        logger.error("degraded: %d workers crashed within %.0f s; restarts back off", crashes, self.restarts.window)
-        self._master.emit(
+        restarts = self._state.restarts
+        crashes = restarts.crashes(now)
+        logger.error("degraded: %d workers crashed within %.0f s; restarts back off", crashes, restarts.window)
+        self._state.emit(
             events.Degraded(
-                time=time.time(), crashes=crashes, ready=self._master.roster.ready(), wanted=self._master.wanted.slots
+                time=time.time(),
+                crashes=crashes,
+                ready=self._state.registry.ready(),
+                wanted=self._state.wanted.slots,
             )
         )
 
-    def on_timeout(self, handle: Handle, state: WorkerState) -> None:
-        """A worker has been in a state for as long as it may."""
-        if handle.state is not state:  # another fact that was in the queue before has ended it
+    def on_timeout(self, handle: WorkerHandle, state: WorkerState) -> None:
+        """Handle a worker that has been in a state for as long as it may."""
+        if handle.state is not state:  # a message that was before this one in the inbox has ended that state
             return
-        settings = self._master.settings
+        settings = self._state.settings
         if state in _STACKS_FIRST and handle.overdue is not state and handle.pidfd is not None:
             handle.overdue = state
-            self._master.watchman.take_stacks(handle, StateTimeout(handle, state))
+            self._health_monitor.take_stacks(handle, StateTimeout(handle, state))
             return
         match state:
             case WorkerState.READY:
-                self.restarts.settled(handle.slot)
+                self._state.restarts.settled(handle.slot)
             case WorkerState.SPAWNING | WorkerState.BOOTING:
-                text = f"{handle} wasn't ready within boot_timeout ({settings.boot_timeout:g} s)"
-                error = AppError(text, detail=handle.stacks or "")
-                if self._master.phase is MasterPhase.BOOTING:
-                    self._master.departure.fail(error)
-                    return
-                if self._master.reloader.proves(handle.generation):
-                    self._master.reloader.abandon(error)
-                self._master.warn(f"{text}; it is killed")
-                self.kill(handle, "crash")
+                self._on_boot_timeout(handle, settings.boot_timeout)
             case WorkerState.DRAINING:
-                killed = f"it did not leave within drain_timeout ({settings.drain_timeout:g} s) and was killed"
-                handle.cut = handle.cut or killed
-                self._master.warn(
-                    f"{handle} hasn't left within drain_timeout ({settings.drain_timeout:g} s); it is killed"
-                )
+                bound = f"within drain_timeout ({settings.drain_timeout:g} s)"
+                handle.cut = handle.cut or f"it did not leave {bound} and was killed"
+                self._state.warn(f"{handle} hasn't left {bound}; it is killed")
                 self.kill(handle, handle.reason)
             case WorkerState.DYING:
-                self._master.warn(f"{handle} has not ended {KILL_TIMEOUT_S:g} s after SIGKILL; it is given up")
+                self._state.warn(f"{handle} has not ended {KILL_TIMEOUT_S:g} s after SIGKILL; it is given up")
                 self.on_exit_recorded(handle, None)
             case _:
                 pass
 
-    def retire(self, incarnation: int) -> None:
-        """A worker's successor serves, or nobody wants its slot any more."""
-        handle = self._master.roster.find(incarnation)
-        if handle is not None:
-            how = lifecycle.WorkerEvent.DRAIN if handle.drain_first else lifecycle.WorkerEvent.KILL
-            self.ask_to_leave(handle, how, handle.reason or self._why_retired(handle))
+    def _on_boot_timeout(self, handle: WorkerHandle, timeout_s: float) -> None:
+        text = f"{handle} wasn't ready within boot_timeout ({timeout_s:g} s)"
+        if self._state.is_on_trial(handle.generation):
+            error = AppError(text, detail=handle.stacks or "")
+            self._state.post(GenerationFailed(handle.generation, error))
+        if self._state.phase is not MasterPhase.BOOTING:  # else the failure kills all workers
+            self._state.warn(f"{text}; it is killed")
+            self.kill(handle, "crash")
 
-    def _why_retired(self, handle: Handle) -> events.Reason:
-        if handle.slot >= self._master.wanted.slots:
-            return "scale"
-        return "recycle" if handle.replace is not None else "reload"
+    # Orders
 
     async def spawn(self, slot: int, generation: int) -> None:
-        """Order a worker. What the system refuses (descriptors, memory, processes) is reported, and tried again later."""
+        """Order a worker. If the system refuses (descriptors, memory, processes), report that and try again later."""
         try:
             await self._order(slot, generation)
         except ConnectionError:
-            return  # the zygote is dying just now, which the next fact tells
+            return  # the zygote is ending just now, which the next message says
         except (OSError, ClusterError) as error:
-            self._refused(slot, generation, error)
+            self._on_refused(slot, generation, error)
 
     async def _order(self, slot: int, generation: int) -> None:
         """Make all that a worker needs, and order it. After an error nothing is left of that.
@@ -279,114 +334,138 @@ class WorkerSupervisor:
         Raises:
             OSError, ClusterError: it can't be made now.
         """
-        master = self._master
+        board = self._resources.board
         with contextlib.ExitStack() as undo:
-            place = master.steering.take(generation)
-            undo.callback(master.steering.release, place)
-            row = master.estate.board.claim()
-            undo.callback(master.estate.board.release, row)
-            file = stacks.create()
-            undo.callback(os.close, file)
-            handle = Handle(
-                incarnation=master.roster.next_incarnation(),
+            place = self._steering.take(generation)
+            undo.callback(self._steering.release, place)
+            row = board.claim()
+            undo.callback(board.release, row)
+            stacks_file = stacks.create()
+            undo.callback(os.close, stacks_file)
+            handle = WorkerHandle(
+                incarnation=self._state.registry.next_incarnation(),
                 slot=slot,
                 generation=generation,
                 row=row,
                 born=time.monotonic(),
                 place=place,
-                stacks_file=file,
+                stacks_file=stacks_file,
             )
-            seen = master.estate.board.row(row)
-            seen.slot, seen.generation, seen.started, seen.state = slot, generation, handle.born, WorkerState.BOOTING
-            undo.callback(setattr, handle, "state", WorkerState.DEAD)  # what its channel still says is of no interest
+            cells = board.row(row)
+            cells.slot, cells.generation, cells.started, cells.state = (
+                slot,
+                generation,
+                handle.born,
+                WorkerState.BOOTING,
+            )
+            undo.callback(setattr, handle, "state", WorkerState.DEAD)  # so messages still in its channel are ignored
             ours, theirs = socket.socketpair()
             undo.callback(ours.close)
             app_forks.withhold(ours)
             with theirs:
-                _, talk = await asyncio.get_running_loop().create_unix_connection(
-                    lambda: WorkerChannel(handle, master.post, master.switchboard, master.settings.max_heartbeat_delay),
-                    sock=ours,
+                patience = self._state.settings.max_heartbeat_delay
+                _, channel = await asyncio.get_running_loop().create_unix_connection(
+                    lambda: WorkerChannel(handle, self._state.post, self._hub, patience), sock=ours
                 )
-                undo.callback(talk.close)
-                nursery = master.generations.nursery(generation)
-                # Meanwhile the zygote may have died, or the cluster been told to end: that is no crash of a worker.
-                if nursery is None or master.ending():
+                undo.callback(channel.close)
+                source = self._source(generation)
+                # The zygote may have ended while this coroutine waited, or the cluster may be ending: no crash of a worker.
+                if source is None or self._state.ending:
                     return
-                handle.executed = nursery.executes
-                order, descriptors = self._orders(handle)
-                line = master.estate.lifeline.twin()
-                try:
-                    nursery.spawn(order, [theirs.fileno(), file, line, *master.estate.board.descriptors, *descriptors])
-                finally:
-                    os.close(line)
-            handle.talk = talk
+                handle.executed = not source.forks
+                with self._descriptors(handle, theirs) as descriptors:
+                    source.spawn(self._fork_order(handle), descriptors)
+            handle.link = channel
             undo.pop_all()
-        master.roster.add(handle)
-        self.actions.limit(handle)
+        self._state.registry.add(handle)
+        self.actions.limit_time(handle)
 
-    def _orders(self, handle: Handle) -> tuple[messages.Fork, list[int]]:
-        """The order for a worker, and the descriptors of what it listens on and of the ways to the keeper."""
-        master = self._master
-        sockets = [
-            messages.Socket(site, str(listener.address), listener.owned) for site, listener in master.estate.listeners
-        ]
-        keeping = master.keeping
-        ways = keeping.descriptors() if keeping is not None and keeping.serves else []
-        order = messages.Fork(
+    @contextlib.contextmanager
+    def _descriptors(self, handle: WorkerHandle, channel: socket.socket) -> Iterator[WorkerDescriptors]:
+        """Lend the descriptors of a new worker until it is ordered."""
+        lifeline = self._resources.lifeline.twin()
+        try:
+            yield WorkerDescriptors(
+                channel=channel.fileno(),
+                stacks_file=handle.stacks_file,
+                lifeline=lifeline,
+                scoreboard=self._resources.board.descriptors,
+                sockets=self._steering.descriptors(handle),
+                queues=self._queues(),
+            )
+        finally:
+            os.close(lifeline)
+
+    def _queues(self) -> list[int]:
+        return self._keeper.descriptors() if self._keeper is not None and self._keeper.serves else []
+
+    def _fork_order(self, handle: WorkerHandle) -> messages.Fork:
+        return messages.Fork(
             incarnation=handle.incarnation,
             slot=handle.slot,
             generation=handle.generation,
             row=handle.row,
             master=os.getpid(),
-            sockets=sockets,
-            keeper=bool(ways),
-            logs=self._logs(handle.slot),
+            sockets=[
+                messages.Socket(site, str(listener.address), listener.owned)
+                for site, listener in self._resources.listeners
+            ],
+            keeper=bool(self._queues()),
+            logs=self._log_directory(handle.slot),
         )
-        return order, [*master.steering.descriptors(handle), *ways]
 
-    def _refused(self, slot: int, generation: int, error: Exception) -> None:
-        """The system doesn't give what a worker needs: report it, and try again later."""
-        master = self._master
-        now = time.monotonic()
-        self.restarts.refused(slot, now)
-        self._refused_since = self._refused_since or now
-        why = ClusterError(f"{SPAWN_REFUSED}: {reason(error)}")
-        if master.reloader.proves(generation):
-            master.reloader.abandon(error if isinstance(error, ClusterError) else why)
-        elif master.phase is MasterPhase.BOOTING and now - self._refused_since > _BOOT_REFUSAL_INTERVAL_S:
-            master.departure.fail(why)
-        else:
-            master.guard.failed(SPAWN_REFUSED, error)
-            master.verbs.start_failed(slot, why.message)
-
-    def on_fork_failed(self, incarnation: int, reason: str) -> None:
-        """The zygote could not fork a worker that was ordered."""
-        handle = self._master.roster.find(incarnation)
-        if handle is not None and handle.pid is None:
-            self.forget(handle)
-            self._refused(handle.slot, handle.generation, OSError(reason))
-
-    def _logs(self, slot: int) -> str:
-        logbook = self._master.estate.logbook
+    def _log_directory(self, slot: int) -> str:
+        logbook = self._resources.logbook
         if logbook is None:
             return ""
         logbook.ensure_file(slot)
         return logbook.directory
 
-    def ask_to_leave(self, handle: Handle, event: lifecycle.WorkerEvent, reason: events.Reason | None) -> None:
-        """A worker is to leave, for this reason."""
+    def _on_refused(self, slot: int, generation: int, error: Exception) -> None:
+        """Report that the system doesn't give what a worker needs, and put off the next attempt."""
+        now = time.monotonic()
+        self._state.restarts.refused(slot, now)
+        self._refused_since = self._refused_since or now
+        why = ClusterError(f"{SPAWN_REFUSED}: {reason(error)}")
+        if self._state.is_new(generation):
+            self._state.post(GenerationFailed(generation, error if isinstance(error, ClusterError) else why))
+        elif self._state.phase is MasterPhase.BOOTING and now - self._refused_since > _BOOT_REFUSAL_INTERVAL_S:
+            self._state.post(StartFailed(why))
+        else:
+            self._state.guard.failed(SPAWN_REFUSED, error)
+            self._state.post(WorkerStartFailed(slot, why.message))
+
+    # Ends
+
+    def retire(self, incarnation: int) -> None:
+        """Have a worker leave whose successor is ready, or whose slot isn't wanted any more."""
+        handle = self._state.registry.find(incarnation)
+        if handle is not None:
+            how = lifecycle.WorkerEvent.DRAIN if handle.drain_first else lifecycle.WorkerEvent.KILL
+            self.ask_to_leave(handle, how, handle.reason or self._retire_reason(handle))
+
+    def _retire_reason(self, handle: WorkerHandle) -> events.Reason:
+        if handle.slot >= self._state.wanted.slots:
+            return "scale"
+        return "recycle" if handle.replace is not None else "reload"
+
+    def ask_to_leave(self, handle: WorkerHandle, event: lifecycle.WorkerEvent, reason: events.Reason | None) -> None:
+        """Have a worker leave, for this reason."""
         handle.reason = reason
         self.actions.apply(handle, event)
 
-    def kill(self, handle: Handle, reason: events.Reason | None) -> None:
-        """End a worker at once. One without a pid is forgotten: if there is a process, it is killed when its pid is reported."""
+    def kill(self, handle: WorkerHandle, reason: events.Reason | None) -> None:
+        """End a worker at once.
+
+        One without a pid is forgotten. If it has a process all the same, that is killed when its pid is reported.
+        """
         self.ask_to_leave(handle, lifecycle.WorkerEvent.KILL, reason)
         if handle.pid is None:
             self.on_exit_recorded(handle, None)
 
 
-def departure_fault(handle: Handle, status: ExitStatus | None) -> str | None:
-    """Return what went wrong when a worker left that was to leave, for the command that wanted it; None: nothing.
+def departure_fault(handle: WorkerHandle, status: ExitStatus | None) -> str | None:
+    """Return what went wrong when a worker left that had to leave, for the command that wanted it; None: nothing.
 
     Args:
         handle: as it was before it ended.
@@ -396,8 +475,8 @@ def departure_fault(handle: Handle, status: ExitStatus | None) -> str | None:
         return None
     if handle.ready_at is None:  # cancelled before it had a request to lose, however it ended
         return None
-    if told := [each for each in (handle.cut, handle.end_failed) if each is not None]:
-        return f"{handle}: {'; '.join(told)}"
+    if faults := [each for each in (handle.cut, handle.end_failed) if each is not None]:
+        return f"{handle}: {'; '.join(faults)}"
     if status == ExitStatus(code=0) and handle.state not in lifecycle.LIVE_STATES:
         return None
     how = status or "how isn't known"

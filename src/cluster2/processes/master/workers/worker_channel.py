@@ -17,14 +17,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
 from ....protocol import codec, messages
-from ..inbox import ChannelClosed, Fact, ProtocolViolation, WorkerMessage
-from .handle import Handle
-
-if TYPE_CHECKING:
-    from ..messaging.hub import MessageHub
+from ..messaging.hub import MessageHub
+from ..state.handle import WorkerHandle
+from ..state.inbox import ChannelClosed, InboxMessage, ProtocolViolation, WorkerMessage
 
 logger = logging.getLogger("cluster2.app")
 
@@ -54,11 +52,11 @@ class WorkerChannel(asyncio.Protocol):
     """
 
     def __init__(
-        self, worker: Handle, put: Callable[[Fact], None], switchboard: MessageHub, patience: float = 30.0
+        self, worker: WorkerHandle, post: Callable[[InboxMessage], None], hub: MessageHub, patience: float = 30.0
     ) -> None:
         self._worker = worker
-        self._put = put
-        self._switchboard = switchboard
+        self._post = post
+        self._hub = hub
         self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._unpacker = codec.Unpacker()
@@ -72,8 +70,8 @@ class WorkerChannel(asyncio.Protocol):
         self._unknown: dict[str, int] = {}
         self.pid = 0
         self.slot = worker.slot
-        self.asked: dict[int, object] = {}
-        self.lone = self.weight = 0
+        self.open_calls: dict[int, Any] = {}
+        self.fire_and_forget = self.pending_bytes = 0
         self.dropped = 0
 
     # To the worker
@@ -141,14 +139,14 @@ class WorkerChannel(asyncio.Protocol):
             logger.exception("%s said something that the master can't deal with", self._worker)
             self._garbage("the master can't deal with it")
             return
-        if len(self.asked) + self.lone > MAX_OPEN_CALLS or self.weight > MAX_OPEN_CALL_BYTES:
+        if len(self.open_calls) + self.fire_and_forget > MAX_OPEN_CALLS or self.pending_bytes > MAX_OPEN_CALL_BYTES:
             self._hold()
         elif len(data) >= FULL_READ_BYTES and not self._held:
             self._hold()
             self._loop.call_soon(self.release, MAX_OPEN_CALLS)
 
     def _receive(self, message: messages.Talk | messages.Unknown) -> None:
-        if self._switchboard.receive(self, message):
+        if self._hub.receive(self, message):
             return
         match message:
             case messages.Unknown():
@@ -166,8 +164,8 @@ class WorkerChannel(asyncio.Protocol):
                     )
                 if isinstance(message, messages.Started):
                     self.pid = message.pid
-                    self._switchboard.on_connect(self)
-                self._put(WorkerMessage(self._worker, message))
+                    self._hub.on_connect(self)
+                self._post(WorkerMessage(self._worker, message))
 
     def _strange(self, kind: str) -> None:
         seen = self._unknown[kind] = self._unknown.get(kind, 0) + 1
@@ -187,7 +185,7 @@ class WorkerChannel(asyncio.Protocol):
         """Read on, if no more than so many pieces of work are under way, and they aren't too heavy."""
         if not self._held or self._awaited is not None or self._transport is None:
             return
-        if len(self.asked) + self.lone <= bound and self.weight <= MAX_OPEN_CALL_BYTES:
+        if len(self.open_calls) + self.fire_and_forget <= bound and self.pending_bytes <= MAX_OPEN_CALL_BYTES:
             self._held = False
             if not self._transport.is_closing():
                 self._transport.resume_reading()
@@ -210,7 +208,7 @@ class WorkerChannel(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         if not self._over:
-            self._put(ProtocolViolation(self._worker, text))
+            self._post(ProtocolViolation(self._worker, text))
 
     # The end
 
@@ -233,5 +231,5 @@ class WorkerChannel(asyncio.Protocol):
         self._transport = None
         if self._stalled is not None:
             self._stalled.cancel()
-        self._switchboard.on_disconnect(self)
-        self._put(ChannelClosed(self._worker))
+        self._hub.on_disconnect(self)
+        self._post(ChannelClosed(self._worker))

@@ -10,11 +10,11 @@ import socket
 from dataclasses import dataclass, field
 from typing import Any
 
-from .... import __version__
 from ....config.settings import Settings
 from ....core import histogram
 from ....linux import processes, usage
 from ....linux.scoreboard import Row
+from ....version import __version__
 from .facts import Facts
 from .sampler import UNKNOWN_RATES, Sample, Sampler
 from .snapshot import WorkerSnapshot

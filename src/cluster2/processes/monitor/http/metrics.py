@@ -21,7 +21,6 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from .... import __version__
 from ....core import health
 from ....core.histogram import BUCKET_BOUNDS_S
 from ....core.lifecycle import WorkerState
@@ -29,6 +28,7 @@ from ....errors import ClusterError
 from ....linux import ledger
 from ....linux.ledger import Account
 from ....linux.scoreboard import Row, Scoreboard
+from ....version import __version__
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

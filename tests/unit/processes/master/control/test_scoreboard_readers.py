@@ -28,11 +28,11 @@ from cluster2.linux.listeners import open_all
 from cluster2.linux.scoreboard import Scoreboard
 from cluster2.processes.master.control.cluster_status import status
 from cluster2.processes.master.control.heartbeat_event import Heartbeats
-from cluster2.processes.master.workers.handle import Handle
+from cluster2.processes.master.state.handle import WorkerHandle
+from cluster2.processes.master.state.worker_registry import WorkerRegistry
 from cluster2.processes.master.workers.health_monitor import HealthMonitor
 from cluster2.processes.master.workers.stalled_clients import StalledClientReporter
 from cluster2.processes.master.workers.steering import Steering
-from cluster2.processes.master.workers.worker_registry import WorkerRegistry
 from cluster2.processes.monitor.http.metrics import exposition
 from cluster2.processes.worker.sampling.accept_mode import COUNTING_WINDOW_S, AcceptMode, AcceptModeSelector
 from tests.unit.monitored import a_board, desk_of
@@ -60,7 +60,7 @@ class Parts:
         self.roster = WorkerRegistry()
         self.warned: list[str] = []
         for slot in range(2):
-            handle = Handle(slot + 1, slot, 1, board.claim(), now, slot, WorkerState.READY, GONE + slot)
+            handle = WorkerHandle(slot + 1, slot, 1, board.claim(), now, slot, WorkerState.READY, GONE + slot)
             row = board.row(handle.row)
             row.slot, row.generation, row.started, row.state, row.pid = slot, 1, now, WorkerState.READY, GONE + slot
             self.roster.add(handle)

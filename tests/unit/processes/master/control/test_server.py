@@ -16,7 +16,7 @@ import pytest
 from cluster2.errors import ConfigError, UsageError
 from cluster2.processes.master.control import server
 from cluster2.processes.master.control.server import MAX_LINE_BYTES, ControlServer
-from cluster2.processes.master.inbox import Command, Fact
+from cluster2.processes.master.state.inbox import Command, InboxMessage
 from tests.unit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +36,7 @@ def echo(command: Command) -> None:
 async def controlled(directory: Path, handle: Callable[[Command], None] = echo) -> AsyncIterator[ControlServer]:
     """A control socket whose commands are handled by a function, as facts of a queue."""
 
-    def put(fact: Fact) -> None:
+    def put(fact: InboxMessage) -> None:
         assert isinstance(fact, Command)
         asyncio.get_running_loop().call_soon(handle, fact)
 
@@ -217,9 +217,9 @@ async def test_a_follower_that_leaves(tmp_path: Path) -> None:
         async with client(tmp_path) as (_, writer):
             writer.write(b'{"verb": "events"}\n')
             await until(lambda: commands)
-            assert commands[0].tell({"turn": 0})
+            assert commands[0].send_progress({"turn": 0})
         turns = iter(range(1, 1_000_000))
-        await until(lambda: not commands[0].tell({"turn": next(turns)}))
+        await until(lambda: not commands[0].send_progress({"turn": next(turns)}))
         commands[0].answer({})
         assert await _another(tmp_path, commands)
     assert not failures

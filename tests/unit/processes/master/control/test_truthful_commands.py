@@ -19,11 +19,11 @@ from cluster2.core.lifecycle import WorkerState
 from cluster2.errors import ClusterError
 from cluster2.linux import processes
 from cluster2.linux.processes import ExitStatus
-from cluster2.processes.master.inbox import WorkerVanished
 from cluster2.processes.master.master import Master
 from cluster2.processes.master.periodic import PeriodicTasks
+from cluster2.processes.master.state.handle import WorkerHandle
+from cluster2.processes.master.state.inbox import WorkerVanished
 from cluster2.processes.master.workers import lifecycle_actions
-from cluster2.processes.master.workers.handle import Handle
 from cluster2.processes.master.workers.supervisor import departure_fault
 from tests.unit.clusters import Observed, observed
 from tests.unit.waiting import until
@@ -83,7 +83,7 @@ async def test_a_worker_that_does_not_leave(
         pid = await hold_slot_1(cluster, "/stuck" if fault == "stuck" else "/held")
         command = asyncio.ensure_future(asyncio.to_thread(LEAVE[verb], cluster))
         if fault == "killed":
-            roster = master_of(cluster).roster
+            roster = master_of(cluster).state.registry
             await until(
                 lambda: any(each.pid == pid and each.state is WorkerState.DRAINING for each in roster), "it drains"
             )
@@ -154,7 +154,7 @@ async def test_a_worker_that_dies_before_its_successor_is_ready(tmp_path: Path) 
         before = await cluster.workers()
         recycling = asyncio.ensure_future(asyncio.to_thread(cluster.cluster.recycle, 1))
         await cluster.event(events.Forked, slot=1, generation=1)
-        await until(lambda: len(master_of(cluster).roster) == 3, "its successor boots")
+        await until(lambda: len(master_of(cluster).state.registry) == 3, "its successor boots")
         os.kill(before[1], signal.SIGKILL)
         assert (await cluster.event(events.Died, pid=before[1])).reason == "crash"
         (tmp_path / "hanging").unlink()
@@ -180,7 +180,7 @@ async def test_a_scale_that_is_overtaken(tmp_path: Path) -> None:
     async with observed(tmp_path) as cluster:
         (tmp_path / "hanging").touch()
         first = asyncio.ensure_future(asyncio.to_thread(cluster.cluster.scale, 4))
-        await until(lambda: master_of(cluster).wanted.slots == 4, "it is wanted")
+        await until(lambda: master_of(cluster).state.wanted.slots == 4, "it is wanted")
         second = asyncio.ensure_future(asyncio.to_thread(cluster.cluster.scale, 3))
         with pytest.raises(ClusterError, match="3 workers are wanted by now"):
             await first
@@ -199,8 +199,8 @@ async def test_a_shutdown_that_is_cut_short(tmp_path: Path) -> None:
             await shutdown
 
 
-def handle(state: WorkerState, **fields: Any) -> Handle:
-    return Handle(1, 0, 1, 0, 0.0, **{"state": state, "pid": 7, "ready_at": 1.0, **fields})
+def handle(state: WorkerState, **fields: Any) -> WorkerHandle:
+    return WorkerHandle(1, 0, 1, 0, 0.0, **{"state": state, "pid": 7, "ready_at": 1.0, **fields})
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def handle(state: WorkerState, **fields: Any) -> Handle:
         (handle(WorkerState.DYING, reason="scale", ready_at=None, cut="was killed"), ExitStatus(signal=9), None),
     ],
 )
-async def test_what_is_a_fault(worker: Handle, status: ExitStatus | None, fault: str | None) -> None:
+async def test_what_is_a_fault(worker: WorkerHandle, status: ExitStatus | None, fault: str | None) -> None:
     """A worker that leaves with 0 when it is told to, and one that a stop has killed, are in order; all else is told."""
     found = departure_fault(worker, status)
     assert found is None if fault is None else found is not None and re.search(fault, found)
@@ -238,14 +238,14 @@ async def test_an_end_counts_once(tmp_path: Path) -> None:
     """A worker whose end is reported several times has died once: in the events, and in what a command tells."""
     async with observed(tmp_path) as cluster:
         master = master_of(cluster)
-        worker = next(iter(master.roster))
+        worker = next(iter(master.state.registry))
         for _ in range(3):
             master.post(WorkerVanished(worker))
         await cluster.event(events.Died, pid=worker.pid)
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
         await cluster.whole([worker.pid])
-        assert master.lives.restarts.crashes(time.monotonic()) == 1
+        assert master.state.restarts.crashes(time.monotonic()) == 1
 
 
 @pytest.mark.parametrize(("pids", "reaps"), [([1, 2], True), ([1, None], False)])
@@ -255,10 +255,9 @@ async def test_strays_are_reaped_when_all_pids_are_known(
     """While a worker's pid is awaited, a child that has ended may be that worker: the master leaves it."""
     reaped: list[object] = []
     monkeypatch.setattr(processes, "reap_strays", reaped.append)
-    master: Any = SimpleNamespace(
-        estate=SimpleNamespace(owns_process=True), roster=[SimpleNamespace(pid=pid) for pid in pids], children=set
-    )
-    tasks = PeriodicTasks.__new__(PeriodicTasks)
-    tasks._master = master
+    tasks: Any = PeriodicTasks.__new__(PeriodicTasks)
+    tasks._resources = SimpleNamespace(owns_process=True)
+    tasks._state = SimpleNamespace(registry=[SimpleNamespace(pid=pid) for pid in pids])
+    tasks._children = set
     tasks._reap_strays()
     assert bool(reaped) == reaps

@@ -190,13 +190,13 @@ async def test_an_option_that_a_reload_can_not_change(tmp_path: Path, monkeypatc
     async with configured(tmp_path, monkeypatch) as cluster:
         master = cluster.running._master
         assert master is not None
-        fixed = {each.name: getattr(master.settings, each.field) for each in restart}
+        fixed = {each.name: getattr(master.state.settings, each.field) for each in restart}
         write(tmp_path, **{name.replace(".", "__"): value for name, value in changes.items()})
         warnings = (await reload(cluster))["warnings"]
         assert isinstance(warnings, list)
         assert [each.partition(" has changed (cluster2.toml:")[0] for each in warnings] == list(changes)
         assert {*warnings} <= {event.text for event in cluster.of(events.Warned)}
-        assert {each.name: getattr(master.settings, each.field) for each in restart} == fixed
+        assert {each.name: getattr(master.state.settings, each.field) for each in restart} == fixed
         (tmp_path / "cluster2.toml").write_text(options_text(**ALONE[0], workers=1, monitor_port=0))
         assert "bind has changed (cluster2.toml:1)" in str((await reload(cluster))["warnings"])
         (tmp_path / "cluster2.toml").write_text(options_text(**ALONE[1], workers=1, monitor_port=0))
@@ -275,4 +275,4 @@ def cluster_header(cluster: Observed) -> Header:
     """The cells that the keeper publishes in."""
     master = cluster.running._master
     assert master is not None
-    return master.estate.board.header
+    return master.resources.board.header

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from cluster2 import events
 from cluster2.core.lifecycle import WorkerState
 from cluster2.core.planning import WorkerView
 from cluster2.core.rollout import Stage
 from cluster2.errors import ConfigError
 from cluster2.processes.master.generations.reloader import Reloader
+from tests.unit.clusters import a_state
 
 
 def test_each_end_is_counted_once() -> None:
@@ -21,21 +21,19 @@ def test_each_end_is_counted_once() -> None:
             raise bad.pop()
         return []
 
-    def tell(event: events.Event) -> None:
-        told.append(event.name)
-
-    reloader = Reloader(begin, lambda generation: None, lambda generation: None, tell, counted.append)
-    reloader.request(None)
+    state = a_state(lambda event: told.append(event.name))
+    reloader = Reloader(state, begin, lambda generation: None, lambda generation: None, counted.append)
+    reloader.request()
     assert told == [], "the first generation isn't there yet"
     reloader.open()
-    reloader.request(None)
+    reloader.request()
     assert counted == [False, False]
-    reloader.request(None)
+    reloader.request()
     reloader.on_loaded()
-    rolling = reloader.rolling
+    rolling = state.rollout
     assert rolling is not None
     rolling.ready(rolling.new, 0.0)
     reloader.advance(1000.0, [WorkerView(2, 0, rolling.new, WorkerState.READY, None)], 1)
     assert rolling.stage is not Stage.PROVING
-    assert (reloader.rolling, counted) == (None, [False, False, True])
+    assert (state.rollout, counted) == (None, [False, False, True])
     assert told == [*2 * ["reloading", "reload-failed"], "reloading", "reloaded"]

@@ -14,8 +14,8 @@ import trustme
 
 from cluster2 import events
 from cluster2.errors import ClusterError
-from cluster2.processes.master.inbox import Command, Signal
 from cluster2.processes.master.master import Master
+from cluster2.processes.master.state.inbox import Command, Signal
 from tests.unit.clusters import APP, Observed, observed, processes
 from tests.unit.waiting import until
 

@@ -21,8 +21,9 @@ from cluster2.linux import stacks
 from cluster2.linux.parent_death_timer import Lifeline
 from cluster2.linux.scoreboard import Scoreboard
 from cluster2.processes.master.generations.worker_factory import WorkerFactory, default_argv
-from cluster2.processes.master.inbox import Fact, ZygoteMessage
+from cluster2.processes.master.state.inbox import InboxMessage, ZygoteMessage
 from cluster2.protocol import codec, messages
+from cluster2.protocol.worker_descriptors import WorkerDescriptors
 from tests.linux.leaks import descriptors
 from tests.unit.waiting import PATIENCE, until
 
@@ -39,7 +40,7 @@ class Ward:
 
     def __init__(self, directory: Path, text: str = HELLO, argv: list[str] | None = None) -> None:
         (directory / "site_of_test.py").write_text(text)
-        self.facts: list[Fact] = []
+        self.facts: list[InboxMessage] = []
         settings = Settings(app="site_of_test.py:app", chdir=str(directory), workers=1)
         prepare = messages.Prepare(1, settings.to_wire(), {})
         self.nursery = WorkerFactory(prepare, argv or default_argv(), self.facts.append)
@@ -99,8 +100,10 @@ class Birth:
     def order(self, incarnation: int = 1) -> messages.Fork:
         return messages.Fork(incarnation, 0, 1, self.row, os.getpid(), [messages.Socket(0, "127.0.0.1:0", True)])
 
-    def descriptors(self) -> list[int]:
-        return [self.theirs.fileno(), self.stacks, self.line, *self.board.descriptors, self.listener.fileno()]
+    def descriptors(self) -> WorkerDescriptors:
+        return WorkerDescriptors(
+            self.theirs.fileno(), self.stacks, self.line, self.board.descriptors, [self.listener.fileno()]
+        )
 
     async def hears(self) -> messages.Talk:
         """The next message of the worker."""
@@ -285,7 +288,7 @@ async def test_a_child_that_can_not_be_heard(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         watch(*arguments)
 
-    facts: list[Fact] = []
+    facts: list[InboxMessage] = []
     nursery = WorkerFactory(messages.Prepare(1, {}, {}), default_argv(), facts.append)
     monkeypatch.setattr(loop, "add_reader", add_reader)
     if executed:

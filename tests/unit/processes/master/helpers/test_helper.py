@@ -17,7 +17,7 @@ from cluster2.core.planning import RestartBackoff
 from cluster2.linux.scoreboard import Scoreboard
 from cluster2.processes.master.helpers.child import ChildProcess
 from cluster2.processes.master.helpers.helper import HelperProcess
-from cluster2.processes.master.inbox import Fact, HelperExited
+from cluster2.processes.master.state.inbox import HelperExited, InboxMessage
 from tests.unit.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -33,7 +33,7 @@ class Clerk(HelperProcess):
     patience = 5.0
 
     def __init__(self, board: Scoreboard, program: str) -> None:
-        self.facts: list[Fact] = []
+        self.facts: list[InboxMessage] = []
         super().__init__(board.header, RestartBackoff(10.0, 0.05, 0.1), self.facts.append)
         self.argv: Sequence[str] = [sys.executable, "-I", "-S", "-c", program]
 

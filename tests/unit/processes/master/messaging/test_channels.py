@@ -15,10 +15,10 @@ import pytest
 
 from cluster2 import events
 from cluster2.core.lifecycle import WorkerState
-from cluster2.processes.master.inbox import ChannelClosed, Fact, ProtocolViolation, WorkerMessage
 from cluster2.processes.master.messaging.hub import MessageHub
+from cluster2.processes.master.state.handle import WorkerHandle
+from cluster2.processes.master.state.inbox import ChannelClosed, InboxMessage, ProtocolViolation, WorkerMessage
 from cluster2.processes.master.workers import worker_channel
-from cluster2.processes.master.workers.handle import Handle
 from cluster2.processes.master.workers.worker_channel import WorkerChannel
 from cluster2.protocol import codec, messages
 from tests.unit.waiting import PATIENCE, until
@@ -31,8 +31,8 @@ class Peer:
 
     def __init__(self, site: Site, sock: socket.socket, slot: int) -> None:
         self.sock = sock
-        self.facts: list[Fact] = []
-        self.handle = Handle(incarnation=slot, slot=slot, generation=1, row=0, born=0.0, state=WorkerState.READY)
+        self.facts: list[InboxMessage] = []
+        self.handle = WorkerHandle(incarnation=slot, slot=slot, generation=1, row=0, born=0.0, state=WorkerState.READY)
         self.link = WorkerChannel(self.handle, self.facts.append, site.board, patience=0.2)
         self._unpacker = codec.Unpacker()
         self.heard: list[Any] = []
@@ -177,12 +177,14 @@ async def test_more_work_than_is_done() -> None:
         frames = b"".join(codec.pack(messages.Delegate("slow", codec.payload(number))) for number in range(times))
         # Not by `send`, which bounds it: it ends when almost all is done, and that takes seconds on a busy machine.
         sending = asyncio.ensure_future(asyncio.get_running_loop().sock_sendall(eager.sock, frames))
-        await until(lambda: eager.link.lone > worker_channel.MAX_OPEN_CALLS, "it has asked for more than it may")
+        await until(
+            lambda: eager.link.fire_and_forget > worker_channel.MAX_OPEN_CALLS, "it has asked for more than it may"
+        )
         for number in range(20):
             await quiet.asks("echo", number, number + 1)
             await quiet.hear()
         assert not sending.done()
-        assert eager.link.lone < times // 2
+        assert eager.link.fire_and_forget < times // 2
         gate.set()
         await sending
         await until(lambda: len(done) == times, lambda: f"all is done: {len(done)}")
@@ -202,14 +204,14 @@ async def test_heavy_work() -> None:
         peer = await site.join()
         frame = codec.pack(messages.Delegate("slow", codec.payload("x" * 1_000_000)))
         sending = asyncio.ensure_future(peer.send(frame * 100))
-        await until(lambda: peer.link.weight > worker_channel.MAX_OPEN_CALL_BYTES, "it is heavy")
+        await until(lambda: peer.link.pending_bytes > worker_channel.MAX_OPEN_CALL_BYTES, "it is heavy")
         for _ in range(100):
             await asyncio.sleep(0)
-        assert peer.link.weight < worker_channel.MAX_OPEN_CALL_BYTES + 3 * codec.MAX_MESSAGE_BYTES
+        assert peer.link.pending_bytes < worker_channel.MAX_OPEN_CALL_BYTES + 3 * codec.MAX_MESSAGE_BYTES
         gate.set()
         await sending
         await until(lambda: done == [1_000_000] * 100, "all is done")
-        assert peer.link.weight == peer.link.lone == 0
+        assert peer.link.pending_bytes == peer.link.fire_and_forget == 0
 
 
 async def test_what_can_not_be_understood_is_not_passed_on() -> None:

@@ -105,7 +105,7 @@ async def test_single_flight(tmp_path: Path) -> None:
 
         board = site.cluster._switchboard
         asking = [asyncio.ensure_future(site.result("many", name="config", message="db", times=50)) for _ in range(8)]
-        await until(lambda: sum(len(link.asked) for link in board._links) == 400, "all have asked")
+        await until(lambda: sum(len(link.open_calls) for link in board._links) == 400, "all have asked")
         gate.set()
         assert {answer for answers in await asyncio.gather(*asking) for answer in answers} == {1}
         assert runs == ["db"]
@@ -130,7 +130,7 @@ async def test_a_worker_killed_while_it_waits(tmp_path: Path) -> None:
         board = site.cluster._switchboard
         first = asyncio.ensure_future(site.ask("delegate", name="slow", message="mine", timeout=60))
         await until(lambda: runs, "it has begun")
-        victim = next(link for link in board._links if link.asked)
+        victim = next(link for link in board._links if link.open_calls)
         os.kill(victim.pid, signal.SIGKILL)
         await site.observed.event(events.Died, pid=victim.pid)
         await until(lambda: over == ["mine"], "it was cancelled")
@@ -154,7 +154,7 @@ async def test_supervision_goes_on(tmp_path: Path) -> None:
             asyncio.ensure_future(site.ask("delegate", name="hang", message=number, timeout=60)) for number in range(40)
         ]
         board = site.cluster._switchboard
-        await until(lambda: sum(len(link.asked) for link in board._links) == 40, "all hang")
+        await until(lambda: sum(len(link.open_calls) for link in board._links) == 40, "all hang")
         before = await site.observed.workers()
         victim = next(iter(before.values()))
         os.kill(victim, signal.SIGKILL)

@@ -122,7 +122,7 @@ async def test_followers(tmp_path: Path) -> None:
         follower = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
         master = site.observed.running._master
         assert master is not None
-        await until(lambda: master.followers, "it follows")
+        await until(lambda: master.subscribers, "it follows")
         await site.result("emit", event="cold", data={"bytes": "ü"})
         assert follower.stdout is not None
         told = json.loads(await follower.stdout.readline())

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.processes.master.workers.handle import Handle
+from cluster2.processes.master.state.handle import WorkerHandle
 from cluster2.processes.master.workers.stalled_clients import STALL_REPORT_INTERVAL_S, StalledClientReporter
 
 
@@ -19,8 +19,8 @@ def board() -> Iterator[Scoreboard]:
     board.close()
 
 
-def worker(board: Scoreboard, incarnation: int) -> Handle:
-    return Handle(
+def worker(board: Scoreboard, incarnation: int) -> WorkerHandle:
+    return WorkerHandle(
         incarnation=incarnation, slot=0, generation=1, row=board.claim(), born=time.monotonic(), stacks_file=-1
     )
 

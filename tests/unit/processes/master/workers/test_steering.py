@@ -15,7 +15,7 @@ from cluster2.core.planning import FAIR_SHARE, Load, lightest
 from cluster2.errors import ConfigError
 from cluster2.linux.listeners import Listener, open_all
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.processes.master.workers.handle import Handle
+from cluster2.processes.master.state.handle import WorkerHandle
 from cluster2.processes.master.workers.steering import Steering
 
 
@@ -26,11 +26,11 @@ class Bench:
         self.board = Scoreboard.create()
         self.listener = listener
         self.steering = Steering([(0, listener)], self.board, 64)
-        self.roster: list[Handle] = []
+        self.roster: list[WorkerHandle] = []
 
-    def worker(self, state: WorkerState = WorkerState.READY, generation: int = 1) -> Handle:
+    def worker(self, state: WorkerState = WorkerState.READY, generation: int = 1) -> WorkerHandle:
         place = self.steering.take(generation)
-        handle = Handle(len(self.roster), 0, generation, self.board.claim(), 0.0, place, state)
+        handle = WorkerHandle(len(self.roster), 0, generation, self.board.claim(), 0.0, place, state)
         self.roster.append(handle)
         return handle
 
