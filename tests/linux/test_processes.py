@@ -12,12 +12,17 @@ import pytest
 
 from cluster2.linux.processes import (
     ExitStatus,
+    become_subreaper,
+    children,
+    descendants,
     execute,
     exit_of,
+    is_subreaper,
     open_pidfd,
     reap_strays,
     send_signal,
     set_parent_death_signal,
+    start_ticks,
 )
 from tests.linux.children import fork, wait, wait_ended
 
@@ -192,3 +197,61 @@ def test_death_with_the_parent() -> None:
     assert wait(int(os.read(reader, 100))) == -signal.SIGUSR1
     os.close(reader)
     os.close(writer)
+
+
+# -------------------------------------------------------------------------------------------------------------- descendants
+
+
+def test_descendants_are_found_with_a_process_before_its_children() -> None:
+    """A child's child is found through the child; after the child's end it is found as a child of the subreaper."""
+    reader, writer = os.pipe()
+
+    def child() -> None:
+        os.write(writer, b"%d" % fork(signal.pause))
+        signal.pause()
+
+    parent = fork(child)
+    nested = int(os.read(reader, 20))
+    assert list(descendants([parent])) == [nested]
+    assert list(descendants([os.getpid()])) == [parent, nested]
+    assert list(descendants([nested, parent])) == []
+    os.kill(parent, signal.SIGKILL)
+    assert wait(parent) == -signal.SIGKILL
+    assert nested in children()
+    os.kill(nested, signal.SIGKILL)
+    assert wait(nested) == -signal.SIGKILL
+    assert list(descendants([parent])) == []
+    for descriptor in (reader, writer):
+        os.close(descriptor)
+
+
+def test_start_ticks_tell_processes_apart() -> None:
+    """A process begins no earlier than its parent; the start of one that was reaped isn't known."""
+    pid = fork(signal.pause)
+    own, other = start_ticks(), start_ticks(pid)
+    assert own == start_ticks(os.getpid())
+    assert own is not None
+    assert other is not None
+    assert own <= other
+    os.kill(pid, signal.SIGKILL)
+    wait_ended(pid)
+    assert start_ticks(pid) == other, "a process that has ended and isn't reaped keeps its pid"
+    wait(pid)
+    assert start_ticks(pid) is None
+
+
+def test_subreaper_can_be_switched_off() -> None:
+    """A process that is a subreaper no longer says so, and its orphans go to the next one."""
+
+    def child() -> int:
+        become_subreaper()
+        on = is_subreaper()
+        become_subreaper(False)
+        off = is_subreaper()
+        wait(fork(lambda: fork(lambda: os._exit(0)) and 0))
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, 0)
+        return 0 if on and not off else 1
+
+    assert wait(fork(child)) == 0
+    assert os.waitpid(-1, 0)[1] == 0  # the orphan was given to this process

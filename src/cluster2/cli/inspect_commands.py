@@ -33,18 +33,16 @@ def check(**flags: Any) -> int:
     """Validate options and app, serve nothing."""
     config = require_target(gather(flags))
     _enter(config)
-    from ..linux import processes
     from ..processes.zygote.started import StartedAtImport
 
     before = set(threading.enumerate())
-    started = StartedAtImport(list(processes.children()))
+    started = StartedAtImport()
     try:
-        _load_and_report(config)
+        with started:
+            _load_and_report(config)
         code = 0
     except ClusterError as error:
         code = report_error(error)
-    finally:
-        started.record()
     _end_despite_threads(before, started, code)
     return code
 

@@ -30,7 +30,8 @@ import math
 import os
 import resource
 import signal
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,6 +39,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_GET_PDEATHSIG: Final = 2
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_GET_CHILD_SUBREAPER: Final = 37
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,14 @@ class ExitStatus:
             return f"signal {self.signal}"
 
 
-def become_subreaper() -> None:
-    """Orphans among our descendants become our children from now on. Kept over exec, not inherited by children."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+def become_subreaper(now: bool = True) -> None:
+    """Adopt the orphans among our descendants from now on, or no longer. Kept over exec, not inherited by children."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(now))
+
+
+def is_subreaper() -> bool:
+    """Return whether this process adopts the orphans among its descendants."""
+    return _prctl_int(_PR_GET_CHILD_SUBREAPER) != 0
 
 
 def set_parent_death_signal(sig: int) -> None:
@@ -73,14 +80,7 @@ def set_parent_death_signal(sig: int) -> None:
 
 def parent_death_signal() -> int:
     """Return the signal that `set_parent_death_signal` has set; 0: none."""
-    import ctypes
-
-    found = ctypes.c_int()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(found), *map(ctypes.c_ulong, (0, 0, 0))) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"prctl(PR_GET_PDEATHSIG): {os.strerror(code)}")
-    return found.value
+    return _prctl_int(_PR_GET_PDEATHSIG)
 
 
 def show_to_own_user() -> None:
@@ -189,12 +189,44 @@ def _ended(kind: int, which: int, how: int = 0) -> int | None:
     return None if found is None else found.si_pid
 
 
-def children() -> Iterator[int]:
-    """Yield the pids of this process's children, also of those that have ended and aren't reaped."""
+def children(pid: int | None = None) -> Iterator[int]:
+    """Yield the pids of a process's children, also of those that have ended and aren't reaped.
+
+    Args:
+        pid: None: this process.
+    """
     # Kernels without CONFIG_PROC_CHILDREN have no such file: then none are found; strays wait until the known ones are reaped.
-    for path in glob.glob("/proc/self/task/*/children"):
+    for path in glob.glob(f"/proc/{'self' if pid is None else pid}/task/*/children"):
         with contextlib.suppress(OSError), open(path) as file:
             yield from map(int, file.read().split())
+
+
+def descendants(roots: Iterable[int]) -> Iterator[int]:
+    """Yield the pids of the children of these processes, of their children, and so on; a process before its children."""
+    seen = set(roots)
+    pending = deque(seen)
+    while pending:
+        for pid in children(pending.popleft()):
+            if pid not in seen:  # a pid may have been given to another process meanwhile: this always ends
+                seen.add(pid)
+                pending.append(pid)
+                yield pid
+
+
+def start_ticks(pid: int | None = None) -> int | None:
+    """Return when a process began, in clock ticks (1/100 s) since boot; None: there is no such process.
+
+    Together with the pid it names one process: the kernel gives a pid again only after 32,768 others, or more.
+
+    Args:
+        pid: None: this process.
+    """
+    try:
+        with open(f"/proc/{'self' if pid is None else pid}/stat", encoding="ascii", errors="replace") as file:
+            # Field 22 of proc_pid_stat(5). Field 2, the name in parentheses, may contain spaces and parentheses.
+            return int(file.read().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def _inheritable() -> list[int]:
@@ -330,3 +362,15 @@ def _prctl(option: int, value: int) -> None:
     if libc.prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"prctl({option}, {value}): {os.strerror(code)}")
+
+
+def _prctl_int(option: int) -> int:
+    """Return what the kernel stores for one of the options that read."""
+    import ctypes
+
+    found = ctypes.c_int()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.byref(found), *map(ctypes.c_ulong, (0, 0, 0))) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl({option}): {os.strerror(code)}")
+    return found.value

@@ -112,9 +112,8 @@ def _build_image(config: Config, targets: Sequence[object] | None) -> tuple[imag
     """Load the app, and record the processes that its import has started."""
     settings = config.settings
     sources = {name: source for name, source in config.sources.items() if config.explicit(name)}
-    started = StartedAtImport(list(processes.children()))
-    made = image.build(settings, sources, targets or [target for target, _ in settings.targets()])
-    started.record()
+    with StartedAtImport() as started:
+        made = image.build(settings, sources, targets or [target for target, _ in settings.targets()])
     return made, started
 
 

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,21 @@ def system() -> int:
     return int(Path("system.pid").read_text())
 
 
+def nested() -> int:
+    """A program that a helper has started, and that the helper doesn't end when it ends itself."""
+    Path("nested.pid").unlink(missing_ok=True)  # of the last import
+    _kept.append(subprocess.Popen("sleep 1000 & echo $! > nested.new; mv nested.new nested.pid; wait", shell=True))
+    while not (found := Path("nested.pid")).exists():
+        time.sleep(0.01)
+    return int(found.read_text())
+
+
+def daemon() -> int:
+    """A program that has left the session of its parent, which has ended: it is to stay."""
+    os.system("setsid sleep 1000 & echo $! > daemon.pid")
+    return int(Path("daemon.pid").read_text())
+
+
 async def uvloops() -> int:
     """A program, started by the event loop."""
     _kept.append(child := await asyncio.create_subprocess_exec(*SLEEP))
@@ -134,6 +150,8 @@ async def tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
     writer.close()
 
 
-for _kind in (multiprocess, joined, popen, posix_spawn, session):
+for _kind in (multiprocess, joined, popen, posix_spawn, session, system, nested, daemon):
     if _kind.__name__ in os.environ.get("CHILDREN_AT_IMPORT", "").split():
         Path(f"imported.{_kind.__name__}.{_kind()}").touch()
+if "CHILDREN_THEN_FAIL" in os.environ:
+    raise RuntimeError("the import fails")

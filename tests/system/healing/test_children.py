@@ -38,6 +38,8 @@ SHAPES = {
     "tcp": ("tcp",),
     "alone": ("app", "--no-cluster"),
 }
+STAYING = {"imported.session", "imported.daemon"}
+"""Processes with a session of their own."""
 IMPORTED = "multiprocess popen posix_spawn"
 OFTEN = ("asgi", "granian rsgi", "tcp", "alone")
 
@@ -219,7 +221,7 @@ def is_running(pid: int) -> bool:
 def test_children_of_the_import_end_with_it(run: Serve, shape: str, verb: str) -> None:
     """What the import has started ends with the generation, or the worker, that imported; what a handler has started stays."""
     port = free_port()
-    running = started(run, shape, port, CHILDREN_AT_IMPORT="multiprocess joined popen session")
+    running = started(run, shape, port, CHILDREN_AT_IMPORT="multiprocess joined popen session system nested daemon")
 
     def imported() -> dict[int, str]:
         return {int(path.suffix[1:]): path.stem for path in running.directory.glob("imported.*")}
@@ -233,15 +235,15 @@ def test_children_of_the_import_end_with_it(run: Serve, shape: str, verb: str) -
         second = {pid: kind for pid, kind in imported().items() if pid not in first}
         pids += second
         for pid, kind in first.items():
-            if kind != "imported.session":
+            if kind not in STAYING:
                 wait_until(lambda pid=pid: not is_running(pid), f"{kind} of the old code ends")
         living = {kind for pid, kind in second.items() if is_running(pid)}
         assert living == set(first.values()), "those of the new code go on"
         assert running.shutdown() == 0
         for pid, kind in second.items():
-            if kind != "imported.session":
+            if kind not in STAYING:
                 wait_until(lambda pid=pid: not is_running(pid), f"{kind} of the new code ends")
-        staying = [pid for pid, kind in (first | second).items() if kind == "imported.session"]
+        staying = [pid for pid, kind in (first | second).items() if kind in STAYING]
         assert all(map(is_running, [*staying, of_handler])), "these aren't ours to end"
 
 
@@ -291,7 +293,7 @@ def test_children_of_the_masters_handlers(run: Serve, tmp_path: Path) -> None:
 def test_children_of_one_process(start: Serve, arguments: tuple[str, ...]) -> None:
     """`check`, and a process without a master, end what the import has started."""
     verb, *options = arguments
-    environment = ENVIRONMENT | {"CHILDREN_AT_IMPORT": "multiprocess popen session"}
+    environment = ENVIRONMENT | {"CHILDREN_AT_IMPORT": "multiprocess popen session system nested"}
     running = start(command(verb, APP + "app", *options), env=environment)
     with killing() as pids:
         if verb == "run":
@@ -302,7 +304,7 @@ def test_children_of_one_process(start: Serve, arguments: tuple[str, ...]) -> No
         imported = {path.stem: int(path.suffix[1:]) for path in running.directory.glob("imported.*")}
         pids += imported.values()
         staying = imported.pop("imported.session")
-        assert len(imported) == 2
+        assert len(imported) == 4
         for kind, pid in imported.items():
             wait_until(lambda pid=pid: not is_running(pid), f"{kind} ends")
         assert is_running(staying)
@@ -384,3 +386,29 @@ def test_an_executor_that_is_stuck(run: Serve, tmp_path: Path) -> None:
     assert running.shutdown() == 0
     assert "threads of the app have not ended within drain_timeout" in running.stderr
     assert "killed" not in running.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check",),
+        ("run", "--bind", "unix:s", "--monitor-port", "0"),
+        ("run", "--no-cluster", "--bind", "unix:s", "--monitor-port", "0"),
+    ],
+    ids=" ".join,
+)
+def test_children_of_an_import_that_fails(start: Serve, arguments: tuple[str, ...]) -> None:
+    """Processes that a failed import has started end with the process that imported."""
+    verb, *options = arguments
+    environment = ENVIRONMENT | {"CHILDREN_AT_IMPORT": "multiprocess popen session nested", "CHILDREN_THEN_FAIL": "1"}
+    running = start(command(verb, APP + "app", *options), env=environment)
+    with killing() as pids:
+        assert running.wait() == 3, running.stderr
+        imported = {path.stem: int(path.suffix[1:]) for path in running.directory.glob("imported.*")}
+        pids += imported.values()
+        staying = imported.pop("imported.session")
+        assert len(imported) == 3
+        for kind, pid in imported.items():
+            wait_until(lambda pid=pid: not is_running(pid), f"{kind} ends")
+        assert is_running(staying)

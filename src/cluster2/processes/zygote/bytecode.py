@@ -26,6 +26,8 @@ from collections.abc import Iterable
 from importlib.machinery import SourceFileLoader
 from types import ModuleType
 
+from ...linux import processes
+
 MTIME_MARGIN_NS = 2_000_000_000
 """Covers the second of CPython's comparison, the time between reading a source and writing its bytecode, and file systems
 that keep time in steps of two seconds."""
@@ -86,7 +88,7 @@ def remove_stale(modules: Iterable[ModuleType] | None = None) -> bool:
 
 def _process_start_ns() -> int:
     """Return when this process was executed or forked, as nanoseconds since the epoch."""
-    with open("/proc/self/stat") as file:
-        ticks = int(file.read().rpartition(")")[2].split()[19])  # field 22: since boot
+    ticks = processes.start_ticks()
+    assert ticks is not None
     age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return int((time.time() - age_s) * 1e9)

@@ -40,12 +40,14 @@ def main(channel: Packets, prepare: Callable[[messages.Prepare, list[int]], Imag
         return 0
     started = StartedAtImport()
     try:
-        image = prepare(order, files)
+        with started:
+            image = prepare(order, files)
     except ClusterError as error:
+        # Before the master knows: it kills this process at once if the start fails, and then no `atexit` function runs.
+        started.terminate()
         refuse(channel, error)
         return error.exit_code
     output = ReopeningFile(log, 1, 2) if (log := order.log) else None
-    started.record()
     signals.settle("zygote")  # once more: the app's import may have changed something
     freeze()
     _send(channel, _prepared(image))
