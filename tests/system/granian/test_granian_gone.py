@@ -20,7 +20,7 @@ from tests.system.starting.test_alone import serving
 APPS = Path(__file__).parents[1] / "apps" / "gone_app.py"
 DRAIN_TIMEOUT_S = 20.0
 DRAIN = ("--engine", "granian", "--drain-idle", "200ms", "--drain-timeout", f"{DRAIN_TIMEOUT_S}s")
-CANCELLED = " still sends, and its client has gone: it is cancelled"
+CANCELLED = " still sends although its client has gone; it is cancelled"
 
 
 def recycled(running: Running) -> float:

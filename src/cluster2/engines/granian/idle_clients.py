@@ -1,16 +1,20 @@
-"""How long granian's clients may take. The connections are Rust's: all we have are their descriptors, and what the kernel counts.
+"""Close granian's idle and silent connections by what the kernel counts of them.
 
-A few times within `timeout` each is looked at (`kernel.established`). Who has something to take and takes nothing is reset; who
-has nothing to take, brings nothing, and has no request under way, gets its connection ended. It makes no difference whether
-that is one of HTTP/1.1 or HTTP/2, or whether its handshake is over. Whose request is under way, and whether it waits for the rest
-of a body, is seen by the tasks that run (`Under.clients`), so that a request pays for nothing; of threads one knows the client's
-host only.
+The connections belong to Rust. All that the worker has are their descriptors and the kernel's counters. A few times within
+`timeout` the worker checks each connection (`linux.established_connections`):
 
-What nobody tells is whether a head that comes byte by byte will ever end. Over HTTP/1.1 hyper has a timer of its own for that,
-which is set to strike later than we do: its connections are closed, but not counted.
+- A connection whose client has stopped reading its response is reset.
+- A connection whose client has read everything, sends nothing, and has no request under way is closed.
 
-hyper's own means for idle HTTP/2 (a PING now and then, whose answer it waits for) takes a client for dead that reads a long body
-slowly, with the PING behind megabytes.
+This holds for HTTP/1.1 and HTTP/2 alike, and whether or not the handshake is over. The tasks that run show whose request is
+under way, and whether it waits for the rest of a body (`InFlight.clients`), so a request pays nothing for it. For a request in a
+thread they show only the client's host.
+
+Nothing shows whether a head that arrives byte by byte will ever be complete. Over HTTP/1.1 hyper has a timer for that. The engine
+sets it to expire later than its own check, so such connections are closed, but not counted.
+
+hyper's own means for idle HTTP/2 is a PING now and then, for whose answer it waits. It would close the connection of a client
+that reads a long body slowly, since the PING waits behind megabytes.
 """
 
 from __future__ import annotations
@@ -27,36 +31,38 @@ from ...linux.established_connections import EstablishedConnection, reset, shut_
 from ..client_timeouts import ClientTimeouts, Wait, WaitingFor
 from .in_flight import InFlight
 
-POLLS_PER_TIMEOUT = 4
-"""How often within `timeout` clients are looked at."""
-CLIENTS_PER_TURN = 50
-"""Connections that are looked at in one turn of the loop: about a millisecond."""
-_BEHIND = 1.5
-"""So many times as long as `timeout`, and two looks, hyper's own timer waits: then a look of ours has come first."""
-_SECOND = 1.0
-"""What `look` is called each."""
-_NEVER = 86_400_000
-"""hyper's timer of 0 would close at once; None is none at all, which granian can't say: a day, in ms, is as good."""
+_POLLS_PER_TIMEOUT = 4
+"""Number of checks of each client within `timeout`."""
+_CLIENTS_PER_TURN = 50
+"""Connections that are checked in one turn of the loop, which takes about a millisecond."""
+_HEAD_TIMEOUT_FACTOR = 1.5
+"""hyper's own timer waits for `timeout` times this, and two intervals more, so that a check of this module comes first."""
+_POLL_INTERVAL_S = 1.0
+"""Seconds between two calls of `Clients.on_second`."""
+_NO_TIMEOUT_MS = 86_400_000
+"""Milliseconds in a day. hyper's timer of 0 would expire at once, and granian can't pass None, which means no timer."""
 
 
-def head_patience(timeout: float, *, seen: bool) -> int:
-    """Milliseconds that hyper waits for a head of HTTP/1.1, from the last response on.
+def head_timeout_ms(timeout: float, *, seen: bool) -> int:
+    """Return the milliseconds that hyper waits for a head of HTTP/1.1, from the last response on.
 
     Args:
-        seen: the connections can be looked at.
+        timeout: the option, in seconds. 0 means no limit.
+        seen: the connections can be checked by their descriptors.
     """
-    behind = timeout * _BEHIND + 2 * _SECOND if seen else timeout
-    return round(behind * 1000) if timeout else _NEVER
+    behind = timeout * _HEAD_TIMEOUT_FACTOR + 2 * _POLL_INTERVAL_S if seen else timeout
+    return round(behind * 1000) if timeout else _NO_TIMEOUT_MS
 
 
 @dataclass(slots=True, eq=False)
 class _Client:
-    """A connection, as it is asked by `Patience`: the same as before if its socket is.
+    """A connection, as `ClientTimeouts` sees it. It equals the one of an earlier check if its socket is the same.
 
     Attributes:
-        busy: a request of its is under way, and doesn't wait for its client.
-        owes: of all that are under way it owes the rest of a body.
-        plain: it speaks HTTP/1.1, where each request is answered before the next: who spoke last is in the middle of one.
+        busy: a request of this client is under way, and doesn't wait for the client.
+        owes: each request of this client that is under way waits for the rest of its body.
+        plain: the connection speaks HTTP/1.1, where each request is answered before the next one. So a client that sent the last
+            bytes is in the middle of a request.
     """
 
     seen: EstablishedConnection
@@ -71,7 +77,7 @@ class _Client:
         return isinstance(other, _Client) and other.seen.inode == self.seen.inode
 
     def waits(self) -> Wait | None:
-        """For what, as far as one can see."""
+        """Return what the connection waits for, as far as the kernel's counters show it. None: not for its client."""
         seen = self.seen
         if seen.untaken:
             return Wait(WaitingFor.TAKING, seen.taken)
@@ -82,9 +88,10 @@ class _Client:
         return Wait(WaitingFor.HEAD if self.plain and seen.asks else WaitingFor.STREAM, (seen.taken, seen.brought))
 
     def give_up(self, what: WaitingFor) -> None:
-        """Granian finds it broken, or at its end."""
+        """Reset the connection in the middle of something, otherwise close it. granian notices by itself."""
         descriptor = self.seen.descriptor
         with contextlib.suppress(OSError):  # closed meanwhile
+            # granian may have closed the descriptor meanwhile, and the kernel given its number to another file.
             if os.fstat(descriptor).st_ino == self.seen.inode:
                 (reset if what in (WaitingFor.TAKING, WaitingFor.BODY) else shut_down)(descriptor)
 
@@ -93,47 +100,55 @@ class Clients:
     """All clients of an engine, and how long they have been silent.
 
     Attributes:
-        patience: its counts.
+        timeouts: the time limits, with the counts of connections that exceeded them.
     """
 
     def __init__(self, settings: Settings, under: InFlight, listeners: Sequence[socket.socket]) -> None:
-        """Args: listeners: looked at whenever clients are."""
+        """Start without a client.
+
+        Args:
+            under: the requests under way.
+            listeners: the engine's listeners. Each check reads the list anew.
+        """
         self._timeout = settings.timeout
         self._plain = not settings.http2
-        self._under = under
+        self._in_flight = under
         self._listeners = listeners
-        self._looked_at: float | None = None
+        self._polled_at: float | None = None
         self._clock = 0.0
-        self._looking: asyncio.Future[None] | None = None
-        self.patience = ClientTimeouts(settings.timeout)
+        self._poll: asyncio.Future[None] | None = None
+        self.timeouts = ClientTimeouts(settings.timeout)
 
     def on_second(self, now: float) -> None:
-        """Look at them, if a look is due, and give up who was silent for too long."""
+        """Start a check of all clients, if one is due."""
         if not self._timeout:
             return
-        if self._looked_at is None:
-            self._looked_at = now
-        elapsed = now - self._looked_at
-        if elapsed < self._timeout / POLLS_PER_TIMEOUT:
+        if self._polled_at is None:
+            self._polled_at = now
+        elapsed = now - self._polled_at
+        if elapsed < self._timeout / _POLLS_PER_TIMEOUT:
             return
-        self._looked_at = now
-        # A loop that was held has seen nothing of what came meanwhile: at most as much time has passed as none is given up for.
+        self._polled_at = now
+        # While the loop was blocked it has seen no client send anything. So the clock advances by `timeout` at most, which closes
+        # no connection by itself.
         self._clock += min(elapsed, self._timeout)
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.ensure_future(self._check_clients())
+        if self._poll is None or self._poll.done():
+            self._poll = asyncio.ensure_future(self._check_clients())
 
     async def _check_clients(self) -> None:
-        whose = self._under.clients()  # first: who asks from now on is seen to have brought something
+        whose = self._in_flight.clients()  # before the counters: a request that arrives later shows in those
         found: list[EstablishedConnection] = []
         for listener in list(self._listeners):
             for each in with_progress(listener):
                 found.append(each)
-                if len(found) % CLIENTS_PER_TURN == 0:
+                if len(found) % _CLIENTS_PER_TURN == 0:
                     await asyncio.sleep(0)
         known = {(each.host, port) for each in found for port in (each.port, None)}
         if whose is not None and not whose.keys() <= known:
-            whose = None  # whose connection is gone, or whose name the app has replaced, as middleware for proxies does
-        self.patience.check([self._client(each, whose) for each in found], self._clock)
+            whose = (
+                None  # a client's connection is gone, or the app has replaced its name, as middleware for proxies does
+            )
+        self.timeouts.check([self._client(each, whose) for each in found], self._clock)
 
     def _client(self, seen: EstablishedConnection, whose: Mapping[tuple[str, int | None], bool] | None) -> _Client:
         if whose is None:

@@ -1,4 +1,4 @@
-"""What stands between granian and an app: the counting, and the end of connections while draining."""
+"""The layer between granian and an app: it counts requests, finds those under way, and ends connections in a drain."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _CLOSE = ("connection", "close")
 _CLOSE_BYTES = (b"connection", b"close")
 
 
-def native(site: AppContext, app: Call, state: dict[str, Any]) -> Call:
-    """The app as granian's scheduler calls it: `(scope, protocol)`, for WSGI `(protocol, scope)`."""
+def granian_callback(site: AppContext, app: Call, state: dict[str, Any]) -> Call:
+    """Return the app as granian's scheduler calls it: with `(scope, protocol)`, for WSGI with `(protocol, scope)`."""
     log = None if site.access is None else GRANIAN_FORMAT
     made: Call
     match site.interface:
@@ -36,8 +36,8 @@ def native(site: AppContext, app: Call, state: dict[str, Any]) -> Call:
     return made
 
 
-def by_rsgi(app: Call) -> Call:
-    """What is called of an RSGI app: a function, or an object's `__rsgi__`; with its hooks."""
+def rsgi_callable(app: Call) -> Call:
+    """Return what is called of an RSGI app, with its hooks: the function itself, or the object's `__rsgi__`."""
     inner: Call | None = getattr(app, "__rsgi__", None)
     if inner is None:
         return app
@@ -50,67 +50,72 @@ def by_rsgi(app: Call) -> Call:
 
 
 class InFlight:
-    """Requests under way: how many have begun and ended, and, where their age matters, which.
+    """The requests under way: how many have begun and ended, and, where their age matters, which.
 
-    The cost is two additions and two stores a request. They are made in the layer that granian needs anyhow to learn of the end.
-    Several listeners share it, and the pool's threads: a number that is stored may be late then, and is put right by the next.
+    A request costs two additions and two stores. They are in the layer that reports a request's end to granian, which is there in
+    any case. Several listeners and the threads of the pool share the counts. So a number that is stored may be too low for a
+    moment, and the next store corrects it.
 
     Attributes:
-        answers: how those have ended whose app is awaited.
-        thread_answers: how those have ended whose app runs in threads.
+        response_counts: how requests have ended whose app is awaited.
+        thread_response_counts: how requests have ended whose app runs in threads.
     """
 
     def __init__(self, gauge: MutableSequence[int] | None, *, remember: bool) -> None:
-        """Nothing is under way.
+        """Start without a request.
 
         Args:
-            gauge: two cells for the numbers of requests begun and ended, kept up to date at each.
+            gauge: two cells for the numbers of requests begun and ended, which each request updates.
             remember: keep each request, for `requests`.
         """
         self._gauge: MutableSequence[int] = [0, 0] if gauge is None else gauge
         self._remember = remember
-        self._way: set[object] = set()
-        self._ending = False
-        self._few = 0
-        self._uses: list[Callable[[bool], None]] = []
+        self._remembered: set[object] = set()
+        self._closing = False
+        self._to_close = 0
+        self._switches: list[Callable[[bool], None]] = []
         self._refusals: list[Callable[[], None]] = []
         self._counts: list[Callable[[], tuple[int, int]]] = []
-        self.thread_answers = ThreadResponseCounts()
-        self.answers = ResponseCounts()
+        self.thread_response_counts = ThreadResponseCounts()
+        self.response_counts = ResponseCounts()
         self._codes: set[CodeType] = set()
         self._threads = 0
         self._given_up: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
     def set_trap(self, trap: Any) -> None:
-        """In a child that the app has forked: end the process as soon as a call has ended, and counts its response."""
-        self.answers.outcomes.by_status = trap
-        self.thread_answers.set_trap(trap)
+        """Let a child that the app has forked end its process as soon as a call has ended and counts its response."""
+        self.response_counts.outcomes.by_status = trap
+        self.thread_response_counts.set_trap(trap)
 
     def counts(self) -> tuple[int, int]:
-        """How many have begun, and how many of them have ended."""
+        """Return how many requests have begun, and how many of them have ended."""
         pairs = [count() for count in self._counts]
         return sum(begun for begun, _ in pairs), sum(ended for _, ended in pairs)
 
     def outcomes(self) -> Outcomes:
         """Return how requests have ended."""
-        return self.thread_answers.outcomes() if self._threads else self.answers.outcomes
+        return self.thread_response_counts.outcomes() if self._threads else self.response_counts.outcomes
 
     def requests(self) -> Iterable[object]:
-        """Those under way, if they are remembered."""
-        return list(self._way)
+        """Return the requests under way, if they are remembered."""
+        return list(self._remembered)
 
     def clients(self) -> dict[tuple[str, int | None], bool] | None:
-        """Whose requests are under way: host and port, no port where that isn't known. None: there may be others.
+        """Return the clients whose requests are under way.
 
-        With each, whether all of them only wait for the rest of a body. It is taken for one that waits if it has a body, and its
-        own coroutine (not a task of its) waits for granian: so after a whole body it should wait for nothing but its own work.
-        Requests that still wait for the loop aren't among them. What an app has made of its scope's `client` is taken as it is.
+        Requests that still wait for the loop aren't included. If an app has changed the scope's `client`, the changed value is
+        returned.
+
+        Returns:
+            For the host and port of each client (no port where that isn't known), whether all of its requests only wait for the
+            rest of a body. A request counts as waiting if it has a body, and its own coroutine (not another task) waits for granian.
+            So after a whole body it should wait for nothing but its own work. None: there may be clients that can't be seen.
         """
         if self._threads:
             begun, ended = self.counts()
-            if begun - ended >= self._threads:  # more may wait for a thread, seen by nobody
+            if begun - ended >= self._threads:  # more requests may wait for a thread, and they have no frame
                 return None
-            running = (_called(frame, self._codes) for frame in sys._current_frames().values())
+            running = (_environ_of(frame, self._codes) for frame in sys._current_frames().values())
             return {(scope["REMOTE_ADDR"].partition("%")[0], None): False for scope in running if scope is not None}
         found: dict[tuple[str, int | None], bool] = {}
         for _, coroutine, scope in self._awaited():
@@ -127,14 +132,14 @@ class InFlight:
         return [task for task, _, _ in self._awaited()]
 
     def paths(self) -> list[str]:
-        """Return the paths of the requests under way, as the app sees them, without those that wait for the loop or a thread."""
+        """Return the paths of the requests under way, as the app sees them. Leave out those that wait for the loop or a thread."""
         if self._threads:
-            running = (_called(frame, self._codes) for frame in sys._current_frames().values())
+            running = (_environ_of(frame, self._codes) for frame in sys._current_frames().values())
             return [scope["PATH_INFO"] for scope in running if scope is not None]
         return [_path(scope) for _, _, scope in self._awaited()]
 
-    def serving(self, frame: FrameType) -> str | None:
-        """Return method and path of the request whose app was called in this frame."""
+    def describe_frame(self, frame: FrameType) -> str | None:
+        """Return method and path of the request, if its app was called in this frame."""
         if frame.f_code not in self._codes:
             return None
         scope = frame.f_locals["scope"] if self._threads else frame.f_locals["watcher"].scope
@@ -145,22 +150,23 @@ class InFlight:
         return f"{scope['method'] if isinstance(scope, dict) else scope.method} {_path(scope)}"
 
     def _awaited(self) -> Iterator[tuple[asyncio.Task[Any], Any, Any]]:
-        """Requests whose coroutine has begun: task, coroutine and granian's scope of each."""
-        return ((task, coroutine, watcher.scope) for task, coroutine, watcher in self._watched())
+        """Return task, coroutine and granian's scope of each request whose coroutine has begun."""
+        return ((task, coroutine, watcher.scope) for task, coroutine, watcher in self._with_watchers())
 
-    def _watched(self) -> Iterator[tuple[asyncio.Task[Any], Any, Any]]:
-        """The same, with granian's watcher of each."""
+    def _with_watchers(self) -> Iterator[tuple[asyncio.Task[Any], Any, Any]]:
+        """Yield task, coroutine and granian's watcher of each request whose coroutine has begun."""
         for task in asyncio.all_tasks():
             coroutine: Any = task.get_coro()
+            # The local variables of our own coroutine hold the watcher, so a request pays nothing for being found.
             frame = coroutine.cr_frame if getattr(coroutine, "cr_code", None) in self._codes else None
             if frame is not None:
                 yield task, coroutine, frame.f_locals["watcher"]
 
     def cancel(self, requests: Iterable[Any]) -> list[str]:
-        """Cancel requests, each told by its scope or its protocol; return their paths, as the app sees them."""
+        """Cancel requests, each given by its scope or its protocol. Return their paths, as the app sees them."""
         paths = []
         ids = set(map(id, requests))
-        for task, _, watcher in self._watched():
+        for task, _, watcher in self._with_watchers():
             if ids & {id(watcher.scope), id(watcher.proto)}:
                 paths.append(_path(watcher.scope))
                 self._given_up.add(task)
@@ -168,19 +174,19 @@ class InFlight:
         return paths
 
     def end_all(self) -> None:
-        """From now on each response ends its connection."""
-        self._ending = True
-        self._use(ending=True)
+        """Let each response from now on end its connection."""
+        self._closing = True
+        self._switch(ending=True)
 
     def end_next(self, count: int) -> int:
-        """So many of the next ones do."""
-        if not self._ending and count > 0:
-            self._few = max(self._few, count)
-            self._use(ending=True)
+        """Let the next `count` responses end their connections."""
+        if not self._closing and count > 0:
+            self._to_close = max(self._to_close, count)
+            self._switch(ending=True)
         return count
 
     def refuse(self) -> None:
-        """Requests that still wait for a thread no longer reach the app: their connections are reset."""
+        """Keep requests that still wait for a thread away from the app, since their connections are reset."""
         for use in self._refusals:
             use()
 
@@ -190,19 +196,21 @@ class InFlight:
         return bool(self._threads) and begun != ended
 
     def tasks(self, inner: Call, last: Call, settle: Callable[[Any, bool, bool], None]) -> Call:
-        """For apps that are awaited: what makes a request's task.
+        """Return what granian calls for each request of an app that is awaited. It makes the coroutine of the request's task.
 
         Args:
-            last: the same as `inner`, whose responses end their connections.
-            settle: told of each request that has ended: its protocol object, whether its app has raised, or was cancelled.
+            inner: the app as granian calls it.
+            last: the same app, whose responses end their connections.
+            settle: called for each request that has ended, with its protocol object, and whether its app has raised or was
+                cancelled.
         """
         begin = itertools.count(1)
         ended = 0
-        way, gauge, given_up = self._way, self._gauge, self._given_up
-        called = last if self._ending else inner
+        remembered, gauge, given_up = self._remembered, self._gauge, self._given_up
+        called = last if self._closing else inner
 
         def scheduled(watcher: Any) -> Any:
-            # In Rust's thread: so those count that wait for a loop that is held. A count's step is one under the GIL.
+            # This runs in granian's thread, so requests that wait for a blocked loop count, too. `next` is atomic under the GIL.
             gauge[0] = next(begin)
             return watch(watcher)
 
@@ -211,11 +219,11 @@ class InFlight:
             failed = cancelled = False
             try:
                 await called(watcher.scope, watcher.proto)
-            except BaseException as error:  # granian answers 500 and logs it; a cancelled one must be told as well
+            except BaseException as error:  # granian answers 500 and logs it, also for a cancellation
                 cancelled = isinstance(error, asyncio.CancelledError)
                 failed = not cancelled
                 if cancelled and asyncio.current_task() in given_up:
-                    watcher.done()  # its client has gone, so there is nothing to answer, and the log has it already
+                    watcher.done()  # its client has gone, so no response is needed, and `cancel`'s caller has logged it
                     return
                 watcher.err(error)
             else:
@@ -225,49 +233,56 @@ class InFlight:
                 gauge[1] = ended
                 settle(watcher.proto, failed, cancelled)
 
-        def remembered(watcher: Any) -> Any:
+        def scheduled_and_remembered(watcher: Any) -> Any:
             gauge[0] = next(begin)
-            way.add(watcher)
+            remembered.add(watcher)
             return forgotten(watcher)
 
         async def forgotten(watcher: Any) -> None:
             try:
                 await watch(watcher)
             finally:
-                way.discard(watcher)
+                remembered.discard(watcher)
 
         def use(ending: bool) -> None:
             nonlocal called
             called = self._counted(last) if ending else inner
 
+        # Invariant: their local variable is named `watcher`, for the methods that read it in frames.
         self._codes |= {watch.__code__, forgotten.__code__}
-        self._uses.append(use)
+        self._switches.append(use)
         self._counts.append(lambda: (reading(begin) - 1, ended))
-        return remembered if self._remember else scheduled
+        return scheduled_and_remembered if self._remember else scheduled
 
     def threads(self, inner: Call, last: Call, count: int) -> Call:
-        """For apps that run in threads of granian's: so many."""
+        """Return what granian calls for each request of an app that runs in granian's threads.
+
+        Args:
+            inner: the app as granian calls it.
+            last: the same app, whose responses end their connections.
+            count: the number of threads.
+        """
         begin, end = itertools.count(1), itertools.count(1)
-        way, gauge = self._way, self._gauge
-        settle = self.thread_answers.count_response
-        called = last if self._ending else inner
+        remembered, gauge = self._remembered, self._gauge
+        settle = self.thread_response_counts.count_response
+        called = last if self._closing else inner
 
         def run(protocol: Any, scope: Any) -> Any:
             gauge[0] = next(begin)
-            status = UNANSWERED_STATUS
+            status = UNANSWERED_STATUS  # granian answers an app that raises
             try:
                 status = called(protocol, scope)
             finally:
                 gauge[1] = next(end)
                 settle(status)
 
-        def remembered(protocol: Any, scope: Any) -> Any:
+        def run_remembered(protocol: Any, scope: Any) -> Any:
             token = object()
-            way.add(token)
+            remembered.add(token)
             try:
                 return run(protocol, scope)
             finally:
-                way.discard(token)
+                remembered.discard(token)
 
         def use(ending: bool) -> None:
             nonlocal called
@@ -277,39 +292,39 @@ class InFlight:
             nonlocal called
             called = _refused
 
-        self._codes.add(run.__code__)
+        self._codes.add(run.__code__)  # `_environ_of` and `describe_frame` read its local variable `scope`
         self._refusals.append(refuse)
         self._threads = count
-        self._uses.append(use)
+        self._switches.append(use)
         self._counts.append(lambda: (reading(begin) - 1, reading(end) - 1))
-        return remembered if self._remember else run
+        return run_remembered if self._remember else run
 
-    def _use(self, *, ending: bool) -> None:
-        for use in self._uses:
+    def _switch(self, *, ending: bool) -> None:
+        for use in self._switches:
             use(ending)
 
     def _counted(self, last: Call) -> Call:
-        """`last`, until as many have been ended as were to be."""
-        if self._ending:
+        """Return `last`, which gives way to `inner` when enough connections have been ended."""
+        if self._closing:
             return last
 
         def counted(first: Any, second: Any) -> Any:
-            self._few -= 1
-            if self._few <= 0 and not self._ending:
-                self._use(ending=False)
+            self._to_close -= 1
+            if self._to_close <= 0 and not self._closing:
+                self._switch(ending=False)
             return last(first, second)
 
         return counted
 
 
 def _refused(protocol: Any, scope: Any) -> int:
-    """Answer a WSGI request without its app; return the status."""
+    """Answer a WSGI request without its app, and return the status."""
     protocol.response_bytes(503, [], b"")
     return 503
 
 
-def _called(frame: FrameType | None, codes: set[CodeType]) -> dict[str, Any] | None:
-    """The environ of the request that a thread works on."""
+def _environ_of(frame: FrameType | None, codes: set[CodeType]) -> dict[str, Any] | None:
+    """Return the environ of the request that a thread works on. None: the thread has no request."""
     while frame is not None:
         if frame.f_code in codes:
             scope: dict[str, Any] = frame.f_locals["scope"]
@@ -319,17 +334,21 @@ def _called(frame: FrameType | None, codes: set[CodeType]) -> dict[str, Any] | N
 
 
 def client_of(scope: Any) -> tuple[str, int | None]:
-    """Host and port of a client, without the scope of a link-local address; nobody's, if an app has put something else there."""
+    """Return host and port of a client, without the zone of a link-local address.
+
+    Returns:
+        An empty host and port 0 if an app has put something else there, or for a Unix socket.
+    """
     match scope:
         case {"client": [str(host), int(port)]}:
             pass
-        case {"client": [str(host), str(number)]} if number.isdecimal():  # granian gives a text
+        case {"client": [str(host), str(number)]} if number.isdecimal():  # granian passes the port as text
             port = int(number)
         case dict():
             return "", 0
         case _:
             host, _, number = scope.client.rpartition(":")
-            if not number.isdecimal():  # a Unix socket: the client has no name, or a path
+            if not number.isdecimal():  # on a Unix socket the client has no name, or a path
                 return "", 0
             port = int(number)
     return host.strip("[]").partition("%")[0], port
@@ -344,7 +363,7 @@ def _path(scope: Any) -> str:
 
 
 def _has_body(scope: Any) -> bool:
-    """Whether a request says that a body follows. Over HTTP/2 it needn't, and isn't known to."""
+    """Return whether a request's head announces a body. Over HTTP/2 a request may have one without an announcement."""
     if isinstance(scope, dict):
         found = dict(scope["headers"]) if scope["type"] == "http" else {}
         length, coding = found.get(b"content-length", b"0"), found.get(b"transfer-encoding")
@@ -354,21 +373,21 @@ def _has_body(scope: Any) -> bool:
     return bool(coding) or (length.isdigit() and int(length) > 0)
 
 
-# Draining: each response ends its connection.
+# In a drain each response ends its connection.
 
 
-def ending(app: Call, interface: Interface) -> Call:
-    """The app, whose responses over HTTP/1.1 say `Connection: close`; HTTP/2 forbids the word, and has GOAWAY."""
+def closing(app: Call, interface: Interface) -> Call:
+    """Return the app with `Connection: close` in its responses over HTTP/1.1. HTTP/2 forbids that header, and has GOAWAY."""
     match interface:
         case Interface.ASGI:
-            return _ending_asgi(app)
+            return _closing_asgi(app)
         case Interface.WSGI:
-            return _ending_wsgi(app)
+            return _closing_wsgi(app)
         case _:
-            return _ending_rsgi(app)
+            return _closing_rsgi(app)
 
 
-def _ending_asgi(app: Call) -> Call:
+def _closing_asgi(app: Call) -> Call:
     def wrapped(scope: Any, receive: Call, send: Call) -> Any:
         if scope["type"] != "http" or not scope["http_version"].startswith("1"):
             return app(scope, receive, send)
@@ -383,7 +402,7 @@ def _ending_asgi(app: Call) -> Call:
     return wrapped
 
 
-def _ending_wsgi(app: Call) -> Call:
+def _closing_wsgi(app: Call) -> Call:
     def wrapped(environ: Any, start_response: Call) -> Any:
         if not environ["SERVER_PROTOCOL"].startswith("HTTP/1"):
             return app(environ, start_response)
@@ -396,16 +415,16 @@ def _ending_wsgi(app: Call) -> Call:
     return wrapped
 
 
-def _ending_rsgi(callback: Call) -> Call:
+def _closing_rsgi(callback: Call) -> Call:
     def wrapped(scope: Any, protocol: Any) -> Any:
         if scope.proto == "http" and scope.http_version.startswith("1"):
-            protocol = _Closing(protocol)
+            protocol = _ClosingProtocol(protocol)
         return callback(scope, protocol)
 
     return wrapped
 
 
-class _Closing:
+class _ClosingProtocol:
     """An RSGI protocol whose response ends its connection."""
 
     __slots__ = ("_inner",)

@@ -1,10 +1,15 @@
-"""What the granian engine uses of granian's inside, gathered in one place, and the check that it is still there.
+"""The parts of granian's internals that the engine uses, and the check that they are still there.
 
-granian has no public way to serve on a given socket inside a running loop; its own servers fork, and supervise. But their
-parts can be had: a `SocketHolder` is made of a descriptor (which it owns from then on), a worker object serves on it from
-threads of Rust's, a scheduler brings each request to our loop, and a `WorkerSignal` ends it: it stops accepting, closes idle
-connections, lets requests under way end (their responses say `Connection: close`), and calls back. None of this carries a
-promise, so the version is pinned to a tested range (pyproject.toml says the same) and `check` looks at each part.
+granian has no public way to serve on a given socket inside a running loop. Its own servers fork and supervise processes. But
+their parts can be used alone:
+
+- A `SocketHolder` is made from a descriptor, which it owns from then on.
+- A worker object serves on it, from threads in Rust.
+- A scheduler brings each request to the worker's loop.
+- A `WorkerSignal` ends it. granian then stops accepting, closes idle connections, and completes requests under way, whose responses
+  say `Connection: close`. At the end it calls back.
+
+granian promises none of this. So the version is pinned to a tested range, also in pyproject.toml, and `check` looks for each part.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from ...errors import ConfigError
 from ..base import TimedAwaitable
 
 _TESTED_VERSIONS = ((2, 8), (2, 9))
-"""Versions from the first, below the second."""
+"""The first version that was tested, and the first one above the tested range."""
 _INSTALL_HINT = "pip install 'cluster2[granian]'"
 
 _PARTS = {
@@ -31,36 +36,36 @@ _PARTS = {
     "granian.http": ("HTTP1Settings", "HTTP2Settings"),
     "granian.log": ("log_request_builder",),
 }
-_FUTURE = "PyFutureAwaitable"
-"""Its name: the class isn't to be had."""
-_STEPS = ("async_generator_asend", "async_generator_athrow", "coroutine_wrapper")
-"""What stands between an `await` and the generator or coroutine behind it: names of classes that aren't to be had either."""
-_BEHIND = (AsyncGeneratorType, CoroutineType)
+_FUTURE_CLASS = "PyFutureAwaitable"
+"""The name of the class that granian's awaitables have. Python can't import the class itself."""
+_STEP_CLASSES = ("async_generator_asend", "async_generator_athrow", "coroutine_wrapper")
+"""Names of the classes between an `await` and the generator or coroutine behind it. Python can't import them either."""
+_AWAITABLES = (AsyncGeneratorType, CoroutineType)
 _IMMUTABLE = 1 << 8
-"""Py_TPFLAGS_IMMUTABLETYPE: the flag of classes whose methods can't be replaced."""
+"""Py_TPFLAGS_IMMUTABLETYPE, the flag of classes whose methods can't be replaced."""
 RESPONSE_METHODS = (
     "response_empty", "response_str", "response_bytes", "response_file", "response_file_range", "response_stream",
 )  # fmt: skip
 """The methods by which an RSGI app answers a request."""
-_REPLACED = (
+_REPLACED_METHODS = (
     *(f"RSGIHTTPProtocol.{name}" for name in RESPONSE_METHODS), "RSGIWebsocketProtocol.accept", "RSGIWebsocketProtocol.close",
 )  # fmt: skip
-_METHODS = ("serve_mtr", "serve_str", "serve_mtr_uds", "serve_str_uds")
+_SERVE_METHODS = ("serve_mtr", "serve_str", "serve_mtr_uds", "serve_str_uds")
 
 
 _originals: dict[tuple[type, str], Callable[..., Any]] = {}
 
 
 def module(name: str) -> Any:
-    """One of granian's modules; untyped, since their stubs lag behind what is there."""
+    """Return one of granian's modules, untyped, since granian's stubs lag behind its code."""
     return importlib.import_module(f"granian.{name}")
 
 
 def check() -> None:
-    """See whether this granian is one that was tested, and has all its parts.
+    """Check that the installed granian is of a tested version and has all parts that the engine uses.
 
     Raises:
-        ConfigError: it isn't installed, or it is another.
+        ConfigError: granian isn't installed, has another version, or lacks a part.
     """
     from importlib.metadata import PackageNotFoundError, version
 
@@ -83,19 +88,24 @@ def check() -> None:
         worker = importlib.import_module("granian._granian").RSGIWorker
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"engine granian: granian {found} can't be imported: {error}; {wanted}") from error
-    missing += [f"RSGIWorker.{each}" for each in _METHODS if not hasattr(worker, each)]
-    missing += [f"_granian.{each}, to be replaced" for each in _REPLACED if not _can_be_replaced(each)]
+    missing += [f"RSGIWorker.{each}" for each in _SERVE_METHODS if not hasattr(worker, each)]
+    missing += [f"_granian.{each}, to be replaced" for each in _REPLACED_METHODS if not _can_be_replaced(each)]
     if missing:
         raise ConfigError(f"engine granian: granian {found} lacks {', '.join(missing)}; {wanted}")
 
 
 def wsgi_callback(app: Callable[..., Any], log: str | None) -> Callable[..., Any]:
-    """What granian calls for each WSGI request, without the process's environment.
+    """Return what granian calls for each WSGI request, without the process's environment.
 
-    granian puts `os.environ` into each environ: what is secret there would stand on an app's error pages, and a variable
-    HTTP_PROXY would pass for a header. It reads it once, when the callback is made.
+    granian puts `os.environ` into each environ. Secrets in it would appear on an app's error pages, and a variable HTTP_PROXY
+    would pass for a header. granian reads it once, when it makes the callback.
+
+    Args:
+        app: the WSGI app.
+        log: the format of the access log. None: no access log.
     """
     inside = module("wsgi")
+    # Only this one module sees another `os`, and only while it makes the callback.
     system = inside.os
     inside.os = SimpleNamespace(environ={})
     try:
@@ -106,9 +116,12 @@ def wsgi_callback(app: Callable[..., Any], log: str | None) -> Callable[..., Any
 
 
 def replace_methods(kind: type, wrappers: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]) -> None:
-    """Replace methods of a class of Rust's, in this process, each by what a wrapper makes of the original one.
+    """Replace methods of a class that is written in Rust, in this process. This costs a request less than a wrapped object.
 
-    That costs a request less than a wrapper of each object would. A second call replaces what the first one did.
+    Args:
+        kind: the class.
+        wrappers: for the name of each method, a function from the original method to its replacement. A second call starts
+            again from the original methods.
     """
     for name, wrapper in wrappers.items():
         original = _originals.setdefault((kind, name), getattr(kind, name))
@@ -116,13 +129,13 @@ def replace_methods(kind: type, wrappers: Mapping[str, Callable[[Callable[..., A
 
 
 def waits(coroutine: Any) -> bool:
-    """Whether a suspended coroutine waits for granian's threads: for something from its client, or room for a response.
+    """Return whether a suspended coroutine waits for granian's threads: for data from its client, or to send a response.
 
-    What it awaits is followed to its end. A step of a generator (`__anext__`) tells only the garbage collector whose it is.
+    The function follows the chain of awaited objects to its end.
     """
     awaited = coroutine
     while awaited is not None:
-        if type(awaited).__name__ == _FUTURE and type(awaited).__module__ == "granian._granian":
+        if type(awaited).__name__ == _FUTURE_CLASS and type(awaited).__module__ == "granian._granian":
             return True
         if isinstance(awaited, CoroutineType):
             awaited = awaited.cr_await
@@ -130,8 +143,9 @@ def waits(coroutine: Any) -> bool:
             awaited = awaited.ag_await
         elif isinstance(awaited, GeneratorType):
             awaited = awaited.gi_yieldfrom
-        elif type(awaited).__name__ in _STEPS:
-            awaited = next((each for each in gc.get_referents(awaited) if isinstance(each, _BEHIND)), None)
+        elif type(awaited).__name__ in _STEP_CLASSES:
+            # A step of a generator (`__anext__`) has no attribute for its generator, but shows it to the garbage collector.
+            awaited = next((each for each in gc.get_referents(awaited) if isinstance(each, _AWAITABLES)), None)
         elif isinstance(awaited, TimedAwaitable):
             awaited = awaited.inner
         else:

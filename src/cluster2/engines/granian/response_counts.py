@@ -1,13 +1,14 @@
-"""With which status granian's requests were answered (`outcomes`).
+"""Count the statuses that granian's requests were answered with (`outcomes`).
 
-- ASGI: granian itself knows it, and says 500 for what wasn't answered.
+- ASGI: granian itself knows the status, and has 500 for a request that the app didn't answer.
 - WSGI: granian's own layer returns it.
-- RSGI: its protocol objects are Rust's and forget it. A wrapper of each would be paid for by each request, so the methods that
-  answer are replaced in their classes (`granian_internals.replace_methods`): a call and a store in a dictionary.
-- Websockets: seen when the app accepts. One that isn't accepted is answered by granian, with 403 or what an RSGI app says.
+- RSGI: granian's protocol objects are written in Rust and don't keep it. A wrapper of each object would cost every request, so
+  the methods that answer are replaced in their classes (`internals.replace_methods`). That costs a call and a store in a
+  dictionary.
+- Websockets: they count when the app accepts. granian answers one that isn't accepted, with 403 or an RSGI app's own status.
 
-All of it happens on the loop, so that plain dictionaries do. What granian refuses by itself (a request that can't be parsed)
-can't be seen from here, nor whether a client was still there.
+All of it happens on the loop, so plain dictionaries do. Requests that granian refuses by itself (it can't parse them) can't be
+seen from here, nor can whether a client was still connected.
 """
 
 from __future__ import annotations
@@ -19,51 +20,51 @@ from typing import Any, ClassVar
 from ..outcomes import CLIENT_CLOSED_STATUS, STATUS_CLASSES, Outcomes, reading
 from .internals import RESPONSE_METHODS, module, replace_methods
 
-WEBSOCKET_ACCEPTED_STATUS = 101
+_WEBSOCKET_ACCEPTED_STATUS = 101
 UNANSWERED_STATUS = 500
-"""The status that granian answers with if a request's app doesn't."""
+"""The status of granian's own response if a request's app doesn't answer."""
 _WEBSOCKET_REFUSED_STATUS = 403
-"""The same for a websocket."""
+"""The status of granian's own response if a websocket's app neither accepts nor refuses."""
 
 
 class ResponseCounts:
-    """The answers to requests whose app is awaited.
+    """The statuses of requests whose app is awaited.
 
     Attributes:
         outcomes: how requests have ended.
     """
 
-    # By id of a protocol object, which lives until its request has ended. In common to all engines of a process, as the
-    # classes are whose methods note them.
+    # The keys are ids of protocol objects, which live until their request has ended. All engines of a process share these, as
+    # they share the classes whose methods are replaced.
     _statuses: ClassVar[dict[int, int]] = {}
     _accepted: ClassVar[set[int]] = set()
 
     def __init__(self) -> None:
-        """Nothing was answered yet."""
+        """Start at zero."""
         self.outcomes = Outcomes(sees_clients=False)
 
     def accept(self, protocol: Any) -> None:
-        """Count a websocket that is accepted: its request has ended."""
+        """Count a websocket that is accepted. That ends its request."""
         if id(protocol) not in self._accepted:
             self._accepted.add(id(protocol))
-            self.outcomes.by_status[WEBSOCKET_ACCEPTED_STATUS] += 1
+            self.outcomes.by_status[_WEBSOCKET_ACCEPTED_STATUS] += 1
 
     def watch_rsgi(self, stream: Callable[[Any, Any], Any]) -> None:
-        """Note from now on what RSGI apps answer, in this process.
+        """Record from now on the statuses of RSGI apps in this process.
 
         Args:
-            stream: makes of a protocol object and of granian's transport of a stream what the app gets.
+            stream: returns the transport that the app gets, given a protocol object and granian's transport of a stream.
         """
         accepted = self._accepted
 
-        def accepting(original: Callable[..., Any]) -> Callable[..., Any]:
+        def accept_wrapper(original: Callable[..., Any]) -> Callable[..., Any]:
             def accept(protocol: Any) -> Any:
                 self.accept(protocol)
                 return original(protocol)
 
             return accept
 
-        def closing(original: Callable[..., Any]) -> Callable[..., Any]:
+        def close_wrapper(original: Callable[..., Any]) -> Callable[..., Any]:
             def close(protocol: Any, status: int | None = None) -> Any:
                 if status is not None and id(protocol) not in accepted:
                     self._statuses[id(protocol)] = status
@@ -73,18 +74,19 @@ class ResponseCounts:
 
         inside = module("_granian")
         replace_methods(inside.RSGIHTTPProtocol, _responding(self._statuses, stream))
-        replace_methods(inside.RSGIWebsocketProtocol, {"accept": accepting, "close": closing})
+        replace_methods(inside.RSGIWebsocketProtocol, {"accept": accept_wrapper, "close": close_wrapper})
 
     def ended_asgi(self, protocol: Any, failed: bool, cancelled: bool) -> None:
         """Count a request whose app has ended.
 
         Args:
-            failed: its app has raised.
-            cancelled: it was cancelled.
+            protocol: granian's protocol object of the request.
+            failed: the app has raised.
+            cancelled: the request was cancelled.
         """
         try:
             status = protocol.sent_response_code
-        except AttributeError:
+        except AttributeError:  # only protocol objects of HTTP have the attribute
             self._ended(self._of_websocket(protocol), failed, cancelled)
             return
         if failed or cancelled:
@@ -93,17 +95,17 @@ class ResponseCounts:
             self.outcomes.by_status[status] += 1
 
     def ended_rsgi(self, protocol: Any, failed: bool, cancelled: bool) -> None:
-        """Do the same for RSGI."""
+        """Count an RSGI request whose app has ended. The arguments are those of `ended_asgi`."""
         status = self._statuses.pop(id(protocol), 0)
         if status and not failed:
             self.outcomes.by_status[status] += 1
-        elif status or hasattr(protocol, "response_empty"):
+        elif status or hasattr(protocol, "response_empty"):  # a protocol object of HTTP has this method
             self._ended(status or UNANSWERED_STATUS, failed, cancelled)
         else:
             self._ended(self._of_websocket(protocol), failed, cancelled)
 
     def _of_websocket(self, protocol: Any) -> int:
-        """Return the status that a websocket was answered with; 0: it was accepted, and counted then."""
+        """Return the status that a websocket was refused with. 0: it was accepted, and counted then."""
         key = id(protocol)
         if key in self._accepted:
             self._accepted.discard(key)
@@ -121,8 +123,9 @@ class ResponseCounts:
 def _responding(
     statuses: dict[int, int], stream: Callable[[Any, Any], Any]
 ) -> dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
-    """Return what makes RSGI's methods that answer note the status. With granian's parameters, since `*args` cost more."""
+    """Return wrappers that make RSGI's response methods record the status."""
 
+    # The replacements spell out granian's own parameters, since `*args` cost more.
     def empty(original: Callable[..., Any]) -> Callable[..., Any]:
         def response_empty(protocol: Any, status: int = 200, headers: Any = ()) -> Any:
             result = original(protocol, status, headers)
@@ -175,10 +178,13 @@ def _responding(
 
 
 class ThreadResponseCounts:
-    """The answers to requests that run in threads of granian's. A step of a counter is one under the GIL."""
+    """The statuses of requests whose app runs in granian's threads.
+
+    The counters are `itertools.count` objects, whose `next` is atomic under the GIL, so that threads need no lock.
+    """
 
     def __init__(self) -> None:
-        """Nothing was answered yet."""
+        """Start at zero."""
         self._classes = [itertools.count() for _ in range(STATUS_CLASSES + 1)]
         self._failures = itertools.count()
 
@@ -187,11 +193,11 @@ class ThreadResponseCounts:
         self._classes = trap
 
     def count_response(self, status: int) -> None:
-        """Count a request that was answered with this status."""
+        """Count a request with this status."""
         next(self._classes[min(status // 100, STATUS_CLASSES)])
 
     def bodies(self, app: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a WSGI app that counts the bodies that fail: granian iterates over them, and only logs what they raise."""
+        """Return a WSGI app that counts bodies that raise. granian iterates over a body itself, and only logs the exception."""
 
         def called(environ: Any, start_response: Any) -> Any:
             body = app(environ, start_response)
@@ -209,7 +215,7 @@ class ThreadResponseCounts:
 
 
 class _AppBody:
-    """A WSGI body that counts if it fails."""
+    """A WSGI body that counts a failure when it raises."""
 
     __slots__ = ("_failures", "_inner", "_iterator")
 

@@ -1,4 +1,4 @@
-"""How an RSGI app begins and ends under granian: by its hooks."""
+"""Run the hooks by which an RSGI app starts and stops under granian."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ from typing import Any
 
 from ...errors import AppError
 
-Call = Callable[..., Any]
-logger = logging.getLogger("cluster2.granian")
+_Call = Callable[..., Any]
+_logger = logging.getLogger("cluster2.granian")
 
 
 class RsgiHooks:
     """RSGI's `__rsgi_init__(loop)` and `__rsgi_del__(loop)`.
 
-    granian calls them while the loop stands still, and apps use that to `loop.run_until_complete(...)`. Our loop runs: so a hook
-    runs in a thread, with a stand-in for the loop that waits there for what the loop does here.
+    granian calls them while the loop is stopped, and apps use that for `loop.run_until_complete(...)`. In a worker the loop runs.
+    So a hook runs in a thread, with an object in place of the loop that waits there for the work that the loop does here.
     """
 
     def __init__(self, app: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self._init: Call | None = getattr(app, "__rsgi_init__", None)
-        self._del: Call | None = getattr(app, "__rsgi_del__", None)
+        self._init: _Call | None = getattr(app, "__rsgi_init__", None)
+        self._del: _Call | None = getattr(app, "__rsgi_del__", None)
         self._loop = loop
 
     async def init(self) -> None:
-        """Raises AppError if the hook raises."""
+        """Run `__rsgi_init__`, if the app has one.
+
+        Raises:
+            AppError: the hook has raised.
+        """
         try:
             await self._run(self._init)
         except (Exception, SystemExit) as error:
@@ -35,19 +39,19 @@ class RsgiHooks:
             raise AppError(f"the app's __rsgi_init__ raised {type(error).__name__}: {error}", detail=detail) from error
 
     async def close(self) -> None:
-        """The end; what the hook raises is the app's last word, and is logged."""
+        """Run `__rsgi_del__`, if the app has one. Log what it raises, since the worker ends in any case."""
         try:
             await self._run(self._del)
         except Exception:
-            logger.exception("the app's __rsgi_del__ raised")
+            _logger.exception("the app's __rsgi_del__ raised")
 
-    async def _run(self, hook: Call | None) -> None:
+    async def _run(self, hook: _Call | None) -> None:
         if hook is not None:
-            await asyncio.to_thread(hook, _StandIn(self._loop))
+            await asyncio.to_thread(hook, _ThreadLoop(self._loop))
 
 
-class _StandIn:
-    """A loop as seen from a thread."""
+class _ThreadLoop:
+    """The loop, as an app may use it from another thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -57,7 +61,7 @@ class _StandIn:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def create_task(self, work: Coroutine[Any, Any, Any], **named: Any) -> Any:
-        """From here a task can only be made by the loop itself: that is waited for."""
+        """Let the loop make the task, since only its own thread can, and wait for that."""
 
         async def make() -> asyncio.Task[Any]:
             return self._loop.create_task(work, **named)
