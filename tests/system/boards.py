@@ -14,8 +14,8 @@ from typing import Any
 from cluster2.config.settings import Settings
 from cluster2.core.lifecycle import PHASES, WorkerState
 from cluster2.linux.scoreboard import Row, Scoreboard
+from cluster2.processes.monitor.data.cluster_view import ClusterView
 from cluster2.processes.monitor.data.dashboard import Dashboard
-from cluster2.processes.monitor.data.facts import Facts
 from cluster2.processes.monitor.data.report import ClusterInfo
 from cluster2.processes.monitor.monitor_server import serve
 
@@ -44,7 +44,7 @@ def monitor(workers: int, settings: Settings, subject: ClusterInfo) -> Iterator[
         for row in rows:
             _work(row, turn)
 
-    facts = Facts(board, 3000, switch, ask)
+    facts = ClusterView(board, 3000, switch, ask)
     with socket.create_server(("127.0.0.1", 0)) as listener, _served(listener, facts, settings, subject, beat):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
     board.close()
@@ -52,7 +52,7 @@ def monitor(workers: int, settings: Settings, subject: ClusterInfo) -> Iterator[
 
 @contextmanager
 def _served(
-    listener: socket.socket, facts: Facts, settings: Settings, subject: ClusterInfo, beat: Callable[[], None]
+    listener: socket.socket, facts: ClusterView, settings: Settings, subject: ClusterInfo, beat: Callable[[], None]
 ) -> Iterator[None]:
     loops: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
     started = threading.Event()

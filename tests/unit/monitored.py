@@ -12,9 +12,9 @@ import httpx
 from cluster2.config.settings import Settings
 from cluster2.core.lifecycle import PHASES, WorkerState
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.processes.monitor.app import make
+from cluster2.processes.monitor.app import make_app
+from cluster2.processes.monitor.data.cluster_view import ClusterView
 from cluster2.processes.monitor.data.dashboard import Dashboard
-from cluster2.processes.monitor.data.facts import Facts
 from cluster2.processes.monitor.data.memory import MemorySampler
 from cluster2.processes.monitor.data.report import ClusterInfo
 
@@ -50,11 +50,11 @@ def desk_of(board: Scoreboard, **more: Any) -> Dashboard:
         return True
 
     # By a clock that stands still all processes are weighed in each turn, however busy this machine is.
-    return Dashboard(Facts(board, 3000, switch), ClusterInfo(**more), MemorySampler(clock=lambda: 0.0))
+    return Dashboard(ClusterView(board, 3000, switch), ClusterInfo(**more), MemorySampler(clock=lambda: 0.0))
 
 
 def client(desk: Dashboard, settings: Settings | None = None) -> httpx.AsyncClient:
-    app = make(desk._facts, settings or Settings(), desk)
+    app = make_app(desk.view, settings or Settings(), desk)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
 

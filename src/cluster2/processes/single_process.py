@@ -271,8 +271,8 @@ async def _serve_monitor(
 ) -> None:
     """Serve the monitor's ports until the worker's end cancels it."""
     from .monitor import monitor_server
+    from .monitor.data.cluster_view import ClusterView
     from .monitor.data.dashboard import Dashboard
-    from .monitor.data.facts import Facts
     from .monitor.data.memory import MemorySampler
     from .monitor.data.report import ClusterInfo
 
@@ -283,21 +283,21 @@ async def _serve_monitor(
         return True
 
     port = next((port for _, each in listeners if (port := getattr(each.address, "port", 0))), 0)
-    facts = Facts(board, port, switch)
+    view = ClusterView(board, port, switch)
     # Only the resident size: a walk over the page tables takes 1 ms per 100 MiB, and would hold up requests on this loop.
     memory_sampler = MemorySampler(lambda pid: processes.resident_memory())
     dashboard = Dashboard(
-        facts,
+        view,
         ClusterInfo.from_settings(settings, [str(each.address) for _, each in listeners], str(own[0].address)),
         memory_sampler,
     )
-    emitter.on("*", lambda event: dashboard.watch.feed.add(events.plain(event)))
+    emitter.on("*", lambda event: dashboard.sampler.events.add(events.plain(event)))
     measuring = asyncio.get_running_loop().create_task(
         _measure_accept_queues(board, [each.sock for _, each in listeners])
     )
     try:
         # Duplicates: the loop closes the sockets that it serves, but the listeners' owner closes the listeners.
-        await monitor_server.serve([each.sock.dup() for each in own], facts, settings, asyncio.Event(), dashboard)
+        await monitor_server.serve([each.sock.dup() for each in own], view, settings, asyncio.Event(), dashboard)
     finally:
         measuring.cancel()
 

@@ -119,7 +119,7 @@ class ControlClient:
     def _answer(self, lines: Iterator[bytes], progress: Progress | None) -> dict[str, Any] | None:
         """The result, or None if the connection ended first."""
         for line in lines:
-            kind, content = _decode_line(line, f"{self.pids}/{CONTROL_SOCKET}")
+            kind, content = decode_line(line, f"{self.pids}/{CONTROL_SOCKET}")
             if kind == "result":
                 return content
             if progress is not None:
@@ -132,7 +132,7 @@ def request(verb: str, params: Mapping[str, Any] | None) -> bytes:
     return json.dumps({"verb": verb, "params": dict(params or {})}).encode() + b"\n"
 
 
-def _decode_line(line: bytes, speaker: str) -> tuple[str, dict[str, Any]]:
+def decode_line(line: bytes, speaker: str) -> tuple[str, dict[str, Any]]:
     """One line of a master's answer: "progress" or "result", and what that says.
 
     Args:

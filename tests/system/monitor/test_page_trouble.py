@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Request, Route, expect
 
 from cluster2.config.settings import Settings
-from cluster2.processes.monitor.data.facts import Facts
+from cluster2.processes.monitor.data.cluster_view import ClusterView
 from cluster2.processes.monitor.data.report import ClusterInfo
 from tests.system import boards
 from tests.system.browser import Cluster, Sight, give_token, in_tabs, started
@@ -205,7 +205,7 @@ def test_a_monitor_that_sees_nothing_more(see: See, monkeypatch: pytest.MonkeyPa
         sight = see(url).live(2)
         sight.expected = ("Failed to load resource: the server responded with a status of 500",)
         with monkeypatch.context() as broken:
-            broken.setattr(Facts, "not_alive", lambda facts: 1 / 0)
+            broken.setattr(ClusterView, "not_alive", lambda facts: 1 / 0)
             expect(sight.locator("#banner-text")).to_contain_text("Connection lost")
         sight.live(2)
         sight.close()

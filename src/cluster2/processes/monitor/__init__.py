@@ -1,1 +1,1 @@
-"""The monitor: a process beside the workers that tells how the cluster is, on a port of its own."""
+"""The monitor: the process that serves the page, health checks and metrics on a port of its own."""

@@ -1,4 +1,4 @@
-"""Executed by the master: `python -P -m cluster2.processes.monitor`, with the channel's descriptor in `_CLUSTER2_CHANNEL`."""
+"""Entry point of the monitor's process. The master executes it with the channel's descriptor in `_CLUSTER2_CHANNEL`."""
 
 import sys
 

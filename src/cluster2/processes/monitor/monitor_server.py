@@ -1,13 +1,12 @@
-"""The monitor's process.
+"""The monitor's process: its start, its loop, its end.
 
-It is executed by the master, with a channel, the scoreboard and the listening socket of its port, which the master keeps
-open: so the port answers again as soon as another monitor has been started, and connections wait meanwhile. The channel's end
-means that the master is gone, or wants us gone. Nothing here can hurt the cluster: it reads the scoreboard, and asks the
-master.
+The master executes it with a channel, the scoreboard, and the listening sockets of its ports. The master keeps these open, so
+clients that connect while no monitor runs wait for the next one. The end of the channel means that the master has ended, or wants
+the monitor to end. The monitor can't harm the cluster: it reads the scoreboard, and sends queries to the master.
 
-It is the user that workers are (`user`, `group`), who may not use `master.sock`, and needn't: to ask, it makes a pair of
-sockets and sends one of them through the channel. The master hears of it what its options allow (`master.monitoring:
-Monitoring.may`).
+It runs as the user of the workers (`user`, `group`), which may not use `master.sock`. To connect to the master it makes a pair of
+sockets and sends one of them through the channel. The master accepts from it what its options allow
+(`master.helpers.monitor: MonitorProcess.may`).
 """
 
 from __future__ import annotations
@@ -31,24 +30,24 @@ from ...protocol import codec, messages
 from ...runtime import logging_setup
 from ...runtime.step_guard import StepGuard
 from .access.connection_limit import ConnectionLimit
-from .app import make
+from .app import make_app
+from .async_control_client import AsyncControlClient
+from .data.cluster_view import ClusterView
 from .data.dashboard import Dashboard
-from .data.facts import Facts
 from .data.report import ClusterInfo
 from .http.agent_check import AgentConnections
-from .master_client import MasterLine
 
 logger = logging.getLogger("cluster2.monitor")
 
-MONITOR_HEARTBEAT_INTERVAL_S = 1.0
-"""Seconds between two signs of life."""
-MONITOR_SHUTDOWN_GRACE_S = 0.5
-"""Seconds for responses under way at the end."""
+_MONITOR_HEARTBEAT_INTERVAL_S = 1.0
+"""Seconds between two heartbeats."""
+_MONITOR_SHUTDOWN_GRACE_S = 0.5
+"""Seconds that responses under way have at the end."""
 
 
 def main() -> int:
     """Serve until the channel ends. Returns the exit code."""
-    signals.settle("monitor")  # a terminal's ^C is the master's business, and it ends us by closing the channel
+    signals.settle("monitor")  # a terminal's ^C is for the master, which then closes the channel
     channel = Packets.attach(int(os.environ.pop(messages.CHANNEL_VARIABLE)))
     packet, descriptors = channel.receive()
     if not packet:
@@ -57,35 +56,35 @@ def main() -> int:
     assert isinstance(order, messages.StartMonitor)
     settings = Settings.from_wire(order.settings)
     logging_setup.configure(settings, waits=False)
-    _title(settings)
+    _set_process_title(settings)
     try:
         privileges.drop_privileges(settings.user, settings.group)
-    except ClusterError as error:  # the zygote, which says the same, ends the cluster
+    except ClusterError as error:  # the zygote fails for the same reason, which ends the cluster
         logger.warning("the monitor can't serve: %s", error.message)
         return error.exit_code
     board = Scoreboard.attach(descriptors[:3], MONITOR_PAGE)
     listeners = [socket.socket(fileno=each) for each in descriptors[3:]]
-    asyncio.run(_observe(channel, board, listeners, order, settings))
+    asyncio.run(_run(channel, board, listeners, order, settings))
     return 0
 
 
-def _title(settings: Settings) -> None:
+def _set_process_title(settings: Settings) -> None:
     import setproctitle
 
     setproctitle.setproctitle(f"{settings.proc_name or 'cluster2'}: monitor")
 
 
-async def _observe(
+async def _run(
     channel: Packets,
     board: Scoreboard,
     listeners: Sequence[socket.socket],
     order: messages.StartMonitor,
     settings: Settings,
 ) -> None:
-    channel.set_blocking(False)  # a master that is stuck lets its queue fill up
+    channel.set_blocking(False)  # the queue to a master that is stuck fills up
 
     def connect() -> socket.socket:
-        """A connection to the master: that it is ours it sees by the way on which it gets the other end."""
+        """Return a connection to the master, which trusts the other end since it comes through the channel."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -95,86 +94,88 @@ async def _observe(
                 raise
         return ours
 
-    line = MasterLine(connect)
+    client = AsyncControlClient(connect)
 
-    async def switch(enabled: bool) -> bool:
+    async def switch_traffic(enabled: bool) -> bool:
         try:
-            await line.query("enable" if enabled else "disable", {})
+            await client.query("enable" if enabled else "disable", {})
         except ClusterError as error:
             logger.warning("traffic can't be switched: %s", error.message)
             return False
         return True
 
-    left = asyncio.Event()
-    asyncio.get_running_loop().add_reader(channel.fileno(), left.set)
+    # The master sends nothing but the order, so the channel becomes readable when it ends.
+    channel_ended = asyncio.Event()
+    asyncio.get_running_loop().add_reader(channel.fileno(), channel_ended.set)
 
     output = ReopeningFile(order.log, 1, 2) if order.log else None
 
-    def beat() -> None:
+    def heartbeat() -> None:
         board.header.monitor_beat = time.monotonic()
         if output is not None:
-            with contextlib.suppress(OSError):  # what is open stays in use
+            with contextlib.suppress(OSError):  # the open file stays in use
                 output.reopen_if_moved()
 
-    facts = Facts(board, order.port, switch, line.query, line.order)
-    desk = Dashboard(
-        facts,
-        ClusterInfo.from_settings(settings, order.addresses, order.address, master=order.master, version=order.version),
+    view = ClusterView(board, order.port, switch_traffic, client.query, client.command)
+    cluster = ClusterInfo.from_settings(
+        settings, order.addresses, order.address, master=order.master, version=order.version
     )
-    hearing = asyncio.ensure_future(line.follow(desk.watch.feed.add))
+    dashboard = Dashboard(view, cluster)
+    following = asyncio.ensure_future(client.follow_events(dashboard.sampler.events.add))
     try:
-        await serve(listeners, facts, settings, left, desk, beat)
+        await serve(listeners, view, settings, channel_ended, dashboard, heartbeat)
     finally:
-        hearing.cancel()
+        following.cancel()
 
 
 async def serve(
     listeners: Sequence[socket.socket],
-    facts: Facts,
+    view: ClusterView,
     settings: Settings,
-    left: asyncio.Event,
-    desk: Dashboard,
-    beat: Callable[[], None] = lambda: None,
+    stop: asyncio.Event,
+    dashboard: Dashboard,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> None:
-    """Answer until `left` is set. `beat` is called once a second.
+    """Serve the app until `stop` is set.
 
     Args:
-        listeners: of the page and, if there is one, of the agent-check.
-        desk: shows the cluster.
+        listeners: the socket of the page and, if there is one, of the agent-check.
+        dashboard: the page's data.
+        heartbeat: called once a second.
     """
-    # The app's options say nothing about this app.
+    # These options are the cluster's app's. They don't apply to the monitor's own app.
     own = dataclasses.replace(
         settings, lifespan="off", access_log=False, forwarded_allow_ips="", root_path="", keep_alive=True
     )
-    crowd = ConnectionLimit(make(facts, settings, desk), own)
-    engine = crowd.engine
+    limit = ConnectionLimit(make_app(view, settings, dashboard), own)
+    engine = limit.engine
     await engine.start()
     loop = asyncio.get_running_loop()
-    protocols: list[Callable[[], asyncio.BaseProtocol]] = [crowd.protocol, AgentConnections(facts).protocol]
+    protocols: list[Callable[[], asyncio.BaseProtocol]] = [limit.protocol, AgentConnections(view).protocol]
     servers = [
-        await loop.create_server(make_one, sock=listener)
-        for make_one, listener in zip(protocols, listeners, strict=False)
+        await loop.create_server(protocol, sock=listener)
+        for protocol, listener in zip(protocols, listeners, strict=False)
     ]
     guard = StepGuard(_report)
     steps = {
-        "the monitor's sign of life": beat,
-        "the monitor's look at the cluster": desk.on_second,
+        "the monitor's heartbeat": heartbeat,
+        "the monitor's sample of the cluster": dashboard.on_second,
         "the monitor's tick": lambda: engine.tick(time.monotonic()),
         "the monitor's time limits": engine.on_second,
     }
-    while not left.is_set():
+    while not stop.is_set():
         for name, step in steps.items():
             with guard(name):
                 step()
         try:
-            await asyncio.wait_for(left.wait(), MONITOR_HEARTBEAT_INTERVAL_S)
+            await asyncio.wait_for(stop.wait(), _MONITOR_HEARTBEAT_INTERVAL_S)
         except TimeoutError:
-            pass  # another second
+            pass  # the next second
     for server in servers:
         server.close()
-    desk.viewers.close()
+    dashboard.viewers.close()  # streams never end by themselves
     engine.drain(moving=False)
-    deadline = time.monotonic() + MONITOR_SHUTDOWN_GRACE_S
+    deadline = time.monotonic() + _MONITOR_SHUTDOWN_GRACE_S
     while not engine.idle() and time.monotonic() < deadline:
         engine.close_idle(0.0)
         await asyncio.sleep(0.01)

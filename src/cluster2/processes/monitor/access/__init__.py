@@ -1,1 +1,1 @@
-"""Who may use the monitor: tokens, connection limits, security headers."""
+"""Access to the monitor: tokens, connection limits, security headers."""

@@ -1,7 +1,7 @@
-"""What browsers are told with each response: run nothing but the page's own files, show us in no frame, tell nobody who we are.
+"""Headers that restrict browsers: run only the page's own files, show the page in no frame, send no referrer.
 
-What the page shows is put there as text. Should that fail somewhere, the policy is behind it: no script runs but the files
-below `/static`, no form sends anything, nothing is loaded from, or sent to, another host.
+The page shows all data as text. If that fails somewhere, the content security policy is the second defence: only the files below
+`/static` run as scripts, no form sends anything, and nothing is loaded from another host or sent to one.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ SECURITY_HEADERS = (
 
 
 class SecurityHeaders:
-    """Stands around everything.
+    """ASGI middleware that adds the headers to each response.
 
     Args:
-        app: an ASGI app. A header that it sets itself is left as it is: a log may say something stricter.
+        app: an ASGI app. A header that it sets itself stays: logs have a stricter policy.
     """
 
     def __init__(self, app: Callable[..., Any]) -> None:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Add them to whatever is answered."""
+        """Call the app, and add the headers to its response."""
 
-        async def shielded(message: Any) -> None:
+        async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
                 own = list(message.get("headers", ()))
-                named = {name.lower() for name, _ in own}
-                message = message | {"headers": own + [each for each in SECURITY_HEADERS if each[0] not in named]}
+                names = {name.lower() for name, _ in own}
+                message = message | {"headers": own + [each for each in SECURITY_HEADERS if each[0] not in names]}
             await send(message)
 
-        await self._app(scope, receive, shielded if scope["type"] == "http" else send)
+        await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)

@@ -1,1 +1,1 @@
-"""What the monitor knows: samples of the scoreboard, rates, history, events."""
+"""The monitor's data: samples of the scoreboard, rates, history, events."""

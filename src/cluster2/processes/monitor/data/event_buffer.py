@@ -1,11 +1,11 @@
-"""The cluster's events as the monitor has heard them: the last ones are kept, numbered, ready to be sent.
+"""The last events of the cluster, numbered and encoded, for viewers of the page.
 
-Numbers grow over the life of one monitor and on to the next, which begins with the time: a viewer that comes back with the
-last number that it saw misses nothing that is kept, and gets nothing twice. Heartbeats aren't kept: they would push the
-others out, and the facts tell the same, fresher.
+The first number is the time in milliseconds, so numbers grow from one monitor to the next, too. A viewer that returns with the
+number of the last event that it got misses nothing that is kept, and gets nothing twice. Heartbeats aren't kept: they would push
+the others out, and reports have the same data, fresher.
 
-*Bounds*: `MAX_KEPT_EVENTS` and `MAX_KEPT_EMITTED` events of `MAX_EVENT_BYTES` bytes each. One that is longer (a user's own) is told without its
-contents.
+At most `MAX_KEPT_EVENTS` and `MAX_KEPT_EMITTED` events of `MAX_EVENT_BYTES` bytes are kept. The contents of a longer one are cut
+off; only an app's own event can be so long.
 """
 
 from __future__ import annotations
@@ -22,20 +22,23 @@ import msgspec
 from ....events import EVENTS, cut
 
 MAX_KEPT_EVENTS, MAX_KEPT_EMITTED = 150, 50
-"""Of the cluster's own, and of those that the app emits: these may be many, and mustn't push the others out."""
+"""Events of the cluster, and events that the app emits. The app's may be many, and mustn't push the others out."""
 MAX_EVENT_BYTES = 16384
-PRIVATE_FIELDS = frozenset({"stacks", "traceback", "data"})
-"""Fields that show code, or what the app itself has said: where there is a token they are only for who bears it."""
+"""Bytes of an event as JSON."""
+_MAX_NAME_CHARS = 200
+"""Characters of an event's name."""
+_PRIVATE_FIELDS = frozenset({"stacks", "traceback", "data"})
+"""Fields with code, or with data of the app. If a token is set, they are only for clients that have it."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """An event.
+    """An event that is ready to be sent.
 
     Attributes:
-        number: larger than all before.
-        full: it as JSON, as `cluster2 events --json` prints it.
-        public: the same without private fields.
+        number: larger than those of all events before.
+        full: the event as JSON, as `cluster2 events --json` prints it.
+        public: the event as JSON, with null in private fields.
     """
 
     number: int
@@ -45,10 +48,10 @@ class StoredEvent:
 
 
 class EventBuffer:
-    """Takes events, keeps the last ones."""
+    """Keeps the last events, and passes each on to listeners."""
 
     def __init__(self, first: int | None = None) -> None:
-        """Nothing was heard yet.
+        """Make an empty buffer.
 
         Args:
             first: the number of the first event; None: milliseconds since the epoch.
@@ -57,14 +60,14 @@ class EventBuffer:
         self._kept: deque[StoredEvent] = deque(maxlen=MAX_KEPT_EVENTS)
         self._emitted: deque[StoredEvent] = deque(maxlen=MAX_KEPT_EMITTED)
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
-        """Called with each event as plain data."""
+        """Functions that are called with each event as plain data."""
 
     def add(self, event: dict[str, Any]) -> None:
-        """Something happened; what that is, is plain data (`events.plain`). What isn't an event is passed over."""
+        """Keep an event, given as plain data (`events.plain`). Ignore data that is no event."""
         name = event.get("event")
         if (
             not isinstance(name, str)
-            or len(name) > 200
+            or len(name) > _MAX_NAME_CHARS
             or not isinstance(event.get("time"), (int, float))
             or name == "heartbeat"
         ):
@@ -72,19 +75,19 @@ class EventBuffer:
         try:
             event = cut(event, MAX_EVENT_BYTES)
         except (TypeError, ValueError, RecursionError):
-            return  # no master says what isn't JSON
+            return  # a master sends nothing that can't be encoded
         full = msgspec.json.encode(event)
-        private = any(event.get(field) is not None for field in PRIVATE_FIELDS)
-        public = msgspec.json.encode({**event, **dict.fromkeys(event.keys() & PRIVATE_FIELDS)}) if private else full
+        private = any(event.get(field) is not None for field in _PRIVATE_FIELDS)
+        public = msgspec.json.encode({**event, **dict.fromkeys(event.keys() & _PRIVATE_FIELDS)}) if private else full
         kept = self._kept if name in EVENTS or name.startswith("SIG") else self._emitted
         kept.append(StoredEvent(self._next, name, full, public))
         self._next += 1
         for listener in self.listeners:
             listener(event)
 
-    def after(self, number: int) -> list[StoredEvent]:
-        """Those that are kept and have a larger number, the oldest first."""
+    def newer_than(self, number: int) -> list[StoredEvent]:
+        """Return the kept events with a larger number, the oldest first."""
         if number >= self._next:
-            number = 0  # of a monitor before us, whose clock was ahead
-        newer = heapq.merge(self._kept, self._emitted, key=lambda told: told.number)
-        return [told for told in newer if told.number > number]
+            number = 0  # an earlier monitor gave it, when the clock was ahead
+        newer = heapq.merge(self._kept, self._emitted, key=lambda each: each.number)
+        return [each for each in newer if each.number > number]

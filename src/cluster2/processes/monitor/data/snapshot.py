@@ -1,7 +1,7 @@
-"""One look at the cluster: all that is known of it at one moment, as values.
+"""A snapshot of the cluster: all that the scoreboard says at one moment, as values.
 
-It is read off the scoreboard and /proc, so it needs no master, nor a worker that answers. The master has written which workers
-there are. A worker may have written anything into the rest of its row; readers get what is within bounds (`kernel.cells`).
+Taking one needs neither the master nor a worker that responds. The master has written which workers there are. A worker may have
+written anything into the rest of its row, so readers get values that are within bounds (`linux.cells`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ....linux.scoreboard import SLOTS, Row, Scoreboard
 
 @dataclass(frozen=True, slots=True)
 class WorkerSnapshot:
-    """One life of a worker, as its row has it.
+    """A worker, as its row in the scoreboard describes it.
 
     Attributes:
-        cells: the named cells of its row (`scoreboard.Row`).
-        latencies: requests that were measured, by bucket.
+        cells: the named cells of the row (`scoreboard.Row`).
+        latencies: measured requests by bucket.
     """
 
     cells: dict[str, Any]
@@ -33,52 +33,52 @@ class WorkerSnapshot:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """The process."""
         return int(self.cells["pid"])
 
     @property
     def slot(self) -> int:
-        """Its place."""
+        """The slot that it fills."""
         return int(self.cells["slot"])
 
     @property
     def key(self) -> tuple[int, float]:
-        """What no other life has: a pid may be used again."""
+        """A key that no other worker has. The pid alone wouldn't do, since the kernel uses pids again."""
         return self.pid, self.cells["started"]
 
     def state(self, now: float) -> str:
-        """The name of its state."""
+        """Return the name of its state."""
         return health.seen_state(self.cells["state"], self.cells["heartbeat"], now)
 
     @property
     def mode(self) -> str:
-        """How it takes connections."""
+        """The way in which it accepts connections."""
         return mode_label(self.cells["mode"], draining=bool(self.cells["draining"]))
 
-    def serves(self, now: float) -> bool:
-        """Whether it is ready."""
+    def is_ready(self, now: float) -> bool:
+        """Return True if it serves."""
         return self.state(now) == "ready"
 
     def count(self, name: str) -> int | None:
-        """Return a cell that counts; None: it says -1, since the engine can't know."""
+        """Return the value of a counter; None: the cell has -1, since the engine can't know the count."""
         value = int(self.cells[name])
         return value if value >= 0 else None
 
-    def silence(self, now: float) -> float | None:
-        """Seconds since its last sign of life; None: it hasn't given one yet."""
-        deadline = self.cells["heartbeat"]
+    def heartbeat_age(self, now: float) -> float | None:
+        """Return the seconds since its last heartbeat; None: it hasn't given one yet."""
+        deadline = self.cells["heartbeat"]  # a worker writes until when its next one is due, not when this one was
         return max(0.0, now - (deadline - PROMISED_HEARTBEAT_S)) if deadline else None
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What all lives of all workers have counted, ended ones included.
+    """Sums over all workers, ended ones included.
 
     Attributes:
         requests: None if an engine can't know.
-        latencies: by bucket.
-        slowest: how long the slowest measured request took: seconds.
-        slowest_lately: the same of the last ten to twenty seconds.
+        latencies: measured requests by bucket.
+        slowest: duration of the slowest measured request in seconds.
+        slowest_lately: duration of the slowest one of the last ten to twenty seconds.
     """
 
     requests: int | None
@@ -90,13 +90,13 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What was seen.
+    """The cluster at one moment.
 
     Attributes:
-        now: when: monotonic seconds.
-        time: the same in seconds since the epoch.
+        now: the moment in monotonic seconds.
+        time: the moment in seconds since the epoch.
         header: the named cells of the scoreboard's header.
-        workers: those that live, by slot, the older ones first.
+        workers: the workers that exist, by slot, within a slot the oldest first.
         totals: None if they couldn't be read at this moment.
     """
 
@@ -108,38 +108,43 @@ class Snapshot:
 
     @property
     def phase(self) -> str:
-        """Where the cluster is."""
+        """The phase of the cluster; `unknown`: there is no such phase."""
         phase = self.header["phase"]
         return PHASES[phase] if 0 <= phase < len(PHASES) else "unknown"
 
     @property
     def ready(self) -> int:
-        """How many workers serve."""
-        return sum(worker.serves(self.now) for worker in self.workers)
+        """The number of workers that serve."""
+        return sum(worker.is_ready(self.now) for worker in self.workers)
 
-    def sum(self, name: str) -> int | None:
-        """What all workers count in that cell; None if one of them doesn't know."""
+    def total(self, name: str) -> int | None:
+        """Return the sum of a cell over all workers; None if one of them doesn't know its value."""
         counts = [worker.count(name) for worker in self.workers]
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
 
 
-def survey(board: Scoreboard, now: float, time: float) -> Snapshot:
-    """Look at it. Measured: 0.1 ms with 4 workers, 1.1 ms with 64."""
-    found = []
+def take_snapshot(board: Scoreboard, now: float, time: float) -> Snapshot:
+    """Take a snapshot. It takes 0.1 ms with 4 workers, 1.1 ms with 64 (measured).
+
+    Args:
+        now: monotonic seconds.
+        time: seconds since the epoch.
+    """
+    workers = []
     for index in range(board.header.high_water):
         row = board.row(index)
         if row.pid and row.slot < SLOTS:
-            found.append(WorkerSnapshot(row.as_dict(), tuple(row.measured())))
-    found.sort(key=lambda worker: (worker.slot, worker.cells["started"]))
-    return Snapshot(now, time, board.header.as_dict(), found, _totals(board))
+            workers.append(WorkerSnapshot(row.as_dict(), tuple(row.measured())))
+    workers.sort(key=lambda worker: (worker.slot, worker.cells["started"]))
+    return Snapshot(now, time, board.header.as_dict(), workers, _totals(board))
 
 
 def _totals(board: Scoreboard) -> Totals | None:
     try:
         accounts = ledger.read(board, patience=0.0).values()
     except ClusterError:
-        return None  # a life is just being carried over: the next second will do
+        return None  # a worker that has ended is being added to the sums; the next second will do
     known = not any(Row.requests.name in each.unknown for each in accounts)
     measured = [each.latencies for each in accounts]
     return Totals(

@@ -1,1 +1,1 @@
-"""What the monitor serves over HTTP."""
+"""The routes of the monitor, and HAProxy's agent-check."""

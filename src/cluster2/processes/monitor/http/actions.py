@@ -1,7 +1,7 @@
-"""`POST /control/VERB`: what changes the cluster, asked of the master.
+"""`POST /control/VERB`: actions that change the cluster, which the master carries out.
 
-The gate lets a POST through only with `monitor_token` in its `Authorization` header, which no page of another origin can set
-without our consent (there are no cookies). Without a token these paths aren't there.
+Access control lets a POST through only with `monitor_token` in its `Authorization` header. No page of another origin can set that
+header without our consent, and there are no cookies. Without a token the paths don't exist.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from starlette.routing import BaseRoute, Route
 
 from ....config.settings import Settings
 from ....errors import ClusterError, NoAnswer, NotRunning, UsageError
-from ..data.facts import Facts
-from ..master_client import Tell
+from ..async_control_client import OnProgress
+from ..data.cluster_view import ClusterView
 from .sse import COMMENT_INTERVAL_S, SSE_COMMENT, SSE_HEADERS, client_left, message
 
 _ACTIONS = {"reload": "", "scale": "workers", "recycle": "worker", "enable": "", "disable": "", "shutdown": ""}
-"""Each with the name of its parameter, a whole number; none: it takes none."""
-MAX_DIGITS = 10
-"""Of a number."""
-NO_STORE_HEADERS = {"cache-control": "no-store"}
+"""The actions, each with the name of its parameter, a whole number. An empty name: it takes none."""
+_MAX_DIGITS = 10
+"""Digits of a number."""
+_NO_STORE_HEADERS = {"cache-control": "no-store"}
 
 
-def routes(root: str, facts: Facts, settings: Settings) -> list[BaseRoute]:
-    """Their routes, below `root`; none without a token."""
+def routes(root: str, view: ClusterView, settings: Settings) -> list[BaseRoute]:
+    """Return the routes below `root`; none if there is no token."""
     if settings.monitor_token is None:
         return []
-    return [Route(root + "/control/{verb}", ActionRoutes(facts).carry_out, methods=["POST"])]
+    return [Route(root + "/control/{verb}", ActionRoutes(view).run, methods=["POST"])]
 
 
 class ActionRoutes:
-    """Passes on what is asked; a body isn't read."""
+    """Passes actions on to the master. It reads no request body."""
 
-    def __init__(self, facts: Facts) -> None:
-        self._order = facts.order
+    def __init__(self, view: ClusterView) -> None:
+        self._command = view.command
 
-    async def carry_out(self, request: Request) -> Response:
-        """The master's answer, when that is done; to who accepts a stream, how far it is until then."""
+    async def run(self, request: Request) -> Response:
+        """Respond with the master's result when the action is done. A client that accepts a stream gets its progress, too."""
         verb = request.path_params["verb"]
         if verb not in _ACTIONS:
             return _refusal(f"no action {verb!r:.100}: expected {', '.join(_ACTIONS)}", 404)
@@ -53,89 +53,91 @@ class ActionRoutes:
         except ValueError as error:
             return _refusal(str(error), 400)
         streams = "text/event-stream" in request.headers.get("accept", "")
-        return Carried(partial(self._order, verb, params), streams=streams)
+        return ActionResponse(partial(self._command, verb, params), streams=streams)
 
 
-class Carried(Response):
-    """What becomes of an order. It is waited for as long as the client does; when that leaves, it is carried out all the same.
+class ActionResponse(Response):
+    """The result of an action. The response waits for it as long as the client does.
+
+    The master carries the action out even if the client leaves.
 
     Args:
-        order: gives it, to somebody who tells the function that it is called with how far it is.
-        streams: whether the client wants to hear that.
+        command: starts the action and returns its result; it calls the function that it gets with each report of progress.
+        streams: the client wants reports of progress.
     """
 
-    def __init__(self, order: Callable[[Tell], Awaitable[dict[str, Any]]], *, streams: bool) -> None:
-        self._order = order
+    def __init__(self, command: Callable[[OnProgress], Awaitable[dict[str, Any]]], *, streams: bool) -> None:
+        self._command = command
         self._streams = streams
-        self._said: asyncio.Queue[tuple[str, int, dict[str, Any]]] = asyncio.Queue()
+        # (kind, HTTP status, content); the kind is progress, result or left.
+        self._messages: asyncio.Queue[tuple[str, int, dict[str, Any]]] = asyncio.Queue()
         self.background = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Wait, and answer."""
-        tasks = [asyncio.ensure_future(self._carry_out()), asyncio.ensure_future(self._leave(receive))]
+        """Run the action, and respond."""
+        tasks = [asyncio.ensure_future(self._run()), asyncio.ensure_future(self._watch_client(receive))]
         try:
-            answer = self._stream(send) if self._streams else self._answer(scope, receive, send)
-            await answer
+            await (self._send_stream(send) if self._streams else self._send_result(scope, receive, send))
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def _carry_out(self) -> None:
+    async def _run(self) -> None:
         try:
-            result = await self._order(lambda said: self._said.put_nowait(("progress", 200, progress(said))))
-            self._said.put_nowait(("result", 200, {"ok": True, "result": result}))
+            result = await self._command(lambda report: self._messages.put_nowait(("progress", 200, _progress(report))))
+            self._messages.put_nowait(("result", 200, {"ok": True, "result": result}))
         except ClusterError as error:
-            self._said.put_nowait(("result", _status(error), {"ok": False, "error": error.message}))
+            self._messages.put_nowait(("result", _status(error), {"ok": False, "error": error.message}))
 
-    async def _leave(self, receive: Any) -> None:
+    async def _watch_client(self, receive: Any) -> None:
         await client_left(receive)
-        self._said.put_nowait(("left", 0, {}))
+        self._messages.put_nowait(("left", 0, {}))
 
-    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+    async def _send_result(self, scope: Any, receive: Any, send: Any) -> None:
         while True:
-            what, status, content = await self._said.get()
-            if what == "result":
-                await _closing(JSONResponse(content, status, NO_STORE_HEADERS))(scope, receive, send)
-            if what != "progress":
+            kind, status, content = await self._messages.get()
+            if kind == "result":
+                await _closing(JSONResponse(content, status, _NO_STORE_HEADERS))(scope, receive, send)
+            if kind != "progress":
                 return
 
-    async def _stream(self, send: Any) -> None:
-        headers = [*SSE_HEADERS, (b"connection", b"close")]  # a body, if there was one, hasn't been read
+    async def _send_stream(self, send: Any) -> None:
+        headers = [*SSE_HEADERS, (b"connection", b"close")]  # as in _closing
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        what = ""
-        while what not in ("result", "left"):
+        kind = ""
+        while kind not in ("result", "left"):
             try:
-                what, _, content = await asyncio.wait_for(self._said.get(), COMMENT_INTERVAL_S)
-                said = message(what, msgspec.json.encode(content))
+                kind, _, content = await asyncio.wait_for(self._messages.get(), COMMENT_INTERVAL_S)
+                body = message(kind, msgspec.json.encode(content))
             except TimeoutError:
-                said = SSE_COMMENT
-            await send({"type": "http.response.body", "body": said, "more_body": what != "result"})
+                body = SSE_COMMENT
+            await send({"type": "http.response.body", "body": body, "more_body": kind != "result"})
 
 
-def progress(said: dict[str, Any]) -> dict[str, Any]:
-    """What the master says on the way: `done` of `of` are `what`; or, where there is nothing to count, a `text`."""
-    what, value = next(iter(said.items()), ("", ""))
+def _progress(report: dict[str, Any]) -> dict[str, Any]:
+    """Return a report of the master's in the monitor's shape: `done` of `of` are `what`, or a `text` if nothing is counted."""
+    what, value = next(iter(report.items()), ("", ""))
     counts = isinstance(value, int)
     return {
         "what": what,
         "done": value if counts else None,
-        "of": said.get("of"),
+        "of": report.get("of"),
         "text": None if counts else str(value),
     }
 
 
 def _params(verb: str, query: QueryParams) -> dict[str, Any]:
-    """What the master is told. Raises ValueError, for who asked."""
+    """Return the parameters for the master. Raises ValueError with a text for the client."""
     name = _ACTIONS[verb]
-    strange = [each for each in query if not name or each != name]
-    if strange:
-        raise ValueError(f"{verb} takes no {strange[0]!r:.100}")
+    unknown = [each for each in query if not name or each != name]
+    if unknown:
+        raise ValueError(f"{verb} takes no {unknown[0]!r:.100}")
     if name not in query:
         if verb == "scale":
             raise ValueError("scale needs workers=N")
         return {}
     text = query[name]
-    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS):
+    if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
         raise ValueError(f"{name} = {text!r:.100}: expected a whole number")
     return {name: int(text)}
 
@@ -149,9 +151,10 @@ def _status(error: ClusterError) -> int:
 
 
 def _refusal(reason: str, status: int) -> Response:
-    return _closing(JSONResponse({"ok": False, "error": reason}, status, NO_STORE_HEADERS))
+    return _closing(JSONResponse({"ok": False, "error": reason}, status, _NO_STORE_HEADERS))
 
 
 def _closing(response: Response) -> Response:
-    response.headers["connection"] = "close"  # a body, if there was one, hasn't been read
+    # The request's body, if it has one, was not read. It must not be taken for the next request.
+    response.headers["connection"] = "close"
     return response

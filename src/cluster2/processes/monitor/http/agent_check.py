@@ -1,13 +1,13 @@
 """HAProxy's agent-check: a line of text for each connection (HAProxy's configuration manual, `agent-check`).
 
-- `up ready 75%`: it serves, with the weight that it has workers for. `up` alone would leave a server drained, or in maintenance,
-  that once was; `ready` ends both.
-- `drain`: traffic is disabled. HAProxy sends nothing new, but lets sessions that stick to this server go on.
-- `maint`: the cluster leaves; those, too, must go elsewhere.
-- `down`: it wants to serve and can't.
+- `up ready 75%`: the cluster serves. The weight is the share of the wanted workers that are ready. `up` alone would leave a
+  server that was drained or in maintenance as it is, and `ready` ends both.
+- `drain`: traffic is disabled. HAProxy sends no new sessions, but sessions that stick to this server go on.
+- `maint`: the cluster shuts down. Sessions that stick to it must move, too.
+- `down`: the cluster should serve and can't.
 
-HAProxy goes on to ask whatever it was told, and takes no answer (the port is closed, or slow) for no news. So whether a
-server is there at all is for its ordinary check to find out.
+HAProxy keeps the last state that it got. It takes a failed agent check (the port is closed, or slow) for no news. So its ordinary
+health check has to find out whether the server exists at all.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ import asyncio
 import contextlib
 import math
 
-from ..data.facts import Facts
+from ..data.cluster_view import ClusterView
 
 MAX_AGENT_CONNECTIONS = 64
-"""Connections of all agents; each of HAProxy's processes has one, for as long as an answer takes."""
+"""Connections of all agents. Each HAProxy process has one while it waits for a line."""
+_AGENT_TIMEOUT_S = 2.0
+"""Seconds until a connection is aborted that the client doesn't close."""
 
 
 class AgentConnections:
-    """Makes a protocol for each connection. Beyond `MAX_AGENT_CONNECTIONS` the oldest one ends, so that the next is heard."""
+    """Makes a protocol for each connection. Beyond `MAX_AGENT_CONNECTIONS` it aborts the oldest, to serve the new one."""
 
-    def __init__(self, facts: Facts) -> None:
-        self.facts = facts
+    def __init__(self, view: ClusterView) -> None:
+        self.view = view
         self.connections: dict[AgentCheck, asyncio.Transport] = {}
 
     def protocol(self) -> AgentCheck:
-        """Return it."""
+        """Return the protocol for a new connection."""
         return AgentCheck(self)
 
     def on_connect(self, agent: AgentCheck, transport: asyncio.Transport) -> None:
@@ -41,47 +43,47 @@ class AgentConnections:
         self.connections[agent] = transport
 
     def on_disconnect(self, agent: AgentCheck) -> None:
-        """Count it no more."""
+        """Forget a connection."""
         self.connections.pop(agent, None)
 
 
 class AgentCheck(asyncio.Protocol):
-    """Says it, and ends. What HAProxy may send first (`agent-send`) is dropped, but read: else the end would be a reset."""
+    """Writes the line, and closes.
+
+    Data that HAProxy sends first (`agent-send`) is read and dropped. With unread data, close(2) would send a reset, and HAProxy
+    might lose the line.
+    """
 
     def __init__(self, agents: AgentConnections) -> None:
         self._agents = agents
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Nothing has to be asked."""
+        """Write the line at once: the client needn't send anything."""
         self._agents.on_connect(self, transport)
-        transport.write(line(self._agents.facts))
-        with contextlib.suppress(OSError):  # it has been reset meanwhile
+        transport.write(line(self._agents.view))
+        with contextlib.suppress(OSError):  # the client has reset the connection
             transport.write_eof()
-        asyncio.get_running_loop().call_later(AGENT_TIMEOUT_S, transport.abort)
+        asyncio.get_running_loop().call_later(_AGENT_TIMEOUT_S, transport.abort)
 
     def eof_received(self) -> None:
-        """HAProxy has closed: so do we."""
+        """Let the transport close: HAProxy has closed its end, and None as the result means that we do, too."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is over."""
+        """Forget the connection."""
         self._agents.on_disconnect(self)
 
 
-AGENT_TIMEOUT_S = 2.0
-"""Seconds until a connection ends that the other side doesn't close."""
-
-
-def line(facts: Facts) -> bytes:
-    """What the cluster is, in a word that HAProxy knows."""
-    if facts.leaving:
+def line(view: ClusterView) -> bytes:
+    """Return the line that describes the cluster in HAProxy's words."""
+    if view.leaving:
         return b"maint\n"
-    if not facts.traffic:
+    if not view.traffic:
         return b"drain\n"
-    if not facts.ready or facts.not_alive():
+    if not view.ready or view.not_alive():
         return b"down\n"
-    return b"up ready %d%%\n" % ready_percent(facts.ready, facts.wanted)
+    return b"up ready %d%%\n" % ready_percent(view.ready, view.wanted)
 
 
 def ready_percent(ready: int, wanted: int) -> int:
-    """Percent of the wanted workers that are ready; 100 at most, though there are more while some are replaced."""
+    """Return the percentage of the wanted workers that are ready: 100 at most, although a reload has more for a while."""
     return min(100, math.ceil(100 * ready / max(1, wanted)))

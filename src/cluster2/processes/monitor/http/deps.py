@@ -1,7 +1,7 @@
-"""`/deps`: what is installed beside the app, as a tree.
+"""`/deps`: the installed distributions, as a tree.
 
-This process is executed by the same interpreter, with the same environment, as the one that loads the app: so what
-`importlib.metadata` finds here is what the app can import.
+The monitor runs in the same interpreter, with the same environment, as the process that loads the app. So the distributions that
+`importlib.metadata` finds here are those that the app can import.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 logger = logging.getLogger("cluster2.monitor")
-DEPENDENCIES_MAX_AGE_S = 5.0
-"""Seconds."""
+_MAX_AGE_S = 5.0
+"""Seconds for which the list is kept. Making it reads a file for each distribution."""
 _NAME = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """One that is installed.
+    """An installed distribution.
 
     Attributes:
-        requires: normalized names of what it needs, extras left out.
+        requires: normalized names of the distributions that it needs, without those of extras.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Distribution:
 
 
 def routes(root: str) -> list[BaseRoute]:
-    """The route of the dependencies, below `root`: JSON for who accepts that, else text."""
-    shelf = DependencyCache()
+    """Return the route below `root`. It responds with JSON to a client that accepts it, otherwise with text."""
+    cache = DependencyCache()
 
     async def deps(request: Request) -> Response:
-        found = await shelf.distributions()
+        found = await cache.distributions()
         if "application/json" in request.headers.get("accept", ""):
             return JSONResponse({"distributions": len(found), "tree": tree(found)})
         return PlainTextResponse("".join(f"{line}\n" for line in text(found)))
@@ -53,53 +53,53 @@ def routes(root: str) -> list[BaseRoute]:
 
 
 class DependencyCache:
-    """What is installed: a file for each, looked for once for all who ask within `DEPENDENCIES_MAX_AGE_S` seconds."""
+    """The installed distributions, searched once for all requests within `_MAX_AGE_S` seconds."""
 
     def __init__(self) -> None:
-        """Nobody has asked yet."""
-        self._turn = asyncio.Lock()
-        self._found: dict[str, Distribution] = {}
-        self._until = 0.0
+        """Begin without a list."""
+        self._lock = asyncio.Lock()
+        self._distributions: dict[str, Distribution] = {}
+        self._valid_until = 0.0
 
     async def distributions(self) -> dict[str, Distribution]:
-        """It, by normalized name."""
-        async with self._turn:
-            if time.monotonic() >= self._until:
-                self._found = await run_in_threadpool(installed)
-                self._until = time.monotonic() + DEPENDENCIES_MAX_AGE_S
-            return self._found
+        """Return the distributions by normalized name."""
+        async with self._lock:
+            if time.monotonic() >= self._valid_until:
+                self._distributions = await run_in_threadpool(installed)
+                self._valid_until = time.monotonic() + _MAX_AGE_S
+            return self._distributions
 
 
 def normalized(name: str) -> str:
-    """The name by which distributions are the same (PEP 503)."""
+    """Return the name by which distributions are compared (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def installed(path: list[str] | None = None) -> dict[str, Distribution]:
-    """All distributions by normalized name; where there are two of a name, the one that an import would find.
+    """Return all distributions by normalized name. Two may have the same name: the one counts that an import would find.
 
     Args:
-        path: where to look instead of `sys.path`.
+        path: searched instead of `sys.path`.
     """
     found: dict[str, Distribution] = {}
     for each in metadata.distributions() if path is None else metadata.distributions(path=path):
         try:
-            told, requires = each.metadata, each.requires or ()
+            fields, requires = each.metadata, each.requires or ()
         except (OSError, UnicodeError) as error:
             logger.info("metadata that can't be read is left out: %s", error)
             continue
-        name = _first(told, "Name")  # an interrupted installation leaves a directory without any
+        name = _first(fields, "Name")  # an interrupted installation leaves a directory without one
         if name and normalized(name) not in found:
-            found[normalized(name)] = Distribution(name, _first(told, "Version") or "?", tuple(_needed(requires)))
+            found[normalized(name)] = Distribution(name, _first(fields, "Version") or "?", tuple(_needed(requires)))
     return found
 
 
-def _first(told: metadata.PackageMetadata, field: str) -> str:
-    return str((told.get_all(field) or [""])[0])
+def _first(fields: metadata.PackageMetadata, field: str) -> str:
+    return str((fields.get_all(field) or [""])[0])
 
 
 def _needed(requirements: Iterable[str]) -> Iterator[str]:
-    """The names of requirements (PEP 508) that aren't for an extra only."""
+    """Yield the names of requirements (PEP 508), without those that are for an extra only."""
     seen = set()
     for requirement in requirements:
         match = _NAME.match(requirement)
@@ -110,28 +110,28 @@ def _needed(requirements: Iterable[str]) -> Iterator[str]:
 
 
 def tree(found: dict[str, Distribution]) -> list[dict[str, Any]]:
-    """The distributions that nobody else needs, with what they need below them; each one's own needs are told once.
+    """Return the distributions that no other needs, each with its requirements below it.
 
-    What isn't installed is left out: it may be for another system. A distribution whose needs were told before has no
-    `requires`. Those that only need each other come last.
+    A requirement that isn't installed is left out: it may be for another system. A distribution's requirements are listed once;
+    at its other places it has no `requires`. Distributions that are in a cycle come last.
     """
-    told: set[str] = set()
+    listed: set[str] = set()
 
     def node(name: str) -> dict[str, Any]:
         each = found[name]
         plain: dict[str, Any] = {"name": each.name, "version": each.version}
-        if name not in told:
-            told.add(name)
+        if name not in listed:
+            listed.add(name)
             plain["requires"] = [node(needed) for needed in sorted(each.requires) if needed in found]
         return plain
 
     needed = {name for each in found.values() for name in each.requires}
     roots = [node(name) for name in sorted(found) if name not in needed]
-    return roots + [node(name) for name in sorted(found) if name not in told]
+    return roots + [node(name) for name in sorted(found) if name not in listed]
 
 
 def text(found: dict[str, Distribution]) -> Iterator[str]:
-    """The same in lines."""
+    """Yield the tree as indented lines."""
 
     def lines(nodes: list[dict[str, Any]], depth: int) -> Iterator[str]:
         for each in nodes:

@@ -1,11 +1,11 @@
 """`/metrics`: the cluster for Prometheus.
 
-All of it is read off the scoreboard when somebody scrapes: by *slot*, of which there are as many as workers are wanted, never
-by pid, since each recycle would leave another series behind; and for the cluster. Counters go on over recycles, crashes,
-reloads and a death of this process (`kernel.ledger`); they begin anew with the cluster.
+Each scrape reads the scoreboard. Metrics are by *slot* and for the cluster. There are as many slots as wanted workers. A label
+with the pid would leave another series behind with each recycle. Counters go on over recycles, crashes, reloads and the end of
+this process (`linux.ledger`), and begin anew with the cluster.
 
-Latencies are a sample: those requests whose steps workers time anyway (`worker.steps`), about one in 10 ms and 64 in a row
-after a pause. Up to about a hundred requests a second a worker that is nearly all of them.
+Latencies are a sample of the requests: those whose steps workers time anyway (`worker.sampling.steps`), about one in 10 ms and 64
+in a row after a pause. Up to about a hundred requests a second per worker that is nearly all of them.
 """
 
 from __future__ import annotations
@@ -48,71 +48,74 @@ COUNTER_METRICS = {
     "duration": ("transaction_seconds", "How long those took together."),
     "cpu": ("cpu_seconds", "CPU time used."),
 }
-"""What a slot counts: the name here, and what it is. Each is there as `cluster2_worker_…` by slot, and as `cluster2_…`."""
+"""Counters of a slot, by the name of the cell: the metric's name and help text.
+
+Each is exported as `cluster2_worker_NAME` by slot and as `cluster2_NAME` for the cluster.
+"""
 
 _GAUGE_METRICS = {
     "connections": ("connections", "Connections open now, at workers."),
     "in_flight": ("requests_in_flight", "Requests under way."),
     "memory": ("memory_bytes", "Resident memory; pages that workers share count for each."),
 }
-"""The same for what goes up and down."""
+"""Gauges, described as `COUNTER_METRICS` are."""
 
+# Content types. The constants of prometheus_client differ from version to version, for the same format.
 _PROMETHEUS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-OPENMETRICS_TYPE = "application/openmetrics-text"
-_OPENMETRICS_1_TYPE = f"{OPENMETRICS_TYPE}; version=1.0.0; charset=utf-8"
-"""Content types. Those of prometheus_client differ from version to version, for the same format."""
+_OPENMETRICS_TYPE = "application/openmetrics-text"
+_OPENMETRICS_1_TYPE = f"{_OPENMETRICS_TYPE}; version=1.0.0; charset=utf-8"
 
-MAX_CONCURRENT_SCRAPES = 2
-"""Scrapes; others wait for their turn: each is a thread, whose memory isn't given back."""
-METRIC_PREFIX = "cluster2_"
-WORKER_METRIC_PREFIX = "cluster2_worker_"
+_MAX_CONCURRENT_SCRAPES = 2
+"""Scrapes at a time; others wait. Each takes a thread, whose memory the allocator doesn't give back."""
+_METRIC_PREFIX = "cluster2_"
+_WORKER_METRIC_PREFIX = "cluster2_worker_"
 
 
 def routes(root: str, board: Scoreboard) -> list[BaseRoute]:
-    """The route of the metrics, below `root`."""
-    turns = asyncio.Semaphore(MAX_CONCURRENT_SCRAPES)
+    """Return the route below `root`."""
+    slots = asyncio.Semaphore(_MAX_CONCURRENT_SCRAPES)
 
     async def metrics(request: Request) -> Response:
         try:
-            async with turns:
+            async with slots:
                 body, kind = await run_in_threadpool(exposition, board, request.headers.get("accept", ""))
         except ClusterError as error:
             return PlainTextResponse(f"{error.message}\n", 503)
-        # Not as media_type: Starlette before 0.33 would add a second charset.
+        # A media_type would get a second charset from Starlette before 0.33.
         return Response(body, headers={"content-type": kind, "cache-control": "no-cache"})
 
     return [Route(root + "/metrics", metrics, methods=["GET"])]
 
 
 def exposition(board: Scoreboard, accept: str) -> tuple[bytes, str]:
-    """All metrics in the format that the client accepts (OpenMetrics, or Prometheus' text), and its content type.
+    """Return all metrics in the format that the client accepts (OpenMetrics or Prometheus' text), and its content type.
 
     Raises:
         ClusterError: the scoreboard can't be read.
     """
-    # Imported with the first scrape: who never scrapes pays nothing for it.
+    # Imported with the first scrape: a cluster that isn't scraped doesn't pay for it.
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
     from prometheus_client.registry import Collector
 
     class ClusterCollector(Collector):
         def describe(self) -> Iterable[Metric]:
-            return ()  # no name is known beforehand, and nobody else registers one
+            return ()  # the registry has no other collector whose names could collide
 
         def collect(self) -> Iterable[Metric]:
             return found
 
-    found = list(collect(board))
+    found = list(_collect(board))
     registry = CollectorRegistry()
     registry.register(ClusterCollector())
-    # Versions and escapings that the client asks for don't matter: our names are plain.
-    if OPENMETRICS_TYPE in accept.lower():
+    # The version and the escaping that a client may ask for don't matter, since our names are plain ASCII.
+    if _OPENMETRICS_TYPE in accept.lower():
         return generate_openmetrics(registry), _OPENMETRICS_1_TYPE  # type: ignore[no-untyped-call]
     return generate_latest(registry), _PROMETHEUS_TYPE
 
 
-def collect(board: Scoreboard) -> Iterator[Metric]:
-    """The families, each with all its samples."""
+def _collect(board: Scoreboard) -> Iterator[Metric]:
+    """Yield the metric families, each with all its samples."""
     accounts = ledger.read(board)
     return itertools.chain(
         _cluster(board),
@@ -128,36 +131,36 @@ def _cluster(board: Scoreboard) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
     header = board.header
-    yield InfoMetricFamily(f"{METRIC_PREFIX}build", "What is running.", {"version": __version__})
+    yield InfoMetricFamily(f"{_METRIC_PREFIX}build", "What is running.", {"version": __version__})
     for name, text, value in (
         ("start_time_seconds", "When the cluster started: seconds since the epoch.", header.started),
         ("generation", "The generation of the app that new workers belong to.", header.generation),
         ("traffic_enabled", "1: health checks answer that traffic may come; 0: it is disabled.", header.traffic),
         ("leaving", "1: the cluster is about to shut down.", header.leaving),
         ("workers_wanted", "Workers that are wanted.", header.wanted),
-        ("connections_resting", "Connections between two requests, at the keeper.", header.resting),
+        ("connections_resting", "Idle connections at the keeper.", header.resting),
     ):
-        yield GaugeMetricFamily(METRIC_PREFIX + name, text, value)
+        yield GaugeMetricFamily(_METRIC_PREFIX + name, text, value)
     if header.waiting >= 0:
         text = "Connections that wait in the accept queues, about a second ago."
-        yield GaugeMetricFamily(f"{METRIC_PREFIX}connections_waiting", text, header.waiting)
+        yield GaugeMetricFamily(f"{_METRIC_PREFIX}connections_waiting", text, header.waiting)
     for name, text, value in (
         ("reloads", "Changes of generation that were carried through.", header.reloads),
         ("reloads_failed", "Changes of generation that were abandoned.", header.reloads_failed),
-        ("keeper_restarts", "How often the keeper had to be started again.", header.keeper_restarts),
-        ("monitor_restarts", "How often the monitor had to be started again.", header.monitor_restarts),
+        ("keeper_restarts", "Restarts of the keeper.", header.keeper_restarts),
+        ("monitor_restarts", "Restarts of the monitor.", header.monitor_restarts),
         ("connections_expired", "Connections that the keeper closed because they were idle.", header.keeper_expired),
     ):
-        yield CounterMetricFamily(METRIC_PREFIX + name, text, value)
+        yield CounterMetricFamily(_METRIC_PREFIX + name, text, value)
 
 
 def _workers(accounts: dict[int, Account]) -> Iterator[Metric]:
-    """How many there are in each state, and how often they had to be made again."""
+    """Yield the number of workers in each state, and how often they were started again."""
     from prometheus_client.core import GaugeMetricFamily
 
     now = time.monotonic()
     states = GaugeMetricFamily(
-        f"{METRIC_PREFIX}workers", "Workers by state; `ready` are those that serve.", labels=["state"]
+        f"{_METRIC_PREFIX}workers", "Workers by state; `ready` are those that serve.", labels=["state"]
     )
     lives = [
         health.seen_state(life.state, life.heartbeat, now) for account in accounts.values() for life in account.lives
@@ -174,19 +177,19 @@ def _workers(accounts: dict[int, Account]) -> Iterator[Metric]:
 def _counters(accounts: dict[int, Account]) -> Iterator[Metric]:
     for key, (name, text) in COUNTER_METRICS.items():
         known = not any(key in account.unknown for account in accounts.values())
-        if known:  # an engine that can't know says so in all slots: no number is better than a wrong one
+        if known:  # no number is better than a sum that lacks the slots whose engine can't know it
             yield from _family("Counter", name, text, {slot: each.counters[key] for slot, each in accounts.items()})
 
 
 def _classes(accounts: dict[int, Account]) -> Iterator[Metric]:
-    """Yield how many requests have ended with a status of each class."""
+    """Yield the number of requests that have ended, by the class of their status."""
     from prometheus_client.core import CounterMetricFamily
 
     name, text = "responses", "Requests that have ended, by the class of their status."
     if any(cell in account.unknown for account in accounts.values() for cell in Row.STATUS_CLASSES.values()):
         return
-    by_slot = CounterMetricFamily(WORKER_METRIC_PREFIX + name, text, labels=["slot", "class"])
-    whole = CounterMetricFamily(METRIC_PREFIX + name, text, labels=["class"])
+    by_slot = CounterMetricFamily(_WORKER_METRIC_PREFIX + name, text, labels=["slot", "class"])
+    whole = CounterMetricFamily(_METRIC_PREFIX + name, text, labels=["class"])
     for label, cell in Row.STATUS_CLASSES.items():
         for slot, account in accounts.items():
             by_slot.add_metric([str(slot), label], account.counters[cell])
@@ -203,15 +206,15 @@ def _gauges(accounts: dict[int, Account]) -> Iterator[Metric]:
 
 
 def _family(kind: str, name: str, text: str, values: Mapping[int, float]) -> Iterator[Metric]:
-    """A value by slot, and the same for the cluster."""
+    """Yield a metric by slot, and its sum for the cluster."""
     from prometheus_client import core
 
     make: Any = getattr(core, f"{kind}MetricFamily")
-    by_slot = make(WORKER_METRIC_PREFIX + name, text, labels=["slot"])
+    by_slot = make(_WORKER_METRIC_PREFIX + name, text, labels=["slot"])
     for slot, value in values.items():
         by_slot.add_metric([str(slot)], value)
     yield by_slot
-    yield make(METRIC_PREFIX + name, text, sum(values.values()))
+    yield make(_METRIC_PREFIX + name, text, sum(values.values()))
 
 
 def _latency(accounts: dict[int, Account]) -> Iterator[Metric]:
@@ -221,24 +224,24 @@ def _latency(accounts: dict[int, Account]) -> Iterator[Metric]:
         slot: max((life.slowest_lately for life in account.lives), default=0.0) for slot, account in accounts.items()
     }
     name, text = "request_duration_max_seconds", "How long the slowest of the sample took in the last 10 to 20 seconds."
-    longest = GaugeMetricFamily(WORKER_METRIC_PREFIX + name, text, labels=["slot"])
+    longest = GaugeMetricFamily(_WORKER_METRIC_PREFIX + name, text, labels=["slot"])
     for slot, seconds in slowest.items():
         longest.add_metric([str(slot)], seconds)
     yield longest
-    yield GaugeMetricFamily(METRIC_PREFIX + name, text, max(slowest.values(), default=0.0))
+    yield GaugeMetricFamily(_METRIC_PREFIX + name, text, max(slowest.values(), default=0.0))
     name, text = "request_duration_seconds", "How long requests took in the app: a sample of them."
-    by_slot = HistogramMetricFamily(WORKER_METRIC_PREFIX + name, text, labels=["slot"])
+    by_slot = HistogramMetricFamily(_WORKER_METRIC_PREFIX + name, text, labels=["slot"])
     for slot, account in accounts.items():
         by_slot.add_metric([str(slot)], _buckets(account.latencies), account.counters["latency"])
     yield by_slot
     counts = [sum(each) for each in zip(*(account.latencies for account in accounts.values()), strict=True)]
     total = sum(account.counters["latency"] for account in accounts.values())
-    whole = HistogramMetricFamily(METRIC_PREFIX + name, text, labels=[])
+    whole = HistogramMetricFamily(_METRIC_PREFIX + name, text, labels=[])
     whole.add_metric([], _buckets(counts or [0] * (len(BUCKET_BOUNDS_S) + 1)), total)
     yield whole
 
 
 def _buckets(counts: Sequence[int]) -> list[tuple[str, float]]:
-    """Cumulative, as Prometheus wants them."""
+    """Return the buckets with cumulative counts, as Prometheus expects them."""
     bounds = [*(str(bound) for bound in BUCKET_BOUNDS_S), "+Inf"]
     return list(zip(bounds, itertools.accumulate(counts), strict=True))

@@ -1,10 +1,9 @@
-"""Server-sent events, and those who watch.
+"""Server-sent events (`/events`), and the viewers that get them.
 
-A viewer has no queue: it is a task that knows the number of the last event and of the last look that it has sent. When
-something is new all are woken; one that is still busy sending (its client reads slowly, `send` waits) isn't waiting and
-misses it. When it comes back it sends what is new *then*: the latest facts, and of the events those that are still kept. So a
-slow viewer costs what one message and the kernel's buffer hold, and loses samples; one that takes nothing at all for
-`timeout` seconds is cut off by the engine, as any client is.
+A viewer has no queue. It is a task that knows the number of the last event and of the last report that it has sent. Anything new
+wakes all viewers. One that is still sending, since its client reads slowly, isn't waiting and misses it. When its `send` returns,
+it sends what is new *then*: the latest report, and the events that are still kept. So a slow viewer loses samples, and costs one
+message and the kernel's buffer. If a client takes nothing for `timeout` seconds, the engine ends its connection, as any other.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from ..data.event_buffer import EventBuffer, StoredEvent
 MAX_VIEWERS = 32
 """Viewers at a time."""
 MAX_EVENTS_PER_MESSAGE = 10
-"""Events in one message: it bounds what waits for a slow viewer."""
+"""Events in one message. It limits the bytes that wait for a slow viewer."""
 COMMENT_INTERVAL_S = 2.0
-"""Seconds without anything to say after which a comment says that we are there."""
-SSE_COMMENT = b":\n\n"
+"""Seconds without a message after which a comment is sent, so that the connection doesn't look dead."""
+SSE_COMMENT = b":\n\n"  # clients ignore a line that begins with a colon
 _SSE_RETRY_MS = 2000
-"""Milliseconds after which a viewer may come back."""
+"""Milliseconds after which an EventSource reconnects."""
 SSE_HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # nginx would hold it back
+    (b"x-accel-buffering", b"no"),  # without it nginx buffers the stream
 ]
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -38,123 +37,138 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 
 def message(name: str, data: bytes, number: int | None = None) -> bytes:
-    """One event as the stream has it. The data, JSON, has no line breaks; a name may be a user's and have anything."""
+    """Return a message of the stream.
+
+    Args:
+        name: an app's event may have any character in its name. A line break there could forge a message, so it is replaced.
+        data: JSON, which has no line breaks.
+    """
     plain = "".join(letter if letter.isprintable() else "?" for letter in name)
     identity = b"" if number is None else b"id: %d\n" % number
     return b"event: %b\n%bdata: %b\n\n" % (plain.encode(errors="replace"), identity, data)
 
 
 class Latest:
-    """What all viewers are sent, made once for all."""
+    """The latest report and the latest sample as messages, encoded once for all viewers.
+
+    Attributes:
+        reports: the number of reports so far.
+        samples: the number of samples so far.
+    """
 
     def __init__(self) -> None:
-        """Nothing yet."""
-        self.number = 0
-        self.content = b""
+        """Begin without a report."""
+        self.reports = self.samples = 0
+        self.report = self.sample = b""
 
-    def publish(self, facts: Any, sample: Any = None) -> None:
-        """Have facts sent, and with them the newest row of the history if there is one."""
-        self.number += 1
-        encode = msgspec.json.encode
-        self.content = message("facts", encode(facts))
+    def publish(self, report: Any, sample: Any = None) -> None:
+        """Replace the report and, if a sample is given, the sample, which is the newest row of the history."""
+        self.reports += 1
+        self.report = message("facts", msgspec.json.encode(report))
         if sample is not None:
-            self.content += message("sample", encode(sample))
+            self.samples += 1
+            self.sample = message("sample", msgspec.json.encode(sample))
 
 
 class Viewers:
-    """Those who watch now."""
+    """The clients that read the stream now."""
 
-    def __init__(self, feed: EventBuffer) -> None:
-        """There are none yet."""
-        self.feed = feed
-        feed.listeners.append(lambda event: self.wake())
+    def __init__(self, events: EventBuffer) -> None:
+        """Begin without viewers."""
+        self._events = events
+        events.listeners.append(lambda event: self.wake())
         self.latest = Latest()
         self.count = 0
-        self.watching = 0
-        """How many of them want facts."""
-        self._news: asyncio.Future[None] | None = None
+        self.report_viewers = 0
+        """The number of viewers that get reports. The others get events only."""
+        self._changed: asyncio.Future[None] | None = None
         self._closed = False
 
     def wake(self) -> None:
-        """Something is new."""
-        if self._news is not None:
-            self._news.set_result(None)
-            self._news = None
+        """Have all viewers send what is new."""
+        if self._changed is not None:
+            self._changed.set_result(None)
+            self._changed = None
 
-    def _next(self) -> asyncio.Future[None]:
-        """Done when something more is new; all who wait share it."""
-        if self._news is None:
-            self._news = asyncio.get_running_loop().create_future()
-        return self._news
+    def _next_change(self) -> asyncio.Future[None]:
+        """Return a future that is done at the next `wake`. All viewers share it."""
+        if self._changed is None:
+            self._changed = asyncio.get_running_loop().create_future()
+        return self._changed
 
     def close(self) -> None:
-        """End all streams: the process leaves."""
+        """End all streams, since the process leaves."""
         self._closed = True
         self.wake()
 
     def refusal(self) -> str | None:
-        """Return why no other can be had, or None."""
+        """Return the reason why no other viewer is accepted, or None."""
         if self._closed:
             return "the monitor is leaving"
-        return "too many are watching already" if self.count >= MAX_VIEWERS else None
+        return "too many viewers already" if self.count >= MAX_VIEWERS else None
 
     async def serve(
-        self, receive: Receive, send: Send, *, after: int, facts: bool, full: bool, head: bool = False
+        self, receive: Receive, send: Send, *, after: int, reports: bool, full: bool, head: bool = False
     ) -> None:
-        """Be a viewer until it leaves.
+        """Serve a viewer until it leaves.
 
         Args:
-            head: it wants to know only whether it could.
-            after: the number of the last event that it has seen.
-            facts: whether it wants more than events.
-            full: whether it may see all fields of events.
+            after: the number of the last event that it got.
+            reports: it gets reports and samples, too.
+            full: it may see private fields of events.
+            head: the request is a HEAD, which gets the headers alone.
         """
         if head:
             await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
             await send({"type": "http.response.body", "body": b""})
             return
         self.count += 1
-        self.watching += facts
-        gone = asyncio.ensure_future(client_left(receive))
+        self.report_viewers += reports
+        left = asyncio.ensure_future(client_left(receive))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
-            await _say(send, b"retry: %d\n\n" % _SSE_RETRY_MS)
-            await self._tell(send, gone, after, facts, full)
-            if not gone.done():
+            await _send_chunk(send, b"retry: %d\n\n" % _SSE_RETRY_MS)
+            await self._stream(send, left, after, reports, full)
+            if not left.done():
                 await send({"type": "http.response.body", "body": b""})
         finally:
             self.count -= 1
-            self.watching -= facts
-            gone.cancel()
+            self.report_viewers -= reports
+            left.cancel()
 
-    async def _tell(self, send: Send, gone: asyncio.Future[None], after: int, facts: bool, full: bool) -> None:
-        seen, said_at = 0, time.monotonic()
-        while not gone.done() and not self._closed:
-            news = self._next()  # before looking what is new: what comes meanwhile must not be missed
-            told = self.feed.after(after)[:MAX_EVENTS_PER_MESSAGE]
-            content = b"".join(_lines(told, full))
-            if told:
-                after = told[-1].number
-            elif facts and seen != self.latest.number:
-                seen, content = self.latest.number, self.latest.content
-            if not content and time.monotonic() - said_at >= COMMENT_INTERVAL_S:
+    async def _stream(self, send: Send, left: asyncio.Future[None], after: int, reports: bool, full: bool) -> None:
+        report = sample = 0  # the numbers of the last ones that were sent
+        sent_at = time.monotonic()
+        while not left.done() and not self._closed:
+            change = (
+                self._next_change()
+            )  # taken before the checks below, so that no change between them and the wait is lost
+            events = self._events.newer_than(after)[:MAX_EVENTS_PER_MESSAGE]
+            content = b"".join(_messages(events, full))
+            if events:
+                after = events[-1].number
+            elif reports and report != self.latest.reports:
+                content = self.latest.report + (self.latest.sample if sample != self.latest.samples else b"")
+                report, sample = self.latest.reports, self.latest.samples
+            # Other viewers' changes wake this one as well, so the wait below may never time out.
+            if not content and time.monotonic() - sent_at >= COMMENT_INTERVAL_S:
                 content = SSE_COMMENT
             if content:
-                await _say(send, content)
-                said_at = time.monotonic()
+                await _send_chunk(send, content)
+                sent_at = time.monotonic()
                 continue
-            await asyncio.wait({news, gone}, timeout=COMMENT_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({change, left}, timeout=COMMENT_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _lines(told: list[StoredEvent], full: bool) -> Iterator[bytes]:
-    return (message(each.name, each.full if full else each.public, each.number) for each in told)
+def _messages(events: list[StoredEvent], full: bool) -> Iterator[bytes]:
+    return (message(each.name, each.full if full else each.public, each.number) for each in events)
 
 
-async def _say(send: Send, content: bytes) -> None:
+async def _send_chunk(send: Send, content: bytes) -> None:
     await send({"type": "http.response.body", "body": content, "more_body": True})
 
 
 async def client_left(receive: Receive) -> None:
-    """Return when the client has left. A body, if there is one, is dropped on the way."""
+    """Return when the client has left. A request body, if there is one, is dropped on the way."""
     while (await receive())["type"] != "http.disconnect":
         pass

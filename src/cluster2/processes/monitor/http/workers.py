@@ -1,4 +1,4 @@
-"""What only the workers know, asked through the master: the status of their components, and where they are in their code."""
+"""`/component-status`, `/stacks/WORKER`: data that only the workers have. The master asks them for it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from ....errors import ClusterError, NoAnswer, NotRunning, UsageError
-from ..data.facts import Facts
+from ..data.cluster_view import ClusterView
 
-MAX_PID_DIGITS = 10
-"""Of a pid or a slot."""
-_MAX_QUERY_BYTES = 8192
-"""Characters."""
-MAX_CONCURRENT_STACKS = 8
-"""Questions; others wait for their turn: each is a connection to the master, and one message or more to each worker."""
-NO_CACHE = {"cache-control": "no-cache"}
+_MAX_PID_DIGITS = 10
+"""Digits of a pid or a slot."""
+_MAX_PARAMS_CHARS = 8192
+"""Characters of `params`."""
+_MAX_CONCURRENT_QUERIES = 8
+"""Queries at a time; others wait. Each is a connection to the master, and at least one message to each worker."""
+_NO_CACHE = {"cache-control": "no-cache"}
 
 
-def routes(root: str, facts: Facts) -> list[BaseRoute]:
-    """Their routes, below `root`."""
-    workers = WorkerRoutes(facts)
+def routes(root: str, view: ClusterView) -> list[BaseRoute]:
+    """Return the routes below `root`."""
+    workers = WorkerRoutes(view)
     return [
         Route(root + "/component-status", workers.component_status, methods=["GET"]),
         Route(root + "/stacks/{worker}", workers.stacks, methods=["GET"]),
@@ -34,68 +34,71 @@ def routes(root: str, facts: Facts) -> list[BaseRoute]:
 
 
 class WorkerRoutes:
-    """Answers about them."""
+    """Responds with the status of components, and with stacks."""
 
-    def __init__(self, facts: Facts) -> None:
-        self._facts = facts
-        self._turns = asyncio.Semaphore(MAX_CONCURRENT_STACKS)
+    def __init__(self, view: ClusterView) -> None:
+        self._view = view
+        self._slots = asyncio.Semaphore(_MAX_CONCURRENT_QUERIES)
 
-    async def _ask(self, verb: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        async with self._turns:
-            return await self._facts.ask(verb, params)
+    async def _query(self, verb: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        async with self._slots:
+            return await self._view.query(verb, params)
 
     async def component_status(self, request: Request) -> Response:
-        """The names of all components; or one's status: `?component=NAME`, `&worker=PID|SLOT`, `&params=JSON`."""
+        """Respond with the names of all components or with the status of one.
+
+        That takes `?component=NAME`, and optionally `&worker=PID|SLOT` and `&params=JSON`.
+        """
         try:
             params = _component(request.query_params)
         except ValueError as error:
             return _refusal(str(error), 400)
         try:
-            found = await self._ask("component" if params else "statuses", params)
+            found = await self._query("component" if params else "statuses", params)
         except ClusterError as error:
             return _refusal(error.message, _status(error, 400 if isinstance(error, UsageError) else 404))
-        return JSONResponse(found, headers=NO_CACHE)
+        return JSONResponse(found, headers=_NO_CACHE)
 
     async def stacks(self, request: Request) -> Response:
-        """Where each thread of a worker is."""
+        """Respond with the stack of each thread of a worker."""
         try:
-            found = await self._ask("stacks", {"worker": _number(request.path_params["worker"])})
+            found = await self._query("stacks", {"worker": _number(request.path_params["worker"])})
         except ValueError as error:
             return _refusal(str(error), 404)
         except ClusterError as error:
             return _refusal(error.message, _status(error, 404))
         if "application/json" in request.headers.get("accept", ""):
-            return JSONResponse(found, headers=NO_CACHE)
+            return JSONResponse(found, headers=_NO_CACHE)
         lines = (f"worker {each['pid']} (slot {each['slot']})\n{each['stacks']}\n" for each in found["workers"])
-        return PlainTextResponse("\n".join(lines), headers=NO_CACHE)
+        return PlainTextResponse("\n".join(lines), headers=_NO_CACHE)
 
 
 def _component(query: QueryParams) -> dict[str, Any]:
-    """What to ask; nothing if no component is named. Raises ValueError, for who asked."""
+    """Return the parameters of the query; none if it names no component. Raises ValueError with a text for the client."""
     if "component" not in query:
         return {}
-    asked: dict[str, Any] = {"component": query["component"]}
+    params: dict[str, Any] = {"component": query["component"]}
     if "worker" in query:
-        asked["worker"] = _number(query["worker"])
+        params["worker"] = _number(query["worker"])
     if "params" in query:
         given = query["params"]
-        if len(given) > _MAX_QUERY_BYTES:
-            raise ValueError(f"params has {len(given)} characters: expected {_MAX_QUERY_BYTES} at most")
+        if len(given) > _MAX_PARAMS_CHARS:
+            raise ValueError(f"params has {len(given)} characters: expected {_MAX_PARAMS_CHARS} at most")
         try:
-            asked["params"] = json.loads(given)
+            params["params"] = json.loads(given)
         except (ValueError, RecursionError):
             raise ValueError(f"params = {given!r:.100}: expected JSON") from None
-    return asked
+    return params
 
 
 def _number(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_PID_DIGITS):
+    if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_PID_DIGITS):
         raise ValueError(f"worker = {text!r:.100}: expected a pid or a slot")
     return int(text)
 
 
-def _status(error: ClusterError, otherwise: int) -> int:
-    return 503 if isinstance(error, (NotRunning, NoAnswer)) else otherwise
+def _status(error: ClusterError, default: int) -> int:
+    return 503 if isinstance(error, (NotRunning, NoAnswer)) else default
 
 
 def _refusal(reason: str, status: int) -> Response:

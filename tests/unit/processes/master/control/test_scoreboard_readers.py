@@ -97,10 +97,10 @@ class Parts:
             waiting=0,
         )
         beat = self.heartbeats.event_if_due(self.roster, now + 10, 1.0)
-        self.desk.watch.sample(now, time.time())
+        self.desk.sampler.sample(now, time.time())
         exposition(self.board, "")
         self.stalls.report_if_due(self.roster, now)
-        return [msgspec.json.decode(msgspec.json.encode(each)) for each in (shown, beat, self.desk.facts())]
+        return [msgspec.json.decode(msgspec.json.encode(each)) for each in (shown, beat, self.desk.report())]
 
 
 @contextmanager

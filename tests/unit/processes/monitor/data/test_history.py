@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cluster2.core.histogram import BUCKET_BOUNDS_S
 from cluster2.processes.monitor.data.history import HISTORY_COLUMNS, MAX_MARKS, History, thin
-from cluster2.processes.monitor.data.memory import MEMORY_TIME_SHARE, UNWEIGHED_TURN_S, MemorySampler
-from cluster2.processes.monitor.data.rates import Meter, RecentLatency
+from cluster2.processes.monitor.data.memory import MEMORY_TIME_SHARE, UNMEASURED_TURN_S, MemorySampler
+from cluster2.processes.monitor.data.rates import RateMeter, RecentLatency
 
 Looks = st.lists(st.tuples(st.floats(0.01, 100.0), st.integers(0, 10**9)), min_size=2, max_size=30)
 
@@ -20,7 +20,7 @@ Looks = st.lists(st.tuples(st.floats(0.01, 100.0), st.integers(0, 10**9)), min_s
 @given(Looks)
 def test_rates_add_up(looks: list[tuple[float, int]]) -> None:
     """Whatever the pauses: what the rates say was counted in each is what was counted."""
-    meter, now, count, seen = Meter(), 0.0, 0, 0.0
+    meter, now, count, seen = RateMeter(), 0.0, 0, 0.0
     for number, (pause, more) in enumerate(looks):
         now, count = now + pause, count + more
         meter.advance(now)
@@ -32,7 +32,7 @@ def test_rates_add_up(looks: list[tuple[float, int]]) -> None:
 
 def test_rates_that_are_not_known() -> None:
     """What wasn't counted in the turn before has no rate; a count that falls has begun anew; a turn without time has none."""
-    meter = Meter()
+    meter = RateMeter()
     found = []
     for now, count in ((1.0, 5), (2.0, None), (3.0, 9), (4.0, 11), (5.0, 1), (5.0, 2)):
         meter.advance(now)
@@ -139,7 +139,7 @@ class Weighing:
 
 def test_new_ones_are_weighed_first() -> None:
     """At once, as far as there is time; then each in its turn; a process that is gone is forgotten."""
-    small = Weighing(UNWEIGHED_TURN_S / 16)
+    small = Weighing(UNMEASURED_TURN_S / 16)
     assert small.turns([1, 2, 3], 1) == [1, 2, 3]
     assert small.turns([1, 2, 3], 8) == [1, 2, 3, 1, 2, 3, 1, 2]
     assert small.turns([1, 2, 3, 4], 2) == [4, 3]
@@ -158,14 +158,14 @@ def test_large_ones_are_weighed_seldom() -> None:
 
 def test_totals() -> None:
     """Who hasn't been weighed counts as the average of the others; who can't be, too."""
-    weighing = Weighing(UNWEIGHED_TURN_S / 2)
+    weighing = Weighing(UNMEASURED_TURN_S / 2)
     scales = weighing.scales
     assert scales.total([1, 2]) is None
     assert weighing.turns([1, 3, 5, 7], 1) == [1, 3]
     assert scales.total([1, 3]) == 400
-    assert (scales.total([1, 3, 5, 7]), scales.weighed([1, 3, 5, 7])) == (800, False)
+    assert (scales.total([1, 3, 5, 7]), scales.all_measured([1, 3, 5, 7])) == (800, False)
     assert weighing.turns([13], 3) == [13, 13]
-    assert (scales.memory_of(13), scales.weighed([13]), scales.total([13])) == (None, True, None)
+    assert (scales.memory_of(13), scales.all_measured([13]), scales.total([13])) == (None, True, None)
 
 
 def test_the_ring_is_small() -> None:

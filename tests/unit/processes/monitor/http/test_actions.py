@@ -11,9 +11,9 @@ import pytest
 from cluster2.config.settings import Settings
 from cluster2.errors import ClusterError, NoAnswer, NotRunning, UsageError
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.processes.monitor.app import make
-from cluster2.processes.monitor.data.facts import Facts
-from cluster2.processes.monitor.master_client import Tell
+from cluster2.processes.monitor.app import make_app
+from cluster2.processes.monitor.async_control_client import OnProgress
+from cluster2.processes.monitor.data.cluster_view import ClusterView
 
 pytestmark = pytest.mark.anyio
 TOKEN = "a-secret-token"
@@ -32,7 +32,7 @@ async def post(
 ) -> tuple[httpx.Response, Asked]:
     asked: Asked = []
 
-    async def order(what: str, params: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+    async def order(what: str, params: Mapping[str, Any], tell: OnProgress) -> dict[str, Any]:
         asked.append((what, params))
         for said in progress:
             tell(said)
@@ -45,7 +45,7 @@ async def post(
 
     board = Scoreboard.create()
     try:
-        app = make(Facts(board, 0, switch, order=order), Settings(monitor_token=token))
+        app = make_app(ClusterView(board, 0, switch, command=order), Settings(monitor_token=token))
         headers = {"accept": accept} | ({} if bears is None else {"authorization": f"Bearer {bears}"})
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             return await client.request(verb, path, headers=headers), asked

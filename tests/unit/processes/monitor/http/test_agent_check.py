@@ -13,7 +13,7 @@ from cluster2.config.settings import Settings, validate
 from cluster2.core.lifecycle import WorkerState
 from cluster2.errors import ConfigError
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.processes.monitor.data.facts import Facts
+from cluster2.processes.monitor.data.cluster_view import ClusterView
 from cluster2.processes.monitor.http import agent_check
 from cluster2.processes.monitor.http.agent_check import AgentConnections, line, ready_percent
 
@@ -28,11 +28,11 @@ def board() -> Iterator[Scoreboard]:
     board.close()
 
 
-def facts(board: Scoreboard) -> Facts:
+def facts(board: Scoreboard) -> ClusterView:
     async def switch(enabled: bool) -> bool:
         return False
 
-    return Facts(board, 3000, switch)
+    return ClusterView(board, 3000, switch)
 
 
 def test_what_is_said(board: Scoreboard) -> None:

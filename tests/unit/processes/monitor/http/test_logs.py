@@ -15,8 +15,8 @@ from starlette.applications import Starlette
 from cluster2.config.settings import Settings
 from cluster2.linux import log_files
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.processes.monitor.app import make
-from cluster2.processes.monitor.data.facts import Facts
+from cluster2.processes.monitor.app import make_app
+from cluster2.processes.monitor.data.cluster_view import ClusterView
 from cluster2.processes.monitor.http.log_routes import routes
 
 pytestmark = pytest.mark.anyio
@@ -173,7 +173,7 @@ async def test_who_may_not_ask_gets_no_logs(logs: Path) -> None:
         return True
 
     async def status(settings: Settings, method: str, host: str, **headers: str) -> int:
-        transport = httpx.ASGITransport(make(Facts(board, 0, switch), settings))
+        transport = httpx.ASGITransport(make_app(ClusterView(board, 0, switch), settings))
         async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
             return (await client.request(method, "/logs/master.log", headers=headers)).status_code
 

@@ -20,8 +20,8 @@ from cluster2.core.histogram import BUCKET_BOUNDS_S
 from cluster2.core.lifecycle import WorkerState
 from cluster2.linux import ledger
 from cluster2.linux.scoreboard import Row, Scoreboard
-from cluster2.processes.monitor.app import make
-from cluster2.processes.monitor.data.facts import Facts
+from cluster2.processes.monitor.app import make_app
+from cluster2.processes.monitor.data.cluster_view import ClusterView
 
 pytestmark = pytest.mark.anyio
 DEPLOY = Path(__file__).parents[5] / "deploy"
@@ -53,7 +53,7 @@ async def ask(
     async def switch(enabled: bool) -> bool:
         return True
 
-    app = make(Facts(board, 3000, switch), settings or Settings())
+    app = make_app(ClusterView(board, 3000, switch), settings or Settings())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         return await client.get(path, headers=headers)
 

@@ -33,10 +33,10 @@ async def test_facts(board: Scoreboard) -> None:
     one = worker(board, 1, mode=2, requests=10, connections=3, longest_step=0.03)
     worker(board, 0, requests=1, connections=-1)
     now = time.monotonic()
-    desk.watch.sample(now, 1000.0)
+    desk.sampler.sample(now, 1000.0)
     board.row(one).requests, board.row(one).errors = 60, 5
     board.row(one).latencies[8] = 10
-    desk.watch.sample(now + 2.0, 1002.0)
+    desk.sampler.sample(now + 2.0, 1002.0)
     found = await facts(desk)
     assert (found["title"], found["ready"], found["wanted"]) == ("shop", 2, 2)
     assert (found["master"]["state"], found["master"]["pid"], found["traffic"]) == ("serving", os.getppid(), "enabled")
@@ -81,12 +81,12 @@ async def test_counts_go_on_over_lives(board: Scoreboard) -> None:
     """A worker that dies takes its counts along into its slot's past: the rate of the whole doesn't notice."""
     desk = desk_of(board)
     first = worker(board, 0, requests=100)
-    desk.watch.sample(1.0, 1001.0)
+    desk.sampler.sample(1.0, 1001.0)
     ledger.fold_life(board, first, 0, lived=True, crashed=True)
     worker(board, 0, requests=30)
-    look = desk.watch.sample(2.0, 1002.0)
+    look = desk.sampler.sample(2.0, 1002.0)
     assert look.rates["requests"] == 30.0
-    (each,) = look.each.values()
+    (each,) = look.by_worker.values()
     assert each["rate"] is None
 
 
@@ -97,7 +97,7 @@ async def test_while_a_life_is_carried_over(board: Scoreboard) -> None:
     board.header.burials = 1
     began = time.monotonic()
     for second in range(3):
-        look = desk.watch.sample(1.0 + second, 1001.0 + second)
+        look = desk.sampler.sample(1.0 + second, 1001.0 + second)
         assert look.rates["requests"] is None
     assert time.monotonic() - began < 1.0
     assert (await facts(desk))["workers"][0]["requests"] == 100
@@ -113,8 +113,8 @@ async def test_a_worker_gone_mad(board: Scoreboard, seed: int) -> None:
         for cell in range(CELLS_PER_ROW):
             mad.integers[cell] = chance.choice((0, 1, 5, -1, chance.getrandbits(63), -chance.getrandbits(63)))
         good.requests += 10
-        desk.watch.sample(1.0 + second, 1001.0 + second)
-        found = msgspec.json.decode(msgspec.json.encode(desk.facts()))
+        desk.sampler.sample(1.0 + second, 1001.0 + second)
+        found = msgspec.json.decode(msgspec.json.encode(desk.report()))
     (told,) = (each for each in found["workers"] if each["slot"] == 0)
     assert told["rate"] == 10.0
     assert len(desk.history(3600, 600)["rows"]) <= 3
@@ -123,7 +123,7 @@ async def test_a_worker_gone_mad(board: Scoreboard, seed: int) -> None:
 async def test_what_goes_wrong_is_logged_once(board: Scoreboard, caplog: pytest.LogCaptureFixture) -> None:
     """And health checks, which the same loop answers, go on."""
     desk = desk_of(board)
-    desk.watch.scales.measure_some = None  # type: ignore[assignment, method-assign]
+    desk.sampler.memory.measure_some = None  # type: ignore[assignment, method-assign]
     for _ in range(3):
         desk.on_second()
     assert [record.message for record in caplog.records] == ["the cluster can't be surveyed"]
@@ -134,10 +134,10 @@ async def test_history(board: Scoreboard) -> None:
     desk, now = desk_of(board), time.time()
     for second in range(100):
         board.header.wanted = 2 + (second > 50)
-        desk.watch.sample(1.0 + second, now - 100 + second)
+        desk.sampler.sample(1.0 + second, now - 100 + second)
     died = {"event": "died", "time": now - 5, "pid": 7, "slot": 1, "reason": "crash"}
     for event in (died, died | {"reason": "reload"}, {"event": "mine", "time": now, "data": 1}):
-        desk.watch.feed.add(event)
+        desk.sampler.events.add(event)
     async with client(desk) as asking:
         whole = (await asking.get("/history?seconds=600")).json()
         part = (await asking.get("/history?seconds=60&points=10")).json()

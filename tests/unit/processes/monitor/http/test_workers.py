@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 
 from cluster2.errors import ClusterError, NoAnswer, NotRunning, UsageError
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.processes.monitor.data.facts import Facts
+from cluster2.processes.monitor.data.cluster_view import ClusterView
 from cluster2.processes.monitor.http.workers import routes
 
 pytestmark = pytest.mark.anyio
@@ -37,7 +37,7 @@ class Master:
 
         board = Scoreboard.create()
         try:
-            app = Starlette(routes=routes("", Facts(board, 0, switch, self.query)))
+            app = Starlette(routes=routes("", ClusterView(board, 0, switch, self.query)))
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 return await client.get(path, headers=headers)

@@ -15,8 +15,8 @@ from cluster2 import events
 from cluster2.errors import ClusterError, NoAnswer, UsageError
 from cluster2.processes.master.control.subscribers import EventSubscribers
 from cluster2.processes.master.state.inbox import Command
-from cluster2.processes.monitor import master_client as lines
-from cluster2.processes.monitor.master_client import MasterLine
+from cluster2.processes.monitor import async_control_client
+from cluster2.processes.monitor.async_control_client import AsyncControlClient
 
 pytestmark = pytest.mark.anyio
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -29,7 +29,7 @@ class Master:
         self.answers = list(answers)
         self.asked: list[dict[str, Any]] = []
         self.tasks: list[asyncio.Task[None]] = []
-        self.line = MasterLine(self.connect)
+        self.line = AsyncControlClient(self.connect)
 
     def connect(self) -> socket.socket:
         if not self.answers:
@@ -81,7 +81,7 @@ async def test_an_order(master: Callable[..., Master]) -> None:
     """Its progress is told on the way; the result comes when it comes."""
     found = master(says({"progress": {"replaced": 1}}, {"progress": {"replaced": 2}}, {"ok": True, "result": {"n": 3}}))
     heard: list[dict[str, Any]] = []
-    assert await found.line.order("reload", {"a": 1}, heard.append) == {"n": 3}
+    assert await found.line.command("reload", {"a": 1}, heard.append) == {"n": 3}
     assert found.asked == [{"verb": "reload", "params": {"a": 1}}]
     assert heard == [{"replaced": 1}, {"replaced": 2}]
 
@@ -103,21 +103,21 @@ async def test_what_may_come_instead(
     master: Callable[..., Master], monkeypatch: pytest.MonkeyPatch, answer: Answer, error: type, says_so: str
 ) -> None:
     """The master's error; or that it is none, has left, can't be understood, or says nothing."""
-    monkeypatch.setattr(lines, "ANSWER_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1 << 16)
+    monkeypatch.setattr(async_control_client, "QUERY_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(async_control_client, "MAX_LINE_BYTES", 1 << 16)
     with pytest.raises(error, match=says_so):
         await master(answer).line.query("status", {})
 
 
 async def test_nobody_takes_us(master: Callable[..., Master]) -> None:
     """A master that is stuck lets its queue fill up: that is an error at once, not a loop that waits."""
-    with pytest.raises(NoAnswer, match="can't talk to the master: its queue is full"):
+    with pytest.raises(NoAnswer, match="can't connect to the master: its queue is full"):
         await master().line.query("status", {})
 
 
 async def test_events_are_heard_again(master: Callable[..., Master], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever ends the connection, another is made, and heard on as before."""
-    monkeypatch.setattr(lines, "RECONNECT_BACKOFF_S", 0.001)
+    monkeypatch.setattr(async_control_client, "RECONNECT_BACKOFF_S", 0.001)
 
     def told(number: int) -> dict[str, Any]:
         return {"progress": {"event": "forked", "time": 1.0, "pid": number}}
@@ -129,7 +129,7 @@ async def test_events_are_heard_again(master: Callable[..., Master], monkeypatch
         says(told(4)),
     )
     heard: list[Any] = []
-    following = asyncio.ensure_future(found.line.follow(lambda event: heard.append(event.get("pid"))))
+    following = asyncio.ensure_future(found.line.follow_events(lambda event: heard.append(event.get("pid"))))
     async with asyncio.timeout(30):
         while 4 not in heard:
             await asyncio.sleep(0.001)

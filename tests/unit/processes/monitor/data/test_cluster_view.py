@@ -10,7 +10,7 @@ import pytest
 from cluster2.core.health_page import Health
 from cluster2.core.lifecycle import WorkerState
 from cluster2.linux.scoreboard import Scoreboard
-from cluster2.processes.monitor.data.facts import Facts
+from cluster2.processes.monitor.data.cluster_view import ClusterView
 
 
 @pytest.fixture
@@ -22,11 +22,11 @@ def board() -> Iterator[Scoreboard]:
     board.close()
 
 
-def facts(board: Scoreboard) -> Facts:
+def facts(board: Scoreboard) -> ClusterView:
     async def switch(enabled: bool) -> bool:
         return True
 
-    return Facts(board, 3000, switch)
+    return ClusterView(board, 3000, switch)
 
 
 def worker(board: Scoreboard, state: WorkerState, *, late: bool = False) -> int:
