@@ -1,35 +1,34 @@
-"""A connection of HTTP/1.1 (RFC 9112), on the public API of httptools.
+"""The state machine of an HTTP/1.1 connection (RFC 9112), on the public API of httptools.
 
-A connection is in one of these states. What it waits for, and whether it may move to another process, follows from the state.
+A connection is in one of these states. Its timeout, and whether it may move to another process, follow from the state.
 
 | state | meaning | leaves it when |
 |---|---|---|
 | `IDLE` | between two requests: the last response is complete, no byte of the next request has come | a byte comes: `HEAD` |
-| `HEAD` | a head is coming, and no request is served | the head is complete: `SERVING`, `UPGRADED` |
+| `HEAD` | a part of a head has come, and no request is served | the head is complete: `SERVING`, `UPGRADED` |
 | `SERVING` | a request is served; more may wait behind it | the response is complete: any of the others |
 | `DISCARDING` | the response is complete; the rest of the request's body is dropped | the body is complete: `IDLE` |
-| `LINGERING` | our side has ended; what comes is dropped | the client ends its side, or its time is over: `CLOSED` |
+| `LINGERING` | our side has ended; input is dropped | the client ends its side, or its time is over: `CLOSED` |
 | `UPGRADED` | a websocket has taken the transport over | never |
 | `CLOSED` | closed, reset, lost or handed over | never |
 
-`IDLE` is the only state in which a connection may move. `LINGERING` is there because closing a connection whose client has sent
-something that wasn't read is a reset, by which the client may lose the response (RFC 9112, 9.6).
+`IDLE` is the only state in which a connection may move. `LINGERING` exists because close(2) on a socket with unread input sends
+a reset, by which the client may lose the response (RFC 9112, 9.6).
 
-*Input.* Callbacks of the parser only note what has come: no app runs inside the parser. Requests begin when the parser has used
-up a slice. What a client sends wrong counts in its order: requests before it are answered first (`_refusal`), and a request whose
-body is wrong is `broken` (see `request`). `_input_over` means that nothing more is parsed: the client has ended its side, has
-asked for the end, or has sent what can't be understood.
+*Input.* The parser's callbacks only record what has come. No app runs inside the parser; a request begins when the parser has
+used up its slice. Errors of a client take effect in their order: the requests before it get their responses first (`_refusal`),
+and a request whose body is wrong is `broken` (see `request`). `_input_over` means that nothing more is parsed, because the client
+has ended its side, has asked for the end, or has sent something invalid.
 
-*The end of the client's side* (`eof_received`) isn't the end of its interest: requests that have come are answered. Whether the
-client is still there can't be seen before something is sent to it. So the kernel sends probes, the connection sends interim
-responses as long as the response hasn't begun, and the engine looks for a reset once a second.
+*Half-closed clients.* After the client has ended its side (`eof_received`) it may still read, so requests that have come get their
+responses. The server can't see whether the client is still there before it sends something. So the kernel sends probes, the
+connection sends interim responses as long as the response hasn't begun, and the engine checks for a reset once a second.
 
-*Upgrade.* httptools stops at the end of a head that asks for one, and takes the request's body for the bytes of another
-protocol. A client that isn't upgraded goes on in HTTP, so its body would be parsed as the next request. So unless the request
-becomes a websocket, a new parser is fed the same head without its `Upgrade` field, and what follows it.
+*Upgrade.* httptools stops at the end of a head that asks for an upgrade, and takes the request's body for the bytes of another
+protocol. If the server doesn't upgrade, the client goes on in HTTP, and its body would be parsed as the next request. So unless
+the request becomes a websocket, a new parser is fed the same head without its `Upgrade` field, and the bytes behind it.
 
-*Cost.* What can be derived when it is asked for isn't noted: there is no timer, no set of tasks with callbacks, no event object
-for each request.
+*Cost.* Figures are derived when they are asked for. A request has no timer, no event object, and no task callbacks.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ if TYPE_CHECKING:
 
 
 class ConnectionState(IntEnum):
-    """See the module."""
+    """A state of a connection; see the module's docstring."""
 
     IDLE = 0
     HEAD = 1
@@ -96,16 +95,24 @@ class ConnectionState(IntEnum):
     CLOSED = 6
 
 
-IDLE, HEAD, SERVING, DISCARDING, LINGERING, UPGRADED, CLOSED = 0, 1, 2, 3, 4, 5, 6  # the same, without the lookup
+IDLE, HEAD, SERVING, DISCARDING, LINGERING, UPGRADED, CLOSED = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+)  # the same, without the enum's lookup
 
 _VERSION_1_1 = b" HTTP/1.1\r\n"
 
 _BAD_REQUEST = "Bad Request"
-_REASONS = {"Invalid HTTP version": (505, "only versions 1.0 and 1.1 are spoken here")}
+_REASONS = {"Invalid HTTP version": (505, "only the versions 1.0 and 1.1 of HTTP are supported")}
 
 
 class _Dropped(list[Any]):
-    """Stays empty: trailers could pose as headers (RFC 9110, 6.5.1)."""
+    """A list that stays empty. Trailers are put here, since they could pose as headers (RFC 9110, 6.5.1)."""
 
     def append(self, _: Any) -> None: ...
 
@@ -114,22 +121,24 @@ _DROPPED: list[Header] = _Dropped()
 
 
 class _InputOver(Exception):
-    """Nothing more is to be parsed."""
+    """Raised in a callback, to stop the parser: nothing more is to be parsed."""
 
 
 class HttpConnection(asyncio.Protocol):
-    """A connection. `state` tells where it stands; see the module.
+    """An HTTP/1.1 connection.
 
     Attributes:
-        engine: that serves it.
-        transport: of the loop, or a one-shot transport of the acceptor's.
-        state: see the module.
-        request: the one that is served, or was last; None before the first.
-        pipeline: requests that wait behind it.
-        environ: what the requests of a WSGI app have in common here; None: none has come yet.
-        writing_paused: those that wait until the client has taken what was sent; None: nobody has to wait.
-        used: when it was last used, on the engine's clock; 0: not known.
-        secure: over TLS. Such a connection can't move.
+        engine: the engine that serves it.
+        transport: the loop's, or a one-shot transport of the acceptor's.
+        state: see the module's docstring.
+        request: the request that is served, or was served last; None before the first.
+        pipeline: the requests that wait behind it.
+        environ: the part of a WSGI environ that the connection's requests have in common; None before the first.
+        writing_paused: futures of the calls that wait until the client has taken what was sent; None: writing isn't paused.
+        used: the time of the last use, by the engine's clock; 0: not known.
+        secure: the connection is over TLS, so it can't move.
+        first: bytes that were read before the transport existed, until they are parsed.
+        served: called when the first request has begun, or never will; None: it was called, or isn't needed.
         client, server: addresses of the peer and of our side, as in an ASGI scope.
     """
 
@@ -176,12 +185,7 @@ class HttpConnection(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self, engine: HttpEngine, first: bytes | None = None, served: Served | None = None) -> None:
-        """Nothing has come yet.
-
-        Args:
-            first: what was read before the transport existed.
-            served: called when the first request has begun, or never will.
-        """
+        """Begin without a transport; see the class for the arguments."""
         self.engine = engine
         self.first = first
         self.served = served
@@ -194,26 +198,26 @@ class HttpConnection(asyncio.Protocol):
         self.used = 0.0
         self._lingering: asyncio.TimerHandle | None = None
         self._parser: Any = httptools.HttpRequestParser(self)
-        self._fresh: HttpRequest | None = None
-        self._receiving: HttpRequest | None = None
-        self._in_head = False
-        self._head_read = 0
-        self._bodyless = 0
-        self._discarded = 0
+        self._fresh: HttpRequest | None = None  # it has come in this slice, and begins when the slice is parsed
+        self._receiving: HttpRequest | None = None  # the request whose body is being parsed
+        self._in_head = False  # the parser is within a head
+        self._head_read = 0  # bytes of an unfinished head; -1: all of it came in one slice so far
+        self._bodyless = 0  # bytes on the wire since something useful came
+        self._discarded = 0  # bytes of a dropped body, or bytes dropped in `LINGERING`
         self._unparsed: bytes | memoryview = b""
-        self._data = b""
-        self._feeding = False
+        self._data = b""  # the slice, if a request begins at its beginning
+        self._feeding = False  # `_go_on_parsing` runs: a callback must not start it again
         self._reading_paused = False
-        self._eof = False
-        self._input_over = False
-        self._refusal: bytes | None = None
-        self._muted = False
-        self._upgrade = False
+        self._eof = False  # the client has ended its side
+        self._input_over = False  # nothing more is parsed
+        self._refusal: bytes | None = None  # an error response that waits for the response before it
+        self._muted = False  # the parser has stopped at an upgrade that isn't made
+        self._upgrade = False  # a websocket takes over after the requests before it
 
     # The transport's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the transport, and read what came before it existed."""
+        """Take the transport, and parse the bytes that came before it existed."""
         self.transport = transport = cast(asyncio.Transport, transport)
         engine = self.engine
         engine.connections.add(self)
@@ -227,14 +231,14 @@ class HttpConnection(asyncio.Protocol):
             self.data_received(first)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come, and begin with the request that it completes."""
+        """Parse the bytes that have come, and begin with the request that they complete."""
         if self._reading_paused or self._input_over or len(data) > MAX_SLICE_BYTES:
             self._received_much(data)
         else:
             self._parse(data)
 
     def eof_received(self) -> bool:
-        """Answer what has come; the client may still read."""
+        """Respond to the requests that have come. Return whether the transport stays open, since the client may still read."""
         self._eof = True
         if not self._unparsed:
             self._input_ended()
@@ -281,7 +285,7 @@ class HttpConnection(asyncio.Protocol):
             self.transport.write(CONTINUE_RESPONSE)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the requests, and whoever waits."""
+        """Report the loss to the requests, and wake the calls that wait."""
         if self.state == UPGRADED:
             return
         self.state = CLOSED
@@ -295,16 +299,17 @@ class HttpConnection(asyncio.Protocol):
         self._unparsed = b""
         self.resume_writing()
         self._tell_served()
-        # Without these three it would refer to itself, and wait for the garbage collector: a fifth of what a connection costs.
+        # These three refer back to the connection. With them it would wait for the garbage collector, which takes a fifth of
+        # the CPU that a connection costs.
         self._parser = self._receiving = self.request = None
 
     def pause_writing(self) -> None:
-        """The client takes less than it is sent: whoever sends has to wait."""
+        """Make `writable` wait, since the client takes less than it is sent."""
         if self.writing_paused is None:
             self.writing_paused = []
 
     def resume_writing(self) -> None:
-        """Let those go on that have waited; and the request that has, if any."""
+        """Wake the calls of `writable`, and begin with the next request if it has waited for this."""
         waiters, self.writing_paused = self.writing_paused, None
         for waiter in waiters or ():
             if not waiter.done():
@@ -315,6 +320,7 @@ class HttpConnection(asyncio.Protocol):
 
     async def writable(self) -> None:
         """Wait until the client has taken what was sent, or has left."""
+        # In a loop: another waiter may have written, and filled the buffer, before this one runs.
         while self.writing_paused is not None:
             waiter = self.loop.create_future()
             self.writing_paused.append(waiter)
@@ -323,7 +329,7 @@ class HttpConnection(asyncio.Protocol):
     # Input.
 
     def _parse(self, data: bytes | memoryview) -> None:
-        """Have a slice parsed, and begin with the request that it completes."""
+        """Parse a slice, and begin with the request that it completes."""
         if self.state == IDLE:
             self._data = data if type(data) is bytes else b""
         try:
@@ -346,10 +352,10 @@ class HttpConnection(asyncio.Protocol):
             self._tell_served()
 
     def _check_progress(self, size: int) -> None:
-        """Bound what is parsed without effect.
+        """Limit the bytes that are parsed without effect.
 
         Args:
-            size: of a slice that hasn't brought a request to be served.
+            size: bytes of a slice that hasn't completed a request.
         """
         if self._in_head:
             self._check_unfinished_head(size)
@@ -357,12 +363,12 @@ class HttpConnection(asyncio.Protocol):
         self._bodyless += size
         if self._bodyless > MAX_BODYLESS_BYTES:
             if self._receiving is not None:
-                self.refuse(400, "the body's chunks bring nothing")
+                self.refuse(400, "the body's chunks have no content")
             elif self.state == IDLE:
                 self.refuse(431, "too many empty lines before a request")
 
     def _received_much(self, data: bytes) -> None:
-        """Take data that isn't parsed at once."""
+        """Take data that can't be parsed at once: reading is paused, the input is over, or it is longer than a slice."""
         if self._input_over:
             if self.state == LINGERING:
                 self._discarded += len(data)
@@ -374,7 +380,7 @@ class HttpConnection(asyncio.Protocol):
             self._go_on_parsing()
 
     def _go_on_parsing(self) -> None:
-        """Parse what waits, slice by slice, until requests or bodies are too many; then read on."""
+        """Parse the waiting bytes, slice by slice, until a limit pauses reading."""
         if self._feeding:
             return
         self._feeding = True
@@ -398,29 +404,29 @@ class HttpConnection(asyncio.Protocol):
             self.transport.pause_reading()
 
     def _read_on(self) -> None:
-        """Read on if nothing stands against it any more."""
+        """Resume reading if no limit is exceeded any more."""
         if not self._reading_paused or self.state >= LINGERING or self._upgrade:
             return
         receiving = self._receiving
-        if receiving is not None and not receiving.has_room():
+        if receiving is not None and not receiving.takes_more_body():
             return
         if self.pipeline is not None and len(self.pipeline) > MAX_PIPELINED:
             return
         self._reading_paused = False
         idle = self.state == IDLE
-        self._go_on_parsing()
+        self._go_on_parsing()  # this may pause again
         if not self._reading_paused and not self._eof:
             self.transport.resume_reading()
         if idle:
             self._freed()
 
     def body_taken(self) -> None:
-        """The app has received what there was of its body."""
+        """Resume reading, since the app has received all that has come of its body."""
         if self._reading_paused:
             self._read_on()
 
     def _input_ended(self) -> None:
-        """The client has ended its side, and all of its bytes are parsed."""
+        """Handle the end of the client's side, when all of its bytes are parsed."""
         if self._in_head and not self._input_over:
             self.refuse(400, "the head is incomplete")
         if self._input_over and self.state != LINGERING:
@@ -438,15 +444,15 @@ class HttpConnection(asyncio.Protocol):
             self._close()
 
     def _last(self) -> HttpRequest:
-        """Return the request after which nothing comes."""
+        """Return the last request that has come."""
         request = self.pipeline[-1] if self.pipeline else self.request
         assert request is not None
         return request
 
-    # What the parser says. No app runs in here.
+    # The parser's callbacks. No app runs in here.
 
     def on_message_begin(self) -> None:
-        """The first byte of a request."""
+        """Handle the first byte of a request."""
         if self._input_over:
             raise _InputOver
         if self.state == IDLE:
@@ -458,28 +464,28 @@ class HttpConnection(asyncio.Protocol):
         self._seen = 0
 
     def on_url(self, target: bytes) -> None:
-        """A part of the target, usually all of it."""
+        """Take a part of the target, usually all of it."""
         self._target = self._target + target if self._target else target
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer, which is dropped."""
+        """Take a header. A trailer is dropped."""
         name, value = name.lower(), value.rstrip()  # llhttp leaves whitespace at the end
         special = SPECIAL_HEADERS.get(name)
         if special is not None:
             self._seen += special
             if special == HOST_HEADER and value not in VALID_HOSTS_CACHE and not is_valid_host(value):
-                self._seen += HOST_HEADER  # counts like a second one
+                self._seen += HOST_HEADER  # an invalid Host counts like a second one, and is refused with it
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Make a request of the head, if it is one."""
+        """Make a request of the head, if the head is valid."""
         parser = self._parser
         engine = self.engine
         self._in_head = False
         target = self._target
         method = parser.get_method()
-        # Formatting the version takes longer than to see that it is the usual one. Where the head isn't at the beginning of what
-        # was read (in a pipeline, or in parts), the comparison fails, and the parser is asked.
+        # The parser takes longer to format the version than this comparison with the usual one. If the head isn't at the
+        # beginning of the slice (in a pipeline, or in parts), the comparison fails, and the parser is asked.
         version = (
             "1.1" if self._data.startswith(_VERSION_1_1, len(method) + 1 + len(target)) else parser.get_http_version()
         )
@@ -543,7 +549,7 @@ class HttpConnection(asyncio.Protocol):
         except Refused as refused:
             self.refuse(refused.status, refused.text)
             return None
-        if authority is not None:  # it counts, whatever Host says (RFC 9112, 3.2.2)
+        if authority is not None:  # it replaces the Host header (RFC 9112, 3.2.2)
             self._headers[:] = [each for each in self._headers if each[0] != b"host"] + [(b"host", authority)]
         return parts
 
@@ -555,11 +561,11 @@ class HttpConnection(asyncio.Protocol):
             self._pause_reading()
 
     def on_body(self, data: bytes) -> None:
-        """A part of the body."""
+        """Take a part of the body."""
         request = self._receiving
         if request is None:
             return
-        self._bodyless = -len(data)  # the slice that brought it is added behind the parser's step
+        self._bodyless = -len(data)  # `_check_progress` adds the slice's size after the parser's step
         if request.phase == COMPLETE:
             self._discarded += len(data)
             if self._discarded > MAX_DISCARDED_BYTES:
@@ -568,18 +574,18 @@ class HttpConnection(asyncio.Protocol):
             self._pause_reading()
 
     def on_chunk_header(self) -> None:
-        """What follows the last chunk are trailers."""
+        """Drop the headers from now on: behind a chunk they can only be trailers."""
         self._headers = _DROPPED
 
     def on_message_complete(self) -> None:
-        """The end of a request."""
+        """Handle the end of a request."""
         request = self._receiving
         if request is None:
             return
         self._receiving = None
         request.ended, request.expects = True, False
         if self._headers is _DROPPED and not self._parser.should_keep_alive():
-            request.keep_alive = False  # a trailer has said so, and the parser ends here
+            request.keep_alive = False  # a trailer `Connection: close` has ended the parser's work
         if not request.keep_alive:
             self._input_over = True
         if request.phase == COMPLETE:
@@ -598,24 +604,24 @@ class HttpConnection(asyncio.Protocol):
         if self.engine.freed is not None and self.state == IDLE:
             self.engine.freed(self)
 
-    # What isn't usual in a head.
+    # Unusual heads.
 
     def _examine(self, method: bytes, version: str) -> bool:
-        """Check a head that has something special. Returns whether a request is to be made of it."""
+        """Check a head that has something special. Return whether a request is to be made of it."""
         seen = self._seen
         hosts, codings, upgrades = seen & 0xFFF, seen >> 12 & 0xFFF, seen >> 36 & 0xFFF
         if version not in ("1.1", "1.0"):
-            return self.refuse(505, "only versions 1.0 and 1.1 are spoken here")
+            return self.refuse(505, "only the versions 1.0 and 1.1 of HTTP are supported")
         if hosts > 1 or (not hosts and version == "1.1"):
             return self.refuse(400, "a request must have one Host header, and a valid one")
-        if codings and not self._can_decode(version):
+        if codings and not self._can_decode(version):  # a request with a coding that can't be decoded could be smuggled
             return False
         if self._head_read >= 0 and self._head_size() > MAX_HEAD_BYTES:
             return self.refuse(431, "the head is too long")
         if seen >> 24 & 0xFFF and version == "1.1":
             wanted = [value.strip().lower() for name, value in self._headers if name == b"expect"]
             if wanted != [b"100-continue"] * len(wanted):
-                return self.refuse(417, "only 100-continue can be expected")
+                return self.refuse(417, "the only supported expectation is 100-continue")
         if upgrades and self._parser.should_upgrade():
             self._upgrade = self._is_handshake(version)
             self._muted = not self._upgrade
@@ -629,13 +635,14 @@ class HttpConnection(asyncio.Protocol):
         if codings.strip() == b"chunked":
             return True
         last = codings.rpartition(b",")[2].strip()
-        return self.refuse(501 if last == b"chunked" else 400, "the only Transfer-Encoding is chunked")
+        # If `chunked` isn't the last coding, the end of the body can't be found (RFC 9112, 6.3).
+        return self.refuse(501 if last == b"chunked" else 400, "the only supported Transfer-Encoding is chunked")
 
     def _head_size(self) -> int:
         return len(self._target) + sum(len(name) + len(value) for name, value in self._headers)
 
     def _check_unfinished_head(self, size: int) -> None:
-        """Bound a head that isn't complete. What came with its beginning isn't counted: the end of a body may be before it."""
+        """Limit a head that isn't complete. The slice with its beginning isn't counted, since a body may end in it."""
         self._head_read = size + self._head_read if self._head_read >= 0 else 0
         if len(self._target) > MAX_TARGET_BYTES:
             self.refuse(414, "the target is too long")
@@ -647,7 +654,7 @@ class HttpConnection(asyncio.Protocol):
     # Upgrade.
 
     def _is_handshake(self, version: str) -> bool:
-        """Return whether a websocket is to take over."""
+        """Return whether the head is a handshake after which a websocket takes over."""
         if not self.engine.serves_websockets or version != "1.1":
             return False
         return [value.lower() for name, value in self._headers if name == b"upgrade"] == [b"websocket"]
@@ -655,10 +662,13 @@ class HttpConnection(asyncio.Protocol):
     def _stopped(self, rest: bytes | memoryview) -> bool:
         """Go on behind a head that asks for another protocol, where the parser has stopped.
 
+        Args:
+            rest: the bytes behind the head.
+
         Returns:
-            Whether a websocket has taken over. Else requests that have come with that head may have to begin.
+            Whether a websocket has taken over. If not, requests of the same slice may have to begin.
         """
-        while self._muted and not self._input_over:  # in a loop, as many such heads may come in one slice
+        while self._muted and not self._input_over:  # in a loop, since many such heads may come in one slice
             self._muted = False
             parser = self._parser
             lines = [b"%b %b HTTP/%b" % (parser.get_method(), self._target, parser.get_http_version().encode())]
@@ -677,11 +687,11 @@ class HttpConnection(asyncio.Protocol):
         if self.state == HEAD:
             self._hand_over()
             return True
-        self._pause_reading()  # requests before it are answered first
+        self._pause_reading()  # the requests before it get their responses first
         return False
 
     def _hand_over(self) -> None:
-        """Let a websocket go on with the connection, unless it was closed meanwhile."""
+        """Let a websocket take the connection over, unless it was closed meanwhile."""
         if self.state >= LINGERING:
             return
         unparsed, self._unparsed = bytes(self._unparsed), b""
@@ -695,28 +705,29 @@ class HttpConnection(asyncio.Protocol):
     # Refusals.
 
     def _invalid(self, error: httptools.HttpParserError) -> None:
-        """The parser can't go on."""
+        """Refuse the input, in which the parser has found an error."""
         if self._input_over:
             return
         text = str(error)
         if isinstance(error, httptools.HttpParserCallbackError) and error.__context__ is not None:
-            raise error.__context__  # a fault of ours; the loop logs it and closes the connection
+            raise error.__context__  # a bug in a callback: the loop logs it and closes the connection
         if text in _REASONS:
             self.refuse(*_REASONS[text])
         elif isinstance(error, httptools.HttpParserInvalidMethodError) and "encountered" in text:
-            self.refuse(501, "no such method is known")
+            self.refuse(501, "the method is unknown")
         else:
             self.refuse(400, text)
 
     def _refused(self, status: int, text: str, extra: bytes = b"") -> bytes:
-        """Note a refusal, and return its response."""
+        """Log a refusal, and return its response."""
         self.engine.note_refusal(self, status, text)
         return refusal(status, text, self.engine.defaults, extra)
 
     def refuse(self, status: int, text: str, extra: bytes = b"") -> bool:
-        """Answer with an error when it is its turn, and parse nothing more. Returns False.
+        """Respond with an error, after the responses to earlier requests, and parse nothing more. Return False.
 
         Args:
+            status, text: the status and the body of the response.
             extra: header lines, each beginning with a line end.
         """
         if self._input_over:
@@ -725,7 +736,7 @@ class HttpConnection(asyncio.Protocol):
         self._unparsed = b""
         response = self._refused(status, text, extra)
         receiving, self._receiving = self._receiving, None
-        if receiving is not None:  # its body is wrong
+        if receiving is not None:  # its body is invalid; the app may still respond without it
             receiving.broken, receiving.keep_alive = response, False
             receiving.wake()
             if self.state == DISCARDING:
@@ -748,7 +759,7 @@ class HttpConnection(asyncio.Protocol):
             served(self)
 
     def response_complete(self, request: HttpRequest) -> None:
-        """Go on after a response: with the next request, with reading, or not at all."""
+        """Go on after a response: with the next request, with reading, or with the end of the connection."""
         engine = self.engine
         engine.ended[request.status] += 1
         if self.pipeline:
@@ -770,7 +781,7 @@ class HttpConnection(asyncio.Protocol):
             if self._reading_paused:
                 engine.call_soon(
                     self._read_on
-                )  # not in the context of this request: the next one may have come already
+                )  # outside of this request's context, since the next request may have come already
         else:
             self.used = engine.clock
             self.state = HEAD if self._in_head else IDLE
@@ -780,7 +791,7 @@ class HttpConnection(asyncio.Protocol):
                 engine.freed(self)
 
     def _next(self) -> None:
-        """Begin with the next request of the pipeline, unless the last one has ended the connection."""
+        """Begin with the next request of the pipeline, unless the one before has ended the connection."""
         assert self.pipeline is not None
         assert self.request is not None
         if not self.request.keep_alive:
@@ -796,7 +807,7 @@ class HttpConnection(asyncio.Protocol):
     # The end.
 
     def end(self) -> None:
-        """End our side: what was written is delivered. Close when the client has seen it, if it may still send something."""
+        """End our side when all is written, and linger if the client may still send something."""
         if self.state >= LINGERING:
             return
         in_body = self._receiving is not None
@@ -805,6 +816,7 @@ class HttpConnection(asyncio.Protocol):
         self._receiving = None
         self._unparsed = b""
         self._disown()
+        # A client that has ended its side or asked for the end sends nothing more, and TLS has no half-closed connections.
         if self._eof or complete or self.secure or not self.transport.can_write_eof():
             self._close()
             return
@@ -820,7 +832,7 @@ class HttpConnection(asyncio.Protocol):
             self.transport.resume_reading()
 
     def _lingered(self) -> None:
-        """Close, unless the client has sent something meanwhile, and hasn't done so for too long."""
+        """Close, unless the client has sent something in the last second, and its total time isn't over."""
         if not self._discarded or self.loop.time() > self._linger_until:
             self._close()
             return
@@ -829,16 +841,16 @@ class HttpConnection(asyncio.Protocol):
         self._lingering = self.loop.call_later(LINGER_S, self._lingered)
 
     def _close(self) -> None:
-        """Close when all is written."""
+        """Close the connection when all is written."""
         self.state = CLOSED
         self._input_over = True
         self.transport.close()
 
     def abort(self, *, abruptly: bool) -> None:
-        """End before the response is whole.
+        """End the connection before the response is complete.
 
         Args:
-            abruptly: by a reset, since the end of the connection would be the end of the body.
+            abruptly: end it by a reset, since the end of the connection would be the end of the body.
         """
         self._disown()
         if abruptly:
@@ -852,7 +864,7 @@ class HttpConnection(asyncio.Protocol):
         reset(self.transport)
 
     def _disown(self) -> None:
-        """What the app still sends goes nowhere."""
+        """Report a disconnect to all requests: messages of their apps are dropped from now on."""
         if self.request is not None:
             self.request.disconnect()
         for request in self.pipeline or ():
@@ -862,11 +874,11 @@ class HttpConnection(asyncio.Protocol):
     # For the worker; see `engines.base`.
 
     def idle(self) -> bool:
-        """Whether it waits for a request, of which not a byte has come."""
+        """Return whether it waits for a request of which no byte has come."""
         return self.state == IDLE and not self._unparsed
 
     def may_move(self) -> bool:
-        """Whether another process could go on with it now."""
+        """Return whether another process could go on with it now."""
         transport = self.transport
         return (
             self.state == IDLE
@@ -878,32 +890,32 @@ class HttpConnection(asyncio.Protocol):
         )
 
     def kept_alive(self) -> bool:
-        """Whether it has brought a request already."""
+        """Return whether it has brought a request already."""
         return self.request is not None
 
     def idle_since(self) -> float:
-        """When it was last used. It counts as used when somebody first asks, if nobody knows."""
+        """Return the time of the last use. If that isn't known, the first call of this counts as a use."""
         if not self.used:
             self.used = self.engine.clock
         return self.used
 
     def descriptor_and_family(self) -> tuple[int, int]:
-        """Its descriptor and address family."""
+        """Return its descriptor and its address family."""
         sock = self.transport.get_extra_info("socket")
         return sock.fileno(), sock.family
 
     def release(self) -> None:
-        """Another process has it: close our copy. abort() is close(2) without shutdown(2)."""
+        """Close our copy of the socket, since another process has it."""
         self.state = CLOSED
         self._input_over = True
-        self.transport.abort()
+        self.transport.abort()  # close(2) without shutdown(2), which would end the connection for the other process as well
 
     def abandon(self, step: str) -> None:
         """Log the exception that is being handled, and reset the connection."""
         abandon(self.transport, step)
 
     def waits(self) -> Wait | None:
-        """What it waits for from its client; see `patience`."""
+        """Return what it waits for from its client; see `client_timeouts`."""
         transport = self.transport
         if size := transport.get_write_buffer_size():
             return Wait(WaitingFor.TAKING, progress_mark(transport, size))
@@ -922,10 +934,10 @@ class HttpConnection(asyncio.Protocol):
         return None
 
     def give_up(self, what: WaitingFor) -> None:
-        """The client took too long; see `patience`."""
+        """End the connection, since the client took too long; see `client_timeouts`."""
         if what is WaitingFor.TAKING:
             self._disown()
-            self._reset()  # else the kernel would keep what the client doesn't take
+            self._reset()  # after a close the kernel would keep the bytes that the client doesn't take
             return
         if what is WaitingFor.HEAD and self.state == DISCARDING:
             self.end()
@@ -946,7 +958,7 @@ class HttpConnection(asyncio.Protocol):
         return "a Unix socket's peer" if self.client is None else str(self.client[0])
 
     def end_politely(self) -> bool:
-        """Let the last response that hasn't begun announce the end. Returns whether there is one."""
+        """Have the last request's response announce the end of the connection. Return whether it will."""
         request = self._last() if self.state == SERVING else None
         if request is None or request.phase >= SENDING or not request.keep_alive:
             return False
@@ -954,10 +966,10 @@ class HttpConnection(asyncio.Protocol):
         return True
 
     def close_idle(self) -> None:
-        """Close it, which has no request under way."""
+        """Close the connection, which has no request under way."""
         self._close()
 
     def described(self) -> str:
-        """Return peer and path of what has come last, for a log."""
+        """Return the peer, and the path of the last head, for a log."""
         target = getattr(self, "_target", b"")
         return f"{self.peer_name()} {readable(target)}" if target else self.peer_name()

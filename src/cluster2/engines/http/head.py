@@ -1,7 +1,7 @@
-"""What the head of a request says, checked and taken apart. Pure.
+"""Check the parts of a request's head and take them apart. Pure.
 
-Most clients ask for the same targets, hosts and methods again and again, so what was found out of these is remembered. Clients
-can invent any number of them: the memories are bounded.
+Most clients send the same targets, hosts and methods again and again, so the results for these are cached. The caches are
+bounded, since clients can invent any number of values.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ Header = tuple[bytes, bytes]
 Target = tuple[str, bytes, bytes]
 """Decoded path, path and query of a request's target."""
 
-# Headers that mean something to the connection, counted in one number while a head is parsed: nearly every head has exactly one
-# Host and nothing else of these, so one comparison tells that there is nothing to do.
+# Headers that mean something to the connection, counted in one number while a head is parsed: 12 bits for each. Nearly every head
+# has exactly one Host and no other of these, so one comparison shows that there is nothing to do.
 HOST_HEADER, TRANSFER_ENCODING_HEADER, EXPECT_HEADER, UPGRADE_HEADER, FORWARDED_HEADER = (
-    1 << 12 * place for place in range(5)
+    1 << 12 * position for position in range(5)
 )
 SPECIAL_HEADERS = {
     b"host": HOST_HEADER,
@@ -33,11 +33,11 @@ SPECIAL_HEADERS = {
 VALID_HOSTS_CACHE: set[bytes] = set()
 METHOD_CACHE: dict[bytes, str] = {}
 TARGET_CACHE: dict[bytes, Target] = {}
-"""What is remembered. To look here first saves a call; what isn't here has to be asked of the functions below."""
+"""The caches. A caller that looks here first saves a call of the functions below."""
 _MAX_HOSTS = 1024
 _MAX_TARGETS = 1024
 _MAX_KEPT_TARGET_BYTES = 128
-"""A longer target isn't likely to come again."""
+"""The longest target that is cached: a longer one isn't likely to come again."""
 _HOST_VALUE = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.v]+\])(?::[0-9]*)?")
 
 
@@ -45,7 +45,7 @@ class Refused(Exception):
     """The head is wrong.
 
     Attributes:
-        status, text: of the error response.
+        status, text: the status and the body of the error response.
     """
 
     def __init__(self, status: int, text: str) -> None:
@@ -65,7 +65,7 @@ def is_valid_host(value: bytes) -> bool:
 def method_name(method: bytes) -> str:
     """Return a method's name as text. Raises Refused.
 
-    CONNECT is refused whatever its target: the parser takes what comes behind it for another protocol's.
+    CONNECT is refused whatever its target: the parser takes the bytes behind it for another protocol.
     """
     if method == b"CONNECT":
         raise Refused(501, "CONNECT isn't supported")
@@ -74,7 +74,7 @@ def method_name(method: bytes) -> str:
 
 
 def split_target(target: bytes, method: bytes) -> tuple[Target, bytes | None]:
-    """Return the parts of a target, and the authority that stands in it; None: it has none. Raises Refused."""
+    """Return the parts of a target, and the authority in it (None: it has none). Raises Refused."""
     raw, _, query = target.partition(b"?")
     authority = None
     usual = raw[:1] == b"/" and b"#" not in target
@@ -96,12 +96,12 @@ def _split_unusual(target: bytes, method: bytes) -> tuple[bytes, bytes, bytes | 
     try:
         url = httptools.parse_url(target)
     except httptools.HttpParserInvalidURLError:
-        raise Refused(400, "the target can't be understood") from None
+        raise Refused(400, "the target is invalid") from None
     authority = None
     if target[:1] != b"/":
         host = cast(bytes | None, url.host)
         if not host:
-            raise Refused(400, "the target can't be understood")
+            raise Refused(400, "the target is invalid")
         authority = b"[%b]" % host if b":" in host else host
         if url.port is not None:
             authority = b"%b:%d" % (authority, url.port)

@@ -1,7 +1,8 @@
-"""The engine `http`: ASGI and WSGI over HTTP/1.1 and websockets, on connections of our own (`connection`).
+"""The engine `http`: serve ASGI and WSGI apps over HTTP/1.1 and websockets, on connections of our own (`connection`).
 
-An engine has what its connections share: the app, the date, what counts, and what the worker has told it. What the worker asks
-now and then (censuses, time limits, ages) is derived from the connections when it asks, so that a request pays nothing for it.
+The engine has the state that its connections share: the app, the date, the counts, and the orders of the worker. Figures that
+the worker asks for now and then (stats, timeouts, ages) are derived from the connections, so that a request pays nothing for
+them.
 """
 
 from __future__ import annotations
@@ -49,33 +50,35 @@ _HTTP = frozenset(
         Capability.CONNECTION_COUNT,
     }
 )
-"""What it can do for apps of both interfaces."""
+"""Capabilities for both interfaces."""
 _THREADS_POLL_INTERVAL_S = 0.01
-"""Seconds between two looks whether threads are through with what was cut off."""
+"""Seconds between two checks whether threads have finished the requests that were cut off."""
 _EAGER = sys.version_info >= (3, 12)
+"""Tasks can be started without a turn of the loop (`eager_start`)."""
 
 logger = logging.getLogger("cluster2.http")
 
 
 class HttpEngine:
-    """Serves ASGI and WSGI apps.
+    """The engine that serves ASGI and WSGI apps.
 
     Attributes:
-        loop: of the worker.
-        clock: the time, as the worker's tick last told it: coarse, and free to read.
-        defaults: how responses begin.
-        state: what the lifespan has left for requests.
-        root_path: stands before each path.
-        connections: that are open.
-        half_closed: of these, the ones whose client has ended its side while its request was served, with the seconds since then.
-        running: requests whose app runs.
+        loop: the worker's event loop.
+        clock: the monotonic time of the worker's last tick: coarse, and free to read.
+        defaults: the beginnings of responses.
+        state: the dictionary that the app's lifespan has filled for requests.
+        root_path, raw_root_path: the prefix of each path, decoded and raw.
+        reads_first: see `ProtocolEngine`.
+        connections: the open connections.
+        half_closed: those among them whose client has ended its side while its request was served, with the seconds since then.
+        running: the requests whose app runs.
         outcomes: how requests have ended.
-        ended: how many with which status (`outcomes.by_status`).
-        freed: called with each connection that is between two requests; None: nobody wants to know.
+        ended: the number of requests that have ended, by status (`outcomes.by_status`).
+        freed: called with each connection that becomes idle; None: the worker doesn't need it.
         ending: some responses have to end their connections; see `must_close`.
-        access: takes a line for each request; None: nobody wants one.
-        serves_websockets: the app can be asked for them.
-        websockets: connections that have become one, until app and transport have ended.
+        access: the access log; None: requests aren't logged.
+        serves_websockets: the app can be called with a websocket.
+        websockets: the connections that have become websockets, until app and transport have ended.
     """
 
     name: ClassVar[str] = "http"
@@ -86,9 +89,9 @@ class HttpEngine:
 
     loop: asyncio.AbstractEventLoop
 
-    def __init__(self, site: AppContext) -> None:
-        """Prepare to serve an app; nothing runs yet."""
-        settings = site.settings
+    def __init__(self, context: AppContext) -> None:
+        """Prepare to serve an app. Nothing runs yet."""
+        settings = context.settings
         self.clock = 0.0
         self.defaults = Defaults()
         self.root_path = settings.root_path
@@ -100,16 +103,17 @@ class HttpEngine:
         self.ended = self.outcomes.by_status
         self.freed: Callable[[Movable], None] | None = None
         self.ending = not settings.keep_alive
-        self.access = site.access
-        self.reads_first = site.tls is None
+        self.access = context.access
+        self.reads_first = context.tls is None
         self._moving = False
         self._keep_alive = settings.keep_alive
         self._timeouts = ClientTimeouts(settings.timeout)
         self._proxies = TrustedProxies(parse_proxies(settings.forwarded_allow_ips))
-        self._bridge = self._wsgi_server(site) if site.interface is Interface.WSGI else None
+        self._bridge = self._wsgi_server(context) if context.interface is Interface.WSGI else None
         self._pool = None if self._bridge is None else self._bridge.pool
-        self._app = site.instrument(self._bridge or site.app, Interface.ASGI)
-        self._concerns: Callable[[str], bool] = getattr(self._app, "concerns", _nothing)
+        self._app = context.instrument(self._bridge or context.app, Interface.ASGI)
+        # Only the worker's layer has it. Without a layer no path needs one.
+        self._concerns: Callable[[str], bool] = getattr(self._app, "concerns", _concerns_nothing)
         self.state: dict[str, Any] = {}
         self._lifespan = Lifespan(self._app, self.state, "off" if self._bridge else settings.lifespan)
         self.serves_websockets = self._bridge is None
@@ -122,13 +126,13 @@ class HttpEngine:
 
     @staticmethod
     def preload(settings: Settings) -> None:
-        """Import what is imported late."""
+        """Import the modules that are imported late, so that workers share them."""
         import httptools  # noqa: F401
         import websockets.server  # noqa: F401
 
     @staticmethod
     def peer(scope: Any, receive: Any) -> str | None:
-        """Asked of the connection: `scope["client"]` is what a header said, if a proxy is believed."""
+        """Return the peer of the request's connection. `scope["client"]` comes from a header if the proxy is trusted."""
         connection: HttpConnection = receive.__self__.connection
         if connection.client is not None:
             return str(connection.client[0])
@@ -136,7 +140,7 @@ class HttpEngine:
         return "" if sock is not None and sock.family == socket.AF_UNIX else None
 
     async def start(self) -> None:
-        """Run the app's lifespan to the end of its startup; start its threads. Raises AppError."""
+        """Run the app's lifespan to the end of its startup, and start its threads. Raises AppError."""
         self.loop = asyncio.get_running_loop()
         await self._lifespan.start()
         self._context = contextvars.copy_context()
@@ -147,7 +151,7 @@ class HttpEngine:
         self.on_second()
 
     async def stop(self) -> None:
-        """Run the app's lifespan to its end. Threads that are stuck aren't waited for: the process ends without them.
+        """Run the app's lifespan to its end. Stuck threads aren't waited for: the process ends without them.
 
         Raises:
             AppError: the app's shutdown has failed.
@@ -169,23 +173,23 @@ class HttpEngine:
             self._bridge.set_trap(trap)
 
     def protocol(self) -> asyncio.BaseProtocol:
-        """A connection."""
+        """Return a new connection."""
         return HttpConnection(self)
 
     def accepted_protocol(self, first: bytes | None, served: Served) -> asyncio.BaseProtocol:
-        """The same, which has read already, and tells when its request has begun."""
+        """Return a new connection whose first bytes were read, and which calls `served` when its request has begun."""
         return HttpConnection(self, first, served)
 
-    def _wsgi_server(self, site: AppContext) -> WsgiServer:
-        settings = site.settings
-        server = WsgiServer(site.app, settings.threads, root_path=settings.root_path, multiprocess=settings.cluster)
+    def _wsgi_server(self, context: AppContext) -> WsgiServer:
+        settings = context.settings
+        server = WsgiServer(context.app, settings.threads, root_path=settings.root_path, multiprocess=settings.cluster)
         server.rest = self._finish
         return server
 
     # For connections.
 
     def begin(self, request: HttpRequest) -> None:
-        """Have the app called with a request that has just come."""
+        """Call the app with a request that has just come."""
         if self.access is not None:
             request.began = time.perf_counter()
         if self._bridge is not None:
@@ -198,9 +202,9 @@ class HttpEngine:
             request.task = self.loop.create_task(request.run(self._app))
 
     def begin_later(self, request: HttpRequest) -> None:
-        """The same from within another request, whose context variables it must not see."""
+        """Call the app with a request from within the one before, whose context variables it must not see."""
         if self._bridge is not None:
-            # Not within the call of the one before.
+            # Later, since an inline app would be called within the call for the request before.
             self.loop.call_soon(self.begin, request, context=self._context.copy())
             return
         if self.access is not None:
@@ -212,7 +216,7 @@ class HttpEngine:
         if request.disconnected:
             return
         assert self._bridge is not None
-        if self._pool is not None:
+        if self._pool is not None:  # an inline call is over when this returns, unless `_finish` adds it
             self.running.add(request)
         if self._concerns(request.path) or not self._bridge.begin(request):
             self._finish(request, self._app(request.scope, request.receive, request.send))
@@ -220,10 +224,12 @@ class HttpEngine:
     def _finish(
         self, request: HttpRequest, rest: Awaitable[None] | None, context: contextvars.Context | None = None
     ) -> None:
-        """Do what is left of a request of a WSGI app; None: nothing is.
+        """Do the rest of the work for a request of a WSGI app.
 
         Args:
-            context: in which the app was called, if it was called on the loop.
+            request: the request.
+            rest: the work; None: the request is finished.
+            context: the context in which the app was called, if it was called on the loop.
         """
         if rest is None:
             self.running.discard(request)
@@ -232,7 +238,7 @@ class HttpEngine:
         request.task = self.loop.create_task(request.run(lambda *_: rest), context=context)
 
     def call_soon(self, callback: Callable[[], None]) -> None:
-        """Call back outside of the request that runs now, whose context variables must not be seen."""
+        """Schedule a callback outside of the current request, whose context variables it must not see."""
         self.loop.call_soon(callback, context=self._context.copy())
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -242,11 +248,12 @@ class HttpEngine:
         return self.loop.create_task(work)
 
     def upgrade(self, connection: HttpConnection, scope: dict[str, Any], early: bytes) -> None:
-        """Let a websocket take a connection over, or refuse its handshake.
+        """Let a websocket take a connection over, or refuse the handshake.
 
         Args:
-            scope: of the request, which asks for an upgrade to `websocket` over HTTP/1.1.
-            early: what has come behind its head.
+            connection: the connection.
+            scope: the scope of the request, which asks for an upgrade to `websocket` over HTTP/1.1.
+            early: the bytes that have come behind the request's head.
         """
         session = open_session(scope["method"], scope["headers"], self.defaults, MAX_MESSAGE_BYTES)
         if isinstance(session, HandshakeRefusal):
@@ -261,15 +268,15 @@ class HttpEngine:
         websocket.start(early)
 
     def websocket_ended(self, websocket: WebSocketConnection) -> None:
-        """Its connection is lost, and its app has ended."""
+        """Forget a websocket whose connection is lost and whose app has ended."""
         self.websockets.discard(websocket)
 
     def must_close(self, connection: HttpConnection) -> bool:
-        """Return whether responses on a connection have to end it, now that some have to (`ending`)."""
+        """Return whether responses on this connection have to end it. Called only if `ending`."""
         return not self._moving or connection.secure
 
     def trusts(self, connection: HttpConnection) -> bool:
-        """Return whether a connection's peer is a proxy that is believed."""
+        """Return whether a connection's peer is a trusted proxy."""
         return self._proxies.trusts(_peer_of(connection))
 
     def resolve(self, connection: HttpConnection, headers: list[tuple[bytes, bytes]]) -> tuple[Any, str]:
@@ -278,17 +285,17 @@ class HttpEngine:
         return client, scheme or ("https" if connection.secure else "http")
 
     def note_refusal(self, connection: HttpConnection, status: int, text: str) -> None:
-        """Log that the server itself answers with an error."""
+        """Log that the server itself responds with an error."""
         logger.warning("%s: refused (%d): %s", connection.described(), status, text)
 
-    # What the worker tells and asks.
+    # For the worker; see `engines.base`.
 
     def tick(self, now: float) -> None:
         """Set the clock."""
         self.clock = now
 
     def on_second(self) -> None:
-        """Renew the date, and give up clients that take too long."""
+        """Renew the date, apply the timeouts, and check half-closed clients and websockets."""
         self.defaults.renew(formatdate(time.time(), usegmt=True).encode())
         self.clock = now = time.monotonic()
         self._timeouts.check(list(self.connections), now)
@@ -299,20 +306,20 @@ class HttpEngine:
             websocket.poll(now)
 
     def has_capacity(self) -> bool:
-        """An ASGI app runs as many requests as come; a WSGI app as many as it has threads."""
+        """Return whether a request could begin. An ASGI app runs any number of requests, a WSGI app one for each thread."""
         return self._bridge is None or self._bridge.has_capacity()
 
     def on_capacity(self, freed: Callable[[], None]) -> None:
-        """Pass it on to those who know."""
+        """Pass the callback on to the bridge, which knows its threads."""
         if self._bridge is not None:
             self._bridge.on_capacity(freed)
 
     def longest_hold(self, now: float, above: float) -> ThreadHold | None:
-        """The threads' own account."""
+        """Return the times of the pool's threads."""
         return None if self._pool is None else self._pool.longest_hold(now, above)
 
     def stats(self) -> EngineStats:
-        """Counts that are kept anyway."""
+        """Return the counts, which are kept anyway."""
         timeouts = self._timeouts
         return EngineStats(
             self.outcomes.total(),
@@ -325,40 +332,40 @@ class HttpEngine:
         )
 
     def oldest_request(self, now: float) -> float | None:
-        """Seen by looking at the requests; nothing is noted on the way of one."""
+        """Return since when the oldest request has been seen. It is derived from the requests, which note no time themselves."""
         under_way = [request for request in self.running if request.phase != COMPLETE and not request.disconnected]
         self._begun = seen = {request: self._begun.get(request, now) for request in under_way}
-        # A thread may still be at a request whose client has left.
+        # A thread may still work on a request whose client has left.
         since = [*seen.values(), *([] if self._pool is None else self._pool.under_way())]
         return min(since, default=None)
 
     def describe_frame(self, frame: FrameType) -> str | None:
-        """Seen by the frames that call apps: of requests, websockets, and WSGI apps."""
+        """Describe the request or websocket whose app is called in this frame; see `Engine`."""
         code = frame.f_code
         if code in _CALLS:
             return str(frame.f_locals["self"].named())
         return None if self._bridge is None else self._bridge.serving(frame)
 
     def movable(self) -> list[HttpConnection]:
-        """All connections; whether one may move is asked of it."""
+        """Return all connections. The caller asks each one whether it may move now."""
         return list(self.connections)
 
     def report_freed(self, freed: Callable[[Movable], None] | None) -> None:
-        """Have this called behind each response; None: no more."""
+        """Call this after each response; None: stop it."""
         self.freed = freed
 
     def close_some(self, count: int, *, fixed: bool) -> int:
-        """Responses that haven't begun yet announce the end of their connection."""
-        shed = 0
+        """Announce the end of connections in responses that haven't begun. Return how many there are."""
+        closing = 0
         for connection in self.connections:
-            if shed >= count:
+            if closing >= count:
                 break
             if not fixed or connection.secure:
-                shed += connection.end_politely()
-        return shed
+                closing += connection.end_politely()
+        return closing
 
     def drain(self, *, moving: bool) -> None:
-        """Requests under way, and those that come from now on, end their connections, unless these can move instead."""
+        """End each connection with the request that is under way, or the next one, unless the connection can move."""
         self.ending = True
         self._moving = moving and self._keep_alive
         self._drained_at = min(self._drained_at, time.monotonic())
@@ -367,7 +374,7 @@ class HttpEngine:
                 alone(connection.end_politely, connection.transport, "drain")
 
     def close_idle(self, grace: float) -> None:
-        """Close connections that were idle, and websockets that were open (1012), for `grace` seconds of the drain."""
+        """Close connections that were idle for `grace` seconds of the drain, and websockets that were open for as long (1012)."""
         now = time.monotonic()
         if now - self._drained_at >= grace:
             self._cancel_senders()
@@ -385,23 +392,23 @@ class HttpEngine:
                 alone(websocket.close_for_retire, websocket.transport, "closing")
 
     def _cancel_senders(self) -> None:
-        """Cancel requests that have gone on sending to a client that has gone, since this was called first."""
+        """Cancel requests that have continued to send to a client that has gone, since the first call of this."""
         known, self._sent_to_gone = self._sent_to_gone, {}
         for request in list(self.running):
             if not request.disconnected or request.task is None:
                 continue
             before = self._sent_to_gone[request] = known.get(request, request.unfinished)
             if request.unfinished > before + MESSAGES_BEFORE_CANCEL:
-                self._sent_to_gone[request] = sys.maxsize  # once
+                self._sent_to_gone[request] = sys.maxsize  # so that it is cancelled only once
                 logger.warning("%s still sends, and its client has gone: it is cancelled", request.named())
                 request.task.cancel()
 
     def idle(self) -> bool:
-        """Whether no connection is open, no request's app is running, and no thread is at work."""
+        """Return whether no connection is open, no request's app is running, and no thread is at work."""
         return not (self.connections or self.websockets or self.running or (self._pool and self._pool.busy))
 
     async def abort(self, grace_s: float) -> list[str]:
-        """Reset all connections; the tasks of requests are cancelled, and nobody is answered any more."""
+        """Reset all connections, and cancel the tasks of requests. No request gets a response any more."""
         paths = []
         for connection in list(self.connections):
             request = connection.request
@@ -418,18 +425,17 @@ class HttpEngine:
         if self._pool is not None:
             self._pool.drop_waiting()
         await cancel([task for task in tasks if task is not None], grace_s)
-        # Threads notice at their next part that nobody wants the rest, and call the app's close().
+        # A thread notices at its next part that the client has gone, and calls the app's close().
         while self._pool is not None and self._pool.busy and time.monotonic() < deadline:
             await asyncio.sleep(_THREADS_POLL_INTERVAL_S)
         return paths
 
 
 _CALLS = frozenset({HttpRequest.run.__code__, WebSocketConnection.run.__code__})
-"""Methods that call ASGI apps."""
+"""The code of the methods that call ASGI apps."""
 
 
-def _nothing(path: str) -> bool:
-    """Nothing concerns a layer that says nothing of it, for there is none."""
+def _concerns_nothing(path: str) -> bool:
     return False
 
 

@@ -1,26 +1,32 @@
-"""One request: what its app receives, and what becomes of what it sends.
+"""One request: the messages that its app receives, and the response that is made of those that it sends.
 
 A request is served in four phases, which only ever advance:
 
 | phase | what has happened |
 |---|---|
-| `BEGUN` | the app runs; nothing is known of the response |
-| `STARTED` | the app has given a head. It is kept: head and body leave in one write, and an app that fails gets a clean 500 |
-| `SENDING` | the head is out |
+| `BEGUN` | the app runs; nothing of the response is known |
+| `STARTED` | the app has given a head. It is held: head and body leave in one write, and a client whose app fails gets a clean 500 |
+| `SENDING` | the head was written |
 | `COMPLETE` | all of the response was given to the transport |
 
-A request whose client has left is `disconnected`, in whatever phase: what the app sends goes nowhere. One whose body can't be
-parsed is `broken`: the app's answer counts if it gives one without asking for the rest; if it asks, the client gets the error
-response. So what a client sees doesn't depend on how its bytes are split.
+A request whose client has left is `disconnected`, in any phase: the messages of its app are dropped. A request whose body can't
+be parsed is `broken`. If the app responds without receiving the rest, the client gets the app's response. If the app receives,
+the client gets the error response. So the response doesn't depend on how the client's bytes are split.
 
-Framing of the body (RFC 9112, 6.3): as long as the app declares; else as long as it is, if all of it comes with the first
-message; else in chunks; for HTTP/1.0, which knows no chunks, to the end of the connection. A body that is shorter or longer than
-declared, or that the app doesn't end, ends the connection before its promised end, so that the client can see it.
+The framing of the body (RFC 9112, 6.3) is the first of these that applies:
 
-A stream must not hold the loop. As long as the kernel takes what is written, and when the client has gone, `send` would never
-suspend. So one of `TURN_MESSAGES` lets the loop turn, also when the client has gone: an app that listens for
-`http.disconnect` hears it. The engine cancels one that doesn't listen in a drain (`HttpEngine.close_idle`). What is written when is
-told in `stream`.
+1. The length that the app declares.
+2. The length of the body, if all of it comes with the first message.
+3. Chunks.
+4. For HTTP/1.0, which has no chunks, the end of the connection.
+
+If a body is shorter or longer than declared, or the app doesn't end it, the connection ends before the promised end of the
+response, so that the client notices.
+
+A stream must not hold the loop. As long as the kernel takes the bytes, or the client has gone, `send` would never suspend. So it
+yields to the loop once in `MESSAGES_PER_TURN` messages, also for a client that has gone, so that an app which waits for
+`http.disconnect` receives it. In a drain the engine cancels an app that doesn't (`HttpEngine.close_idle`). `stream` decides when
+parts are written.
 """
 
 from __future__ import annotations
@@ -64,12 +70,14 @@ Message = dict[str, Any]
 logger = logging.getLogger("cluster2.http")
 
 _SERVER_ERROR = "Internal Server Error"
+_BODILESS = frozenset({204, 304})
+"""Statuses of responses without a body (RFC 9110, 6.4.1)."""
 _ASGI_VERSION = "3.0"
 _SPEC_VERSION = "2.3"
 
 
 class RequestPhase(IntEnum):
-    """How far the response has come."""
+    """A phase of the response; see the module's docstring."""
 
     BEGUN = 0
     STARTED = 1
@@ -77,32 +85,32 @@ class RequestPhase(IntEnum):
     COMPLETE = 3
 
 
-BEGUN, STARTED, SENDING, COMPLETE = 0, 1, 2, 3  # the same; an enumeration's members cost a lookup more
+BEGUN, STARTED, SENDING, COMPLETE = 0, 1, 2, 3  # the same as module globals: a member of the enum costs one lookup more
 
 
 class HttpRequest:
     """A request, from the end of its head on.
 
     Attributes:
-        connection: that brought it.
-        transport: of the connection.
-        method, version, path, raw_path, query, headers: what the head says; `path` is decoded, the version "1.1" or "1.0".
-        scheme, client: by its connection, or by proxies that are believed.
-        keep_alive: the connection may go on afterwards.
-        asked_for_end: the client doesn't want it to.
+        connection: the connection that brought it.
+        transport: the connection's transport.
+        method, version, path, raw_path, query, headers: the parts of the head. `path` is decoded, `version` is "1.1" or "1.0".
+        scheme, client: those of the connection, or those that trusted proxies name.
+        keep_alive: the connection may go on after the response.
+        asked_for_end: the client wants the connection to end after the response.
         expects: the client waits for `100 Continue`.
-        body: what has come of the body, and the app hasn't received.
-        received: bytes that have come of the body.
+        body: the part of the body that has come, and that the app hasn't received.
+        received: the number of bytes of the body that have come.
         ended: all of the body has come.
-        broken: the error response if the rest of the body can't be parsed, or won't come.
-        phase: see above.
+        broken: the error response, if the rest of the body can't be parsed or won't come.
+        phase: see the module's docstring.
         disconnected: the client has left, or the server has given it up.
-        waiters: futures of those that wait for a message.
-        task: in which the app runs, if it is one.
-        began: on the clock of `time.perf_counter`; only known if requests are logged.
-        status: of the response.
-        size: bytes of the response's body.
-        unfinished: messages that weren't the end of the response, or were for a client that has gone.
+        waiters: futures of the calls of `receive` that wait for a message.
+        task: the task in which the app runs, if it runs in one.
+        began: the time by `time.perf_counter`; 0 if requests aren't logged.
+        status: the status of the response.
+        size: the bytes of the response's body.
+        unfinished: the number of messages that weren't the end of the response, or were for a client that has gone.
     """
 
     __slots__ = (
@@ -151,7 +159,7 @@ class HttpRequest:
         keep_alive: bool,
         expects: bool,
     ) -> None:
-        """Nothing has come but the head."""
+        """Begin with the head; see the class for the arguments."""
         self.connection = connection
         self.transport = connection.transport
         self.method = method
@@ -182,11 +190,11 @@ class HttpRequest:
         self._stream: BodyStream | None = None
         self.waiters: list[asyncio.Future[None]] | None = None
 
-    # What the app is called with.
+    # The app's side.
 
     @property
     def scope(self) -> Message:
-        """ASGI's. The app may have put something into it."""
+        """The ASGI scope, made when it is first read. The app may have changed it."""
         scope = self._scope
         if scope is None:
             connection = self.connection
@@ -209,7 +217,7 @@ class HttpRequest:
         return scope
 
     async def receive(self) -> Message:
-        """Return the next message of the client's."""
+        """Return the next message of the client."""
         while True:
             if self.disconnected or self.phase == COMPLETE:
                 await self._take_turns()
@@ -228,7 +236,7 @@ class HttpRequest:
                 continue
             elif self.expects:
                 self.expects = False
-                if self.phase < SENDING:  # else it would come within the response
+                if self.phase < SENDING:  # an interim response within the final one would break it
                     self.transport.write(CONTINUE_RESPONSE)
             waiter = self.connection.loop.create_future()
             if self.waiters is None:
@@ -238,7 +246,7 @@ class HttpRequest:
             await waiter
 
     async def send(self, message: Message) -> None:
-        """Take a message of the app's. Raises InvalidResponse."""
+        """Take a message of the app. Raises InvalidResponse."""
         connection = self.connection
         if connection.writing_paused is not None:
             await connection.writable()
@@ -273,20 +281,20 @@ class HttpRequest:
             self.phase = STARTED
 
     async def _take_turns(self) -> None:
-        """Let others have their turn, and slow down an app that goes on though nothing is to be sent or received any more.
+        """Yield to the loop, and slow down an app that goes on though nothing can be sent or received any more.
 
-        Not at each message: a cancellation that comes while `send` waits leaves a generator to the garbage collector, one that
-        comes while the generator waits by itself closes it at once.
+        This doesn't yield at each message. If a cancellation comes while `send` waits, the app's generator is left to the garbage
+        collector. If it comes while the generator itself waits, the generator is closed at once.
         """
         self.unfinished += 1
         if not self.unfinished % MESSAGES_PER_TURN:
             await asyncio.sleep(0 if self.unfinished < MESSAGES_AFTER_DISCONNECT else DISCONNECTED_SEND_PAUSE_S)
 
     def answer(self, response: Response, body: bytes) -> bool:
-        """Send a WSGI app's whole response in one step. Returns whether that was possible; if not, nothing has happened.
+        """Send a WSGI app's whole response in one step. Return whether that was possible; if not, nothing has happened.
 
         Args:
-            response: checked, with the length of its body.
+            response: the checked response, with the length of its body.
             body: empty for a response that has none.
         """
         connection = self.connection
@@ -319,7 +327,7 @@ class HttpRequest:
     # Sending.
 
     def _send_first(self, body: bytes, more: bool) -> None:
-        """Send the head with the first part of the body. Here the framing is decided."""
+        """Decide the framing, and send the head with the first part of the body."""
         head = self._head
         if head is None:
             raise InvalidResponse(
@@ -329,7 +337,7 @@ class HttpRequest:
             )
         length, end, left = head.length, HEAD_END, 0
         if head.close or self.expects or self.broken is not None:
-            # A client that wasn't told to continue may send the body or not: its next bytes can't be understood.
+            # A client that got no `100 Continue` may send the body or not (RFC 9110, 10.1.1), so its next bytes are ambiguous.
             self.keep_alive = False
         if self.method == "HEAD" or self.status in _BODILESS:
             framing, body = NO_BODY, b""
@@ -375,10 +383,10 @@ class HttpRequest:
             self.log()
         self.connection.response_complete(self)
 
-    # What becomes of it.
+    # The end of the request.
 
     async def run(self, app: Callable[..., Any]) -> None:
-        """Call the app, and see to it that the request ends with it."""
+        """Call the app, and end the request when the app has ended."""
         try:
             returned = await app(self.scope, self.receive, self.send)
         except BaseException as error:
@@ -393,7 +401,7 @@ class HttpRequest:
         self.connection.engine.running.discard(self)
 
     def wake(self) -> None:
-        """Let those go on that wait for a message."""
+        """Wake the calls of `receive` that wait for a message."""
         waiters = self.waiters
         if waiters is not None:
             self.waiters = None
@@ -406,15 +414,15 @@ class HttpRequest:
         return bool(self.waiters) and not self.ended and any(not waiter.done() for waiter in self.waiters or ())
 
     def disconnect(self) -> None:
-        """Tell the app that the client has left. What it sends from now on goes nowhere."""
+        """Report to the app that the client has left. Messages that the app sends from now on are dropped."""
         if self.phase != COMPLETE and not self.disconnected:
             outcomes = self.connection.engine.outcomes
-            outcomes.disconnects += 1  # type: ignore[operator]  # this engine knows them
+            outcomes.disconnects += 1  # type: ignore[operator]  # not None: this engine sees its clients
             self._drop(self.status if self.phase == SENDING else CLIENT_CLOSED_STATUS)
         self.wake()
 
     def _drop(self, status: int) -> None:
-        """End a request whose response won't be complete: what the app sends from now on goes nowhere."""
+        """End a request whose response won't be complete. Messages that the app sends from now on are dropped."""
         self.disconnected = True
         self.connection.engine.ended[status] += 1
         if self._stream is not None:
@@ -424,7 +432,7 @@ class HttpRequest:
         self.wake()
 
     def body_came(self, data: bytes) -> bool:
-        """Take a part of the body. Returns whether more may be read."""
+        """Take a part of the body. Return whether more may be read."""
         self.received += len(data)
         if self.disconnected:
             return True
@@ -435,22 +443,22 @@ class HttpRequest:
         return len(self.body) <= MAX_UNREAD_BODY_BYTES
 
     def take_body(self) -> bytes:
-        """Return all of the body, which has come: it counts as received."""
+        """Return all of the body, which has come. It counts as received by the app."""
         self._delivered = True
         body, self.body = self.body, b""
         return body
 
     def left_of_body(self) -> int:
-        """Return how many bytes of the body are to come; 0: that isn't known."""
+        """Return how many bytes of the body are to come; 0: not known."""
         length = next((value for name, value in self.headers if name == b"content-length"), b"0")
         return int(length) - self.received
 
-    def has_room(self) -> bool:
+    def takes_more_body(self) -> bool:
         """Return whether more of the body may be read."""
         return len(self.body) <= MAX_UNREAD_BODY_BYTES or self.disconnected or self.phase == COMPLETE
 
     def failed(self, error: BaseException) -> None:
-        """End a request whose app has raised."""
+        """End a request whose app has raised an exception."""
         gone = self.disconnected
         if not isinstance(error, Failed | asyncio.CancelledError):
             logger.error("%s: the app raised %s", self.named(), type(error).__name__, exc_info=error)
@@ -460,7 +468,7 @@ class HttpRequest:
             self._end_early()
 
     def _count_failure(self) -> None:
-        """Count that the app has failed, unless the status says so, or will."""
+        """Count that the app has failed, unless the status is 5xx or will be."""
         settled = self.phase >= SENDING
         if (settled or self.disconnected) and not (settled and self.status >= 500):
             self.connection.engine.outcomes.failed += 1
@@ -472,7 +480,7 @@ class HttpRequest:
         self._end_early()
 
     def _end_early(self) -> None:
-        """Answer 500 if nothing is out; else end the connection before the promised end of the response."""
+        """Respond with 500 if no head was written, else end the connection before the promised end of the response."""
         if self.phase == COMPLETE:
             return
         connection = self.connection
@@ -489,12 +497,12 @@ class HttpRequest:
         self._complete()
 
     def give_up(self, response: bytes) -> None:
-        """Answer for the app, which waits for the rest of a body that can't be had, and end the connection."""
+        """Respond for an app that waits for the rest of a body which won't come, and end the connection."""
         if self.phase == SENDING:
             self._cut(by_client=True)
             return
         self.transport.write(response)
-        self.status, self.size = int(response[9:12]), len(response.partition(HEAD_END)[2])
+        self.status, self.size = int(response[9:12]), len(response.partition(HEAD_END)[2])  # "HTTP/1.1 408 …"
         self._drop(self.status)
         self.connection.end()
 
@@ -523,6 +531,3 @@ class HttpRequest:
     def named(self) -> str:
         """Return peer, method and path for a log."""
         return f"{self.connection.peer_name()} {self.method} {readable(self.raw_path)}"
-
-
-_BODILESS = frozenset({204, 304})

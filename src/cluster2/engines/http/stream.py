@@ -1,8 +1,8 @@
-"""The body of a response that comes in several messages: its framing (RFC 9112, 6), and when it is written.
+"""Frame the body of a response that comes in several messages (RFC 9112, 6), and write it.
 
-The first part of a stream is written at once, and so is a part that comes a while after the last one. Parts that follow each
-other faster than `HELD_S` are held, and leave in one write at the end of the loop's step at the latest. An app that makes 64
-parts of 1 KiB without waiting costs 3 system calls instead of 66, and the kernel makes a segment of each of them.
+The first part of a stream, and each part that comes later than `STREAM_HOLD_S` after the last write, is written at once. Parts
+that follow each other faster are held, and leave in one write at the end of the loop's step at the latest. An app that makes 64
+parts of 1 KiB without waiting costs 3 system calls instead of 66. The kernel makes a segment of each write.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ from .limits import MAX_JOINED_BODY_BYTES, MAX_STREAM_HOLD_BYTES, STREAM_HOLD_S
 from .response import LAST_CHUNK, InvalidResponse
 
 NO_BODY, LENGTH_BODY, CHUNKED_BODY, UNTIL_CLOSE_BODY = 0, 1, 2, 3
-"""How a client finds the end of a body: there is none; after so many bytes; by chunks; where the connection ends."""
+"""Ways for a client to find the end of a body: there is no body, a length, chunks, the end of the connection."""
 
 
 class BodyStream:
-    """The rest of a body, behind what was written with the head.
+    """The rest of a body, behind the part that was written with the head.
 
     Attributes:
-        framing: see above.
+        framing: `LENGTH_BODY` or another of these constants.
     """
 
     __slots__ = ("_flush_due", "_held", "_held_bytes", "_left", "_loop", "_transport", "_written_at", "framing")
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, framing: int, left: int) -> None:
-        """Go on behind the head, which was just written.
+        """Begin behind the head, which was just written.
 
         Args:
-            left: bytes that the app still owes of the length that it has declared, for `LENGTH_BODY`.
+            transport, loop: of the connection.
+            framing: see the class.
+            left: for `LENGTH_BODY`: bytes that are missing from the declared length.
         """
         self._transport = transport
         self._loop = loop
@@ -79,7 +81,7 @@ class BodyStream:
             self._transport.write(body)
 
     def _send_large(self, body: bytes, more: bool) -> None:
-        """Write a part without a copy of it."""
+        """Write a part without copying it."""
         self.flush()
         self._written_at = monotonic()
         if self.framing == CHUNKED_BODY:
@@ -93,13 +95,13 @@ class BodyStream:
         self.flush()
 
     def flush(self) -> None:
-        """Write what is held."""
+        """Write the parts that are held."""
         held = self._held
         if held:
             self._transport.write(held[0] if len(held) == 1 else b"".join(held))
             self.discard()
 
     def discard(self) -> None:
-        """Drop what is held."""
+        """Drop the parts that are held."""
         self._held.clear()
         self._held_bytes = 0

@@ -1,8 +1,8 @@
-"""WSGI apps, called from the connection without a scope, messages, coroutines or tasks of ASGI's, wherever that is possible.
+"""Call WSGI apps directly from a connection, without a scope, messages, coroutines or tasks of ASGI, wherever that is possible.
 
-That is where all of the request is there, and all of the response comes in one piece: then an inline app is called, and
-answered for, in the very step that has parsed the request, and a call in a thread costs no more than the way there and back. What
-else there is (bodies that come slowly, streams, apps that fail, requests that are sampled) goes the way of `engines.wsgi`.
+It is possible if all of the request has come, and the response comes in one piece. Then an inline app is called, and its response
+written, in the step that has parsed the request. A call in a thread costs no more than the way there and back. All other cases
+(bodies that come slowly, streams, apps that fail, requests that are sampled) go through `engines.wsgi`.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from ..wsgi.threaded import Call, run_call
 from .request import HttpRequest
 
 Rest = Callable[[HttpRequest, Awaitable[None] | None, contextvars.Context | None], None]
-"""Gets a request with what is left to be done for it (None: it is through), and in which context (None: in any)."""
+"""A callback that takes a request, the work that is left for it (None: nothing), and the context for that work (None: any)."""
 
 
 class WsgiServer(WsgiBridge):
     """A WSGI app, as an engine's connections call it.
 
     Attributes:
-        rest: takes over what can't be done at once.
-        context: that each request gets a copy of.
+        rest: takes the work that can't be done at once.
+        context: each request gets a copy of it.
     """
 
     rest: Rest
     context: contextvars.Context
 
     def begin(self, request: HttpRequest) -> bool:
-        """Call the app with a request. Returns false where it can't be done this way, and nothing has happened."""
+        """Call the app with a request. Return False if that isn't possible directly, and nothing has happened."""
         if not request.ended:
             return False
         if self.pool is not None:
@@ -53,13 +53,13 @@ class WsgiServer(WsgiBridge):
         return True
 
     def short_cut(self, send: Send) -> Answer:
-        """That of the request, if it is one: a health check asks the app by no connection."""
+        """Return the request's `answer`, if `send` belongs to a request. A health check calls the app without a connection."""
         request = getattr(send, "__self__", None)
         return request.answer if type(request) is HttpRequest else no_short_cut
 
     def _environ(self, request: HttpRequest) -> Environ:
         environs, connection = self._environs, request.connection
-        # A proxy may say for each request by which scheme it has come, and nothing of the client.
+        # A trusted proxy may name another client and another scheme for each request, so its requests have no common base.
         if request.client is connection.client and request.scheme == "http":
             base = connection.environ
             if base is None:
@@ -73,26 +73,26 @@ class WsgiServer(WsgiBridge):
 
 
 class DirectCall(Call):
-    """A call in a thread. What it says is heard on the loop, without a coroutine that waits for it."""
+    """A call in a thread, whose messages are processed on the loop without a coroutine that waits for them."""
 
-    __slots__ = ("_heard", "_request", "_rest")
+    __slots__ = ("_handed_on", "_request", "_rest")
 
     def __init__(self, app: App, environ: Environ, request: HttpRequest, pool: ThreadPool, rest: Rest) -> None:
         super().__init__(app, environ, pool)
         self._request = request
         self._rest = rest
-        self._heard = False
+        self._handed_on = False
 
     def begin(self) -> None:
-        """Have it made."""
+        """Put the call into the pool's queue."""
         self._pool.run(self)
 
     def process_messages(self) -> None:
-        """The thread has said something: usually that the response is there."""
-        if self._heard:
+        """Process the first message of the thread: usually the response is complete. Later ones are the coroutine's."""
+        if self._handed_on:
             super().process_messages()
             return
-        self._heard = True
+        self._handed_on = True
         request, response = self._request, self.response
         if request.disconnected and self.complete:
             if self.failed and self.reason:
