@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -12,6 +14,7 @@ import pytest
 
 from cluster2.linux import log_files
 from cluster2.linux.log_files import ReopeningFile
+from tests.linux.children import told
 
 
 def test_only_own_regular_files_are_found_and_read(tmp_path: Path) -> None:
@@ -156,3 +159,20 @@ def test_the_search_for_last_lines_is_bounded(tmp_path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     assert log_files.tail(fd, 3, most=100_000) == 200_000
     os.close(fd)
+
+
+def test_the_limit_of_file_size() -> None:
+    """The soft limit of this process counts; a write beyond it fails with EFBIG, since Python ignores SIGXFSZ."""
+
+    def limited() -> list[object]:
+        none = log_files.file_size_limit()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        fd = os.memfd_create("log")
+        written = os.write(fd, bytes(20))
+        try:
+            log_files.write_all(fd, b"more")
+        except OSError as error:
+            return [none, log_files.file_size_limit(), written, error.errno]
+        return []
+
+    assert told(limited) == [None, 10, 10, errno.EFBIG]

@@ -27,6 +27,7 @@ import errno
 import fcntl
 import os
 import re
+import resource
 import signal
 import stat
 import time
@@ -180,6 +181,15 @@ def write_all(fd: int, data: bytes) -> None:
     """Write, however many calls it takes. Raises OSError: the disk is full, the reader of a pipe has gone."""
     while data:
         data = data[os.write(fd, data) :]
+
+
+def file_size_limit() -> int | None:
+    """Return how many bytes a file may have that this process writes (RLIMIT_FSIZE, the soft limit); None: any number.
+
+    Python ignores SIGXFSZ, so a write beyond it fails with EFBIG. Processes inherit the limit.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def ends_a_line(fd: int) -> bool:

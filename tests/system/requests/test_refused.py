@@ -127,6 +127,28 @@ def test_a_limit_of_file_size(start: Start, tmp_path: Path, size: int) -> None:
     assert running.shutdown() == 0
 
 
+def test_lines_lost_by_a_limit_of_file_size(start: Start, tmp_path: Path) -> None:
+    """When a log has reached RLIMIT_FSIZE master.log says so once; the log is rotated, and requests are answered."""
+    running = serving(start, tmp_path)
+    limit_files(running, 8000)
+
+    def lines() -> str:
+        return "".join(path.read_text() for path in (tmp_path / "logs").glob("master.log*"))
+
+    def told() -> bool:
+        for _ in range(200):
+            assert get(running.address).body == b"hello"
+        return "access.log" in lines()
+
+    wait_until(told, lines)
+    assert "RLIMIT_FSIZE allows files of 8000 bytes, and access.log" in lines()
+    wait_until(lambda: (tmp_path / "logs" / "access.log").stat().st_size < 8000, "the file is rotated")
+    assert told()
+    assert lines().count("RLIMIT_FSIZE") == 1
+    limit_files(running, resource.RLIM_INFINITY)
+    assert running.shutdown() == 0
+
+
 LIMITED = "import os, resource, sys; hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]; \
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard)); os.execv(sys.argv[1], sys.argv[1:])"
 

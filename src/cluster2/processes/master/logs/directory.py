@@ -102,6 +102,7 @@ class LogDirectory:
         self._sizes: dict[str, int] = {}
         self._rotated: dict[int, int] = {}  # by inode: bytes that a file had when it was rotated, or cut, or first seen
         self._full = False
+        self._file_limit_told: int | None = None
         self._cut = 0
         self._said_at = -_CUT_REPORT_INTERVAL_S
         self._failed = ""
@@ -297,7 +298,9 @@ class LogDirectory:
             with self._alone():
                 self._make(base)
         self._notice_full()
-        return self._keep_within(files) if self._size else LOG_POLL_INTERVAL_S
+        pause = self._keep_within(files) if self._size else LOG_POLL_INTERVAL_S
+        self._notice_file_limit(files)  # after the rotation, so that master.log can take the warning
+        return pause
 
     def _notice_full(self) -> None:
         """Who writes loses words without complaint, since it can't complain there; so this is said here, once."""
@@ -308,6 +311,20 @@ class LogDirectory:
         if self._full and not full:
             logger.info("the disk of %s has room again", self.directory)
         self._full = full
+
+    def _notice_file_limit(self, files: list[Found]) -> None:
+        """Warn, once for each value of RLIMIT_FSIZE, that a log has reached it: the process that writes can't say so there."""
+        limit = log_files.file_size_limit()
+        if limit is None or limit == self._file_limit_told:
+            return
+        for each in files:
+            if each.age == 0 and each.size >= limit:
+                self._file_limit_told = limit
+                self._warn(
+                    f"RLIMIT_FSIZE allows files of {limit} bytes, and {each.base} in {self.directory} has reached that: what is "
+                    "logged beyond it is lost; the cluster serves on; raise the limit (LimitFSIZE=, ulimit -f)"
+                )
+                return
 
     def _keep_within(self, files: list[Found]) -> float:
         limit = self._limit(files)
@@ -333,10 +350,15 @@ class LogDirectory:
         return FAST_LOG_POLL_INTERVAL_S if grows else LOG_POLL_INTERVAL_S
 
     def _limit(self, files: list[Found]) -> int:
+        size = self._size
+        if (allowed := log_files.file_size_limit()) is not None:
+            size = min(
+                size, allowed // 2
+            )  # a file that may grow no more loses lines: the other half is for what comes until then
         if not self._total:
-            return max(MIN_FILE_BYTES, self._size)
+            return max(MIN_FILE_BYTES, size)
         logs = sum(each.age == 0 for each in files)
-        return max(MIN_FILE_BYTES, min(self._size, self._total // (2 * max(1, logs))))
+        return max(MIN_FILE_BYTES, min(size, self._total // (2 * max(1, logs))))
 
     def _rotate(self, base: str, files: list[Found]) -> None:
         ages = {each.age for each in files if each.base == base}

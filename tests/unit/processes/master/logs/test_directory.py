@@ -317,6 +317,39 @@ def test_a_full_disk_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "is full" in said[0]
 
 
+def test_a_limit_of_file_size_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a file has reached RLIMIT_FSIZE the log says so, once for each value of the limit; the file is rotated."""
+    said: list[str] = []
+    keeper = book(tmp_path, said=said)
+    keeper.ensure_file(0)
+    log = tmp_path / "worker.0.log"
+    limit: list[int | None] = [None]
+    monkeypatch.setattr(log_files, "file_size_limit", lambda: limit[0])
+    for value, size, expected in ((None, 6000, 0), (8000, 6000, 0), (8000, 8000, 1), (8000, 8000, 1), (7000, 7000, 2)):
+        limit[0] = value
+        log.write_bytes(b"x" * size)
+        keeper.poll()
+        assert len(said) == expected, said
+        assert log.stat().st_size == (size if value is None else 0), "half of the limit is reason to rotate"
+    assert said[0] == (
+        f"RLIMIT_FSIZE allows files of 8000 bytes, and worker.0.log in {tmp_path} has reached that: "
+        "what is logged beyond it is lost; the cluster serves on; raise the limit (LimitFSIZE=, ulimit -f)"
+    )
+
+
+def test_a_limit_of_file_size_where_another_program_rotates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `log_size = 0` the limit is told, and nothing is rotated."""
+    said: list[str] = []
+    keeper = book(tmp_path, size=0, said=said)
+    keeper.ensure_file(0)
+    monkeypatch.setattr(log_files, "file_size_limit", lambda: 5000)
+    (tmp_path / "worker.0.log").write_bytes(b"x" * 5000)
+    for _ in range(2):
+        keeper.poll()
+    assert len(said) == 1
+    assert [each.name for each in log_files.log_files(str(tmp_path))] == ["worker.0.log"]
+
+
 def test_small_files_are_not_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A size below that of a line rotates files of 4 KiB; of each log so many are kept, the newest."""
     monkeypatch.setattr("cluster2.processes.master.logs.directory.MAX_ROTATED_FILES", 3)
