@@ -74,7 +74,7 @@ class Simulated:
                 if inspect.isawaitable(result):
                     result = await result
         except TimeoutError:
-            raise DelegateTimeout(f"{asked.delegate!r} wasn't answered within {asked.timeout} s") from None
+            raise DelegateTimeout(f"{asked.delegate!r} had no result within {asked.timeout} s") from None
         except DelegateError:
             raise
         except Exception as error:

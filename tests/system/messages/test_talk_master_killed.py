@@ -45,7 +45,7 @@ def test_the_master_is_killed(run: Callable[..., Running], tmp_path: Path) -> No
         asking = pool.submit(get, running.address)
         wait_until((tmp_path / "asked").exists, "the handler hangs")
         os.kill(running.process.pid, signal.SIGKILL)
-        assert asking.result().body == b"ConnectionError: the master is gone: nobody is there to do it"
+        assert asking.result().body == b"ConnectionError: the master is gone: there is no handler"
     running.process.wait()
     shutil.rmtree(running.pids)  # a killed master clears nothing up; its successor would
 

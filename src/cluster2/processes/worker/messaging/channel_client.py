@@ -1,4 +1,4 @@
-"""What this worker says to the master, and hears from it, on behalf of the app: one object behind the functions of `worker`."""
+"""The app's client of the master: delegated calls, events and components over the worker's channel."""
 
 from __future__ import annotations
 
@@ -21,23 +21,28 @@ Targets = Iterable[int] | Literal["all"] | None
 
 
 class MasterClient(Protocol):
-    """Who does it: the office of a real worker, or a simulated one."""
+    """The interface behind the functions of `cluster2.worker`: a real worker's client, or a simulated one."""
 
     async def delegate(self, asked: messages.Delegate) -> Any:
-        """The answer."""
+        """Make a delegated call, and return its result."""
 
     def delegate_sync(self, asked: messages.Delegate) -> Any:
-        """The answer, in a thread."""
+        """Make a delegated call in a thread, which waits, and return its result."""
 
     def delegate_nowait(self, asked: messages.Delegate) -> None:
-        """No answer."""
+        """Make a delegated call without a result."""
 
     def emit(self, message: messages.Emit) -> None:
-        """An event."""
+        """Send an event."""
 
 
 def emitted(event: str, data: object, targets: Targets) -> messages.Emit:
-    """The message of an event. Raises ClusterError if it can't travel, ValueError for a bad name."""
+    """Return the message of an event.
+
+    Raises:
+        ClusterError: the data can't be encoded, or the targets are no pids.
+        ValueError: the name is that of one of the master's own events.
+    """
     raw = codec.sendable(data, f"the data of event {event!r}")
     if targets == "all":
         return messages.Emit(events.own(event), raw, None, True)
@@ -50,7 +55,7 @@ class ChannelClient:
     """The app's side of the channel to the master.
 
     Attributes:
-        questions: what was delegated and isn't answered yet.
+        pending_calls: delegated calls without a result so far.
     """
 
     def __init__(self, channel: MasterChannel, emitter: Emitter, components: Components) -> None:
@@ -61,33 +66,33 @@ class ChannelClient:
         self.pending_calls = PendingCalls(channel)
 
     def open(self) -> None:
-        """The master knows this worker: tell it what components there are, and each that comes."""
+        """Announce the components to the master, which knows this worker by now; later ones when they are registered."""
         self._components.announce = self._announce
         for name in self._components.names():
             self._announce(name)
 
     async def delegate(self, asked: messages.Delegate) -> Any:
-        """The answer; from any loop."""
+        """Make a delegated call, and return its result. Callable from any loop."""
         return await self.pending_calls.call(asked)
 
     def delegate_sync(self, asked: messages.Delegate) -> Any:
-        """The answer; in a thread."""
+        """Make a delegated call in a thread, which waits, and return its result."""
         return self.pending_calls.call_sync(asked)
 
     def delegate_nowait(self, asked: messages.Delegate) -> None:
-        """No answer. Raises ChannelFull."""
+        """Make a delegated call without a result. Raises ChannelFull."""
         self.pending_calls.send(asked)
 
     def emit(self, message: messages.Emit) -> None:
-        """An event. Raises ChannelFull."""
+        """Send an event. Raises ChannelFull."""
         refuse_if_full(self._channel)
         self._channel.send(message)
 
     def receive(self, message: messages.Talk | messages.Unknown) -> bool:
-        """The master said something. Returns whether that is the office's business."""
+        """Handle a message of the master. Return False if it is none for this client."""
         match message:
             case messages.CallResult():
-                self.pending_calls.on_answer(message)
+                self.pending_calls.on_result(message)
             case messages.Emit():
                 self._emitter.emit(
                     events.Emitted(
@@ -95,19 +100,19 @@ class ChannelClient:
                     )
                 )
             case messages.View() | messages.Reduce():
-                self._run(self._view(message))
+                self._run(self._send_status(message))
             case messages.Update():
                 self._run(self._components.update(message.name, codec.value(message.value)))
             case messages.Unknown():
                 logger.warning(
-                    "the master said something that this worker doesn't know, and it is ignored: %r", message
+                    "the master sent a message of a kind that this worker does not know, and it is ignored: %r", message
                 )
             case _:
                 return False
         return True
 
-    async def _view(self, question: messages.View | messages.Reduce) -> None:
-        self._channel.send(await self._components.view_status(question))
+    async def _send_status(self, query: messages.View | messages.Reduce) -> None:
+        self._channel.send(await self._components.view_status(query))
 
     def _announce(self, name: str) -> None:
         self._channel.send(messages.ComponentAnnounced(name))

@@ -1,4 +1,4 @@
-"""Components of this worker whose status the master can ask for, and set."""
+"""Components of this worker whose status the master can query and set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_ERROR_CHARS = 1 << 12
 
 @dataclass(frozen=True, slots=True)
 class RegisteredComponent:
-    """One component: what tells its status, how several become one, what sets it."""
+    """One component: the functions that return, combine and set its status."""
 
     name: str
     view: Callable[..., Any]
@@ -28,7 +28,7 @@ class RegisteredComponent:
 
 
 class Components:
-    """By name. Registered while the app is imported, or later; the registry is inherited by fork."""
+    """The components by name, registered while the app is imported, or later. Workers inherit the registry by fork."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, RegisteredComponent] = {}
@@ -38,7 +38,7 @@ class Components:
     def register(
         self, name: str, view: Callable[..., Any], reducer: str | Reducer, update: Callable[[Any], Any] | None
     ) -> None:
-        """Have a component, or another view of it. Raises ConfigError."""
+        """Register a component, or replace it. Raises ConfigError."""
         if not callable(reducer) and reducer not in REDUCERS:
             raise ConfigError(
                 f"status({name!r}): reducer = {reducer!r}: expected {', '.join(REDUCERS)}, or a function of a list"
@@ -49,33 +49,31 @@ class Components:
         self.announce(name)
 
     def names(self) -> list[str]:
-        """All components."""
+        """Return the names of all components."""
         return list(self._by_name)
 
     def forget(self, name: str) -> None:
-        """Have it no more; for tests."""
+        """Remove a component; for tests."""
         self._by_name.pop(name, None)
 
-    async def view_status(self, question: messages.View | messages.Reduce) -> messages.Viewed:
-        """The answer to a question of the master's; it tells of errors instead of raising."""
-        component = self._by_name.get(question.name)
+    async def view_status(self, query: messages.View | messages.Reduce) -> messages.Viewed:
+        """Return the response to a query of the master's. It contains an error if there is one; this never raises."""
+        component = self._by_name.get(query.name)
         if component is None:
-            return messages.Viewed(question.number, error=f"there is no component {question.name!r}")
+            return messages.Viewed(query.number, error=f"there is no component {query.name!r}")
         name = component.reducer if isinstance(component.reducer, str) else ""
         try:
-            result = (
-                _reduced(component, question) if isinstance(question, messages.Reduce) else _asked(component, question)
-            )
+            result = _reduce(component, query) if isinstance(query, messages.Reduce) else _view(component, query)
             if inspect.isawaitable(result):
                 result = await result
-            value = codec.sendable(result, f"the status of {question.name!r}")
+            value = codec.sendable(result, f"the status of {query.name!r}")
         except Exception as error:
             text = error.message if isinstance(error, ClusterError) else f"{type(error).__name__}: {error}"
-            return messages.Viewed(question.number, error=codec.clip(text, _MAX_ERROR_CHARS), reducer=name)
-        return messages.Viewed(question.number, value, name)
+            return messages.Viewed(query.number, error=codec.clip(text, _MAX_ERROR_CHARS), reducer=name)
+        return messages.Viewed(query.number, value, name)
 
     async def update(self, name: str, value: Any) -> None:
-        """The master sets a component. One that isn't there yet gets it when it is; one that can't be set says so in the log."""
+        """Set the status of a component; if it isn't registered yet, when it is. Log a warning if it can't be set."""
         component = self._by_name.get(name)
         if component is None:
             self._set_before[name] = value
@@ -91,19 +89,19 @@ class Components:
             logger.error("the updater of component %r raised", name, exc_info=raised_in(error))
 
     async def update_late(self, name: str) -> None:
-        """A component has been registered: set it to what it was told before."""
+        """Set a component that was registered just now to the value that the master has sent before."""
         if name in self._set_before:
             await self.update(name, self._set_before.pop(name))
 
 
-def _asked(component: RegisteredComponent, question: messages.View) -> Any:
-    return component.view(codec.value(question.params)) if component.takes_params else component.view()
+def _view(component: RegisteredComponent, query: messages.View) -> Any:
+    return component.view(codec.value(query.params)) if component.takes_params else component.view()
 
 
-def _reduced(component: RegisteredComponent, question: messages.Reduce) -> Any:
+def _reduce(component: RegisteredComponent, query: messages.Reduce) -> Any:
     if isinstance(component.reducer, str):
-        return REDUCERS[component.reducer]([codec.value(value) for value in question.values])
-    return component.reducer([codec.value(value) for value in question.values])
+        return REDUCERS[component.reducer]([codec.value(value) for value in query.values])
+    return component.reducer([codec.value(value) for value in query.values])
 
 
 def _takes_params(view: Callable[..., Any]) -> bool:

@@ -15,26 +15,27 @@ from ....protocol import codec, messages
 logger = logging.getLogger("cluster2.worker")
 
 OUTBOX_FULL_BYTES = 4 << 20
-"""Bytes that may wait for the master; who says more waits, or is refused."""
+"""Bytes that may wait for the master. Beyond that calls wait, and events are refused."""
 OUTBOX_FLUSH_TIMEOUT_S = 5.0
-"""Seconds for the master to take what was said last."""
+"""Seconds in which the master must read the last messages."""
 
 
 class MasterChannel(asyncio.Protocol):
     """Messages to and from the master, on a Unix stream socket.
 
-    Anything may be said from any thread. Messages of one turn of the loop are one write. The end of the stream means that
-    the master is gone: nobody is orphaned, so the worker drains and leaves.
+    All threads may send. The messages of one turn of the loop are one write. The end of the stream means that the master is gone:
+    the worker drains and leaves.
 
     Attributes:
-        loop, thread: where it lives.
-        full: so much waits that nothing more should be said.
+        loop: the loop that reads and writes.
+        thread: the identifier of that loop's thread.
+        on_writable: called when the master reads again.
     """
 
     def __init__(
         self, receive: Callable[[messages.Talk | messages.Unknown], None], orphaned: Callable[[], None]
     ) -> None:
-        """Made by `open`, on the loop."""
+        """Prepare; `open` calls this on the loop."""
         self._receive = receive
         self._orphaned = orphaned
         self._unpacker = codec.Unpacker()
@@ -54,35 +55,35 @@ class MasterChannel(asyncio.Protocol):
         receive: Callable[[messages.Talk | messages.Unknown], None],
         orphaned: Callable[[], None],
     ) -> MasterChannel:
-        """The channel over a connected socket, which it takes over."""
+        """Return the channel over a connected socket, which it takes over."""
         _, channel = await asyncio.get_running_loop().create_unix_connection(lambda: cls(receive, orphaned), sock=sock)
         return channel
 
     @property
     def full(self) -> bool:
-        """Whether so much waits that nothing more should be said."""
+        """True if so much waits for the master that nothing more should be sent."""
         return self._paused or len(self._out) > OUTBOX_FULL_BYTES
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by the loop."""
+        """Begin to send. Called by the loop."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own class, with the same methods
         self._transport.set_write_buffer_limits(OUTBOX_FULL_BYTES)
 
     def pause_writing(self) -> None:
-        """Called by the loop: the master doesn't read."""
+        """Note that the master doesn't read. Called by the loop."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """Called by the loop."""
+        """Note that the master reads again. Called by the loop."""
         self._paused = False
         self.on_writable()
 
     def data_received(self, data: bytes) -> None:
-        """Called by the loop."""
+        """Pass on the messages that have arrived. Called by the loop."""
         try:
             messages = self._unpacker.unpack(data)
-        except codec.ProtocolError as error:  # a master that can't be understood is as good as gone
-            logger.error("the master can't be understood: %s", error)
+        except codec.ProtocolError as error:  # without a protocol the master is as good as gone
+            logger.error("a message of the master can't be decoded: %s", error)
             if self._transport is not None:
                 self._transport.abort()
             return
@@ -90,16 +91,16 @@ class MasterChannel(asyncio.Protocol):
             self._receive(message)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Called by the loop."""
+        """Report that the master is gone. Called by the loop."""
         self._transport = None
         self._orphaned()
 
     def send(self, message: messages.Talk) -> None:
-        """Send a message, from any thread; lost if the master is gone.
+        """Send a message, from any thread. It is lost if the master is gone.
 
         Raises:
             ValueError: it is too long.
-            TypeError: something in it has no form on the wire.
+            TypeError: it contains an object that can't be encoded.
         """
         with self._lock:
             if self._transport is None:
@@ -126,7 +127,7 @@ class MasterChannel(asyncio.Protocol):
                 self.on_writable()
 
     async def close(self) -> None:
-        """Let what was said reach the kernel, then close."""
+        """Close the channel when the kernel has taken all messages, or after `OUTBOX_FLUSH_TIMEOUT_S`."""
         self._flush()
         transport, self._transport = self._transport, None
         if transport is not None:

@@ -1,7 +1,7 @@
-"""The worker's side of delegated work: what it has asked the master, and who waits for the answer.
+"""The worker's side of delegated calls: those that wait for a result of the master.
 
-From the channel's own loop a question is a future in a table and bytes in a buffer, nothing more. From another loop, and from
-threads, it is the same with a future that wakes them. One timer watches the earliest deadline, whatever the number of questions.
+From the channel's own loop a call is a future in a table and bytes in a buffer, nothing more. From another loop, and from
+threads, the future is one that wakes them. One timer watches the earliest deadline, for any number of calls.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import itertools
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -24,11 +23,11 @@ from ....protocol import codec, messages
 from .master_channel import MasterChannel
 
 MAX_OPEN_CALLS = 4096
-"""Questions under way; who asks more waits for its turn."""
-MASTER_GONE = "the master is gone: nobody is there to do it"
-WORKER_LEAVING = "this worker leaves: it waits for no answer any more"
-ROOM_POLL_INTERVAL_S = 0.002
-"""Seconds between two looks of a thread for room in the channel."""
+"""Calls under way; further calls wait for their turn."""
+MASTER_GONE = "the master is gone: there is no handler"
+WORKER_LEAVING = "this worker leaves: it waits for no result any more"
+_CHANNEL_POLL_INTERVAL_S = 0.002
+"""Seconds between two checks of a thread whether the channel takes more."""
 
 Fields = Iterable[str] | Mapping[str, Any]
 
@@ -41,7 +40,7 @@ def delegate_message(
     notification: str | None,
     targets: Iterable[int] | None,
 ) -> messages.Delegate:
-    """The message, without its number. Raises ClusterError if it can't travel."""
+    """Return the message of a call, without its number. Raises ClusterError if it can't be encoded."""
     if timeout is not None and not timeout > 0:
         raise ClusterError(f"delegate({name!r}): timeout = {timeout!r}: expected seconds above 0, or None")
     return messages.Delegate(
@@ -65,21 +64,17 @@ def _criteria(name: str, message: object, matches: Fields) -> msgspec.Raw:
     return codec.sendable(dict(matches), f"matches of delegate({name!r})")
 
 
-def unwrap_result(name: str, answer: messages.CallResult) -> Any:
-    """What an answer says. Raises DelegateError if it is a failure."""
-    failure = answer.failure
+def unwrap_result(name: str, message: messages.CallResult) -> Any:
+    """Return the result in a message. Raises DelegateError if it is a failure."""
+    failure = message.failure
     if failure is None:
-        return codec.value(answer.value)
+        return codec.value(message.value)
     text = f"{name!r} failed in the master: {failure.type}: {failure.message}"
     raise DelegateError(text, type=failure.type, traceback=failure.traceback)
 
 
 class PendingCalls:
-    """What was asked over a channel and isn't answered yet.
-
-    Attributes:
-        late: answers that came when nobody waited any more.
-    """
+    """The calls over a channel that wait for a result."""
 
     def __init__(self, channel: MasterChannel) -> None:
         self._channel = channel
@@ -88,26 +83,26 @@ class PendingCalls:
         self._open: dict[int, tuple[Any, float]] = {}
         self._turns: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._look_at = inf
-        self._over: str | None = None
-        self.late = 0
+        self._watched_deadline = inf
+        self._closed: str | None = None
 
     async def call(self, asked: messages.Delegate) -> Any:
-        """The answer to a question; from any loop.
+        """Make a call and return its result. Callable from any loop.
 
         Raises:
-            DelegateError: the work failed; DelegateTimeout: no answer came in time.
-            ClusterError: the question is too long.
+            DelegateError: the handler failed, or there is none.
+            DelegateTimeout: no result came in time.
+            ClusterError: the message is too long.
         """
         if asyncio.get_running_loop() is not self._loop:
-            return await self._ask_from_elsewhere(asked)
+            return await self._call_from_other_loop(asked)
         deadline = inf if asked.timeout is None else self._loop.time() + asked.timeout
         if self._turns or len(self._open) >= MAX_OPEN_CALLS or self._channel.full:
-            asked = await self._turn(asked, deadline)
+            asked = await self._wait_for_turn(asked, deadline)
         number = next(self._numbers)
         future: asyncio.Future[messages.CallResult] = self._loop.create_future()
         self._open[number] = (future, deadline)
-        if deadline < self._look_at:
+        if deadline < self._watched_deadline:
             self._watch(deadline)
         try:
             self._send(asked, number)
@@ -121,14 +116,14 @@ class PendingCalls:
                 self._next_turn()
 
     def call_sync(self, asked: messages.Delegate) -> Any:
-        """The same in a thread, which waits. Raises ClusterError at once where that would block an event loop."""
+        """Make a call from a thread, which waits, and return its result. Raises ClusterError where that would block a loop."""
         refuse_on_a_loop(asked.delegate)
         deadline = None if asked.timeout is None else time.monotonic() + asked.timeout
-        while self._channel.full and self._over is None:
+        while self._channel.full and self._closed is None:
             if deadline is not None and time.monotonic() > deadline:
                 raise _too_late(asked)
-            time.sleep(ROOM_POLL_INTERVAL_S)
-        number, future = self._ask_for_thread(asked)
+            time.sleep(_CHANNEL_POLL_INTERVAL_S)
+        number, future = self._open_call_for_thread(asked)
         try:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             return unwrap_result(asked.delegate, future.result(left))
@@ -141,37 +136,35 @@ class PendingCalls:
             self._open.pop(number, None)
 
     def send(self, asked: messages.Delegate) -> None:
-        """Delegate something that nobody waits for. Raises ChannelFull."""
+        """Make a call without a result. Raises ChannelFull."""
         refuse_if_full(self._channel)
         self._channel.send(msgspec.structs.replace(asked, expect=None, timeout=None))
 
-    def on_answer(self, answer: messages.CallResult) -> None:
-        """The master answers. On the loop."""
-        entry = self._open.pop(answer.number, None)
-        try:
-            if entry is None or entry[0].done():
-                self.late += 1
-            else:
-                entry[0].set_result(answer)
-        except concurrent.futures.InvalidStateError:  # another thread has given it up at this very moment
-            self.late += 1
+    def on_result(self, message: messages.CallResult) -> None:
+        """Complete a call with its result. Called on the channel's loop."""
+        entry = self._open.pop(message.number, None)
+        # The caller may have given up: a future that is done, or one that another thread cancels at this very moment.
+        with contextlib.suppress(concurrent.futures.InvalidStateError):
+            if entry is not None and not entry[0].done():
+                entry[0].set_result(message)
         if self._turns:
             self._next_turn()
 
     def close(self, reason: str) -> None:
-        """Nothing will be answered any more. The first reason is the one that all are told."""
-        if self._over is None:
-            self._over = reason
+        """Fail all calls, now and later. If this is called again the first reason stays."""
+        if self._closed is None:
+            self._closed = reason
         for future, _ in list(self._open.values()):
-            with contextlib.suppress(concurrent.futures.InvalidStateError):  # given up at this very moment
+            # As in `on_result`.
+            with contextlib.suppress(concurrent.futures.InvalidStateError):
                 if not future.done():
-                    future.set_exception(_nobody(self._over))
+                    future.set_exception(_closed_error(self._closed))
         while self._turns:
             self._next_turn()
 
     def _send(self, asked: messages.Delegate, number: int) -> None:
-        if self._over is not None:
-            raise _nobody(self._over)
+        if self._closed is not None:
+            raise _closed_error(self._closed)
         message = messages.Delegate(
             asked.delegate, asked.origin, number, asked.expect, asked.matches, asked.timeout,
             asked.notification, asked.targets,
@@ -181,7 +174,9 @@ class PendingCalls:
         except ValueError as error:
             raise ClusterError(f"delegate({asked.delegate!r}): {error}") from None
 
-    def _ask_for_thread(self, asked: messages.Delegate) -> tuple[int, concurrent.futures.Future[messages.CallResult]]:
+    def _open_call_for_thread(
+        self, asked: messages.Delegate
+    ) -> tuple[int, concurrent.futures.Future[messages.CallResult]]:
         number = next(self._numbers)
         future: concurrent.futures.Future[messages.CallResult] = concurrent.futures.Future()
         self._open[number] = (future, inf)
@@ -192,11 +187,11 @@ class PendingCalls:
             raise
         return number, future
 
-    async def _ask_from_elsewhere(self, asked: messages.Delegate) -> Any:
-        number, future = self._ask_for_thread(asked)
+    async def _call_from_other_loop(self, asked: messages.Delegate) -> Any:
+        number, future = self._open_call_for_thread(asked)
         try:
             async with asyncio.timeout(asked.timeout):
-                answer = await asyncio.wrap_future(future)
+                message = await asyncio.wrap_future(future)
         except TimeoutError:
             self._channel.send(messages.GiveUp(number))
             raise _too_late(asked) from None
@@ -205,10 +200,10 @@ class PendingCalls:
             raise
         finally:
             self._open.pop(number, None)
-        return unwrap_result(asked.delegate, answer)
+        return unwrap_result(asked.delegate, message)
 
-    async def _turn(self, asked: messages.Delegate, deadline: float) -> messages.Delegate:
-        """Wait for the turn of a question; the master is told what time is left."""
+    async def _wait_for_turn(self, asked: messages.Delegate, deadline: float) -> messages.Delegate:
+        """Wait for the turn of a call. Return its message with the time that is left."""
         turn = self._loop.create_future()
         self._turns.append(turn)
         self._channel.on_writable = self._next_turn
@@ -225,29 +220,29 @@ class PendingCalls:
         return msgspec.structs.replace(asked, timeout=max(deadline - self._loop.time(), 0.001))
 
     def _next_turn(self) -> None:
-        """Let as many go on as there is room for."""
-        room = 0 if self._channel.full else MAX_OPEN_CALLS - len(self._open)
-        while self._turns and (room > 0 or self._over is not None):
+        """Let as many waiting calls go on as the limit allows; all of them when the channel is closed."""
+        free = 0 if self._channel.full else MAX_OPEN_CALLS - len(self._open)
+        while self._turns and (free > 0 or self._closed is not None):
             turn = self._turns.popleft()
             if not turn.done():
                 turn.set_result(None)
-                room -= 1
+                free -= 1
 
     def _watch(self, deadline: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._look_at = deadline
+        self._watched_deadline = deadline
         self._timer = self._loop.call_at(deadline, self._expire_calls)
 
     def _expire_calls(self) -> None:
-        """End what is overdue; look again when the next one may be."""
+        """Fail the calls that are overdue, and watch the next deadline."""
         now = self._loop.time()
-        self._timer, self._look_at = None, inf
+        self._timer, self._watched_deadline = None, inf
         earliest = inf
-        for future, deadline in list(self._open.values()):  # threads ask meanwhile
+        for future, deadline in list(self._open.values()):  # a copy, since threads add calls meanwhile
             if deadline <= now:
                 if not future.done():
-                    future.set_exception(DelegateTimeout("no answer came in time"))
+                    future.set_exception(DelegateTimeout("no result came in time"))
             elif deadline < earliest:
                 earliest = deadline
         if earliest < inf:
@@ -267,19 +262,14 @@ def refuse_on_a_loop(name: str) -> None:
 
 
 def refuse_if_full(channel: MasterChannel) -> None:
-    """Raise ChannelFull if the master doesn't take what was said."""
+    """Raise ChannelFull if the master reads less than this worker sends."""
     if channel.full:
-        raise ChannelFull("the master takes less than this worker says: give the loop a turn, or say less")
+        raise ChannelFull("the master reads less than this worker sends: give the loop a turn, or send less")
 
 
 def _too_late(asked: messages.Delegate) -> DelegateTimeout:
-    return DelegateTimeout(f"{asked.delegate!r} wasn't answered within {asked.timeout:g} s")
+    return DelegateTimeout(f"{asked.delegate!r} had no result within {asked.timeout:g} s")
 
 
-def _nobody(reason: str) -> DelegateError:
+def _closed_error(reason: str) -> DelegateError:
     return DelegateError(reason, type="ConnectionError")
-
-
-def on_loop(channel: MasterChannel) -> bool:
-    """Whether this is the channel's own thread."""
-    return threading.get_ident() == channel.thread

@@ -7,11 +7,11 @@
 - *Parking*, while steps are longer than `handoff_slow_above`: each connection goes to the keeper after its response, so that its
   next request is served by whoever is free then, not by the worker that happens to have the connection.
 
-A single long step is no evidence. A step that writes its response also handles what the kernel has received meanwhile for
-anybody (softirq, up to 1.3 ms of the thread's own CPU time on a busy loopback), and a hypervisor takes processors away: an app
-whose steps take 15 µs has three steps a second of more than 0.5 ms among those that are measured. Holding back for these made a
-connection for each request cost 1.4 times as much. So there are two degrees: steps longer than `LONG_STEP_S` count if they are many,
-those longer than `CLEARLY_LONG_STEP_S` if they are two.
+A single long step is no evidence. A step that writes its response also handles what the kernel has received meanwhile for anybody
+(softirq, up to 1.3 ms of the thread's own CPU time on a busy loopback), and a hypervisor takes processors away: an app whose
+steps take 15 µs has three steps a second of more than 0.5 ms among those that are measured. Holding back for these made a
+connection for each request cost 1.4 times as much. So there are two degrees: steps longer than `LONG_STEP_S` count if they are
+many, those longer than `CLEARLY_LONG_STEP_S` if they are two.
 
 How long handlers hold the loop is a matter of the app, not of a worker: what one worker sees counts for all. Parking needs
 three steps longer than `handoff_slow_above` within two seconds, in all workers together.

@@ -7,12 +7,12 @@ A thread that is held is no obstacle by itself: the others go on, and the loop g
 - *No thread is free* while requests sleep or wait for something. What counts is for how long they hold their threads, by the
   clock; but only if at times there was no other.
 
-By the clock a request also takes long when it only waits for its turn: at saturation with short handlers eight threads hand
-the GIL around, and with fewer cores than busy workers each waits for the kernel's scheduler. That must not park: it would
-cost a factor of three where nothing is to be gained. The loop's own thread is the witness. It waits for the same GIL and the
-same processors, so its tick comes late by what such waiting takes. Of the time by the clock that is taken off, times
-`LATENESS_STRETCH`, since a request waits more than once: for the GIL when it begins, when another has asked for it, and after each
-system call.
+By the clock a request also takes long when it only waits for its turn: at saturation with short handlers eight threads hand the
+GIL around, and with fewer cores than busy workers each waits for the kernel's scheduler. That must not park: it would cost a
+factor of three where nothing is to be gained. The loop's own thread is the witness. It waits for the same GIL and the same
+processors, so its tick comes late by what such waiting takes. Of the time by the clock that is taken off, times
+`LATENESS_STRETCH`, since a request waits more than once: for the GIL when it begins, when another has asked for it, and after
+each system call.
 
 Other evidence that was considered: voluntary switches (waiting for the GIL is one, too); the CPU time of the process in
 between (silent about the kernel's scheduler); /proc/thread-self/schedstat (knows that, but costs a system call and misses the

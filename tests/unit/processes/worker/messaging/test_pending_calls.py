@@ -91,8 +91,8 @@ async def test_the_end_of_a_full_channel(channel: Channel, questions: PendingCal
         await asyncio.wait_for(waiting, PATIENCE)
 
 
-async def test_an_answer_and_a_thread_that_gives_up(channel: Channel, questions: PendingCalls) -> None:
-    """An answer that comes at the very moment in which another thread gives up is late, and harms nobody."""
+async def test_a_result_and_a_thread_that_gives_up(channel: Channel, questions: PendingCalls) -> None:
+    """Drop a result that comes at the very moment in which another thread gives up, and go on."""
 
     class GivenUp(concurrent.futures.Future[Any]):
         def done(self) -> bool:
@@ -101,8 +101,8 @@ async def test_an_answer_and_a_thread_that_gives_up(channel: Channel, questions:
             return before
 
     questions._open[7] = GivenUp(), float("inf")
-    questions.on_answer(messages.CallResult(7, codec.payload(1)))
-    assert questions.late == 1
+    questions.on_result(messages.CallResult(7, codec.payload(1)))
+    assert not questions._open
 
 
 async def test_turns_go_on_when_other_loops_are_answered(
@@ -114,8 +114,8 @@ async def test_turns_go_on_when_other_loops_are_answered(
     await until(lambda: channel.said, "the thread has asked")
     waiting = asyncio.ensure_future(questions.call(asked()))
     await until(lambda: questions._turns, "it waits for its turn")
-    questions.on_answer(messages.CallResult(channel.said[0].number, codec.payload("first")))
+    questions.on_result(messages.CallResult(channel.said[0].number, codec.payload("first")))
     assert await asyncio.wait_for(thread, PATIENCE) == "first"
     await until(lambda: len(channel.said) == 2, "it has had its turn")
-    questions.on_answer(messages.CallResult(channel.said[1].number, codec.payload("second")))
+    questions.on_result(messages.CallResult(channel.said[1].number, codec.payload("second")))
     assert await asyncio.wait_for(waiting, PATIENCE) == "second"
