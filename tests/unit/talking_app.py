@@ -83,7 +83,7 @@ async def call(name: str, given: dict[str, Any]) -> Any:
                 )
             return right
         case "mad":  # what no sound worker does, on the very channel
-            channel = api._post._channel
+            channel = api._client._channel
             if given["how"] == "deaf":
                 channel._transport.pause_reading()
             else:
