@@ -1,9 +1,11 @@
-"""What cluster2 adds around an app: one thin layer.
+"""The worker's thin layer around an app: samples of requests, and health checks.
 
-For nearly all requests the layer is a comparison of the path and one test of a number, and returns the app's own awaitable:
-nothing is wrapped, nothing is counted here (engines count already, and the worker's tick reads them). A few are measured
-(`steps`), and those that ask for the health are answered (`ecv`). An engine that can call its app in a way of its own, past
-the layer, asks `concerns` first: whether the layer has something to do with the next request, by its path.
+For nearly all requests the layer is a comparison of the path and one test of a number, and returns the app's own awaitable. It
+wraps nothing and counts nothing: engines count already, and the worker's tick reads their counts. A few requests are measured
+(`sampling.steps`), and health checks get a response here (`health.endpoint`).
+
+An engine that can call its app in a faster way, past the layer, calls `concerns` first. It returns whether the layer has work to
+do for the next request, by its path.
 """
 
 from __future__ import annotations
@@ -23,75 +25,76 @@ Call = Callable[..., Any]
 
 
 def wrap(
-    app: Call, interface: Interface, watch: StepSampler, woken: Callable[[], None], ecv: Ecv | None = None
+    app: Call, interface: Interface, sampler: StepSampler, on_activity: Callable[[], None], ecv: Ecv | None = None
 ) -> Call:
-    """The app as its engine shall see it.
+    """Return an app with the layer around it, for its engine to call.
 
     Args:
-        interface: by which the engine calls it (a bridge of the engine's, if it has one, is part of the app here).
-        ecv: answers requests for the health; None: the app has all paths.
-        woken: called when a request is noticed, at the latest with the first one after a rest.
+        interface: the interface by which the engine calls the app. An engine's bridge is part of the app here.
+        sampler: selects the requests to measure.
+        on_activity: called when a request is noticed, at the latest with the first one after an idle time.
+        ecv: responds to health checks; None: the app has all paths.
     """
     match interface:
         case Interface.ASGI:
-            return _asgi(app, watch, woken, ecv)
+            return _asgi(app, sampler, on_activity, ecv)
         case Interface.RSGI:
-            return _rsgi(app, watch, woken, ecv)
+            return _rsgi(app, sampler, on_activity, ecv)
         case Interface.WSGI:
-            return _wsgi(app, watch, ecv)
+            return _wsgi(app, sampler, ecv)
         case _:
-            return _tcp(app, watch, woken) if is_async(app) else app
+            return _tcp(app, sampler, on_activity) if is_async(app) else app
 
 
-def _asgi(app: Call, watch: StepSampler, woken: Callable[[], None], ecv: Ecv | None) -> Call:
-    ours = frozenset[str]() if ecv is None else ecv.paths
+def _asgi(app: Call, sampler: StepSampler, on_activity: Callable[[], None], ecv: Ecv | None) -> Call:
+    paths = frozenset[str]() if ecv is None else ecv.paths
 
     def wrapped(scope: Any, receive: Call, send: Call) -> Any:
-        if scope.get("path") in ours and scope["type"] == "http":
+        if scope.get("path") in paths and scope["type"] == "http":
             assert ecv is not None
             return ecv.asgi(scope, receive, send)
-        if watch.due and scope["type"] == "http":
-            woken()
-            return watch.measured(app(scope, receive, send))
+        if sampler.due and scope["type"] == "http":
+            on_activity()
+            return sampler.measured(app(scope, receive, send))
         return app(scope, receive, send)
 
     def concerns(path: str) -> bool:
-        return watch.due > 0 or path in ours
+        return sampler.due > 0 or path in paths
 
     wrapped.concerns = concerns  # type: ignore[attr-defined]
     return wrapped
 
 
-def _rsgi(app: Call, watch: StepSampler, woken: Callable[[], None], ecv: Ecv | None) -> Call:
-    ours = frozenset[str]() if ecv is None else ecv.paths
+def _rsgi(app: Call, sampler: StepSampler, on_activity: Callable[[], None], ecv: Ecv | None) -> Call:
+    paths = frozenset[str]() if ecv is None else ecv.paths
 
     def wrapped(scope: Any, protocol: Any) -> Any:
-        if scope.path in ours and scope.proto == "http":
+        if scope.path in paths and scope.proto == "http":
             assert ecv is not None
             return ecv.rsgi(scope, protocol)
-        if watch.due and scope.proto == "http":
-            woken()
-            return watch.measured(app(scope, protocol))
+        if sampler.due and scope.proto == "http":
+            on_activity()
+            return sampler.measured(app(scope, protocol))
         return app(scope, protocol)
 
     return functools.update_wrapper(wrapped, app, assigned=RSGI_HOOKS, updated=())
 
 
-def _wsgi(app: Call, watch: StepSampler, ecv: Ecv | None) -> Call:
+def _wsgi(app: Call, sampler: StepSampler, ecv: Ecv | None) -> Call:
     """Wrap an app that an engine with an accept loop of its own calls in threads. Its steps show nothing of the loop."""
-    ours = frozenset[str]() if ecv is None else ecv.paths
+    paths = frozenset[str]() if ecv is None else ecv.paths
     loop = asyncio.get_running_loop()
 
     def report(began: float) -> None:
-        # The worker's row is the loop's to write. A loop that is closed has no use for the figure.
+        # Only the loop writes the worker's row. A loop that is closed doesn't need the figure.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(watch.took, time.monotonic() - began)
+            loop.call_soon_threadsafe(sampler.took, time.monotonic() - began)
 
     def wrapped(environ: Any, start_response: Call) -> Any:
-        if environ["PATH_INFO"] in ours:
+        if environ["PATH_INFO"] in paths:
             assert ecv is not None
             return ecv.wsgi(environ, start_response)
-        if watch.due > 0 and watch.claim():
+        if sampler.due > 0 and sampler.claim():
             return _timed(app, environ, start_response, report)
         return app(environ, start_response)
 
@@ -132,9 +135,9 @@ class _TimedBody:
             self._ended()
 
 
-def _tcp(handler: Call, watch: StepSampler, woken: Callable[[], None]) -> Call:
+def _tcp(handler: Call, sampler: StepSampler, on_activity: Callable[[], None]) -> Call:
     async def wrapped(reader: Any, writer: Any) -> None:
-        woken()
-        await watch.stream(handler(reader, writer))
+        on_activity()
+        await sampler.stream(handler(reader, writer))
 
     return wrapped

@@ -38,7 +38,7 @@ def test_outside_of_a_worker(fact: str) -> None:
 
 def test_inside_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a worker they are its own, and `draining` follows its life."""
-    monkeypatch.setattr(api, "_life", None)  # so that it is undone
+    monkeypatch.setattr(api, "_info", None)  # so that it is undone
     life = WorkerInfo(pid=7, slot=3, generation=2)
     api.bind_worker(life)
     assert (worker.pid, worker.slot, worker.generation, worker.draining) == (7, 3, 2, False)

@@ -1,22 +1,23 @@
-"""For how long do the app's handlers hold the loop? Measured on few requests, so that the others pay nothing.
+"""Samples for how long the app's handlers hold the loop: on few requests, so that the others pay nothing.
 
-A handler's awaitable is wrapped only when a sample is due: one request in a tick (10 ms while there is work), and 64 in a row
-after a pause or when a tick came late, so that blocking is found within a few requests of its beginning. The wrapper times
-each step: what the handler does between two returns to the loop.
+*Which requests.* A handler's awaitable is wrapped only when a sample is due: one request in a tick (10 ms while there is work),
+and 64 in a row after a pause or a late tick. So blocking is found within a few requests of its beginning. The wrapper times each
+step: what the handler does between two returns to the loop.
 
-A step that is long by the wall clock may only have been preempted; then it held nothing that another worker could use. So it
-counts for the CPU time that its thread used, or in full if the thread gave up the processor by itself (`ru_nvcsw`): then it
-slept, or waited for something. Where other threads are busy, during the step or lately, a voluntary switch may be no more
-than waiting for the GIL: then only CPU time counts. CPU time is read from the thread's clock: getrusage(2) knows it only as
-of the kernel's last tick or switch, up to 4 ms ago, and by that any step that was preempted looked long.
+*Which time.* A step that is long by the wall clock may only have been preempted. Then it held nothing that another worker could
+use. So it counts for the CPU time of its thread. It counts in full if the thread gave up the processor by itself (`ru_nvcsw`):
+then the thread slept, or waited for something. Where other threads are busy, during the step or lately, a voluntary switch may
+only be a wait for the GIL: then only CPU time counts. CPU time comes from the thread's clock. getrusage(2) knows it only as of
+the kernel's last tick or switch, up to 4 ms ago, and by that any step that was preempted looked long.
 
-Two kinds of long steps are no evidence. The first requests of a worker pay for what happens only once (late imports, caches:
-15–20 ms with FastAPI), in all workers at the same time. And a collection of the garbage collector's older generations takes
-2–9 ms in an app of some size: under load that happened often enough, in enough workers, to look like handlers that block.
+*Which long steps are no evidence.* The first requests of a worker pay for what happens only once (late imports, caches: 15–20 ms
+with FastAPI), in all workers at the same time. And a collection of the garbage collector's older generations takes 2–9 ms in an
+app of some size. Under load that happened often enough, in enough workers, to look like handlers that block.
 
-Threads that compute (FastAPI's `def` endpoints) hold the GIL and make the loop late in a way that no step shows. A tick
-sees them: CPU time of the process less that of the loop's thread, if it is more than a tenth of the time, and more than 0.5 ms
-for each voluntary switch of those threads (short work in threads stays below that even when it saturates the processor).
+*Threads that compute* (FastAPI's `def` endpoints) hold the GIL and make the loop late in a way that no step shows. A tick detects
+them by the CPU time of the process less that of the loop's thread. They count if that is more than a tenth of the time, and more
+than 0.5 ms for each voluntary switch of those threads. Short work in threads stays below that even when it saturates the
+processor.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from ....engines.wsgi.thread_pool import collections
 from .accept_mode import LONG_STEP_S
 
 UNMEASURED_REQUESTS = 2
-"""Requests of a worker's life that aren't measured."""
+"""Requests at the start of a worker that aren't measured."""
 REQUESTS_PER_BURST = 64
 """Requests in a row that are measured after a pause, or when a tick came late."""
 MAX_OTHER_THREADS_CPU_S = 0.00002
-"""Seconds of CPU time that other threads may use during a step without being in its way."""
+"""Seconds of CPU time that other threads may use during a step without delaying it."""
 LONG_SHARE = 0.1
 BUSY_SHARE = 0.05
-"""Shares of a processor that other threads use: above the first they may be long, above the second they are in the way."""
+"""Shares of a processor that other threads use: above the first they may compute for long, above the second they are a delay."""
 
 _now = time.monotonic
 _cpu = time.thread_time
@@ -46,7 +47,7 @@ _whole = time.process_time
 
 
 class StepStart(NamedTuple):
-    """What was known when a step began.
+    """The counters at the beginning of a step.
 
     Attributes:
         cpu: CPU time of the thread.
@@ -62,12 +63,12 @@ class StepStart(NamedTuple):
 
 
 class StepSampler:
-    """Decides which requests are measured, and reports long steps.
+    """Selects the requests to measure, and reports long steps.
 
     Attributes:
-        due: how many of the next requests are to be measured. The wrapper around the app reads it for each request.
-        report: takes the length of a long step in seconds, and the time.
-        took: takes how long a measured request took in all, in seconds.
+        due: how many of the next requests are to be measured. The worker's layer around the app reads it for each request.
+        report: receives the length of a long step in seconds, and the time.
+        took: receives the duration of a measured request in seconds.
     """
 
     def __init__(
@@ -76,24 +77,24 @@ class StepSampler:
         proof: float,
         took: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """Measure the first requests.
+        """Begin with a burst.
 
         Args:
-            proof: seconds: what to report for threads that compute for long, since no step tells.
+            proof: the seconds to report for threads that compute for long, since no step measures them.
         """
         self.due = REQUESTS_PER_BURST
         self.report = report
         self.took = took
         self._proof = proof
         self._first = UNMEASURED_REQUESTS
-        self._crowded = False
-        self._others = 0.0
+        self._threads_busy = False
+        self._others_cpu = 0.0
         self._switches = 0
-        self._at = 0.0
-        self._quiet_until = 0.0
+        self._ticked_at = 0.0
+        self._next_burst_at = 0.0
 
     def measured(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
-        """The handler's awaitable, timed."""
+        """Return the handler's awaitable, with its steps timed."""
         self.due -= 1
         if self._first:
             self._first -= 1
@@ -112,57 +113,58 @@ class StepSampler:
         return True
 
     def stream(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
-        """The awaitable of a handler that lives as long as its connection: of its steps, those that are due are timed."""
+        """Return the awaitable of a handler that lives as long as its connection. Those of its steps that are due are timed."""
         return TimedStreamSteps(awaitable, self)
 
     def on_late_tick(self, now: float) -> None:
-        """A tick came late: is the loop held, or only busy? Look closely, once a second at most."""
-        if now >= self._quiet_until:
+        """Begin a burst after a late tick, once a second at most: the loop may be held, or only busy."""
+        if now >= self._next_burst_at:
             self.due = REQUESTS_PER_BURST
-            self._quiet_until = now + 1.0
+            self._next_burst_at = now + 1.0
 
     def on_idle(self) -> None:
-        """Nothing has happened for a while: look at the first ones that come."""
+        """Begin a burst after a pause, with the next requests."""
         self.due = REQUESTS_PER_BURST
 
     def tick(self, now: float, *, pooled: bool = False) -> None:
-        """Have one request measured before the next tick, and look at what other threads do.
+        """Have one request measured before the next tick, and check the CPU time of other threads.
 
         Args:
-            pooled: they are an engine's, which accounts for them itself (`holds`).
+            pooled: the threads are an engine's, which measures them itself (`thread_holds`).
         """
         self.due = self.due or 1
         others = _whole() - _cpu()
         switches = getrusage(RUSAGE_SELF).ru_nvcsw - getrusage(RUSAGE_THREAD).ru_nvcsw
-        passed, used, switched = now - self._at, others - self._others, switches - self._switches
+        passed, used, switched = now - self._ticked_at, others - self._others_cpu, switches - self._switches
         if not pooled and passed < 1.0 and used > LONG_SHARE * passed and used > LONG_STEP_S * switched:
             self.report(self._proof, now)
-        self._crowded = used > BUSY_SHARE * passed
-        self._at, self._others, self._switches = now, others, switches
+        self._threads_busy = used > BUSY_SHARE * passed
+        self._ticked_at, self._others_cpu, self._switches = now, others, switches
 
     def long_step(self, wall: float, now: float, before: StepStart) -> None:
-        """A step was long by the wall clock."""
+        """Report a step that was long by the wall clock, if it held the loop."""
         if collections() != before.collections:
             return
         cpu, whole, switches, _ = before
-        # Before the thread's own, as after it at the beginning: what passes between the two is nobody else's.
+        # The process clock is read before the thread's, and after it at the beginning of the step: so the time between the two
+        # readings isn't attributed to other threads.
         whole_now = _whole()
         used = min(_cpu() - cpu, wall)  # an interrupt may have come between the two clocks
         others = whole_now - whole - used
         slept = getrusage(RUSAGE_THREAD).ru_nvcsw != switches and others < MAX_OTHER_THREADS_CPU_S
-        held = wall if slept and not self._crowded else used
+        held = wall if slept and not self._threads_busy else used
         if held > LONG_STEP_S:
             self.report(held, now)
 
 
 class TimedSteps(TimedAwaitable):
-    """Awaits a handler and times each of its steps, and the whole."""
+    """The awaitable of a handler that times each of its steps, and the whole."""
 
-    __slots__ = ("_began", "_watch")
+    __slots__ = ("_began", "_sampler")
 
-    def __init__(self, awaitable: Awaitable[Any], watch: StepSampler) -> None:
+    def __init__(self, awaitable: Awaitable[Any], sampler: StepSampler) -> None:
         self.inner = awaitable.__await__()
-        self._watch = watch
+        self._sampler = sampler
         self._began = _now()
 
     def __await__(self) -> TimedSteps:
@@ -175,21 +177,21 @@ class TimedSteps(TimedAwaitable):
         return self.send(None)
 
     def send(self, value: Any) -> Any:
-        """One step."""
+        """Run one step, and time it."""
         before = StepStart(_cpu(), _whole(), getrusage(RUSAGE_THREAD).ru_nvcsw, collections())
         began = _now()
         try:
             return self.inner.send(value)
-        except BaseException:  # its return value, too, comes as an exception
+        except BaseException:  # the return value, too, comes as an exception: StopIteration
             self._ended()
             raise
         finally:
             now = _now()
             if now - began > LONG_STEP_S:
-                self._watch.long_step(now - began, now, before)
+                self._sampler.long_step(now - began, now, before)
 
     def throw(self, *error: Any) -> Any:
-        """A cancellation, usually; as a step it isn't timed."""
+        """Run a step that begins with an exception, usually a cancellation. It isn't timed."""
         try:
             return self.inner.throw(*error)
         except BaseException:
@@ -201,21 +203,21 @@ class TimedSteps(TimedAwaitable):
         self.inner.close()
 
     def _ended(self) -> None:
-        self._watch.took(_now() - self._began)
+        self._sampler.took(_now() - self._began)
 
 
 class TimedStreamSteps(TimedSteps):
-    """The same, but what is sampled is a step: one that was, because its connection was, would be timed for ever."""
+    """The awaitable of a stream's handler. It samples steps, not the handler, which would be timed as long as its connection."""
 
     __slots__ = ()
 
     def send(self, value: Any) -> Any:
-        """One step."""
-        watch = self._watch
-        if not watch.due:
+        """Run one step, and time it if a sample is due."""
+        sampler = self._sampler
+        if not sampler.due:
             return self.inner.send(value)
-        watch.due -= 1
+        sampler.due -= 1
         return super().send(value)
 
     def _ended(self) -> None:
-        """A connection is no request: how long it took says nothing."""
+        """Do nothing: the duration of a connection is no duration of a request."""

@@ -1,12 +1,12 @@
-"""What a worker works on: the request that holds its loop, those that hold threads, and the tasks of its loop with their stacks.
+"""Describes the work of a worker: the request that holds its loop, those that hold threads, and the tasks of its loop.
 
-`kernel.stacks` shows the stacks of threads. A coroutine that waits is on no thread's stack, and no frame tells which request it
-works for. So when the master asks for stacks, a signal handler of Python's adds this behind them (SIGURG). It runs in the main
-thread between two bytecodes, or when a system call is interrupted: also while a handler spins or sleeps on the loop. It doesn't
-run as long as the main thread is in C code that neither returns nor looks for signals.
+`linux.stacks` shows the stacks of threads. A coroutine that waits is on no thread's stack, and no frame says for which request it
+works. So when the master requests stacks (SIGURG), a Python signal handler appends this description. It runs in the main thread
+between two bytecodes, or when a system call is interrupted, so also while a handler spins or sleeps on the loop. It doesn't run
+while the main thread is in C code that neither returns nor checks for signals.
 
-Nothing is noted on the way of a request for that. Which request a frame works on, an engine reads off the frame in which it
-calls the app (`Engine.describe_frame`).
+Requests pay nothing for this. An engine finds the request of a frame in the frame in which it calls the app
+(`Engine.describe_frame`).
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _MAX_TEXT_BYTES = 1 << 16
 
 
 class StackDescriber:
-    """Describes what the engines of a worker do."""
+    """Describes the work of a worker's engines."""
 
     def __init__(self, engines: Sequence[Engine], loop: asyncio.AbstractEventLoop) -> None:
-        """Nothing is looked at yet."""
+        """Keep the engines and their loop for `describe`."""
         self._engines = engines
         self._loop = loop
 
     def describe(self, frame: FrameType | None) -> str:
-        """Return it as text.
+        """Return the description as text.
 
         Args:
-            frame: of the main thread, where that is.
+            frame: the frame of the main thread that was interrupted.
         """
         lines = ["What it works on:", *self._held(frame), *self._threads()]
         lines += self._tasks()
@@ -86,14 +86,14 @@ class StackDescriber:
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    """Yield a frame and those that have called it."""
+    """Yield a frame and its callers."""
     while frame is not None:
         yield frame
         frame = frame.f_back
 
 
 def _inwards(awaited: Any) -> Iterator[FrameType]:
-    """Yield the frames of a coroutine and of what it awaits, down to what isn't Python's."""
+    """Yield the frames of a coroutine and of all that it awaits, as far as that is Python code."""
     while awaited is not None:
         if isinstance(awaited, CoroutineType):
             frame, awaited = awaited.cr_frame, awaited.cr_await
@@ -112,7 +112,7 @@ def _inwards(awaited: Any) -> Iterator[FrameType]:
 
 
 def _behind(step: Any) -> Any:
-    """Return the coroutine or generator behind a step of it, which tells only the garbage collector whose it is."""
+    """Return the coroutine or generator behind one of its steps. No attribute has it, but the garbage collector does."""
     import gc
 
     if type(step).__name__ not in ("async_generator_asend", "async_generator_athrow", "coroutine_wrapper"):
