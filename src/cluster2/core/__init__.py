@@ -1,1 +1,1 @@
-"""Decisions and states, as functions and values: pure, without a system or a clock."""
+"""The pure part of cluster2: decisions and states as functions and values, without system calls and clocks."""

@@ -1,7 +1,7 @@
-"""Which worker has to be replaced, and why: thresholds that it has passed, and signs that it is stuck.
+"""Decide which worker is replaced and why: it has passed a threshold, or it is stuck.
 
-Pure functions of what is known about a worker. Thresholds are stretched at random, once for each worker, so that workers that
-were started together don't leave together (the seed multiplied by 1 to 1.5 as well).
+All functions are pure; they decide from a worker's `Vitals`. Each worker's thresholds are multiplied once by a random factor, so
+that workers that were started together don't leave together. (The Node.js cluster2 of 2012 used a factor of 1 to 1.5.)
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from enum import Enum
 from .lifecycle import WorkerState, state_label
 
 STUCK_OVERDUE_S = 3.0
-"""Seconds by which a sign of life may be overdue until its worker counts as stuck, with a busy machine in mind. It is replaced
-much later (`max_heartbeat_delay`)."""
+"""Seconds that a heartbeat may be overdue before its worker is shown as stuck. A busy machine delays heartbeats by less than that.
+The worker is replaced much later (`max_heartbeat_delay`)."""
 STUCK_STATE = "stuck"
-"""How the state of such a worker is called."""
+"""The state that `status` shows for such a worker."""
 PROMISED_HEARTBEAT_S = 2.0
-"""Seconds until the next sign of life that a worker promises with each one; a healthy one gives it in half of that."""
+"""Seconds from a heartbeat to the deadline of the next one. A healthy worker's next heartbeat comes after half of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a worker has done enough. 0: no limit.
+    """The thresholds at which a worker is recycled. 0: no threshold.
 
     Attributes:
         uptime: seconds.
@@ -35,21 +35,21 @@ class Limits:
     memory: float = 0.0
 
     def stretched(self, factor: float) -> Limits:
-        """All limits times a factor."""
+        """Return these limits multiplied by a factor."""
         return Limits(self.connections * factor, self.requests * factor, self.uptime * factor, self.memory * factor)
 
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """What is known of a worker.
+    """The figures of a worker that the decisions here need.
 
     Attributes:
-        connections: accepted so far.
-        requests: answered so far; -1: not known.
+        connections: connections accepted so far.
+        requests: requests completed so far; -1: not known.
         uptime: seconds.
         memory: bytes; None: not measured.
-        heartbeat: monotonic deadline of the next heartbeat; 0: none was promised yet.
-        request_deadline: monotonic deadline of the oldest request; 0: none.
+        heartbeat: monotonic deadline of the next heartbeat; 0: no heartbeat has come yet.
+        request_deadline: monotonic deadline of the oldest request; 0: no request is under way.
     """
 
     connections: int
@@ -62,23 +62,23 @@ class Vitals:
 
 @dataclass(slots=True)
 class Promise:
-    """What a worker promises with its heartbeat: a deadline by which the next one will have come.
+    """The bounded deadline of a worker's next heartbeat.
 
-    A worker could promise anything, and hang. So a heartbeat counts for `PROMISED_HEARTBEAT_S` seconds after it was seen first, whatever it
-    says; what comes later than that must say something else. Since a worker promises what is `PROMISED_HEARTBEAT_S` seconds ahead, and is seen
-    afterwards, this changes nothing for one that is well.
+    A worker writes that deadline itself, and could write one that is years ahead and then hang. So a heartbeat counts for at most
+    `PROMISED_HEARTBEAT_S` after a reader first saw it. A healthy worker isn't affected: it writes a deadline that is
+    `PROMISED_HEARTBEAT_S` ahead, and the reader sees it later than that moment.
     """
 
     _said: int | None = None
     _since: float = 0.0
 
     def deadline(self, said: int, value: float, now: float) -> float:
-        """Return the deadline that holds now, on the monotonic clock.
+        """Return the deadline that applies now, on the monotonic clock.
 
         Args:
-            said: the cell as it is, by which another heartbeat is told from the same one.
-            value: the cell as a reader gets it; 0: no heartbeat has come yet.
-            now: on the same clock.
+            said: the raw integer of the scoreboard cell. It changes with each heartbeat, so it identifies one.
+            value: the cell's value in seconds; 0: no heartbeat has come yet.
+            now: the time on the same clock.
         """
         if said != self._said:
             self._said, self._since = said, now
@@ -87,34 +87,35 @@ class Promise:
 
 
 def serves(deadline: float, now: float) -> bool:
-    """Return whether a heartbeat is one of a worker that is well.
+    """Return whether a worker with this heartbeat counts as healthy.
 
     Args:
-        deadline: that it promises, on the monotonic clock; 0: none has come yet. One that is too far ahead isn't believed.
-        now: on the same clock.
+        deadline: the deadline of the next heartbeat, on the monotonic clock; 0: no heartbeat has come yet. A deadline that is too
+            far ahead isn't believed.
+        now: the time on the same clock.
     """
     return not deadline or now - STUCK_OVERDUE_S <= deadline <= now + PROMISED_HEARTBEAT_S + STUCK_OVERDUE_S
 
 
 def seen_state(code: int, deadline: float, now: float) -> str:
-    """Return the name of a worker's state, for all that show it. One that should serve and gives no sign of life is stuck.
+    """Return the name of a worker's state that users see. A ready worker whose heartbeat is overdue is `stuck`.
 
     Args:
-        code: of its state, from the scoreboard.
+        code: the state's code in the scoreboard.
         deadline, now: see `serves`.
     """
     return STUCK_STATE if code == WorkerState.READY and not serves(deadline, now) else state_label(code)
 
 
 class Trouble(Enum):
-    """Ways to be stuck."""
+    """The ways in which a worker can be stuck; the value is the text for the log."""
 
     LOOP = "its loop is stuck"
     REQUEST = "a request is older than request_timeout"
 
 
 def threshold_passed(limits: Limits, vitals: Vitals) -> str | None:
-    """The first threshold that the worker has passed, as text for the log; None if it has passed none."""
+    """Return the first threshold that the worker has passed, as text for the log; None: it has passed none."""
     for name, limit, value in (
         ("conn_threshold", limits.connections, vitals.connections),
         ("request_threshold", limits.requests, vitals.requests),
@@ -127,12 +128,13 @@ def threshold_passed(limits: Limits, vitals: Vitals) -> str | None:
 
 
 def trouble(vitals: Vitals, now: float, *, max_delay: float, request_timeout: float) -> Trouble | None:
-    """Whether the worker is stuck.
+    """Return in which way the worker is stuck; None: it isn't.
 
     Args:
-        now: on the monotonic clock.
-        max_delay: seconds by which a heartbeat may be late.
-        request_timeout: seconds; 0: no limit. A loop that is stuck for so long is stuck in a request of that age.
+        now: the time on the monotonic clock.
+        max_delay: seconds that a heartbeat may be late.
+        request_timeout: seconds that a request may take; 0: no limit. A loop that is blocked for longer is blocked by a request
+            of that age, so this bounds late heartbeats too.
     """
     late = now - vitals.heartbeat if vitals.heartbeat else 0.0
     if late > min(max_delay, request_timeout or max_delay):

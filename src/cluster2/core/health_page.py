@@ -1,7 +1,8 @@
-"""ECV, the health check that load balancers ask: what it answers and who may steer it.
+"""The responses of ECV, the health check of load balancers, and the rules for requests that switch traffic.
 
-The name, the body, the headers and the form of the time are those of the Node.js cluster2 of 2012, so that what was written for
-that one reads this one. Nothing here knows a socket or a clock: workers (`worker.ecv`) and the monitor (`monitor.app`) ask.
+The name, the body, the headers and the format of the time are those of the Node.js cluster2 of 2012, so that clients of that one
+can read them. This module uses no sockets and no clock. Workers (`processes.worker.health.endpoint`) and the monitor
+(`processes.monitor.app`) send its responses.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 
 class Health(Enum):
-    """What a load balancer is told: a word, whether to send traffic, and the code of the answer."""
+    """A state of health: its word in the body, whether load balancers should send traffic, and the status of the response."""
 
     FINE = ("AVAILABLE", True, 200)
     WARNING = ("WARNING", False, 500)
@@ -33,12 +34,12 @@ class Health(Enum):
 
 
 def health(*, traffic: bool, leaving: bool, able: bool) -> Health:
-    """What holds for a cluster.
+    """Return the state of health of a cluster.
 
     Args:
-        traffic: nobody has disabled it.
-        leaving: it is about to shut down.
-        able: it could answer: the app's own check has passed, or a worker is ready.
+        traffic: traffic is enabled.
+        leaving: the cluster is about to shut down.
+        able: the cluster could serve: the app's own check has passed, or a worker is ready.
     """
     if leaving or not traffic:
         return Health.DISABLED
@@ -46,9 +47,9 @@ def health(*, traffic: bool, leaving: bool, able: bool) -> Health:
 
 
 def stamp(seconds: float) -> str:
-    """A wall time in the local zone, as JavaScript writes it: `Fri May 18 2012 09:49:49 GMT-0700 (PDT)`.
+    """Return a wall time in the local zone, as JavaScript formats it: `Fri May 18 2012 09:49:49 GMT-0700 (PDT)`.
 
-    The names are English whatever the locale is.
+    Names of days and months are English in every locale.
     """
     when = datetime.fromtimestamp(seconds).astimezone()
     day = f"{_DAYS[when.weekday()]} {_MONTHS[when.month - 1]} {when.day:02d} {when.year}"
@@ -57,14 +58,14 @@ def stamp(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class HealthResponse:
-    """A response, as ASGI has it."""
+    """A response, in the form of ASGI: names of headers are in lower case."""
 
     status: int
     headers: tuple[Header, ...]
     body: bytes = b""
 
     def closing(self) -> HealthResponse:
-        """The same, as the last one on its connection."""
+        """Return this response with `Connection: close`."""
         close = (b"connection", b"close")
         return self if close in self.headers else HealthResponse(self.status, (*self.headers, close), self.body)
 
@@ -74,13 +75,13 @@ _OF_PROXIES = frozenset({b"x-forwarded-for", b"forwarded", b"via"})
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What counts of a request.
+    """The parts of a request that decide about its response.
 
     Attributes:
-        peer: the address at the other end of the socket, whatever headers say; "" for a Unix socket, None if it isn't known.
+        peer: the address at the other end of the socket; headers don't change it. "": a Unix socket. None: not known.
         authorization: the header, or None.
-        browser: whether a browser sent it for a page (`Origin`, `Sec-Fetch-Mode`).
-        forwarded: whether a proxy says that it speaks for another (`X-Forwarded-For`, `Forwarded`, `Via`).
+        browser: a browser sent the request for a page: it has `Origin` or `Sec-Fetch-Mode`.
+        forwarded: a proxy forwarded the request: it has `X-Forwarded-For`, `Forwarded` or `Via`.
     """
 
     method: str
@@ -92,7 +93,7 @@ class Asked:
 
     @classmethod
     def from_headers(cls, method: str, path: str, peer: str | None, headers: Iterable[Header]) -> Asked:
-        """Read what counts off the headers, whose names are in lower case."""
+        """Make one from a request's headers, whose names are in lower case."""
         found = dict(headers)
         authorization = found.get(b"authorization")
         browser = b"origin" in found or b"sec-fetch-mode" in found
@@ -102,12 +103,12 @@ class Asked:
 
 
 class HealthPage:
-    """Makes the answers of one cluster.
+    """The health responses of one cluster.
 
     Args:
-        path: where ECV is asked for.
+        path: the path of ECV.
         since: when the cluster started, wall time in seconds.
-        hostname: this machine's.
+        hostname: the name of this machine.
     """
 
     def __init__(self, path: str, since: float, hostname: str) -> None:
@@ -122,7 +123,14 @@ class HealthPage:
         self._made: dict[tuple[Health, str, int], HealthResponse] = {}
 
     def state(self, found: Health, ip: str, port: int, now: float) -> HealthResponse:
-        """What GET gets; made once a second. `ip` and `port` are ours; "" and 0 where there are none (Unix sockets)."""
+        """Return the response to GET.
+
+        Args:
+            ip: the local address of the connection; "": a Unix socket.
+            port: the local port; 0: a Unix socket.
+            now: wall time in seconds.
+        """
+        # The body has a time in seconds, so one response serves all checks of a second. Load balancers check often.
         second = int(now)
         if second != self._second:
             self._second = second
@@ -140,40 +148,40 @@ class HealthPage:
         return answer if found is not Health.DISABLED else answer.closing()
 
     def _response(self, status: int, body: bytes = b"", *more: Header) -> HealthResponse:
-        """An answer with the headers that all have."""
+        """Return a response with the headers that all of them have."""
         if status == 204:
             return HealthResponse(status, (*self._common, *more))
         size = (b"content-length", str(len(body)).encode())
         return HealthResponse(status, ((b"content-type", b"text/plain"), size, *self._common, *more), body)
 
     def wrong_method(self, *allowed: str) -> HealthResponse:
-        """405, with what is allowed."""
+        """Return 405 with the methods that are allowed."""
         return self._response(405, b"method not allowed\n", (b"allow", ", ".join(allowed).encode()))
 
     def refused(self, status: int) -> HealthResponse:
-        """401 or 403."""
+        """Return the response to a request that may not switch traffic: 401 or 403."""
         if status == 401:
             return self._response(401, b"a valid bearer token is needed\n", (b"www-authenticate", b"Bearer"))
         return self._response(403, b"only from this machine, and neither from a browser's page nor through a proxy\n")
 
     def master_silent(self) -> HealthResponse:
-        """503: the master, whose word it takes, doesn't answer."""
+        """Return 503: traffic can't be switched, because the master doesn't answer."""
         return self._response(503, b"the master doesn't answer\n").closing()
 
     def switched(self, enabled: bool) -> HealthResponse:
-        """It is done, in all workers."""
+        """Return 204: traffic is switched, in all workers."""
         answer = self._response(204)
         return answer if enabled else answer.closing()
 
 
 def switches(path: str) -> dict[str, bool]:
-    """The paths that steer traffic, and whether they enable it."""
+    """Return the paths that switch traffic, each with whether it enables traffic."""
     base = path.rstrip("/")
     return {f"{base}/enable": True, f"{base}/disable": False}
 
 
 def objection(page: HealthPage, asked: Asked, switches: Mapping[str, bool], token: str | None) -> HealthResponse | None:
-    """The answer to a request that isn't for the health if it is wrong or not allowed; None: traffic shall be switched."""
+    """Return the response that refuses a request to switch traffic; None: the request is valid and allowed."""
     if asked.path not in switches:
         return page.wrong_method("GET", "HEAD")
     if asked.method != "POST":
@@ -183,11 +191,11 @@ def objection(page: HealthPage, asked: Asked, switches: Mapping[str, bool], toke
 
 
 def refusal(asked: Asked, token: str | None) -> int | None:
-    """Why a request may not steer traffic: 401 or 403, or None if it may.
+    """Return the status that refuses a request to switch traffic: 401 or 403; None: it is allowed.
 
-    With a token it is the token alone that counts. Without one only this machine may; but not for a page in a browser that
-    runs here, nor through a proxy that does: both are a stranger's word from a loopback address or a Unix socket. No header
-    can grant anything; these deny.
+    If a token is set, the token alone decides. Otherwise the request must come from this machine, and neither from a page in a
+    browser here nor through a proxy here: both carry the request of a stranger, though their peer address is loopback or a Unix
+    socket. Headers can only take the permission away, never grant it.
     """
     if token is not None:
         return None if bears(asked.authorization, token) else 401
@@ -195,18 +203,18 @@ def refusal(asked: Asked, token: str | None) -> int | None:
 
 
 def bears(authorization: str | None, token: str) -> bool:
-    """Whether the header `Authorization` bears that token. How long this takes tells nothing of the token."""
+    """Return whether the header `Authorization` has that token. The time that this takes reveals nothing about the token."""
     scheme, _, given = (authorization or "").partition(" ")
     same = hmac.compare_digest(given.strip().encode(errors="replace"), token.encode(errors="replace"))
     return same and scheme.lower() == "bearer"
 
 
 def is_local(peer: str | None) -> bool:
-    """Whether a peer is on this machine for certain: a loopback address, or "" for a Unix socket."""
+    """Return whether a peer is certain to be on this machine: it has a loopback address, or "" for a Unix socket."""
     if not peer:
         return peer == ""
     try:
-        address = ipaddress.ip_address(peer.partition("%")[0])
+        address = ipaddress.ip_address(peer.partition("%")[0])  # without the zone of a link-local address
     except ValueError:
         return False
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None

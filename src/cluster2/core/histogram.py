@@ -1,7 +1,8 @@
-"""How long requests take, counted in buckets: small, fixed, and sums of it mean something.
+"""A histogram of request durations with fixed buckets, and its quantiles.
 
-A worker counts each request that it measures in one bucket. Buckets of several workers, or of several lives, are added one by
-one; a quantile is found as Prometheus' `histogram_quantile` finds it, so that all who show one show the same.
+A worker counts each request that it measures in one bucket. Histograms of several workers, and of workers that have ended, are
+added bucket by bucket. Quantiles are interpolated as in Prometheus' `histogram_quantile`, so `status`, the monitor's page and a
+Prometheus server show the same figures.
 """
 
 from __future__ import annotations
@@ -11,23 +12,24 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 BUCKET_BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""The upper bounds of the buckets in seconds, inclusive; one more bucket is for what took longer."""
+"""The upper bounds of the buckets in seconds, inclusive. One more bucket counts the requests that took longer."""
 
 
 def bucket(seconds: float) -> int:
-    """The bucket that a request of that length belongs to, from 0 to `len(BUCKET_BOUNDS_S)`."""
+    """Return the index of the bucket for a request of that duration, from 0 to `len(BUCKET_BOUNDS_S)`."""
     return bisect_left(BUCKET_BOUNDS_S, seconds)
 
 
 def quantile(counts: Sequence[int], share: float, slowest: float = 0.0) -> float | None:
-    """How long requests took at most, but for the slowest ones; None if there are none.
+    """Return a quantile of the durations, in seconds; None: no request was measured.
 
-    Within a bucket requests are taken for evenly spread; beyond the last bound that bound is all that is known, or the slowest.
+    Durations within a bucket are taken as evenly spread. In the bucket beyond the last bound the slowest request is the upper
+    bound; if that isn't known, the last bound is returned.
 
     Args:
         counts: requests by bucket.
-        share: of the requests, 0.99 for the 99th percentile.
-        slowest: how long the slowest of them took, in seconds: nothing above it is returned; 0: that isn't known.
+        share: the share of requests below the quantile: 0.99 for the 99th percentile.
+        slowest: the duration of the slowest request in seconds; the result isn't above it. 0: not known.
     """
     found = _interpolated(counts, share, slowest)
     return min(found, slowest) if found is not None and slowest else found
@@ -44,10 +46,10 @@ def _interpolated(counts: Sequence[int], share: float, slowest: float) -> float 
 
 
 def summary(counts: Sequence[int], slowest: float = 0.0) -> dict[str, Any] | None:
-    """What `status` tells of it, times in seconds; None if none was measured.
+    """Return the quantiles that `status` shows, in seconds; None: no request was measured.
 
     Args:
-        slowest: how long the slowest of them took; 0: that isn't known.
+        slowest: the duration of the slowest request in seconds; 0: not known.
     """
     measured = sum(counts)
     if not measured:

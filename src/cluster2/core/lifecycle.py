@@ -1,8 +1,8 @@
-"""The life of one worker, as a table.
+"""The lifecycle of a worker as a table of states and events.
 
-A worker, seen from the master, is in one state; what happens to it is one event; the table tells the next state and what
-the master has to do. It is total: each pair of state and event stands in it, so that no fact can arrive that nobody thought
-of. Nothing here touches a process: `master.actions` carries out what the table says.
+The table gives, for a worker's state and an event, the next state and the actions of the master. Invariant: it is total, so each
+event has a defined effect in each state. A test checks that. This module is pure;
+`processes.master.workers.lifecycle_actions` carries the actions out.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from enum import Enum, IntEnum
 from typing import Literal, NamedTuple
 
 LifePhase = Literal["import", "fork", "startup", "serving", "drain"]
-"""What a worker is doing, or was doing when it ended. `startup`: `worker.on_start` hooks and the app's lifespan."""
+"""The phase of a worker, or the one in which it ended. `startup`: `worker.on_start` hooks and the app's lifespan."""
 
 PHASES = ("booting", "serving", "degraded", "leaving", "draining", "stopping")
-"""Where a cluster can be; the places stand in the scoreboard."""
+"""The phases of a cluster. The scoreboard has the index, so the order is part of its format."""
 MODES = ("batch", "one_by_one", "handoff")
-"""How a worker can take connections (`worker.pace`), likewise."""
+"""The modes in which a worker takes connections (`processes.worker.sampling.accept_mode`). The scoreboard has the index."""
 
 
 class WorkerState(IntEnum):
-    """Where a worker is. The numbers stand in the scoreboard."""
+    """The state of a worker. The scoreboard has the numbers."""
 
-    SPAWNING = 1  # asked for; no process is known yet
-    BOOTING = 2  # its process exists; it starts the engine
+    SPAWNING = 1  # ordered from the zygote; its pid isn't known yet
+    BOOTING = 2  # the process exists and starts the engine
     READY = 3  # it serves
-    DRAINING = 4  # it takes nothing new and finishes what it has
-    DYING = 5  # it was sent SIGKILL
+    DRAINING = 4  # it accepts no connections and finishes its requests
+    DYING = 5  # the master has sent SIGKILL
     DEAD = 6  # reaped
 
     @property
@@ -41,11 +41,11 @@ def state_label(code: int) -> str:
 
 
 def mode_label(code: int, *, draining: bool) -> str:
-    """Return how a worker takes connections, as users see it; `unknown`: there is no such mode.
+    """Return the name of a worker's mode that users see; `unknown`: there is no such mode.
 
     Args:
-        code: its place in `MODES`, from the scoreboard.
-        draining: the worker itself has begun to drain: then it takes none.
+        code: the index in `MODES`, from the scoreboard.
+        draining: the worker has begun to drain, so it takes no connections: `none`.
     """
     if draining:
         return "none"
@@ -53,27 +53,27 @@ def mode_label(code: int, *, draining: bool) -> str:
 
 
 class WorkerEvent(Enum):
-    """What can happen to a worker."""
+    """An event in the life of a worker."""
 
     FORKED = "its process exists"
     READY = "it says that it serves"
-    DRAIN = "it is to leave, politely"
-    KILL = "it is to leave at once"
-    EXITED = "it was reaped, or never came to be"
+    DRAIN = "it is to drain and exit"
+    KILL = "it is to exit at once"
+    EXITED = "it was reaped, or was never made"
 
 
 class WorkerAction(Enum):
-    """What the master does about it."""
+    """An action of the master on a worker."""
 
     WATCH = "watch the process, write its pid file"
-    ANNOUNCE = "tell that it serves"
+    ANNOUNCE = "emit the event that it serves"
     TELL_DRAIN = "send it the order to drain"
     SIGKILL = "send it SIGKILL, if it has a process"
-    BURY = "forget it: row, channel, pid file"
+    BURY = "release its row, channel and pid file"
 
 
 class Step(NamedTuple):
-    """A cell of the table."""
+    """A cell of the table: the next state, and the actions."""
 
     state: WorkerState
     actions: tuple[WorkerAction, ...] = ()
@@ -99,11 +99,11 @@ TRANSITIONS: dict[tuple[WorkerState, WorkerEvent], Step] = {
     (_S.READY, _E.EXITED): Step(_S.DEAD, (_A.BURY,)),
     (_S.DRAINING, _E.FORKED): Step(_S.DRAINING, (_A.WATCH,)),
     (_S.DRAINING, _E.READY): Step(_S.DRAINING),
-    # Once more: this time it may be for the last time, and then nothing goes to the keeper any more.
+    # A second order differs: it may be that of a shutdown, after which no connection is handed to the keeper any more.
     (_S.DRAINING, _E.DRAIN): Step(_S.DRAINING, (_A.TELL_DRAIN,)),
     (_S.DRAINING, _E.KILL): Step(_S.DYING, (_A.SIGKILL,)),
     (_S.DRAINING, _E.EXITED): Step(_S.DEAD, (_A.BURY,)),
-    # Killed before its pid was known: the signal is sent when it becomes known.
+    # It was to be killed before its pid was known: the signal is sent as soon as it is.
     (_S.DYING, _E.FORKED): Step(_S.DYING, (_A.WATCH, _A.SIGKILL)),
     (_S.DYING, _E.READY): Step(_S.DYING),
     (_S.DYING, _E.DRAIN): Step(_S.DYING),
@@ -118,20 +118,20 @@ TRANSITIONS: dict[tuple[WorkerState, WorkerEvent], Step] = {
 
 
 def step(state: WorkerState, event: WorkerEvent) -> Step:
-    """What follows from an event in a state."""
+    """Return the cell of the table for an event in a state."""
     return TRANSITIONS[state, event]
 
 
 LIVE_STATES = frozenset({WorkerState.SPAWNING, WorkerState.BOOTING, WorkerState.READY})
-"""States of a worker that serves or is about to."""
+"""The states of a worker that serves or will serve."""
 
 
 def life_phase(state: WorkerState, *, executed: bool, started: bool) -> LifePhase:
-    """Return what a worker in this state is doing.
+    """Return the phase of a worker in this state.
 
     Args:
-        executed: it was executed, not forked: it imports the app itself.
-        started: its own code runs: the app is imported.
+        executed: the worker was executed, not forked, so it imports the app itself.
+        started: the worker's own code runs: the app is imported.
     """
     match state:
         case WorkerState.READY:

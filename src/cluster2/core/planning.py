@@ -1,7 +1,7 @@
-"""What the master decides, as pure functions of what it knows and the time.
+"""Decide which workers the master makes and retires, and when a crashed process may be replaced.
 
-`plan` compares what is wanted with what is there and says what to do next; `Restarts` says when a crashed worker may be
-replaced, `RestartBackoff` when a helper may. All are tested without a process and with a clock of the test's own.
+`plan` compares the wanted workers with the observed ones and returns the next decisions. `Restarts` has the back-off of slots,
+`RestartBackoff` that of helpers. All of it is pure: tests need no processes, and give the time.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ MAX_BACKOFF_S = 15.0
 _MAX_BACKOFF_STEPS = 50
 """Steps of growth after which every back-off has reached its longest."""
 FAIR_SHARE = 1.02
-"""Share of the mean number of connections that a worker may have before it is steered around (and one more)."""
+"""A worker gets no new connections if it has more than this share of the mean number, plus one."""
 SHORT_LIFE_S = 1.0
-"""A worker that lived for less has achieved nothing: its slot's next one waits a little longer each time."""
+"""Seconds. An earlier end of a worker counts as a failed start: its slot backs off, longer each time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the cluster should be.
+    """The workers that the cluster should have.
 
     Attributes:
-        slots: how many workers.
-        generation: of all of them.
+        slots: the number of workers.
+        generation: the generation of all of them.
         surge: how many may be replaced at a time.
     """
 
@@ -41,10 +41,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """One worker, as far as decisions need to know it.
+    """The facts about a worker that decisions need.
 
     Attributes:
-        replace: since when it is to be replaced within its generation; None: it isn't. First come, first served.
+        replace: since when the worker is to be replaced within its generation; None: it isn't. The earliest is replaced first.
     """
 
     incarnation: int
@@ -64,7 +64,7 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """Have this worker drain and leave: its successor serves, its slot has a better one, or its slot is not wanted."""
+    """Drain this worker: its successor serves, its slot has a better worker, or its slot isn't wanted."""
 
     incarnation: int
 
@@ -91,13 +91,13 @@ def plan(
 ) -> list[Decision]:
     """Return what to do next, for every set of workers that can be observed.
 
-    Each wanted slot has one live worker (`lifecycle.LIVE`) of the wanted generation. An outdated worker is retired only after
+    Each wanted slot has one live worker (`lifecycle.LIVE_STATES`) of the wanted generation. An outdated worker is retired only after
     its successor is ready. A slot whose last retirement is still under way waits. Slots beyond the wanted number are retired.
 
     Invariants, whatever is observed:
 
-    - After the decisions at most `wanted.slots + wanted.surge` workers are live. Workers that drain do not count: how long
-      they take is up to their clients, and a reload does not wait for them.
+    - After the decisions at most `wanted.slots + wanted.surge` workers are live. Workers that drain do not count: their clients
+      decide how long that takes, and a reload does not wait for them.
     - A slot keeps at most one current and one outdated worker. All others are surplus and are retired.
     - A wanted slot that has a ready worker keeps one.
 
@@ -127,9 +127,9 @@ def plan(
     if first is not None:
         empty = [each.slot for each in slots if each.current is None and each.outdated is None]
         decisions += [Spawn(slot, first) for slot in empty if slot not in blocked_slots]
-    room = max(0, wanted.surge - len(pairs))
+    spare = max(0, wanted.surge - len(pairs))
     beside = _fallbacks(slots, fallback) + _successors(slots, new, leaving)
-    decisions += [spawn for spawn in beside if spawn.slot not in blocked_slots][:room]
+    decisions += [spawn for spawn in beside if spawn.slot not in blocked_slots][:spare]
     return decisions
 
 
@@ -172,7 +172,7 @@ def _keep_best(
         outdated = [
             worker
             for worker in live
-            # Where a fallback can be had, another outdated worker that doesn't serve yet is of no use.
+            # If the fallback generation is available, an outdated worker of another one that isn't ready is of no use.
             if worker not in current
             and (
                 not fallback_available or worker.generation == fallback_generation or worker.state is WorkerState.READY
@@ -195,7 +195,7 @@ def _end_surplus_pairs(pairs: list[_Slot], surge: int) -> list[Decision]:
     def is_ready(worker: WorkerView | None) -> bool:
         return worker is not None and worker.state is WorkerState.READY
 
-    # Those that are nearest to their end go on. `sorted` is stable: of equals, the lower slots.
+    # Pairs whose new worker is ready go on, since they end soonest. `sorted` is stable: of equals, the lower slots go on.
     surplus = sorted(pairs, key=lambda pair: not is_ready(pair.current))[surge:]
     # The outdated worker stays, unless only the current one serves.
     only_current = [pair for pair in surplus if is_ready(pair.current) and not is_ready(pair.outdated)]
@@ -204,7 +204,7 @@ def _end_surplus_pairs(pairs: list[_Slot], surge: int) -> list[Decision]:
 
 
 def _fallbacks(slots: Iterable[_Slot], fallback: int | None) -> list[Spawn]:
-    """Return the slots whose only worker is of unproved code and doesn't serve: the worker of old code beside it has died."""
+    """Return the slots whose only worker is unproved and not ready, because the old worker beside it has ended."""
     if fallback is None:
         return []
     return [
@@ -215,7 +215,7 @@ def _fallbacks(slots: Iterable[_Slot], fallback: int | None) -> list[Spawn]:
 
 
 def _successors(slots: Iterable[_Slot], generation: int | None, leaving: Collection[int]) -> list[Spawn]:
-    """Return the slots whose only worker is outdated, in the order in which it became so."""
+    """Return the slots whose only worker is outdated, in the order in which they became outdated."""
     if generation is None:
         return []
     due = sorted(
@@ -227,12 +227,12 @@ def _successors(slots: Iterable[_Slot], generation: int | None, leaving: Collect
 
 
 class Load(NamedTuple):
-    """What a worker that takes connections itself has to do.
+    """The load of a worker whose engine accepts connections itself.
 
     Attributes:
-        place: in the steered group.
+        place: its index in the group of steered sockets.
         in_flight: requests under way.
-        connections: open, as far as it has counted them.
+        connections: open connections that the worker has counted.
     """
 
     place: int
@@ -241,14 +241,16 @@ class Load(NamedTuple):
 
 
 def lightest(loads: Sequence[Load], *, by_requests: bool) -> list[int]:
-    """The places that new connections should go to; all of them where there is nothing to choose.
+    """Return the places that new connections should go to; all places if no worker is better than the others.
 
-    Those with the fewest requests under way, and of them those that haven't clearly more than their share of connections.
+    These are the workers with the fewest requests under way. A worker with clearly more than its share
+    of connections is left out.
 
     Args:
-        by_requests: handlers are long; while they are short, requests under way say nothing about the next moment.
+        by_requests: handlers are long, so the number of requests under way counts. While handlers are short, it doesn't predict
+            the next moment.
     """
-    # Fewer than none can't be: such a worker's claim must not draw all connections to it.
+    # A negative number is a worker's false claim: it must not draw all connections to that worker.
     fewest = min((load.in_flight for load in loads if load.in_flight >= 0), default=0)
     free = [load for load in loads if load.in_flight == fewest] if by_requests else []
     free = free or list(loads)
@@ -258,11 +260,11 @@ def lightest(loads: Sequence[Load], *, by_requests: bool) -> list[int]:
 
 
 class Backoff(NamedTuple):
-    """A slot whose next worker has to wait.
+    """A slot that backs off: its next worker isn't made yet.
 
     Attributes:
-        seconds: that it waits still.
-        young_deaths: workers of the slot that died within `SHORT_LIFE_S`, one after the other.
+        seconds: seconds until it may be made.
+        young_deaths: consecutive workers of the slot that ended within `SHORT_LIFE_S`.
     """
 
     slot: int
@@ -272,11 +274,11 @@ class Backoff(NamedTuple):
 
 @dataclass(slots=True)
 class Restarts:
-    """When a crashed worker may be replaced.
+    """The back-off of slots whose workers crash.
 
-    The first crash in a slot costs nothing: the successor is forked at once. A slot whose workers die young waits longer each
-    time (×1.5, at most 15 s; the idea of PM2 and einhorn). More than `limit` crashes of the whole cluster within `window`
-    seconds make it *degraded* (Erlang's restart intensity): then every restart waits, until the window has passed.
+    The first crash in a slot has no delay: its next worker is made at once. If workers of a slot end within `SHORT_LIFE_S`, the slot waits
+    longer each time (×1.5, at most 15 s, as PM2 and einhorn do). More than `limit` crashes of the whole cluster within `window`
+    seconds make the cluster *degraded* (Erlang's restart intensity): then every restart waits until the window has passed.
     """
 
     limit: int
@@ -288,14 +290,14 @@ class Restarts:
     degraded: bool = False
 
     def crashed(self, slot: int, uptime: float, now: float) -> float:
-        """Count a worker that died although it was not meant to.
+        """Count the crash of a worker.
 
         Args:
-            uptime: seconds.
+            uptime: seconds from the order to fork the worker to its end.
             now: seconds on a monotonic clock.
 
         Returns:
-            Seconds until its slot may have another.
+            Seconds until the slot's next worker may be made.
         """
         self._crashes.append(now)
         self._forget(now)
@@ -310,9 +312,9 @@ class Restarts:
         return wait
 
     def refused(self, slot: int, now: float) -> None:
-        """Put off the next attempt to make a worker, since the system refused this one: later each time.
+        """Postpone the next attempt to make a worker, because the system refused this one; longer each time.
 
-        That is no crash of the app: it makes no cluster degraded.
+        A refusal is no crash of the app, so it doesn't make the cluster degraded.
         """
         times = self._refused[slot] = self._refused.get(slot, 0) + 1
         self._not_before[slot] = max(self._not_before.get(slot, 0.0), now + _backoff(_FIRST_BACKOFF_S, times - 1))
@@ -322,7 +324,7 @@ class Restarts:
         self._refused.pop(slot, None)
 
     def settled(self, slot: int) -> None:
-        """The slot's worker is ready and has lived for long enough to count as healthy."""
+        """Note that the slot's worker is ready and has lived long enough to count as healthy."""
         self._young.pop(slot, None)
         self._not_before.pop(slot, None)
 
@@ -338,28 +340,28 @@ class Restarts:
         ]
 
     def next_time(self, now: float) -> float | None:
-        """When the first of them may go on, or None."""
+        """Return when the first slot that waits may go on; None: no slot waits."""
         return min((when for when in self._not_before.values() if when > now), default=None)
 
     def crashes(self, now: float) -> int:
-        """How many within the window."""
+        """Return the number of crashes within the window."""
         self._forget(now)
         return len(self._crashes)
 
     def release(self) -> None:
-        """Let no slot wait any longer. Crashes still count."""
+        """End the back-off of all slots. Crashes still count."""
         self._young.clear()
         self._not_before.clear()
 
     def forgive(self) -> bool:
-        """Forget all crashes: they were those of other code. Returns whether the cluster was degraded."""
+        """Forget all crashes, since they were those of other code. Returns whether the cluster was degraded."""
         self.release()
         self._crashes.clear()
         was, self.degraded = self.degraded, False
         return was
 
     def recovered(self, now: float) -> bool:
-        """Whether a degraded cluster may be called healthy again; it is so from then on."""
+        """Return whether a degraded cluster has recovered: no crash was within the window. From then on it isn't degraded."""
         if self.degraded and not self.crashes(now):
             self.degraded = False
             return True
@@ -371,21 +373,21 @@ class Restarts:
 
 
 def _backoff(first: float, steps: int) -> float:
-    """Seconds to wait after so many steps of growth."""
-    # Bounded before the power is taken: a night of crashes would take it beyond what a float can hold.
+    """Return the seconds to wait after so many steps of growth."""
+    # The exponent is bounded: after a night of crashes the power would overflow a float.
     return min(MAX_BACKOFF_S, first * _BACKOFF_FACTOR ** min(steps, _MAX_BACKOFF_STEPS))
 
 
 @dataclass(slots=True)
 class RestartBackoff:
-    """How long one waits until a helper that has ended is started again.
+    """The pause before a helper that has ended is started again.
 
-    Not at all after its first end; then longer each time, until one has lived for a while.
+    There is no pause after its first end. Each later pause is longer, until a helper has lived for `settled` seconds.
 
     Attributes:
-        settled: seconds of life after which its end counts as the first one again.
-        first: seconds of the second pause; each later one is twice as long.
-        longest: seconds that none exceeds.
+        settled: seconds of life after which an end counts as the first one again.
+        first: seconds of the second pause; each later pause is twice as long.
+        longest: seconds of the longest pause.
     """
 
     settled: float
@@ -394,7 +396,7 @@ class RestartBackoff:
     _next: float = 0.0
 
     def after(self, lived: float) -> float:
-        """The pause, in seconds, after the end of one that has lived for so many."""
+        """Return the seconds to wait after the end of a helper that has lived for so many seconds."""
         pause = 0.0 if lived >= self.settled else self._next
         self._next = min(max(self.first, 2 * pause), self.longest)
         return pause

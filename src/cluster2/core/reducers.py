@@ -1,4 +1,4 @@
-"""How the answers of several workers become one: the reducers of component status, by name."""
+"""The reducers of component status: functions that make one value of those of several workers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ Reducer = Callable[[Sequence[Any]], Any]
 
 
 def add(values: Sequence[Any]) -> Any:
-    """Their sum; 0 of nothing."""
+    """Return the sum of the values; 0 if there are none."""
     return sum(values)
 
 
 def concat(values: Sequence[Any]) -> Any:
-    """One list of all their items; one text, if they are texts."""
+    """Join the values: lists to one list, texts to one text."""
     if values and all(isinstance(value, str) for value in values):
         return "".join(values)
     if not all(isinstance(value, (list, tuple)) for value in values):
@@ -23,26 +23,26 @@ def concat(values: Sequence[Any]) -> Any:
 
 
 def avg(values: Sequence[Any]) -> Any:
-    """Their mean; None of nothing."""
+    """Return the mean of the values; None if there are none."""
     return sum(values) / len(values) if values else None
 
 
 def array(values: Sequence[Any]) -> Any:
-    """The values themselves."""
+    """Return the values as a list."""
     return list(values)
 
 
 def first(values: Sequence[Any]) -> Any:
-    """That of the lowest slot; None of nothing."""
+    """Return the value of the lowest slot; None if there are none."""
     return values[0] if values else None
 
 
 REDUCERS: dict[str, Reducer] = {"sum": add, "concat": concat, "avg": avg, "array": array, "first": first}
-"""By name. They get the values in the order of the workers' slots."""
+"""The reducers by name. A reducer gets the values in the order of the workers' slots."""
 
 
 def named(reducer: str | Reducer) -> Reducer:
-    """The function of a reducer. Raises ValueError for a name that isn't one."""
+    """Return the function of a reducer. Raises ValueError: no reducer has that name."""
     if not isinstance(reducer, str):
         return reducer
     if reducer not in REDUCERS:

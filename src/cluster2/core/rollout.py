@@ -1,13 +1,13 @@
-"""A change of generation under way: what has to be shown before the old one may go.
+"""The stages of a change of generation: the new one must prove itself before old workers are retired.
 
     LOADING ──prepared──> PROVING ──the first new worker has settled──> ROLLING ──no old worker is left──> done
 
-While loading and proving, the old generation is untouched: it serves, and dead workers are replaced from its own zygote. One
-successor is made; only when it has been ready for a moment, and lives still, are predecessors retired. If the app can't be
-loaded, or a new worker doesn't become ready, or crashes while the change is under way, it is abandoned: wanted is the old
-generation again, and what the new one has is replaced.
+While the change is loading and proving, the old generation serves unchanged, and crashed workers are replaced from its own
+zygote. The master makes one new worker. It retires old workers only after that worker has been ready for `SETTLE_S` and still
+runs. The change is abandoned if the app can't be loaded, if a new worker doesn't become ready, or if one crashes during the
+change. Then the old generation is wanted again, and workers of the new one are replaced.
 
-Nothing here touches a process or a clock.
+This module is pure: it uses neither processes nor a clock.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from enum import Enum
 from .planning import WorkerView
 
 SETTLE_S = 0.2
-"""Seconds that the first new worker must live, once ready, before an old one is retired for it."""
+"""Seconds for which the first new worker must have been ready before an old worker is retired."""
 
 
 class Stage(Enum):
-    """How far a change of generation is."""
+    """The stage of a change of generation."""
 
     LOADING = "loading"
     PROVING = "proving"
@@ -35,7 +35,7 @@ class Rollout:
     """A change from one generation to the next.
 
     Attributes:
-        settles_at: when the first new worker will have settled; None: it isn't ready yet.
+        settles_at: when the first new worker will have settled, by the caller's clock; None: it isn't ready yet.
     """
 
     old: int
@@ -44,27 +44,27 @@ class Rollout:
     settles_at: float | None = None
 
     def on_loaded(self) -> None:
-        """The new code is loaded."""
+        """Note that the new code is loaded."""
         self.stage = Stage.PROVING
 
     def ready(self, generation: int, now: float) -> None:
-        """A worker became ready."""
+        """Note that a worker of that generation became ready."""
         if self.stage is Stage.PROVING and generation == self.new and self.settles_at is None:
             self.settles_at = now + SETTLE_S
 
     def advance(self, now: float) -> None:
-        """Some time has passed."""
+        """Start to roll if the first new worker has settled by now."""
         if self.stage is Stage.PROVING and self.settles_at is not None and now >= self.settles_at:
             self.stage = Stage.ROLLING
 
     def may_retire(self) -> bool:
-        """Whether predecessors may go."""
+        """Return whether old workers may be retired."""
         return self.stage is Stage.ROLLING
 
     def finished(self, workers: Iterable[WorkerView]) -> bool:
-        """Whether no worker of another generation is left, draining ones included."""
+        """Return whether the change is complete: no worker of another generation is left, not even one that drains."""
         return self.stage is Stage.ROLLING and all(worker.generation == self.new for worker in workers)
 
     def replaced(self, workers: Iterable[WorkerView]) -> int:
-        """How many new workers there are, for those who watch."""
+        """Return the number of workers of the new generation, for progress lines."""
         return sum(worker.generation == self.new for worker in workers)

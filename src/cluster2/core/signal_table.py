@@ -1,6 +1,6 @@
-"""What each signal does to each kind of process: the one declaration.
+"""The effect of each signal on each kind of process, declared once.
 
-`kernel.signals` makes it so, `docs/signals.md` shows it, and a test compares both with real processes.
+`linux.signals` sets the dispositions, `docs/signals.md` shows the table, and a test compares both with real processes.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ SIGNAL_ROLES: tuple[Role, ...] = ("master", "worker", "zygote", "keeper", "monit
 
 
 class Disposition(Enum):
-    """What the kernel is told to do with a signal."""
+    """The disposition of a signal: how a process has the kernel deliver it."""
 
     HANDLED = "call a handler"
     IGNORED = "ignore it, also in programs that are executed"
-    DROPPED = "call a handler that does nothing"
+    DROPPED = "call a handler that does nothing"  # not ignored: programs that are executed have the default again
     DEFAULT = "do what it always does"
 
 
 class Effect(NamedTuple):
-    """What comes of a signal.
+    """The effect of a signal on a process.
 
     Attributes:
-        text: for the table in the docs.
+        text: the cell of the table in the docs.
     """
 
     disposition: Disposition
@@ -89,7 +89,7 @@ SIGNAL_EFFECTS: dict[str, dict[Role, Effect]] = {
     "SYS": _FATAL,
     "TRAP": _FATAL,
 }
-"""The effect by the signal's name, without SIG, and by the kind of process."""
+"""The effects by the signal's name without SIG, and by the kind of process."""
 
 
 def table() -> str:

@@ -1,10 +1,11 @@
-"""Single flight: equal requests that are under way at the same time are one piece of work with several askers.
+"""Single flight: equal requests that are under way at the same time share one call.
 
-A *flight* is a piece of work from the first request to its answer. It waits for its turn if too many of its kind are under
-way; others may join it; an asker may leave it, and a flight that nobody waits for any more is over. Work that nobody waits
-for from the start (`asker=None`) is done all the same, each for itself.
+A *flight* is a piece of work from the first request to its result. It waits for its turn if too many flights of its kind are
+under way. An *asker* is a caller that waits for the result. Askers with an equal request join the flight, and each may leave it.
+A flight that all askers have left is over. A request without an asker (`asker=None`) isn't joined with others and is always
+done.
 
-Pure: who runs the work, and what the time is, is not known here.
+This module is pure: the caller runs the work and gives the time.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ class Flight(Generic[A]):
 
     Attributes:
         request: the first request.
-        key: what makes others equal to it; None: nothing does.
-        askers: who waits, each with its deadline on the caller's clock.
-        lone: to be done although nobody waits.
-        begun: it has had its turn.
-        over: it has ended, or everybody has left.
-        runner: what does it; the caller's.
+        key: requests with an equal key join this flight; None: no request does.
+        askers: the askers that wait, each with its deadline on the caller's clock.
+        lone: the request has no asker, and is done all the same.
+        begun: the flight has had its turn.
+        over: the flight has ended, or all askers have left.
+        runner: the caller's handle of the running work.
     """
 
     __slots__ = ("askers", "begun", "key", "lone", "over", "request", "runner")
@@ -41,10 +42,10 @@ class Flight(Generic[A]):
 
 
 class SingleFlight(Generic[A]):
-    """The work of one kind.
+    """The flights of one kind of work.
 
     Args:
-        limit: how many may be under way at a time.
+        limit: how many flights may be under way at a time.
     """
 
     def __init__(self, limit: int) -> None:
@@ -55,19 +56,20 @@ class SingleFlight(Generic[A]):
         self._all: dict[Flight[A], None] = {}
 
     def __len__(self) -> int:
-        """Flights that wait or are under way; those that everybody has left are not counted."""
+        """Return the number of flights that wait or are under way. Flights that all askers have left don't count."""
         return len(self._all)
 
     def __iter__(self) -> Iterator[Flight[A]]:
-        """The same, as they are now."""
+        """Iterate over a copy of these flights."""
         return iter(list(self._all))
 
     def join_or_begin(self, request: Any, key: Hashable | None, asker: A | None, deadline: float) -> Flight[A]:
-        """Join the flight of that key, or begin one; `next_flight` gives it out then.
+        """Join the flight with that key, or add a new one to the queue of `next_flight`.
 
         Args:
-            key: None: it is equal to nothing.
-            asker: None: nobody waits for it; it is equal to nothing either.
+            key: None: the request is equal to no other.
+            asker: None: no caller waits; then the request is equal to no other either.
+            deadline: when the asker gives up, on the caller's clock.
         """
         if asker is None:
             flight: Flight[A] = Flight(request, None, True)
@@ -85,17 +87,17 @@ class SingleFlight(Generic[A]):
         return flight
 
     def next_flight(self) -> Flight[A] | None:
-        """The next flight that may begin now; whoever gets it must `finish` it."""
+        """Return the next flight that may begin now; None: there is none. The caller must `finish` it."""
         while self._waiting and self._under_way < self._limit:
             flight = self._waiting.popleft()
-            if not flight.over:
+            if not flight.over:  # all its askers may have left while it waited
                 flight.begun = True
                 self._under_way += 1
                 return flight
         return None
 
     def leave(self, flight: Flight[A], asker: A) -> bool:
-        """Somebody waits no more. Returns whether nobody does: then nobody can join it any more either."""
+        """Remove an asker. Returns whether it was the last one; then the flight is over, and can't be joined any more."""
         flight.askers.pop(asker, None)
         if flight.askers or flight.lone or flight.over:
             return False
@@ -103,14 +105,14 @@ class SingleFlight(Generic[A]):
         return True
 
     def finish(self, flight: Flight[A]) -> dict[A, float]:
-        """A flight that had its turn is done: who is to have the answer."""
+        """End a flight that has had its turn. Returns the askers that wait for the result, with their deadlines."""
         self._under_way -= 1
         self._forget(flight)
         askers, flight.askers = flight.askers, {}
         return askers
 
     def expired(self, now: float) -> Iterator[tuple[Flight[A], A]]:
-        """Askers whose deadline has passed."""
+        """Yield the askers whose deadline has passed, each with its flight."""
         for flight in list(self._all):
             for asker, deadline in list(flight.askers.items()):
                 if deadline <= now:

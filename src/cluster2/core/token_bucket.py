@@ -1,30 +1,30 @@
-"""How often something may be told that others can cause: a token bucket, without a clock."""
+"""A token bucket that bounds log lines which clients and apps can cause. It has no clock of its own."""
 
 from __future__ import annotations
 
 LINES_PER_INTERVAL = 10
-"""How often at once."""
+"""The size of the bucket: how many lines may pass at once."""
 LINES_INTERVAL_S = 1.0
-"""Seconds until once more."""
+"""Seconds until another line may pass."""
 
 
 class TokenBucket:
-    """Lets `LINES_PER_INTERVAL` pass at once, then one each `LINES_INTERVAL_S`.
+    """Bounds lines: `LINES_PER_INTERVAL` pass at once, then one each `LINES_INTERVAL_S`.
 
     Attributes:
-        refused: how many haven't passed since the last one that has.
+        refused: how many were refused since the last one that passed. The caller resets it.
     """
 
     __slots__ = ("_as_of", "_left", "refused")
 
     def __init__(self) -> None:
-        """Nothing was asked for yet."""
+        """Make a full bucket."""
         self._left = float(LINES_PER_INTERVAL)
         self._as_of = float("-inf")
         self.refused = 0
 
     def take(self, now: float) -> bool:
-        """Return whether one may pass; `refused` is for the caller to set back then."""
+        """Return whether a line may pass now. If it may, the caller reads `refused` and sets it to 0."""
         self._left = min(float(LINES_PER_INTERVAL), self._left + (now - self._as_of) / LINES_INTERVAL_S)
         self._as_of = now
         if self._left < 1:

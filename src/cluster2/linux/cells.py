@@ -15,7 +15,7 @@ column at once: 4 µs for 64 rows, of which 0.9 µs are the reading.
 
 Bounds say nothing about the truth. A worker can claim that it has no connections, or that its next heartbeat is due in a year.
 `health.Promise` doesn't let the latter hide that it hangs; what a false claim can do to others is bounded where it is used
-(`policy.lightest`, `worker.pace`, `worker.moves`).
+(`core.planning.lightest`, `worker.pace`, `worker.moves`).
 """
 
 from __future__ import annotations

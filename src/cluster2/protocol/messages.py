@@ -1,16 +1,17 @@
-"""What processes of a cluster say to each other: the messages. `codec` makes bytes of them.
+"""The messages between the processes of a cluster. `codec` encodes and decodes them.
 
-Messages are MessagePack of tagged msgspec structs; nothing is ever unpickled. Two kinds of channel carry them:
+Messages are MessagePack of tagged msgspec structs. No process unpickles anything. Two kinds of channel carry them:
 
-- *orders* between the master and a zygote travel as one packet each over a SEQPACKET pair, because descriptors travel with
-  them (`kernel.descriptors`);
-- *talk* between the master and a worker is a byte stream: four bytes of length, most significant first, then the message.
+- *Orders* between the master and a zygote are packets over a SEQPACKET pair, one for each message, because descriptors travel with
+  them (`linux.descriptor_passing`).
+- *Channel messages* between the master and a worker are frames in a byte stream: four bytes of length, most significant first,
+  then the message.
 
-The talk can grow: unknown fields are passed over, and a message of an unknown type is `Unknown`, which the receiver ignores with
-a warning. What can't be understood that way changes PROTOCOL_VERSION, which a worker tells first of all.
+Channel messages can be extended: a receiver skips unknown fields, and ignores a message of an unknown type (`Unknown`) with a
+warning. A change that an older receiver can't handle that way gets a new PROTOCOL_VERSION, which is in a worker's first message.
 
-What users say through it (the payloads: `origin`, `data`, `value`) stays `msgspec.Raw` in the messages: who only passes it on
-never decodes it, and two equal payloads are equal bytes, since keys are sorted.
+The payloads of users (`origin`, `data`, `value`) stay `msgspec.Raw` in the messages. So a process that only passes them on never
+decodes them, and equal payloads are equal bytes, since keys are sorted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 PROTOCOL_VERSION = 1
-"""Of the talk. A worker of another version can't be talked to: a reload after an upgrade that changes it is abandoned."""
+"""The version of the channel messages. A worker with another version is refused, so a reload after such an upgrade is abandoned."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
@@ -28,24 +29,24 @@ class Message(msgspec.Struct, frozen=True, tag=True):
 
 
 CHANNEL_VARIABLE = "_CLUSTER2_CHANNEL"
-"""The variable that tells an executed child the descriptor of its channel."""
+"""The environment variable with the descriptor of the channel, for an executed child."""
 
-# Orders: master → zygote.
+# Orders from the master to a zygote.
 
 
 class Prepare(Message, frozen=True):
-    """Import the app and get ready to fork.
+    """Import the app and get ready to fork workers.
 
-    Its descriptors: a copy of each of `files`.
+    Descriptors: a copy of each of `files`.
 
     Attributes:
         generation: the number of this generation, counted from 1.
         settings: the effective options (`Settings.to_wire`).
-        sources: where each option that isn't a default came from, for messages about it.
-        log: the file that the output of who receives this goes to; "": it stays where it is.
-        files: fields of the options whose files have been read for this generation.
-        objects: fields of the options that are objects of a script's (functions): it has them itself.
-        pinned: false: a script that is executed again is to choose the options of this generation (`Chosen`).
+        sources: the source of each option that isn't a default, for messages about it.
+        log: the file for the output of the receiver; "": its output stays where it is.
+        files: fields of the options whose files the master has read for this generation.
+        objects: fields of the options that are objects (functions) of a script, which the receiver executes and so has itself.
+        pinned: false: a script that is executed again chooses the options of this generation (`Chosen`).
     """
 
     generation: int
@@ -58,12 +59,12 @@ class Prepare(Message, frozen=True):
 
 
 class Socket(msgspec.Struct, frozen=True):
-    """A listening socket whose descriptor travels beside an order.
+    """A listening socket whose descriptor travels with an order.
 
     Attributes:
-        site: index of the app that it belongs to.
-        address: as a user would write it.
-        owned: we opened it; else somebody will go on with its queue when we are gone.
+        site: the index of the app that it belongs to.
+        address: the address in the form of the options.
+        owned: cluster2 opened it. Otherwise its owner (systemd, for one) goes on with its accept queue after the shutdown.
     """
 
     site: int
@@ -74,15 +75,15 @@ class Socket(msgspec.Struct, frozen=True):
 class Fork(Message, frozen=True):
     """Make a worker.
 
-    Its descriptors: `worker_descriptors.WorkerDescriptors`.
+    Descriptors: `worker_descriptors.WorkerDescriptors`.
 
     Attributes:
-        incarnation: names this worker in all messages; never used twice.
-        row: its row of the scoreboard.
-        master: pid of the master, which adopts the worker.
-        keeper: whether there is one.
-        become: true: the process that receives this order is to become the worker itself instead of forking.
-        logs: the directory of log files; "": the worker writes to what it inherits.
+        incarnation: identifies this worker in all messages. It is never used again.
+        row: the worker's row of the scoreboard.
+        master: the pid of the master, which becomes the worker's parent.
+        keeper: there is a keeper.
+        become: the receiver becomes the worker itself instead of forking it.
+        logs: the directory of log files; "": the worker writes to the descriptors that it inherits.
     """
 
     incarnation: int
@@ -97,25 +98,25 @@ class Fork(Message, frozen=True):
 
 
 CONNECTION_REQUEST = b"connection"
-"""monitor → master, with a descriptor: a stream on which to ask as on the control socket."""
+"""The packet from the monitor to the master, with a descriptor: a stream on which the monitor sends commands as on the control socket."""
 
 
 class Reopen(Message, frozen=True):
-    """Somebody has renamed log files: open those of these names again. To zygotes, and as talk to workers."""
+    """Open the log files again, since they were renamed. For zygotes, and as a channel message for workers."""
 
 
 class StartMonitor(Message, frozen=True):
-    """To the monitor, its only order.
+    """Start the monitor: the only order that it gets.
 
-    Its descriptors: the three of the scoreboard, the listening sockets of its page and, if there is one, of the agent-check.
+    Descriptors: the three of the scoreboard, and the listening sockets of its page and, if there is one, of the agent-check.
 
     Attributes:
         settings: the effective options (`Settings.to_wire`).
         port: the first TCP port of the first app that has one; 0: none has.
-        master: pid of the master.
-        version: of the master's package.
-        addresses: that the apps listen on.
-        address: that the monitor listens on.
+        master: the pid of the master.
+        version: the version of the master's package.
+        addresses: the addresses of the apps.
+        address: the address of the monitor.
         log: as in `Prepare`.
     """
 
@@ -128,19 +129,20 @@ class StartMonitor(Message, frozen=True):
     log: str = ""
 
 
-# Orders: zygote → master.
+# Orders from a zygote to the master.
 
 
 class Chosen(Message, frozen=True):
-    """A script, executed again for a new generation, has come to these options. They are the generation's from now on.
+    """The options that a script, executed again for a new generation, has chosen. They are the generation's from now on.
 
-    It is said before the script's process gives up any privileges, and heard once.
+    The zygote sends this before it drops privileges. The master accepts it once for each generation, since the app's code, which
+    runs later, could send it too.
 
     Attributes:
         settings: the effective options (`Settings.to_wire`), with what a reload can't change as it was.
-        sources: where each option that isn't a default came from.
+        sources: the source of each option that isn't a default.
         objects: fields of options that are objects.
-        warnings: a line for each option that has another value now and needs a restart.
+        warnings: a line for each option that has a new value and needs a restart.
     """
 
     settings: dict[str, Any]
@@ -153,13 +155,13 @@ class Prepared(Message, frozen=True):
     """The app is imported.
 
     Attributes:
-        interfaces: of each app, in order.
-        engines: the engine that each will be served by.
-        threads: names of threads that the import left running; with any, forking is unsafe.
-        warnings: what operators should know, a line each.
-        steered: indices of the apps whose engine takes connections itself: each worker needs sockets of its own for them.
-        movable: indices of the apps whose engine lets plain connections outlive their worker.
-        owner: user and group that workers will be, by number.
+        interfaces: the interface of each app, in order.
+        engines: the engine of each app.
+        threads: names of threads that the import has left running. If there are any, forking is unsafe.
+        warnings: warnings for operators, a line each.
+        steered: indices of the apps whose engine accepts connections itself. Each worker needs sockets of its own for them.
+        movable: indices of the apps whose engine supports hand-off of plain connections.
+        owner: the user and group of the workers, by number; -1: unchanged.
     """
 
     interfaces: list[str]
@@ -172,7 +174,7 @@ class Prepared(Message, frozen=True):
 
 
 class PrepareFailed(Message, frozen=True):
-    """The app can't be served. `detail` is the app's own traceback, where there is one."""
+    """The app can't be served. `detail` is the app's own traceback, or ""."""
 
     message: str
     detail: str
@@ -187,21 +189,21 @@ class WorkerForked(Message, frozen=True):
 
 
 class ForkFailed(Message, frozen=True):
-    """There is no such worker: the kernel refused, or the fork hung. `detail` has the stacks of what hung."""
+    """The worker could not be made: the kernel refused the fork, or the fork hung. `detail` has the stacks of a fork that hung."""
 
     incarnation: int
     message: str
     detail: str = ""
 
 
-# Talk: worker → master.
+# Channel messages from a worker to the master.
 
 
 class Started(Message, frozen=True):
-    """The worker's process exists: its first message. The zygote says so as well, but it can die before it does.
+    """The worker's process exists: its first message. The zygote reports that as well, but can end before it does.
 
     Attributes:
-        version: of the talk that it speaks.
+        version: the PROTOCOL_VERSION of the worker.
     """
 
     pid: int
@@ -213,17 +215,17 @@ class Ready(Message, frozen=True):
 
 
 class Leaving(Message, frozen=True):
-    """The worker drains although nobody told it to: it was sent TERM.
+    """The worker drains without an order of the master, because it got a signal.
 
     Attributes:
-        signal: the name of what it was sent.
+        signal: the name of the signal.
     """
 
     signal: str
 
 
 class BootFailed(Message, frozen=True):
-    """The worker can't serve and leaves."""
+    """The worker can't serve, and exits."""
 
     message: str
     detail: str
@@ -231,46 +233,46 @@ class BootFailed(Message, frozen=True):
 
 
 class Note(Message, frozen=True):
-    """Something that an operator should know; becomes a `warning` event."""
+    """A text for operators. The master emits it as a `warning` event."""
 
     text: str
 
 
 class Cut(Message, frozen=True):
-    """The worker drained for as long as it may, and has reset what was not finished; becomes a `warning` event.
+    """The worker's drain has reached `drain_timeout`, and unfinished requests were reset. The master emits a `warning` event.
 
     Attributes:
-        text: what was reset.
+        text: the connections and requests that were reset.
     """
 
     text: str
 
 
 class EndFailed(Message, frozen=True):
-    """The worker has ended its drain, and failed in what it does behind it; it exits with 1. Becomes a `warning` event.
+    """A step after the worker's drain has failed, so it exits with 1. The master emits a `warning` event.
 
     Attributes:
-        text: what failed: the hook with its name, or the shutdown of the app.
+        text: the step that failed: a hook with its name, or the shutdown of the app.
     """
 
     text: str
 
 
 class SetTraffic(Message, frozen=True):
-    """Somebody who may has told the worker to enable or disable traffic, for the whole cluster."""
+    """An authorized request to the worker's health endpoint enables or disables traffic, for the whole cluster."""
 
     enabled: bool
 
 
-# Talk: master → worker.
+# Channel messages from the master to a worker.
 
 
 class Drain(Message, frozen=True):
-    """Take nothing new, finish what is under way, leave.
+    """Drain: accept no more connections, finish the requests under way, exit.
 
     Attributes:
-        last: true at a shutdown: no successor takes what waits, so serve the accept queue to its end first.
-        open_doors: true if newcomers still arrive, because the master cannot hold them back.
+        last: the cluster shuts down. No successor serves the accept queue, so the worker serves it to its end first.
+        open_doors: connections still arrive in the accept queue, because the master cannot hold them back.
     """
 
     last: bool
@@ -278,29 +280,30 @@ class Drain(Message, frozen=True):
 
 
 class KeeperGone(Message, frozen=True):
-    """The keeper is gone for good: no connection comes back any more."""
+    """The keeper has ended and won't be started again: no more connections come back from it."""
 
 
 class TrafficSet(Message, frozen=True):
-    """It is so, in all workers. Answers come in the order of the questions."""
+    """Traffic is switched, in all workers. These messages come in the order of the worker's `SetTraffic`."""
 
     enabled: bool
 
 
 NO_PAYLOAD = msgspec.Raw()
-"""The payload that isn't there. (msgspec can't decode `Raw | None`.)"""
+"""The absent payload. (msgspec can't decode `Raw | None`.)"""
 
-# Talk both ways: events, delegated work, component status. Payloads are MessagePack of plain data.
+# Channel messages both ways: events, delegated calls, component status. Payloads are MessagePack of plain data.
 
 
 class Emit(Message, frozen=True, tag="event", omit_defaults=True):
-    """An event of the user's.
+    """An event of the app's own.
 
     Attributes:
-        event: its name.
-        targets: pids of the workers that are to have it; None: all. From a worker: None for the master's listeners alone,
-            unless it is for `all`.
-        origin: pid of the worker that emitted it; 0: the master.
+        event: the name.
+        targets: pids of the workers that receive it; None: all workers. From a worker: None means the master's handlers alone,
+            unless `all` is true.
+        all: from a worker: all workers receive it too.
+        origin: the pid of the worker that emitted it; 0: the master.
     """
 
     event: str
@@ -311,17 +314,17 @@ class Emit(Message, frozen=True, tag="event", omit_defaults=True):
 
 
 class Delegate(Message, frozen=True, tag="delegate", omit_defaults=True):
-    """Work for the master. The fields are those of the seed's message, and the number.
+    """A delegated call to the master. The fields are those of the message of the Node.js cluster2 of 2012, and the number.
 
     Attributes:
-        delegate: what kind of work.
-        origin: the message itself.
-        number: names it on this channel; in the answer.
-        expect: the kind of answer that is waited for; None: none.
-        matches: what makes it equal to another one; NO_PAYLOAD: the whole of `origin`.
-        timeout: seconds that the asker waits; None: for as long as it takes.
-        notification: the event by which later changes may be published; None: none are wanted.
-        targets: pids of the workers that are to have that event; None: all.
+        delegate: the kind of work.
+        origin: the message of the app.
+        number: identifies the call on this channel; its `CallResult` has the same.
+        expect: the kind of result that the worker waits for; None: it waits for none.
+        matches: calls with equal `matches` are one; NO_PAYLOAD: `origin` is compared instead.
+        timeout: seconds that the worker waits; None: without a bound.
+        notification: the event that publishes later changes; None: no changes are wanted.
+        targets: pids of the workers that receive that event; None: all workers.
     """
 
     delegate: str
@@ -335,7 +338,7 @@ class Delegate(Message, frozen=True, tag="delegate", omit_defaults=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """An error that has travelled: the name of its type, its text, and its traceback as text."""
+    """An error of another process: the name of its type, its text, and its traceback as text."""
 
     type: str
     message: str
@@ -343,7 +346,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class CallResult(Message, frozen=True, tag="answer", omit_defaults=True):
-    """What came of delegated work: a value, or a failure."""
+    """The result of a delegated call: a value, or a failure."""
 
     number: int
     value: msgspec.Raw = NO_PAYLOAD
@@ -351,19 +354,19 @@ class CallResult(Message, frozen=True, tag="answer", omit_defaults=True):
 
 
 class GiveUp(Message, frozen=True, tag="give-up"):
-    """Nobody waits for that answer any more."""
+    """The worker no longer waits for the result of that call."""
 
     number: int
 
 
 class ComponentAnnounced(Message, frozen=True, tag="component"):
-    """The worker can tell the status of that component, from now on."""
+    """The worker has registered that component, and reports its status from now on."""
 
     name: str
 
 
 class View(Message, frozen=True, tag="view", omit_defaults=True):
-    """The master asks for the status of that component."""
+    """A request of the master for the status of that component."""
 
     number: int
     name: str
@@ -371,7 +374,7 @@ class View(Message, frozen=True, tag="view", omit_defaults=True):
 
 
 class Reduce(Message, frozen=True, tag="reduce"):
-    """Reduce these values by the component's own function, which only workers have."""
+    """A request to reduce these values with the component's own function, which only workers have."""
 
     number: int
     name: str
@@ -379,11 +382,11 @@ class Reduce(Message, frozen=True, tag="reduce"):
 
 
 class Viewed(Message, frozen=True, tag="viewed", omit_defaults=True):
-    """The answer to both.
+    """The response to `View` and `Reduce`.
 
     Attributes:
-        reducer: its name; "" if it is a function of the app's.
-        error: why there is no value, or None.
+        reducer: the name of the component's reducer; "": it is a function of the app's.
+        error: why there is no value; None: there is one.
     """
 
     number: int
@@ -393,20 +396,20 @@ class Viewed(Message, frozen=True, tag="viewed", omit_defaults=True):
 
 
 class Update(Message, frozen=True, tag="update"):
-    """Set that component to this value."""
+    """An order to set that component to this value."""
 
     name: str
     value: msgspec.Raw
 
 
 class Unknown(NamedTuple):
-    """A message of a type that this version doesn't know."""
+    """A message of a type that this version doesn't have."""
 
     type: str
 
 
 Orders = Prepare | Fork | Reopen | StartMonitor | Chosen | Prepared | PrepareFailed | WorkerForked | ForkFailed
-Both = Emit | Delegate | CallResult | GiveUp | ComponentAnnounced | View | Reduce | Viewed | Update
+_BothWays = Emit | Delegate | CallResult | GiveUp | ComponentAnnounced | View | Reduce | Viewed | Update
 Talk = (
     Started
     | Ready
@@ -420,5 +423,5 @@ Talk = (
     | KeeperGone
     | TrafficSet
     | Reopen
-    | Both
+    | _BothWays
 )

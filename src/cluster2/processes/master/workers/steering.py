@@ -13,7 +13,7 @@ then the predecessor's is left out, and that one goes on accepting what is on it
 
 **The loop is closed**: while requests come the master looks at each worker's gauge (requests begun and ended, in the scoreboard)
 every 10 ms. Where one has been at the same request between two looks, handlers are long; then it looks every millisecond, and
-steers to the workers with the fewest requests under way (`policy.lightest`), so that nobody new waits behind a handler that holds
+steers to the workers with the fewest requests under way (`core.planning.lightest`), so that nobody new waits behind a handler that holds
 its loop. At all times those are left out that have more than their share of connections. A look costs some 5 µs, another program
 25; with no request in a second it stops, and a tick of the master's finds out when they come again.
 
