@@ -1,1 +1,1 @@
-"""What every process of a cluster uses: option sources, app loading, events, logging, periodic steps."""
+"""The parts that all processes of a cluster share: option sources, app loading, events, logging, periodic steps."""

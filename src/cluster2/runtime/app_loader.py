@@ -1,7 +1,7 @@
-"""What an app is, and of which kind it is.
+"""Load an app and find out its interface: ASGI, WSGI, RSGI or TCP.
 
-A target is a text (`targets`) or the object itself. Its interface is read off its signature; the wrappers
-`asgi`, `wsgi`, `rsgi` and `tcp` say so explicitly where the signature can't.
+A target is a text (`targets`) or the app itself as an object. The interface follows from the signature. If it doesn't, the
+wrappers `asgi`, `wsgi`, `rsgi` and `tcp` declare it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class App:
     """An app that can be served.
 
     Attributes:
-        call: the callable itself.
-        label: how messages name it.
+        call: the callable.
+        label: the name of the app in messages.
     """
 
     call: Callable[..., Any]
@@ -36,46 +36,46 @@ class App:
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """An app whose interface its author has said."""
+    """An app whose author has declared its interface."""
 
     call: Callable[..., Any]
     interface: Interface
 
 
 def asgi(app: Callable[..., Any]) -> Declared:
-    """Say that this is an ASGI 3 app: `await app(scope, receive, send)`."""
+    """Declare an ASGI 3 app: `await app(scope, receive, send)`."""
     return Declared(app, Interface.ASGI)
 
 
 def wsgi(app: Callable[..., Any]) -> Declared:
-    """Say that this is a WSGI app: `app(environ, start_response)` (PEP 3333)."""
+    """Declare a WSGI app: `app(environ, start_response)` (PEP 3333)."""
     return Declared(app, Interface.WSGI)
 
 
 def rsgi(app: Callable[..., Any]) -> Declared:
-    """Say that this is an RSGI app: `await app(scope, protocol)`, or an object with `__rsgi__`."""
+    """Declare an RSGI app: `await app(scope, protocol)`, or an object with `__rsgi__`."""
     return Declared(app, Interface.RSGI)
 
 
 class _Tcp:
-    """What `cluster2.tcp` is: it says that an app serves TCP, and has `boundary`, by which the app says more."""
+    """The type of `cluster2.tcp`: a decorator that declares a TCP app, with `boundary` as an attribute."""
 
     boundary: Final = boundary
 
     def __call__(self, app: Callable[..., Any]) -> Declared:
-        """Say that this serves TCP: `async def handler(reader, writer)`, or a callable that returns an asyncio.Protocol."""
+        """Declare a TCP app: `async def handler(reader, writer)`, or a callable that returns an asyncio.Protocol."""
         return Declared(app, Interface.TCP)
 
 
 tcp: Final = _Tcp()
-"""Says that an app serves raw TCP; `tcp.boundary`: where its connections may change their worker (`engines.boundary`)."""
+"""Declares an app that serves raw TCP. `tcp.boundary` declares where its connections may change their worker (`engines.tcp.boundary`)."""
 
 
 def load(target: str | object, *, factory: bool = False) -> App:
-    """The app that a target names.
+    """Load the app that a target names.
 
     Raises:
-        AppError: it can't be imported (`detail` has the app's own traceback), or it isn't an app.
+        AppError: the app can't be imported (`detail` has its own traceback), or the object isn't an app.
     """
     if isinstance(target, str):
         found, label = targets.find(target, factory=factory)
@@ -88,7 +88,7 @@ def load(target: str | object, *, factory: bool = False) -> App:
 
 
 def detect(app: object, label: str) -> Interface:
-    """Tell an app's interface by its signature. Raises AppError, naming `label`, if it has none that we know."""
+    """Return an app's interface, by its signature. Raises AppError, which names `label`: the signature is none of a known interface."""
     if isinstance(app, Declared):
         call: object = app.call
         if not callable(call) and not _is_rsgi(call):
@@ -123,7 +123,7 @@ def detect(app: object, label: str) -> Interface:
 
 
 def _refusal(app: Callable[..., Any], names: list[str] | None) -> str:
-    """What is told of something that can be called, but is no app."""
+    """Return the end of the message about a callable that is no app: the reason and the way out."""
     if names == ["scope"]:
         return (
             "takes `scope` alone, as ASGI 2 had it; wrap it in asgiref.compatibility.guarantee_single_callable to make "
@@ -148,28 +148,28 @@ def _refusal(app: Callable[..., Any], names: list[str] | None) -> str:
 
 
 def _makes_protocols(app: Callable[..., Any]) -> bool:
-    """Whether it is a class of asyncio protocols, a partial of one, or a function that says that it returns one."""
+    """Return whether this is a class of asyncio protocols, a partial of one, or a function with one as its return annotation."""
     made: object = app
     while isinstance(made, functools.partial):
         made = made.func
     if inspect.isroutine(made):
         try:
             made = inspect.signature(made, eval_str=True).return_annotation
-        except Exception:  # annotations are evaluated, and may raise anything: then they say nothing
+        except Exception:  # annotations are evaluated and may raise anything; then the annotation is unknown
             return False
     return isinstance(made, type) and issubclass(made, asyncio.BaseProtocol)
 
 
 def _is_rsgi(app: object) -> bool:
-    """An object with `__rsgi__` need not be callable itself."""
+    """Return whether this is an object with `__rsgi__`, which need not be callable itself."""
     return hasattr(app, "__rsgi__") and not isinstance(app, type)
 
 
 def _positional(app: Callable[..., Any]) -> list[str] | None:
-    """Names of the arguments that must be given by position; None: it takes whatever it is given, or doesn't tell.
+    """Return the names of the arguments that must be given by position; None: the signature isn't known or takes anything.
 
-    What a wrapper says itself goes before what it wraps: a decorator may have changed the signature. One that passes on
-    whatever it is given (`*arguments`) has the signature of what it wraps (`functools.wraps`).
+    A wrapper's own signature precedes that of the function that it wraps, since a decorator may change the signature. A wrapper
+    that takes `*arguments` has the signature of the wrapped function (`functools.wraps`).
     """
     for through in (False, True):
         try:

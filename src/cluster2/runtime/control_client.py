@@ -1,8 +1,9 @@
-"""How to talk to a running master: JSON lines over `master.sock` in its pids directory.
+"""The client of the control socket: send a command to a running master and read its response.
 
-A request is one line, `{"verb": "status", "params": {}}`. The answer is any number of `{"progress": {…}}`, and then
-either `{"ok": true, "result": {…}}` or `{"ok": false, "error": {"message": "…", "detail": "…", "exit_code": 1}}`. To a
-verb that ends the master the answer is complete only with the end of the connection, which is that of the master.
+The protocol is JSON lines over `master.sock` in the pids directory. A request is one line, `{"verb": "status", "params": {}}`.
+The response is any number of `{"progress": {…}}`, then `{"ok": true, "result": {…}}` or
+`{"ok": false, "error": {"message": "…", "detail": "…", "exit_code": 1}}`. For a verb that ends the master, the response is
+complete only when the connection ends, which it does when the master has ended.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ Progress = Callable[[dict[str, Any]], None]
 
 
 class ControlClient:
-    """The master of one pids directory, seen from another process. Each call is a connection of its own.
+    """A client of the master of one pids directory. Each call opens a connection of its own.
 
     Args:
-        pids: the directory.
+        pids: the pids directory.
     """
 
     def __init__(self, pids: Path) -> None:
@@ -40,29 +41,29 @@ class ControlClient:
         progress: Progress | None = None,
         timeout: float | None = None,
     ) -> dict[str, Any]:
-        """Ask the master for something and return the result.
+        """Send a command and return the result.
 
         Args:
-            progress: called with what the master says before it answers.
-            timeout: seconds for the whole; None waits as long as it takes.
+            progress: called with each progress line of the master.
+            timeout: seconds for the whole call; None: no bound.
 
         Raises:
-            NotRunning: no master is there.
-            NoAnswer: it didn't answer, or not in time.
+            NotRunning: no master runs on the directory.
+            NoAnswer: the master didn't respond, or not in time.
             ClusterError: the master's own error, with its exit code.
         """
         with self._connect() as connection:
             lines = _exchange(connection, verb, params, timeout)
             answer = self._answer(lines, progress)
         if answer is None:
-            raise NoAnswer(f"the master at {self.pids} left without an answer to {verb!r}")
+            raise NoAnswer(f"the master at {self.pids} ended without a response to {verb!r}")
         return answer
 
     def follow(self, verb: str, tell: Progress) -> None:
-        """Have the master tell things until it leaves, or leaves us behind because we are too slow.
+        """Call `tell` with each line that the master sends, until it ends or drops this client for reading too slowly.
 
         Raises:
-            NotRunning: no master is there.
+            NotRunning: no master runs on the directory.
             ClusterError: the master's own error.
         """
         with self._connect() as connection:
@@ -71,12 +72,15 @@ class ControlClient:
     def send_and_wait_for_exit(
         self, verb: str, *, progress: Progress | None = None, timeout: float | None = None
     ) -> dict[str, Any]:
-        """Tell the master to leave (`stop`, `shutdown`), return when it is gone: what it answered, or nothing.
+        """Send a command that ends the master (`stop`, `shutdown`), and wait until its process has ended.
+
+        Returns:
+            The result; empty if the connection ended without one.
 
         Raises:
-            NotRunning: no master is there.
-            NoAnswer: it has left a shutdown without saying how, as one that is killed does.
-            ClusterError: it refuses, or is still there after `timeout` seconds; or it is gone, and something was lost.
+            NotRunning: no master runs on the directory.
+            NoAnswer: the master ended during a shutdown without a result, as one that is killed does.
+            ClusterError: the master refuses, or runs still after `timeout` seconds; or it has ended, and requests were lost.
         """
         failure: ClusterError | None = None
         with self._connect() as connection:
@@ -95,13 +99,14 @@ class ControlClient:
             except ClusterError as error:
                 answer, failure = told, error
             if answer is None and verb == "shutdown":
-                failure = NoAnswer(f"the master at {self.pids} was gone before it had said how its workers left")
+                failure = NoAnswer(f"the master at {self.pids} ended before it reported how its workers left")
             leaving = _open_process(answer or told)
             try:
                 for _ in lines:
-                    pass  # whatever it says now, the end of the connection is what counts
+                    pass  # further lines don't matter: the end of the connection does
                 if leaving is not None:
-                    # The connection ends a moment before the process: who starts another master now must find all free.
+                    # The connection ends a moment before the process. Wait for the process, so that a master that is started
+                    # next finds the addresses and the directory free.
                     select.select([leaving], [], [], timeout)
             finally:
                 if leaving is not None:
@@ -114,10 +119,10 @@ class ControlClient:
         try:
             return connect_control(self.pids)
         except OSError as error:
-            raise NoAnswer(f"can't talk to the master at {self.pids}: {error.strerror}") from None
+            raise NoAnswer(f"can't connect to the master at {self.pids}: {error.strerror}") from None
 
     def _answer(self, lines: Iterator[bytes], progress: Progress | None) -> dict[str, Any] | None:
-        """The result, or None if the connection ended first."""
+        """Return the result; None: the connection ended first."""
         for line in lines:
             kind, content = decode_line(line, f"{self.pids}/{CONTROL_SOCKET}")
             if kind == "result":
@@ -128,18 +133,18 @@ class ControlClient:
 
 
 def request(verb: str, params: Mapping[str, Any] | None) -> bytes:
-    """The line that asks."""
+    """Encode a request as a line."""
     return json.dumps({"verb": verb, "params": dict(params or {})}).encode() + b"\n"
 
 
 def decode_line(line: bytes, speaker: str) -> tuple[str, dict[str, Any]]:
-    """One line of a master's answer: "progress" or "result", and what that says.
+    """Decode one line of a response: return "progress" or "result", and its content.
 
     Args:
-        speaker: where it comes from, for the error.
+        speaker: the path of the socket, for the error.
 
     Raises:
-        ClusterError: the master's own error; or it is no master that says this.
+        ClusterError: the master's own error; or the line isn't one of a master's.
     """
     try:
         plain = json.loads(line)
@@ -147,7 +152,9 @@ def decode_line(line: bytes, speaker: str) -> tuple[str, dict[str, Any]]:
         error = _error(content) if kind == "error" else None
         content = dict(content)
     except (ValueError, TypeError, KeyError, StopIteration, RecursionError):
-        raise ClusterError(f"who listens at {speaker} doesn't speak as a master: {line!r:.80}") from None
+        raise ClusterError(
+            f"the process that listens at {speaker} is no master of cluster2: it sent {line!r:.80}"
+        ) from None
     if error is not None:
         raise error
     return kind, content
@@ -156,7 +163,7 @@ def decode_line(line: bytes, speaker: str) -> tuple[str, dict[str, Any]]:
 def _exchange(
     connection: socket.socket, verb: str, params: Mapping[str, Any] | None, timeout: float | None
 ) -> Iterator[bytes]:
-    """Send a request, yield the lines of the answer until the connection ends. Raises ClusterError when time is up."""
+    """Send a request, and yield the lines of the response until the connection ends. Raises NoAnswer: the timeout is over."""
     deadline = None if timeout is None else time.monotonic() + timeout
     pending = b""
     try:
@@ -173,11 +180,11 @@ def _exchange(
     except TimeoutError:
         raise NoAnswer(f"the master didn't finish {verb!r} within {timeout:g} s") from None
     except ConnectionError:
-        return  # killed with our request unread: that is the end of the connection, too
+        return  # the master was killed with our request unread: this ends the connection, too
 
 
 def _open_process(answer: Mapping[str, Any]) -> int | None:
-    """A pidfd of the process that the master says will end; None: it lives on, or has ended."""
+    """Open a pidfd of the process that will end, by the master's response; None: none will, or it has ended already."""
     try:
         return os.pidfd_open(int(answer["leaves"])) if answer.get("leaves") else None
     except ProcessLookupError:
@@ -185,8 +192,8 @@ def _open_process(answer: Mapping[str, Any]) -> int | None:
 
 
 def _error(said: Mapping[str, Any]) -> ClusterError:
-    """The master's error as ours: of the class that has its exit code, if there is one."""
+    """Make an exception of the master's error, of the class that has its exit code."""
     code = int(said.get("exit_code", 1))
     error = by_exit_code(code, str(said["message"]), detail=str(said.get("detail") or ""))
-    vars(error)["exit_code"] = code  # for a code that no class has
+    vars(error)["exit_code"] = code  # of a newer master: no class here has this code
     return error

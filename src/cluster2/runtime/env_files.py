@@ -1,16 +1,16 @@
-r"""Environment files: variables for the app, a line each.
+r"""Read environment files: variables for the app, one on each line.
 
-There is no standard. systemd, Docker and a dozen libraries read such files, each in its own way, and differ in quotes, comments
-and expansion. This is what most of them agree on, and what is left out of it would be guessed:
+There is no standard. systemd, Docker and a dozen libraries read such files and differ in quotes, comments and expansion. This
+module accepts only what most of them agree on, and refuses the rest rather than guess:
 
 | line | value |
 |---|---|
-| `NAME=some text` | as it stands, without white space around it, up to ` #`, which begins a comment |
-| `NAME='some text'` | what is between the quotes, as it stands |
-| `NAME="some\ntext"` | the same, with `\n`, `\r`, `\t`, `\"`, `\'`, `\$` and `\\` for what they mean in a shell or in C |
+| `NAME=some text` | the text without white space around it, up to ` #`, which begins a comment |
+| `NAME='some text'` | the text between the quotes, unchanged |
+| `NAME="some\ntext"` | the text between the quotes, with `\n`, `\r`, `\t`, `\"`, `\'`, `\$` and `\\` for what they mean in a shell or in C |
 
 `export` before the name, empty lines, and lines that begin with `#` are allowed, and so is a byte order mark. A quote that
-isn't closed on its line, and anything but a comment behind a closing one, are errors. Nothing is expanded: `$HOME` is these
+isn't closed on its line, and anything but a comment after a closing one, are errors. Variables aren't expanded: `$HOME` is these
 five characters.
 """
 
@@ -31,14 +31,14 @@ def read(path: Path) -> dict[str, str]:
     """Return the variables of an environment file.
 
     Raises:
-        ConfigError: the file can't be read, or a line means nothing: the first such line is named.
+        ConfigError: the file can't be read, or a line is invalid; the message names the first such line.
     """
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
     found = {}
-    # Not splitlines, which takes characters for line ends that a value may have.
+    # Not splitlines: it also splits at characters (form feed, U+2028) that a value may have.
     for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
@@ -53,7 +53,7 @@ def read(path: Path) -> dict[str, str]:
 
 
 def _value(text: str) -> str:
-    """Return what stands behind the equals sign means. Raises ValueError, which says what is wrong with its quotes."""
+    """Return the value of the text after the equals sign. Raises ValueError: its quotes are wrong."""
     quoted = text.strip()
     if not quoted.startswith(("'", '"')):
         return re.split(r"\s+#", text, maxsplit=1)[0].strip()

@@ -1,4 +1,4 @@
-"""Who listens to events: handlers by name, sync or async, that can't hurt whoever emits."""
+"""Call the handlers of events. A handler that raises or is slow is logged, and doesn't disturb the process that emits."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ..events import Event, name_of
 logger = logging.getLogger("cluster2.app")
 Handler = Callable[[Any], Any]
 _MAX_RUNNING_HANDLERS = 4096
-"""Async handlers under way above which no more events should come in."""
+"""The number of running async handlers above which the caller should accept no more events."""
 SLOW_HANDLER_S = 0.1
-"""Seconds that a sync handler may take without a warning: it holds the loop that calls it."""
+"""Seconds that a sync handler may take without a warning. It blocks the event loop that calls it."""
 EMITTER_SHUTDOWN_GRACE_S = 5.0
-"""Seconds that async handlers may take after the last event."""
+"""Seconds that async handlers may run on after the last event."""
 
 
 class Emitter:
-    """Calls handlers. One that raises is logged, and the others are called all the same."""
+    """Calls the handlers of events, by name."""
 
     def __init__(self) -> None:
         self._handlers: dict[str, list[Handler]] = {}
@@ -32,11 +32,11 @@ class Emitter:
         self._running: set[asyncio.Future[Any]] = set()
 
     def on(self, name: str, handler: Handler) -> None:
-        """Call `handler(event)` whenever the event of that name happens; `*` means every event."""
+        """Register `handler(event)`, sync or async, for the events of that name; `*`: for all events."""
         self._handlers.setdefault(name, []).append(handler)
 
     def off(self, name: str, handler: Handler) -> None:
-        """Call it no more. Raises ValueError if it wasn't called on that event."""
+        """Remove a handler. Raises ValueError: it isn't registered for that event."""
         firsts = self._firsts.get((name, handler))
         if firsts:
             first = firsts.pop(0)
@@ -47,8 +47,9 @@ class Emitter:
             self._handlers.get(name, []).remove(handler)
 
     def once(self, name: str, handler: Handler) -> None:
-        """Call it the next time only."""
+        """Register a handler for the next event of that name only."""
 
+        # This sets `__wrapped__` only, by which `described` finds the handler.
         @functools.wraps(handler, assigned=(), updated=())
         def first(event: Any) -> Any:
             self.off(name, handler)
@@ -58,11 +59,11 @@ class Emitter:
         self._firsts.setdefault((name, handler), []).append(first)
 
     def crowded(self) -> bool:
-        """Whether so many async handlers are under way that no more events should come in."""
+        """Return whether so many async handlers are running that the caller should accept no more events."""
         return len(self._running) > _MAX_RUNNING_HANDLERS
 
     def emit(self, event: Event) -> None:
-        """Call the handlers of an event, in order of registration. Called on the master's loop."""
+        """Call the handlers of an event in order of registration. Must be called on the event loop."""
         name = name_of(event)
         for handler in [*self._handlers.get(name, ()), *self._handlers.get("*", ())]:
             begun = time.monotonic()
@@ -83,7 +84,7 @@ class Emitter:
                 task.add_done_callback(functools.partial(self._done, name))
 
     async def settle(self) -> None:
-        """Wait for async handlers that are still running, for a bounded time."""
+        """Wait for the async handlers that still run, for at most `EMITTER_SHUTDOWN_GRACE_S`."""
         if self._running:
             await asyncio.wait(self._running, timeout=EMITTER_SHUTDOWN_GRACE_S)
 
@@ -94,7 +95,7 @@ class Emitter:
 
 
 def described(function: Callable[..., Any]) -> str:
-    """Return the name of a function of the user's, and where it stands, as far as that can be known."""
+    """Return the name of a user's function with its file and line, as far as they are known."""
     inner: Any = inspect.unwrap(function)
     while isinstance(inner, functools.partial):
         inner = inspect.unwrap(inner.func)
@@ -104,7 +105,7 @@ def described(function: Callable[..., Any]) -> str:
 
 
 async def _contained(work: Awaitable[Any]) -> None:
-    """What a handler does later. SystemExit would go past all that watches a task, and end the loop."""
+    """Await the rest of an async handler. A SystemExit is converted, since it would pass all callbacks of a task and end the loop."""
     try:
         await work
     except SystemExit as error:

@@ -1,10 +1,10 @@
-"""How processes of a cluster write their log: one line an event, as text or as JSON, on standard error.
+"""Set up the logging of a cluster's processes: one line for each event, as text or as JSON, on standard error.
 
-That may be a file (`kernel.logfiles`); who logs needn't know.
+Standard error may be a file (`linux.log_files`). The code that logs doesn't depend on that.
 
-*Floods.* A client or an app can cause as many requests, and so as many lines about them, as it likes: they would fill the disk,
-and cost more than the requests. So lines of the loggers that tell of such things (`_CAUSED_OUTSIDE`) are bounded by `RateLimit`,
-each kind by itself: the code that logs needn't care. What the app logs by loggers of its own is the app's business.
+*Floods.* A client or an app can cause any number of requests, and so any number of lines about them. These lines would fill the
+disk, and cost more than the requests. So the lines of loggers that report on clients and apps (`_CAUSED_OUTSIDE`) are bounded by
+`RateLimit`, each kind by itself. Lines that the app writes with its own loggers aren't bounded.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from ..config.settings import Settings
 from ..core.token_bucket import TokenBucket
 
 _OURS = ("cluster2", "uvicorn", "granian", "_granian")
-"""Loggers whose lines are ours to write. Apps log by `uvicorn`'s, out of habit."""
+"""The loggers that cluster2 configures. Apps use those of `uvicorn`, too, since they are used to it."""
 KEPT_LOGGERS = (
     "cluster2", "cluster2.app", "cluster2.granian", "cluster2.http", "cluster2.http.websocket.library", "cluster2.lifespan",
     "cluster2.master", "cluster2.monitor", "cluster2.tcp", "cluster2.worker", "cluster2.wsgi", "cluster2.zygote",
     "granian", "granian.access", "_granian",
 )  # fmt: skip
-"""Loggers that an app doesn't silence by accident (`_KeptLogger`)."""
+"""The loggers that an app can't silence by accident (`_KeptLogger`)."""
 _CAUSED_OUTSIDE = (
     "cluster2.app", "cluster2.granian", "cluster2.http", "cluster2.monitor", "cluster2.tcp", "cluster2.worker", "cluster2.wsgi",
     "granian", "_granian", "asyncio",
 )  # fmt: skip
-"""Loggers that tell what clients and apps do. `cluster2.app` is the master's, for what apps do to it."""
+"""The loggers that report on clients and apps. `cluster2.app` is the master's logger for faults of apps."""
 _NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+")
 _VERDICT = "_cluster2_passes"
-"""The attribute of a record that has been through `RateLimit`: there are several handlers, and it counts once."""
+"""The attribute of a record that has passed `RateLimit`. A record goes to several handlers, and must count once."""
 _FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", _VERDICT}
 
 MAX_RATE_LIMITED_KINDS = 1000
-"""Kinds that are remembered. Texts of clients and apps can make any number; beyond it all begin anew."""
+"""The number of kinds that are remembered. Clients and apps can cause any number; above the bound all kinds begin anew."""
 
 
 class RateLimit(logging.Filter):
-    """Bounds lines of one kind. The next line that passes says how many were left out.
+    """A filter that bounds the lines of each kind. The next line that passes says how many were left out.
 
-    Of one kind are lines of a logger that differ only in their arguments and, with a traceback, were raised at the same place. So
-    an error that comes with each request doesn't hide another one.
+    Lines are of one kind if they are of the same logger, have the same text before arguments are inserted and, with a traceback,
+    the same line that raised. So an error that every request causes doesn't hide another error.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Nothing was logged yet."""
+        """Make a filter that has seen no line."""
         super().__init__()
         self._clock = clock
         self._kinds: dict[object, TokenBucket] = {}
@@ -86,9 +86,9 @@ def _is_caused_outside(name: str) -> bool:
 
 
 def _kind(record: logging.LogRecord) -> object:
-    """Return what lines of the same kind have in common."""
+    """Return the key of a line's kind."""
     text = str(record.msg).partition("\n")[0]
-    if not record.args:  # a text that was put together before: asyncio names transports and tasks by their address
+    if not record.args:  # a finished text: asyncio puts addresses of transports and tasks into its texts
         text = _NUMBER.sub("", text)
     raised = record.exc_info
     if not raised or raised[0] is None:
@@ -104,7 +104,7 @@ _copies: list[Callable[[bytes], None]] = []
 
 
 def copy_to(write: Callable[[bytes], None]) -> None:
-    """Have all lines of this process's log given to that as well, from the next `configure` on, for as long as it lives."""
+    """Call `write` with each line of this process's log as well, from the next `configure` on."""
     _copies.append(write)
 
 
@@ -117,7 +117,7 @@ def configure(settings: Settings, *, waits: bool = True) -> None:
     """Set up our loggers and the engines'. The app's own logging is the app's: the root logger isn't touched.
 
     Args:
-        waits: whether a line waits for who reads standard error; else what isn't taken at once is left out.
+        waits: a line waits until standard error takes it. Otherwise a line that isn't taken at once is left out.
     """
     first: logging.Handler = logging.StreamHandler() if waits else _AtOnce()
     handlers = [first, *(_Copy(write) for write in _copies)]
@@ -133,19 +133,19 @@ def configure(settings: Settings, *, waits: bool = True) -> None:
         log.handlers[:] = handlers
         log.setLevel(level)
         log.propagate = False
-    # What engines say at info is about a start and a stop that we announce ourselves.
+    # At info, engines log their start and stop, which cluster2 logs itself.
     logging.getLogger("_granian").setLevel("DEBUG" if level == "DEBUG" else max(logging.WARNING, _number(level)))
     access = logging.getLogger("granian.access")
-    access.handlers[:], access.propagate = [], True  # where the engine has switched it off, in this very process
+    access.handlers[:], access.propagate = [], True  # the engine may have switched it off in this process
     access.setLevel("INFO")
 
 
 class _KeptLogger(logging.Logger):
     """A logger that is never disabled.
 
-    `logging.config.dictConfig` disables all loggers that exist and that it doesn't name, unless it is told not to. An app that
-    configures its own logging would silence tracebacks, the access log, and in a script the master. An app that names one of
-    our loggers has it as it wants it, and so has one that sets its level.
+    `logging.config.dictConfig` disables all existing loggers that it doesn't name, unless `disable_existing_loggers` is false. So an
+    app that configures its own logging would silence tracebacks, the access log, and in a script the master. An app can still
+    configure one of these loggers by its name, or set its level.
     """
 
     @property
@@ -158,12 +158,12 @@ class _KeptLogger(logging.Logger):
 
 
 def _keep(logger: logging.Logger) -> None:
-    if type(logger) is logging.Logger:  # else an app has a class of its own for loggers
+    if type(logger) is logging.Logger:  # otherwise the app has its own class of loggers
         logger.__class__ = _KeptLogger
 
 
 def line(text: str, level: int = logging.INFO, **extra: object) -> bytes:
-    """A line as our loggers would write it, whatever `log_level` is.
+    """Return a line in the format of our loggers, whatever `log_level` is.
 
     Args:
         extra: further fields of a JSON line.
@@ -184,9 +184,10 @@ def _number(level: str) -> int:
 
 
 class _AtOnce(logging.StreamHandler[Any]):
-    """Writes what standard error takes at once: a terminal that was stopped (^S), a pipe that nobody empties, holds nobody up.
+    """Writes only what standard error takes at once, so that a stopped terminal (^S) or a full pipe doesn't block the process.
 
-    Not by O_NONBLOCK: that would be everybody's who has the same terminal. poll(2) says when PIPE_BUF can be written.
+    O_NONBLOCK is not set: the flag belongs to the open file description, so it would also change the user's shell. poll(2) reports
+    when PIPE_BUF bytes can be written.
     """
 
     def __init__(self) -> None:
@@ -197,11 +198,15 @@ class _AtOnce(logging.StreamHandler[Any]):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             fd = self.stream.fileno()
-        except (AttributeError, OSError, ValueError):  # it is no file
+        except (AttributeError, OSError, ValueError):  # standard error was replaced by an object without a descriptor
             super().emit(record)
             return
         try:
-            before = f"{self._cut * chr(10)}... lines that nobody took: {self._left_out}\n" if self._left_out else ""
+            before = (
+                f"{self._cut * chr(10)}... lines left out, since standard error was blocked: {self._left_out}\n"
+                if self._left_out
+                else ""
+            )
             data = f"{before}{self.format(record)}\n".encode("utf-8", "backslashreplace")
             left = _write_at_once(fd, data)
         except Exception:
@@ -213,17 +218,18 @@ class _AtOnce(logging.StreamHandler[Any]):
 
 
 def _write_at_once(fd: int, data: bytes) -> bytes:
-    """Write what is taken without waiting; returns the rest. Raises OSError: nobody will read it."""
-    room = select.poll()
-    room.register(fd, select.POLLOUT)
-    with contextlib.suppress(BlockingIOError):  # somebody has made it non-blocking, and took the room that there was
-        while data and room.poll(0):
+    """Write as much as is taken without waiting, and return the rest. Raises OSError: the reading end is closed."""
+    writable = select.poll()
+    writable.register(fd, select.POLLOUT)
+    with contextlib.suppress(BlockingIOError):  # another process has set O_NONBLOCK and filled the pipe since the poll
+        while data and writable.poll(0):
+            # Linux reports a pipe as writable when a whole page is free, and PIPE_BUF is a page: this write doesn't block.
             data = data[os.write(fd, data[: select.PIPE_BUF]) :]
     return data
 
 
 class _Copy(logging.Handler):
-    """Gives each line to whoever wants it."""
+    """Calls a function with each line."""
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
         super().__init__()
@@ -237,10 +243,10 @@ class _Copy(logging.Handler):
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-31 12:00:00.123 [pid] level  text`; local time."""
+    """Formats a line as `2026-01-31 12:00:00.123 [pid] level  text`, in local time."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, with the traceback below it where there is one."""
+        """Return the line, with the traceback below it if there is one."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         level = record.levelname.lower()
         line = f"{stamp}.{int(record.msecs):03d} [{os.getpid()}] {level:<7} {record.getMessage()}"
@@ -250,10 +256,10 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (seconds since the epoch), pid, level, logger, message, what `extra` gave, exception."""
+    """Formats a line as a JSON object: time (seconds since the epoch), pid, level, logger, message, fields of `extra`, exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the line."""
         entry: dict[str, Any] = {
             "time": record.created,
             "pid": os.getpid(),

@@ -1,9 +1,8 @@
-"""Where the values of options come from: code or flags, the environment, the file, defaults, in this order.
+"""Load the options from their sources: code or flags, the environment, the file, shared variables, defaults, in this order.
 
-Between the file and the defaults stand variables that other servers read for the same (`Option.shared_variable`).
+Shared variables are those that other servers read for the same purpose, such as `PORT` (`Option.shared_variable`).
 
-`load` gathers them, checks each, and notes for each where it came from, since a message that names the line, the
-variable or the flag spares a search.
+`load` checks each value and records its source, so that messages can name the line, the variable or the flag.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from . import env_files
 
 VARIABLE_PREFIX = "CLUSTER2_"
 _FIXED_PLACES = ("pids", "logs")
-"""Directories that stay where they were at the start: symbolic links on the way there are followed once."""
+"""Directories that stay where they were at the start: symbolic links in their paths are resolved once."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -33,13 +32,13 @@ def _never() -> Config:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The settings, and how they came about.
+    """The settings and their sources.
 
     Attributes:
-        sources: for each option by dotted name where its value is from: "default", "flag --workers",
-            "CLUSTER2_WORKERS", "cluster2.toml:3", "code", "FORWARDED_ALLOW_IPS".
-        warnings: what looks like a mistake but need not be one, a line each.
-        again: gathers them again, as they are now; raises ConfigError as `load` does.
+        sources: the source of each option by dotted name: "default", "flag --workers", "CLUSTER2_WORKERS",
+            "cluster2.toml:3", "code", "FORWARDED_ALLOW_IPS".
+        warnings: settings that are probably mistakes, a line each.
+        again: loads the options again from the sources as they are then; raises ConfigError as `load` does.
     """
 
     settings: Settings
@@ -48,7 +47,7 @@ class Config:
     again: Callable[[], Config] = field(default=_never, repr=False, compare=False)
 
     def explicit(self, name: str) -> bool:
-        """Whether the option of that dotted name was set on purpose, be it to its default."""
+        """Return whether the option of that dotted name was set, even if to its default."""
         return _is_explicit(name, self.sources[name])
 
 
@@ -57,9 +56,9 @@ def _is_explicit(name: str, source: str) -> bool:
 
 
 class _Given(NamedTuple):
-    """A raw value; of two, the one with the higher rank counts.
+    """A raw value with its source. The value with the highest rank counts.
 
-    Ranks are 0 default, 1 shared variable, 2 file, 3 environment, 4 code or flag.
+    Ranks: 0 default, 1 shared variable, 2 file, 3 environment, 4 code or flag.
     """
 
     raw: object
@@ -80,19 +79,19 @@ def load(
     file: Path | None = None,
     check: bool = True,
 ) -> Config:
-    """Gather the settings.
+    """Load the settings from all sources.
 
-    Relative paths become absolute, so that they mean the same after a change of the working directory (those of Unix
-    sockets do not: their length is limited).
+    Relative paths become absolute, so that a change of the working directory doesn't change their meaning. Paths of Unix sockets
+    stay relative, since their length is limited (107 bytes).
 
     Args:
-        given: values from code or flags, nested (`{"ecv": {"control": True}}`) or by dotted name, as text or native;
-            None is as good as not given.
-        origin: says for a dotted name in `given` how the user wrote it, for messages.
-        environ: instead of the process's environment.
-        directory: instead of the working directory: where the file is looked for and what paths are relative to.
-        file: a file of options to read instead of `cluster2.toml`, or of `[tool.cluster2]` in `pyproject.toml`.
-        check: whether the files that options name must be readable now (see `check_files`).
+        given: values from code or flags, nested (`{"ecv": {"control": True}}`) or by dotted name, as texts or native values.
+            None counts as not given.
+        origin: returns the source, for messages, of a dotted name in `given`.
+        environ: the environment to read instead of the process's.
+        directory: the directory of the file, to which paths are relative, instead of the working directory.
+        file: the file of options to read instead of `cluster2.toml`, or of `[tool.cluster2]` in `pyproject.toml`.
+        check: check that the files that options name can be used now (`check_files`).
 
     Raises:
         ConfigError: an option is unknown, has a bad value, or contradicts another.
@@ -126,35 +125,35 @@ def load(
 
 
 def restart_warning(name: str, source: str) -> str:
-    """Return what is told of an option that has another value now, and that a reload can't change."""
+    """Return the warning about an option that has a new value which a reload can't apply."""
     return f"{name} has changed ({source}): that takes effect only by a restart"
 
 
 def working_directory() -> Path:
     """Return the working directory, by the name that the shell has for it (`PWD`) if that is a name of it.
 
-    The name may have a symbolic link in it, as `current` is in many deployments. The kernel knows only the directory that it
-    led to at the start; with the name a reload finds the release that it leads to by then.
+    The name may contain a symbolic link, as `current` is in many deployments. The kernel knows only the directory that the link
+    led to at the start. By the name, a reload finds the release that the link leads to then.
     """
     named = os.environ.get("PWD", "")
     try:
         if os.path.isabs(named) and ".." not in Path(named).parts and os.path.samefile(named, os.curdir):
             return Path(named)
     except OSError:
-        pass  # PWD names nothing any more: it was inherited from elsewhere
+        pass  # PWD was inherited, and names no directory now
     return Path.cwd()
 
 
 def lookup(
     name: str, given: object = None, *, environ: Mapping[str, str] | None = None, directory: Path | None = None
 ) -> Any:
-    """The value of one option, whatever may be wrong with the others: to find a master, `lookup("pids", flag)`.
+    """Return the value of one option; errors in others don't matter. Commands find a master by `lookup("pids", flag)`.
 
     Args:
-        given: its value from code or a flag, which comes first; None if there is none.
+        given: the value from code or a flag, which counts first; None: there is none.
 
     Raises:
-        ConfigError: its value is bad, or the file can't be parsed.
+        ConfigError: the value is bad, or the file can't be parsed.
     """
     option = OPTIONS[name]
     directory = working_directory() if directory is None else directory
@@ -170,13 +169,13 @@ def lookup(
 
 
 def check_files(settings: Settings, sources: Mapping[str, str] = _NOTHING) -> None:
-    """See that the files that options name can be used, by using them.
+    """Check that the files that options name can be used, by using them.
 
     Args:
-        sources: where options come from, by dotted name, for the message.
+        sources: the sources of options by dotted name, for the message.
 
     Raises:
-        ConfigError: one can't be read, a certificate and its key don't match, or `chdir` is no directory.
+        ConfigError: a file can't be read, a certificate and its key don't match, or `chdir` is no directory.
     """
 
     def refused(name: str, reason: object) -> ConfigError:
@@ -202,7 +201,7 @@ def check_files(settings: Settings, sources: Mapping[str, str] = _NOTHING) -> No
 
 
 def _options_in(path: Path, environ: Mapping[str, str]) -> list[str]:
-    """Return a warning for each variable of an environment file that looks like an option, which nobody will read there."""
+    """Return a warning for each variable of an environment file that looks like an option, since options aren't read there."""
     return [
         f"{path} sets {name}, but options aren't read from env_file: that is the environment of the app; "
         "set it in the environment of cluster2, in its file of options, or by a flag"
@@ -212,14 +211,14 @@ def _options_in(path: Path, environ: Mapping[str, str]) -> list[str]:
 
 
 def _check_certificate(settings: Settings, refused: Callable[[str, object], ConfigError]) -> None:
-    # Imported here: it takes milliseconds that a cluster without TLS need not spend.
+    # Imported here, since the import takes milliseconds, which a cluster without TLS doesn't need to spend.
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate, key = settings.ssl_certfile, settings.ssl_keyfile
     assert certificate is not None
     try:
-        # An empty password, where none is given, keeps OpenSSL from asking for one on the terminal.
+        # Without a password, OpenSSL would ask for one on the terminal. An empty one makes it fail instead.
         context.load_cert_chain(certificate, key, settings.ssl_keyfile_password or (lambda: ""))
     except (ssl.SSLError, ValueError) as error:
         reason = str(getattr(error, "reason", None) or error).replace("_", " ").lower()
@@ -238,7 +237,7 @@ def _usable_cpus() -> int:
     return usable_cpus()
 
 
-# The values, and what is wrong with them
+# Values and their errors
 
 
 def _value(option: Option, given: _Given, directory: Path) -> Any:
@@ -255,15 +254,15 @@ def _absolute(option: Option, directory: Path, value: str) -> str:
     joined = os.path.join(directory, value)
     if option.name in _FIXED_PLACES:
         return os.path.realpath(joined)
-    # Behind a symbolic link `..` is the parent of the link's target: only the kernel can tell which that is at a reload.
+    # After a symbolic link, `..` is the parent of the link's target, which may change until a reload: leave it to the kernel.
     return joined if ".." in Path(value).parts and directory.resolve() != directory else os.path.abspath(joined)
 
 
 def _settle_addresses(found: dict[str, _Given]) -> None:
-    """Of options that say the same in different ways keep the one nearest to the user; two equally near clash.
+    """Keep, among options that exclude each other, the one from the source of the highest rank. Equal ranks are an error.
 
-    So a flag --port means what it says where a file has `bind`, and the other way round. An empty list names no address: it undoes
-    what a farther source says, and then counts as not set, so that `PORT` and sockets of systemd are used.
+    So a flag --port counts although a file has `bind`, and the other way round. An empty list names no address: it overrides the
+    lists of lower ranks, and then counts as not set, so that `PORT` and sockets of systemd are used.
     """
     for name in ("apps", "bind"):
         if name in found and found[name].raw in ("", [], ()):
@@ -285,7 +284,7 @@ def _unknown(name: str) -> str:
 
 
 def _closest(name: str, known: Iterable[str], likeness: float) -> list[str]:
-    import difflib  # only who has made a mistake pays for it
+    import difflib  # takes milliseconds, which only a mistake costs
 
     return difflib.get_close_matches(name, list(known), 1, likeness)
 
@@ -326,7 +325,7 @@ def _from_environment(environ: Mapping[str, str], warnings: list[str]) -> dict[s
     for variable, raw in environ.items():
         if not variable.startswith(VARIABLE_PREFIX):
             continue
-        # Kubernetes announces a service named cluster2 by a variable that has the name of our option.
+        # Kubernetes sets CLUSTER2_PORT=tcp://… for a service named cluster2: that isn't our option.
         announced = variable == "CLUSTER2_PORT" and re.match("(tcp|udp|sctp)://", raw)
         if variable in options and not announced:
             found[options[variable]] = _Given(raw, variable, 3)
@@ -349,7 +348,7 @@ def _from_file(directory: Path, file: Path | None, warnings: list[str]) -> dict[
 
 
 def _read_file(directory: Path, file: Path | None, warnings: list[str]) -> Iterator[tuple[str, _Given]]:
-    """What the file says, unchecked: dotted names with their values."""
+    """Yield the dotted names and raw values of the file, unchecked."""
     own, shared = directory / "cluster2.toml", directory / "pyproject.toml"
     if file is not None:
         yield from _located(directory / file, str(file))
@@ -377,7 +376,7 @@ def _parse(path: Path) -> Mapping[str, Any]:
 
 
 def _shared(path: Path) -> bool:
-    """Whether the file belongs to the whole project, so that our part of it is a table of its own."""
+    """Return whether the file belongs to other tools as well, so that ours is the table `tool.cluster2`."""
     return path.name == "pyproject.toml"
 
 
@@ -390,7 +389,7 @@ def _located(path: Path, shown: str) -> Iterator[tuple[str, _Given]]:
 
 
 def flatten(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested tables: `{"ecv": {"control": True}}` has `("ecv.control", True)`."""
+    """Yield the dotted names and values of nested tables: `("ecv.control", True)` for `{"ecv": {"control": True}}`."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{within}{key}.")
@@ -399,10 +398,10 @@ def flatten(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, 
 
 
 def line_of(text: str, name: str) -> int | None:
-    """The line, counted from 1, on which a TOML text sets a dotted key (or the inline table that has it), or None.
+    """Return the line, from 1, on which a TOML text sets a dotted key or the inline table that has it; None: not found.
 
-    It reads lines, not TOML: what looks like a key inside a multi-line string can mislead it, which costs a wrong line
-    number in a message and no more.
+    It reads lines, not TOML. A text that looks like a key within a multi-line string can mislead it; then a message has a wrong
+    line number.
     """
     found, nearest, table = None, 0, ""
     for number, line in enumerate(text.splitlines(), 1):

@@ -1,8 +1,8 @@
-"""Run the periodic steps of a process so that one that fails neither ends the loop nor fills the log.
+"""Run the periodic steps of a process so that a step that fails neither ends the loop nor fills the log.
 
-A process that supervises or serves does many small things now and then: it measures memory, rotates a log, looks whether a file
-was renamed. Each of them can fail for a moment, when descriptors (EMFILE), memory (ENOMEM) or the disk (ENOSPC) have run out, and
-works again when they are back. An exception that leaves the step would end the loop, and with it all else that the loop does.
+A process has small periodic steps: it measures memory, rotates a log, checks whether a file was renamed. Each step can fail for a
+while, when descriptors (EMFILE), memory (ENOMEM) or the disk (ENOSPC) have run out, and works again later. An exception that left
+the step would end the loop with all its other steps.
 
 This module uses the standard library only, since the keeper is executed without site-packages.
 """
@@ -17,14 +17,14 @@ from types import TracebackType
 from ..errors import ClusterError
 
 REPORT_INTERVAL_S = 60.0
-"""Seconds before the same failure of a step that works in between is reported again."""
+"""Seconds before a failure is reported again, if the step has worked in between."""
 
 Report = Callable[[str, str], None]
-"""Takes one line, and the traceback if the failure is not the system's (else "")."""
+"""Takes one line, and the traceback; "" if the operating system is the cause of the failure."""
 
 
 class StepGuard:
-    """Reports what fails in a step, once for each cause until the step works again, and lets the caller go on.
+    """Contains and reports the failures of steps: once for each cause, until the step works again.
 
     It is used as `with guard("the memory of this worker"): row.memory = resident_memory()`.
     """
@@ -37,14 +37,18 @@ class StepGuard:
         self._reported: dict[str, tuple[str, float]] = {}
 
     def __call__(self, name: str) -> _Step:
-        """Return the context in which the step of that name runs; it ends each Exception, but no KeyboardInterrupt."""
+        """Return the context for the step of that name. It contains any Exception, but not KeyboardInterrupt."""
         step = self._steps.get(name)
         if step is None:
             step = self._steps[name] = _Step(self, name)
         return step
 
     def failed(self, name: str, error: Exception, then: str = "it is tried again") -> None:
-        """Report that a step has failed, and what follows, unless that is known."""
+        """Report the failure of a step, unless it was reported before.
+
+        Args:
+            then: the end of the line, which says what follows.
+        """
         number = error.errno if isinstance(error, OSError) else None
         cause = f"{type(error).__name__}: {number or error}"
         before, at = self._reported.get(name, ("", 0.0))
@@ -64,12 +68,12 @@ class StepGuard:
         return bool(self._failing)
 
     def worked(self, name: str) -> None:
-        """Note that a step has worked: its next failure is news."""
+        """Note that a step has worked, so that its next failure is reported."""
         self._failing.discard(name)
 
 
 class _Step:
-    """One step of a guard, as a context manager: a generator's costs five times as much."""
+    """The context manager of one step. A generator with `contextlib.contextmanager` costs five times as much."""
 
     __slots__ = ("_guard", "_name", "failed")
 
@@ -93,7 +97,7 @@ class _Step:
 
 
 def reason(error: Exception) -> str:
-    """Return what an error says, as the end of a sentence: without the error's number, with the file's name."""
+    """Return the text of an error as the end of a sentence: without the error's number, with the file's name."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     return f"{error.strerror}: {error.filename}" if error.filename else error.strerror

@@ -1,4 +1,4 @@
-"""From the text that names an app to the object.
+"""Find the object that a target, the text that names an app, stands for.
 
 | target | names |
 |---|---|
@@ -7,8 +7,8 @@
 | `module:create_app()`, `module:create_app("prod", debug=True)` | what a factory returns; its arguments are literals |
 | `module`, `path/file.py` | its attribute `application` or `app`; with `factory`, `create_app` or `make_app` |
 
-A file that lies in a package (there is an `__init__.py` beside it) is imported as a module of that package: its relative imports
-work, and it isn't loaded twice when the package imports it by its own name. Any other file is imported by its own name.
+A file in a package (with an `__init__.py` beside it) is imported as a module of that package. So its relative imports work, and it
+isn't loaded twice when the package imports it by its own name. Any other file is imported by its own name.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from ..core.wording import with_article
 from ..errors import AppError, ClusterError, one_line, trace
 
 APP_NAMES = ("application", "app")
-"""Attributes that are looked for where a target names none, the first first."""
+"""The attributes to look for if a target names none, in this order."""
 _FACTORY_NAMES = ("create_app", "make_app")
-"""The same for factories."""
+"""The factories to look for if a target names none, in this order."""
 NO_LOOP_ERRORS = (
     "no event loop runs while the app is loaded, so that workers can be forked; open what needs one in the app's lifespan, "
     "or in a hook of worker.on_start"
@@ -41,13 +41,13 @@ _DOTTED = re.compile(r"\w+(\.\w+)*")
 
 
 def find(target: str, *, factory: bool = False) -> tuple[object, str]:
-    """Return the object that a target names, and how messages name it.
+    """Return the object that a target names, and its name in messages.
 
     Args:
-        factory: the target names a callable, which is called, and returns the object.
+        factory: the target names a callable that returns the object.
 
     Raises:
-        AppError: it can't be imported (`detail` has the app's own traceback), or there is no such thing.
+        AppError: the target can't be imported (`detail` has the app's own traceback), or names no object.
     """
     match = _TARGET.fullmatch(target)
     source, path = (match["source"], match["path"]) if match else ("", None)
@@ -73,13 +73,14 @@ def made_by(
     *,
     said_by: str = "--factory",
 ) -> object:
-    """Return what a factory returns.
+    """Call a factory and return its result.
 
     Args:
-        said_by: what the user wrote to have it called.
+        label: the name of the factory in messages.
+        said_by: the text by which the user asked for the call.
 
     Raises:
-        AppError: it can't be called, raises, or is async; the message begins with `label`.
+        AppError: the factory can't be called, raises, or is async; the message begins with `label`.
     """
     if not callable(factory):
         raise AppError(
@@ -102,7 +103,7 @@ def _names_none(target: str, reason: str = "") -> AppError:
 
 
 def _usual(module: ModuleType, source: str, target: str, factory: bool) -> str:
-    """Return the name of the attribute that is meant where none is named. Raises AppError: there is none, or there are two."""
+    """Return the attribute that a target without one stands for. Raises AppError: there is none, or there are two that differ."""
     names = _present(module, _FACTORY_NAMES if factory else APP_NAMES)
     objects = [vars(module)[name] for name in names]
     if not names:
@@ -115,12 +116,12 @@ def _usual(module: ModuleType, source: str, target: str, factory: bool) -> str:
 
 
 def _present(module: ModuleType, names: Sequence[str]) -> list[str]:
-    """Return the names that a module has for anything but a module: `app` may be one of a package's own."""
+    """Return those of the names that a module has, and not for a submodule: a package may have a module named `app`."""
     return [name for name in names if name in vars(module) and not inspect.ismodule(vars(module)[name])]
 
 
 def _called(path: str, target: str) -> tuple[str, list[Any], dict[str, Any]]:
-    """Return the name of what `name(arguments)` calls, and the arguments. Raises AppError: it is anything else."""
+    """Parse `name(arguments)`: return the name and the arguments. Raises AppError: it is anything else."""
     try:
         call = ast.parse(path, mode="eval").body
         if not isinstance(call, ast.Call) or not _DOTTED.fullmatch(name := ast.unparse(call.func)):
@@ -143,7 +144,7 @@ def _attribute(source: str, path: str, target: str) -> object:
             found = getattr(found, name)
         except AttributeError:
             raise AppError(f"{source} has no attribute {path!r} (wanted by {target!r})") from None
-        except Exception as error:  # a module's own __getattr__ may import, and so raise, anything
+        except Exception as error:  # a module's own __getattr__ may import modules, and so raise anything
             raise _broken(target, error) from error
     return found
 
@@ -159,7 +160,9 @@ def _module(source: str, target: str) -> ModuleType:
                 f"there is no module {error.name!r} (wanted by {target!r}); it is searched in {_searched()}"
             ) from None
         raise _broken(source, error) from error
-    except BaseException as error:  # an app's module may raise anything, SystemExit included; the exit code is ours
+    except (
+        BaseException
+    ) as error:  # an app's module may raise anything, SystemExit included; its code isn't our exit code
         if isinstance(error, KeyboardInterrupt):
             raise
         raise _broken(source, error) from error
@@ -173,7 +176,7 @@ def _of_file(path: Path) -> ModuleType:
     loaded = sys.modules.get(name)
     if loaded is not None:
         if _is_of(loaded, file):
-            return loaded  # by another of our apps
+            return loaded  # for another of our apps
         raise _taken(path, name)
     package = name.partition(".")[0]
     if package in sys.modules and not _is_of(sys.modules[package], root / package / "__init__.py"):
@@ -181,7 +184,7 @@ def _of_file(path: Path) -> ModuleType:
     sys.path.insert(0, str(root))
     if root == file.parent:
         return _executed(name, file)
-    # Behind all else, so that a file of the package can import its neighbours as if they were in none, and hides no module.
+    # Last on the path: a file of the package can import its neighbours by their bare names, and they hide no other module.
     sys.path.append(str(file.parent))
     return importlib.import_module(name)
 
@@ -199,7 +202,7 @@ def _module_name(file: Path) -> tuple[str, Path]:
 
 
 def _executed(name: str, file: Path) -> ModuleType:
-    """Return the module of a file that is in no package. The file's name may be one that can't be imported: `my.app.py`."""
+    """Execute a file that is in no package, and return its module. Its name may be one that `import` can't name: `my.app.py`."""
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
@@ -214,7 +217,7 @@ def _executed(name: str, file: Path) -> ModuleType:
 
 
 def _is_of(module: ModuleType, file: Path) -> bool:
-    """Return whether a module was loaded from that file, by whatever path."""
+    """Return whether a module was loaded from that file, by any path."""
     loaded = vars(module).get("__file__")
     return isinstance(loaded, str) and os.path.exists(loaded) and os.path.samefile(loaded, file)
 

@@ -90,9 +90,9 @@ async def test_an_order(master: Callable[..., Master]) -> None:
     ("answer", "error", "says_so"),
     [
         (says({"ok": False, "error": {"message": "workers = 0", "exit_code": 2}}), UsageError, "workers = 0"),
-        (says(raw=b"garbage\n"), ClusterError, "doesn't speak as a master"),
-        (says(raw=b"\xff\xfe\n"), ClusterError, "doesn't speak as a master"),
-        (says([1, 2]), ClusterError, "doesn't speak as a master"),
+        (says(raw=b"garbage\n"), ClusterError, "is no master of cluster2"),
+        (says(raw=b"\xff\xfe\n"), ClusterError, "is no master of cluster2"),
+        (says([1, 2]), ClusterError, "is no master of cluster2"),
         (says(raw=b'{"ok": tr'), NoAnswer, "left without an answer to 'status'"),
         (says(), NoAnswer, "left without an answer to 'status'"),
         (says(raw=b"x" * 100_000), NoAnswer, "can't be understood"),
