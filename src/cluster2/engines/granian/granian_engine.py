@@ -369,7 +369,7 @@ class GranianEngine:
     def _worker(self, inside: Any, holder: Any, unix: bool) -> Any:
         settings, interface = self._site.settings, self._site.interface
         http = module("http")
-        patience = head_timeout_ms(settings.timeout, seen=not unix)
+        head_timeout = head_timeout_ms(settings.timeout, seen=not unix)
         wsgi = interface is Interface.WSGI
         return getattr(inside, f"{interface.upper()}Worker")(
             next(self._worker_ids),
@@ -381,7 +381,7 @@ class GranianEngine:
             _POOL_IDLE_TIMEOUT_S,
             _max_connections(),
             "auto" if settings.http2 else "1",
-            http.HTTP1Settings(header_read_timeout=patience, keep_alive=settings.keep_alive),
+            http.HTTP1Settings(header_read_timeout=head_timeout, keep_alive=settings.keep_alive),
             http.HTTP2Settings(),
             *(() if wsgi else (True,)),
             None,

@@ -1,30 +1,33 @@
-"""Where a raw TCP connection may change its worker: between two messages, as only the app knows.
+"""Let an app name the points between two messages, where its raw TCP connection may move to another worker.
 
-A stream of bytes has no boundary that we could see. An app that knows of one says so by `cluster2.tcp.boundary`, in one of two
-ways, and then its connections outlive workers as those of HTTP/1.1 do.
+A stream of bytes has no boundary that cluster2 could see. An app that knows one marks it with `cluster2.tcp.boundary`, in one of
+two ways. Its connections then outlive workers, as those of HTTP/1.1 do.
 
-A handler of streams waits there for each next message; while it waits, nothing belongs to this worker but the socket:
+A stream handler waits there for each next message. While it waits, nothing but the socket belongs to this worker:
 
     async def handler(reader, writer):
         while await cluster2.tcp.boundary(reader, writer):
             line = await reader.readline()
             ...
 
-A protocol marks the method that tells whether it is between two messages. It is asked now and then, never on the way of a byte:
+A protocol marks the method that returns whether it is between two messages. cluster2 calls the method now and then, and never
+while it passes bytes on:
 
     class Lines(asyncio.Protocol):
         @cluster2.tcp.boundary
         def between(self) -> bool:
             return not self.buffer
 
-*What moves* is the socket, and for how long it was idle; nothing else. In the worker that takes it when it wakes, a handler is
-called anew, a protocol is made anew and gets `connection_made`: a greeting would be sent twice, who has logged in is forgotten.
-So an app whose connections have a state beyond a message keeps it where all workers find it, or says nothing of boundaries. *In
-the worker that gives it up* the app sees the end: `boundary` is false, or `connection_lost(None)` comes; what it writes then
-goes nowhere.
+The socket moves, with the time for which it was idle, and nothing else. In the worker that takes the connection when
+its client sends again, the handler is called anew, or a protocol is made anew and gets `connection_made`. A greeting would be
+sent twice, and a login would be forgotten. So an app whose connections have state beyond a message keeps it where all workers
+find it, or marks no boundaries.
 
-Of asyncio's `StreamReader` two internals are used, since one can't look without reading by other means: `_buffer`, and
-`_wait_for_data` (which `readline` and the others wait by). `tests/unit/engines/tcp/test_boundary.py` pins them.
+In the worker that gives the connection up the app sees its end: `boundary` returns false, or
+`connection_lost(None)` is called. Bytes that the app writes after that are dropped.
+
+Two private attributes of asyncio's `StreamReader` are used, since nothing else allows to look without reading: `_buffer`, and
+`_wait_for_data`, by which `readline` and the other methods wait. `tests/unit/engines/tcp/test_boundary.py` pins them.
 """
 
 from __future__ import annotations
@@ -34,15 +37,15 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar, cast, overload
 
 _MARK = "__cluster2_boundary__"
-_M = TypeVar("_M", bound=Callable[[Any], bool])
+_Method = TypeVar("_Method", bound=Callable[[Any], bool])
 
 
 class BoundaryReader(asyncio.StreamReader):
     """A reader that knows whether its handler is between two messages.
 
     Attributes:
-        waiting: it is.
-        messages: how many have begun.
+        waiting: the handler is between two messages.
+        messages: the number of messages that have begun.
         arrived: called when the handler comes to the boundary.
         begun: called when a message begins.
     """
@@ -53,29 +56,29 @@ class BoundaryReader(asyncio.StreamReader):
     begun: Callable[[], None] | None = None
 
     def between(self) -> bool:
-        """Whether nothing belongs to this worker but the socket."""
+        """Return whether nothing but the socket belongs to this worker."""
         return self.waiting and not self._buffer and not self._eof  # type: ignore[attr-defined]
 
 
-class Boundary:
-    """What `cluster2.tcp.boundary` is: it says where a connection may change its worker."""
+class _Boundary:
+    """The callable `cluster2.tcp.boundary`, which marks where a connection may move to another worker."""
 
     @overload
-    def __call__(self, method: _M, /) -> _M: ...
+    def __call__(self, method: _Method, /) -> _Method: ...
     @overload
     def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, /) -> Coroutine[Any, Any, bool]: ...
     def __call__(self, first: Any, writer: asyncio.StreamWriter | None = None, /) -> Any:
-        """Say where the connection may change its worker.
+        """Mark where the connection may move to another worker.
 
-        As `await boundary(reader, writer)`, in a handler between two messages: wait for the next one. True: its first bytes
-        have come. False: the client has finished, or another worker has the connection: leave. Outside of a cluster it only
-        waits.
+        As `await boundary(reader, writer)`, in a handler between two messages: wait for the next message. Return true when its
+        first bytes have arrived. Return false when the client has finished or another worker has the connection, and the handler
+        is to return. Outside of a cluster the call only waits.
 
-        As a decorator, of a protocol's method without arguments: it answers whether the protocol is between two messages, with
-        nothing of one received or still to be answered.
+        As a decorator of a protocol's method without arguments: the method returns whether the protocol is between two messages,
+        which means that it has received no part of one, and owes no response.
 
         Raises:
-            TypeError: it is given something else.
+            TypeError: the argument is something else.
         """
         if isinstance(first, asyncio.StreamReader) and writer is not None:
             return _next_message(first)
@@ -88,37 +91,38 @@ class Boundary:
         )
 
 
-boundary: Final = Boundary()
+boundary: Final = _Boundary()
 
 
-def marked(kind: type) -> Callable[[Any], bool] | None:
-    """The method of a protocol's class that tells of its boundaries, if it has marked one."""
+def marked_method(kind: type) -> Callable[[Any], bool] | None:
+    """Return the method that a protocol's class has marked, if it has one."""
     for each in kind.__mro__:
         for name, value in vars(each).items():
             if getattr(value, _MARK, False):
-                # By name, since a subclass may have another one in its place.
+                # Look it up by name, since a subclass may override it.
                 return cast(Callable[[Any], bool], getattr(kind, name))
     return None
 
 
 async def _next_message(reader: asyncio.StreamReader) -> bool:
-    ours = reader if isinstance(reader, BoundaryReader) else None
+    own = reader if isinstance(reader, BoundaryReader) else None
     if not reader._buffer and not reader.at_eof() and reader.exception() is None:  # type: ignore[attr-defined]
-        if ours is not None:
-            ours.waiting = True
-            if ours.arrived is not None:
-                ours.arrived()
+        if own is not None:
+            own.waiting = True
+            if own.arrived is not None:
+                own.arrived()
         try:
             await reader._wait_for_data("boundary")  # type: ignore[attr-defined]
-        except OSError:  # the client is gone: nobody's fault
+        except OSError:  # the client has gone, which is no error of the app
             return False
         finally:
-            if ours is not None:
-                ours.waiting = False
+            if own is not None:
+                own.waiting = False
+    # Bytes that arrived before an error are still a message.
     if reader.at_eof() or (reader.exception() is not None and not reader._buffer):  # type: ignore[attr-defined]
         return False
-    if ours is not None:
-        ours.messages += 1
-        if ours.begun is not None:
-            ours.begun()
+    if own is not None:
+        own.messages += 1
+        if own.begun is not None:
+            own.begun()
     return True

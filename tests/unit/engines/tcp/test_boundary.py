@@ -14,7 +14,7 @@ import pytest
 import cluster2
 from cluster2.config.settings import Settings
 from cluster2.engines.base import AppContext, Interface, Movable
-from cluster2.engines.tcp.boundary import BoundaryReader, marked
+from cluster2.engines.tcp.boundary import BoundaryReader, marked_method
 from cluster2.engines.tcp.tcp_engine import TcpEngine
 from tests.unit.waiting import until
 
@@ -282,14 +282,14 @@ async def test_what_asyncio_has() -> None:
 
 def test_marks() -> None:
     """A mark is inherited, an override counts; other things can't be marked."""
-    assert marked(Lines) is Lines.between
-    assert marked(asyncio.Protocol) is None
+    assert marked_method(Lines) is Lines.between
+    assert marked_method(asyncio.Protocol) is None
 
     class Other(Lines):
         def between(self) -> bool:
             return False
 
-    assert marked(Other) is Other.between
+    assert marked_method(Other) is Other.between
     for wrong in (3, Lines, None):
         with pytest.raises(TypeError, match="marks a protocol's method"):
             cluster2.tcp.boundary(wrong)  # type: ignore[call-overload]
