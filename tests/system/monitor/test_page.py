@@ -52,7 +52,7 @@ def test_a_killed_worker_is_replaced_before_one_s_eyes(see: See, cluster: Cluste
     assert sight.pids() == before
     assert sight.cell(sight.rows().first, "state") == "● ready"
     expect(sight.locator("#glance-workers b")).to_have_text("2 / 2")
-    expect(sight.locator("#glance-requests small")).to_have_text(re.compile(r"\d+ under way"))
+    expect(sight.locator("#glance-requests small")).to_have_text(re.compile(r"\d+ in flight"))
     expect(sight.locator("#title")).to_have_text("<b>shop</b>")
     sight.evaluate("window.same = true")
     sight.rows().last.get_by_role("button", name="Stacks").focus()
@@ -87,7 +87,7 @@ def test_charts_move(see: See, cluster: Cluster) -> None:
     expect(sight.locator("[data-chart=latency] .value").last).to_contain_text("ms")
     assert canvas.screenshot() != before
     spoken = sight.locator("[data-chart=requests] .plot")
-    most = re.compile(r"Requests a second, last 5 minutes: requests now [\d.,]+, at most [1-9]")
+    most = re.compile(r"Requests per second, last 5 minutes: requests now [\d.,]+, at most [1-9]")
     expect(spoken).to_have_attribute("aria-label", most)
 
 
@@ -160,7 +160,7 @@ def test_logs(see: See, cluster: Cluster) -> None:
     )
     sight = see(cluster.url).live(2)
     sight.get_by_role("tab", name="Logs").click()
-    expect(sight.locator("#logs-note")).to_have_text("Logs need the token: “List again” asks for it.")
+    expect(sight.locator("#logs-note")).to_have_text("Logs need the token: “Refresh list” asks for it.")
     sight.locator("#log-refresh").click()
     give_token(sight)
     sight.get_by_role("button", name=log.name).click()
@@ -169,7 +169,7 @@ def test_logs(see: See, cluster: Cluster) -> None:
     written = log.stat().st_size
     log.rename(log.with_name("aside"))
     log.write_text("x" * written + "\n")  # longer than the one before
-    expect(text).to_contain_text("— another file —")
+    expect(text).to_contain_text("— new file —")
     expect(text).to_contain_text("x" * 100)
     with log.open("a") as more:
         more.write("added ☃ line\n")

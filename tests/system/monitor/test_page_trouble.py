@@ -187,7 +187,7 @@ def test_a_monitor_that_is_silent(see: See, cluster: Cluster) -> None:
     stop(pid)
     try:
         banner = sight.locator("#banner-text")
-        expect(banner).to_contain_text("Connection lost: the monitor doesn't answer. What you see is from ")
+        expect(banner).to_contain_text("Connection lost: the monitor doesn't respond. The figures are from ")
         expect(sight.locator("#link")).to_have_text("✕ Lost")
         expect(sight.get_by_role("button", name="Recycle all")).to_be_disabled()
         old = age.inner_text()

@@ -1,13 +1,13 @@
-// What changes the cluster: asked for in a dialog where a word is needed first (a token, a number, a confirmation), followed
-// in a line of its own until it's done.
+// Actions that change the cluster. A dialog asks for a token, a number or a confirmation, if the action needs one. A line shows the
+// progress of the action until it is done.
 
 import { announce, byId, el, setText } from "./dom.js";
 import * as format from "./format.js";
 import { ask, messages, Refused, sendable, session, Unauthorized } from "./stream.js";
 
-const SHOWN = 12000; // ms for which a success is told
+const SUCCESS_SHOWN_MS = 12000;
 
-/** One dialog for all questions; `open` returns what was entered, or null. */
+/** The dialog, one for all questions. `open` returns the values that were entered, or null. */
 class Question {
   #dialog = byId("question");
   #answer = () => {};
@@ -25,7 +25,7 @@ class Question {
       this.#dialog.close();
     });
     byId("question-cancel").addEventListener("click", () => this.#dialog.close());
-    this.#dialog.addEventListener("close", () => this.#answer(null)); // nothing, if it was answered
+    this.#dialog.addEventListener("close", () => this.#answer(null)); // without effect if there was an answer
   }
 
   open({ title, text, confirm, danger = false, number = null, token, error = "" }) {
@@ -55,9 +55,9 @@ class Question {
 let question = null;
 
 /**
- * Do what needs the token, having asked whatever has to be asked first; null: somebody thought better of it.
+ * Do something that needs the token, after the questions that have to be asked first. Returns null if the dialog was cancelled.
  *
- * `attempt(number)` does it. It is repeated as long as the monitor finds the token wrong.
+ * `attempt(number)` does it. It is repeated as long as the monitor refuses the token.
  */
 export async function withToken(asked, attempt) {
   question ??= new Question();
@@ -83,7 +83,7 @@ export async function withToken(asked, attempt) {
   }
 }
 
-/** A line that tells how far something is. */
+/** A line that shows the progress of an action. */
 class Activity {
   #bar = el("progress", { "aria-label": "Progress" });
   #text = el("span", { class: "what" });
@@ -119,14 +119,14 @@ class Activity {
 
   succeed(text) {
     this.#end("done", `✓ ${text}`);
-    setTimeout(() => this.element.remove(), SHOWN);
+    setTimeout(() => this.element.remove(), SUCCESS_SHOWN_MS);
   }
 
   fail(text) {
     this.#end("failed", `✕ ${this.title}: ${text}`);
   }
 
-  /** It hasn't happened. */
+  /** Remove the line: the action was not started. */
   withdraw() {
     clearInterval(this.#timer);
     this.element.remove();
@@ -145,16 +145,16 @@ class Activity {
   }
 }
 
-/** How far it is, told from the facts, where the monitor doesn't say so itself: [done, of, what]. */
+/** The progress of an action as reports show it, for when the monitor doesn't send any: [done, of, what]. */
 const MEASURES = {
   __proto__: null,
-  reload: ({ generation }) => (facts) => {
+  reload: ({ generation }) => (report) => {
     if (generation === undefined) return null;
-    return [facts.workers.filter((each) => each.generation === generation && each.state === "ready").length, facts.wanted, "workers are new"];
+    return [report.workers.filter((each) => each.generation === generation && each.state === "ready").length, report.wanted, "workers are new"];
   },
-  scale: () => (facts) => [facts.ready, facts.wanted, "workers are ready"],
-  recycle: ({ pids }) => (facts) => {
-    const left = facts.workers.filter((each) => pids.has(each.pid)).length;
+  scale: () => (report) => [report.ready, report.wanted, "workers are ready"],
+  recycle: ({ pids }) => (report) => {
+    const left = report.workers.filter((each) => pids.has(each.pid)).length;
     return [pids.size - left, pids.size, "workers are replaced"];
   },
 };
@@ -162,7 +162,7 @@ const MEASURES = {
 const DONE = {
   __proto__: null,
   reload: ({ generation }) => `Generation ${generation} serves`,
-  scale: ({ workers }) => `${workers} workers are ready`,
+  scale: ({ workers }) => `${format.counted(workers, "worker is", "workers are")} ready`,
   recycle: ({ replaced }) => (replaced === 1 ? "The worker is replaced" : `${replaced} workers are replaced`),
   enable: () => "Traffic is enabled",
   disable: () => "Traffic is disabled",
@@ -170,7 +170,7 @@ const DONE = {
 };
 
 export class Actions {
-  #facts = null;
+  #report = null;
   #running = new Set(); // activities
 
   constructor() {
@@ -178,11 +178,11 @@ export class Actions {
     for (const [name, act] of Object.entries(verbs)) byId(`do-${name}`).addEventListener("click", () => act.call(this));
   }
 
-  update(facts) {
-    this.#facts = facts;
-    byId("actions").hidden = !facts.actions;
-    setText(byId("do-traffic"), facts.traffic === "enabled" ? "Disable traffic…" : "Enable traffic");
-    for (const activity of this.#running) activity.measure(facts);
+  update(report) {
+    this.#report = report;
+    byId("actions").hidden = !report.actions;
+    setText(byId("do-traffic"), report.traffic === "enabled" ? "Disable traffic…" : "Enable traffic");
+    for (const activity of this.#running) activity.measure(report);
   }
 
   /** What the cluster tells of itself: a reload that somebody else asked for is followed as well. */
@@ -191,7 +191,7 @@ export class Actions {
     const reload = [...this.#running].find((each) => each.verb === "reload" && [undefined, generation].includes(each.about.generation));
     if (name === "reloading") {
       if (reload) reload.about.generation = generation;
-      else if (event.time > (this.#facts?.time ?? Infinity) - 5) this.#begin("Reload", "reload", { generation, others: true });
+      else if (event.time > (this.#report?.time ?? Infinity) - 5) this.#begin("Reload", "reload", { generation, others: true });
     } else if (reload?.about.others && name === "reloaded") this.#end(reload, DONE.reload(event));
     else if (reload?.about.others && name === "reload-failed") this.#end(reload, null, event.reason);
   }
@@ -201,25 +201,25 @@ export class Actions {
   }
 
   scale() {
-    const asked = { title: "Scale", text: "How many workers are wanted?", confirm: "Scale", number: String(this.#facts.wanted) };
+    const asked = { title: "Scale", text: "Number of workers that should serve:", confirm: "Scale", number: String(this.#report.wanted) };
     return this.#act("scale", asked, (number) => `?workers=${encodeURIComponent(number)}`);
   }
 
   /** One worker, or all in turn. */
   recycle(worker = null) {
     const title = worker ? `Recycle worker ${worker.slot} (pid ${worker.pid})` : "Recycle all";
-    const pids = new Set((worker ? [worker] : this.#facts.workers).map((each) => each.pid));
+    const pids = new Set((worker ? [worker] : this.#report.workers).map((each) => each.pid));
     return this.#act("recycle", { title, confirm: "Recycle" }, () => (worker ? `?worker=${worker.pid}` : ""), { pids });
   }
 
   traffic() {
-    if (this.#facts.traffic !== "enabled") return this.#act("enable", { title: "Enable traffic", confirm: "Enable traffic" });
-    const text = "Health checks will say that no traffic may come, so load balancers take this server out. Workers serve on.";
+    if (this.#report.traffic !== "enabled") return this.#act("enable", { title: "Enable traffic", confirm: "Enable traffic" });
+    const text = "Health checks will fail, so load balancers stop sending traffic to this server. Its workers go on serving.";
     return this.#act("disable", { title: "Disable traffic", text, confirm: "Disable traffic", danger: true });
   }
 
   shutdown() {
-    const text = "Workers finish what is under way, then the cluster ends, and this page with it. Nothing here can start it again.";
+    const text = "Workers finish the requests in progress, then the cluster ends, and this page with it. The page can't start it again.";
     return this.#act("shutdown", { title: "Shut down", text, confirm: "Shut down", danger: true });
   }
 
@@ -237,8 +237,8 @@ export class Actions {
       });
       if (result !== null) this.#end(activity, DONE[verb](result));
     } catch (failure) {
-      const broken = verb === "shutdown" ? null : "the connection broke: look whether it was done";
-      const why = failure instanceof Refused ? failure.message : broken;
+      const lost = verb === "shutdown" ? null : "the connection broke: check whether it was done";
+      const why = failure instanceof Refused ? failure.message : lost;
       this.#end(activity, why === null ? DONE.shutdown() : null, why);
     }
   }
@@ -247,8 +247,8 @@ export class Actions {
     const activity = new Activity(title);
     const measure = MEASURES[verb];
     Object.assign(activity, { verb, about });
-    activity.measure = (facts) => {
-      const far = measure && !activity.told && measure(about)(facts);
+    activity.measure = (report) => {
+      const far = measure && !activity.counted && measure(about)(report);
       if (far) activity.progress(...far);
     };
     this.#running.add(activity);
@@ -267,20 +267,20 @@ export class Actions {
   }
 }
 
-/** POST, and tell the activity what the monitor tells meanwhile; the result, or Unauthorized, Refused, TypeError. */
+/** POST, and show the monitor's progress. Returns the result; throws Unauthorized, Refused or TypeError. */
 async function post(path, activity) {
   const answer = await ask(path, { method: "POST", accept: "text/event-stream, application/json" });
-  let said = null;
+  let outcome = null;
   if (answer.headers.get("content-type")?.startsWith("text/event-stream")) {
     for await (const { name, data } of messages(answer)) {
       if (name === "progress") {
-        // Where the monitor counts, it knows better than what can be told from the facts.
-        activity.told = typeof data.done === "number" && data.of > 0;
-        if (activity.told || data.text) activity.progress(data.done, data.of, data.text ?? data.what);
-      } else if (name === "result") said = data;
+        // The monitor's own counts are better than those that are made of reports.
+        activity.counted = typeof data.done === "number" && data.of > 0;
+        if (activity.counted || data.text) activity.progress(data.done, data.of, data.text ?? data.what);
+      } else if (name === "result") outcome = data;
     }
-    if (said === null) throw new TypeError("no result");
-  } else said = await answer.json();
-  if (!said.ok) throw new Refused(answer.status, String(said.error));
-  return said.result;
+    if (outcome === null) throw new TypeError("no result");
+  } else outcome = await answer.json();
+  if (!outcome.ok) throw new Refused(answer.status, String(outcome.error));
+  return outcome.result;
 }

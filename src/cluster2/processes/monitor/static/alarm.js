@@ -1,58 +1,58 @@
-// What an operator must not overlook, across the whole page: for as long as it is so, and for a minute that it is over.
+// The alarm across the page: it shows while the cluster is degraded or the master is stuck, and for a minute after the end of that.
 
 import { announce, byId, setAttribute, setText } from "./dom.js";
 import * as format from "./format.js";
 
-const RELIEF = 60000; // ms
+const RECOVERED_MS = 60000;
 
-/** What is wrong, by the state of the master that says so. */
-const WRONG = {
+/** The text of the alarm, by the master's state. */
+const ALARMS = {
   __proto__: null,
   degraded: ({ ready, wanted }) => `Degraded: workers crash faster than restart_limit allows, so restarts back off. ${ready} of ${wanted} workers serve.`,
-  stuck: () => "The master is stuck: workers serve on, but nobody replaces one that dies.",
+  stuck: () => "The master is stuck: workers go on serving, but one that ends isn't replaced.",
 };
 
 export class Alarm {
   #box = byId("alarm");
-  #state = null; // that is wrong, while there's one
-  #over = null; // when the cluster said that it has recovered
-  #relief = 0;
+  #state = null; // the state of the alarm that is on, or null
+  #recoveredAt = null; // the time of the last event `recovered`
+  #timer = 0;
 
-  /** Whether something is wrong. */
-  get sounds() {
+  /** True while the alarm is on. */
+  get isOn() {
     return this.#state !== null;
   }
 
-  update(facts) {
-    const state = facts.master?.state;
-    const wrong = WRONG[state]?.(facts);
-    if (wrong !== undefined) {
-      const anew = state !== this.#state;
-      if (anew) this.#over = null;
-      this.#say("bad", "▲", wrong, anew);
-    } else if (this.sounds && state === "serving") {
-      this.#say("good", "●", `Recovered at ${format.clock(this.#over ?? facts.time)}: ${facts.ready} of ${facts.wanted} workers serve.`, true);
-      this.#relief = setTimeout(() => this.hide(), RELIEF);
-    } else if (this.sounds) this.hide(); // it leaves
-    this.#state = wrong === undefined ? null : state;
+  update(report) {
+    const state = report.master?.state;
+    const text = ALARMS[state]?.(report);
+    if (text !== undefined) {
+      const isNew = state !== this.#state;
+      if (isNew) this.#recoveredAt = null;
+      this.#show("bad", "▲", text, isNew);
+    } else if (this.isOn && state === "serving") {
+      this.#show("good", "●", `Recovered at ${format.clock(this.#recoveredAt ?? report.time)}: ${report.ready} of ${report.wanted} workers serve.`, true);
+      this.#timer = setTimeout(() => this.hide(), RECOVERED_MS);
+    } else if (this.isOn) this.hide(); // the cluster shuts down
+    this.#state = text === undefined ? null : state;
   }
 
-  /** The cluster knows better than we when that was: the page may have been away. */
+  /** Take the time of recovery from the event: the page may not have been open then. */
   event({ event, time }) {
-    if (event === "recovered") this.#over = time;
+    if (event === "recovered") this.#recoveredAt = time;
   }
 
-  /** What was last heard is old. */
+  /** Hide the alarm, since the last report is old or the cluster has recovered. */
   hide() {
     this.#box.hidden = true;
   }
 
-  #say(tone, glyph, text, anew) {
-    clearTimeout(this.#relief);
+  #show(tone, glyph, text, isNew) {
+    clearTimeout(this.#timer);
     setAttribute(this.#box, "data-tone", tone);
     setText(this.#box.firstElementChild, glyph);
     setText(byId("alarm-text"), text);
     this.#box.hidden = false;
-    if (anew) announce(text);
+    if (isNew) announce(text);
   }
 }

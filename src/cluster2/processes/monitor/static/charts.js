@@ -1,5 +1,5 @@
-// The charts: uPlot draws, this file says what. One time line for all: a window that ends now, a cursor that all share, and
-// marks where workers ended and generations changed.
+// The charts, which uPlot draws. They share a time line, which ends now, a cursor, and marks where workers ended and generations
+// changed.
 
 import { el, setAttribute, setText } from "./dom.js";
 import * as format from "./format.js";
@@ -10,7 +10,7 @@ const BINARY = Array.from({ length: 45 }, (_, power) => 2 ** power);
 const CHARTS = [
   {
     key: "requests",
-    title: "Requests a second",
+    title: "Requests per second",
     text: format.rate,
     lines: [
       { key: "requests", label: "requests", tone: "accent", filled: true },
@@ -32,15 +32,15 @@ const CHARTS = [
     text: format.count,
     incrs: WHOLE,
     lines: [
-      { key: "held", label: "held", tone: "accent", filled: true },
-      { key: "resting", label: "at rest", tone: "ink", dashed: true },
+      { key: "held", label: "at workers", tone: "accent", filled: true },
+      { key: "resting", label: "at the keeper", tone: "ink", dashed: true },
     ],
   },
   { key: "cpu", title: "CPU, cores", text: format.cores, lines: [{ key: "cpu", label: "used", tone: "accent", filled: true }] },
   { key: "memory", title: "Memory", text: format.bytes, incrs: BINARY, lines: [{ key: "memory", label: "used", tone: "accent", filled: true }] },
   {
     key: "work",
-    title: "Under way",
+    title: "In flight",
     text: format.count,
     incrs: WHOLE,
     lines: [
@@ -50,26 +50,26 @@ const CHARTS = [
   },
 ];
 
-// Ends that a mark of their own explains, or the end of all, would only hide the others.
+// Ends of workers that aren't marked: the action that caused them has a mark of its own, and many marks would hide others.
 const EXPLAINED = new Set(["reload", "scale", "shutdown"]);
 const KINDS = { __proto__: null, died: "ended", "reload-failed": "failed", reloading: "began", reloaded: "changed", scaled: "scaled" };
 const HEIGHT = 120;
-const GAP = 3; // times the usual distance of two points: nothing is known between them
-const MARKS = 500;
+const GAP = 3; // times the usual distance of two points, beyond which the line is interrupted
+const MAX_MARKS = 500;
 const tones = { accent: "", ink: "", bad: "", line: "", muted: "", warn: "" };
 const marks = (name, reason) => name in KINDS && !EXPLAINED.has(reason);
 const dpr = () => window.devicePixelRatio || 1;
 
 const WORDS = { __proto__: null, died: "ended", reloading: "reload began", "reload-failed": "reload failed" };
 
-/** What is told of a mark where the cursor is. */
-function told(mark) {
+/** Describe a mark under the cursor. */
+function describe(mark) {
   const worker = typeof mark.slot === "number" ? `worker ${mark.slot} ` : "";
   const reason = mark.reason ? ` (${mark.reason})` : "";
   return `${format.clock(mark.time)} ${worker}${WORDS[mark.name] ?? mark.name}${reason}`;
 }
 
-/** The points of all charts: columns side by side, by name. */
+/** The points of all charts, as columns by name. */
 class Series {
   constructor() {
     this.columns = [];
@@ -97,17 +97,17 @@ class Series {
     for (const [key, column] of Object.entries(this.data)) column.push(value(key));
   }
 
-  /** Forget what is older than that. */
+  /** Remove the points that are older than `start`. */
   trim(start) {
     const { time } = this.data;
     let old = 0;
     while (old < time.length && time[old] < start) old++;
-    // Not one by one: each moves all that follow.
+    // Only many at a time: each removal moves all points that follow.
     if (old > 60) for (const column of Object.values(this.data)) column.splice(0, old);
   }
 }
 
-/** Hours and minutes; not in the corner, where the other axis has its zero. */
+/** Hours and minutes. The corner stays empty, since the other axis has its zero there. */
 function timeLabels(plot, times) {
   return times.map((time) => (plot.valToPos(time, "x") < 20 ? "" : format.clock(time).slice(0, 5)));
 }
@@ -167,7 +167,7 @@ class Chart {
     };
   }
 
-  /** Show new points; the size is the box's. */
+  /** Draw the points. */
   draw(series) {
     this.#plot.setData(this.#points(series), true);
   }
@@ -181,7 +181,7 @@ class Chart {
     if (width > 0 && width !== this.#plot.width) this.#plot.setSize({ width, height: HEIGHT });
   }
 
-  /** The values where the cursor is, or the last ones. */
+  /** Show the values under the cursor, or the last ones. */
   read(series, view) {
     const { idx, left } = this.#plot?.cursor ?? {};
     const pointed = typeof idx === "number" && left >= 0;
@@ -202,7 +202,7 @@ class Chart {
   }
 }
 
-/** Marks differ by shape, too: a cross for an end, a triangle for a new generation, a square for one that failed, a ring for a scale. */
+/** Marks differ in shape: a cross for an end, a triangle for a new generation, a square for one that failed, a ring for a scale. */
 function drawMarks(plot, marks) {
   const { ctx, bbox } = plot;
   const size = 3.5 * dpr();
@@ -253,7 +253,7 @@ export class Charts {
   #view;
   #described = 0;
 
-  /** `pointedAt` is where the time and the mark under the cursor are told. */
+  /** `pointedAt` is the element for the time and the marks under the cursor. */
   constructor(box, pointedAt) {
     this.#view = { seconds: 900, marks: [], pointed: (time) => setText(pointedAt, this.#pointed(time)) };
     this.#theme();
@@ -283,10 +283,10 @@ export class Charts {
       .filter((mark) => Math.abs(mark.time - time) <= this.#view.seconds / 150)
       .sort((a, b) => Math.abs(a.time - time) - Math.abs(b.time - time))
       .slice(0, 2);
-    return [format.clock(time), ...near.map((mark) => told(mark))].join(" · ");
+    return [format.clock(time), ...near.map((mark) => describe(mark))].join(" · ");
   }
 
-  /** Show this: `history` is the answer of /history for so many seconds. */
+  /** Show a response of /history for so many seconds. */
   load(history, seconds) {
     this.#view.seconds = seconds;
     this.#described = -Infinity;
@@ -301,7 +301,7 @@ export class Charts {
     this.#draw();
   }
 
-  /** A point more, in the order of the history's columns. */
+  /** Add a point, whose values are in the order of the history's columns. */
   add(row) {
     if (!this.#series.columns.length) return;
     this.#series.add(row, 5);
@@ -312,7 +312,7 @@ export class Charts {
   mark(event) {
     if (!marks(event.event, event.reason) || this.#view.marks.some((each) => each.time === event.time && each.name === event.event)) return;
     this.#view.marks.push({ time: event.time, name: event.event, slot: event.slot, reason: event.reason });
-    if (this.#view.marks.length > MARKS) this.#view.marks.shift();
+    if (this.#view.marks.length > MAX_MARKS) this.#view.marks.shift();
   }
 
   #draw() {

@@ -1,6 +1,6 @@
-// Elements without markup: what a worker, a log or an event says becomes a text node, never HTML.
+// Elements without markup. All data (of workers, logs, events) becomes text nodes, never HTML.
 
-/** An element; `attributes` are set as such (`null` and `false` leave one out), `children` are nodes or text. */
+/** Make an element. An attribute that is `null` or `false` is left out; `children` are nodes or text. */
 export function el(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -11,22 +11,22 @@ export function el(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** The element with that id. */
+/** Return the element with that id. */
 export const byId = (id) => document.getElementById(id);
 
-/** Show a text; nothing happens if it's shown already. */
+/** Show a text. A write of the same text would cost a layout, so it is skipped. */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** Set an attribute, or take it away (null); nothing happens if it's so already. */
+/** Set an attribute, or remove it (null), unless it has that value already. */
 export function setAttribute(node, name, value) {
   if (value === null) {
     if (node.hasAttribute(name)) node.removeAttribute(name);
   } else if (node.getAttribute(name) !== value) node.setAttribute(name, value);
 }
 
-/** Have exactly these children, in this order. What is in its place isn't touched: to be moved would cost it the focus. */
+/** Give an element exactly these children, in this order. A child in its place isn't touched, since a move would lose its focus. */
 export function setOrder(parent, nodes) {
   const wanted = new Set(nodes);
   for (const child of [...parent.childNodes]) if (!wanted.has(child)) child.remove();
@@ -37,7 +37,7 @@ export function setOrder(parent, nodes) {
   }
 }
 
-/** Have it read out; a text that comes twice is read twice. */
+/** Have a screen reader say a text. It is removed first, so that the same text is said twice if it comes twice. */
 export function announce(text) {
   const region = byId("announcer");
   region.textContent = "";

@@ -1,4 +1,4 @@
-// Figures as people read them. "–" is what isn't known.
+// Figures as people read them. "–" stands for an unknown value.
 
 export const NONE = "–";
 
@@ -8,10 +8,13 @@ const dayFormat = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "sho
 
 const known = (value) => typeof value === "number" && Number.isFinite(value);
 
-/** A whole number with its thousands apart. */
+/** A whole number with a comma between thousands. */
 export const count = (value) => (known(value) ? whole.format(value) : NONE);
 
-/** Something a second. */
+/** A count with the word for it: `counted(1, "worker is", "workers are")`. */
+export const counted = (value, one, many) => `${count(value)} ${value === 1 ? one : many}`;
+
+/** A rate per second. */
 export function rate(value) {
   if (!known(value)) return NONE;
   if (value === 0) return "0";
@@ -28,7 +31,7 @@ export function bytes(value) {
   return `${value < 10 ? value.toFixed(1) : Math.round(value)} ${["KiB", "MiB", "GiB", "TiB"][unit]}`;
 }
 
-/** A short time in seconds: a latency, a step. */
+/** A short time in seconds, such as a latency. */
 export function latency(value) {
   if (!known(value)) return NONE;
   if (value === 0) return "0 ms";
@@ -38,7 +41,7 @@ export function latency(value) {
   return `${value < 10 ? value.toFixed(2) : value.toFixed(0)} s`;
 }
 
-/** A long time in seconds: an age, an uptime. The two largest units. */
+/** A long time in seconds, such as an age, in its two largest units. */
 export function duration(value) {
   if (!known(value)) return NONE;
   const seconds = Math.max(0, Math.floor(value));
@@ -48,19 +51,19 @@ export function duration(value) {
   return `${Math.floor(seconds / 86400)} d ${pad(Math.floor((seconds % 86400) / 3600))} h`;
 }
 
-/** Some seconds, with a tenth while there are few. */
+/** Seconds, with one decimal below ten. */
 export const seconds = (value) => (known(value) ? `${value < 10 ? value.toFixed(1) : Math.round(value)} s` : NONE);
 
-/** A share of a core. */
+/** A share, such as 0.5 of a core, in percent. */
 export const percent = (value) => (known(value) ? `${Math.round(value * 100)} %` : NONE);
 
 /** A number of cores. */
 export const cores = (value) => (known(value) ? value.toFixed(2) : NONE);
 
-/** The time of day, in the viewer's zone; `time` in seconds since the epoch. */
+/** The time of day in the viewer's zone. `time` is in seconds since the epoch. */
 export const clock = (time) => (known(time) ? clockFormat.format(time * 1000) : NONE);
 
-/** The same, with the day if that isn't today. */
+/** The time of day, with the day unless it is today. */
 export function moment(time) {
   if (!known(time)) return NONE;
   const today = new Date().toDateString() === new Date(time * 1000).toDateString();

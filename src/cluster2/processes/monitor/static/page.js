@@ -1,17 +1,18 @@
-// The monitor's page: takes the facts from the stream, and gives them to the parts that show them.
+// The monitor's page. It gets a report each second from the stream, and passes it to the parts that show it.
 
 import { Actions } from "./actions.js";
 import { Alarm } from "./alarm.js";
 import { Charts } from "./charts.js";
 import { announce, byId, el, setAttribute, setText } from "./dom.js";
-import { Events, said } from "./events.js";
+import { describe, Events } from "./events.js";
 import * as format from "./format.js";
 import { Components, Dependencies, Logs, Stacks, Tabs } from "./panels.js";
 import { ask, sendable, session, Stream } from "./stream.js";
 import { Workers } from "./workers.js";
 
-const POINTS = 600;
-const TOLD = new Set(["died", "listening", "reload-failed", "enabled", "disabled", "shutdown"]);
+const POINTS = 600; // rows of the history
+/** Events that a screen reader says. */
+const ANNOUNCED = new Set(["died", "listening", "reload-failed", "enabled", "disabled", "shutdown"]);
 
 const stacks = new Stacks();
 const actions = new Actions();
@@ -22,7 +23,7 @@ const events = new Events(byId("event-list"), byId("events-empty"));
 const panels = { components: new Components(), logs: new Logs(), dependencies: new Dependencies() };
 new Tabs(byId("tabs"), (name, shown) => (shown ? panels[name]?.open() : panels[name]?.close()));
 
-let facts = null;
+let report = null;
 let leaving = false;
 
 function rowActions(row) {
@@ -54,7 +55,7 @@ const GLANCE = {
   traffic: (f) => (f.leaving ? ["◑ leaving", "", "warn"] : f.traffic === "enabled" ? ["enabled", "", ""] : ["✕ disabled", "", "bad"]),
   generation: (f) => [format.count(f.generation), "", ""],
   uptime: (f) => [format.duration(f.master?.uptime ?? (f.master?.started ? f.time - f.master.started : null)), "", ""],
-  requests: (f) => [format.rate(f.rates?.requests), f.rates?.errors > 0 ? `▲ ${format.rate(f.rates.errors)} errors/s` : `${format.count(f.in_flight)} under way`, f.rates?.errors > 0 ? "bad" : ""],
+  requests: (f) => [format.rate(f.rates?.requests), f.rates?.errors > 0 ? `▲ ${format.rate(f.rates.errors)} errors/s` : `${format.count(f.in_flight)} in flight`, f.rates?.errors > 0 ? "bad" : ""],
   latency: (f) => [format.latency(f.recent?.p50 ?? f.latency?.p50), `p99 ${format.latency(f.recent?.p99 ?? f.latency?.p99)}`, ""],
   connections: (f) => [format.count(f.connections?.held), waiting(f.connections), ""],
   cpu: (f) => [format.cores(f.rates?.cpu), `of ${format.count(f.host?.cpus)} cores`, ""],
@@ -63,13 +64,13 @@ const GLANCE = {
 };
 
 function waiting({ resting, waiting } = {}) {
-  return `${format.count(resting)} at rest` + (waiting > 0 ? `, ${format.count(waiting)} wait` : "");
+  return `${format.count(resting)} at the keeper` + (waiting > 0 ? `, ${format.count(waiting)} waiting` : "");
 }
 
 function glance(now) {
-  for (const [name, tell] of Object.entries(GLANCE)) {
+  for (const [name, figure] of Object.entries(GLANCE)) {
     const box = byId(`glance-${name}`);
-    const [value, aside, tone] = tell(now);
+    const [value, aside, tone] = figure(now);
     setText(box.querySelector("b"), value);
     setText(box.querySelector("small"), aside);
     setAttribute(box, "data-tone", tone || null);
@@ -81,29 +82,29 @@ function glance(now) {
   setText(byId("title"), now.title ?? "cluster2");
   setText(byId("place"), [now.host?.name, ...(now.addresses ?? [])].filter(Boolean).join(" · "));
   setText(byId("version"), now.master?.version ? `cluster2 ${now.master.version}` : "cluster2");
-  document.title = `${alarm.sounds ? "▲ " : ""}${now.ready}/${now.wanted} ${now.title ?? "cluster2"}`;
+  document.title = `${alarm.isOn ? "▲ " : ""}${now.ready}/${now.wanted} ${now.title ?? "cluster2"}`;
   processes(now);
 }
 
-/** The processes beside the workers, in a line. */
+/** Show the processes beside the workers, in a line. */
 function processes({ master, keeper, monitor }) {
-  const told = [];
-  if (master?.pid) told.push(`master ${master.pid}${master.memory ? `, ${format.bytes(master.memory)}` : ""}`);
+  const parts = [];
+  if (master?.pid) parts.push(`master ${master.pid}${master.memory ? `, ${format.bytes(master.memory)}` : ""}`);
   for (const [name, each] of Object.entries({ keeper, monitor })) {
     if (!each?.pid) continue;
-    const restarts = each.restarts ? `, started again ${each.restarts} ×` : "";
-    told.push(`${name} ${each.pid}${each.memory ? `, ${format.bytes(each.memory)}` : ""}${restarts}`);
+    const restarts = each.restarts ? `, ${format.counted(each.restarts, "restart", "restarts")}` : "";
+    parts.push(`${name} ${each.pid}${each.memory ? `, ${format.bytes(each.memory)}` : ""}${restarts}`);
   }
-  setText(byId("processes"), told.join("  ·  "));
+  setText(byId("processes"), parts.join("  ·  "));
 }
 
 function show(now) {
-  if (facts !== null && facts.wanted !== now.wanted) {
-    charts.mark({ event: "scaled", time: now.time, reason: `${facts.wanted} → ${now.wanted}` });
+  if (report !== null && report.wanted !== now.wanted) {
+    charts.mark({ event: "scaled", time: now.time, reason: `${report.wanted} → ${now.wanted}` });
   }
-  const first = facts === null;
-  if (facts?.master?.started !== now.master?.started) leaving = false; // another cluster, in place of the one that has ended
-  facts = now;
+  const first = report === null;
+  if (report?.master?.started !== now.master?.started) leaving = false; // another cluster has taken the place of one that ended
+  report = now;
   if (first) begin(now.master?.uptime ?? Infinity);
   leaving ||= Boolean(now.leaving);
   alarm.update(now);
@@ -121,9 +122,9 @@ function show(now) {
 const stream = new Stream({
   open(anew) {
     if (anew) events.clear();
-    if (facts !== null) load(charts.seconds); // else it depends on the first facts how much is worth showing
+    if (report !== null) load(charts.seconds); // the first report decides how much of it is worth showing
   },
-  facts(now) {
+  report(now) {
     if (document.body.dataset.link !== "live") linked("live", "● Live");
     byId("banner").hidden = true;
     show(now);
@@ -136,17 +137,17 @@ const stream = new Stream({
     actions.event(event);
     alarm.event(event);
     if (event.event === "shutdown") leaving = true;
-    if (TOLD.has(event.event) && facts !== null && event.time > facts.time - 5) announce(said(event));
+    if (ANNOUNCED.has(event.event) && report !== null && event.time > report.time - 5) announce(describe(event));
   },
   leaving: () => leaving,
   back: () => linked("connecting", "Connecting …"),
-  lost(why, pause) {
+  lost(reason, pause) {
     linked("lost", "✕ Lost");
     alarm.hide();
-    const since = facts === null ? "" : ` What you see is from ${format.clock(facts.time)}.`;
-    const said = leaving ? "The cluster has shut down, and the monitor with it." : `Connection lost: ${why}.`;
-    setText(byId("banner-text"), `${said}${since} Trying again ${pause < 1 ? "now" : `every ${Math.round(pause)} s`}.`);
-    if (byId("banner").hidden) announce(said);
+    const since = report === null ? "" : ` The figures are from ${format.clock(report.time)}.`;
+    const text = leaving ? "The cluster has shut down, and the monitor with it." : `Connection lost: ${reason}.`;
+    setText(byId("banner-text"), `${text}${since} Trying again ${pause < 1 ? "now" : `every ${Math.round(pause)} s`}.`);
+    if (byId("banner").hidden) announce(text);
     byId("banner").hidden = false;
   },
   signedOut() {
@@ -169,7 +170,7 @@ function linked(state, text) {
   setText(byId("link"), text);
 }
 
-/** The first look at the history: a cluster that is young would be a sliver of the usual range. */
+/** Load the history for the first time. A young cluster gets a short range, in which its few minutes aren't a sliver. */
 function begin(uptime) {
   const usual = uptime <= 300 ? 300 : 900;
   byId("ranges").querySelector(`input[value='${usual}']`).checked = true;
@@ -181,9 +182,9 @@ async function load(seconds) {
   const turn = ++turns;
   try {
     const history = await (await ask(`history?seconds=${seconds}&points=${POINTS}`)).json();
-    if (turn === turns) charts.load(history, seconds); // else somebody has chosen again meanwhile
+    if (turn === turns) charts.load(history, seconds); // else another range was chosen meanwhile
   } catch {
-    // The stream tells that there's nobody; the charts show what they have.
+    // The stream reports that the monitor is gone. The charts keep what they have.
   }
 }
 

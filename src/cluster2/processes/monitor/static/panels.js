@@ -1,26 +1,26 @@
-// What is asked for on demand: the status of components, logs, dependencies; and the stacks of a worker.
+// The panels whose data is requested when they are opened: components, logs, dependencies, and the stacks of a worker.
 
 import { withToken } from "./actions.js";
 import { byId, el, setAttribute, setText } from "./dom.js";
 import * as format from "./format.js";
 import { ask, Refused, session, Unauthorized } from "./stream.js";
 
-const FIRST = 1 << 16; // bytes of a log that are shown at first
-const MOST = 1 << 20; // bytes that are taken at once; who is further behind begins at the end again
-const KEPT = 1 << 19; // characters of a log that stay on the page
-const POLL = 1500; // ms between two looks for what has been added to a log
+const FIRST_BYTES = 1 << 16; // of a log, shown at first
+const MAX_BYTES = 1 << 20; // of one request; if more was added, the end of the log is shown
+const MAX_CHARS = 1 << 19; // of a log that stay on the page
+const POLL_MS = 1500; // between two requests for new lines
 
-const why = (failure) => (failure instanceof Refused || failure instanceof Unauthorized ? failure.message : "The monitor doesn't answer.");
+const why = (failure) => (failure instanceof Refused || failure instanceof Unauthorized ? failure.message : "The monitor doesn't respond.");
 
-/** Whether logs and stacks are shown only to who bears the token: where there is one. */
+/** Return true if logs and stacks need the token: they do if one is set, and then there are actions, too. */
 const needsToken = () => "actions" in document.body.dataset;
 
-/** Tabs as the ARIA practices describe them: arrow keys, Home and End move, the panel is shown at once. */
+/** Tabs as in the ARIA Authoring Practices: arrow keys, Home and End move, and the panel is shown at once. */
 export class Tabs {
   #tabs;
   #opened;
 
-  /** `opened(name, whether)` is told when a panel is shown or hidden. */
+  /** `opened(name, shown)` is called when a panel is shown or hidden. */
   constructor(list, opened) {
     this.#tabs = [...list.querySelectorAll("[role=tab]")];
     this.#opened = opened;
@@ -59,7 +59,7 @@ export class Components {
     try {
       const { names } = await (await ask("component-status")).json();
       this.#list.replaceChildren(...names.map((name) => this.#entry(name)));
-      setText(byId("components-note"), names.length ? "" : "The app has no components. worker.register_status(name, …) makes one.");
+      setText(byId("components-note"), names.length ? "" : "The app has no components. worker.register_status(name, …) registers one.");
     } catch (failure) {
       setText(byId("components-note"), why(failure));
     }
@@ -84,26 +84,26 @@ export class Components {
     }
     const rows = (found.workers ?? []).map(({ pid, value }) => [pid, el("pre", {}, plain(value))]);
     rows.push(...(found.errors ?? []).map(({ pid, error }) => [pid, el("span", { class: "error" }, `▲ ${error}`)]));
-    rows.push(...(found.missing ?? []).map((pid) => [pid, el("span", { class: "error" }, "▲ didn't answer in time")]));
+    rows.push(...(found.missing ?? []).map((pid) => [pid, el("span", { class: "error" }, "▲ no response in time")]));
     const lines = rows.map(([pid, shown]) => el("tr", {}, el("th", { scope: "row" }, pid), el("td", {}, shown)));
     this.#shown.replaceChildren(
       el("h3", {}, name),
       el("pre", { class: "value" }, plain(found.value)),
-      el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "PID"), el("th", { scope: "col" }, "Answer"))), el("tbody", {}, ...lines)),
+      el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "PID"), el("th", { scope: "col" }, "Status"))), el("tbody", {}, ...lines)),
     );
   }
 }
 
 const plain = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
 
-/** A log is read from its end by ranges of bytes; what is asked for next begins with the last byte that is there. */
+/** A log, read from its end by ranges of bytes. Each begins with the last byte that was read, so a 416 means: truncated. */
 export class Logs {
   #names = byId("log-names");
   #text = byId("log-text");
   #note = byId("logs-note");
   #follow = byId("log-follow");
   #name = null;
-  #at = 0; // up to where it has been read
+  #at = 0; // the offset up to which it was read
   #file = null;
   #decoder = null;
   #timer = 0;
@@ -116,11 +116,11 @@ export class Logs {
     document.addEventListener("visibilitychange", () => this.#next());
   }
 
-  /** `asking`: a dialog may ask for the token. One that merely goes from tab to tab gets none in its way. */
+  /** `asking`: a dialog may ask for the token. It would be in the way of a user who only changes tabs. */
   async open(asking = false) {
     this.#open = true;
     if (!asking && needsToken() && session.token === null) {
-      setText(this.#note, "Logs need the token: “List again” asks for it.");
+      setText(this.#note, "Logs need the token: “Refresh list” asks for it.");
       return;
     }
     try {
@@ -129,7 +129,7 @@ export class Logs {
       if (answer === null) return;
       const { logs } = await answer.json();
       this.#names.replaceChildren(...logs.map((log) => this.#entry(log)));
-      setText(this.#note, logs.length ? "" : "There are no log files: they are written with log_to = files, which is what start does.");
+      setText(this.#note, logs.length ? "" : "There are no log files. They are written with log_to = files, which is the default of cluster2 start.");
       if (this.#name === null && logs.length) await this.#show(logs[0].name);
       else this.#next();
     } catch (failure) {
@@ -156,12 +156,12 @@ export class Logs {
     await this.#read();
   }
 
-  /** What is there since the last time; the end of it where that can't be gone on with. */
+  /** Show the bytes that were added, or the end of the file if it isn't the same file or too much was added. */
   async #read() {
     clearTimeout(this.#timer);
     const turn = ++this.#turn;
     const first = this.#at === 0;
-    const range = first ? `bytes=-${FIRST}` : `bytes=${this.#at - 1}-${this.#at + MOST}`;
+    const range = first ? `bytes=-${FIRST_BYTES}` : `bytes=${this.#at - 1}-${this.#at + MAX_BYTES}`;
     try {
       const answer = await ask(`logs/${encodeURIComponent(this.#name)}`, { accept: "text/plain", headers: { range } });
       const found = new Uint8Array(await answer.arrayBuffer());
@@ -169,7 +169,7 @@ export class Logs {
       const [, start, size] = /^bytes (\d+)-\d+\/(\d+)/.exec(answer.headers.get("content-range")) ?? [0, 0, found.length];
       const file = answer.headers.get("etag")?.split("-")[0]; // its inode: another one after it was rotated
       setText(this.#note, "");
-      if (!first && (file !== this.#file || size - this.#at > MOST)) this.#again(file !== this.#file ? "another file" : "left out");
+      if (!first && (file !== this.#file || size - this.#at > MAX_BYTES)) this.#again(file !== this.#file ? "new file" : "lines skipped");
       else {
         this.#file = file;
         this.#at = Number(start) + found.length;
@@ -180,7 +180,7 @@ export class Logs {
     } catch (failure) {
       if (turn !== this.#turn) return;
       if (!(failure instanceof Refused && failure.status === 416)) setText(this.#note, why(failure));
-      else if (this.#at > 0) this.#again("begun anew"); // else it's empty
+      else if (this.#at > 0) this.#again("truncated"); // else the file is empty
     }
     this.#next();
   }
@@ -194,14 +194,14 @@ export class Logs {
     if (!text) return;
     const end = this.#text.scrollHeight - this.#text.scrollTop - this.#text.clientHeight < 40;
     this.#text.append(text);
-    while (this.#text.childNodes.length > 1 && this.#text.textContent.length > KEPT) this.#text.firstChild.remove();
+    while (this.#text.childNodes.length > 1 && this.#text.textContent.length > MAX_CHARS) this.#text.firstChild.remove();
     if (end) this.#text.scrollTop = this.#text.scrollHeight;
   }
 
   #next() {
     clearTimeout(this.#timer);
     if (this.#open && this.#follow.checked && this.#name !== null && !document.hidden) {
-      this.#timer = setTimeout(() => this.#read(), POLL);
+      this.#timer = setTimeout(() => this.#read(), POLL_MS);
     }
   }
 }
@@ -212,11 +212,11 @@ export class Dependencies {
 
   async open() {
     if (this.#found) return;
-    setText(byId("dependencies-note"), "Looking …");
+    setText(byId("dependencies-note"), "Loading …");
     try {
       const { distributions, tree } = await (await ask("deps")).json();
       this.#tree.replaceChildren(...tree.map((each) => this.#node(each)));
-      setText(byId("dependencies-note"), `${format.count(distributions)} distributions are installed; those that nobody else needs come first.`);
+      setText(byId("dependencies-note"), `${format.count(distributions)} distributions are installed. Those that no other needs come first.`);
       this.#found = true;
     } catch (failure) {
       setText(byId("dependencies-note"), why(failure));
@@ -237,7 +237,7 @@ export class Dependencies {
   }
 }
 
-/** Where a worker is in its code, in a dialog. */
+/** The dialog with the stacks of a worker. */
 export class Stacks {
   #dialog = byId("stacks");
   #worker = null;

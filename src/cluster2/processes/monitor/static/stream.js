@@ -1,18 +1,18 @@
-// Talks to the monitor: requests with the token, and the stream of facts, which is taken up again when it breaks.
+// The connection to the monitor: requests with the token, and the stream of reports, which is opened again when it breaks.
 //
-// The stream is read by fetch() rather than by EventSource, which can't send a header and so couldn't sign in. A tab that
-// nobody looks at leaves its stream after a minute: a browser has six connections for a host, and the monitor few for viewers.
+// The stream is read by fetch(). EventSource can't send a header, so it couldn't send the token. A hidden tab closes its stream after
+// a minute: a browser has six connections for a host, and the monitor serves few viewers.
 
 const KEY = `cluster2 token ${new URL(".", location).pathname}`;
-const SILENCE = 8000; // ms without facts, which come each second, after which a stream is taken for dead
-const HIDDEN = 60000; // ms
-const PAUSES = [250, 1000, 2000, 4000, 8000, 15000]; // ms
-const PATIENT = 4; // the pause of PAUSES, counted from 1, with which it begins after a shutdown
+const SILENCE = 8000; // ms without a report, which comes each second, after which the stream counts as dead
+const HIDDEN = 60000; // ms after which a hidden tab closes its stream
+const PAUSES = [250, 1000, 2000, 4000, 8000, 15000]; // ms between two attempts, by the number of failures
+const FAILURES_AFTER_SHUTDOWN = 4; // the number of failures to begin with after a shutdown
 
-/** The monitor wants a token, or another one. */
+/** The monitor needs a token, or another one. */
 export class Unauthorized extends Error {}
 
-/** It refused: `message` is its own line. */
+/** The monitor refused the request. `message` is its own text. */
 export class Refused extends Error {
   constructor(status, message) {
     super(message);
@@ -25,21 +25,21 @@ const listeners = [];
 try {
   token = sessionStorage.getItem(KEY);
 } catch {
-  // Storage is forbidden: the token lives as long as the page.
+  // The browser forbids storage. The token is kept as long as the page.
 }
 
 export const session = {
   get token() {
     return token;
   },
-  /** Call that when the token has been found to be valid. */
+  /** Call a function when the monitor has accepted the token. */
   onProved(listener) {
     listeners.push(listener);
   },
   proved() {
     for (const listener of listeners) listener();
   },
-  /** Keep a token while this tab lives; null: forget it. */
+  /** Keep a token until the tab is closed; null: forget it. */
   keep(value) {
     token = value;
     try {
@@ -51,10 +51,10 @@ export const session = {
   },
 };
 
-/** Whether a header can carry it. */
+/** Return true if a header can have this value (RFC 9110, 5.5: visible ASCII, here without spaces). */
 export const sendable = (value) => /^[\x21-\x7e]+$/.test(value);
 
-/** fetch() below the page's own path, with the token; raises Unauthorized, Refused, or TypeError if nobody is there. */
+/** Call fetch() below the page's path, with the token. Throws Unauthorized, Refused, or TypeError if there is no response. */
 export async function ask(path, { accept = "application/json", bearing = token, headers = {}, ...more } = {}) {
   const all = { accept, ...headers };
   if (bearing !== null) all.authorization = `Bearer ${bearing}`;
@@ -69,11 +69,11 @@ async function reason(answer) {
   try {
     return String(JSON.parse(text).error);
   } catch {
-    return text.trim().split("\n")[0].slice(0, 500) || `the monitor answered ${answer.status}`;
+    return text.trim().split("\n")[0].slice(0, 500) || `the monitor responded with ${answer.status}`;
   }
 }
 
-/** The messages of a text/event-stream: {name, id, data}, data as JSON; what isn't JSON is left out. */
+/** Yield the messages of a text/event-stream, {name, id, data}, with data parsed. A message that isn't JSON is left out. */
 export async function* messages(answer, heard = () => {}) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";
@@ -99,8 +99,8 @@ export async function* messages(answer, heard = () => {}) {
   }
 }
 
-/** Show an event. One that can't be shown mustn't end the stream, which would come to it again, for ever. */
-function told(show) {
+/** Call a function that shows an event. An exception mustn't end the stream, which would get the same event again, for ever. */
+function guarded(show) {
   try {
     show();
   } catch (failure) {
@@ -117,16 +117,21 @@ function parsed(text) {
 }
 
 /**
- * The stream of facts, for as long as the page lives.
+ * The stream of reports and events, for as long as the page is open.
  *
- * `on` has `open(anew)` (anew: all events will be told), `facts(facts)`, `sample(row)`, `event(event, first)` (first: it wasn't told before), `back()` (it is looked at again, and takes up the stream
- * that it had left), `lost(why, pause)`, `leaving()` (whether the cluster is known to end) and `signedOut()`, after which nothing
- * happens until `wake()`.
+ * `on` has these functions:
+ * - `open(anew)`: the stream is open. anew: all events that the monitor has will come.
+ * - `report(report)`, `sample(row)`.
+ * - `event(event, first)`: first: the event has not come before.
+ * - `back()`: the tab is visible again, and opens the stream that it had closed.
+ * - `lost(reason, pause)`: the stream has ended, and is opened again in `pause` seconds.
+ * - `leaving()`: returns true if the cluster is known to end.
+ * - `signedOut()`: the monitor needs a token. Nothing happens until `wake()`.
  */
 export class Stream {
   #on;
   #last = null; // the id of the last event
-  #newest = 0; // the highest id of all: what is told again has been told before
+  #newest = 0; // the highest id so far: an event with a lower one has come before
   #failures = 0;
   #abort = new AbortController();
   #wake = () => {};
@@ -140,16 +145,16 @@ export class Stream {
     document.addEventListener("visibilitychange", () => this.#seen());
     window.addEventListener("online", () => this.wake());
     session.onProved(() => this.#again());
-    this.#seen(); // a tab may have been opened behind another
+    this.#seen(); // a tab may be opened behind another
   }
 
-  /** Don't wait any longer for the next try. */
+  /** Try now. */
   wake() {
     this.#signedOut = false;
     this.#wake();
   }
 
-  /** Who bears the token is told more of each event: have them told once more. */
+  /** With the token events have more fields: open the stream anew, so that all events come again. */
   #again() {
     if (this.#bearing === token || this.#on.leaving()) return;
     this.#last = null;
@@ -169,7 +174,7 @@ export class Stream {
         if (error instanceof Unauthorized) {
           this.#signedOut = true;
           this.#on.signedOut();
-        } else this.#failed(error instanceof Refused ? error.message : "the monitor doesn't answer");
+        } else this.#failed(error instanceof Refused ? error.message : "the monitor doesn't respond");
       }
       const pause = PAUSES[Math.min(this.#failures, PAUSES.length) - 1] ?? PAUSES[0];
       await this.#pause(this.#signedOut ? Infinity : pause * (0.8 + 0.4 * Math.random()));
@@ -187,8 +192,8 @@ export class Stream {
       silence = setTimeout(() => this.#abort.abort(), SILENCE);
     };
     alive();
-    // Until the first facts any byte will do: what was missed comes before them. Then facts alone: a monitor that can't look at
-    // the cluster any more says something all the same, and what is shown would get old unnoticed.
+    // Until the first report any byte proves that the stream lives, since missed events come before it. Later only a report does:
+    // a monitor that can't read the scoreboard any more still sends comments, and the figures would get old unnoticed.
     const heard = () => shown || alive();
     try {
       const headers = this.#last === null ? {} : { "last-event-id": this.#last };
@@ -199,12 +204,12 @@ export class Stream {
           this.#last = id;
           const first = Number(id) > this.#newest;
           if (first) this.#newest = Number(id);
-          told(() => this.#on.event(data, first));
+          guarded(() => this.#on.event(data, first));
         } else if (name === "facts") {
           this.#failures = 0;
           shown = true;
           alive();
-          this.#on.facts(data);
+          this.#on.report(data);
         } else if (name === "sample") this.#on.sample(data);
       }
     } finally {
@@ -213,10 +218,10 @@ export class Stream {
     }
   }
 
-  #failed(why) {
-    // A monitor that leaves for good has refused each new stream before its port is closed: don't come back at once.
-    this.#failures = Math.max(this.#failures + 1, this.#on.leaving() ? PATIENT : 0);
-    this.#on.lost(why, PAUSES[Math.min(this.#failures, PAUSES.length) - 1] / 1000);
+  #failed(reason) {
+    // A monitor that ends for good refuses new streams before its port is closed, so don't try again at once.
+    this.#failures = Math.max(this.#failures + 1, this.#on.leaving() ? FAILURES_AFTER_SHUTDOWN : 0);
+    this.#on.lost(reason, PAUSES[Math.min(this.#failures, PAUSES.length) - 1] / 1000);
   }
 
   #pause(length) {

@@ -1,15 +1,15 @@
-// The table of workers: a row for each life, found again by its pid. Cells change in place; rows are never made again.
+// The table of workers: a row for each process, found by its pid. Cells change in place; a row is made once.
 
 import { el, setAttribute, setOrder, setText } from "./dom.js";
 import * as format from "./format.js";
 
-const SETTLE = 3000; // ms between two changes of the order: rows that jump can't be read
+const MIN_SORT_INTERVAL_MS = 3000; // rows that jump can't be read
 const STATES = { __proto__: null, spawning: "○", booting: "◔", ready: "●", stuck: "▲", draining: "◑", dying: "✕", dead: "✕" };
 
 const overdue = (worker) => worker.state === "stuck";
 const quantile = (worker, which) => worker.recent?.[which] ?? worker.latency?.[which];
 
-/** Columns: `value` is what is sorted by, `text` what is shown, `tone` a class for what needs a look. */
+/** The columns. `value` is the key for sorting, `text` the text that is shown, `tone` a class for values that need attention. */
 const COLUMNS = [
   { key: "slot", label: "Slot", value: (w) => w.slot, text: (w) => String(w.slot), head: true, words: true },
   { key: "pid", label: "PID", value: (w) => w.pid, text: (w) => String(w.pid) },
@@ -23,15 +23,15 @@ const COLUMNS = [
     tone: (w) => (w.state === "ready" ? "good" : ["stuck", "dying", "dead"].includes(w.state) ? "bad" : "warn"),
   },
   { key: "age", label: "Age", value: (w) => w.uptime, text: (w) => format.duration(w.uptime) },
-  { key: "rate", label: "Req/s", title: "Requests a second", value: (w) => w.rate, text: (w) => format.rate(w.rate) },
-  { key: "in_flight", label: "In flight", title: "Requests under way", value: (w) => w.in_flight, text: (w) => format.count(w.in_flight) },
+  { key: "rate", label: "Req/s", title: "Requests per second", value: (w) => w.rate, text: (w) => format.rate(w.rate) },
+  { key: "in_flight", label: "In flight", title: "Requests in flight", value: (w) => w.in_flight, text: (w) => format.count(w.in_flight) },
   { key: "connections", label: "Conns", title: "Connections held now", value: (w) => w.connections, text: (w) => format.count(w.connections) },
   { key: "moved_in", label: "In", title: "Connections moved in from the keeper", value: (w) => w.moved_in, text: (w) => format.count(w.moved_in) },
   { key: "moved_out", label: "Out", title: "Connections moved out to the keeper", value: (w) => w.moved_out, text: (w) => format.count(w.moved_out) },
-  { key: "mode", label: "Mode", words: true, title: "How it takes connections: batch: all that wait; one_by_one; handoff: to the keeper after each response; none: the worker drains", value: (w) => w.mode, text: (w) => w.mode ?? format.NONE },
-  { key: "longest_step", label: "Step", title: "The longest step: for how long a handler held the loop", value: (w) => w.longest_step, text: (w) => format.latency(w.longest_step) },
-  { key: "p50", label: "p50", title: "Latency: half of the requests took at most that", value: (w) => quantile(w, "p50"), text: (w) => format.latency(quantile(w, "p50")) },
-  { key: "p99", label: "p99", title: "Latency: 99 of 100 requests took at most that", value: (w) => quantile(w, "p99"), text: (w) => format.latency(quantile(w, "p99")) },
+  { key: "mode", label: "Mode", words: true, title: "How it accepts connections: batch: all that wait; one_by_one; handoff: to the keeper after each response; none: it drains", value: (w) => w.mode, text: (w) => w.mode ?? format.NONE },
+  { key: "longest_step", label: "Step", title: "The longest step: the time for which a handler held the loop", value: (w) => w.longest_step, text: (w) => format.latency(w.longest_step) },
+  { key: "p50", label: "p50", title: "Latency: half of the requests took at most this", value: (w) => quantile(w, "p50"), text: (w) => format.latency(quantile(w, "p50")) },
+  { key: "p99", label: "p99", title: "Latency: 99 of 100 requests took at most this", value: (w) => quantile(w, "p99"), text: (w) => format.latency(quantile(w, "p99")) },
   {
     key: "errors",
     label: "Errors",
@@ -45,7 +45,7 @@ const COLUMNS = [
   {
     key: "heartbeat",
     label: "Heartbeat",
-    title: "How long ago its last sign of life was",
+    title: "Time since the last heartbeat",
     value: (w) => w.heartbeat_age,
     text: (w) => (overdue(w) ? `▲ ${format.seconds(w.heartbeat_age)}` : format.seconds(w.heartbeat_age)),
     tone: (w) => (overdue(w) ? "bad" : ""),
@@ -159,9 +159,9 @@ export class Workers {
         changed = true;
       }
     }
-    // Who is about to click on a row, or stands in one, wants it to stay there.
+    // A row under the mouse, or with the focus, stays in its place: the user may be about to click.
     const busy = this.#body.matches(":hover, :focus-within");
-    if (changed || (!busy && performance.now() - this.#ordered > SETTLE)) this.#sort();
+    if (changed || (!busy && performance.now() - this.#ordered > MIN_SORT_INTERVAL_MS)) this.#sort();
   }
 
   #sort() {
