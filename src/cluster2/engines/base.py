@@ -216,7 +216,7 @@ class Engine(Protocol):
     def describe_frame(self, frame: FrameType) -> str | None:
         """Describe the call of the app in this frame, for a log: method and path of a request, or a connection's peer.
 
-        A signal handler calls this in the main thread for all frames of the process. It may read nothing but the frame's variables.
+        A signal handler calls this in the main thread for all frames of the process, so it may read only the frame's variables.
 
         Returns:
             None: the engine doesn't call the app in this frame.

@@ -7,7 +7,7 @@ connection waits for the app.
 | a connection waits for | progress is | timeout ends it by |
 |---|---|---|
 | a request: the first one, or one more | nothing but the request | closing it without a response, since the client expects none |
-| the rest of a head | nothing: the whole head has to come in time, or a byte now and then would hold the connection for ever | 408 |
+| the rest of a head | nothing: the whole head has to come in time, or a byte now and then would hold it for ever | 408 |
 | the rest of a body, for which the app waits | any byte of it | 408, and a disconnect for the app |
 | the client to take what was sent | any byte taken | a reset, since the kernel would keep the rest |
 | a stream (raw TCP) | any byte, in either direction | closing it, or a reset if something wasn't taken |
@@ -106,7 +106,7 @@ class ClientTimeouts:
 
 
 class Same:
-    """A mark that is equal only to another mark of the same object. It keeps the object alive, so that its id isn't used again."""
+    """A mark that is equal only to another mark of the same object. It keeps the object alive: no other can have its id."""
 
     __slots__ = ("what",)
 

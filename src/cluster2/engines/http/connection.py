@@ -20,7 +20,7 @@ used up its slice. Errors of a client take effect in their order: the requests b
 and a request whose body is wrong is `broken` (see `request`). `_input_over` means that nothing more is parsed, because the client
 has ended its side, has asked for the end, or has sent something invalid.
 
-*Half-closed clients.* After the client has ended its side (`eof_received`) it may still read, so requests that have come get their
+*Half-closed clients.* A client that has ended its side (`eof_received`) may still read, so requests that have come get their
 responses. The server can't see whether the client is still there before it sends something. So the kernel sends probes, the
 connection sends interim responses as long as the response hasn't begun, and the engine checks for a reset once a second.
 
@@ -270,8 +270,8 @@ class HttpConnection(asyncio.Protocol):
     def _send_interim_response(self) -> None:
         """Send `100 Continue`, by which a closed client shows itself.
 
-        The FIN of close(2) is the FIN of shutdown(SHUT_WR), and the client's kernel acknowledges keep-alive probes of a closed socket
-        until `tcp_fin_timeout` (60 s) is over. But it answers data with RST. A client that still reads has to take any
+        close(2) and shutdown(SHUT_WR) send the same FIN, and the client's kernel acknowledges keep-alive probes of a closed
+        socket until `tcp_fin_timeout` (60 s) is over. But it answers data with RST. A client that still reads has to take any
         number of interim responses, also unexpected ones (RFC 9110, 15.2). HTTP/1.0 has none.
         """
         request = self.request

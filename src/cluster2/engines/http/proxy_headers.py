@@ -82,8 +82,8 @@ class TrustedProxies:
             headers: the request's headers, with names in lower case.
 
         Returns:
-            The client's address, or None for the peer of a Unix socket if no header has an address. And "http" or "https", or None
-            if no trusted header has a scheme, so that the socket's own scheme counts.
+            The client's address, or None for the peer of a Unix socket if no header has an address. And "http" or "https", or
+            None if no trusted header has a scheme, so that the socket's own scheme counts.
         """
         own = None if peer == UNIX_PEER else peer
         if not self.trusts(peer):

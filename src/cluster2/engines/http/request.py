@@ -5,7 +5,7 @@ A request is served in four phases, which only ever advance:
 | phase | what has happened |
 |---|---|
 | `BEGUN` | the app runs; nothing of the response is known |
-| `STARTED` | the app has given a head. It is held: head and body leave in one write, and a client whose app fails gets a clean 500 |
+| `STARTED` | the app has given a head. It is held: head and body leave in one write, and if the app fails the client gets a 500 |
 | `SENDING` | the head was written |
 | `COMPLETE` | all of the response was given to the transport |
 

@@ -1,19 +1,19 @@
-"""A websocket on a transport: what connects a `Session` with the loop and with the app.
+"""A websocket on a transport: connect a `Session` with the event loop and with the app.
 
 The connection takes a transport over when the handshake has come (`start`). One task runs the app.
 
-*Flow control.* Reading pauses while the app has much to receive, and while the client sends without having got its answer to the
-handshake. It pauses as well while the client doesn't take what it is sent, since pongs would pile up otherwise; `send` waits for
-the same. Data is parsed in slices, so that a read of many small messages doesn't become as many objects before the app is asked.
+*Flow control.* Reading pauses while the app has much to receive, and while a client sends before it has got the response to its
+handshake. Reading also pauses while the client doesn't take what it is sent, since pongs would pile up. `send` waits for the
+same. Data is parsed in slices, so that one read of many small messages doesn't become as many objects before the app receives.
 
-*Time.* No timer is set for a connection: the engine calls `poll` about once a second. It pings a client that has been silent for
-`PING_INTERVAL_S`, and gives up one that has stayed silent `PING_TIMEOUT_S` longer (1011). Anything that comes counts as a sign of
-life, and so does anything that the client takes of what was sent: its pong has to wait behind a long message. While reading is
-paused because of the app, silence is our own doing and doesn't count. A connection that is to end, and doesn't, is reset after
+*Timeouts.* A connection has no timer. The engine calls `poll` about once a second. It pings a client that has been silent for
+`PING_INTERVAL_S`, and closes the websocket if the client stays silent for another `PING_TIMEOUT_S` (1011). Any input proves that
+the client is there. Any progress in taking output proves it as well, since a pong may have to wait behind a long message. Silence
+doesn't count while reading is paused because of the app. A connection that is to end, and doesn't, is reset after
 `CLOSE_TIMEOUT_S`.
 
-*The end.* When all is written our side is shut down, and what still comes is dropped until the client closes as well: closing at
-once would reset the connection if the client had sent something, and the client could lose the last frame (RFC 9112, 9.6).
+*The end.* When all is written our side is shut down, and input is dropped until the client closes as well. Closing at once would
+reset the connection if the client had sent something, and the client could lose the last frame (RFC 9112, 9.6).
 """
 
 from __future__ import annotations
@@ -30,18 +30,21 @@ from .proxy_headers import websocket_scheme
 from .websocket_session import CLOSED, CLOSING, CONNECTING, OPEN, SPEC_VERSION, ClientDisconnected, Message, Session
 
 MAX_MESSAGE_BYTES = 1 << 24
-"""Of a message of the client's, as in uvicorn."""
+"""The longest message that a client may send, as in uvicorn."""
 MAX_QUEUED_MESSAGES = 16
+"""Messages that the app hasn't received, at which reading pauses."""
 _MAX_QUEUED_BYTES = 1 << 16
-"""What an app may have to receive before reading pauses."""
+"""Bytes of messages that the app hasn't received, at which reading pauses."""
 MAX_SLICE_BYTES = 1 << 14
-"""Bytes parsed in one step."""
+"""Bytes that are parsed in one step."""
 PING_INTERVAL_S = 20.0
+"""Silence of a client after which it is pinged."""
 PING_TIMEOUT_S = 20.0
+"""Silence after the ping, after which the websocket is closed."""
 CLOSE_TIMEOUT_S = 10.0
-"""How long a client may take to answer Close, or to take the rest of what was sent."""
+"""The time that a client may take to answer Close, or to take the rest of what was sent."""
 LINGER_S = 1.0
-"""How long a client may take to close when both sides have sent Close."""
+"""The time that a client may take to close the connection when both sides have sent Close."""
 ACCEPTED_STATUS = 101
 _CLOSE_SERVICE_RESTART = 1012
 """The close code by which a client learns that it should connect again (IANA registry of RFC 6455)."""
@@ -50,10 +53,10 @@ logger = logging.getLogger("cluster2.http")
 
 
 class WebSocketHost(Protocol):
-    """What a websocket needs of its engine.
+    """The part of the engine that a websocket needs.
 
     Attributes:
-        outcomes: how requests have ended. That of a websocket is its handshake.
+        outcomes: how requests have ended. A websocket's request is its handshake.
     """
 
     outcomes: Outcomes
@@ -62,17 +65,17 @@ class WebSocketHost(Protocol):
         """Run an app's call as a task."""
 
     def websocket_ended(self, websocket: WebSocketConnection) -> None:
-        """The connection is lost, and the app's call has ended."""
+        """Forget a websocket whose connection is lost, and whose app's call has ended."""
 
 
 class WebSocketConnection(asyncio.Protocol):
     """A connection that has become a websocket.
 
     Attributes:
-        scope: ASGI's, of type websocket.
-        session: what is known of the websocket itself; `session.status` is that of the handshake's response.
-        transport: of the loop.
-        task: that runs the app; None before `start`.
+        scope: the ASGI scope, of type websocket.
+        session: the state of the websocket itself; `session.status` is the status of the handshake's response.
+        transport: the loop's transport.
+        task: the task that runs the app; None before `start`.
     """
 
     __slots__ = (
@@ -110,16 +113,17 @@ class WebSocketConnection(asyncio.Protocol):
 
         Args:
             app: an ASGI 3 callable.
-            scope: of the request, as for type http. It becomes the websocket's.
-            session: of the request's handshake.
-            transport: whose protocol this will be; set it before `start`.
+            scope: the scope of the request, as for type http. It becomes the websocket's.
+            session: the session of the request's handshake.
+            transport: the caller makes this object its protocol before `start`.
+            host: the engine.
         """
         self.scope = scope
         self.session = session
         self.transport = transport
         self.task: asyncio.Task[None] | None = None
         self._app = app
-        self._answered = False
+        self._answered = False  # the handshake's outcome was counted
         self._host = host
         self._unparsed = b""
         self._reading_paused = False
@@ -127,9 +131,9 @@ class WebSocketConnection(asyncio.Protocol):
         self._writing_paused = False
         self._writers: list[asyncio.Future[None]] = []
         self._retiring = False
-        self._lost = False
-        self._shut = False
-        self._heard = True
+        self._lost = False  # the transport is closed
+        self._shut = False  # our side has ended
+        self._heard = True  # something came since the last `poll`
         self._heard_at = 0.0
         self._taken = 0
         self._pinged_at: float | None = None
@@ -147,7 +151,7 @@ class WebSocketConnection(asyncio.Protocol):
         """Call the app.
 
         Args:
-            early: what came behind the head. A client should wait for the answer, but not all do.
+            early: bytes that came behind the head. A client should wait for the response, but not all do.
         """
         self._unparsed = early
         if early:
@@ -157,7 +161,7 @@ class WebSocketConnection(asyncio.Protocol):
     # The transport's side.
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come, as far as the app keeps up."""
+        """Parse the bytes that have come, as far as the app keeps up."""
         self._heard = True
         session = self.session
         if session.phase is CLOSED:
@@ -175,13 +179,13 @@ class WebSocketConnection(asyncio.Protocol):
             self._regulate()
 
     def eof_received(self) -> None:
-        """A websocket has no half-closed state: without the client's Close frame it is lost (RFC 6455, 7.1.5)."""
+        """Treat the websocket as lost: without a Close frame it has no half-closed state (RFC 6455, 7.1.5)."""
         self._shut = True  # the transport closes by itself
         self.session.receive_eof()
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the app."""
+        """Report the loss to the app."""
         self._lost = True
         self._unparsed = b""
         self.session.receive_eof()
@@ -190,18 +194,18 @@ class WebSocketConnection(asyncio.Protocol):
             self._host.websocket_ended(self)
 
     def pause_writing(self) -> None:
-        """The client takes less than it is sent."""
+        """Make `send` wait, since the client takes less than it is sent."""
         self._writing_paused = True
         self._regulate()
 
     def resume_writing(self) -> None:
-        """The client has taken what it was sent."""
+        """Wake the calls of `send` that wait, since the client has taken what it was sent."""
         self._writing_paused = False
         self._release_writers()
         self._parse()
 
     def _parse(self) -> None:
-        """Parse what waits, slice by slice, until the app has enough."""
+        """Parse the waiting bytes, slice by slice, until the app has enough to receive."""
         session = self.session
         while self._unparsed and not self._has_enough():
             data, self._unparsed = self._unparsed[:MAX_SLICE_BYTES], self._unparsed[MAX_SLICE_BYTES:]
@@ -212,15 +216,18 @@ class WebSocketConnection(asyncio.Protocol):
         self._regulate()
 
     def _has_enough(self) -> bool:
-        """Return whether nothing is to be parsed now."""
+        """Return whether parsing has to wait."""
         session = self.session
-        if session.phase is not OPEN:  # what comes after our Close isn't for the app, so only pongs can pile up
+        if session.phase is not OPEN:  # input after our Close isn't for the app, so only pongs can pile up
             return self._writing_paused or not (session.phase is CLOSING or session.phase is CLOSED)
         full = len(session.received) >= MAX_QUEUED_MESSAGES or session.received_bytes >= _MAX_QUEUED_BYTES
         return full or self._writing_paused
 
     def _regulate(self) -> None:
-        """Read on exactly if what comes could be parsed. A client that waits for its answer is read: it may leave."""
+        """Pause reading if input couldn't be parsed, else resume it.
+
+        While the client waits for the response to its handshake, reading goes on, so that its leaving is noticed.
+        """
         if self._lost or self.transport.is_closing():
             return
         phase = self.session.phase
@@ -237,7 +244,7 @@ class WebSocketConnection(asyncio.Protocol):
     # The app's side.
 
     async def run(self) -> None:
-        """Call the app, and answer for it if it doesn't."""
+        """Call the app. If it ends without a response to the handshake, or a Close, send one."""
         session = self.session
         try:
             returned = await self._app(self.scope, self.receive, self.send)
@@ -253,7 +260,7 @@ class WebSocketConnection(asyncio.Protocol):
         else:
             if not session.app_returned():
                 self._count_failure()
-                logger.error("%s: the app returned without an answer to the handshake", self.named())
+                logger.error("%s: the app returned without a response to the handshake", self.named())
             elif returned is not None:
                 logger.error(
                     "%s: the app returned %r; an ASGI app must return None", self.named(), type(returned).__name__
@@ -267,7 +274,7 @@ class WebSocketConnection(asyncio.Protocol):
                 self._host.websocket_ended(self)
 
     def _count_answer(self) -> None:
-        """Count the handshake, whose answer is known now, or will never come."""
+        """Count the handshake, whose response is known now, or will never come."""
         if self._answered:
             return
         self._answered = True
@@ -277,7 +284,7 @@ class WebSocketConnection(asyncio.Protocol):
             outcomes.disconnects += 1
 
     def _count_failure(self) -> None:
-        """Count that the app has failed, unless the answer to the handshake says so."""
+        """Count that the app has failed, unless the status of the handshake's response is 5xx."""
         if self.session.status < 500:
             self._host.outcomes.failed += 1
 
@@ -294,11 +301,11 @@ class WebSocketConnection(asyncio.Protocol):
         return message
 
     async def send(self, message: Message) -> None:
-        """Take a message of the app's, when the client has taken those before.
+        """Take a message of the app, when the client has taken those before.
 
         Raises:
-            ClientDisconnected: the client has gone, or is about to.
-            RuntimeError: the message doesn't fit here.
+            ClientDisconnected: the client has gone, or the websocket is closing.
+            RuntimeError: the message isn't allowed in this phase.
         """
         session = self.session
         while self._writing_paused and not (session.phase is CLOSING or session.phase is CLOSED):
@@ -318,7 +325,7 @@ class WebSocketConnection(asyncio.Protocol):
             self._parse()
 
     def _flush(self) -> None:
-        """Write what is to be written, and end our side if that was all."""
+        """Write the session's output, and end our side if the session has ended."""
         session = self.session
         output = session.take_output()
         if self._lost or self.transport.is_closing():
@@ -336,17 +343,17 @@ class WebSocketConnection(asyncio.Protocol):
     # The engine's side.
 
     def poll(self, now: float) -> None:
-        """Look whether the client is still there; called about once a second.
+        """Check that the client is still there. Called about once a second.
 
         Args:
-            now: on the monotonic clock.
+            now: the monotonic time.
         """
         session = self.session
         if self._lost:
             return
         if session.phase is CLOSED or session.phase is CLOSING:
             self._poll_end(now)
-        elif self._heard or session.phase is not OPEN or self._is_silent_by_us() or self._has_taken():
+        elif self._heard or session.phase is not OPEN or self._is_paused_for_app() or self._has_taken():
             self._heard = False
             self._heard_at = now
             self._pinged_at = None
@@ -360,22 +367,22 @@ class WebSocketConnection(asyncio.Protocol):
             self._flush()
             self._poll_end(now)
 
-    def _is_silent_by_us(self) -> bool:
+    def _is_paused_for_app(self) -> bool:
         return self._reading_paused and not self._writing_paused
 
     def _has_taken(self) -> bool:
-        """Return whether the client has taken something since the last call, of more that it has to take."""
+        """Return whether the client has taken some output since the last call, and has more to take."""
         size = self.transport.get_write_buffer_size()
         if not size:
             return False
         sock = self.transport.get_extra_info("socket")
         descriptor = -1 if sock is None else sock.fileno()
-        counts = transferred(descriptor)
+        counts = transferred(descriptor)  # None over a Unix socket: then the bytes that are left show the progress
         before, self._taken = self._taken, size + untaken(descriptor) if counts is None else counts[0]
         return before != self._taken
 
     def _poll_end(self, now: float) -> None:
-        """See that an end comes to its end."""
+        """Close or reset a connection whose websocket has ended, if the client doesn't close it."""
         if self._ending_since is None:
             self._ending_since = now
         waited = now - self._ending_since
@@ -385,7 +392,7 @@ class WebSocketConnection(asyncio.Protocol):
             self.transport.close()
 
     def close_for_retire(self) -> None:
-        """Tell the client to connect again (1012); once. A handshake that the app hasn't answered is closed afterwards."""
+        """Ask the client once to connect again (close code 1012). If the app hasn't accepted yet, `send` does it afterwards."""
         if not self._retiring:
             self._retiring = True
             self._close(_CLOSE_SERVICE_RESTART)
@@ -397,7 +404,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._parse()
 
     def abort(self) -> None:
-        """Reset the connection. The app's task is the caller's to cancel."""
+        """Reset the connection. The caller cancels the app's task."""
         reset(self.transport)
         self.session.receive_eof()
         self._wake()
@@ -409,7 +416,7 @@ class WebSocketConnection(asyncio.Protocol):
         return f"{peer} websocket {readable(self.scope['raw_path'])}"
 
     def _wake(self) -> None:
-        """Let all go on that wait: there is something to be told."""
+        """Wake the calls that wait, since the session's phase may have changed."""
         self._wake_receivers()
         if self.session.phase is CLOSED or self.session.phase is CLOSING:
             self._release_writers()

@@ -1,23 +1,26 @@
-"""One websocket without I/O: bytes in, ASGI messages out, and the other way round.
+"""One websocket without I/O: from bytes to ASGI messages, and back.
 
-The `websockets` library's Sans-I/O server (`websockets.server.ServerProtocol`) parses and makes frames. This file adds what lies
-between that and an app: the handshake as ASGI has it (the app may accept, refuse, or answer with a response of its own), messages
-instead of frames, and which message an app may send when.
+The `websockets` library's Sans-I/O server (`websockets.server.ServerProtocol`) parses and makes frames. This module adds the
+layer between that and an app:
+
+- the handshake of ASGI, which the app may accept, refuse, or answer with a response of its own,
+- messages instead of frames,
+- the rules which message an app may send in which phase.
 
 | phase | meaning | leaves it when |
 |---|---|---|
-| `CONNECTING` | the app hasn't answered the handshake | it accepts: `OPEN`; responds: `DENYING`; refuses, or is left: `CLOSED` |
+| `CONNECTING` | the app hasn't answered the handshake | it accepts: `OPEN`, responds: `DENYING`, refuses or is left: `CLOSED` |
 | `OPEN` | messages go both ways | either side sends Close, or the client breaks the protocol: `CLOSING` or `CLOSED` |
 | `DENYING` | the app sends an HTTP response (extension `websocket.http.response`) | the response is complete: `CLOSED` |
 | `CLOSING` | we have sent Close, and wait for the client's | it comes, or the client leaves: `CLOSED` |
-| `CLOSED` | nothing goes either way any more | never |
+| `CLOSED` | no message goes either way | never |
 
-The library is given a handshake with only the header fields that a handshake is made of: the head was parsed and bounded already
-(`connection`), and the library's own limits (128 lines, 8 KiB each) would refuse requests with large cookies.
+The library gets a handshake with only the header fields that a handshake needs. `connection` has parsed and limited the head
+already. The library's own limits (128 lines, 8 KiB each) would refuse requests with large cookies.
 
-*After the end.* `websocket.disconnect` is put into `received` once, with the code and the reason of the client's Close frame, or
-those that we sent; 1006 if the connection was lost. `websocket.send` then raises `ClientDisconnected`, an OSError, as the ASGI
-specification asks for from version 2.4 on. `websocket.close` is harmless, so that apps can close in a `finally`.
+*After the end.* The app receives `websocket.disconnect` once, with the code and the reason of the client's Close frame, or of
+ours. The code is 1006 if the connection was lost. Then `websocket.send` raises `ClientDisconnected`, an OSError, as the ASGI
+specification requires from version 2.4 on. `websocket.close` does nothing, so that apps can close in a `finally`.
 """
 
 from __future__ import annotations
@@ -42,11 +45,11 @@ Headers = Iterable[tuple[bytes, bytes]]
 Message = MutableMapping[str, Any]
 
 SPEC_VERSION = "2.4"
-"""Version of the ASGI websocket specification that apps are told."""
+"""Version of the ASGI websocket specification, for the scope."""
 _MAX_HANDSHAKE_BYTES = 1 << 13
 """Bytes of the header fields that make a handshake (431). The library takes no longer lines."""
 _MAX_REASON_BYTES = 123
-"""A control frame has at most 125 bytes (RFC 6455, 5.5), two of which are the code."""
+"""The longest reason: a control frame has at most 125 bytes (RFC 6455, 5.5), two of which are the code."""
 _FIELDS = frozenset(
     {
         b"host",
@@ -80,6 +83,7 @@ class HandshakeRefusal(NamedTuple):
     """An error response to a handshake.
 
     Attributes:
+        status, text: the status and the body.
         extra: header lines, each beginning with a line end.
     """
 
@@ -89,7 +93,7 @@ class HandshakeRefusal(NamedTuple):
 
 
 class WebSocketPhase(Enum):
-    """See the module."""
+    """A phase of a websocket; see the module's docstring. The value completes an error message."""
 
     CONNECTING = "before websocket.accept"
     OPEN = "after websocket.accept"
@@ -105,14 +109,14 @@ class Session:
     """A websocket, from its handshake on. Make one with `open_session`.
 
     Attributes:
-        phase: see the module.
-        received: messages that the app hasn't received yet, with the bytes of their payload; take them with `take_message`.
-        received_bytes: of payload in these.
+        phase: see the module's docstring.
+        received: messages that the app hasn't received yet, with the size of their payload. Take them with `take_message`.
+        received_bytes: the size of all these payloads.
         disconnect_taken: the app has received `websocket.disconnect`.
         ended: our side of the connection is to end when the output is written.
-        output: that is to be written; take it with `take_output`.
-        status: of the response to the handshake; 0: none was given yet.
-        subprotocols: that the client offers.
+        output: bytes that are to be written. Take them with `take_output`.
+        status: the status of the response to the handshake; 0: there is none yet.
+        subprotocols: the subprotocols that the client offers.
     """
 
     __slots__ = (
@@ -142,9 +146,10 @@ class Session:
         """Begin with a valid handshake.
 
         Args:
-            protocol: of the library, which has read the handshake.
-            response: of the library, by which it accepts.
-            defaults: how responses begin.
+            protocol: the library's protocol, which has read the handshake.
+            response: the library's response, by which it accepts.
+            subprotocols: the subprotocols that the client offers.
+            defaults: the beginnings of responses.
         """
         self.phase = CONNECTING
         self.received: deque[tuple[dict[str, Any], int]] = deque([({"type": "websocket.connect"}, 0)])
@@ -168,7 +173,7 @@ class Session:
     # The client's side.
 
     def receive_data(self, data: bytes) -> None:
-        """Parse what has come. In `CONNECTING` and `DENYING` nothing may be given: the client has to wait (RFC 6455, 4.1)."""
+        """Parse bytes. Don't call this in `CONNECTING` or `DENYING`: the client has to wait (RFC 6455, 4.1)."""
         protocol = self._protocol
         if self.phase is CLOSED:
             return
@@ -220,13 +225,13 @@ class Session:
         self.received_bytes += len(data)
 
     def _failed(self) -> None:
-        """The library has failed the connection, and has sent Close already."""
+        """End the websocket, since the library has failed the connection, and has sent Close already."""
         close = self._protocol.close_sent
         self._disconnect(*((close.code, close.reason) if close is not None else (CloseCode.ABNORMAL_CLOSURE, "")))
         self.phase = CLOSED
 
     def _collect(self) -> None:
-        """Take what the library wants to be sent."""
+        """Take the library's output."""
         writes = self._protocol.data_to_send()
         if writes:
             self.output += writes
@@ -246,10 +251,10 @@ class Session:
         return message
 
     def send(self, message: Message) -> None:
-        """Take a message of the app's.
+        """Take a message of the app.
 
         Raises:
-            RuntimeError: it doesn't fit here, or isn't valid.
+            RuntimeError: it isn't allowed in this phase, or isn't valid.
             ClientDisconnected: the websocket was closed, but not by the app.
         """
         kind = message["type"]
@@ -283,7 +288,7 @@ class Session:
         self._collect()
 
     def close(self, code: int, reason: str = "") -> None:
-        """Send Close in `OPEN`; else nothing happens.
+        """Send Close in `OPEN`. In other phases, do nothing.
 
         Raises:
             RuntimeError: no endpoint may send this code.
@@ -317,7 +322,7 @@ class Session:
         ]
         lines += [b"\r\n%b: %b" % each for each in own]
         self._protocol.send_response(self._response)
-        self._protocol.data_to_send()  # the library's own head lacks what the app wants to have in it
+        self._protocol.data_to_send()  # drop the library's own head, which lacks the app's headers
         self.output += [*lines, HEAD_END]
         self.phase = OPEN
         self.status = 101
@@ -334,7 +339,7 @@ class Session:
         self.status = status
 
     def _deny(self, body: bytes, more: bool) -> None:
-        """Send a part of the app's own response. Raises RuntimeError if it isn't as long as it promised."""
+        """Send a part of the app's own response. Raises RuntimeError if the body isn't as long as declared."""
         head, self._head = self._head, None
         if head is not None:
             self._begin_denial(head, body, more)
@@ -351,7 +356,7 @@ class Session:
             self._end()
 
     def _begin_denial(self, head: Head, body: bytes, more: bool) -> None:
-        """Send the head. Its end says how long the body will be."""
+        """Decide the framing of the app's own response, and send the head."""
         length = head.length
         framing = b""
         if length is None and more:
@@ -363,7 +368,7 @@ class Session:
         self.output += [head.data, framing, CLOSE_LINE, HEAD_END]
 
     def app_failed(self) -> None:
-        """Answer for an app that has raised."""
+        """End the handshake or the websocket, since the app has raised an exception."""
         if self.phase is CONNECTING or self._head is not None:
             self._head = None
             self.refuse(HandshakeRefusal(500, "Internal Server Error"))
@@ -373,7 +378,7 @@ class Session:
             self.close(CloseCode.INTERNAL_ERROR)
 
     def app_returned(self) -> bool:
-        """Answer for an app that has returned. Returns whether it has done its part."""
+        """End the websocket, since the app has returned. Return False if it hasn't completed the handshake."""
         if self.phase in (CONNECTING, DENYING):
             self.app_failed()
             return False
@@ -387,14 +392,14 @@ class Session:
             self._collect()
 
     def give_up(self, reason: str) -> None:
-        """Fail the connection: the client doesn't answer."""
+        """Fail the connection, since the client doesn't answer."""
         if self.phase is OPEN:
             self._protocol.fail(CloseCode.INTERNAL_ERROR, reason)
             self._failed()
             self._collect()
 
     def take_output(self) -> bytes:
-        """Return what is to be written."""
+        """Return the bytes that are to be written, and forget them."""
         output = self.output
         if not output:
             return b""
@@ -411,7 +416,7 @@ class Session:
         self._disconnect(CloseCode.ABNORMAL_CLOSURE, "")
 
     def _disconnect(self, code: int, reason: str) -> None:
-        """Tell the app, once."""
+        """Queue `websocket.disconnect` for the app, once."""
         if not self._disconnected:
             self._disconnected = True
             self.received.append(({"type": "websocket.disconnect", "code": int(code), "reason": reason}, 0))
@@ -420,13 +425,13 @@ class Session:
 def open_session(
     method: str, headers: Sequence[tuple[bytes, bytes]], defaults: Defaults, max_message_bytes: int
 ) -> Session | HandshakeRefusal:
-    """Check a handshake (RFC 6455, 4.2.1), and begin with it.
+    """Check a handshake (RFC 6455, 4.2.1), and begin a session with it.
 
     Args:
-        method: of the request, which asks for an upgrade to `websocket` over HTTP/1.1.
-        headers: of the request, with names in lower case.
-        defaults: how responses begin.
-        max_message_bytes: of a message of the client's; longer ones close the websocket (1009).
+        method: the method of the request, which asks for an upgrade to `websocket` over HTTP/1.1.
+        headers: the headers of the request, with names in lower case.
+        defaults: the beginnings of responses.
+        max_message_bytes: the longest message of the client. A longer one closes the websocket (1009).
 
     Returns:
         The session, or the error response if the handshake isn't valid.
@@ -442,7 +447,7 @@ def open_session(
     protocol.receive_data(b"".join(lines))
     events = protocol.events_received()
     if not events:
-        return HandshakeRefusal(400, "the websocket handshake can't be understood")
+        return HandshakeRefusal(400, "the websocket handshake is invalid")
     request = events[0]
     assert isinstance(request, Request)
     response = protocol.accept(request)
@@ -455,7 +460,7 @@ def open_session(
 
 
 def _misfit(method: str, headers: Headers) -> HandshakeRefusal | None:
-    """Return why a request can't be a handshake, as far as the library doesn't look at it, or answers otherwise."""
+    """Refuse a handshake for reasons that the library doesn't check, or to which it responds in another way; else None."""
     if method != "GET":
         return HandshakeRefusal(405, "a websocket begins with GET", b"\r\nallow: GET")
     versions = []

@@ -41,12 +41,12 @@ class WsgiServer(WsgiBridge):
         if self.pool is not None:
             DirectCall(self._app, self._environ(request), request, self.pool, self.rest).begin()
             return True
-        if self._turn.busy:
+        if self._lock.busy:
             return False
         context = self.context.copy()
         send = request.send
         rest = context.run(
-            call_inline, self._app, self._environ(request), self._turn, request.receive, send, request.answer
+            call_inline, self._app, self._environ(request), self._lock, request.receive, send, request.answer
         )
         if rest is not None:
             self.rest(request, rest, context)
@@ -116,4 +116,4 @@ class DirectCall(Call):
                 await run_call(self, request.receive, request.send)
         finally:
             if not self.complete:
-                self.leave()
+                self.give_up()

@@ -1,4 +1,4 @@
-"""A call of a WSGI app on the loop, and whose turn it is. Told in `wsgi`."""
+"""Call a WSGI app on the loop, one request at a time; see `bridge`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-from .client_side import Answer, Failed, Receive, RequestBody, Send, asked_for, log, send_head, send_whole
+from .client_side import Answer, Failed, Receive, RequestBody, Send, describe_request, log, send_head, send_whole
 from .pep3333 import App, Environ, Response
 
 
 class InlineLock:
-    """Whose turn it is on the loop: the calls of an app that runs inline are never mixed.
+    """A lock on the loop, so that the calls of an inline app never overlap.
 
     Attributes:
-        busy: an app is in the middle of an answer that takes more than one step of the loop.
-        failures: calls that failed when their response was complete, or their client gone.
-        freed: called when there is room again after `has_capacity` has denied it.
+        busy: the app is in the middle of a response that takes more than one step of the loop.
+        failures: calls that failed after their response was complete, or their client gone.
+        freed: called when the lock is free again, after `has_capacity` has returned False.
     """
 
     def __init__(self) -> None:
@@ -28,19 +28,19 @@ class InlineLock:
         self._denied = False
 
     def has_capacity(self) -> bool:
-        """Whether an app could be called now."""
+        """Return whether the app could be called now."""
         self._denied = self._denied or self.busy
         return not self.busy
 
     async def wait(self) -> None:
-        """Until it can."""
-        while self.busy:
+        """Wait until the app can be called."""
+        while self.busy:  # another waiter may have been faster
             waiter = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             await waiter
 
-    def over(self) -> None:
-        """The answer is through."""
+    def release(self) -> None:
+        """Release the lock, since the response is complete, and wake all waiters."""
         self.busy = False
         for waiter in self._waiting:
             if not waiter.done():
@@ -52,15 +52,18 @@ class InlineLock:
 
 
 def call_inline(
-    app: App, environ: Environ, turn: InlineLock, receive: Receive, send: Send, answer: Answer
+    app: App, environ: Environ, lock: InlineLock, receive: Receive, send: Send, answer: Answer
 ) -> Coroutine[Any, Any, None] | None:
-    """Call an app, and answer for it if its response is there in one piece, as nearly all are.
+    """Call an app, and send its response if that is in one piece, as nearly all are.
 
     Args:
-        answer: the server's short cut for a whole response.
+        app, environ: the app and its argument.
+        lock: held until the response is complete.
+        receive, send: ASGI's.
+        answer: the server's function that sends a whole response.
 
     Returns:
-        What is left to be done, which raises Failed; None: nothing is. No other app may be called before it is through.
+        The rest of the work, which raises Failed; None: there is none. The app isn't called again before it is done.
     """
     parts: list[bytes] = []
     response = Response(environ["REQUEST_METHOD"], parts.append)
@@ -68,62 +71,67 @@ def call_inline(
     try:
         result = app(environ, response.start_response)
         if not isinstance(result, list | tuple) or response.begun:
-            turn.busy = True  # until the answer is through
-            return Parts(environ, response, parts, receive, send).run(result, turn, answer)
+            lock.busy = True  # until the response is complete
+            return Parts(environ, response, parts, receive, send).run(result, lock, answer)
         body = response.whole(result)
     except BaseException as error:
-        reason = log(error, asked_for(environ))
-        _close(result, environ, told=True)
+        reason = log(error, describe_request(environ))
+        _close(result, environ, logged=True)
         return _fail(reason, response, parts, send)
     if hasattr(result, "close") and not _close(result, environ):
-        turn.failures += response.status < 500
+        lock.failures += response.status < 500
     if (response.complete or response.bodiless) and answer(response, body):
         return None
     return send_whole(response, body, send, answer)
 
 
 async def _fail(reason: str, response: Response, parts: list[bytes], send: Send) -> None:
-    """Send what the app has written before it failed. Raises Failed."""
+    """Send the parts that the app has written before it failed. Raises Failed."""
     if response.begun:
         await send_head(response, send)
         await send({"type": "http.response.body", "body": b"".join(parts), "more_body": True})
     raise Failed(reason)
 
 
-def _close(result: Any, environ: Environ, *, told: bool = False) -> bool:
-    """Call `close()` of what the app has returned; return whether that is the end of it. If not, it was logged that it raised.
+def _close(result: Any, environ: Environ, *, logged: bool = False) -> bool:
+    """Call `close()` of the app's result, if it has one. Return False if `close` raised, and that was logged.
 
     Args:
-        told: an error of this request was logged already.
+        result: the app's result.
+        environ: the request's environ.
+        logged: an error of this request was logged already.
     """
     try:
         if hasattr(result, "close"):
             result.close()
     except BaseException as error:
-        if not told:
-            log(error, asked_for(environ))
+        if not logged:
+            log(error, describe_request(environ))
             return False
     return True
 
 
 class Parts:
-    """A response that comes in parts."""
+    """A response of an inline app that comes in parts."""
 
     def __init__(self, environ: Environ, response: Response, parts: list[bytes], receive: Receive, send: Send) -> None:
         """Go on where the app has returned.
 
         Args:
-            parts: what the app has given away, and wasn't sent yet.
+            environ: the request's environ.
+            response: the app's response.
+            parts: the parts that the app has written, and that weren't sent yet.
+            receive, send: ASGI's.
         """
         self.environ = environ
         self._response = response
         self._parts = parts
         self._send = send
-        self._inbox = RequestBody(receive, self._leave)
+        self._request_body = RequestBody(receive, self._leave)
         self._begun = self._gone = False
 
-    async def run(self, result: Iterable[bytes], turn: InlineLock, answer: Answer) -> None:
-        """Send what the app yields, let it close, and have the next one called. Raises Failed."""
+    async def run(self, result: Iterable[bytes], lock: InlineLock, answer: Answer) -> None:
+        """Send the parts that the app yields, call its `close()`, and release the lock. Raises Failed."""
         reason = ""
         try:
             try:
@@ -131,15 +139,15 @@ class Parts:
             except asyncio.CancelledError:
                 raise
             except BaseException as error:
-                reason = log(error, asked_for(self.environ))
+                reason = log(error, describe_request(self.environ))
             finally:
-                if not _close(result, self.environ, told=bool(reason)):
-                    turn.failures += self._response.status < 500
+                if not _close(result, self.environ, logged=bool(reason)):
+                    lock.failures += self._response.status < 500
         finally:
-            self._inbox.close()
-            turn.over()
+            self._request_body.close()
+            lock.release()
         if self._gone:
-            turn.failures += bool(reason)
+            lock.failures += bool(reason)
             return
         if reason:
             if self._response.begun:
@@ -158,8 +166,8 @@ class Parts:
                 return
             if parts and not response.complete:
                 await self._flush(last=False)
-                self._inbox.listen()
-                await asyncio.sleep(0)  # let it go out while the app makes the next part
+                self._request_body.watch()
+                await asyncio.sleep(0)  # the part goes out before the app, which holds the loop, makes the next one
         response.finish()
 
     async def _flush(self, *, last: bool) -> None:

@@ -1,17 +1,17 @@
-"""What PEP 3333 says about a request and its response, without a thread, a loop or a socket.
+"""The rules of PEP 3333 for requests and responses, without a thread, a loop or a socket.
 
-`EnvironBuilder` turns an ASGI scope into an environ; `Response` is what an app starts, writes and ends, and refuses what the PEP
-forbids; `body_of` and `BodyReader` are `wsgi.input`. Where the PEP leaves room:
+`EnvironBuilder` turns a request into an environ. `Response` takes what an app starts, writes and ends, and refuses what the PEP
+forbids. `body_of` makes `wsgi.input`. The PEP leaves these choices:
 
-- PATH_INFO is made of the raw path's bytes, percent-decoded and read as latin-1 (the PEP's "native strings"); SCRIPT_NAME is
-  `root_path`, REQUEST_URI and RAW_URI are what the client sent.
-- A header whose name has an underscore is dropped: it would pose as the one with a hyphen. Headers that come several times
+- PATH_INFO is made of the raw path's bytes, percent-decoded and read as latin-1 (the PEP's "native strings"). SCRIPT_NAME is
+  `root_path`. REQUEST_URI and RAW_URI are the target as the client sent it.
+- A header whose name has an underscore is dropped, since it would pose as the one with a hyphen. Headers that come several times
   are joined with commas, cookies with semicolons (RFC 9113, 8.2.3).
-- Hop-by-hop headers of the app are dropped, but for `Connection: close`: the engine frames the response.
-- A body that is all there (a list or a tuple) gets its Content-Length. One that is longer or shorter than the app has
-  declared is an error: before the first byte it becomes a 500, after it the connection ends, so that the client can't take a
-  part for the whole.
-- Status and reason: an ASGI server writes the reason that belongs to the code. 1xx is none of an app's.
+- Hop-by-hop headers of the app are dropped, except `Connection: close`, since the engine frames the response.
+- A complete body (a list or a tuple) gets its Content-Length. A body that is longer or shorter than the app has declared is an
+  error. Before the first byte was sent it becomes a 500. After it the connection ends, so that the client can't take a part for
+  the whole.
+- The reason phrase is the one that belongs to the code. An app can't send a 1xx status.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 
 FILE_BLOCK_BYTES = 65536
 """Bytes that are read at a time from a file that the app wraps, and from the client."""
-MAX_CACHED_NAMES = 1000
-"""Names of headers that are remembered; clients can invent any number of them."""
+_MAX_CACHED_NAMES = 1000
+"""Names of headers that are cached. Clients and apps can invent any number of them."""
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 CONTROL_BYTES = bytes([*range(9), *range(10, 32), 127])
-"""Control characters that no header's value may have (RFC 9110, 5.5): all but the tab."""
+"""The control characters that no header's value may have (RFC 9110, 5.5): all except the tab."""
 _HOP_BY_HOP = frozenset(
     {"keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
 )
@@ -53,19 +53,19 @@ class ClientGone(ConnectionResetError):
 
 
 class FileWrapper:
-    """`wsgi.file_wrapper`: a file as an iterable of blocks."""
+    """The `wsgi.file_wrapper`: a file as an iterable of blocks."""
 
     def __init__(self, filelike: Any, block_size: int = FILE_BLOCK_BYTES) -> None:
         self._read: Callable[[int], bytes] = filelike.read
         self._size = block_size
-        if hasattr(filelike, "close"):
+        if hasattr(filelike, "close"):  # the PEP: the wrapper has `close` exactly if the file has it
             self.close = filelike.close
 
     def __iter__(self) -> FileWrapper:
         return self
 
     def __next__(self) -> bytes:
-        """The next block."""
+        """Return the next block."""
         block = self._read(self._size)
         if not block:
             raise StopIteration
@@ -73,7 +73,7 @@ class FileWrapper:
 
 
 class EnvironBuilder:
-    """Makes environs of scopes: those of one app."""
+    """A builder of environs for one app's requests."""
 
     def __init__(self, *, root_path: str, multithread: bool, multiprocess: bool) -> None:
         self._base: Environ = {
@@ -91,7 +91,7 @@ class EnvironBuilder:
         self._keys: dict[bytes, str] = {}
 
     def of_scope(self, scope: Mapping[str, Any]) -> Environ:
-        """The environ of a request that ASGI describes, but for `wsgi.input`."""
+        """Return the environ of a request with an ASGI scope, without `wsgi.input`."""
         base = self.base(scope["scheme"], scope["client"], scope["server"])
         made = self.make(
             base, scope["method"], scope["http_version"], scope["path"], scope["raw_path"], scope["query_string"]
@@ -100,10 +100,10 @@ class EnvironBuilder:
         return made
 
     def base(self, scheme: str, client: Any, server: Any) -> Environ:
-        """What all requests of a connection have in common; those through a proxy that is believed differ.
+        """Return the part of an environ that all requests of a connection share, unless a trusted proxy names other clients.
 
         Args:
-            client, server: as in an ASGI scope.
+            scheme, client, server: as in an ASGI scope.
         """
         environ = self._base.copy()
         environ["wsgi.url_scheme"] = scheme
@@ -111,7 +111,7 @@ class EnvironBuilder:
             environ["HTTPS"] = "on"
         if client:
             environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client[0], str(client[1])
-        else:  # of a Unix socket; frameworks expect to find something
+        else:  # a Unix socket: frameworks expect the key
             environ["REMOTE_ADDR"] = ""
         name, port = server or ("", None)
         if port is not None:
@@ -119,14 +119,15 @@ class EnvironBuilder:
         return environ
 
     def make(self, base: Environ, method: str, version: str, path: str, raw_path: bytes, query: bytes) -> Environ:
-        """The environ of a request, but for its headers and `wsgi.input`.
+        """Return the environ of a request, without its headers and `wsgi.input`.
 
         Args:
             base: see `base`. It isn't changed.
+            method, version, raw_path, query: as in an ASGI scope.
             path: decoded, as in an ASGI scope.
         """
         environ = base.copy()
-        if b"%" in raw_path:
+        if b"%" in raw_path:  # the scope's path is decoded as UTF-8
             path = unquote_to_bytes(raw_path).decode("latin-1")
         environ["REQUEST_METHOD"] = method
         environ["PATH_INFO"] = path[self._root :] if self._root else path
@@ -159,17 +160,17 @@ class EnvironBuilder:
             environ["SERVER_NAME"], environ["SERVER_PORT"] = _named(host, scheme)
 
     def _key(self, name: bytes) -> str:
-        """The name by which an app finds a header; "": not at all."""
+        """Return a header's key in the environ; "": the header is dropped."""
         key = "" if b"_" in name else name.decode("latin-1").upper().replace("-", "_")
         if key and key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             key = "HTTP_" + key
-        if len(self._keys) < MAX_CACHED_NAMES:
+        if len(self._keys) < _MAX_CACHED_NAMES:
             self._keys[name] = key
         return key
 
 
 def _named(host: str, scheme: str) -> tuple[str, str]:
-    """Name and port where the socket has none, by the request's own word."""
+    """Return the server's name and port from the Host header, for a socket that has none."""
     name, colon, port = host.rpartition(":")
     if colon and port.isdigit():
         return name or "localhost", port
@@ -177,7 +178,7 @@ def _named(host: str, scheme: str) -> tuple[str, str]:
 
 
 def body_length(environ: Environ) -> int | None:
-    """Bytes of a request's body; None: only its end will tell."""
+    """Return the bytes of a request's body; None: not known before its end."""
     if "HTTP_TRANSFER_ENCODING" in environ:
         return None
     length = environ.get("CONTENT_LENGTH")
@@ -187,17 +188,17 @@ def body_length(environ: Environ) -> int | None:
 
 
 class Response:
-    """What an app answers to one request, piece by piece.
+    """An app's response to one request, which it makes piece by piece.
 
     Attributes:
         status: 0 before `start_response`.
         lines: the app's headers for the wire, each with a line end before it.
-        length: of the body, if the app has declared it.
+        length: the declared length of the body; None: the app hasn't declared one.
         close: the app wants the connection to end.
-        own: the app has a header of its own that servers usually write: `date`, `server`.
-        bodiless: the answer has no body, whatever the app yields (HEAD, 204, 304).
-        begun: a part of the body was given away, so that the head can't change any more.
-        complete: all of the body that was declared has been given away.
+        own: the headers of the app that servers usually write themselves (`date`, `server`), or None.
+        bodiless: the response has no body, whatever the app yields (HEAD, 204, 304).
+        begun: a part of the body was emitted, so the head can't change any more.
+        complete: all of the declared body was emitted.
     """
 
     __slots__ = (
@@ -216,10 +217,11 @@ class Response:
     )
 
     def __init__(self, method: str, emit: Callable[[bytes], None]) -> None:
-        """Nothing is known yet.
+        """Begin without a status.
 
         Args:
-            emit: takes each part of the body, none of them empty; `complete` and `begun` are up to date then.
+            method: the method of the request.
+            emit: takes each part of the body that isn't empty. `complete` and `begun` are up to date when it is called.
         """
         self._emit = emit
         self._head = self.bodiless = method == "HEAD"
@@ -231,14 +233,14 @@ class Response:
 
     @property
     def headers(self) -> list[Header]:
-        """The app's headers, as ASGI has them."""
+        """The app's headers in ASGI's form."""
         pairs = [line.partition(b": ") for line in self.lines.split(b"\r\n")[1:]]
         return [(name, value) for name, _, value in pairs] + ([(b"connection", b"close")] if self.close else [])
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
     ) -> Callable[[bytes], None]:
-        """What the app calls before it answers."""
+        """Take status and headers from the app. Return `write`. Raises WsgiViolation, or the exception of `exc_info`."""
         if exc_info:
             try:
                 if self.begun:
@@ -252,7 +254,7 @@ class Response:
             code = _codes[status]
         except (KeyError, TypeError):
             code = _code(status)
-        # A 304 may tell the length of what hasn't changed, a 204 has none to tell (RFC 9110, 8.6).
+        # A 304 may have the length of the unchanged content, a 204 must not have a length (RFC 9110, 8.6).
         self._bare = code == 204
         if code == 204 or code == 304:
             self.bodiless = True
@@ -270,7 +272,7 @@ class Response:
             lines = "".join(parts).encode("latin-1")
         except (TypeError, ValueError, AttributeError) as error:
             raise WsgiViolation(f"the app's headers aren't pairs of texts in latin-1: {error}") from error
-        # Two parts for each header, and two control characters: its line end.
+        # Each header has two parts, and two control characters (its line end): so the numbers are equal.
         if len(lines) - len(lines.translate(None, CONTROL_BYTES)) != len(parts):
             name = next(name for name, value in headers if _CONTROL.search(value))
             raise WsgiViolation(f"the app's header {name!r} has a control character in its value")
@@ -278,7 +280,7 @@ class Response:
         return self.write
 
     def _line(self, name: str, value: str) -> str:
-        """How a header's line begins; "": it isn't written here, or not at all."""
+        """Check a header's name. Return the beginning of its line; "": the header isn't written, or the engine writes it."""
         low = name.lower()
         if low == "content-length":
             return self._declare(value.strip())
@@ -290,12 +292,12 @@ class Response:
         line = "" if low in _HOP_BY_HOP else f"\r\n{low}: "
         if low in ("date", "server"):
             self.own = {low.encode()} | (self.own or set())
-        elif len(_lines) < MAX_CACHED_NAMES:
+        elif len(_lines) < _MAX_CACHED_NAMES:
             _lines[name] = line
         return line
 
     def write(self, data: bytes) -> None:
-        """A part of the body: what `start_response` returns, and what each part that the app yields goes through."""
+        """Take a part of the body. `start_response` returns this, and parts that the app yields pass through it."""
         if not isinstance(data, bytes):
             raise WsgiViolation(f"the app's body has a part of type {type(data).__name__}; it must be bytes")
         if not data:
@@ -306,14 +308,14 @@ class Response:
             return
         if self.length is not None:
             if len(data) > self._left:
-                self._lies("longer")
+                self._wrong_length("longer")
             self._left -= len(data)
             self.complete = not self._left
         self.begun = True
         self._emit(data)
 
     def parts(self, result: Iterable[bytes]) -> Iterable[bytes]:
-        """What the app returned, part by part; of a wrapped file only as much as was declared, as the PEP has it."""
+        """Return the parts of the app's result. A wrapped file ends at the declared length, as the PEP requires."""
         return self._clipped(result) if isinstance(result, FileWrapper) else result
 
     def _clipped(self, file: FileWrapper) -> Iterator[bytes]:
@@ -324,41 +326,41 @@ class Response:
             yield part
 
     def whole(self, parts: list[bytes] | tuple[bytes, ...]) -> bytes:
-        """The body, where all of it is there and nothing was given away."""
+        """Return the body of a complete result, of which nothing was emitted. Raises WsgiViolation."""
         for part in parts:
             if not isinstance(part, bytes):
                 raise WsgiViolation(f"the app's body has a part of type {type(part).__name__}; it must be bytes")
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         if not self.status:
-            self._never_started()
+            self._not_started()
         if self.bodiless:
             return b""
         if self.length is None:
             self.lines += b"\r\ncontent-length: %d" % len(body)
         elif len(body) != self.length:
-            self._lies("longer" if len(body) > self.length else "shorter")
+            self._wrong_length("longer" if len(body) > self.length else "shorter")
         self.begun = self.complete = True
         return body
 
     def finish(self) -> None:
-        """The app has nothing more to say."""
+        """Check the response after its last part. Raises WsgiViolation."""
         if not self.status:
-            self._never_started()
+            self._not_started()
         if self._left and not self.bodiless:
-            self._lies("shorter")
+            self._wrong_length("shorter")
 
     def release(self) -> None:
-        """Let go of what takes the parts of the body: what the app still writes goes nowhere."""
-        self._emit = _nowhere
+        """Drop the reference to `emit`. Parts that the app still writes are dropped."""
+        self._emit = _discard
 
-    def _never_started(self) -> NoReturn:
+    def _not_started(self) -> NoReturn:
         raise WsgiViolation("the app returned without a call of start_response")
 
-    def _lies(self, how: str) -> NoReturn:
+    def _wrong_length(self, how: str) -> NoReturn:
         raise WsgiViolation(f"the app's body is {how} than its Content-Length, {self.length}")
 
     def _declare(self, value: str) -> str:
-        """Note the length of the body. Returns how its line begins; "": it has none."""
+        """Note the length of the body. Return the beginning of its line; "": the line isn't written."""
         known, length = self.length, int(value) if value.isdecimal() and value.isascii() else -1
         if length < 0 or (known is not None and known != length):
             raise WsgiViolation(f"the app's Content-Length {value!r} is no length, or not its only one")
@@ -368,12 +370,13 @@ class Response:
 
 _LENGTH = "\r\ncontent-length: "
 _lines: dict[str, str] = {"Content-Length": _LENGTH, "content-length": _LENGTH}
-"""Names of headers that were checked, and how their lines begin; "": they aren't the app's to send."""
+"""Checked names of headers, with the beginnings of their lines; "": an app can't send it."""
 _codes: dict[str, int] = {}
+"""Checked statuses of apps, with their codes."""
 
 
-def _nowhere(data: bytes) -> None:
-    """Take a part of the body for nobody."""
+def _discard(data: bytes) -> None:
+    """Drop a part of the body."""
 
 
 def _code(status: str) -> int:
@@ -382,13 +385,13 @@ def _code(status: str) -> int:
         code.isascii() and code.isdigit() and 200 <= int(code) <= 599 and status[3:4] in ("", " ")
     ):
         raise WsgiViolation(f"the app's status {status!r} isn't one that ends a request, such as '200 OK'")
-    if len(_codes) < MAX_CACHED_NAMES:
+    if len(_codes) < _MAX_CACHED_NAMES:
         _codes[status] = int(code)
     return int(code)
 
 
-class BodyReader(io.RawIOBase):
-    """A request's body, read from the client when the app asks for it. `io.BufferedReader` around it makes lines of it."""
+class _BodyReader(io.RawIOBase):
+    """A request's body, read from the client when the app reads. `io.BufferedReader` around it splits it into lines."""
 
     def __init__(self, more: Callable[[], bytes]) -> None:
         """Read by `more`, which returns b"" at the end."""
@@ -397,11 +400,11 @@ class BodyReader(io.RawIOBase):
         self._ended = False
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """What came last, or what comes next. Raises ClientGone."""
+        """Copy the rest of the last message, or the next one. Raises ClientGone."""
         if not self._rest and not self._ended:
             self._rest = self._more()
             self._ended = not self._rest
@@ -412,5 +415,5 @@ class BodyReader(io.RawIOBase):
 
 
 def body_of(more: Callable[[], bytes]) -> io.BufferedReader:
-    """`wsgi.input` over `more`, which returns b"" at the end."""
-    return io.BufferedReader(cast(Any, BodyReader(more)), FILE_BLOCK_BYTES)
+    """Return a `wsgi.input` over `more`, which returns b"" at the end."""
+    return io.BufferedReader(cast(Any, _BodyReader(more)), FILE_BLOCK_BYTES)

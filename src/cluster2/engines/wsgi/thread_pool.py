@@ -1,25 +1,30 @@
-"""A pool of threads beside a loop: for calls that block.
+"""A pool of threads beside an event loop, for calls that block.
 
-The standard library's executor makes a future with a lock and a condition for each call and wakes the loop for each that
-ends. Here a call goes through one queue in C; what threads have to say goes into a deque that the loop empties in one turn,
-woken once for all that came meanwhile. (A WSGI request costs less than half of what it does over `run_in_executor`.)
+The standard library's executor makes a future with a lock and a condition for each call, and wakes the loop for each end of a
+call. Here a call goes through one queue in C. The messages of threads go into a deque, and the loop is woken once to process all
+that have come. A WSGI request costs less than half of its cost over `run_in_executor`.
 
-*Who is woken.* Calls come in batches, as the loop turns. A thread that is woken while the loop still reads fights with it for
-the GIL, and so do eight threads for calls that one of them makes sooner than the second is awake: a change of threads costs as
-much as a short call. So the pool is patient, as long as calls are short: one thread is woken, when the loop has read all that
-there is; it takes calls until there are none, and the loop has nothing to do meanwhile. If calls have waited for 5 ms and none
-was begun, the one that is being made blocks: then all threads that are needed are woken, and the pool is eager for a while:
-whoever is woken wakes one more before each call if others wait. (An empty handler under wrk, eight threads: 0.1 futex calls a
-request instead of 3.6.)
+*Waking threads.* Calls come in batches, as the loop turns. A thread that wakes while the loop still reads competes with it for
+the GIL. Eight woken threads compete for calls that one of them makes before the second is awake, and a switch of threads costs
+as much as a short call. So the pool has two modes:
 
-Invariant: while calls wait, a bell is unheard, or a thread is about to look, or (patient) one is at work and a look is due.
+- *Patient*, as long as calls are short. When the loop has read all input, one thread is woken. It takes calls until there are
+  none, and the loop has nothing to do meanwhile.
+- *Eager*, for a while after a call has blocked: calls have waited for 5 ms, and none was begun. Then all threads that are needed
+  are woken, and each woken thread wakes one more before each call if others wait.
 
-*Room.* A pool says whether a thread is free, and calls back when one is again. If calls of its own keep it full, it invites
-one from outside now and then (`OUTSIDE_CALL_WAIT_S`), at the end of a call: never while all threads are held.
+An empty handler under wrk with eight threads costs 0.1 futex calls a request; without the patient mode it was 3.6.
 
-*For how long do calls hold a thread?* Each call's wall time is known; it costs two readings of a clock that needs no system
-call. CPU time needs one (1.3 µs in a sandbox), so it is read for few calls: one a tick, and 64 in a row when a long one was
-seen. Wall time alone says little, since whoever waits for the GIL looks busy: what it means is decided in `worker.holds`.
+Invariant: while calls wait, a wake-up is in the queue `_bell`, or a thread is about to check the calls, or (patient) one thread
+is at work and a check is scheduled.
+
+*Capacity.* The pool reports whether a thread is free, and calls `freed` when one becomes free. If its own calls keep it full, it
+admits a call from outside now and then (`OUTSIDE_CALL_WAIT_S`). That happens at the end of a call, so never while all threads
+are held.
+
+*Times.* The wall time of each call is known: it takes two readings of a clock that needs no system call. CPU time needs a system
+call (1.3 µs in a sandbox), so it is read for few calls: one for each tick, and 64 in a row after a long call. Wall time alone
+means little, since a thread that waits for the GIL looks busy. `worker.sampling.thread_holds` interprets the times.
 """
 
 from __future__ import annotations
@@ -42,48 +47,53 @@ from ..base import ThreadHold
 logger = logging.getLogger("cluster2.worker")
 
 OUTSIDE_CALL_WAIT_S = 0.005
-"""Seconds after which somebody from outside is let in, though the pool is full of its own."""
-CALLS_PER_BURST = 64
-"""Calls in a row whose CPU time is read when a long one was seen."""
-LONG_CALL_S = 0.0005
-"""Seconds by the wall clock from which on a call's CPU time is worth knowing."""
-UNMEASURED_CALLS = 2
-"""Calls of a worker's life that tell nothing, unless they take longer than `_FIRST_CALL_ALLOWANCE_S`: they pay for what happens only once."""
+"""Seconds after which one call from outside is admitted, though the pool's own calls keep it full."""
+_CALLS_PER_BURST = 64
+"""Calls in a row whose CPU time is read after a long call."""
+_LONG_CALL_S = 0.0005
+"""Wall time in seconds above which a call's CPU time is worth a reading."""
+_UNMEASURED_CALLS = 2
+"""First calls of a worker that aren't measured unless they exceed `_FIRST_CALL_ALLOWANCE_S`: they pay for late imports."""
 _FIRST_CALL_ALLOWANCE_S = 0.25
 """Seconds that late imports and the like may take."""
 PATIENT_POLL_INTERVAL_S = 0.005
-"""Seconds after which a patient pool looks whether the calls that wait are being made."""
+"""Seconds after which a patient pool checks whether the calls that wait are being made."""
 FIRST_EAGER_S = 1.0
+"""Seconds for which a pool is eager when a call has blocked for the first time. Doubled each time."""
 _MAX_EAGER_S = 32.0
-"""Seconds for which a pool is eager after a call has blocked: the first time, and at most; doubled each time."""
-BLOCKED_AGAIN_S = 0.5
-"""Seconds after which a call that still holds its thread counts again; sooner when it is twice as old."""
+"""Seconds for which a pool is eager at most."""
+_BLOCKED_AGAIN_S = 0.5
+"""Seconds after which a call that still holds its thread counts again. It counts sooner if it is twice as old."""
 
 _now = time.monotonic
 _cpu = time.thread_time
 
 
 class ThreadJob(Protocol):
-    """A call to be made in a thread."""
+    """A call to be made in a thread.
+
+    Attributes:
+        context: the context variables for it.
+    """
 
     context: Context
 
     def work(self) -> None:
-        """In a thread: make it. Raises nothing."""
+        """Make the call, in a thread. Raises nothing."""
 
     def process_messages(self) -> None:
-        """On the loop: the thread has said something (`Pool.notify_loop`)."""
+        """Process the messages of the thread, on the loop (`ThreadPool.notify_loop`)."""
 
 
 class ThreadPool:
-    """Threads that make calls. All methods are the loop's, but for `notify_loop`.
+    """A pool of threads that make calls. All methods run on the loop, except `notify_loop`.
 
     Attributes:
-        size: how many threads.
-        busy: calls that have a thread or wait for one.
-        failures: counts calls that failed when their response was complete, or their client gone; a step is one under the GIL.
-        freed: called when there is room again after `has_capacity` has denied it.
-        loop: on which it was started.
+        size: the number of threads.
+        busy: the number of calls that have a thread or wait for one.
+        failures: counts calls that failed after their response was complete, or their client gone. A step is atomic (GIL).
+        freed: called when a thread is free again, after `has_capacity` has returned False.
+        loop: the loop on which the pool was started.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -93,54 +103,56 @@ class ThreadPool:
         self.busy = 0
         self.failures = itertools.count()
         self.freed: Callable[[], None] | None = None
-        self._jobs: deque[ThreadJob | None] = deque()
-        self._bell: SimpleQueue[None] = SimpleQueue()
-        self._ringing = False
+        self._jobs: deque[ThreadJob | None] = deque()  # None: one thread ends
+        self._bell: SimpleQueue[None] = SimpleQueue()  # each item wakes one thread
+        self._ringing = False  # a wake-up was sent, and no thread has found the jobs empty since
         self._patient = True
         self._eager_for = FIRST_EAGER_S
-        self._begun = 0
-        self._looked_at = -1
-        self._said: deque[ThreadJob | None] = deque()
-        self._waking = False
+        self._begun = 0  # calls, ever
+        self._begun_at_check = -1  # `_begun` when the check was scheduled; -1: no check is scheduled
+        self._messages: deque[ThreadJob | None] = deque()  # None: a call has ended
+        self._waking = False  # the loop was woken, and hasn't begun to process messages
         self._context = copy_context()
+        # For each thread: when its call began (0: none), the begin of the call that was counted, and its age then.
         self._since = [0.0] * size
         self._counted = [0.0] * size
         self._ages = [0.0] * size
+        # The longest times since the last `longest_hold`.
         self._wall = 0.0
         self._used = 0.0
         self._full = False
-        self._due = 0
+        self._due = 0  # calls whose CPU time is still to be read
         self._done = 0
-        self._quiet_until = 0.0
-        self._denied_at = 0.0
+        self._quiet_until = 0.0  # no burst of readings before this time
+        self._denied_at = 0.0  # when `has_capacity` returned False first; 0: it hasn't
 
     def start(self) -> None:
-        """Start the threads, on the running loop. They don't keep a process from ending.
+        """Start the threads, on the running loop. They don't keep the process from ending.
 
-        Where the system has fewer (RLIMIT_NPROC, a control group's bound) it has to do with those.
+        If the system allows fewer threads (RLIMIT_NPROC, the limit of a control group), the pool works with these.
 
         Raises:
-            AppError: there isn't one.
+            AppError: not one thread can be started.
         """
         self.loop = asyncio.get_running_loop()
         self._context = copy_context()
-        for seat in range(self.size):
+        for index in range(self.size):
             try:
-                AppThread(self._serve, seat, name=f"wsgi-{seat}").start()
+                AppThread(self._serve, index, name=f"wsgi-{index}").start()
             except RuntimeError as error:
-                if not seat:
+                if not index:
                     raise AppError(f"no thread can be started for the app's calls: {error}") from error
-                logger.warning("threads = %d: only %d can be started: %s", self.size, seat, error)
-                self.size = seat
+                logger.warning("threads = %d: only %d can be started: %s", self.size, index, error)
+                self.size = index
                 return
 
     def stop(self) -> None:
-        """Let threads go, each as soon as it is free."""
+        """End the threads, each as soon as it is free."""
         self._jobs.extend([None] * self.size)
         self._wake(self.size)
 
     def run(self, job: ThreadJob) -> None:
-        """Have a call made by the next thread that is free."""
+        """Have the next free thread make a call."""
         self.busy += 1
         if self.busy >= self.size:
             self._full = True
@@ -150,12 +162,12 @@ class ThreadPool:
                 self._ring()
         elif not self._ringing:
             self._ringing = True
-            self.loop.call_soon(self._bell.put, None)  # when the loop has read all that there is
-        elif self._looked_at < 0:
-            self._look_later()
+            self.loop.call_soon(self._bell.put, None)  # after the loop has read all input of this turn
+        elif self._begun_at_check < 0:
+            self._check_later()
 
     def drop_waiting(self) -> None:
-        """Forget the calls that no thread has begun yet."""
+        """Drop the calls that no thread has begun yet."""
         try:
             while True:
                 if self._jobs.popleft() is not None:
@@ -164,18 +176,22 @@ class ThreadPool:
             pass
 
     def notify_loop(self, job: ThreadJob | None) -> None:
-        """In a thread: have the loop call `job.process_messages`."""
-        self._said.append(job)
+        """Have the loop call `job.process_messages`. Called in threads.
+
+        Args:
+            job: the sender; None: a call has ended.
+        """
+        self._messages.append(job)
         if not self._waking:  # the loop clears this before it empties the deque, so nothing is overlooked
             self._waking = True
             try:
-                # Not in the context of the call: what is heard may let other requests and connections begin.
+                # In the pool's context, not in the call's: processing may begin other requests and connections.
                 self.loop.call_soon_threadsafe(self._process_messages, context=self._context)
             except RuntimeError:
-                pass  # the loop has ended: a thread that was stuck comes too late to say anything
+                pass  # the loop is closed: the thread was stuck, and is too late
 
     def has_capacity(self) -> bool:
-        """Whether a thread is free. If not, `freed` will be called."""
+        """Return whether a thread is free. If not, `freed` will be called."""
         if self.busy < self.size:
             return True
         if not self._denied_at:
@@ -183,36 +199,36 @@ class ThreadPool:
         return False
 
     def longest_hold(self, now: float, above: float) -> ThreadHold:
-        """See `Engine.longest_hold`."""
+        """Return the longest times since the last call; see `ProtocolEngine.longest_hold`."""
         wall = self._wall
-        for seat, since in enumerate(self._since):
-            age, counted = now - since, self._ages[seat]
+        for index, since in enumerate(self._since):
+            age, counted = now - since, self._ages[index]
             if (
                 since
                 and age > above
-                and (self._counted[seat] != since or age > min(2 * counted, counted + BLOCKED_AGAIN_S))
+                and (self._counted[index] != since or age > min(2 * counted, counted + _BLOCKED_AGAIN_S))
             ):
-                self._counted[seat], self._ages[seat] = since, age
+                self._counted[index], self._ages[index] = since, age
                 wall = max(wall, age)
-        counts = self._done > UNMEASURED_CALLS or wall > _FIRST_CALL_ALLOWANCE_S
+        counts = self._done > _UNMEASURED_CALLS or wall > _FIRST_CALL_ALLOWANCE_S
         hold = ThreadHold(wall, self._used, self._full) if counts else ThreadHold(0.0, 0.0, False)
-        if wall > LONG_CALL_S and now >= self._quiet_until:
-            self._due, self._quiet_until = CALLS_PER_BURST, now + 1.0
+        if wall > _LONG_CALL_S and now >= self._quiet_until:
+            self._due, self._quiet_until = _CALLS_PER_BURST, now + 1.0
         self._due = self._due or 1
         self._wall = self._used = 0.0
         self._full = self.busy >= self.size
         return hold
 
     def under_way(self) -> list[float]:
-        """Since when, on the monotonic clock, each of the calls under way has had its thread."""
+        """Return the monotonic times since which the calls under way have had their threads."""
         return [since for since in self._since if since]
 
     def _process_messages(self) -> None:
-        """What threads have said since the last time."""
+        """Process the messages that threads have sent since the last call of this."""
         self._waking = False
-        said = self._said
-        while said:
-            job = said.popleft()
+        messages = self._messages
+        while messages:
+            job = messages.popleft()
             if job is not None:
                 job.process_messages()
             else:
@@ -223,18 +239,18 @@ class ThreadPool:
             if self.freed is not None:
                 self.freed()
 
-    def _look_later(self) -> None:
-        self._looked_at = self._begun
+    def _check_later(self) -> None:
+        self._begun_at_check = self._begun
         self.loop.call_later(PATIENT_POLL_INTERVAL_S, self._wake_more_threads)
 
     def _wake_more_threads(self) -> None:
-        """Wake more threads if no call that waits has been begun since."""
-        begun, self._looked_at = self._looked_at, -1
+        """Wake more threads if no call was begun since the check was scheduled: the running call blocks."""
+        begun, self._begun_at_check = self._begun_at_check, -1
         waiting = len(self._jobs)
         if not waiting or not self._patient:
             return
         if self._begun != begun:
-            self._look_later()
+            self._check_later()
             return
         self._patient = False
         self.loop.call_later(self._eager_for, self._calm)
@@ -242,25 +258,25 @@ class ThreadPool:
         self._wake(min(waiting, self.size))
 
     def _calm(self) -> None:
-        """Try patience again; a while later, without a call that has blocked, all is forgotten."""
+        """Become patient again. If no call blocks for a while, the next eager time is short again."""
         self._patient = True
         self.loop.call_later(FIRST_EAGER_S, self._forget)
         if self._jobs:
-            self._look_later()
+            self._check_later()
 
     def _forget(self) -> None:
         if self._patient:
             self._eager_for = FIRST_EAGER_S
 
-    def _serve(self, seat: int) -> None:
-        """A thread's life."""
+    def _serve(self, index: int) -> None:
+        """Make calls until the pool ends: the function of a thread."""
         jobs, since = self._jobs, self._since
         while True:
             try:
                 job = jobs.popleft()
             except IndexError:
                 self._ringing = False
-                if jobs:  # one has come before we said so
+                if jobs:  # `run` has added a job, and seen `_ringing` still set: it has sent no wake-up
                     continue
                 self._bell.get()
                 self._ringing = self._patient
@@ -270,18 +286,18 @@ class ThreadPool:
                 self._ring()
             if job is None:
                 return
-            # Threads may overwrite each other's counts here; what is lost is one observation of many.
-            began = since[seat] = _now()
+            # Threads may overwrite each other's values below. That loses one observation of many.
+            began = since[index] = _now()
             if self._due:
                 self._due -= 1
                 self._measured(job)
             else:
                 job.context.run(job.work)
             wall = _now() - began
-            since[seat] = 0.0
-            if wall > self._wall and self._counted[seat] != began:
+            since[index] = 0.0
+            if wall > self._wall and self._counted[index] != began:
                 self._wall = wall
-            del job
+            del job  # while this thread waits for the next job it must not keep the request alive
             self.notify_loop(None)
 
     def _ring(self) -> None:
@@ -296,11 +312,11 @@ class ThreadPool:
         collected, before = collections(), _cpu()
         job.context.run(job.work)
         used = _cpu() - before
-        if used > self._used and collections() == collected:
+        if used > self._used and collections() == collected:  # a collection isn't the call's own time
             self._used = used
 
 
 def collections() -> int:
-    """Of the garbage collector's older generations, so far: what falls on one is no property of the call."""
+    """Return how many times the garbage collector has collected its older generations."""
     _, middle, old = gc.get_stats()
     return int(middle["collections"]) + int(old["collections"])

@@ -1,4 +1,4 @@
-"""A call of a WSGI app in a thread, with the loop as its mouth and ears. Told in `wsgi`."""
+"""Call a WSGI app in a thread, while the loop does its input and output; see `bridge`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .client_side import (
     Receive,
     RequestBody,
     Send,
-    asked_for,
-    has_left,
+    client_has_left,
+    describe_request,
     log,
     send_head,
 )
@@ -28,15 +28,18 @@ from .thread_pool import ThreadPool
 
 
 class Call:
-    """One request's call of the app, in a thread; and what the loop knows of it.
+    """One request's call of the app in a thread, and its state as the loop sees it.
 
-    Invariant: `_produced` is written by the thread, `_consumed` by the loop; what is `complete` gets no more parts.
+    Invariant: the thread writes `_produced`, the loop writes `_consumed`. A call that is `complete` gets no more parts.
 
     Attributes:
-        complete: nothing more will come for the client.
-        failed: and that wasn't all that should.
-        reason: what the app did wrong, if anything.
-        gone: nobody wants the rest.
+        environ: the request's environ; None: the call has ended.
+        context: the context variables of the call.
+        response: the app's response.
+        complete: no more parts will come.
+        failed: the response is complete too early.
+        reason: the app's error, if there was one.
+        gone: the client has left.
         asked: the thread waits for more of the request's body.
     """
 
@@ -47,10 +50,10 @@ class Call:
         "_consumed",
         "_event",
         "_loop",
+        "_notified",
         "_parts",
         "_pool",
         "_produced",
-        "_said",
         "_waiter",
         "asked",
         "complete",
@@ -68,7 +71,7 @@ class Call:
         self._pool = pool
         self._loop = pool.loop
         self._waiter: asyncio.Future[None] | None = None
-        self._said = self._body_ended = False
+        self._notified = self._body_ended = False
         self._event: threading.Event | None = None
         self._answers: SimpleQueue[Message] | None = None
         self._parts: list[bytes] = []
@@ -81,19 +84,19 @@ class Call:
     # On the loop.
 
     def process_messages(self) -> None:
-        """The thread has said something."""
+        """Wake the coroutine that waits for a message of the thread."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def news(self) -> None:
-        """Wait until the thread has said something."""
-        while not self._said:
+    async def wait_for_message(self) -> None:
+        """Wait until the thread has sent a message."""
+        while not self._notified:
             self._waiter = self._loop.create_future()
             await self._waiter
-        self._said = False
+        self._notified = False
 
     def take(self) -> bytes:
-        """What the app has given for the client since this was last called."""
+        """Return the parts that the app has written since the last call of this."""
         parts = self._parts
         count = len(parts)  # the thread may append meanwhile
         if count == 1:
@@ -102,21 +105,21 @@ class Call:
         del parts[:count]
         return data
 
-    def sent(self, size: int) -> None:
-        """So many bytes have gone."""
+    def count_sent(self, size: int) -> None:
+        """Count bytes that were sent to the client, and wake the thread if it waits for that."""
         self._consumed += size
         if self._event is not None:
             self._event.set()
 
-    def answer(self, message: Message) -> None:
-        """What the client has sent, for the thread that waits for it."""
+    def put_body(self, message: Message) -> None:
+        """Pass a message with a part of the request's body to the thread, which waits for it."""
         self.asked = False
         assert self._answers is not None
         self._answers.put(message)
 
-    def leave(self) -> None:
-        """Nobody wants the rest. The thread notices when it next writes, reads or yields."""
-        self.gone = self._said = True
+    def give_up(self) -> None:
+        """Drop the rest of the response. The thread notices when it next writes, reads or yields."""
+        self.gone = self._notified = True
         if self._answers is not None:
             self._answers.put(DISCONNECT_MESSAGE)
         if self._event is not None:
@@ -126,11 +129,11 @@ class Call:
     # In the thread.
 
     def renew_notice(self) -> None:
-        """Have the next thing that the thread reports notify the pool, though an earlier notice may not have been heard."""
-        self._said = False
+        """Have the next message notify the loop, even if the loop hasn't processed an earlier one (see `forked_child`)."""
+        self._notified = False
 
     def work(self) -> None:
-        """Call the app and pass on what it answers."""
+        """Call the app, and pass its response on to the loop."""
         response = self.response
         result: Any = None
         try:
@@ -148,20 +151,21 @@ class Call:
                 result.close()
         except BaseException as error:
             self._fail(error)
-        self.environ = None  # which may hold us
-        response.release()  # or it and we would wait for the garbage collector, with the request and its connection
+        # Break the reference cycles: else the call would wait for the garbage collector, with the request and its connection.
+        self.environ = None
+        response.release()
 
     def more(self) -> bytes:
-        """More of the request's body; b"" at its end. Raises ClientGone."""
+        """Return more of the request's body, or b"" at its end. Raises ClientGone."""
         if self._body_ended:
             return b""
         if self.environ is None:
             raise ValueError("the request is over: its wsgi.input can't be read any more")
         answers = self._answers = self._answers or SimpleQueue()
-        if self.gone:  # before there was a queue to say it, perhaps
+        if self.gone:  # `give_up` may have run before there was a queue
             answers.put(DISCONNECT_MESSAGE)
         self.asked = True
-        self._tell()
+        self._notify_loop()
         message = answers.get()
         if message["type"] == "http.disconnect":
             answers.put(DISCONNECT_MESSAGE)
@@ -178,7 +182,7 @@ class Call:
         response.finish()
 
     def _emit(self, data: bytes) -> None:
-        """A part of the body. Raises ClientGone."""
+        """Take a part of the body, and wait if the client is too far behind. Raises ClientGone."""
         if self.gone:
             raise ClientGone("the client left before its response was complete")
         self._parts.append(data)
@@ -186,16 +190,16 @@ class Call:
         if self.response.complete:
             self._end()
             return
-        self._tell()
+        self._notify_loop()
         if self._produced - self._consumed > MAX_READ_AHEAD_BYTES:
             self._wait()
 
     def _wait(self) -> None:
-        """For the client to read."""
+        """Wait for the client to read."""
         event = self._event = self._event or threading.Event()
         while self._is_ahead():
             event.clear()
-            if self._is_ahead():  # else it was set before it was cleared
+            if self._is_ahead():  # checked again: the event may have been set before it was cleared
                 event.wait()
 
     def _is_ahead(self) -> bool:
@@ -204,12 +208,12 @@ class Call:
     def _end(self) -> None:
         if not self.complete:
             self.complete = True
-            self._tell()
+            self._notify_loop()
 
     def _fail(self, error: BaseException) -> None:
         first = not self.reason and not isinstance(error, ClientGone)
         if first:
-            self.reason = log(error, asked_for(self.environ or {}))
+            self.reason = log(error, describe_request(self.environ or {}))
         unheard = self.complete or self.gone
         if not self.complete:
             self.failed = True
@@ -217,19 +221,22 @@ class Call:
         if first and unheard and self.response.status < 500:
             next(self._pool.failures)
 
-    def _tell(self) -> None:
-        if not self._said:
-            self._said = True
+    def _notify_loop(self) -> None:
+        if not self._notified:
+            self._notified = True
             self._pool.notify_loop(self)
 
 
 async def run_call(call: Call, receive: Receive, send: Send) -> None:
-    """Pass on what a thread has for its client, and to it what the client sends, until the response is complete."""
-    inbox = RequestBody(receive, call.leave)
+    """Send a thread's response to the client, and pass the client's body to the thread, until the response is complete."""
+    request_body = RequestBody(receive, call.give_up)
     begun = False
     try:
         while not call.gone:
-            complete, failed = call.complete, call.failed  # before the parts: what comes after isn't seen yet
+            complete, failed = (
+                call.complete,
+                call.failed,
+            )  # read before the parts: a part that comes later is sent next time
             ends = complete and not failed
             data = call.take()
             if data or ends:
@@ -237,18 +244,18 @@ async def run_call(call: Call, receive: Receive, send: Send) -> None:
                     begun = True
                     await send_head(call.response, send)
                 await send({"type": "http.response.body", "body": data, "more_body": not ends})
-                call.sent(len(data))
-                if not complete and has_left(send):
-                    call.leave()
+                call.count_sent(len(data))
+                if not complete and client_has_left(send):
+                    call.give_up()
                     return
             if failed:
                 raise Failed(call.reason) if call.reason else ClientLeft
             if complete:
                 return
             if call.asked:
-                call.answer(await inbox.next())
+                call.put_body(await request_body.next())
             elif begun:
-                inbox.listen()
-            await call.news()
+                request_body.watch()
+            await call.wait_for_message()
     finally:
-        inbox.close()
+        request_body.close()
