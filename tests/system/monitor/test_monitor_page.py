@@ -16,7 +16,7 @@ import pytest
 from cluster2.answers import FACTS, GROUPS, STATUS, TOP
 from cluster2.cli.top import StatusPoller
 from cluster2.core.planning import Backoff
-from cluster2.processes.monitor.http.sse import MAX_VIEWERS
+from cluster2.processes.monitor.data.viewers import MAX_VIEWERS
 from cluster2.runtime.control_client import ControlClient
 from tests.system.clients import get
 from tests.system.harness import PATIENCE, Running, command, free_port, sample, stop, wait_until

@@ -11,13 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from ....events import EVENTS
-from ..http.sse import Viewers
 from .cluster_view import ClusterView
 from .history import HISTORY_COLUMNS
 from .memory import MemorySampler
 from .report import ClusterInfo, build_report
 from .sampler import Sample, Sampler
 from .snapshot import take_snapshot
+from .viewers import Viewers
 
 logger = logging.getLogger("cluster2.monitor")
 

@@ -22,6 +22,7 @@ from ....config.settings import Settings
 from ....core import health_page
 from ..data.dashboard import Dashboard
 from ..data.history import HISTORY_SECONDS
+from . import sse
 
 STATIC_DIRECTORY = Path(__file__).parents[1] / "static"
 PAGE_FILE = "page.html"
@@ -152,7 +153,7 @@ class EventStream(Response):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Stream until the client leaves."""
         self._dashboard.prepare()
-        await self._dashboard.viewers.serve(receive, send, head=scope["method"] == "HEAD", **self._options)
+        await sse.serve(self._dashboard.viewers, receive, send, head=scope["method"] == "HEAD", **self._options)
 
 
 def _json(content: Any) -> Response:

@@ -13,12 +13,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-import msgspec
+from ..data.event_buffer import StoredEvent
+from ..data.viewers import Viewers
 
-from ..data.event_buffer import EventBuffer, StoredEvent
-
-MAX_VIEWERS = 32
-"""Viewers at a time."""
 MAX_EVENTS_PER_MESSAGE = 10
 """Events in one message. It limits the bytes that wait for a slow viewer."""
 COMMENT_INTERVAL_S = 2.0
@@ -48,116 +45,61 @@ def message(name: str, data: bytes, number: int | None = None) -> bytes:
     return b"event: %b\n%bdata: %b\n\n" % (plain.encode(errors="replace"), identity, data)
 
 
-class Latest:
-    """The latest report and the latest sample as messages, encoded once for all viewers.
+async def serve(
+    viewers: Viewers, receive: Receive, send: Send, *, after: int, reports: bool, full: bool, head: bool = False
+) -> None:
+    """Serve a viewer until it leaves.
 
-    Attributes:
-        reports: the number of reports so far.
-        samples: the number of samples so far.
+    Args:
+        after: the number of the last event that it got.
+        reports: it gets reports and samples, too.
+        full: it may see private fields of events.
+        head: the request is a HEAD, which gets the headers alone.
     """
-
-    def __init__(self) -> None:
-        """Begin without a report."""
-        self.reports = self.samples = 0
-        self.report = self.sample = b""
-
-    def publish(self, report: Any, sample: Any = None) -> None:
-        """Replace the report and, if a sample is given, the sample, which is the newest row of the history."""
-        self.reports += 1
-        self.report = message("facts", msgspec.json.encode(report))
-        if sample is not None:
-            self.samples += 1
-            self.sample = message("sample", msgspec.json.encode(sample))
-
-
-class Viewers:
-    """The clients that read the stream now."""
-
-    def __init__(self, events: EventBuffer) -> None:
-        """Begin without viewers."""
-        self._events = events
-        events.listeners.append(lambda event: self.wake())
-        self.latest = Latest()
-        self.count = 0
-        self.report_viewers = 0
-        """The number of viewers that get reports. The others get events only."""
-        self._changed: asyncio.Future[None] | None = None
-        self._closed = False
-
-    def wake(self) -> None:
-        """Have all viewers send what is new."""
-        if self._changed is not None:
-            self._changed.set_result(None)
-            self._changed = None
-
-    def _next_change(self) -> asyncio.Future[None]:
-        """Return a future that is done at the next `wake`. All viewers share it."""
-        if self._changed is None:
-            self._changed = asyncio.get_running_loop().create_future()
-        return self._changed
-
-    def close(self) -> None:
-        """End all streams, since the process leaves."""
-        self._closed = True
-        self.wake()
-
-    def refusal(self) -> str | None:
-        """Return the reason why no other viewer is accepted, or None."""
-        if self._closed:
-            return "the monitor is leaving"
-        return "too many viewers already" if self.count >= MAX_VIEWERS else None
-
-    async def serve(
-        self, receive: Receive, send: Send, *, after: int, reports: bool, full: bool, head: bool = False
-    ) -> None:
-        """Serve a viewer until it leaves.
-
-        Args:
-            after: the number of the last event that it got.
-            reports: it gets reports and samples, too.
-            full: it may see private fields of events.
-            head: the request is a HEAD, which gets the headers alone.
-        """
-        if head:
-            await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+    if head:
+        await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+        await send({"type": "http.response.body", "body": b""})
+        return
+    viewers.count += 1
+    viewers.report_viewers += reports
+    left = asyncio.ensure_future(client_left(receive))
+    try:
+        await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+        await _send_chunk(send, b"retry: %d\n\n" % _SSE_RETRY_MS)
+        await _stream(viewers, send, left, after, reports, full)
+        if not left.done():
             await send({"type": "http.response.body", "body": b""})
-            return
-        self.count += 1
-        self.report_viewers += reports
-        left = asyncio.ensure_future(client_left(receive))
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
-            await _send_chunk(send, b"retry: %d\n\n" % _SSE_RETRY_MS)
-            await self._stream(send, left, after, reports, full)
-            if not left.done():
-                await send({"type": "http.response.body", "body": b""})
-        finally:
-            self.count -= 1
-            self.report_viewers -= reports
-            left.cancel()
+    finally:
+        viewers.count -= 1
+        viewers.report_viewers -= reports
+        left.cancel()
 
-    async def _stream(self, send: Send, left: asyncio.Future[None], after: int, reports: bool, full: bool) -> None:
-        report = sample = 0  # the numbers of the last ones that were sent
-        sent_at = time.monotonic()
-        while not left.done() and not self._closed:
-            change = (
-                self._next_change()
-            )  # taken before the checks below, so that no change between them and the wait is lost
-            events = self._events.newer_than(after)[:MAX_EVENTS_PER_MESSAGE]
-            content = b"".join(_messages(events, full))
-            if events:
-                after = events[-1].number
-            elif reports and report != self.latest.reports:
-                content = self.latest.report + (self.latest.sample if sample != self.latest.samples else b"")
-                report, sample = self.latest.reports, self.latest.samples
-            # Other viewers' changes wake this one as well, so the wait below may never time out.
-            if not content and time.monotonic() - sent_at >= COMMENT_INTERVAL_S:
-                content = SSE_COMMENT
-            if content:
-                await _send_chunk(send, content)
-                sent_at = time.monotonic()
-                continue
-            await asyncio.wait({change, left}, timeout=COMMENT_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
+
+async def _stream(
+    viewers: Viewers, send: Send, left: asyncio.Future[None], after: int, reports: bool, full: bool
+) -> None:
+    report = sample = 0  # the numbers of the last ones that were sent
+    sent_at, latest = time.monotonic(), viewers.latest
+    while not left.done() and not viewers.closed:
+        # Taken before the checks below, so that no change between them and the wait is lost.
+        change = viewers.next_change()
+        events = viewers.events.newer_than(after)[:MAX_EVENTS_PER_MESSAGE]
+        content = b"".join(_messages(events, full))
+        if events:
+            after = events[-1].number
+        elif reports and report != latest.reports:
+            content = message("facts", latest.report)
+            if sample != latest.samples:
+                content += message("sample", latest.sample)
+            report, sample = latest.reports, latest.samples
+        # Other viewers' changes wake this one as well, so the wait below may never time out.
+        if not content and time.monotonic() - sent_at >= COMMENT_INTERVAL_S:
+            content = SSE_COMMENT
+        if content:
+            await _send_chunk(send, content)
+            sent_at = time.monotonic()
+            continue
+        await asyncio.wait({change, left}, timeout=COMMENT_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _messages(events: list[StoredEvent], full: bool) -> Iterator[bytes]:

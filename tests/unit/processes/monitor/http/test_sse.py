@@ -18,6 +18,7 @@ from cluster2.linux.scoreboard import Scoreboard
 from cluster2.processes.monitor.app import make_app
 from cluster2.processes.monitor.data.dashboard import EVENT_REFRESH_DELAY_S, Dashboard
 from cluster2.processes.monitor.data.event_buffer import MAX_EVENT_BYTES, MAX_KEPT_EMITTED, MAX_KEPT_EVENTS, EventBuffer
+from cluster2.processes.monitor.data.viewers import MAX_VIEWERS
 from cluster2.processes.monitor.http import sse
 from tests.unit.monitored import BEARS, TOKEN, a_board, client, desk_of, facts, worker
 
@@ -243,8 +244,8 @@ async def test_a_slow_viewer(board: Scoreboard) -> None:
 async def test_many_viewers(board: Scoreboard) -> None:
     """There is a bound, and a place again when one leaves; facts are made once for all."""
     desk = desk_of(board)
-    viewers = [Viewer(desk) for _ in range(sse.MAX_VIEWERS)]
-    await viewers[-1].until(lambda: desk.viewers.count == sse.MAX_VIEWERS)
+    viewers = [Viewer(desk) for _ in range(MAX_VIEWERS)]
+    await viewers[-1].until(lambda: desk.viewers.count == MAX_VIEWERS)
     async with client(desk) as asking:
         refused = await asking.get("/events")
         assert (refused.status_code, refused.text) == (503, "too many viewers already\n")
