@@ -1,14 +1,16 @@
-"""When a connection leaves this worker for the keeper, and why. How it does is told in `kernel.handover`.
+"""The reasons and moments for which a connection leaves this worker for the keeper. `linux.handover` has the mechanism.
 
-- *Retire*: the worker leaves; everything that may move goes, the rest as soon as it may.
-- *Park*: handlers hold the loop for long; each connection goes after its response, and all idle ones at once when that is
-  first noticed.
-- *Share*: the worker has more connections than its siblings; some of the idle ones go, and come back to whoever is free.
-- *Rest*: a connection was idle for some seconds; it is safe at the keeper even from a `kill -9` of its worker.
+- *Retire*: the worker leaves. Every connection that may move goes, and the rest as soon as it may.
+- *After the response*: handlers hold the loop for long (mode `handoff`). Each connection goes after its response, and all idle
+  ones go at once when that begins.
+- *Surplus*: the worker has more connections than its siblings. Some of the idle ones go, and come back to any worker that is
+  free.
+- *Idle*: a connection was idle for some seconds. At the keeper it survives even a `kill -9` of its worker.
 
-Otherwise it stays: a busy connection with short handlers never leaves its worker. The last two are a matter of choice, so
-their rate is bounded: the time to rest grows with the keeper's load. Connections that can't move (TLS, for one) are balanced by
-ending some politely, with the next response, at a bounded rate.
+Otherwise it stays: a busy connection with short handlers never leaves its worker. The last two reasons are optional, so their
+rate is
+bounded: the idle time grows with the keeper's load. Connections that can't move (TLS, for one) are balanced by closing some
+politely, with the next response, at a bounded rate.
 """
 
 from __future__ import annotations
@@ -21,24 +23,24 @@ from ....linux.handover import HandedConnection, QueueWriter
 from ....linux.scoreboard import Header
 
 UNSTRETCHED_WAKE_RATE = 1000.0
-"""Connections a second that may wake at the keeper before the time to rest grows with their number."""
+"""Connections a second that may wake at the keeper before the idle time grows with their number."""
 FAIR_SHARE_SLACK = 1.02
-"""Share of the mean that a worker may have before it gives away; and it must have more than one too many."""
+"""Multiple of the mean that a worker may have before it hands over some; and it must have more than one too many."""
 SURPLUS_DIVISOR = 4
-"""Of those too many, one in so many is ended at a time where they can't move."""
+"""Divisor of the surplus: where connections can't move, one in so many is closed at a time."""
 
 
 class HandoffPolicy:
-    """The ways out of a worker.
+    """Hands connections over to the keeper.
 
     Attributes:
         moved: connections handed over, for any reason.
-        parked: those of them that were parked.
+        parked: those of them that were handed over after their response, in mode `handoff`.
     """
 
-    def __init__(self, outlet: QueueWriter | None, engines: Sequence[Engine], header: Header) -> None:
-        """Without an outlet nothing moves; connections are balanced by ending some."""
-        self._outlet = outlet
+    def __init__(self, idle_queue: QueueWriter | None, engines: Sequence[Engine], header: Header) -> None:
+        """Prepare. Without an idle queue no connection moves, and connections are balanced by closing some."""
+        self._idle_queue = idle_queue
         self._engines = engines
         self._header = header
         self._loop = asyncio.get_running_loop()
@@ -47,104 +49,104 @@ class HandoffPolicy:
 
     @property
     def possible(self) -> bool:
-        """Whether there is a keeper that connections could go to."""
-        return self._outlet is not None
+        """True if there is a keeper to which connections can go."""
+        return self._idle_queue is not None
 
     def start_handoff_after_response(self, now: float) -> None:
-        """Handlers hold the loop for long."""
-        if self._outlet is None:
+        """Hand each connection over after its response from now on, and all idle ones at once."""
+        if self._idle_queue is None:
             return
-        for site, engine in enumerate(self._engines):
-            engine.report_freed(lambda connection, site=site: self._park(site, connection))  # type: ignore[misc]
+        for app, engine in enumerate(self._engines):
+            engine.report_freed(lambda connection, app=app: self._hand_over(app, connection))  # type: ignore[misc]
         self.parked += self._send_idle(now)
 
     def stop_handoff_after_response(self) -> None:
-        """They don't any more."""
+        """Let connections stay after their response from now on."""
         for engine in self._engines:
             engine.report_freed(None)
 
     def handoff_late(self, now: float) -> None:
-        """Park those that couldn't go when their response was complete (it wasn't written yet, or the queue was full)."""
+        """Hand over the connections that stayed after their response (it wasn't written yet, or the queue was full)."""
         self.parked += self._send_idle(now)
 
     def handoff_idle(self, now: float, after: float) -> None:
-        """Send what has been idle for `after` seconds, or longer if the keeper is busy."""
-        if self._outlet is not None and after:
-            patience = after * max(1.0, self._header.keeper_rate / UNSTRETCHED_WAKE_RATE)
-            self._send_idle(now, patience)
+        """Hand over the connections that were idle for `after` seconds, or longer if the keeper is busy."""
+        if self._idle_queue is not None and after:
+            idle_s = after * max(1.0, self._header.keeper_rate / UNSTRETCHED_WAKE_RATE)
+            self._send_idle(now, idle_s)
 
     def handoff_surplus(self, now: float, counts: Sequence[int], mine: int) -> None:
-        """Give some away if this worker has more than its share.
+        """Hand over some connections if this worker has more than its share.
 
         Args:
-            counts: connections of each worker that serves, this one included.
-            mine: of this one.
+            counts: the connections of each worker that serves, this one included.
+            mine: those of this one.
         """
-        # A sibling's engine may not know (-1).
+        # -1: a sibling's engine doesn't count its connections.
         mean = sum(max(0, count) for count in counts) / max(1, len(counts))
         if mine <= mean + 1 or mine <= mean * FAIR_SHARE_SLACK:
             return
         surplus = int(mine - mean)
-        # Those that brought no request yet don't count: where each request has a connection of its own, all would be moved.
+        # Only connections that have brought a request: else all would move where each request has a connection of its own.
         sent = self._send_idle(now, most=surplus, kept=True)
         if sent < surplus:
             for engine in self._engines:
                 engine.close_some(max(1, (surplus - sent) // SURPLUS_DIVISOR), fixed=self.possible)
 
     def retire(self, now: float) -> None:
-        """Send everything that may go now; and each of the others as soon as it may."""
-        if self._outlet is None:
+        """Hand over all connections that may move now, and each of the others as soon as it may."""
+        if self._idle_queue is None:
             return
-        for site, engine in enumerate(self._engines):
-            engine.report_freed(lambda connection, site=site: self._park(site, connection))  # type: ignore[misc]
+        for app, engine in enumerate(self._engines):
+            engine.report_freed(lambda connection, app=app: self._hand_over(app, connection))  # type: ignore[misc]
         self._send_idle(now)
 
-    def _park(self, site: int, connection: Movable, again: bool = True) -> None:
-        assert self._outlet is not None
+    def _hand_over(self, app: int, connection: Movable, again: bool = True) -> None:
+        assert self._idle_queue is not None
         try:
             if not connection.may_move():
-                if again:  # uvloop writes at the end of this turn
-                    self._loop.call_soon(self._park, site, connection, False)
+                if again:  # uvloop writes at the end of this turn, so the response may not be written yet
+                    self._loop.call_soon(self._hand_over, app, connection, False)
                 return
             descriptor, family = connection.descriptor_and_family()
         except Exception:
             connection.abandon("handing over")
             return
-        if self._outlet.send(descriptor, site, family, 0.0):
+        if self._idle_queue.send(descriptor, app, family, 0.0):
             connection.release()
             self.moved += 1
             self.parked += 1
 
-    def _send_idle(self, now: float, patience: float = 0.0, most: int | None = None, kept: bool = False) -> int:
-        """Send what may move and has been idle for `patience` seconds; returns how many went.
+    def _send_idle(self, now: float, idle_s: float = 0.0, most: int | None = None, kept: bool = False) -> int:
+        """Hand over the connections that may move and were idle for `idle_s` seconds. Return how many.
 
         Args:
-            most: how many at most.
+            most: the number at most.
             kept: only those that have brought a request already.
         """
-        if self._outlet is None:
+        if self._idle_queue is None:
             return 0
-        parcels: list[HandedConnection] = []
+        handed: list[HandedConnection] = []
         leaving: list[Movable] = []
-        for site, connection in self._movable():
+        for app, connection in self._movable():
             if len(leaving) == most:
                 break
             try:
                 since = connection.idle_since()
-                wanted = connection.kept_alive() if kept else not patience or now - since >= patience
+                wanted = connection.kept_alive() if kept else not idle_s or now - since >= idle_s
                 if not wanted or not connection.may_move():
                     continue
                 descriptor, family = connection.descriptor_and_family()
             except Exception:
                 connection.abandon("handing over")
                 continue
-            parcels.append(HandedConnection(descriptor, site, family, max(0.0, now - since)))
+            handed.append(HandedConnection(descriptor, app, family, max(0.0, now - since)))
             leaving.append(connection)
-        sent = self._outlet.send_all(parcels)
+        sent = self._idle_queue.send_all(handed)
         for connection in leaving[:sent]:
             connection.release()
         self.moved += sent
         return sent
 
     def _movable(self) -> Iterable[tuple[int, Movable]]:
-        return ((site, connection) for site, engine in enumerate(self._engines) for connection in engine.movable())
+        return ((app, connection) for app, engine in enumerate(self._engines) for connection in engine.movable())

@@ -1,4 +1,4 @@
-"""Where a worker's connections come from."""
+"""The sources of a worker's connections: listening sockets and ready queues."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from typing import ClassVar
 from ....engines.base import ProtocolEngine
 from ....linux.handover import QueueReader
 
-_OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_SCARCITY_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Errors of accept(2) that say that descriptors or memory are scarce."""
 
 
 @dataclass(slots=True, eq=False)
 class ListeningSource:
-    """A listening socket, with the engine behind it.
+    """A listening socket and its engine.
 
     Attributes:
-        owned: nobody will accept from it after us.
-        taken: how many connections came from it.
+        tls: the context for its connections; None: they are plain.
+        owned: no other program will accept from it after this cluster.
+        native: the loop's own server on a duplicate of the socket, while the mode is `batch`.
+        taken: the number of connections that came from it.
     """
 
     listener: socket.socket
@@ -34,11 +37,11 @@ class ListeningSource:
 
     @property
     def watched(self) -> socket.socket:
-        """What epoll knows of it."""
+        """The object that epoll watches."""
         return self.listener
 
     def take(self) -> socket.socket | None:
-        """The next connection that waits; None: there is none, for a sibling was faster, or the client has gone.
+        """Accept the next connection that waits. Return None if there is none: a sibling was faster, or the client has left.
 
         Raises:
             OSError: no descriptor, or no memory, is left.
@@ -46,8 +49,9 @@ class ListeningSource:
         try:
             connection, _ = self.listener.accept()
         except OSError as error:
-            # All else is about that one connection (accept(2) lists what the network may report), or a door that is shut.
-            if error.errno in _OUT_OF_FILES:
+            # All other errors concern that one connection (accept(2) lists what the network may report), or a listener that is
+            # shut.
+            if error.errno in _SCARCITY_ERRNOS:
                 raise
             return None
         connection.setblocking(False)
@@ -57,10 +61,10 @@ class ListeningSource:
 
 @dataclass(slots=True, eq=False)
 class ReadyQueue:
-    """The exit of a ready queue, with the engine behind it.
+    """The exit of a ready queue, and the engine for its connections.
 
     Attributes:
-        taken: how many connections came from it.
+        taken: the number of connections that came from it.
     """
 
     tls: ClassVar[None] = None
@@ -70,17 +74,17 @@ class ReadyQueue:
 
     @property
     def watched(self) -> QueueReader:
-        """What epoll knows of it."""
+        """The object that epoll watches."""
         return self.reader
 
     def take(self) -> socket.socket | None:
-        """The next connection that waits; None: there is none."""
-        parcel = self.reader.take()
-        if parcel is None:
+        """Take the next connection that waits. Return None if there is none."""
+        handed = self.reader.take()
+        if handed is None:
             return None
         self.taken += 1
         try:
-            return socket.socket(parcel.family, socket.SOCK_STREAM, 0, fileno=parcel.descriptor)
-        except OSError:  # no socket: only a foreign hand can have put it there
-            os.close(parcel.descriptor)
+            return socket.socket(handed.family, socket.SOCK_STREAM, 0, fileno=handed.descriptor)
+        except OSError:  # no socket: only a foreign process can have put it there
+            os.close(handed.descriptor)
             return None

@@ -1,13 +1,13 @@
-"""A transport for connections that stay for one request only.
+"""A transport for connections that stay in the worker for one request only.
 
-While a worker parks, each connection comes with its request, is answered, and goes to the keeper. Most handlers are through
-after their first step, so most of what a transport of the loop's own brings (a handle in the poller, a future, a task, two
-more turns of the loop) is made for nothing. This one makes a system call to read, done before it exists, one to write, and one
-to close. It writes when somebody asks whether all is written: then a connection can be handed over in the very step that
-completed its response.
+In mode `handoff` each connection comes with its request, gets its response, and goes to the keeper. Most handlers are through
+after their first step. So most of the work of a transport of the loop's own (a handle in the poller, a future, a task, two more
+turns of the loop) would be for nothing. This transport makes one system call to read, before it exists, one to write, and one to
+close. It
+writes when it is asked whether all is written: so a connection can be handed over in the very step that completed its response.
 
-If a request isn't through after its first step (the handler waits for something, the body isn't complete, the response doesn't
-fit into the socket's buffer), a transport of the loop's takes its place behind this one, which from then on only passes on.
+If a request isn't through after its first step, a transport of the loop's replaces this one, which from then on only forwards.
+That happens when the handler waits, the body isn't complete, or the response doesn't fit into the socket's buffer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from typing import Any, cast
 
 
 class OneShotTransport(asyncio.Transport):
-    """What a protocol writes to. Invariant: bytes are written in order, by us before the change, by the loop's after it."""
+    """The transport of a protocol for one request.
+
+    Invariant: bytes are written in order: by this transport before the replacement, by the loop's after it.
+    """
 
     __slots__ = (
         "_aborted",
@@ -35,7 +38,7 @@ class OneShotTransport(asyncio.Transport):
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, protocol: asyncio.Protocol) -> None:
-        """Take the socket over; `begin` is to follow."""
+        """Take over the socket. The caller must call `begin` next."""
         self._loop = loop
         self._sock = sock
         self._protocol = protocol
@@ -48,30 +51,30 @@ class OneShotTransport(asyncio.Transport):
         self._promotion: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Start the protocol, which reads what it was given; and look again when its handler has had its first step."""
+        """Start the protocol, which reads the bytes that it already has. Check again after the first step of its handler."""
         self._protocol.connection_made(self)
-        self._loop.call_soon(self._turn_over)
+        self._loop.call_soon(self._after_first_step)
 
     def write(self, data: Any) -> None:
-        """Keep it until the end of this turn, or until somebody asks whether it is written."""
+        """Buffer the data until the end of this turn, or until `get_write_buffer_size` is called."""
         if self._real is not None:
             self._real.write(data)
         elif not self._closing:
             self._out.append(bytes(data))
 
     def writelines(self, list_of_data: Iterable[Any]) -> None:
-        """The same for several."""
+        """Buffer several pieces of data, as `write`."""
         self.write(b"".join(list_of_data))
 
     def get_write_buffer_size(self) -> int:
-        """Bytes that are left after an attempt to write all."""
+        """Try to write all. Return how many bytes are left."""
         if self._real is not None:
             return self._real.get_write_buffer_size()
         self._flush()
         return sum(map(len, self._out))
 
     def close(self) -> None:
-        """Close when all is written."""
+        """Close the connection when all is written."""
         if self._real is not None:
             self._closing = True
             self._real.close()
@@ -85,7 +88,7 @@ class OneShotTransport(asyncio.Transport):
                 self.abort()
 
     def abort(self) -> None:
-        """Close now: close(2), without shutdown(2), so that another process's copy lives on."""
+        """Close the descriptor now, by close(2) without shutdown(2), so that another process's copy lives on."""
         self._closing = self._aborted = True
         if self._real is not None:
             self._real.abort()
@@ -94,27 +97,27 @@ class OneShotTransport(asyncio.Transport):
             self._loop.call_soon(self._protocol.connection_lost, None)
 
     def is_closing(self) -> bool:
-        """Whether it is closed or about to be."""
+        """Return whether the transport is closed, or will be."""
         return self._closing or (self._real is not None and self._real.is_closing())
 
     def pause_reading(self) -> None:
-        """Nothing is read before the loop's transport is there."""
+        """Stop reading. This transport doesn't read: the loop's will obey when it is there."""
         self._paused = True
         if self._real is not None:
             self._real.pause_reading()
 
     def resume_reading(self) -> None:
-        """See `pause_reading`."""
+        """Resume reading, as `pause_reading`."""
         self._paused = False
         if self._real is not None:
             self._real.resume_reading()
 
     def is_reading(self) -> bool:
-        """Whether data that comes would be passed to the protocol."""
+        """Return whether data that arrives would be passed to the protocol."""
         return not self._paused and not self._closing
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """The socket and its addresses; other things only the loop's transport knows."""
+        """Return the socket or its addresses. Other information comes from the loop's transport only."""
         if name == "socket":
             return self._sock
         if name == "sockname":
@@ -130,11 +133,11 @@ class OneShotTransport(asyncio.Transport):
             return None
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        """Who reads."""
+        """Return the protocol that reads."""
         return self._protocol
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Another one reads from now on (a websocket's)."""
+        """Let another protocol read from now on (a websocket's)."""
         self._protocol = cast(asyncio.Protocol, protocol)
 
     def can_write_eof(self) -> bool:
@@ -142,7 +145,7 @@ class OneShotTransport(asyncio.Transport):
         return True
 
     def write_eof(self) -> None:
-        """End writing, keep reading."""
+        """End writing, and go on reading."""
         self._eof = True
         if self._real is not None:
             self._real.write_eof()
@@ -150,29 +153,29 @@ class OneShotTransport(asyncio.Transport):
             self._shut_down(socket.SHUT_WR)
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Of the loop's transport; ours keeps nothing for longer than a turn."""
+        """Set the limits of the loop's transport. This one buffers nothing for longer than a turn."""
         if self._real is not None:
             self._real.set_write_buffer_limits(high, low)
 
-    def _turn_over(self) -> None:
-        """The handler has had its first step."""
+    def _after_first_step(self) -> None:
+        """Replace this transport, if the request isn't through after the first step of its handler."""
         if self._closing or self._promotion is not None:
             return
         self._promote()
 
     def _promote(self) -> None:
-        self._promotion = self._loop.create_task(self._change_over())
+        self._promotion = self._loop.create_task(self._replace())
 
-    async def _change_over(self) -> None:
+    async def _replace(self) -> None:
         try:
-            await self._loop.connect_accepted_socket(lambda: _Relay(self), self._sock)
+            await self._loop.connect_accepted_socket(lambda: _ForwardingProtocol(self), self._sock)
         except OSError as error:
             self._closing = True
             self._sock.close()
             self._protocol.connection_lost(error)
 
-    def _take_place(self, real: asyncio.Transport) -> None:
-        """The loop's transport is there."""
+    def _on_replaced(self, real: asyncio.Transport) -> None:
+        """Pass the state to the loop's transport, which is there now."""
         self._real = real
         out, self._out = self._out, []
         if out:
@@ -187,14 +190,14 @@ class OneShotTransport(asyncio.Transport):
             real.close()
 
     def _shut_down(self, how: int) -> None:
-        """End the connection itself: a child process of the app may hold a copy of the descriptor."""
+        """End the connection itself, since a child process of the app may hold a copy of the descriptor."""
         try:
             self._sock.shutdown(how)
         except OSError:
             pass  # the client was faster, or has reset it
 
     def _flush(self) -> None:
-        """Write what the socket takes."""
+        """Write as much as the socket takes."""
         if not self._out or self._promotion is not None:
             return
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
@@ -202,32 +205,32 @@ class OneShotTransport(asyncio.Transport):
             sent = self._sock.send(data, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
             sent = 0
-        except OSError:  # the client has gone; the loop's transport, which reads, will tell the protocol
+        except OSError:  # the client has left; the loop's transport, which reads, will inform the protocol
             self._out.clear()
             return
         self._out = [data[sent:]] if sent < len(data) else []
 
 
-class _Relay(asyncio.Protocol):
-    """What stands behind us, once the loop's transport has taken our place."""
+class _ForwardingProtocol(asyncio.Protocol):
+    """The protocol of the loop's transport, which forwards to the protocol of the transport that was replaced."""
 
-    def __init__(self, direct: OneShotTransport) -> None:
-        self._direct = direct
+    def __init__(self, replaced: OneShotTransport) -> None:
+        self._replaced = replaced
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._direct._take_place(cast(asyncio.Transport, transport))
+        self._replaced._on_replaced(cast(asyncio.Transport, transport))
 
     def data_received(self, data: bytes) -> None:
-        self._direct._protocol.data_received(data)
+        self._replaced._protocol.data_received(data)
 
     def eof_received(self) -> bool | None:
-        return self._direct._protocol.eof_received()
+        return self._replaced._protocol.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._direct._protocol.connection_lost(exc)
+        self._replaced._protocol.connection_lost(exc)
 
     def pause_writing(self) -> None:
-        self._direct._protocol.pause_writing()
+        self._replaced._protocol.pause_writing()
 
     def resume_writing(self) -> None:
-        self._direct._protocol.resume_writing()
+        self._replaced._protocol.resume_writing()

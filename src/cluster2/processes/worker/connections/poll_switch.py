@@ -1,8 +1,8 @@
-"""One switch for all that a worker may take connections from.
+"""A switch for all sockets and queues from which a worker may take connections.
 
-Arming a socket through uvloop makes a handle each time. So all sources sit in an epoll of our own, that one sits in another, with
-`EPOLLONESHOT` where one connection is taken at a time, and the loop watches the outer one once and for all: to open and to shut
-the gate is one epoll_ctl(2), however many sources there are.
+To watch a socket through uvloop makes a handle each time. So all sources are in one epoll instance, which is in a second one,
+with `EPOLLONESHOT` where one connection is taken at a time. The loop watches the second one all the time. To open or shut the
+switch is one epoll_ctl(2), for any number of sources.
 """
 
 from __future__ import annotations
@@ -20,47 +20,47 @@ class _HasFileno(Protocol):
 
 
 class PollSwitch:
-    """Calls when there is something to take, as long as it is open."""
+    """Calls a function when a source has something to take, as long as the switch is open."""
 
     def __init__(self) -> None:
-        """Nothing is behind it."""
+        """Start without sources."""
         self._inner = select.epoll()
         self._outer = select.epoll()
         self._loop = asyncio.get_running_loop()
 
     def add(self, source: _HasFileno, *, watched: bool) -> None:
-        """Put something behind it."""
+        """Add a source."""
         self._inner.register(source, select.EPOLLIN if watched else 0)
 
     def watch(self, source: _HasFileno, watched: bool) -> None:
-        """Whether a source counts."""
+        """Watch a source, or ignore it for a while."""
         self._inner.modify(source, select.EPOLLIN if watched else 0)
 
     def remove(self, source: _HasFileno) -> None:
-        """Nothing comes from there any more."""
+        """Remove a source."""
         self._inner.unregister(source)
 
     def start(self, readable: Callable[[], None]) -> None:
-        """Open it. From now on `readable` is called when there is something to take and it is open."""
+        """Open the switch. From now on `readable` is called when it is open and there is something to take."""
         self._outer.register(self._inner, select.EPOLLIN)
         self._loop.add_reader(self._outer, readable)
 
     def stop(self) -> None:
-        """Call no more."""
+        """Stop the calls."""
         self._loop.remove_reader(self._outer)
 
     def open(self) -> None:
-        """For as long as it isn't told otherwise."""
+        """Open the switch until `shut` is called."""
         self._outer.modify(self._inner, select.EPOLLIN)
 
     def open_once(self) -> None:
-        """For one who passes."""
+        """Open the switch for one call: `EPOLLONESHOT` shuts it."""
         self._outer.modify(self._inner, _ONCE)
 
     def shut(self) -> None:
-        """For everybody."""
+        """Shut the switch: with no events in its mask the inner epoll is ignored."""
         self._outer.modify(self._inner, 0)
 
     def take_ready(self) -> bool:
-        """Whether there is something to take; then a gate that was opened once is shut."""
+        """Return whether there is something to take. If so, a switch that was opened once is shut by this."""
         return bool(self._outer.poll(0, 1))
