@@ -92,7 +92,7 @@ def test_more_clients_than_descriptors(start: Callable[..., Running], tmp_path: 
     for _ in range(3):
         answers = asyncio.run(ask_all())
         assert set(answers) == {b"HTTP/1.1 200 OK\r\n"}, Counter(map(str, answers))
-    told = f"no more connections can be taken: RLIMIT_NOFILE is {FEW}; newcomers wait, or go to another worker; raise the limit"
+    told = f"no more connections can be taken: RLIMIT_NOFILE is {FEW}; new connections wait, or go to another worker; raise the limit"
     assert running.stderr.count(told) == 1
     assert "Too many open files" not in running.stderr
     assert running.shutdown() == 0

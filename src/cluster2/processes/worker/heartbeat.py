@@ -1,8 +1,8 @@
-"""The worker's tick: heartbeats, counts, and everything that is done now and then.
+"""The worker's tick: heartbeats, counts, and all periodic checks.
 
-It runs on the loop, so that a blocked loop looks late. It is quick (10 ms) while there is work, slower when connections are
-open but nothing happens, and once a second at rest; the first request after a rest wakes it. So an idle worker costs nothing,
-and no request pays for a clock, a counter or a timer of its own.
+The tick runs on the loop, so that the heartbeat of a blocked loop is late. Its interval is 10 ms while there is work, 100 ms when
+connections are open but nothing happens, and a second when the worker is idle. The first request after an idle time wakes it. So
+an idle worker costs nothing, and no request pays for a clock, a counter or a timer of its own.
 """
 
 from __future__ import annotations
@@ -37,15 +37,20 @@ FAST_TICK_S = 0.01
 SLOW_TICK_S = 0.1
 IDLE_TICK_S = PROMISED_HEARTBEAT_S / 2
 LATE_TICK_S = 0.004
-"""Seconds by which a quick tick must be late before a long step is suspected."""
-_NO_ROOM = "no more connections can be taken"
-"""What is reported when the limit of descriptors is reached."""
+"""Seconds by which a fast tick must be late before a long step is suspected."""
+_OUT_OF_CAPACITY = "no more connections can be taken"
+"""The warning when the limit of descriptors is reached."""
 BALANCE_AT_ONCE_CONNECTIONS = 8
-"""Connections more than at the last tick with which the balance is looked at at once."""
+"""Connections that must have come since the last tick to check the balance at once."""
 
 
 class HeartbeatLoop:
-    """Keeps the row of the scoreboard up to date, and tells the other parts the time."""
+    """Updates the worker's row of the scoreboard, and runs the periodic checks of the other parts.
+
+    Attributes:
+        slow: the next tick is a slow one; `wake` makes it a fast one.
+        draining: the worker drains: ticks only update the row and pass the time to the engines.
+    """
 
     def __init__(
         self,
@@ -53,35 +58,35 @@ class HeartbeatLoop:
         row: Row,
         engines: Sequence[Engine],
         acceptor: Acceptor,
-        moves: HandoffPolicy,
-        pace: AcceptModeSelector,
-        watch: StepSampler,
-        measured: LatencyWindow,
+        handoff: HandoffPolicy,
+        mode_selector: AcceptModeSelector,
+        step_sampler: StepSampler,
+        latency: LatencyWindow,
         handoff_idle_after: float,
         request_timeout: float,
-        paper: WorkerOutput,
-        room: ConnectionBudget,
+        output: WorkerOutput,
+        budget: ConnectionBudget,
     ) -> None:
-        """Nothing ticks yet."""
+        """Prepare; `start` begins to tick."""
         self._board = board
         self._row = row
         self._engines = engines
         self._uncounted = any(map(owns_accept, engines))
         self._acceptor = acceptor
-        self._moves = moves
-        self._pace = pace
-        self._watch = watch
-        self._measured = measured
+        self._handoff = handoff
+        self._mode_selector = mode_selector
+        self._step_sampler = step_sampler
+        self._latency = latency
         self._handoff_idle_after = handoff_idle_after
         self._request_timeout = request_timeout
-        self._paper = paper
-        self._room = room
-        self._holds = ThreadHoldEstimator()
+        self._output = output
+        self._budget = budget
+        self._hold_estimator = ThreadHoldEstimator()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._wait = IDLE_TICK_S
         self._due = 0.0
-        self._work = -1
+        self._last_work = -1
         self._connections = 0
         self._slow_at = 0.0
         self._second_at = 0.0
@@ -91,10 +96,10 @@ class HeartbeatLoop:
         self.draining = False
 
     def begin(self) -> AcceptMode:
-        """Return the mode in which the acceptor is to start."""
-        if self._room.is_scarce(self._room.remaining(0)):
-            self._row.mode = self._pace.hold_back(time.monotonic())
-        return self._pace.mode
+        """Return the mode in which the acceptor must start."""
+        if self._budget.is_scarce(self._budget.remaining(0)):
+            self._row.mode = self._mode_selector.hold_back(time.monotonic())
+        return self._mode_selector.mode
 
     def start(self) -> None:
         """Tick from now on."""
@@ -102,55 +107,55 @@ class HeartbeatLoop:
         self._tick()
 
     def drain(self) -> None:
-        """Only tell the time from now on."""
+        """Stop selecting modes and moving connections."""
         self.draining = True
 
     def stop(self) -> None:
-        """Tick no more."""
-        self._rest()
+        """Stop ticking."""
+        self._cancel_timer()
 
-    def _rest(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
     def wake(self) -> None:
-        """Something has begun: the worker isn't at rest."""
+        """Tick fast, since a connection or request has come."""
         if self.slow:
             self.slow = False
-            self._rest()
+            self._cancel_timer()
             self._schedule_tick(time.monotonic(), FAST_TICK_S)
 
     def long_step(self, step: float, now: float) -> None:
-        """A handler held the loop for long."""
+        """Count a handler's step that held the loop for long, and change the mode if it must change."""
         row = self._row
-        before = self._pace.mode
-        if self._pace.is_proof(step):
+        before = self._mode_selector.mode
+        if self._mode_selector.is_proof(step):
             row.long_at = now
-        elsewhere = [when for when in self._others_long_at() if when]
-        mode = self._pace.step(step, now, elsewhere)
-        row.longest_step = self._pace.longest
+        elsewhere = [when for when in self._proofs_elsewhere() if when]
+        mode = self._mode_selector.step(step, now, elsewhere)
+        row.longest_step = self._mode_selector.longest
         if mode is before or self.draining:
             return
         row.mode = mode
         if before is AcceptMode.BATCH:
             self._acceptor.hold_back(mode)
         if mode is AcceptMode.HANDOFF:
-            self._moves.start_handoff_after_response(now)
+            self._handoff.start_handoff_after_response(now)
 
     def publish(self) -> None:
-        """Bring the row up to date."""
+        """Update the row."""
         row = self._row
-        censuses = [engine.stats() for engine in self._engines]
-        row.timed_out = sum(census.timed_out for census in censuses)
-        row.stalled = sum(census.stalled for census in censuses)
-        row.in_flight = sum(census.in_flight for census in censuses)
-        row.requests = _sum(census.requests for census in censuses)
-        row.connections = _sum(census.connections for census in censuses)
-        errors = self._publish_outcomes([census.outcomes for census in censuses], known=row.requests >= 0)
-        errors += sum(census.failed for census in censuses)
+        stats = [engine.stats() for engine in self._engines]
+        row.timed_out = sum(each.timed_out for each in stats)
+        row.stalled = sum(each.stalled for each in stats)
+        row.in_flight = sum(each.in_flight for each in stats)
+        row.requests = _sum(each.requests for each in stats)
+        row.connections = _sum(each.connections for each in stats)
+        errors = self._publish_outcomes([each.outcomes for each in stats], known=row.requests >= 0)
+        errors += sum(each.failed for each in stats)
         row.accepted = -1 if self._uncounted else self._acceptor.accepted
         row.moved_in, row.lost = self._acceptor.returned, self._acceptor.lost
-        row.moved_out, row.parked = self._moves.moved, self._moves.parked
+        row.moved_out, row.parked = self._handoff.moved, self._handoff.parked
         counters = api.counters
         row.errors = errors + counters.errors
         row.transactions, row.duration = counters.transactions, counters.duration
@@ -158,10 +163,10 @@ class HeartbeatLoop:
         row.heartbeat = time.monotonic() + PROMISED_HEARTBEAT_S
 
     def _publish_outcomes(self, outcomes: Sequence[Outcomes | None], *, known: bool) -> int:
-        """Tell how requests have ended; return how many were errors.
+        """Write the outcomes of requests into the row. Return how many were errors.
 
         Args:
-            known: all engines know their requests.
+            known: all engines count their requests.
         """
         row = self._row
         counts: Sequence[int] = [0] * STATUS_CLASSES
@@ -175,12 +180,15 @@ class HeartbeatLoop:
         return sum(each.errors() for each in outcomes if each is not None)
 
     def _tick(self) -> None:
-        """Do what is due, and tick again, whatever fails: a worker that stopped ticking would be killed as hung."""
+        """Run the checks that are due, and schedule the next tick.
+
+        The next tick is scheduled whatever fails: the master would kill a worker that stopped ticking as hung.
+        """
         now = time.monotonic()
         wait = SLOW_TICK_S
         with self._guard("a worker's tick"):
             wait = self._check_engines(now)
-        if now - self._slow_at >= 0.95 * SLOW_TICK_S:
+        if now - self._slow_at >= 0.95 * SLOW_TICK_S:  # timers may fire a little early
             self._slow_at = now
             self._on_slow(now)
         if now - self._second_at >= 0.95 * IDLE_TICK_S:
@@ -189,124 +197,127 @@ class HeartbeatLoop:
         self._schedule_tick(now, wait)
 
     def _check_engines(self, now: float) -> float:
-        """Look at what the engines do; return the seconds until the next tick."""
+        """Check the engines. Return the seconds until the next tick."""
         guard = self._guard
         for engine in self._engines:
             with guard(f"the tick of {engine.name}"):
                 engine.tick(now)
         with guard("the access log"):
-            self._paper.tick()
+            self._output.tick()
         late = now - self._due
         if self._wait == FAST_TICK_S and late > LATE_TICK_S and not self.draining:
-            self._watch.on_late_tick(now)
-        holds = self._look_at_threads(now, late)
+            self._step_sampler.on_late_tick(now)
+        holds = self._check_threads(now, late)
         work, connections = self._acceptor.accepted + self._acceptor.returned, 0
-        for engine in self._engines:
-            census = engine.stats()
-            work += census.requests or 0
-            connections += census.connections or 0
-        busy = work != self._work
-        self._work = work
+        for stats in [engine.stats() for engine in self._engines]:
+            work += stats.requests or 0
+            connections += stats.connections or 0
+        busy = work != self._last_work
+        self._last_work = work
         if busy and not self.draining:
-            self._watch.tick(now, pooled=bool(holds))
+            self._step_sampler.tick(now, pooled=bool(holds))
         busy = busy or any(hold.full for hold in holds)
-        crowd = connections - self._connections
+        added = connections - self._connections
         self._connections = connections
-        with guard("the room for connections"):
-            self._look_at_room(now, connections)
-        if crowd >= BALANCE_AT_ONCE_CONNECTIONS and now - self._slow_at < 0.95 * SLOW_TICK_S and not self.draining:
+        with guard("the budget of connections"):
+            self._check_budget(now, connections)
+        if added >= BALANCE_AT_ONCE_CONNECTIONS and now - self._slow_at < 0.95 * SLOW_TICK_S and not self.draining:
             self._row.connections = connections
             with guard("moving connections"):
-                self._moves.handoff_surplus(now, self._counts(), connections)
-        return FAST_TICK_S if busy else SLOW_TICK_S if connections or self._pace.mode else IDLE_TICK_S
+                self._handoff.handoff_surplus(now, self._counts(), connections)
+        return FAST_TICK_S if busy else SLOW_TICK_S if connections or self._mode_selector.mode else IDLE_TICK_S
 
-    def _look_at_room(self, now: float, connections: int) -> None:
-        """Have no more connections taken than there are descriptors for."""
-        room = self._room.remaining(connections)
-        if self._room.is_scarce(room) and not self.draining:
-            before = self._pace.mode
-            mode = self._pace.hold_back(now)
+    def _check_budget(self, now: float, connections: int) -> None:
+        """Let the acceptor take only as many connections as there are descriptors for."""
+        remaining = self._budget.remaining(connections)
+        if self._budget.is_scarce(remaining) and not self.draining:
+            before = self._mode_selector.mode
+            mode = self._mode_selector.hold_back(now)
             if before is AcceptMode.BATCH:
                 self._row.mode = mode
                 self._acceptor.hold_back(mode)
-        if room > 0:
-            self._guard.worked(_NO_ROOM)
+        if remaining > 0:
+            self._guard.worked(_OUT_OF_CAPACITY)
         else:
-            limit = ClusterError(f"RLIMIT_NOFILE is {self._room.limit}")
-            self._guard.failed(_NO_ROOM, limit, "newcomers wait, or go to another worker; raise the limit")
-        self._acceptor.set_capacity(room)
+            limit = ClusterError(f"RLIMIT_NOFILE is {self._budget.limit}")
+            self._guard.failed(
+                _OUT_OF_CAPACITY, limit, "new connections wait, or go to another worker; raise the limit"
+            )
+        self._acceptor.set_capacity(remaining)
 
     def _on_slow(self, now: float) -> None:
-        """Do what is done ten times a second at most."""
-        if self._room.is_scarce(self._room.remaining(self._connections)):
-            with self._guard("the room for connections"):
-                self._room.measure(self._connections)
+        """Run the checks that are due ten times a second at most."""
+        if self._budget.is_scarce(self._budget.remaining(self._connections)):
+            with self._guard("the budget of connections"):
+                self._budget.measure(self._connections)
         with self._guard("the log files"):
-            self._paper.reopen_if_moved()
+            self._output.reopen_if_moved()
         with self._guard("the counts of this worker"):
             self.publish()
-        # The loop turns, whatever else fails.
+        # Once more, in case `publish` has failed: the loop turns, and the master must not kill the worker.
         self._row.heartbeat = now + PROMISED_HEARTBEAT_S
         with self._guard("moving connections"):
-            self._slow(now)
+            self._on_slow_tick_serving(now)
 
     def _on_second(self, now: float) -> None:
-        """Do what is done once a second at most."""
-        self._measured.on_second(now)
-        with self._guard("the room for connections"):
-            self._room.measure(self._connections)
+        """Run the checks that are due once a second at most."""
+        self._latency.on_second(now)
+        with self._guard("the budget of connections"):
+            self._budget.measure(self._connections)
         with self._guard("the memory of this worker"):
             self._row.memory = processes.resident_memory()
         for engine in self._engines:
             with self._guard(f"the time limits of {engine.name}"):
                 engine.on_second()
 
-    def _look_at_threads(self, now: float, late: float) -> list[ThreadHold]:
-        """What engines with threads say of them; report it if it counts."""
-        held = (
-            engine.longest_hold(now, self._pace.handoff_slow_above or LATE_TICK_S)
+    def _check_threads(self, now: float, late: float) -> list[ThreadHold]:
+        """Return the holds of engines with threads. Count one that is long as a long step."""
+        found = (
+            engine.longest_hold(now, self._mode_selector.handoff_slow_above or LATE_TICK_S)
             for engine in self._engines
             if is_protocol_engine(engine)
         )
-        holds = [hold for hold in held if hold is not None]
+        holds = [hold for hold in found if hold is not None]
         for hold in holds:
-            step = self._holds.tick(hold, late)
+            step = self._hold_estimator.tick(hold, late)
             if step > LONG_STEP_S and not self.draining:
                 self.long_step(step, now)
         return holds
 
     def _schedule_tick(self, now: float, wait: float) -> None:
         if wait != FAST_TICK_S and not self.draining:
-            self._watch.on_idle()
+            self._step_sampler.on_idle()
         self.slow = wait != FAST_TICK_S
         self._wait = wait
         self._due = now + wait
         self._timer = self._loop.call_later(wait, self._tick)
 
-    def _slow(self, now: float) -> None:
+    def _on_slow_tick_serving(self, now: float) -> None:
+        """Select the mode, and hand over connections."""
         if self.draining:
             return
-        before = self._pace.mode
-        mode = self._pace.relax(now)
-        self._row.longest_step = self._pace.longest
+        before = self._mode_selector.mode
+        mode = self._mode_selector.relax(now)
+        self._row.longest_step = self._mode_selector.longest
         if mode is not before:
             self._row.mode = mode
             if before is AcceptMode.HANDOFF:
-                self._moves.stop_handoff_after_response()
+                self._handoff.stop_handoff_after_response()
             task = self._loop.create_task(self._acceptor.set_mode(mode))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         if mode is AcceptMode.HANDOFF:
-            self._moves.handoff_late(now)
+            self._handoff.handoff_late(now)
         else:
-            self._moves.handoff_idle(now, self._handoff_idle_after)
+            self._handoff.handoff_idle(now, self._handoff_idle_after)
         if self._request_timeout:
             begun = [when for engine in self._engines if (when := engine.oldest_request(now)) is not None]
             self._row.request_deadline = min(begun) + self._request_timeout if begun else 0.0
         if self._row.connections > 1:
-            self._moves.handoff_surplus(now, self._counts(), self._row.connections)
+            self._handoff.handoff_surplus(now, self._counts(), self._row.connections)
 
-    def _others_long_at(self) -> list[float]:
+    def _proofs_elsewhere(self) -> list[float]:
+        """Return when each other worker last saw a step that is proof of long handlers."""
         own = self._row.long_at
         found = self._board.column("long_at")
         if own in found:
@@ -314,13 +325,13 @@ class HeartbeatLoop:
         return found
 
     def _counts(self) -> list[int]:
-        """Connections of each worker that serves."""
+        """Return the number of connections of each worker that serves."""
         states, counts = self._board.column("state"), self._board.column("connections")
         return [count for state, count in zip(states, counts, strict=True) if state == WorkerState.READY]
 
 
 def _sum(counts: Iterable[int | None]) -> int:
-    """Return a sum; UNKNOWN if one of the counts isn't known."""
+    """Return a sum, or `UNKNOWN_VALUE` if one of the counts isn't known."""
     found = list(counts)
     known = [count for count in found if count is not None]
     return sum(known) if len(known) == len(found) else UNKNOWN_VALUE

@@ -1,4 +1,4 @@
-"""What a worker knows about itself, shared by the parts that act on it and by the app."""
+"""The identity and state of a worker, its hooks and counts: shared by the parts that act on them and the app."""
 
 from __future__ import annotations
 
@@ -18,11 +18,7 @@ logger = logging.getLogger("cluster2.worker")
 
 
 class WorkerInfo:
-    """The worker that this process is.
-
-    Attributes:
-        draining: it retires: it takes nothing new and ends each connection politely. Setting it wakes all that wait (`drained`).
-    """
+    """The identity and state of the worker in this process."""
 
     __slots__ = ("_draining", "_lock", "_waiting", "generation", "pid", "slot")
 
@@ -36,7 +32,7 @@ class WorkerInfo:
 
     @property
     def draining(self) -> bool:
-        """Whether it retires."""
+        """True once the worker drains: it accepts nothing new and ends each connection. Setting this wakes `drained`."""
         return self._draining
 
     @draining.setter
@@ -51,7 +47,7 @@ class WorkerInfo:
                 pass  # that loop has ended, and its tasks with it
 
     async def drained(self) -> None:
-        """Return when the worker drains. From any event loop of the process."""
+        """Return when the worker drains. Callable from any event loop of the process."""
         waiter = asyncio.get_running_loop().create_future()
         with self._lock:
             if self._draining:
@@ -60,7 +56,7 @@ class WorkerInfo:
         try:
             await waiter
         finally:
-            with self._lock:  # a stream whose client left waits no more
+            with self._lock:  # cancelled: the client of the stream has left
                 self._waiting.discard(waiter)
 
 
@@ -71,11 +67,12 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 
 @dataclass(slots=True)
 class ErrorCounter:
-    """What the app counts itself (`worker.transaction`).
+    """Counts of the app's own transactions (`worker.transaction`).
 
     Attributes:
-        duration: seconds of all transactions together.
-        errors: how many of them failed.
+        transactions: their number.
+        duration: their seconds, summed.
+        errors: the number of those that failed.
     """
 
     transactions: int = 0
@@ -85,19 +82,19 @@ class ErrorCounter:
 
 @dataclass(slots=True)
 class WorkerHooks:
-    """What the app wants to be done in each worker, after the fork and before the end."""
+    """The app's hooks for each worker: after the fork, at the drain, and before the end."""
 
     start: list[Callable[[], Any]] = field(default_factory=list)
     drain: list[Callable[[], Any]] = field(default_factory=list)
     stop: list[Callable[[], Any]] = field(default_factory=list)
 
     async def run_start(self) -> None:
-        """Before the first request, in order of registration. What raises here keeps the worker from serving."""
+        """Run the hooks of the start, in order of registration. An exception prevents the worker from serving."""
         for hook in self.start:
             await _run(hook)
 
     async def run_drain(self) -> bool:
-        """Run the hooks of the drain, in order of registration; return whether none raised. What one raises is logged."""
+        """Run the hooks of the drain, in order of registration. Log their exceptions; return whether there was none."""
         fine = True
         for hook in self.drain:
             try:
@@ -108,9 +105,10 @@ class WorkerHooks:
         return fine
 
     async def run_stop(self) -> str | None:
-        """Run the hooks of the end, in reverse order. Return which of them raised what, as the end of a line, or None.
+        """Run the hooks of the end, in reverse order. Return a text about those that raised, or None.
 
-        What a hook raises is logged, SystemExit and a cancellation too: the worker is leaving anyway, and the other hooks count.
+        Exceptions of a hook are logged, also SystemExit and a cancellation: the worker is leaving anyway, and the other hooks
+        must run.
         """
         failed = []
         for hook in reversed(self.stop):

@@ -1,11 +1,11 @@
-"""What a worker writes: its output, which is a file of its slot, and the access log.
+"""The output of a worker: standard output and error, which are a file of its slot, and the access log.
 
-With `log_to = files` the descriptors 1 and 2 become the slot's file before the worker does anything, so that whatever it, its
-libraries or its children say is there, up to a crash's last words. The pid stands in the line that the worker begins with, in
-each line of our own, and in the one that the master writes below it all (`master.logbook: ended`).
+With `log_to = files` the descriptors 1 and 2 become the slot's file before the worker does anything else. So the output of the
+worker, its libraries and its children is there, including the last lines before a crash. The pid is in the line with which the
+worker begins, in each line of cluster2's own, and in the line that the master writes at the end (`master.logs.directory`).
 
-What Python's streams take is written with the line that it ends. If the disk is full it is lost, and nobody notices: a `print`
-that raises would fail a request, which is worse than a line that is missing.
+Python's streams write each line at its end. If the disk is full the line is lost without an error: a `print` that raised would
+fail a request, which is worse than a missing line.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ logger = logging.getLogger("cluster2.worker")
 
 STDOUT, _STDERR = 1, 2
 DISCARDED_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
-"""A disk that is full or broken."""
+"""Errors of a disk that is full or broken."""
 
 
 class WorkerOutput:
-    """What is written, and where to.
+    """The log files of a worker.
 
     Attributes:
-        access: None: requests aren't logged.
+        access: the access log; None: requests aren't logged.
     """
 
     def __init__(self, settings: Settings, directory: str, slot: int, *, output: bool = True) -> None:
-        """Nothing is opened yet.
+        """Prepare; `redirect` opens the files.
 
         Args:
-            directory: of log files; "": all goes to standard error.
-            output: whether descriptors 1 and 2 shall be the slot's file.
+            directory: the directory of log files; "": all output goes to standard error.
+            output: whether descriptors 1 and 2 become the slot's file.
         """
         self._failed: dict[str, str] = {}
         path = os.path.join(directory, log_files.worker(slot))
@@ -58,7 +58,7 @@ class WorkerOutput:
             granians.handlers[:], granians.propagate = [GranianLogHandler(self.access)], False
 
     def redirect(self, generation: int, slot: int) -> None:
-        """Be this process's output from now on."""
+        """Redirect the output of this process to the files."""
         if not faulthandler.is_enabled():
             faulthandler.enable(_STDERR)
         self.reopen_if_moved()
@@ -72,43 +72,43 @@ class WorkerOutput:
         try:
             log_files.write_all(_STDERR, begins)
         except OSError as error:
-            self._complain("its log", error)
+            self._warn_once("its log", error)
 
     def tick(self) -> None:
-        """Write the lines that have come together."""
+        """Write the lines of the access log that have accumulated."""
         if self.access is not None:
             self.access.flush()
 
     def reopen_if_moved(self) -> None:
-        """See whether files were rotated."""
+        """Reopen the files that were rotated."""
         for each in (self._output, self._requests):
             if each is not None:
                 try:
                     each.reopen_if_moved()
                     self._failed.pop(each.path, None)
                 except OSError as error:
-                    self._complain(each.path, error)
+                    self._warn_once(each.path, error)
 
     def _write(self, data: bytes) -> None:
-        """A log that can't be written is no reason to answer nobody."""
+        """Write lines of the access log. An error is logged, not raised: it must not fail requests."""
         fd = _STDERR if self._requests is None else self._requests.fd
         if fd >= 0:
             try:
                 log_files.write_all(fd, data)
             except OSError as error:
-                self._complain("access log", error)
+                self._warn_once("access log", error)
 
-    def _complain(self, what: str, error: OSError) -> None:
-        if self._failed.get(what) != str(error):
-            self._failed[what] = str(error)
-            logger.warning("%s can't be written: %s", what, error.strerror)
+    def _warn_once(self, file: str, error: OSError) -> None:
+        if self._failed.get(file) != str(error):
+            self._failed[file] = str(error)
+            logger.warning("%s can't be written: %s", file, error.strerror)
 
 
 class _Output(io.FileIO):
-    """What a stream of Python writes to."""
+    """A file behind a Python stream that ignores the errors of a full disk."""
 
     def write(self, data: Any) -> int:
-        """Write, or lose."""
+        """Write the data, or lose it if the disk is full."""
         try:
             return super().write(data)
         except OSError as error:
@@ -118,13 +118,13 @@ class _Output(io.FileIO):
 
 
 def _replace(name: str, number: int) -> None:
-    """Put a stream that writes each line at once, and never fails for a full disk, in place of `sys.stdout` or `sys.stderr`."""
+    """Replace `sys.stdout` or `sys.stderr` by a stream that writes each line at once, and ignores the errors of a full disk."""
     before = getattr(sys, name)
     if not isinstance(before, io.TextIOWrapper) or before.fileno() != number:
         return  # the app has put something of its own there
     with contextlib.suppress(OSError):
         before.flush()
-    before.reconfigure(line_buffering=True)  # whoever has kept it
+    before.reconfigure(line_buffering=True)  # the app may have kept a reference
     stream = io.TextIOWrapper(
         io.BufferedWriter(_Output(number, "w", closefd=False)),
         encoding=before.encoding,

@@ -151,8 +151,8 @@ class Worker:
             LatencyWindow(self.row),
             handoff_idle_after=2.0,
             request_timeout=request_timeout,
-            paper=WorkerOutput(Settings(), "", 0),
-            room=self.room,
+            output=WorkerOutput(Settings(), "", 0),
+            budget=self.room,
         )
 
     def works(self, requests: int = 1) -> None:
@@ -380,7 +380,7 @@ async def test_a_step_that_fails(
     """A step that fails is reported once; the worker ticks on, the other steps are done, and that one is tried again."""
     worker = Worker(board, request_timeout=5.0)
     worker.homes[0].now = EngineStats(0, 5, 0)
-    parts = {"engine": worker.homes[0], "paper": worker.pulse._paper, "ways": worker.ways, "memory": processes}
+    parts = {"engine": worker.homes[0], "paper": worker.pulse._output, "ways": worker.ways, "memory": processes}
     part, _, method = step.partition(".")
     failures = []
 
@@ -488,7 +488,7 @@ async def test_descriptors_are_scarce(board: Scoreboard, caplog: pytest.LogCaptu
     worker.pulse.stop()
     told = [record.getMessage() for record in caplog.records if "no more connections" in record.getMessage()]
     assert len(told) == 2, "once for each limit"
-    assert told[0].endswith("RLIMIT_NOFILE is 100000; newcomers wait, or go to another worker; raise the limit")
+    assert told[0].endswith("RLIMIT_NOFILE is 100000; new connections wait, or go to another worker; raise the limit")
 
 
 async def test_a_start_with_few_descriptors(board: Scoreboard) -> None:
