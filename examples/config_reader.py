@@ -1,7 +1,7 @@
-"""One reader of the configuration for all workers: they delegate the reading, and hear of changes.
+"""One reader of the configuration for all workers: they delegate the reading to the master, and are notified of changes.
 
-Run it:  echo '{"greeting": "hello"}' > config.json; python examples/config_reader.py [PORT [FILE]]
-Try it:  curl localhost:3000; echo '{"greeting": "good morning"}' > config.json; curl localhost:3000
+Run it:  `echo '{"greeting": "hello"}' > config.json; python examples/config_reader.py [PORT [FILE]]`
+Try it:  `curl localhost:3000; echo '{"greeting": "good morning"}' > config.json; curl localhost:3000`
 """
 
 import json
@@ -20,7 +20,7 @@ config = {}
 
 @worker.on_start
 async def read():
-    # All workers ask for the same as they start: the file is read once.
+    # All workers delegate the same work when they start, so the file is read once.
     config.update(await worker.delegate("read-config", {"file": str(FILE)}))
 
 
@@ -46,14 +46,14 @@ seen = {}
 
 
 @cluster.on_delegate("read-config")
-def read_config(message):  # sync: it runs in a thread, so the master never waits for a disk
+def read_config(message):  # a plain function runs in a thread, so the master never waits for the disk
     file = Path(message["file"])
     seen[file] = file.stat().st_mtime_ns
     return json.loads(file.read_text())
 
 
 @cluster.on("heartbeat")
-def look(event):
+def reread(event):
     for file, before in list(seen.items()):
         if file.stat().st_mtime_ns != before:
             cluster.notify("config-changed", read_config({"file": file}))

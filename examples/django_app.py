@@ -1,4 +1,4 @@
-"""A Django project in one file; `application` is its ordinary WSGI entry point.
+"""A Django project in one file. `application` is its usual WSGI entry point.
 
 Run it:  cluster2 run examples/django_app.py:application --workers 2
 Try it:  curl http://127.0.0.1:3000/

@@ -1,4 +1,4 @@
-"""A raw TCP server: a coroutine over a stream reader and writer, once for each connection.
+"""A raw TCP server: a coroutine with a stream reader and writer, called once for each connection.
 
 Run it:  cluster2 run examples/echo.py:handler --workers 2
 Try it:  nc 127.0.0.1 3000

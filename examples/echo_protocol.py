@@ -9,13 +9,13 @@ from typing import cast
 
 
 class Echo(asyncio.Protocol):
-    """Greets, then sends back what it receives."""
+    """A protocol that greets, then sends back what it receives."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Greet."""
+        """Send the greeting."""
         self.transport = cast(asyncio.Transport, transport)
         self.transport.write(b"hello\r\n")
 
     def data_received(self, data: bytes) -> None:
-        """Send it back."""
+        """Send the data back."""
         self.transport.write(data)

@@ -1,7 +1,7 @@
-"""Log what happens to the workers, and the signals, to a file.
+"""Log the signals, and the start and end of workers, to a file.
 
 Run it:  python examples/events.py [PORT [FILE]]
-Try it:  kill -9 a worker, then read events.log
+Try it:  `kill -9` a worker, then read events.log
 """
 
 import asyncio
@@ -28,7 +28,7 @@ def forked(event):
 
 
 @cluster.on("died")
-async def died(event):  # handlers may be async as well
+async def died(event):  # a handler may be async, too
     await asyncio.to_thread(log, f"Worker {event.pid} died")
 
 
@@ -43,7 +43,7 @@ def sigint(event):
 
 
 async def app(scope, receive, send):
-    """Answer hello to any request: the smallest ASGI app."""
+    """Answer hello to every request: the smallest ASGI app."""
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
         await send({"type": "http.response.body", "body": b"hello"})

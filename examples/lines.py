@@ -3,8 +3,8 @@
 Run it:  cluster2 run examples/lines.py:handler --workers 2
 Try it:  nc 127.0.0.1 3000, then `cluster2 reload`: the connection stays, another worker answers
 
-Between two lines a connection belongs to no worker. So what a client has said before must be where all workers find it: here
-in files.
+Between two lines a connection belongs to no worker. So the app keeps the data of a client where all workers find it: here in
+files.
 """
 
 import asyncio

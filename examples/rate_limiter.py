@@ -1,7 +1,7 @@
-"""A rate limit that all workers share: so many requests a second for each client, whichever worker it meets.
+"""A rate limit that all workers share: RATE requests a second for each client, whichever worker answers it.
 
 Run it:  python examples/rate_limiter.py [PORT [RATE]]
-Try it:  for i in $(seq 20); do curl -s -o /dev/null -w '%{http_code} ' localhost:3000; done
+Try it:  `for i in $(seq 20); do curl -s -o /dev/null -w '%{http_code} ' localhost:3000; done`
 """
 
 import sys
@@ -15,7 +15,7 @@ BURST = max(RATE, 1.0)
 
 
 async def app(scope, receive, send):
-    """Answer hello, or 429 if the client asks too often."""
+    """Answer hello, or 429 if the client sends requests too often."""
     if scope["type"] == "http":
         client = scope["client"][0] if scope["client"] else "local"
         status = 200 if await worker.delegate("take", client, timeout=1) else 429
@@ -27,8 +27,8 @@ cluster = Cluster(host="127.0.0.1", port=PORT, workers=2)
 buckets = {}
 
 
-# Async, so it runs on the master's loop, one after the other, and needs no lock. Not single: each request takes a token
-# of its own, though all are equal.
+# An async handler runs on the master's loop, one call after the other, so it needs no lock. With `single=False` each request takes
+# a token of its own, although all calls are equal.
 @cluster.on_delegate("take", single=False)
 async def take(client):
     now = time.monotonic()

@@ -1,4 +1,4 @@
-"""One writer for all workers' log: they hand it their lines, and wait for nothing.
+"""One writer for the log of all workers: they hand their lines to the master, and don't wait.
 
 Run it:  python examples/remote_logger.py [PORT [FILE]]
 Try it:  curl localhost:3000/some/path; cat requests.log
@@ -24,7 +24,7 @@ async def app(scope, receive, send):
 cluster = Cluster(host="127.0.0.1", port=PORT, workers=2)
 
 
-@cluster.on_delegate("log", limit=1)  # one at a time: lines stand in the order in which they came
+@cluster.on_delegate("log", limit=1)  # one at a time, which keeps the lines in order of arrival
 def log(line):
     with FILE.open("a") as file:
         print(line["pid"], line["path"], file=file)

@@ -1,4 +1,4 @@
-"""Shut the server of this directory down gracefully: it finishes what it is working on, then leaves.
+"""Shut the server of this directory down gracefully: it completes the requests under way, then exits.
 
 Run it:  python examples/shutdown.py [PIDS]
 """

@@ -1,4 +1,4 @@
-"""Stop the server of this directory at once: requests in flight are lost.
+"""Stop the server of this directory at once. Requests under way are lost.
 
 Run it:  python examples/stop.py [PIDS]
 """
