@@ -28,7 +28,7 @@ def ask(connection: Connection, path: str) -> None:
 
 
 def answered(connection: Connection, kind: str) -> None:
-    """The right answer comes, whole, and then the end."""
+    """Receive the right answer, whole, and then the end."""
     answer = connection.receive()
     assert (answer.status, answer.body) == (200, expected(kind, "7", b""))
     assert connection.closed()
@@ -41,7 +41,7 @@ def everything(connection: Connection) -> bytes:
 
 
 def pieces(kind: str) -> list[bytes]:
-    """What the right answer has in it, in whatever chunks."""
+    """Return the parts of the right answer, which may come in any chunks."""
     return PIECES if kind == "stream" else [expected(kind, "7", b"")]
 
 
@@ -75,7 +75,7 @@ def test_half_close(run: Serve, way: str) -> None:
 
 
 def test_half_close_over_a_unix_socket(run: Serve) -> None:
-    """The same over a Unix socket, whose path is told in the directory of the run."""
+    """Over a Unix socket, whose path is relative to the directory of the run, the response comes as well."""
     running = run(*WAYS["asgi"], *ENGINE, bind=["unix:s"]).ready()
     for kind in ("slow", "big", "stream"):
         with Connection(str(running.directory / "s")) as connection:
@@ -85,7 +85,7 @@ def test_half_close_over_a_unix_socket(run: Serve) -> None:
 
 @pytest.mark.parametrize("way", ["asgi", "wsgi-threads"])
 def test_half_close_of_a_worker_that_retires(run: Serve, way: str) -> None:
-    """The client has ended its side, then the worker is told to leave: the response comes all the same."""
+    """The client has ended its side, then the worker retires: the response comes all the same."""
     running = run(*WAYS[way], *ENGINE, "--drain-idle", "500ms").ready()
     with Connection(running.address) as connection:
         ask(connection, "/wait/7")

@@ -48,7 +48,7 @@ def post(*lines: str, body: bytes = FORBIDDEN, version: str = "1.1", target: str
 
 
 def attacks() -> Iterator[bytes]:
-    """What is a body to one reader may be a request to another one."""
+    """A body for one reader may be a request for another one."""
     for upgrade in ((), ("Connection: Upgrade", "Upgrade: h2c"), ("Connection: Upgrade", "Upgrade: websocket, x")):
         yield post(LENGTH, *upgrade)
         yield post("Transfer-Encoding: chunked", *upgrade, body=CHUNKED)
@@ -108,7 +108,7 @@ def attacks() -> Iterator[bytes]:
 
 
 def answer(address: tuple[str, int], attack: bytes, cut: int) -> bytes:
-    """What an attack gets, in two segments, until nothing more comes."""
+    """Return all that an attack gets, which is sent in two segments."""
     with socket.create_connection(address, 10) as connection:
         data = b""
         for segment in (attack[:cut], attack[cut:]):

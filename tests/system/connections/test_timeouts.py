@@ -1,4 +1,4 @@
-"""Clients that stall, as an operator sees them: closed or answered 408, counted, told of; nobody else notices."""
+"""Clients that stall, as an operator sees them: closed or answered 408, counted and reported; other clients don't notice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def timed_out(running: Running) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "wsgi"])
 def test_who_stalls(run: Serve, name: str) -> None:
-    """Each kind of stalling client is ended within the time, counted and told of; one whose request is under way is not."""
+    """Each kind of stalling client is ended within the time, counted and reported; one whose request is under way is not."""
     running = run(sample(name), "--timeout", "1s", "--no-keeper").ready()
     with ExitStack() as stack:
         silent, used, slow, working = (stack.enter_context(Connection(running.address)) for _ in range(4))

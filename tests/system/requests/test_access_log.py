@@ -57,7 +57,7 @@ def lines(running: Running) -> list[str]:
     ],
 )
 def test_a_line_for_each(run: Serve, way: str, form: str) -> None:
-    """Of each request one line that parses, with the facts, and with whatever a client sends as a part of its field."""
+    """Each request has one line that parses and has all fields, and any bytes of a client stay within their field."""
     running = serve(run, way, "--log-format", form)
     evil, clean = (EVIL, CLEAN) if way.startswith("granian") else (EVIL + ODD + EVIL, CLEAN + ODD_CLEAN + CLEAN)
     with Connection(running.address) as connection:
@@ -73,7 +73,7 @@ def test_a_line_for_each(run: Serve, way: str, form: str) -> None:
     assert (found[1]["agent"], found[1]["referer"]) == (clean, clean)
     assert found[0]["agent"] in (None, "-")
     assert all(0 < each["seconds"] < 30 and each["slot"] in (0, 1) for each in found)
-    if not way.startswith("granian"):  # which doesn't tell it
+    if not way.startswith("granian"):  # which doesn't know the size of bodies
         assert [each["bytes"] for each in found] == [5, 5, 0]
 
 
@@ -92,7 +92,7 @@ def test_status_and_size_of_what_wsgi_apps_answer(run: Serve, threads: str) -> N
         got.append((f"/{path}", int(head.split()[1]), len(body)))
     wait_until(lambda: len(lines(running)) == len(got), lambda: f"a line for each: {lines(running)}")
     found = [parsed(each, "text") for each in lines(running)]
-    # Of two workers, who write when they come to it.
+    # Two workers write their lines at different times.
     assert Counter((each["path"], each["status"], each["bytes"]) for each in found) == Counter(got)
     assert [(status, size) for _, status, size in got] == [(203, 5), (204, 0), (304, 0), (200, 8), (500, 21), (203, 0)]
 
@@ -122,7 +122,7 @@ def tell_one_to_leave(running: Running) -> None:
 
 @pytest.mark.parametrize("way", ["http", *(pytest.param(each, marks=pytest.mark.soak) for each in ("wsgi", "granian"))])
 def test_nothing_is_lost_at_a_drain(run: Serve, way: str) -> None:
-    """Over a reload, a worker that is told to leave, and the shutdown, there is exactly one line for each answer."""
+    """Over a reload, a worker that retires, and the shutdown, there is exactly one line for each response."""
     running = serve(run, way)
     counts = []
     for keep_alive in (True, False):

@@ -25,7 +25,7 @@ HANDSHAKE = (
 
 
 class Case(NamedTuple):
-    """What a client does, and what is counted for it.
+    """A client's request, and the counts that it causes.
 
     Attributes:
         sent: the request; it is answered with a status of this class, unless its client leaves.
@@ -46,7 +46,7 @@ def get(path: str, more: str = "") -> str:
 
 
 CUT = Case(get("/broken"), "2xx", error=1)
-"""It ends the connection; with granian perhaps before the head is written."""
+"""A cut response ends the connection; with granian perhaps before the head is written."""
 ALL = (
     Case(get("/ok"), "2xx"),
     Case(get("/ecv"), "2xx"),
@@ -72,7 +72,7 @@ SEEN = (
     Case("POST /ok HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello", "4xx", disconnect=1, leaves=b""),
     Case(get("/endless"), "2xx", disconnect=1, leaves=b"\r\n\r\n"),
 )
-"""What only an engine with connections of its own sees: refusals, and clients that leave."""
+"""The cases that only an engine with connections of its own sees: refusals, and clients that leave."""
 
 
 def play(address: tuple[str, int], case: Case) -> None:
@@ -93,13 +93,13 @@ def play(address: tuple[str, int], case: Case) -> None:
 
 
 class Counts:
-    """What a cluster's `/metrics` tells."""
+    """Return the figures of a cluster's `/metrics`."""
 
     def __init__(self, port: int) -> None:
         self._port = port
 
     def now(self) -> dict[str, Any]:
-        """The counters, by name; one that isn't told is missing."""
+        """Return the counters, by name; one that the engine doesn't know is missing."""
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
         try:
             connection.request("GET", "/metrics")

@@ -1,4 +1,4 @@
-"""What clients can make the app believe about their address and scheme, through real proxies and without one."""
+"""Forged addresses and schemes that clients send to the app, through real proxies and without one."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def haproxy(directory: Path, port: int, own: int) -> Balancer:
 
 
 class Said(NamedTuple):
-    """What the app was told of a request."""
+    """The scope of a request, as the app received it."""
 
     client: str
     scheme: str
@@ -80,7 +80,7 @@ class Said(NamedTuple):
 
 
 def asked(address: Any, headers: Mapping[str, str], *, host: str = "shop.example") -> Said:
-    """What the app says that it was told; `address` is that of a TCP port, or the path of a Unix socket."""
+    """Return the scope that the app received; `address` is a TCP port's, or the path of a Unix socket."""
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     with socket.socket(family) as connection:
         connection.settimeout(30)

@@ -98,7 +98,7 @@ def test_draining_waits_for_threads(run: Serve) -> None:
 
 
 def test_environ(run: Serve) -> None:
-    """The app is told how it is served: threads, processes, mount point, and what a proxy that is believed says."""
+    """The environ shows how the app is served: threads, processes, mount point, and the headers of a trusted proxy."""
     running = run(APP, "--threads", "1", "--root-path", "/mount", "--forwarded-allow-ips", "*").ready()
     said = "X-Forwarded-Proto: https\r\nX-Forwarded-For: 192.0.2.7\r\nX_Forwarded_For: 192.0.2.8\r\n"
     assert get(running.address, "/flags", headers=said).body.startswith(b"False|True|https|/mount|192.0.2.7|")

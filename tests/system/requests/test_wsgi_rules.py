@@ -1,4 +1,4 @@
-"""What PEP 3333 promises an app is kept by each engine alike, granian's own layer notwithstanding."""
+"""The promises of PEP 3333 to an app, kept by each engine alike, although granian's own layer doesn't."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ REASONS = {
     "name": "the app's header 'X Name' has a name that HTTP doesn't allow",
     "beyond": "the app's headers aren't pairs of texts in latin-1",
 }
-"""What is logged of each response that HTTP does not allow."""
+"""The line that is logged for each response that HTTP does not allow."""
 
 
 @pytest.mark.parametrize("name", REASONS)

@@ -30,7 +30,7 @@ def scope(path: bytes = b"/a", query: bytes = b"", **headers: bytes) -> dict[str
 
 
 def written(act: Callable[[AccessLog], None], *, as_json: bool = False) -> str:
-    """What is written of it."""
+    """Return the lines that are written for a request."""
     pieces: list[bytes] = []
     log = AccessLog(3, as_json, pieces.append)
     act(log)

@@ -1,4 +1,4 @@
-"""Whose turn it is on a connection: real engines over real connections, and a clock of the test's own."""
+"""Timeouts of clients: real engines over real connections, and a clock of the test's own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TURNS = 10
 
 
 class App:
-    """/body reads all of it; /held waits for `gate`; /large answers with 64 MiB, /stream bit by bit; others with "hello"."""
+    """/body reads all of it, /held waits for `gate`, /large answers with 64 MiB, /stream bit by bit, others with "hello"."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -137,7 +137,7 @@ class Client:
             return b""
 
     async def reset(self) -> bool:
-        """Whether it was cut off, and nothing that was sent before is still delivered."""
+        """Return whether the connection was reset, and bytes sent before are no longer delivered."""
         try:
             while await asyncio.wait_for(self.reader.read(1 << 20), PATIENCE):
                 pass
@@ -163,7 +163,7 @@ ANSWER = b"HTTP/1.1 200 OK"
 
 
 def connection(bench: Bench) -> Any:
-    """The only one."""
+    """Return the only connection."""
     (found,) = bench.engine.movable()
     return found
 
@@ -214,7 +214,7 @@ async def test_a_head_that_trickles(http: Http, before: bytes) -> None:
 
 
 async def test_a_body_that_stops(http: Http) -> None:
-    """A body may take as long as it goes on; when nothing has come for the time it is 408, and the app is told."""
+    """A body may take as long as it goes on. When nothing has come for the time it is a 408, and the app gets a disconnect."""
     bench, app = http
     async with bench.connected() as client:
         client.send(b"POST /body HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n")
@@ -291,7 +291,7 @@ async def test_a_reader_that_stops(http: Http, family: socket.AddressFamily, clo
 async def test_a_reader_that_stops_and_has_asked_for_more(
     http: Http, resets: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Cut off or leaving by itself: what the app still says is for nobody, which is no error, and no more is asked of it."""
+    """A reset or a leaving client: later messages of the app are dropped, which is no error, and no more requests begin."""
     bench, app = http
     async with bench.connected() as client:
         client.send(b"GET /stream HTTP/1.1\r\nhost: x\r\n\r\n" * 3)
@@ -311,7 +311,7 @@ async def test_a_reader_that_stops_and_has_asked_for_more(
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
 async def test_a_half_closed_client_that_leaves(http: Http, family: socket.AddressFamily) -> None:
-    """A client that has ended its side is waited for; when it has left altogether the app is told within a second."""
+    """A client that has ended its side is waited for. When it has left altogether the app gets a disconnect within a second."""
     bench, app = http
     async with bench.connected(family) as client:
         client.send(b"GET /held HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -395,7 +395,7 @@ async def test_no_interim_response_within_a_response(http: Http) -> None:
 
 
 async def test_a_request_behind_a_response_that_is_not_taken(http: Http) -> None:
-    """It begins when the client has taken what came before it; all are answered, in order."""
+    """The request begins when the client has taken the response before it; all get their responses, in order."""
     bench, app = http
     async with bench.connected() as client:
         client.send(
@@ -427,7 +427,7 @@ async def test_a_large_response_before_a_body_that_nobody_reads(http: Http) -> N
 
 
 async def test_timeout_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With timeout = 0 nobody is ever given up."""
+    """With timeout = 0 no connection is ever given up."""
     engine = HttpEngine(AppContext(App(), Interface.ASGI, Settings(timeout=0.0), None))
     bench = Bench(engine, monkeypatch)
     await engine.start()
@@ -487,7 +487,7 @@ async def test_a_stream_that_is_taken_slowly(tcp: Bench) -> None:
 
 
 def test_what_the_kernel_counts() -> None:
-    """Bytes delivered and received of a TCP connection; nothing for others; what a Unix socket's reader has left."""
+    """Bytes delivered and received of a TCP connection, None for others, and the unread bytes of a Unix socket."""
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as one:
         other, _ = listener.accept()
         with other:

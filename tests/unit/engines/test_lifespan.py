@@ -59,7 +59,7 @@ async def fails_later(scope: Any, receive: Any, send: Any) -> None:
 
 
 def made(engine: type[Any], app: App, mode: str) -> Any:
-    """An engine for the app."""
+    """Return an engine for the app."""
     return engine(AppContext(app, Interface.ASGI, Settings(lifespan=mode), None))
 
 
@@ -101,7 +101,7 @@ async def test_a_lifespan_that_must_be(engine: type[Any]) -> None:
 
 @ENGINES
 async def test_a_lifespan_that_fails_later(engine: type[Any], caplog: pytest.LogCaptureFixture) -> None:
-    """An app whose lifespan raises after its startup serves on; the error is logged, and told at the end."""
+    """An app whose lifespan raises after its startup serves on; the error is logged, and raised at the end."""
     found = made(engine, fails_later, "auto")
     await found.start()
     with pytest.raises(AppError, match="the app's lifespan raised LookupError: no such table"):

@@ -41,7 +41,7 @@ class Good:
 
 @MODES
 async def test_start_and_stop(mode: str) -> None:
-    """Startup and shutdown run in one task; the state is the app's; the app comes to its end."""
+    """Startup and shutdown run in one task. The state is the app's, and the app comes to its end."""
     app, state = Good(), {"before": 1}
     lifespan = Lifespan(app, state, mode)
     await lifespan.start()
@@ -165,7 +165,7 @@ FRAMEWORKS = [Starlette(lifespan=_broken)]
 @MODES
 @pytest.mark.parametrize("app", [*FAILING, *FRAMEWORKS], ids=lambda app: getattr(app, "__name__", "starlette"))
 async def test_apps_that_fail(app: Call, mode: str) -> None:
-    """An app that fails in its startup isn't served, under `auto` neither; the error tells why."""
+    """An app that fails in its startup isn't served, under `auto` neither; the error has the reason."""
     with pytest.raises(AppError, match="the app's lifespan failed at startup: .*no database") as error:
         await asyncio.wait_for(Lifespan(app, {}, mode).start(), PATIENCE)
     assert "no database" in error.value.detail
@@ -183,7 +183,7 @@ async def test_no_reason(mode: str) -> None:
 
 
 async def test_it_raises_while_it_serves(caplog: pytest.LogCaptureFixture) -> None:
-    """A lifespan that raises after its startup is logged at once, and told when it is stopped."""
+    """A lifespan that raises after its startup is logged at once, and raised when it is stopped."""
     broken = asyncio.Event()
 
     async def app(scope: Any, receive: Call, send: Call) -> None:
@@ -221,7 +221,7 @@ async def test_an_app_that_asks_on() -> None:
 
 
 def ending(how: str) -> Call:
-    """An app whose shutdown ends in this way."""
+    """Return an app whose shutdown ends in this way."""
 
     async def app(scope: Any, receive: Call, send: Call) -> None:
         await receive()
@@ -239,7 +239,7 @@ def ending(how: str) -> Call:
 
 @pytest.mark.parametrize("how", ["raises", "exits", "says so"])
 async def test_shutdown_goes_wrong(how: str, caplog: pytest.LogCaptureFixture) -> None:
-    """What goes wrong at shutdown is logged once, and told each time it is asked for."""
+    """A failed shutdown is logged once, and raised by each `stop`."""
     lifespan = Lifespan(ending(how), {}, "auto")
     await lifespan.start()
     for _ in range(2):

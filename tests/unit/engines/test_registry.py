@@ -1,4 +1,4 @@
-"""How an engine is found, and what it refuses."""
+"""Finding an engine, and the options that it refuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cluster2.errors import ConfigError
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A distribution with two engines by entry point, one of which can't be imported."""
+    """Make a distribution with two engines by entry point, one of which can't be imported."""
     info = tmp_path / "steamworks-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: steamworks\nVersion: 1.0\n")
@@ -117,7 +117,7 @@ def test_values_that_ask_nothing(each: tuple[Interface, type[base.Engine]], name
 
 
 def test_several_apps() -> None:
-    """What one app's engine honours is taken for all, and a line says for which app it means nothing."""
+    """An option that one app's engine honours is accepted for all, and a line names the app for which it means nothing."""
     settings = Settings(access_log=True)
     assert registry.check_options(staff(ASGI, TCP), settings, {"access_log": "flag --access-log"}) == [
         "access_log (flag --access-log): engine 'tcp' has no access-log for TCP apps, so it means nothing to site:tcp"
@@ -166,21 +166,21 @@ def test_the_way_out_names_an_engine_that_can() -> None:
     ],
 )
 def test_what_is_no_engine(monkeypatch: pytest.MonkeyPatch, target: str, says: str) -> None:
-    """What an entry point leads to is looked at before it is used."""
+    """The object of an entry point is checked before it is used."""
     monkeypatch.setitem(registry.BUILT_IN_ENGINES, "odd", target)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=says):
         registry.find("odd")
 
 
 def test_an_engine_of_an_older_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Capabilities that aren't told for each interface are refused."""
+    """Capabilities that aren't declared for each interface are refused."""
     monkeypatch.setattr(TcpEngine, "capabilities", frozenset({Capability.TLS}))
     with pytest.raises(ConfigError, match="engine 'tcp' must declare its capabilities for each interface"):
         registry.find("tcp")
 
 
 def test_needs_are_capabilities() -> None:
-    """What options name as needed are capabilities that exist."""
+    """The capabilities that options name exist."""
     assert {option.needs for option in OPTIONS.values()} - {None} <= {str(each) for each in Capability}
 
 

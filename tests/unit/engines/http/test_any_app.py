@@ -1,4 +1,4 @@
-"""Whatever an app does, its client gets a whole response or sees that it isn't whole, and the next response is the next one's."""
+"""Any app: its client gets a whole response or sees that it isn't whole, and the next response belongs to the next request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Step = tuple[Any, ...]
 
 @dataclass
 class Answered:
-    """A response as a client reads it: `whole` if it has come to its end; `counted` if its head has told where that is."""
+    """A response as a client reads it: `whole` if it has come to its end, `counted` if its head has declared where that is."""
 
     status: int
     body: bytes
@@ -34,7 +34,7 @@ class Answered:
 
 
 def read(data: bytes, method: str) -> tuple[Answered, bytes]:
-    """The first response, and what comes behind it."""
+    """Return the first response, and all that comes behind it."""
     head, _, rest = data.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 "), data[:200]
     lines = head.lower().split(b"\r\n")
@@ -144,7 +144,7 @@ async def play(script: list[Step], receive: Receive, send: Send) -> None:
 
 
 def whole_body(script: list[Step], method: str) -> bytes | None:
-    """The body of the response, if the script comes to its end before it does anything wrong."""
+    """Return the body of the response, if the script comes to its end before it does anything wrong."""
     body, begun, status, declared = b"", False, 0, None
     for name, *args in script:
         match name:
@@ -278,7 +278,7 @@ def perform(script: list[Step], parts: list[bytes], ending: str, fails: bool, en
 
 
 def whole_wsgi_body(script: list[Step], parts: list[bytes], ending: str, method: str) -> bytes | None:
-    """The body, if the app does nothing wrong before the response is whole; None also where that depends on the moment."""
+    """Return the body, if the app does nothing wrong before the response is whole; None also where that depends on timing."""
     body, status, declared, out = b"", 0, None, False
     for name, *args in [*script, *(("write", part) for part in parts)]:
         match name:
@@ -351,7 +351,7 @@ async def test_any_wsgi_app(
         if right is not None or not output:
             judge(output, transport, method, right)
             return
-        # What goes wrong behind a whole response harms nobody; when it is whole is a matter of lengths.
+        # An error behind a whole response harms no client. A response is whole by its declared length.
         first, rest = read(output, method)
         if first.whole and first.status != 500 and not first.to_the_end:
             assert (transport.closed or transport.ended) if not rest else read(rest, "GET")[0].body == b"next"

@@ -100,7 +100,7 @@ CORPUS: dict[str, tuple[bytes, list[int]]] = {
     "upgrade in a pipeline": (GET + upgrade(b"abc", b"Content-Length: 3") + GET, [200, 200, 200]),
     "upgrade of 1.0": (b"POST / HTTP/1.0\r\nConnection: upgrade\r\nUpgrade: x\r\nContent-Length: 3\r\n\r\nabc", [200]),
     "two upgrades": (upgrade(b"abc", b"Content-Length: 3", b"Upgrade: websocket") * 2, [200, 200]),
-    # What is refused. Requests before it are answered, and nothing behind it.
+    # Refused requests. The requests before one get their responses, those behind it don't.
     "garbage behind a request": (GET + b"\0\0\0" + GET, [200, 501]),
     "method": (b"FOO / HTTP/1.1\r\nHost: a\r\n\r\n" + GET, [501]),
     "connect": (b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n" + GET, [501]),
@@ -186,7 +186,7 @@ async def test_two_halves(name: str) -> None:
 
 
 async def test_one_byte_at_a_time() -> None:
-    """The same, in as many pieces as there are bytes."""
+    """Split the corpus into as many pieces as there are bytes: the responses are the same."""
     async with serving(echo) as engine:
         engine.defaults.renew(b"-")
         for name, (data, _) in CORPUS.items():
@@ -269,12 +269,12 @@ async def test_the_client_ends_its_side_in_a_body(app: Any, data: bytes) -> None
 
 
 async def test_the_client_ends_its_side_in_a_head() -> None:
-    """It is told so, after the responses to what was complete."""
+    """A client that ends within a request gets an error, after the responses to what was complete."""
     async with serving(echo) as engine:
         assert statuses(await exchange(engine, [GET + b"GET / HT"], half_close=True)) == [200, 400]
 
 
-# What the app does.
+# The app's side.
 
 
 def answering(*messages: Message) -> Any:
@@ -409,7 +409,7 @@ async def test_an_app_that_fails_in_its_body(version: bytes, length: bytes | Non
 
 
 async def test_what_is_sent_after_the_client_has_left() -> None:
-    """The app is told once by `receive`, and again if it asks again; what it sends goes nowhere and is no error."""
+    """`receive` reports the disconnect once, and again if it is called again; what the app sends is dropped and is no error."""
     told: list[str] = []
     gate = asyncio.Event()
 
@@ -494,7 +494,7 @@ async def test_a_body_that_nobody_reads() -> None:
 
 @pytest.mark.parametrize("size", [10_000, MAX_DISCARDED_BYTES + 100_000])
 async def test_a_body_behind_its_response(size: int) -> None:
-    """It is read and dropped, so that the connection can go on; one that is long ends it."""
+    """A body behind its response is read and dropped, so that the connection can go on; a long one ends it."""
     async with serving(deaf) as engine:
         connection, transport = connect(engine)
         head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size
@@ -509,7 +509,7 @@ async def test_a_body_behind_its_response(size: int) -> None:
 
 @pytest.mark.parametrize("piece", [b"1;%b\r\nx\r\n", b"0\r\n%b"], ids=["extensions", "trailers"])
 async def test_chunks_that_bring_nothing(piece: bytes) -> None:
-    """What is no body is bounded, wherever in a chunked body it is."""
+    """Bytes without content are limited, wherever they are in a chunked body."""
     data = piece % (b"T: v\r\n" * 50_000 if piece[:1] == b"0" else b"x" * 2 * MAX_BODYLESS_BYTES)
     async with serving(echo) as engine:
         assert statuses(
@@ -551,7 +551,7 @@ async def test_only_an_idle_connection_may_move() -> None:
 
 
 async def test_a_freed_connection() -> None:
-    """Whoever wants to know is told once a response is complete and the connection could move; also behind a late body."""
+    """`freed` is called once a response is complete and the connection could move; also behind a late body."""
     for app, rest in ((echo, b""), (deaf, b"ab")):
         freed: list[Any] = []
         async with serving(app) as engine:
@@ -564,7 +564,7 @@ async def test_a_freed_connection() -> None:
 
 
 async def test_a_secure_connection_never_moves() -> None:
-    """What TLS knows of it is in this process."""
+    """A connection over TLS can't move, since the state of TLS is in this process."""
     async with serving(echo) as engine:
         connection, transport = connect(engine, {"sslcontext": object()})
         await feed(transport, [GET])

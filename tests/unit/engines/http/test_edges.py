@@ -21,7 +21,7 @@ RANDOM_SPLITS = 8
 
 
 async def answered(engine: HttpEngine, case: Case, pieces: Sequence[bytes]) -> list[str]:
-    """The answers, but for those that depend on the moment: 100 Continue is only sent if a body hasn't come yet."""
+    """Return the responses without those that depend on timing: 100 Continue is only sent if a body hasn't come yet."""
     found = answers(await exchange(engine, pieces, half_close=case.half_close))
     return [each for each in found if each != "100"]
 
@@ -38,7 +38,7 @@ def splits(data: bytes) -> list[list[bytes]]:
 @pytest.mark.parametrize("interface", [Interface.ASGI, Interface.WSGI], ids=str)
 @pytest.mark.parametrize("name", CASES)
 async def test_however_split(name: str, interface: Interface) -> None:
-    """The same bytes have the same answers, however they are split."""
+    """Equal bytes get equal responses, however they are split."""
     case = CASES[name]
     expected = [each for each in case.answers if each != "100"]
     app = asgi if interface is Interface.ASGI else wsgi

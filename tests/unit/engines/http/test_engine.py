@@ -26,7 +26,7 @@ Message = dict[str, Any]
 
 
 class App:
-    """Answers "hello"; /held waits for `gate`, /stream does so when its head is out; /ws echoes."""
+    """Answers "hello". /held waits for `gate`, and /stream does so when its head is out. /ws echoes."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -74,7 +74,7 @@ class Served:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Client]:
-        """A client, over a real connection of the loopback."""
+        """Yield a client, over a real connection of the loopback."""
         loop = asyncio.get_running_loop()
         with socket.create_server(("127.0.0.1", 0)) as listener:
             ours = socket.create_connection(listener.getsockname())
@@ -103,11 +103,11 @@ class Client:
         self.writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n".encode())
 
     async def head(self) -> str:
-        """The head of an answer, in lower case."""
+        """Return the head of a response, in lower case."""
         return (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), PATIENCE)).decode().lower()
 
     async def receive(self) -> tuple[str, bytes]:
-        """An answer with five bytes of body."""
+        """Return a response with five bytes of body."""
         return await self.head(), await asyncio.wait_for(self.reader.readexactly(5), PATIENCE)
 
     async def get(self, path: str = "/") -> tuple[str, bytes]:
@@ -115,7 +115,7 @@ class Client:
         return await self.receive()
 
     async def rest(self) -> bytes:
-        """What comes until the server closes."""
+        """Return all that comes until the server closes."""
         return await asyncio.wait_for(self.reader.read(), PATIENCE)
 
 
@@ -146,7 +146,7 @@ async def test_requests_are_answered_and_counted() -> None:
 @pytest.mark.parametrize("begins", [b"GET /", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nx: ", b"\r\n"])
 @pytest.mark.parametrize("used", [False, True])
 async def test_a_head_without_an_end(begins: bytes, used: bool) -> None:
-    """Whatever part of it is too long, it is answered 431 before it takes memory, on first and later requests."""
+    """A head that is too long in any part gets a 431 before it takes memory, on first and later requests."""
     if used and begins == b"\r\n":
         return  # empty lines between two requests are passed over, and take none
     async with Served(App()).running() as served, served.connected() as client:
@@ -263,7 +263,7 @@ async def test_no_keep_alive(interface: Interface, drained: bool) -> None:
 
 
 async def test_drain_with_a_response_that_has_begun() -> None:
-    """A response whose head is out is finished and its connection, which wasn't told to end, becomes an idle one."""
+    """A response whose head is out is finished. Its head hasn't announced an end, so its connection becomes an idle one."""
     app = App()
     async with Served(app).running() as served, served.connected() as client:
         client.send("/stream")
@@ -309,7 +309,7 @@ async def test_pipelined_requests_are_all_answered() -> None:
 
 
 async def test_a_flood_of_pipelined_requests() -> None:
-    """They are read as they are answered, or what one client sends would fill the memory; also if the app asks for bodies."""
+    """Pipelined requests are read as they are answered, or one client could fill the memory; also if the app reads bodies."""
     gate, answered = asyncio.Event(), 0
 
     async def app(scope: Message, receive: Callable[[], Any], send: Callable[[Message], Any]) -> None:
@@ -336,7 +336,7 @@ async def test_a_flood_of_pipelined_requests() -> None:
 
 
 async def test_pipelined_requests_have_contexts_of_their_own() -> None:
-    """What a request puts into context variables isn't seen by the next one, though that begins when the first one ends."""
+    """Context variables that a request sets aren't seen by the next one, though that begins when the first one ends."""
     user: contextvars.ContextVar[bytes] = contextvars.ContextVar("user", default=b"none.")
 
     async def app(scope: Message, receive: Callable[[], Any], send: Callable[[Message], Any]) -> None:
@@ -405,7 +405,7 @@ def failing(message: str | None) -> Any:
     ],
 )
 async def test_a_lifespan_that_fails(message: str | None, reason: str, caplog: pytest.LogCaptureFixture) -> None:
-    """It is the app's error, with the reason in the line and the whole text as detail; it isn't logged as well."""
+    """A failed startup is an AppError, with the reason in the line and the whole text as detail; it isn't logged as well."""
     with pytest.raises(AppError, match=f"^the app's lifespan failed at startup: {reason}$") as raised:
         await Served(failing(message)).engine.start()
     assert raised.value.detail == (message or "")
@@ -441,7 +441,7 @@ async def test_wsgi() -> None:
 
 
 async def test_garbage() -> None:
-    """What is no HTTP is answered with 400, and its connection ends."""
+    """Input that isn't HTTP gets a 400, and its connection ends."""
     async with Served(App()).running() as served, served.connected() as client:
         client.writer.write(b"GET this is not HTTP\r\n\r\n")
         assert (await client.head()).startswith("http/1.1 400 ")

@@ -46,7 +46,7 @@ async def answering(transport: Any, count: int, needle: bytes = b"HTTP/1.1 ") ->
 
 
 async def leaky(scope: Message, receive: Receive, send: Send) -> None:
-    """Tell what is in a context variable, and set it. The body isn't read."""
+    """Respond with the value of a context variable, and set it. The body isn't read."""
     before = _user.get()
     _user.set("alice")
     await send(begins())
@@ -78,7 +78,7 @@ async def test_contexts_in_a_pipeline(data: bytes) -> None:
 @pytest.mark.parametrize("path", [b"/", b"/parts"])
 @pytest.mark.parametrize("threads", [0, 2])
 async def test_contexts_in_a_pipeline_of_wsgi(threads: int, path: bytes) -> None:
-    """The same for WSGI, in threads and inline, whether the response is there at once or comes in parts."""
+    """WSGI calls don't see each other's context variables, in threads and inline, in one piece or in parts."""
     async with serving(leaky_wsgi, Interface.WSGI, threads=threads) as engine:
         _, transport = connect(engine)
         await feed(transport, [(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path + post(5000, path)) * 5])
@@ -136,7 +136,7 @@ async def test_what_waits_is_not_moved(rest: bytes) -> None:
 
 
 async def test_what_waits_is_not_swept() -> None:
-    """A drain without any grace doesn't close it either: the client was told that it may go on."""
+    """A drain without any grace doesn't close it either: the response has said that the connection may go on."""
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         await asyncio.sleep(0)
@@ -172,7 +172,7 @@ async def test_continue_behind_a_head() -> None:
 
 @pytest.mark.parametrize("done", [False, True], ids=["the client has left", "behind the response"])
 async def test_an_app_that_receives_for_ever(done: bool) -> None:
-    """It is told again and again that there is nothing to come, and others have their turn."""
+    """An app that goes on receiving gets a disconnect each time, and other tasks get their turns."""
     ended = False
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
@@ -278,7 +278,7 @@ async def test_what_is_logged_of_a_body_that_never_came(stalls: bool) -> None:
 
 
 async def test_scheme_of_each_request() -> None:
-    """Each request through a proxy that is believed has its own scheme, also where the proxy tells no client."""
+    """Each request through a trusted proxy has its own scheme, also if the proxy names no client."""
 
     def app(environ: Any, start_response: Any) -> Any:
         start_response("200 OK", [])

@@ -39,7 +39,7 @@ TOKENS = [b"\r\n", b"\n", b"\r", b" ", b":", b"\x00", b"\xff", b"0", b";", b"\t"
 TOKENS += [b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Upgrade: x\r\nConnection: upgrade\r\n"]
 TOKENS += [b"Connection: close\r\n", b"Expect: 100-continue\r\n"]
 MOMENT = re.compile(rb"\r\ndate: [^\r]*|\r\nconnection: close|HTTP/1.1 100 Continue\r\n\r\n")
-"""What depends on the moment: whether an app that doesn't read has answered before the fault in its body came, for one."""
+"""Differences that depend on timing, such as whether an app that doesn't read has answered before the fault in its body came."""
 
 
 def fault(rng: random.Random, data: bytes) -> bytes:

@@ -15,12 +15,12 @@ PEER = ("10.0.0.1", 5000)
 
 
 def trusting(trusted: str) -> TrustedProxies:
-    """The proxies of a value of the option."""
+    """Return the proxies of a value of the option."""
     return TrustedProxies(parse_proxies(PROXIES.parse(trusted)))
 
 
 def resolve(trusted: str, *lines: str, peer: tuple[str, int] | None = PEER) -> tuple[str, int] | None:
-    """The client, for these lines of X-Forwarded-For."""
+    """Return the client, for these lines of X-Forwarded-For."""
     headers = [(b"x-forwarded-for", line.encode("latin-1")) for line in lines]
     return trusting(trusted).resolve(peer, headers)[0]
 
@@ -163,7 +163,7 @@ def test_values(raw: object, value: str) -> None:
 
 
 def test_long_lists_are_bounded() -> None:
-    """Of a list without end only the last entries are examined."""
+    """Only the last entries of an endless list are examined."""
     assert resolve("*", ", ".join(["192.0.2.7", *["10.0.0.9"] * MAX_FORWARDED_HOPS])) == ("10.0.0.9", 0)
     assert resolve("*", ", ".join(["192.0.2.7", *["10.0.0.9"] * (MAX_FORWARDED_HOPS - 1)])) == ("192.0.2.7", 0)
 
@@ -174,7 +174,7 @@ ports = st.integers(0, 0xFFFF)
 
 
 def written(ip: ipaddress.IPv4Address | ipaddress.IPv6Address | str, port: int) -> str:
-    """An address as proxies write it."""
+    """Draw an address as proxies write it."""
     host = str(ip)
     return (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
 
@@ -189,7 +189,7 @@ def written(ip: ipaddress.IPv4Address | ipaddress.IPv6Address | str, port: int) 
 def test_what_a_client_sends_changes_nothing(
     sent: str, client: ipaddress.IPv4Address, port: int, chain: list[tuple[str, int]], data: st.DataObject
 ) -> None:
-    """Whatever a client puts into the header itself, its own address is found behind any chain of trusted proxies."""
+    """A client can put anything into the header: its own address is found behind any chain of trusted proxies."""
     entries = [sent, written(client, port), *(written(*hop) for hop in chain)]
     cut = data.draw(st.integers(0, len(entries)))
     lines = [", ".join(part) for part in (entries[:cut], entries[cut:]) if part]

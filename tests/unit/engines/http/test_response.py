@@ -43,7 +43,7 @@ def test_a_status_without_a_name() -> None:
 
 
 def test_the_apps_own_date_and_server() -> None:
-    """They replace the server's: a response has one of each."""
+    """The app's date and server replace the server's: a response has one of each."""
     head = Head(defaults(), 200, [(b"date", b"never"), (b"Server", b"me"), (b"server", b"again")])
     assert lines(head) == [b"HTTP/1.1 200 OK", b"date: never", b"server: me", b"server: again"]
     assert lines(Head(defaults(), 200, [(b"server", b"me")]))[1:] == [b"date: " + DATE, b"server: me"]
@@ -51,7 +51,7 @@ def test_the_apps_own_date_and_server() -> None:
 
 @pytest.mark.parametrize("value", [b"close", b"Close", b"keep-alive, close", b" close"])
 def test_connection_close(value: bytes) -> None:
-    """It is noted, not copied: the connection says it when it ends."""
+    """`Connection: close` is noted, not copied: the connection sends it when it ends."""
     head = Head(defaults(), 200, [(b"connection", value)])
     assert head.close
     assert b"connection" not in head.data
@@ -92,7 +92,7 @@ def test_framing_is_the_servers() -> None:
     ],
 )
 def test_what_is_refused(status: Any, headers: list[tuple[bytes, bytes]]) -> None:
-    """What would break the framing, or another header, is the app's error."""
+    """A header that would break the framing, or another header, is the app's error."""
     with pytest.raises(InvalidResponse, match="^the app"):
         Head(defaults(), status, headers)
 
@@ -106,7 +106,7 @@ def test_headers_of_other_types(headers: Any) -> None:
 
 @given(st.lists(st.tuples(st.binary(max_size=4), st.binary(max_size=6)), max_size=5))
 def test_no_header_can_make_another(headers: list[tuple[bytes, bytes]]) -> None:
-    """Whatever an app gives is refused, or comes out as one line each; no byte of it ends a line."""
+    """Any header of an app is refused, or comes out as one line; no byte of it ends a line."""
     try:
         head = Head(defaults(), 200, headers)
     except InvalidResponse:
@@ -118,7 +118,7 @@ def test_no_header_can_make_another(headers: list[tuple[bytes, bytes]]) -> None:
 
 
 def test_a_refusal() -> None:
-    """It is a whole response, and says that the connection ends."""
+    """A refusal is a whole response, and says that the connection ends."""
     data = refusal(426, "no", defaults(), b"\r\nupgrade: websocket")
     head, _, body = data.partition(b"\r\n\r\n")
     assert body == b"no"

@@ -1,4 +1,4 @@
-"""What a stream of body parts writes, and when."""
+"""The writes of a stream of body parts, and their times."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> _Wire:
 
 
 def test_parts_of_one_step_leave_together(wire: _Wire) -> None:
-    """What follows the head at once is held to the end of the step, and leaves in one write, in order."""
+    """Parts that follow the head at once are held to the end of the step, and leave in one write, in order."""
     stream = wire.stream(CHUNKED_BODY)
     for part in (b"a", b"bc", b""):
         stream.send(part, True)

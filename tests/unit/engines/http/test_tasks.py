@@ -49,7 +49,7 @@ async def test_each_request_has_a_task_of_its_own() -> None:
 
 @pytest.mark.parametrize("requests", [[GET, GET, GET], [GET * 3]], ids=["one by one", "pipelined"])
 async def test_context_variables(requests: list[bytes]) -> None:
-    """What a request sets isn't seen by the next one, and not by who brought the bytes."""
+    """Context variables that a request sets are seen neither by the next one nor by the code that received the bytes."""
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         before = _user.get()
@@ -128,7 +128,7 @@ async def test_a_stream_whose_client_leaves() -> None:
 
 
 async def test_background_tasks() -> None:
-    """They run to their end behind the response, and the connection is free meanwhile."""
+    """Background tasks run to their end behind the response, and the connection is free meanwhile."""
     gate, ran = asyncio.Event(), []
     app = FastAPI()
 

@@ -30,14 +30,14 @@ GET = b"GET /after HTTP/1.1\r\nHost: test\r\n\r\n"
 
 
 def handshake(*more: str, line: str = "GET /ws?a=b HTTP/1.1", **changed: str | None) -> bytes:
-    """The head of a handshake; keywords replace fields, or leave them out."""
+    """Return the head of a handshake; keywords replace fields, or leave them out."""
     fields = FIELDS | {name.replace("_", "-"): value for name, value in changed.items()}
     lines = [f"{name}: {value}" for name, value in fields.items() if value is not None]
     return "\r\n".join([line, *lines, *more, "", ""]).encode()
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Echoes messages; tells requests that they were none."""
+    """Echoes messages. Responds to requests that aren't websockets."""
     if scope["type"] == "http":
         while (await receive()).get("more_body"):
             pass
@@ -152,7 +152,7 @@ async def test_frames_in_one_large_read() -> None:
 
 
 async def test_the_scope() -> None:
-    """The scope has what the request had; a trusted proxy tells client and scheme; root_path stands before the path."""
+    """The scope has the request's parts. A trusted proxy names client and scheme, and root_path stands before the path."""
     scopes: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -203,7 +203,7 @@ async def test_counts() -> None:
 
 
 async def test_drain() -> None:
-    """At drain open websockets are told to come again (1012), once; the client's answer ends them."""
+    """At drain open websockets are closed once with 1012; the client's answer ends them."""
     async with serving(echo) as engine:
         _, transport = connect(engine)
         await feed(transport, [handshake()])
@@ -239,7 +239,7 @@ async def test_drain_in_a_handshake() -> None:
 
 
 async def test_cut() -> None:
-    """When the time is over websockets are reset, their tasks cancelled, and their paths told."""
+    """When the time is over websockets are reset, their tasks cancelled, and their paths returned."""
     ended: list[type[BaseException]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -36,7 +36,7 @@ LARGE = 1 << 20
 
 
 class Host:
-    """What an engine is to its websockets; serves each connection as a handshake."""
+    """The engine of a websocket, for tests: serves each connection as a handshake."""
 
     def __init__(self, app: Call, send_buffer: int | None) -> None:
         self.app = app
@@ -175,7 +175,7 @@ class Raw:
 
 
 class Notes:
-    """What an app has got."""
+    """The messages that an app has received."""
 
     def __init__(self) -> None:
         self.scope: Message = {}
@@ -236,7 +236,7 @@ async def test_echo(compression: str | None) -> None:
 
 
 async def test_tls() -> None:
-    """The same over TLS, which has no half-closed connections: messages, a refusal, a close by either side."""
+    """Over TLS, which has no half-closed connections: messages, a refusal, a close by either side."""
     authority = trustme.CA()
     ours, theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     authority.issue_cert("127.0.0.1").configure_cert(ours)
@@ -443,7 +443,7 @@ async def test_the_client_is_lost(how: str) -> None:
 
 
 async def test_the_client_leaves_early() -> None:
-    """A client that leaves before the app has answered: the app is told."""
+    """A client that leaves before the app has answered: the app gets a disconnect."""
     told: list[Message] = []
 
     async def app(scope: Message, receive: Call, send: Call) -> None:
@@ -592,7 +592,7 @@ async def test_a_blocked_send_is_told_of_the_end() -> None:
 
 
 async def test_pings() -> None:
-    """A silent client is pinged; its pong is a sign of life."""
+    """A silent client is pinged, and its pong keeps the websocket open."""
     notes = Notes()
     async with Served(notes.listen).running() as served:
         raw = await served.raw()
@@ -611,7 +611,7 @@ async def test_pings() -> None:
 
 
 async def test_no_pong() -> None:
-    """A client that doesn't answer a ping is closed (1011), and so told; then reset."""
+    """A client that doesn't answer a ping gets a Close (1011), and is reset later."""
     notes = Notes()
     async with Served(notes.listen).running() as served:
         raw = await served.raw()
@@ -675,7 +675,7 @@ async def test_taking_is_a_sign_of_life() -> None:
 
 
 async def test_retire() -> None:
-    """When the worker retires the client is told to connect again (1012), once; the app is told as well."""
+    """When the worker retires the client gets 1012 once, and the app gets it as well."""
     notes = Notes()
     async with Served(notes.listen).running() as served, served.client() as client:
         served.one.close_for_retire()
@@ -708,7 +708,7 @@ async def test_retire_before_the_answer() -> None:
 
 @pytest.mark.parametrize("sends", [False, True])
 async def test_retire_a_client_that_does_not_read(sends: bool) -> None:
-    """A client that doesn't read is told once, and reset when its time is over; the app isn't blocked."""
+    """A client that doesn't read gets 1012 once, and is reset when its time is over; the app isn't blocked."""
     notes = Notes()
 
     async def app(scope: Message, receive: Call, send: Call) -> None:
@@ -742,7 +742,7 @@ async def test_retire_a_client_that_does_not_read(sends: bool) -> None:
 
 
 async def test_abort() -> None:
-    """An aborted connection is reset; the app is told."""
+    """An aborted connection is reset, and the app gets a disconnect."""
     notes = Notes()
     async with Served(notes.listen).running() as served:
         raw = await served.raw()

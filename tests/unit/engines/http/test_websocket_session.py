@@ -73,7 +73,7 @@ class Client:
             self.read()
 
     def read(self) -> list[Any]:
-        """What the server has sent."""
+        """Return the bytes that the server has sent."""
         data = self.session.take_output()
         if data:
             self.protocol.receive_data(data)
@@ -88,7 +88,7 @@ class Client:
 
 
 def messages(session: Session) -> list[dict[str, Any]]:
-    """What the app would receive now."""
+    """Return the messages that the app would receive now."""
     found = []
     while session.received:
         found.append(session.take_message())
@@ -98,7 +98,7 @@ def messages(session: Session) -> list[dict[str, Any]]:
 def frame(
     opcode: int, data: bytes, *, fin: bool = True, rsv: int = 0, masked: bool = True, length: int | None = None
 ) -> bytes:
-    """A frame of a client's, right or wrong."""
+    """Return a frame of a client, right or wrong."""
     size = len(data) if length is None else length
     head = bytes([(0x80 if fin else 0) | rsv << 4 | opcode])
     mask = 0x80 if masked else 0
@@ -163,7 +163,7 @@ def test_many_lines() -> None:
 
 
 def test_subprotocols() -> None:
-    """What the client offers, in all lines, in its order."""
+    """The subprotocols that the client offers, in all lines, in its order."""
     assert opened().subprotocols == []
     session = opened((b"sec-websocket-protocol", b"chat, superchat"), (b"sec-websocket-protocol", b"v2.x"))
     assert session.subprotocols == ["chat", "superchat", "v2.x"]
@@ -222,7 +222,7 @@ def test_invalid_accepts(accept: dict[str, Any]) -> None:
 
 
 def test_refused_by_the_app() -> None:
-    """`websocket.close` before `websocket.accept` is a 403; the app is told of the end."""
+    """`websocket.close` before `websocket.accept` is a 403, and the app gets a disconnect."""
     session = opened()
     session.send({"type": "websocket.close", "code": 4000})
     output = session.take_output()
@@ -233,7 +233,7 @@ def test_refused_by_the_app() -> None:
 
 
 def parsed(data: bytes, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
-    """A response as the library's client reads it."""
+    """Return a response as the library's client reads it."""
     client = ClientProtocol(parse_uri("ws://test/"))
     client.send_request(client.connect())
     client.receive_data(data)
@@ -356,7 +356,7 @@ def test_types_of_messages() -> None:
     ids=range(15),
 )
 def test_broken_protocol(data: bytes, code: int) -> None:
-    """A client that breaks the protocol is told why, the app gets the same code, and the connection ends."""
+    """A client that breaks the protocol gets the reason, the app gets the same code, and the connection ends."""
     client = Client()
     client.session.receive_data(frame(1, b"before") + data + frame(1, b"after"))
     before, last = messages(client.session)
@@ -396,7 +396,7 @@ def test_many_empty_fragments() -> None:
     ("sent", "told"), [((1000, "bye"), (1000, "bye")), ((4001, ""), (4001, "")), (None, (1005, ""))]
 )
 def test_closed_by_the_client(sent: tuple[int, str] | None, told: tuple[int, str]) -> None:
-    """The app gets code and reason, once, after what came before; Close is echoed; our side ends."""
+    """The app gets code and reason once, after the messages before. Close is echoed, and our side ends."""
     client = Client()
     client.protocol.send_text(b"last")
     client.protocol.send_close(*(sent or ()))
@@ -420,7 +420,7 @@ def test_closed_by_the_client(sent: tuple[int, str] | None, told: tuple[int, str
 
 
 def test_closed_by_the_app() -> None:
-    """Close is sent with code and reason; what the client still sends isn't the app's; its Close ends the connection."""
+    """Close is sent with code and reason. Later messages of the client don't reach the app. The client's Close ends the connection."""
     client = Client()
     client.session.send({"type": "websocket.close", "code": 4000, "reason": "ü" * 100})
     assert messages(client.session) == [{"type": "websocket.disconnect", "code": 4000, "reason": "ü" * 61}]
@@ -458,7 +458,7 @@ def test_codes_that_cannot_be_sent(code: int) -> None:
 
 
 def test_closed_by_the_server() -> None:
-    """A close of the server's: the app gets its code, and sends to nobody."""
+    """A close by the server: the app gets its code, and its messages are dropped."""
     client = Client()
     client.session.close(1012)
     client.session.close(1012)
@@ -480,7 +480,7 @@ def test_lost() -> None:
 
 
 def test_lost_before_the_answer() -> None:
-    """A client that leaves before the app has answered: the app is told, and its accept raises."""
+    """A client that leaves before the app has answered: the app gets a disconnect, and its accept raises."""
     session = opened()
     session.receive_eof()
     assert messages(session)[1:] == [{"type": "websocket.disconnect", "code": 1006, "reason": ""}]
@@ -610,7 +610,7 @@ def outcome(data: bytes, cuts: list[int], deflate: bool) -> tuple[Any, ...]:
 @settings(max_examples=200, deadline=None)
 @given(frames, st.lists(st.integers(0, 1 << 20), max_size=12), st.booleans())
 def test_splits(data: bytes, cuts: list[int], deflate: bool) -> None:
-    """The same bytes, right or wrong, have the same outcome however they are split.
+    """Equal bytes, right or wrong, have equal outcomes, however they are split.
 
     The library parses ahead: if a text that isn't UTF-8 is followed by another end of the websocket in the same read, that is
     noticed first. So the reason may be either, and what is written for frames in between may differ.

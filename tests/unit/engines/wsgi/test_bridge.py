@@ -85,7 +85,7 @@ class Client:
 
 @asynccontextmanager
 async def serving(app: Any, threads: int = 2, **options: Any) -> AsyncIterator[Served]:
-    """The app, served; at the end nothing may be under way."""
+    """Serve the app; at the end nothing may be under way."""
     engine = HttpEngine(AppContext(app, Interface.WSGI, Settings(threads=threads, **options), None))
     await engine.start()
     try:
@@ -243,7 +243,7 @@ async def test_a_complete_response_doesnt_wait(threads: int) -> None:
 
 @BOTH
 async def test_write(threads: int) -> None:
-    """What the app writes comes before what it returns."""
+    """Parts that the app writes come before those that it returns."""
 
     def app(environ: Environ, start_response: Start) -> Any:
         write = start_response("200 OK", [])
@@ -300,7 +300,7 @@ async def test_exc_info(threads: int, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def body_of(app: Any) -> Body | None:
-    """The body that `answering` was given, if it is one that counts."""
+    """Return the body that `answering` was given, if it is one that counts."""
     found = [cell.cell_contents for cell in app.__closure__ or ()]
     return next((each for each in found if isinstance(each, Body)), None)
 
@@ -385,7 +385,7 @@ async def test_apps_that_break_off(
 
 @BOTH
 async def test_errors_after_the_response(threads: int, caplog: pytest.LogCaptureFixture) -> None:
-    """What goes wrong when all is sent is logged, and harms neither the response nor the connection."""
+    """An error after the last byte is logged, and harms neither the response nor the connection."""
 
     class Bad(Body):
         def close(self) -> None:
@@ -585,7 +585,7 @@ async def test_clients_that_leave_before_the_call(threads: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 300_000])
 async def test_clients_that_leave_with_their_body_unread(size: int) -> None:
-    """Streaming to a client whose body nobody reads ends as well when it leaves, however much of it there is."""
+    """Streaming ends when the client leaves, also if the app doesn't read its body, however long that is."""
     closed = threading.Event()
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
@@ -625,7 +625,7 @@ async def test_reading_while_answering() -> None:
 
 
 async def test_input_of_a_request_that_is_over() -> None:
-    """A reader that outlives its request is told so, instead of waiting for ever."""
+    """A reader that outlives its request gets an error, instead of waiting for ever."""
     kept: list[Any] = []
 
     def app(environ: Environ, start_response: Start) -> Any:
@@ -684,7 +684,7 @@ async def test_inline_answers_dont_mix() -> None:
 
 
 async def test_room() -> None:
-    """There is room while a thread is free; when one is again, whoever was denied is told."""
+    """There is capacity while a thread is free. When one is free again, the callback is called if capacity was denied."""
     gate = threading.Semaphore(0)
     told: list[bool] = []
 
@@ -710,7 +710,7 @@ async def test_room() -> None:
 
 
 async def test_a_thread_that_is_stuck() -> None:
-    """It is seen although its client has left; the engine isn't idle, and stops all the same."""
+    """A busy thread is seen although its client has left; the engine isn't idle, and stops all the same."""
     gate = threading.Event()
 
     def app(environ: Environ, start_response: Start) -> Any:

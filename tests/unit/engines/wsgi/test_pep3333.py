@@ -1,4 +1,4 @@
-"""What PEP 3333 says about environ and response, without a server."""
+"""The rules of PEP 3333 for environ and response, without a server."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_paths_are_bytes() -> None:
 
 @pytest.mark.parametrize("escaped", [False, True])
 def test_root_path(escaped: bool) -> None:
-    """What `root_path` names is SCRIPT_NAME, and no part of PATH_INFO."""
+    """The part of the path that `root_path` names is SCRIPT_NAME, and no part of PATH_INFO."""
     raw = b"/mount/a%20b" if escaped else b"/mount/ab"
     environ = environ_of("/mount", path="/mount/a b" if escaped else "/mount/ab", raw_path=raw)
     assert environ["SCRIPT_NAME"] == "/mount"
@@ -164,7 +164,7 @@ def test_unix_sockets_have_no_name(host: bytes, scheme: str, name: str, port: st
     ],
 )
 def test_length_of_a_body(changes: dict[str, Any], length: int | None) -> None:
-    """Whether a request has a body is known by its head; in HTTP/2 it may have one without saying so."""
+    """The head shows whether a request has a body; in HTTP/2 it may have one without saying so."""
     assert body_length(environ_of(**changes)) == length
 
 
@@ -249,7 +249,7 @@ def test_exc_info() -> None:
 
 
 def test_a_second_start_forgets_the_first_length() -> None:
-    """What the first start has declared binds nobody any more when an error page takes its place."""
+    """The declarations of the first start don't bind an error page that takes its place."""
     found = started(("Content-Length", "100"))
     try:
         raise LookupError("no such thing")
@@ -271,7 +271,7 @@ def test_nothing_started() -> None:
 
 @pytest.mark.parametrize("part", ["text", bytearray(b"x"), None, 5])
 def test_parts_are_bytes(part: Any) -> None:
-    """Whatever isn't bytes is refused, by its type's name."""
+    """A part that isn't bytes is refused, by its type's name."""
     for what in (started().response.write, lambda part: started().response.whole([part])):
         with pytest.raises(WsgiViolation, match=type(part).__name__):
             what(part)
@@ -371,7 +371,7 @@ def test_lines_in_any_chunks(chunks: list[bytes], size: int) -> None:
 
 @given(parts=st.lists(st.binary(max_size=9), max_size=9), lie=st.integers(-3, 3), whole=st.booleans())
 def test_no_lie_passes(parts: list[bytes], lie: int, whole: bool) -> None:
-    """What is given away is never longer than declared, and complete exactly if it is as long."""
+    """The emitted body is never longer than declared, and complete exactly if it is as long."""
     length = len(b"".join(parts))
     declared = max(0, length + lie)
     found = started(("Content-Length", str(declared)))
@@ -390,7 +390,7 @@ def test_no_lie_passes(parts: list[bytes], lie: int, whole: bool) -> None:
 
 
 def test_input_of_a_client_that_left() -> None:
-    """Whoever reads sees an OSError, as frameworks expect."""
+    """A reader sees an OSError, as frameworks expect."""
 
     def more() -> bytes:
         raise ClientGone("left")

@@ -1,4 +1,4 @@
-"""The pool of threads: every call is made, rooms are told, holds are measured."""
+"""The pool of threads: every call is made, free threads are announced, holds are measured."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def test_patience_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_blocked_thread_holds_up_nobody() -> None:
-    """While one call blocks the others are made, whoever was woken for them."""
+    """While one call blocks the others are made, whichever thread was woken for them."""
     gate = threading.Event()
     async with pool_of(2) as pool:
         pool.run(Task(pool, lambda: gate.wait(PATIENCE)))
@@ -121,7 +121,7 @@ async def test_a_blocked_thread_holds_up_nobody() -> None:
 
 
 async def test_invitations() -> None:
-    """Whoever was denied is told once when a thread is free, and not if nobody was denied."""
+    """After a denial the callback is called once when a thread is free, and without a denial it isn't called."""
     told: list[int] = []
     async with pool_of(1) as pool:
         pool.freed = lambda: told.append(pool.busy)
@@ -136,7 +136,7 @@ async def test_invitations() -> None:
 
 
 async def test_a_pool_full_of_its_own_lets_in_one() -> None:
-    """If calls of its own keep it full, somebody is invited now and then, at the end of a call."""
+    """If its own calls keep the pool full, a call from outside is admitted now and then, at the end of a call."""
     told: list[int] = []
     async with pool_of(1) as pool:
         pool.freed = lambda: told.append(pool.busy)
