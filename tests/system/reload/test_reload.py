@@ -99,12 +99,12 @@ BROKEN: dict[str, tuple[dict[str, str], str, str]] = {
     ),
     "dies at boot": (
         {"startup": "os._exit(9)"},
-        "a worker of the new generation died (exit code 9 during startup)",
+        "a worker of the new generation exited (exit code 9 during startup)",
         "",
     ),
     "dies when ready": (
         {"startup": "asyncio.get_running_loop().call_later(0.05, os._exit, 9)"},
-        "a worker of the new generation died (exit code 9 ",
+        "a worker of the new generation exited (exit code 9 ",
         "",
     ),
 }
@@ -214,7 +214,7 @@ def test_no_fork_storm_without_the_old_zygote(site: Site) -> None:
         (running.directory / "go").touch()
         done = reload.result()
         assert (done.returncode, "generation 2 serves" in done.stderr) == (1, True), (
-            "old workers died instead of leaving"
+            "old workers died instead of draining"
         )
     assert [row["generation"] for row in running.workers()] == [2, 2]
     assert len(events(running, "forked")) == 4, "two of each generation"

@@ -7,8 +7,11 @@ They check heartbeats (of workers in `HealthMonitor`, of keeper and monitor in `
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ... import events
 from ...core.lifecycle import WorkerState
@@ -24,6 +27,10 @@ from .workers.health_monitor import HealthMonitor
 from .workers.steering import Steering
 from .workers.supervisor import WorkerSupervisor
 
+logger = logging.getLogger("cluster2.master")
+
+_MAX_PROCESSES_NAMED = 5
+"""Child processes of a worker that are named in a line."""
 TICK_INTERVAL_S = 1.0
 """Seconds between two ticks."""
 
@@ -97,6 +104,8 @@ class PeriodicTasks:
         if now - self._last_run < 2 * TICK_INTERVAL_S:
             self._check_health(now)
         self._last_run = state.header.beat = now
+        with guard("child processes of workers can't be found"):
+            self._note_child_processes()
         with guard("the accept queues can't be read"):
             waiting = self._steering.queued()
             state.header.waiting = UNKNOWN_VALUE if waiting is None else waiting
@@ -119,6 +128,22 @@ class PeriodicTasks:
         """
         if self._resources.owns_process and all(handle.pid is not None for handle in self._state.registry):
             processes.reap_strays(self._children())
+
+    def _note_child_processes(self) -> None:
+        """Find the processes of the app for which workers wait that have drained, and log them once.
+
+        The interpreter of such a worker joins the processes of `multiprocessing`, and an executor's. `drain_timeout` bounds that.
+        """
+        for handle in self._state.registry:
+            # A worker closes its channel when it has drained. It exits within milliseconds then, unless it waits.
+            if handle.state is not WorkerState.DRAINING or handle.link is not None or handle.pid is None:
+                continue
+            own = _program(handle.pid)
+            names = {pid: _program(pid) for pid in processes.children(handle.pid)}
+            found = [f"{pid} ({'a fork' if name == own else name})" for pid, name in names.items()]
+            known, handle.waits_for = handle.waits_for, _summary(found)
+            if found and not known:
+                logger.info("%s has drained, and waits for its child processes: %s", handle, handle.waits_for)
 
     def _watch_unwatched(self) -> None:
         """Watch the workers for which there was no descriptor when they were made."""
@@ -150,3 +175,15 @@ class PeriodicTasks:
         serving = [handle for handle in workers if handle.state is WorkerState.READY]
         if serving and len(serving) == len(workers):
             min(serving, key=lambda handle: handle.born).mark_for_replacement("recycle", now)
+
+
+def _program(pid: int) -> str:
+    """Return the name of a process, as `ps -o comm` shows it."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    return "has ended"
+
+
+def _summary(found: Sequence[str]) -> str:
+    more = f" and {len(found) - _MAX_PROCESSES_NAMED} more" if len(found) > _MAX_PROCESSES_NAMED else ""
+    return ", ".join(found[:_MAX_PROCESSES_NAMED]) + more

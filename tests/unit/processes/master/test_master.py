@@ -167,7 +167,7 @@ async def test_threads_at_import(tmp_path: Path) -> None:
 async def test_workers_that_crash_at_boot(tmp_path: Path) -> None:
     """At the first boot, workers that die before they are ready again and again end the attempt."""
     (tmp_path / "crashing").touch()
-    told = r"workers die before they are ready \(crash: exit code 9 during startup\); their log says why"
+    told = r"workers end before they are ready \(crash: exit code 9 during startup\); their log says why"
     with pytest.raises(AppError, match=told):
         async with observed(tmp_path, restart_limit=2):
             pass

@@ -74,7 +74,7 @@ class CommandHandler:
         self._hub = hub
         self._status = status
         self._subscribers = subscribers
-        self.pending = PendingCommands()
+        self.pending = PendingCommands(self._delays)
 
     def on_command(self, command: Command) -> None:
         """Carry out a command and answer it, now or later."""
@@ -145,6 +145,14 @@ class CommandHandler:
             return self._farewell()
 
         self.pending.close(outcome)
+
+    def _delays(self) -> dict[str, Any]:
+        """Return the processes of the app that workers wait for, for the progress of commands."""
+        waiting = [each for each in self._state.registry if each.waits_for]
+        if not waiting:
+            return {}
+        more = f"; {len(waiting) - 1} more workers wait" if len(waiting) > 1 else ""
+        return {"waiting": f"for child processes of {waiting[0]}: {waiting[0].waits_for}{more}"}
 
     def _reopen_logs(self) -> None:
         """Have all processes open their log files again. They also check once a second whether a file was renamed."""

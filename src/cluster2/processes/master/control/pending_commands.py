@@ -53,7 +53,13 @@ class PendingCommand:
 class PendingCommands:
     """The commands that wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, delays: Callable[[], dict[str, Any]]) -> None:
+        """Make the list.
+
+        Args:
+            delays: returns the progress that is added to that of each command: why it takes long.
+        """
+        self._delays = delays
         self._pending: list[PendingCommand] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -81,7 +87,7 @@ class PendingCommands:
                 self._pending.remove(pending)
                 pending.finish(outcome)
             elif pending.progress is not None and (progress := pending.progress()) is not None:
-                pending.command.send_progress(progress)
+                pending.command.send_progress({**progress, **self._delays()})
 
     def on_exit_failed(self, handle: WorkerHandle, fault: str) -> None:
         """Record that a worker did not leave in order."""

@@ -95,7 +95,7 @@ class GenerationLoader:
                     logger.warning("stacks of the fork:\n%s", message.detail)
                 self._supervisor.on_fork_failed(message.incarnation, message.message)
             case None:
-                text = f"the process that imports the app died ({received.how}); its log says why"
+                text = f"the process that imports the app ended ({received.how}); its log says why"
                 self._fail(generation, AppError(text, detail=received.detail))
                 self._supervisor.on_zygote_exited(generation)
             case _:

@@ -236,6 +236,7 @@ class LogDirectory:
 
     def stop(self) -> None:
         """Look no more."""
+        self._claim.release()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -250,7 +251,6 @@ class LogDirectory:
     def close(self) -> None:
         """Give this process back the output that it had. A directory that was made for nothing goes again."""
         self.stop()
-        self._claim.release()
         if self._own is not None and not self._before:
             logging_setup.copy_no_more(self._copy)
             self._own.close()

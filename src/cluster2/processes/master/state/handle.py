@@ -31,6 +31,7 @@ class WorkerHandle:
         cut: the work that it had not finished when `drain_timeout` was over, as a line; or None.
         end_failed: the hook or lifespan shutdown that failed after the drain, as a line; or None.
         overdue: the state in which it has stayed for too long, once its stacks have been asked for; or None.
+        waits_for: the child processes of the app that it waits for after its drain, as text; "": none.
         executed: it was executed, not forked: it imports the app itself.
         started: it has sent `Started`: the app is imported, and the worker's own code runs.
         ended_in: its phase when it was killed or ended, or None.
@@ -57,6 +58,7 @@ class WorkerHandle:
     cut: str | None = None
     end_failed: str | None = None
     overdue: WorkerState | None = None
+    waits_for: str = ""
     executed: bool = False
     started: bool = False
     ended_in: LifePhase | None = None

@@ -235,11 +235,17 @@ class WorkerSupervisor:
         if wanted or self._state.ending:
             return
         if handle.ready_at is None:
-            how = f"{handle} died before it was ready ({status or 'it could not be made'})"
-            self._state.post(WorkerStartFailed(handle.slot, how))
+            if handle.pid is None:
+                text = f"a worker for slot {handle.slot} could not be made"
+            else:
+                text = f"{handle} {_ended(status)} before it was ready ({_how(status)})"
+            self._state.post(WorkerStartFailed(handle.slot, text))
         if self._state.is_new(handle.generation):
-            how = f"{status} {during(handle.phase())}" if status else "it could not be made"
-            error = AppError(f"a worker of the new generation died ({how}); its log says why")
+            if handle.pid is None:
+                error = AppError("a worker of the new generation could not be made; the log says why")
+            else:
+                how = f"{_how(status)} {during(handle.phase())}"
+                error = AppError(f"a worker of the new generation {_ended(status)} ({how}); its log says why")
             self._state.post(GenerationFailed(handle.generation, error))
             return
         self._count_crash(handle, status)
@@ -261,15 +267,15 @@ class WorkerSupervisor:
         logbook = self._resources.logbook
         if logbook is not None and handle.pid is not None:
             wanted = handle.reason not in (None, "crash")
-            logbook.note_exit(handle.slot, handle.pid, str(status or "how isn't known"), wanted)
+            logbook.note_exit(handle.slot, handle.pid, _how(status), wanted)
         self.actions.apply(handle, lifecycle.WorkerEvent.EXITED, status)
         self._steering.release(handle.place)
         self._health_monitor.forget(handle)
 
     def _on_degraded(self, handle: WorkerHandle, status: ExitStatus | None, now: float) -> None:
         if self._state.phase is MasterPhase.BOOTING:
-            how = f"{reason_of(handle, status)}: {status} {during(handle.phase())}"
-            self._state.post(StartFailed(AppError(f"workers die before they are ready ({how}); their log says why")))
+            how = f"{reason_of(handle, status)}: {_how(status)} {during(handle.phase())}"
+            self._state.post(StartFailed(AppError(f"workers end before they are ready ({how}); their log says why")))
             return
         restarts = self._state.restarts
         crashes = restarts.crashes(now)
@@ -479,9 +485,17 @@ def departure_fault(handle: WorkerHandle, status: ExitStatus | None) -> str | No
         return f"{handle}: {'; '.join(faults)}"
     if status == ExitStatus(code=0) and handle.state not in lifecycle.LIVE_STATES:
         return None
-    how = status or "how isn't known"
     if handle.state in lifecycle.LIVE_STATES:
-        return f"{handle} died instead of leaving ({how})"
+        return f"{handle} {_ended(status)} instead of draining ({_how(status)})"
     if handle.reason == "hang" and not handle.drain_first:
         return f"{handle} was stuck and was killed"
-    return f"{handle} died while it drained ({how})"
+    return f"{handle} {_ended(status)} while it drained ({_how(status)})"
+
+
+def _ended(status: ExitStatus | None) -> str:
+    """Return the verb for an end: a process that returns an exit code has not died."""
+    return "exited" if status is not None and status.signal is None else "died"
+
+
+def _how(status: ExitStatus | None) -> str:
+    return "how isn't known" if status is None else str(status)

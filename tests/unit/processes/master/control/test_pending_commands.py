@@ -28,7 +28,7 @@ def test_a_condition() -> None:
     """Progress is reported until the outcome is there; then the command is answered once."""
     command, answers, progress = a_command()
     outcomes: list[dict[str, Any] | None] = [None, {"workers": 2}]
-    pending = PendingCommands()
+    pending = PendingCommands(dict)
     pending.add(PendingCommand(command, lambda: outcomes.pop(0), lambda: {"ready": 1}))
     pending.poll()
     assert (answers, progress) == ([], [{"ready": 1}])
@@ -40,7 +40,7 @@ def test_a_condition() -> None:
 def test_a_fault_makes_the_outcome_an_error() -> None:
     """A worker of the command that leaves badly is named; one of another command isn't."""
     command, answers, _ = a_command()
-    pending = PendingCommands()
+    pending = PendingCommands(dict)
     pending.add(PendingCommand(command, lambda: {"workers": 1}, leaving=[7]))
     pending.on_exit_failed(WorkerHandle(8, 0, 1, 0, 0.0), "worker 8 was lost")
     pending.on_exit_failed(WorkerHandle(7, 0, 1, 0, 0.0), "worker 7 was lost")
@@ -51,7 +51,7 @@ def test_a_fault_makes_the_outcome_an_error() -> None:
 def test_failed_starts() -> None:
     """After three failed starts in its slots the command is answered, and only then."""
     command, answers, _ = a_command()
-    pending = PendingCommands()
+    pending = PendingCommands(dict)
     pending.add(PendingCommand(command, lambda: None, slots=[1]))
     for slot in (0, 1, 1):
         pending.on_start_failed(slot, "no memory")
@@ -78,7 +78,7 @@ async def test_a_coroutine(error: Exception | None, answer: object) -> None:
             raise error
         return {"stacks": 1}
 
-    pending = PendingCommands()
+    pending = PendingCommands(dict)
     pending.run(command, work())
     while not answers:
         await asyncio.sleep(0)
@@ -90,7 +90,7 @@ def test_the_end_of_the_cluster() -> None:
     """A command whose outcome is there gets it; the others get the one that is given."""
     done, done_answers, _ = a_command("reload")
     waiting, waiting_answers, _ = a_command("recycle")
-    pending = PendingCommands()
+    pending = PendingCommands(dict)
     pending.add(PendingCommand(done, lambda: {"generation": 2}))
     pending.add(PendingCommand(waiting, lambda: None))
     pending.close(lambda each: ClusterError(f"the cluster has ended before {each.command.verb!r} was done"))

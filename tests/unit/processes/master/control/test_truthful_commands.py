@@ -158,18 +158,18 @@ async def test_a_worker_that_dies_before_its_successor_is_ready(tmp_path: Path) 
         os.kill(before[1], signal.SIGKILL)
         assert (await cluster.event(events.Died, pid=before[1])).reason == "crash"
         (tmp_path / "hanging").unlink()
-        with pytest.raises(ClusterError, match=rf"worker {before[1]} .* died instead of leaving \(SIGKILL\)"):
+        with pytest.raises(ClusterError, match=rf"worker {before[1]} .* died instead of draining \(SIGKILL\)"):
             await recycling
         await cluster.whole(without=[before[1]])
 
 
 @pytest.mark.parametrize("verb", ["recycle", "scale up"])
 async def test_workers_that_can_not_be_made(tmp_path: Path, verb: str) -> None:
-    """A command whose new workers die before they are ready is answered after some attempts, which go on."""
+    """A command whose new workers end before they are ready is answered after some attempts, which go on."""
     async with observed(tmp_path, restart_limit=50) as cluster:
         (tmp_path / "crashing").touch()
         ask = cluster.cluster.recycle if verb == "recycle" else lambda: cluster.cluster.scale(3)
-        with pytest.raises(ClusterError, match=r"isn't done yet: worker .* died before it was ready \(exit code 9\)"):
+        with pytest.raises(ClusterError, match=r"isn't done yet: worker .* exited before it was ready \(exit code 9\)"):
             await asyncio.to_thread(ask)
         (tmp_path / "crashing").unlink()
         await cluster.whole(wanted=2 if verb == "recycle" else 3)
@@ -207,7 +207,7 @@ def handle(state: WorkerState, **fields: Any) -> WorkerHandle:
     ("worker", "status", "fault"),
     [
         (handle(WorkerState.DRAINING, reason="scale"), ExitStatus(code=0), None),
-        (handle(WorkerState.DRAINING, reason="scale"), ExitStatus(code=3), r"died while it drained \(exit code 3\)"),
+        (handle(WorkerState.DRAINING, reason="scale"), ExitStatus(code=3), r"exited while it drained \(exit code 3\)"),
         (handle(WorkerState.DRAINING, reason="scale"), None, r"died while it drained \(how isn't known\)"),
         (handle(WorkerState.DRAINING, reason="scale", cut="was cut"), ExitStatus(code=0), "generation 1\\): was cut"),
         (
@@ -220,7 +220,7 @@ def handle(state: WorkerState, **fields: Any) -> WorkerHandle:
             ExitStatus(code=1),
             "was cut; it raised$",
         ),
-        (handle(WorkerState.READY, reason="recycle"), ExitStatus(signal=11), r"died instead of leaving \(SIGSEGV\)"),
+        (handle(WorkerState.READY, reason="recycle"), ExitStatus(signal=11), r"died instead of draining \(SIGSEGV\)"),
         (handle(WorkerState.DYING, reason="hang", drain_first=False), ExitStatus(signal=9), "was stuck and was killed"),
         (handle(WorkerState.DYING, reason="stop"), ExitStatus(signal=9), None),
         (handle(WorkerState.DRAINING, pid=None), None, None),

@@ -60,7 +60,7 @@ def wait_for_the_end():
 hear()
 say(messages.Prepared(["asgi"], ["http"], []))
 """
-DEAD = "the process that imports the app died ({}); its log says why"
+DEAD = "the process that imports the app ended ({}); its log says why"
 
 
 def run_with(directory: Path, zygote: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -146,7 +146,7 @@ def test_a_worker_that_is_gone_before_it_is_known(tmp_path: Path) -> None:
                 os.close(descriptor)
             say(messages.WorkerForked(order.incarnation, pid))
         """
-    assert refused(tmp_path, zygote, restart_limit=2).startswith("workers die before they are ready")
+    assert refused(tmp_path, zygote, restart_limit=2).startswith("workers end before they are ready")
 
 
 def test_a_worker_that_is_ready_before_it_was_born(tmp_path: Path) -> None:
