@@ -1,4 +1,4 @@
-"""A scoreboard as a cluster would fill it, and who shows it: for tests of the monitor."""
+"""A scoreboard with the values of a cluster, and a dashboard that shows it: for tests of the monitor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AS_JSON = {"accept": "application/json"}
 
 
 def a_board() -> Iterator[Scoreboard]:
-    """A cluster of two wanted workers, of which there is none yet."""
+    """Yield a scoreboard with two wanted workers and none yet."""
     board = Scoreboard.create()
     header = board.header
     header.started, header.beat = time.time(), time.monotonic()
@@ -34,7 +34,7 @@ def a_board() -> Iterator[Scoreboard]:
 
 
 def worker(board: Scoreboard, slot: int, pid: int = 0, **values: Any) -> int:
-    """A worker that serves: this process, unless told otherwise. Returns its row."""
+    """Add a worker that serves, by default with this process's pid. Returns the index of its row."""
     index = board.claim()
     row = board.row(index)
     row.slot, row.generation, row.state = slot, 1, WorkerState.READY
@@ -45,21 +45,21 @@ def worker(board: Scoreboard, slot: int, pid: int = 0, **values: Any) -> int:
     return index
 
 
-def desk_of(board: Scoreboard, **more: Any) -> Dashboard:
+def dashboard_of(board: Scoreboard, **more: Any) -> Dashboard:
     async def switch(enabled: bool) -> bool:
         return True
 
-    # By a clock that stands still all processes are weighed in each turn, however busy this machine is.
+    # With a clock that stands still all processes are measured in each turn, however busy this machine is.
     return Dashboard(ClusterView(board, 3000, switch), ClusterInfo(**more), MemorySampler(clock=lambda: 0.0))
 
 
-def client(desk: Dashboard, settings: Settings | None = None) -> httpx.AsyncClient:
-    app = make_app(desk.view, settings or Settings(), desk)
+def client(dashboard: Dashboard, settings: Settings | None = None) -> httpx.AsyncClient:
+    app = make_app(dashboard.view, settings or Settings(), dashboard)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
 
-async def facts(desk: Dashboard) -> Any:
-    async with client(desk) as asking:
+async def facts(dashboard: Dashboard) -> Any:
+    async with client(dashboard) as asking:
         answer = await asking.get("/", headers=AS_JSON)
     assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-cache")
     return answer.json()

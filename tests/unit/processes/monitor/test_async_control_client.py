@@ -1,4 +1,7 @@
-"""The line to the master, with a master that answers, says garbage, breaks off, or says nothing; and who follows events there."""
+"""The asynchronous control client, and subscribers to events.
+
+The master responds, sends garbage, breaks off, or sends nothing.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Master:
-    """What is at the other end; each connection is answered by the next of `answers`, the last one again and again."""
+    """A master at the other end. The next of `answers` responds to each connection, the last one again and again."""
 
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
@@ -77,8 +80,8 @@ async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     await reader.read()
 
 
-async def test_an_order(master: Callable[..., Master]) -> None:
-    """Its progress is told on the way; the result comes when it comes."""
+async def test_a_command(master: Callable[..., Master]) -> None:
+    """A command passes on reports of progress, and returns the result without a timeout."""
     found = master(says({"progress": {"replaced": 1}}, {"progress": {"replaced": 2}}, {"ok": True, "result": {"n": 3}}))
     heard: list[dict[str, Any]] = []
     assert await found.line.command("reload", {"a": 1}, heard.append) == {"n": 3}
@@ -99,24 +102,24 @@ async def test_an_order(master: Callable[..., Master]) -> None:
         (silent, NoAnswer, "didn't finish 'status' within 0.5 s"),
     ],
 )
-async def test_what_may_come_instead(
+async def test_errors(
     master: Callable[..., Master], monkeypatch: pytest.MonkeyPatch, answer: Answer, error: type, says_so: str
 ) -> None:
-    """The master's error; or that it is none, has left, can't be understood, or says nothing."""
+    """A query raises the master's error, or says that it is no master, has left, can't be understood, or sends nothing."""
     monkeypatch.setattr(async_control_client, "QUERY_TIMEOUT_S", 0.5)
     monkeypatch.setattr(async_control_client, "MAX_LINE_BYTES", 1 << 16)
     with pytest.raises(error, match=says_so):
         await master(answer).line.query("status", {})
 
 
-async def test_nobody_takes_us(master: Callable[..., Master]) -> None:
-    """A master that is stuck lets its queue fill up: that is an error at once, not a loop that waits."""
+async def test_a_full_queue(master: Callable[..., Master]) -> None:
+    """If the queue of a stuck master is full, a query raises at once, and the loop doesn't wait."""
     with pytest.raises(NoAnswer, match="can't connect to the master: its queue is full"):
         await master().line.query("status", {})
 
 
-async def test_events_are_heard_again(master: Callable[..., Master], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever ends the connection, another is made, and heard on as before."""
+async def test_events_after_a_broken_connection(master: Callable[..., Master], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After any end of the connection another is made, and events come as before."""
     monkeypatch.setattr(async_control_client, "RECONNECT_BACKOFF_S", 0.001)
 
     def told(number: int) -> dict[str, Any]:
@@ -155,8 +158,8 @@ def beat() -> events.Heartbeat:
     return events.Heartbeat(**(whole | {"each": []}))  # type: ignore[arg-type]
 
 
-def test_followers() -> None:
-    """One hears all; one that asked for less hears no heartbeats, and so many of the users' events a second."""
+def test_subscribers() -> None:
+    """A subscriber gets all events, or without heartbeats and with a limited rate of the app's events if it asks for that."""
     followers = EventSubscribers()
     (every, all_told, gone), (some, some_told, _) = follower(), follower(heartbeats=False, emitted=3, longest=1000)
     followers.join(every)
@@ -180,7 +183,7 @@ def test_followers() -> None:
 
 
 @pytest.mark.parametrize("params", [{"heartbeats": 1}, {"emitted": -1}, {"emitted": True}, {"longest": "many"}])
-def test_bad_followers(params: dict[str, Any]) -> None:
-    """Who asks for nonsense is told so."""
+def test_bad_subscriptions(params: dict[str, Any]) -> None:
+    """Invalid parameters of a subscription are an error with the reason."""
     with pytest.raises(UsageError, match=" = .*: expected "):
         EventSubscribers().join(follower(**params)[0])

@@ -1,4 +1,4 @@
-"""Who may ask the monitor what."""
+"""Access control: which requests the monitor refuses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BEARS = (b"authorization", b"Bearer a-secret-token")
 
 
 async def status(settings: Settings, path: str, *headers: tuple[bytes, bytes], method: str = "GET") -> int:
-    """What is answered; 200 if the request reached the app."""
+    """Return the status of the response; 200: the request reached the app."""
     sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -63,9 +63,9 @@ LOCAL, OPEN = Settings(monitor_token=TOKEN), Settings(monitor_host="0.0.0.0", mo
     ],
 )
 async def test_token(settings: Settings, method: str, path: str, without: int, bearing: int) -> None:
-    """Health checks are open, switches have a rule of their own; all else needs the token where others come, changes always.
+    """Health checks need no token, changes always do, and all other pages do on an address that isn't loopback.
 
-    Where there is a token, logs and stacks need it as well.
+    If a token is set, logs and stacks need it on loopback as well. Switches check access themselves.
     """
     assert await status(settings, path, method=method) == without
     assert await status(settings, path, BEARS, method=method) == bearing
@@ -92,7 +92,7 @@ async def test_token(settings: Settings, method: str, path: str, without: int, b
     ],
 )
 async def test_host(host: bytes, known: bool) -> None:
-    """On loopback a name that isn't ours is a page's from somewhere else (DNS rebinding), probe or not."""
+    """On loopback a request for a foreign host name is refused, health checks included (DNS rebinding)."""
     assert await status(LOCAL, "/livez", (b"host", host)) == (200 if known else 421)
     assert await status(OPEN, "/livez", (b"host", host)) == 200
 
@@ -110,7 +110,7 @@ async def test_host(host: bytes, known: bool) -> None:
     ],
 )
 async def test_pages_of_others(site: bytes, mode: bytes, passes: bool) -> None:
-    """What a browser fetches on behalf of another origin is refused; following a link to us isn't that."""
+    """A request that a browser makes for another origin is refused, unless the user follows a link."""
     headers = ((b"sec-fetch-site", site), (b"sec-fetch-mode", mode))
     for settings, path in ((LOCAL, "/events"), (LOCAL, "/livez"), (OPEN, "/livez")):
         assert await status(settings, path, *headers) == (200 if passes else 403)
@@ -121,17 +121,17 @@ async def test_pages_of_others(site: bytes, mode: bytes, passes: bool) -> None:
     [("GET", b"document", 200), ("GET", b"iframe", 403), ("GET", b"object", 403), ("POST", b"document", 403)],
 )
 async def test_what_is_no_link(method: str, dest: bytes, found: int) -> None:
-    """A frame in another's page could take the places of those who watch, and a form of it could be sent: neither may."""
+    """A frame in a page of another origin, or a form sent from there, is refused: it could use up the viewers."""
     headers = [(b"sec-fetch-site", b"cross-site"), (b"sec-fetch-mode", b"navigate"), (b"sec-fetch-dest", dest)]
     assert await status(LOCAL, "/events", *headers, BEARS, method=method) == found
 
 
 async def test_two_hosts() -> None:
-    """Who names us and another as well is turned away, in whatever order."""
+    """A request with two Host headers is refused, in any order."""
     names = (b"host", b"localhost"), (b"host", b"evil.example")
     assert await status(LOCAL, "/", *names) == await status(LOCAL, "/", *reversed(names)) == 421
 
 
 async def test_no_host() -> None:
-    """A probe in HTTP/1.0 brings none; browsers always do."""
+    """A request without a Host header is accepted: an HTTP/1.0 probe has none, and browsers always send one."""
     assert await status(LOCAL, "/livez") == 200

@@ -1,4 +1,4 @@
-"""How many may be connected to the monitor, and how much may wait for them."""
+"""The limits on connections to the monitor and on unread bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HELLO = b"HTTP/1.1 200 OK"
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answers two bytes; /much: more than the kernel keeps; /wait: nothing, until the client leaves."""
+    """Respond with two bytes. `/much`: with more than the kernel buffers. `/wait`: with nothing until the client leaves."""
     if scope["path"] == "/wait":
         while (await receive())["type"] != "http.disconnect":
             pass
@@ -43,11 +43,11 @@ class Client:
         await self.writer.drain()
 
     def abort(self) -> None:
-        """Leave by a reset. One that ends its side could still wait for its answer."""
+        """Close with a reset. After an ordinary close the engine could still wait to send its response."""
         reset(self.writer.transport)
 
     async def hears(self) -> bytes:
-        """The beginning of an answer; nothing: it was closed."""
+        """Return the beginning of the response; empty: the connection was closed."""
         try:
             return await asyncio.wait_for(self.reader.read(len(HELLO)), PATIENCE)
         except ConnectionError:
@@ -73,7 +73,7 @@ async def crowded() -> AsyncIterator[tuple[HttpEngine, ConnectionLimit, Callable
             theirs.setblocking(False)
             client = Client(*await asyncio.open_connection(sock=ours, limit=1024))
             stack.callback(client.abort)
-            clients.append(client)  # one that nobody knows any more would be closed
+            clients.append(client)  # without a reference the transport would be closed
             await asyncio.get_running_loop().connect_accepted_socket(kept.protocol, theirs)
             return client
 
@@ -82,8 +82,8 @@ async def crowded() -> AsyncIterator[tuple[HttpEngine, ConnectionLimit, Callable
     await engine.stop()
 
 
-async def test_whoever_comes_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many connect, there is a bound; who is at work stays, who waits for nothing leaves for the next one."""
+async def test_the_number_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of connections is limited: an idle one is closed for a new one, and one with a request in progress stays."""
     monkeypatch.setattr(connection_limit, "MAX_CONNECTIONS", 8)
     monkeypatch.setattr(connection_limit, "MAX_DROPPED_AT_ONCE", 3)
     async with crowded() as (engine, _, connect):
@@ -104,7 +104,7 @@ async def test_whoever_comes_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_all_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nobody is idle, one leaves for who comes."""
+    """If no connection is idle, one of the others is closed for the new one."""
     monkeypatch.setattr(connection_limit, "MAX_CONNECTIONS", 4)
     async with crowded() as (engine, _, connect):
         for count in range(1, 5):
@@ -116,8 +116,8 @@ async def test_all_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await last.hears() == HELLO
 
 
-async def test_what_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond so many bytes those leave for whom most is waiting; who takes what is sent stays."""
+async def test_unread_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit of bytes the connections with most unread bytes are closed; those whose clients read stay."""
     monkeypatch.setattr(connection_limit, "MAX_UNREAD_BYTES", 1 << 20)
     most = 0
     async with crowded() as (engine, kept, connect):
@@ -144,7 +144,7 @@ async def test_what_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("behind", [b"", b"x" * 70000, b"\x81\x85\0\0\0\0hello" * 1000])
 async def test_no_websockets(behind: bytes, capfd: pytest.CaptureFixture[str]) -> None:
-    """A handshake is an ordinary request: answered, and counted; what comes behind it is the next request."""
+    """A websocket handshake is an ordinary request, and the bytes after it are the next request."""
     handshake = (
         b"GET / HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"

@@ -1,4 +1,4 @@
-"""What the monitor reads off the scoreboard."""
+"""The state of the cluster as the scoreboard has it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cluster2.processes.monitor.data.cluster_view import ClusterView
 
 @pytest.fixture
 def board() -> Iterator[Scoreboard]:
-    """A cluster of two wanted workers, of which there is none yet."""
+    """Return a scoreboard with two wanted workers and none yet."""
     board = Scoreboard.create()
     board.header.traffic, board.header.wanted, board.header.beat = 1, 2, time.monotonic()
     yield board
@@ -37,7 +37,7 @@ def worker(board: Scoreboard, state: WorkerState, *, late: bool = False) -> int:
 
 
 def test_ready(board: Scoreboard) -> None:
-    """One worker that serves is enough; who boots, drains, or is overdue with its sign of life doesn't count."""
+    """One worker that serves is enough; one that boots, drains, or has an overdue heartbeat doesn't count."""
     found = facts(board)
     for state in (WorkerState.BOOTING, WorkerState.DRAINING):
         worker(board, state)
@@ -55,7 +55,7 @@ def test_ready(board: Scoreboard) -> None:
 
 
 def test_traffic(board: Scoreboard) -> None:
-    """Disabled and leaving come first, in this order of what is told."""
+    """A shutdown is reported before disabled traffic, and both before missing workers."""
     worker(board, WorkerState.READY)
     found = facts(board)
     board.header.traffic = 0
@@ -65,7 +65,7 @@ def test_traffic(board: Scoreboard) -> None:
 
 
 def test_alive(board: Scoreboard) -> None:
-    """A master that doesn't look around any more is stuck; without a master (0) there is none that could be."""
+    """A master without a heartbeat for 30 s is stuck; without a master (heartbeat 0) none can be."""
     found = facts(board)
     assert found.not_alive() is None
     board.header.beat = time.monotonic() - 31

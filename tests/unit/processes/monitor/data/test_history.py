@@ -1,4 +1,4 @@
-"""Rates, what was lately, the ring of history and its thinning, the scales: pure, or with a clock of the test's own."""
+"""Rates, recent latencies, the history and its thinning, and the sampling of memory, without a real clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Looks = st.lists(st.tuples(st.floats(0.01, 100.0), st.integers(0, 10**9)), min_s
 
 @given(Looks)
 def test_rates_add_up(looks: list[tuple[float, int]]) -> None:
-    """Whatever the pauses: what the rates say was counted in each is what was counted."""
+    """For any pauses between turns, the rates multiplied by the pauses give the counts."""
     meter, now, count, seen = RateMeter(), 0.0, 0, 0.0
     for number, (pause, more) in enumerate(looks):
         now, count = now + pause, count + more
@@ -31,7 +31,7 @@ def test_rates_add_up(looks: list[tuple[float, int]]) -> None:
 
 
 def test_rates_that_are_not_known() -> None:
-    """What wasn't counted in the turn before has no rate; a count that falls has begun anew; a turn without time has none."""
+    """There is no rate without a count in the turn before, or without time between them; a count that falls has begun anew."""
     meter = RateMeter()
     found = []
     for now, count in ((1.0, 5), (2.0, None), (3.0, 9), (4.0, 11), (5.0, 1), (5.0, 2)):
@@ -40,8 +40,8 @@ def test_rates_that_are_not_known() -> None:
     assert found == [None, None, None, 2.0, 0.0, None]
 
 
-def test_lately() -> None:
-    """Only what was measured within the last turns counts; none is None, also for who wasn't known a turn ago."""
+def test_recent_latency() -> None:
+    """Only measurements of the last turns count; without any, or for a new key, the result is None."""
     lately, fast, slow = RecentLatency(2), [0] * (len(BUCKET_BOUNDS_S) + 1), [0] * (len(BUCKET_BOUNDS_S) + 1)
     slow[8] = 100  # 0.1 to 0.25 s
     none = {"p50": None, "p99": None}
@@ -67,7 +67,7 @@ def filled(seconds: int, rows: int = 50) -> History:
 
 @given(st.integers(0, 200), st.integers(1, 100), st.integers(1, 100))
 def test_the_ring(seconds: int, window: int, points: int) -> None:
-    """It keeps the last rows; what is asked for is thinned to about so many, in order, and no peak is lost."""
+    """The ring keeps the last rows; a request gets them in order, thinned to about as many as it wants, with all peaks."""
     history, now = filled(seconds), 1000.0 + seconds - 1
     kept = [second for second in range(max(0, seconds - 50), seconds) if 1000 + second > now - window]
     rows = history.rows(now - window, now, math.ceil(window / points))
@@ -83,7 +83,7 @@ def test_the_ring(seconds: int, window: int, points: int) -> None:
 
 @given(st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6)), max_size=60), st.integers(1, 20), st.integers(0, 1000))
 def test_thinning_keeps_its_buckets(values: list[float | None], width: int, start: int) -> None:
-    """Buckets lie on multiples of their width: as time goes on, all but the first and the last stay as they were."""
+    """Buckets begin at multiples of their width: as time goes on, all but the first and the last stay the same."""
     rows = [[float(start + at), *[math.nan if value is None else value] * 10] for at, value in enumerate(values)]
     whole, later = list(thin(rows, width)), list(thin(rows[1:], width))
     assert later[1:] == whole[len(whole) - len(later) :][1:]
@@ -92,7 +92,7 @@ def test_thinning_keeps_its_buckets(values: list[float | None], width: int, star
 
 
 def test_means_and_peaks() -> None:
-    """Rates are averages, p99 and memory peaks, ready the least; what isn't known in between doesn't count."""
+    """Rates are averages, p99 and memory maxima, ready is the minimum; unknown values don't count."""
     told = (
         {"p99": 0.5, "requests": 10, "ready": 2},
         {"requests": 20, "ready": 1},
@@ -108,7 +108,7 @@ def test_means_and_peaks() -> None:
 
 
 def test_marks() -> None:
-    """The last ones are kept; asked for since a time."""
+    """The last marks are kept, and can be requested since a time."""
     history = History()
     for second in range(MAX_MARKS + 10):
         history.add_mark(float(second), "died", slot=3, reason="crash")
@@ -116,60 +116,60 @@ def test_marks() -> None:
     assert history.marks(MAX_MARKS + 8) == [{"time": MAX_MARKS + 9, "name": "died", "slot": 3, "reason": "crash"}]
 
 
-class Weighing:
-    """A clock, and a walk over page tables that takes so long."""
+class Measuring:
+    """A clock, and a memory sampler whose measurements take `takes` seconds each."""
 
     def __init__(self, takes: float) -> None:
         self.now, self.takes, self.asked = 0.0, takes, list[int]()
-        self.scales = MemorySampler(self.weigh, lambda: self.now)
+        self.sampler = MemorySampler(self.measure, lambda: self.now)
 
-    def weigh(self, pid: int) -> int | None:
+    def measure(self, pid: int) -> int | None:
         self.now += self.takes
         self.asked.append(pid)
         return None if pid == 13 else pid * 100
 
     def turns(self, pids: list[int], count: int) -> list[int]:
-        """Whom each second weighs."""
+        """Return the pids that `count` turns measure."""
         before = len(self.asked)
         for _ in range(count):
-            self.scales.measure_some(pids)
+            self.sampler.measure_some(pids)
             self.now = math.floor(self.now) + 1.0
         return self.asked[before:]
 
 
-def test_new_ones_are_weighed_first() -> None:
-    """At once, as far as there is time; then each in its turn; a process that is gone is forgotten."""
-    small = Weighing(UNMEASURED_TURN_S / 16)
+def test_new_processes_are_measured_first() -> None:
+    """New processes are measured at once, as far as there is time, then each in turn; one that has ended is forgotten."""
+    small = Measuring(UNMEASURED_TURN_S / 16)
     assert small.turns([1, 2, 3], 1) == [1, 2, 3]
     assert small.turns([1, 2, 3], 8) == [1, 2, 3, 1, 2, 3, 1, 2]
     assert small.turns([1, 2, 3, 4], 2) == [4, 3]
-    assert small.scales.memory_of(4) == 400
+    assert small.sampler.memory_of(4) == 400
     small.turns([1, 2], 1)
-    assert small.scales.memory_of(4) is None
+    assert small.sampler.memory_of(4) is None
 
 
-def test_large_ones_are_weighed_seldom() -> None:
-    """Weighing takes no more than its share of the time, however large they are."""
-    large = Weighing(0.1)
+def test_large_processes_are_measured_seldom() -> None:
+    """Measuring takes no more than its share of the time, for any sizes."""
+    large = Measuring(0.1)
     large.turns([1, 2], 1000)
     assert len(large.asked) * 0.1 <= 1000 * MEMORY_TIME_SHARE + 0.2
     assert len(large.asked) >= 40
 
 
 def test_totals() -> None:
-    """Who hasn't been weighed counts as the average of the others; who can't be, too."""
-    weighing = Weighing(UNMEASURED_TURN_S / 2)
-    scales = weighing.scales
-    assert scales.total([1, 2]) is None
-    assert weighing.turns([1, 3, 5, 7], 1) == [1, 3]
-    assert scales.total([1, 3]) == 400
-    assert (scales.total([1, 3, 5, 7]), scales.all_measured([1, 3, 5, 7])) == (800, False)
-    assert weighing.turns([13], 3) == [13, 13]
-    assert (scales.memory_of(13), scales.all_measured([13]), scales.total([13])) == (None, True, None)
+    """A process that wasn't measured, or can't be, counts as the average of the others."""
+    measuring = Measuring(UNMEASURED_TURN_S / 2)
+    sampler = measuring.sampler
+    assert sampler.total([1, 2]) is None
+    assert measuring.turns([1, 3, 5, 7], 1) == [1, 3]
+    assert sampler.total([1, 3]) == 400
+    assert (sampler.total([1, 3, 5, 7]), sampler.all_measured([1, 3, 5, 7])) == (800, False)
+    assert measuring.turns([13], 3) == [13, 13]
+    assert (sampler.memory_of(13), sampler.all_measured([13]), sampler.total([13])) == (None, True, None)
 
 
 def test_the_ring_is_small() -> None:
-    """An hour is less than a MiB, however long it runs."""
+    """An hour takes less than a MiB, however long the monitor runs."""
     history = History()
     columns = history._columns.values()
     size = sum(column.itemsize * len(column) for column in columns)

@@ -1,4 +1,4 @@
-"""`POST /control`: what is asked of the master, and what becomes of its answers."""
+"""`POST /control`: the commands to the master, and the responses made of its results."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def post(
     ],
 )
 async def test_actions(query: str, verb: str, params: dict[str, Any]) -> None:
-    """Each is one verb of the master's, whose answer is passed on."""
+    """Each action is a verb of the master's, whose result is passed on."""
     answer, asked = await post("/control/" + query)
     assert (answer.status_code, asked) == (200, [(verb, params)])
     assert answer.json() == {"ok": True, "result": {"done": verb}}
@@ -88,7 +88,7 @@ async def test_actions(query: str, verb: str, params: dict[str, Any]) -> None:
     ],
 )
 async def test_bad_actions(query: str, status: int) -> None:
-    """What isn't an action, or has a bad number, is refused; the master isn't asked."""
+    """An unknown action or a bad number is refused, and the master gets no command."""
     answer, asked = await post("/control/" + query)
     assert (answer.status_code, asked) == (status, [])
     assert answer.json()["ok"] is False
@@ -104,13 +104,13 @@ async def test_bad_actions(query: str, status: int) -> None:
     ],
 )
 async def test_errors(error: ClusterError, status: int) -> None:
-    """The master's reason is passed on."""
+    """The master's error is passed on with a status."""
     answer, _ = await post("/control/reload", error=error)
     assert (answer.status_code, answer.json()) == (status, {"ok": False, "error": error.message})
 
 
-async def test_who_may() -> None:
-    """Only who bears the token, by POST alone; where there is none the actions aren't there."""
+async def test_access() -> None:
+    """Actions need the token and POST; if no token is set they don't exist."""
     for given in ({"bears": None}, {"bears": "another-token"}):
         answer, asked = await post("/control/reload", **given)
         assert (answer.status_code, asked) == (401, [])
@@ -121,7 +121,7 @@ async def test_who_may() -> None:
 
 
 async def test_progress() -> None:
-    """Who accepts a stream hears how far it is, and then what `application/json` would have been told."""
+    """A client that accepts a stream gets the progress, then the ordinary response."""
     said = [{"replaced": 1, "of": 2}, {"leaving": "serves on for 5 s"}]
     answer, _ = await post("/control/reload", accept="text/event-stream, application/json", progress=said)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream")

@@ -1,4 +1,4 @@
-"""What HAProxy's agent-check is told."""
+"""HAProxy's agent-check: the line for each state of the cluster, and its connections."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def facts(board: Scoreboard) -> ClusterView:
     return ClusterView(board, 3000, switch)
 
 
-def test_what_is_said(board: Scoreboard) -> None:
-    """The share of ready workers while it serves; drain when disabled, maint when it leaves, down when it can't serve."""
+def test_the_line(board: Scoreboard) -> None:
+    """The line has the share of ready workers; it is drain when disabled, maint at a shutdown, down when no worker serves."""
     assert line(facts(board)) == b"up ready 75%\n"
     board.header.traffic = 0
     assert line(facts(board)) == b"drain\n"
@@ -49,7 +49,7 @@ def test_what_is_said(board: Scoreboard) -> None:
 
 
 def test_a_master_that_is_stuck(board: Scoreboard) -> None:
-    """Then nobody looks after the workers: it is down."""
+    """A cluster whose master is stuck is down, since its workers aren't supervised."""
     board.header.beat = time.monotonic() - 60
     assert line(facts(board)) == b"down\n"
 
@@ -58,7 +58,7 @@ def test_a_master_that_is_stuck(board: Scoreboard) -> None:
     ("ready", "wanted", "percent"), [(4, 4, 100), (5, 4, 100), (1, 512, 1), (2, 3, 67), (0, 4, 0), (1, 0, 100)]
 )
 def test_share(ready: int, wanted: int, percent: int) -> None:
-    """In percent, rounded up, 100 at most."""
+    """The share is in percent, rounded up, 100 at most."""
     assert ready_percent(ready, wanted) == percent
 
 
@@ -71,13 +71,13 @@ def test_share(ready: int, wanted: int, percent: int) -> None:
     ],
 )
 def test_ports_that_can_not_be(options: dict[str, int], says: str) -> None:
-    """The port must be its own, and needs a monitor."""
+    """The agent's port must differ from all others, and needs a monitor."""
     with pytest.raises(ConfigError, match=says):
         validate(Settings(ecv_agent_port=3002, **options))
 
 
 async def _leaves(made: asyncio.Protocol) -> list[dict[str, object]]:
-    """What the loop complains of if a client closes its connection before it is heard: what it is sent is answered by a reset."""
+    """Return the loop's complaints about a client that closes before it is served: the kernel responds to data with a reset."""
     loop, complaints = asyncio.get_running_loop(), list[dict[str, object]]()
     loop.set_exception_handler(lambda loop, context: complaints.append(context))
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
@@ -91,13 +91,13 @@ async def _leaves(made: asyncio.Protocol) -> list[dict[str, object]]:
     return complaints
 
 
-def test_who_has_gone_already(board: Scoreboard) -> None:
-    """A client that closes its connection before it gets its line is no reason for a traceback."""
+def test_a_client_that_has_left(board: Scoreboard) -> None:
+    """A client that closes its connection before it gets its line causes no traceback."""
     assert asyncio.run(_leaves(AgentConnections(facts(board)).protocol())) == []
 
 
-async def _crowd(agents: AgentConnections, count: int) -> tuple[int, list[bytes]]:
-    """How many are there when `count` have connected and left nothing; and what the last two were told."""
+async def _connect_many(agents: AgentConnections, count: int) -> tuple[int, list[bytes]]:
+    """Return how many connections there are after `count` clients have connected and stayed, and the lines of the last two."""
     loop = asyncio.get_running_loop()
     clients = []
     with socket.create_server(("127.0.0.1", 0), backlog=count) as listener:
@@ -116,6 +116,6 @@ async def _crowd(agents: AgentConnections, count: int) -> tuple[int, list[bytes]
 
 
 def test_many_that_stay(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many connect and stay, there is a bound, and the last ones are answered."""
+    """The number of connections is limited, and the last ones get their lines."""
     monkeypatch.setattr(agent_check, "MAX_AGENT_CONNECTIONS", 8)
-    assert asyncio.run(_crowd(AgentConnections(facts(board)), 40)) == (8, [b"up ready 75%\n"] * 2)
+    assert asyncio.run(_connect_many(AgentConnections(facts(board)), 40)) == (8, [b"up ready 75%\n"] * 2)

@@ -15,7 +15,7 @@ from cluster2.processes.monitor.http.deps import installed, routes, text, tree
 
 
 def environment(directory: Path, **needs: list[str]) -> list[str]:
-    """A directory in which these are installed, each with what it requires."""
+    """Return a directory in which distributions are installed, each with its requirements."""
     for name, requires in needs.items():
         info = directory / f"{name}-1.0.dist-info"
         info.mkdir()
@@ -30,7 +30,7 @@ def environment(directory: Path, **needs: list[str]) -> list[str]:
 
 
 def test_a_tree(tmp_path: Path) -> None:
-    """Roots are what nobody needs; what several need is told in full once; extras and what isn't there are left out."""
+    """Roots are distributions that no other needs, a shared one is listed in full once, extras and missing ones are left out."""
     path = environment(
         tmp_path,
         App=["lib_a>=1,<2", "Lib.B[fast]~=1.0; python_version > '3'", "colorama; sys_platform == 'win32'"],
@@ -55,8 +55,8 @@ def test_a_tree(tmp_path: Path) -> None:
     assert fast == {"name": "fast", "version": "1.0", "requires": []}
 
 
-def test_circles_end(tmp_path: Path) -> None:
-    """Distributions that need each other, or themselves, are told, once each in full."""
+def test_cycles(tmp_path: Path) -> None:
+    """Distributions in a cycle are listed, each in full once."""
     path = environment(tmp_path, one=["two"], two=["one"], self=["self"])
     assert list(text(installed(path))) == [
         "one 1.0",
@@ -68,7 +68,7 @@ def test_circles_end(tmp_path: Path) -> None:
 
 
 def test_broken_metadata(tmp_path: Path) -> None:
-    """A directory left behind by an interrupted installation is no distribution, nor one whose metadata can't be read."""
+    """A directory of an interrupted installation, or with unreadable metadata, is no distribution."""
     path = environment(tmp_path, good=[], garbage=[])
     (tmp_path / "broken-1.0.dist-info").mkdir()
     (tmp_path / "garbage-1.0.dist-info" / "METADATA").write_bytes(b"Name: \xff\xfe\n")
@@ -76,8 +76,8 @@ def test_broken_metadata(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_what_is_answered() -> None:
-    """Text, or JSON for who accepts it: all that this interpreter has, with the versions that importlib.metadata tells."""
+async def test_the_response() -> None:
+    """The response is text or JSON, and has all distributions of this interpreter with their versions."""
     transport = httpx.ASGITransport(Starlette(routes=routes("/mon")))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         plain = await client.get("/mon/deps")

@@ -1,4 +1,4 @@
-"""`/logs`: a list, files as they are, their ends, parts of them; and nothing else."""
+"""`/logs`: the list, whole files, their last lines, ranges of bytes, and no other files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LINES = b"".join(b"line %d\n" % each for each in range(1000))
 
 @pytest.fixture
 def logs(tmp_path: Path) -> Path:
-    """A directory with a log, and a secret beside it."""
+    """Make a directory with a log, and a secret file beside it."""
     directory = tmp_path / "logs"
     directory.mkdir()
     (directory / "master.log").write_bytes(LINES)
@@ -35,7 +35,7 @@ def logs(tmp_path: Path) -> Path:
 
 
 async def ask(logs: Path, path: str, method: str = "GET", **headers: str) -> httpx.Response:
-    """What the routes answer."""
+    """Return the response of the routes."""
     transport = httpx.ASGITransport(Starlette(routes=routes("", Settings(logs=str(logs)))))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         request = client.build_request(method, "http://localhost/")
@@ -45,7 +45,7 @@ async def ask(logs: Path, path: str, method: str = "GET", **headers: str) -> htt
 
 
 async def test_the_list(logs: Path) -> None:
-    """Files with their size, as lines or as JSON; without a directory there are none, and a line says when there are."""
+    """The list has files with their sizes, as lines or as JSON; without a directory a line says when there are logs."""
     text = (await ask(logs, "/logs")).text.splitlines()
     assert [line.split()[-1] for line in text] == ["master.log", "worker.0.log.1"]
     found = (await ask(logs, "/logs", accept="application/json")).json()["logs"]
@@ -54,7 +54,7 @@ async def test_the_list(logs: Path) -> None:
 
 
 async def test_a_file(logs: Path) -> None:
-    """It comes as it is, as plain text that no browser runs or keeps; HEAD has the same headers."""
+    """A file is sent unchanged, as plain text that no browser runs or stores; HEAD has the same headers."""
     answer = await ask(logs, "/logs/worker.0.log.1")
     assert (answer.status_code, answer.content) == (200, b"<script>alert(1)</script>\xff\x00\n")
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
@@ -67,14 +67,14 @@ async def test_a_file(logs: Path) -> None:
 
 @pytest.mark.parametrize(("tail", "lines"), [("0", 0), ("1", 1), ("7", 7), ("1000", 1000), ("100000", 1000)])
 async def test_the_last_lines(logs: Path, tail: str, lines: int) -> None:
-    """`?tail=` says how many."""
+    """`?tail=` is the number of last lines to send."""
     answer = await ask(logs, f"/logs/master.log?tail={tail}")
     assert answer.content.splitlines() == LINES.splitlines()[1000 - lines :]
 
 
 @pytest.mark.parametrize("tail", ["", "-1", "x", "1.5", "100001", "%D9%A3", "99999999999999999999"])
 async def test_what_is_no_number_of_lines_is_refused(logs: Path, tail: str) -> None:
-    """400."""
+    """A bad number of lines is a 400."""
     assert (await ask(logs, f"/logs/master.log?tail={tail}")).status_code == 400
 
 
@@ -90,7 +90,7 @@ async def test_what_is_no_number_of_lines_is_refused(logs: Path, tail: str) -> N
     ],
 )
 async def test_a_part(logs: Path, asked: str, part: tuple[int, int]) -> None:
-    """206 with just these bytes, and where they stand."""
+    """A range is a 206 with these bytes and their position."""
     answer = await ask(logs, "/logs/master.log", range=asked)
     assert (answer.status_code, answer.content) == (206, LINES[slice(*part)])
     assert answer.headers["content-range"] == f"bytes {part[0]}-{part[1] - 1}/{len(LINES)}"
@@ -99,7 +99,7 @@ async def test_a_part(logs: Path, asked: str, part: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("asked", ["bytes=8890-", "bytes=9999-10000", "bytes=-0"])
 async def test_a_part_that_is_not_there(logs: Path, asked: str) -> None:
-    """416, with the size."""
+    """A range outside of the file is a 416 with the size."""
     answer = await ask(logs, "/logs/master.log", range=asked)
     assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{len(LINES)}")
 
@@ -108,13 +108,13 @@ async def test_a_part_that_is_not_there(logs: Path, asked: str) -> None:
     "asked", ["bytes=-", "bytes=9-3", "bytes=0-1,3-4", "lines=0-3", "bytes=a-b", "bytes=" + "9" * 30 + "-"]
 )
 async def test_a_range_that_is_not_understood_is_ignored(logs: Path, asked: str) -> None:
-    """RFC 9110, 14.2: then the whole is the answer."""
+    """A range that isn't understood gets the whole file (RFC 9110, 14.2)."""
     answer = await ask(logs, "/logs/master.log", range=asked)
     assert (answer.status_code, answer.content) == (200, LINES)
 
 
 async def test_a_part_of_what_has_changed_is_the_whole(logs: Path) -> None:
-    """`If-Range`: parts of two states of a file, or of two files, aren't put together."""
+    """With `If-Range` a file that has changed, or another file, is sent whole."""
     tag = (await ask(logs, "/logs/master.log", "HEAD")).headers["etag"]
     assert (await ask(logs, "/logs/master.log", range="bytes=5-", if_range=tag)).status_code == 206
     with (logs / "master.log").open("ab") as log:
@@ -152,8 +152,8 @@ async def test_a_part_of_what_has_changed_is_the_whole(logs: Path) -> None:
         "/logs/%ff%fe",
     ],
 )
-async def test_nobody_gets_out(logs: Path, path: str) -> None:
-    """Only regular files of the directory itself that have one of our names: no way up, no link, no fifo, no directory."""
+async def test_no_other_files(logs: Path, path: str) -> None:
+    """Only regular files of the directory with a log's name are sent: no parent, no link, no fifo, no directory."""
     (logs / "access.log").symlink_to(logs.parent / "secret.log")
     (logs / "worker.5.log").symlink_to("/etc/passwd")
     os.mkfifo(logs / "worker.6.log")
@@ -165,8 +165,8 @@ async def test_nobody_gets_out(logs: Path, path: str) -> None:
     assert "secret" not in answer.text
 
 
-async def test_who_may_not_ask_gets_no_logs(logs: Path) -> None:
-    """They stand behind the gate: another host's name, a network without a token, a method that changes things."""
+async def test_access(logs: Path) -> None:
+    """Logs are behind access control: a foreign host name, no token on a network, or another method is refused."""
     board = Scoreboard.create()
 
     async def switch(enabled: bool) -> bool:
@@ -191,7 +191,7 @@ async def test_who_may_not_ask_gets_no_logs(logs: Path) -> None:
 
 
 class Taking:
-    """A client of the ASGI app itself: after each piece of the response something may happen."""
+    """A client of the ASGI app that calls a function after each part of the response."""
 
     def __init__(self, logs: Path, then: Callable[[int], None]) -> None:
         self._app = Starlette(routes=routes("", Settings(logs=str(logs))))
@@ -217,7 +217,7 @@ class Taking:
 
 
 async def test_a_file_that_is_rotated_while_it_is_read(logs: Path) -> None:
-    """What was asked for comes, block by block, wherever the file is by then."""
+    """A file that is rotated during the response is sent to its end."""
     content = os.urandom(10 * log_files.READ_BLOCK_BYTES)
     (logs / "master.log").write_bytes(content)
 
@@ -235,8 +235,8 @@ async def test_a_file_that_is_rotated_while_it_is_read(logs: Path) -> None:
     assert max(taking.pieces) <= log_files.READ_BLOCK_BYTES
 
 
-async def test_a_file_that_is_cut_while_it_is_read(logs: Path) -> None:
-    """The response isn't completed: whoever reads it learns that something is missing."""
+async def test_a_file_that_is_truncated_while_it_is_read(logs: Path) -> None:
+    """The response of a file that is truncated meanwhile isn't completed, so the client notices."""
     (logs / "master.log").write_bytes(os.urandom(10 * log_files.READ_BLOCK_BYTES))
 
     def cut(pieces: int) -> None:

@@ -1,4 +1,4 @@
-"""`/metrics`: read by prometheus-client's own parsers, off real scoreboards."""
+"""`/metrics` of real scoreboards, read by the parsers of prometheus-client."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 @pytest.fixture
 def board() -> Iterator[Scoreboard]:
-    """A cluster of two wanted workers, of which there is none yet."""
+    """Return a scoreboard with two wanted workers and none yet."""
     board = Scoreboard.create()
     board.header.started, board.header.traffic, board.header.wanted, board.header.generation = time.time(), 1, 2, 4
     yield board
@@ -59,7 +59,7 @@ async def ask(
 
 
 async def scrape(board: Scoreboard, accept: str = OPENMETRICS) -> Samples:
-    """All samples, by name and labels. The parsers refuse what isn't valid."""
+    """Return all samples by name and labels. The parsers raise if the format is invalid."""
     answer = await ask(board, accept=accept)
     assert answer.status_code == 200
     parse = parse_openmetrics if accept == OPENMETRICS else parse_text
@@ -78,8 +78,8 @@ def slot(number: int) -> tuple[tuple[str, str], ...]:
 
 
 @pytest.mark.parametrize("accept", [OPENMETRICS, "text/plain", "*/*"])
-async def test_what_is_told(board: Scoreboard, accept: str) -> None:
-    """By slot and for the cluster, in both formats: counters, gauges, states; what the header knows."""
+async def test_all_metrics(board: Scoreboard, accept: str) -> None:
+    """Counters, gauges, states and values of the header are exported by slot and for the cluster, in both formats."""
     worker(board, 0, requests=10, connections=2, in_flight=1, memory=2**20, cpu=0.5)
     worker(board, 1, requests=5, connections=1, state=WorkerState.DRAINING)
     worker(board, 1, requests=1)
@@ -97,7 +97,7 @@ async def test_what_is_told(board: Scoreboard, accept: str) -> None:
 
 @pytest.mark.parametrize("accept", [OPENMETRICS, "text/plain"])
 async def test_an_empty_cluster_is_valid(board: Scoreboard, accept: str) -> None:
-    """Before the first worker there are zeros for the cluster and no slot."""
+    """Before the first worker the cluster's metrics are zero, and there is no slot."""
     found = await scrape(board, accept)
     assert found["cluster2_requests_total", ()] == 0
     assert not any(labels and labels[0][0] == "slot" for _, labels in found)
@@ -118,8 +118,8 @@ async def test_an_empty_cluster_is_valid(board: Scoreboard, accept: str) -> None
         ("", 0),
     ],
 )
-async def test_who_accepts_what(board: Scoreboard, accept: str, kind: int) -> None:
-    """OpenMetrics for who names it, else text; whatever else stands there changes nothing, and isn't echoed."""
+async def test_formats(board: Scoreboard, accept: str, kind: int) -> None:
+    """A client that accepts OpenMetrics gets it, any other one gets text; the rest of the header is ignored."""
     kinds = ("text/plain; version=0.0.4; charset=utf-8", "application/openmetrics-text; version=1.0.0; charset=utf-8")
     answer = await ask(board, accept=accept)
     assert (answer.status_code, answer.headers["content-type"]) == (200, kinds[kind])
@@ -127,7 +127,7 @@ async def test_who_accepts_what(board: Scoreboard, accept: str, kind: int) -> No
 
 
 async def test_the_histogram(board: Scoreboard) -> None:
-    """Buckets are cumulative, the last one is the count, by slot and for the cluster, over lives."""
+    """Buckets are cumulative and the last one is the count, by slot and for the cluster, over all workers of a slot."""
     index, row = worker(board, 0, latency=0.5)
     row.latencies[0] += 3
     row.latencies[len(BUCKET_BOUNDS_S)] += 1
@@ -145,8 +145,8 @@ async def test_the_histogram(board: Scoreboard) -> None:
     assert found["cluster2_request_duration_seconds_sum", ()] == 1.75
 
 
-async def test_lives_leave_no_series_behind(board: Scoreboard) -> None:
-    """However many workers a slot has had, it is told once; its counters go on."""
+async def test_workers_leave_no_series_behind(board: Scoreboard) -> None:
+    """A slot has one series for all its workers, and its counters go on."""
     worker(board, 1, requests=1)
     before = await scrape(board)
     for _ in range(50):
@@ -159,7 +159,7 @@ async def test_lives_leave_no_series_behind(board: Scoreboard) -> None:
 
 
 async def test_what_an_engine_cannot_know(board: Scoreboard) -> None:
-    """There is no number for it, rather than a wrong one."""
+    """A count that an engine can't know is left out."""
     worker(board, 0, accepted=-1, connections=-1, requests=3)
     names = {name for name, _ in await scrape(board)}
     assert not any(name.endswith(("connections_accepted_total", "worker_connections")) for name in names)
@@ -167,7 +167,7 @@ async def test_what_an_engine_cannot_know(board: Scoreboard) -> None:
 
 
 async def test_a_stuck_master(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums that may be wrong aren't told: 503, with the reason."""
+    """If the sums can't be read, the response is a 503 with the reason."""
     monkeypatch.setattr(ledger, "READ_TIMEOUT_S", 0.01)
     board.header.burials = 1
     answer = await ask(board)
@@ -175,8 +175,8 @@ async def test_a_stuck_master(board: Scoreboard, monkeypatch: pytest.MonkeyPatch
     assert "has been changing it" in answer.text
 
 
-async def test_it_is_behind_the_gate(board: Scoreboard) -> None:
-    """Where others reach the port it takes the token; below `monitor_path`, like all else."""
+async def test_access(board: Scoreboard) -> None:
+    """Metrics are below `monitor_path`, and need the token on an address that isn't loopback."""
     settings = Settings(monitor_host="0.0.0.0", monitor_token="a-secret-token", monitor_path="/mon")
     assert (await ask(board, "/mon/metrics", settings)).status_code == 401
     answer = await ask(board, "/mon/metrics", settings, authorization="Bearer a-secret-token")
@@ -186,7 +186,7 @@ async def test_it_is_behind_the_gate(board: Scoreboard) -> None:
 
 
 async def test_the_dashboard(board: Scoreboard) -> None:
-    """Each metric that the Grafana dashboard asks for is told, with the labels that it sums by; all panels have a query."""
+    """Each metric of the Grafana dashboard exists, with the labels that it sums by, and each panel has a query."""
     worker(board, 0)
     told = await scrape(board)
     labels = {name: {label for label, _ in labels} for name, labels in told} | {"cluster2_workers": {"state"}}
@@ -203,7 +203,7 @@ async def test_the_dashboard(board: Scoreboard) -> None:
 
 
 async def test_stuck_workers_are_not_ready(board: Scoreboard) -> None:
-    """A worker whose sign of life is overdue counts as stuck, and as ready nowhere."""
+    """A worker whose heartbeat is overdue counts as stuck, and never as ready."""
     worker(board, 0, heartbeat=time.monotonic() + 1.0)
     worker(board, 1, heartbeat=time.monotonic() - STUCK_OVERDUE_S - 1.0)
     found = await scrape(board)
@@ -212,7 +212,7 @@ async def test_stuck_workers_are_not_ready(board: Scoreboard) -> None:
 
 
 async def test_how_requests_end(board: Scoreboard) -> None:
-    """By status class and slot, over lives; where an engine can't know, nothing is told of it."""
+    """Responses are counted by status class and slot, over all workers of it; they are left out if an engine can't know."""
     index, _ = worker(board, 0, requests=6, status_2xx=4, status_4xx=2, disconnects=1)
     ledger.fold_life(board, index, 0, lived=True, crashed=False)
     worker(board, 0, requests=2, status_2xx=1, status_5xx=1)
@@ -228,7 +228,7 @@ async def test_how_requests_end(board: Scoreboard) -> None:
 
 
 async def test_the_slowest(board: Scoreboard) -> None:
-    """The slowest request of late is that of the slowest worker that lives."""
+    """The slowest recent request of a slot is that of its slowest worker."""
     worker(board, 0, slowest_lately=0.25)
     worker(board, 1, slowest_lately=0.5)
     found = await scrape(board)
@@ -237,7 +237,7 @@ async def test_the_slowest(board: Scoreboard) -> None:
 
 
 async def test_connections_that_wait(board: Scoreboard) -> None:
-    """The accept queues' length is told if it is known."""
+    """The length of the accept queues is exported if it is known."""
     board.header.waiting = 7
     assert (await scrape(board))["cluster2_connections_waiting", ()] == 7
     board.header.waiting = -1
@@ -245,7 +245,7 @@ async def test_connections_that_wait(board: Scoreboard) -> None:
 
 
 async def test_the_docs_name_what_is_there(board: Scoreboard) -> None:
-    """Each metric of docs/metrics.md is told, and each that is told for the cluster stands there."""
+    """Each metric of docs/metrics.md exists, and each of the cluster's metrics is in it."""
     worker(board, 0)
     told = {name for name, _ in await scrape(board)}
     named = set(re.findall(r"cluster2_\w+", (Path(__file__).parents[5] / "docs" / "metrics.md").read_text())) - {

@@ -1,4 +1,4 @@
-"""The page's part of the monitor: facts, history, files, headers; off real scoreboards, over ASGI."""
+"""The page's routes over ASGI, with real scoreboards: the report, the history, files, headers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cluster2.linux.scoreboard import CELLS_PER_ROW, Scoreboard
 from cluster2.processes.monitor.access.security_headers import SECURITY_HEADERS
 from cluster2.processes.monitor.data.report import ClusterInfo
 from cluster2.processes.monitor.http.page import STATIC_DIRECTORY, files
-from tests.unit.monitored import AS_JSON, BEARS, TOKEN, a_board, client, desk_of, facts, worker
+from tests.unit.monitored import AS_JSON, BEARS, TOKEN, a_board, client, dashboard_of, facts, worker
 
 pytestmark = pytest.mark.anyio
 
@@ -27,17 +27,19 @@ def board() -> Iterator[Scoreboard]:
     yield from a_board()
 
 
-async def test_facts(board: Scoreboard) -> None:
-    """What stands in the scoreboard, and what follows from the second before; times in seconds."""
-    desk = desk_of(board, title="shop", master=os.getppid(), addresses=["127.0.0.1:3000"], address="127.0.0.1:3001")
+async def test_report(board: Scoreboard) -> None:
+    """A report has the values of the scoreboard, and those that follow from the second before."""
+    dashboard = dashboard_of(
+        board, title="shop", master=os.getppid(), addresses=["127.0.0.1:3000"], address="127.0.0.1:3001"
+    )
     one = worker(board, 1, mode=2, requests=10, connections=3, longest_step=0.03)
     worker(board, 0, requests=1, connections=-1)
     now = time.monotonic()
-    desk.sampler.sample(now, 1000.0)
+    dashboard.sampler.sample(now, 1000.0)
     board.row(one).requests, board.row(one).errors = 60, 5
     board.row(one).latencies[8] = 10
-    desk.sampler.sample(now + 2.0, 1002.0)
-    found = await facts(desk)
+    dashboard.sampler.sample(now + 2.0, 1002.0)
+    found = await facts(dashboard)
     assert (found["title"], found["ready"], found["wanted"]) == ("shop", 2, 2)
     assert (found["master"]["state"], found["master"]["pid"], found["traffic"]) == ("serving", os.getppid(), "enabled")
     assert found["rates"]["requests"] == 25.0
@@ -65,80 +67,80 @@ async def test_facts(board: Scoreboard) -> None:
     ],
 )
 def test_what_the_options_say(options: dict[str, Any], master: int, told: tuple[Any, ...]) -> None:
-    """Actions need a token and a master; there are logs where they are written to files."""
+    """A report says whether there are actions, which need a token and a master, and logs, which need files."""
     subject = ClusterInfo.from_settings(Settings(**options), ["127.0.0.1:3000"], "127.0.0.1:3001", master=master)
     assert (subject.title, subject.actions, subject.logs) == told
 
 
-async def test_facts_without_a_master_that_answers(board: Scoreboard) -> None:
-    """They don't depend on it; that it is stuck is one of them."""
-    desk = desk_of(board, master=os.getppid())
+async def test_report_with_a_stuck_master(board: Scoreboard) -> None:
+    """A report doesn't depend on the master, and says that it is stuck."""
+    dashboard = dashboard_of(board, master=os.getppid())
     board.header.beat = time.monotonic() - 60
-    assert (await facts(desk))["master"]["state"] == "stuck"
+    assert (await facts(dashboard))["master"]["state"] == "stuck"
 
 
-async def test_counts_go_on_over_lives(board: Scoreboard) -> None:
-    """A worker that dies takes its counts along into its slot's past: the rate of the whole doesn't notice."""
-    desk = desk_of(board)
+async def test_counts_go_on_over_workers(board: Scoreboard) -> None:
+    """The counts of a worker that ends are added to its slot's, so the cluster's rate doesn't jump."""
+    dashboard = dashboard_of(board)
     first = worker(board, 0, requests=100)
-    desk.sampler.sample(1.0, 1001.0)
+    dashboard.sampler.sample(1.0, 1001.0)
     ledger.fold_life(board, first, 0, lived=True, crashed=True)
     worker(board, 0, requests=30)
-    look = desk.sampler.sample(2.0, 1002.0)
+    look = dashboard.sampler.sample(2.0, 1002.0)
     assert look.rates["requests"] == 30.0
     (each,) = look.by_worker.values()
     assert each["rate"] is None
 
 
-async def test_while_a_life_is_carried_over(board: Scoreboard) -> None:
-    """A master that died in the middle of it leaves the sums unreadable: they aren't known, and nothing waits."""
-    desk = desk_of(board)
+async def test_while_counts_are_added(board: Scoreboard) -> None:
+    """If a master was killed while it added counts, the sums are unknown, and nothing waits for them."""
+    dashboard = dashboard_of(board)
     worker(board, 0, requests=100)
     board.header.burials = 1
     began = time.monotonic()
     for second in range(3):
-        look = desk.sampler.sample(1.0 + second, 1001.0 + second)
+        look = dashboard.sampler.sample(1.0 + second, 1001.0 + second)
         assert look.rates["requests"] is None
     assert time.monotonic() - began < 1.0
-    assert (await facts(desk))["workers"][0]["requests"] == 100
+    assert (await facts(dashboard))["workers"][0]["requests"] == 100
 
 
 @pytest.mark.parametrize("seed", range(30))
-async def test_a_worker_gone_mad(board: Scoreboard, seed: int) -> None:
-    """Whatever stands in a row, the others are told as ever, and what is told is JSON."""
-    chance, desk = random.Random(seed), desk_of(board)
+async def test_a_row_with_any_values(board: Scoreboard, seed: int) -> None:
+    """A row with any values doesn't affect the others, and the report is valid JSON."""
+    chance, dashboard = random.Random(seed), dashboard_of(board)
     mad = board.row(worker(board, 1))
     good = board.row(worker(board, 0))
     for second in range(3):
         for cell in range(CELLS_PER_ROW):
             mad.integers[cell] = chance.choice((0, 1, 5, -1, chance.getrandbits(63), -chance.getrandbits(63)))
         good.requests += 10
-        desk.sampler.sample(1.0 + second, 1001.0 + second)
-        found = msgspec.json.decode(msgspec.json.encode(desk.report()))
+        dashboard.sampler.sample(1.0 + second, 1001.0 + second)
+        found = msgspec.json.decode(msgspec.json.encode(dashboard.report()))
     (told,) = (each for each in found["workers"] if each["slot"] == 0)
     assert told["rate"] == 10.0
-    assert len(desk.history(3600, 600)["rows"]) <= 3
+    assert len(dashboard.history(3600, 600)["rows"]) <= 3
 
 
-async def test_what_goes_wrong_is_logged_once(board: Scoreboard, caplog: pytest.LogCaptureFixture) -> None:
-    """And health checks, which the same loop answers, go on."""
-    desk = desk_of(board)
-    desk.sampler.memory.measure_some = None  # type: ignore[assignment, method-assign]
+async def test_errors_are_logged_once(board: Scoreboard, caplog: pytest.LogCaptureFixture) -> None:
+    """An error in a sample is logged once, and health checks go on."""
+    dashboard = dashboard_of(board)
+    dashboard.sampler.memory.measure_some = None  # type: ignore[assignment, method-assign]
     for _ in range(3):
-        desk.on_second()
+        dashboard.on_second()
     assert [record.message for record in caplog.records] == ["the cluster can't be surveyed"]
 
 
 async def test_history(board: Scoreboard) -> None:
-    """Rows by second, thinned on request, with marks; a bad question is 400."""
-    desk, now = desk_of(board), time.time()
+    """The history has a row for each second, thinned on request, and marks; bad parameters are a 400."""
+    dashboard, now = dashboard_of(board), time.time()
     for second in range(100):
         board.header.wanted = 2 + (second > 50)
-        desk.sampler.sample(1.0 + second, now - 100 + second)
+        dashboard.sampler.sample(1.0 + second, now - 100 + second)
     died = {"event": "died", "time": now - 5, "pid": 7, "slot": 1, "reason": "crash"}
     for event in (died, died | {"reason": "reload"}, {"event": "mine", "time": now, "data": 1}):
-        desk.sampler.events.add(event)
-    async with client(desk) as asking:
+        dashboard.sampler.events.add(event)
+    async with client(dashboard) as asking:
         whole = (await asking.get("/history?seconds=600")).json()
         part = (await asking.get("/history?seconds=60&points=10")).json()
         for query in ("seconds=0", "seconds=3601", "points=x", "points=-1", "seconds=%C2%B2", "points=" + "9" * 5000):
@@ -161,22 +163,22 @@ async def test_history(board: Scoreboard) -> None:
         ("", True),
     ],
 )
-async def test_page_or_facts(board: Scoreboard, accept: str, html: bool) -> None:
-    """A browser gets the page, in which no fact stands; who asks for JSON alone gets facts."""
-    desk = desk_of(board, title="SECRET-TITLE")
-    async with client(desk) as asking:
+async def test_page_or_report(board: Scoreboard, accept: str, html: bool) -> None:
+    """A browser gets the page, which has no data; a client that accepts JSON alone gets the report."""
+    dashboard = dashboard_of(board, title="SECRET-TITLE")
+    async with client(dashboard) as asking:
         answer = await asking.get("/", headers={"accept": accept})
     assert answer.headers["content-type"].startswith("text/html" if html else "application/json")
     assert ("SECRET-TITLE" in answer.text) != html
 
 
 async def test_files(board: Scoreboard) -> None:
-    """Those of the package, with their tags: a second time there is nothing to send; nothing else is served."""
+    """The page's files are served with tags, a second time as 304, and no other files are."""
     paths = files()
     assert set(paths) == {
         path.relative_to(STATIC_DIRECTORY).as_posix() for path in STATIC_DIRECTORY.rglob("*") if path.is_file()
     }
-    async with client(desk_of(board)) as asking:
+    async with client(dashboard_of(board)) as asking:
         for name in paths:
             answer = await asking.get(f"/static/{name}")
             assert (answer.status_code, answer.content) == (200, (STATIC_DIRECTORY / name).read_bytes())
@@ -193,8 +195,8 @@ async def test_files(board: Scoreboard) -> None:
             assert (await asking.get(path)).status_code == 404
 
 
-def test_no_fact_and_no_script_in_the_page() -> None:
-    """What the policy forbids isn't in it: scripts and styles are files of our own."""
+def test_no_data_and_no_script_in_the_page() -> None:
+    """The page obeys its own policy: scripts and styles are files, and no data is in it."""
     page = (STATIC_DIRECTORY / "page.html").read_text().lower()
     for bad in ("<style", "style=", "onclick", "onload=", "javascript:", "http://", "https://", "//cdn"):
         assert bad not in page, bad
@@ -206,8 +208,8 @@ def test_no_fact_and_no_script_in_the_page() -> None:
     [("/", 200), ("/livez", 200), ("/nothing", 404), ("/control/reload", 403), ("/static/page.html", 200)],
 )
 async def test_headers(board: Scoreboard, path: str, status: int) -> None:
-    """Each response says what browsers may do with it, refusals included."""
-    async with client(desk_of(board)) as asking:
+    """Each response has the security headers, refusals included."""
+    async with client(dashboard_of(board)) as asking:
         answer = await asking.request("POST" if "control" in path else "GET", path)
         strange = await asking.get(path, headers={"host": "evil.example"})
     assert (answer.status_code, strange.status_code) == (status, 421)
@@ -217,8 +219,8 @@ async def test_headers(board: Scoreboard, path: str, status: int) -> None:
 
 
 async def test_below_a_path(board: Scoreboard) -> None:
-    """`monitor_path` without its slash leads to the page with it, wherever a proxy has put us."""
-    async with client(desk_of(board), Settings(monitor_path="/inner")) as asking:
+    """`monitor_path` without its slash redirects to the page, behind a proxy as well."""
+    async with client(dashboard_of(board), Settings(monitor_path="/inner")) as asking:
         answer = await asking.get("/inner")
         assert (answer.status_code, answer.headers["location"]) == (307, "inner/")
         assert (await asking.get("/inner/", headers=AS_JSON)).json()["title"] == "cluster2"
@@ -226,9 +228,9 @@ async def test_below_a_path(board: Scoreboard) -> None:
 
 
 async def test_sign_in(board: Scoreboard) -> None:
-    """Where others come, all but the page's files needs the token; a browser is shown the page with the refusal."""
-    desk = desk_of(board, title="SECRET-TITLE")
-    async with client(desk, Settings(monitor_host="0.0.0.0", monitor_token=TOKEN)) as asking:
+    """On an address that isn't loopback only the page's files need no token; a browser gets the page with a 401."""
+    dashboard = dashboard_of(board, title="SECRET-TITLE")
+    async with client(dashboard, Settings(monitor_host="0.0.0.0", monitor_token=TOKEN)) as asking:
         page = await asking.get("/", headers={"accept": "text/html"})
         assert (page.status_code, page.headers["www-authenticate"]) == (401, "Bearer")
         assert page.content == (STATIC_DIRECTORY / "page.html").read_bytes()

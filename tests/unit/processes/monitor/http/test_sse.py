@@ -1,4 +1,4 @@
-"""The monitor's stream: the events that are kept, and those who watch, over ASGI."""
+"""The monitor's stream over ASGI: the events that are kept, and the viewers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cluster2.processes.monitor.data.dashboard import EVENT_REFRESH_DELAY_S, Das
 from cluster2.processes.monitor.data.event_buffer import MAX_EVENT_BYTES, MAX_KEPT_EMITTED, MAX_KEPT_EVENTS, EventBuffer
 from cluster2.processes.monitor.data.viewers import MAX_VIEWERS
 from cluster2.processes.monitor.http import sse
-from tests.unit.monitored import BEARS, TOKEN, a_board, client, desk_of, facts, worker
+from tests.unit.monitored import BEARS, TOKEN, a_board, client, dashboard_of, facts, worker
 
 pytestmark = pytest.mark.anyio
 Told = list[tuple[str, str, Any]]
@@ -31,22 +31,22 @@ def board() -> Iterator[Scoreboard]:
     yield from a_board()
 
 
-def test_the_feed() -> None:
-    """Numbers only grow; the last events are kept, the app's own apart, so that they can't push the others out."""
-    feed = EventBuffer(1000)
-    feed.add({"event": "reloading", "time": 1.0, "generation": 2})
+def test_the_event_buffer() -> None:
+    """Numbers only grow; the last events are kept, and the app's apart from them, so that these can't push the others out."""
+    buffer = EventBuffer(1000)
+    buffer.add({"event": "reloading", "time": 1.0, "generation": 2})
     for number in range(500):
-        feed.add({"event": "mine", "time": 1.0, "data": number, "pid": 0, "slot": None})
-    assert [told.name for told in feed.newer_than(0)] == ["reloading", *["mine"] * MAX_KEPT_EMITTED]
+        buffer.add({"event": "mine", "time": 1.0, "data": number, "pid": 0, "slot": None})
+    assert [told.name for told in buffer.newer_than(0)] == ["reloading", *["mine"] * MAX_KEPT_EMITTED]
     for number in range(500):
-        feed.add({"event": "SIGHUP" if number % 2 else "forked", "time": 1.0})
-    told = feed.newer_than(0)
+        buffer.add({"event": "SIGHUP" if number % 2 else "forked", "time": 1.0})
+    told = buffer.newer_than(0)
     assert len(told) == MAX_KEPT_EVENTS + MAX_KEPT_EMITTED
     assert [each.number for each in told] == sorted(each.number for each in told)
     assert told[-1].number == 1000 + 1000
-    assert feed.newer_than(told[-2].number) == told[-1:]
-    assert feed.newer_than(told[-1].number) == []
-    assert feed.newer_than(10**15) == told, "a number that we never gave"
+    assert buffer.newer_than(told[-2].number) == told[-1:]
+    assert buffer.newer_than(told[-1].number) == []
+    assert buffer.newer_than(10**15) == told, "a number that we never gave"
     assert EventBuffer().newer_than(0) == []
     assert EventBuffer()._next > 1.7e12
 
@@ -55,20 +55,20 @@ def test_the_feed() -> None:
     "garbage",
     [{}, {"event": 1, "time": 1}, {"event": "x"}, {"event": "heartbeat", "time": 1.0}, {"following": 7}],
 )
-def test_what_is_no_event(garbage: dict[str, Any]) -> None:
-    """It is passed over, and so are heartbeats."""
-    feed = EventBuffer(1)
-    feed.add(garbage)
-    assert feed.newer_than(0) == []
+def test_data_that_is_no_event(garbage: dict[str, Any]) -> None:
+    """Data that is no event is ignored, and so are heartbeats."""
+    buffer = EventBuffer(1)
+    buffer.add(garbage)
+    assert buffer.newer_than(0) == []
 
 
 def test_long_and_private_events() -> None:
-    """A long one comes without its contents; code, and what the app says, only for who may see it."""
-    feed = EventBuffer(1)
-    feed.add({"event": "mine", "time": 1.0, "pid": 7, "slot": 1, "data": "x" * MAX_EVENT_BYTES})
-    feed.add({"event": "died", "time": 1.0, "pid": 7, "stacks": "File secret.py", "reason": "hang"})
-    feed.add({"event": "x" * MAX_EVENT_BYTES, "time": 1.0})
-    long, private = feed.newer_than(0)
+    """A long event comes without its contents; private fields are for clients with the token."""
+    buffer = EventBuffer(1)
+    buffer.add({"event": "mine", "time": 1.0, "pid": 7, "slot": 1, "data": "x" * MAX_EVENT_BYTES})
+    buffer.add({"event": "died", "time": 1.0, "pid": 7, "stacks": "File secret.py", "reason": "hang"})
+    buffer.add({"event": "x" * MAX_EVENT_BYTES, "time": 1.0})
+    long, private = buffer.newer_than(0)
     expected = {"event": "mine", "time": 1.0, "pid": 7, "slot": 1}
     assert json.loads(long.full) == expected | {
         "cut": len(msgspec.json.encode(expected | {"data": "x" * MAX_EVENT_BYTES}))
@@ -77,9 +77,9 @@ def test_long_and_private_events() -> None:
     assert json.loads(private.public) == {"event": "died", "time": 1.0, "pid": 7, "stacks": None, "reason": "hang"}
 
 
-def test_events_as_the_master_tells_them() -> None:
-    """All events that there are can be kept and marked, in the words of `cluster2 events --json`."""
-    feed, when = EventBuffer(1), 5.0
+def test_events_of_all_kinds() -> None:
+    """Events of all kinds are kept as `cluster2 events --json` prints them."""
+    buffer, when = EventBuffer(1), 5.0
     kinds = [
         events.Died(time=when, pid=1, slot=0, generation=1, code=None, signal="SIGKILL", uptime=1.0, reason="crash"),
         events.ReloadFailed(time=when, generation=2, reason="no", traceback="T"),
@@ -87,15 +87,15 @@ def test_events_as_the_master_tells_them() -> None:
         events.Emitted(time=when, event="mine", data={"a": 1}, pid=3, slot=1),
     ]
     for kind in kinds:
-        feed.add(events.plain(kind))
-    assert [json.loads(told.full) for told in feed.newer_than(0)] == [events.plain(kind) for kind in kinds]
+        buffer.add(events.plain(kind))
+    assert [json.loads(told.full) for told in buffer.newer_than(0)] == [events.plain(kind) for kind in kinds]
 
 
 class Viewer:
-    """A client of `/events`, as the app sees it; it takes what is sent as long as `takes` is set."""
+    """A client of `/events`, as the app sees it. It reads while `takes` is set."""
 
     def __init__(
-        self, desk: Dashboard, path: str = "/events", settings: Settings | None = None, **headers: str
+        self, dashboard: Dashboard, path: str = "/events", settings: Settings | None = None, **headers: str
     ) -> None:
         self.status, self.content = 0, b""
         self.takes, self.leaves = asyncio.Event(), asyncio.Event()
@@ -109,7 +109,7 @@ class Viewer:
             "query_string": query.encode(),
             "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
         }
-        app = make_app(desk.view, settings or Settings(), desk)
+        app = make_app(dashboard.view, settings or Settings(), dashboard)
         self.task = asyncio.ensure_future(app(scope, self._receive, self._send))
 
     async def _receive(self) -> Any:
@@ -123,7 +123,7 @@ class Viewer:
         await self.takes.wait()
 
     def told(self) -> Told:
-        """Name, id and data of each message so far."""
+        """Return name, id and data of each message so far."""
         found = []
         for block in self.content.decode().split("\n\n"):
             fields = dict(line.split(": ", 1) for line in block.split("\n") if ": " in line)
@@ -149,70 +149,70 @@ async def leave(*viewers: Viewer) -> None:
 
 
 async def test_a_viewer(board: Scoreboard) -> None:
-    """It has the kept events and the facts at once, then facts and a sample each second, and events as they happen."""
-    desk = desk_of(board)
+    """A viewer gets the kept events and a report at once, then a report and a sample each second, and events as they happen."""
+    dashboard = dashboard_of(board)
     worker(board, 0)
-    desk.on_second()
-    desk.sampler.events.add({"event": "forked", "time": 1.0, "pid": 7})
-    viewer = Viewer(desk)
+    dashboard.on_second()
+    dashboard.sampler.events.add({"event": "forked", "time": 1.0, "pid": 7})
+    viewer = Viewer(dashboard)
     await viewer.until(lambda: "sample" in viewer.names())
     assert viewer.content.startswith(b"retry: 2000\n\n")
     assert viewer.names() == ["forked", "facts", "sample"]
     _, number, data = viewer.told()[0]
     assert (int(number) > 0, data) == (True, {"event": "forked", "time": 1.0, "pid": 7})
-    assert viewer.told()[1][1:] == ("", json.loads(msgspec.json.encode(desk.report())))
-    desk.on_second()
-    desk.sampler.events.add({"event": "facts\nid: 5\r\ndata: x", "time": 1.0, "data": "y"})
+    assert viewer.told()[1][1:] == ("", json.loads(msgspec.json.encode(dashboard.report())))
+    dashboard.on_second()
+    dashboard.sampler.events.add({"event": "facts\nid: 5\r\ndata: x", "time": 1.0, "data": "y"})
     await viewer.until(lambda: len(viewer.names()) == 6)
     assert viewer.names()[3:] in (
         ["facts", "sample", "facts?id: 5??data: x"],
         ["facts?id: 5??data: x", "facts", "sample"],
     )
     await leave(viewer)
-    assert (desk.viewers.count, desk.viewers.report_viewers) == (0, 0)
+    assert (dashboard.viewers.count, dashboard.viewers.report_viewers) == (0, 0)
 
 
-async def test_facts_after_an_event(board: Scoreboard) -> None:
-    """An event of the cluster brings fresh facts before the second is over, once for several; an event of the app doesn't."""
-    desk = desk_of(board)
-    desk.on_second()
-    viewer = Viewer(desk)
+async def test_report_after_an_event(board: Scoreboard) -> None:
+    """After an event of the cluster a report comes within the second, one for several; after one of the app's none does."""
+    dashboard = dashboard_of(board)
+    dashboard.on_second()
+    viewer = Viewer(dashboard)
     await viewer.until(lambda: "sample" in viewer.names())
     board.header.traffic = 0
-    desk.sampler.events.add({"event": "mine", "time": 1.0, "data": 1})
+    dashboard.sampler.events.add({"event": "mine", "time": 1.0, "data": 1})
     await asyncio.sleep(2 * EVENT_REFRESH_DELAY_S)
     assert viewer.names() == ["facts", "sample", "mine"]
-    desk.sampler.events.add({"event": "disabled", "time": 1.0})
-    desk.sampler.events.add({"event": "forked", "time": 1.0})
+    dashboard.sampler.events.add({"event": "disabled", "time": 1.0})
+    dashboard.sampler.events.add({"event": "forked", "time": 1.0})
     await viewer.until(lambda: viewer.names().count("facts") == 2)
     assert viewer.names()[3:] == ["disabled", "forked", "facts"]
     assert viewer.told()[-1][2]["traffic"] == "disabled"
-    desk.sampler.events.add({"event": "enabled", "time": 1.0})
+    dashboard.sampler.events.add({"event": "enabled", "time": 1.0})
     await viewer.until(lambda: viewer.names().count("facts") == 3)
     await leave(viewer)
 
 
 async def test_where_it_left_off(board: Scoreboard) -> None:
-    """`Last-Event-ID`: only what came later; anything else that stands there means all."""
-    desk = desk_of(board)
+    """With `Last-Event-ID` a viewer gets later events only; with a value that is no number of ours it gets all."""
+    dashboard = dashboard_of(board)
     for slot in range(30):
-        desk.sampler.events.add({"event": "forked", "time": 1.0, "slot": slot})
-    numbers = [told.number for told in desk.sampler.events.newer_than(0)]
+        dashboard.sampler.events.add({"event": "forked", "time": 1.0, "slot": slot})
+    numbers = [told.number for told in dashboard.sampler.events.newer_than(0)]
     for header, expected in ((str(numbers[27]), [28, 29]), ("x", range(30)), ("-5", range(30)), ("9" * 30, range(30))):
-        viewer = Viewer(desk, "/events?only=events", last_event_id=header)
+        viewer = Viewer(dashboard, "/events?only=events", last_event_id=header)
         await viewer.until(lambda viewer=viewer, expected=expected: len(viewer.told()) == len(expected))  # type: ignore[misc]
         assert [data["slot"] for _, _, data in viewer.told()] == list(expected)
         await leave(viewer)
 
 
 async def test_events_only(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No facts are made for it; a comment now and then says that it isn't forgotten, also while others are told something."""
+    """A viewer of events alone gets no reports; comments keep its stream alive, also while others get reports."""
     monkeypatch.setattr(sse, "COMMENT_INTERVAL_S", 0.02)
-    desk = desk_of(board)
-    viewer, other = Viewer(desk, "/events?only=events"), Viewer(desk)
+    dashboard = dashboard_of(board)
+    viewer, other = Viewer(dashboard, "/events?only=events"), Viewer(dashboard)
     await other.until(lambda: other.names())
     for _ in range(20):
-        desk.on_second()
+        dashboard.on_second()
         await asyncio.sleep(0.005)
     await viewer.until(lambda: viewer.content.endswith(b"\n\n:\n\n:\n\n"))
     assert viewer.names() == []
@@ -220,15 +220,15 @@ async def test_events_only(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_a_slow_viewer(board: Scoreboard) -> None:
-    """It loses samples and events, and costs no more than one message; others don't wait for it."""
-    desk = desk_of(board)
-    desk.on_second()
-    slow, quick = Viewer(desk), Viewer(desk)
+    """A slow viewer loses samples and events, costs one message, and doesn't slow down others."""
+    dashboard = dashboard_of(board)
+    dashboard.on_second()
+    slow, quick = Viewer(dashboard), Viewer(dashboard)
     await quick.until(lambda: quick.names() == slow.names() == ["facts", "sample"])
     slow.takes.clear()
     for second in range(300):
-        desk.on_second()
-        desk.sampler.events.add({"event": "forked", "time": 1.0, "slot": second})
+        dashboard.on_second()
+        dashboard.sampler.events.add({"event": "forked", "time": 1.0, "slot": second})
         await quick.until(lambda: {"forked", "sample"} <= {*quick.names()})
         quick.content = b""
     assert len(slow.told()) <= 4, "the one message that it was being sent"
@@ -242,57 +242,57 @@ async def test_a_slow_viewer(board: Scoreboard) -> None:
 
 
 async def test_many_viewers(board: Scoreboard) -> None:
-    """There is a bound, and a place again when one leaves; facts are made once for all."""
-    desk = desk_of(board)
-    viewers = [Viewer(desk) for _ in range(MAX_VIEWERS)]
-    await viewers[-1].until(lambda: desk.viewers.count == MAX_VIEWERS)
-    async with client(desk) as asking:
+    """The number of viewers is limited; reports are made once for all."""
+    dashboard = dashboard_of(board)
+    viewers = [Viewer(dashboard) for _ in range(MAX_VIEWERS)]
+    await viewers[-1].until(lambda: dashboard.viewers.count == MAX_VIEWERS)
+    async with client(dashboard) as asking:
         refused = await asking.get("/events")
         assert (refused.status_code, refused.text) == (503, "too many viewers already\n")
         assert (await asking.get("/events?only=all")).status_code == 400
         await leave(viewers.pop())
         assert (await asking.head("/events")).status_code == 200
-    number = desk.viewers.latest.reports
-    desk.on_second()
+    number = dashboard.viewers.latest.reports
+    dashboard.on_second()
     await viewers[0].until(lambda: all(viewer.names().count("facts") == 2 for viewer in viewers))
-    assert desk.viewers.latest.reports == number + 1
-    desk.viewers.close()
+    assert dashboard.viewers.latest.reports == number + 1
+    dashboard.viewers.close()
     async with asyncio.timeout(30):
         await asyncio.gather(*(viewer.task for viewer in viewers))
-    async with client(desk) as asking:
+    async with client(dashboard) as asking:
         refused = await asking.get("/events")
         assert (refused.status_code, refused.text) == (503, "the monitor is leaving\n"), "no others are taken"
 
 
-async def test_who_sees_code(board: Scoreboard) -> None:
-    """Where there is a token, stacks are for those who bear it, on loopback as well."""
-    desk = desk_of(board)
-    desk.sampler.events.add({"event": "died", "time": 1.0, "stacks": "File secret.py"})
+async def test_private_fields(board: Scoreboard) -> None:
+    """If a token is set, stacks are only for clients that have it, on loopback as well."""
+    dashboard = dashboard_of(board)
+    dashboard.sampler.events.add({"event": "died", "time": 1.0, "stacks": "File secret.py"})
     for settings, headers, sees in (
         (Settings(), {}, True),
         (Settings(monitor_token=TOKEN), {}, False),
         (Settings(monitor_token=TOKEN), BEARS, True),
     ):
-        viewer = Viewer(desk, settings=settings, **headers)
+        viewer = Viewer(dashboard, settings=settings, **headers)
         await viewer.until(viewer.told)
         assert (viewer.told()[0][2]["stacks"] is not None) == sees
         await leave(viewer)
 
 
 async def test_what_it_costs(board: Scoreboard) -> None:
-    """With 64 workers a second of looking and showing is less than 3 % of a core, and a message of facts no more than 64 KiB."""
-    desk = desk_of(board, master=os.getppid())
+    """With 64 workers, samples and reports take less than 3 % of a core, and a report has at most 64 KiB."""
+    dashboard = dashboard_of(board, master=os.getppid())
     board.header.wanted = 64
     for slot in range(64):
         worker(board, slot, requests=10**6, connections=1000)
-    viewer = Viewer(desk)
-    desk.on_second()  # the first look weighs processes
+    viewer = Viewer(dashboard)
+    dashboard.on_second()  # the first sample measures memory
     await viewer.until(lambda: "sample" in viewer.names())
     began = time.process_time()
     for _ in range(20):
-        desk.on_second()
+        dashboard.on_second()
         await asyncio.sleep(0)
     assert (time.process_time() - began) / 20 < 0.03
-    assert len(desk.viewers.latest.report) < 64 * 1024
-    assert len((await facts(desk))["workers"]) == 64
+    assert len(dashboard.viewers.latest.report) < 64 * 1024
+    assert len((await facts(dashboard))["workers"]) == 64
     await leave(viewer)

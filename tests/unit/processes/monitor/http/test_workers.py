@@ -1,4 +1,4 @@
-"""`/component-status` and `/stacks`: what is asked of the master, and what becomes of its answers."""
+"""`/component-status` and `/stacks`: the queries to the master, and the responses made of its results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STACKS = {"workers": [{"pid": 7, "slot": 0, "stacks": "Thread <script>"}]}
 
 
 class Master:
-    """Takes what the monitor asks, and answers, or raises."""
+    """A master that records the monitor's queries, and returns a result or raises."""
 
     def __init__(self, answer: dict[str, Any] | ClusterError) -> None:
         self.answer = answer
@@ -55,7 +55,7 @@ class Master:
     ],
 )
 async def test_component_status(query: str, verb: str, params: dict[str, Any]) -> None:
-    """What stands in the query is asked of the master, whose answer is passed on."""
+    """The parameters go to the master, and its result is passed on."""
     master = Master({"value": "<b>"})
     answer = await master.get("/component-status" + query)
     assert master.asked == [(verb, params)]
@@ -68,7 +68,7 @@ async def test_component_status(query: str, verb: str, params: dict[str, Any]) -
     ["worker=x", "worker=-1", "worker=" + "9" * 5000, "params={", "params=" + "[" * 8000, "params=" + "1" * 9000],
 )
 async def test_bad_queries(query: str) -> None:
-    """400, with the name of what is wrong; the master isn't asked."""
+    """Bad parameters are a 400 that names them, and the master gets no query."""
     master = Master({})
     answer = await master.get(f"/component-status?component=queue&{query}")
     assert (answer.status_code, master.asked) == (400, [])
@@ -85,14 +85,14 @@ async def test_bad_queries(query: str) -> None:
     ],
 )
 async def test_errors(error: ClusterError, component: int, stacks: int) -> None:
-    """What isn't there is 404; a master that doesn't answer 503; each with the reason."""
+    """A missing component is a 404 and a master that doesn't respond a 503, each with the reason."""
     for path, status in (("/component-status?component=queue", component), ("/stacks/7", stacks)):
         answer = await Master(error).get(path)
         assert (answer.status_code, answer.json()) == (status, {"error": error.message})
 
 
 async def test_stacks() -> None:
-    """Text, which no browser takes for markup, or JSON for who accepts it."""
+    """Stacks are plain text, or JSON for a client that accepts it."""
     master = Master(STACKS)
     answer = await master.get("/stacks/7")
     assert answer.text == "worker 7 (slot 0)\nThread <script>\n"
@@ -102,7 +102,7 @@ async def test_stacks() -> None:
 
 
 @pytest.mark.parametrize("worker", ["x", "-1", "9" * 5000, "%C2%B2"])
-async def test_stacks_of_nobody(worker: str) -> None:
-    """What is no pid is 404; the master isn't asked."""
+async def test_stacks_without_a_pid(worker: str) -> None:
+    """A path without a pid is a 404, and the master gets no query."""
     master = Master(STACKS)
     assert ((await master.get(f"/stacks/{worker}")).status_code, master.asked) == (404, [])
