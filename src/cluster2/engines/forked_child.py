@@ -24,7 +24,7 @@ from typing import NoReturn
 
 from ..linux import app_forks
 
-EXIT_CODE = 70
+_EXIT_CODE = 70
 """EX_SOFTWARE of sysexits(3): an error in the app."""
 
 logger = logging.getLogger("cluster2.worker")
@@ -49,7 +49,7 @@ class ForkedChildTrap:
             self._call or "a task of the app",
             os.getpid(),
         )
-        os._exit(EXIT_CODE)  # not sys.exit: the frames above are the worker's, and would run its shutdown
+        os._exit(_EXIT_CODE)  # not sys.exit: the frames above are the worker's, and would run its shutdown
 
     def __getattr__(self, name: str) -> NoReturn:
         self.end_process()

@@ -35,8 +35,8 @@ CANCEL_TIMEOUT_S = 1.0
 
 # Not the engine's own logger, whose tracebacks are those of requests.
 logger = logging.getLogger("cluster2.lifespan")
-App = Callable[..., Any]
-State = MutableMapping[str, Any]
+_App = Callable[..., Any]
+_State = MutableMapping[str, Any]
 
 
 class _Phase(Enum):
@@ -70,7 +70,7 @@ class Lifespan:
     """
 
     def __init__(
-        self, app: App, state: State, mode: str = "auto", *, shutdown_timeout_s: float = _SHUTDOWN_TIMEOUT_S
+        self, app: _App, state: _State, mode: str = "auto", *, shutdown_timeout_s: float = _SHUTDOWN_TIMEOUT_S
     ) -> None:
         """Prepare the lifespan; nothing is called yet.
 

@@ -107,7 +107,6 @@ IDLE, HEAD, SERVING, DISCARDING, LINGERING, UPGRADED, CLOSED = (
 
 _VERSION_1_1 = b" HTTP/1.1\r\n"
 
-_BAD_REQUEST = "Bad Request"
 _REASONS = {"Invalid HTTP version": (505, "only the versions 1.0 and 1.1 of HTTP are supported")}
 
 
@@ -609,6 +608,8 @@ class HttpConnection(asyncio.Protocol):
     def _examine(self, method: bytes, version: str) -> bool:
         """Check a head that has something special. Return whether a request is to be made of it."""
         seen = self._seen
+        # Twelve bits for each header (`head.SPECIAL_HEADERS`). A count that overflows does no harm, since a head with more than
+        # MAX_HEADERS is refused in any case.
         hosts, codings, upgrades = seen & 0xFFF, seen >> 12 & 0xFFF, seen >> 36 & 0xFFF
         if version not in ("1.1", "1.0"):
             return self.refuse(505, "only the versions 1.0 and 1.1 of HTTP are supported")

@@ -18,14 +18,14 @@ Target = tuple[str, bytes, bytes]
 
 # Headers that mean something to the connection, counted in one number while a head is parsed: 12 bits for each. Nearly every head
 # has exactly one Host and no other of these, so one comparison shows that there is nothing to do.
-HOST_HEADER, TRANSFER_ENCODING_HEADER, EXPECT_HEADER, UPGRADE_HEADER, FORWARDED_HEADER = (
+HOST_HEADER, _TRANSFER_ENCODING_HEADER, _EXPECT_HEADER, _UPGRADE_HEADER, FORWARDED_HEADER = (
     1 << 12 * position for position in range(5)
 )
 SPECIAL_HEADERS = {
     b"host": HOST_HEADER,
-    b"transfer-encoding": TRANSFER_ENCODING_HEADER,
-    b"expect": EXPECT_HEADER,
-    b"upgrade": UPGRADE_HEADER,
+    b"transfer-encoding": _TRANSFER_ENCODING_HEADER,
+    b"expect": _EXPECT_HEADER,
+    b"upgrade": _UPGRADE_HEADER,
     b"x-forwarded-for": FORWARDED_HEADER,
     b"x-forwarded-proto": FORWARDED_HEADER,
 }

@@ -24,9 +24,9 @@ from typing import NamedTuple
 
 from ...config.value_types import Proxies
 
-Address = tuple[str, int]
+_Address = tuple[str, int]
 """A host and a port. A port that isn't known is 0."""
-UNIX_PEER: Address = ("unix:", 0)
+UNIX_PEER: _Address = ("unix:", 0)
 """A stand-in for the peer of a Unix socket, which has no address."""
 
 MAX_FORWARDED_HOPS = 100
@@ -44,7 +44,7 @@ _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 class _Hop(NamedTuple):
     """One valid entry of `X-Forwarded-For`."""
 
-    address: Address
+    address: _Address
     trusted: bool
 
 
@@ -59,7 +59,7 @@ class TrustedProxies:
         # A proxy has few addresses, and a client sends many requests. Parsing takes 2 µs, a look into the cache 0.1.
         self._hop: Callable[[str], _Hop | None] = functools.lru_cache(_CACHED_ENTRIES)(self._examine)
 
-    def trusts(self, peer: Address | None) -> bool:
+    def trusts(self, peer: _Address | None) -> bool:
         """Return whether a peer's headers are trusted. This doesn't change while a connection is open.
 
         Args:
@@ -73,8 +73,8 @@ class TrustedProxies:
         return self._all_peers if hop is None else hop.trusted
 
     def resolve(
-        self, peer: Address | None, headers: Iterable[tuple[bytes, bytes]]
-    ) -> tuple[Address | None, str | None]:
+        self, peer: _Address | None, headers: Iterable[tuple[bytes, bytes]]
+    ) -> tuple[_Address | None, str | None]:
         """Return the client of a request, and the scheme by which it reached the first proxy.
 
         Args:
@@ -97,7 +97,7 @@ class TrustedProxies:
                 scheme = _SCHEMES.get(value.rpartition(b",")[2].strip().lower())
         return (self._client(forwarded) or own) if forwarded else own, scheme
 
-    def _client(self, lines: list[bytes]) -> Address | None:
+    def _client(self, lines: list[bytes]) -> _Address | None:
         """Return the rightmost address that isn't a trusted proxy; None if there is no valid entry."""
         found = None
         entries = b",".join(lines).decode("latin-1").rsplit(",", MAX_FORWARDED_HOPS)

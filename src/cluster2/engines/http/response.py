@@ -17,7 +17,7 @@ from typing import cast
 
 from ..wsgi.pep3333 import CONTROL_BYTES
 
-SERVER_LINE = b"\r\nserver: cluster2"
+_SERVER_LINE = b"\r\nserver: cluster2"
 HEAD_END = b"\r\n\r\n"
 CLOSE_LINE = b"\r\nconnection: close"
 CLOSE_LINE_AND_END = CLOSE_LINE + HEAD_END
@@ -38,7 +38,7 @@ class InvalidResponse(RuntimeError):
     """The app's response breaks HTTP, or ASGI."""
 
 
-def status_line(status: int) -> bytes:
+def _status_line(status: int) -> bytes:
     """Return the first line of a response, without its end."""
     try:
         phrase = HTTPStatus(status).phrase
@@ -69,13 +69,13 @@ class Defaults:
         if found is None:
             if not isinstance(cast(object, status), int) or not 200 <= status <= 999:
                 raise InvalidResponse(f"the app's status {status!r} isn't one that ends a request")
-            found = self.beginnings[status] = status_line(status) + self._date + SERVER_LINE
+            found = self.beginnings[status] = _status_line(status) + self._date + _SERVER_LINE
         return found
 
     def without(self, status: int, names: set[bytes]) -> bytes:
         """Return the beginning of a head without the default headers that the app sends itself."""
         date = b"" if b"date" in names else self._date
-        return status_line(status) + date + (b"" if b"server" in names else SERVER_LINE)
+        return _status_line(status) + date + (b"" if b"server" in names else _SERVER_LINE)
 
 
 class Head:

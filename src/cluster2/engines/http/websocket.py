@@ -45,14 +45,14 @@ CLOSE_TIMEOUT_S = 10.0
 """The time that a client may take to answer Close, or to take the rest of what was sent."""
 LINGER_S = 1.0
 """The time that a client may take to close the connection when both sides have sent Close."""
-ACCEPTED_STATUS = 101
+_ACCEPTED_STATUS = 101
 _CLOSE_SERVICE_RESTART = 1012
 """The close code by which a client learns that it should connect again (IANA registry of RFC 6455)."""
 
 logger = logging.getLogger("cluster2.http")
 
 
-class WebSocketHost(Protocol):
+class _WebSocketHost(Protocol):
     """The part of the engine that a websocket needs.
 
     Attributes:
@@ -107,7 +107,7 @@ class WebSocketConnection(asyncio.Protocol):
         scope: dict[str, Any],
         session: Session,
         transport: asyncio.Transport,
-        host: WebSocketHost,
+        host: _WebSocketHost,
     ) -> None:
         """Take a connection over.
 
@@ -318,7 +318,7 @@ class WebSocketConnection(asyncio.Protocol):
         finally:
             self._flush()
         if connecting:
-            if session.status == ACCEPTED_STATUS:
+            if session.status == _ACCEPTED_STATUS:
                 self._count_answer()
             if self._retiring:
                 self._close(_CLOSE_SERVICE_RESTART)

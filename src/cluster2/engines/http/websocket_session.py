@@ -41,7 +41,7 @@ from websockets.server import ServerProtocol
 
 from .response import CHUNKED_LINE, CLOSE_LINE, HEAD_END, LAST_CHUNK, Defaults, Head, refusal
 
-Headers = Iterable[tuple[bytes, bytes]]
+_Headers = Iterable[tuple[bytes, bytes]]
 Message = MutableMapping[str, Any]
 
 SPEC_VERSION = "2.4"
@@ -304,7 +304,7 @@ class Session:
         self._disconnect(code, reason)
         self._collect()
 
-    def _accept(self, subprotocol: str | None, headers: Headers) -> None:
+    def _accept(self, subprotocol: str | None, headers: _Headers) -> None:
         """Answer the handshake with 101."""
         own = [(name.lower(), value) for name, value in headers]
         if any(name == b"sec-websocket-protocol" for name, _ in own):
@@ -333,7 +333,7 @@ class Session:
         self.status = refused.status
         self._end()
 
-    def _start_denial(self, status: int, headers: Headers) -> None:
+    def _start_denial(self, status: int, headers: _Headers) -> None:
         self._head = Head(self._defaults, status, headers)
         self.phase = DENYING
         self.status = status
@@ -459,7 +459,7 @@ def open_session(
     return Session(protocol, response, [token.strip() for offer in offers for token in offer], defaults)
 
 
-def _misfit(method: str, headers: Headers) -> HandshakeRefusal | None:
+def _misfit(method: str, headers: _Headers) -> HandshakeRefusal | None:
     """Refuse a handshake for reasons that the library doesn't check, or to which it responds in another way; else None."""
     if method != "GET":
         return HandshakeRefusal(405, "a websocket begins with GET", b"\r\nallow: GET")

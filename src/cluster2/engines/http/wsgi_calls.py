@@ -19,7 +19,7 @@ from ..wsgi.thread_pool import ThreadPool
 from ..wsgi.threaded import Call, run_call
 from .request import HttpRequest
 
-Rest = Callable[[HttpRequest, Awaitable[None] | None, contextvars.Context | None], None]
+_Rest = Callable[[HttpRequest, Awaitable[None] | None, contextvars.Context | None], None]
 """A callback that takes a request, the work that is left for it (None: nothing), and the context for that work (None: any)."""
 
 
@@ -31,7 +31,7 @@ class WsgiServer(WsgiBridge):
         context: each request gets a copy of it.
     """
 
-    rest: Rest
+    rest: _Rest
     context: contextvars.Context
 
     def begin(self, request: HttpRequest) -> bool:
@@ -39,7 +39,7 @@ class WsgiServer(WsgiBridge):
         if not request.ended:
             return False
         if self.pool is not None:
-            DirectCall(self._app, self._environ(request), request, self.pool, self.rest).begin()
+            _DirectCall(self._app, self._environ(request), request, self.pool, self.rest).begin()
             return True
         if self._lock.busy:
             return False
@@ -72,12 +72,12 @@ class WsgiServer(WsgiBridge):
         return environ
 
 
-class DirectCall(Call):
+class _DirectCall(Call):
     """A call in a thread, whose messages are processed on the loop without a coroutine that waits for them."""
 
     __slots__ = ("_handed_on", "_request", "_rest")
 
-    def __init__(self, app: App, environ: Environ, request: HttpRequest, pool: ThreadPool, rest: Rest) -> None:
+    def __init__(self, app: App, environ: Environ, request: HttpRequest, pool: ThreadPool, rest: _Rest) -> None:
         super().__init__(app, environ, pool)
         self._request = request
         self._rest = rest

@@ -8,7 +8,7 @@ coroutine. A thread sends a message to the loop and waits.
 than the loop turns go out together. With `MAX_READ_AHEAD_BYTES` under way the thread waits, so a client that doesn't read holds
 back its app. A complete body (a list, or as long as declared) goes out before `close()` is called, in one step.
 
-*Input.* A body with a declared length of up to `MAX_QUEUED_BODY_BYTES` is read before the app is called, so that a slow client
+*Input.* A body with a declared length of up to `_MAX_QUEUED_BODY_BYTES` is read before the app is called, so that a slow client
 holds no thread. A body that is longer, chunked, or announced by `Expect: 100-continue` is read when the app reads, and no
 faster. An inline app holds the loop, which couldn't read meanwhile. So all of its body is read first, beyond
 `_SPOOL_THRESHOLD_BYTES` into a temporary file.
@@ -46,7 +46,7 @@ from .pep3333 import App, Environ, EnvironBuilder, body_length, body_of
 from .thread_pool import ThreadPool
 from .threaded import Call, run_call
 
-MAX_QUEUED_BODY_BYTES = MAX_READ_AHEAD_BYTES
+_MAX_QUEUED_BODY_BYTES = MAX_READ_AHEAD_BYTES
 """Bytes of a request's body that are read before a thread is taken."""
 _SPOOL_THRESHOLD_BYTES = 512 * 1024
 """Bytes of a request's body that are kept in memory, if all of it is read before the call."""
@@ -132,7 +132,7 @@ class WsgiBridge:
         call = Call(self._app, environ, self.pool)
         if length == 0:
             environ["wsgi.input"] = io.BytesIO()
-        elif length is None or length > MAX_QUEUED_BODY_BYTES or "HTTP_EXPECT" in environ:
+        elif length is None or length > _MAX_QUEUED_BODY_BYTES or "HTTP_EXPECT" in environ:
             environ["wsgi.input"] = body_of(call.more)
         else:
             environ["wsgi.input"] = body = io.BytesIO()

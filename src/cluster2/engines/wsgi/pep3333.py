@@ -27,7 +27,7 @@ from urllib.parse import unquote_to_bytes
 Environ = dict[str, Any]
 Start = Callable[..., Callable[[bytes], None]]
 App = Callable[[Environ, Start], Iterable[bytes]]
-Header = tuple[bytes, bytes]
+_Header = tuple[bytes, bytes]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 
 FILE_BLOCK_BYTES = 65536
@@ -142,7 +142,7 @@ class EnvironBuilder:
         environ["SERVER_PROTOCOL"] = "HTTP/1.1" if version == "1.1" else "HTTP/" + version
         return environ
 
-    def put_headers(self, environ: Environ, headers: Iterable[Header]) -> None:
+    def put_headers(self, environ: Environ, headers: Iterable[_Header]) -> None:
         """Put a request's headers into its environ."""
         keys = self._keys
         for name, value in headers:
@@ -232,7 +232,7 @@ class Response:
         self.close = self.begun = self.complete = False
 
     @property
-    def headers(self) -> list[Header]:
+    def headers(self) -> list[_Header]:
         """The app's headers in ASGI's form."""
         pairs = [line.partition(b": ") for line in self.lines.split(b"\r\n")[1:]]
         return [(name, value) for name, _, value in pairs] + ([(b"connection", b"close")] if self.close else [])

@@ -19,7 +19,7 @@ Invariant: while calls wait, a wake-up is in the queue `_bell`, or a thread is a
 is at work and a check is scheduled.
 
 *Capacity.* The pool reports whether a thread is free, and calls `freed` when one becomes free. If its own calls keep it full, it
-admits a call from outside now and then (`OUTSIDE_CALL_WAIT_S`). That happens at the end of a call, so never while all threads
+admits a call from outside now and then (`_OUTSIDE_CALL_WAIT_S`). That happens at the end of a call, so never while all threads
 are held.
 
 *Times.* The wall time of each call is known: it takes two readings of a clock that needs no system call. CPU time needs a system
@@ -46,7 +46,7 @@ from ..base import ThreadHold
 
 logger = logging.getLogger("cluster2.worker")
 
-OUTSIDE_CALL_WAIT_S = 0.005
+_OUTSIDE_CALL_WAIT_S = 0.005
 """Seconds after which one call from outside is admitted, though the pool's own calls keep it full."""
 _CALLS_PER_BURST = 64
 """Calls in a row whose CPU time is read after a long call."""
@@ -234,7 +234,7 @@ class ThreadPool:
             else:
                 self.busy -= 1
                 self._done += 1
-        if self._denied_at and (self.busy < self.size or _now() - self._denied_at > OUTSIDE_CALL_WAIT_S):
+        if self._denied_at and (self.busy < self.size or _now() - self._denied_at > _OUTSIDE_CALL_WAIT_S):
             self._denied_at = 0.0
             if self.freed is not None:
                 self.freed()
