@@ -35,7 +35,7 @@ from cluster2.processes.master.workers.stalled_clients import StalledClientRepor
 from cluster2.processes.master.workers.steering import Steering
 from cluster2.processes.monitor.http.metrics import exposition
 from cluster2.processes.worker.sampling.accept_mode import COUNTING_WINDOW_S, AcceptMode, AcceptModeSelector
-from tests.unit.monitored import a_board, desk_of
+from tests.unit.monitored import a_board, dashboard_of
 
 GONE = 5_000_000
 """A pid that no process has: the kernel's highest is below it."""
@@ -71,7 +71,7 @@ class Parts:
         self.watchman._stuck = lambda handle, trouble: setattr(handle, "reason", "hang")  # type: ignore[method-assign]
         self.heartbeats = Heartbeats(board, now)
         self.stalls = StalledClientReporter(board)
-        self.desk = desk_of(board)
+        self.dashboard = dashboard_of(board)
 
     def write(self, patterns: list[int]) -> None:
         """Let the first worker write all of its cells, and the second do its work."""
@@ -97,10 +97,10 @@ class Parts:
             waiting=0,
         )
         beat = self.heartbeats.event_if_due(self.roster, now + 10, 1.0)
-        self.desk.sampler.sample(now, time.time())
+        self.dashboard.sampler.sample(now, time.time())
         exposition(self.board, "")
         self.stalls.report_if_due(self.roster, now)
-        return [msgspec.json.decode(msgspec.json.encode(each)) for each in (shown, beat, self.desk.report())]
+        return [msgspec.json.decode(msgspec.json.encode(each)) for each in (shown, beat, self.dashboard.report())]
 
 
 @contextmanager
