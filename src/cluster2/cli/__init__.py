@@ -22,6 +22,7 @@ from ..version import __version__
 COMMANDS = {
     "run": "serve_commands",
     "start": "serve_commands",
+    "dev": "dev_commands",
     "status": "control_commands",
     "reload": "control_commands",
     "scale": "control_commands",
@@ -40,7 +41,7 @@ COMMANDS = {
 }
 """The module that has a command."""
 
-_ELSEWHERE = {"serve": "run", "dev": "run", "restart": "reload", "kill": "stop", "ps": "status", "ls": "status"}
+_ELSEWHERE = {"serve": "run", "develop": "dev", "restart": "reload", "kill": "stop", "ps": "status", "ls": "status"}
 """Commands of other programs, with ours that do the same."""
 
 _EXIT_INTERRUPTED = 130

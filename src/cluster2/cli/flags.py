@@ -14,7 +14,6 @@ from ..runtime.option_sources import Config, load
 from . import complain
 
 _ELSEWHERE = {
-    "--reload": "after an edit, `cluster2 reload` serves the new code",
     "--daemon": "`cluster2 start` serves in the background",
     "-D": "`cluster2 start` serves in the background",
     "--worker-class": "the app's interface is found by itself; --engine names another engine",

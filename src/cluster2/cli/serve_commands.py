@@ -17,7 +17,8 @@ import click
 from ..config.settings import Settings
 from ..errors import ConfigError
 from ..runtime.control_client import ControlClient
-from . import complain
+from . import complain, dev_commands
+from .dev_commands import with_reload_flags
 from .flags import OptionCommand, gather, require_target, with_options
 
 _READY_FD_VARIABLE = "_CLUSTER2_READY_FD"
@@ -27,6 +28,8 @@ _WARNING = re.compile(r"\S+ \S+ \[\d+\] warning (.*)")
 
 
 @click.command(cls=OptionCommand)
+@click.option("--reload", is_flag=True, help="development mode, as `cluster2 dev`: load the app again after each edit")
+@with_reload_flags
 @with_options
 def run(**flags: Any) -> int:
     """Serve TARGET in the foreground.
@@ -35,6 +38,9 @@ def run(**flags: Any) -> int:
     callable that returns one; 'module:create_app("prod")' calls it with arguments. Without :attr, application or app is
     looked for (with --factory: create_app or make_app).
     """
+    if flags["reload"]:
+        return dev_commands.serve(flags, click.get_current_context().meta["cluster2.arguments"])
+    dev_commands.refuse_reload_flags(flags)
     # First of all: nothing that this process starts may inherit the descriptor or its name.
     on_ready = _announcer(os.environ.pop(_READY_FD_VARIABLE, None))
     config = require_target(gather(flags, warn=False))

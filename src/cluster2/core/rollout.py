@@ -35,6 +35,7 @@ class Rollout:
     """A change from one generation to the next.
 
     Attributes:
+        settle_s: seconds for which the first new worker must have been ready before an old worker is retired.
         settles_at: when the first new worker will have settled, by the caller's clock; None: it isn't ready yet.
     """
 
@@ -42,6 +43,7 @@ class Rollout:
     new: int
     stage: Stage = Stage.LOADING
     settles_at: float | None = None
+    settle_s: float = SETTLE_S
 
     def on_loaded(self) -> None:
         """Note that the new code is loaded."""
@@ -50,7 +52,7 @@ class Rollout:
     def ready(self, generation: int, now: float) -> None:
         """Note that a worker of that generation became ready."""
         if self.stage is Stage.PROVING and generation == self.new and self.settles_at is None:
-            self.settles_at = now + SETTLE_S
+            self.settles_at = now + self.settle_s
 
     def advance(self, now: float) -> None:
         """Start to roll if the first new worker has settled by now."""

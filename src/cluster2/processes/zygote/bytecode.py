@@ -55,9 +55,14 @@ def _get_data(self: SourceFileLoader, path: str) -> bytes:
     return data
 
 
+def is_installed(source: str) -> bool:
+    """Return whether a source belongs to the standard library or was put into its place by an installer."""
+    return source.startswith(_STDLIB) or any(each in source for each in _INSTALLED)
+
+
 def may_be_stale(source: str, bytecode: str) -> bool:
     """Return whether the source may have changed after it was read for this bytecode. Raises OSError if one doesn't exist."""
-    if source.startswith(_STDLIB) or any(each in source for each in _INSTALLED):
+    if is_installed(source):
         return False
     return os.stat(bytecode).st_mtime_ns <= os.stat(source).st_ctime_ns + MTIME_MARGIN_NS
 

@@ -23,7 +23,7 @@ from ...linux.descriptor_passing import MAX_DESCRIPTORS, DescriptorsLost, Packet
 from ...linux.log_files import ReopeningFile
 from ...protocol import codec, messages
 from ...protocol.worker_descriptors import WorkerDescriptors
-from . import inheritance
+from . import imported_sources, inheritance
 from .image import Image, freeze
 from .renewal import renew
 from .started import StartedAtImport
@@ -42,7 +42,9 @@ def main(channel: Packets, prepare: Callable[[messages.Prepare, list[int]], Imag
     try:
         with started:
             image = prepare(order, files)
+        imported_sources.record()
     except ClusterError as error:
+        imported_sources.record()
         # Before the master knows: it kills this process at once if the start fails, and then no `atexit` function runs.
         started.terminate()
         refuse(channel, error)

@@ -14,8 +14,9 @@ from typing import Any
 from .... import events
 from ....core.lifecycle import WorkerState
 from ....core.planning import WorkerView
-from ....core.rollout import Rollout, Stage
+from ....core.rollout import SETTLE_S, Rollout, Stage
 from ....errors import ClusterError, as_cluster_error
+from ....runtime import development
 from ..state.cluster_state import ClusterState
 
 logger = logging.getLogger("cluster2.master")
@@ -181,7 +182,9 @@ class Reloader:
             return
         self._request, self._next = self._next, None
         self._last += 1
-        self._state.rollout = Rollout(self._current, self._last)
+        # In development the old code has no users to protect, and the developer waits.
+        settle_s = 0.0 if development.is_on() else SETTLE_S
+        self._state.rollout = Rollout(self._current, self._last, settle_s=settle_s)
         self._began = time.monotonic()
         self._warnings, self._faults = [], []
         self._state.emit(events.Reloading(time=time.time(), generation=self._last))

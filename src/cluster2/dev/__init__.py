@@ -1,0 +1,1 @@
+"""Development mode: a cluster that loads the app again after each edit."""

@@ -1,0 +1,187 @@
+"""A cluster in development: it is started, reloads after edits, and is started again after a failed start.
+
+The cluster is an ordinary `cluster2 run` in a process of its own, on the same terminal: its master, its reload and its errors
+are those of production. This process watches the files and asks the master to reload. While the new code cannot be loaded,
+the master keeps the old code, and the traceback is shown. A first start that fails leaves nothing to keep: the session
+waits for the next edit and starts again.
+
+Ctrl-C reaches both processes, since they share the terminal: the master shuts down, and this process leaves with its exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from watchfiles import watch
+
+from ..config.settings import Settings
+from ..errors import ClusterError, NotRunning
+from ..linux.processes import set_parent_death_signal
+from ..runtime.control_client import ControlClient
+from ..runtime.development import SOURCES_VARIABLE
+from .debugger import HOOK
+from .watching import SourceFilter, edited_since, roots
+
+POLL_INTERVAL_MS = 100
+"""Milliseconds after which the session sees that the cluster has ended."""
+QUIET_MS = 10
+"""Milliseconds without a further change after which a change counts: an editor or a checkout writes several files."""
+MAX_QUIET_MS = 300
+"""Milliseconds after which a change counts though others follow."""
+_EXIT_CODES_OF_A_FAILED_APP = frozenset({3, 5})
+"""The app could not be loaded, or the options are wrong: the next edit may mend it."""
+
+
+class Session:
+    """A cluster that is reloaded after edits.
+
+    Args:
+        settings: the options, as the cluster will have them.
+        arguments: of `cluster2 run`.
+        folders: to watch besides the packages of the app.
+        filter: decides which changes count.
+        files: to watch besides: those that options come from.
+        say: shows a line to the developer.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        arguments: Sequence[str],
+        folders: Sequence[str],
+        filter: SourceFilter,
+        files: Sequence[str],
+        say: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._command = [sys.executable, "-P", "-m", "cluster2", "run", *arguments]
+        self._folders = list(folders)
+        self._filter = filter
+        self._files = files
+        self._say = say
+        self._child: subprocess.Popen[bytes] | None = None
+        self._leaving = False
+        self._loaded_at = 0.0
+
+    def run(self) -> int:
+        """Serve until the developer ends it. Returns the cluster's exit code."""
+        with tempfile.TemporaryDirectory(prefix="cluster2-dev-") as directory, self._signals():
+            sources = Path(directory, "sources")
+            self._start(sources)
+            try:
+                return self._follow(sources)
+            finally:
+                self._end()
+
+    def _follow(self, sources: Path) -> int:
+        watched: tuple[str, ...] = ()
+        while True:
+            found = roots([*self._folders, *_read(sources)], self._files)
+            added = [each for each in found if each not in watched]
+            if added:
+                self._say(f"watching {', '.join(found)}")
+            watched = found
+            for changes in self._changes(found, added):
+                code = self._child.poll() if self._child is not None else None
+                if code is not None and (self._leaving or code not in _EXIT_CODES_OF_A_FAILED_APP):
+                    return code if code >= 0 else 128 - code
+                if code is not None and self._child is not None:
+                    self._child = None
+                    self._say("the start has failed; after the next edit the app is loaded again")
+                if changes:
+                    self._load(changes, sources)
+                if roots([*self._folders, *_read(sources)], self._files) != watched:
+                    break  # the app imports from other folders now
+
+    def _changes(self, watched: Sequence[str], added: Sequence[str]) -> Iterator[list[str]]:
+        """Yield the paths that have changed, and an empty list at each interval.
+
+        Args:
+            added: roots that were not watched so far: what was edited there since the app was loaded counts as changed.
+        """
+        late: list[str] | None = None
+        for found in watch(
+            *watched,
+            watch_filter=self._filter,
+            debounce=MAX_QUIET_MS,
+            step=QUIET_MS,
+            rust_timeout=POLL_INTERVAL_MS,
+            yield_on_timeout=True,
+            raise_interrupt=False,
+        ):
+            if late is None:  # now that the kernel watches: what is edited from here on is reported
+                late = edited_since(self._loaded_at, added, self._filter)
+                yield sorted({path for _, path in found} | set(late))
+            else:
+                yield sorted({path for _, path in found})
+
+    def _load(self, changes: list[str], sources: Path) -> None:
+        """Load the app again, and show how that went."""
+        shown = ", ".join(os.path.relpath(path) for path in changes[:3]) + (" …" if len(changes) > 3 else "")
+        if self._child is None:
+            self._say(f"{shown} changed: starting")
+            self._start(sources)
+            return
+        began = time.monotonic()
+        self._loaded_at = time.time()
+        try:
+            ControlClient(Path(self._settings.pids)).call("reload")
+        except NotRunning:
+            return  # it has only just been started, or ends
+        except ClusterError as error:
+            if self._settings.log_to == "files":  # otherwise the master has just shown it on the same terminal
+                self._say(f"{error.message}\n{error.detail}".rstrip())
+            self._say(f"{shown} changed: it cannot be loaded; the old code serves until the next edit")
+        else:
+            self._say(f"{shown} changed: reloaded in {time.monotonic() - began:.2f} s")
+
+    def _start(self, sources: Path) -> None:
+        self._loaded_at = time.time()
+        self._child = subprocess.Popen(
+            self._command,
+            env={"PYTHONBREAKPOINT": HOOK} | os.environ | {SOURCES_VARIABLE: str(sources)},
+            # A session that is killed must not leave its cluster behind.
+            preexec_fn=partial(set_parent_death_signal, signal.SIGTERM),
+        )
+
+    def _end(self) -> None:
+        """End the cluster if something has gone wrong here: it must not stay without the developer's knowing."""
+        if self._child is not None and self._child.poll() is None:
+            self._child.terminate()
+            self._child.wait()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Have signals end the cluster, and this process with it."""
+
+        def interrupted(number: int, frame: FrameType | None) -> None:
+            self._leaving = True
+            # A Ctrl-C of the terminal reaches the cluster by itself; a second one there means "at once".
+            if self._child is not None and (number == signal.SIGTERM or not sys.stdin.isatty()):
+                self._child.terminate()
+            if self._child is None:
+                raise SystemExit(128 + number)
+
+        before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _read(sources: Path) -> list[str]:
+    try:
+        return sources.read_text().splitlines()
+    except OSError:
+        return []
