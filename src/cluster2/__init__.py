@@ -1,6 +1,6 @@
-"""cluster2: a multi-process manager for production Python servers.
+"""cluster2: a multi-process manager and server for Python web apps.
 
-The façade: what users import. Everything else is private to the project.
+This module has the public API. All other modules are private to the project.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _HOMES = {
     "tcp": "runtime.app_loader",
     "wsgi": "runtime.app_loader",
 }
-"""The modules of names, but for errors and events."""
+"""The modules of public names that are neither errors nor events."""
 
 __all__ = [
     "AddressInUse",
@@ -112,10 +112,10 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # a checker would take any name for one that is there
+if not TYPE_CHECKING:  # with __getattr__, a type checker would accept every name
 
     def __getattr__(name: str) -> Any:
-        # Lazily, since every process of a cluster imports this package and each needs little of it: the master stays small.
+        # Names are imported on demand: every process of a cluster imports this package and needs little of it.
         if name not in __all__:
             raise AttributeError(f"module 'cluster2' has no attribute {name!r}")
         from importlib import import_module

@@ -1,4 +1,4 @@
-"""The API: a cluster, from the script that starts it or from any other process that talks to it."""
+"""The API `Cluster`: start a cluster from a script, or send commands to one from any process."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Cluster:
     """A cluster of workers that serve one app or several.
 
     Args:
-        options: as in the reference of options; nested ones as dictionaries (`ecv={"control": True}`).
+        options: the options of the reference page; those of a table as a dictionary (`ecv={"control": True}`).
 
     Raises:
-        ConfigError: an option is unknown or has a bad value.
+        ConfigError: an option is unknown, or has a bad value.
     """
 
     def __init__(self, **options: Unpack[ClusterOptions]) -> None:
@@ -75,30 +75,30 @@ class Cluster:
 
     @property
     def config(self) -> Config:
-        """The effective options and where each came from."""
+        """The effective options and their sources."""
         return self._config
 
     # Serving
 
     def listen(self, app: object = None, *, factory: bool | Callable[..., object] = False) -> None:
-        """Serve until told to end; then return. Call it in a script's main thread.
+        """Serve until the cluster ends, then return. Call it in a script's main thread.
 
-        This process becomes the master. An app that is given as an object is loaded by executing this very script again:
-        there, this call becomes the process that forks workers, and never returns. So what stands before it runs in
-        both, and what stands behind it only in the master.
+        This process becomes the master. If the app is given as an object, the master executes this script again to load it. In
+        that second process this call forks the workers and never returns. So code before the call runs in both processes, and code
+        after it runs in the master only.
 
         Args:
             app: the app, or `module:attr`, or None if the options name it.
             factory: a callable that returns the app; or true, if `app` is one.
 
         Raises:
-            SystemExit: with the exit code of the error, after a line on standard error, if it can't serve.
+            SystemExit: the cluster can't serve. It has the exit code of the error, which is printed on standard error.
         """
         try:
             _refuse_imported_main()
             configured, targets = self._with(app, factory)
             if CHANNEL_VARIABLE in os.environ:
-                from .processes import child_main  # what serves and what loads, which a master doesn't need
+                from .processes import child_main  # imports the engines, which a master doesn't need
 
                 child_main.execute_again_if_stale()
                 sys.exit(child_main.run(configured, targets))
@@ -113,27 +113,27 @@ class Cluster:
             raise SystemExit(error.exit_code) from None
 
     async def serve(self, app: object = None) -> int:
-        """The same inside a running event loop, whose signals stay its own. Cancel it, or call `shutdown`, to end it.
+        """Serve within a running event loop, and return the exit code. Cancel the call, or call `shutdown`, to end the cluster.
 
-        The app must be importable: `module:attr`, or an object that is an attribute of its module.
+        Signals are left to the program. The app must be importable: `module:attr`, or an object that is an attribute of its module.
 
         Raises:
-            ClusterError: it can't serve.
+            ClusterError: the cluster can't serve.
         """
         async with self.running(app) as running:
             return await running.ended()
 
     @contextlib.asynccontextmanager
     async def running(self, app: object = None) -> AsyncIterator[Running]:
-        """`async with cluster.running(app) as running:` serves for as long as the block lasts; for tests, mostly.
+        """Serve during an `async with` block: `async with cluster.running(app) as running:`. It is mostly for tests.
 
         Raises:
-            ClusterError: it can't serve.
+            ClusterError: the cluster can't serve.
         """
         target = app if app is None or isinstance(app, str) else _importable(app)
         configured, _ = self._with(target, False)
         launch.prepare(configured)
-        # This process's output is its own business, and so is where it is: files only if somebody asks for them.
+        # The output of this process belongs to the program, so log files are made only if an option asks for them.
         asked = any(map(configured.explicit, launch.LOG_OPTIONS))
         logbook = LogDirectory.from_settings(configured.settings, own=False) if asked else None
         with launch.acquire_resources(configured, default_argv(), logbook, owns_process=False) as owned:
@@ -161,7 +161,7 @@ class Cluster:
     @overload
     def on(self, name: str, handler: None = None) -> Callable[[H], H]: ...
     def on(self, name: str, handler: H | None = None) -> H | Callable[[H], H]:
-        """Call a handler, sync or async, when an event happens: `@cluster.on("died")`, or `cluster.on("died", handler)`."""
+        """Register a handler, sync or async, for an event: `@cluster.on("died")`, or `cluster.on("died", handler)`."""
         if handler is None:
             return lambda decorated: self.on(name, decorated)
         self._check_event_name(name, handler)
@@ -169,7 +169,7 @@ class Cluster:
         return handler
 
     def off(self, name: str, handler: Callable[[Any], Any]) -> None:
-        """Call it no more. Raises ValueError if it wasn't called on that event."""
+        """Remove a handler. Raises ValueError: it isn't registered for that event."""
         self._switchboard.emitter.off(name, handler)
 
     @overload
@@ -177,7 +177,7 @@ class Cluster:
     @overload
     def once(self, name: str, handler: None = None) -> Callable[[H], H]: ...
     def once(self, name: str, handler: H | None = None) -> H | Callable[[H], H]:
-        """Call it the next time only."""
+        """Register a handler for the next event of that name only."""
         if handler is None:
             return lambda decorated: self.once(name, decorated)
         self._check_event_name(name, handler)
@@ -203,13 +203,17 @@ class Cluster:
         return dataclasses.replace(config, warnings=(*config.warnings, *self._name_warnings))
 
     def emit(self, event: str, data: object = None, targets: Iterable[int] | None = None) -> None:
-        """Tell workers that something has happened: those of these pids, or all. From any thread of the master.
+        """Emit an event to workers, which handle it with `worker.on(event, handler)`.
 
-        They hear it by `worker.on(event, handler)`. From another process it goes by way of the master.
+        It may be called from any thread of the master. In another process it sends the event by way of the master.
+
+        Args:
+            data: plain data.
+            targets: the pids of the workers that receive the event; None: all workers.
 
         Raises:
             NotRunning: no master is running, here or on this pids directory.
-            ClusterError: the data can't travel.
+            ClusterError: the data can't be sent to another process.
             ValueError: the name is one of the master's own events.
         """
         pids = None if targets is None else list(targets)
@@ -219,7 +223,7 @@ class Cluster:
             self._client().call("emit", {"event": events.own(event), "data": data, "targets": pids})
 
     def notify(self, event: str, value: object, targets: Iterable[int] | None = None) -> None:
-        """Publish a change of something that workers have asked for before: the same as `emit`."""
+        """Emit the change of a value that workers have asked for before (`delegate(…, notification=…)`). It is an alias of `emit`."""
         self.emit(event, value, targets)
 
     # Delegated work
@@ -233,15 +237,15 @@ class Cluster:
     def on_delegate(
         self, name: str, handler: F | None = None, *, limit: int = DEFAULT_CONCURRENCY, single: bool = True
     ) -> F | Callable[[F], F]:
-        """Do the work that workers delegate under that name: `@cluster.on_delegate("read-config")`.
+        """Register the handler for work that workers delegate under that name: `@cluster.on_delegate("read-config")`.
 
-        The handler is called in the master, with the message, and with a `DelegateRequest` if it takes two arguments. What it
-        returns is the answer; what it raises travels back as a DelegateError. If it is sync it runs in a thread. Equal requests
-        that are under way at the same time are one call.
+        The handler is called in the master with the message, and with a `DelegateRequest` if it takes two arguments. Its result is
+        sent to the worker. An exception becomes a DelegateError there. A sync handler runs in a thread. Equal requests that are
+        under way at the same time share one call.
 
         Args:
-            limit: how many are done at a time; the others wait for their turn.
-            single: false: each request is done, equal or not.
+            limit: how many calls run at a time; others wait for their turn.
+            single: false: equal requests are separate calls.
 
         Raises:
             ConfigError: that name has a handler already.
@@ -251,7 +255,7 @@ class Cluster:
         self._switchboard.delegates.handle(name, handler, limit=limit, single=single)
         return handler
 
-    if not TYPE_CHECKING:  # a checker would take every name for one that is there
+    if not TYPE_CHECKING:  # with __getattr__, a type checker would accept every name
 
         def __getattr__(self, name: str) -> Any:
             if name == "delegate":
@@ -279,13 +283,13 @@ class Cluster:
         params: object = None,
         reducer: str | Reducer | None = None,
     ) -> dict[str, Any] | Coroutine[Any, Any, ComponentStatus]:
-        """What `cluster2 status --json` shows; or, awaited, the status of a component (`worker.register_status`).
+        """Return the status as `cluster2 status --json` shows it; with a component, return its status, to be awaited.
 
         Args:
-            component: its name.
-            worker: only that of this pid or slot.
+            component: the name of a component (`worker.register_status`).
+            worker: ask only the worker of this pid or slot.
             params: plain data for the component's view.
-            reducer: instead of the component's own: a name, or a function of the list of values.
+            reducer: the name of a reducer, or a function of the list of values, instead of the component's own.
 
         Raises:
             NotRunning: no master is running.
@@ -297,18 +301,21 @@ class Cluster:
         return self._component(component, worker, params, reducer)
 
     def statuses(self) -> list[str]:
-        """The names of all components. Raises NotRunning."""
+        """Return the names of all components. Raises NotRunning."""
         if self._switchboard.running:
             return self._switchboard.statuses.names()
         names: list[str] = self._client().call("statuses")["names"]
         return names
 
     def set_status(self, component: str, value: object, *, worker: int | None = None) -> None:
-        """Set a component in all workers, also those that come later, or only in that of this pid or slot.
+        """Set a component to a value, in all workers and in those that are made later.
+
+        Args:
+            worker: set it only in the worker of this pid or slot.
 
         Raises:
             NotRunning: no master is running.
-            ClusterError: the value can't travel.
+            ClusterError: the value can't be sent to another process.
         """
         if self._switchboard.running:
             statuses = self._switchboard.statuses
@@ -328,60 +335,65 @@ class Cluster:
             asked["reducer"] = reducer
         answer = await asyncio.to_thread(self._client().call, "component", asked)
         found = ComponentStatus.from_plain(answer)
-        if callable(reducer):  # a function can't travel: what it reduces has come here
+        if callable(reducer):  # a function can't be sent to the master, so it is applied here
             return msgspec.structs.replace(found, value=reducer(list(found.workers.values())))
         return found
 
     def reload(self) -> dict[str, Any]:
-        """Load the code again; returns when the new generation serves. Raises ClusterError if it was abandoned, NotRunning."""
-        return self._client().call("reload")
-
-    def recycle(self, worker: int | None = None) -> dict[str, Any]:
-        """Replace the worker of that pid or slot, or all in turn; return when it is done.
+        """Load the code again; return when the new generation serves.
 
         Raises:
             NotRunning: no master is running.
-            ClusterError: a worker died or was not done within `drain_timeout`, or its successor can't be made.
+            ClusterError: the reload was abandoned.
+        """
+        return self._client().call("reload")
+
+    def recycle(self, worker: int | None = None) -> dict[str, Any]:
+        """Replace the worker of that pid or slot, or all workers in turn; return when they have left.
+
+        Raises:
+            NotRunning: no master is running.
+            ClusterError: a worker crashed or did not finish within `drain_timeout`, or its successor can't be made.
         """
         return self._client().call("recycle", {"worker": worker})
 
     def scale(self, workers: int) -> dict[str, Any]:
-        """Set the number of workers; return when there are so many.
+        """Set the number of workers; return when that number serves.
 
         Raises:
             NotRunning: no master is running.
-            ClusterError: they can't be made; or one that was to leave died or was not done within `drain_timeout`.
+            ClusterError: workers can't be made; or one that was to leave crashed, or did not finish within `drain_timeout`.
         """
         return self._client().call("scale", {"workers": workers})
 
     def enable(self) -> dict[str, Any]:
-        """Let health checks answer that the cluster serves: in all workers, when this returns. Raises NotRunning."""
+        """Enable traffic: health checks respond that the cluster serves. It is in effect in all workers on return. Raises NotRunning."""
         return self._client().call("enable")
 
     def disable(self) -> dict[str, Any]:
-        """Let health checks answer that it wants no traffic; it serves on. Raises NotRunning."""
+        """Disable traffic: health checks respond that the cluster wants none. It continues to serve. Raises NotRunning."""
         return self._client().call("disable")
 
     def shutdown(self) -> None:
-        """End the cluster gracefully; return when its master is gone.
+        """Shut the cluster down gracefully; return when its master has ended.
 
         Raises:
             NotRunning: no master is running.
-            ClusterError: it is gone, but a worker died or was not done within `drain_timeout`: requests were lost.
+            ClusterError: the cluster has ended, but requests were lost: a worker crashed or did not finish within `drain_timeout`.
         """
         self._client().send_and_wait_for_exit("shutdown")
 
     def stop(self) -> None:
-        """End the cluster at once; returns when its master is gone. Raises NotRunning."""
+        """Stop the cluster at once; return when its master has ended. Raises NotRunning."""
         self._client().send_and_wait_for_exit("stop")
 
     def _client(self) -> ControlClient:
-        from .runtime.control_client import ControlClient  # a master is no client of itself: it stays smaller without
+        from .runtime.control_client import ControlClient  # not for masters, whose memory it would add to
 
         return ControlClient(Path(self._config.settings.pids))
 
     def _with(self, app: object, factory: bool | Callable[..., object]) -> tuple[Config, list[object] | None]:
-        """The configuration for that app; and the apps as objects, or None if all are named by text."""
+        """Return the configuration for that app, and the apps as objects; None: all are named by text."""
         given = dict(self._options)
         if callable(factory):
             app, factory = factory, True
@@ -399,42 +411,47 @@ class Cluster:
 
 
 class Running:
-    """A cluster that serves inside of this program."""
+    """A cluster that serves within this program.
+
+    Attributes:
+        ready: set when all workers serve.
+        task: the master; its result is the exit code.
+    """
 
     def __init__(self, owned: MasterResources) -> None:
         self._owned = owned
         self.ready = asyncio.Event()
         self.task: asyncio.Future[int]
         self._master: Master | None = None
-        self._told = False
+        self._shuts_down = False
 
     def started(self, master: Master) -> None:
-        """Called once, by the master."""
+        """Note that the master exists. The master calls this once."""
         self._master = master
 
     @property
     def addresses(self) -> list[str]:
-        """Where it serves, with the real ports."""
+        """The addresses of the apps, with the real ports."""
         return [str(listener.address) for _, listener in self._owned.listeners]
 
     def shut_down(self) -> None:
-        """Begin to end gracefully; `ended` returns when it has."""
-        if self._master is not None and not self._told and not self.task.done():
-            self._told = True  # to be told twice would cut a lame duck short
+        """Begin a graceful shutdown. `ended` returns when it is complete."""
+        if self._master is not None and not self._shuts_down and not self.task.done():
+            self._shuts_down = True  # a second shutdown command would end a lame duck early
             self._master.post(Command("shutdown", {}, lambda result: None))
 
     async def ended(self) -> int:
-        """The exit code, when it has ended."""
+        """Wait until the cluster has ended, and return the exit code."""
         return await asyncio.shield(self.task)
 
 
 def run(configured: Config, *, on_ready: Callable[[], None] | None = None) -> int:
-    """What `cluster2 run` does: `setup` is called with the cluster, then it serves. Returns the exit code.
+    """Carry out `cluster2 run`: call `setup` with the cluster, serve, and return the exit code.
 
     Raises:
-        ClusterError: it can't serve.
+        ClusterError: the cluster can't serve.
     """
-    # In the background nobody would read where the pids are: then a directory that can't be written is an error.
+    # In the background no user would read which temporary directory is used for pids: then an unwritable one is an error.
     usable = places.with_writable_pids(configured) if on_ready is None else contextlib.nullcontext(configured)
     with usable as configured:
         cluster = Cluster._from_config(configured)
@@ -446,12 +463,12 @@ def run(configured: Config, *, on_ready: Callable[[], None] | None = None) -> in
 
 
 def report(error: ClusterError) -> None:
-    """Say on standard error what went wrong: one line, and the detail below it."""
+    """Print an error on standard error: one line, and the detail below it."""
     sys.stderr.write(f"cluster2: error: {error.message}\n" + (f"{error.detail}\n" if error.detail else ""))
 
 
 def _tell_master(error: ClusterError) -> None:
-    """In a script that was executed again: have the master know why it ends."""
+    """Report to the master why this script ends, if a master has executed it."""
     if CHANNEL_VARIABLE in os.environ:
         from .processes import child_main
 
@@ -459,7 +476,7 @@ def _tell_master(error: ClusterError) -> None:
 
 
 def _tell_if_uncaught(error: ConfigError) -> None:
-    """The same, if the script doesn't catch this error."""
+    """Report an error to the master if the script doesn't catch it: a hook runs when the interpreter ends."""
     if CHANNEL_VARIABLE not in os.environ:
         return
     usual = sys.excepthook
@@ -486,9 +503,11 @@ def _set_up(setup: Any, cluster: Cluster, configured: Config) -> None:
 
 
 def _refuse_imported_main() -> None:
-    """Raise ConfigError in a child of multiprocessing that executes the script again, to find what it is to call."""
+    """Raise ConfigError in a child of multiprocessing, which executes the script again to find the function to call."""
     frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__") != "__mp_main__":  # as `multiprocessing.spawn` calls it
+    while (
+        frame is not None and frame.f_globals.get("__name__") != "__mp_main__"
+    ):  # the name under `multiprocessing.spawn`
         frame = frame.f_back
     if frame is not None:
         raise ConfigError(
@@ -504,7 +523,7 @@ def _own_script() -> list[str]:
 
 
 def _importable(app: object) -> str:
-    """`module:attr` of an object, found among the modules that are loaded."""
+    """Return `module:attr` of an object, found among the loaded modules. Raises ConfigError: it is in none of them."""
     from .runtime.app_loader import Declared
 
     inner = app.call if isinstance(app, Declared) else app

@@ -1,7 +1,7 @@
-"""What can go wrong, and the exit code that says so.
+"""The errors of cluster2, each with the exit code of a command that ends with it.
 
-Every error that a user can cause is a `ClusterError`: its text is one line that names the thing, where it came from and the
-way out; its `exit_code` is part of the contract of the command line (see `docs/signals.md`).
+Every error that a user can cause is a `ClusterError`. Its text is one line with the thing, its source and the way out. Its
+`exit_code` is part of the contract of the command line (`docs/signals.md`).
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ _MACHINERY = ("/importlib/__init__.py", "/pkgutil.py")
 
 
 _MAX_QUOTED_CHARS = 500
-"""Characters of an error's text that a message repeats."""
+"""The number of characters of an error's text that a message quotes."""
 
 
 class ClusterError(Exception):
     """The base of all errors that cluster2 raises on purpose.
 
     Attributes:
-        exit_code: what a command that ends with this error returns to the shell.
-        detail: more than one line, shown below the message where there is room for it (the traceback of the app's own
-            import, for one); empty where there is none.
+        exit_code: the exit code of a command that ends with this error.
+        detail: further lines, such as the traceback of the app's import, for outputs that can show them; "": none.
     """
 
     exit_code: ClassVar[int] = 1
@@ -37,25 +36,25 @@ class ClusterError(Exception):
 
 
 class UsageError(ClusterError):
-    """The command was called in a way that it doesn't have."""
+    """The command was called with arguments that it doesn't have."""
 
     exit_code = 2
 
 
 class AppError(ClusterError):
-    """The app can't be imported, isn't an app, or failed to start."""
+    """The app can't be imported, isn't an app, or has failed to start."""
 
     exit_code = 3
 
 
 class AddressInUse(ClusterError):
-    """Somebody else listens on an address that we were told to bind."""
+    """Another process listens on an address that the options name."""
 
     exit_code = 4
 
 
 class ConfigError(ClusterError):
-    """An option has a value that can't be used, or that the engine can't honour."""
+    """An option has a value that can't be used, or that the engine doesn't support."""
 
     exit_code = 5
 
@@ -73,15 +72,15 @@ class AlreadyRunning(ClusterError):
 
 
 class NoAnswer(ClusterError):
-    """A master is there, but it didn't answer, or not in time."""
+    """A master runs but did not respond, or not in time."""
 
 
 class DelegateError(ClusterError):
-    """Delegated work failed: its handler raised, there is none, or nobody is there to do it.
+    """Delegated work failed: the handler raised, there is no handler, or there is no master.
 
     Attributes:
-        type: the name of the type of what was raised.
-        traceback: of what was raised, as text; "" where there is none.
+        type: the name of the type of the exception.
+        traceback: the traceback of the exception as text; "": there is none.
     """
 
     def __init__(self, message: str, *, type: str = "", traceback: str = "") -> None:
@@ -91,34 +90,34 @@ class DelegateError(ClusterError):
 
 
 class DelegateTimeout(DelegateError, TimeoutError):
-    """No answer came in time."""
+    """The result of delegated work did not come in time."""
 
 
 class ChannelFull(ClusterError):
-    """The master takes less than this worker says: so much waits already that no more is accepted."""
+    """The channel to the master is full: the worker sends more than the master reads."""
 
 
 class NotAWorker(ClusterError, RuntimeError):
-    """What only a worker can do was asked of another process."""
+    """A function that works in workers only was called in another process."""
 
 
 def as_cluster_error(error: BaseException) -> ClusterError:
-    """Return an error of ours as it is, and any other as one that names its type and has its traceback as `detail`."""
+    """Return a ClusterError as it is, and any other error as a ClusterError with its type, and its traceback as `detail`."""
     if isinstance(error, ClusterError):
         return error
     return ClusterError(one_line(error), detail="".join(traceback.format_exception(error)).rstrip())
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's kind and the first line of its text, for a message of one line."""
+    """Return an error's type and the first line of its text, for a message of one line."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:_MAX_QUOTED_CHARS]}" if text else type(error).__name__
 
 
 def raised_in(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
-    """Return what a logger takes as `exc_info`, with the traceback from the first frame of the user's code on.
+    """Return the `exc_info` of an error for a logger, with the traceback from the first frame of the user's code on.
 
-    The frames before it are ours and those of the import machinery. They tell nothing about an error in a function of the user's.
+    The frames before that one are of cluster2 and of the import machinery. They don't help with an error in a user's function.
     """
     first: TracebackType | None = error.__traceback__
     while first is not None and _is_ours(first.tb_frame.f_code.co_filename):
@@ -129,8 +128,8 @@ def raised_in(error: BaseException) -> tuple[type[BaseException], BaseException,
 def trace(error: BaseException) -> str:
     """Return the traceback of an error in the user's code from its first frame on.
 
-    It is empty if nothing of the user's code ran and the error's text is one line, as that of a module that isn't there: the
-    message says all of that.
+    It is empty if no code of the user ran and the error's text is one line, as for a module that doesn't exist: then the message
+    says all of it.
     """
     kind, value, first = raised_in(error)
     lines = traceback.format_exception(kind, value, first)
@@ -142,7 +141,7 @@ def _is_ours(filename: str) -> bool:
 
 
 def by_exit_code(code: int, message: str, *, detail: str = "") -> ClusterError:
-    """The error of the kind that has this exit code; it has crossed a wire."""
+    """Make an error of the class that has this exit code, of one that another process has sent."""
     kinds: dict[int, type[ClusterError]] = {kind.exit_code: kind for kind in _KINDS}
     return kinds.get(code, ClusterError)(message, detail=detail)
 

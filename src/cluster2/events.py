@@ -1,7 +1,7 @@
-"""What happens to a cluster, as values.
+"""The events of a cluster, as values.
 
-Each event is one frozen class, declared here and nowhere else: its name, its fields and its meaning. `Cluster.on(name)`
-takes the names; the master makes the values; the documentation is generated from this file.
+Each event is one frozen class with its name, fields and meaning. `Cluster.on(name)` takes the names, and the master makes the
+values. The reference page is generated from this file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 from .core.lifecycle import LifePhase
 
 Reason = Literal["exit", "crash", "hang", "recycle", "reload", "scale", "shutdown", "stop"]
-"""Why a worker ended: it left by itself with code 0, it failed, or the master wanted it so."""
+"""The reason for a worker's end. `exit`: it ended by itself with code 0. `crash`: it failed. The others are decisions of the master."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +29,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Forked(Event, frozen=True, kw_only=True):
-    """A worker's process exists; it isn't ready yet."""
+    """A worker's process exists. It isn't ready yet."""
 
     name: ClassVar[str] = "forked"
     pid: int
@@ -38,7 +38,7 @@ class Forked(Event, frozen=True, kw_only=True):
 
 
 class Listening(Event, frozen=True, kw_only=True):
-    """A worker is ready: it takes connections from now on.
+    """A worker is ready and accepts connections.
 
     Attributes:
         boot: seconds from the order to fork until it was ready.
@@ -52,14 +52,14 @@ class Listening(Event, frozen=True, kw_only=True):
 
 
 class Died(Event, frozen=True, kw_only=True):
-    """A worker is gone.
+    """A worker has ended: it crashed, or it exited as it was asked to (`reason`).
 
     Attributes:
-        code: its exit code, or None if a signal ended it.
+        code: its exit code; None: a signal ended it, or the code isn't known.
         signal: the name of that signal, or None.
         uptime: seconds since it was forked.
-        stacks: the Python stacks of its threads if it hung, else None.
-        phase: what it was doing.
+        stacks: the Python stacks of its threads if it was stuck; None: it wasn't.
+        phase: the phase in which it ended.
     """
 
     name: ClassVar[str] = "died"
@@ -75,12 +75,12 @@ class Died(Event, frozen=True, kw_only=True):
 
 
 class Loaded(Event, frozen=True, kw_only=True):
-    """A process, the zygote, has imported the app for a generation; workers are forked from it.
+    """The zygote of a generation has imported the app. Workers are forked from it.
 
     Metrics libraries that keep files by pid (`prometheus_client`) have files of this process, too.
 
     Attributes:
-        pid: of the zygote.
+        pid: process id of the zygote.
     """
 
     name: ClassVar[str] = "loaded"
@@ -89,10 +89,10 @@ class Loaded(Event, frozen=True, kw_only=True):
 
 
 class Unloaded(Event, frozen=True, kw_only=True):
-    """The zygote of a generation has ended: no worker of it is made any more, or another zygote is started first.
+    """The zygote of a generation has ended. No more workers of that generation are made, unless another zygote is started.
 
     Attributes:
-        pid: of the zygote.
+        pid: process id of the zygote.
     """
 
     name: ClassVar[str] = "unloaded"
@@ -101,19 +101,19 @@ class Unloaded(Event, frozen=True, kw_only=True):
 
 
 class Warned(Event, frozen=True, kw_only=True):
-    """Something that an operator should know; nothing has failed yet."""
+    """A warning for operators. The cluster goes on."""
 
     name: ClassVar[str] = "warning"
     text: str
 
 
 class Degraded(Event, frozen=True, kw_only=True):
-    """Workers crash faster than `restart_limit` allows: restarts back off, the rest serves on.
+    """Workers crash faster than `restart_limit` allows: restarts back off, and the other workers serve on.
 
     Attributes:
-        crashes: how many within `restart_window`.
+        crashes: crashes within `restart_window`.
         ready: workers that serve now.
-        wanted: workers that should.
+        wanted: workers that should serve.
     """
 
     name: ClassVar[str] = "degraded"
@@ -123,24 +123,24 @@ class Degraded(Event, frozen=True, kw_only=True):
 
 
 class Recovered(Event, frozen=True, kw_only=True):
-    """A degraded cluster has all its workers again, and no crash was seen for `restart_window`."""
+    """A degraded cluster has all its workers again, and no worker has crashed for `restart_window`."""
 
     name: ClassVar[str] = "recovered"
     ready: int
 
 
 class Reloading(Event, frozen=True, kw_only=True):
-    """New code is being loaded, as this generation."""
+    """A reload has begun: the new code is loaded as this generation."""
 
     name: ClassVar[str] = "reloading"
     generation: int
 
 
 class Reloaded(Event, frozen=True, kw_only=True):
-    """All workers are of the new generation.
+    """A reload is complete: all workers are of the new generation.
 
     Attributes:
-        seconds: from the request on.
+        seconds: seconds since the reload was requested.
     """
 
     name: ClassVar[str] = "reloaded"
@@ -149,11 +149,11 @@ class Reloaded(Event, frozen=True, kw_only=True):
 
 
 class ReloadFailed(Event, frozen=True, kw_only=True):
-    """A reload was abandoned; the old generation goes on.
+    """A reload was abandoned. The old generation serves on.
 
     Attributes:
-        generation: the new one, which isn't used.
-        traceback: of the app's own error, or None.
+        generation: the new generation, which isn't used.
+        traceback: the traceback of the app's own error; None: there is none.
     """
 
     name: ClassVar[str] = "reload-failed"
@@ -163,19 +163,19 @@ class ReloadFailed(Event, frozen=True, kw_only=True):
 
 
 class Enabled(Event, frozen=True, kw_only=True):
-    """Traffic is enabled: health checks answer that the cluster serves."""
+    """Traffic was enabled: health checks respond that the cluster serves."""
 
     name: ClassVar[str] = "enabled"
 
 
 class Disabled(Event, frozen=True, kw_only=True):
-    """Traffic is disabled: health checks answer so. The cluster serves on."""
+    """Traffic was disabled: health checks respond that the cluster wants none. It serves on."""
 
     name: ClassVar[str] = "disabled"
 
 
 class Signalled(Event, frozen=True, kw_only=True):
-    """The master received a signal. Listeners name the signal itself: `cluster.on("SIGTERM")`."""
+    """The master received a signal. Handlers are registered by the signal's name: `cluster.on("SIGTERM")`."""
 
     name: ClassVar[str] = "signal"
     signal: str
@@ -183,11 +183,11 @@ class Signalled(Event, frozen=True, kw_only=True):
 
 
 class ShuttingDown(Event, frozen=True, kw_only=True):
-    """The master begins to leave.
+    """The shutdown begins.
 
     Attributes:
-        graceful: whether requests under way are finished first.
-        lame_duck: seconds that it serves on before that, for load balancers to notice.
+        graceful: requests under way are finished first.
+        lame_duck: seconds for which the cluster serves on before that, so that load balancers notice.
     """
 
     name: ClassVar[str] = "shutdown"
@@ -196,31 +196,31 @@ class ShuttingDown(Event, frozen=True, kw_only=True):
 
 
 class Stopped(Event, frozen=True, kw_only=True):
-    """Everything has ended; the last event there is."""
+    """All processes of the cluster have ended: the last event."""
 
     name: ClassVar[str] = "stopped"
     code: int
 
 
 class Heartbeat(Event, frozen=True, kw_only=True):
-    """What all workers did, every `heartbeat_interval`. Totals count from the cluster's start, over recycles and reloads.
+    """The figures of all workers, every `heartbeat_interval`. Totals count from the cluster's start, over recycles and reloads.
 
     Attributes:
-        interval: seconds since the last one.
-        workers: how many there are.
-        cpu: how much of a core a worker used in the interval, on average: 1 is all of it.
+        interval: seconds since the last heartbeat event.
+        workers: number of workers.
+        cpu: share of a core that a worker used in the interval, on average: 1 is a whole core.
         memory: resident bytes of a worker, on average, shared pages included.
-        connections: open now.
+        connections: connections open now.
         accepted: total of connections accepted; an engine that accepts by itself and can't know adds 0.
         pending: requests under way now.
-        requests: total of those that have ended: answered, refused, or left by their client.
-        responses: the same by the class of their status, `1xx` to `5xx`; a class is 0 where an engine can't know.
+        requests: total of requests that have ended: answered, refused, or left by their client.
+        responses: these requests by the class of their status, `1xx` to `5xx`; a class is 0 where an engine can't know.
         disconnects: total of requests whose connection ended before the response did; 0 where an engine can't know.
         errors: total of requests answered with 5xx or failed in another way, and of transactions that failed.
         timed_out: total of connections given up because the client took too long.
-        transactions: total of what the app has counted itself (`worker.transaction`).
-        duration: seconds that those took together.
-        each: the same for each worker, with its pid, slot and generation; its counts are those of its own life.
+        transactions: total of transactions, which the app counts itself (`worker.transaction`).
+        duration: total seconds that transactions took.
+        each: the figures of each worker, with its pid, slot and generation; its counts are of its own life.
     """
 
     name: ClassVar[str] = "heartbeat"
@@ -242,13 +242,13 @@ class Heartbeat(Event, frozen=True, kw_only=True):
 
 
 class Emitted(Event, frozen=True, kw_only=True):
-    """A user's own event: `worker.emit("name", data)`, or `cluster.emit`. Listeners name it by its own name.
+    """An event of the app's own: `worker.emit("name", data)`, or `cluster.emit`. Handlers are registered by its own name.
 
     Attributes:
         event: its name.
-        data: what was emitted with it.
-        pid: of the worker that emitted it; 0: the master.
-        slot: of that worker; None: it came by way of the master.
+        data: the data that was emitted with it.
+        pid: process id of the worker that emitted it; 0: the master.
+        slot: slot of that worker; None: it came by way of the master.
     """
 
     name: ClassVar[str] = "emitted"
@@ -264,25 +264,25 @@ def during(phase: LifePhase) -> str:
 
 
 def name_of(event: Event) -> str:
-    """The name under which listeners are found: that of a signal, or of a user's event, itself; else the event's."""
+    """Return the name by which handlers are registered: of a signal or an event of the app's own that name, else the event's."""
     if isinstance(event, Emitted):
         return event.event
     return event.signal if isinstance(event, Signalled) else event.name
 
 
 def plain(event: Event) -> dict[str, Any]:
-    """An event as plain data, for JSON: its name as `event`, and its fields."""
+    """Return an event as plain data for JSON: its name as `event`, and its fields."""
     try:
         fields = msgspec.json.decode(msgspec.json.encode(event))
-    except (TypeError, ValueError):  # a user's data that JSON hasn't
+    except (TypeError, ValueError):  # the app's data can't be encoded as JSON
         fields = {"time": event.time, "data": repr(getattr(event, "data", None))}
-    except RecursionError:
+    except RecursionError:  # the app's data is nested too deeply, also for repr()
         fields = {"time": event.time}
     return {"event": name_of(event), **{name: value for name, value in fields.items() if name != "event"}}
 
 
 def cut(told: dict[str, Any], longest: int) -> dict[str, Any]:
-    """An event as plain data, without its contents if it has more than so many bytes as JSON; `cut` says how many it had."""
+    """Return a plain event without its contents if it is longer than that many bytes as JSON; then `cut` is its length."""
     size = len(msgspec.json.encode(told))
     if size <= longest:
         return told
@@ -292,7 +292,7 @@ def cut(told: dict[str, Any], longest: int) -> dict[str, Any]:
 
 
 EVENTS: dict[str, type[Event]] = {kind.name: kind for kind in Event.__subclasses__()}
-"""All events by name."""
+"""The classes of all events, by name."""
 
 
 def meant_by(name: str, signals: Collection[str]) -> str | None:
@@ -315,7 +315,7 @@ def meant_by(name: str, signals: Collection[str]) -> str | None:
 
 
 def own(name: object) -> str:
-    """A name for an event of the user's own. Raises ValueError if it can't be one."""
+    """Check the name of an event of the app's own, and return it. Raises ValueError: it can't be one."""
     if not isinstance(name, str) or not name or name == "*" or len(name) > 200:
         raise ValueError(f"event {name!r}: expected a text of 1 to 200 characters, other than *")
     if name in EVENTS or name.startswith("SIG"):

@@ -1,4 +1,4 @@
-"""A worker without a cluster, for the tests of apps."""
+"""Make a test's process a worker without a cluster, for the tests of apps."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .protocol import codec, messages
 
 
 class Simulated:
-    """The worker that a test makes of its process, and the master as that worker sees it.
+    """A simulated worker, and its master as the app sees it.
 
     Attributes:
-        life: its facts.
-        emitted: what the app emitted: pairs of name and data.
-        delegated: what it delegated: pairs of kind and message, also those that nobody waits for.
+        life: the worker's pid, slot, generation and whether it drains.
+        emitted: the events that the app has emitted: pairs of name and data.
+        delegated: the work that the app has delegated: pairs of kind and message, also those of `delegate_nowait`.
     """
 
     def __init__(self, life: WorkerInfo, delegates: Mapping[str, Callable[[Any], Any]]) -> None:
@@ -39,21 +39,21 @@ class Simulated:
         await api.hooks.run_start()
 
     async def drain(self) -> None:
-        """Begin to drain: wake what waits for `worker.drained()`, and run the hooks of `worker.on_drain`."""
+        """Begin to drain: wake the tasks that wait for `worker.drained()`, and run the hooks of `worker.on_drain`."""
         self.life.draining = True
         await api.hooks.run_drain()
 
     async def stop(self) -> None:
-        """Run those of `worker.on_stop`."""
+        """Run the hooks of `worker.on_stop`."""
         await api.hooks.run_stop()
 
     def receive(self, event: str, data: object = None) -> None:
-        """An event arrives from the master. With async handlers, call it in an event loop."""
+        """Call the app's handlers as if the event came from the master. With async handlers, call it in an event loop."""
         sent = codec.value(codec.sendable(data, f"the data of event {event!r}"))
         api.emitter.emit(events.Emitted(time=time.time(), event=events.own(event), data=sent))
 
     async def status(self, name: str, params: object = None) -> Any:
-        """What this worker answers when it is asked for that component. Raises DelegateError if it can't."""
+        """Return the status that this worker reports for a component. Raises DelegateError: it can't."""
         given = messages.NO_PAYLOAD if params is None else codec.sendable(params, "params")
         answer = await api.components.view_status(messages.View(0, name, given))
         if answer.error is not None:
@@ -61,13 +61,13 @@ class Simulated:
         return codec.value(answer.value)
 
     async def set_status(self, name: str, value: object) -> None:
-        """The master sets that component."""
+        """Set a component as the master does."""
         await api.components.update(name, codec.value(codec.sendable(value, f"the value of component {name!r}")))
 
-    # What the app calls, by way of `worker`
+    # The calls of the app, by way of `worker`
 
     async def delegate(self, asked: messages.Delegate) -> Any:
-        """The answer of the test's own handler."""
+        """Return the result of the test's handler."""
         try:
             async with asyncio.timeout(asked.timeout):
                 result = self._call(asked)
@@ -82,16 +82,16 @@ class Simulated:
         return codec.value(codec.sendable(result, f"the answer to {asked.delegate!r}"))
 
     def delegate_sync(self, asked: messages.Delegate) -> Any:
-        """The same, in a thread."""
+        """Return the result of the test's handler, in a thread."""
         refuse_on_a_loop(asked.delegate)
         return asyncio.run(self.delegate(asked))
 
     def delegate_nowait(self, asked: messages.Delegate) -> None:
-        """Only noted; a handler isn't called, since nobody could be told of its end."""
+        """Record the message. No handler is called, since no caller waits for its end."""
         self.delegated.append((asked.delegate, codec.value(asked.origin)))
 
     def emit(self, message: messages.Emit) -> None:
-        """Noted."""
+        """Record the event."""
         self.emitted.append((message.event, codec.value(message.data)))
 
     def _call(self, asked: messages.Delegate) -> Any:
@@ -122,11 +122,11 @@ def simulated(
     """Make this process a worker for as long as the block lasts: `with worker.simulated(delegates={"read-config": fake}) as me:`.
 
     Args:
-        delegates: who does delegated work, by its kind: sync or async, called with the message. What they raise becomes a
-            DelegateError, as from a real master.
+        delegates: the handlers of delegated work by kind, sync or async. They are called with the message. An exception becomes
+            a DelegateError, as from a real master.
     """
     me = Simulated(WorkerInfo(os.getpid(), slot, generation, draining), delegates or {})
-    with _one:  # one worker a process
+    with _one:  # a process is one worker at most
         before = api.bind_worker(me.life, me)
         try:
             yield me

@@ -1,14 +1,12 @@
-"""The worker that this process is: `from cluster2 import worker`.
+"""The API for code that runs in a worker: `from cluster2 import worker`.
 
-It can be imported anywhere. Hooks are registered while the app is imported, in the zygote, and run in each worker. Facts
-about the worker (`pid`, `slot`, `generation`, `draining`) exist only inside of one; elsewhere they raise NotAWorker, except
-that `draining` is false and `drained()` never returns.
+The module can be imported in any process. Hooks are registered while the app is imported, in the zygote, and run in each worker.
+The attributes `pid`, `slot`, `generation` and `draining` exist in a worker only. Elsewhere they raise NotAWorker, except that
+`draining` is false; and `drained()` never returns there.
 
-Handlers of events (`on`, `once`) and components (`register_status`) may be registered anywhere as well. What talks to the master
-(`emit`, `delegate`, `delegate_sync`, `delegate_nowait`) works from async and from threaded code, and only inside of a
-worker. `simulated` makes this process one, for tests.
-
-(The rest of this package is the process that serves; it is imported only where workers are made.)
+Handlers of events (`on`, `once`) and components (`register_status`) may be registered in any process. The functions that send
+messages to the master (`emit`, `delegate`, `delegate_sync`, `delegate_nowait`) work in async and in threaded code, in a worker
+only. `simulated` makes the process of a test a worker.
 """
 
 from __future__ import annotations
@@ -35,13 +33,13 @@ from .processes.worker.messaging.api import (
 from .testing import simulated
 
 pid: int
-"""Its process id."""
+"""The process id of the worker."""
 slot: int
-"""Its place in the cluster, from 0; its successor has the same."""
+"""The slot of the worker, from 0. The worker that replaces it has the same."""
 generation: int
-"""Which load of the app's code it runs, from 1."""
+"""The generation of the worker: the number of the load of the app's code, from 1."""
 draining: bool
-"""Whether it retires (the seed's server "close")."""
+"""True while the worker drains (the server event `close` of the Node.js cluster2 of 2012)."""
 
 __all__ = [
     "delegate",
@@ -65,7 +63,7 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # a checker would take every name for one that is there
+if not TYPE_CHECKING:  # with __getattr__, a type checker would accept every name
 
     def __getattr__(name: str) -> Any:
         if name in WORKER_ATTRIBUTES:
