@@ -84,3 +84,10 @@ class Rsgi:
 
 
 rsgi = Rsgi()
+
+
+async def tcp(reader: Any, writer: Any) -> None:
+    """Serve raw TCP: a line with a path, then the lines of the response."""
+    path = (await reader.readline()).decode().strip()
+    for part in _parts(path):
+        writer.write(part)

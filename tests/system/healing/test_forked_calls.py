@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from websockets.sync.client import connect
 
-from tests.system.clients import get
+from tests.system.clients import Connection, get
 from tests.system.conftest import Serve
 from tests.system.harness import ROOT, free_port, wait_until
 
@@ -29,7 +29,7 @@ def test_forked_child_that_returns(run: Serve, shape: str) -> None:
     address = "127.0.0.1", free_port()
     running = run(APP + name, *options, workers=1, env={"PYTHONPATH": str(ROOT)}, bind=[f"127.0.0.1:{address[1]}"])
     wait_until(lambda: "serves (slot 0" in running.stderr, lambda: running.stderr)
-    paths = ["/return", "/raise", *(["/stream"] if "granian" not in shape else [])]
+    paths = ["/return", "/raise", "/stream"]
     for path in paths:
         lines = get(address, path).body.decode().splitlines()
         pid, fate = next(line for line in lines if line[0].isdecimal()).split()
@@ -45,4 +45,18 @@ def test_forked_child_of_a_websocket(run: Serve) -> None:
     running = run(APP + "app", workers=1, env={"PYTHONPATH": str(ROOT)}).ready(1)
     with connect(running.url("/socket", "ws")) as websocket:
         assert str(websocket.recv()).split()[1] == "70", running.stderr
-    assert running.stderr.count(ENDED) == 1
+    wait_until(lambda: running.stderr.count(ENDED) == 1, lambda: running.stderr)
+
+
+@pytest.mark.parametrize("path", ["/return", "/raise"])
+def test_forked_child_of_a_tcp_handler(run: Serve, path: str) -> None:
+    """A child forked in a handler of raw TCP ends when it leaves the handler, and its parent serves on."""
+    running = run(APP + "tcp", workers=1, env={"PYTHONPATH": str(ROOT)}).ready(1)
+    for number in (1, 2):
+        with Connection(running.address) as connection:
+            connection.socket.sendall(f"{path}\n".encode())
+            with connection.socket.makefile("rb") as stream:
+                lines = stream.read().decode().splitlines()
+        assert lines[0].split()[1] == "70", (lines, running.stderr)
+        assert lines[-1] == "end"
+        wait_until(lambda number=number: running.stderr.count(ENDED) == number, lambda: running.stderr)

@@ -26,6 +26,7 @@ from ...linux.tcp_progress import transferred
 from ..aborting import abandon, cancel, lent, reset
 from ..base import AppContext, Capability, EngineStats, Interface, Movable, Served, ThreadHold, is_async
 from ..client_timeouts import ClientTimeouts, Wait, WaitingFor
+from ..forked_child import end_returning_children
 from .boundary import BoundaryReader, marked_method
 
 _Factory = Callable[[], asyncio.BaseProtocol]
@@ -70,7 +71,12 @@ class TcpEngine:
         return None
 
     async def start(self) -> None:
-        """Do nothing: a handler has no startup."""
+        """End forked children that return from a handler. A handler has no startup."""
+        end_returning_children(self.describe_frame, self._set_trap)
+
+    def _set_trap(self, trap: Any) -> None:
+        """In a child that the app has forked: end the process as soon as the handler ends."""
+        self._tasks = trap  # each handler takes its task out of this set
 
     def protocol(self) -> asyncio.BaseProtocol:
         """Return the app's protocol, in a subclass that reports when its connection opens and closes."""
