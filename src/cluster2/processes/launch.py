@@ -115,7 +115,7 @@ def _serve_alone(
 
     notifier = SystemdNotifier(ServiceNotifier.from_environment(os.environ), os.environ)
     emit = _event_sink(hub.emitter, notifier)
-    with open_listeners(config) as listeners, open_monitor_listeners(config) as monitor:
+    with _open_listeners(config) as listeners, _open_monitor_listeners(config) as monitor:
 
         def ready() -> None:
             logger.info("serving on %s in one process", _join_addresses(listeners))
@@ -211,8 +211,8 @@ def acquire_resources(
         notifier = ServiceNotifier.from_environment(os.environ if owns_process else {})
         pids.write_master(os.getpid())
         stack.callback(notifier.close)
-        listeners = stack.enter_context(open_listeners(config))
-        monitor = stack.enter_context(open_monitor_listeners(config))
+        listeners = stack.enter_context(_open_listeners(config))
+        monitor = stack.enter_context(_open_monitor_listeners(config))
         processes.become_subreaper()
         board = make_board()
         stack.callback(board.close)
@@ -229,7 +229,7 @@ def acquire_resources(
         if log_directory is not None:
             stack.callback(log_directory.stop)
         yield MasterResources(
-            options=Options(settings, explicit_sources(config)),
+            options=Options(settings, _explicit_sources(config)),
             reread=lambda: reread(config),
             listeners=listeners,
             monitor=monitor,
@@ -245,7 +245,7 @@ def acquire_resources(
 
 
 @contextlib.contextmanager
-def open_listeners(config: Config) -> Iterator[list[tuple[int, Listener]]]:
+def _open_listeners(config: Config) -> Iterator[list[tuple[int, Listener]]]:
     """Open the listeners of all apps; yield each with the index of its app."""
     by_app = _app_addresses(config)
     flat = [address for addresses in by_app for address in addresses]
@@ -265,7 +265,7 @@ def _socket_files(settings: Settings) -> SocketFile:
 
 
 @contextlib.contextmanager
-def open_monitor_listeners(config: Config) -> Iterator[list[Listener]]:
+def _open_monitor_listeners(config: Config) -> Iterator[list[Listener]]:
     """Open the monitor's listeners: for its page, and for HAProxy's agent-check if that is configured."""
     settings = config.settings
     wanted = (("monitor_port", places.monitor_ports(config)), ("ecv.agent_port", [settings.ecv_agent_port]))
@@ -292,7 +292,7 @@ def reread(config: Config) -> Options:
         ConfigError: an option is invalid, by itself or together with the values that are kept.
     """
     again = config.again()
-    kept = changed_restart_options(config, again)
+    kept = _changed_restart_options(config, again)
     fields = {option.field for option in OPTIONS.values() if option.restart}
     settings = dataclasses.replace(again.settings, **{field: getattr(config.settings, field) for field in fields})
     if kept:
@@ -304,11 +304,11 @@ def reread(config: Config) -> Options:
         raise ConfigError("app isn't set any more, and `apps` takes effect only by a restart")
     restart = [restart_warning(name, again.sources[name]) for name in kept]
     # Not the warning about options that need a master: there is one, and `cluster` changes only by a restart.
-    fresh = set(again.warnings) - {*config.warnings, without_master(again.settings, explicit_sources(again))}
-    return Options(settings, explicit_sources(again), (*restart, *fresh))
+    fresh = set(again.warnings) - {*config.warnings, without_master(again.settings, _explicit_sources(again))}
+    return Options(settings, _explicit_sources(again), (*restart, *fresh))
 
 
-def changed_restart_options(before: Config, after: Config) -> list[str]:
+def _changed_restart_options(before: Config, after: Config) -> list[str]:
     """Return the options that differ although a reload can't change them."""
     return [
         name
@@ -320,7 +320,7 @@ def changed_restart_options(before: Config, after: Config) -> list[str]:
     ]
 
 
-def explicit_sources(config: Config) -> dict[str, str]:
+def _explicit_sources(config: Config) -> dict[str, str]:
     """Return the source of each option that was set explicitly."""
     return {name: source for name, source in config.sources.items() if config.explicit(name)}
 

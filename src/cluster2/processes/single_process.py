@@ -98,7 +98,7 @@ def run(
     output.redirect(_GENERATION, _SLOT)
     handler = _MessageHandler(ready, emit, board, settings.lame_duck)
     spec = _worker_spec(settings, made, listeners, board, handler)
-    spec.loopback = SingleProcessMaster(hub, emit)
+    spec.loopback = _SingleProcessMaster(hub, emit)
     spec.output, spec.terminal = output, terminal
     ignore_until_handled()
     code = worker_process.serve(spec, ended)
@@ -234,7 +234,7 @@ class _MessageHandler:
         self._board.header.leaving, self._board.header.phase = 1, PHASES.index("draining")
 
 
-class SingleProcessMaster:
+class _SingleProcessMaster:
     """The master's end of the channel in the worker's own loop: delegation, events and status work without a master."""
 
     def __init__(self, hub: MessageHub, emit: Callable[[events.Event], None]) -> None:

@@ -31,11 +31,11 @@ from ...engines.base import Engine, is_self_accepting
 from .connections.acceptor import Acceptor
 from .connections.handoff import HandoffPolicy
 
-DRAIN_POLL_INTERVAL_S = 0.002
+_DRAIN_POLL_INTERVAL_S = 0.002
 """Seconds between two checks for connections that may leave by now."""
 _ARRIVAL_TIMEOUT_S = 1.0
 """Seconds that a connection that was accepted last may need to reach its engine, for example for a TLS handshake."""
-CANCEL_GRACE_S = 1.0
+_CANCEL_GRACE_S = 1.0
 """Seconds that cancelled tasks have to clean up."""
 _MAX_NAMED_REQUESTS = 5
 """Requests whose paths are reported when they are reset."""
@@ -100,7 +100,7 @@ class WorkerDrain:
                     "closing idle connections",
                     lambda engine=engine: engine.close_idle(self._settings.drain_idle),  # type: ignore[misc]
                 )
-            await asyncio.sleep(DRAIN_POLL_INTERVAL_S)
+            await asyncio.sleep(_DRAIN_POLL_INTERVAL_S)
 
     def _stop_accepting(self, acceptor: Acceptor, handoff: HandoffPolicy) -> None:
         if self.last:
@@ -148,7 +148,7 @@ class WorkerDrain:
         cut: list[str] = []
         for engine in engines:
             try:
-                cut += await engine.abort(CANCEL_GRACE_S)
+                cut += await engine.abort(_CANCEL_GRACE_S)
             except Exception:
                 logger.exception("cutting off what engine %s has under way failed", engine.name)
         more = f" and {len(cut) - _MAX_NAMED_REQUESTS} more" if len(cut) > _MAX_NAMED_REQUESTS else ""

@@ -36,7 +36,7 @@ logger = logging.getLogger("cluster2.worker")
 FAST_TICK_S = 0.01
 SLOW_TICK_S = 0.1
 IDLE_TICK_S = PROMISED_HEARTBEAT_S / 2
-LATE_TICK_S = 0.004
+_LATE_TICK_S = 0.004
 """Seconds by which a fast tick must be late before a long step is suspected."""
 _OUT_OF_CAPACITY = "no more connections can be taken"
 """The warning when the limit of descriptors is reached."""
@@ -205,7 +205,7 @@ class HeartbeatLoop:
         with guard("the access log"):
             self._output.tick()
         late = now - self._due
-        if self._wait == FAST_TICK_S and late > LATE_TICK_S and not self.draining:
+        if self._wait == FAST_TICK_S and late > _LATE_TICK_S and not self.draining:
             self._step_sampler.on_late_tick(now)
         holds = self._check_threads(now, late)
         work, connections = self._acceptor.accepted + self._acceptor.returned, 0
@@ -273,7 +273,7 @@ class HeartbeatLoop:
     def _check_threads(self, now: float, late: float) -> list[ThreadHold]:
         """Return the holds of engines with threads. Count one that is long as a long step."""
         found = (
-            engine.longest_hold(now, self._mode_selector.handoff_slow_above or LATE_TICK_S)
+            engine.longest_hold(now, self._mode_selector.handoff_slow_above or _LATE_TICK_S)
             for engine in self._engines
             if is_protocol_engine(engine)
         )

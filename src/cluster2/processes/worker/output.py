@@ -28,7 +28,7 @@ from ...runtime import logging_setup
 logger = logging.getLogger("cluster2.worker")
 
 STDOUT, _STDERR = 1, 2
-DISCARDED_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+_DISCARDED_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 """Errors of a disk that is full or broken."""
 
 
@@ -112,7 +112,7 @@ class _Output(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in DISCARDED_ERRNOS:
+            if error.errno not in _DISCARDED_ERRNOS:
                 raise
             return memoryview(data).nbytes
 

@@ -60,7 +60,7 @@ from .tls import server_context
 
 logger = logging.getLogger("cluster2.worker")
 
-APP_TASKS_GRACE_S = 1.0
+_APP_TASKS_GRACE_S = 1.0
 """Seconds that tasks which the app has left running have to clean up."""
 _MAX_REPORT_BYTES = codec.MAX_MESSAGE_BYTES // 4
 """Bytes of an error's message, and of its detail, that are sent to the master."""
@@ -108,7 +108,7 @@ async def _cancel_app_tasks() -> None:
     for task in tasks:
         task.cancel()
     if tasks:
-        await asyncio.wait(tasks, timeout=APP_TASKS_GRACE_S)
+        await asyncio.wait(tasks, timeout=_APP_TASKS_GRACE_S)
 
 
 class Worker:
@@ -418,7 +418,7 @@ async def finish_drain_hooks(hooks: asyncio.Future[bool], seconds: float) -> Non
     if not hooks.done():
         logger.warning("a hook of worker.on_drain hasn't ended within drain_timeout; it is cancelled")
         hooks.cancel()
-        await asyncio.wait({hooks}, timeout=APP_TASKS_GRACE_S)
+        await asyncio.wait({hooks}, timeout=_APP_TASKS_GRACE_S)
 
 
 async def run_steps(*steps: tuple[str, Callable[[], Awaitable[str | None]]]) -> list[str]:

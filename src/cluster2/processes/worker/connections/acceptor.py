@@ -46,13 +46,13 @@ logger = logging.getLogger("cluster2.worker")
 
 MAX_HEAD_WAIT_S = 0.002
 """Seconds for which a connection without a request head delays the next one."""
-CONNECTIONS_PER_TURN = 16
+_CONNECTIONS_PER_TURN = 16
 """Connections taken from a ready queue at a time, in mode batch."""
-FIRST_READ_BYTES = 16384
+_FIRST_READ_BYTES = 16384
 """Bytes read from a connection before its transport exists."""
 _TLS_CLOSE_TIMEOUT_S = 1.0
 """Seconds that a client may take to confirm the end of a TLS connection. Some never do."""
-DESCRIPTOR_RETRY_S = 0.1
+_DESCRIPTOR_RETRY_S = 0.1
 """Seconds to wait when descriptors have run out: an immediate retry would spin."""
 
 
@@ -256,8 +256,8 @@ class Acceptor:
             try:
                 await self._open_native()
             except OSError as error:
-                logger.warning("no connection can be accepted for %.1f s: %s", DESCRIPTOR_RETRY_S, error)
-                await asyncio.sleep(DESCRIPTOR_RETRY_S)
+                logger.warning("no connection can be accepted for %.1f s: %s", _DESCRIPTOR_RETRY_S, error)
+                await asyncio.sleep(_DESCRIPTOR_RETRY_S)
             else:
                 return
 
@@ -287,7 +287,7 @@ class Acceptor:
             self._take()
 
     def _take_returned(self, queue: ReadyQueue) -> None:
-        for _ in range(CONNECTIONS_PER_TURN):
+        for _ in range(_CONNECTIONS_PER_TURN):
             if self._is_out_of_capacity():
                 return
             taken = self._take_from(queue)
@@ -413,7 +413,7 @@ class Acceptor:
         first: bytes | None = None
         if tls is None and engine.reads_first:
             try:
-                first = connection.recv(FIRST_READ_BYTES, socket.MSG_DONTWAIT)
+                first = connection.recv(_FIRST_READ_BYTES, socket.MSG_DONTWAIT)
             except (BlockingIOError, InterruptedError):
                 pass
             except OSError:  # reset, or no socket at all: only a foreign process can have put that there
@@ -458,9 +458,9 @@ class Acceptor:
         self._switch.shut()
         if self._paused:
             return
-        logger.warning("no connection can be taken for %.1f s: %s", DESCRIPTOR_RETRY_S, error)
+        logger.warning("no connection can be taken for %.1f s: %s", _DESCRIPTOR_RETRY_S, error)
         self._paused = True
-        self._loop.call_later(DESCRIPTOR_RETRY_S, self._resume)
+        self._loop.call_later(_DESCRIPTOR_RETRY_S, self._resume)
 
     def _resume(self) -> None:
         self._paused = False

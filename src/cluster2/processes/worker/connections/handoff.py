@@ -24,7 +24,7 @@ from ....linux.scoreboard import Header
 
 UNSTRETCHED_WAKE_RATE = 1000.0
 """Connections a second that may wake at the keeper before the idle time grows with their number."""
-FAIR_SHARE_SLACK = 1.02
+_FAIR_SHARE_SLACK = 1.02
 """Multiple of the mean that a worker may have before it hands over some; and it must have more than one too many."""
 SURPLUS_DIVISOR = 4
 """Divisor of the surplus: where connections can't move, one in so many is closed at a time."""
@@ -84,7 +84,7 @@ class HandoffPolicy:
         """
         # -1: a sibling's engine doesn't count its connections.
         mean = sum(max(0, count) for count in counts) / max(1, len(counts))
-        if mine <= mean + 1 or mine <= mean * FAIR_SHARE_SLACK:
+        if mine <= mean + 1 or mine <= mean * _FAIR_SHARE_SLACK:
             return
         surplus = int(mine - mean)
         # Only connections that have brought a request: else all would move where each request has a connection of its own.

@@ -37,7 +37,7 @@ logger = logging.getLogger("cluster2.worker")
 
 CONFIRMATION_TIMEOUT_S = 5.0
 """Seconds in which the master must confirm a change: a stuck master must not block the caller."""
-MAX_BODY_BYTES = 1 << 16
+_MAX_BODY_BYTES = 1 << 16
 """Bytes of a request's body that are read and ignored; a longer body is refused."""
 _BODY_TIMEOUT_S = 5.0
 """Seconds that this body may take to arrive."""
@@ -236,7 +236,7 @@ async def _discard_body(page: health_page.HealthPage, scope: Any, receive: Call)
             while _brings_body(scope):
                 message = await receive()
                 size += len(message.get("body", b""))
-                if size > MAX_BODY_BYTES:
+                if size > _MAX_BODY_BYTES:
                     return page._response(413, b"no body is needed\n").closing()
                 if not message.get("more_body", False):
                     break

@@ -19,7 +19,7 @@ from .components import Components
 from .pending_calls import Fields, delegate_message
 
 WORKER_ATTRIBUTES = frozenset({"pid", "slot", "generation", "draining"})
-DELEGATE_TIMEOUT_S = 10.0
+_DELEGATE_TIMEOUT_S = 10.0
 """Seconds that a delegated call may take by default."""
 
 H = TypeVar("H", bound=Callable[[Any], Any])
@@ -153,7 +153,7 @@ async def delegate(
     name: str,
     message: object = None,
     *,
-    timeout: float | None = DELEGATE_TIMEOUT_S,
+    timeout: float | None = _DELEGATE_TIMEOUT_S,
     matches: Fields | None = None,
     notification: str | None = None,
     targets: Iterable[int] | None = None,
@@ -184,7 +184,7 @@ def delegate_sync(
     name: str,
     message: object = None,
     *,
-    timeout: float | None = DELEGATE_TIMEOUT_S,
+    timeout: float | None = _DELEGATE_TIMEOUT_S,
     matches: Fields | None = None,
     notification: str | None = None,
     targets: Iterable[int] | None = None,

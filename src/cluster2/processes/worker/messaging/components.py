@@ -17,7 +17,7 @@ _MAX_ERROR_CHARS = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
-class RegisteredComponent:
+class _RegisteredComponent:
     """One component: the functions that return, combine and set its status."""
 
     name: str
@@ -31,7 +31,7 @@ class Components:
     """The components by name, registered while the app is imported, or later. Workers inherit the registry by fork."""
 
     def __init__(self) -> None:
-        self._by_name: dict[str, RegisteredComponent] = {}
+        self._by_name: dict[str, _RegisteredComponent] = {}
         self._set_before: dict[str, Any] = {}
         self.announce: Callable[[str], None] = lambda name: None
 
@@ -45,7 +45,7 @@ class Components:
             )
         if not callable(view):
             raise ConfigError(f"status({name!r}): view = {view!r}: expected a function")
-        self._by_name[name] = RegisteredComponent(name, view, reducer, update, _takes_params(view))
+        self._by_name[name] = _RegisteredComponent(name, view, reducer, update, _takes_params(view))
         self.announce(name)
 
     def names(self) -> list[str]:
@@ -94,11 +94,11 @@ class Components:
             await self.update(name, self._set_before.pop(name))
 
 
-def _view(component: RegisteredComponent, query: messages.View) -> Any:
+def _view(component: _RegisteredComponent, query: messages.View) -> Any:
     return component.view(codec.value(query.params)) if component.takes_params else component.view()
 
 
-def _reduce(component: RegisteredComponent, query: messages.Reduce) -> Any:
+def _reduce(component: _RegisteredComponent, query: messages.Reduce) -> Any:
     if isinstance(component.reducer, str):
         return REDUCERS[component.reducer]([codec.value(value) for value in query.values])
     return component.reducer([codec.value(value) for value in query.values])

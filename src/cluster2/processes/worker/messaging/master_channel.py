@@ -16,7 +16,7 @@ logger = logging.getLogger("cluster2.worker")
 
 OUTBOX_FULL_BYTES = 4 << 20
 """Bytes that may wait for the master. Beyond that calls wait, and events are refused."""
-OUTBOX_FLUSH_TIMEOUT_S = 5.0
+_OUTBOX_FLUSH_TIMEOUT_S = 5.0
 """Seconds in which the master must read the last messages."""
 
 
@@ -127,12 +127,12 @@ class MasterChannel(asyncio.Protocol):
                 self.on_writable()
 
     async def close(self) -> None:
-        """Close the channel when the kernel has taken all messages, or after `OUTBOX_FLUSH_TIMEOUT_S`."""
+        """Close the channel when the kernel has taken all messages, or after `_OUTBOX_FLUSH_TIMEOUT_S`."""
         self._flush()
         transport, self._transport = self._transport, None
         if transport is not None:
             self._orphaned = lambda: None
             transport.close()
-            deadline = time.monotonic() + OUTBOX_FLUSH_TIMEOUT_S
+            deadline = time.monotonic() + _OUTBOX_FLUSH_TIMEOUT_S
             while transport.get_write_buffer_size() and time.monotonic() < deadline:
                 await asyncio.sleep(0.001)

@@ -64,7 +64,7 @@ def _criteria(name: str, message: object, matches: Fields) -> msgspec.Raw:
     return codec.sendable(dict(matches), f"matches of delegate({name!r})")
 
 
-def unwrap_result(name: str, message: messages.CallResult) -> Any:
+def _unwrap_result(name: str, message: messages.CallResult) -> Any:
     """Return the result in a message. Raises DelegateError if it is a failure."""
     failure = message.failure
     if failure is None:
@@ -106,7 +106,7 @@ class PendingCalls:
             self._watch(deadline)
         try:
             self._send(asked, number)
-            return unwrap_result(asked.delegate, await future)
+            return _unwrap_result(asked.delegate, await future)
         except (asyncio.CancelledError, DelegateTimeout):
             self._channel.send(messages.GiveUp(number))
             raise
@@ -126,7 +126,7 @@ class PendingCalls:
         number, future = self._open_call_for_thread(asked)
         try:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            return unwrap_result(asked.delegate, future.result(left))
+            return _unwrap_result(asked.delegate, future.result(left))
         except concurrent.futures.TimeoutError as error:
             if isinstance(error, DelegateError):
                 raise
@@ -200,7 +200,7 @@ class PendingCalls:
             raise
         finally:
             self._open.pop(number, None)
-        return unwrap_result(asked.delegate, message)
+        return _unwrap_result(asked.delegate, message)
 
     async def _wait_for_turn(self, asked: messages.Delegate, deadline: float) -> messages.Delegate:
         """Wait for the turn of a call. Return its message with the time that is left."""

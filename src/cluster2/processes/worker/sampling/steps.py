@@ -35,7 +35,7 @@ UNMEASURED_REQUESTS = 2
 """Requests at the start of a worker that aren't measured."""
 REQUESTS_PER_BURST = 64
 """Requests in a row that are measured after a pause, or when a tick came late."""
-MAX_OTHER_THREADS_CPU_S = 0.00002
+_MAX_OTHER_THREADS_CPU_S = 0.00002
 """Seconds of CPU time that other threads may use during a step without delaying it."""
 LONG_SHARE = 0.1
 BUSY_SHARE = 0.05
@@ -46,7 +46,7 @@ _cpu = time.thread_time
 _whole = time.process_time
 
 
-class StepStart(NamedTuple):
+class _StepStart(NamedTuple):
     """The counters at the beginning of a step.
 
     Attributes:
@@ -114,7 +114,7 @@ class StepSampler:
 
     def stream(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
         """Return the awaitable of a handler that lives as long as its connection. Those of its steps that are due are timed."""
-        return TimedStreamSteps(awaitable, self)
+        return _TimedStreamSteps(awaitable, self)
 
     def on_late_tick(self, now: float) -> None:
         """Begin a burst after a late tick, once a second at most: the loop may be held, or only busy."""
@@ -141,7 +141,7 @@ class StepSampler:
         self._threads_busy = used > BUSY_SHARE * passed
         self._ticked_at, self._others_cpu, self._switches = now, others, switches
 
-    def long_step(self, wall: float, now: float, before: StepStart) -> None:
+    def long_step(self, wall: float, now: float, before: _StepStart) -> None:
         """Report a step that was long by the wall clock, if it held the loop."""
         if collections() != before.collections:
             return
@@ -151,7 +151,7 @@ class StepSampler:
         whole_now = _whole()
         used = min(_cpu() - cpu, wall)  # an interrupt may have come between the two clocks
         others = whole_now - whole - used
-        slept = getrusage(RUSAGE_THREAD).ru_nvcsw != switches and others < MAX_OTHER_THREADS_CPU_S
+        slept = getrusage(RUSAGE_THREAD).ru_nvcsw != switches and others < _MAX_OTHER_THREADS_CPU_S
         held = wall if slept and not self._threads_busy else used
         if held > LONG_STEP_S:
             self.report(held, now)
@@ -178,7 +178,7 @@ class TimedSteps(TimedAwaitable):
 
     def send(self, value: Any) -> Any:
         """Run one step, and time it."""
-        before = StepStart(_cpu(), _whole(), getrusage(RUSAGE_THREAD).ru_nvcsw, collections())
+        before = _StepStart(_cpu(), _whole(), getrusage(RUSAGE_THREAD).ru_nvcsw, collections())
         began = _now()
         try:
             return self.inner.send(value)
@@ -206,7 +206,7 @@ class TimedSteps(TimedAwaitable):
         self._sampler.took(_now() - self._began)
 
 
-class TimedStreamSteps(TimedSteps):
+class _TimedStreamSteps(TimedSteps):
     """The awaitable of a stream's handler. It samples steps, not the handler, which would be timed as long as its connection."""
 
     __slots__ = ()
