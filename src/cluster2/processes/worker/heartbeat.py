@@ -71,6 +71,7 @@ class HeartbeatLoop:
         self._board = board
         self._row = row
         self._engines = engines
+        # An engine that accepts by itself doesn't say how many connections it has accepted.
         self._uncounted = any(map(owns_accept, engines))
         self._acceptor = acceptor
         self._handoff = handoff
@@ -138,7 +139,7 @@ class HeartbeatLoop:
             return
         row.mode = mode
         if before is AcceptMode.BATCH:
-            self._acceptor.hold_back(mode)
+            self._acceptor.hold_back(mode)  # at once: the server of the loop may be in the middle of a burst
         if mode is AcceptMode.HANDOFF:
             self._handoff.start_handoff_after_response(now)
 
@@ -160,6 +161,7 @@ class HeartbeatLoop:
         row.errors = errors + counters.errors
         row.transactions, row.duration = counters.transactions, counters.duration
         row.cpu = time.process_time()
+        # The deadline of the next heartbeat: the master compares it with its clock, and needs no message.
         row.heartbeat = time.monotonic() + PROMISED_HEARTBEAT_S
 
     def _publish_outcomes(self, outcomes: Sequence[Outcomes | None], *, known: bool) -> int:
@@ -185,7 +187,7 @@ class HeartbeatLoop:
         The next tick is scheduled whatever fails: the master would kill a worker that stopped ticking as hung.
         """
         now = time.monotonic()
-        wait = SLOW_TICK_S
+        wait = SLOW_TICK_S  # if the check fails
         with self._guard("a worker's tick"):
             wait = self._check_engines(now)
         if now - self._slow_at >= 0.95 * SLOW_TICK_S:  # timers may fire a little early
@@ -222,6 +224,7 @@ class HeartbeatLoop:
         with guard("the budget of connections"):
             self._check_budget(now, connections)
         if added >= BALANCE_AT_ONCE_CONNECTIONS and now - self._slow_at < 0.95 * SLOW_TICK_S and not self.draining:
+            # Siblings compare with this count, which `publish` would update only with the next slow tick.
             self._row.connections = connections
             with guard("moving connections"):
                 self._handoff.handoff_surplus(now, self._counts(), connections)
@@ -303,6 +306,7 @@ class HeartbeatLoop:
             self._row.mode = mode
             if before is AcceptMode.HANDOFF:
                 self._handoff.stop_handoff_after_response()
+            # A task, since to open the loop's own server takes turns of the loop; referenced, since the loop doesn't keep tasks.
             task = self._loop.create_task(self._acceptor.set_mode(mode))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -321,7 +325,7 @@ class HeartbeatLoop:
         own = self._row.long_at
         found = self._board.column("long_at")
         if own in found:
-            found.remove(own)
+            found.remove(own)  # only one of them, since a sibling may have the same time
         return found
 
     def _counts(self) -> list[int]:

@@ -39,6 +39,7 @@ class WorkerInfo:
     def draining(self, draining: bool) -> None:
         with self._lock:
             self._draining = draining
+            # Taken out under the lock: a task that begins to wait now sees `_draining`, so each waiter is woken once.
             woken, self._waiting = (self._waiting, set()) if draining else (set(), self._waiting)
         for waiter in woken:
             try:

@@ -61,7 +61,7 @@ class StandaloneSignals:
             loop.add_signal_handler(number, terminated, number)
             # The loop learns of the signal by its wake-up descriptor, so it doesn't need the handler, which is replaced here.
             signal.signal(number, self._bound_end)
-            signal.siginterrupt(number, False)
+            signal.siginterrupt(number, False)  # signal.signal() switches that on: system calls would fail with EINTR
         for number in _NEEDS_A_MASTER:
             loop.add_signal_handler(number, self._ignored, number)
         loop.add_signal_handler(signal.SIGHUP, self._hung_up, terminated)

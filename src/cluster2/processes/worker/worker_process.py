@@ -129,6 +129,7 @@ class Worker:
         self._leave_requested = asyncio.Event()
         self._drain = WorkerDrain(spec.settings, keeper_gone=not order.keeper)
         self._send = spec.on_message
+        # A lambda, since `_open_channel` replaces `_send`.
         self._traffic = Traffic(spec.board.header, lambda message: self._send(message), alone=spec.channel is None)
         self._client: ChannelClient | None = None
         self._signals = StandaloneSignals(spec.settings, spec.on_message, spec.terminal)
@@ -144,7 +145,7 @@ class Worker:
             self._client.open()
         code = await self._run_phases()
         if channel is not None:
-            await channel.close()
+            await channel.close()  # after all messages: the end of the channel means that the worker has left
         if self._client is not None:
             self._client.pending_calls.close(WORKER_LEAVING)  # threads may still wait for results
         if self._spec.loopback is not None:
@@ -208,7 +209,7 @@ class Worker:
         if not starting.done():
             starting.cancel()
             return False
-        if starting.cancelled():
+        if starting.cancelled():  # by the app, e.g. by a startup that cancels all tasks of the loop
             raise AppError("the app has cancelled the task that starts it")
         starting.result()
         return True
@@ -225,6 +226,7 @@ class Worker:
             if self._spec.loopback is None:
                 return None
             channel = await MasterChannel.open(await self._spec.loopback.open(), self._receive, lambda: None)
+            # `_send` stays `spec.on_message` here. The other end of this channel needs to know the worker as well.
             channel.send(messages.Started(self._info.pid, messages.PROTOCOL_VERSION))
         self._client = ChannelClient(channel, api.emitter, api.components)
         return channel
@@ -235,6 +237,7 @@ class Worker:
         except (Exception, SystemExit) as error:
             raise AppError(f"a hook of worker.on_start raised {one_line(error)}", detail=trace(error)) from error
         self._latency = LatencyWindow(self._row)
+        # Before the engines: they wrap their apps with it.
         self._step_sampler = StepSampler(self._long_step, 2 * self._settings.handoff_slow_above, self._latency.add)
         self._engines = [self._engine(site) for site in self._spec.bindings]
         for engine in self._engines:
@@ -340,7 +343,7 @@ class Worker:
     async def _end(self) -> int:
         """Drain, stop the app, run its hooks. Return the exit code: 1 if a step failed, which the master is sent."""
         self.leave_by = deadline = time.monotonic() + self._settings.drain_timeout
-        self._info.draining = True
+        self._info.draining = True  # wakes long streams, which end while the worker drains
         hooks = asyncio.ensure_future(api.hooks.run_drain())  # beside the drain
         failed = await run_steps(
             ("the drain", self._drain_or_abort),

@@ -97,7 +97,7 @@ class Acceptor:
         self._take_scheduled = False
         self._pending_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._joining: set[asyncio.Task[object]] = set()
+        self._joining: set[asyncio.Task[object]] = set()  # the loop has only weak references to tasks
         self._native_waiting: set[asyncio.Task[None]] = set()
         self._listening = True
         self._paused = False
@@ -126,6 +126,7 @@ class Acceptor:
         for queue in self._ready_queues:
             self._switch.add(queue.reader, watched=True)
         self._switch.start(self._readable)
+        # Once for each engine, which may have several sources.
         for engine in {id(source.engine): source.engine for source in self._sources}.values():
             engine.on_capacity(lambda engine=engine: self._on_capacity(engine))  # type: ignore[misc]
         if mode is AcceptMode.BATCH:
@@ -164,7 +165,7 @@ class Acceptor:
         was_batch = self._mode is AcceptMode.BATCH
         self._mode = mode
         if was_batch:
-            self._close_native()
+            self._close_native()  # only the duplicates of the listeners: accepted connections go on
             for source in self._listening_sources:
                 self._switch.watch(source.listener, True)
             self._open_switch_once()
@@ -177,7 +178,7 @@ class Acceptor:
     def stop_listening(self) -> None:
         """Take no more connections from listeners."""
         self._listening = False
-        self._mode = AcceptMode.BATCH
+        self._mode = AcceptMode.BATCH  # ready queues are still read, without waiting for the request of each connection
         self._close_native()
         self._watch_ignored_sources()
         for source in self._open_listeners:
@@ -317,13 +318,14 @@ class Acceptor:
             return
         sources, full = self._sources, 0
         for _ in sources:
-            self._turn = (self._turn + 1) % len(sources)
+            self._turn = (self._turn + 1) % len(sources)  # in turn, so that no source starves
             source = sources[self._turn]
             if source.engine is not granted and not source.engine.has_capacity():
                 full += 1
                 continue
             if (taken := self._take_from(source)) is not None:
                 if not self._join(taken, source):
+                    # The client has left: no request will begin and call `_on_served`.
                     self._take_soon()
                 return
         self._pending = None
@@ -375,6 +377,7 @@ class Acceptor:
         """Take the next connection when this one's request has begun, or after `MAX_HEAD_WAIT_S`."""
         self._pending = connection
         self._pending_since = self._loop.time()
+        # The timer isn't cancelled when a request begins: one timer serves many connections, and checks which one is pending.
         if self._timer is None:
             self._timer = self._loop.call_later(MAX_HEAD_WAIT_S, self._on_head_timeout)
 
@@ -383,7 +386,7 @@ class Acceptor:
         if self._pending is None:
             return
         age = self._loop.time() - self._pending_since
-        if age >= 0.9 * MAX_HEAD_WAIT_S:
+        if age >= 0.9 * MAX_HEAD_WAIT_S:  # a timer may fire a little early
             self._pending = None
             self._take()
         else:
@@ -419,7 +422,7 @@ class Acceptor:
             except OSError:  # reset, or no socket at all: only a foreign process can have put that there
                 connection.close()
                 return False
-            if first == b"":
+            if first == b"":  # the client has closed it already
                 connection.close()
                 return False
         try:
@@ -431,6 +434,7 @@ class Acceptor:
         if self._mode is not AcceptMode.BATCH:
             self._hold_back_for(protocol)
         if first is not None and self._mode is AcceptMode.HANDOFF:
+            # It has brought a request, and will leave after the response: a transport of the loop's costs more than it saves.
             transport = OneShotTransport(self._loop, connection, cast(asyncio.Protocol, protocol))
             try:
                 transport.begin()

@@ -102,6 +102,7 @@ class HandoffPolicy:
         self._send_idle(now)
 
     def _hand_over(self, app: int, connection: Movable, again: bool = True) -> None:
+        """Hand over a connection whose response is complete. If the queue is full it stays, until `handoff_late` or `retire`."""
         assert self._idle_queue is not None
         try:
             if not connection.may_move():
@@ -113,7 +114,7 @@ class HandoffPolicy:
             connection.abandon("handing over")
             return
         if self._idle_queue.send(descriptor, app, family, 0.0):
-            connection.release()
+            connection.release()  # the queue holds a reference to the socket: only this process's descriptor is closed
             self.moved += 1
             self.parked += 1
 
@@ -143,7 +144,7 @@ class HandoffPolicy:
             handed.append(HandedConnection(descriptor, app, family, max(0.0, now - since)))
             leaving.append(connection)
         sent = self._idle_queue.send_all(handed)
-        for connection in leaving[:sent]:
+        for connection in leaving[:sent]:  # the queue may have taken only some
             connection.release()
         self.moved += sent
         return sent

@@ -60,7 +60,7 @@ class OneShotTransport(asyncio.Transport):
         if self._real is not None:
             self._real.write(data)
         elif not self._closing:
-            self._out.append(bytes(data))
+            self._out.append(bytes(data))  # a copy, since the caller may reuse its buffer
 
     def writelines(self, list_of_data: Iterable[Any]) -> None:
         """Buffer several pieces of data, as `write`."""
@@ -80,6 +80,7 @@ class OneShotTransport(asyncio.Transport):
             self._real.close()
         elif not self._closing:
             if self.get_write_buffer_size():
+                # Only the loop's transport can wait for the socket to take the rest.
                 self._closing = True
                 if self._promotion is None:
                     self._promote()
@@ -94,6 +95,7 @@ class OneShotTransport(asyncio.Transport):
             self._real.abort()
         elif self._promotion is None and self._sock.fileno() >= 0:
             self._sock.close()
+            # In the next turn: the protocol may be in the middle of the call that aborts.
             self._loop.call_soon(self._protocol.connection_lost, None)
 
     def is_closing(self) -> bool:
@@ -199,9 +201,10 @@ class OneShotTransport(asyncio.Transport):
     def _flush(self) -> None:
         """Write as much as the socket takes."""
         if not self._out or self._promotion is not None:
-            return
+            return  # during the replacement the loop's transport will write, so that the order is kept
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
         try:
+            # MSG_DONTWAIT holds for this call only. O_NONBLOCK belongs to the open file, which another process may share.
             sent = self._sock.send(data, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
             sent = 0

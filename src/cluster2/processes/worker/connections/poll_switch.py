@@ -24,8 +24,8 @@ class PollSwitch:
 
     def __init__(self) -> None:
         """Start without sources."""
-        self._inner = select.epoll()
-        self._outer = select.epoll()
+        self._inner = select.epoll()  # readable when any source is
+        self._outer = select.epoll()  # has the inner one as its only member, with a mask that is the switch
         self._loop = asyncio.get_running_loop()
 
     def add(self, source: _HasFileno, *, watched: bool) -> None:

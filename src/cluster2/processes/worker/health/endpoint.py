@@ -69,6 +69,7 @@ class Traffic:
             if changed:
                 self._send(messages.SetTraffic(enabled))
             return True
+        # The master confirms changes in order, so the oldest future belongs to the next confirmation.
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
         self._send(messages.SetTraffic(enabled))
@@ -179,7 +180,7 @@ class Ecv:
         return _for_version(environ["SERVER_PROTOCOL"], self._refused(asked) or await self._switch(asked))
 
     async def _read(self, server: Any, ask: Ask) -> HealthResponse:
-        able = self._traffic.health(able=True)
+        able = self._traffic.health(able=True)  # the app is checked only if the cluster takes traffic
         if able is Health.FINE and self._app.check is not None and not await self._app.check.passes(ask):
             able = self._traffic.health(able=False)
         ip, port = (server[0], server[1]) if server and server[1] else ("", 0)

@@ -116,6 +116,7 @@ class ChannelClient:
 
     def _announce(self, name: str) -> None:
         self._channel.send(messages.ComponentAnnounced(name))
+        # The app may register a component from any thread. A value that the master has sent before is set on the loop.
         self._channel.loop.call_soon_threadsafe(lambda: self._run(self._components.update_late(name)))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:

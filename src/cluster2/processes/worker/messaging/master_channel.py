@@ -106,7 +106,7 @@ class MasterChannel(asyncio.Protocol):
             if self._transport is None:
                 return
             codec.pack_into(self._out, message)
-            if self._flushing:
+            if self._flushing:  # the flush that is scheduled will write this message as well
                 return
             self._flushing = True
         if threading.get_ident() == self.thread:
@@ -131,7 +131,7 @@ class MasterChannel(asyncio.Protocol):
         self._flush()
         transport, self._transport = self._transport, None
         if transport is not None:
-            self._orphaned = lambda: None
+            self._orphaned = lambda: None  # this end closes the channel: the master isn't gone
             transport.close()
             deadline = time.monotonic() + _OUTBOX_FLUSH_TIMEOUT_S
             while transport.get_write_buffer_size() and time.monotonic() < deadline:

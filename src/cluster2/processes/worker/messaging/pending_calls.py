@@ -79,7 +79,7 @@ class PendingCalls:
     def __init__(self, channel: MasterChannel) -> None:
         self._channel = channel
         self._loop = channel.loop
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(1)  # next() is one step under the GIL: threads use it without a lock
         self._open: dict[int, tuple[Any, float]] = {}
         self._turns: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -98,7 +98,7 @@ class PendingCalls:
             return await self._call_from_other_loop(asked)
         deadline = inf if asked.timeout is None else self._loop.time() + asked.timeout
         if self._turns or len(self._open) >= MAX_OPEN_CALLS or self._channel.full:
-            asked = await self._wait_for_turn(asked, deadline)
+            asked = await self._wait_for_turn(asked, deadline)  # in order, also when others wait already
         number = next(self._numbers)
         future: asyncio.Future[messages.CallResult] = self._loop.create_future()
         self._open[number] = (future, deadline)
@@ -108,6 +108,7 @@ class PendingCalls:
             self._send(asked, number)
             return _unwrap_result(asked.delegate, await future)
         except (asyncio.CancelledError, DelegateTimeout):
+            # The master cancels the handler if no other caller waits for the same call.
             self._channel.send(messages.GiveUp(number))
             raise
         finally:
@@ -128,7 +129,7 @@ class PendingCalls:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             return _unwrap_result(asked.delegate, future.result(left))
         except concurrent.futures.TimeoutError as error:
-            if isinstance(error, DelegateError):
+            if isinstance(error, DelegateError):  # a failure that the future had, which is a TimeoutError as well
                 raise
             self._channel.send(messages.GiveUp(number))
             raise _too_late(asked) from None
@@ -179,7 +180,7 @@ class PendingCalls:
     ) -> tuple[int, concurrent.futures.Future[messages.CallResult]]:
         number = next(self._numbers)
         future: concurrent.futures.Future[messages.CallResult] = concurrent.futures.Future()
-        self._open[number] = (future, inf)
+        self._open[number] = (future, inf)  # no deadline for the timer: the caller watches it
         try:
             self._send(asked, number)
         except BaseException:
@@ -224,7 +225,7 @@ class PendingCalls:
         free = 0 if self._channel.full else MAX_OPEN_CALLS - len(self._open)
         while self._turns and (free > 0 or self._closed is not None):
             turn = self._turns.popleft()
-            if not turn.done():
+            if not turn.done():  # else its caller has given up
                 turn.set_result(None)
                 free -= 1
 

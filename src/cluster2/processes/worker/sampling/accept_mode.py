@@ -89,6 +89,7 @@ class AcceptModeSelector:
             self._clearly_long_steps.append(now)
         if _all_recent(self._long_steps, now) or _all_recent(self._clearly_long_steps, now):
             self._held_back_at = now
+            # Never down from `handoff`: only `relax` leaves a mode.
             self.mode = max(self.mode, AcceptMode.ONE_BY_ONE)
         if self.is_proof(step):
             self._slow_steps.append(now)

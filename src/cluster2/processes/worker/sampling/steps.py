@@ -96,7 +96,7 @@ class StepSampler:
     def measured(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
         """Return the handler's awaitable, with its steps timed."""
         self.due -= 1
-        if self._first:
+        if self._first:  # late imports and caches make the first ones long
             self._first -= 1
             return awaitable
         return TimedSteps(awaitable, self)
@@ -132,7 +132,7 @@ class StepSampler:
         Args:
             pooled: the threads are an engine's, which measures them itself (`thread_holds`).
         """
-        self.due = self.due or 1
+        self.due = self.due or 1  # a burst goes on
         others = _whole() - _cpu()
         switches = getrusage(RUSAGE_SELF).ru_nvcsw - getrusage(RUSAGE_THREAD).ru_nvcsw
         passed, used, switched = now - self._ticked_at, others - self._others_cpu, switches - self._switches

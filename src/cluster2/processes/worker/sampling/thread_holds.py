@@ -47,4 +47,5 @@ class ThreadHoldEstimator:
             late: the seconds by which this tick came late.
         """
         self._late = max(late, HOLD_FADE * self._late)
+        # CPU time counts always, wall time only if threads had run out.
         return max(hold.used, hold.wall - LATENESS_STRETCH * self._late if hold.full else 0.0, 0.0)
