@@ -160,7 +160,7 @@ async def supervise(
     def ready() -> None:
         workers = owned.options[0].workers
         logger.info("serving on %s with %s", _join_addresses(owned.listeners), counted(workers, "worker"))
-        places.announce(owned.options[0], owned.monitor, owned.logbook, owned.pids)
+        places.announce(owned.options[0], owned.monitor, owned.log_directory, owned.pids)
         notifier.serves(workers)
         owned.pids.keep()
         on_ready()
@@ -239,7 +239,7 @@ def acquire_resources(
             owns_process=owns_process,
             lifeline=lifeline,
             notifier=notifier,
-            logbook=log_directory,
+            log_directory=log_directory,
             scripted=scripted,
         )
 

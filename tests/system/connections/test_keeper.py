@@ -158,8 +158,8 @@ def answers(address: tuple[str, int]) -> bool:
 
 
 def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A keeper without a sign of life for `patience` seconds is stuck and killed; it is gone with the count of what it had."""
-    monkeypatch.setattr(KeeperProcess, "patience", 0.3)
+    """A keeper without a heartbeat for `timeout_s` is stuck and killed. The message says how many connections are lost."""
+    monkeypatch.setattr(KeeperProcess, "timeout_s", 0.3)
     facts: list[InboxMessage] = []
 
     async def main() -> None:
@@ -174,7 +174,7 @@ def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
             await until(lambda: "T" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
             board.header.resting = 7
             await until(
-                lambda: kept.kill_if_stuck(time.monotonic()) == "the keeper gives no sign of life; it is killed"
+                lambda: kept.kill_if_stuck(time.monotonic()) == "the keeper has missed its heartbeats; it is killed"
             )
             await until(lambda: facts)
             assert not kept.alive()

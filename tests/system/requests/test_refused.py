@@ -82,9 +82,9 @@ def test_a_full_disk(start: Start, disk: Path) -> None:
     running = serving(start, disk)
     fill(disk / "fill")
     goes_on(running)
-    wait_until(lambda: "logs is full: what is logged is lost; the cluster serves on" in running.stderr, "that is said")
+    wait_until(lambda: "logs is full: log lines are lost; the cluster serves on" in running.stderr, "that is said")
     (disk / "fill").unlink()
-    wait_until(lambda: "logs has room again" in running.stderr, "that is said, too")
+    wait_until(lambda: "logs has space again" in running.stderr, "that is said, too")
     wait_until(
         lambda: (
             {f"worker.{row['pid']}.pid" for row in running.workers()} <= {each.name for each in running.pids.iterdir()}

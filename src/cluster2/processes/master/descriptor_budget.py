@@ -52,7 +52,7 @@ class DescriptorBudget:
         """
         listeners = self._resources.listeners
         queues = [] if self._keeper is None else self._keeper.descriptors()
-        forwarded = self._resources.logbook is not None and self._resources.logbook.keeps_files_open
+        forwarded = self._resources.log_directory is not None and self._resources.log_directory.keeps_files_open
         cost = DescriptorCost(
             worker=WORKER_DESCRIPTORS + forwarded + places * sum(site in steered for site, _ in listeners),
             # channel, and the four that are the same for all: lifeline and scoreboard

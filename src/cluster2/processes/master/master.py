@@ -191,8 +191,8 @@ class Master:
         await self._pids_guard.open()
         for number in SIGNAL_COMMANDS if self.resources.owns_process else ():
             self._loop.add_signal_handler(number, self.post, Signal(number))
-        if self.resources.logbook is not None:
-            self.resources.logbook.start(state.warn)
+        if self.resources.log_directory is not None:
+            self.resources.log_directory.start(state.warn)
         if self.monitor is not None:
             self.monitor.start()
         self.generations.load(generation)
@@ -286,7 +286,7 @@ class Master:
             self.shutdown.faults.append(message.text)
 
     def _on_helper_exited(self, message: HelperExited) -> None:
-        """Start the helper again. At the end of the cluster, tell the workers that the keeper gives nothing back any more."""
+        """Start the helper again. At the end of the cluster, notify the workers that the keeper gives nothing back."""
         (helper,) = (each for each in self.helpers if each.name == message.name)
         if helper is self.keeper and self.state.ending:
             for handle in self.state.registry if self.state.phase is MasterPhase.DRAINING else ():

@@ -1,6 +1,6 @@
-"""Puts the pids directory back in its place when it was removed, or something in it.
+"""Restore the pids directory, and the files in it, when they were removed.
 
-Without `master.sock` no command reaches the master, and without the lock a second master could start (`kernel.pidfiles`). A look
+Without `master.sock` no command reaches the master, and without the lock a second master could start (`linux.pid_files`). A check
 costs four system calls, once a second.
 """
 
@@ -23,12 +23,12 @@ _CONTROL_BACKLOG = 64
 
 
 class PidsGuard:
-    """Guards the pids directory of a running master."""
+    """Restores the pids directory of a running master."""
 
     def __init__(
         self, pids: PidsDirectory, control: ControlServer, registry: WorkerRegistry, warn: Callable[[str], None]
     ) -> None:
-        """Do nothing yet."""
+        """Make a guard. It does nothing before `open`."""
         self._pids = pids
         self._control = control
         self._registry = registry
@@ -43,7 +43,7 @@ class PidsGuard:
         await self._control.open(listener)
 
     async def restore_missing(self) -> None:
-        """Restore what is missing. An error is a warning, once, and the next look tries again."""
+        """Restore missing files. An error is reported once, and the next check tries again."""
         if self._pids.intact():
             return
         try:
@@ -63,7 +63,7 @@ class PidsGuard:
 
 
 def _clients(listener: socket.socket) -> Iterable[int]:
-    """The connections of clients of the control socket, in a process that a handler of the user's has forked."""
-    from ...linux import established_connections  # 0.7 MiB that the master itself does without
+    """Return the connections of the control socket's clients, in a process that a handler of the app has forked."""
+    from ...linux import established_connections  # imported late: it takes 0.7 MiB that the master itself does not need
 
     return established_connections.descriptors(listener)

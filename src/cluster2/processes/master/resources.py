@@ -1,4 +1,4 @@
-"""What the master owns and where it is: made before it starts, closed after it has ended."""
+"""The resources of the master. They are made before it starts, and closed after it has ended."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Options(NamedTuple):
     """The options of a generation.
 
     Attributes:
-        sources: the source of each option that was set on purpose.
-        warnings: what operators should know about them, a line each.
+        sources: the source of each option that was set explicitly.
+        warnings: warnings about the options, a line each.
     """
 
     settings: Settings
@@ -33,19 +33,19 @@ class Options(NamedTuple):
 
 @dataclass(slots=True)
 class MasterResources:
-    """What the master owns.
+    """The resources of the master.
 
     Attributes:
-        reread: reads the options again, for a reload; raises ClusterError if something is wrong with them.
-        listeners: each with the index of the app that it belongs to.
-        monitor: of the monitor: its page's, and the one of HAProxy's agent-check, if there is one; none: there is no monitor.
-        argv: the program that loads the app (`nursery`).
-        lifeline: ends workers that are stuck when the master has ended.
-        notifier: tells the service manager.
-        logbook: keeps the directory of logs; None: all goes to standard error.
+        reread: reads the options again, for a reload; raises ClusterError if one is bad.
+        listeners: the listeners of the apps, each with the index of its app.
+        monitor: the listeners of the monitor: that of its page, and that of HAProxy's agent-check if there is one. Empty: no monitor.
+        argv: the program that loads the app (`generations.worker_factory`).
+        lifeline: ends stuck workers after the end of the master.
+        notifier: sends notifications to the service manager.
+        log_directory: the directory of log files; None: all output goes to standard error.
         scripted: the program is a script that has options of its own, and is executed again for each generation.
-        terminal: that it was started from; None: it isn't asked about, as signals aren't the master's.
-        owns_process: whether signals and stray children are the master's; false inside somebody else's program.
+        terminal: the terminal that the cluster was started from; None: it isn't checked, since signals aren't the master's.
+        owns_process: the process belongs to the master, with its signals and stray children. False inside another program.
     """
 
     options: Options
@@ -58,16 +58,16 @@ class MasterResources:
     owns_process: bool
     lifeline: Lifeline = field(default_factory=Lifeline)
     notifier: ServiceNotifier = field(default_factory=lambda: ServiceNotifier(None))
-    logbook: LogDirectory | None = None
+    log_directory: LogDirectory | None = None
     terminal: Terminal | None = None
     scripted: bool = False
 
 
 def make_board() -> Scoreboard:
-    """Return a new scoreboard.
+    """Make the scoreboard.
 
     Raises:
-        ClusterError: the system doesn't give the memory.
+        ClusterError: the system has no memory for it.
     """
     try:
         return Scoreboard.create()

@@ -1,4 +1,4 @@
-"""End the cluster: gracefully, perhaps as a lame duck first; at once; or because it could not start.
+"""End the cluster: gracefully (as a lame duck first, if it is to be one), at once, or because it could not start.
 
 *The lame duck.* A load balancer that polls health checks learns only at its next check that a cluster leaves. Until then it sends
 new connections, which would be refused once the listeners are shut. So the health checks fail first, and everything else goes on:

@@ -1,4 +1,4 @@
-"""What the service manager is told of what happens (`kernel.notify` has the protocol)."""
+"""Notify the service manager of the state of the cluster (`linux.sd_notify` has the protocol)."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from ...linux.sd_notify import ServiceNotifier
 
 
 class SystemdNotifier:
-    """Tells it of the events that it should know of."""
+    """Translates events into notifications."""
 
     def __init__(self, notifier: ServiceNotifier, environ: Mapping[str, str]) -> None:
-        """Nothing is told yet.
+        """Make a notifier. It sends nothing yet.
 
         Args:
-            environ: in SYSTEMD_EXEC_PID systemd says whom it has started.
+            environ: in SYSTEMD_EXEC_PID systemd gives the pid of the process that it has started.
         """
         self._notifier = notifier
         self._main = os.getpid() if environ.get("SYSTEMD_EXEC_PID", str(os.getpid())) != str(os.getpid()) else None
 
     def serves(self, workers: int) -> None:
-        """All workers are ready, for the first time."""
+        """Notify that all workers are ready, for the first time."""
         self._notifier.ready(f"serving with {workers} worker{'s' * (workers > 1)}", main=self._main)
 
     def live(self) -> None:
-        """Give signs of life on the running loop from now on: for a process without a master, whose ticks do so else."""
+        """Feed the watchdog on the running loop from now on, where there is no master whose ticks do that."""
         if self._notifier.watchdog:
             self._notifier.alive()
             asyncio.get_running_loop().call_later(self._notifier.watchdog / 2, self.live)
 
     def notify(self, event: events.Event) -> None:
-        """Something has happened."""
+        """Notify of an event, if it concerns the service manager."""
         match event:
             case events.Reloading():
                 self._notifier.reloading(f"loading generation {event.generation}")

@@ -156,8 +156,8 @@ class CommandHandler:
 
     def _reopen_logs(self) -> None:
         """Have all processes open their log files again. They also check once a second whether a file was renamed."""
-        if self._resources.logbook is not None:
-            self._resources.logbook.poll()
+        if self._resources.log_directory is not None:
+            self._resources.log_directory.poll()
             self._generations.reopen_logs()
             for handle in self._state.registry:
                 handle.send(messages.Reopen())

@@ -115,7 +115,7 @@ class GenerationTable:
             generation,
             values,
             dict(sources),
-            "" if self._resources.logbook is None else self._resources.logbook.output,
+            "" if self._resources.log_directory is None else self._resources.log_directory.output,
             list(self._files[generation]),
             self._objects[generation],
             pinned=generation not in self._open,

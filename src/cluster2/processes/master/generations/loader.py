@@ -169,8 +169,8 @@ class GenerationLoader:
             names = " and ".join(sorted({message.engines[site] for site in message.steered}))
             raise ConfigError(f"engine {names}: {error.message}") from error
         self._again_at = None
-        if self._resources.logbook is not None:
-            self._resources.logbook.set_owner(message.owner)
+        if self._resources.log_directory is not None:
+            self._resources.log_directory.set_owner(message.owner)
         if self._keeper is not None:
             self._keeper.apply_settings(settings, message.movable)
         self._generations.on_ready(generation)

@@ -1,10 +1,10 @@
-"""A process that the master has executed: a zygote, an executed worker, the keeper, the monitor.
+"""Execute a process and supervise it: a zygote, an executed worker, the keeper, the monitor.
 
-Each gets one end of a channel as its descriptor 3. The channel's end tells it to leave, and so does the master's, which takes
-the channel along: nobody is orphaned. Its own end the master learns from a pidfd, through which it reaps and kills it as well,
-since a pid may be another process's by the time that it is used.
+Each gets one end of a channel as its descriptor 3. When the channel closes the process exits. The kernel closes the channel when the
+master ends as well, so no process is orphaned. The master learns of the exit by a pidfd, and reaps and kills through it, since a pid
+may belong to another process by the time that it is used.
 
-A `ChildProcess` lives once. What is to be there again after its end is a `Helper`'s business (`helper`), or the nursery's.
+A `ChildProcess` is started once. `HelperProcess` and `WorkerFactory` start another one after an exit.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from ....protocol import messages
 logger = logging.getLogger("cluster2.master")
 
 _CHANNEL_FD = 3
-"""The descriptor that a child finds its channel at."""
+"""The descriptor of the channel in the child."""
 KILL_TIMEOUT_S = 5.0
-"""Seconds from SIGKILL to the end of a process. Only one that waits in the kernel, for a dead disk, takes longer."""
+"""Seconds from SIGKILL to the end of a process. Only a process that waits in the kernel, for a dead disk, takes longer."""
 
 
 class ChildProcess:
     """One process, from its execution until it is reaped.
 
     Attributes:
-        pid: its number.
-        channel: our end; it doesn't block.
-        left: done when the process has ended and is reaped, with how it ended (`exit code 0`, `SIGKILL`). What it has said
-            before may still wait in the channel.
+        pid: its process id.
+        channel: the master's end, which doesn't block.
+        left: done when the process has ended and is reaped; the result is its status (`exit code 0`, `SIGKILL`). Its last
+            messages may still wait in the channel.
     """
 
     def __init__(
@@ -50,19 +50,19 @@ class ChildProcess:
         stacks_file: int | None = None,
         secrets: bool = False,
     ) -> None:
-        """Execute it.
+        """Execute a program.
 
         Args:
             argv: the program: absolute path and arguments.
-            order: the first message, which waits for it; b"": none. `descriptors` travel with it.
-            fds: what it is to inherit beside the channel: its number → our descriptor.
+            order: the first message in its channel, with `descriptors`; b"": none.
+            fds: descriptors that it inherits beside the channel: the number in the child → the descriptor here.
             buffer: of the channel, in bytes; None: the system's default.
-            reap: false: somebody else waits for its end, and `left` is never done.
-            stacks_file: our descriptor of the file that it writes its stacks to; None: one of its own, for `stacks`.
-            secrets: it reads options from the environment itself, so it gets the secret ones as well.
+            reap: false: another part waits for its end, and `left` is never done.
+            stacks_file: the descriptor here of the file that it writes its stacks to; None: a file is made, for `stacks`.
+            secrets: it gets the secret variables as well, since it reads options from the environment itself.
 
         Raises:
-            OSError: there is no room for it, or no such program. Nothing is left behind.
+            OSError: the system has no resources for it, or there is no such program. Nothing is left behind.
             PacketError: the order is too long.
         """
         self.channel, theirs = Packets.pair(buffer=buffer)
@@ -90,10 +90,10 @@ class ChildProcess:
             theirs.close()
 
     def on_message(self, receive: Callable[[bytes, list[int]], None]) -> None:
-        """Call this with each message, and with its descriptors, which are the callee's then; b"": the channel has ended.
+        """Call this with each message and its descriptors, which the callee owns then; b"": the channel has closed.
 
         Raises:
-            OSError: the channel can't be watched: the process is killed, since nobody would hear it.
+            OSError: the channel can't be watched. The process is killed, since its messages could not be read.
         """
 
         def readable() -> None:
@@ -102,13 +102,13 @@ class ChildProcess:
             except BlockingIOError:
                 return
             except DescriptorsLost:
-                return  # this process has no descriptor left: that is no fault of the child
+                return  # this process has no descriptor left, which is no fault of the child
             except ConnectionError:
                 packet, descriptors = b"", []
             except OSError:
-                return  # no memory, for a moment: it is still there to be read
+                return  # no memory for now: the message stays in the channel
             except PacketError:
-                packet, descriptors = b"", []  # who speaks like that is as good as gone
+                packet, descriptors = b"", []  # a process that violates the protocol is treated as if it had ended
             if not packet:
                 self._loop.remove_reader(self.channel.fileno())
             receive(packet, descriptors)
@@ -121,15 +121,15 @@ class ChildProcess:
             raise
 
     def kill(self) -> None:
-        """End it at once."""
+        """Send SIGKILL."""
         if self._pidfd >= 0:
             processes.send_signal(self._pidfd, signal.SIGKILL)
 
     async def stacks(self) -> str:
-        """The Python stacks of its threads, or a line that says why there are none. Takes up to a second."""
+        """Return the Python stacks of its threads, or a line that says why there are none. It takes up to a second."""
         if self._pidfd < 0 or self._stacks_file < 0:
             return f"no stacks: process {self.pid} has ended"
-        pidfd, file = os.dup(self._pidfd), os.dup(self._stacks_file)  # copies, since it may end meanwhile
+        pidfd, file = os.dup(self._pidfd), os.dup(self._stacks_file)  # copies, since these are closed when it exits
         try:
             return await stacks.capture(file, pidfd, self.pid)
         finally:
@@ -137,13 +137,13 @@ class ChildProcess:
             os.close(file)
 
     def close_channel(self) -> None:
-        """It may leave: close the channel. What it said that wasn't heard yet is lost."""
+        """Close the channel, so that the process exits. Messages that are not read yet are lost."""
         if self.channel.fileno() >= 0:
             self._loop.remove_reader(self.channel.fileno())
             self.channel.close()
 
     async def wait_closed(self, patience: float) -> None:
-        """Let it go and wait until it has left; killed after `patience` seconds."""
+        """Close the channel and wait until the process has exited. Kill it after `patience` seconds."""
         self.close_channel()
         await asyncio.wait({self.left}, timeout=patience)
         if not self.left.done():
@@ -159,7 +159,7 @@ class ChildProcess:
     def _watch(self) -> None:
         try:
             self._pidfd = processes.open_pidfd(self.pid)
-        except OSError:  # no descriptor is left: what can't be watched isn't kept
+        except OSError:  # no descriptor is left: a process that can't be watched is killed
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
             raise
@@ -175,7 +175,7 @@ class ChildProcess:
     def _exited(self) -> None:
         try:
             status = processes.exit_of(self._pidfd)
-        except ChildProcessError:  # somebody else's program in which the master lives has reaped it
+        except ChildProcessError:  # the program that the master runs in has reaped it
             how = "reaped by another"
         else:
             if status is None:

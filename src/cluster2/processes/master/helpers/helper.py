@@ -1,9 +1,9 @@
-"""What the keeper and the monitor have in common: a process beside the workers that is there as long as the cluster is.
+"""Run a helper: a process beside the workers that exists as long as the cluster does (the keeper, the monitor).
 
-It is executed, gives a sign of life in the header of the scoreboard, and is started again when it ends: at once the first time,
-then later each time (`policy.Pauses`), so that one that can't live doesn't cost the master more than a look now and then. That
-one can't be started (no process, no descriptor is left) is no more than another end of it: nothing of that kind ends a cluster.
-One without a sign of life is stuck; it is killed, which leads to the same.
+A helper is executed, and publishes heartbeats in the header of the scoreboard. When it exits it is started again: at once the first
+time, then with a growing delay (`planning.RestartBackoff`), so that a helper which exits again and again costs the master little. A
+failure to start it (the system has no process or descriptor left) counts as another exit, and never ends the cluster. A helper whose
+heartbeats stop is stuck: it is killed, and then started again.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ logger = logging.getLogger("cluster2.master")
 
 
 class HelperProcess(ABC):
-    """One such process, again and again.
+    """One helper, which is started as often as needed.
 
     Attributes:
-        name: what it is called, also by its cells in the header: NAME_pid, NAME_beat, NAME_restarts.
-        patience: seconds without a sign of life after which it is stuck.
+        name: its name, also that of its cells in the header: NAME_pid, NAME_beat, NAME_restarts.
+        timeout_s: seconds without a heartbeat after which it is stuck.
     """
 
     name: ClassVar[str]
-    patience: ClassVar[float]
+    timeout_s: ClassVar[float]
 
     def __init__(self, header: Header, pauses: RestartBackoff, post: Callable[[InboxMessage], None]) -> None:
-        """Nothing is started yet.
+        """Make a helper that isn't started yet.
 
         Args:
-            post: takes the fact that it is gone.
+            pauses: the delays before it is started again.
+            post: takes the message that it has exited.
         """
         self._header = header
         self._pauses = pauses
@@ -56,11 +57,11 @@ class HelperProcess(ABC):
         """Start the process. Raises OSError or PacketError."""
 
     def _settle_exit(self) -> str:
-        """It is gone: settle what it leaves behind. Returns what operators should know of that, as the end of a sentence."""
+        """Clean up after an exit. Return what operators should know about it, as the end of a sentence."""
         return ""
 
     def start(self) -> None:
-        """Start it. The fact `HelperGone` tells when it has ended, or that it can't be started."""
+        """Start the process. A `HelperExited` is posted when it has exited, or if it can't be started."""
         self._timer = None
         self._born = time.monotonic()
         setattr(self._header, f"{self.name}_beat", self._born)
@@ -73,7 +74,7 @@ class HelperProcess(ABC):
         self._child.left.add_done_callback(self._ended)
 
     def schedule_start(self) -> float:
-        """It is gone and shall be there: start it when it may. Returns in how many seconds that is."""
+        """Schedule another start. Return the seconds until then."""
         cell = f"{self.name}_restarts"
         setattr(self._header, cell, getattr(self._header, cell) + 1)
         pause = self._pauses.after(time.monotonic() - self._born)
@@ -81,50 +82,50 @@ class HelperProcess(ABC):
         return pause
 
     def renew(self) -> None:
-        """Have another take its place, which isn't an end that counts."""
+        """Replace the process by a new one. This exit isn't counted."""
         if self._child is not None:
             self._renewing = True
             self._child.close_channel()
 
     def kill_if_stuck(self, now: float) -> str | None:
-        """Kill it if it is stuck, and say so."""
+        """Kill the process if it is stuck. Return a warning then, else None."""
         beat: float = getattr(self._header, f"{self.name}_beat")
-        if self._child is None or now - beat <= self.patience:
+        if self._child is None or now - beat <= self.timeout_s:
             return None
         if self._killing is not None and not self._killing.done():
             return None
         self._killing = self._loop.create_task(self._kill_stuck(self._child))
-        return f"the {self.name} gives no sign of life; it is killed"
+        return f"the {self.name} has missed its heartbeats; it is killed"
 
     async def _kill_stuck(self, child: ChildProcess) -> None:
-        """Log the stacks of a process that is stuck, which tell why, then kill it."""
+        """Log the stacks of a stuck process, which show the cause, then kill it."""
         logger.warning("stacks of the %s:\n%s", self.name, await child.stacks())
         child.kill()
 
     def alive(self) -> bool:
-        """Whether there is such a process."""
+        """Return True if the process exists."""
         return self._child is not None
 
     def pids(self) -> set[int]:
-        """The process that this object reaps."""
+        """Return the pid of the process that this object reaps."""
         return set() if self._child is None else {self._child.pid}
 
-    def no_more(self) -> None:
-        """It isn't started again."""
+    def cancel_starts(self) -> None:
+        """Cancel all starts to come."""
         self._renewing = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def stop(self) -> None:
-        """End it at once and for good."""
-        self.no_more()
+        """Kill the process, and don't start it again."""
+        self.cancel_starts()
         if self._child is not None:
             self._child.kill()
 
     async def wait_closed(self, patience: float) -> None:
-        """End it for good; killed after `patience` seconds."""
-        self.no_more()
+        """Let the process exit, and don't start it again. Kill it after `patience` seconds."""
+        self.cancel_starts()
         if self._child is not None:
             await self._child.wait_closed(patience)
 
@@ -133,9 +134,9 @@ class HelperProcess(ABC):
         self._child.close_channel()
         self._child = None
         setattr(self._header, f"{self.name}_pid", 0)
-        what = self._settle_exit()
+        notice = self._settle_exit()
         if self._renewing:
             self._renewing = False
             self.start()
         else:
-            self._post(HelperExited(self.name, f"is gone ({left.result()}){what}"))
+            self._post(HelperExited(self.name, f"is gone ({left.result()}){notice}"))

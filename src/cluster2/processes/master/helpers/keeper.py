@@ -1,4 +1,4 @@
-"""The keeper as the master sees it: the queues that outlive it, and the process that serves them."""
+"""Run the keeper process, and hold the queues that outlive it."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from .helper import HelperProcess
 
 KEEPER_SETTLED_S = 10.0
 KEEPER_BACKOFF_S, KEEPER_MAX_BACKOFF_S = 0.1, 5.0
-"""Seconds (`policy.Pauses`): short, since connections at rest wait for nobody else."""
+"""Seconds (`planning.RestartBackoff`). The delays are short, since only a keeper can serve the connections at rest."""
 _KEEPER_DRAIN_MARGIN_S = 1.0
-"""Seconds beyond its patience that a keeper which drains may take to leave."""
-_ROOM = str(Path(__file__).resolve().parents[2] / "keeper")
+"""Seconds beyond `drain_idle` in which a keeper that drains may exit."""
+_PROGRAM = str(Path(__file__).resolve().parents[2] / "keeper")
 
 
 class KeeperProcess(HelperProcess):
-    """Holds the ends of all queues, so that what waits in them survives any process; has a keeper serve them.
+    """The keeper, and both ends of all queues, so that connections in a queue survive the end of any process.
 
-    One gives a sign of life every two seconds; without, connections at rest would wait for ever, which is worse than to lose
-    them. It is started when the first generation is loaded of which connections can move: never where all engines take
-    connections themselves, or TLS ends in the workers.
+    A keeper publishes a heartbeat every two seconds. With a stuck keeper connections at rest would wait for ever, which is worse
+    than to lose them. The keeper is started when the first generation is loaded whose connections can move. So it is never started
+    where all engines accept connections themselves, or where the workers terminate TLS.
 
     Attributes:
-        serves: there is a keeper, or will be again: workers get the ways to it.
+        serves: a keeper exists, or will exist again: workers get its queues.
     """
 
     name = "keeper"
-    patience = 10.0
+    timeout_s = 10.0
 
     def __init__(
         self,
@@ -49,14 +49,14 @@ class KeeperProcess(HelperProcess):
         unix: Collection[int] = (),
         log: str = "",
     ) -> None:
-        """Make the queues; nothing is started yet.
+        """Make the queues. No process is started yet.
 
         Args:
-            sites: how many apps there are.
-            options: of the cluster.
-            post: takes the fact that it is gone.
-            unix: indices of those that listen on a Unix socket, where TLS is never spoken.
-            log: the file that its output goes to; "": it stays where it is.
+            sites: number of apps.
+            options: the settings of the first generation.
+            post: takes the message that it has exited.
+            unix: indices of the apps that listen on a Unix socket, where TLS is never used.
+            log: the file that takes its output; "": its output isn't redirected.
         """
         super().__init__(board.header, RestartBackoff(KEEPER_SETTLED_S, KEEPER_BACKOFF_S, KEEPER_MAX_BACKOFF_S), post)
         self.serves = False
@@ -71,54 +71,54 @@ class KeeperProcess(HelperProcess):
 
     @classmethod
     def from_resources(cls, resources: MasterResources, post: Callable[[InboxMessage], None]) -> KeeperProcess | None:
-        """That of a cluster; None if it shall have none."""
+        """Return the keeper of a cluster; None if its settings ask for none."""
         settings = resources.options[0]
         if not settings.keeper:
             return None
         sites = 1 + max(site for site, _ in resources.listeners)
         unix = {site for site, listener in resources.listeners if listener.sock.family == socket.AF_UNIX}
-        log = "" if resources.logbook is None else resources.logbook.output
+        log = "" if resources.log_directory is None else resources.log_directory.output
         return cls(resources.board, sites, settings, post, unix, log)
 
     def apply_settings(self, settings: Settings, movable: Collection[int]) -> None:
-        """A generation is loaded: of these apps connections can move, if they are plain. Start a keeper if it is the first."""
+        """Start a keeper with the first generation that has connections which can move: those of these apps, without TLS."""
         plain = settings.ssl_certfile is None
         if not self.serves and any(plain or site in self._unix for site in movable):
             self.serves = True
             self.start()
 
     def apply_timeout(self, settings: Settings) -> None:
-        """Have connections that come to rest from now on be closed after the idle timeout of these options."""
+        """Apply the idle timeout of these settings to connections that come to rest from now on."""
         if settings.timeout == self._options.timeout:
             return
         self._options = settings
         if self._child is not None:
-            # A keeper that is dying or doesn't listen is replaced by one that is started with the new value.
+            # A keeper that is ending, or whose queue is full, is replaced by one that starts with the new value.
             with contextlib.suppress(OSError):
                 self._child.channel.send(f"timeout {settings.timeout}".encode())
 
     def descriptors(self) -> list[int]:
-        """What each worker gets: the entry of the rest queue, the exit of each ready queue."""
+        """Return the descriptors that each worker gets: the entry of the idle queue, the exit of each ready queue."""
         return [self._rest[0].fileno(), *(out.fileno() for _, out in self._ready)]
 
     def drain(self, patience: float) -> None:
-        """It is to give back what wakes, and to leave when nothing rests any more, or after `patience` seconds."""
-        self.no_more()
+        """Drain the keeper: it gives back connections that become active, and exits when none rests, or after `patience` seconds."""
+        self.cancel_starts()
         if not self.serves:
             return
         if self._child is None:
-            self._post(HelperExited(self.name, "is gone"))  # nobody else will tell the workers that nothing comes back
+            self._post(HelperExited(self.name, "is gone"))  # so that the workers learn that no connection comes back
             return
         try:
-            # One that is stuck must not hold up the end.
+            # A stuck keeper must not delay the end of the cluster.
             self._bound = self._loop.call_later(patience + _KEEPER_DRAIN_MARGIN_S, self.stop)
             self._child.channel.send(f"drain {patience}".encode())
         except OSError:
-            self.stop()  # dead already, or it doesn't listen
+            self.stop()  # it has ended, or doesn't read
 
     def close(self) -> None:
-        """Close all queues; whatever waits there is closed, too."""
-        self.no_more()
+        """Close all queues, with the connections that wait in them."""
+        self.cancel_starts()
         if self._bound is not None:
             self._bound.cancel()
         for into, out in [self._rest, *self._ready]:
@@ -129,7 +129,7 @@ class KeeperProcess(HelperProcess):
         ends = [self._rest[1].fileno(), *self._board.descriptors, *(into.fileno() for into, _ in self._ready)]
         options = self._options
         who = [str(options.user or ""), str(options.group or "")]
-        argv = [sys.executable, "-I", "-S", _ROOM, str(self._sites), str(options.timeout), *who, self._log]
+        argv = [sys.executable, "-I", "-S", _PROGRAM, str(self._sites), str(options.timeout), *who, self._log]
         return ChildProcess(argv, fds=dict(enumerate(ends, 4)))
 
     def _settle_exit(self) -> str:

@@ -1,4 +1,4 @@
-"""The monitor as the master sees it: a process beside the cluster, of which nothing depends."""
+"""Run the monitor process. Nothing in the cluster depends on it."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from .helper import HelperProcess
 
 MONITOR_SETTLED_S = 30.0
 MONITOR_BACKOFF_S, MONITOR_MAX_BACKOFF_S = 1.0, 30.0
-"""Seconds (`policy.Pauses`)."""
+"""Seconds (`planning.RestartBackoff`)."""
 
 _READ_COMMANDS = frozenset({"status", "stacks", "component", "statuses", "events"})
 _SWITCH_COMMANDS = frozenset({"enable", "disable"})
 _ACTION_COMMANDS = _SWITCH_COMMANDS | {"reload", "scale", "recycle", "shutdown"}
-"""Verbs that a monitor may ask for: always; with `ecv.control`; with `monitor_token`, which its own clients must bear."""
+"""Commands that a monitor may send: always, with `ecv.control`, and with `monitor_token`, which its own clients must present."""
 
-_OURS = ("ecv_", "mon_", "timeout")
-"""Options, by the beginning of their name, that a reload can change and that mean something to it."""
+_MONITOR_OPTIONS = ("ecv_", "monitor_", "timeout")
+"""Beginnings of the names of options that a reload can change and that the monitor uses."""
 
 
 Admit = Callable[[socket.socket, Container[str]], None]
 
 
 class MonitorProcess(HelperProcess):
-    """Has a monitor serve its ports. One gives a sign of life each second.
+    """The monitor, and the listeners of its ports. A monitor publishes a heartbeat each second.
 
     Attributes:
-        address: of its page.
+        address: the address of its page.
     """
 
     name = "monitor"
-    patience = 30.0
+    timeout_s = 30.0
 
     def __init__(
         self,
@@ -54,12 +54,13 @@ class MonitorProcess(HelperProcess):
         post: Callable[[InboxMessage], None],
         admit: Admit,
     ) -> None:
-        """Nothing is started yet.
+        """Make a monitor that isn't started yet.
 
         Args:
-            listeners: of its ports; stay open here, so that nobody else takes the ports and who asks meanwhile waits.
-            post: takes the fact that it is gone.
-            admit: hears it on a socket, as far as these verbs go.
+            listeners: the listeners of its ports. They stay open in this process: so no other program can take the ports, and
+                clients that connect while a monitor is replaced wait.
+            post: takes the message that it has exited.
+            admit: serves its commands on a socket, as far as they are in this set.
         """
         super().__init__(
             board.header, RestartBackoff(MONITOR_SETTLED_S, MONITOR_BACKOFF_S, MONITOR_MAX_BACKOFF_S), post
@@ -74,7 +75,7 @@ class MonitorProcess(HelperProcess):
     def from_resources(
         cls, resources: MasterResources, post: Callable[[InboxMessage], None], admit: Admit
     ) -> MonitorProcess | None:
-        """That of a cluster; None if it shall have none."""
+        """Return the monitor of a cluster; None if its settings ask for none."""
         if not resources.monitor:
             return None
         ports = [getattr(listener.address, "port", 0) for _, listener in resources.listeners]
@@ -85,21 +86,21 @@ class MonitorProcess(HelperProcess):
             version=__version__,
             addresses=[str(listener.address) for _, listener in resources.listeners],
             address=str(resources.monitor[0].address),
-            log="" if resources.logbook is None else resources.logbook.output,
+            log="" if resources.log_directory is None else resources.log_directory.output,
         )
         return cls(resources.board, resources.monitor, order, post, admit)
 
     def allowed_commands(self) -> frozenset[str]:
-        """The verbs that it may ask for: what its own clients may have done, and no more, should somebody get hold of it."""
+        """Return the commands that it may send. They are those of its own clients, in case an attacker takes it over."""
         settings = self._order.settings
         if settings["monitor_token"]:
             return _READ_COMMANDS | _ACTION_COMMANDS
         return _READ_COMMANDS | _SWITCH_COMMANDS if settings["ecv_control"] else _READ_COMMANDS
 
     def apply_settings(self, settings: Settings) -> None:
-        """These options count from now on. Where they concern it, another monitor takes its place; who asks meanwhile waits."""
+        """Apply settings. If they concern the monitor, a new one replaces it; clients that connect in between wait."""
         values = settings.to_wire()
-        if any(values[name] != self._order.settings[name] for name in values if name.startswith(_OURS)):
+        if any(values[name] != self._order.settings[name] for name in values if name.startswith(_MONITOR_OPTIONS)):
             self._order = msgspec.structs.replace(self._order, settings=values)
             self.renew()
 
@@ -108,15 +109,15 @@ class MonitorProcess(HelperProcess):
         child = ChildProcess(
             [sys.executable, "-P", "-m", "cluster2.processes.monitor"], codec.pack_order(self._order), descriptors
         )
-        child.on_message(lambda packet, connections: self._asks(child, packet, connections))
+        child.on_message(lambda packet, connections: self._on_packet(child, packet, connections))
         return child
 
-    def _asks(self, child: ChildProcess, packet: bytes, connections: list[int]) -> None:
-        """It wants to ask something; or it has left, or can't be understood any more."""
+    def _on_packet(self, child: ChildProcess, packet: bytes, connections: list[int]) -> None:
+        """Serve a connection on which the monitor will send commands. An empty packet: it has ended, or violated the protocol."""
         if not packet:
             child.close_channel()
         for each in connections:
             try:
                 self._admit(socket.socket(fileno=each), self.allowed_commands())
-            except OSError:  # no socket
+            except OSError:  # the descriptor is no socket
                 os.close(each)

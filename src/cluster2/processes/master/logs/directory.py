@@ -1,22 +1,22 @@
-"""The directory of logs as its keeper sees it: files are rotated when they are large, and all together stay within a bound.
+"""Keep the directory of log files in order: rotate large files, and bound the size of all together.
 
-Each log that is written may be as large as `log_size`, or its share of half of `log_total` if that is less. A larger one is
-rotated: renamed, and a new one made in its place (`kernel.logfiles`). When all together are larger than `log_total`, the oldest
-file of that log goes which has the most: who says much loses its own past, not that of others.
+**Sizes.** Each log that is written may be as large as `log_size`, or its share of half of `log_total` if that is less. A larger
+one is rotated: renamed, and a new file is made in its place (`linux.log_files`). When all together are larger than `log_total`, the
+oldest file of the largest log is removed: a worker that writes much loses its own past, not that of others.
 
-Writers have some time to notice that their file was renamed. A rotated file that has grown since by more than a file may have
-is written by somebody who doesn't look; it is cut to nothing, and the log says how much that was. (Not its size tells: a burst
-between two looks makes a file of any size, whose writers may look in time.) A file that somebody has open is cut, too, instead
-of removed: a removed one could grow where nobody sees it.
+**Writers that don't notice.** A writer has some time to notice that its file was renamed. A rotated file that has grown since then by
+more than a file may have belongs to a writer that doesn't check; it is truncated, and the log says how much was dropped. Its size
+alone proves nothing: a burst between two polls makes a file of any size, whose writer may check in time. A file that a process
+has open is truncated instead of removed, since a removed file could grow unseen.
 
-It also makes what isn't there any more: the directory, and files that whoever workers are may not make themselves.
+**Repair.** The directory, and files that the user of the workers may not create, are made again when they are missing.
 
-What can't be done with one log (a directory has the name that it should be rotated to, a fifo its own) doesn't keep the others
-from being kept in order. One that can't be rotated is cut to nothing when all together are too much.
+**Failures.** A log that can't be kept in order (a directory has the name that it should be rotated to, or the log is a fifo) doesn't
+affect the others. A log that can't be rotated is truncated when all together are too large.
 
-A look costs 6 µs a file. It is due four times a second if something has happened there (inotify tells), else every two
-seconds; and 20 times while a file grows quickly: a flood of 1 GB/s, a disk's best, can exceed the bound by 250 MB when it
-begins, by 50 MB when it goes on.
+**Cost.** A poll takes 6 µs a file. Polls are due four times a second if something has happened in the directory (inotify), 20 times
+while a file grows quickly, and else every ten seconds. A flood of 1 GB/s, a disk's best, can exceed the bound by 250 MB when
+it begins, and by 50 MB while it goes on.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ from .forwarder import LogForwarder
 logger = logging.getLogger("cluster2.master")
 
 LOG_POLL_INTERVAL_S, FAST_LOG_POLL_INTERVAL_S = 0.25, 0.05
-"""Seconds between two looks; the second one while a file grows quickly."""
+"""Seconds between two polls; the second one while a file grows quickly."""
 _IDLE_LOG_POLL_INTERVAL_S = 10.0
 """Seconds between two polls where nothing happens: the disk may fill up all the same. Each takes 0.7 ms of the master."""
 WRITER_GONE_AFTER_S = 5.0
-"""Seconds since its last change after which nobody writes to a rotated file any more, where the kernel doesn't tell."""
+"""Seconds without a change after which a rotated file has no writer, where the kernel doesn't say whether it has."""
 FULL_DISK_BLOCKS = 16
-"""Blocks of a disk: with fewer it is full."""
+"""Free blocks of a disk below which it counts as full."""
 MIN_FILE_BYTES = 1 << 12
-"""Bytes that a file may have, however many share the total."""
+"""Bytes that a file may always have, however many share the total."""
 MAX_ROTATED_FILES = 200
-"""Rotated files of a log that are kept if there is a total: each rotation renames them all."""
+"""Rotated files of a log that are kept if there is a total. Each rotation renames them all."""
 _CUT_REPORT_INTERVAL_S = 60.0
-"""Seconds between two lines about what was cut."""
+"""Seconds between two lines about truncated files."""
 
 
 class LogDirectory:
-    """Keeps the directory. It is the only one who renames and removes files there.
+    """The directory of log files. Only this object renames and removes files there.
 
     Attributes:
         directory: absolute.
-        output: the file that this process's output goes to; "": it goes elsewhere.
+        output: the file that takes the output of this process; "": the output goes elsewhere.
     """
 
     def __init__(
@@ -81,15 +81,15 @@ class LogDirectory:
 
         Args:
             directory: absolute.
-            size: bytes above which a file is rotated; 0: never, that is somebody else's business.
+            size: bytes above which a file is rotated; 0: never, another program does that.
             total: bytes that all may have together; 0: any number.
-            own: what of this process goes there until `close`: "all" that it writes, "log": a copy of its log, "": nothing.
-            relayed: whether what the others write there is shown on standard error as well.
-            access: whether requests are logged.
-            warn: takes what the log should say, until `start` is given something better.
+            own: the output of this process that goes there until `close`: "all", "log" (a copy of its log), or "" (nothing).
+            relayed: lines that other processes write there are shown on standard error as well.
+            access: requests are logged.
+            warn: takes warnings until `start` is given another function.
 
         Raises:
-            ConfigError: the directory can't be made, or not be written to.
+            ConfigError: the directory can't be made, or can't be written to.
         """
         self.directory = directory
         self.output = self._path(log_files.MASTER_LOG) if own == "all" else ""
@@ -98,13 +98,13 @@ class LogDirectory:
         self._own = log_files.ReopeningFile(self._path(log_files.MASTER_LOG), *numbers) if own else None
         self._relay: LogForwarder | None = None
         self._owner: tuple[int, int] | None = None
-        self._entrusted = {log_files.ACCESS_LOG} if access else set[str]()
+        self._worker_files = {log_files.ACCESS_LOG} if access else set[str]()
         self._sizes: dict[str, int] = {}
         self._rotated: dict[int, int] = {}  # by inode: bytes that a file had when it was rotated, or cut, or first seen
         self._full = False
         self._file_limit_told: int | None = None
         self._cut = 0
-        self._said_at = -_CUT_REPORT_INTERVAL_S
+        self._cut_reported_at = -_CUT_REPORT_INTERVAL_S
         self._failed = ""
         self._failures: list[OSError] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -115,7 +115,7 @@ class LogDirectory:
             self._before = [os.dup(number) for number in (1, 2)] if own == "all" else []
             if self._own is not None:
                 self._own.reopen_if_moved()
-            for base in self._entrusted:
+            for base in self._worker_files:
                 self._make(base)
             self._claim = DirectoryClaim(directory)
         except OSError as error:
@@ -128,10 +128,10 @@ class LogDirectory:
 
     @classmethod
     def from_settings(cls, settings: Settings, *, own: bool) -> LogDirectory | None:
-        """That of a cluster; None if all goes to standard error.
+        """Return the directory of a cluster; None if all output goes to standard error.
 
         Args:
-            own: whether this process is the cluster's alone.
+            own: this process belongs to the cluster alone.
         """
         if settings.log_to == "stderr":
             return None
@@ -147,47 +147,49 @@ class LogDirectory:
 
     @property
     def keeps_files_open(self) -> bool:
-        """Whether what workers write is shown on standard error as well: then each of their files is held open here."""
+        """True if the output of workers is shown on standard error as well: then each of their files is held open here."""
         return self._relay is not None
 
     def ensure_file(self, slot: int) -> None:
-        """A worker of that slot will open its file: have it there, as its user's.
+        """Make the file that a worker of that slot will open, with its user as the owner.
 
-        A file that is too large is rotated first. At the next look the worker would have it open: what the worker writes before
-        it notices the rotation would be cut, and in a crash loop that may be its last words.
+        A file that is too large is rotated first. At the next poll the worker would have it open already: the lines that it
+        writes before it notices the rotation would be cut, and in a crash loop these may be its last output.
         """
         base = log_files.worker(slot)
-        self._entrusted.add(base)
-        with contextlib.suppress(OSError):  # the worker says what it can't open, and `poll` what it can't rotate
+        self._worker_files.add(base)
+        with contextlib.suppress(
+            OSError
+        ):  # the worker reports a file that it can't open, and `poll` one that it can't rotate
             self._make(base)
             files = log_files.log_files(self.directory)
             if self._size and any(each.name == base and each.size > self._limit(files) for each in files):
                 self._rotate(base, files)
 
     def set_owner(self, owner: tuple[int, int]) -> None:
-        """Workers are this user and group, by number: they, and all who aren't the master, are to open files themselves."""
+        """Give the files to the user and group of the workers, by number, so that all processes but the master can open them."""
         if owner not in ((-1, -1), (os.geteuid(), os.getegid()), self._owner):
             self._owner = owner
             for each in log_files.log_files(self.directory):
-                with contextlib.suppress(OSError):  # whoever can't open one says so
+                with contextlib.suppress(OSError):  # a process that can't open its file reports it
                     self._make(each.base)
 
     def note_exit(self, slot: int, pid: int, how: str, meant: bool) -> None:
-        """A worker of that slot has ended: its file says so below its last words."""
-        with contextlib.suppress(OSError):  # the event says it as well
+        """Append a line about the end of a worker to its file, below its last output."""
+        with contextlib.suppress(OSError):  # the event `died` reports the end as well
             self._make(log_files.worker(slot))
             fd = log_files.open_to_write(self._path(log_files.worker(slot)), readable=True)
             try:
                 level = logging.INFO if meant else logging.ERROR
-                said = logging_setup.line(f"worker {pid} has ended: {how}", level, worker=pid, slot=slot)
+                line = logging_setup.line(f"worker {pid} has ended: {how}", level, worker=pid, slot=slot)
                 if self._relay is not None:
-                    self._relay.leave_out(said)
-                log_files.write_all(fd, said if log_files.ends_a_line(fd) else b"\n" + said)
+                    self._relay.leave_out(line)
+                log_files.write_all(fd, line if log_files.ends_a_line(fd) else b"\n" + line)
             finally:
                 os.close(fd)
 
     def start(self, warn: Callable[[str], None] | None = None) -> None:
-        """Look now and then, on the running loop."""
+        """Poll from now on, on the running loop."""
         self._warn = warn or self._warn
         self._loop = asyncio.get_running_loop()
         if self._claim.shared:
@@ -207,24 +209,24 @@ class LogDirectory:
             pause = self.poll()
         finally:
             if pause == LOG_POLL_INTERVAL_S and self._watched():
-                pause = _IDLE_LOG_POLL_INTERVAL_S  # or sooner: `_stirred`
+                pause = _IDLE_LOG_POLL_INTERVAL_S  # or sooner: `_on_change`
             self._timer = self._loop.call_later(pause, self._poll_again)
 
     def _watched(self) -> bool:
-        """Have the kernel tell when something happens there. Returns whether it does."""
+        """Watch the directory with inotify. Return True if that works."""
         try:
             if self._watch is None:
                 self._watch = Inotify(self.directory, DIRECTORY_EVENTS)
             else:
                 self._watch.renew()
-        except OSError:  # there are no more of them, or the directory isn't there
+        except OSError:  # the limit of watches is reached, or the directory is missing
             return False
         self._watch.clear()
-        self._loop.add_reader(self._watch.fileno(), self._stirred)
+        self._loop.add_reader(self._watch.fileno(), self._on_change)
         return True
 
-    def _stirred(self) -> None:
-        """Something has happened: look soon, and not for each time that it happens."""
+    def _on_change(self) -> None:
+        """Poll soon after a change. Many changes lead to one poll."""
         self._unwatch()
         if self._timer is not None:
             self._timer.cancel()
@@ -235,7 +237,7 @@ class LogDirectory:
             self._loop.remove_reader(self._watch.fileno())
 
     def stop(self) -> None:
-        """Look no more."""
+        """Poll no more, and give up the claim to the directory."""
         self._claim.release()
         if self._timer is not None:
             self._timer.cancel()
@@ -249,7 +251,7 @@ class LogDirectory:
             self._relay = None
 
     def close(self) -> None:
-        """Give this process back the output that it had. A directory that was made for nothing goes again."""
+        """Give this process its former output back. Remove a directory that was made here and has stayed empty."""
         self.stop()
         if self._own is not None and not self._before:
             logging_setup.copy_no_more(self._copy)
@@ -261,17 +263,17 @@ class LogDirectory:
         self._before = []
         files = log_files.log_files(self.directory)
         if self._made and not any(each.size for each in files):
-            with contextlib.suppress(OSError):  # somebody keeps something else there
+            with contextlib.suppress(OSError):  # it has files of another program
                 for each in files:
                     os.unlink(self._path(each.name))
                 os.rmdir(self.directory)
 
     def poll(self) -> float:
-        """Do what is due. Returns in how many seconds to look again."""
+        """Do what is due. Return the seconds until the next poll."""
         self._failures = []
         try:
             pause = self._poll_all()
-        except OSError as error:  # a directory that was taken away: it may come back
+        except OSError as error:  # the directory was removed; it may come back
             self._failures.append(error)
             pause = LOG_POLL_INTERVAL_S
         failed = str(self._failures[0]) if self._failures else ""
@@ -281,8 +283,8 @@ class LogDirectory:
         return pause
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Around what is done with one file: if it can't be, it is told, and the others have their turn."""
+    def _isolated(self) -> Iterator[None]:
+        """Isolate the work on one file: an error in it is reported at the end of the poll, and the other files have their turn."""
         try:
             yield
         except OSError as error:
@@ -291,11 +293,11 @@ class LogDirectory:
     def _poll_all(self) -> float:
         os.makedirs(self.directory, mode=0o755, exist_ok=True)
         if self._own is not None:
-            with self._alone():
+            with self._isolated():
                 self._own.reopen_if_moved()
         files = log_files.log_files(self.directory)
-        for base in sorted(self._entrusted.difference(each.name for each in files)):
-            with self._alone():
+        for base in sorted(self._worker_files.difference(each.name for each in files)):
+            with self._isolated():
                 self._make(base)
         self._notice_full()
         pause = self._keep_within(files) if self._size else LOG_POLL_INTERVAL_S
@@ -303,13 +305,13 @@ class LogDirectory:
         return pause
 
     def _notice_full(self) -> None:
-        """Who writes loses words without complaint, since it can't complain there; so this is said here, once."""
+        """Warn once that the disk is full: the writers can't report it there, and lose lines."""
         disk = os.statvfs(self.directory)
         full = disk.f_blocks > 0 and disk.f_bavail < FULL_DISK_BLOCKS
         if full and not self._full:
-            self._warn(f"the disk of {self.directory} is full: what is logged is lost; the cluster serves on")
+            self._warn(f"the disk of {self.directory} is full: log lines are lost; the cluster serves on")
         if self._full and not full:
-            logger.info("the disk of %s has room again", self.directory)
+            logger.info("the disk of %s has space again", self.directory)
         self._full = full
 
     def _notice_file_limit(self, files: list[Found]) -> None:
@@ -330,15 +332,15 @@ class LogDirectory:
         limit = self._limit(files)
         grows = False
         self._rotated = {each.inode: self._rotated.get(each.inode, each.size) for each in files if each.age}
-        for each in reversed(files):  # the newest of a log last: to rotate it renames the others
+        for each in reversed(files):  # the newest file of a log last, since its rotation renames the others
             if each.age == 0:
                 grows |= each.size - self._sizes.get(each.base, each.size) > limit / 8
                 if each.size > limit:
-                    with self._alone():
+                    with self._isolated():
                         self._rotate(each.base, files)
                         grows = True
             elif each.size - self._rotated[each.inode] > limit:
-                with self._alone():
+                with self._isolated():
                     self._empty(each)
                     self._cut += each.size
                 grows = True
@@ -346,7 +348,7 @@ class LogDirectory:
             files = log_files.log_files(self.directory)
         self._sizes = {each.base: each.size for each in files if each.age == 0}
         self._evict(files, limit)
-        self._tell()
+        self._report_cut()
         return FAST_LOG_POLL_INTERVAL_S if grows else LOG_POLL_INTERVAL_S
 
     def _limit(self, files: list[Found]) -> int:
@@ -363,7 +365,7 @@ class LogDirectory:
     def _rotate(self, base: str, files: list[Found]) -> None:
         ages = {each.age for each in files if each.base == base}
         last = next(age for age in itertools.count() if age + 1 not in ages)
-        # Up to a gap: where the first step fails nothing has moved, however often it is tried.
+        # Only up to a gap: if the first rename fails nothing has moved, however often it is tried.
         for age in range(last, -1, -1):
             old = base if age == 0 else f"{base}.{age}"
             os.rename(self._path(old), self._path(f"{base}.{age + 1}"))
@@ -374,9 +376,9 @@ class LogDirectory:
             self._own.reopen_if_moved()
 
     def _evict(self, files: list[Found], limit: int) -> None:
-        """Remove what is too much, the oldest of the largest log first; then cut what can't be rotated.
+        """Remove files beyond the total, the oldest of the largest log first; then truncate logs that can't be rotated.
 
-        And what is empty, and rotated, and left alone is removed, too.
+        Rotated files that are empty and have no writer are removed as well.
         """
         now = time.time()
         rotated: dict[str, list[Found]] = defaultdict(list)
@@ -387,21 +389,21 @@ class LogDirectory:
         while excess > 0 and any(rotated.values()):
             most = max(rotated.values(), key=lambda those: sum(each.size for each in those))
             excess -= most[-1].size
-            with self._alone():
+            with self._isolated():
                 self._drop(most.pop(), now)
         for those in rotated.values():
             while self._total and len(those) > MAX_ROTATED_FILES:
-                with self._alone():
+                with self._isolated():
                     self._drop(those.pop(), now)
         for those in rotated.values():
             for each in those:
-                with self._alone():
+                with self._isolated():
                     if not each.size and not self._is_written(each, now):
                         os.unlink(self._path(each.name))
         for each in files:
             if excess > 0 and not each.age and each.size > limit:  # it could not be rotated
                 excess -= each.size
-                with self._alone():
+                with self._isolated():
                     self._empty(each)
                     self._cut += each.size
 
@@ -412,35 +414,35 @@ class LogDirectory:
             self._empty(each)
 
     def _is_written(self, each: Found, now: float) -> bool:
-        told = log_files.is_open_to_write(self._path(each.name))
-        return abs(now - each.changed) < WRITER_GONE_AFTER_S if told is None else told
+        opened = log_files.is_open_to_write(self._path(each.name))
+        return abs(now - each.changed) < WRITER_GONE_AFTER_S if opened is None else opened
 
     def _empty(self, each: Found) -> None:
         log_files.empty(self._path(each.name))
         self._rotated[each.inode] = 0
 
-    def _tell(self) -> None:
+    def _report_cut(self) -> None:
         now = time.monotonic()
-        if self._cut and now - self._said_at >= _CUT_REPORT_INTERVAL_S:
-            self._said_at = now
+        if self._cut and now - self._cut_reported_at >= _CUT_REPORT_INTERVAL_S:
+            self._cut_reported_at = now
             self._warn(
-                f"logs: {self._cut / 2**20:.0f} MiB were dropped: somebody writes more than log_size before looking "
+                f"logs: {self._cut / 2**20:.0f} MiB were dropped: a process writes more than log_size before it checks "
                 "whether its file was rotated"
             )
             self._cut = 0
 
     def _copy(self, line: bytes) -> None:
         if self._own is not None and self._own.fd >= 0:
-            with contextlib.suppress(OSError):  # the disk is full; it stands on standard error
+            with contextlib.suppress(OSError):  # the disk is full; the line is on standard error as well
                 log_files.write_all(self._own.fd, line)
 
     def _make(self, base: str) -> None:
         fd = log_files.open_to_write(self._path(base))
         try:
             if self._owner is not None:
-                if os.fstat(fd).st_nlink != 1:  # by another name it may be somebody else's
+                if os.fstat(fd).st_nlink != 1:  # under its other name it may belong to another program
                     raise OSError(errno.EMLINK, "it has another name as well")
-                # What the master says is its own; but the monitor, who is the workers' user, shows it.
+                # master.log stays the master's; the group lets the monitor, which runs as the workers' user, show it.
                 user, group = self._owner
                 os.fchown(fd, -1 if base == log_files.MASTER_LOG else user, group)
         finally:

@@ -264,10 +264,10 @@ class WorkerSupervisor:
         """Remove a worker that has ended, or that was never made because its zygote ended, which isn't a crash of its own."""
         if handle.state is WorkerState.DEAD:
             return
-        logbook = self._resources.logbook
-        if logbook is not None and handle.pid is not None:
+        log_directory = self._resources.log_directory
+        if log_directory is not None and handle.pid is not None:
             wanted = handle.reason not in (None, "crash")
-            logbook.note_exit(handle.slot, handle.pid, _how(status), wanted)
+            log_directory.note_exit(handle.slot, handle.pid, _how(status), wanted)
         self.actions.apply(handle, lifecycle.WorkerEvent.EXITED, status)
         self._steering.release(handle.place)
         self._health_monitor.forget(handle)
@@ -421,11 +421,11 @@ class WorkerSupervisor:
         )
 
     def _log_directory(self, slot: int) -> str:
-        logbook = self._resources.logbook
-        if logbook is None:
+        log_directory = self._resources.log_directory
+        if log_directory is None:
             return ""
-        logbook.ensure_file(slot)
-        return logbook.directory
+        log_directory.ensure_file(slot)
+        return log_directory.directory
 
     def _on_refused(self, slot: int, generation: int, error: Exception) -> None:
         """Report that the system doesn't give what a worker needs, and put off the next attempt."""

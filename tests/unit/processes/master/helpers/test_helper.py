@@ -1,4 +1,4 @@
-"""A helper of the cluster with real processes: it ends, it can't live, it can't be started, it is stuck, it is renewed."""
+"""A helper of the cluster with real processes: it exits, it fails, it can't be started, it is stuck, it is renewed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Clerk(HelperProcess):
     """A monitor that is another program."""
 
     name = "monitor"
-    patience = 5.0
+    timeout_s = 5.0
 
     def __init__(self, board: Scoreboard, program: str) -> None:
         self.facts: list[InboxMessage] = []
@@ -48,7 +48,7 @@ class Clerk(HelperProcess):
 
 @asynccontextmanager
 async def clerk(program: str) -> AsyncIterator[tuple[Clerk, Scoreboard]]:
-    """One that has been started; nothing of it is left afterwards."""
+    """Yield a helper that has been started. Nothing of it is left afterwards."""
     board = Scoreboard.create()
     before = set(os.listdir("/proc/self/fd"))
     helper = Clerk(board, program)
@@ -106,13 +106,13 @@ async def test_one_that_can_not_be_started() -> None:
 
 
 async def test_a_stuck_one_is_killed() -> None:
-    """Without a sign of life for longer than its patience; who gives signs is left alone."""
+    """A helper without a heartbeat for longer than its timeout is killed; one with heartbeats is left alone."""
     async with clerk(STUBBORN) as (helper, board):
         now = time.monotonic()
         assert helper.kill_if_stuck(now) is None
         board.header.monitor_beat = now + 100
         assert helper.kill_if_stuck(now + 104) is None
-        assert helper.kill_if_stuck(now + 106) == "the monitor gives no sign of life; it is killed"
+        assert helper.kill_if_stuck(now + 106) == "the monitor has missed its heartbeats; it is killed"
         await until(lambda: helper.facts, "it is gone")
         assert helper.kill_if_stuck(now + 1000) is None
 
