@@ -1,4 +1,4 @@
-"""A monitor in this process over a scoreboard that a test fills: as many workers as one likes, and settings at will."""
+"""A monitor in this process over a scoreboard that a test fills: any number of workers, any settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOBODY = 5_000_000
 
 @contextmanager
 def monitor(workers: int, settings: Settings, subject: ClusterInfo) -> Iterator[str]:
-    """Serves the page of a cluster whose workers all do something else each second; its address."""
+    """Serve the page of a cluster whose workers' figures change each second. Yields its address."""
     board = Scoreboard.create()
     board.header.started, board.header.traffic = time.time() - 3600, 1
     board.header.wanted, board.header.generation = workers, 3

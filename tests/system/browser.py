@@ -1,13 +1,13 @@
-"""The monitor's page in a real browser, and whatever goes wrong in it.
+"""The monitor's page in a real browser, with a record of all errors in it.
 
-Chromium is Debian's; Playwright only drives it. While Playwright runs, its loop counts as the running one in this thread: so it
-lives as long as one module's tests, and no coroutine is run beside it.
+Chromium is Debian's; Playwright only drives it. While Playwright runs, its loop counts as the running one in this thread. So it
+runs as long as one module's tests, and no coroutine is run beside it.
 
-Without a headless shell of its own Chromium is the whole browser, with windows. One whose last window was closed may never answer
-who wants another (puppeteer's issues 11066 and 11524: "just hangs on creating a new page"), so one stays open from the beginning.
+Without a headless shell of its own Chromium is the whole browser, with windows. After its last window was closed, it may never
+open another (puppeteer's issues 11066 and 11524: "just hangs on creating a new page"), so one stays open from the beginning.
 
-Playwright has each page believe that it is in front and has the focus, which no later command can undo. Where a test is about
-tabs that are hidden, `in_tabs` speaks to the same browser through its port, and has pages as a person has them.
+Playwright makes each page believe that it is in front and has the focus, which no later command can undo. For tests of hidden
+tabs, `in_tabs` connects to the same browser through its port, and gets ordinary tabs.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ document.addEventListener("DOMContentLoaded", () => {
   new MutationObserver(note).observe(document.body, { attributeFilter: ["data-link"] });
 });
 """
-"""Run before the page: what its policy forbade, and how its connection has been."""
+"""A script that runs before the page: it records violations of the policy, and the states of the connection."""
 
 PORTS: dict[Browser, int] = {}
-"""Where each can be spoken to beside Playwright's pipe."""
+"""The debugging port of each browser, beside Playwright's pipe."""
 
 expect.set_options(timeout=PATIENCE * 1000)
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser."""
+    """Yield a browser."""
     found = shutil.which("chromium")
     assert found, "chromium isn't installed: `make test` installs it"
     port = free_port()
@@ -64,7 +64,7 @@ def chromium() -> Iterator[Browser]:
             flags = [*FLAGS.split(), f"--remote-debugging-port={port}"]
             browser = playwright.chromium.launch(executable_path=found, args=flags)
             PORTS[browser] = port
-            browser.new_page()  # stays open: see above
+            browser.new_page()  # stays open: see the module docstring
             yield browser
             del PORTS[browser]
             browser.close()
@@ -74,7 +74,7 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def in_tabs(browser: Browser) -> Iterator[BrowserContext]:
-    """The window that the browser has anyhow: its pages are tabs, of which one is in front, and all others are hidden."""
+    """Yield the browser's own window. Its pages are tabs: one is in front, and all others are hidden."""
     address = f"http://127.0.0.1:{PORTS[browser]}"
     beside = browser.browser_type.connect_over_cdp(address, no_defaults=True)
     window = beside.contexts[0]
@@ -85,15 +85,15 @@ def in_tabs(browser: Browser) -> Iterator[BrowserContext]:
         for page in window.pages.copy():
             if page not in before:
                 page.close()
-        beside.close()  # leaves it, no more
+        beside.close()  # disconnects only
 
 
 class Sight:
-    """One page, in a profile of its own; whatever it asked for, complained of, or was forbidden.
+    """One page in a profile of its own, with its requests, its errors and the violations of its policy.
 
     Attributes:
         page: Playwright's.
-        expected: beginnings of complaints that a test provokes.
+        expected: beginnings of errors that a test provokes.
     """
 
     def __init__(self, browser: Browser, url: str, *, context: BrowserContext | None = None, **options: Any) -> None:
@@ -117,39 +117,39 @@ class Sight:
             self.complaints.append(f"{message.text} ({message.location['url']})")
 
     def __getattr__(self, name: str) -> Any:
-        """What Playwright's page has: locator, keyboard, evaluate and the like."""
+        """Return an attribute of Playwright's page: locator, keyboard, evaluate and the like."""
         return getattr(self.page, name)
 
     def live(self, workers: int | None = None) -> Sight:
-        """Wait until it shows the cluster, with so many workers."""
+        """Wait until the page shows the cluster with so many workers."""
         expect(self.page.locator("body")).to_have_attribute("data-link", "live")
         if workers is not None:
             expect(self.rows()).to_have_count(workers)
         return self
 
     def rows(self) -> Any:
-        """Those of the workers."""
+        """Return the rows of the workers."""
         return self.page.locator("#workers tbody tr")
 
     def cell(self, row: Any, column: str) -> str:
-        """What a cell of a row says."""
+        """Return the text of a cell of a row."""
         return str(row.locator(f"[data-column={column}]").inner_text()).strip()
 
     def column(self, name: str) -> list[int]:
-        """What all cells of a column say, from the top; whole numbers."""
+        """Return the numbers of a column, from the top."""
         cells = f"[...document.querySelectorAll('tbody [data-column={name}]')]"
         numbers: list[int] = self.page.evaluate(f"{cells}.map((cell) => Number(cell.textContent))")
         return numbers
 
     def pids(self) -> dict[int, int]:
-        """The pid in each slot, as it is shown."""
+        """Return the pid that the page shows for each slot."""
         shown = self.page.evaluate(
             "[...document.querySelectorAll('#workers tbody tr')].map((row) => ({ ...row.dataset }))"
         )
         return {int(each["slot"]): int(each["pid"]) for each in shown}
 
     def until(self, predicate: Callable[[], Any], why: str) -> Any:
-        """Wait for something that the page will show; meanwhile Playwright has its turn."""
+        """Wait for a condition of the page, and let Playwright work meanwhile."""
 
         def tried() -> Any:
             found = predicate()
@@ -160,17 +160,17 @@ class Sight:
         return wait_until(tried, why)
 
     def screenshot(self, name: str, *, full: bool = True) -> None:
-        """Keep what it looks like, for people."""
+        """Save a screenshot for people to look at."""
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         try:
             self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=full, timeout=PATIENCE * 1000 / 3)
         except TimedOut:
-            # It waits for a frame, which a page at rest needn't make (browser-harness' issue 812; seen here once, for 30 s).
+            # A screenshot waits for a frame, which an idle page needn't make (browser-harness' issue 812; once for 30 s here).
             self.page.bring_to_front()
             self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=full)
 
     def close(self) -> None:
-        """It asked nobody else, complained of nothing unexpected, was forbidden nothing; no text became markup."""
+        """Check that the page requested no other host, logged no unexpected error, violated no policy, and got no markup."""
         if self._closed:
             return
         self._closed = True
@@ -202,13 +202,13 @@ class Cluster:
 def started(
     directory: Path, *options: str, app: str = str(APP), workers: int = 2, env: Mapping[str, str] | None = None
 ) -> Cluster:
-    """So many workers, on a free port of the loopback."""
+    """Start a cluster on a free port of the loopback address."""
     port = free_port()
     words = ["--monitor-port", str(port), "--workers", str(workers), "--bind", "127.0.0.1:0", "--monitor-token", TOKEN]
     return Cluster(Running(command("run", app, *words, *options), directory, env=env).ready(workers), port)
 
 
 def give_token(sight: Sight, token: str = TOKEN) -> None:
-    """Answer the question for it."""
+    """Enter the token in the dialog."""
     sight.locator("#question-token").fill(token)
     sight.locator("#question-confirm").click()

@@ -1,4 +1,4 @@
-"""What the monitor tells of a real cluster: totals that never fall, whatever becomes of the workers that counted."""
+"""The metrics of a real cluster: totals never fall when workers end, in any way."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.system.harness import Running, free_port, listening_ports, sample, wa
 Serve = Callable[..., Running]
 Samples = dict[tuple[str, str], float]
 QUIET = 20
-"""Requests, one after the other."""
+"""The number of requests, one after the other."""
 MiB = 2**20
 
 
 class Watched:
-    """A cluster and its monitor; all that is scraped is compared with what was scraped before."""
+    """A cluster and its monitor. Each scrape is compared with the one before."""
 
     def __init__(self, running: Running, port: int) -> None:
         self.running, self._port = running, port
@@ -42,7 +42,7 @@ class Watched:
             connection.close()
 
     def scrape(self) -> Samples:
-        """All samples by name and slot or state; counters and buckets that have fallen are noted, series that left as well."""
+        """Return all samples by name and slot or state; note counters and buckets that have fallen, and missing series."""
         status, body = self.answer("/metrics")
         assert status == 200, body
         found: Samples = {}
@@ -59,7 +59,7 @@ class Watched:
         return self.scrape()[f"cluster2_{name}_total", ""]
 
     def has(self, name: str, value: float) -> None:
-        """Wait until a total of the cluster is just that."""
+        """Wait until a total of the cluster has this value."""
         wait_until(lambda: self.total(name) == value, lambda: f"{name} is {value}, not {self.total(name)}")
 
 
@@ -72,7 +72,7 @@ def watched(run: Serve) -> Iterator[Watched]:
 
 
 def scraping(watched: Watched, do: Callable[[], Any]) -> None:
-    """Do something in a thread, and scrape until it is done."""
+    """Run a function in a thread, and scrape until it is done."""
     thread = threading.Thread(target=do)
     thread.start()
     while thread.is_alive():
@@ -81,7 +81,7 @@ def scraping(watched: Watched, do: Callable[[], Any]) -> None:
 
 
 def test_totals_go_on(watched: Watched) -> None:
-    """Over a crash, a recycle and a reload under load, and a crash of the monitor: no counter falls, and none miscounts."""
+    """Over crash, recycle and reload under load, and a crash of the monitor, no counter falls and none is wrong."""
     running = watched.running
     for _ in range(QUIET):
         assert get(running.address).status == 200
@@ -106,14 +106,14 @@ def test_totals_go_on(watched: Watched) -> None:
     assert found["cluster2_workers", "state=ready"] == 2
     assert {labels for name, labels in found if name == "cluster2_worker_requests_total"} == {"slot=0", "slot=1"}
     assert QUIET - 2 * 2 <= found["cluster2_request_duration_seconds_count", ""] <= QUIET + load.counts.answered
-    for _ in range(QUIET):  # two of each worker's aren't measured
+    for _ in range(QUIET):  # two requests of each worker aren't measured
         get(running.address)
     latency = running.status()["latency"]
     assert 0 < latency["p50"] <= latency["p99"] <= latency["max"]
 
 
 def test_the_workers_are_asked(watched: Watched) -> None:
-    """Stacks by pid, components and dependencies come from a real master; the monitor stays small with all that loaded."""
+    """Stacks, components and dependencies come from a real master, and the monitor stays small."""
     worker = watched.running.workers()[1]
     status, body = watched.answer(f"/stacks/{worker['pid']}")
     assert (status, body.partition("\n")[0]) == (200, f"worker {worker['pid']} (slot 1)")
@@ -129,7 +129,7 @@ def test_the_workers_are_asked(watched: Watched) -> None:
 
 
 def test_without_a_master(run: Serve) -> None:
-    """`cluster = false`: the same metrics, of slot 0 and generation 1; what would ask a master is 503."""
+    """With `cluster = false` the metrics are of slot 0 and generation 1; routes that need a master respond with 503."""
     port, own = free_port(), free_port()
     bind = f"127.0.0.1:{own}"
     running = run(sample("plain"), "--no-cluster", "--monitor-port", str(port), bind=[bind], workers=None)

@@ -1,4 +1,4 @@
-"""The monitor's port: health checks for all kinds of apps, from a process that can't hurt the cluster."""
+"""The monitor's port: health checks for all kinds of apps, from a process that can't harm the cluster."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MiB = 2**20
 
 
 class Monitor:
-    """The monitor of a cluster, asked over its port."""
+    """The monitor of a cluster, which the test queries over its port."""
 
     def __init__(self, running: Running, port: int, host: str = "127.0.0.1") -> None:
         self.running, self.address = running, (host, port)
@@ -52,7 +52,7 @@ class Monitor:
 
 @pytest.fixture
 def watched(run: Serve) -> Callable[..., Monitor]:
-    """A cluster with its monitor."""
+    """Return a function that starts a cluster with its monitor."""
 
     def watched(target: str, *options: str, workers: int = 2, **more: Any) -> Monitor:
         port = free_port()
@@ -63,7 +63,7 @@ def watched(run: Serve) -> Callable[..., Monitor]:
 
 
 def test_ecv_of_a_tcp_app(watched: Callable[..., Monitor]) -> None:
-    """An app that speaks no HTTP has its health there: fine, disabled, fine; with `control` it is steered there as well."""
+    """An app that isn't HTTP has its health checks there; with `ecv.control` its traffic is switched there as well."""
     monitor = watched(example("echo.py") + ":handler", "--ecv-control")
     port = monitor.running.address[1]
     status, body, headers = monitor.answer("/ecv")
@@ -83,7 +83,7 @@ def test_ecv_of_a_tcp_app(watched: Callable[..., Monitor]) -> None:
 
 
 def test_both_ports_agree(watched: Callable[..., Monitor]) -> None:
-    """What one port is told, the other answers."""
+    """Traffic that is disabled on one port is disabled on the other."""
     monitor = watched(sample("plain"), "--ecv-control")
     with Connection(monitor.running.address) as connection:
         connection.send("/ecv/disable", method="POST")
@@ -94,7 +94,7 @@ def test_both_ports_agree(watched: Callable[..., Monitor]) -> None:
 
 
 def test_probes(watched: Callable[..., Monitor]) -> None:
-    """Ready is who has a ready worker and enabled traffic; alive is more patient. Both tell why, JSON where it is asked for."""
+    """A cluster with a worker that serves and enabled traffic is ready; one without can be alive. Both probes give the reason."""
     monitor = watched(sample("plain"))
     assert monitor.answer("/livez")[:2] == (200, "ok\n")
     assert monitor.answer("/readyz")[:2] == (200, "ok\n")
@@ -117,7 +117,7 @@ def test_probes(watched: Callable[..., Monitor]) -> None:
 
 @pytest.mark.slow
 def test_not_ready_while_it_starts_and_while_it_ends(watched: Callable[..., Monitor], run: Serve) -> None:
-    """Before a worker is ready, and once it shuts down, no traffic is wanted; the monitor answers to the end."""
+    """Before a worker is ready, and during a shutdown, the cluster isn't ready; the monitor responds to the end."""
     port = free_port()
     starting = run(sample("never_starts"), "--monitor-port", str(port))
     monitor = Monitor(starting, port)
@@ -143,14 +143,14 @@ def test_not_ready_while_it_starts_and_while_it_ends(watched: Callable[..., Moni
 
 
 def open_(port: int) -> bool:
-    """Whether somebody listens there."""
+    """Return True if the port is open."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.slow
 def test_killed(watched: Callable[..., Monitor]) -> None:
-    """Another one is there at once, connections wait for it meanwhile, and workers and master haven't noticed."""
+    """A killed monitor is replaced at once, connections wait meanwhile, and workers and master aren't affected."""
     monitor = watched(sample("plain"))
     before = monitor.running.status()
     for _ in range(2):
@@ -166,7 +166,7 @@ def test_killed(watched: Callable[..., Monitor]) -> None:
 
 
 def test_it_leaves_with_a_killed_master(watched: Callable[..., Monitor]) -> None:
-    """Nobody is orphaned."""
+    """The monitor ends when its master is killed."""
     monitor = watched(sample("plain"))
     pid = monitor.pid
     monitor.running.process.kill()
@@ -177,7 +177,7 @@ def test_it_leaves_with_a_killed_master(watched: Callable[..., Monitor]) -> None
 
 
 def test_it_is_small(watched: Callable[..., Monitor]) -> None:
-    """35 MiB at most, after some use."""
+    """The monitor takes 35 MiB at most, after some use."""
     monitor = watched(sample("plain"))
     for _ in range(200):
         assert monitor.status("/readyz") == 200
@@ -188,14 +188,14 @@ def test_it_is_small(watched: Callable[..., Monitor]) -> None:
 
 
 def test_off(run: Serve) -> None:
-    """Without a port there is no such process."""
+    """Without a port there is no monitor."""
     running = run(sample("plain")).ready()
     assert running.status()["monitor"] is None
     assert not any("monitor" in child.name() for child in psutil.Process(running.process.pid).children())
 
 
 def test_busy_port(run: Serve) -> None:
-    """A port that is taken is told as such, before anything is started."""
+    """A port in use is an error before anything is started."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         running = run(sample("plain"), "--monitor-port", str(port))
@@ -205,7 +205,7 @@ def test_busy_port(run: Serve) -> None:
 
 
 def test_open_to_others_needs_a_token(run: Serve) -> None:
-    """Refused at start without one; with one, health checks are open, and nothing else."""
+    """An address that isn't loopback needs a token at start; then only health checks are open."""
     refused = run(sample("plain"), "--monitor-host", "0.0.0.0", "--monitor-port", str(free_port()))
     assert refused.wait() == 5
     assert (
@@ -233,7 +233,7 @@ def test_open_to_others_needs_a_token(run: Serve) -> None:
 
 
 def test_a_stranger_s_name(watched: Callable[..., Monitor]) -> None:
-    """DNS rebinding: a request that names another host is turned away, whatever it asks."""
+    """A request for a foreign host name is refused, for any path (DNS rebinding)."""
     monitor = watched(sample("plain"))
     assert monitor.status("/readyz", host="evil.example") == 421
     assert monitor.status("/readyz", host=f"localhost:{monitor.address[1]}") == 200
@@ -241,7 +241,7 @@ def test_a_stranger_s_name(watched: Callable[..., Monitor]) -> None:
 
 @pytest.mark.slow
 def test_reload_brings_new_options(watched: Callable[..., Monitor], tmp_path: Path) -> None:
-    """Health checks are elsewhere after a reload that says so, on both ports; nothing is warned of."""
+    """After a reload with another path the health checks are there, on both ports, and there is no warning."""
     (tmp_path / "cluster2.toml").write_text("[ecv]\npath = '/old'\n")
     monitor = watched(sample("plain"), directory=tmp_path)
     running, pid = monitor.running, monitor.pid
@@ -258,13 +258,13 @@ def test_reload_brings_new_options(watched: Callable[..., Monitor], tmp_path: Pa
 
 
 def test_below_a_path(watched: Callable[..., Monitor]) -> None:
-    """`monitor_path` stands before all of its paths."""
+    """All paths are below `monitor_path`."""
     monitor = watched(sample("plain"), "--monitor-path", "/inner", "--ecv-path", "/up")
     assert [monitor.status(path) for path in ("/inner/livez", "/inner/up", "/livez", "/up")] == [200, 200, 404, 404]
 
 
 def test_single(run: Serve) -> None:
-    """Without a master the one process answers on that port, too."""
+    """Without a master the one process serves the monitor's port, too."""
     port = free_port()
     running = run(
         sample("plain"),
@@ -286,7 +286,7 @@ def test_single(run: Serve) -> None:
 
 
 def test_actions(watched: Callable[..., Monitor]) -> None:
-    """Who bears the token steers the cluster over HTTP; nobody else does."""
+    """A client with the token can run actions over HTTP; others can't."""
     monitor = watched(sample("plain"), "--monitor-token", "a-secret-token", workers=1)
     bearing = {"authorization": "Bearer a-secret-token"}
     assert monitor.status("/control/disable", "POST") == 401

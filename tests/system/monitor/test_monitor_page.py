@@ -1,4 +1,4 @@
-"""What the page is made of, from a running cluster over HTTP: facts, the stream of events, history, actions with progress."""
+"""The data of the page from a running cluster over HTTP: the report, the stream, the history, actions with progress."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MiB = 2**20
 
 
 class Stream:
-    """A stream of server-sent events that is being read."""
+    """A stream of server-sent events."""
 
     def __init__(self, response: httpx.Response) -> None:
         self.response = response
@@ -38,7 +38,7 @@ class Stream:
         self.number = ""
 
     def next(self) -> tuple[str, Any]:
-        """Name and data of the next message; its number, if it has one, is kept."""
+        """Return name and data of the next message, and keep its number."""
         name, data, number = "", None, ""
         for line in self._lines:
             field, _, value = line.partition(": ")
@@ -54,7 +54,7 @@ class Stream:
         return "", None
 
     def until(self, name: str, suits: Callable[[Any], bool] = lambda data: True) -> Any:
-        """The data of the next message of that name that suits."""
+        """Return the data of the next message of that name that suits."""
         while True:
             found, data = self.next()
             assert found, f"the stream ended before a {name!r} that suits"
@@ -63,7 +63,7 @@ class Stream:
 
 
 class Shown:
-    """A cluster with its monitor, and what is shown there."""
+    """A cluster with its monitor, and a client of that."""
 
     def __init__(self, running: Running, port: int, host: str = "127.0.0.1") -> None:
         self.running = running
@@ -96,7 +96,7 @@ def shown(run: Serve) -> Iterator[Callable[..., Shown]]:
 
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
-    """One for all tests that leave it as it is."""
+    """Yield one cluster for all tests that don't change it."""
     port = free_port()
     argv = command("run", sample("plain"), "--bind", "127.0.0.1:0", "--monitor-port", str(port), "--workers", "2")
     running = Running(argv, tmp_path_factory.mktemp("standing"))
@@ -110,7 +110,7 @@ def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
 
 @pytest.mark.slow
 def test_a_worker_is_killed(shown: Callable[..., Shown]) -> None:
-    """Who watches sees it die and another come, first as events, then in the facts; a monitor that is killed is watched on."""
+    """A viewer sees a worker end and another start, as events and in reports, and goes on after the monitor was killed."""
     cluster = shown()
     with cluster.stream() as stream:
         before = stream.until("facts", lambda facts: facts["ready"] == 2)
@@ -136,7 +136,7 @@ def test_a_worker_is_killed(shown: Callable[..., Shown]) -> None:
 
 
 def stream_ends(stream: Stream) -> bool:
-    """Whether it does, politely or not, once what was sent before is read."""
+    """Return True if the stream ends, in any way, after the messages that were sent before."""
     try:
         while stream.next()[0]:
             pass
@@ -146,8 +146,8 @@ def stream_ends(stream: Stream) -> bool:
 
 
 @pytest.mark.slow
-def test_facts_under_load(standing: Shown) -> None:
-    """Requests are in the facts, by worker and together, and in the history; the sums agree with `status`."""
+def test_report_under_load(standing: Shown) -> None:
+    """Requests are in the report, by worker and in total, and in the history; the report agrees with `status`."""
     asked = 0
 
     def shows() -> bool:
@@ -175,7 +175,7 @@ def test_facts_under_load(standing: Shown) -> None:
 
 
 def paths(told: Any, within: str = "") -> Iterator[str]:
-    """The path of each field of an answer, as the reference page has it."""
+    """Yield the path of each field of an answer, as the reference page writes it."""
     for name, value in told.items():
         path = within + name
         yield path
@@ -187,8 +187,8 @@ def paths(told: Any, within: str = "") -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_all_that_is_told_is_in_the_reference(standing: Shown) -> None:
-    """Each field of the answers in JSON is on the page, and each on the page is in the answers that it names."""
+def test_all_fields_are_in_the_reference(standing: Shown) -> None:
+    """Each field of the answers in JSON is on the reference page, and each one there is in the answers that it names."""
     look = StatusPoller(ControlClient(standing.running.pids))
 
     def measured() -> bool:
@@ -204,13 +204,13 @@ def test_all_that_is_told_is_in_the_reference(standing: Shown) -> None:
         told = set(paths(answer))
         without = {path for path in told if not any(each.startswith((path + ".", path + "[")) for each in told)}
         listed = {field.path for field in fields if name in field.of}
-        assert without <= listed, f"{name} has what the reference page doesn't tell"
+        assert without <= listed, f"{name} has fields that the reference page lacks"
         idle = {f"backoffs[].{field}" for field in Backoff._fields}  # no slot backs off in a healthy cluster
-        assert listed <= told | idle, f"{name} hasn't what the reference page tells"
+        assert listed <= told | idle, f"{name} lacks fields of the reference page"
 
 
 def test_progress_of_actions(shown: Callable[..., Shown]) -> None:
-    """A reload tells how far it is, and then what became of it; without a stream the answer comes at the end."""
+    """A reload sends its progress and then its result; without a stream the response comes at the end."""
     cluster = shown("--monitor-token", TOKEN)
     assert cluster.facts()["actions"] is True
     with cluster.stream("/control/reload", "POST", accept="text/event-stream", **BEARS) as stream:
@@ -228,8 +228,8 @@ def test_progress_of_actions(shown: Callable[..., Shown]) -> None:
     assert [mark["name"] for mark in cluster.client.get("/history").json()["marks"]][:2] == ["reloading", "reloaded"]
 
 
-def test_many_who_do_not_read(standing: Shown) -> None:
-    """Viewers that don't read fill their places, no more: health checks and facts are answered; one leaves, another may come."""
+def test_viewers_that_do_not_read(standing: Shown) -> None:
+    """Viewers that don't read affect no other request; when one leaves, another is accepted."""
     port = standing.client.base_url.port
     idle = []
     for _ in range(MAX_VIEWERS):
@@ -247,7 +247,7 @@ def test_many_who_do_not_read(standing: Shown) -> None:
 
 
 def test_garbage(standing: Shown) -> None:
-    """What is no HTTP, or too much of it, is turned away; the monitor goes on."""
+    """Garbage, and too much data, is refused, and the monitor goes on."""
     pid = standing.facts()["monitor"]["pid"]
     for garbage in (
         os.urandom(4096),
@@ -261,7 +261,7 @@ def test_garbage(standing: Shown) -> None:
             try:
                 peer.sendall(garbage)
             except (BrokenPipeError, ConnectionResetError):
-                continue  # turned away before the end
+                continue  # refused before the end
     assert standing.client.get("/livez").status_code == 200
     assert standing.facts()["monitor"]["pid"] == pid
     assert "Traceback" not in standing.running.stderr
@@ -269,7 +269,7 @@ def test_garbage(standing: Shown) -> None:
 
 @pytest.mark.slow
 def test_it_stays_small(standing: Shown) -> None:
-    """35 MiB at most, with the page loaded, scraped, all asked for once, and five who watch."""
+    """The monitor takes 35 MiB at most after each route was used, and with five viewers."""
     streams = [standing.client.stream("GET", "/events") for _ in range(5)]
     watching = [Stream(each.__enter__()) for each in streams]
     for path in ("/", "/metrics", "/deps", "/history", "/static/page.html", "/component-status"):
@@ -284,7 +284,7 @@ def test_it_stays_small(standing: Shown) -> None:
 
 
 def test_sign_in(run: Serve) -> None:
-    """Where others come, a browser is shown the page with a 401, its files are open, and facts need the token."""
+    """On an address that isn't loopback a browser gets the page with a 401; its files are open, the report isn't."""
     port, outside = free_port(), own_address()
     running = run(
         sample("plain"), "--monitor-host", "0.0.0.0", "--monitor-port", str(port), "--monitor-token", TOKEN
@@ -303,7 +303,7 @@ def test_sign_in(run: Serve) -> None:
 
 
 def test_without_a_master(run: Serve) -> None:
-    """`cluster = false`: the same page, from the one process; its events are heard there as well."""
+    """With `cluster = false` the one process serves the page, with its events."""
     port = free_port()
     running = run(
         sample("plain"),
@@ -338,8 +338,8 @@ def test_without_a_master(run: Serve) -> None:
 
 
 @pytest.mark.slow
-def test_who_watches_to_the_end(shown: Callable[..., Shown]) -> None:
-    """At a shutdown the stream tells it and ends; viewers don't hold the monitor up."""
+def test_viewers_at_a_shutdown(shown: Callable[..., Shown]) -> None:
+    """At a shutdown the stream has the event and ends; viewers don't delay the monitor's end."""
     cluster = shown()
     with cluster.stream() as stream:
         stream.until("facts")
@@ -351,7 +351,7 @@ def test_who_watches_to_the_end(shown: Callable[..., Shown]) -> None:
 
 @pytest.mark.soak
 def test_a_monitor_that_hangs(shown: Callable[..., Shown]) -> None:
-    """It gives no sign of life any more; it is killed, and another answers those who wait."""
+    """A monitor without heartbeats is killed, and the next one serves waiting clients."""
     cluster = shown()
     pid = cluster.facts()["monitor"]["pid"]
     stop(pid)

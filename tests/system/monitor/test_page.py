@@ -1,4 +1,4 @@
-"""The monitor's page in Chromium: what an operator sees and does there."""
+"""The monitor's page in Chromium, as operators use it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ See = Callable[..., Sight]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two workers. Tests leave two behind."""
+    """Yield a cluster of two workers. Each test leaves two."""
     options = ("--proc-name", "<b>shop</b>", "--log-to", "files")
     cluster = started(tmp_path_factory.mktemp("page"), *options)
     yield cluster
@@ -36,17 +36,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def crowd() -> Iterator[str]:
-    """The address of a monitor that shows 64 workers."""
+    """Yield the address of a monitor that shows 64 workers."""
     subject = ClusterInfo(title="crowd", master=boards.NOBODY - 1, addresses=["127.0.0.1:3000"], actions=True)
     with boards.monitor(64, Settings(monitor_token=TOKEN), subject) as url:
         yield url
 
 
-# ------------------------------------------------------------------------------------------------------------- looking
+# ------------------------------------------------------------------------------------------------------------- viewing
 
 
-def test_a_killed_worker_is_replaced_before_one_s_eyes(see: See, cluster: Cluster) -> None:
-    """Two rows; one's worker is killed, and the page, never loaded again, shows another pid there, the event, and a mark."""
+def test_a_killed_worker_is_replaced(see: See, cluster: Cluster) -> None:
+    """When a worker is killed, the page shows its successor in the same row, the event and a mark, without being loaded again."""
     sight = see(cluster.url).live(2)
     before = cluster.pids()
     assert sight.pids() == before
@@ -79,7 +79,7 @@ def test_a_killed_worker_is_replaced_before_one_s_eyes(see: See, cluster: Cluste
 
 
 def test_charts_move(see: See, cluster: Cluster) -> None:
-    """Under load the figures rise, and the charts are drawn anew."""
+    """Under load the figures rise, and the charts are redrawn."""
     sight = see(cluster.url).live(2)
     canvas = sight.locator("[data-chart=requests] canvas")
     before = canvas.screenshot()
@@ -92,7 +92,7 @@ def test_charts_move(see: See, cluster: Cluster) -> None:
 
 
 def test_the_history_is_there_at_once(see: See, crowd: str) -> None:
-    """What happened before somebody looked is drawn; another span of time is another question."""
+    """The charts have data from before the page was opened; another range is requested when it is chosen."""
     sight = see(crowd).live(64)
     sight.until(lambda: any("history?seconds=900" in url for url in sight.requests), "15 minutes")
     with sight.expect_response(re.compile("seconds=300&")) as answer:
@@ -103,11 +103,11 @@ def test_the_history_is_there_at_once(see: See, crowd: str) -> None:
 
 
 def test_markup_stays_text(see: See, cluster: Cluster) -> None:
-    """Whatever workers say (names, values, events) is shown as it is; nothing of it becomes an element."""
+    """Names, values and events from workers are shown as text, and never become elements."""
     sight = see(cluster.url).live(2)
     assert get(cluster.running.address, "/say").status == 200
     expect(sight.locator("#event-list b", has_text=MARKUP)).to_have_count(1)
-    # What is in it only who has the token sees.
+    # The data of the event is only for clients with the token.
     said = sight.locator("#event-list .said", has_text=MARKUP.partition("=x")[0])
     assert said.count() == 0
     sight.get_by_role("button", name="Stacks").first.click()
@@ -127,8 +127,8 @@ def test_markup_stays_text(see: See, cluster: Cluster) -> None:
     assert sorted(told) == sorted([str(pid), "3"] for pid in cluster.pids().values())
 
 
-def test_names_that_every_object_has(see: See, cluster: Cluster) -> None:
-    """Events of such names are shown as any other; the page goes on showing what comes later."""
+def test_names_that_each_object_has(see: See, cluster: Cluster) -> None:
+    """Events with names such as `constructor` are shown as any other, and later events, too."""
     sight = see(cluster.url).live(2)
     assert get(cluster.running.address, "/inherited").status == 200
     for name in INHERITED:
@@ -136,12 +136,12 @@ def test_names_that_every_object_has(see: See, cluster: Cluster) -> None:
     assert get(cluster.running.address, "/say").status == 200
     expect(sight.locator("#event-list li").first.locator("b")).to_have_text(MARKUP)
     assert set(sight.evaluate("window.links")) <= {"connecting", "live"}
-    again = see(cluster.url).live(2)  # which has them told from the past
+    again = see(cluster.url).live(2)  # gets the kept events
     expect(again.locator("#event-list b").get_by_text(INHERITED[0], exact=True)).to_have_count(1)
 
 
 def test_dependencies(see: See, cluster: Cluster) -> None:
-    """A tree, asked for when somebody wants to see it; branches open."""
+    """The tree of dependencies is requested when its tab is opened, and its branches open."""
     sight = see(cluster.url).live(2)
     assert not any(url.endswith("/deps") for url in sight.requests)
     sight.get_by_role("tab", name="Dependencies").click()
@@ -152,7 +152,7 @@ def test_dependencies(see: See, cluster: Cluster) -> None:
 
 
 def test_logs(see: See, cluster: Cluster) -> None:
-    """The end of a file, then what is added to it, as text; and the next file of that name when it has been rotated."""
+    """A log shows its end, then added lines, as text, and the next file of that name after a rotation."""
     logs = cluster.running.directory / "logs"
     assert get(cluster.running.address, "/say").status == 200
     log = wait_until(
@@ -219,7 +219,7 @@ DRAWN = """
   return false;
 }
 """
-"""Whether a canvas has a pixel of that colour."""
+"""A function: does a canvas have a pixel of that colour?"""
 
 
 SOUND = """
@@ -228,12 +228,12 @@ SOUND = """
   Object.assign(document.getElementById("alarm"), { hidden: false }).dataset.tone = tone;
 }
 """
-"""Shows the alarm."""
+"""A function that shows the alarm."""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_can_be_read(see: See, cluster: Cluster, scheme: str) -> None:
-    """In either scheme each text that is shown has a contrast of 4.5 at least; so do dialogs, and what is greyed as stale."""
+def test_contrast(see: See, cluster: Cluster, scheme: str) -> None:
+    """In both colour schemes each visible text has a contrast of 4.5 at least, in dialogs and when it is greyed, too."""
     sight = see(cluster.url, color_scheme=scheme, viewport={"width": 1440, "height": 1000}).live(2)
     ground = sight.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (max(int(each) for each in re.findall(r"\d+", ground)) < 64) == (scheme == "dark")
@@ -258,7 +258,7 @@ def test_it_can_be_read(see: See, cluster: Cluster, scheme: str) -> None:
 
 
 def test_dark_while_it_is_shown(see: See, crowd: str) -> None:
-    """When the system goes dark in the evening the page does, its charts included."""
+    """When the system changes to dark, the page and its charts follow."""
     sight = see(crowd, color_scheme="light").live(64)
     drawn = sight.locator("[data-chart=requests] canvas").evaluate
     assert drawn(DRAWN, "#0b5cad")
@@ -268,11 +268,11 @@ def test_dark_while_it_is_shown(see: See, crowd: str) -> None:
     assert not drawn(DRAWN, "#0b5cad")
 
 
-# -------------------------------------------------------------------------------------------------------- by all means
+# ----------------------------------------------------------------------------------------------------- sizes, keyboard
 
 
 def test_phone(see: See, cluster: Cluster) -> None:
-    """360 pixels wide: nothing makes the page wider; the table scrolls in its box, and the slot stays in sight."""
+    """At 360 pixels nothing makes the page wider; the table scrolls in its box, and the slot stays visible."""
     size = {"width": 360, "height": 740}
     sight = see(cluster.url, viewport=size, device_scale_factor=2, has_touch=True, is_mobile=True).live(2)
 
@@ -301,11 +301,11 @@ SECONDS = """
   new MutationObserver(() => --seconds || done()).observe(age, { characterData: true, subtree: true });
 })
 """
-"""Wait until the page has been told so many times what is new, without asking it all the time."""
+"""A function that waits until the page was updated so many times, without polling it."""
 
 
 def test_sixty_four_workers(see: See, crowd: str) -> None:
-    """All are shown; a second later the same rows say something else; little script and few layouts are behind it."""
+    """All 64 rows are shown and updated each second in place, with little script time and few layouts."""
     sight = see(crowd, viewport={"width": 1440, "height": 1000}).live(64)
     sight.evaluate("window.rows = [...document.querySelectorAll('#workers tbody tr')]")
 
@@ -327,12 +327,12 @@ def test_sixty_four_workers(see: See, crowd: str) -> None:
     sight.evaluate(SECONDS, 4)
     script, layouts = (after - then for after, then in zip(spent(), before_all, strict=True))
     assert script / 4 < 0.05  # seconds of CPU time; it is a millisecond on a machine that has nothing else to do
-    assert layouts <= 12  # for four times: nothing reads what it has just changed
+    assert layouts <= 12  # for four updates: nothing reads a layout that it has just changed
     sight.screenshot("sixty-four")
 
 
 def test_sorting(see: See, crowd: str) -> None:
-    """A head sorts, says so to who can't see it, and turns the order around the second time."""
+    """A click on a head sorts, with `aria-sort`, and a second one reverses the order."""
     sight = see(crowd).live(64)
     head = sight.locator("thead [data-column=connections]")
     head.get_by_role("button").click()
@@ -346,7 +346,7 @@ def test_sorting(see: See, crowd: str) -> None:
 
 
 def test_keyboard(see: See, cluster: Cluster) -> None:
-    """All can be reached and done with keys: a way past the head, buttons, tabs, the table, dialogs; one sees where one is."""
+    """All controls can be reached and used by keyboard, and the focus is visible."""
     sight = see(cluster.url).live(2)
     focused = "document.activeElement.id || document.activeElement.textContent"
     sight.keyboard.press("Tab")
@@ -377,11 +377,11 @@ def test_keyboard(see: See, cluster: Cluster) -> None:
     assert cluster.running.status()["master"]["state"] == "serving"
 
 
-# ------------------------------------------------------------------------------------------------------------ steering
+# ------------------------------------------------------------------------------------------------------------- actions
 
 
 def test_reload_from_the_button(see: See, cluster: Cluster) -> None:
-    """A wrong token is told; with the right one the generation rolls, the page tells how far it is, and asks no second time."""
+    """A wrong token is refused; with the right one the page reloads the cluster, and doesn't ask again."""
     sight = see(cluster.url).live(2)
     sight.expected = ("Failed to load resource: the server responded with a status of 401",)
     generation = cluster.running.status()["generation"]
@@ -402,7 +402,7 @@ def test_reload_from_the_button(see: See, cluster: Cluster) -> None:
 
 
 def test_scale_and_recycle(see: See, cluster: Cluster) -> None:
-    """More workers, fewer workers, another one in a place: asked for once, and shown when it's done."""
+    """Scaling up and down and recycling a worker need the token once, and their results are shown."""
     sight = see(cluster.url).live(2)
     done = sight.locator(".activity.done .what")
     for workers in (3, 2):
@@ -427,7 +427,7 @@ def test_scale_and_recycle(see: See, cluster: Cluster) -> None:
 
 
 def test_traffic(see: See, cluster: Cluster) -> None:
-    """Disabling asks whether it is meant; enabling doesn't."""
+    """Disabling traffic needs a confirmation, enabling doesn't."""
     sight = see(cluster.url).live(2)
     traffic = sight.locator("#glance-traffic b")
     sight.get_by_role("button", name="Disable traffic…").click()
@@ -441,8 +441,8 @@ def test_traffic(see: See, cluster: Cluster) -> None:
     assert cluster.running.status()["traffic"] == "enabled"
 
 
-def test_what_fails_is_said_in_a_line(see: See, cluster: Cluster) -> None:
-    """What the master refuses is told where it was asked for."""
+def test_an_action_that_fails(see: See, cluster: Cluster) -> None:
+    """An action that the master refuses shows the master's error."""
     sight = see(cluster.url).live(2)
     sight.route("**/control/scale*", lambda route: route.continue_(url=route.request.url.replace("=3", "=0")))
     sight.get_by_role("button", name="Scale…").click()
@@ -454,7 +454,7 @@ def test_what_fails_is_said_in_a_line(see: See, cluster: Cluster) -> None:
 
 
 def test_without_a_token_there_are_no_actions(see: See) -> None:
-    """Neither for the cluster nor for one worker."""
+    """Without a token there are no actions for the cluster or for a worker."""
     with boards.monitor(2, Settings(), ClusterInfo(master=boards.NOBODY - 1)) as url:
         sight = see(url).live(2)
         assert sight.get_by_role("button", name=re.compile("Reload|Scale|Recycle|traffic|Shut down")).count() == 0
@@ -463,7 +463,7 @@ def test_without_a_token_there_are_no_actions(see: See) -> None:
 
 
 def test_sign_in(see: See) -> None:
-    """Where the port can be reached from outside nothing is told but to who has the token; it is asked for once a tab."""
+    """On an address that isn't loopback the page asks for the token once a tab, and shows no data before."""
     with boards.monitor(3, Settings(monitor_host="192.0.2.1", monitor_token=TOKEN), ClusterInfo(title="far")) as url:
         sight = see(url)
         sight.expected = ("Failed to load resource: the server responded with a status of 401",)
@@ -484,7 +484,7 @@ def test_sign_in(see: See) -> None:
 
 
 def test_lost_and_found(see: See, cluster: Cluster) -> None:
-    """When the monitor is killed the page says so, and goes on by itself when another is there."""
+    """When the monitor is killed the page says so, and goes on by itself with the next one."""
     sight = see(cluster.url).live(2)
     sight.expected = ("Failed to load resource: net::ERR_",)
     pid = cluster.running.status()["monitor"]["pid"]
@@ -496,7 +496,7 @@ def test_lost_and_found(see: See, cluster: Cluster) -> None:
 
 
 def test_shutdown(see: See, tmp_path: Any) -> None:
-    """Confirmed, it ends the cluster; what is still shown is marked as old, and a monitor that leaves isn't asked for more."""
+    """A confirmed shutdown ends the cluster; the last figures are marked as old."""
     cluster = started(tmp_path)
     try:
         sight = see(cluster.url).live(2)

@@ -1,4 +1,4 @@
-"""The monitor's page in Chromium when something is wrong, or nobody looks: it says so; nothing that it shows is old unnoticed."""
+"""The monitor's page in Chromium when something is wrong or the tab is hidden: it never shows old figures as new."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HEARD = """
   new MutationObserver(note).observe(document.body, { subtree: true, childList: true, characterData: true });
 }
 """
-"""Keep all that elements say one after the other."""
+"""A function that keeps all texts that elements have had."""
 
 CRASHING = """
 import os, pathlib
@@ -50,12 +50,12 @@ async def app(scope, receive, send):
     else:
         await answer(send, b"hello")
 """
-"""Can't start while a file is there."""
+"""An app that can't start while the file `broken` exists."""
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Three workers. Tests leave three behind."""
+    """Yield a cluster of three workers. Each test leaves three."""
     cluster = started(tmp_path_factory.mktemp("page"), workers=3)
     yield cluster
     cluster.running.close()
@@ -63,7 +63,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def test_recycle_all(see: See, cluster: Cluster) -> None:
-    """With the token all workers are replaced within the generation, the page counts them, and no request fails."""
+    """All workers are replaced within the generation, the page counts them, and no request fails."""
     sight = see(cluster.url).live(3)
     before, generation = cluster.pids(), cluster.running.status()["generation"]
     sight.evaluate(HEARD, ".activity .what")
@@ -86,7 +86,7 @@ def test_recycle_all(see: See, cluster: Cluster) -> None:
 
 
 def test_degraded(see: See, tmp_path: Path) -> None:
-    """Workers that crash too often degrade the cluster: that stands across the page, for who comes later too, as does its end."""
+    """A degraded cluster shows an alarm across the page, also for a later viewer, and so does its recovery."""
     (tmp_path / "crashing.py").write_text(CRASHING)
     options = ("--restart-limit", "2", "--restart-window", "4s")
     cluster = started(tmp_path, *options, app="crashing:app", env={"PYTHONPATH": str(ROOT)})
@@ -124,7 +124,7 @@ def test_degraded(see: See, tmp_path: Path) -> None:
 
 
 def hurry(route: Route) -> None:
-    """The script, with a moment for the minute after which a hidden tab leaves the stream."""
+    """Serve the script with 0.3 s instead of the minute after which a hidden tab closes its stream."""
     script = route.fetch()
     assert "const HIDDEN = 60000;" in script.text()
     route.fulfill(response=script, body=script.text().replace("const HIDDEN = 60000;", "const HIDDEN = 300;"))
@@ -135,7 +135,7 @@ def of_events(request: Request) -> bool:
 
 
 def test_a_hidden_tab_catches_up(browser: Browser, cluster: Cluster) -> None:
-    """A tab that is hidden leaves the stream after a while; in front again it shows what there is, and tells what it missed."""
+    """A hidden tab closes its stream after a while; when visible again it shows the current state and the missed events."""
     with in_tabs(browser) as window:
         window.route("**/static/stream.js", hurry)
         sight = Sight(browser, cluster.url, context=window).live(3)
@@ -162,7 +162,7 @@ def test_a_hidden_tab_catches_up(browser: Browser, cluster: Cluster) -> None:
 
 
 def test_a_tab_that_was_never_in_front(browser: Browser, cluster: Cluster) -> None:
-    """One that is opened behind another leaves the stream as well, and is live when it comes to the front."""
+    """A tab that is opened behind another closes its stream as well, and is live when it comes to the front."""
     with in_tabs(browser) as window:
         window.route("**/static/stream.js", hurry)
         window.new_page()
@@ -180,7 +180,7 @@ def test_a_tab_that_was_never_in_front(browser: Browser, cluster: Cluster) -> No
 
 
 def test_a_monitor_that_is_silent(see: See, cluster: Cluster) -> None:
-    """One that is stopped says nothing: the page tells how old its figures are, and is fresh again when the monitor goes on."""
+    """When the monitor is stopped, the page says how old its figures are, and goes on when the monitor does."""
     sight = see(cluster.url).live(3)
     age = sight.locator("tbody [data-column=age]").first
     pid = cluster.running.status()["monitor"]["pid"]
@@ -199,8 +199,8 @@ def test_a_monitor_that_is_silent(see: See, cluster: Cluster) -> None:
     assert sight.evaluate("links")[:4] == ["connecting", "live", "lost", "live"]
 
 
-def test_a_monitor_that_sees_nothing_more(see: See, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that speaks but has no facts any more is no better than one that is silent."""
+def test_a_monitor_without_reports(see: See, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A monitor that sends comments but no reports counts as lost."""
     with boards.monitor(2, Settings(), ClusterInfo(master=boards.NOBODY - 1)) as url:
         sight = see(url).live(2)
         sight.expected = ("Failed to load resource: the server responded with a status of 500",)

@@ -1,4 +1,4 @@
-"""`cluster2 top` on a real terminal: what it shows, what it leaves behind."""
+"""`cluster2 top` on a real terminal: its screens, and the terminal after it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Serve = Callable[..., Running]
 
 
 class Terminal:
-    """A pseudoterminal, with `cluster2 top` on it."""
+    """A pseudoterminal with `cluster2 top` on it."""
 
     def __init__(self, running: Running, *options: str, columns: int = 120) -> None:
         self.ours, self._theirs = pty.openpty()
@@ -47,25 +47,25 @@ class Terminal:
         self._reader.start()
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError):  # all descriptors of the other side are closed
+        with contextlib.suppress(OSError):  # all descriptors of the other end are closed
             while more := os.read(self.ours, 65536):
                 self.shown += more
 
     def resize(self, columns: int) -> None:
-        """As when somebody draws at the window's edge."""
+        """Change the window's size."""
         fcntl.ioctl(self.ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
     def screen(self) -> str:
-        """The last whole screen, without colours."""
+        """Return the last whole screen without colours."""
         screens = self.shown.decode(errors="replace").split("\x1b[H")
         return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", screens[-2] if len(screens) > 2 else "")
 
     def type(self, keys: str) -> None:
-        """As if typed."""
+        """Type characters."""
         os.write(self.ours, keys.encode())
 
     def leave(self) -> int:
-        """Wait for its end; its exit code. The terminal is as it was."""
+        """Wait for its end, and return its exit code. The terminal is as it was before."""
         code = self.process.wait(30)
         assert termios.tcgetattr(self._theirs) == self.before
         wait_until(lambda: self.shown.rstrip().endswith(b"\x1b[?1049l"), lambda: f"it leaves: {self.shown[-80:]!r}")
@@ -73,7 +73,7 @@ class Terminal:
         return code
 
     def close(self) -> None:
-        """End what is left."""
+        """End the process and close the terminal."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -84,7 +84,7 @@ class Terminal:
 
 @pytest.fixture
 def terminal() -> Iterator[Callable[..., Terminal]]:
-    """Terminals with `top` on them."""
+    """Return a function that opens a terminal with `top` on it."""
     opened: list[Terminal] = []
 
     def terminal(running: Running, *options: str, columns: int = 120) -> Terminal:
@@ -102,7 +102,7 @@ def cluster(run: Serve) -> Running:
 
 
 def test_live(cluster: Running, terminal: Callable[..., Terminal]) -> None:
-    """Both workers are there; one is killed, and its successor is shown; `q` leaves with 0."""
+    """`top` shows both workers and the successor of one that is killed; `q` ends it with 0."""
     top = terminal(cluster)
     first, second = (each["pid"] for each in cluster.workers())
     wait_until(lambda: f"{first} " in top.screen() and f"{second} " in top.screen(), "both are shown")
@@ -119,7 +119,7 @@ def test_live(cluster: Running, terminal: Callable[..., Terminal]) -> None:
 
 
 def test_interrupt(cluster: Running, terminal: Callable[..., Terminal]) -> None:
-    """Ctrl-C leaves with 0, too, and says nothing."""
+    """Ctrl-C ends it with 0, too, without a message."""
     top = terminal(cluster)
     wait_until(lambda: "generation 1" in top.screen(), "it shows something")
     top.type("\x03")
@@ -128,7 +128,7 @@ def test_interrupt(cluster: Running, terminal: Callable[..., Terminal]) -> None:
 
 
 def test_narrow(cluster: Running, terminal: Callable[..., Terminal]) -> None:
-    """On 40 columns lines are cut, also when the window becomes so while it runs; none is wrapped."""
+    """On 40 columns lines are cut and not wrapped, also when the window shrinks meanwhile."""
     top = terminal(cluster)
     wait_until(lambda: any(len(line) > 60 for line in top.screen().splitlines()), "lines are long")
     top.resize(40)
@@ -139,7 +139,7 @@ def test_narrow(cluster: Running, terminal: Callable[..., Terminal]) -> None:
 
 
 def test_the_master_leaves(cluster: Running, terminal: Callable[..., Terminal]) -> None:
-    """It says so, and waits for another."""
+    """When the master leaves it says so, and waits for the next one."""
     top = terminal(cluster)
     wait_until(lambda: "generation 1" in top.screen(), "it shows something")
     assert cluster.shutdown() == 0
@@ -149,7 +149,7 @@ def test_the_master_leaves(cluster: Running, terminal: Callable[..., Terminal]) 
 
 
 def test_no_terminal(cluster: Running) -> None:
-    """Into a pipe it is one table without colours; --json: an object a look, until its reader leaves."""
+    """Into a pipe it writes one table without colours, with --json an object for each sample until the reader leaves."""
     shown = cluster.cli("top", "-i", "0.1")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "\x1b" not in shown.stdout
