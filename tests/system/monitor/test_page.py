@@ -50,7 +50,7 @@ def test_a_killed_worker_is_replaced(see: See, cluster: Cluster) -> None:
     sight = see(cluster.url).live(2)
     before = cluster.pids()
     assert sight.pids() == before
-    assert sight.cell(sight.rows().first, "state") == "● ready"
+    sight.until(lambda: sight.cell(sight.rows().first, "state") == "● ready", "a worker that is ready")
     expect(sight.locator("#glance-workers b")).to_have_text("2 / 2")
     expect(sight.locator("#glance-requests small")).to_have_text(re.compile(r"\d+ in flight"))
     expect(sight.locator("#title")).to_have_text("<b>shop</b>")
