@@ -1,6 +1,6 @@
 """The bare applications under test: the same paths as ASGI, as RSGI and as WSGI, without a framework.
 
-| path | answer |
+| path | response |
 |---|---|
 | `/` | `hello`, at once |
 | `/slow` | `hello`, after holding its worker for 30 ms: asleep, or computing if `BENCH_SLOW=compute` |
@@ -8,12 +8,12 @@
 | `/pid` | the pid of the worker that answers |
 | `/megabyte` | 1 MiB |
 | `/chunks` (ASGI) | 64 KiB in pieces of 1 KiB |
-| `/upload` (ASGI) | how many bytes came |
+| `/upload` (ASGI) | the number of bytes received |
 
-Websockets are echoed.
+Websockets echo each message.
 
-They import the standard library alone, so that they add nothing to what a server costs. `BENCH_IMPORT_SECONDS` makes the import
-take so long.
+They import only the standard library, so that they add nothing to the cost of a server. `BENCH_IMPORT_SECONDS` is the time that
+the import takes.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 HOLD = 0.030
-"""For how many seconds a slow request holds its worker."""
+"""Seconds for which a slow request holds its worker."""
 KIBIBYTE, MEBIBYTE = bytes(1 << 10), bytes(1 << 20)
 STUCK = 1.0
-"""For how many seconds `/stuck` computes."""
+"""Seconds for which `/stuck` computes."""
 
 Message = MutableMapping[str, Any]
 
 
 def compute(seconds: float = HOLD) -> None:
-    """Uses so much CPU time of this thread, however long the machine takes to give it."""
+    """Use this much CPU time of the thread, however long the machine takes to provide it."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
@@ -41,19 +41,19 @@ def compute(seconds: float = HOLD) -> None:
 
 time.sleep(float(os.environ.get("BENCH_IMPORT_SECONDS", "0")))
 
-COMPUTES = os.environ.get("BENCH_SLOW") == "compute"
+_COMPUTES = os.environ.get("BENCH_SLOW") == "compute"
 
 
 def hold() -> None:
-    """Holds the worker."""
-    if COMPUTES:
+    """Hold the worker."""
+    if _COMPUTES:
         compute()
     else:
         time.sleep(HOLD)
 
 
 def answer(path: str) -> bytes:
-    """The body for a path."""
+    """Return the body for a path."""
     if path == "/slow":
         hold()
     if path == "/stuck":
@@ -66,7 +66,7 @@ def answer(path: str) -> bytes:
 async def app(
     scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
 ) -> None:
-    """The ASGI application. It has no lifespan: servers go on without one when it raises."""
+    """Serve ASGI. The application has no lifespan: it raises, and servers go on without one."""
     if scope["type"] == "websocket":
         await _echo(receive, send)
         return
@@ -106,13 +106,13 @@ async def _echo(receive: Callable[[], Awaitable[Message]], send: Callable[[Messa
 
 
 def wsgi(environ: dict[str, Any], start_response: Callable[[str, list[tuple[str, str]]], Any]) -> Iterable[bytes]:
-    """The WSGI application."""
+    """Serve WSGI."""
     body = answer(environ["PATH_INFO"])
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
 
 
 async def rsgi(scope: Any, protocol: Any) -> None:
-    """The RSGI application."""
+    """Serve RSGI."""
     body = answer(scope.path)
     protocol.response_bytes(200, [("content-type", "text/plain"), ("content-length", str(len(body)))], body)

@@ -1,7 +1,7 @@
-"""The balance probe: how many keep-alive connections each worker has, moment by moment.
+"""The balance probe: the number of keep-alive connections of each worker over time.
 
-All connections are opened at once, and each asks `/pid` ten times a second; where its last answer came from is where
-it is.
+The probe opens all connections at once. Each requests `/pid` ten times a second, and belongs to the worker of its last
+response.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from dataclasses import dataclass, field
 
 from bench.client import Connection, Failed, Target
 
-PERIOD = 0.1
+_PERIOD_S = 0.1
 """Seconds between two requests of a connection, and between two samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Connections by worker's pid, `at` seconds after they were opened."""
+    """The numbers of connections by pid of the worker, `at` seconds after they were opened."""
 
     at: float
     counts: dict[int, int]
 
     def row(self, workers: int) -> list[int]:
-        """The counts, descending, with a 0 for each worker that has none."""
+        """Return the counts in descending order, with a 0 for each worker that has none."""
         counts = sorted(self.counts.values(), reverse=True)
         return counts + [0] * (workers - len(counts))
 
     def max_over_mean(self, workers: int) -> float:
-        """1.0: all have the same."""
+        """Return the largest count divided by the mean: 1.0 if all are equal."""
         row = self.row(workers)
         return max(row) * len(row) / sum(row) if sum(row) else 0.0
 
     def gap(self, workers: int) -> int:
-        """The largest count less the smallest."""
+        """Return the largest count minus the smallest."""
         row = self.row(workers)
         return max(row) - min(row)
 
@@ -51,8 +51,8 @@ class Balance:
     failed: int
 
     def after(self, seconds: float) -> list[Sample]:
-        """The samples later than so many seconds, a period for the answers to come in added."""
-        return [sample for sample in self.samples if sample.at >= seconds + PERIOD]
+        """Return the samples later than this many seconds, with a period added for the responses to arrive."""
+        return [sample for sample in self.samples if sample.at >= seconds + _PERIOD_S]
 
     def __str__(self) -> str:
         rows = (f"{sample.at:.1f} s {sorted(sample.counts.values(), reverse=True)}" for sample in self.samples)
@@ -84,7 +84,7 @@ class _Probe:
                 await asyncio.sleep(0.01)
                 continue
             self.where[number] = int(response.body)
-            await asyncio.sleep(PERIOD * random.uniform(0.5, 1.5))
+            await asyncio.sleep(_PERIOD_S * random.uniform(0.5, 1.5))
         if connection is not None:
             connection.close()
 
@@ -102,14 +102,14 @@ async def probe(
     *,
     connections: int = 200,
     seconds: float = 3.0,
-    every: float = PERIOD,
+    every: float = _PERIOD_S,
     during: Callable[[], Awaitable[None]] | None = None,
 ) -> Balance:
-    """Opens the connections and samples where they are.
+    """Open the connections, and sample to which workers they belong.
 
     Args:
         every: seconds between two samples.
-        during: what to do to the server meanwhile.
+        during: the action on the server during the load.
     """
     run = _Probe(target, seconds)
     sampling = asyncio.ensure_future(run.sample(every))

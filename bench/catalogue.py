@@ -1,6 +1,6 @@
-"""The servers under test, and how each is started: with N workers, over loopback, without an access log unless its name says so.
+"""The servers under test and their commands: with N workers, on loopback, without an access log unless the name says so.
 
-All keep an idle connection for `KEEP_ALIVE` seconds, so that none closes one for its age in a measurement, and all
+All keep an idle connection for `_KEEP_ALIVE_S` seconds, so that none closes one for its age in a measurement, and all
 that can use uvloop, and the fastest parser that they have.
 """
 
@@ -18,12 +18,12 @@ from bench.errors import BenchError, NotAvailable
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".venv-peers" / "bin"
-KEEP_ALIVE = 75
+_KEEP_ALIVE_S = 75
 
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """An application; `wsgi` and `rsgi` are its twins, where it has them; some are WSGI alone."""
+    """An application. `wsgi` and `rsgi` are its equivalents, if it has them. Some applications are only WSGI."""
 
     asgi: str | None
     wsgi: str | None = None
@@ -50,10 +50,10 @@ APPS = {
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What one server is started with.
+    """The arguments for the start of one server.
 
     Attributes:
-        directory: its own, empty; removed after it has ended.
+        directory: an empty directory of its own, which is removed after its end.
     """
 
     app: App
@@ -93,7 +93,7 @@ def _cluster2(setup: Setup, target: str | None = None) -> list[str]:
         "--workers",
         str(setup.workers),
     ]
-    command += ["--bind", f"127.0.0.1:{setup.port}", "--monitor-port", "0", "--timeout", f"{KEEP_ALIVE}s"]
+    command += ["--bind", f"127.0.0.1:{setup.port}", "--monitor-port", "0", "--timeout", f"{_KEEP_ALIVE_S}s"]
     command += ["--pids", str(setup.directory / "pids"), "--logs", str(setup.directory / "logs")]
     return [*command, "--log-level", "warning"]
 
@@ -114,7 +114,7 @@ def _uvicorn(setup: Setup) -> list[str]:
         "--port",
         str(setup.port),
     ]
-    command += ["--loop", "uvloop", "--http", "httptools", "--timeout-keep-alive", str(KEEP_ALIVE)]
+    command += ["--loop", "uvloop", "--http", "httptools", "--timeout-keep-alive", str(_KEEP_ALIVE_S)]
     return [*command, "--no-access-log", "--log-level", "warning"]
 
 
@@ -129,7 +129,7 @@ def _granian(kind: str) -> Callable[[Setup], list[str]]:
 
 
 def _steered(kind: str) -> Callable[[Setup], list[str]]:
-    """cluster2 with granian as its engine."""
+    """Return the command of cluster2 with granian as its engine."""
 
     def command(setup: Setup) -> list[str]:
         if find_spec("granian") is None:
@@ -151,7 +151,7 @@ def _gunicorn(kind: str, threads: int = 1) -> Callable[[Setup], list[str]]:
         target = _asgi("gunicorn-asgi", setup.app) if kind == "asgi" else _wsgi(f"gunicorn-{kind}", setup.app)
         words = [_peer("gunicorn"), target, "-k", kind, "-w", str(setup.workers), "-b", f"127.0.0.1:{setup.port}"]
         crew = ["--threads", str(threads)] if kind == "gthread" else []
-        words += [*crew, "--keep-alive", str(KEEP_ALIVE), "--no-control-socket", "--worker-tmp-dir", "/dev/shm"]
+        words += [*crew, "--keep-alive", str(_KEEP_ALIVE_S), "--no-control-socket", "--worker-tmp-dir", "/dev/shm"]
         return [*words, "--log-level", "warning"]
 
     return command
@@ -159,7 +159,7 @@ def _gunicorn(kind: str, threads: int = 1) -> Callable[[Setup], list[str]]:
 
 def _uwsgi(setup: Setup) -> list[str]:
     command = [_peer("uwsgi"), "--http", f"127.0.0.1:{setup.port}", "--http-keepalive", "--http-timeout"]
-    command += [str(KEEP_ALIVE), "--master", "--die-on-term", "--processes", str(setup.workers), "--need-app"]
+    command += [str(_KEEP_ALIVE_S), "--master", "--die-on-term", "--processes", str(setup.workers), "--need-app"]
     command += [
         "--module",
         _wsgi("uwsgi", setup.app),
@@ -197,7 +197,7 @@ def _nginx(setup: Setup) -> list[str]:
             access_log off; {places}
             server {{
                 listen 127.0.0.1:{setup.port} backlog=2048;
-                keepalive_timeout {KEEP_ALIVE}s; keepalive_requests 1000000000;
+                keepalive_timeout {_KEEP_ALIVE_S}s; keepalive_requests 1000000000;
                 location / {{ default_type text/plain; return 200 "hello"; }}
             }}
         }}
@@ -216,8 +216,8 @@ global
     stats socket {setup.directory}/control expose-fd listeners
 defaults
     mode http
-    timeout client {KEEP_ALIVE}s
-    timeout http-keep-alive {KEEP_ALIVE}s
+    timeout client {_KEEP_ALIVE_S}s
+    timeout http-keep-alive {_KEEP_ALIVE_S}s
     timeout http-request 30s
 frontend hello
     bind 127.0.0.1:{setup.port} backlog 2048
@@ -229,7 +229,7 @@ frontend hello
 
 
 def _logging(name: str, *words: str) -> Callable[[Setup], list[str]]:
-    """The same server, writing its access log to a file."""
+    """Return the command of a server that writes its access log to a file."""
 
     def command(setup: Setup) -> list[str]:
         made = COMMANDS[name](setup)
@@ -239,7 +239,7 @@ def _logging(name: str, *words: str) -> Callable[[Setup], list[str]]:
 
 
 def monitor_port(port: int) -> int:
-    """Where `cluster2-watched` that serves on this port has its monitor: beyond the ports of servers."""
+    """Return the monitor's port of a `cluster2-watched` that serves on this port. It is beyond the ports of servers."""
     return port + 100
 
 
@@ -248,7 +248,7 @@ def _watched(setup: Setup) -> list[str]:
 
 
 THREADED = frozenset({"haproxy"})
-"""One process has as many threads as others have workers."""
+"""Servers with one process, which has as many threads as other servers have workers."""
 COMMANDS: dict[str, Callable[[Setup], list[str]]] = {
     "cluster2": _cluster2,
     "uvicorn": _uvicorn,
@@ -275,11 +275,11 @@ COMMANDS: dict[str, Callable[[Setup], list[str]]] = {
     "nginx": _nginx,
     "haproxy": _haproxy,
 }
-"""By name: what makes the command that starts it; raises `NotAvailable`."""
+"""The function that returns the command of a server, by name. It raises `NotAvailable` if the server isn't installed."""
 
 
 def command(name: str, setup: Setup) -> list[str]:
-    """The command that starts a server.
+    """Return the command that starts a server.
 
     Raises:
         NotAvailable: it isn't installed here, or can't serve this application.
@@ -290,7 +290,7 @@ def command(name: str, setup: Setup) -> list[str]:
 
 
 def environment(extra: dict[str, str]) -> dict[str, str]:
-    """What a server finds in its environment: ours, without options of cluster2's, the checkout on the import path."""
+    """Return the environment of a server: this process's own, without options of cluster2, and with the checkout importable."""
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("CLUSTER2_", "GRANIAN_", "UVICORN_"))
     }

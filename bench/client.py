@@ -1,4 +1,4 @@
-"""A client connection that tells its failures apart, and costs little.
+"""A client connection that distinguishes its failures, and costs little.
 
 The load generator runs on the same cores as the servers that it measures, so each microsecond here is taken from
 them. A bare `asyncio.Protocol` needs about half of what streams need for an exchange.
@@ -19,18 +19,18 @@ from bench.errors import BenchError
 from bench.http import Garbage, Response, parse, request
 
 TIMEOUT = 10.0
-"""For how many seconds a client waits for a connection or an answer before it calls that a failure."""
+"""Seconds that a client waits for a connection or a response before it counts a failure."""
 
 T = TypeVar("T")
 
 
 class Failed(Exception):
-    """A connection or an exchange failed; the text is its kind: few words, the same for all alike."""
+    """A connection or an exchange failed. The text is the kind: a few words, always the same for one kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a load client asks for."""
+    """The server and path that a load client requests."""
 
     host: str
     port: int
@@ -38,7 +38,7 @@ class Target:
 
     @classmethod
     def of(cls, url: str) -> Target:
-        """From `http://host:port/path`."""
+        """Return the target of `http://host:port/path`."""
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
             raise BenchError(f"{url}: not a URL of the form http://host:port/path")
@@ -46,21 +46,21 @@ class Target:
         return cls(parts.hostname, parts.port or 80, path)
 
     def at(self, path: str) -> Target:
-        """The same server, another path."""
+        """Return a target on this server with another path."""
         return Target(self.host, self.port, path)
 
     def request(self, *, close: bool = False, method: str = "GET") -> bytes:
-        """The bytes to send."""
+        """Return the bytes of a request."""
         return request(self.path, f"{self.host}:{self.port}", close=close, method=method)
 
     @property
     def url(self) -> str:
-        """As a URL."""
+        """Return the target as a URL."""
         return f"http://{self.host}:{self.port}{self.path}"
 
 
 class Connection(asyncio.Protocol):
-    """One connection: one request at a time.
+    """A connection that carries one request at a time.
 
     Attributes:
         closed: the server has closed it, or it broke.
@@ -74,10 +74,10 @@ class Connection(asyncio.Protocol):
 
     @classmethod
     async def open(cls, target: Target) -> Connection:
-        """Connects.
+        """Open the connection.
 
         Raises:
-            Failed: refused, or not within `TIMEOUT`.
+            Failed: the server refused it, or didn't accept it within `TIMEOUT`.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -90,10 +90,10 @@ class Connection(asyncio.Protocol):
         return connection
 
     async def exchange(self, message: bytes) -> Response:
-        """Sends a request, waits for the whole response.
+        """Send a request, and wait for the complete response.
 
         Raises:
-            Failed: the connection ended first, the answer is garbage, or it took longer than `TIMEOUT`.
+            Failed: the connection ended first, the response is invalid, or it took longer than `TIMEOUT`.
         """
         if self.closed or self._transport is None:
             raise Failed("closed before the request")
@@ -109,7 +109,7 @@ class Connection(asyncio.Protocol):
             self._answer = None
 
     def close(self) -> None:
-        """Closes it, if it is open still."""
+        """Close the connection, if it is still open."""
         if self._transport is not None:
             self._transport.close()
 
@@ -143,7 +143,7 @@ class Connection(asyncio.Protocol):
             return
         response, taken = found
         if self._answer is None or self._answer.done() or len(self._buffer) > taken:
-            # Bytes that nobody asked for would be taken for the answer to the next request.
+            # Bytes without a request would be taken for the response to the next one.
             self._fail("more than one answer")
             self.close()
             return
@@ -156,14 +156,14 @@ class Connection(asyncio.Protocol):
 
 
 def raise_descriptor_limit() -> int:
-    """Allows this process as many descriptors as it may have; returns that number."""
+    """Raise this process's limit of descriptors to its maximum, and return it."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a load on an event loop of its own, the cheapest that there is."""
+    """Run a load on an event loop of its own, the cheapest available one."""
     raise_descriptor_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)

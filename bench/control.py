@@ -1,7 +1,7 @@
-"""What a measurement asks cluster2's master, over `master.sock` in its pids directory.
+"""Commands from a measurement to cluster2's master, over `master.sock` in its pids directory.
 
-A question over an open connection can be asked each millisecond; starting `cluster2 status` takes a hundred times as
-long, and CPU time from those that are measured.
+An open connection can carry a command each millisecond. Starting `cluster2 status` takes a hundred times as
+long, and takes CPU time from the servers that are measured.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ TIMEOUT = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What the master says of its processes.
+    """The master's report of its processes.
 
     Attributes:
-        workers: state by pid; "ready" is one that serves.
-        keeper: its pid; None: there is none.
-        raw: all that it said.
+        workers: the state by pid; a "ready" worker serves.
+        keeper: the keeper's pid; None: there is none.
+        raw: the whole response.
     """
 
     workers: dict[int, str]
@@ -35,12 +35,12 @@ class Status:
 
     @property
     def ready(self) -> frozenset[int]:
-        """Pids of the workers that serve."""
+        """Return the pids of the workers that serve."""
         return frozenset(pid for pid, state in self.workers.items() if state == "ready")
 
 
 def read_answer(line: bytes) -> dict[str, Any]:
-    """Reads a final answer.
+    """Read a final response.
 
     Raises:
         BenchError: the master refused.
@@ -53,14 +53,14 @@ def read_answer(line: bytes) -> dict[str, Any]:
 
 
 def read_status(result: dict[str, Any]) -> Status:
-    """Reads the result of the verb `status`."""
+    """Read the result of the command `status`."""
     workers = {worker["pid"]: worker["state"] for worker in result["workers"] if worker["pid"]}
     keeper = result.get("keeper") or {}
     return Status(workers, keeper.get("pid"), result)
 
 
 class Master:
-    """A connection to the master; a context.
+    """A connection to the master, as a context manager.
 
     Raises:
         BenchError: no master answers there.
@@ -78,7 +78,7 @@ class Master:
         self._lines = self._socket.makefile("rb")
 
     def status(self) -> Status:
-        """Asks, but not for memory: finding that out takes the master milliseconds, in which it heals nobody."""
+        """Request the status without memory, whose collection takes milliseconds in which the master replaces no worker."""
         try:
             self._socket.sendall(b'{"verb": "status", "params": {"memory": false}}\n')
             line = self._lines.readline()
@@ -97,7 +97,7 @@ class Master:
 
 
 class Asking:
-    """A verb that takes its time, asked over a connection of its own; a context.
+    """A command that takes long, over a connection of its own, as a context manager.
 
     Raises:
         BenchError: no master answers there.
@@ -114,7 +114,7 @@ class Asking:
             raise BenchError(f"the master of {pids} doesn't answer: {error}") from None
 
     def answered(self, seconds: float) -> dict[str, Any] | None:
-        """The answer, if it comes within so many seconds; progress is skipped. Raises BenchError if the master refused."""
+        """Return the response, if it arrives within this many seconds. Skip progress. Raise BenchError if the master refused."""
         self._socket.settimeout(seconds)
         try:
             more = self._socket.recv(65536)
@@ -136,7 +136,7 @@ class Asking:
 
 
 def ask(pids: Path, verb: str, params: dict[str, Any]) -> dict[str, Any]:
-    """The answer to a verb, however long it takes."""
+    """Return the response to a command, however long it takes."""
     with Asking(pids, verb, params) as asking:
         while (answer := asking.answered(TIMEOUT)) is None:
             pass
@@ -144,13 +144,13 @@ def ask(pids: Path, verb: str, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def status(pids: Path) -> Status:
-    """Asks once."""
+    """Request the status once."""
     with Master(pids) as master:
         return master.status()
 
 
 def command(pids: Path, *words: str) -> None:
-    """Runs `cluster2 WORDS… --pids DIR` to its end.
+    """Run `cluster2 WORDS… --pids DIR` to its end.
 
     Raises:
         BenchError: it failed.

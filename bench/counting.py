@@ -1,11 +1,11 @@
-"""The counting client: a closed loop over keep-alive connections that tells every failure by its kind.
+"""The counting client: a closed loop over keep-alive connections that counts every failure by its kind.
 
-What a client of a server that reloads, recycles or dies can see is three things, and they are not the same:
+A client of a server that reloads, recycles or dies can see three different things:
 
-- a *failed* request: it was sent, and no whole, right answer came;
-- a connection *closed* by the server: announced in a response (`Connection: close`), or silently, found out before
-  the next request was sent. No request is lost, but the client has to connect again;
-- a *reconnect*: what the client does about either.
+- A *failed* request was sent, and no complete and correct response arrived.
+- A connection *closed* by the server was announced in a response (`Connection: close`), or closed silently before
+  the next request was sent. No request is lost, but the client has to connect again.
+- A *reconnect* is the new connection that the client opens after either.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from bench.stats import Latencies
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How to load.
+    """The parameters of a load.
 
     Attributes:
         connections: clients, each with one connection.
-        seconds: for how long; infinite: as long as what is done meanwhile.
-        think: a client waits for a random time of 0 to so many seconds before each request.
+        seconds: the duration; infinite: as long as the action on the server.
+        think: a client waits for a random time of 0 to this many seconds before each request.
         close: a connection for each request.
-        expect: the body that a right answer has; None: any.
+        expect: the body of a correct response; None: any.
     """
 
     connections: int = 32
@@ -45,13 +45,13 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """What the clients saw.
+    """The counts of all clients.
 
     Attributes:
-        requests: answered, right or wrong.
+        requests: those with a response, correct or not.
         kinds: the failures by kind.
-        closed_announced: responses that said `Connection: close` though nobody had asked.
-        closed_silent: idle connections that the server closed without a word.
+        closed_announced: responses that said `Connection: close` without a client's request for that.
+        closed_silent: idle connections that the server closed without an announcement.
         reconnects: connections opened beyond the first of each client.
     """
 
@@ -65,7 +65,7 @@ class Count:
 
     @property
     def closed(self) -> int:
-        """Connections that the server closed."""
+        """Return the number of connections that the server closed."""
         return self.closed_announced + self.closed_silent
 
     def __str__(self) -> str:
@@ -95,13 +95,13 @@ class _Tally:
             connection = await Connection.open(self.target)
         except Failed as why:
             self.kinds[str(why)] += 1
-            await asyncio.sleep(0.01)  # a refused connection costs nothing: don't spin on it
+            await asyncio.sleep(0.01)  # a refused connection takes no time: don't spin
             return None
         self.seen["opened"] += 1
         return connection
 
     async def ask(self, connection: Connection) -> bool:
-        """One exchange; returns whether the connection can be used again."""
+        """Make one exchange, and return whether the connection can be used again."""
         began = time.perf_counter()
         try:
             response = await connection.exchange(self.message)
@@ -127,7 +127,7 @@ class _Tally:
 
     async def client(self) -> None:
         connection: Connection | None = None
-        await asyncio.sleep(random.random() * min(self.load.think, 1.0))  # thousands don't come at the same moment
+        await asyncio.sleep(random.random() * min(self.load.think, 1.0))  # spread the start of thousands of clients
         while time.monotonic() < self.end:
             if connection is None:
                 connection = await self.connect()
@@ -150,11 +150,11 @@ async def count(
     during: Callable[[], Awaitable[None]] | None = None,
     moments: list[tuple[float, float]] | None = None,
 ) -> Count:
-    """Loads a server for a while and counts what the clients saw.
+    """Load a server for a while, and count the results of the clients.
 
     Args:
-        during: what to do to the server meanwhile; started with the load, and awaited.
-        moments: gets, of each answer, when its request was sent (`time.perf_counter`) and for how many seconds it took.
+        during: the action on the server; it starts with the load, and is awaited.
+        moments: called for each response with the time when its request was sent (`time.perf_counter`), and its latency in seconds.
     """
     message = target.request(close=load.close, method=load.method)
     tally = _Tally(load, time.monotonic() + load.seconds, message, target, moments=moments)

@@ -1,7 +1,7 @@
-"""CPU time a request of whole process trees, master and all, under wrk.
+"""CPU time for each request of whole process trees, master included, under wrk.
 
-Far steadier than requests a second: when the load generator shares the cores with the server, throughput also
-measures how the scheduler deals them out; the CPU time that a request takes hardly depends on it.
+This is far steadier than requests a second. When the load generator shares the cores with the server, throughput also
+measures how the scheduler divides them. The CPU time that a request takes hardly depends on it.
 """
 
 from __future__ import annotations
@@ -14,5 +14,5 @@ from bench.servers import Running
 
 
 def compare(servers: Sequence[Running], how: Rounds) -> Comparison:
-    """CPU microseconds a request, medians, and ratios to the first server."""
+    """Return the CPU microseconds for each request: medians, and ratios to the first server."""
     return summarize(measure(servers, how), cpu=True)

@@ -1,6 +1,6 @@
-"""gunicorn's dirty workers, measured as `talk_app` measures the others: one app for both sides.
+"""gunicorn's dirty workers, measured as `talk_app` measures the alternatives: one app for both sides.
 
-`/drive?lanes=N&seconds=S` calls in N lanes for so long, and answers with what it found.
+`/drive?lanes=N&seconds=S` calls in N lanes for S seconds, and answers with its results.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from gunicorn.dirty.client import DirtyClient, get_dirty_socket_path  # type: ig
 
 from bench.driving import VALUE, drive
 
-Message = MutableMapping[str, Any]
+_Message = MutableMapping[str, Any]
 
 
 class Get(DirtyApp):  # type: ignore[misc]
-    """Answers each call with the same short text."""
+    """A dirty worker that answers each call with the same short text."""
 
     def get(self, key: str) -> str:
-        """The value of any key."""
+        """Return the value of any key."""
         return VALUE
 
 
 async def app(
-    scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+    scope: _Message, receive: Callable[[], Awaitable[_Message]], send: Callable[[_Message], Awaitable[None]]
 ) -> None:
-    """The ASGI application."""
+    """Serve ASGI."""
     if scope["type"] != "http":
         raise NotImplementedError(scope["type"])
     found: dict[str, Any] = {}
     if scope["path"] == "/drive":
         asked = dict(parse_qsl(scope["query_string"].decode()))
-        # A client takes one call at a time, so each lane has one.
+        # A client takes one call at a time, so each lane has a client of its own.
         idle = [DirtyClient(get_dirty_socket_path()) for _ in range(int(asked["lanes"]))]
 
         async def call() -> Any:

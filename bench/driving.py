@@ -1,4 +1,4 @@
-"""Calls in lanes: the load of all measurements of talk, whoever answers."""
+"""Calls in lanes: the load of all measurements of calls, for each kind of server."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from bench.stats import Latencies
 
 VALUE = "x" * 32
-"""What each call is answered with."""
+"""The value that each call returns."""
 Call = Callable[[], Awaitable[Any]]
 
 
 async def drive(call: Call, lanes: int, seconds: float) -> dict[str, Any]:
-    """Call in so many lanes, one at a time in each, for so long. Times are in seconds, latencies in milliseconds."""
+    """Call in `lanes` lanes, one call at a time in each, for `seconds`. Return latencies in milliseconds."""
     samples: list[float] = []
     end = time.perf_counter() + seconds
 

@@ -1,6 +1,6 @@
 """A closed loop over websockets: each client sends a small text, waits for its echo, and sends the next.
 
-The frame is made once and compared as bytes, by a bare protocol: the client must cost little, since it shares the cores with the
+A bare protocol makes the frame once and compares bytes. The client must cost little, since it shares the cores with the
 server.
 """
 
@@ -21,7 +21,7 @@ TEXT = b"x" * 32
 _MASK = b"\x01\x02\x03\x04"
 _SENT = (
     bytes([0x81, 0x80 | len(TEXT)]) + _MASK + bytes(byte ^ _MASK[place % 4] for place, byte in enumerate(TEXT))
-)  # RFC 6455, 5.2: a client masks
+)  # RFC 6455, 5.2: a client masks its frames
 _ECHO = bytes([0x81, len(TEXT)]) + TEXT
 
 
@@ -33,7 +33,7 @@ class _Client(asyncio.Protocol):
         self._data = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is none
+        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's transport is no subclass of it
         key = base64.b64encode(os.urandom(16)).decode()
         transport.write(
             f"GET {self.target.path} HTTP/1.1\r\nHost: {self.target.host}:{self.target.port}\r\n"
@@ -62,7 +62,7 @@ class _Client(asyncio.Protocol):
 
 
 def load(target: Target, connections: int, seconds: float) -> Report:
-    """Load a server with echoes; each counts as a request."""
+    """Load a server with echoes, each of which counts as a request."""
 
     async def run() -> Report:
         loop = asyncio.get_running_loop()

@@ -1,8 +1,8 @@
-"""FastAPI endpoints that are plain functions: the framework runs them in threads.
+"""FastAPI endpoints that are plain functions, which the framework runs in threads.
 
-`/` does next to nothing, `/async` as little but on the loop, `/slow` computes for 30 ms, `/pid` tells the worker's
-pid. Such a thread holds the GIL in turns with the event loop, so that the loop is late although none of its own handlers
-is long.
+`/` does next to nothing, `/async` does the same on the loop, `/slow` computes for 30 ms, and `/pid` returns the worker's
+pid. Such a thread and the event loop take turns with the GIL, so the loop is late although none of its own handlers
+takes long.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ app = FastAPI(openapi_url=None)
 
 @app.get("/")
 def hello() -> Response:
-    """Trivial work in a thread."""
+    """Do trivial work in a thread."""
     return Response(b"hello", media_type="text/plain")
 
 
 @app.get("/async")
 async def hello_async() -> Response:
-    """Trivial work on the loop: what it waits for is the GIL."""
+    """Do trivial work on the loop, which waits only for the GIL."""
     return Response(b"hello", media_type="text/plain")
 
 
 @app.get("/slow")
 def slow() -> Response:
-    """Long work in a thread."""
+    """Do long work in a thread."""
     compute()
     return Response(b"hello", media_type="text/plain")
 
 
 @app.get("/pid")
 def pid() -> Response:
-    """Who answers."""
+    """Return the worker's pid."""
     return Response(str(os.getpid()), media_type="text/plain")

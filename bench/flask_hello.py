@@ -1,4 +1,4 @@
-"""Flask answering `hello`: what the framework costs is part of every request."""
+"""A Flask application that answers `hello`, so that each request includes the cost of the framework."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How long a killed worker is missing: from SIGKILL to its replacement's readiness.
+"""The time that a killed worker is missing: from SIGKILL until its replacement is ready.
 
-cluster2 says itself when a worker is ready, and is asked each millisecond. Other servers don't: for them the time is
-that to the first answer of a pid that nobody had seen before, over a connection a request. With several workers that
-is later than readiness by some milliseconds, since siblings take most connections; their times are hundreds.
+cluster2 reports when a worker is ready, and is asked each millisecond. Other servers don't. For them the time ends with
+the first response of a new pid, with a connection for each request. With several workers that
+is some milliseconds later than readiness, since the other workers take most connections. Their times are hundreds of ms.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.errors import BenchError
 from bench.report import US
 from bench.servers import Running, wait
 
-TIMEOUT = 60.0
+_HEAL_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Heal:
 
     @property
     def median(self) -> float:
-        """The median."""
+        """Return the median."""
         return statistics.median(self.times)
 
     def __str__(self) -> str:
@@ -40,14 +40,14 @@ class Heal:
 
 
 def measure(server: Running, *, kills: int = 5, pause: float = 2.0) -> Heal:
-    """Kills workers one after the other.
+    """Kill workers one after the other.
 
     Args:
-        kills: how many; fewer than what the server takes for a crash loop.
-        pause: seconds between two of them.
+        kills: the number of workers; fewer than the server takes for a crash loop.
+        pause: seconds between two kills.
 
     Raises:
-        BenchError: a worker wasn't replaced within `TIMEOUT`.
+        BenchError: a worker wasn't replaced within `_HEAL_TIMEOUT_S`.
     """
     kill = _kill_told if server.name == US else _kill_seen
     times = []
@@ -59,7 +59,7 @@ def measure(server: Running, *, kills: int = 5, pause: float = 2.0) -> Heal:
 
 
 def workers(server: Running) -> set[int]:
-    """Pids of the server's workers: as its master says, or as they answer `/pid`.
+    """Return the pids of the server's workers, by its master's status or by their responses to `/pid`.
 
     Raises:
         BenchError: none answers.
@@ -73,7 +73,7 @@ def workers(server: Running) -> set[int]:
         found.add(run(_who(target)))
         return len(found - {0}) >= server.workers
 
-    wait(complete, 5.0, every=0.002)  # siblings may take all connections of an idle server: some are enough
+    wait(complete, 5.0, every=0.002)  # a few workers may take all connections of an idle server: those are enough
     if not found - {0}:
         raise BenchError(f"{server.name} doesn't answer {target.path}: {server.output()}")
     return found - {0}
@@ -88,7 +88,7 @@ def _kill(before: set[int]) -> float:
 
 def _kill_told(server: Running) -> float:
     with control.Master(server.pids) as master:
-        if not wait(lambda: len(master.status().ready) == server.workers, TIMEOUT):
+        if not wait(lambda: len(master.status().ready) == server.workers, _HEAL_TIMEOUT_S):
             raise BenchError(f"{server.name} has not all of its {server.workers} workers: {server.output()}")
         before = set(master.status().ready)
         began = _kill(before)
@@ -103,13 +103,13 @@ def _kill_seen(server: Running) -> float:
 
 
 def _until(server: Running, replaced: Callable[[], bool], began: float) -> float:
-    if not wait(replaced, TIMEOUT, every=0.001):
-        raise BenchError(f"{server.name} has not replaced a worker within {TIMEOUT:.0f} s: {server.output()}")
+    if not wait(replaced, _HEAL_TIMEOUT_S, every=0.001):
+        raise BenchError(f"{server.name} has not replaced a worker within {_HEAL_TIMEOUT_S:.0f} s: {server.output()}")
     return time.perf_counter() - began
 
 
 async def _who(target: Target) -> int:
-    """The pid of the worker that takes a new connection; 0: none did."""
+    """Return the pid of the worker that takes a new connection. 0: none did."""
     try:
         connection = await Connection.open(target)
         return int((await connection.exchange(target.request(close=True))).body)

@@ -1,7 +1,7 @@
-"""A service of the usual weight: FastAPI, SQLAlchemy, NumPy; about 70 MiB in one process, most of it imports.
+"""A service of usual size: FastAPI, SQLAlchemy and NumPy, with about 70 MiB in one process, most of it imports.
 
-`/` reads some rows and computes on them, so that a hundred thousand requests touch what such a service touches.
-`BENCH_IMPORT_SECONDS` makes the import take that much longer, as big applications do.
+`/` reads some rows and computes on them, so that a hundred thousand requests use the memory that such a service uses.
+`BENCH_IMPORT_SECONDS` makes the import take that much longer, as in big applications.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _database() -> Engine:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    # In each worker, not at import: a database's connection must not be shared over a fork.
+    # Connect in each worker, not at import: a fork must not share a database connection.
     app.state.engine = _database()
     yield
     app.state.engine.dispose()
@@ -57,7 +57,7 @@ WEIGHTS = np.linspace(0.0, 1.0, 250_000)
 
 @app.get("/")
 async def total(request: Request, first: int = 1, count: int = 10) -> dict[str, float]:
-    """The weighted sum of some prices."""
+    """Return the weighted sum of some prices."""
     rows = select(Item).where(Item.id.between(first, first + count - 1))
     with Session(request.app.state.engine) as session:
         prices = np.array([item.price for item in session.scalars(rows)])
@@ -66,12 +66,12 @@ async def total(request: Request, first: int = 1, count: int = 10) -> dict[str, 
 
 @app.get("/pid")
 async def pid() -> Response:
-    """Who answers."""
+    """Return the worker's pid."""
     return Response(str(os.getpid()), media_type="text/plain")
 
 
 def warm_up() -> None:
-    """Run once around before workers are forked (`--warm-up bench.heavy:warm_up`): what code does only once happens here."""
+    """Run everything once before workers are forked (`--warm-up bench.heavy:warm_up`), for work that code does only once."""
     engine = _database()
     with Session(engine) as session:
         float(np.array([item.price for item in session.scalars(select(Item))]) @ WEIGHTS[:100])

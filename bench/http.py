@@ -11,11 +11,11 @@ class Garbage(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A whole response.
+    """A complete response.
 
     Attributes:
-        headers: by lower-case name; of several with one name the last.
-        framed: its end was told by a length or by chunks, not by the end of the connection.
+        headers: by lower-case name; the last one of several with the same name.
+        framed: a length or chunks marked the end, not the end of the connection.
     """
 
     status: int
@@ -25,12 +25,12 @@ class Response:
 
     @property
     def closing(self) -> bool:
-        """The server announced that the connection ends with this response."""
+        """Return whether the server announced that the connection ends with this response."""
         return not self.framed or self.headers.get(b"connection", b"").lower() == b"close"
 
 
 def request(path: str, host: str, *, close: bool = False, method: str = "GET") -> bytes:
-    """The bytes of a request without a body."""
+    """Return the bytes of a request without a body."""
     last = "Connection: close\r\n" if close else ""
     return f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{last}\r\n".encode()
 
@@ -69,13 +69,13 @@ def _chunks(data: bytes, at: int) -> tuple[bytes, int] | None:
 
 
 def parse(data: bytes, *, ended: bool = False) -> tuple[Response, int] | None:
-    """Takes the first final response from the start of `data`; interim ones (1xx) are skipped.
+    """Take the first final response from the start of `data`. Skip interim ones (1xx).
 
     Args:
-        ended: the server has closed its side: the body of a response without framing is complete.
+        ended: the server has closed its side, so the body of a response without framing is complete.
 
     Returns:
-        The response and how many bytes it took; None when bytes are missing.
+        The response and the number of its bytes; None if bytes are missing.
 
     Raises:
         Garbage: the bytes are no response.

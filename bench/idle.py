@@ -1,4 +1,4 @@
-"""What a server costs that has nothing to do: CPU and memory of its master, and CPU of its whole tree."""
+"""The cost of an idle server: CPU and memory of its master, and CPU of its whole process tree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.servers import Running
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """CPU in percent of one core; `master_rss`: MiB resident."""
+    """CPU in percent of one core. `master_rss` is resident memory in MiB."""
 
     master_cpu: float
     tree_cpu: float
@@ -23,7 +23,7 @@ class Idle:
 
 
 def measure(server: Running, *, seconds: float = 20.0) -> Idle:
-    """Watches for so many seconds."""
+    """Measure for this many seconds."""
     began, master, everyone = time.monotonic(), proc.cpu(server.pid), proc.tree_cpu(server.pid)
     time.sleep(seconds)
     passed = time.monotonic() - began

@@ -1,4 +1,4 @@
-"""A small JSON answer by Starlette (`starlette`), and by FastAPI with a response model (`fastapi`)."""
+"""A small JSON response by Starlette (`starlette`), and by FastAPI with a response model (`fastapi`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 
 class Item(BaseModel):
-    """What is answered."""
+    """The response."""
 
     name: str
     price: float
@@ -19,7 +19,7 @@ class Item(BaseModel):
 
 
 async def item(request: Request) -> JSONResponse:
-    """The same by hand."""
+    """Return the response, serialized by hand."""
     return JSONResponse({"name": "lamp", "price": 9.5, "tags": ["home", "light"]})
 
 
@@ -29,5 +29,5 @@ fastapi = FastAPI(openapi_url=None)
 
 @fastapi.get("/")
 async def modelled() -> Item:
-    """An item, checked and serialized by its model."""
+    """Return an item, checked and serialized by its model."""
     return Item(name="lamp", price=9.5, tags=["home", "light"])

@@ -1,9 +1,9 @@
 """Memory of a whole process tree, before and after many requests.
 
-The proportional set size (PSS) counts a page that several processes share in parts, so that the sum over the tree is
-what it takes from the machine. Sharing that the first requests undo (reference counts written into shared pages) is
-why it is measured again afterwards. Run servers one after the other for this: pages of the same files are shared
-between trees, too.
+The proportional set size (PSS) divides a page among the processes that share it, so that the sum over the tree is
+the memory that it takes from the machine. The first requests write to shared pages (reference counts), which undoes sharing,
+so it is measured again afterwards. Run servers one after the other for this, since trees share pages of the same files,
+too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """PSS in MiB of the whole tree; `processes`: of each, in the order parent before child, afterwards."""
+    """The PSS of the whole tree in MiB. `processes` has that of each process afterwards, parents before children."""
 
     before: float
     after: float
@@ -32,11 +32,11 @@ class Memory:
 
 
 def measure(server: Running, *, requests: int = 100_000, connections: int = 16, limit: float = 300.0) -> Memory:
-    """Measures, loads, measures again.
+    """Measure, load, and measure again.
 
     Args:
-        requests: at least so many.
-        limit: give up after so many seconds of load.
+        requests: the minimum number of requests.
+        limit: the maximum duration of the load in seconds.
 
     Raises:
         BenchError: the server fails requests, or is too slow.

@@ -1,8 +1,8 @@
-"""The open loop with a connection for each request: arrivals don't wait for answers.
+"""The open loop with a connection for each request: arrivals don't wait for responses.
 
-A closed loop asks less of a server that is slow, and so hides its tail. Here requests arrive at random (Poisson) at a
-given rate whatever happens to those before, as those of many independent users do. One in ten or so asks for `/slow`,
-which holds its worker; what is of interest is what the others wait.
+A closed loop sends fewer requests to a slow server, and so hides its tail. Here requests arrive at random (Poisson) at a
+given rate whatever happens to earlier ones, as those of many independent users do. About one in ten requests `/slow`,
+which holds its worker. The figure is the latency of the others.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from bench.stats import Latencies
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """How requests arrive.
+    """The arrivals of requests.
 
     Attributes:
         rate: requests a second, on average.
-        slow: the share (0 to 1) of them that asks for `/slow`.
+        slow: the share of `/slow`, from 0 to 1.
         fast: the path of the others.
-        seed: the same seed gives the same arrivals, so that two servers get the same load.
+        seed: an equal seed gives equal arrivals, so that two servers get the same load.
     """
 
     rate: float
@@ -37,13 +37,13 @@ class Arrivals:
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """What the clients saw.
+    """The results of the clients.
 
     Attributes:
         fast: latencies of `/`.
         slow: latencies of `/slow`.
-        opened, closed: keep-alive connections opened in all, and closed by the server; 0 with a connection a request.
-        late: how late the generator itself was in sending; a p99 near the fast ones' means that it was the limit.
+        opened, closed: keep-alive connections opened in total, and closed by the server; 0 with a connection for each request.
+        late: the delay of the generator itself; a p99 near that of the fast ones means that the generator was the limit.
     """
 
     fast: Latencies
@@ -59,7 +59,7 @@ class Tail:
 
 @dataclass(slots=True)
 class Record:
-    """What is noted while the load runs."""
+    """The record of a load while it runs."""
 
     latencies: dict[bool, list[float]] = field(default_factory=lambda: {False: [], True: []})
     late: list[float] = field(default_factory=list)
@@ -68,13 +68,13 @@ class Record:
     closed: int = 0
 
     def tail(self) -> Tail:
-        """The summary."""
+        """Return the summary."""
         fast, slow = Latencies.of(self.latencies[False]), Latencies.of(self.latencies[True])
         return Tail(fast, slow, self.failed, self.opened, self.closed, Latencies.of(self.late))
 
 
 async def arrive(arrivals: Arrivals, record: Record, one: Callable[[bool], Awaitable[None]]) -> None:
-    """Starts `one(slow)` for each arrival, and waits for all."""
+    """Start `one(slow)` for each arrival, and wait for all."""
     chance = random.Random(arrivals.seed)
     due = time.perf_counter()
     end = due + arrivals.seconds
@@ -91,7 +91,7 @@ async def arrive(arrivals: Arrivals, record: Record, one: Callable[[bool], Await
 
 
 async def load(target: Target, arrivals: Arrivals) -> Tail:
-    """Runs the load with a connection for each request; a latency includes connecting."""
+    """Run the load with a connection for each request. A latency includes the connect."""
     record = Record()
     targets = {slow: target.at("/slow" if slow else arrivals.fast) for slow in (False, True)}
     messages = {slow: targets[slow].request(close=True) for slow in (False, True)}

@@ -1,8 +1,8 @@
 """The open loop over a pool of keep-alive connections.
 
-Each request takes a random idle connection of the pool, or a new one if none is idle: then the pool grows. A
-connection that stays with a worker for good makes its requests wait for that worker, however idle the others are;
-this shows it.
+Each request takes a random idle connection of the pool. If none is idle, it opens a new one, and the pool grows. A
+connection that stays with one worker makes its requests wait for that worker, however idle the others are. This load
+shows that.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class _Pool:
 
 
 async def load(target: Target, arrivals: Arrivals, *, pool: int = 64, warm: bool = True) -> Tail:
-    """Runs the load over a pool.
+    """Run the load over a pool.
 
     Args:
-        pool: so many connections are opened at once before the load.
-        warm: each of them has one request answered first; without it the load begins cold.
+        pool: the number of connections that are opened at once before the load.
+        warm: each of them carries one request first; without it the load begins cold.
     """
     record = Record()
     messages = {slow: target.at("/slow" if slow else arrivals.fast).request() for slow in (False, True)}

@@ -1,4 +1,4 @@
-"""The environment of the servers that cluster2 is measured against, apart from cluster2's own."""
+"""The environment of the servers that cluster2 is compared with, separate from cluster2's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.catalogue import PEERS
 from bench.errors import BenchError
 
-HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parent
 
 
 def _run(command: list[str]) -> bool:
@@ -17,15 +17,15 @@ def _run(command: list[str]) -> bool:
 
 
 def install() -> None:
-    """Makes `.venv-peers` with the pinned versions. What needs a compiler may be missing: it is then not measured.
+    """Make `.venv-peers` with the pinned versions. A server that needs a compiler may be missing, and isn't measured then.
 
     Raises:
-        BenchError: what is needed can't be installed.
+        BenchError: a required server can't be installed.
     """
     pip = [str(PEERS / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"]
     if not (PEERS / "python").exists() and not _run([sys.executable, "-m", "venv", str(PEERS.parent)]):
         raise BenchError(f"{PEERS.parent} can't be made: see above")
-    if not _run([*pip, str(HERE / "peers.txt")]):
+    if not _run([*pip, str(_HERE / "peers.txt")]):
         raise BenchError("bench/peers.txt can't be installed: see above")
-    if not _run([*pip, str(HERE / "peers-optional.txt")]):
+    if not _run([*pip, str(_HERE / "peers-optional.txt")]):
         print("bench/peers-optional.txt is not installed (see above): not available in the figures", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Clients while a server reloads in its own way (SIGHUP, to all of these): what they see then, beside what they see otherwise.
+"""The results of clients while a server reloads in its own way (SIGHUP for all of these), compared with the rest of the time.
 
-A reload lasts from the signal until as many of the processes that were there before have ended as serve requests, and `AFTER`
-seconds more, or `LONGEST` where old processes stay on with their connections. Requests that were sent in that time are held
-against all others of the same run.
+A reload lasts from the signal until as many of the earlier processes have ended as serve requests, and `_AFTER_S`
+seconds more, or `_MAX_RELOAD_S` if old processes stay with their connections. Requests that were sent in that time are compared
+with all others of the run.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from bench.errors import BenchError
 from bench.servers import Running
 from bench.stats import Latencies
 
-AFTER = 0.2
-LONGEST = 6.0
-PAUSE = 2.0
-"""Seconds without a reload before each, and after the last."""
+_AFTER_S = 0.2
+_MAX_RELOAD_S = 6.0
+_PAUSE_S = 2.0
+"""Seconds without a reload before each one, and after the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reloads:
-    """What some reloads did.
+    """The results of some reloads.
 
     Attributes:
-        count: over the whole run.
-        steady: latencies of requests that were sent while nothing happened.
-        during: of those that were sent during a reload.
-        seconds: for how long each lasted.
+        count: the counts of the whole run.
+        steady: latencies of requests that were sent without a reload.
+        during: latencies of requests that were sent during a reload.
+        seconds: the duration of each reload.
     """
 
     count: Count
@@ -41,7 +41,7 @@ class Reloads:
 
     @property
     def ratio(self) -> float | None:
-        """p99 during, through the steady one."""
+        """Return the p99 during reloads, divided by the steady one."""
         during, steady = self.during.p99, self.steady.p99
         return during / steady if during is not None and steady else None
 
@@ -50,21 +50,21 @@ class Reloads:
 
 
 async def reload(server: Running, load: Load, *, times: int = 2) -> Reloads:
-    """Loads a server, and reloads it again and again; give the load infinite `seconds`: it ends with that."""
+    """Load a server, and reload it again and again. The load needs infinite `seconds`, and ends with the last reload."""
     spans: list[tuple[float, float]] = []
 
     async def disturb() -> None:
         for _ in range(times):
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(_PAUSE_S)
             before, began = proc.tree(server.pid), time.perf_counter()
             server.roll()
-            while time.perf_counter() < began + LONGEST:
+            while time.perf_counter() < began + _MAX_RELOAD_S:
                 await asyncio.sleep(0.02)
                 if sum(not proc.alive(each) for each in before) >= server.processes:
                     break
-            await asyncio.sleep(AFTER)
+            await asyncio.sleep(_AFTER_S)
             spans.append((began, time.perf_counter()))
-        await asyncio.sleep(PAUSE)
+        await asyncio.sleep(_PAUSE_S)
 
     moments: list[tuple[float, float]] = []
     counted = await count(server.target, load, disturb, moments)
@@ -72,7 +72,7 @@ async def reload(server: Running, load: Load, *, times: int = 2) -> Reloads:
         raise BenchError(f"{server.name} ended with {server.process.returncode} at a reload: {server.output()}")
     during = [took for sent, took in moments if _within(sent, spans)]
     steady = [took for sent, took in moments if not _within(sent, spans)]
-    seconds = [round(end - began - AFTER, 2) for began, end in spans]
+    seconds = [round(end - began - _AFTER_S, 2) for began, end in spans]
     return Reloads(counted, Latencies.of(steady), Latencies.of(during), seconds)
 
 

@@ -1,4 +1,4 @@
-"""Figures, the marks that they are held against, and how both are written down."""
+"""Figures, the marks that they are compared with, and the tables and files of both."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Values = Mapping[str, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A bound that a value is held against.
+    """A bound that a value is compared with.
 
     Attributes:
-        text: the bound as it is read: `≤ 0.95 × uvicorn`.
-        value: what is held against it, in the bound's own unit (often a ratio); None: not measured.
+        text: the bound in readable form: `≤ 0.95 × uvicorn`.
+        value: the value in the bound's own unit (often a ratio); None: not measured.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Mark:
 
     @property
     def met(self) -> bool | None:
-        """None: not measured."""
+        """Return whether the value meets the bound. None: not measured."""
         if self.value is None:
             return None
         return self.value >= self.bound if self.at_least else self.value <= self.bound
@@ -49,8 +49,8 @@ class Figure:
     """A row of a table: one measure of several servers.
 
     Attributes:
-        values: by server; None: not available, or it failed.
-        details: whatever else the measurement found, for the file of results.
+        values: by server; None: not available or failed.
+        details: other results of the measurement, for the file of results.
     """
 
     name: str
@@ -61,18 +61,18 @@ class Figure:
 
 
 def at_most(bound: float, value: float | None, unit: str = "") -> Mark:
-    """An absolute bound from above."""
+    """Return an absolute upper bound."""
     return Mark(f"≤ {bound:g}{' ' + unit if unit else ''}", value, bound)
 
 
 def ratio(values: Values, other: str) -> float | None:
-    """Ours through another's; None if either wasn't measured."""
+    """Return cluster2's value divided by another server's. None: one of them wasn't measured."""
     ours, theirs = values.get(US), values.get(other)
     return None if ours is None or not theirs else ours / theirs
 
 
 def against(bound: float, values: Values, other: str, *, at_least: bool = False) -> Mark:
-    """A bound on the ratio of ours to another's."""
+    """Return a bound on the ratio of cluster2's value to another server's."""
     return Mark(f"{'≥' if at_least else '≤'} {bound:g} × {other}", ratio(values, other), bound, at_least)
 
 
@@ -85,7 +85,7 @@ def _number(value: float | None) -> str:
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """The figures as a Markdown table; ours is the first column of values."""
+    """Return the figures as a Markdown table. cluster2 is the first column of values."""
     names = sorted({name for figure in figures for name in figure.values}, key=lambda name: (name != US, name))
     lines = [["", *names, "mark"], ["---"] * (len(names) + 2)]
     for figure in figures:
@@ -95,7 +95,7 @@ def table(figures: Sequence[Figure]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return the properties of the machine and the versions that the figures depend on."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "kernel": platform.release(),
@@ -105,7 +105,7 @@ def machine() -> dict[str, Any]:
 
 
 def save(suite: str, figures: Iterable[Figure]) -> Path:
-    """Writes figures, marks and details to `results/SUITE.json`; returns its path."""
+    """Write figures, marks and details to `results/SUITE.json`. Return its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{suite}.json"
     rows = [
@@ -116,7 +116,7 @@ def save(suite: str, figures: Iterable[Figure]) -> Path:
 
 
 def load(path: Path) -> list[Figure]:
-    """Reads figures back that `save` wrote."""
+    """Read figures that `save` wrote."""
     rows = json.loads(path.read_text())["figures"]
     for row in rows:
         row["marks"] = [Mark(**{name: mark[name] for name in Mark.__slots__}) for mark in row["marks"]]

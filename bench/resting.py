@@ -1,4 +1,4 @@
-"""Thousands of keep-alive connections that do nothing, then wake up one by one at a given rate."""
+"""Thousands of idle keep-alive connections that wake up one by one at a given rate."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from bench.client import Connection, Failed, Target, raise_descriptor_limit
 from bench.errors import BenchError
 from bench.stats import Latencies
 
-AT_ONCE = 100
-"""How many connections are being opened at a time: fewer than any server's backlog."""
+_MAX_OPENING = 100
+"""Number of connections that are opened at a time: fewer than any server's backlog."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """What became of the connections.
+    """The results of the connections.
 
     Attributes:
-        opened: connections that had their first request answered.
-        lost: of those that were to wake up, how many got no answer.
-        closed: those that the server had closed, noticed by then, included in `lost`.
-        latency: of the first request after the rest.
+        opened: connections whose first request was answered.
+        lost: the number of woken connections that got no response.
+        closed: the number of woken connections that the server had closed visibly; they are included in `lost`.
+        latency: the latency of the first request after the idle time.
     """
 
     opened: int
@@ -38,7 +38,7 @@ class Rest:
 
 
 async def _open(target: Target, message: bytes, number: int) -> list[Connection]:
-    gate = asyncio.Semaphore(AT_ONCE)
+    gate = asyncio.Semaphore(_MAX_OPENING)
 
     async def one() -> Connection:
         async with gate:
@@ -95,13 +95,13 @@ async def rest(
     seconds: float = 6.0,
     at_rest: Callable[[], None] | None = None,
 ) -> Rest:
-    """Opens the connections, lets them rest, wakes them in random order.
+    """Open the connections, leave them idle, and wake them in random order.
 
     Args:
-        settle: for how many seconds nothing happens.
-        rate: of the Poisson process that wakes them, a second.
-        seconds: the waking ends after so long, or with the last connection.
-        at_rest: called between the rest and the waking; it may block.
+        settle: the idle time in seconds.
+        rate: wakes a second, of a Poisson process.
+        seconds: the wakes end after this time, or with the last connection.
+        at_rest: called between the idle time and the wakes; it may block.
 
     Raises:
         BenchError: a connection can't be opened, or there are too few descriptors.
@@ -114,7 +114,7 @@ async def rest(
     await asyncio.sleep(settle)
     if at_rest is not None:
         at_rest()
-        await asyncio.sleep(0.05)  # what was closed meanwhile is noticed
+        await asyncio.sleep(0.05)  # time to notice closed connections
     waking = _Waking(message)
     await waking.run(resting, rate, seconds)
     for connection in resting:

@@ -1,4 +1,4 @@
-"""Clients while the workers are rolled: what they see, and how fast a worker leaves."""
+"""The results of clients while the workers are replaced, and the time that a worker takes to exit."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from bench.servers import Running
 
 @dataclass(frozen=True, slots=True)
 class Roll:
-    """What a roll did.
+    """The results of a roll.
 
     Attributes:
-        replaced: processes of the tree that were there before and aren't any more.
-        left: for cluster2, by worker, the milliseconds from `draining` to its end.
+        replaced: processes of the tree that have ended since the start.
+        left: for cluster2, milliseconds from `draining` to the end, by worker.
     """
 
     count: Count
@@ -34,7 +34,7 @@ class Roll:
 
 @dataclass(slots=True)
 class _Watch:
-    """Asks the master every other millisecond who drains, in a thread of its own, and sees it leave."""
+    """A thread that asks the master every other millisecond which workers drain, and notes their ends."""
 
     server: Running
     since: dict[int, float] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class _Watch:
     over: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        with suppress(BenchError), control.Master(self.server.pids) as master:  # the end of the master ends it, too
+        with suppress(BenchError), control.Master(self.server.pids) as master:  # it ends with the master
             while not self.over.wait(0.002):
                 self.look(master.status().workers, time.perf_counter())
 
@@ -56,10 +56,10 @@ class _Watch:
 
 
 async def roll(server: Running, load: Load, *, times: int = 2) -> Roll:
-    """Loads a server and rolls it, evenly spread over the load.
+    """Load a server and replace its workers, evenly spread over the load.
 
     Args:
-        times: how often; 0: the undisturbed run to compare with.
+        times: the number of rolls; 0: the undisturbed run to compare with.
     """
     before = proc.tree(server.pid)
     watch = _Watch(server)

@@ -1,7 +1,7 @@
-"""Saturating rounds over several servers in turn: the ground of `cpu` and `throughput`.
+"""Saturating rounds over several servers in turn, for `cpu` and `throughput`.
 
-The servers run side by side, and each round loads one after the other with wrk, A B A B: what the machine does
-meanwhile hits all alike. Each round's values are set against those of the first server in the *same* round, and the
+The servers run side by side, and each round loads one after the other with wrk, A B A B. So a disturbance of the
+machine affects all alike. Each round's values are compared with those of the first server in the *same* round, and the
 median of these ratios is the result.
 """
 
@@ -19,7 +19,7 @@ from bench.stats import median_ratio
 
 
 class Load(Enum):
-    """What the clients do."""
+    """The load of the clients."""
 
     REQUESTS = "requests, by wrk"
     ECHOES = "echoes over websockets"
@@ -27,12 +27,12 @@ class Load(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """How to load.
+    """The parameters of the rounds.
 
     Attributes:
         close: a connection for each request.
-        seconds: of load, for each server in each round.
-        body: bytes that each request uploads; 0: it is a GET.
+        seconds: duration of the load for each server in each round.
+        body: bytes that each request uploads; 0: the request is a GET.
     """
 
     connections: int = 64
@@ -44,7 +44,7 @@ class Rounds:
     load: Load = Load.REQUESTS
 
     def run(self, target: Target, seconds: int) -> wrk.Report:
-        """Load a server for so many seconds."""
+        """Load a server for this many seconds."""
         target = target.at(self.path)
         if self.load is Load.ECHOES:
             return echo.load(target, self.connections, seconds)
@@ -53,12 +53,12 @@ class Rounds:
 
 @dataclass(slots=True)
 class Series:
-    """What one server gave, a value a round.
+    """The values of one server, one for each round.
 
     Attributes:
         rate: requests a second.
-        cpu: CPU microseconds a request of its whole process tree.
-        errors: over all rounds; the figures of a server with errors are worth nothing.
+        cpu: CPU microseconds for each request, of its whole process tree.
+        errors: the number in all rounds; the figures of a server with errors are worth nothing.
     """
 
     rate: list[float] = field(default_factory=list)
@@ -71,9 +71,9 @@ class Comparison:
     """One measure of several servers.
 
     Attributes:
-        medians: by name.
-        ratios: by name, to the first server: medians of the ratios of pairs.
-        rounds: by name, all values.
+        medians: by server.
+        ratios: by server, to the first one: medians of the ratios of pairs.
+        rounds: all values by server.
     """
 
     unit: str
@@ -92,7 +92,7 @@ class Comparison:
 
 
 def measure(servers: Sequence[Running], how: Rounds) -> dict[str, Series]:
-    """Loads the servers in turn; one short round before the first isn't counted."""
+    """Load the servers in turn. A short round before the first one doesn't count."""
     found = {server.name: Series() for server in servers}
     for number in range(how.rounds + 1):
         for server in servers:
@@ -108,7 +108,7 @@ def measure(servers: Sequence[Running], how: Rounds) -> dict[str, Series]:
 
 
 def compare(found: dict[str, Series], *, cpu: bool) -> Comparison:
-    """CPU time a request, or throughput, of all servers; ratios are to the first."""
+    """Return the CPU time for each request, or the throughput, of all servers. Ratios are to the first one."""
     values = {name: series.cpu if cpu else series.rate for name, series in found.items()}
     measured = {name: series for name, series in values.items() if series}
     base = values[next(iter(values))] if values else []

@@ -1,8 +1,8 @@
-"""Starts and stops servers under test: real process trees on loopback.
+"""Start and stop servers under test: real process trees on loopback.
 
-A measurement is worth nothing if a server of the last one still answers, so a port that somebody listens on is
-refused, and a tree is ended by the pids that were seen in it, the stragglers with SIGKILL. Should this process die,
-its servers get SIGTERM from the kernel.
+A measurement is worth nothing if a server of the last one still answers. So a port with a listener is
+refused, and a tree is ended by the pids that were seen in it, the remaining ones with SIGKILL. If this process dies,
+the kernel sends SIGTERM to its servers.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from bench.client import Target
 from bench.errors import BenchError, NotAvailable
 from bench.http import Garbage, parse, request
 
-READY_TIMEOUT = 60.0
-STOP_TIMEOUT = 15.0
+_READY_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 15.0
 
-# Below the range that the kernel takes for outgoing connections, so that no client can be sitting on one.
+# Below the range that the kernel uses for outgoing connections, so that no client can occupy one.
 _ports = itertools.cycle(range(21000, 21100))
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
@@ -44,7 +44,7 @@ class Running:
     """A server that runs.
 
     Attributes:
-        directory: its own; cluster2 has its `pids` there, `output` is what it printed.
+        directory: the server's own; it contains `output`, and the `pids` of cluster2.
     """
 
     name: str
@@ -55,42 +55,42 @@ class Running:
 
     @property
     def pid(self) -> int:
-        """The root of its process tree: the master."""
+        """Return the root of the process tree, the master."""
         return self.process.pid
 
     @property
     def processes(self) -> int:
-        """How many of its processes serve."""
+        """Return the number of processes that serve."""
         return 1 if self.name in catalogue.THREADED else self.workers
 
     @property
     def target(self) -> Target:
-        """Where it serves."""
+        """Return the target of the server."""
         return Target("127.0.0.1", self.port)
 
     @property
     def pids(self) -> Path:
-        """cluster2's pids directory."""
+        """Return cluster2's pids directory."""
         return self.directory / "pids"
 
     def roll(self) -> None:
-        """Tells it to replace its workers one by one: SIGHUP, to all of these servers."""
+        """Let the server replace its workers one by one, which SIGHUP does for all of these servers."""
         self.process.send_signal(signal.SIGHUP)
 
     def add_worker(self) -> None:
-        """Tells it to start one worker more: SIGTTIN, to those that can."""
+        """Let the server start one more worker, which SIGTTIN does for those that can."""
         self.process.send_signal(signal.SIGTTIN)
 
     def output(self) -> str:
-        """The end of what it printed, in one line."""
+        """Return the end of the server's output in one line."""
         lines = (self.directory / "output").read_text(errors="replace").strip().splitlines()
         return " | ".join(lines[-3:])
 
 
 def free(port: int) -> bool:
-    """Nobody listens on this port of loopback.
+    """Return whether no process listens on this port of loopback.
 
-    `SO_REUSEADDR` lets the trial pass over connections in TIME_WAIT; a listener refuses it all the same.
+    `SO_REUSEADDR` lets the trial ignore connections in TIME_WAIT. A listener refuses it all the same.
     """
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -102,7 +102,7 @@ def free(port: int) -> bool:
 
 
 def answers(target: Target) -> bool:
-    """It answers a request, with a status below 500."""
+    """Return whether the server answers a request with a status below 500."""
     try:
         with socket.create_connection((target.host, target.port), timeout=1) as connection:
             connection.sendall(request(target.path, target.host, close=True))
@@ -118,7 +118,7 @@ def answers(target: Target) -> bool:
 
 
 def wait(condition: Callable[[], bool], seconds: float, every: float = 0.02) -> bool:
-    """Looks until the condition holds; False when it didn't in so many seconds."""
+    """Poll until the condition holds. Return false if it doesn't within this many seconds."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -128,9 +128,9 @@ def wait(condition: Callable[[], bool], seconds: float, every: float = 0.02) -> 
 
 
 def _settled(pid: int, processes: int) -> bool:
-    """All processes are there, and none is busy starting: the whole tree uses next to no CPU for a while.
+    """Return whether all processes have started: the whole tree uses next to no CPU for a while.
 
-    One answer says only that one worker serves. This tells it of all, for every server alike.
+    One response shows only that one worker serves. This covers all workers, for every server alike.
     """
     for _ in range(3):
         used, began = proc.tree_cpu(pid), time.monotonic()
@@ -141,17 +141,17 @@ def _settled(pid: int, processes: int) -> bool:
 
 
 def _wait_ready(server: Running) -> None:
-    end = time.monotonic() + READY_TIMEOUT
+    end = time.monotonic() + _READY_TIMEOUT_S
 
     def serves() -> bool:
         if server.process.poll() is not None:
             raise BenchError(f"{server.name} ended with {server.process.returncode}: {server.output()}")
         return answers(server.target)
 
-    if not wait(serves, READY_TIMEOUT) or not wait(
+    if not wait(serves, _READY_TIMEOUT_S) or not wait(
         lambda: _settled(server.pid, server.processes), end - time.monotonic()
     ):
-        raise BenchError(f"{server.name} was not ready within {READY_TIMEOUT:.0f} s: {server.output()}")
+        raise BenchError(f"{server.name} was not ready within {_READY_TIMEOUT_S:.0f} s: {server.output()}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -163,27 +163,27 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         members.update((member.pid, member) for member in proc.tree(process.pid))
         return process.poll() is not None and not any(map(proc.alive, members.values()))
 
-    if not wait(ended, STOP_TIMEOUT):
+    if not wait(ended, _STOP_TIMEOUT_S):
         for member in members.values():
             if proc.alive(member):
                 with suppress(ProcessLookupError):
                     os.kill(member.pid, signal.SIGKILL)
-    process.wait(STOP_TIMEOUT)
+    process.wait(_STOP_TIMEOUT_S)
 
 
 @contextmanager
 def running(
     name: str, app: catalogue.App = catalogue.HELLO, workers: int = 4, *, env: dict[str, str] | None = None
 ) -> Iterator[Running]:
-    """A server, ready, for as long as the context lasts.
+    """Run a server for as long as the context lasts. It is ready from the start.
 
     Args:
-        name: of `catalogue.COMMANDS`.
-        env: more of its environment.
+        name: a key of `catalogue.COMMANDS`.
+        env: additional variables of its environment.
 
     Raises:
         NotAvailable: it isn't installed.
-        BenchError: somebody listens on its port, it ended, or wasn't ready in time.
+        BenchError: another process listens on its port, it ended, or it wasn't ready in time.
     """
     port = next(_ports)
     with tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as made:
@@ -214,7 +214,7 @@ def running(
 def all_running(
     names: Sequence[str], app: catalogue.App = catalogue.HELLO, workers: int = 4, *, env: dict[str, str] | None = None
 ) -> Iterator[list[Running]]:
-    """Several servers at a time, for interleaved measurements; those that don't start are left out, and told."""
+    """Run several servers at a time, for interleaved measurements. Leave out those that don't start, and report them."""
     with ExitStack() as stack:
         servers = []
         for name in names:

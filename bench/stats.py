@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The sample below which about `share` (0 to 1) of the samples lie.
+    """Return the sample below which about `share` (0 to 1) of the samples lie.
 
     Args:
         ordered: the samples, ascending, at least one.
@@ -20,7 +20,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """A distribution of latencies, in milliseconds; the quantiles are None where nothing was measured."""
+    """A distribution of latencies in milliseconds. The quantiles are None if nothing was measured."""
 
     count: int
     p50: float | None = None
@@ -30,7 +30,7 @@ class Latencies:
 
     @classmethod
     def of(cls, seconds: Iterable[float]) -> Latencies:
-        """Summarizes latencies given in seconds, in any order."""
+        """Summarize latencies that are given in seconds, in any order."""
         ordered = sorted(seconds)
         if not ordered:
             return cls(0)
@@ -44,10 +44,10 @@ class Latencies:
 
 
 def median_ratio(values: Sequence[float], base: Sequence[float]) -> float:
-    """The median of the ratios of pairs.
+    """Return the median of the ratios of pairs.
 
-    Both were measured one after the other, round by round: a disturbance that lasts longer than a round hits both of a
-    pair, and drops out of their ratio.
+    Both were measured one after the other, round by round. A disturbance that lasts longer than a round affects both of a
+    pair, and cancels out in their ratio.
 
     Args:
         values: one value a round.
@@ -57,12 +57,12 @@ def median_ratio(values: Sequence[float], base: Sequence[float]) -> float:
 
 
 def middle(values: Sequence[float | None]) -> float | None:
-    """The median of those values that were measured; None if none was."""
+    """Return the median of those values that were measured. None: none was."""
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
 
 
 def spread(values: Sequence[float]) -> float:
-    """(max - min) / median: how far repeated measurements are apart."""
+    """Return (max - min) / median, the spread of repeated measurements."""
     center = statistics.median(values)
     return (max(values) - min(values)) / center if center else 0.0

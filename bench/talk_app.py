@@ -1,7 +1,7 @@
-"""The app whose workers are measured while they talk: told by an event what to do, they tell what they found by a status.
+"""The app whose workers make calls: an event starts them, and a component status returns their results.
 
-A *driver* is one call to whoever answers: the master (by a delegated call), Redis, a `multiprocessing.Manager`. All return
-the same short text, and all run in the worker's own event loop, so that they pay the same for it.
+A *driver* is one call to a server: the master (by a delegated call), Redis, or a `multiprocessing.Manager`. All return
+an equal short text, and all run in the worker's own event loop, so that its cost is equal for them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ delays: list[float] = []
 
 
 class Manager(BaseManager):
-    """Serves `get`."""
+    """A manager that serves `get`."""
 
 
 Manager.register("get")
 
 
 async def _delegate(place: str) -> Call:
-    # Each is work of its own: `key` makes the requests unequal, as a GET of Redis is answered each for itself.
+    # `key` makes the calls unequal, so that each one runs the handler, as Redis answers each GET separately.
     numbers = iter(range(1 << 60))
 
     async def call() -> Any:
@@ -58,7 +58,7 @@ async def _manager(place: str) -> Call:
     proxy = manager.get()  # type: ignore[attr-defined]
 
     async def call() -> Any:
-        return proxy.get("key")  # it has no other form than one that blocks
+        return proxy.get("key")  # a Manager has only a blocking form
 
     return call
 
@@ -68,7 +68,7 @@ DRIVERS = {"cluster2": _delegate, "same": _same, "redis": _redis, "manager": _ma
 
 @worker.on("drive")
 async def told(event: Any) -> None:
-    """Do what the event says: driver, place, lanes, seconds."""
+    """Make the calls that the event describes: driver, place, lanes, seconds."""
     asked = event.data
     call = await DRIVERS[asked["driver"]](asked["place"])
     await call()
@@ -81,7 +81,7 @@ async def told(event: Any) -> None:
 
 @worker.on("ring")
 async def ring(event: Any) -> None:
-    """Send so many stamps to all workers, evenly over so many seconds."""
+    """Send `count` stamps to all workers, evenly over the given seconds."""
     asked = event.data
     if asked["pid"] == os.getpid():
         for _ in range(asked["times"]):
@@ -91,7 +91,7 @@ async def ring(event: Any) -> None:
 
 @worker.on("stamp")
 def stamp(event: Any) -> None:
-    """Note for how long it was on its way."""
+    """Note the time that a stamp took to arrive."""
     delays.append(time.monotonic() - event.data)
 
 

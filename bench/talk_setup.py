@@ -1,4 +1,4 @@
-"""The master's side of the app that talks."""
+"""The master's side of the app whose workers make calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ runs = 0
 
 
 def setup(cluster: Any) -> None:
-    """`cluster2 run --setup bench.talk_setup:setup`."""
+    """Register the handlers, by `cluster2 run --setup bench.talk_setup:setup`."""
 
     @cluster.on_delegate("get", limit=100_000)
     async def get(key: Any) -> str:

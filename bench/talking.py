@@ -1,4 +1,4 @@
-"""Starts whoever answers the calls: a cluster whose workers call, Redis, a Manager, gunicorn's dirty workers."""
+"""Start the servers that answer the calls: a cluster whose workers call, Redis, a Manager, gunicorn's dirty workers."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from cluster2.errors import ClusterError
 READY = 60.0
 
 
-class Store:
-    """What a Manager serves."""
+class _Store:
+    """The object that a Manager serves."""
 
     def get(self, key: str) -> str:
-        """The value of any key."""
+        """Return the value of any key."""
         return VALUE
 
 
@@ -49,7 +49,7 @@ def _process(command: list[str], directory: Path, name: str) -> Iterator[subproc
 
 @contextmanager
 def redis(directory: Path) -> Iterator[tuple[str, int]]:
-    """A Redis server on a Unix socket: its path and pid. Raises NotAvailable."""
+    """Run a Redis server on a Unix socket, and yield its path and pid. Raise NotAvailable."""
     program = shutil.which("redis-server")
     if program is None or find_spec("hiredis") is None:
         raise NotAvailable("redis-server, or redis-py with hiredis, is not installed: make bench")
@@ -63,7 +63,7 @@ def redis(directory: Path) -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def manager(directory: Path) -> Iterator[tuple[str, int]]:
-    """A Manager on a Unix socket: its path and pid."""
+    """Run a Manager on a Unix socket, and yield its path and pid."""
     path = directory / "manager.sock"
     with _process([sys.executable, "-m", "bench.talking", str(path)], directory, "manager") as process:
         if not wait(path.exists, READY):
@@ -73,7 +73,7 @@ def manager(directory: Path) -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def dirty(directory: Path) -> Iterator[tuple[str, int]]:
-    """gunicorn with one dirty worker: its URL and pid. Raises NotAvailable."""
+    """Run gunicorn with one dirty worker, and yield its URL and pid. Raise NotAvailable."""
     gunicorn = catalogue.PEERS / "gunicorn"
     if not gunicorn.exists():
         raise NotAvailable("gunicorn is not installed: python -m bench peers")
@@ -94,19 +94,19 @@ def dirty(directory: Path) -> Iterator[tuple[str, int]]:
 
 
 def drive_dirty(url: str, lanes: int, seconds: float) -> dict[str, Any]:
-    """Have gunicorn's worker call its dirty worker."""
+    """Let gunicorn's worker call its dirty worker."""
     with urllib.request.urlopen(f"{url}/drive?lanes={lanes}&seconds={seconds}", timeout=60) as answer:
         found: dict[str, Any] = json.load(answer)
     return found
 
 
 class Talkers:
-    """A cluster whose workers can be told to call.
+    """A cluster whose workers make calls on demand.
 
     Attributes:
-        cluster: to tell them.
-        pid: of its master.
-        port: where it serves.
+        cluster: the handle that sends them events.
+        pid: the master's pid.
+        port: the port on which it serves.
     """
 
     def __init__(self, cluster: Cluster, pid: int, port: int) -> None:
@@ -116,15 +116,15 @@ class Talkers:
         self._runs = itertools.count(1)
 
     def pids(self) -> list[int]:
-        """The workers."""
+        """Return the pids of the workers."""
         return [row["pid"] for row in self.cluster.status()["workers"] if row["state"] == "ready"]
 
     def ask(self, component: str, params: object = None) -> Any:
-        """A component's value."""
+        """Return a component's value."""
         return asyncio.run(self.cluster.status(component, params=params)).value
 
     def drive(self, pids: list[int], **asked: Any) -> list[dict[str, Any]]:
-        """Have these workers call, at the same time; what each found. Raises BenchError."""
+        """Let these workers call at the same time. Return the results of each. Raise BenchError."""
         run = next(self._runs)
         self.cluster.emit("drive", {"run": run, **asked}, pids)
         found: list[dict[str, Any]] = []
@@ -141,7 +141,7 @@ class Talkers:
 
 @contextmanager
 def talkers(directory: Path, workers: int) -> Iterator[Talkers]:
-    """A cluster of so many workers that call."""
+    """Run a cluster of this many workers that call."""
     port = next(_ports)
     pids = directory / "pids"
     command = [sys.executable, "-m", "cluster2", "run", "bench.talk_app:app", "--setup", "bench.talk_setup:setup"]
@@ -163,7 +163,7 @@ def talkers(directory: Path, workers: int) -> Iterator[Talkers]:
 
 @contextmanager
 def everybody(workers: int) -> Iterator[tuple[Talkers, dict[str, tuple[str, int]]]]:
-    """The cluster, and the place and pid of each other one that is available."""
+    """Run the cluster, and yield it with the place and pid of each other server that is available."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-talk-")))
         places: dict[str, tuple[str, int]] = {}
@@ -178,5 +178,5 @@ def everybody(workers: int) -> Iterator[tuple[Talkers, dict[str, tuple[str, int]
 if __name__ == "__main__":
     from bench.talk_app import Manager
 
-    Manager.register("get", callable=Store)
+    Manager.register("get", callable=_Store)
     Manager(sys.argv[1], authkey=b"bench").get_server().serve_forever()

@@ -10,5 +10,5 @@ from bench.servers import Running
 
 
 def compare(servers: Sequence[Running], how: Rounds) -> Comparison:
-    """Requests a second, medians, and ratios to the first server."""
+    """Return the requests a second: medians, and ratios to the first server."""
     return summarize(measure(servers, how), cpu=False)

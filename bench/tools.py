@@ -1,4 +1,4 @@
-"""The tools on the command line: their options, and what they print."""
+"""The tools on the command line: their options and their output."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
-def show(tool: str, found: Any, **more: Any) -> None:
-    """One line of JSON, and one to read."""
+def _show(tool: str, found: Any, **more: Any) -> None:
+    """Print one line of JSON and one readable line."""
     print(json.dumps({"tool": tool, **more, **asdict(found)}, ensure_ascii=False), flush=True)
     named = " ".join([tool, *map(str, more.values())])
     print(f"{named}: {found}", file=sys.stderr, flush=True)
@@ -32,7 +32,7 @@ def show(tool: str, found: Any, **more: Any) -> None:
 
 @contextmanager
 def _target(options: argparse.Namespace) -> Iterator[Target]:
-    """The URL that was given, or the server of that name, started for it."""
+    """Yield the URL that was given, or the server of that name, which is started for it."""
     if "://" in options.server:
         yield Target.of(options.server)
     else:
@@ -44,7 +44,7 @@ def _counting(options: argparse.Namespace) -> None:
     expect = options.expect.encode() if options.expect is not None else None
     load = Load(options.connections, options.seconds, options.think, options.close, expect, options.method)
     with _target(options) as target:
-        show("counting", run(counting.count(target, load)), server=options.server)
+        _show("counting", run(counting.count(target, load)), server=options.server)
 
 
 def _arrivals(options: argparse.Namespace) -> Arrivals:
@@ -53,19 +53,19 @@ def _arrivals(options: argparse.Namespace) -> Arrivals:
 
 def _openloop(options: argparse.Namespace) -> None:
     with _target(options) as target:
-        show("openloop", run(openloop.load(target, _arrivals(options))), server=options.server)
+        _show("openloop", run(openloop.load(target, _arrivals(options))), server=options.server)
 
 
 def _openloop_keepalive(options: argparse.Namespace) -> None:
     with _target(options) as target:
         found = run(openloop_keepalive.load(target, _arrivals(options), pool=options.pool, warm=not options.cold))
-        show("openloop-keepalive", found, server=options.server)
+        _show("openloop-keepalive", found, server=options.server)
 
 
 def _balance(options: argparse.Namespace) -> None:
     with _target(options) as target:
         work = balance.probe(target, connections=options.connections, seconds=options.seconds, every=options.every)
-        show("balance", run(work), server=options.server)
+        _show("balance", run(work), server=options.server)
 
 
 def _resting(options: argparse.Namespace) -> None:
@@ -77,25 +77,25 @@ def _resting(options: argparse.Namespace) -> None:
             rate=options.rate,
             seconds=options.seconds,
         )
-        show("resting", run(work), server=options.server)
+        _show("resting", run(work), server=options.server)
 
 
 def _rounds(compare: Callable[[list[Running], Rounds], Any]) -> Callable[[argparse.Namespace], None]:
     def work(options: argparse.Namespace) -> None:
         how = Rounds(options.connections, int(options.seconds), options.rounds, options.close, options.path)
         with all_running(options.servers, APPS[options.app], options.workers) as servers:
-            show(options.command, compare(servers, how))
+            _show(options.command, compare(servers, how))
 
     return work
 
 
 def _whole(tool: str, measure: Callable[[Running, argparse.Namespace], Any]) -> Callable[[argparse.Namespace], None]:
-    """A tool that needs the server itself: it takes names, one server after the other."""
+    """Add a tool that needs the server itself. It takes names, and runs one server after the other."""
 
     def work(options: argparse.Namespace) -> None:
         for name in options.servers:
             with running(name, APPS[options.app], options.workers) as server:
-                show(tool, measure(server, options), server=name)
+                _show(tool, measure(server, options), server=name)
 
     return work
 
@@ -119,9 +119,11 @@ def _add(
     if many:
         command.add_argument("servers", nargs="+", choices=COMMANDS, metavar="SERVER", help=", ".join(COMMANDS))
     else:
-        command.add_argument("server", metavar="SERVER|URL", help="a server to start, or the URL of one that runs")
-    command.add_argument("--app", choices=APPS, default="hello", help="what a server serves that is started [hello]")
-    command.add_argument("--workers", type=int, default=4, help="of a server that is started [4]")
+        command.add_argument("server", metavar="SERVER|URL", help="a server to start, or the URL of a running one")
+    command.add_argument(
+        "--app", choices=APPS, default="hello", help="the application of a server that is started [hello]"
+    )
+    command.add_argument("--workers", type=int, default=4, help="the number of workers of a server that is started [4]")
     return command
 
 
@@ -131,10 +133,10 @@ def _numbers(command: argparse.ArgumentParser, **defaults: float) -> None:
 
 
 def add_to(commands: Commands) -> None:
-    """Adds the tools to the command line."""
+    """Add the tools to the command line."""
     _add_clients(commands)
     _add_probes(commands)
-    install = commands.add_parser("peers", help="makes .venv-peers, with the servers to compare with")
+    install = commands.add_parser("peers", help="make .venv-peers, with the servers to compare with")
     install.set_defaults(run=lambda options: peers.install())
 
 
@@ -142,7 +144,7 @@ def _add_clients(commands: Commands) -> None:
     command = _add(commands, "counting", "a closed loop that counts every failure by kind", _counting)
     _numbers(command, connections=32, seconds=5.0, think=0.0)
     command.add_argument("--close", action="store_true", help="a connection for each request")
-    command.add_argument("--expect", help="the body of a right answer")
+    command.add_argument("--expect", help="the body of a correct response")
     command.add_argument("--method", default="GET", help="[GET]")
 
     command = _add(commands, "openloop", "random arrivals, a connection for each request", _openloop)
@@ -152,7 +154,7 @@ def _add_clients(commands: Commands) -> None:
     _numbers(command, rate=400.0, slow=0.1, seconds=5.0, seed=1, pool=64)
     command.add_argument("--cold", action="store_true", help="don't warm the connections up first")
 
-    command = _add(commands, "balance", "connections a worker, moment by moment", _balance)
+    command = _add(commands, "balance", "keep-alive connections of each worker over time", _balance)
     _numbers(command, connections=200, seconds=4.0, every=1.0)
 
     command = _add(commands, "resting", "thousands of idle connections, woken at a rate", _resting)
@@ -161,7 +163,7 @@ def _add_clients(commands: Commands) -> None:
 
 def _add_probes(commands: Commands) -> None:
     for name, text, compare in (
-        ("cpu", "CPU time a request of whole process trees, interleaved", cpu.compare),
+        ("cpu", "CPU time for each request of whole process trees, interleaved", cpu.compare),
         ("throughput", "requests a second at saturation, interleaved", rate.compare),
     ):
         command = _add(commands, name, text, _rounds(cast(Any, compare)), many=True)
@@ -172,5 +174,5 @@ def _add_probes(commands: Commands) -> None:
     _numbers(_add(commands, "memory", "PSS of a tree, before and after requests", _memory, many=True), requests=100_000)
     _numbers(_add(commands, "heal", "from kill -9 of a worker to its replacement", _heal, many=True), kills=5)
     _numbers(_add(commands, "idle", "CPU and memory of an idle master", _idle, many=True), seconds=20.0)
-    command = _add(commands, "roll", "what clients see while workers are replaced", _rolling, many=True)
+    command = _add(commands, "roll", "results of clients while workers are replaced", _rolling, many=True)
     _numbers(command, connections=200, seconds=9.0, think=0.02, times=2)

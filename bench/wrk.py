@@ -1,4 +1,4 @@
-"""wrk: the closed-loop load that saturates a server; run, and its report read."""
+"""Run wrk, the closed-loop load that saturates a server, and read its report."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bench.errors import BenchError
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What wrk counted.
+    """The counts of wrk.
 
     Attributes:
-        errors: connections that failed, and answers that weren't 2xx or 3xx.
+        errors: connections that failed, and responses other than 2xx or 3xx.
     """
 
     requests: int
@@ -25,7 +25,7 @@ class Report:
 
     @property
     def rate(self) -> float:
-        """Requests a second."""
+        """Return the requests a second."""
         return self.requests / self.seconds
 
 
@@ -33,10 +33,10 @@ _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def read_report(text: str) -> Report:
-    """Reads what wrk printed.
+    """Read the output of wrk.
 
     Raises:
-        BenchError: it isn't a report.
+        BenchError: the text isn't a report.
     """
     total = re.search(r"(\d+) requests in ([\d.]+)(us|ms|s|m|h)\b", text)
     if total is None:
@@ -52,14 +52,14 @@ def read_report(text: str) -> Report:
 
 
 def load(url: str, *, connections: int, seconds: int, close: bool = False, body: int = 0) -> Report:
-    """Loads a server with as many requests as it takes.
+    """Load a server with as many requests as it takes.
 
-    One thread: it shares the cores with the server, and more of them only change hands.
+    wrk has one thread. It shares the cores with the server, and more threads would only add switches.
 
     Args:
-        connections: how many are kept busy at a time.
+        connections: the number of connections in use at a time.
         close: a connection for each request.
-        body: bytes that each request uploads; 0: it is a GET.
+        body: bytes that each request uploads; 0: the request is a GET.
 
     Raises:
         BenchError: wrk isn't installed, or didn't finish.

@@ -1,1 +1,1 @@
-"""The figures: each suite measures a few of the project's promises, side by side with the other servers."""
+"""The suites: each measures a few of the project's promises, side by side with other servers."""

@@ -1,7 +1,7 @@
-"""Calls from a worker to the master, beside Redis, a Manager and gunicorn's dirty workers; and events between workers.
+"""Calls from a worker to the master, beside Redis, a Manager and gunicorn's dirty workers, and events between workers.
 
-All callers run in an event loop of the same kind, in turn, pass by pass; ratios are of pairs of one pass. What the other side
-uses of the CPU is measured as well: on a busy machine that tells more than the rate.
+All callers run in an event loop of the same kind, in turn, pass by pass. A ratio is of a pair of one pass. The CPU time of the
+other side is measured as well, since it is more reliable than the rate on a busy machine.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from bench.suites.tail import EACH
 from bench.talking import READY, Talkers, drive_dirty, everybody
 
 SAME = 2500
-"""Equal calls of each of four workers."""
+"""The number of equal calls of each of four workers."""
 RATE = 600.0
 """Requests a second that the workers serve while events are measured."""
 RING = 500
-"""Events from one worker to all."""
+"""The number of events from one worker to all."""
 Places = dict[str, tuple[str, int]]
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
-    """One call at a time, 64 under way, 64 in each of four workers; equal calls; events."""
+    """Measure one call at a time, 64 under way, 64 in each of four workers, equal calls, and events."""
     with everybody(4) as (talkers, places):
         one = talkers.pids()[:1]
         found = _rounds(plan, talkers, places, one, 1)
@@ -62,7 +62,7 @@ def _rounds(
             used = proc.tree_cpu(pid) if name == "gunicorn-dirty" else proc.cpu(pid)
             if name == "gunicorn-dirty":
                 told = [drive_dirty(place, lanes, seconds)]
-                callers = 0.0  # they are in the tree
+                callers = 0.0  # the callers belong to the tree
                 other = proc.tree_cpu(pid) - used
             else:
                 told = talkers.drive(pids, driver=name, place=place, lanes=lanes, seconds=seconds)
@@ -90,22 +90,20 @@ def _ratio(found: dict[str, list[dict[str, Any]]], what: str) -> float | None:
 
 
 def _same(talkers: Talkers) -> Figure:
-    """10,000 equal calls from four workers while one is under way."""
+    """Make 10,000 equal calls from four workers while one is under way."""
     told = talkers.drive(talkers.pids(), driver="same", place="", times=SAME)
     say(f"equal calls: {told}")
-    runs = len(
-        {answer for each in told for answer in each["answers"]}
-    )  # the handler answers with the number of its run
+    runs = len({answer for each in told for answer in each["answers"]})  # the handler returns the number of its run
     calls = sum(each["calls"] for each in told)
     return Figure(f"runs of the handler for {calls} equal calls", "", {US: runs}, [at_most(1, runs)], {"told": told})
 
 
 def _events(plan: Plan, talkers: Talkers) -> Figure:
-    """An event from one worker to all, while they serve."""
+    """Measure events from one worker to all, while they serve."""
     ringer = talkers.pids()[0]
     seconds = int(plan.size(6, 2))
     talkers.cluster.emit("ring", {"pid": ringer, "times": RING, "seconds": seconds - 0.5})
-    # At a rate: who saturates the cores measures how long the kernel lets a process wait for one.
+    # The load has a fixed rate: with saturated cores the figure would be the kernel's delay until a process gets a core.
     EACH.load(Target("127.0.0.1", talkers.port), Arrivals(RATE, 0.0, seconds, 1))
     wait(lambda: len(talkers.ask("delays")) == 9 * RING, READY, every=0.2)
     delays = sorted(talkers.ask("delays"))

@@ -1,4 +1,4 @@
-"""Thousands of connections at rest: what they cost, how they wake up, and what a killed worker takes with it."""
+"""Thousands of idle connections: their cost, their wake-up, and those that a killed worker loses."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SETTLE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What resting connections cost.
+    """The cost of idle connections.
 
     Attributes:
-        resident: MiB of the process that keeps them; None: there is no such process.
-        cpu: its CPU in percent of one core, while nothing wakes.
-        tree: MiB (proportional) of the whole tree.
+        resident: resident MiB of the process that keeps them; None: there is no such process.
+        cpu: CPU of that process in percent of one core, while no connection wakes.
+        tree: proportional set size of the whole tree in MiB.
     """
 
     rest: Rest
@@ -37,7 +37,7 @@ class Kept:
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
-    """18,000 connections at rest, and 2,000 over the death of a worker."""
+    """Measure 18,000 idle connections, and 2,000 over the death of a worker."""
     yield from _kept(plan)
     yield _killed(plan)
 

@@ -1,4 +1,4 @@
-"""How much a suite measures, and with whom; and what all suites have in common."""
+"""The extent of a suite and its servers, and functions for all suites."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ CORES = len(os.sched_getaffinity(0))
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the command line asks for.
+    """The request of the command line.
 
     Attributes:
-        servers: which to measure; a suite takes those that it can use.
-        quick: short runs, to see that all works: the figures are rough.
-        passes: how often an interleaved run goes around; None: as the suite thinks right.
-        workers: of each server.
+        servers: the servers to measure; a suite takes those that it can use.
+        quick: short runs, as a check, with rough figures.
+        passes: the number of rounds of an interleaved run; None: the suite's own default.
+        workers: the number of workers of each server.
     """
 
     servers: Sequence[str] = tuple(COMMANDS)
@@ -35,15 +35,15 @@ class Plan:
     workers: int = 4
 
     def pick(self, *names: str) -> list[str]:
-        """Those of these servers that are wanted, in this order."""
+        """Return those of these servers that are requested, in this order."""
         return [name for name in names if name in self.servers]
 
     def times(self, full: int, quick: int = 1) -> int:
-        """How many passes."""
+        """Return the number of passes."""
         return self.passes or (quick if self.quick else full)
 
     def size(self, full: float, quick: float) -> float:
-        """A length or a number: the full one or the quick one."""
+        """Return a duration or a number: the full one or the quick one."""
         return quick if self.quick else full
 
 
@@ -51,12 +51,12 @@ Suite = Callable[[Plan], Iterator[Figure]]
 
 
 def say(text: str) -> None:
-    """Progress, to standard error."""
+    """Print progress on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def each(names: Sequence[str], measure: Callable[[str], T]) -> dict[str, T | None]:
-    """What each server gave; None, with the reason on standard error, for one that can't be measured."""
+    """Return the result of each server. None, with the reason on standard error, for one that can't be measured."""
     found: dict[str, T | None] = {}
     for name in names:
         found[name] = None
@@ -72,29 +72,29 @@ def each(names: Sequence[str], measure: Callable[[str], T]) -> dict[str, T | Non
 
 
 def values_of(found: Mapping[str, T | None], value: Callable[[T], float | None]) -> dict[str, float | None]:
-    """One value of what each server gave."""
+    """Return one value of each server's result."""
     return {name: None if what is None else value(what) for name, what in found.items()}
 
 
 def medians(values: Mapping[str, Sequence[float | None]]) -> dict[str, float | None]:
-    """By server, the median of its passes."""
+    """Return the median of the passes by server."""
     return {name: middle(passes) for name, passes in values.items()}
 
 
 def rate(utilisation: float, hold: float, slow: float, capacity: int) -> float:
-    """Requests a second that keep so much of the capacity busy.
+    """Return the requests a second that use this share of the capacity.
 
     Args:
         utilisation: 0 to 1.
         hold: seconds for which a slow request holds its worker (or its core).
-        slow: their share.
-        capacity: workers; where they compute, the cores.
+        slow: the share of slow requests.
+        capacity: the number of workers, or of cores if slow requests compute.
     """
     return utilisation * capacity / (slow * hold)
 
 
 def compared(name: str, unit: str, found: Comparison, bound: float, *, at_least: bool) -> Figure:
-    """A comparison as a row; the mark holds the median of the ratios of pairs, uvicorn's being 1, against the bound."""
+    """Return a comparison as a row. Its mark compares the median of the ratios of pairs (uvicorn's is 1) with the bound."""
     marks: list[Mark] = []
     if "uvicorn" in found.ratios:
         marks.append(against(bound, found.ratios, "uvicorn", at_least=at_least))

@@ -1,6 +1,6 @@
-"""What a reload costs: clients of all servers under the same load, each reloading in its own way; and how fast ours is.
+"""The cost of a reload: clients of all servers under equal load, each with its own kind of reload, and cluster2's duration.
 
-nginx and HAProxy answer by themselves here, so that their own reload is what is seen, not that of something behind them.
+nginx and HAProxy answer by themselves here, so that the figure is that of their own reload, not of a server behind them.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ EVERYONE = (
     "haproxy",
 )
 SLOWER = 0.7
-"""Seconds by which the FastAPI app's import is made slower where the time of a reload is measured."""
+"""Seconds that are added to the FastAPI app's import where the duration of a reload is measured."""
 SLACK = 0.3
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
-    """All servers under load; then our own speed: of a reload, beside a stuck worker, with thousands of idle connections."""
+    """Measure all servers under load, then cluster2's own speed: a reload, a stuck worker, thousands of idle connections."""
     for name, close in (("keep-alive", False), ("a connection a request", True)):
         load = Load(32, math.inf, think=0.02, close=close, expect=b"hello")
         yield from _clients(plan, name, load)
@@ -77,12 +77,12 @@ def _clients(plan: Plan, name: str, load: Load) -> Iterator[Figure]:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How long a reload takes.
+    """The durations of a reload and its parts.
 
     Attributes:
         seconds: of each reload.
-        importing: seconds that a fresh interpreter takes to import the app, each.
-        replacing: seconds that it takes to replace one worker, from the fork to the predecessor's end, each.
+        importing: seconds of each import of the app by a new interpreter.
+        replacing: seconds of each replacement of a worker, from the fork to the predecessor's end.
     """
 
     seconds: list[float]
@@ -91,7 +91,7 @@ class Speed:
 
     @property
     def bound(self) -> float:
-        """What a reload of four may take."""
+        """Return the bound for a reload of four workers."""
         return statistics.median(self.importing) + 4 * statistics.median(self.replacing) + SLACK
 
     def __str__(self) -> str:
@@ -99,7 +99,7 @@ class Speed:
 
 
 def _speed(plan: Plan) -> Figure:
-    """Under load, over connections that can all move."""
+    """Measure a reload under load, over connections that can all move."""
     load = Load(16, math.inf, think=0.05)
     env = {"BENCH_IMPORT_SECONDS": str(SLOWER)}
 
@@ -128,7 +128,7 @@ def _speed(plan: Plan) -> Figure:
 
 
 def _import(env: dict[str, str]) -> float:
-    """Seconds that a fresh interpreter takes to import the app."""
+    """Return the seconds that a new interpreter takes to import the app."""
     began = time.perf_counter()
     subprocess.run(
         [sys.executable, "-c", f"import {ENDPOINTS.asgi.partition(':')[0]}"], env=environment(env), check=True
@@ -137,7 +137,7 @@ def _import(env: dict[str, str]) -> float:
 
 
 async def _timed(server: Running, *words: str) -> float:
-    """Seconds that a command takes, as the master sees it: from the question over its socket to the answer."""
+    """Return the seconds that a command takes, from the request on the control socket to the response."""
     verb, params = words[0], {"worker": int(words[1])} if words[1:] else {}
     began = time.perf_counter()
     await asyncio.to_thread(control.ask, server.pids, verb, params)
@@ -145,7 +145,7 @@ async def _timed(server: Running, *words: str) -> float:
 
 
 def _stuck(plan: Plan) -> Figure:
-    """New connections while one of four workers computes for a second, again and again."""
+    """Measure new connections while one of four workers computes for a second, again and again."""
     load = Load(16, plan.size(8, 3), think=0.05, close=True, expect=b"hello")
 
     async def one(target: Target) -> None:
@@ -181,9 +181,9 @@ class Idle:
     """Idle connections through a reload.
 
     Attributes:
-        seconds: that the reload took.
-        peak: MiB resident of the biggest process at any moment of it.
-        before: the same before.
+        seconds: the duration of the reload.
+        peak: the maximum of the biggest process's resident MiB during the reload.
+        before: the biggest process's resident MiB before the reload.
     """
 
     rest: Rest
@@ -196,7 +196,7 @@ class Idle:
 
 
 def _idle(plan: Plan) -> Iterator[Figure]:
-    """Once they rest at the keeper, once they are still with the workers, which have to hand them all over."""
+    """Measure idle connections at the keeper, and idle connections with the workers, which have to hand over all of them."""
     number = int(plan.size(10_000, 2_000))
     for where, settle in (("at the keeper", 4.0), ("with their workers", 0.0)):
 

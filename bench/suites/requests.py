@@ -1,6 +1,6 @@
-"""What a request costs in its usual forms: CPU time of whole process trees, and throughput, side by side in one run.
+"""The cost of a request in its usual forms: CPU time of whole process trees, and throughput, side by side in one run.
 
-Servers are compared in pairs of the same round; the mark holds the median of these ratios against the bound.
+Servers are compared in pairs of the same round. The mark compares the median of these ratios with the bound.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Case:
     """A form of requests.
 
     Attributes:
-        bounds: of the CPU time, by the server that ours is compared with.
-        rates: of the throughput, likewise.
+        bounds: the bounds of the CPU time, by the server that cluster2 is compared with.
+        rates: the bounds of the throughput, likewise.
     """
 
     name: str
@@ -57,7 +57,7 @@ CASES = (
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
-    """CPU time of each form; throughput of the first."""
+    """Measure the CPU time of each form, and the throughput of the first one."""
     for case in CASES:
         others = [GRANIAN_WSGI] if case.ours != US else [UVICORN, GRANIAN]
         names = plan.pick(case.ours, *others)
@@ -85,12 +85,12 @@ def _figure(
     marks: list[Mark] = [_mark(found, other, bound, at_least=not cpu) for other, bound in bounds.items()]
     marks.append(at_most(0, found.errors.get(case.ours), "errors"))
     details = {"ratios": found.ratios, "rounds": found.rounds, "errors": found.errors}
-    # Ours is one column, whichever way it serves.
+    # cluster2 is one column, whatever its engine.
     values = {US if server == case.ours else server: value for server, value in found.medians.items()}
     return Figure(name, unit, values, marks, details)
 
 
 def _mark(found: Comparison, other: str, bound: float, *, at_least: bool) -> Mark:
-    """Ratios are of the others to us, who come first."""
+    """Return the mark. The ratios are of the other servers to cluster2, which comes first."""
     theirs = found.ratios.get(other)
     return Mark(f"{'≥' if at_least else '≤'} {bound:g} × {other}", 1 / theirs if theirs else None, bound, at_least)

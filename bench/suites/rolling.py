@@ -15,7 +15,7 @@ EVERYONE = (US, "uvicorn", "granian", "gunicorn-gthread", "gunicorn-asgi", "uwsg
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
-    """Failed requests, closed connections, the time a worker takes to leave, p99 beside that of an undisturbed run."""
+    """Measure failed requests, closed connections, the time until a worker exits, and p99 beside that of an undisturbed run."""
     load = Load(int(plan.size(2000, 200)), plan.size(16, 6), think=plan.size(5, 1), expect=b"hello")
 
     def measure(name: str, times: int) -> Roll:

@@ -1,4 +1,4 @@
-"""Speed and size of the main job: throughput, what the master costs, memory, healing."""
+"""Speed and size of the main job: throughput, cost of the master, memory, healing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.suites.plan import Plan, compared, each, say, values_of
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
-    """Throughput, idle master, memory of a heavy application, time to heal."""
+    """Measure throughput, an idle master, the memory of a heavy application, and the time to heal."""
     yield _throughput(plan)
     yield from _idle(plan)
     yield from _memory(plan)

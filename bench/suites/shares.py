@@ -1,4 +1,4 @@
-"""How evenly workers share keep-alive connections that come all at once, and what a worker gets that comes later."""
+"""The shares of workers in keep-alive connections that arrive at once, and the share of a worker that starts later."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bench.suites.plan import Plan, each, values_of
 MANY, FEW = 200, 16
 SETTLE = 0.5
 FAIR = 0.9
-"""The share of the mean from which on a newcomer counts as one of them."""
+"""The share of the mean from which on a new worker counts as having its share."""
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
-    """200 connections, 16 connections, and a worker added under the load of 200."""
+    """Measure 200 connections, 16 connections, and a worker that is added under the load of 200."""
     yield from _many(plan)
     yield _few(plan)
     yield _added(plan)
@@ -57,11 +57,11 @@ def _few(plan: Plan) -> Figure:
 
 
 def share_after(samples: list[Sample], added: float, workers: int) -> float | None:
-    """Seconds from `added` to the first sample in which a newcomer has its share; None: in none.
+    """Return the seconds from `added` to the first sample in which a new worker has its share. None: in none.
 
     Args:
-        added: when the worker was asked for, in the samples' time.
-        workers: how many there are with it.
+        added: the time of the request for the worker, on the clock of the samples.
+        workers: the number of workers, including the new one.
     """
     known = {pid for sample in samples if sample.at <= added for pid in sample.counts}
     for sample in samples:

@@ -1,4 +1,4 @@
-"""granian as cluster2's engine, beside granian alone: throughput, tail, and what rolls cost."""
+"""granian as cluster2's engine, beside granian alone: throughput, tail, and failures in rolls."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PAIRS = {
     "cluster2-granian-rsgi": "granian-rsgi",
     "cluster2-granian-wsgi": "granian-wsgi",
 }
-"""Ours, and what it is held against."""
+"""cluster2's server, and the one that it is compared with."""
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
-    """For each interface throughput and the tail against granian's own; then failures in four rolls."""
+    """Measure throughput and tail for each interface, compared with granian's own, then failures in four rolls."""
     for ours, alone in PAIRS.items():
         with all_running(plan.pick(alone, ours), HELLO, plan.workers) as servers:
             found = compare(measure(servers, Rounds(64, int(plan.size(3, 1)), plan.times(7, 3), False)), cpu=False)

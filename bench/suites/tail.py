@@ -1,7 +1,7 @@
-"""The tail: what a request waits for because one in ten of the others holds its worker for 30 ms.
+"""The tail: the latency of requests while one in ten of the others holds its worker for 30 ms.
 
-Once the slow ones sleep, so that four workers have four at a time and the cores are free; once they compute, so that
-the cores are the capacity. Utilisation is the share of that capacity that slow requests take.
+In one run the slow ones sleep, so that four workers hold four at a time and the cores are free. In the other they compute, so
+that the cores are the capacity. Utilisation is the share of that capacity that slow requests take.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EVERYONE = (US, "uvicorn", "granian", "gunicorn-sync", "gunicorn-gthread", "guni
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How clients connect."""
+    """A way in which clients connect."""
 
     name: str
     load: Callable[[Target, Arrivals], Tail]
@@ -45,7 +45,7 @@ KEPT = Way(f"{POOL} keep-alive connections", _pool)
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
-    """p99 of the fast requests, both ways, at three utilisations, sleeping and computing; and from a cold start."""
+    """Measure the p99 of fast requests, both ways, at three utilisations, sleeping and computing, and from a cold start."""
     for hold in ("sleep", "compute"):
         at_sixty: Values = {}
         names = plan.pick(*EVERYONE)
@@ -66,7 +66,7 @@ def _arrivals(plan: Plan, share: float, capacity: int, seed: int, fast: str = "/
 def _tails(
     plan: Plan, servers: list[Running], hold: str, share: float, capacity: int, way: Way, fast: str = "/"
 ) -> dict[str, list[Tail]]:
-    """Some passes over all servers in turn, each pass with the same arrivals for all."""
+    """Make some passes over all servers in turn, each pass with equal arrivals for all."""
     found: dict[str, list[Tail]] = {server.name: [] for server in servers}
     for number in range(plan.times(3)):
         for server in servers:
@@ -103,13 +103,13 @@ def _marks_kept(share: float, found: dict[str, list[Tail]], each: dict[str, list
 
 
 def _beside(bound: float, kept: Values, each: Values) -> Mark:
-    """Our own figure over keep-alive, against that for a connection a request."""
+    """Return a mark of cluster2's own figure over keep-alive, compared with that for a connection for each request."""
     value = ratio({US: kept.get(US), "each": each.get(US)}, "each")
     return Mark(f"≤ {bound:g} × a connection a request", value, bound)
 
 
 def _cold(plan: Plan, hold: str, capacity: int, each: Values) -> Figure:
-    """A fresh server for each pass, its first second included."""
+    """Measure a new server in each pass, its first second included."""
     tails: dict[str, list[Tail]] = {name: [] for name in plan.pick(US, "uvicorn")}
     for number in range(plan.times(5)):
         for name in tails:
@@ -124,7 +124,7 @@ def _cold(plan: Plan, hold: str, capacity: int, each: Values) -> Figure:
 
 
 def threads(plan: Plan) -> Iterator[Figure]:
-    """The same where the slow ones compute in threads, 45 % of the cores; and throughput of trivial work in threads."""
+    """Measure the tail while slow ones compute in threads, 45 % of the cores, and the throughput of trivial work in threads."""
     names = plan.pick("uvicorn", US, "granian", "gunicorn-asgi")
     with all_running(names, ENDPOINTS, plan.workers) as servers:
         for fast, others in (("/async", "on the loop"), ("/", "in threads, too")):

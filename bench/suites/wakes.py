@@ -1,4 +1,4 @@
-"""What many workers cost: each new connection, and each that is ready, wakes all that are free."""
+"""The cost of many workers: each new connection, and each ready one, wakes all that are free."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ RATE = 400.0
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """CPU microseconds a request of the whole tree, beside the tail."""
+    """CPU microseconds for each request of the whole tree, and the tail."""
 
     cpu: float
     tail: Tail
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
-    """CPU a request and p99 of the fast ones, with 4, 16 and 48 workers, both ways."""
+    """Measure CPU for each request and p99 of the fast ones, with 4, 16 and 48 workers, both ways."""
     first: dict[str, tuple[float | None, float | None]] = {}
     for workers in (4, 16) if plan.quick else (4, 16, 48):
         with all_running(plan.pick(US, "uvicorn"), workers=workers) as servers:

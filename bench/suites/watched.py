@@ -1,4 +1,4 @@
-"""What it costs to be watched: one viewer of the page, and a scraper that asks for the metrics once a second."""
+"""The cost of monitoring: one viewer of the page, and a scraper that requests the metrics once a second."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ BOUND = 0.99
 
 @dataclass(slots=True)
 class Rounds:
-    """A value a round: requests a second, and CPU of master and monitor as a share of a core."""
+    """The values of each round: requests a second, and CPU of master and monitor as a share of a core."""
 
     rate: list[float] = field(default_factory=list)
     cores: list[float] = field(default_factory=list)
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
-    """Throughput with and without, A B A B; what master and monitor need meanwhile; the monitor's memory."""
+    """Measure throughput with and without a viewer, A B A B, the CPU of master and monitor, and the monitor's memory."""
     if not plan.pick(NAME):
         return
     alone, watched = Rounds(), Rounds()
@@ -73,7 +73,7 @@ def _monitor(server: Running) -> int:
 
 @contextlib.contextmanager
 def viewer(port: int) -> Iterator[None]:
-    """The stream of events is read, as by the page, and the metrics are asked for once a second."""
+    """Read the stream of events, as the page does, and request the metrics once a second."""
     ended = threading.Event()
     threads = [threading.Thread(target=each, args=(port, ended)) for each in (_follow, _scrape)]
     for each in threads:

@@ -1,4 +1,4 @@
-"""WSGI: what a request costs in threads and inline, with and without a framework; and the tail behind slow requests."""
+"""WSGI: the cost of a request in threads and inline, with and without a framework, and the tail behind slow requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHARE = 0.6
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
-    """Cost of an empty app and of two frameworks, with one worker; p99 of fast requests beside slow ones, with all."""
+    """Measure an empty app and two frameworks with one worker, and the p99 of fast requests beside slow ones with all workers."""
     yield from _cost(plan, HELLO, "empty app")
     for app, name in ((FLASK, "Flask"), (DJANGO, "Django")):
         yield from _cost(plan, app, name)
@@ -72,7 +72,7 @@ def _closed(found: Mapping[str, list[Tail]], *names: str) -> Mark:
 
 
 def _sleeping(plan: Plan) -> Iterator[Figure]:
-    """One request in ten sleeps 30 ms in its worker's only thread, or on its loop."""
+    """Measure while one request in ten sleeps 30 ms in its worker's only thread, or on its loop."""
     names = plan.pick(SINGLE, INLINE, SYNC, GTHREAD_1, UWSGI)
     with all_running(names, HELLO, plan.workers) as servers:
         each, kept = (_tails(plan, servers, plan.workers, way) for way in (EACH, KEPT))
@@ -87,7 +87,7 @@ def _sleeping(plan: Plan) -> Iterator[Figure]:
 
 
 def _computing(plan: Plan) -> Iterator[Figure]:
-    """One request in ten computes for 30 ms in one of eight threads."""
+    """Measure while one request in ten computes for 30 ms in one of eight threads."""
     names = plan.pick(THREADED, GTHREAD, UWSGI)
     with all_running(names, HELLO, plan.workers, env={"BENCH_SLOW": "compute"}) as servers:
         found = _tails(plan, servers, CORES, KEPT)
