@@ -1,8 +1,8 @@
-"""How many connections wait to be accepted, at sockets of all kinds.
+"""Count the connections that wait in the accept queues of sockets of all kinds.
 
-TCP tells it by TCP_INFO (`listeners.queue_length`). Of a Unix socket only a netlink socket knows (sock_diag(7)): asked for one
-inode, the kernel looks through its table of Unix sockets, 30 µs with some hundreds. The kernel may be built without
-`unix_diag`, and a sandbox may forbid netlink: then it isn't known.
+For TCP the kernel reports the length by TCP_INFO (`listeners.queue_length`). For a Unix socket only a netlink socket can ask
+(sock_diag(7)): given one inode, the kernel searches its table of Unix sockets, which takes 30 µs with some hundreds of them. The
+kernel may be built without `unix_diag`, and a sandbox may forbid netlink. The length isn't known then.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ANY = 0xFFFFFFFF
 
 
 def waiting(listeners: Iterable[socket.socket]) -> int | None:
-    """Return how many connections wait at these sockets together; None: of one of them it isn't known."""
+    """Return how many connections wait at these sockets together; None: the length of one queue isn't known."""
     total = 0
     for sock in listeners:
         length = length_of(sock)
@@ -51,13 +51,15 @@ def _unix_length(inode: int) -> int | None:
         link.settimeout(0)  # the kernel answers within the call
         size = _HEADER.size + len(request)
         link.send(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0) + request)
-        answer = link.recv(4096)
-    if _HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
+        response = link.recv(4096)
+    if _HEADER.unpack_from(response)[1] != _SOCK_DIAG_BY_FAMILY:
         return None
     at = _HEADER.size + _MESSAGE_BYTES
-    while at + _ATTRIBUTE.size <= len(answer):
-        length, kind = _ATTRIBUTE.unpack_from(answer, at)
+    while at + _ATTRIBUTE.size <= len(response):
+        length, kind = _ATTRIBUTE.unpack_from(response, at)
+        # For a listening socket the first number of this attribute is the queue's length, the second one its bound.
         if kind == _UNIX_DIAG_RQLEN:
-            return int(struct.unpack_from("=I", answer, at + _ATTRIBUTE.size)[0])
+            return int(struct.unpack_from("=I", response, at + _ATTRIBUTE.size)[0])
+        # Attributes are aligned to 4 bytes (NLA_ALIGN). The lower bound ends the loop even if a length is 0.
         at += max(_ATTRIBUTE.size, -(-length // 4) * 4)
     return None

@@ -1,22 +1,21 @@
-"""What a process that the app forks must not keep of the process that it was forked from.
+"""Clean up in the processes that the app forks: signals, and the descriptors of the process that it was forked from.
 
-`multiprocessing` and `os.fork` copy a worker (or a zygote, at import; or a master, in an event handler) with all that makes it
-one:
+`multiprocessing` and `os.fork` copy a worker (or a zygote at import, or a master in an event handler) with all that makes it one:
 
-- *Signals.* Its handlers, and the descriptor that wakes its event loop: TERM for the child would not end the child
-  (`Process.terminate` does just that) but make the worker leave, through the socket that both share. So the child gets the
-  default effect of each signal that we or the event loop handle. Handlers of the app's own are its own, and stay.
-- *Descriptors.* With a copy of a connection, the client waits for its end until the child ends. With a copy of a
-  listener, the port is in use after the shutdown; with one of a channel, the other side never learns that the process has ended.
-  So all of those are closed in the child. Their numbers stay in use, for /dev/null: objects in the child's memory still name
-  them, and would close what gets such a number later. That also keeps libuv in the child from changing the epoll set, which
-  it shares with its parent.
+- *Signals.* The handlers, and the descriptor that wakes the event loop, are copied. TERM for the child (`Process.terminate` sends
+  it) would not end the child but make the worker leave, through the socket that both share. So the child gets the default effect
+  of each signal that this project or the event loop handles. Handlers of the app's own stay.
+- *Descriptors.* With a copy of a connection, the client waits for its end until the child ends. With a copy of a listener, the
+  port is in use after the shutdown. With one of a channel, the other side never learns that the process has ended. So all of
+  those are closed in the child. Their numbers stay in use, for /dev/null: objects in the child's memory still name them, and
+  would close what gets such a number later. That also keeps libuv in the child from changing the epoll set, which it shares with
+  its parent.
 
-A program that is executed needs nothing of that: handlers and descriptors end with the exec. Two ways to execute run these
-handlers all the same, and may be about to hand one of the descriptors to the program: `subprocess` with a `preexec_fn`, and
-libuv (`asyncio.create_subprocess_exec`), which blocks all signals meanwhile. They are recognized and left alone.
+A program that is executed needs none of this: handlers and descriptors end with the exec. Two ways to execute run these handlers
+all the same, and may be about to hand one of the descriptors to the program: `subprocess` with a `preexec_fn`, and libuv
+(`asyncio.create_subprocess_exec`), which blocks all signals meanwhile. They are recognized and left alone.
 
-What forks in C without Python's handlers keeps everything, as under any server.
+A fork in C that runs no Python handlers keeps everything, as under any server.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def withhold(*owners: _HasDescriptor) -> None:
 
 @contextlib.contextmanager
 def withholding(descriptors: Callable[[], Iterable[int]]) -> Iterator[None]:
-    """Close the descriptors that this returns in children, until the block ends. Numbers below 0 mean none."""
+    """Close the descriptors that `descriptors()` returns in children, until the block ends. Numbers below 0 mean none."""
     _calls.append(descriptors)
     try:
         yield
@@ -78,7 +77,7 @@ def withholding_new_polls() -> Iterator[None]:
 
 
 def withhold_for_good(descriptors: Callable[[], Iterable[int]]) -> None:
-    """Close the descriptors that this returns in children, up to the end of the process."""
+    """Close the descriptors that `descriptors()` returns in children, up to the end of the process."""
     _calls.append(descriptors)
 
 
@@ -95,7 +94,7 @@ def makes_worker(now: bool) -> None:
 
 def _in_child() -> None:
     if _makes_worker:
-        return  # it settles its signals itself, and needs its descriptors
+        return  # a worker sets its signals itself, and needs its descriptors
     if sys._getframe(1).f_globals.get("__name__") == _EXECUTES or _is_all_blocked():
         return
     waker = _reset_signals()
@@ -133,7 +132,7 @@ def _own() -> Iterator[int]:
 
 
 def _copies(descriptors: set[int]) -> set[int]:
-    """Return the copies of sockets among these descriptors, which servers make of listeners."""
+    """Return the copies of these sockets that the process has: servers duplicate listeners."""
     sockets, found = set[int](), set[int]()
     for mine in descriptors:
         with contextlib.suppress(OSError):  # closed

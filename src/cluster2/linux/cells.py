@@ -1,21 +1,21 @@
 """The cells of the scoreboard: their names, their writers, and the values that a reader accepts.
 
 A cell is 8 bytes, an integer or a double. Its writer is one process. A reader is another process, often one with more
-privileges: the master runs as root, its workers need not. A worker can store any 64 bits into its row: because it was taken
-over, because a C extension wrote through a wild pointer, or because of a bug of ours. So no reader uses what stands there. A
+privileges: the master may run as root while its workers don't. A worker can store any 64 bits into its row, because it was taken
+over, because a C extension wrote through a wild pointer, or because of a bug in this project. So no reader uses a raw cell. A
 `CellField` returns the value only within the bounds that are declared with it, and the nearest bound otherwise:
 
-- a count is at least 0 (-1 where an engine may not know) and at most `MAX_COUNT`, so that the sums of 1,024 rows, and of all
-  lives before them, fit into the 64 bits of a cell, of a message and of JSON;
-- a time is finite, at least 0 and at most `MAX_SECONDS`; what is no number is 0;
-- a code outside its table is `UNKNOWN_VALUE`, for which `lifecycle` has a label.
+- A count is at least 0 (-1 where an engine may not know) and at most `MAX_COUNT`. The sums of 1,024 rows, and of all workers
+  before them, then fit into the 64 bits of a cell, of a message and of JSON.
+- A time is finite, at least 0 and at most `MAX_SECONDS`. A NaN is read as 0.
+- A code outside its table is `UNKNOWN_VALUE`, for which `lifecycle` has a label.
 
 The check costs 40 ns for each value that is read (CPython 3.11), and nothing when a value is written. `column` checks a whole
 column at once: 4 µs for 64 rows, of which 0.9 µs are the reading.
 
-Bounds say nothing about the truth. A worker can claim that it has no connections, or that its next heartbeat is due in a year.
-`health.Promise` doesn't let the latter hide that it hangs; what a false claim can do to others is bounded where it is used
-(`core.planning.lightest`, `worker.pace`, `worker.moves`).
+Bounds do not prove a value. A worker can claim that it has no connections, or that its next heartbeat is due in a year.
+`health.Promise` detects a worker that hides a hang in the latter way. The effect of a false claim on other processes is bounded
+where the value is used (`planning.lightest`, `worker.sampling.accept_mode`, `worker.connections.handoff`).
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ _MAX_OPEN: Final = 2**31
 MAX_SECONDS: Final = 4e9
 """Seconds; as nanoseconds they fit into a cell."""
 UNKNOWN_VALUE: Final = -1
-"""What a code outside its table is read as, and how an engine says that it can't know a count."""
+"""The value that is read for a code outside its table, and by which an engine reports that it can't know a count."""
 
 Writer = Literal["master", "worker", "keeper", "monitor"]
 T = TypeVar("T", int, float)
 
 
 class CellField(Generic[T]):
-    """One cell: the descriptor that reads and writes it, and what is to be known about it.
+    """One cell: the descriptor that reads and writes it, with its documentation.
 
     Attributes:
         name: the attribute's name.
         index: which of the cells.
         kind: "q", a signed 64-bit integer, or "d", a double.
-        writer: who fills it.
-        meaning: what it says, with its unit.
+        writer: the process that fills it.
+        meaning: what the value is, with its unit.
         low, high: the bounds of what a reader gets.
     """
 
@@ -75,7 +75,7 @@ class CellField(Generic[T]):
         raise NotImplementedError
 
     def sane_all(self, values: list[T]) -> list[T]:
-        """Do the same for many values of this field."""
+        """Return many values of this field, each within the bounds."""
         # `min` and `max` may overlook a NaN. A sum of doubles with a NaN in it is NaN, which isn't equal to itself.
         odd = bool(values) and (min(values) < self.low or max(values) > self.high)
         if odd or (self.kind == "d" and (total := sum(values)) != total):
@@ -166,7 +166,7 @@ class SeparateInteger(Integer):
 
 
 class SeparateReal(Real):
-    """The same for a double."""
+    """A cell that holds a double, in the memory of another writer than that of the cells beside it (`Cells.others`)."""
 
     @overload
     def __get__(self, cells: None, owner: type) -> Real: ...
@@ -235,7 +235,7 @@ class Cells:
 
 
 class Header(Cells):
-    """What is true for the whole cluster. The cells of the keeper and of the monitor lie in a page of each's own."""
+    """The state of the whole cluster. The cells of the keeper and of the monitor are in a page of their own each."""
 
     __slots__ = ()
 
@@ -246,7 +246,7 @@ class Header(Cells):
     high_water = Integer(4, "master", "the highest row ever claimed, plus 1: readers stop here", high=ROWS)
     keeper_pid = Integer(5, "master", "its process id; 0: there is no keeper")
     resting = SeparateInteger(6, "keeper", "connections that rest there")
-    keeper_beat = SeparateReal(7, "keeper", "monotonic time of its last sign of life")
+    keeper_beat = SeparateReal(7, "keeper", "monotonic time of its last heartbeat")
     keeper_rate = SeparateReal(8, "keeper", "connections a second that woke there, lately", high=1e6)
     keeper_expired = SeparateInteger(9, "keeper", "connections that it closed because they were idle for too long")
     keeper_lost = SeparateInteger(10, "keeper", "connections lost because it had no descriptor left")
@@ -255,7 +255,7 @@ class Header(Cells):
     wanted = Integer(13, "master", "how many workers are wanted")
     beat = Real(14, "master", "monotonic time of its last look around")
     monitor_pid = Integer(15, "master", "its process id; 0: there is no monitor")
-    monitor_beat = SeparateReal(16, "monitor", "monotonic time of its last sign of life")
+    monitor_beat = SeparateReal(16, "monitor", "monotonic time of its last heartbeat")
     monitor_restarts = Integer(17, "master", "how often it had to be started again")
     burials = Integer(
         18, "master", "twice the lives that have ended; odd: what one has counted is just being carried over"
@@ -273,7 +273,7 @@ class Header(Cells):
 
 
 class Row(Cells):
-    """One life of one worker. What names the worker is the master's, and lies where no worker can write."""
+    """The counters of one worker. The cells that identify the worker are the master's, in memory that no worker can write."""
 
     __slots__ = ()
 
@@ -347,7 +347,7 @@ class Row(Cells):
 
 
 class SlotTotals(Row):
-    """What the ended lives of one slot have counted together: a row of sums, filled by `ledger`; times in it are nanoseconds."""
+    """The totals of all ended workers of one slot: a row of sums, written by `ledger`. Its times are nanoseconds."""
 
     __slots__ = ()
 

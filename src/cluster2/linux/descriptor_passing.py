@@ -1,22 +1,23 @@
 """Messages that carry descriptors: pairs of SEQPACKET sockets and `SCM_RIGHTS`.
 
-Why SEQPACKET. On a stream, the bytes of two messages may arrive in one read, and descriptors come with the first byte
-that they were sent with: a reader has to parse in order to know whose descriptor it holds. A datagram socket keeps
-messages apart but knows no end: a reader whose writer died waits for ever. SEQPACKET has both, messages and EOF, and
-several processes may read the same end: each message goes to exactly one of them, with all of its descriptors.
+Why SEQPACKET. On a stream, the bytes of two messages may arrive in one read. Descriptors come with the first byte that they were
+sent with, so a reader has to parse in order to know to which message a descriptor belongs. A datagram socket keeps messages
+apart but has no end: a reader whose writer died waits for ever. SEQPACKET has both, messages and EOF. Several processes may read
+the same end: each message goes to exactly one of them, with all of its descriptors.
 
-What was measured and tried (Linux 6.18):
-- To send and receive a short message takes 6 µs together, 10 with a descriptor, its `close` included.
-- How much a queue holds depends on the *sender's* buffer, SO_SNDBUF; SO_RCVBUF means nothing for Unix sockets. A short
-  message is charged with the kernel's bookkeeping (about 0.75 KiB), so the default of 208 KiB holds 278 of them, with
-  or without a descriptor. `net.unix.max_dgram_qlen` doesn't apply to a connected pair.
-- A receiver that has no descriptor left (EMFILE) gets no error: the kernel delivers the message, drops the descriptors
-  that don't fit, and sets MSG_CTRUNC. So does a control buffer that is too small. What came is closed here and the loss
-  raised as `PacketError`: half of a message's descriptors is of no use to anybody.
-- An empty message can't be told from EOF: `send` refuses it.
+Measured and tried (Linux 6.18):
+
+- Sending and receiving a short message takes 6 µs together, and 10 with a descriptor, its `close` included.
+- The capacity of a queue depends on the *sender's* buffer, SO_SNDBUF. SO_RCVBUF has no effect on Unix sockets. A short message is
+  charged with the kernel's bookkeeping (about 0.75 KiB), so the default of 208 KiB holds 278 of them, with or without a
+  descriptor. `net.unix.max_dgram_qlen` doesn't apply to a connected pair.
+- A receiver that has no descriptor left (EMFILE) gets no error: the kernel delivers the message, drops the descriptors that don't
+  fit, and sets MSG_CTRUNC. The same happens if the control buffer is too small. `receive` closes the descriptors that arrived and
+  raises `PacketError`, because a part of a message's descriptors is of no use.
+- An empty message looks like EOF, so `send` refuses it.
 - O_NONBLOCK belongs to the socket, not to the descriptor: all processes that share an end share its mode.
-- A user without privileges may have RLIMIT_NOFILE descriptors on their way through sockets at a time; beyond that
-  sendmsg fails with ETOOMANYREFS, which passes through, as does EAGAIN: both mean "later".
+- A user without privileges may have RLIMIT_NOFILE descriptors in flight through sockets at a time. Beyond that, sendmsg fails
+  with ETOOMANYREFS, which passes through, as does EAGAIN. Both mean "try again later".
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from cluster2.errors import ClusterError
 from . import app_forks
 
 MAX_MESSAGE_BYTES: Final = 65536
-"""The longest message in bytes: what a receiver is prepared for."""
+"""The longest message in bytes: the size of a receiver's buffer."""
 
 MAX_DESCRIPTORS: Final = 253
 """The most descriptors in one message: the kernel's SCM_MAX_FD."""
@@ -58,7 +59,7 @@ class DescriptorsLost(PacketError):
 
 
 class Packets:
-    """One end of a SEQPACKET pair, close-on-exec. `send` and `receive` block unless told otherwise."""
+    """One end of a SEQPACKET pair, close-on-exec. `send` and `receive` block unless `set_blocking(False)` was called."""
 
     def __init__(self, sock: socket.socket) -> None:
         """Use `pair`, or `attach` for a descriptor that was inherited or received."""
@@ -67,7 +68,7 @@ class Packets:
 
     @classmethod
     def pair(cls, *, buffer: int | None = None) -> tuple[Packets, Packets]:
-        """Two connected ends.
+        """Return two connected ends.
 
         Args:
             buffer: SO_SNDBUF of both ends in bytes; None: the system's default. See `set_buffer`.
@@ -81,7 +82,7 @@ class Packets:
 
     @classmethod
     def attach(cls, fd: int) -> Packets:
-        """The end behind a descriptor, which becomes the object's own.
+        """Return the end behind a descriptor, which becomes the object's own.
 
         Raises:
             ClusterError: the descriptor is no SEQPACKET socket; it stays open.
@@ -122,12 +123,12 @@ class Packets:
             raise PacketError(f"a message of {len(data)} bytes is too long for a send buffer of {size}") from error
 
     def receive(self, max_fds: int = 64) -> tuple[bytes, list[int]]:
-        """The next message and its descriptors, which are the caller's now and close-on-exec; b"" means EOF.
+        """Return the next message and its descriptors, which are the caller's now and close-on-exec; b"" means EOF.
 
         Raises:
-            PacketError: part of the message or of its descriptors was lost; what came of them is closed.
+            PacketError: part of the message or of its descriptors was lost; the descriptors that arrived are closed.
             BlockingIOError: there is none, and the socket doesn't block.
-            ConnectionResetError: the other end was closed with messages of ours unread.
+            ConnectionResetError: the other end was closed with messages of this end unread.
         """
         data, control, flags, _ = self._sock.recvmsg(
             MAX_MESSAGE_BYTES, socket.CMSG_SPACE(max_fds * _INT), socket.MSG_CMSG_CLOEXEC
@@ -137,7 +138,7 @@ class Packets:
             for level, kind, content in control:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     fds += array.array("i", content[: len(content) // _INT * _INT])
-        # CMSG_SPACE is rounded up to a word, so that one descriptor more than asked for may have found room.
+        # CMSG_SPACE is rounded up to a word, so the buffer may have held one descriptor more than asked for.
         if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC) or len(fds) > max_fds:
             for fd in fds:
                 os.close(fd)
@@ -147,18 +148,18 @@ class Packets:
         return data, fds
 
     def fileno(self) -> int:
-        """The descriptor, for epoll and for passing on; -1 when closed."""
+        """Return the descriptor, for epoll and for passing it on; -1: closed."""
         return self._sock.fileno()
 
     def set_blocking(self, blocking: bool) -> None:
-        """Whether `send` and `receive` wait, for everybody who shares this end."""
+        """Set whether `send` and `receive` wait, for all processes that share this end."""
         self._sock.setblocking(blocking)
 
     def set_buffer(self, size: int) -> int:
-        """Set how many bytes may wait that this end has sent (SO_SNDBUF); see above for what a message counts.
+        """Set how many bytes that this end has sent may wait (SO_SNDBUF). The module docstring says what a message counts.
 
         Returns:
-            What the kernel made of it: it doubles the number, and bounds it by `net.core.wmem_max`.
+            The number that the kernel uses: it doubles the given one, and bounds it by `net.core.wmem_max`.
         """
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
         return self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)

@@ -1,13 +1,14 @@
-"""Files as they were at one moment.
+"""Copies of files as they were at one moment.
 
-What a generation is made of must not change while it serves: a certificate that is broken, or half written, on disk must not
-keep a worker from being replaced. So the master copies such files into memory when the generation is loaded, and every process
-that needs one opens the copy.
+The files of a generation must not change while it serves: a certificate that is broken, or half written, on disk must not keep
+a worker from being replaced. So the master copies such files into memory when the generation is loaded, and every process that
+needs one opens the copy.
 
-The copy is a memfd, sealed against writes, that is handed on as a descriptor and opened by a path below /proc/self/fd: each
-open has an offset of its own (a descriptor that is passed on would share one), and OpenSSL, granian and Python take a path. The
-copy may be read by every user that has the descriptor, so a private key on disk may be readable by root alone although workers
-run as another user; they have it in their memory anyway.
+The copy is a memfd that is sealed against writes. It is handed on as a descriptor and opened by a path below /proc/self/fd. Each
+open then has an offset of its own, which copies of a descriptor would share, and OpenSSL, granian and Python accept a path.
+
+Every user that has the descriptor may read the copy. A private key on disk may be readable by root alone although workers run as
+another user, which has the key in its memory anyway.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def take(path: str) -> int:
     """Return a descriptor of a copy of the file, which the caller closes.
 
     Raises:
-        OSError: the file can't be read, or there is no room for a copy.
+        OSError: the file can't be read, or there is no memory for a copy.
     """
     with open(path, "rb") as file:
         content = file.read()
@@ -35,6 +36,7 @@ def take(path: str) -> int:
         written = 0
         while written < len(content):
             written += os.write(descriptor, memoryview(content)[written:])
+        # F_SEAL_WRITE fails while a writable mapping exists, and F_SEAL_SEAL makes the seals final.
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
     except BaseException:
         os.close(descriptor)

@@ -1,31 +1,35 @@
 """Fork a process that the nearest subreaper adopts, within a bounded time.
 
-**Two forks.** The zygote forks workers, but they have to be the master's children: the master reaps them and waits for
-them, and they outlive the zygote. So the zygote forks an intermediate process, which forks the worker and exits at once;
-the kernel gives the orphan to the nearest subreaper, the master. The worker must not go on before that:
-`PR_SET_PDEATHSIG` would fire for the intermediate's death, and `getppid` would name it. It waits on a pidfd of the
-intermediate, which becomes readable only after the kernel has moved its children (so says the kernel's source; `getppid`
-is asked again anyway). The end of a pipe comes earlier, since files are closed first; asking `getppid` in a loop works
-as well, but needs a core just then. Not chosen: `clone(CLONE_PARENT)` makes the master the parent with one fork, but
-doesn't go through `fork`, so that glibc's handlers don't run. Measured, from the call to the
-caller's return: 1.3 ms with a small zygote, 7 with 100 MiB of touched memory, 16 with 200: each of the two forks copies
-the page tables.
+**Two forks.** The zygote forks workers, but they have to be the master's children: the master reaps them and waits for them, and
+they outlive the zygote. So the zygote forks an intermediate process, which forks the worker and exits at once. The kernel gives
+the orphan to the nearest subreaper, the master. The worker must not go on before that: `PR_SET_PDEATHSIG` would fire for the
+intermediate's death, and `getppid` would name it.
 
-**Python's handlers run once.** With two calls of `os.fork` each handler of `os.register_at_fork` would run twice: a lock
-shared between processes that a handler takes before a fork, and releases in the parent, would stay taken by the
-intermediate, which never returns from its fork. So both forks are libc's, and Python's own steps are taken around them by
-its C API, as its documentation tells programs that fork by themselves: `PyOS_BeforeFork` and `PyOS_AfterFork_Parent` in
-the zygote, `PyOS_AfterFork_Child` in the worker. Each handler runs in the process that it is meant for, and sees its pid.
-The intermediate runs none, and since 3.13 Python's lock of all threads is held there: it does nothing but fork and report.
-glibc's handlers (`pthread_atfork`) run for both forks.
+The worker waits on a pidfd of the intermediate, which becomes readable only after the kernel has moved its children (so says the
+kernel's source; `getppid` is asked again anyway). The end of a pipe comes earlier, since files are closed first. A loop of
+`getppid` works as well, but needs a core just then. `clone(CLONE_PARENT)` was rejected: it makes the master the parent with one
+fork, but doesn't go through `fork`, so that glibc's handlers don't run.
 
-**Foreign code inside of a fork.** Handlers of the app, or of a library of its, may hang, in the zygote or in the worker.
-Python calls them in the order of their registration, so ours, which is registered before the app is imported, comes first
-in the worker, and waits for the adoption. The intermediate reports the worker's pid before it exits: a worker that hangs in a
-foreign handler, in Python or in C, is known to the master, which kills it after `boot_timeout`. The intermediate itself can
-hang in a handler in C: the zygote kills it after FORK_TIMEOUT_S, and the kernel does at the zygote's end. A zygote that hangs
-is killed by the master. If it is killed before it has read the report, the master finds the worker at its own end by what that
-holds (`kernel.leftovers`).
+Measured, from the call to the caller's return: 1.3 ms with a small zygote, 7 with 100 MiB of touched memory, 16 with 200. Each of
+the two forks copies the page tables.
+
+**Python's handlers run once.** With two calls of `os.fork` each handler of `os.register_at_fork` would run twice. A lock shared
+between processes that a handler takes before a fork, and releases in the parent, would stay taken by the intermediate, which
+never returns from its fork. So both forks are libc's, and this module takes Python's own steps around them by its C API, as
+Python's documentation requires of programs that fork by themselves: `PyOS_BeforeFork` and `PyOS_AfterFork_Parent` in the zygote,
+`PyOS_AfterFork_Child` in the worker. Each handler runs in the process that it is meant for, and sees its pid. The intermediate
+runs none, and since 3.13 Python's lock of all threads is held there: it does nothing but fork and report. glibc's handlers
+(`pthread_atfork`) run for both forks.
+
+**Foreign code inside of a fork.** Handlers of the app, or of one of its libraries, may hang, in the zygote or in the worker.
+Python calls them in the order of their registration. The handler of this module, which is registered before the app is imported,
+comes first in the worker, and waits for the adoption.
+
+- The worker hangs in a foreign handler, in Python or in C: the intermediate has reported its pid before it exited. So the master
+  knows the worker, and kills it after `boot_timeout`.
+- The intermediate hangs in a handler in C: the zygote kills it after FORK_TIMEOUT_S, and the kernel does at the zygote's end.
+- The zygote hangs: the master kills it. If it is killed before it has read the report, the master finds the worker at its own end
+  by the descriptors that the worker holds (`linux.leftover_processes`).
 """
 
 from __future__ import annotations
@@ -76,7 +80,7 @@ class _Fork:
 _under_way: _Fork | None = None
 _registered = False
 
-# PyDLL keeps the GIL: a child must not find it given to a thread that it doesn't have.
+# PyDLL keeps the GIL: a child must not find the GIL given to a thread that the child doesn't have.
 _python = ctypes.pythonapi
 _libc_fork = ctypes.PyDLL(None, use_errno=True).fork
 
@@ -125,7 +129,7 @@ def fork_orphan(
         os.close(reader)
         os.close(writer)
         return None
-    code = ctypes.get_errno()  # before foreign handlers, which may change it
+    code = ctypes.get_errno()  # before foreign handlers run, which may change it
     _under_way = None
     _python.PyOS_AfterFork_Parent()
     app_forks.makes_worker(False)
@@ -146,7 +150,7 @@ def _reported(reader: int, middle: int, deadline: float, dump: Callable[[int], s
         with contextlib.suppress(ProcessLookupError):
             os.kill(middle, signal.SIGKILL)  # not reaped yet, so the pid is still its own
     how = _reap(middle)
-    # Not before the intermediate's end: then its report is there, or will never be.
+    # Read after the intermediate's end: then its report is there, or will never be.
     answer = os.read(reader, _PID.size) if _readable(reader, time.monotonic()) else b""
     pid = _PID.unpack(answer)[0] if answer else 0
     if pid > 0:
@@ -159,7 +163,7 @@ def _reported(reader: int, middle: int, deadline: float, dump: Callable[[int], s
 
 
 def _readable(descriptor: int, deadline: float | None = None) -> bool:
-    """Wait until a descriptor is readable or has ended; None: for as long as it takes."""
+    """Wait until a descriptor is readable or has ended; without a deadline, wait for as long as it takes."""
     waiter = select.poll()  # not `select`, which can't take descriptors above 1023
     waiter.register(descriptor, select.POLLIN)
     return bool(waiter.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000))
@@ -187,7 +191,7 @@ def _reap(pid: int) -> str:
 
 
 def _be_intermediate(fork: _Fork, zygote: int, writer: int) -> None:
-    """Fork the worker; return only in that."""
+    """Fork the worker; return only in the worker."""
     fork.middle = os.getpid()
     try:
         set_parent_death_signal(signal.SIGKILL)
@@ -203,7 +207,7 @@ def _be_intermediate(fork: _Fork, zygote: int, writer: int) -> None:
 
 
 def _end_intermediate(writer: int, report: int) -> NoReturn:
-    """Report and exit: the code after `fork_orphan` isn't this process's, nor are its exit handlers."""
+    """Report and exit. The code after `fork_orphan` and the exit handlers are for other processes."""
     try:
         os.write(writer, _PID.pack(report))
     finally:
@@ -216,7 +220,7 @@ def _in_child() -> None:
     if fork is None:
         return  # a fork of the app's own
     while os.getppid() == fork.middle:
-        # Should the intermediate be reaped right here, there is nothing to open, and the loop sees the new parent.
+        # If the intermediate is reaped right here, pidfd_open fails, and the loop sees the new parent.
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(fork.middle)
             try:

@@ -1,8 +1,8 @@
-"""inotify(7): the kernel says when something in a directory is written to or renamed.
+"""Watch a directory by inotify(7): the kernel reports when something in it is written to or renamed.
 
-Looking ten times a second at files in which nothing happens costs little, but never nothing, and shows a line a tenth of a second
-late. With inotify nobody looks while nothing happens. What the events say isn't read: a look tells more, and one look does for
-all events that came before it. So events that were dropped, since the queue holds 16,384, are no loss either.
+Polling idle files ten times a second costs little, but never nothing, and shows a line a tenth of a second late. With inotify no
+process polls while nothing happens. The events themselves aren't read: a poll of the files finds more, and one poll covers all
+events that came before it. So events that were dropped, since the queue holds 16,384, are no loss either.
 
 Python's library has no binding. The three calls are those of libc; their arguments are int and char*, whatever the machine.
 """
@@ -30,10 +30,10 @@ _BLOCK = 1 << 16
 
 
 class Inotify:
-    """Readable when something has happened in a directory."""
+    """A descriptor that is readable when something has happened in a directory."""
 
     def __init__(self, directory: str, events: int = _WRITE_EVENTS) -> None:
-        """Watch it.
+        """Watch the directory.
 
         Args:
             events: `_WRITE_EVENTS` or `DIRECTORY_EVENTS`.
@@ -56,11 +56,11 @@ class Inotify:
         _checked(self._libc.inotify_add_watch(self._fd, path, self._events), self._directory)
 
     def fileno(self) -> int:
-        """The descriptor to wait for."""
+        """Return the descriptor to wait for."""
         return self._fd
 
     def clear(self) -> bool:
-        """Forget what has happened until now. Returns whether something has."""
+        """Discard the events until now. Returns whether there were any."""
         happened = False
         try:
             while os.read(self._fd, _BLOCK):
@@ -70,7 +70,7 @@ class Inotify:
         return happened
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         os.close(self._fd)
 
 

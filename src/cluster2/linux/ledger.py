@@ -1,19 +1,20 @@
-"""What each slot has counted since the cluster began: in the lives that have ended and in those that go on.
+"""The counters of each slot since the cluster began: those of workers that have ended, and of those that run.
 
-A row of the scoreboard is one life; when that is over the row is zeroed and somebody else's. A counter that people watch must
-not fall then. So the master, who has reaped the worker and is the row's only writer by now, adds what the row has counted to its
-slot's `Past` before it gives the row back. Both are in the scoreboard: nothing is lost when the monitor dies, nobody has to be
-asked, and a master that is stuck can be watched.
+A row of the scoreboard belongs to one worker. After its end the row is zeroed and given to another worker. A counter that is
+monitored must not fall then. So the master, which has reaped the worker and is now the row's only writer, adds the row's counts
+to the totals of its slot (`SlotTotals`) before it frees the row. Both are in the scoreboard: nothing is lost when the monitor
+dies, no process has to be asked, and a master that is stuck can be watched.
 
-Between the two steps a reader would count a life twice, between the zeroing and an addition that came later not at all. So the
-header's `burials` is odd meanwhile, and another number afterwards: a reader that finds it odd, or changed, looks again. (A
-sequence lock, whose reader may be late and never blocks the writer. x86-64 shows stores in their order; where a processor
-doesn't promise that, the microseconds that Python takes from one statement to the next stand in for a barrier.) Single
-values only grow: in a life because the worker only adds, over its end because what is carried is what a reader saw last, or
-more.
+Between the two steps a reader would count a worker twice, and in the other order not at all. So the header's `burials` is odd
+meanwhile, and another number afterwards. A reader that finds it odd, or changed, reads again. This is a sequence lock: its reader
+may be late and never blocks the writer. x86-64 shows stores in their order. On a processor that doesn't promise that, the
+microseconds that Python takes from one statement to the next stand in for a barrier.
 
-What a worker has in its row when it is killed is what it published last: at most a tick (0.1 s, 1 s at rest) is missing. One
-that leaves by itself publishes before it does.
+Single values only grow: while a worker runs because it only adds, and over its end because the sum that is carried over is the
+last one that a reader saw, or more.
+
+A worker that is killed leaves in its row what it published last: at most a tick (0.1 s, 1 s at rest) is missing. A worker that
+leaves by itself publishes before it does.
 """
 
 from __future__ import annotations
@@ -30,26 +31,27 @@ LIFE_COUNTERS: tuple[Integer | Real, ...] = (
     Row.transactions, Row.duration, Row.cpu, Row.latency,
     Row.status_1xx, Row.status_2xx, Row.status_3xx, Row.status_4xx, Row.status_5xx, Row.disconnects,
 )  # fmt: skip
-"""What is counted, and only grows in a life; besides the buckets of latencies."""
+"""The counters that only grow while a worker runs, besides the buckets of latencies."""
 
 READ_TIMEOUT_S = 1.0
-"""Seconds that a reader tries."""
+"""Seconds for which a reader tries."""
 _LARGEST = {"q": 2**52, "d": 2**62}
-"""The largest sums of a slot. Whatever workers have written into their rows, the sum fits into a cell, and
-that of all slots into a message."""
+"""The largest sums of a slot. With any value that a worker writes, they fit into a cell, and all slots into a message."""
 _UNIT = 1e9
-"""Times are added up in whole nanoseconds: a sum of doubles depends on the order, and would fall by a bit when of two lives the
-second ends first. For Prometheus a counter that falls by a bit has begun anew, and all of it is counted again."""
+"""Units a second: times are added up in whole nanoseconds. A sum of doubles depends on the order, and would fall by a bit if of
+two workers the second ended first. Prometheus takes a counter that falls by a bit for one that has begun anew, and counts all
+of it again.
+"""
 
 
 def fold_life(board: Scoreboard, row: int, slot: int, *, lived: bool, crashed: bool) -> None:
-    """Carry what a life has counted over to its slot, and release its row. Master only, after the worker was reaped.
+    """Add the counts of a worker to its slot, and release its row. Master only, after the worker was reaped.
 
     Args:
         lived: there was a process.
         crashed: it crashed or hung.
     Raises:
-        ClusterError: nobody had claimed the row.
+        ClusterError: the row wasn't claimed.
     """
     header = board.header
     header.burials += 1
@@ -80,7 +82,7 @@ def _whole(field: Integer | Real, counted: float) -> int:
 
 @dataclass(slots=True)
 class LifeCounts:
-    """One life that goes on, as its row has it.
+    """The row of a worker that runs.
 
     Attributes:
         memory: bytes; the others as in `scoreboard.Row`.
@@ -97,16 +99,16 @@ class LifeCounts:
 
 @dataclass(slots=True)
 class Account:
-    """One slot.
+    """The counters of one slot.
 
     Attributes:
         counters: the sums since the cluster began, by the name in `LIFE_COUNTERS`; times in seconds.
-        unknown: names that the engine of a life can't know: their sums say nothing.
+        unknown: names that the engine of a worker can't know: their sums are meaningless.
         latencies: requests that were measured, by bucket.
         slowest: how long the slowest of these took: seconds.
-        begun: lives, ended ones included.
-        crashes: lives that crashed or hung.
-        lives: those that go on.
+        begun: workers, ended ones included.
+        crashes: workers that crashed or hung.
+        lives: the workers that run.
     """
 
     counters: dict[str, float]
@@ -118,24 +120,25 @@ class Account:
     lives: list[LifeCounts] = field(default_factory=list)
 
 
-def read(board: Scoreboard, patience: float = READ_TIMEOUT_S) -> dict[int, Account]:
-    """All slots that a worker was ever in, by number; all sums are of one moment as far as ended lives go.
+def read(board: Scoreboard, timeout_s: float = READ_TIMEOUT_S) -> dict[int, Account]:
+    """Return the counters of all slots that a worker was ever in, by number; the sums of ended workers are of one moment.
 
     Args:
-        patience: seconds that it may take, blocking.
+        timeout_s: seconds that it may take, blocking.
 
     Raises:
-        ClusterError: the master carries over a life and doesn't get on with it.
+        ClusterError: the master began to fold in a worker and doesn't finish.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout_s
     while True:
+        # A sequence lock: an odd number means that the master is between the two steps of `fold_life`.
         before = board.header.burials
         if before % 2 == 0:
             found = _read(board)
             if board.header.burials == before:
                 return found
         if time.monotonic() > deadline:
-            raise ClusterError(f"the scoreboard can't be read: the master has been changing it for {patience:g} s")
+            raise ClusterError(f"the scoreboard can't be read: the master has been changing it for {timeout_s:g} s")
         time.sleep(0.0005)
 
 
@@ -163,7 +166,7 @@ def _ended(past: SlotTotals) -> Account:
 
 
 def _add_life(account: Account, row: Row, pid: int) -> None:
-    """Add a life that goes on."""
+    """Add the counts of a worker that runs."""
     for each in LIFE_COUNTERS:
         counted = getattr(row, each.name)
         account.counters[each.name] += _whole(each, counted)

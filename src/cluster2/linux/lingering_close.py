@@ -1,10 +1,13 @@
 """A lingering close, for a server that closes its connections by itself.
 
-close(2) of a connection whose peer still has something to say is a reset (RFC 2525, 2.17): at once if it has arrived unread,
-else when it arrives. What the peer hasn't taken by then is lost: over HTTP/2 a client that reads slowly says how much more it
-takes up to the last byte. So a duplicate of the descriptor is held. The connection lives on when its owner has closed his; what
-still comes is read and thrown away, until the peer closes, or has taken all and says nothing for LINGER_TIMEOUT_S: what its kernel has
-taken it may not have read yet, and would lose as well if its next word were answered by a reset.
+close(2) of a connection whose peer still sends is a reset (RFC 2525, 2.17): at once if data has arrived unread, else when it
+arrives. Data that the peer hasn't received by then is lost. Over HTTP/2 a client that reads slowly sends window updates up to the
+last byte.
+
+So a duplicate of the descriptor is held, and the connection lives on when its owner has closed its own. Data that still comes is
+read and discarded, until the peer closes, or has received all and sends nothing for LINGER_TIMEOUT_S. The time is needed because
+data that the peer's kernel has received may not have been read yet. It would be lost as well if the peer's next packet were
+answered by a reset.
 """
 
 from __future__ import annotations
@@ -18,15 +21,15 @@ from .established_connections import DUPLICATE_DESCRIPTORS
 from .tcp_progress import untaken
 
 LINGER_TIMEOUT_S = 1.0
-"""Seconds."""
+"""Seconds without data from a peer that has received all."""
 _PIECE = 65536
 
 
 class Lingering:
-    """Connections that are held."""
+    """The connections that are held."""
 
     def __init__(self) -> None:
-        """None is."""
+        """Hold no connection yet."""
         self._held: dict[int, socket.socket] = {}
         self._until: dict[int, float] = {}
 
@@ -34,7 +37,7 @@ class Lingering:
         return len(self._held)
 
     def hold(self, descriptors: Iterable[int]) -> None:
-        """Hold these; as many as there may be descriptors."""
+        """Hold these connections, as many as there may be descriptors."""
         for descriptor in list(descriptors):
             with contextlib.suppress(OSError):  # closed meanwhile, or there are too many
                 duplicate = socket.socket(fileno=os.dup(descriptor))
@@ -42,7 +45,7 @@ class Lingering:
                 DUPLICATE_DESCRIPTORS.add(duplicate.fileno())
 
     def check(self, now: float) -> None:
-        """Let those go that have an end: their owner has closed them, and their peer has all."""
+        """Close the duplicates of connections that are over: their owner has closed them, and their peer has received all."""
         if self._held:
             owned = _sockets()
             for inode in [each for each in self._held if each not in owned]:
@@ -53,7 +56,7 @@ class Lingering:
                     self._let_go(inode)
 
     def close(self) -> None:
-        """Let all go."""
+        """Close all duplicates."""
         for inode in list(self._held):
             self._let_go(inode)
 
@@ -65,23 +68,24 @@ class Lingering:
 
 
 def _goes_on(held: socket.socket) -> bool | None:
-    """Whether its peer takes or says something; None: it is over."""
+    """Return whether its peer receives or sends something; None: the connection is over."""
     with contextlib.suppress(OSError):
-        held.shutdown(socket.SHUT_WR)  # its owner has, if he had the time
+        held.shutdown(socket.SHUT_WR)  # the owner has done so, unless it had no time
     said = False
     try:
-        held.getpeername()  # a reset that its owner has read of shows only here: what the peer didn't take is counted for ever
+        # A reset that the owner has read shows only here: the kernel goes on counting what the peer didn't receive.
+        held.getpeername()
         while held.recv(_PIECE, socket.MSG_DONTWAIT):
             said = True
     except BlockingIOError:
         return said or untaken(held.fileno()) > 0
     except OSError:
         return None
-    return True if untaken(held.fileno()) > 0 else None  # it has said its last word, and may still read
+    return True if untaken(held.fileno()) > 0 else None  # the peer has closed its side, and may still read
 
 
 def _sockets() -> set[int]:
-    """Inodes of what the process has open, but for duplicates."""
+    """Return the inodes of the files that the process has open, without the duplicates."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in DUPLICATE_DESCRIPTORS:

@@ -1,41 +1,45 @@
-"""Listeners: the sockets that the master binds, keeps for its whole life, and shuts before it leaves.
+"""Listeners: the sockets that the master binds, keeps until its end, and shuts before it leaves.
 
-**Binding.** SO_REUSEADDR, so that connections of a former life in TIME_WAIT don't keep us out. Never SO_REUSEPORT: with
-it a second master of the same user binds the same port without an error, and each loses half of its connections to the
-other. IPV6_V6ONLY, so that `0.0.0.0` and `[::]` may stand beside each other on one port. Both of two sockets with
-SO_REUSEADDR may *bind* a port that neither listens on yet: so EADDRINUSE is looked for in `listen`, too. A host name
-with several addresses gives one listener, on the first, IPv4 before IPv6 (as in Go).
+**Binding.** SO_REUSEADDR is set, so that connections of an earlier master in TIME_WAIT don't keep this one out. SO_REUSEPORT is
+not: with it a second master of the same user binds the same port without an error, and each loses half of its connections to the
+other. IPV6_V6ONLY lets `0.0.0.0` and `[::]` share one port. Two sockets with SO_REUSEADDR may both *bind* a port that neither
+listens on yet, so EADDRINUSE is handled for `listen` too. A host name with several addresses gives one listener, on the first,
+IPv4 before IPv6 (as in Go).
 
-**Unix sockets.** A file that is left over looks like one in use: only a connect tells (ECONNREFUSED: nobody listens).
-The file's mode is set by `fchmod` before `bind` and under an umask of 0, so that it never has another: 0666 unless told
-otherwise, as other servers do, since a proxy runs as another user; the directory around it says who may come near. Its owner
-can't be set before: `bind` takes that of the process. It is changed through a descriptor of the file (O_PATH) that is known to
-be a socket of ours, so that whoever can write to the directory can't have another file given away. A file is removed only if
-it is still the one that we made (device and inode).
+**Unix sockets.** A file that is left over looks like one in use. Only a connect distinguishes them (ECONNREFUSED: no process
+listens). The file's mode is set by `fchmod` before `bind` and under an umask of 0, so that it never has another one. The default
+is 0666, as with other servers, since a proxy runs as another user. The directory around it restricts access. The owner can't be
+set before, because `bind` takes that of the process. It is changed through a descriptor of the file (O_PATH) that is known to be
+a socket of this process, so that another user with write access to the directory can't have another file given away. A file is
+removed only if it is still the one that this process made (device and inode).
 
-**Shutting the door.** Before a cluster leaves, nobody new may come in, while all that is in the accept queue must be
-served, and so must handshakes under way: those clients believe that they are connected, and some have sent their
-request. What was tried for TCP (6.18, IPv4 and IPv6):
-- `close`: resets all that is in the queue.
-- `shutdown(SHUT_RD)`: the same, the socket leaves LISTEN and `accept` gives EINVAL (a test shows it).
-- `listen(0)`: newcomers get in again as soon as the queue is drained, and while it is full (by the kernel's source, not
-  tried) the last step of handshakes is dropped: the client believes that it is connected, the server doesn't.
-- what does it is a second socket on the address, to which all new connections are sent and which drops them: the SYN sink
-  (`cluster2.linux.syn_sink` has the details). One process shuts the door for all that share the listener, for as long as it
-  keeps the sink. For Unix sockets `shutdown(SHUT_RD)` is right: newcomers get ECONNREFUSED, the queue can be accepted. But the
-  socket counts as readable from then on: who polls it has to stop at the first EAGAIN, or spins.
+**Shutting a listener.** Before a cluster leaves, new connections must be refused, while all that is in the accept queue must be
+served, and so must handshakes under way. Those clients believe that they are connected, and some have sent their request. Tried
+for TCP (6.18, IPv4 and IPv6):
 
-**Readers who are slow on purpose.** Left alone, Linux takes up to 4 MiB (`net.ipv4.tcp_wmem`) of a response into the
-send buffer of a connection, even if its client accepts next to nothing. And where the client's window is tiny, so are
-the segments that the bytes are cut into, within that very write(2): 1 MiB for a window of some 1,000 bytes takes the
-kernel 1.3 ms, up to 7 ms where its slabs have to grow, and 1.9 MiB of memory that belongs to no process. Five hundred
-such readers held the loops of two workers for four seconds. `TCP_NOTSENT_LOWAT` (tcp(7)) bounds what may lie there
-*unsent*: the same write ends after 132 kB, 0.12 ms and 0.24 MiB. What is on its way to a client isn't bounded, so
-long fat networks are as fast as ever. Accepted sockets inherit the option: no connection pays for it, whichever
-engine accepts it.
+- `close` resets all that is in the queue.
+- `shutdown(SHUT_RD)` does the same. The socket leaves LISTEN and `accept` gives EINVAL (a test shows it).
+- `listen(0)` lets new connections in again as soon as the queue is drained. While it is full (by the kernel's source, not tried),
+  the last step of handshakes is dropped: the client believes that it is connected, the server doesn't.
+- The solution is a second socket on the address, to which all new connections are sent and which drops them: the SYN sink
+  (`cluster2.linux.syn_sink` has the details). One process shuts a listener for all that share it, for as long as it keeps the
+  sink.
 
-**Inherited descriptors** are somebody else's: systemd keeps the socket and its queue for the next instance. So their
-door stays open, and nothing is unlinked; they get the bound on unsent bytes like ours.
+For Unix sockets `shutdown(SHUT_RD)` is right: new connections get ECONNREFUSED, and the queue can be accepted. But the socket is
+readable from then on: a process that polls it has to stop at the first EAGAIN, or spins.
+
+**Clients that read slowly on purpose.** By default Linux takes up to 4 MiB (`net.ipv4.tcp_wmem`) of a response into the send
+buffer of a connection, even if its client accepts next to nothing. If the client's window is tiny, the segments are too, and the
+bytes are cut into them within that very write(2). A write of 1 MiB for a window of some 1,000 bytes takes the kernel 1.3 ms, up
+to 7 ms if its slabs have to grow, and 1.9 MiB of memory that belongs to no process. Five hundred such readers held the loops of
+two workers for four seconds.
+
+`TCP_NOTSENT_LOWAT` (tcp(7)) bounds the *unsent* bytes there: the same write ends after 132 kB, 0.12 ms and 0.24 MiB. Bytes in
+flight to a client aren't bounded, so long fat networks are as fast as ever. Accepted sockets inherit the option: no connection
+pays for it, whichever engine accepts it.
+
+**Inherited descriptors** belong to another process: systemd keeps the socket and its queue for the next instance. So they are not
+shut, and nothing is unlinked. They get the bound on unsent bytes like other listeners.
 """
 
 from __future__ import annotations
@@ -60,7 +64,7 @@ if TYPE_CHECKING:
 MAX_PATH_BYTES: Final = 107
 """The longest path of a Unix socket: `sun_path` has 108 bytes, the last of them zero."""
 
-# What getaddrinfo gives; the third, raw bytes, where Python was built without IPv6.
+# The addresses that getaddrinfo returns. The third form, raw bytes, comes from a Python that was built without IPv6.
 _Resolved = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
 
 NOTSENT_LOWAT_BYTES: Final = 128 * 1024
@@ -76,7 +80,7 @@ class Listener:
     Attributes:
         sock: the socket.
         address: where it listens, with the real port; `FdAddress` as given.
-        owned: we bound it, so its door and its file are ours.
+        owned: this process bound it, so it may shut it and remove its file.
     """
 
     sock: socket.socket
@@ -86,12 +90,12 @@ class Listener:
     _sink: socket.socket | None = field(default=None, repr=False)
 
     def shut_door(self) -> None:
-        """Drop new connections until `close`; what waits, and handshakes under way, can still be accepted.
+        """Drop new connections until `close`; queued ones, and handshakes under way, can still be accepted.
 
-        Nothing happens to a socket that we don't own. A second call does nothing.
+        Nothing happens to a socket that isn't owned. A second call does nothing.
 
         Raises:
-            OSError: the door stays open. The reason is the kernel's, or a lack of descriptors.
+            OSError: the listener stays open. The reason is the kernel's, or a lack of descriptors.
         """
         if not self.owned or self._sink is not None:
             return
@@ -101,22 +105,24 @@ class Listener:
             self._sink = open_sink(self.sock)
 
     def close(self) -> None:
-        """Close our descriptor, and remove the socket file if it is still ours; a second call does nothing."""
+        """Close this process's descriptor, and remove the socket file if it is still the same; a second call does nothing."""
         self.sock.close()
-        if self._sink is not None:  # behind the listener: no newcomer gets in between
+        if self._sink is not None:  # the sink is closed after the listener: no connection gets in between
             self._sink.close()
             self._sink = None
         if self._file is not None:
             path, *identity = self._file
             self._file = None
-            with contextlib.suppress(OSError):  # gone, or not ours to remove any more: then it is the finder's
+            with contextlib.suppress(
+                OSError
+            ):  # the file is gone, or may not be removed: the next server on that path does it
                 found = os.lstat(path)
                 if [found.st_dev, found.st_ino] == identity:
                     os.unlink(path)
 
 
 class SocketFile(NamedTuple):
-    """How the files of Unix sockets are made.
+    """The mode and the owner of the files of Unix sockets.
 
     Attributes:
         mode: their mode.
@@ -131,13 +137,13 @@ _DEFAULT_SOCKET_FILE: Final = SocketFile()
 
 
 def open_all(addresses: Sequence[Address], *, backlog: int, files: SocketFile = _DEFAULT_SOCKET_FILE) -> list[Listener]:
-    """Bind and listen: one listener for each address, in their order. All or none: an error closes what was opened.
+    """Bind and listen: one listener for each address, in their order. All or none: an error closes those that were opened.
 
     Args:
         backlog: the length of each accept queue (the kernel bounds it by `net.core.somaxconn`).
         files: how the files of Unix sockets are made.
     Raises:
-        AddressInUse: somebody listens there.
+        AddressInUse: another process listens there.
         ConfigError: an address that can't be bound, or an inherited descriptor that is no listening stream socket.
     """
     listeners: list[Listener] = []
@@ -169,10 +175,10 @@ class ListeningSocket(Protocol):
         """Drop new connections. Raises OSError."""
 
 
-def shut(door: ListeningSocket, address: Address, warn: Callable[[str], None]) -> bool:
-    """Shut a door. An error is a warning: return false then, and newcomers still arrive."""
+def shut(listener: ListeningSocket, address: Address, warn: Callable[[str], None]) -> bool:
+    """Shut a listener. An error is a warning: return false then, and new connections still arrive."""
     try:
-        door.shut_door()
+        listener.shut_door()
     except OSError as error:
         warn(f"{address}: new connections can't be held back while the cluster leaves: {error.strerror or error}")
         return False
@@ -180,29 +186,29 @@ def shut(door: ListeningSocket, address: Address, warn: Callable[[str], None]) -
 
 
 def bound_unsent(sock: socket.socket) -> None:
-    """Have connections that a listening socket accepts from now on take no more than `NOTSENT_LOWAT_BYTES` bytes that they can't send."""
-    if sock.family != socket.AF_UNIX:  # there the buffer is the reader's, and small
+    """Limit the unsent bytes (`NOTSENT_LOWAT_BYTES`) of each connection that a listening socket accepts from now on."""
+    if sock.family != socket.AF_UNIX:  # a Unix socket's buffer is the reader's, and small
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
 
 
 def queue_length(sock: socket.socket) -> int:
-    """How many connections wait in the accept queue of a listening TCP socket (TCP_INFO: `tcpi_unacked`).
+    """Return how many connections wait in the accept queue of a listening TCP socket (TCP_INFO: `tcpi_unacked`).
 
     Raises:
-        OSError: EOPNOTSUPP: it is a Unix socket, whose queue the kernel doesn't tell that way.
+        OSError: EOPNOTSUPP: it is a Unix socket, whose queue the kernel doesn't report that way.
     """
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED + 4)
     return int(struct.unpack_from("I", info, _TCPI_UNACKED)[0])
 
 
 def systemd_fds(environ: MutableMapping[str, str], pid: int) -> list[int]:
-    """The sockets that a service manager passed on, as sd_listen_fds(3) tells; they are close-on-exec afterwards.
+    """Return the sockets that a service manager passed on, by sd_listen_fds(3); they are close-on-exec afterwards.
 
-    LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES are removed: they are not for our children.
+    LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES are removed: they are not for children of this process.
 
     Args:
         environ: where to look, `os.environ` usually.
-        pid: ours; descriptors meant for another process aren't taken.
+        pid: this process's; descriptors meant for another process aren't taken.
     Raises:
         ConfigError: the variables are no numbers, or a descriptor isn't open.
     """
@@ -244,7 +250,7 @@ def _open_tcp(address: TcpAddress, backlog: int) -> Listener:
 
 
 def _resolve(address: TcpAddress) -> tuple[socket.AddressFamily, _Resolved]:
-    # As bytes where it can be: a text goes through the codec for international names, which brings 0.2 MiB into the master.
+    # Bytes where possible: a text goes through the codec for international names, which brings 0.2 MiB into the master.
     host = address.host.encode() if address.host.isascii() else address.host
     try:
         found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -274,7 +280,7 @@ def _refuse_tcp(address: TcpAddress, resolved: _Resolved, error: OSError) -> NoR
 
 
 def _holder(host: str, port: int) -> str:
-    """Who listens there, as a piece of a sentence; empty where /proc doesn't tell."""
+    """Return which process listens there, as a piece of a sentence; empty if /proc doesn't show it."""
     import psutil  # 10 ms, for an error only
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -294,7 +300,7 @@ def _holder(host: str, port: int) -> str:
 
 
 def _described(process: psutil.Process) -> str:
-    """Return what is to be stopped: of a cluster that is its master, since another worker would take a worker's place."""
+    """Describe the process to stop: for a cluster the master, since it would replace a worker."""
     name, parent = process.name(), process.parent()
     if not name.startswith("cluster2") or parent is None:
         return f"process {process.pid} ({name})"
@@ -308,7 +314,7 @@ def _open_unix(address: UnixAddress, backlog: int, files: SocketFile) -> Listene
         raise ConfigError(
             f"{address}: the path has {size} bytes, a Unix socket's may have {MAX_PATH_BYTES}; choose a shorter one"
         )
-    _make_room(address)
+    _remove_stale_file(address)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _bind_unix(sock, address.path, files.mode)
@@ -343,18 +349,20 @@ def _give_away(path: str, user: int, group: int) -> None:
     try:
         found = os.fstat(fd)
         if stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid():
-            with contextlib.suppress(PermissionError):  # who can't become that user is told so when the app is loaded
+            with contextlib.suppress(
+                PermissionError
+            ):  # if this process can't become that user, an error says so when the app is loaded
                 os.chown(f"/proc/self/fd/{fd}", user, group)
     finally:
         os.close(fd)
 
 
-def _make_room(address: UnixAddress) -> None:
-    """Remove the file that a dead server left; refuse all else that has the path."""
+def _remove_stale_file(address: UnixAddress) -> None:
+    """Remove the file that a dead server left; refuse every other file on that path."""
     try:
         mode = os.lstat(address.path).st_mode
     except OSError:
-        return  # nothing there, or not for us to see: bind will tell
+        return  # no such file, or no right to see it: bind will fail with the reason
     if not stat.S_ISSOCK(mode):
         raise ConfigError(f"{address}: there is a file that is no socket; remove it, or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -367,7 +375,7 @@ def _make_room(address: UnixAddress) -> None:
             raise ConfigError(f"{address}: a dead server's socket can't be removed: {error.strerror}") from error
     elif result in (errno.EACCES, errno.EPERM):
         raise ConfigError(f"{address}: there is a socket that we may not connect to; choose another path")
-    elif result != errno.ENOENT:  # 0; EAGAIN: its queue is full; EPROTOTYPE: it is no stream socket, but alive
+    elif result != errno.ENOENT:  # 0, EAGAIN (its queue is full), EPROTOTYPE (no stream socket, but alive)
         raise AddressInUse(f"{address} is in use: a server answers there; stop it, or choose another path")
 
 

@@ -1,23 +1,23 @@
-"""Log files that several processes write, one rotates, and others read.
+"""Log files that several processes write, one process rotates, and others read.
 
-**Who writes.** A worker's descriptors 1 and 2 *are* its file. So what it says last is there whoever kills it: a traceback, or
-what faulthandler or glibc writes in the middle of a crash. Nobody has to read in time: a pipe that isn't emptied blocks the one
-who writes, and who empties it copies every byte. A file takes all that comes, from descendants as well. All descriptors have
-`O_APPEND`: the kernel puts each write(2) behind the last one in one step, so several processes can share a file, and one that was
-cut to nothing is simply written from its beginning.
+**Writing.** A worker's descriptors 1 and 2 *are* its file. So its final output is there however it ends: a traceback, or the
+lines that faulthandler or glibc write in the middle of a crash. A pipe would need a reader: a full pipe blocks the process that
+writes, and the reader copies every byte. A file takes all that comes, from descendants as well. All descriptors have `O_APPEND`:
+the kernel puts each write(2) behind the last one in one step. So several processes can share a file, and a file that was
+truncated is simply written from its beginning.
 
-**Who rotates.** `NAME.log` becomes `NAME.log.1` by rename(2), what was 1 becomes 2. Who writes has the file, not its name, and
-goes on in what is now `.1`: nothing is lost, nothing is copied. Nobody is told. A process looks now and then (a worker ten times
-a second, once at rest) whether the name still leads to what it has open, one stat(2), and if not opens it again (`ReopeningFile`):
-that works for whoever rotates, the master, logrotate or a human.
+**Rotating.** `NAME.log` becomes `NAME.log.1` by rename(2), and 1 becomes 2. A writer has the file, not its name, and goes on in
+what is now `.1`: nothing is lost, nothing is copied, and no message is sent. A process checks now and then (a worker ten times a
+second, once when idle) if the name still leads to the file that it has open, by one stat(2), and if not opens the name again
+(`ReopeningFile`). That works for any rotation: by the master, by logrotate or by hand.
 
-**Who doesn't look** (a worker that prints in an endless loop, a program that an app has started) writes on in a file that has
-been rotated. That one is bounded by being cut to nothing (`master.logbook`), for which `O_APPEND` is needed as well. It must
-not be removed: it would grow where nobody sees it. Whether somebody still has it open to write the kernel tells without a
-search through /proc: a read lease, fcntl(2), is refused then (`is_open_to_write`).
+**Writers that don't check** (a worker that prints in an endless loop, a program that an app has started) go on in a file that has
+been rotated. That file is bounded by truncation (`master.logs.directory`), for which `O_APPEND` is needed as well. It must not be
+removed: it would grow unseen. The kernel reports whether some process still has it open to write, without a search through /proc:
+a read lease, fcntl(2), is refused then (`is_open_to_write`).
 
-**Who reads** opens only what has one of our names, is a regular file, and lies in the directory itself: no link, no fifo, no way
-out. A reader keeps its descriptor over a rotation, too: it reads the old file to its end before it opens the new one.
+**Reading.** A reader opens only regular files with one of the known names, in the directory itself: no link, no fifo, no path
+that leads out. A reader keeps its descriptor over a rotation, too: it reads the old file to its end before it opens the new one.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from typing import NamedTuple
 
 MASTER_LOG, ACCESS_LOG = "master.log", "access.log"
 LOG_NAME_PATTERN = re.compile(r"(?P<base>(?:master|access|worker\.\d{1,5})\.log)(?:\.(?P<age>[1-9]\d{0,5}))?")
-"""What our files are called; `age` counts rotations."""
+"""The names of log files; `age` counts rotations."""
 LOG_FILE_MODE = 0o640
 _MAX_LEASE_TRIES = 100
-"""Attempts to open a file that somebody else has leased, a millisecond each."""
+"""Attempts to open a file that another process has leased, a millisecond each."""
 READ_BLOCK_BYTES = 1 << 16
-"""Bytes that are read at once."""
+"""Bytes of one read."""
 _MAX_TAIL_BYTES = 1 << 20
-"""Bytes in which the last lines of a file are looked for."""
+"""Bytes at the end of a file in which its last lines are searched."""
 
 
 class Found(NamedTuple):
@@ -53,7 +53,7 @@ class Found(NamedTuple):
         base: the name that it is written under.
         age: how many rotations ago it was written; 0: it is the one that is written now.
         changed: when, in seconds since the epoch.
-        inode: which file it is, whatever its name becomes.
+        inode: the file's identity, which a rotation doesn't change.
     """
 
     name: str
@@ -65,12 +65,12 @@ class Found(NamedTuple):
 
 
 def worker(slot: int) -> str:
-    """The name of a slot's file."""
+    """Return the name of a slot's file."""
     return f"worker.{slot}.log"
 
 
 def open_to_write(path: str, *, readable: bool = False) -> int:
-    """A descriptor that appends to a file, which is made if it isn't there. Raises OSError, also if it is a link."""
+    """Return a descriptor that appends to a file, which is made if needed. Raises OSError, also if it is a link."""
     flags = (
         (os.O_RDWR if readable else os.O_WRONLY)
         | os.O_APPEND
@@ -84,6 +84,7 @@ def open_to_write(path: str, *, readable: bool = False) -> int:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "it isn't a regular file")
+        # O_NONBLOCK was for the open alone: an open of a fifo without a reader would wait.
         os.set_blocking(fd, True)
     except OSError:
         os.close(fd)
@@ -92,7 +93,7 @@ def open_to_write(path: str, *, readable: bool = False) -> int:
 
 
 def _open(path: str, flags: int) -> int:
-    """Not even for a lease (below) does an open wait that isn't to wait for a fifo; nobody keeps one for long."""
+    """Open a file; wait for a lease (below) up to 0.1 s. O_NONBLOCK makes the open fail with EAGAIN while one is broken."""
     for _ in range(_MAX_LEASE_TRIES):
         with contextlib.suppress(BlockingIOError):
             return os.open(path, flags, LOG_FILE_MODE)
@@ -101,11 +102,11 @@ def _open(path: str, flags: int) -> int:
 
 
 def is_open_to_write(path: str) -> bool | None:
-    """Whether some process can write to the file by a descriptor that it has. None: the kernel doesn't tell.
+    """Return whether some process has a descriptor that can write to the file; None: the kernel doesn't report it.
 
-    It doesn't if the file is another user's and we have no CAP_LEASE, or on some file systems. The lease is given back at once.
-    If somebody opens the file to write just then, the kernel would have a signal say so, SIGIO, which ends a process that doesn't
-    expect it: so it is told to use one that does nothing.
+    That is so if the file is another user's and this process has no CAP_LEASE, or on some file systems. The lease is given back
+    at once. If another process opens the file to write just then, the kernel would send SIGIO, which ends a process that doesn't
+    expect it. So F_SETSIG selects a signal that does nothing.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
@@ -122,7 +123,7 @@ def is_open_to_write(path: str) -> bool | None:
 
 
 def empty(path: str) -> None:
-    """Cut a file to nothing. Raises OSError, also if it is a link: what that leads to isn't ours."""
+    """Truncate a file. Raises OSError, also if it is a link: its target isn't a log file."""
     fd = open_to_write(path)
     try:
         os.ftruncate(fd, 0)
@@ -131,14 +132,14 @@ def empty(path: str) -> None:
 
 
 class ReopeningFile:
-    """Keeps descriptors of this process pointing to what a name leads to."""
+    """Descriptors of this process that follow a name over rotations."""
 
     def __init__(self, path: str, *numbers: int) -> None:
-        """Nothing is opened yet; `reopen_if_moved` does it.
+        """Open nothing yet; `reopen_if_moved` does it.
 
         Args:
             path: absolute.
-            numbers: descriptors that are put in place of what they are now (1 and 2); none: `fd` alone is kept.
+            numbers: descriptors that are replaced by the file (1 and 2); none: `fd` alone is kept.
         """
         self.path = path
         self.fd = numbers[-1] if numbers else -1
@@ -149,14 +150,14 @@ class ReopeningFile:
         """Open the file again if its name leads elsewhere. Returns whether it did.
 
         Raises:
-            OSError: it can't be opened; what was open stays in use.
+            OSError: it can't be opened; the file that was open stays in use.
         """
         try:
             there = os.stat(self.path, follow_symlinks=False)
             if (there.st_dev, there.st_ino) == self._opened:
                 return False
         except FileNotFoundError:
-            pass  # it is made again
+            pass  # the file is made again below
         fd = open_to_write(self.path)
         opened = os.fstat(fd)
         for number in self._numbers:
@@ -171,14 +172,14 @@ class ReopeningFile:
         return True
 
     def close(self) -> None:
-        """Close what isn't one of the standard descriptors."""
+        """Close the descriptor, unless it is a standard one."""
         if not self._numbers and self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write, however many calls it takes. Raises OSError: the disk is full, the reader of a pipe has gone."""
+    """Write all the data, in as many calls as needed. Raises OSError: the disk is full, the reader of a pipe has gone."""
     while data:
         data = data[os.write(fd, data) :]
 
@@ -193,13 +194,13 @@ def file_size_limit() -> int | None:
 
 
 def ends_a_line(fd: int) -> bool:
-    """Whether a file that can be read is empty, or ends with a newline."""
+    """Return whether a file that can be read is empty, or ends with a newline."""
     size = os.fstat(fd).st_size
     return not size or os.pread(fd, 1, size - 1) in (b"\n", b"")
 
 
 def log_files(directory: str) -> list[Found]:
-    """The log files of a directory, by name and age. None if it isn't there; what isn't a file of ours isn't looked at."""
+    """Return the log files of a directory, by name and age; none if the directory doesn't exist. Other files are ignored."""
     files = []
     try:
         with os.scandir(directory) as entries:
@@ -218,10 +219,10 @@ def log_files(directory: str) -> list[Found]:
 
 
 def open_to_read(directory: str, name: str) -> int:
-    """A descriptor of a file of the directory.
+    """Return a descriptor of a file of the directory.
 
     Raises:
-        OSError: there is none, or the name isn't one of ours, or what has it is no regular file.
+        OSError: there is none, or the name isn't one of a log file, or it is no regular file.
     """
     if not LOG_NAME_PATTERN.fullmatch(name):
         raise FileNotFoundError(errno.ENOENT, "no such log", name)
@@ -235,7 +236,7 @@ def open_to_read(directory: str, name: str) -> int:
 
 
 def tail(fd: int, lines: int, most: int = _MAX_TAIL_BYTES) -> int:
-    """Where the last `lines` lines of a file begin, looked for from its end; at most `most` bytes before it."""
+    """Return the offset where the last `lines` lines of a file begin, searched from its end, in its last `most` bytes only."""
     end = at = os.fstat(fd).st_size
     if lines <= 0:
         return end
@@ -245,7 +246,7 @@ def tail(fd: int, lines: int, most: int = _MAX_TAIL_BYTES) -> int:
         start = max(floor, at - READ_BLOCK_BYTES)
         block = os.pread(fd, at - start, start)
         if at == end and block.endswith(b"\n"):
-            wanted += 1  # the end of the last line begins none
+            wanted += 1  # the newline at the end of the file begins no line
         where = len(block)
         while (where := block.rfind(b"\n", 0, where)) >= 0:
             wanted -= 1
@@ -256,7 +257,7 @@ def tail(fd: int, lines: int, most: int = _MAX_TAIL_BYTES) -> int:
 
 
 def blocks(fd: int, start: int, end: int) -> Iterator[bytes]:
-    """What a file has between two offsets, block by block; less if it was cut meanwhile."""
+    """Yield the content of a file between two offsets, block by block; less if it was truncated meanwhile."""
     while start < end and (block := os.pread(fd, min(READ_BLOCK_BYTES, end - start), start)):
         start += len(block)
         yield block

@@ -142,7 +142,7 @@ def take_snapshot(board: Scoreboard, now: float, time: float) -> Snapshot:
 
 def _totals(board: Scoreboard) -> Totals | None:
     try:
-        accounts = ledger.read(board, patience=0.0).values()
+        accounts = ledger.read(board, timeout_s=0.0).values()
     except ClusterError:
         return None  # a worker that has ended is being added to the sums; the next second will do
     known = not any(Row.requests.name in each.unknown for each in accounts)
