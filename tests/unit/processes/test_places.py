@@ -1,4 +1,4 @@
-"""What gives way where a default can't be had."""
+"""Defaults that give way if they aren't available."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load(directory: Path, **given: Any) -> Config:
 
 
 def test_ports_of_a_monitor(tmp_path: Path) -> None:
-    """The default and those that follow it, but for the cluster's own; one that was asked for, or none, is what it is."""
+    """Return the default and the ports after it, but for the cluster's own; a port that is set, or 0, is the only one."""
     assert places.monitor_ports(load(tmp_path))[:2] == [3001, 3002]
     busy = {"bind": ["127.0.0.1:3001", "unix:a"], "ecv": {"agent_port": 3002}}
     assert places.monitor_ports(load(tmp_path, **busy))[:2] == [3003, 3004]
@@ -29,7 +29,7 @@ def test_ports_of_a_monitor(tmp_path: Path) -> None:
 
 
 def test_the_first_free_port(tmp_path: Path) -> None:
-    """Ports that are in use are passed over; if all are, the last one is named."""
+    """Skip ports that are in use; if all are, name the last one."""
     settings = load(tmp_path).settings
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         busy = [one.getsockname()[1], other.getsockname()[1]]
@@ -40,7 +40,7 @@ def test_the_first_free_port(tmp_path: Path) -> None:
 
 
 def test_pids_that_can_be_written_stay(tmp_path: Path) -> None:
-    """A directory that can be made, one that is there, and one that was named on purpose, are left alone and not made."""
+    """Leave a directory alone that can be created, that exists, or that was set explicitly, and don't create it."""
     for given in ({}, {"pids": "/proc/none"}, {"cluster": False, "pids": "/proc/none"}):
         wanted = load(tmp_path, **given)
         with places.with_writable_pids(wanted) as found:
@@ -49,7 +49,7 @@ def test_pids_that_can_be_written_stay(tmp_path: Path) -> None:
 
 
 def test_pids_that_cannot_be_written(tmp_path: Path) -> None:
-    """The default is replaced by a directory of our own, which goes at the end; a warning says how to name it."""
+    """Replace the default by a temporary directory, which is removed at the end, with a warning that says how to use it."""
     (tmp_path / "pids").write_text("a file")
     with places.with_writable_pids(load(tmp_path)) as found:
         place = found.settings.pids
@@ -63,7 +63,7 @@ def test_pids_that_cannot_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_working_directory_that_cannot_be_written(tmp_path: Path) -> None:
-    """The same for what an ordinary user meets."""
+    """Replace the default also where an ordinary user may not write."""
     tmp_path.chmod(0o500)
     with places.with_writable_pids(load(tmp_path)) as found:
         assert found.settings.pids != f"{tmp_path}/pids"
@@ -72,7 +72,7 @@ def test_a_working_directory_that_cannot_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may search everywhere")
 def test_a_working_directory_that_cannot_be_searched(tmp_path: Path) -> None:
-    """As root's home is for others (`sudo -u www-data cluster2 run`): there is no file of options, and no traceback."""
+    """Start in a home directory that can't be searched (`sudo -u www-data cluster2 run`): no option file, and no traceback."""
     (tmp_path / "cluster2.toml").write_text("workers = 7\n")
     tmp_path.chmod(0o600)
     try:
@@ -82,7 +82,7 @@ def test_a_working_directory_that_cannot_be_searched(tmp_path: Path) -> None:
 
 
 def test_no_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then nothing is replaced: the start says what is wrong with ./pids."""
+    """Keep the default if there is no temporary directory either: the start fails with the error of ./pids."""
     (tmp_path / "pids").write_text("a file")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     wanted = load(tmp_path)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Failing:
-    """An engine of which each step of a drain raises until it is swept for the third time."""
+    """An engine of which each step of a drain raises until its third sweep."""
 
     name = "failing"
 
@@ -51,14 +51,14 @@ class Failing:
 
 
 async def parts(engines: list[Any]) -> tuple[Acceptor, HandoffPolicy]:
-    """Return an acceptor and moves that have nothing to do."""
+    """Return an acceptor and a hand-off policy that have nothing to do."""
     acceptor = Acceptor([], [], lambda: None)
     await acceptor.start()
     return acceptor, HandoffPolicy(None, engines, header=None)  # type: ignore[arg-type]
 
 
 async def test_a_step_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    """A step that raises is logged once and taken again; the drain ends when nothing is under way."""
+    """Log a step that raises once and repeat it; end the drain when nothing is under way."""
     engines: list[Any] = [Failing(), Failing()]
     acceptor, moves = await parts(engines)
     drain = WorkerDrain(Settings(drain_timeout=30.0, drain_idle=0.0), keeper_gone=True)
@@ -75,7 +75,7 @@ async def test_a_step_that_raises(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_a_cut_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    """At the bound each engine is cut off, even if one before it raises."""
+    """Cut off each engine when the time is over, even if one before it raises."""
     engines: list[Any] = [Failing(ends=False), Failing(ends=False)]
     acceptor, moves = await parts(engines)
     drain = WorkerDrain(Settings(drain_timeout=0.05, drain_idle=0.0), keeper_gone=True)

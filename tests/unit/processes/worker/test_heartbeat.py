@@ -1,4 +1,4 @@
-"""The worker's tick: the row of the scoreboard, the modes, who is told what, and that an idle worker is left alone."""
+"""The worker's tick: the row of the scoreboard, the modes, the calls of the other parts, and the cost of an idle worker."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ pytestmark = pytest.mark.anyio
 ABOVE = 0.005
 
 
-class Home:
-    """An engine that does what it is told to have done."""
+class FakeEngine:
+    """An engine whose figures the test sets."""
 
-    name = "home"
+    name = "engine"
 
     def __init__(self) -> None:
         self.now = EngineStats(0, 0, 0)
@@ -69,18 +69,18 @@ class Home:
         return self.begun
 
 
-class Taker:
-    """An acceptor that notes its modes."""
+class FakeAcceptor:
+    """An acceptor that records its modes."""
 
     def __init__(self) -> None:
         self.accepted = 0
         self.returned = 0
         self.lost = 0
-        self.room = 0
+        self.budget = 0
         self.modes: list[str] = []
 
-    def set_capacity(self, room: int) -> None:
-        self.room = room
+    def set_capacity(self, budget: int) -> None:
+        self.budget = budget
 
     def hold_back(self, mode: AcceptMode) -> None:
         self.modes.append(f"hold {mode.name}")
@@ -89,8 +89,8 @@ class Taker:
         self.modes.append(f"change {mode.name}")
 
 
-class Room(ConnectionBudget):
-    """Room as if there were so many descriptors."""
+class FakeBudget(ConnectionBudget):
+    """A budget of connections for a number of descriptors that the test sets."""
 
     def __init__(self, total: int = 100_000) -> None:
         self.total = total
@@ -102,8 +102,8 @@ class Room(ConnectionBudget):
         self.limit, self._others = self.total, 0
 
 
-class Ways:
-    """Moves that note why."""
+class FakeHandoff:
+    """A hand-off policy that records its calls."""
 
     def __init__(self) -> None:
         self.moved = 0
@@ -128,39 +128,39 @@ class Ways:
 
 
 class Worker:
-    """A pulse with parts that only note what they are told."""
+    """A heartbeat loop whose other parts only record their calls."""
 
     def __init__(self, board: Scoreboard, *, request_timeout: float = 0.0, handoff_slow_above: float = ABOVE) -> None:
         self.board = board
         self.row: Row = board.row(board.claim())
         self.row.state = WorkerState.READY
-        self.homes = [Home(), Home()]
-        self.taker = Taker()
-        self.ways = Ways()
+        self.engines = [FakeEngine(), FakeEngine()]
+        self.acceptor = FakeAcceptor()
+        self.handoff = FakeHandoff()
         self.pace = AcceptModeSelector(handoff_slow_above)
-        self.room = Room()
-        self.watch = StepSampler(lambda step, now: self.pulse.long_step(step, now), 2 * ABOVE)
-        self.pulse = HeartbeatLoop(
+        self.budget = FakeBudget()
+        self.watch = StepSampler(lambda step, now: self.heartbeat.long_step(step, now), 2 * ABOVE)
+        self.heartbeat = HeartbeatLoop(
             board,
             self.row,
-            cast(list[Engine], self.homes),
-            cast(Acceptor, self.taker),
-            cast(HandoffPolicy, self.ways),
+            cast(list[Engine], self.engines),
+            cast(Acceptor, self.acceptor),
+            cast(HandoffPolicy, self.handoff),
             self.pace,
             self.watch,
             LatencyWindow(self.row),
             handoff_idle_after=2.0,
             request_timeout=request_timeout,
             output=WorkerOutput(Settings(), "", 0),
-            budget=self.room,
+            budget=self.budget,
         )
 
     def works(self, requests: int = 1) -> None:
-        home = self.homes[0]
-        home.now = home.now._replace(requests=(home.now.requests or 0) + requests)
+        engine = self.engines[0]
+        engine.now = engine.now._replace(requests=(engine.now.requests or 0) + requests)
 
     async def busy(self, predicate: Callable[[], Any], why: str = "") -> None:
-        """Let the loop run with a request every few milliseconds until it is true."""
+        """Let the loop run with a request every few milliseconds until the condition is true."""
 
         def working() -> Any:
             self.works()
@@ -177,13 +177,13 @@ def board() -> Iterator[Scoreboard]:
 
 
 async def test_publish(board: Scoreboard) -> None:
-    """The row holds the sums over all engines, what was taken and moved, and a deadline for the next heartbeat."""
+    """Write into the row the sums over all engines, the connections taken and moved, and a deadline for the next heartbeat."""
     worker = Worker(board)
-    worker.homes[0].now, worker.homes[1].now = EngineStats(10, 3, 1), EngineStats(5, 2, 2)
-    worker.taker.accepted, worker.taker.returned, worker.taker.lost = 7, 4, 3
-    worker.ways.moved, worker.ways.parked = 6, 5
+    worker.engines[0].now, worker.engines[1].now = EngineStats(10, 3, 1), EngineStats(5, 2, 2)
+    worker.acceptor.accepted, worker.acceptor.returned, worker.acceptor.lost = 7, 4, 3
+    worker.handoff.moved, worker.handoff.parked = 6, 5
     before = time.monotonic()
-    worker.pulse.publish()
+    worker.heartbeat.publish()
     row = worker.row
     assert (row.requests, row.connections, row.in_flight) == (15, 5, 3)
     assert (row.accepted, row.moved_in, row.lost, row.moved_out, row.parked) == (7, 4, 3, 6, 5)
@@ -192,10 +192,10 @@ async def test_publish(board: Scoreboard) -> None:
 
 @pytest.mark.parametrize("unknown", [0, 1])
 async def test_publish_what_nobody_knows(board: Scoreboard, unknown: int) -> None:
-    """One engine that can't know makes the sum unknown, whichever it is; what is in flight is known."""
+    """Make a sum unknown if any engine doesn't know its count; requests in flight are always known."""
     worker = Worker(board)
-    worker.homes[unknown].now, worker.homes[1 - unknown].now = EngineStats(None, None, 2), EngineStats(5, 2, 2)
-    worker.pulse.publish()
+    worker.engines[unknown].now, worker.engines[1 - unknown].now = EngineStats(None, None, 2), EngineStats(5, 2, 2)
+    worker.heartbeat.publish()
     assert (worker.row.requests, worker.row.connections, worker.row.in_flight) == (-1, -1, 4)
 
 
@@ -203,184 +203,189 @@ async def test_publish_what_nobody_knows(board: Scoreboard, unknown: int) -> Non
 
 
 async def test_a_worker_at_rest(board: Scoreboard) -> None:
-    """Without connections and without work it ticks once a second only; all first requests will be measured."""
+    """Tick only once a second without connections and work, and measure the first requests after that."""
     worker = Worker(board)
-    worker.pulse.start()
-    await until(lambda: worker.pulse._wait == IDLE_TICK_S)
-    assert worker.pulse.slow
+    worker.heartbeat.start()
+    await until(lambda: worker.heartbeat._wait == IDLE_TICK_S)
+    assert worker.heartbeat.slow
     assert worker.watch.due == REQUESTS_PER_BURST
-    worker.pulse.stop()
+    worker.heartbeat.stop()
 
 
 async def test_quick_while_there_is_work(board: Scoreboard) -> None:
-    """While requests come it ticks quickly; when none comes and connections are open it does slowly."""
+    """Tick fast while requests come, and slowly when none comes and connections are open."""
     worker = Worker(board)
-    worker.homes[0].now = EngineStats(0, 1, 0)
-    worker.pulse.start()
-    await worker.busy(lambda: worker.homes[0].ticks > 5)
-    assert worker.pulse._wait == FAST_TICK_S
-    assert not worker.pulse.slow
-    await until(lambda: worker.pulse._wait == SLOW_TICK_S)
-    assert worker.pulse.slow
-    worker.pulse.stop()
+    worker.engines[0].now = EngineStats(0, 1, 0)
+    worker.heartbeat.start()
+    await worker.busy(lambda: worker.engines[0].ticks > 5)
+    assert worker.heartbeat._wait == FAST_TICK_S
+    assert not worker.heartbeat.slow
+    await until(lambda: worker.heartbeat._wait == SLOW_TICK_S)
+    assert worker.heartbeat.slow
+    worker.heartbeat.stop()
 
 
 async def test_wake(board: Scoreboard) -> None:
-    """The first request after a rest brings the next tick near; the others cost nothing."""
+    """Bring the next tick forward with the first request after an idle time; the others cost nothing."""
     worker = Worker(board)
-    worker.pulse.start()
-    await until(lambda: worker.pulse._wait == IDLE_TICK_S)
-    worker.pulse.wake()
-    assert not worker.pulse.slow
-    assert worker.pulse._wait == FAST_TICK_S
-    timer = worker.pulse._timer
-    worker.pulse.wake()
-    assert worker.pulse._timer is timer
-    worker.pulse.stop()
+    worker.heartbeat.start()
+    await until(lambda: worker.heartbeat._wait == IDLE_TICK_S)
+    worker.heartbeat.wake()
+    assert not worker.heartbeat.slow
+    assert worker.heartbeat._wait == FAST_TICK_S
+    timer = worker.heartbeat._timer
+    worker.heartbeat.wake()
+    assert worker.heartbeat._timer is timer
+    worker.heartbeat.stop()
 
 
 async def test_a_mode_keeps_it_awake(board: Scoreboard) -> None:
-    """While it isn't eager it goes on ticking, or it would never become so again."""
+    """Go on ticking in each mode but batch, so that the mode can end."""
     worker = Worker(board)
-    worker.pulse.start()
+    worker.heartbeat.start()
     for _ in range(MIN_CLEARLY_LONG_STEPS):
-        worker.pulse.long_step(2 * CLEARLY_LONG_STEP_S, time.monotonic())
-    worker.pulse.wake()
-    await until(lambda: worker.pulse._wait == SLOW_TICK_S)
-    worker.pulse.stop()
+        worker.heartbeat.long_step(2 * CLEARLY_LONG_STEP_S, time.monotonic())
+    worker.heartbeat.wake()
+    await until(lambda: worker.heartbeat._wait == SLOW_TICK_S)
+    worker.heartbeat.stop()
 
 
 async def test_stop(board: Scoreboard) -> None:
-    """Stopped, it ticks no more."""
+    """Stop ticking when the loop is stopped."""
     worker = Worker(board)
-    worker.pulse.start()
-    worker.pulse.wake()
-    worker.pulse.stop()
-    ticks = worker.homes[0].ticks
+    worker.heartbeat.start()
+    worker.heartbeat.wake()
+    worker.heartbeat.stop()
+    ticks = worker.engines[0].ticks
     for _ in range(20):
         await asyncio.sleep(FAST_TICK_S / 5)
-    assert worker.homes[0].ticks == ticks
+    assert worker.engines[0].ticks == ticks
 
 
 # Modes
 
 
 async def test_a_long_step(board: Scoreboard) -> None:
-    """Enough long steps hold the acceptor at once, and the longest stands in the row; more change nothing."""
+    """Leave mode batch at once after enough long steps, with the longest in the row; more steps change nothing."""
     worker = Worker(board)
     now = time.monotonic()
     for number in range(MIN_CLEARLY_LONG_STEPS + 2):
         longest = (1.1 + number / 10) * CLEARLY_LONG_STEP_S
-        worker.pulse.long_step(longest, now)
-        assert worker.taker.modes == (["hold ONE_BY_ONE"] if number + 1 >= MIN_CLEARLY_LONG_STEPS else [])
+        worker.heartbeat.long_step(longest, now)
+        assert worker.acceptor.modes == (["hold ONE_BY_ONE"] if number + 1 >= MIN_CLEARLY_LONG_STEPS else [])
     assert (worker.row.mode, worker.row.longest_step) == (AcceptMode.ONE_BY_ONE, longest)
     assert worker.row.long_at == 0.0, "it is no proof"
-    assert worker.ways.done == []
+    assert worker.handoff.done == []
 
 
 async def test_proof_parks(board: Scoreboard) -> None:
-    """The third proof parks; the row tells the others when the last one was."""
+    """Begin mode handoff with the third proof, and publish in the row when the last one was."""
     worker = Worker(board)
     now = time.monotonic()
     for number in range(MIN_SLOW_STEPS):
-        assert worker.ways.done == []
-        worker.pulse.long_step(2 * ABOVE, now + number / 100)
-    assert worker.ways.done == ["park"]
+        assert worker.handoff.done == []
+        worker.heartbeat.long_step(2 * ABOVE, now + number / 100)
+    assert worker.handoff.done == ["park"]
     assert worker.row.mode == AcceptMode.HANDOFF
     assert worker.row.long_at == now + 0.02
 
 
 async def test_proof_of_siblings_parks(board: Scoreboard) -> None:
-    """Two siblings with proof and one of its own are three; its own row doesn't count twice, an empty one not at all."""
+    """Count two siblings with proof and one of its own as three; its own row doesn't count twice, and an empty one not at all."""
     siblings = [board.row(board.claim()) for _ in range(4)]
     worker = Worker(board)
     now = time.monotonic()
     siblings[0].long_at = now - 0.1
-    worker.pulse.long_step(2 * ABOVE, now)
-    assert worker.ways.done == []
+    worker.heartbeat.long_step(2 * ABOVE, now)
+    assert worker.handoff.done == []
     siblings[1].long_at = now - 0.1
     worker.row.long_at = 0.0
-    worker.pulse.long_step(2 * ABOVE, now + 0.1)
-    assert worker.ways.done == ["park"]
+    worker.heartbeat.long_step(2 * ABOVE, now + 0.1)
+    assert worker.handoff.done == ["park"]
 
 
 async def test_threads_held_from_the_first_tick_on(board: Scoreboard) -> None:
-    """A worker whose threads are all held at its first tick notices: that tick is not late."""
+    """Detect at the first tick that all threads are held: that tick is not late."""
     worker = Worker(board)
-    worker.homes[0].hold = ThreadHold(wall=20.0, used=0.0, full=True)
-    worker.pulse.start()
+    worker.engines[0].hold = ThreadHold(wall=20.0, used=0.0, full=True)
+    worker.heartbeat.start()
     assert worker.row.longest_step > 1.0
-    await until(lambda: "park" in worker.ways.done)
-    worker.pulse.stop()
+    await until(lambda: "park" in worker.handoff.done)
+    worker.heartbeat.stop()
 
 
 async def test_modes_end(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When it is calm parking ends, then holding; the acceptor and the ways out are told, and the row."""
+    """End mode handoff, then one_by_one, when it is calm; the acceptor, the hand-off policy and the row follow."""
     monkeypatch.setattr("cluster2.processes.worker.sampling.accept_mode.CALM_AFTER_S", 0.2)
     worker = Worker(board)
-    worker.pulse.start()
+    worker.heartbeat.start()
     for _ in range(MIN_SLOW_STEPS):
-        worker.pulse.long_step(2 * ABOVE, time.monotonic())
-    worker.pulse.wake()
+        worker.heartbeat.long_step(2 * ABOVE, time.monotonic())
+    worker.heartbeat.wake()
     await until(lambda: worker.row.mode == AcceptMode.BATCH)
-    await until(lambda: worker.taker.modes[-1] == "change BATCH")
-    assert worker.taker.modes[0].startswith("hold ")
-    assert [each for each in worker.ways.done if each in ("park", "park no more")] == ["park", "park no more"]
+    await until(lambda: worker.acceptor.modes[-1] == "change BATCH")
+    assert worker.acceptor.modes[0].startswith("hold ")
+    assert [each for each in worker.handoff.done if each in ("park", "park no more")] == ["park", "park no more"]
     assert worker.row.longest_step == 0.0
-    worker.pulse.stop()
+    worker.heartbeat.stop()
 
 
 async def test_a_worker_that_drains(board: Scoreboard) -> None:
-    """It only tells the time from then on: no mode is begun, nothing is moved; heartbeats go on."""
+    """Only pass the time while draining: no mode begins and nothing is moved, but heartbeats go on."""
     worker = Worker(board)
-    worker.pulse.start()
-    await until(lambda: worker.pulse._wait == IDLE_TICK_S)
-    worker.pulse.drain()
-    worker.ways.done.clear()
+    worker.heartbeat.start()
+    await until(lambda: worker.heartbeat._wait == IDLE_TICK_S)
+    worker.heartbeat.drain()
+    worker.handoff.done.clear()
     for _ in range(MIN_SLOW_STEPS):
-        worker.pulse.long_step(2 * ABOVE, time.monotonic())
+        worker.heartbeat.long_step(2 * ABOVE, time.monotonic())
     worker.row.heartbeat = 0.0
-    worker.pulse.wake()
+    worker.heartbeat.wake()
     await worker.busy(lambda: worker.row.heartbeat)
-    assert worker.taker.modes == []
-    assert worker.ways.done == []
-    worker.pulse.stop()
+    assert worker.acceptor.modes == []
+    assert worker.handoff.done == []
+    worker.heartbeat.stop()
 
 
 # Now and then
 
 
 async def test_what_is_done_now_and_then(board: Scoreboard) -> None:
-    """Engines hear each tick, once a second the second; what is idle rests; while it parks the late ones go instead."""
+    """Call the engines at each tick and each second. Hand over idle connections, or in mode handoff the late ones."""
     worker = Worker(board)
-    worker.homes[0].now = EngineStats(0, 1, 0)
-    worker.pulse.start()
-    await worker.busy(lambda: worker.homes[1].ticks > 20)
-    assert worker.homes[1].seconds < worker.homes[1].ticks
-    assert set(worker.ways.done) == {"rest 2"}
+    worker.engines[0].now = EngineStats(0, 1, 0)
+    worker.heartbeat.start()
+    await worker.busy(lambda: worker.engines[1].ticks > 20)
+    assert worker.engines[1].seconds < worker.engines[1].ticks
+    assert set(worker.handoff.done) == {"rest 2"}
     for _ in range(MIN_SLOW_STEPS):
-        worker.pulse.long_step(2 * ABOVE, time.monotonic())
-    worker.ways.done.clear()
-    await worker.busy(lambda: worker.ways.done)
-    assert set(worker.ways.done) == {"park late"}
-    worker.pulse.stop()
+        worker.heartbeat.long_step(2 * ABOVE, time.monotonic())
+    worker.handoff.done.clear()
+    await worker.busy(lambda: worker.handoff.done)
+    assert set(worker.handoff.done) == {"park late"}
+    worker.heartbeat.stop()
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("a fault of ours")])
 @pytest.mark.parametrize(
     "step",
     [
-        "engine.tick", "engine.on_second", "engine.stats", "engine.longest_hold", "engine.oldest_request", "paper.tick", "paper.reopen_if_moved",
-        "ways.handoff_idle", "ways.handoff_surplus", "memory",
+        "engine.tick", "engine.on_second", "engine.stats", "engine.longest_hold", "engine.oldest_request", "output.tick", "output.reopen_if_moved",
+        "handoff.handoff_idle", "handoff.handoff_surplus", "memory",
     ],
 )  # fmt: skip
 async def test_a_step_that_fails(
     board: Scoreboard, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, step: str, error: Exception
 ) -> None:
-    """A step that fails is reported once; the worker ticks on, the other steps are done, and that one is tried again."""
+    """Report a failing step once, go on ticking, run the other steps, and retry the one that failed."""
     worker = Worker(board, request_timeout=5.0)
-    worker.homes[0].now = EngineStats(0, 5, 0)
-    parts = {"engine": worker.homes[0], "paper": worker.pulse._output, "ways": worker.ways, "memory": processes}
+    worker.engines[0].now = EngineStats(0, 5, 0)
+    parts = {
+        "engine": worker.engines[0],
+        "output": worker.heartbeat._output,
+        "handoff": worker.handoff,
+        "memory": processes,
+    }
     part, _, method = step.partition(".")
     failures = []
 
@@ -390,112 +395,112 @@ async def test_a_step_that_fails(
 
     with monkeypatch.context() as broken:
         broken.setattr(parts[part], method or "resident_memory", fail)
-        worker.pulse.start()
+        worker.heartbeat.start()
         try:
             for _ in range(3):
                 tried, promised = len(failures), worker.row.heartbeat
-                worker.pulse._second_at = worker.pulse._slow_at = 0.0
+                worker.heartbeat._second_at = worker.heartbeat._slow_at = 0.0
                 await until(lambda: len(failures) > tried and worker.row.heartbeat > promised, "it ticks on")  # noqa: B023
-            assert worker.homes[1].ticks
+            assert worker.engines[1].ticks
             warned = [each.getMessage() for each in caplog.records if "it is tried again" in each.getMessage()]
             assert warned
             assert len(warned) == len({each.partition(":")[0] for each in warned})
             broken.undo()
-            worker.row.memory, seconds = 0, worker.homes[0].seconds
-            worker.pulse._second_at = 0.0
-            await until(lambda: worker.row.memory and worker.homes[0].seconds > seconds, "all steps are done again")
+            worker.row.memory, seconds = 0, worker.engines[0].seconds
+            worker.heartbeat._second_at = 0.0
+            await until(lambda: worker.row.memory and worker.engines[0].seconds > seconds, "all steps are done again")
         finally:
-            worker.pulse.stop()
+            worker.heartbeat.stop()
 
 
 async def test_share_by_the_counts_of_those_that_serve(board: Scoreboard) -> None:
-    """A worker compares itself with those that serve; those that boot or drain, and free rows, don't count."""
+    """Compare the worker with those that serve; those that boot or drain, and free rows, don't count."""
     for state, connections in ((WorkerState.READY, 3), (WorkerState.DRAINING, 50), (WorkerState.BOOTING, 0)):
         row = board.row(board.claim())
         row.state, row.connections = state, connections
     board.claim()
     worker = Worker(board)
-    worker.homes[0].now = EngineStats(0, 9, 0)
-    worker.pulse.start()
-    await until(lambda: worker.ways.shared)
-    assert worker.ways.shared[0] == ([3, 9], 9)
-    worker.pulse.stop()
+    worker.engines[0].now = EngineStats(0, 9, 0)
+    worker.heartbeat.start()
+    await until(lambda: worker.handoff.shared)
+    assert worker.handoff.shared[0] == ([3, 9], 9)
+    worker.heartbeat.stop()
 
 
 async def test_a_crowd_is_looked_at_at_once(board: Scoreboard) -> None:
-    """Many new connections since the last tick are shared with that tick, not with the next slow one."""
+    """Share many new connections with the tick after they came, not with the next slow one."""
     worker = Worker(board)
-    worker.homes[0].now = EngineStats(0, 2, 0)
-    worker.pulse.start()
-    await worker.busy(lambda: worker.ways.shared)
+    worker.engines[0].now = EngineStats(0, 2, 0)
+    worker.heartbeat.start()
+    await worker.busy(lambda: worker.handoff.shared)
     looks = []
     for _ in range(5):
-        worker.homes[0].now = worker.homes[0].now._replace(
-            connections=(worker.homes[0].now.connections or 0) + BALANCE_AT_ONCE_CONNECTIONS
+        worker.engines[0].now = worker.engines[0].now._replace(
+            connections=(worker.engines[0].now.connections or 0) + BALANCE_AT_ONCE_CONNECTIONS
         )
-        count = len(worker.ways.shared)
-        began = worker.homes[0].ticks
-        await worker.busy(lambda count=count: len(worker.ways.shared) > count)
-        looks.append(worker.homes[0].ticks - began)
+        count = len(worker.handoff.shared)
+        began = worker.engines[0].ticks
+        await worker.busy(lambda count=count: len(worker.handoff.shared) > count)
+        looks.append(worker.engines[0].ticks - began)
     assert max(looks) <= 2, "each crowd was looked at with the next tick or the one after it"
-    worker.pulse.stop()
+    worker.heartbeat.stop()
 
 
 async def test_the_oldest_request(board: Scoreboard) -> None:
-    """With a time limit for requests the row has the deadline of the oldest one of all engines; 0 when there is none."""
+    """Publish the deadline of the oldest request of all engines if requests have a time limit; 0 when there is none."""
     worker = Worker(board, request_timeout=10.0)
-    worker.homes[0].now = EngineStats(0, 1, 1)
-    worker.homes[0].begun, worker.homes[1].begun = 500.0, 400.0
-    worker.pulse.start()
+    worker.engines[0].now = EngineStats(0, 1, 1)
+    worker.engines[0].begun, worker.engines[1].begun = 500.0, 400.0
+    worker.heartbeat.start()
     await worker.busy(lambda: worker.row.request_deadline == 410.0)
-    worker.homes[0].begun = worker.homes[1].begun = None
+    worker.engines[0].begun = worker.engines[1].begun = None
     await worker.busy(lambda: worker.row.request_deadline == 0.0)
-    worker.pulse.stop()
+    worker.heartbeat.stop()
 
 
 async def test_threads_that_are_held(board: Scoreboard) -> None:
-    """Requests that hold threads for long are evidence like steps that hold the loop, and keep the tick quick."""
+    """Count requests that hold threads for long like steps that hold the loop, and keep ticking fast."""
     worker = Worker(board)
-    worker.pulse.start()
-    worker.homes[0].hold = ThreadHold(wall=4 * ABOVE, used=4 * ABOVE, full=True)
+    worker.heartbeat.start()
+    worker.engines[0].hold = ThreadHold(wall=4 * ABOVE, used=4 * ABOVE, full=True)
     await until(lambda: worker.pace.mode is AcceptMode.HANDOFF)
     assert worker.row.long_at > 0
-    assert not worker.pulse.slow, "it would miss what threads do"
-    worker.homes[0].hold = ThreadHold(wall=0.0, used=0.0, full=False)
-    await until(lambda: worker.pulse.slow)
-    worker.pulse.stop()
+    assert not worker.heartbeat.slow, "it would miss what threads do"
+    worker.engines[0].hold = ThreadHold(wall=0.0, used=0.0, full=False)
+    await until(lambda: worker.heartbeat.slow)
+    worker.heartbeat.stop()
 
 
 async def test_descriptors_are_scarce(board: Scoreboard, caplog: pytest.LogCaptureFixture) -> None:
-    """Near the limit connections are taken one at a time, at the limit none, which is said once."""
+    """Take connections one at a time near the limit and none at the limit, and warn once."""
     worker = Worker(board)
-    worker.pulse.start()
-    home, room = worker.homes[0], worker.room
-    assert worker.taker.room == room.total - MAX_RESERVED_DESCRIPTORS
-    home.now = EngineStats(0, room.total - MAX_RESERVED_DESCRIPTORS - room.burst, 0)
-    await worker.busy(lambda: worker.taker.room == room.burst)
+    worker.heartbeat.start()
+    engine, budget = worker.engines[0], worker.budget
+    assert worker.acceptor.budget == budget.total - MAX_RESERVED_DESCRIPTORS
+    engine.now = EngineStats(0, budget.total - MAX_RESERVED_DESCRIPTORS - budget.burst, 0)
+    await worker.busy(lambda: worker.acceptor.budget == budget.burst)
     assert worker.pace.mode is AcceptMode.BATCH
-    home.now = home.now._replace(connections=room.total - MAX_RESERVED_DESCRIPTORS - room.burst + 1)
+    engine.now = engine.now._replace(connections=budget.total - MAX_RESERVED_DESCRIPTORS - budget.burst + 1)
     await worker.busy(lambda: worker.pace.mode is AcceptMode.ONE_BY_ONE)
-    assert worker.taker.modes == ["hold ONE_BY_ONE"]
+    assert worker.acceptor.modes == ["hold ONE_BY_ONE"]
     assert worker.row.mode == AcceptMode.ONE_BY_ONE
-    home.now = home.now._replace(connections=room.total - MAX_RESERVED_DESCRIPTORS)
-    await worker.busy(lambda: worker.taker.room == 0)
-    room.total -= 1000  # a script lowers the limit
-    await worker.busy(lambda: worker.taker.room == -1000, "it is measured again")
-    home.now = home.now._replace(connections=1)
-    await worker.busy(lambda: worker.taker.room > room.burst)
-    worker.pulse.stop()
+    engine.now = engine.now._replace(connections=budget.total - MAX_RESERVED_DESCRIPTORS)
+    await worker.busy(lambda: worker.acceptor.budget == 0)
+    budget.total -= 1000  # a script lowers the limit
+    await worker.busy(lambda: worker.acceptor.budget == -1000, "it is measured again")
+    engine.now = engine.now._replace(connections=1)
+    await worker.busy(lambda: worker.acceptor.budget > budget.burst)
+    worker.heartbeat.stop()
     told = [record.getMessage() for record in caplog.records if "no more connections" in record.getMessage()]
     assert len(told) == 2, "once for each limit"
     assert told[0].endswith("RLIMIT_NOFILE is 100000; new connections wait, or go to another worker; raise the limit")
 
 
 async def test_a_start_with_few_descriptors(board: Scoreboard) -> None:
-    """A worker that has few from the start never accepts eagerly."""
+    """Never accept in batches if there are few descriptors from the start."""
     worker = Worker(board)
-    assert worker.pulse.begin() is AcceptMode.BATCH
-    worker.room.total = worker.room.burst
-    worker.room.measure(0)
-    assert worker.pulse.begin() is AcceptMode.ONE_BY_ONE
+    assert worker.heartbeat.begin() is AcceptMode.BATCH
+    worker.budget.total = worker.budget.burst
+    worker.budget.measure(0)
+    assert worker.heartbeat.begin() is AcceptMode.ONE_BY_ONE
     assert worker.row.mode == AcceptMode.ONE_BY_ONE

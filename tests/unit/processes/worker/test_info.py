@@ -1,4 +1,4 @@
-"""What a worker knows of itself, and the app's hooks around its life."""
+"""The worker's identity and state, and the app's hooks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.waiting import PATIENCE, until
 
 @pytest.fixture
 def hooks(monkeypatch: pytest.MonkeyPatch) -> WorkerHooks:
-    """The process's hooks, without those of other tests."""
+    """Return the process's hooks, without those of other tests."""
     found = WorkerHooks()
     monkeypatch.setattr(api, "hooks", found)
     return found
@@ -30,14 +30,14 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> WorkerHooks:
 
 @pytest.mark.parametrize("fact", ["pid", "slot", "generation"])
 def test_outside_of_a_worker(fact: str) -> None:
-    """Facts about the worker don't exist where there is none, and the message says why; `draining` is false."""
+    """Refuse attributes of the worker outside of one, with the reason; `draining` is false there."""
     with pytest.raises(RuntimeError, match=rf"worker\.{fact}: this process is no worker"):
         getattr(worker, fact)
     assert worker.draining is False
 
 
 def test_inside_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a worker they are its own, and `draining` follows its life."""
+    """Return the worker's own attributes inside of one; `draining` follows its state."""
     monkeypatch.setattr(api, "_info", None)  # so that it is undone
     life = WorkerInfo(pid=7, slot=3, generation=2)
     api.bind_worker(life)
@@ -47,14 +47,14 @@ def test_inside_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_such_fact() -> None:
-    """Anything else is an ordinary missing attribute."""
+    """Treat any other name as an ordinary missing attribute."""
     with pytest.raises(AttributeError, match="no attribute 'pod'"):
         worker.pod  # noqa: B018
 
 
 @pytest.mark.anyio
 async def test_hooks_in_order(hooks: WorkerHooks) -> None:
-    """Hooks of the start run in order of registration, those of the end in reverse, sync and async alike."""
+    """Run hooks of the start in order of registration and those of the end in reverse, sync and async alike."""
     called: list[str] = []
 
     @worker.on_start
@@ -81,7 +81,7 @@ async def test_hooks_in_order(hooks: WorkerHooks) -> None:
 
 @pytest.mark.anyio
 async def test_a_hook_of_the_start_that_raises(hooks: WorkerHooks) -> None:
-    """What raises at the start keeps the worker from serving: the error passes, and later hooks don't run."""
+    """Don't serve after a hook of the start has raised: the error passes, and later hooks don't run."""
     called: list[str] = []
 
     @worker.on_start
@@ -96,7 +96,7 @@ async def test_a_hook_of_the_start_that_raises(hooks: WorkerHooks) -> None:
 
 @pytest.mark.anyio
 async def test_a_hook_of_the_end_that_raises(hooks: WorkerHooks, caplog: pytest.LogCaptureFixture) -> None:
-    """What raises at the end is logged, and the other hooks run all the same."""
+    """Log an exception of a hook at the end, and run the other hooks all the same."""
     called: list[str] = []
     worker.on_stop(lambda: called.append("first"))
     worker.on_stop(lambda: 1 // 0)
@@ -116,7 +116,7 @@ async def test_a_hook_of_the_end_that_raises(hooks: WorkerHooks, caplog: pytest.
 
 @pytest.mark.anyio
 async def test_a_hook_of_the_drain_that_raises(hooks: WorkerHooks, caplog: pytest.LogCaptureFixture) -> None:
-    """What raises when the worker begins to drain is logged, and the other hooks run all the same, in order."""
+    """Log an exception of a hook at the drain, and run the other hooks all the same, in order."""
     called: list[str] = []
     worker.on_drain(lambda: called.append("first"))
 
@@ -137,7 +137,7 @@ async def test_a_hook_of_the_drain_that_raises(hooks: WorkerHooks, caplog: pytes
 
 @pytest.mark.anyio
 async def test_a_hook_of_the_drain_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
-    """It is cancelled when its time is over."""
+    """Cancel a hook of the drain when its time is over."""
     hook = asyncio.ensure_future(asyncio.Event().wait())
     await worker_process.finish_drain_hooks(hook, 0.01)
     assert hook.cancelled()
@@ -146,7 +146,7 @@ async def test_a_hook_of_the_drain_that_hangs(caplog: pytest.LogCaptureFixture) 
 
 @pytest.mark.anyio
 async def test_drained() -> None:
-    """What waits for the drain goes on when it begins, on each loop of the process; a wait that is cancelled is forgotten."""
+    """Wake all that waits for the drain, on each loop of the process; forget a wait that is cancelled."""
     life = WorkerInfo(pid=7, slot=3, generation=2)
     elsewhere = asyncio.ensure_future(
         asyncio.to_thread(lambda: asyncio.run(asyncio.wait_for(life.drained(), PATIENCE)))
@@ -165,7 +165,7 @@ async def test_drained() -> None:
 
 @pytest.mark.anyio
 async def test_drained_in_an_app(hooks: WorkerHooks) -> None:
-    """Outside of a worker nothing drains; a simulated one drains when the test says so, and its hooks run."""
+    """Never drain outside of a worker; drain a simulated one when the test says so, and run its hooks."""
     called: list[bool] = []
     worker.on_drain(lambda: called.append(worker.draining))
     outside = asyncio.ensure_future(worker.drained())
@@ -182,7 +182,7 @@ async def test_drained_in_an_app(hooks: WorkerHooks) -> None:
 
 @pytest.mark.anyio
 async def test_the_end_goes_on_after_a_step_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    """Each step of a worker's end is taken, even if one before it raises, exits or cancels the task; that is logged and told."""
+    """Run each step of a worker's end, even if one before it raises, exits or cancels the task; log that, and report it."""
     taken: list[str] = []
 
     async def good() -> None:

@@ -18,7 +18,7 @@ Message = dict[str, Any]
 
 
 class Around:
-    """What the layer reports to."""
+    """A sampler whose reports go nowhere, and the calls that it gets."""
 
     def __init__(self, *, due: int = 0) -> None:
         self.took: list[float] = []
@@ -34,7 +34,7 @@ class Around:
 
 
 async def asgi_answer(headers: list[tuple[bytes, bytes]] | None, around: Around, kind: str = "http") -> list[Message]:
-    """What reaches the engine of a response with these headers."""
+    """Return the messages that reach the engine for a response with these headers."""
     sent: list[Message] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -53,7 +53,7 @@ async def asgi_answer(headers: list[tuple[bytes, bytes]] | None, around: Around,
 
 
 async def test_serving() -> None:
-    """While no sample is due, the app is given the engine's own `send`, and its awaitable is returned as it is."""
+    """Pass the engine's own `send` to the app while no sample is due, and return the app's awaitable as it is."""
     calls: list[tuple[Any, ...]] = []
     answer = object()
     wrapped = Around().instrument(lambda *arguments: calls.append(arguments) or answer, Interface.ASGI)
@@ -63,7 +63,7 @@ async def test_serving() -> None:
 
 
 async def test_a_sample() -> None:
-    """A request that is measured is answered as any other; it uses up one sample and wakes the worker."""
+    """Serve a measured request as any other; it uses up one sample and wakes the worker."""
     around = Around(due=REQUESTS_PER_BURST)
     start, body = await asgi_answer([(b"x", b"1")], around)
     assert start["headers"] == [(b"x", b"1")]
@@ -73,7 +73,7 @@ async def test_a_sample() -> None:
 
 
 async def test_a_sample_that_fails() -> None:
-    """What a measured handler raises arrives as it is."""
+    """Pass on an exception of a measured handler as it is."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         raise LookupError("no such key")
@@ -83,7 +83,7 @@ async def test_a_sample_that_fails() -> None:
 
 
 async def test_websockets_pass() -> None:
-    """No websocket is measured: it may last for hours."""
+    """Measure no websocket: it may last for hours."""
     around = Around(due=5)
     start, _ = await asgi_answer([(b"x", b"1")], around, kind="websocket")
     assert start["headers"] == [(b"x", b"1")]
@@ -92,7 +92,7 @@ async def test_websockets_pass() -> None:
 
 @pytest.mark.parametrize("due", [0, 3])
 async def test_stream_handlers(due: int) -> None:
-    """A stream handler is called with its streams, measured or not, and what it raises arrives as it is."""
+    """Call a stream handler with its streams, measured or not, and pass on its exceptions as they are."""
     around = Around(due=due)
     called: list[tuple[Any, Any]] = []
 
@@ -107,7 +107,7 @@ async def test_stream_handlers(due: int) -> None:
 
 
 def test_protocol_factories_are_not_wrapped() -> None:
-    """What a protocol of the app's does is not to be seen from here."""
+    """Leave factories of protocols alone: the layer can't see the work of a protocol."""
 
     def factory() -> Any: ...
 
@@ -115,7 +115,7 @@ def test_protocol_factories_are_not_wrapped() -> None:
 
 
 class Ours:
-    """Stands for what answers health checks."""
+    """A stand-in for the health checks' endpoint."""
 
     paths = frozenset({"/ecv", "/ecv/enable"})
 
@@ -133,7 +133,7 @@ class Ours:
 
 
 async def test_health_checks() -> None:
-    """Requests for our paths don't reach the app; all others do, and so do websockets and lifespan events."""
+    """Keep requests for the endpoint's paths from the app; pass on all others, websockets and lifespan events too."""
 
     class Rsgi:
         def __init__(self, path: str, proto: str = "http") -> None:
@@ -178,7 +178,7 @@ class Body:
 
 
 async def test_rsgi_is_measured() -> None:
-    """HTTP requests by RSGI are measured, websockets aren't."""
+    """Measure HTTP requests by RSGI, and no websockets."""
     around = Around(due=UNMEASURED_REQUESTS + 2)
 
     async def app(scope: Any, protocol: Any) -> str:
@@ -195,7 +195,7 @@ async def test_rsgi_is_measured() -> None:
 
 @pytest.mark.parametrize("result", [[b"ab"], (b"a", b"b"), Body(), iter([b"a", b"b"])])
 async def test_wsgi_in_a_thread_is_measured(result: Any) -> None:
-    """A WSGI call is measured up to the end of its body, which reaches the engine as it is, and is closed once."""
+    """Measure a WSGI call up to the end of its body, which reaches the engine as it is, and is closed once."""
     around = Around(due=UNMEASURED_REQUESTS + 1)
     wrapped = around.instrument(lambda environ, start_response: result, Interface.WSGI)
     for _ in range(UNMEASURED_REQUESTS):
@@ -215,7 +215,7 @@ async def test_wsgi_in_a_thread_is_measured(result: Any) -> None:
 
 
 async def test_wsgi_that_raises_is_measured() -> None:
-    """What the app raises arrives as it is, and the request counts."""
+    """Pass on an exception of the app as it is, and count the request."""
     around = Around(due=UNMEASURED_REQUESTS + 1)
 
     def app(environ: Any, start_response: Any) -> Any:

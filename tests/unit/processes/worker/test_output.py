@@ -1,4 +1,4 @@
-"""What a worker writes: its output becomes a file, which follows rotation and survives a full disk."""
+"""The output of a worker: a file that follows rotation and survives a full disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ paper.redirect(7, 3)
 
 
 def worker(directory: Path, code: str, form: str = "text") -> tuple[int, str]:
-    """Run code as a worker of slot 3, generation 7. Its exit code, and its file's content."""
+    """Run code as a worker of slot 3, generation 7. Return its exit code, and its file's content."""
     environ = os.environ | {"LOGS": str(directory), "FORM": form}
     done = subprocess.run([sys.executable, "-c", BEGIN + code], env=environ, capture_output=True, text=True, timeout=30)
     assert done.stdout == done.stderr == "", done
@@ -48,7 +48,7 @@ def worker(directory: Path, code: str, form: str = "text") -> tuple[int, str]:
     ],
 )
 def test_last_words(tmp_path: Path, code: str, exit_code: int, words: list[str]) -> None:
-    """However a worker dies, what it has said is in its file, in order, below a line with its pid, slot and generation."""
+    """Keep all output in the file, in order, however a worker dies, below a line with its pid, slot and generation."""
     code_found, text = worker(tmp_path, code)
     assert code_found == exit_code
     first, _, rest = text.partition("\n")
@@ -59,7 +59,7 @@ def test_last_words(tmp_path: Path, code: str, exit_code: int, words: list[str])
 
 
 def test_json(tmp_path: Path) -> None:
-    """The line that a worker begins with is an object with the facts as fields."""
+    """Begin with a line that is a JSON object with pid, slot and generation as fields."""
     _, text = worker(tmp_path, "os._exit(0)", "json")
     entry = json.loads(text)
     assert (entry["slot"], entry["generation"], entry["level"]) == (3, 7, "info")
@@ -67,7 +67,7 @@ def test_json(tmp_path: Path) -> None:
 
 
 def test_output_follows_rotation(tmp_path: Path) -> None:
-    """After a look what is printed goes into the new file, from Python and from below."""
+    """Write into the new file after a rotation was noticed, from Python and from below."""
     code = """
 print("one")
 os.rename(os.environ["LOGS"] + "/worker.3.log", os.environ["LOGS"] + "/worker.3.log.1")
@@ -81,7 +81,7 @@ print("three"); os.write(2, b"four\\n"); sys.stderr.write("five\\n"); os._exit(0
 
 
 def test_a_full_disk_fails_no_print(tmp_path: Path) -> None:
-    """What can't be written is lost; when there is room again, output goes on. /dev/full is a disk that is always full."""
+    """Lose output that can't be written, and go on when the disk has space again. /dev/full is a disk that is always full."""
     code = """
 import logging
 full = os.open("/dev/full", os.O_WRONLY)
@@ -100,7 +100,7 @@ print("again"); sys.stderr.write("and again\\n"); os._exit(0)
 
 
 def test_a_worker_begins_on_a_full_disk(tmp_path: Path) -> None:
-    """A file that can't be made or written is no reason not to serve."""
+    """Serve although a file can't be created or written."""
     paper = WorkerOutput(Settings(), str(tmp_path / "none"), 0)
     paper.reopen_if_moved()  # says so, and goes on
     (tmp_path / "none").mkdir()

@@ -66,7 +66,7 @@ async def greeting(listener: socket.socket) -> bytes:
 
 @pytest.mark.parametrize("mode", AcceptMode)
 async def test_every_mode_takes(listener: socket.socket, mode: AcceptMode) -> None:
-    """In each mode all connections are taken and counted, and the worker is told that it isn't at rest."""
+    """Take and count all connections in each mode, and report activity."""
     taking = Taking(listener)
     await taking.acceptor.start()
     await taking.acceptor.set_mode(mode)
@@ -79,7 +79,7 @@ async def test_every_mode_takes(listener: socket.socket, mode: AcceptMode) -> No
 
 @pytest.mark.parametrize("mode", AcceptMode)
 async def test_none_is_overlooked(listener: socket.socket, mode: AcceptMode) -> None:
-    """At whatever turn of the loop it stops: each connection that it has taken by then is known to it or to the engine."""
+    """Stop at any turn of the loop: each connection that was taken by then is known to the acceptor or to the engine."""
     for turns in range(12):
         taking = Taking(listener, handler=greet_and_wait)
         await taking.acceptor.start()
@@ -95,7 +95,7 @@ async def test_none_is_overlooked(listener: socket.socket, mode: AcceptMode) -> 
 
 
 async def test_from_mode_to_mode(listener: socket.socket) -> None:
-    """Whatever the modes that follow each other, no connection is left out."""
+    """Lose no connection, whichever modes follow each other."""
     taking = Taking(listener)
     await taking.acceptor.start()
     for mode in (
@@ -115,7 +115,7 @@ async def test_from_mode_to_mode(listener: socket.socket) -> None:
 
 
 async def test_no_descriptor_to_listen_by(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
-    """A worker that becomes eager again without a descriptor for its server takes connections as soon as there is one."""
+    """Return to mode batch without a descriptor for the server: take connections as soon as there is one."""
     taking = Taking(listener)
     await taking.acceptor.start()
     await taking.acceptor.set_mode(AcceptMode.ONE_BY_ONE)
@@ -132,7 +132,7 @@ async def test_no_descriptor_to_listen_by(listener: socket.socket, caplog: pytes
 async def test_a_connection_that_can_not_be_taken(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """Whatever fails when one is taken: after a pause the next one is."""
+    """Take the next connection after a pause, whatever failed when one was taken."""
     taking = Taking(listener)
     await taking.acceptor.start()
     await taking.acceptor.set_mode(AcceptMode.ONE_BY_ONE)
@@ -152,7 +152,7 @@ async def test_a_connection_that_can_not_be_taken(
 
 
 async def test_a_mode_that_comes_too_late(listener: socket.socket) -> None:
-    """One that has stopped in the middle of a connection takes no other, though it is told to hold just then."""
+    """Take no connection after the stop, even if the stop came in the middle of one and the mode changes just then."""
     taking = Taking(listener, handler=greet_and_wait)
     await taking.acceptor.start()
     await taking.acceptor.set_mode(AcceptMode.HANDOFF)
@@ -170,7 +170,7 @@ async def test_a_mode_that_comes_too_late(listener: socket.socket) -> None:
 
 
 async def test_lost_on_the_way(listener: socket.socket) -> None:
-    """What the ready queues lost for want of a descriptor is counted, all queues together."""
+    """Count the connections that the ready queues lost for want of a descriptor, all queues together."""
     engine = TcpEngine(AppContext(greet, Interface.TCP, Settings(), None))
     with ExitStack() as stack:
         inlets = []
@@ -185,7 +185,7 @@ async def test_lost_on_the_way(listener: socket.socket) -> None:
 
 
 async def test_several_doors() -> None:
-    """All listening sockets are served in turn, in either kind of mode."""
+    """Serve all listening sockets in turn, in either kind of mode."""
     with ExitStack() as stack:
         doors = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
         for door in doors:
@@ -200,7 +200,7 @@ async def test_several_doors() -> None:
 
 @pytest.mark.parametrize("mode", [AcceptMode.BATCH, AcceptMode.ONE_BY_ONE])
 async def test_the_queue_at_the_end(listener: socket.socket, mode: AcceptMode) -> None:
-    """When no successor will take what waits, all of it is taken, and nothing that comes later."""
+    """Take all that waits when no successor will, and nothing that comes later."""
     taking = Taking(listener)
     await taking.acceptor.start()
     await taking.acceptor.set_mode(mode)
@@ -221,7 +221,7 @@ async def test_the_queue_at_the_end(listener: socket.socket, mode: AcceptMode) -
 
 
 async def test_another_worker_takes_what_a_stopped_one_leaves(listener: socket.socket) -> None:
-    """A stopped acceptor leaves the listening socket open and what waits there to its sibling."""
+    """Leave the listening socket open after the stop, and the connections that wait there to a sibling."""
     stopped, sibling = Taking(listener), Taking(listener)
     await stopped.acceptor.start()
     stopped.acceptor.stop()
@@ -284,14 +284,14 @@ assert all("no connection can be taken for 0.1 s" in each for each in paused), p
 
 
 def test_descriptors_run_out() -> None:
-    """Without a free descriptor a worker that holds back waits a little instead of spinning, and goes on when there is one."""
+    """Wait a little without a free descriptor instead of spinning, and go on when there is one."""
     ended = subprocess.run([sys.executable, "-c", OUT_OF_FILES], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     assert float(ended.stdout) > 0.15, "three attempts have two pauses between them"
 
 
 class Narrow(TcpEngine):
-    """An engine that has room when it is told so."""
+    """An engine whose capacity the test sets."""
 
     def __init__(self) -> None:
         super().__init__(AppContext(greet, Interface.TCP, Settings(), None))
@@ -308,7 +308,7 @@ class Narrow(TcpEngine):
 
 
 async def test_nothing_is_taken_without_room(listener: socket.socket) -> None:
-    """In held mode a connection is left to siblings until its engine has room, or invites it all the same."""
+    """Leave a connection to siblings until its engine has capacity, or grants one all the same."""
     engine = Narrow()
     acceptor = Acceptor([ListeningSource(listener, engine, None)], [], lambda: None)
     await acceptor.start()
@@ -330,7 +330,7 @@ async def test_nothing_is_taken_without_room(listener: socket.socket) -> None:
 
 
 async def test_engines_without_room_dont_hold_up_others(listener: socket.socket) -> None:
-    """While one engine has no room, the other's connections are taken, and nobody spins."""
+    """Take the connections of one engine while the other has no capacity, and don't spin."""
     narrow, wide = Narrow(), TcpEngine(AppContext(greet, Interface.TCP, Settings(), None))
     with socket.create_server(("127.0.0.1", 0)) as other:
         acceptor = Acceptor(
@@ -356,7 +356,7 @@ async def test_engines_without_room_dont_hold_up_others(listener: socket.socket)
 
 @pytest.mark.parametrize("mode", [AcceptMode.ONE_BY_ONE, AcceptMode.HANDOFF])
 async def test_no_room(listener: socket.socket, mode: AcceptMode) -> None:
-    """As many connections are taken as there is room for; the others wait until there is more."""
+    """Take as many connections as the capacity allows; the others wait until it grows."""
     taking = Taking(listener)
     taking.acceptor.set_capacity(3)
     await taking.acceptor.start(mode)
@@ -373,14 +373,14 @@ async def test_no_room(listener: socket.socket, mode: AcceptMode) -> None:
 
 
 async def taking_stands(taking: Taking, count: int) -> bool:
-    """Whether nothing more is taken while the loop turns, and timers have their turn."""
+    """Return whether nothing more is taken while the loop turns and timers fire."""
     for _ in range(20):
         await asyncio.sleep(MAX_HEAD_WAIT_S)
     return taking.acceptor.accepted == count
 
 
 async def test_no_room_for_what_returns() -> None:
-    """What is in a ready queue stays there while there is no room, in eager mode as well."""
+    """Leave connections in a ready queue while there is no capacity, also in mode batch."""
     entry, exit = queue()
     engine = TcpEngine(AppContext(greet, Interface.TCP, Settings(), None))
     acceptor = Acceptor([], [ReadyQueue(QueueReader(exit), engine)], lambda: None)

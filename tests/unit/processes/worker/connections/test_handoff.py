@@ -1,4 +1,4 @@
-"""When connections leave a worker, and which: with connections that are none, over a queue of the real kernel."""
+"""The hand-off policy: when connections leave a worker, and which. The connections are fakes; the queue is the kernel's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOW = 1000.0
 
 
 class Connection:
-    """May move or not, as the test says."""
+    """A connection that may move or not, as the test says."""
 
     def __init__(self, descriptor: int, *, idle: float = 0.0, may: bool = True, kept: bool = True) -> None:
         self.descriptor = descriptor
@@ -52,14 +52,14 @@ class Connection:
 
 
 class Broken(Connection):
-    """Has no descriptor any more."""
+    """A connection without a descriptor."""
 
     def descriptor_and_family(self) -> tuple[int, int]:
         raise OSError("closed")
 
 
-class Home:
-    """An engine: its connections, its hook, and what was shed."""
+class FakeEngine:
+    """An engine with connections, a hook, and a count of the connections that it closed."""
 
     def __init__(self) -> None:
         self.connections: list[Connection] = []
@@ -81,35 +81,35 @@ class Home:
         return [each.gone for each in self.connections]
 
 
-class House:
-    """Two engines, the ways out, and the keeper's end of the queue."""
+class Setup:
+    """Two engines, the policy, and the keeper's end of the queue."""
 
     def __init__(self, stack: ExitStack, *, keeper: bool = True) -> None:
         into, out = queue()
         stack.callback(into.close)
         stack.callback(out.close)
         self.into = into
-        self.inlet = QueueReader(out)
+        self.reader = QueueReader(out)
         self.board = Scoreboard.create()
         stack.callback(self.board.close)
         self.header: Header = self.board.header
-        self.homes = [Home(), Home()]
-        self.moves = HandoffPolicy(QueueWriter(into) if keeper else None, cast(list[Engine], self.homes), self.header)
+        self.engines = [FakeEngine(), FakeEngine()]
+        self.moves = HandoffPolicy(QueueWriter(into) if keeper else None, cast(list[Engine], self.engines), self.header)
         self._reader, writer = os.pipe()
         stack.callback(os.close, self._reader)
         stack.callback(os.close, writer)
 
     def add(self, home: int = 0, count: int = 1, **how: Any) -> list[Connection]:
         made = [Connection(self._reader, **how) for _ in range(count)]
-        self.homes[home].connections += made
+        self.engines[home].connections += made
         return made
 
     def arrived(self) -> list[HandedConnection]:
         found = []
-        while some := self.inlet.take_all():
+        while some := self.reader.take_all():
             found += some
-        for parcel in found:
-            os.close(parcel.descriptor)
+        for handed in found:
+            os.close(handed.descriptor)
         return found
 
     def fill(self) -> None:
@@ -128,152 +128,152 @@ def stack() -> Iterator[ExitStack]:
 
 
 async def test_rest(stack: ExitStack) -> None:
-    """What was idle for long enough goes, with its app, family and age; what wasn't, or can't, stays."""
-    house = House(stack)
-    house.add(0, idle=5.0)
-    house.add(0, idle=1.0)
-    house.add(0, idle=5.0, may=False)
-    house.add(1, idle=2.0)
-    house.moves.handoff_idle(NOW, 2.0)
-    assert house.homes[0].gone == [True, False, False]
-    assert house.homes[1].gone == [True]
-    assert [each[1:] for each in house.arrived()] == [(0, socket.AF_INET, 5.0), (1, socket.AF_INET, 2.0)]
-    assert (house.moves.moved, house.moves.parked) == (2, 0)
+    """Hand over connections that were idle for long enough, with app, family and age; keep those that weren't, or can't move."""
+    setup = Setup(stack)
+    setup.add(0, idle=5.0)
+    setup.add(0, idle=1.0)
+    setup.add(0, idle=5.0, may=False)
+    setup.add(1, idle=2.0)
+    setup.moves.handoff_idle(NOW, 2.0)
+    assert setup.engines[0].gone == [True, False, False]
+    assert setup.engines[1].gone == [True]
+    assert [each[1:] for each in setup.arrived()] == [(0, socket.AF_INET, 5.0), (1, socket.AF_INET, 2.0)]
+    assert (setup.moves.moved, setup.moves.parked) == (2, 0)
 
 
 async def test_a_connection_that_fails(stack: ExitStack) -> None:
-    """One that can't be handed over is reset; the others go, with a worker that retires and with a response that is complete."""
-    house = House(stack)
+    """Reset a connection that can't be handed over and hand over the others, at the retirement and after a response."""
+    setup = Setup(stack)
     broken = [Broken(0, idle=5.0), Broken(0, idle=5.0)]
-    house.homes[0].connections.append(broken[0])
-    house.add(0)
-    house.moves.retire(NOW)
-    assert house.homes[0].freed is not None
-    house.homes[0].freed(broken[1])
+    setup.engines[0].connections.append(broken[0])
+    setup.add(0)
+    setup.moves.retire(NOW)
+    assert setup.engines[0].freed is not None
+    setup.engines[0].freed(broken[1])
     assert [each.abandoned for each in broken] == [True, True]
-    assert len(house.arrived()) == 1
+    assert len(setup.arrived()) == 1
 
 
 async def test_never_rest(stack: ExitStack) -> None:
-    """With `handoff_idle_after = 0` nothing goes to rest."""
-    house = House(stack)
-    house.add(idle=1e6)
-    house.moves.handoff_idle(NOW, 0.0)
-    assert house.arrived() == []
+    """Hand over no idle connection with `handoff_idle_after = 0`."""
+    setup = Setup(stack)
+    setup.add(idle=1e6)
+    setup.moves.handoff_idle(NOW, 0.0)
+    assert setup.arrived() == []
 
 
 async def test_rest_of_a_busy_keeper(stack: ExitStack) -> None:
-    """The time to rest grows with the keeper's load."""
-    house = House(stack)
-    house.add(idle=5.0)
-    house.add(idle=7.0)
-    house.header.keeper_rate = 3 * UNSTRETCHED_WAKE_RATE
-    house.moves.handoff_idle(NOW, 2.0)
-    assert house.homes[0].gone == [False, True]
-    house.header.keeper_rate = UNSTRETCHED_WAKE_RATE / 10
-    house.moves.handoff_idle(NOW, 2.0)
-    assert house.homes[0].gone == [True, True]
-    assert len(house.arrived()) == 2
+    """Make the idle time grow with the keeper's load."""
+    setup = Setup(stack)
+    setup.add(idle=5.0)
+    setup.add(idle=7.0)
+    setup.header.keeper_rate = 3 * UNSTRETCHED_WAKE_RATE
+    setup.moves.handoff_idle(NOW, 2.0)
+    assert setup.engines[0].gone == [False, True]
+    setup.header.keeper_rate = UNSTRETCHED_WAKE_RATE / 10
+    setup.moves.handoff_idle(NOW, 2.0)
+    assert setup.engines[0].gone == [True, True]
+    assert len(setup.arrived()) == 2
 
 
 async def test_a_clock_that_is_behind(stack: ExitStack) -> None:
-    """A connection used after the tick that asks has no negative age."""
-    house = House(stack)
-    house.add(idle=-3.0)
-    house.moves.retire(NOW)
-    assert [each.age for each in house.arrived()] == [0.0]
+    """Send no negative age for a connection that was used after the tick."""
+    setup = Setup(stack)
+    setup.add(idle=-3.0)
+    setup.moves.retire(NOW)
+    assert [each.age for each in setup.arrived()] == [0.0]
 
 
 # Park
 
 
 async def test_park(stack: ExitStack) -> None:
-    """All idle ones go at once, and each of the others when its response is complete."""
-    house = House(stack)
-    house.add(0, 3)
-    (busy,) = house.add(1, may=False)
-    house.moves.start_handoff_after_response(NOW)
-    assert len(house.arrived()) == 3
+    """Hand over all idle connections at once, and each of the others when its response is complete."""
+    setup = Setup(stack)
+    setup.add(0, 3)
+    (busy,) = setup.add(1, may=False)
+    setup.moves.start_handoff_after_response(NOW)
+    assert len(setup.arrived()) == 3
     busy.may = True
-    freed = house.homes[1].freed
+    freed = setup.engines[1].freed
     assert freed is not None
     freed(cast(Movable, busy))
     assert busy.gone
-    assert [each.site for each in house.arrived()] == [1]
-    assert (house.moves.moved, house.moves.parked) == (4, 4)
+    assert [each.site for each in setup.arrived()] == [1]
+    assert (setup.moves.moved, setup.moves.parked) == (4, 4)
 
 
 async def test_park_when_written(stack: ExitStack) -> None:
-    """A response that isn't written when it is complete may be a turn of the loop later; then its connection goes."""
-    house = House(stack)
-    house.moves.start_handoff_after_response(NOW)
-    (busy,) = house.add(may=False)
-    freed = house.homes[0].freed
+    """Hand over a connection whose response is written a turn of the loop after it is complete."""
+    setup = Setup(stack)
+    setup.moves.start_handoff_after_response(NOW)
+    (busy,) = setup.add(may=False)
+    freed = setup.engines[0].freed
     assert freed is not None
     freed(cast(Movable, busy))
     asyncio.get_running_loop().call_soon(lambda: None)
     assert not busy.gone
     busy.may = True
     await until(lambda: busy.gone)
-    assert len(house.arrived()) == 1
+    assert len(setup.arrived()) == 1
 
 
 async def test_park_late(stack: ExitStack) -> None:
-    """One that wasn't written even then goes with a later tick."""
-    house = House(stack)
-    house.moves.start_handoff_after_response(NOW)
-    (busy,) = house.add(may=False)
-    freed = house.homes[0].freed
+    """Hand over a connection whose response is written even later with a later tick."""
+    setup = Setup(stack)
+    setup.moves.start_handoff_after_response(NOW)
+    (busy,) = setup.add(may=False)
+    freed = setup.engines[0].freed
     assert freed is not None
     freed(cast(Movable, busy))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     busy.may = True
-    house.moves.handoff_late(NOW)
+    setup.moves.handoff_late(NOW)
     assert busy.gone
-    assert house.moves.parked == 1
-    house.arrived()
+    assert setup.moves.parked == 1
+    setup.arrived()
 
 
 async def test_park_no_more(stack: ExitStack) -> None:
-    """When parking ends the hooks are gone."""
-    house = House(stack)
-    house.moves.start_handoff_after_response(NOW)
-    assert all(home.freed for home in house.homes)
-    house.moves.stop_handoff_after_response()
-    assert not any(home.freed for home in house.homes)
+    """Remove the hooks when mode handoff ends."""
+    setup = Setup(stack)
+    setup.moves.start_handoff_after_response(NOW)
+    assert all(home.freed for home in setup.engines)
+    setup.moves.stop_handoff_after_response()
+    assert not any(home.freed for home in setup.engines)
 
 
 async def test_a_full_queue(stack: ExitStack) -> None:
-    """What the queue doesn't take stays a connection of this worker, and goes when there is room."""
-    house = House(stack)
-    connections = house.add(0, 5)
-    house.moves.start_handoff_after_response(NOW)
-    house.arrived()
-    (late,) = house.add()
-    house.fill()
-    freed = house.homes[0].freed
+    """Keep a connection that the queue doesn't take, and hand it over when the queue has capacity."""
+    setup = Setup(stack)
+    connections = setup.add(0, 5)
+    setup.moves.start_handoff_after_response(NOW)
+    setup.arrived()
+    (late,) = setup.add()
+    setup.fill()
+    freed = setup.engines[0].freed
     assert freed is not None
     freed(cast(Movable, late))
-    house.moves.handoff_late(NOW)
+    setup.moves.handoff_late(NOW)
     assert not late.gone
-    assert house.moves.moved == 5
-    house.arrived()
-    house.moves.handoff_late(NOW)
+    assert setup.moves.moved == 5
+    setup.arrived()
+    setup.moves.handoff_late(NOW)
     assert late.gone
     assert all(each.gone for each in connections)
-    assert len(house.arrived()) == 1
+    assert len(setup.arrived()) == 1
 
 
 async def test_some_fit(stack: ExitStack) -> None:
-    """Of those that go together, exactly the ones that the queue took are let go."""
-    house = House(stack)
-    house.into.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    connections = house.add(0, 20_000)
-    house.moves.retire(NOW)
+    """Release exactly those connections of a batch that the queue took."""
+    setup = Setup(stack)
+    setup.into.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    connections = setup.add(0, 20_000)
+    setup.moves.retire(NOW)
     gone = sum(each.gone for each in connections)
     assert 0 < gone < len(connections)
-    assert len(house.arrived()) == gone == house.moves.moved
+    assert len(setup.arrived()) == gone == setup.moves.moved
 
 
 # Share
@@ -294,65 +294,65 @@ async def test_some_fit(stack: ExitStack) -> None:
     ],
 )
 async def test_share(stack: ExitStack, counts: list[int], mine: int, sent: int) -> None:
-    """A worker with more than its share gives the surplus away, one with its share or less nothing."""
-    house = House(stack)
-    house.add(0, mine)
-    house.moves.handoff_surplus(NOW, counts, mine)
-    assert len(house.arrived()) == sent
-    assert house.homes[0].sheds == []
+    """Hand over the surplus of a worker with more than its share, and nothing of one with its share or less."""
+    setup = Setup(stack)
+    setup.add(0, mine)
+    setup.moves.handoff_surplus(NOW, counts, mine)
+    assert len(setup.arrived()) == sent
+    assert setup.engines[0].sheds == []
 
 
 async def test_share_kept_ones(stack: ExitStack) -> None:
-    """Connections that brought no request yet don't go: they may be used for one only."""
-    house = House(stack)
-    house.add(0, 10, kept=False)
-    house.add(0, 10)
-    house.moves.handoff_surplus(NOW, [20, 0], 20)
-    assert house.homes[0].gone == [False] * 10 + [True] * 10
-    house.arrived()
+    """Keep connections that have brought no request yet: they may be used for one only."""
+    setup = Setup(stack)
+    setup.add(0, 10, kept=False)
+    setup.add(0, 10)
+    setup.moves.handoff_surplus(NOW, [20, 0], 20)
+    assert setup.engines[0].gone == [False] * 10 + [True] * 10
+    setup.arrived()
 
 
 async def test_share_what_can_not_move(stack: ExitStack) -> None:
-    """What can't move is ended politely, a part of the surplus at a time; with a keeper only what never can."""
-    house = House(stack)
-    house.add(0, 20, may=False)
-    house.moves.handoff_surplus(NOW, [20, 0], 20)
-    assert [home.sheds for home in house.homes] == [[(10 // SURPLUS_DIVISOR, True)]] * 2
-    alone = House(stack, keeper=False)
+    """Close connections that can't move politely, a part of the surplus at a time; with a keeper only those that never can."""
+    setup = Setup(stack)
+    setup.add(0, 20, may=False)
+    setup.moves.handoff_surplus(NOW, [20, 0], 20)
+    assert [home.sheds for home in setup.engines] == [[(10 // SURPLUS_DIVISOR, True)]] * 2
+    alone = Setup(stack, keeper=False)
     alone.add(0, 20)
     alone.moves.handoff_surplus(NOW, [20, 0], 20)
-    assert alone.homes[0].sheds == [(10 // SURPLUS_DIVISOR, False)]
-    assert not any(alone.homes[0].gone)
+    assert alone.engines[0].sheds == [(10 // SURPLUS_DIVISOR, False)]
+    assert not any(alone.engines[0].gone)
 
 
 # Without a keeper
 
 
 async def test_without_a_keeper(stack: ExitStack) -> None:
-    """Nothing moves, nothing is hooked."""
-    house = House(stack, keeper=False)
-    house.add(0, 3, idle=100.0)
-    house.moves.handoff_idle(NOW, 1.0)
-    house.moves.start_handoff_after_response(NOW)
-    house.moves.handoff_late(NOW)
-    house.moves.retire(NOW)
-    assert house.homes[0].gone == [False] * 3
-    assert house.homes[0].freed is None
-    assert not house.moves.possible
-    assert house.moves.moved == 0
+    """Move nothing and hook nothing without a keeper."""
+    setup = Setup(stack, keeper=False)
+    setup.add(0, 3, idle=100.0)
+    setup.moves.handoff_idle(NOW, 1.0)
+    setup.moves.start_handoff_after_response(NOW)
+    setup.moves.handoff_late(NOW)
+    setup.moves.retire(NOW)
+    assert setup.engines[0].gone == [False] * 3
+    assert setup.engines[0].freed is None
+    assert not setup.moves.possible
+    assert setup.moves.moved == 0
 
 
 async def test_retire(stack: ExitStack) -> None:
-    """All go that may; the others as soon as they may; those that have gone don't go twice."""
-    house = House(stack)
-    house.add(0, 300)
-    (busy,) = house.add(1, may=False)
-    house.moves.retire(NOW)
-    house.moves.retire(NOW)
-    assert len(house.arrived()) == 300
+    """Hand over all connections that may move, the others as soon as they may, and none twice."""
+    setup = Setup(stack)
+    setup.add(0, 300)
+    (busy,) = setup.add(1, may=False)
+    setup.moves.retire(NOW)
+    setup.moves.retire(NOW)
+    assert len(setup.arrived()) == 300
     busy.may = True
-    house.moves.retire(NOW)
-    freed = house.homes[1].freed
+    setup.moves.retire(NOW)
+    freed = setup.engines[1].freed
     assert freed is not None
     freed(cast(Movable, busy))
-    assert len(house.arrived()) == 1
+    assert len(setup.arrived()) == 1

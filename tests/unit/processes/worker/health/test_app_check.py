@@ -27,12 +27,12 @@ FINE = Reply(200, [("x", "y")], b"fine")
 
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Wait for so many seconds instead of two: few where time must run out, many where it must not."""
+    """Set the time of a check in seconds: short where it must run out, long where it must not."""
     return lambda seconds: monkeypatch.setattr(module, "CHECK_TIMEOUT_S", seconds)
 
 
 class Judge:
-    """A check, and what it has told."""
+    """A check, and the reasons that it reported."""
 
     def __init__(self, validator: Any = None, *, cancellable: bool = True) -> None:
         self.reasons: list[str | None] = []
@@ -51,7 +51,7 @@ class Judge:
 
 @pytest.mark.parametrize("status", [200, 204, 299])
 async def test_fine(status: int) -> None:
-    """Below 300 is fine, and not worth a word."""
+    """Pass a status below 300 without a report."""
     judge = Judge()
     assert await judge.passes(Reply(status, [], b""))
     assert judge.reasons == []
@@ -68,7 +68,7 @@ async def test_fine(status: int) -> None:
     ],
 )
 async def test_unwell(reply: Reply | Exception, reason: str) -> None:
-    """Anything else fails; the reason is told once, and so is the recovery."""
+    """Fail for anything else; report the reason once, and the recovery once."""
     judge = Judge()
     assert not await judge.passes(reply)
     assert not await judge.passes(reply)
@@ -78,7 +78,7 @@ async def test_unwell(reply: Reply | Exception, reason: str) -> None:
 
 
 async def test_slow(patience: Callable[[float], None]) -> None:
-    """An app that doesn't answer in time is cancelled, and asked again the next time."""
+    """Cancel a request to an app that doesn't respond in time, and send another the next time."""
     patience(0.05)
     judge = Judge()
     cancelled = asyncio.Event()
@@ -98,7 +98,7 @@ async def test_slow(patience: Callable[[float], None]) -> None:
 
 
 async def test_slow_in_a_thread(patience: Callable[[float], None]) -> None:
-    """What can't be cancelled goes on, and nothing else is asked until it has ended: one thread is stuck, not all."""
+    """Begin no check before one that can't be cancelled has ended: one thread is stuck, not all."""
     patience(0.05)
     judge = Judge(cancellable=False)
     go = asyncio.Event()
@@ -117,7 +117,7 @@ async def test_slow_in_a_thread(patience: Callable[[float], None]) -> None:
 
 
 async def test_one_at_a_time() -> None:
-    """Who asks while a check is under way gets its result, also if the first one has gone away."""
+    """Share the result of a check that is under way, also if the first caller is cancelled."""
     judge = Judge()
     go, asked = asyncio.Event(), 0
 
@@ -176,7 +176,7 @@ async def async_raises(status: int, headers: dict[str, str], body: bytes) -> boo
     ],
 )
 async def test_validator(validator: Callable[..., Any], reason: str | None) -> None:
-    """It is asked with status, headers and body, sync (in a thread) or async; whatever isn't true fails."""
+    """Call the validator with status, headers and body, sync (in a thread) or async; fail for a result that isn't true."""
     judge = Judge(validator)
     assert await judge.passes() is (reason is None)
     assert judge.reasons == ([] if reason is None else judge.reasons)
@@ -186,7 +186,7 @@ async def test_validator(validator: Callable[..., Any], reason: str | None) -> N
 
 
 async def test_no_thread_for_a_validator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system has no thread the check fails, and says that it isn't the validator's fault; later it passes again."""
+    """Fail where the system has no thread, without blaming the validator; pass when there is one again."""
 
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -200,14 +200,14 @@ async def test_no_thread_for_a_validator(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def test_validator_isnt_asked_about_a_failure() -> None:
-    """An answer of 300 or more has failed already."""
+    """Don't call the validator for a response of 300 or more."""
     judge = Judge(lambda *arguments: 1 // 0)
     assert not await judge.passes(Reply(500, [], b""))
     assert judge.reasons == ["it responded with 500"]
 
 
 async def test_validator_that_never_ends(patience: Callable[[float], None]) -> None:
-    """It blocks neither the loop nor, by coming again and again, more than one thread."""
+    """Block neither the loop nor more than one thread with a validator that hangs, however often checks come."""
     patience(0.05)
     go = threading.Event()
     calls: list[int] = []
@@ -241,7 +241,7 @@ async def asked(app: Any, target: str = "/a%20b?x=1") -> Reply:
 
 
 async def test_asgi_request() -> None:
-    """The app sees a GET of that path and query, with the lifespan's state, and none of the asker's credentials."""
+    """Send a GET of that path and query, with the lifespan's state, and without the client's credentials."""
     seen: dict[str, Any] = {}
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -262,7 +262,7 @@ async def test_asgi_request() -> None:
 
 
 async def test_asgi_listens_for_the_end() -> None:
-    """An app that waits for the client's disconnection gets it when its response is complete, not before."""
+    """Send the disconnection when the response is complete, not before."""
     heard: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -279,7 +279,7 @@ async def test_asgi_listens_for_the_end() -> None:
 
 
 async def test_asgi_that_ends_without_an_answer() -> None:
-    """It is unfit; one that raises is told by its own error."""
+    """Fail for an app that ends without a response; one that raises fails with its own error."""
 
     async def silent(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200})
@@ -294,7 +294,7 @@ async def test_asgi_that_ends_without_an_answer() -> None:
 
 
 async def test_asgi_answer_without_end() -> None:
-    """A body that is larger than any health check's is given up."""
+    """Give up a body that is larger than any health check's."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200})
@@ -309,14 +309,14 @@ async def test_asgi_answer_without_end() -> None:
 
 
 class Outer:
-    """The scope of the request for the health."""
+    """The scope of the health request."""
 
     proto, http_version, scheme, server, client = "http", "1.1", "http", "127.0.0.1:3000", "127.0.0.1:1"
     method, path, query_string, headers = "HEAD", "/ecv", "", {"host": "me"}
 
 
 async def test_rsgi_answers() -> None:
-    """Each way to answer is understood, and the scope is that of a GET with the rest of the outer one's."""
+    """Accept each way to respond; the scope is that of a GET with the rest of the outer one's."""
 
     async def text(scope: Any, protocol: Any) -> None:
         assert (scope.method, scope.path, scope.query_string, scope.scheme) == ("GET", "/a b", "x=1", "http")
@@ -361,7 +361,7 @@ ENVIRON = {
 
 
 async def test_wsgi_request() -> None:
-    """The app is called in a thread with a GET that has no body and none of the asker's credentials; its result is closed."""
+    """Call the app in a thread with a GET without a body and without the client's credentials, and close its result."""
     seen: dict[str, Any] = {}
 
     class Result(list[bytes]):
@@ -387,7 +387,7 @@ async def test_wsgi_request() -> None:
 
 
 async def test_wsgi_that_misbehaves() -> None:
-    """No head, an error, an answer without end: it isn't well, and nothing else happens."""
+    """Fail for an app that starts no response, raises, or sends a body without end."""
     with pytest.raises(HealthCheckFailed, match="without a response"):
         await ask_wsgi(lambda environ, start_response: [b"x"], ENVIRON, "/")
     with pytest.raises(ZeroDivisionError):

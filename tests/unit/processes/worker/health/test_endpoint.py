@@ -1,4 +1,4 @@
-"""The switch as a worker sees it: the master's word counts, and what happens when it doesn't come."""
+"""The switch of traffic in a worker: the master confirms changes, in time or too late."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def header() -> Iterator[Header]:
-    """That of an enabled cluster."""
+    """Return the header of a cluster whose traffic is enabled."""
     board = Scoreboard.create()
     board.header.traffic = 1
     yield board.header
@@ -27,7 +27,7 @@ def header() -> Iterator[Header]:
 
 
 async def test_confirmed_in_order(header: Header) -> None:
-    """Each switch is done when its own answer has come, which are in the order of the questions."""
+    """Complete each change with its own confirmation: confirmations have the order of the changes."""
     said: list[messages.Talk] = []
     traffic = Traffic(header, said.append, alone=False)
     first, second = (asyncio.ensure_future(traffic.switch(enabled)) for enabled in (False, True))
@@ -42,7 +42,7 @@ async def test_confirmed_in_order(header: Header) -> None:
 
 
 async def test_no_answer(header: Header, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A master that is stuck is waited for a while; its late answer is nobody else's."""
+    """Wait a limited time for a master that is stuck; its late confirmation completes no other change."""
     monkeypatch.setattr(endpoint, "CONFIRMATION_TIMEOUT_S", 0.02)
     traffic = Traffic(header, lambda message: None, alone=False)
     assert not await traffic.switch(False)
@@ -54,11 +54,11 @@ async def test_no_answer(header: Header, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not later.done()
     traffic.confirmed()
     assert await later
-    traffic.confirmed()  # one too many hurts nobody
+    traffic.confirmed()  # one too many has no effect
 
 
 async def test_orphaned(header: Header) -> None:
-    """When the master goes while somebody waits, that one is told at once."""
+    """Fail a change at once when the master goes while it is under way."""
     said: list[messages.Talk] = []
     traffic = Traffic(header, said.append, alone=False)
     waiting = asyncio.ensure_future(traffic.switch(False))
@@ -68,7 +68,7 @@ async def test_orphaned(header: Header) -> None:
 
 
 async def test_alone(header: Header) -> None:
-    """Without a master the worker writes the cell, and tells of changes only."""
+    """Write the cell without a master, and report changes only."""
     said: list[messages.Talk] = []
     traffic = Traffic(header, said.append, alone=True)
     assert await traffic.switch(False)
@@ -80,7 +80,7 @@ async def test_alone(header: Header) -> None:
 
 
 async def test_leaving(header: Header) -> None:
-    """A cluster that is about to leave says that it is disabled, whatever was switched."""
+    """Report a cluster that is about to leave as disabled, whatever was switched."""
     header.leaving = 1
     traffic = Traffic(header, lambda message: None, alone=True)
     assert await traffic.switch(True)

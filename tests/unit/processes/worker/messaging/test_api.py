@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_outside_of_a_worker() -> None:
-    """What only a worker can do raises NotAWorker, which is a RuntimeError and says what to do; registering works."""
+    """Raise NotAWorker for what only a worker can do: it is a RuntimeError, and says what to do. Registering works anywhere."""
     for call in (lambda: worker.emit("x"), lambda: worker.delegate_nowait("x"), lambda: worker.delegate_sync("x")):
         with pytest.raises(NotAWorker, match="this process is no worker; call it inside of one.*simulated"):
             call()
@@ -34,7 +34,7 @@ async def test_outside_of_a_worker() -> None:
 
 
 async def test_simulated() -> None:
-    """A test's process is a worker as long as the block lasts: it delegates, emits, hears and tells its status."""
+    """Make a test's process a worker within the block: it delegates, emits, receives events and returns its status."""
     heard: list[Any] = []
     value = {"depth": 1}
 
@@ -67,7 +67,7 @@ async def test_simulated() -> None:
 
 
 async def test_simulated_failures() -> None:
-    """A handler that raises, that is missing or that is too slow fails as it would in a master."""
+    """Fail for a handler that raises, that is missing or that is too slow, as in a master."""
 
     async def endless(message: Any) -> None:
         await asyncio.Event().wait()
@@ -93,7 +93,7 @@ async def test_simulated_failures() -> None:
 
 
 def test_matches() -> None:
-    """What makes requests equal: names of fields, or fields with values; those that the message hasn't are refused."""
+    """Compare calls by names of fields, or by fields with values; refuse fields that the message doesn't have."""
     message = {"name": "db", "asked": 3}
     named = delegate_message("x", message, None, ["name"], None, None)
     assert bytes(named.matches) == bytes(delegate_message("x", {"other": 1}, None, {"name": "db"}, None, None).matches)
@@ -153,7 +153,7 @@ print(json.dumps(found))
 
 
 async def test_without_a_master(tmp_path: Path) -> None:
-    """With `cluster = false` delegation, events and status work in the one process, to the last message."""
+    """Delegate, emit and return the status in one process with `cluster = false`, to the last message."""
     (tmp_path / "alone.py").write_text(ALONE)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "alone.py", cwd=tmp_path, stdout=asyncio.subprocess.PIPE

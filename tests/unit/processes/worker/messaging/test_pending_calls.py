@@ -1,4 +1,4 @@
-"""What a worker has asked the master: threads, loops and the end, over a channel in the hands of the test."""
+"""Delegated calls of a worker: threads, loops and the end, over a channel that the test controls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Channel:
-    """Keeps what is said."""
+    """A channel that keeps the messages."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -50,7 +50,7 @@ async def questions(channel: Channel) -> PendingCalls:
 
 
 async def test_a_thread_asks_while_deadlines_are_looked_at(questions: PendingCalls) -> None:
-    """Deadlines are kept although a thread asks in the middle of a look at them."""
+    """Keep deadlines although a thread makes a call in the middle of a check of them."""
 
     class Busy(asyncio.Future[Any]):
         def done(self) -> bool:
@@ -65,7 +65,7 @@ async def test_a_thread_asks_while_deadlines_are_looked_at(questions: PendingCal
 
 @pytest.mark.parametrize("reason", [WORKER_LEAVING, MASTER_GONE])
 async def test_the_end(channel: Channel, questions: PendingCalls, reason: str) -> None:
-    """Whoever waits, in a thread or on the loop, is told why nothing comes any more; so is who asks later."""
+    """Fail all calls with the reason when no result comes any more, in threads and on the loop, and later calls too."""
     waiting = [
         asyncio.ensure_future(asyncio.to_thread(questions.call_sync, asked())),
         asyncio.ensure_future(questions.call(asked())),
@@ -81,7 +81,7 @@ async def test_the_end(channel: Channel, questions: PendingCalls, reason: str) -
 
 
 async def test_the_end_of_a_full_channel(channel: Channel, questions: PendingCalls) -> None:
-    """A thread that waits for room in the channel doesn't wait for ever: the end is told to it, too."""
+    """End the wait of a thread for a full channel when the channel is closed."""
     channel.full = True
     waiting = asyncio.ensure_future(asyncio.to_thread(questions.call_sync, asked()))
     await asyncio.sleep(0.05)
@@ -108,7 +108,7 @@ async def test_a_result_and_a_thread_that_gives_up(channel: Channel, questions: 
 async def test_turns_go_on_when_other_loops_are_answered(
     channel: Channel, questions: PendingCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who waits for a turn gets it also if only questions of threads are answered."""
+    """Give a waiting call its turn also if only calls of threads get results."""
     monkeypatch.setattr("cluster2.processes.worker.messaging.pending_calls.MAX_OPEN_CALLS", 1)
     thread = asyncio.ensure_future(asyncio.to_thread(questions.call_sync, asked()))
     await until(lambda: channel.said, "the thread has asked")

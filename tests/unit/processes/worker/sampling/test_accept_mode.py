@@ -1,4 +1,4 @@
-"""How a worker takes connections: every way from mode to mode, by a clock that only these tests move."""
+"""The mode in which a worker accepts connections: every way from mode to mode, by a clock that only these tests move."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROOF_STEP = 2 * ABOVE
 
 
 def parking(now: float = 100.0) -> AcceptModeSelector:
-    """One that parks since `now`."""
+    """Return a selector that is in mode handoff since `now`."""
     pace = AcceptModeSelector(ABOVE)
     for _ in range(MIN_SLOW_STEPS):
         pace.step(PROOF_STEP, now, [])
@@ -34,7 +34,7 @@ def parking(now: float = 100.0) -> AcceptModeSelector:
 
 
 def test_the_beginning() -> None:
-    """A worker starts eager, and stays so while nothing is long."""
+    """Start in mode batch, and stay there while no step is long."""
     pace = AcceptModeSelector(ABOVE)
     assert pace.mode is AcceptMode.BATCH
     assert pace.relax(1000.0) is AcceptMode.BATCH
@@ -42,7 +42,7 @@ def test_the_beginning() -> None:
 
 
 def held(now: float = 100.0) -> AcceptModeSelector:
-    """One that holds back since `now`."""
+    """Return a selector that is in mode one_by_one since `now`."""
     pace = AcceptModeSelector(0.0)
     for _ in range(MIN_CLEARLY_LONG_STEPS):
         pace.step(CLEAR_STEP, now, [])
@@ -52,7 +52,7 @@ def held(now: float = 100.0) -> AcceptModeSelector:
 
 @pytest.mark.parametrize(("step", "many"), [(CLEAR_STEP, MIN_CLEARLY_LONG_STEPS), (LONG_STEP, MIN_LONG_STEPS)])
 def test_long_steps_hold(step: float, many: int) -> None:
-    """As many steps as are counted of their degree, within the window, make it hold back at once; one fewer don't."""
+    """Leave mode batch at once after as many steps of a degree within the window as count, not after one fewer."""
     pace = AcceptModeSelector(0.0)
     for number in range(many - 1):
         assert pace.step(step, 100.0 + number * COUNTING_WINDOW_S / many, []) is AcceptMode.BATCH
@@ -62,14 +62,14 @@ def test_long_steps_hold(step: float, many: int) -> None:
 
 @pytest.mark.parametrize(("step", "many"), [(CLEAR_STEP, MIN_CLEARLY_LONG_STEPS), (LONG_STEP, MIN_LONG_STEPS)])
 def test_rare_long_steps_do_not_hold(step: float, many: int) -> None:
-    """What the kernel does in an app's time comes now and then: for that nobody holds back, however long it goes on."""
+    """Stay in mode batch for the kernel's work in an app's time: it comes now and then, however long that goes on."""
     pace = AcceptModeSelector(0.0)
     for number in range(10 * many):
         assert pace.step(step, 100.0 + number * 1.001 * COUNTING_WINDOW_S / (many - 1), []) is AcceptMode.BATCH
 
 
 def test_calm_makes_eager() -> None:
-    """When few steps were long for three seconds it is eager again, and has forgotten the longest one."""
+    """Return to mode batch when few steps were long for three seconds, and forget the longest one."""
     pace = held(100.0)
     assert pace.relax(100.0 + CALM_AFTER_S) is AcceptMode.ONE_BY_ONE
     assert pace.relax(100.0 + CALM_AFTER_S + 0.01) is AcceptMode.BATCH
@@ -77,7 +77,7 @@ def test_calm_makes_eager() -> None:
 
 
 def test_the_longest_is_forgotten() -> None:
-    """Also by one that was eager all the time."""
+    """Forget the longest step also if the mode was always batch."""
     pace = AcceptModeSelector(0.0)
     pace.step(LONG_STEP, 100.0, [])
     pace.relax(100.0 + CALM_AFTER_S)
@@ -87,14 +87,14 @@ def test_the_longest_is_forgotten() -> None:
 
 
 def test_a_rare_long_step_does_not_keep_it_held() -> None:
-    """It calms down although a step is long now and then."""
+    """Calm down although a step is long now and then."""
     pace = held(100.0)
     assert pace.step(CLEAR_STEP, 100.1 + COUNTING_WINDOW_S, []) is AcceptMode.ONE_BY_ONE
     assert pace.relax(100.0 + CALM_AFTER_S + 0.01) is AcceptMode.BATCH
 
 
 def test_long_steps_keep_it_held() -> None:
-    """As long as they come it holds back."""
+    """Stay in mode one_by_one as long as long steps come."""
     pace = held(100.0)
     for tenth in range(100):
         pace.step(LONG_STEP, 100.0 + tenth / 20, [])
@@ -103,7 +103,7 @@ def test_long_steps_keep_it_held() -> None:
 
 
 def test_three_proofs_park() -> None:
-    """The third proof within two seconds makes it park, not the second."""
+    """Begin mode handoff with the third proof within two seconds, not with the second."""
     pace = AcceptModeSelector(ABOVE)
     assert pace.step(PROOF_STEP, 100.0, []) is AcceptMode.BATCH
     assert pace.step(PROOF_STEP, 101.0, []) is AcceptMode.ONE_BY_ONE
@@ -111,26 +111,26 @@ def test_three_proofs_park() -> None:
 
 
 def test_proofs_far_apart_do_not_park() -> None:
-    """A garbage collection now and then is no reason to park."""
+    """Don't begin mode handoff for a garbage collection now and then."""
     pace = AcceptModeSelector(ABOVE)
     for number in range(50):
         assert pace.step(PROOF_STEP, 100.0 + number * COUNTING_WINDOW_S / 2, []) is not AcceptMode.HANDOFF
 
 
 def test_proof_of_others_counts() -> None:
-    """What siblings saw lately counts: with two of theirs a worker's first proof makes it park; old ones don't count."""
+    """Count what siblings saw lately: with two of theirs the first proof begins mode handoff; old ones don't count."""
     assert AcceptModeSelector(ABOVE).step(PROOF_STEP, 100.0, [99.0, 98.1]) is AcceptMode.HANDOFF
     assert AcceptModeSelector(ABOVE).step(PROOF_STEP, 100.0, [99.0, 97.0]) is AcceptMode.BATCH
     assert AcceptModeSelector(ABOVE).step(PROOF_STEP, 100.0, [0.0] * 50) is AcceptMode.BATCH
 
 
 def test_proof_of_others_alone_does_not_park() -> None:
-    """A step that is long but no proof makes nobody park, whatever the others saw."""
+    """Begin mode handoff for no step that is long but no proof, whatever the others saw."""
     assert AcceptModeSelector(ABOVE).step(LONG_STEP, 100.0, [100.0] * 10) is AcceptMode.BATCH
 
 
 def test_parking_ends_by_steps() -> None:
-    """After three seconds without new proof it holds; after three without a long step it is eager. Both may fall together."""
+    """Step down after three seconds without proof, and after three without a long step; both may fall together."""
     pace = parking(100.0)
     assert pace.relax(100.0 + CALM_AFTER_S) is AcceptMode.HANDOFF
     for _ in range(MIN_LONG_STEPS):
@@ -141,7 +141,7 @@ def test_parking_ends_by_steps() -> None:
 
 
 def test_proof_keeps_it_parking() -> None:
-    """It parks for as long as proof comes."""
+    """Stay in mode handoff as long as proof comes."""
     pace = parking(100.0)
     for tenth in range(100):
         pace.step(PROOF_STEP, 100.0 + tenth / 10, [])
@@ -150,7 +150,7 @@ def test_proof_keeps_it_parking() -> None:
 
 @pytest.mark.parametrize(("step", "proof"), [(ABOVE, False), (ABOVE * 1.01, True), (0.0, False), (LONG_STEP_S, False)])
 def test_what_is_proof(step: float, proof: bool) -> None:
-    """Proof is a step that is longer than `handoff_slow_above`."""
+    """Take a step that is longer than `handoff_slow_above` as proof."""
     assert AcceptModeSelector(ABOVE).is_proof(step) is proof
 
 
@@ -166,7 +166,7 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_it_never_parks_if_told_so(steps: list[tuple[float, float, list[float]]]) -> None:
-    """With `handoff_slow_above = 0` nothing makes it park."""
+    """Never begin mode handoff with `handoff_slow_above = 0`."""
     pace, now = AcceptModeSelector(0.0), 1000.0
     for passed, step, ages in steps:
         now += passed
@@ -176,7 +176,7 @@ def test_it_never_parks_if_told_so(steps: list[tuple[float, float, list[float]]]
 
 @given(STEPS)
 def test_it_parks_for_three_proofs_only(steps: list[tuple[float, float, list[float]]]) -> None:
-    """Whenever it begins to park, it and the others saw three proofs within the last two seconds; and then it does begin."""
+    """Begin mode handoff exactly if the worker and the others saw three proofs within the last two seconds."""
     pace, now = AcceptModeSelector(ABOVE), 1000.0
     own: list[float] = []
     for passed, step, ages in steps:
@@ -200,7 +200,7 @@ def test_it_parks_for_three_proofs_only(steps: list[tuple[float, float, list[flo
 
 @given(STEPS, st.floats(0.01, 1e6))
 def test_calm_always_leads_back(steps: list[tuple[float, float, list[float]]], rest: float) -> None:
-    """Whatever happened, after three seconds of calm it is eager, and the longest step forgotten."""
+    """Return to mode batch after three seconds of calm, whatever happened, and forget the longest step."""
     pace, now = AcceptModeSelector(ABOVE), 1000.0
     for passed, step, ages in steps:
         now += passed
@@ -212,7 +212,7 @@ def test_calm_always_leads_back(steps: list[tuple[float, float, list[float]]], r
 
 @given(STEPS)
 def test_modes_relax_downwards_only(steps: list[tuple[float, float, list[float]]]) -> None:
-    """Time alone never makes a worker stricter, and a step never makes it more greedy."""
+    """Never become stricter by time alone, nor greedier by a step."""
     pace, now = AcceptModeSelector(ABOVE), 1000.0
     for passed, step, ages in steps:
         now += passed

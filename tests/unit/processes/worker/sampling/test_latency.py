@@ -1,4 +1,4 @@
-"""How long requests took, in a worker's row."""
+"""Durations of requests in a worker's row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cluster2.processes.worker.sampling.latency import LATENCY_WINDOW_S, Latency
 
 
 def test_measured() -> None:
-    """Requests are counted by bucket and together; the slowest is that of the life, and that of the last one or two windows."""
+    """Count requests by bucket and in sum; keep the slowest of the worker's life, and of the last one or two windows."""
     board = Scoreboard.create()
     row = board.row(board.claim())
     measured = LatencyWindow(row)

@@ -1,4 +1,4 @@
-"""For how long handlers hold the loop: which requests are measured, what counts as long, and that nothing else changes."""
+"""Samples of how long handlers hold the loop: which requests are measured, and which steps are long."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROOF = 0.0123
 
 
 class Reports:
-    """A watch, and what it reported."""
+    """A sampler, and its reports."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
@@ -27,7 +27,7 @@ class Reports:
             self.run(_idle)
 
     def run(self, handler: Callable[[], Awaitable[Any]]) -> Any:
-        """The result of a handler that is measured."""
+        """Return the result of a handler that is measured."""
 
         async def measured() -> Any:
             return await self.watch.measured(handler())
@@ -36,7 +36,7 @@ class Reports:
 
 
 async def _idle() -> None:
-    """A handler that does nothing."""
+    """Do nothing, as a handler."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Usage:
 
 
 class Clocks:
-    """The clocks and counters that `steps` reads, under the test's hand."""
+    """The clocks and counters that `steps` reads, under the test's control."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.wall = 100.0
@@ -67,7 +67,7 @@ class Clocks:
         return Usage(self.switches + (self.switches_of_others if who == steps.RUSAGE_SELF else 0))
 
     def step(self, wall: float, cpu: float, switches: int) -> Callable[[], Awaitable[None]]:
-        """A handler of one step that takes so much."""
+        """Return a handler of one step that takes so much."""
 
         async def handler() -> None:
             self.wall += wall
@@ -77,7 +77,7 @@ class Clocks:
         return handler
 
     def crowd(self, watch: StepSampler, *, used: float, switches: int, passed: float = 0.01) -> None:
-        """A tick after which other threads have used so many seconds of CPU, with so many voluntary switches."""
+        """Tick after other threads have used so many seconds of CPU, with so many voluntary switches."""
         self.wall += passed
         self.cpu_of_others += used
         self.switches_of_others += switches
@@ -93,7 +93,7 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
 
 
 def test_a_handler_that_sleeps_holds_the_loop() -> None:
-    """A blocking sleep counts in full, although it uses no CPU time."""
+    """Count a blocking sleep in full, although it uses no CPU time."""
 
     async def handler() -> str:
         time.sleep(0.003)
@@ -106,7 +106,7 @@ def test_a_handler_that_sleeps_holds_the_loop() -> None:
 
 
 def test_a_handler_that_computes_holds_the_loop() -> None:
-    """CPU time counts, as much as was used."""
+    """Count as much CPU time as was used."""
 
     async def handler() -> None:
         end = time.thread_time() + 0.003
@@ -120,7 +120,7 @@ def test_a_handler_that_computes_holds_the_loop() -> None:
 
 
 def test_each_step_counts_for_itself(clocks: Clocks) -> None:
-    """Many short steps are no long one, whatever passes between them."""
+    """Take many short steps for no long one, whatever happens between them."""
 
     async def handler() -> None:
         for _ in range(20):
@@ -134,7 +134,7 @@ def test_each_step_counts_for_itself(clocks: Clocks) -> None:
 
 
 def test_what_passes_between_steps_does_not_count(clocks: Clocks) -> None:
-    """A handler that waits for something holds nothing."""
+    """Count nothing for a handler that waits."""
 
     async def handler() -> None:
         loop = asyncio.get_running_loop()
@@ -168,7 +168,7 @@ def test_what_passes_between_steps_does_not_count(clocks: Clocks) -> None:
     ],
 )
 def test_what_a_step_held(clocks: Clocks, wall: float, cpu: float, switches: int, held: list[float]) -> None:
-    """Wall time counts if the thread gave the processor up by itself, else its CPU time; what was preempted held nothing."""
+    """Count wall time if the thread gave up the processor by itself, else its CPU time: a preempted step held nothing."""
     reports = Reports()
     reports.run(clocks.step(wall, cpu, switches))
     assert reports.steps == pytest.approx(held)
@@ -176,7 +176,7 @@ def test_what_a_step_held(clocks: Clocks, wall: float, cpu: float, switches: int
 
 @pytest.mark.parametrize(("cpu", "held"), [(0.0001, []), (0.02, [0.02])])
 def test_beside_busy_threads_cpu_time_counts(clocks: Clocks, cpu: float, held: list[float]) -> None:
-    """Where other threads are busy, a voluntary switch may be a wait for the GIL: then only CPU time counts."""
+    """Count only CPU time where other threads are busy: a voluntary switch may be a wait for the GIL."""
     reports = Reports()
     clocks.crowd(reports.watch, used=0.0, switches=0)
     clocks.crowd(reports.watch, used=1.5 * BUSY_SHARE * 0.01, switches=100)
@@ -188,7 +188,7 @@ def test_beside_busy_threads_cpu_time_counts(clocks: Clocks, cpu: float, held: l
 
 
 def test_the_first_requests_are_no_evidence(clocks: Clocks) -> None:
-    """What a worker does only once, with its first requests, isn't measured; the next one is."""
+    """Don't measure the first requests, which pay for what happens once; measure the next one."""
     seen: list[float] = []
     watch = StepSampler(lambda step, now: seen.append(step), PROOF)
 
@@ -201,7 +201,7 @@ def test_the_first_requests_are_no_evidence(clocks: Clocks) -> None:
 
 
 def test_a_collection_is_no_evidence(clocks: Clocks) -> None:
-    """A step into which a collection of the older generations fell says nothing about the handler."""
+    """Ignore a step into which a collection of the older generations fell."""
     reports = Reports()
 
     async def collected() -> None:
@@ -216,7 +216,7 @@ def test_a_collection_is_no_evidence(clocks: Clocks) -> None:
 
 
 def test_threads_that_compute_are_proof(clocks: Clocks) -> None:
-    """Other threads that use much of the processor, for long at a time, are reported as proof."""
+    """Report other threads that use much of the processor, for long at a time, as proof."""
     reports = Reports()
     clocks.crowd(reports.watch, used=0.0, switches=0)
     clocks.crowd(reports.watch, used=0.006, switches=3)
@@ -224,7 +224,7 @@ def test_threads_that_compute_are_proof(clocks: Clocks) -> None:
 
 
 def test_short_work_in_threads_is_no_proof(clocks: Clocks) -> None:
-    """Short work in threads is none, even where it saturates the processor: they switch too often for that."""
+    """Ignore short work in threads, even where it saturates the processor: the threads switch too often."""
     reports = Reports()
     clocks.crowd(reports.watch, used=0.0, switches=0)
     clocks.crowd(reports.watch, used=0.009, switches=int(0.009 / LONG_STEP_S) + 1)
@@ -232,7 +232,7 @@ def test_short_work_in_threads_is_no_proof(clocks: Clocks) -> None:
 
 
 def test_a_little_work_in_threads_is_no_proof(clocks: Clocks) -> None:
-    """A tenth of the processor is left to them."""
+    """Ignore threads that use less than a tenth of the processor."""
     reports = Reports()
     clocks.crowd(reports.watch, used=0.0, switches=0)
     clocks.crowd(reports.watch, used=0.9 * LONG_SHARE * 0.01, switches=0)
@@ -240,7 +240,7 @@ def test_a_little_work_in_threads_is_no_proof(clocks: Clocks) -> None:
 
 
 def test_what_threads_did_long_ago(clocks: Clocks) -> None:
-    """After a pause of more than a second nobody can tell when they did it."""
+    """Ignore the CPU time of threads after a pause of more than a second: its moment is unknown."""
     reports = Reports()
     clocks.crowd(reports.watch, used=0.0, switches=0)
     clocks.crowd(reports.watch, used=3.0, switches=0, passed=5.0)
@@ -251,7 +251,7 @@ def test_what_threads_did_long_ago(clocks: Clocks) -> None:
 
 
 def test_how_many_are_due(clocks: Clocks) -> None:
-    """The first 64 requests; then one a tick; 64 after a pause, or when a tick was late, but only once a second for that."""
+    """Sample the first 64 requests, then one a tick. Sample 64 after a pause, and once a second at most after a late tick."""
     watch = StepSampler(lambda step, now: None, PROOF)
 
     def measure() -> int:
@@ -280,7 +280,7 @@ def test_how_many_are_due(clocks: Clocks) -> None:
 
 
 def test_a_tick_does_not_lessen_what_is_due(clocks: Clocks) -> None:
-    """A burst that isn't through goes on after a tick."""
+    """Go on after a tick with a burst that isn't through."""
     watch = StepSampler(lambda step, now: None, PROOF)
     watch.tick(100.0)
     assert watch.due == REQUESTS_PER_BURST
@@ -295,7 +295,7 @@ class _nothing:
 
 
 def test_the_result_passes() -> None:
-    """What the handler returns, and what it is sent, passes through."""
+    """Pass through what the handler returns, and what it is sent."""
 
     async def handler() -> int:
         return await asyncio.wait_for(asyncio.sleep(0, 7), 10)
@@ -304,7 +304,7 @@ def test_the_result_passes() -> None:
 
 
 def test_an_error_passes(clocks: Clocks) -> None:
-    """What the handler raises passes through, and its step is measured all the same."""
+    """Pass through what the handler raises, and measure its step all the same."""
 
     async def handler() -> None:
         clocks.wall += 0.03
@@ -318,7 +318,7 @@ def test_an_error_passes(clocks: Clocks) -> None:
 
 
 def test_a_cancellation_reaches_the_handler() -> None:
-    """Cancelling the task cancels the handler where it waits; it may clean up, which may take a while."""
+    """Cancel the handler where it waits when the task is cancelled; let it clean up for a while."""
     seen: list[str] = []
 
     async def handler() -> None:
@@ -347,7 +347,7 @@ def test_a_cancellation_reaches_the_handler() -> None:
 
 
 def test_a_swallowed_cancellation() -> None:
-    """A handler that swallows its cancellation goes on, and returns."""
+    """Let a handler that swallows its cancellation go on and return."""
 
     async def handler() -> str:
         try:
@@ -372,7 +372,7 @@ def test_a_swallowed_cancellation() -> None:
 
 
 def test_close_reaches_the_handler() -> None:
-    """A handler that is given up in the middle is closed: its `finally` runs."""
+    """Close a handler that is given up in the middle: its `finally` runs."""
     seen: list[str] = []
 
     class Sleepless:
@@ -389,7 +389,7 @@ def test_close_reaches_the_handler() -> None:
 
 
 def test_a_measured_request_is_timed_as_a_whole(clocks: Clocks) -> None:
-    """From its beginning to its end, waits included: also if it raises, or is cancelled; each is told once."""
+    """Measure a request from its beginning to its end, waits included, once, also if it raises or is cancelled."""
     took: list[float] = []
 
     async def handler(end: BaseException | None) -> None:
@@ -421,7 +421,7 @@ def test_a_measured_request_is_timed_as_a_whole(clocks: Clocks) -> None:
 
 
 def test_a_connection_is_no_request(clocks: Clocks) -> None:
-    """How long a handler of connections lived isn't told, though its steps are timed."""
+    """Report no duration for a handler of connections, though its steps are timed."""
     took: list[float] = []
 
     async def main() -> None:
