@@ -37,8 +37,9 @@ import asyncio
 import contextlib
 import sys
 from collections import deque
+from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import httptools
 
@@ -75,12 +76,11 @@ from .limits import (
     MAX_UNREAD_BODY_BYTES,
     TCP_PROBE_INTERVAL_S,
 )
-from .request import COMPLETE, SENDING, HttpRequest
+from .request import COMPLETE, SENDING, HttpRequest, RequestHost
 from .response import CONTINUE_RESPONSE, refusal
 
 if TYPE_CHECKING:
-    from ..base import Served
-    from .http_engine import HttpEngine
+    from ..base import Movable, Served
 
 
 class ConnectionState(IntEnum):
@@ -95,15 +95,8 @@ class ConnectionState(IntEnum):
     CLOSED = 6
 
 
-IDLE, HEAD, SERVING, DISCARDING, LINGERING, UPGRADED, CLOSED = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-)  # the same, without the enum's lookup
+IDLE, HEAD, SERVING, DISCARDING, LINGERING, UPGRADED, CLOSED = 0, 1, 2, 3, 4, 5, 6
+"""States as plain numbers, which save the enum's lookup."""
 
 _VERSION_1_1 = b" HTTP/1.1\r\n"
 
@@ -121,6 +114,43 @@ _DROPPED: list[Header] = _Dropped()
 
 class _InputOver(Exception):
     """Raised in a callback, to stop the parser: nothing more is to be parsed."""
+
+
+class ConnectionHost(RequestHost, Protocol):
+    """The part of the engine that a connection needs; see `HttpEngine` for the attributes and methods."""
+
+    loop: asyncio.AbstractEventLoop
+    clock: float
+    connections: set[HttpConnection]
+    half_closed: dict[HttpConnection, int]
+    ending: bool
+    freed: Callable[[Movable], None] | None
+    raw_root_path: bytes
+    serves_websockets: bool
+
+    def begin(self, request: HttpRequest) -> None:
+        """Call the app with a request that has just come."""
+
+    def begin_later(self, request: HttpRequest) -> None:
+        """Call the app with a request from within the one before."""
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Schedule a callback outside of the current request."""
+
+    def must_close(self, connection: HttpConnection) -> bool:
+        """Return whether responses on this connection have to end it. Called only if `ending`."""
+
+    def note_refusal(self, connection: HttpConnection, status: int, text: str) -> None:
+        """Log that the server itself responds with an error."""
+
+    def trusts(self, connection: HttpConnection) -> bool:
+        """Return whether a connection's peer is a trusted proxy."""
+
+    def resolve(self, connection: HttpConnection, headers: list[Header]) -> tuple[Any, str]:
+        """Return client and scheme of a request that has come through a trusted proxy."""
+
+    def upgrade(self, connection: HttpConnection, scope: dict[str, Any], early: bytes) -> None:
+        """Let a websocket take a connection over, or refuse the handshake."""
 
 
 class HttpConnection(asyncio.Protocol):
@@ -183,7 +213,7 @@ class HttpConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, engine: HttpEngine, first: bytes | None = None, served: Served | None = None) -> None:
+    def __init__(self, engine: ConnectionHost, first: bytes | None = None, served: Served | None = None) -> None:
         """Begin without a transport; see the class for the arguments."""
         self.engine = engine
         self.first = first

@@ -34,8 +34,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..aborting import readable
 from ..outcomes import CLIENT_CLOSED_STATUS
@@ -61,8 +62,10 @@ from .response import (
 from .stream import CHUNKED_BODY, LENGTH_BODY, NO_BODY, UNTIL_CLOSE_BODY, BodyStream
 
 if TYPE_CHECKING:
+    from ..access_log import AccessLog
+    from ..outcomes import Outcomes
     from ..wsgi.pep3333 import Response
-    from .connection import HttpConnection
+    from .response import Defaults
 
 Message = dict[str, Any]
 
@@ -77,6 +80,51 @@ _SPEC_VERSION = "2.3"
 
 BEGUN, STARTED, SENDING, COMPLETE = 0, 1, 2, 3
 """The phases. Numbers, since a member of an enum costs one lookup more, and phases are compared by `<`."""
+
+
+class RequestHost(Protocol):
+    """The part of the engine that a request needs; see `HttpEngine` for the attributes."""
+
+    access: AccessLog | None
+    defaults: Defaults
+    ended: defaultdict[int, int]
+    outcomes: Outcomes
+    root_path: str
+    running: set[HttpRequest]
+    state: dict[str, Any]
+
+
+class RequestConnection(Protocol):
+    """The part of the connection that a request needs; see `HttpConnection`."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    client: tuple[Any, Any] | None
+    server: tuple[Any, Any] | None
+    environ: dict[str, Any] | None
+    writing_paused: list[asyncio.Future[None]] | None
+
+    @property
+    def engine(self) -> RequestHost:
+        """The engine."""
+
+    async def writable(self) -> None:
+        """Wait until the client has taken what was sent, or has left."""
+
+    def body_taken(self) -> None:
+        """Read on, since the app has received all that has come of its body."""
+
+    def response_complete(self, request: HttpRequest) -> None:
+        """Go on after a response."""
+
+    def end(self) -> None:
+        """End our side when all is written."""
+
+    def abort(self, *, abruptly: bool) -> None:
+        """End the connection before the response is complete."""
+
+    def peer_name(self) -> str:
+        """Return the peer's address for a log."""
 
 
 class HttpRequest:
@@ -138,7 +186,7 @@ class HttpRequest:
 
     def __init__(
         self,
-        connection: HttpConnection,
+        connection: RequestConnection,
         method: str,
         version: str,
         path: str,
