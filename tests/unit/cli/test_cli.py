@@ -171,9 +171,9 @@ def test_ctrl_c(master: Fake) -> None:
         ),
         (["run", "--bogus"], 2, "No such option"),
         (
-            ["run", "a:app", "--reload"],
+            ["run", "a:app", "--reload-dir", "lib"],
             2,
-            "No such option: --reload; after an edit, `cluster2 reload` serves the new code.",
+            "--reload-dir needs --reload.",
         ),
         (["run", "a:app", "-D"], 2, "No such option: -D; `cluster2 start` serves in the background."),
         (["run", "a:app", "--max-requests=5"], 2, "No such option: --max-requests; that is --request-threshold"),
