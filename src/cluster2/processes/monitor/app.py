@@ -33,7 +33,7 @@ def make_app(view: ClusterView, settings: Settings, dashboard: Dashboard | None 
     """
     dashboard = dashboard or Dashboard(view)
     root = settings.monitor_path.rstrip("/")
-    health = HealthRoutes(view, settings, root)
+    health = _HealthRoutes(view, settings, root)
     routes: list[BaseRoute] = [
         Route(root + "/livez", health.livez, methods=["GET"]),
         Route(root + "/readyz", health.readyz, methods=["GET"]),
@@ -59,7 +59,7 @@ def make_app(view: ClusterView, settings: Settings, dashboard: Dashboard | None 
     return SecurityHeaders(AccessControl(app, settings, public, frozenset(health.switches), private, sign_in))
 
 
-class HealthRoutes:
+class _HealthRoutes:
     """Health checks: ECV for load balancers, `livez` and `readyz` for Kubernetes.
 
     Attributes:

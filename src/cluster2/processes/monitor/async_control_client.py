@@ -21,7 +21,7 @@ logger = logging.getLogger("cluster2.monitor")
 
 QUERY_TIMEOUT_S = 5.0
 """Seconds that the master has for the result of a query."""
-RECONNECT_BACKOFF_S, RECONNECT_MAX_BACKOFF_S = 0.2, 5.0
+RECONNECT_BACKOFF_S, _RECONNECT_MAX_BACKOFF_S = 0.2, 5.0
 """Seconds until the connection for events is made again. They are doubled after each failure, up to the maximum."""
 MAX_LINE_BYTES = 1 << 24
 """Bytes of one line. The longest lines are the status of components."""
@@ -83,7 +83,7 @@ class AsyncControlClient:
             except ClusterError as error:
                 logger.debug("no events can be received: %s", error.message)
             await asyncio.sleep(pause)
-            pause = min(2 * pause, RECONNECT_MAX_BACKOFF_S)
+            pause = min(2 * pause, _RECONNECT_MAX_BACKOFF_S)
 
     async def _messages(self, verb: str, params: Mapping[str, Any]) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """Yield the master's messages until the connection ends."""

@@ -30,17 +30,17 @@ _SAME_SITE_VALUES = (b"none", b"same-origin")
 """Values of `Sec-Fetch-Site` for an address that the user typed, and for our own page."""
 
 
-class AccessRefusal(NamedTuple):
+class _AccessRefusal(NamedTuple):
     """A response of access control."""
 
     status: int
     text: bytes
 
 
-_TOKEN_INVALID = AccessRefusal(401, b"a valid bearer token is needed\n")
-_TOKEN_NOT_SET = AccessRefusal(403, b"this needs monitor_token, which isn't set\n")
-_FOREIGN_ORIGIN = AccessRefusal(403, b"a page of another origin makes this request\n")
-_FOREIGN_HOST = AccessRefusal(421, b"the Host header names another host; ask for localhost or an address\n")
+_TOKEN_INVALID = _AccessRefusal(401, b"a valid bearer token is needed\n")
+_TOKEN_NOT_SET = _AccessRefusal(403, b"this needs monitor_token, which isn't set\n")
+_FOREIGN_ORIGIN = _AccessRefusal(403, b"a page of another origin makes this request\n")
+_FOREIGN_HOST = _AccessRefusal(421, b"the Host header names another host; ask for localhost or an address\n")
 
 
 class AccessControl:
@@ -82,7 +82,7 @@ class AccessControl:
                 return
         await self._app(scope, receive, send)
 
-    def _refusal(self, scope: Any) -> AccessRefusal | None:
+    def _refusal(self, scope: Any) -> _AccessRefusal | None:
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
         several = sum(name == b"host" for name, _ in scope["headers"]) > 1  # RFC 9112, 3.2: such a request is invalid
@@ -93,6 +93,7 @@ class AccessControl:
         ):
             return _FOREIGN_ORIGIN
         path, reads = scope["path"], scope["method"] in READ_METHODS
+        # The checks above hold for health checks, too. The token doesn't.
         if path in self._public or path in self._switches:
             return None
         if self._local and reads and (self._token is None or not self._is_private(path)):
@@ -115,6 +116,7 @@ class AccessControl:
 
     def _is_own_host(self, host: str) -> bool:
         """Return True if a page of another site can't have this `Host` header: it is missing, an address, or surely our name."""
+        # "[::1]" has colons and no port.
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() and not host.endswith("]") else host
         if name.lower() in ("", "localhost", self._host):
             return True
@@ -131,7 +133,7 @@ def _follows_a_link(method: str, headers: dict[bytes, bytes]) -> bool:
     return opens and method in READ_METHODS
 
 
-async def _refuse(send: Any, refusal: AccessRefusal, page: bytes | None) -> None:
+async def _refuse(send: Any, refusal: _AccessRefusal, page: bytes | None) -> None:
     status, body = refusal.status, page or refusal.text
     headers = [
         (b"content-type", b"text/html; charset=utf-8" if page else b"text/plain"),

@@ -12,15 +12,15 @@ from ....core.lifecycle import WorkerState
 from ....errors import NotRunning
 from ....linux.scoreboard import Row, Scoreboard
 
-STUCK_MASTER_AFTER_S = 30.0
+_STUCK_MASTER_AFTER_S = 30.0
 """Seconds without a heartbeat of the master after which it counts as stuck. It gives one each second."""
 
 
-QueryFunction = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
+_QueryFunction = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 """Asks the master a verb with its params. Returns the result, raises ClusterError."""
 
 
-CommandFunction = Callable[[str, Mapping[str, Any], Callable[[dict[str, Any]], None]], Awaitable[dict[str, Any]]]
+_CommandFunction = Callable[[str, Mapping[str, Any], Callable[[dict[str, Any]], None]], Awaitable[dict[str, Any]]]
 """Has the master carry out a verb. It waits for the end; the third argument is called with each report of progress."""
 
 
@@ -50,8 +50,8 @@ class ClusterView:
         board: Scoreboard,
         port: int,
         switch_traffic: Callable[[bool], Awaitable[bool]],
-        query: QueryFunction = _no_master,
-        command: CommandFunction = _no_master_to_command,
+        query: _QueryFunction = _no_master,
+        command: _CommandFunction = _no_master_to_command,
     ) -> None:
         self.port = port
         self.switch_traffic = switch_traffic
@@ -101,9 +101,10 @@ class ClusterView:
 
     def not_alive(self) -> str | None:
         """Return the reason why only a restart can help, or None."""
+        # CLOCK_MONOTONIC stands still while the machine is suspended, so a suspend doesn't make the master look stuck.
         silence = time.monotonic() - self._header.beat
         return (
             f"the master has been stuck for {silence:.0f} s"
-            if self._header.beat and silence > STUCK_MASTER_AFTER_S
+            if self._header.beat and silence > _STUCK_MASTER_AFTER_S
             else None
         )

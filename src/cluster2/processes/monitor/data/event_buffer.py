@@ -79,6 +79,7 @@ class EventBuffer:
         full = msgspec.json.encode(event)
         private = any(event.get(field) is not None for field in _PRIVATE_FIELDS)
         public = msgspec.json.encode({**event, **dict.fromkeys(event.keys() & _PRIVATE_FIELDS)}) if private else full
+        # An app can emit events of any other name; names that begin with SIG are the master's.
         kept = self._kept if name in EVENTS or name.startswith("SIG") else self._emitted
         kept.append(StoredEvent(self._next, name, full, public))
         self._next += 1

@@ -20,8 +20,8 @@ HISTORY_SECONDS = 3600
 MAX_MARKS = 500
 """Marks that are kept."""
 
-Value = float | None
-Row = list[Value]
+_Value = float | None
+Row = list[_Value]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -62,7 +62,7 @@ class History:
         self._columns = {name: array("d", [math.nan]) * rows for name in HISTORY_COLUMNS}
         self._marks: deque[dict[str, Any]] = deque(maxlen=MAX_MARKS)
 
-    def add(self, values: Mapping[str, Value]) -> Row:
+    def add(self, values: Mapping[str, _Value]) -> Row:
         """Append a row, in which a missing value means unknown. Returns it in the order of `HISTORY_COLUMNS`."""
         index = self._count % self._rows
         self._count += 1

@@ -85,7 +85,7 @@ def build_report(sample: Sample, sampler: Sampler, view: ClusterView, cluster: C
         "connections": {
             "held": snapshot.total("connections"),
             "resting": header["resting"],
-            "waiting": None if header["waiting"] < 0 else header["waiting"],
+            "waiting": None if header["waiting"] < 0 else header["waiting"],  # -1: the kernel doesn't say
         },
         "keeper": _keeper(header, sampler),
         "monitor": {

@@ -13,7 +13,7 @@ MAX_VIEWERS = 32
 """Viewers at a time."""
 
 
-class Latest:
+class _Latest:
     """The latest report and the latest sample as JSON, encoded once for all viewers.
 
     Attributes:
@@ -48,7 +48,7 @@ class Viewers:
         """Begin without viewers."""
         self.events = events
         events.listeners.append(lambda event: self.wake())
-        self.latest = Latest()
+        self.latest = _Latest()
         self.count = 0
         self.report_viewers = 0
         self.closed = False

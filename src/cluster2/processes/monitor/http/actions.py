@@ -34,10 +34,10 @@ def routes(root: str, view: ClusterView, settings: Settings) -> list[BaseRoute]:
     """Return the routes below `root`; none if there is no token."""
     if settings.monitor_token is None:
         return []
-    return [Route(root + "/control/{verb}", ActionRoutes(view).run, methods=["POST"])]
+    return [Route(root + "/control/{verb}", _ActionRoutes(view).run, methods=["POST"])]
 
 
-class ActionRoutes:
+class _ActionRoutes:
     """Passes actions on to the master. It reads no request body."""
 
     def __init__(self, view: ClusterView) -> None:
@@ -53,10 +53,10 @@ class ActionRoutes:
         except ValueError as error:
             return _refusal(str(error), 400)
         streams = "text/event-stream" in request.headers.get("accept", "")
-        return ActionResponse(partial(self._command, verb, params), streams=streams)
+        return _ActionResponse(partial(self._command, verb, params), streams=streams)
 
 
-class ActionResponse(Response):
+class _ActionResponse(Response):
     """The result of an action. The response waits for it as long as the client does.
 
     The master carries the action out even if the client leaves.
@@ -137,6 +137,7 @@ def _params(verb: str, query: QueryParams) -> dict[str, Any]:
             raise ValueError("scale needs workers=N")
         return {}
     text = query[name]
+    # isdecimal alone would accept the digits of all scripts.
     if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
         raise ValueError(f"{name} = {text!r:.100}: expected a whole number")
     return {name: int(text)}

@@ -29,25 +29,25 @@ class AgentConnections:
 
     def __init__(self, view: ClusterView) -> None:
         self.view = view
-        self.connections: dict[AgentCheck, asyncio.Transport] = {}
+        self.connections: dict[_AgentCheck, asyncio.Transport] = {}
 
-    def protocol(self) -> AgentCheck:
+    def protocol(self) -> _AgentCheck:
         """Return the protocol for a new connection."""
-        return AgentCheck(self)
+        return _AgentCheck(self)
 
-    def on_connect(self, agent: AgentCheck, transport: asyncio.Transport) -> None:
+    def on_connect(self, agent: _AgentCheck, transport: asyncio.Transport) -> None:
         """Count a connection."""
         if len(self.connections) >= MAX_AGENT_CONNECTIONS:
             oldest = next(iter(self.connections))
             self.connections.pop(oldest).abort()
         self.connections[agent] = transport
 
-    def on_disconnect(self, agent: AgentCheck) -> None:
+    def on_disconnect(self, agent: _AgentCheck) -> None:
         """Forget a connection."""
         self.connections.pop(agent, None)
 
 
-class AgentCheck(asyncio.Protocol):
+class _AgentCheck(asyncio.Protocol):
     """Writes the line, and closes.
 
     Data that HAProxy sends first (`agent-send`) is read and dropped. With unread data, close(2) would send a reset, and HAProxy

@@ -27,7 +27,7 @@ _NAME = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
 @dataclass(frozen=True, slots=True)
-class Distribution:
+class _Distribution:
     """An installed distribution.
 
     Attributes:
@@ -41,7 +41,7 @@ class Distribution:
 
 def routes(root: str) -> list[BaseRoute]:
     """Return the route below `root`. It responds with JSON to a client that accepts it, otherwise with text."""
-    cache = DependencyCache()
+    cache = _DependencyCache()
 
     async def deps(request: Request) -> Response:
         found = await cache.distributions()
@@ -52,36 +52,36 @@ def routes(root: str) -> list[BaseRoute]:
     return [Route(root + "/deps", deps, methods=["GET"])]
 
 
-class DependencyCache:
+class _DependencyCache:
     """The installed distributions, searched once for all requests within `_MAX_AGE_S` seconds."""
 
     def __init__(self) -> None:
         """Begin without a list."""
         self._lock = asyncio.Lock()
-        self._distributions: dict[str, Distribution] = {}
+        self._distributions: dict[str, _Distribution] = {}
         self._valid_until = 0.0
 
-    async def distributions(self) -> dict[str, Distribution]:
+    async def distributions(self) -> dict[str, _Distribution]:
         """Return the distributions by normalized name."""
-        async with self._lock:
+        async with self._lock:  # requests that come during a search wait for its result
             if time.monotonic() >= self._valid_until:
                 self._distributions = await run_in_threadpool(installed)
                 self._valid_until = time.monotonic() + _MAX_AGE_S
             return self._distributions
 
 
-def normalized(name: str) -> str:
+def _normalized(name: str) -> str:
     """Return the name by which distributions are compared (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def installed(path: list[str] | None = None) -> dict[str, Distribution]:
+def installed(path: list[str] | None = None) -> dict[str, _Distribution]:
     """Return all distributions by normalized name. Two may have the same name: the one counts that an import would find.
 
     Args:
         path: searched instead of `sys.path`.
     """
-    found: dict[str, Distribution] = {}
+    found: dict[str, _Distribution] = {}
     for each in metadata.distributions() if path is None else metadata.distributions(path=path):
         try:
             fields, requires = each.metadata, each.requires or ()
@@ -89,8 +89,8 @@ def installed(path: list[str] | None = None) -> dict[str, Distribution]:
             logger.info("metadata that can't be read is left out: %s", error)
             continue
         name = _first(fields, "Name")  # an interrupted installation leaves a directory without one
-        if name and normalized(name) not in found:
-            found[normalized(name)] = Distribution(name, _first(fields, "Version") or "?", tuple(_needed(requires)))
+        if name and _normalized(name) not in found:
+            found[_normalized(name)] = _Distribution(name, _first(fields, "Version") or "?", tuple(_needed(requires)))
     return found
 
 
@@ -102,14 +102,14 @@ def _needed(requirements: Iterable[str]) -> Iterator[str]:
     """Yield the names of requirements (PEP 508), without those that are for an extra only."""
     seen = set()
     for requirement in requirements:
-        match = _NAME.match(requirement)
+        match = _NAME.match(requirement)  # without packaging, which is not a dependency
         _, _, marker = requirement.partition(";")
-        if match and not re.search(r"\bextra\b", marker) and (name := normalized(match[1])) not in seen:
+        if match and not re.search(r"\bextra\b", marker) and (name := _normalized(match[1])) not in seen:
             seen.add(name)
             yield name
 
 
-def tree(found: dict[str, Distribution]) -> list[dict[str, Any]]:
+def tree(found: dict[str, _Distribution]) -> list[dict[str, Any]]:
     """Return the distributions that no other needs, each with its requirements below it.
 
     A requirement that isn't installed is left out: it may be for another system. A distribution's requirements are listed once;
@@ -130,12 +130,12 @@ def tree(found: dict[str, Distribution]) -> list[dict[str, Any]]:
     return roots + [node(name) for name in sorted(found) if name not in listed]
 
 
-def text(found: dict[str, Distribution]) -> Iterator[str]:
+def text(found: dict[str, _Distribution]) -> Iterator[str]:
     """Yield the tree as indented lines."""
 
     def lines(nodes: list[dict[str, Any]], depth: int) -> Iterator[str]:
         for each in nodes:
-            needs = any(needed in found for needed in found[normalized(each["name"])].requires)
+            needs = any(needed in found for needed in found[_normalized(each["name"])].requires)
             above = "  (needs: see above)" if needs and "requires" not in each else ""
             yield f"{'  ' * depth}{each['name']} {each['version']}{above}"
             yield from lines(each.get("requires", []), depth + 1)

@@ -39,14 +39,14 @@ _HEADERS = {
 
 def routes(root: str, settings: Settings) -> list[BaseRoute]:
     """Return the routes below `root`."""
-    files = LogRoutes(settings.logs)
+    files = _LogRoutes(settings.logs)
     return [
         Route(root + "/logs", files.listed, methods=["GET"]),
         Route(root + "/logs/{name}", files.one, methods=["GET"]),
     ]
 
 
-class LogRoutes:
+class _LogRoutes:
     """Responds with the files of a directory of logs."""
 
     def __init__(self, directory: str) -> None:
@@ -77,21 +77,22 @@ class LogRoutes:
         except BaseException:
             os.close(fd)
             raise
+        # The inode distinguishes a rotated file from its successor of the same name.
         size, tag = state.st_size, f'"{state.st_ino:x}-{state.st_mtime_ns:x}-{state.st_size:x}"'
         if start is not None:
-            return LogStream(fd, min(start, size), size)
+            return _LogStream(fd, min(start, size), size)
         # RFC 9110, 13.1.5: if the file has changed, or is another one by now, a part wouldn't fit the parts that the client has.
         whole = request.headers.get("if-range", tag) != tag
         part = None if whole else _part(request.headers.get("range"), size)
         if part is None:
-            return LogStream(fd, 0, size, {"etag": tag})
+            return _LogStream(fd, 0, size, {"etag": tag})
         if part[0] >= part[1]:
-            os.close(fd)
+            os.close(fd)  # no _LogStream owns it
             return PlainTextResponse("", 416, {**_HEADERS, "content-range": f"bytes */{size}"})
-        return LogStream(fd, *part, {"etag": tag, "content-range": f"bytes {part[0]}-{part[1] - 1}/{size}"}, 206)
+        return _LogStream(fd, *part, {"etag": tag, "content-range": f"bytes {part[0]}-{part[1] - 1}/{size}"}, 206)
 
 
-class LogStream(Response):
+class _LogStream(Response):
     """The bytes of a file from `start` to `end`. The response owns the descriptor."""
 
     def __init__(self, fd: int, start: int, end: int, more: dict[str, str] | None = None, status: int = 200) -> None:

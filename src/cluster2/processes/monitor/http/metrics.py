@@ -33,7 +33,7 @@ from ....version import __version__
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-COUNTER_METRICS = {
+_COUNTER_METRICS = {
     "requests": ("requests", "Requests that have ended: answered, refused, or left by their client."),
     "disconnects": ("disconnects", "Of these, the ones whose connection ended before the response did."),
     "accepted": ("connections_accepted", "Connections accepted from a listener."),
@@ -58,7 +58,7 @@ _GAUGE_METRICS = {
     "in_flight": ("requests_in_flight", "Requests under way."),
     "memory": ("memory_bytes", "Resident memory; pages that workers share count for each."),
 }
-"""Gauges, described as `COUNTER_METRICS` are."""
+"""Gauges, described as `_COUNTER_METRICS` are."""
 
 # Content types. The constants of prometheus_client differ from version to version, for the same format.
 _PROMETHEUS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -175,7 +175,7 @@ def _workers(accounts: dict[int, Account]) -> Iterator[Metric]:
 
 
 def _counters(accounts: dict[int, Account]) -> Iterator[Metric]:
-    for key, (name, text) in COUNTER_METRICS.items():
+    for key, (name, text) in _COUNTER_METRICS.items():
         known = not any(key in account.unknown for account in accounts.values())
         if known:  # no number is better than a sum that lacks the slots whose engine can't know it
             yield from _family("Counter", name, text, {slot: each.counters[key] for slot, each in accounts.items()})

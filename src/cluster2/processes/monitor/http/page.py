@@ -133,8 +133,9 @@ class PageRoutes:
             return PlainTextResponse(f"only = {only!r:.100}: expected events\n", 400, _NO_CACHE_HEADERS)
         if (refusal := self._dashboard.viewers.refusal()) is not None:
             return PlainTextResponse(f"{refusal}\n", 503, {"retry-after": "5"})
+        # Access control has let the request pass. On loopback it may have no token, and then gets no private fields.
         trusted = self._token is None or health_page.bears(request.headers.get("authorization"), self._token)
-        return EventStream(
+        return _EventStream(
             self._dashboard,
             _last_event_id(request.headers.get("last-event-id", "")),
             reports=only is None,
@@ -142,7 +143,7 @@ class PageRoutes:
         )
 
 
-class EventStream(Response):
+class _EventStream(Response):
     """A response that makes the client a viewer."""
 
     def __init__(self, dashboard: Dashboard, after: int, *, reports: bool, full: bool) -> None:
@@ -153,6 +154,7 @@ class EventStream(Response):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Stream until the client leaves."""
         self._dashboard.prepare()
+        # A HEAD request gets the headers of a stream, and occupies no viewer.
         await sse.serve(self._dashboard.viewers, receive, send, head=scope["method"] == "HEAD", **self._options)
 
 

@@ -26,14 +26,14 @@ _NO_CACHE = {"cache-control": "no-cache"}
 
 def routes(root: str, view: ClusterView) -> list[BaseRoute]:
     """Return the routes below `root`."""
-    workers = WorkerRoutes(view)
+    workers = _WorkerRoutes(view)
     return [
         Route(root + "/component-status", workers.component_status, methods=["GET"]),
         Route(root + "/stacks/{worker}", workers.stacks, methods=["GET"]),
     ]
 
 
-class WorkerRoutes:
+class _WorkerRoutes:
     """Responds with the status of components, and with stacks."""
 
     def __init__(self, view: ClusterView) -> None:
@@ -86,12 +86,13 @@ def _component(query: QueryParams) -> dict[str, Any]:
             raise ValueError(f"params has {len(given)} characters: expected {_MAX_PARAMS_CHARS} at most")
         try:
             params["params"] = json.loads(given)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError):  # deep nesting exceeds the interpreter's recursion limit
             raise ValueError(f"params = {given!r:.100}: expected JSON") from None
     return params
 
 
 def _number(text: str) -> int:
+    # isdecimal alone would accept the digits of all scripts.
     if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_PID_DIGITS):
         raise ValueError(f"worker = {text!r:.100}: expected a pid or a slot")
     return int(text)

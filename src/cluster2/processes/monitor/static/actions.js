@@ -185,7 +185,7 @@ export class Actions {
     for (const activity of this.#running) activity.measure(report);
   }
 
-  /** What the cluster tells of itself: a reload that somebody else asked for is followed as well. */
+  /** Follow a reload by its events, also one that was started elsewhere. */
   event(event) {
     const { event: name, generation } = event;
     const reload = [...this.#running].find((each) => each.verb === "reload" && [undefined, generation].includes(each.about.generation));
@@ -205,7 +205,7 @@ export class Actions {
     return this.#act("scale", asked, (number) => `?workers=${encodeURIComponent(number)}`);
   }
 
-  /** One worker, or all in turn. */
+  /** Recycle one worker, or all in turn. */
   recycle(worker = null) {
     const title = worker ? `Recycle worker ${worker.slot} (pid ${worker.pid})` : "Recycle all";
     const pids = new Set((worker ? [worker] : this.#report.workers).map((each) => each.pid));
