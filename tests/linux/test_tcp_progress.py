@@ -1,4 +1,4 @@
-"""What the kernel knows of a peer that has ended its side: whether it still reads."""
+"""The kernel's knowledge of whether a peer that has ended its side still reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AT_ONCE = struct.pack("ii", 1, 0)
 
 @pytest.fixture(params=[socket.AF_INET, socket.AF_UNIX], ids=["tcp", "unix"])
 def ends(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Our end of a connection, and its peer's."""
+    """Return this end of a connection, and its peer's."""
     if request.param == socket.AF_UNIX:
         ours, theirs = socket.socketpair()
     else:

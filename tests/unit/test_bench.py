@@ -1,4 +1,4 @@
-"""The pure parts of the measuring tools: what they read, and how they sum it up."""
+"""The pure parts of the benchmarks: their parsers and summaries."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ WRK = """Running 1s test @ http://127.0.0.1:21000/
 
 
 def test_a_quantile_is_a_sample() -> None:
-    """The quantile of a share is the sample at that place; the ends are the smallest and the largest."""
+    """The quantile of a share is the sample at that position. The ends are the smallest and the largest sample."""
     ordered = [float(number) for number in range(101)]
     assert [quantile(ordered, share) for share in (0.0, 0.5, 0.99, 1.0)] == [0.0, 50.0, 99.0, 100.0]
     assert quantile([7.0], 0.99) == 7.0
 
 
 def test_no_samples_have_no_quantile() -> None:
-    """Nothing measured is an error for a quantile, and an empty summary for latencies."""
+    """A quantile without samples is an error, and latencies without samples have an empty summary."""
     with pytest.raises(ValueError, match="no samples"):
         quantile([], 0.5)
     assert Latencies.of([]) == Latencies(0)
@@ -61,14 +61,14 @@ def test_latencies_are_milliseconds() -> None:
 
 
 def test_ratios_are_taken_by_pairs() -> None:
-    """A disturbance of a whole round, which hits both of a pair, leaves their ratio as it is."""
+    """A disturbance of a whole round affects both of a pair, and leaves their ratio unchanged."""
     assert median_ratio([9.0, 90.0, 9.0], [10.0, 100.0, 10.0]) == pytest.approx(0.9)
     with pytest.raises(ValueError, match="argument 2"):
         median_ratio([1.0], [1.0, 2.0])
 
 
 def test_what_was_not_measured_does_not_count() -> None:
-    """The median is that of the known values; without any there is none."""
+    """The median is that of the measured values. Without any there is none."""
     assert middle([None, 3.0, 1.0, 2.0]) == 2.0
     assert middle([None]) is None
     assert spread([9.0, 10.0, 12.0]) == pytest.approx(0.3)
@@ -83,7 +83,7 @@ def test_utilisation_gives_the_rate() -> None:
 
 
 def test_a_response_is_taken_when_it_is_whole() -> None:
-    """Until the last byte of the body is there, there is no response; what follows it is left."""
+    """There is no response until the last byte of the body has arrived. Later bytes are left."""
     assert all(parse(OK[:length]) is None for length in range(len(OK)))
     response, taken = parse(OK + b"HTTP") or pytest.fail("no response")
     assert (response.status, response.body, taken, response.closing) == (200, b"hello", len(OK), False)
@@ -99,7 +99,7 @@ def test_a_chunked_response_is_put_together() -> None:
 
 
 def test_a_response_without_length_ends_with_the_connection() -> None:
-    """Such a response is whole when the server closes, and says that the connection is over."""
+    """Such a response is complete when the server closes, and announces that the connection ends."""
     data = b"HTTP/1.1 200 OK\r\n\r\nhello"
     assert parse(data) is None
     response, _ = parse(data, ended=True) or pytest.fail("no response")
@@ -107,7 +107,7 @@ def test_a_response_without_length_ends_with_the_connection() -> None:
 
 
 def test_an_interim_response_is_skipped() -> None:
-    """100 Continue isn't the answer; what comes after it is."""
+    """100 Continue isn't the response. The next one is."""
     response, taken = parse(b"HTTP/1.1 100 Continue\r\n\r\n" + OK) or pytest.fail("no response")
     assert (response.status, taken) == (200, len(OK) + 25)
 
@@ -119,7 +119,7 @@ def test_no_body_is_waited_for_where_there_is_none() -> None:
 
 
 def test_an_announced_close_is_known() -> None:
-    """`Connection: close` in a response, in any case of letters, says that the connection is over."""
+    """`Connection: close` in a response, in upper or lower case, announces that the connection ends."""
     response, _ = parse(OK.replace(b"Content-Type: text/plain", b"CONNECTION: Close")) or pytest.fail("no response")
     assert response.closing
 
@@ -135,13 +135,13 @@ def test_an_announced_close_is_known() -> None:
     ],
 )
 def test_garbage_is_told(data: bytes) -> None:
-    """What can't become a response is an error, not a wait for more."""
+    """Bytes that can't become a response are an error, and don't wait for more."""
     with pytest.raises(Garbage):
         parse(data)
 
 
 def test_a_request_says_when_it_is_the_last() -> None:
-    """With a connection a request, the request asks for the close."""
+    """With a connection for each request, the request asks for the close."""
     assert request("/x", "h") == b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
     assert b"\r\nConnection: close\r\n" in request("/", "h", close=True)
 
@@ -171,7 +171,7 @@ def test_the_errors_of_wrk_are_counted() -> None:
 
 
 def test_a_long_run_of_wrk_is_read() -> None:
-    """It reports minutes as minutes."""
+    """wrk reports minutes as minutes."""
     assert read_report("  6000 requests in 1.50m, 1.00MB read\n").seconds == 90.0
     with pytest.raises(BenchError, match="no total"):
         read_report("unable to connect to 127.0.0.1:1 Connection refused")
@@ -189,12 +189,12 @@ def test_a_name_with_parentheses_does_not_shift_the_fields() -> None:
 
 
 def test_sizes_are_bytes() -> None:
-    """`Name: 12 kB` is 12,288 bytes; other lines are passed over."""
+    """`Name: 12 kB` is 12,288 bytes. Other lines are skipped."""
     assert proc.read_sizes("00-ff ---p 0 00:00 0 [rollup]\nPss:   12 kB\nThreads: 3\n") == {"Pss": 12288}
 
 
 def test_the_clock_of_a_process_counts_its_work() -> None:
-    """The CPU time of this process, read as another's is, grows by what it computes."""
+    """The CPU time of this process, read as that of another one, grows when it computes."""
     before = proc.cpu(os.getpid())
     compute(0.01)
     assert 0.01 <= proc.cpu(os.getpid()) - before < time.process_time()
@@ -212,7 +212,7 @@ def test_the_work_of_a_child_that_has_ended_counts() -> None:
 
 
 def test_a_process_that_is_gone_has_nothing() -> None:
-    """No process, no facts, no CPU, no memory, no tree."""
+    """A process that doesn't exist has no fields, no CPU, no memory and no tree."""
     child = os.fork()
     if not child:
         os._exit(0)
@@ -235,7 +235,7 @@ def test_a_tree_begins_with_its_root() -> None:
 
 
 def test_a_port_is_free_or_not() -> None:
-    """A port with a listener is refused; after the listener has gone it isn't."""
+    """A port with a listener is refused. Without the listener it is free."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -244,11 +244,11 @@ def test_a_port_is_free_or_not() -> None:
     assert free(port)
 
 
-# What the master says.
+# The master's status.
 
 
 def test_the_status_of_the_master_is_read() -> None:
-    """Workers by pid; those that are ready; the keeper, if there is one."""
+    """The status has workers by pid, the ready ones, and the keeper, if there is one."""
     workers = [{"pid": 7, "state": "ready"}, {"pid": 8, "state": "draining"}]
     line = json.dumps({"ok": True, "result": {"workers": workers, "keeper": {"pid": 9}}}).encode()
     found = read_status(read_answer(line))
@@ -266,7 +266,7 @@ def test_a_refusal_is_an_error() -> None:
 
 
 def test_workers_without_connections_count() -> None:
-    """A worker that has none is seen by no answer, but belongs to the mean."""
+    """A worker without a connection appears in no response, but counts in the mean."""
     sample = Sample(1.0, {7: 3, 8: 1})
     assert sample.row(4) == [3, 1, 0, 0]
     assert (sample.max_over_mean(4), sample.gap(4), sample.max_over_mean(2)) == (3.0, 3, 1.5)
@@ -274,7 +274,7 @@ def test_workers_without_connections_count() -> None:
 
 
 def test_a_newcomer_has_its_share_from_some_moment_on() -> None:
-    """The time is that from its start to the first sample in which it has 90 % of the mean."""
+    """The time is that from the worker's start to the first sample in which it has 90 % of the mean."""
     samples = [Sample(1.0, {1: 10, 2: 10}), Sample(2.0, {1: 8, 2: 8, 3: 4}), Sample(2.5, {1: 7, 2: 7, 3: 6})]
     assert share_after(samples, 1.5, 3) == 1.0
     assert share_after(samples[:2], 1.5, 3) is None
@@ -284,7 +284,7 @@ def test_a_newcomer_has_its_share_from_some_moment_on() -> None:
 
 
 def test_a_mark_is_met_at_its_bound() -> None:
-    """At most and at least include the bound; what wasn't measured is neither met nor missed."""
+    """The bounds are inclusive. A value that wasn't measured is neither met nor missed."""
     assert at_most(50, 50.0, "ms").met is True
     assert at_most(50, 50.1, "ms").met is False
     assert against(0.97, {"cluster2": 97.0, "uvicorn": 100.0}, "uvicorn", at_least=True).met is True
@@ -293,14 +293,14 @@ def test_a_mark_is_met_at_its_bound() -> None:
 
 
 def test_a_ratio_needs_both() -> None:
-    """Without ours, theirs, or with a zero of theirs there is no ratio."""
+    """There is no ratio without both values, or with a zero of the other server."""
     assert ratio({"cluster2": 1.0, "uvicorn": 2.0}, "uvicorn") == 0.5
     assert ratio({"cluster2": 1.0}, "uvicorn") is None
     assert ratio({"cluster2": 1.0, "uvicorn": 0.0}, "uvicorn") is None
 
 
 def test_the_table_has_a_column_for_each_server() -> None:
-    """Ours comes first; what wasn't measured is a dash."""
+    """cluster2 is the first column. A value that wasn't measured is a dash."""
     figures = [Figure("a", "ms", {"uvicorn": 1.234, "cluster2": None}, [at_most(1, None, "ms")])]
     assert table(figures).splitlines() == [
         "|  | cluster2 | uvicorn | mark |",
@@ -310,7 +310,7 @@ def test_the_table_has_a_column_for_each_server() -> None:
 
 
 def test_figures_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file of results gives the same table again; details that are measurements are kept as plain data."""
+    """The file of results gives an equal table. Details that are measurements are kept as plain data."""
     monkeypatch.setattr("bench.report.RESULTS", tmp_path / "results")
     figures = [Figure("a", "ms", {"cluster2": 1.0}, [at_most(1, 1.0, "ms")], {"cluster2": Latencies.of([0.001])})]
     again = load(save("some", figures))
@@ -319,7 +319,7 @@ def test_figures_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_servers_are_compared_with_the_first() -> None:
-    """Medians for each, ratios to the first by pairs; a server that gave nothing has neither."""
+    """Each server has medians, and ratios to the first by pairs. A server without values has neither."""
     found = {"uvicorn": Series([100.0, 50.0], [10.0, 20.0]), "cluster2": Series([110.0, 55.0], [9.0, 18.0], 3)}
     cpu = compare({**found, "granian": Series()}, cpu=True)
     assert (cpu.medians, cpu.ratios) == ({"uvicorn": 15.0, "cluster2": 13.5}, {"uvicorn": 1.0, "cluster2": 0.9})
@@ -328,7 +328,7 @@ def test_servers_are_compared_with_the_first() -> None:
 
 
 def test_a_plan_takes_the_servers_that_are_wanted() -> None:
-    """A suite's servers, in its order, without those that the command line left out."""
+    """A plan has a suite's servers, in its order, without those that the command line left out."""
     plan = Plan(servers=("cluster2", "uwsgi"), quick=True)
     assert plan.pick("uvicorn", "uwsgi", "cluster2") == ["uwsgi", "cluster2"]
     assert (plan.times(7, 2), Plan(passes=3).times(7), plan.size(8, 2)) == (2, 3, 2)

@@ -1,4 +1,4 @@
-"""Apps that the tests of granian serve."""
+"""Apps for the tests of granian."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ SLOW = 0.1
 
 
 def mark(name: str) -> None:
-    """Say that this request's handler has begun."""
+    """Create a file which shows that this request's handler has begun."""
     Path(f"held.{name}.{os.getpid()}").touch()
 
 
 async def released() -> None:
-    """Wait until there is a file of that name."""
+    """Wait until the file `released` exists."""
     while not Path("released").exists():
         await asyncio.sleep(0.02)
 
 
 class Rsgi:
-    """With hooks. `/raise` raises, `/spin/NAME` spins, `/forever/NAME` waits, `/later/NAME` until it may, `/big` is 20 MB.
+    """An RSGI app with hooks. `/raise` raises, `/spin/NAME` spins, `/forever/NAME` waits, `/big` is 20 MB.
 
-    `/slow` takes `SLOW` seconds.
+    `/later/NAME` waits until it is released. `/slow` takes `SLOW` seconds.
 
-    `/upload/NAME` reads the body before that, in one piece, `/pieces/NAME` piece by piece. All else says hello.
+    `/upload/NAME` reads the body first, in one piece, `/pieces/NAME` piece by piece. Other paths say hello.
     """
 
     def __rsgi_init__(self, loop: Any) -> None:
@@ -81,7 +81,7 @@ rsgi = Rsgi()
 
 
 async def asgi(scope: Any, receive: Any, send: Any) -> None:
-    """`/later/NAME` waits until it may, `/upload` and `/pieces` read the body before, `/big` is 20 MB, all else says hello."""
+    """Wait for `/later/NAME`, `/upload` and `/pieces`, which read the body first, send 20 MB for `/big`, or say hello."""
     if scope["type"] != "http":
         return
     _, kind, name = [*scope["path"].split("/"), "", ""][:3]
@@ -105,13 +105,13 @@ async def asgi(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def broken_start(scope: Any, receive: Any, send: Any) -> None:
-    """Refuses to start."""
+    """Fail at startup."""
     await receive()
     await send({"type": "lifespan.startup.failed", "message": "the database is away"})
 
 
 def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-    """`/forever/NAME` never answers, `/big` is 20 MB, `/environ` tells what it is called with."""
+    """Never answer `/forever/NAME`, send 20 MB for `/big` and the environ for `/environ`, or say hello."""
     _, kind, name = [*environ["PATH_INFO"].split("/"), "", ""][:3]
     if kind == "forever":
         mark(name)

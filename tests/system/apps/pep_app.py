@@ -1,4 +1,4 @@
-"""A WSGI app that uses what PEP 3333 promises, of which servers keep most."""
+"""A WSGI app that uses features of PEP 3333, some of which servers leave out."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Closing:
         return self.parts
 
     def close(self) -> None:
-        """Note it."""
+        """Note the call."""
         closed.append(self.name)
 
 
 def read(environ: Environ) -> Iterator[object]:
-    """All ways to read: the body is two lines of ten bytes, and much more."""
+    """Read in all ways. The body is two lines of ten bytes, and much more."""
     body = environ["wsgi.input"]
     yield body.readline(3)
     yield body.read(0)
@@ -51,7 +51,7 @@ def late(start_response: Start) -> Iterator[bytes]:
 
 
 def changed(start_response: Start) -> Iterator[bytes]:
-    """Start it anew for an error before its first part, and fail with one behind it."""
+    """Start the response anew after an error, before its first part."""
     try:
         raise LookupError("first")
     except LookupError:

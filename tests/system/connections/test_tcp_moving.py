@@ -1,4 +1,4 @@
-"""Raw TCP connections whose app knows its boundaries outlive workers: not one line lost, not one connection closed."""
+"""Raw TCP connections whose app marks its boundaries outlive workers, without a lost line or a closed connection."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Line:
         return answer.decode().rstrip("\n")
 
     def worker(self, line: str = "hello") -> int:
-        """The worker that answered; the answer is compared."""
+        """Send a line, check the answer, and return the pid of the worker that sent it."""
         pid, _, rest = self.ask(line).partition(" ")
         assert rest == line
         return int(pid)
@@ -78,7 +78,7 @@ def test_the_example(run: Serve) -> None:
 
 
 def test_the_example_of_a_protocol(run: Serve) -> None:
-    """Its connection lives through a reload, with half a line on the way."""
+    """The connection of a protocol lives through a reload, with half a line on the way."""
     running = run(example("lines_protocol.py:Lines"), "--drain-idle", "10ms", workers=1).ready(1)
     with Line(running) as line, Line(running) as half:
         assert line.ask("hello") == "HELLO"
@@ -93,7 +93,7 @@ def test_the_example_of_a_protocol(run: Serve) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_retiring(run: Serve, kind: str) -> None:
-    """A connection in the middle of a line, or of its answer, stays until that is over, and leaves then."""
+    """A connection in the middle of a line, or of its answer, stays until the line is answered, and moves then."""
     running = run(f"{APP}:{kind}", "--drain-idle", "10ms", workers=1).ready(1)
     with Line(running) as idle, Line(running) as half:
         first = idle.worker()
@@ -111,13 +111,13 @@ def test_retiring(run: Serve, kind: str) -> None:
 
 
 def test_an_answer_under_way(run: Serve) -> None:
-    """A handler that is busy when its worker is told to leave finishes its line; the next one is served by another worker."""
+    """A handler that is busy when its worker retires finishes its line. Another worker serves the next one."""
     running = run(f"{APP}:handler", "--drain-idle", "10ms", workers=1).ready(1)
     with Line(running) as line:
         first = line.worker()
         line.socket.sendall(b"held a\n")
         with Line(running) as other:
-            other.worker()  # on the same loop: the line before has arrived by now, or will be read before the worker looks
+            other.worker()  # on one loop: the line before has arrived by now, or will be read before the worker's check
         os.kill(first, signal.SIGTERM)
         running.draining()
         running.release()
@@ -128,7 +128,7 @@ def test_an_answer_under_way(run: Serve) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shutdown(run: Serve, kind: str) -> None:
-    """At the end of the cluster a connection at rest is closed, and one with half a line may finish it."""
+    """At the end of the cluster an idle connection is closed, and one with half a line may finish it."""
     running = run(f"{APP}:{kind}", "--handoff-idle-after", "50ms", "--drain-idle", "300ms", workers=1).ready(1)
     with Line(running) as resting, Line(running) as half:
         resting.worker()
@@ -143,7 +143,7 @@ def test_shutdown(run: Serve, kind: str) -> None:
 
 
 def test_sharing(run: Serve) -> None:
-    """Connections that all came to one worker are shared when another one has none."""
+    """Connections that all went to one worker are shared when another one has none."""
     running = run(f"{APP}:handler", "--handoff-idle-after", "0", "--handoff-slow-above", "0", workers=1).ready(1)
     lines = [Line(running) for _ in range(24)]
     try:
@@ -164,7 +164,7 @@ def test_sharing(run: Serve) -> None:
 
 
 def test_parking(run: Serve) -> None:
-    """Handlers that hold the loop are seen by their steps, on connections that are long open; then connections park."""
+    """Handlers that hold the loop are noticed by their steps on connections that are long open. Then connections park."""
     running = run(f"{APP}:handler", "--handoff-idle-after", "0", "--handoff-slow-above", "2ms").ready()
     lines = [Line(running) for _ in range(4)]
     try:
@@ -195,7 +195,7 @@ def test_idle_for_too_long(run: Serve) -> None:
 
 
 class Talker:
-    """Sends lines in odd pieces, several at a time, and compares each byte that comes back."""
+    """A client that sends lines in odd pieces, several at a time, and compares each byte of the answers."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -241,7 +241,7 @@ class Talker:
 @pytest.mark.parametrize("park", ["0.6ms", "0"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_moving_at_random(run: Serve, kind: str, park: str) -> None:
-    """Lines in odd pieces, while workers are told to leave one after the other: each is answered, in order, on one connection."""
+    """While workers retire one after the other, each line is answered in order on one connection."""
     running = run(
         f"{APP}:{kind}",
         "--handoff-slow-above",
@@ -279,7 +279,7 @@ def test_moving_at_random(run: Serve, kind: str, park: str) -> None:
         try:
             await roll(talking)
         finally:
-            over.set()  # or they would talk on: wait_for may miss that it is cancelled
+            over.set()  # otherwise they would go on: wait_for may miss its cancellation
             try:
                 await asyncio.wait_for(talking, PATIENCE)
             except (OSError, AssertionError) as error:

@@ -1,4 +1,4 @@
-"""granian under cluster2: every interface is served, and nothing is dropped whatever is done to the cluster."""
+"""granian under cluster2 serves every interface, and drops nothing, whatever is done to the cluster."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ ROLLING = Path(__file__).parents[1] / "apps" / "rolling_app.py"
 APPS = Path(__file__).parents[1] / "apps" / "granian_app.py"
 GRANIAN = ("--engine", "granian")
 BIG = 20_000_000
-"""Bytes of a body that no kernel takes at once."""
+"""Bytes of a body that is larger than any socket buffer."""
 QUICK = ("--drain-idle", "2s")
 KINDS = {"rsgi": ("rsgi",), "asgi": ("app", *GRANIAN), "wsgi": ("make_flask", "--factory", *GRANIAN)}
 
 
 def pids(running: Running) -> set[int]:
-    """The workers that serve."""
+    """Return the pids of the workers that serve."""
     return {row["pid"] for row in running.workers()}
 
 
 def nothing_dropped(mix: Mix) -> None:
-    """No request failed, no connection was refused."""
+    """Assert that no request failed and no connection was refused."""
     print(mix.seen)
     assert not mix.seen.failed, mix.seen
     assert not mix.seen.refused, mix.seen
@@ -50,7 +50,7 @@ def nothing_dropped(mix: Mix) -> None:
 
 @pytest.mark.parametrize("kind", ["rsgi", "asgi", "wsgi"])
 def test_durations(run: Serve, kind: str) -> None:
-    """How long requests took is measured for each interface, and contains the time that the handler waited."""
+    """The duration of requests is measured for each interface, and includes the time that the handler waited."""
     running = run(f"{APPS}:{kind}", *GRANIAN, workers=1).ready(1)
     with Connection(running.address) as connection:
 
@@ -70,7 +70,7 @@ def test_durations(run: Serve, kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_rolling_drops_nothing(run: Serve, kind: str) -> None:
-    """Through a reload, recycles and scaling each request is answered; connections that end say so in a response."""
+    """Through a reload, recycles and scaling each request is answered. Connections end with a response that announces it."""
     attr, *options = KINDS[kind]
     running = run(f"{ROLLING}:{attr}", *options, *QUICK).ready()
     with Mix(running.address) as mix:
@@ -87,7 +87,7 @@ def test_rolling_drops_nothing(run: Serve, kind: str) -> None:
 
 @pytest.mark.slow
 def test_the_engine_changes_by_a_reload(run: Serve, tmp_path: Path) -> None:
-    """From granian to http, under load, nothing is dropped; back is refused, since connections may rest at the keeper."""
+    """A reload from granian to http under load drops nothing. The way back is refused, since the keeper may have connections."""
     file = tmp_path / "cluster2.toml"
     file.write_text('engine = "granian"\n')
     running = run(f"{ROLLING}:app", *QUICK, directory=tmp_path).ready()
@@ -110,7 +110,7 @@ def test_the_engine_changes_by_a_reload(run: Serve, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_under_load(run: Serve) -> None:
-    """kill -9 costs at most what the killed one was working on; nothing is refused, and its successor serves."""
+    """kill -9 costs at most the requests under way. No connection is refused, and a successor serves."""
     running = run(f"{APPS}:rsgi").ready()
     with Load(running.address, clients=12, keep_alive=False) as load:
         for _ in range(3):
@@ -123,7 +123,7 @@ def test_killed_under_load(run: Serve) -> None:
 
 
 def test_who_waits_for_a_killed_worker(run: Serve) -> None:
-    """What waits in the queue of a worker that is killed is served by its successor, on the same socket."""
+    """Connections in the accept queue of a killed worker are served by its successor, on the same socket."""
     running = run(f"{APPS}:rsgi", workers=1).ready(1)
     (victim,) = pids(running)
     stop(victim)
@@ -139,13 +139,13 @@ def test_who_waits_for_a_killed_worker(run: Serve) -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_is_stuck(run: Serve) -> None:
-    """It is steered around as soon as its heartbeat is late, long before it is replaced; then it is."""
+    """New connections avoid a stuck worker as soon as its heartbeat is late, long before it is replaced."""
     running = run(f"{APPS}:rsgi", "--max-heartbeat-delay", "4s").ready()
     with ExitStack() as stack:
         stuck = stack.enter_context(Connection(running.address))
         stuck.send("/spin/one")
         victim = running.held("one")
-        late = time.monotonic() + 3.5  # a heartbeat promises two seconds; the master looks once a second
+        late = time.monotonic() + 3.5  # a heartbeat is due every two seconds, and the master checks once a second
         wait_until(lambda: time.monotonic() > late, "its heartbeat is late")
         for _ in range(12):
             assert get(running.address).headers["x-worker"] != str(victim)
@@ -158,7 +158,7 @@ def test_a_worker_that_is_stuck(run: Serve) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("attr", "options"), [("rsgi", ()), ("wsgi", GRANIAN)], ids=["rsgi", "wsgi"])
 def test_a_request_that_never_ends(run: Serve, attr: str, options: tuple[str, ...]) -> None:
-    """request_timeout: the worker of a request that takes too long is replaced; the other serves on."""
+    """With `request_timeout` the worker of a request that takes too long is replaced. The other one goes on serving."""
     running = run(f"{APPS}:{attr}", *options, "--request-timeout", "1s", "--drain-timeout", "1s").ready()
     with Connection(running.address) as endless:
         endless.send("/forever/one")
@@ -171,7 +171,7 @@ def test_a_request_that_never_ends(run: Serve, attr: str, options: tuple[str, ..
 
 
 def test_hooks_errors_and_counts(run: Serve) -> None:
-    """RSGI's hooks are called in each worker; a handler that raises is a 500, logged once; all are counted."""
+    """Each worker calls RSGI's hooks. A handler that raises is a 500 and logged once. All requests count."""
     running = run(f"{APPS}:rsgi", workers=1).ready(1)
     (pid,) = pids(running)
     assert (running.directory / f"begun.{pid}").exists()
@@ -192,7 +192,7 @@ def test_hooks_errors_and_counts(run: Serve) -> None:
 
 
 def test_the_environ_of_wsgi(run: Serve) -> None:
-    """It has nothing of the process's environment; names with an underscore pose as others, as docs/granian.md says."""
+    """The environ has nothing of the process's environment. Names with an underscore look like others, as docs/granian.md says."""
     secrets = {"SECRET_OF_TEST": "1", "HTTP_X_FROM_OUTSIDE": "1"}
     running = run(f"{APPS}:wsgi", *GRANIAN, workers=1, env=secrets).ready(1)
     environ = json.loads(get(running.address, "/environ", headers="X-Name: 1\r\nX_Name: 2\r\nX-Far: \xfc\r\n").body)
@@ -203,7 +203,7 @@ def test_the_environ_of_wsgi(run: Serve) -> None:
 
 
 def test_shutdown_answers_every_connection(run: Serve) -> None:
-    """At a shutdown each connection that was made before may ask once more, and is told that it ends."""
+    """At a shutdown each open connection may send one more request, whose response announces its end."""
     running = run(f"{ROLLING}:rsgi", "--drain-idle", "10s").ready()
     with ExitStack() as stack:
         clients = [stack.enter_context(Connection(running.address)) for _ in range(12)]
@@ -244,7 +244,7 @@ FRAMEWORKS = {
 @pytest.mark.soak  # test_frameworks.py serves all of them in one cluster
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_frameworks(run: Serve, tmp_path: Path, name: str) -> None:
-    """FastAPI, Flask, Django and Litestar are served by granian."""
+    """granian serves FastAPI, Flask, Django and Litestar."""
     (tmp_path / "litestar_app.py").write_text(LITESTAR)
     running = run(FRAMEWORKS[name], *GRANIAN, workers=1, directory=tmp_path).ready(1)
     answer = get(running.address)
@@ -255,7 +255,7 @@ def test_frameworks(run: Serve, tmp_path: Path, name: str) -> None:
 
 @pytest.fixture
 def certified(tmp_path: Path) -> tuple[tuple[str, ...], ssl.SSLContext]:
-    """Options for TLS, and what a client trusts. The key is of another format than in `test_capabilities`: both are read."""
+    """Return options for TLS, and the client's context. The key has another format than in `test_capabilities`, to test both."""
     authority = trustme.CA()
     issued = authority.issue_cert("localhost")
     key = load_pem_private_key(issued.private_key_pem.bytes(), None)
@@ -270,7 +270,7 @@ def certified(tmp_path: Path) -> tuple[tuple[str, ...], ssl.SSLContext]:
 
 @pytest.mark.slow
 def test_rolling_with_tls(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLContext]) -> None:
-    """With TLS as well no request is lost."""
+    """No request is lost with TLS, either."""
     options, trusting = certified
     running = run(f"{ROLLING}:rsgi", *options, *QUICK).ready()
     with Mix(running.address, tls=trusting) as mix:
@@ -281,11 +281,11 @@ def test_rolling_with_tls(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLC
 
 
 def test_http2(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLContext]) -> None:
-    """HTTP/2 is spoken; a client that reads nothing between two requests doesn't hold its worker, and fails once."""
+    """granian speaks HTTP/2. A client that reads nothing between two requests doesn't delay its worker, and fails once."""
     options, trusting = certified
     running = run(f"{APPS}:rsgi", "--http2", *options, *QUICK, workers=1).ready(1)
     url = f"https://localhost:{running.address[1]}/"
-    # Without the limit httpx gives a connection up that was idle for 5 s: so long a reload may take on a busy machine.
+    # By default httpx closes a connection that was idle for 5 s, and a reload may take that long on a busy machine.
     limits = httpx.Limits(keepalive_expiry=None)
     with httpx.Client(http2=True, verify=trusting, limits=limits) as client:
         answer = client.get(url)
@@ -301,7 +301,7 @@ def test_http2(run: Serve, certified: tuple[tuple[str, ...], ssl.SSLContext]) ->
 
 
 def test_http2_slow_readers(run: Serve) -> None:
-    """A client that takes a body slowly gets all of it, as does one that answers the PING; a silent one is given up."""
+    """A client that reads a body slowly gets all of it, as does one that answers the PING. A silent one is closed."""
     running = run(f"{APPS}:rsgi", "--http2", *QUICK, workers=1).ready(1)
 
     async def across() -> None:
@@ -319,7 +319,7 @@ def test_http2_slow_readers(run: Serve) -> None:
             while len(paused.streams[half].body) < 60_000:
                 await paused.read()
             reload = asyncio.ensure_future(asyncio.to_thread(running.ask, "reload"))
-            silent.answers_pings = False  # that it reads at all is only for the test to see the end
+            silent.answers_pings = False  # it reads only so that the test sees the end
             while paused.last != half:
                 await paused.read()
             await silent.end()
@@ -337,7 +337,7 @@ def test_http2_slow_readers(run: Serve) -> None:
 
 
 def test_http2_who_speaks_to_the_end(run: Serve) -> None:
-    """A client that reads slowly, and opens its windows again as it does, gets all that its worker had sent when it left."""
+    """A client that reads slowly, and opens its windows meanwhile, gets all that its worker had sent before it left."""
     running = run(f"{APPS}:rsgi", "--http2", *QUICK, workers=1).ready(1)
 
     async def across() -> None:
@@ -361,7 +361,7 @@ def test_http2_who_speaks_to_the_end(run: Serve) -> None:
 
 @pytest.mark.slow
 def test_a_reader_that_stops(run: Serve) -> None:
-    """A client that takes nothing of its response is cut off, counted and told of; one that takes it slowly gets all of it."""
+    """A client that reads nothing of its response is cut off, counted and reported. One that reads slowly gets all of it."""
     running = run(f"{APPS}:rsgi", "--timeout", "1s", workers=1).ready(1)
     cut_off = lambda: sum(row["timed_out"] for row in running.workers())  # noqa: E731
     with Connection(running.address) as silent, Connection(running.address) as slow:
@@ -384,7 +384,7 @@ def test_a_reader_that_stops(run: Serve) -> None:
 
 
 def test_one_process(run: Serve) -> None:
-    """`cluster = false`: granian serves in that process, on Unix sockets too."""
+    """With `cluster = false` granian serves in that process, on Unix sockets, too."""
     running = run(f"{APPS}:rsgi", "--no-cluster", bind=("127.0.0.1:0", "unix:s"), workers=None)
     path = str(running.directory / "s")
     wait_until(lambda: running.process.poll() is not None or os.path.exists(path), "it serves")
@@ -411,7 +411,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(run: Serve, case: str) -> None:
-    """What granian can't do is refused in one line."""
+    """Options that granian can't honour are refused in one line."""
     options, why = REFUSED[case]
     running = run(f"{APPS}:rsgi", *options, bind=())
     assert running.wait() == 5
@@ -422,7 +422,7 @@ def test_refused(run: Serve, case: str) -> None:
 
 @pytest.mark.skipif(platform.machine() not in SETSOCKOPT, reason="the number of a system call isn't known")
 def test_the_kernel_refuses_to_steer(start: Callable[..., Running]) -> None:
-    """Where the kernel doesn't take the program, granian is refused at start with the way out, which is open."""
+    """Where the kernel refuses the steering program, granian is refused at start with a way out, which works."""
     options = ("--monitor-port", "0", "--bind", "127.0.0.1:0", "--workers", "1")
     forbidden = [sys.executable, str(Path(forbidding.__file__))]
     running = start([*forbidden, *command("run", f"{APPS}:rsgi", *options)])
@@ -435,7 +435,7 @@ def test_the_kernel_refuses_to_steer(start: Callable[..., Running]) -> None:
 
 
 def test_a_start_that_fails(run: Serve) -> None:
-    """A lifespan that refuses ends the start with the app's own words."""
+    """A lifespan that fails ends the start with the app's own message."""
     running = run(f"{APPS}:broken_start", *GRANIAN)
     assert running.wait() == 3
     assert "the app's lifespan failed at startup: the database is away" in running.stderr

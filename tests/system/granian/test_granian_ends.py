@@ -1,4 +1,4 @@
-"""What granian has under way when `drain_timeout` is over: it is cut, so that its client sees it, and its app is told."""
+"""Requests under way in granian when `drain_timeout` is over: they are cut so that client and app notice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GRANIAN = ("--engine", "granian", "--drain-idle", "100ms")
 
 
 def start(run: Serve, app: str, where: str, *options: str) -> tuple[Running, tuple[str, int] | str]:
-    """Serve an app on a TCP port, or without a master on a Unix socket; return where."""
+    """Serve an app on a TCP port, or without a master on a Unix socket. Return the address."""
     if where == "unix":
         running = run(app, *GRANIAN, *ALONE, *options, bind=("unix:s",), workers=None)
         return running, serving(running)
@@ -31,7 +31,7 @@ def start(run: Serve, app: str, where: str, *options: str) -> tuple[Running, tup
 @pytest.mark.parametrize("app", ["endless", "generator", "flood"])
 @pytest.mark.parametrize("where", ["tcp", "unix"])
 def test_a_body_that_is_cut_off_is_closed(run: Serve, app: str, where: str) -> None:
-    """The body of a WSGI response is closed, as PEP 3333 demands, whether its client reads or not; what waits isn't begun."""
+    """The body of a WSGI response is closed, as PEP 3333 demands, whether or not its client reads. Waiting requests don't begin."""
     running, address = start(run, f"{WSGI}:{app}", where, "--threads", "1")
     with Connection(address) as client, Connection(address) as waits:
         client.send()
@@ -48,7 +48,7 @@ def test_a_body_that_is_cut_off_is_closed(run: Serve, app: str, where: str) -> N
 
 @pytest.mark.parametrize("app", ["endless", "flood"])
 def test_a_body_that_is_cut_off_over_http2(run: Serve, app: str) -> None:
-    """Over HTTP/2 alike."""
+    """The body of a WSGI response is closed over HTTP/2, too."""
     running, address = start(run, f"{WSGI}:{app}", "tcp", "--http2")
     assert isinstance(address, tuple)
 

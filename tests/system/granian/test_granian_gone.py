@@ -1,4 +1,4 @@
-"""Streams through granian: others are served beside them, and those whose client has gone hold no drain, over any transport."""
+"""Streams through granian: they let other requests run, and don't delay a drain once their client has gone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CANCELLED = " still sends although its client has gone; it is cancelled"
 
 
 def recycled(running: Running) -> float:
-    """Recycle the worker; return how many seconds that took."""
+    """Recycle the worker, and return the seconds that it took."""
     began = time.monotonic()
     assert running.cli("recycle").returncode == 0, running.stderr
     return time.monotonic() - began
@@ -32,7 +32,7 @@ def recycled(running: Running) -> float:
 
 @pytest.mark.slow
 def test_others_beside_an_rsgi_stream(run: Serve) -> None:
-    """A stream without an end, to a client that reads, lets the loop turn; it ends when its client leaves."""
+    """A stream without an end lets the loop run other requests. It ends when its client leaves."""
     running = run(f"{APPS}:rsgi", "--engine", "granian", workers=1).ready(1)
     ended = threading.Event()
 
@@ -58,7 +58,7 @@ def test_others_beside_an_rsgi_stream(run: Serve) -> None:
 
 @pytest.mark.slow
 def test_an_rsgi_app_that_swallows(run: Serve) -> None:
-    """An app that goes on though each `send` raises is cancelled in a drain; others are served beside it."""
+    """An app that goes on although each `send` raises is cancelled in a drain. Other requests run meanwhile."""
     running = run(f"{APPS}:rsgi", *DRAIN, workers=1).ready(1)
     with Connection(running.address) as stream:
         stream.send("/swallows")
@@ -71,7 +71,7 @@ def test_an_rsgi_app_that_swallows(run: Serve) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["/stream", "/slow"])
 def test_a_stream_of_http2_that_was_reset(run: Serve, path: str) -> None:
-    """Its connection stays, with other streams; it is cancelled in a drain, and the others go on."""
+    """A reset stream is cancelled in a drain, while the connection and its other streams go on."""
     running = run(f"{APPS}:deaf", *DRAIN, "--http2", workers=1).ready(1)
 
     async def across() -> None:
@@ -102,7 +102,7 @@ def test_a_stream_of_http2_that_was_reset(run: Serve, path: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("app", "path"), [("starlette_app", "/stream"), ("deaf", "/slow")])
 def test_the_last_client_leaves_with_its_streams(run: Serve, app: str, path: str) -> None:
-    """Sends that wait when the last connection of a worker ends don't hang it, and the connection doesn't linger: four times."""
+    """In four trials, sends that wait when the last connection of a worker ends don't hang it, and the connection doesn't linger."""
     running = run(f"{APPS}:{app}", *DRAIN, "--http2", workers=1).ready(1)
 
     async def across() -> None:
@@ -124,7 +124,7 @@ def test_the_last_client_leaves_with_its_streams(run: Serve, app: str, path: str
 @pytest.mark.slow
 @pytest.mark.parametrize("app", ["deaf", "rsgi"])
 def test_a_client_of_a_unix_socket_that_leaves(run: Serve, app: str) -> None:
-    """Without a master, on a Unix socket: what is sent to a client that has gone is cancelled, or raises."""
+    """Without a master, on a Unix socket, a stream to a client that has gone is cancelled, or raises."""
     running = run(f"{APPS}:{app}", *DRAIN, "--no-cluster", bind=("unix:s",), workers=None)
     path = serving(running)
     with Connection(path) as stream:
@@ -142,7 +142,7 @@ def test_a_client_of_a_unix_socket_that_leaves(run: Serve, app: str) -> None:
     ("app", "where"), [("renamed", "tcp"), ("renamed", "unix"), ("rsgi", "tcp"), ("rsgi", "unix"), ("deaf", "http2")]
 )
 def test_a_client_that_stays(run: Serve, app: str, where: str) -> None:
-    """A stream whose client reads isn't cancelled, whatever the app has made of the client's name: it goes on until the bound."""
+    """A stream whose client reads goes on until `drain_timeout`, even if the app has changed the client's name."""
     options = (*DRAIN[:-1], "2s", *(("--http2",) if where == "http2" else ()))
     if where == "unix":
         running = run(f"{APPS}:{app}", *options, "--no-cluster", bind=("unix:s",), workers=None)
@@ -167,7 +167,7 @@ def test_a_client_that_stays(run: Serve, app: str, where: str) -> None:
 
 @pytest.mark.slow
 def test_a_body_that_is_read_late(run: Serve) -> None:
-    """What is received behind an app's back, to see whether its client has gone, reaches the app when it reads."""
+    """Messages that the engine receives to check whether the client has gone reach the app when it reads."""
     running = run(f"{APPS}:deaf", *DRAIN, "--http2", workers=1).ready(1)
 
     async def across() -> None:
@@ -180,7 +180,7 @@ def test_a_body_that_is_read_late(run: Serve) -> None:
             while client.last is None:  # GOAWAY: `drain_idle` is over
                 await client.read()
             before = len(client.streams[number].body)
-            while len(client.streams[number].body) < before + 3000:  # long enough to be looked at
+            while len(client.streams[number].body) < before + 3000:  # long enough for a check
                 await client.read()
             client.send(number, b"second ")
             client.send(number, b"third", end=True)

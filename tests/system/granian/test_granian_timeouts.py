@@ -1,4 +1,4 @@
-"""Clients of granian that stall: ended, counted and told of, whatever they speak; nobody else notices."""
+"""Stalled clients of granian are closed, counted and reported, over each protocol. Other clients don't notice."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def held(running: Running, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("attr", ["rsgi", "wsgi"])
 def test_who_stalls(run: Serve, attr: str) -> None:
-    """Over HTTP/1.1: who says nothing, who has got his answer, and who stops in a head; not who waits for the app."""
+    """Over HTTP/1.1 a client is closed that sends nothing, is idle after a response, or stops in a head. One that waits stays."""
     running = run(f"{APPS}:{attr}", "--engine", "granian", "--timeout", "1s", workers=1).ready(1)
     with ExitStack() as stack:
         silent, used, slow, working = (stack.enter_context(Connection(running.address)) for _ in range(4))
-        if attr == "wsgi":  # whose request it is isn't known there: nobody of that host is given up, but by hyper
+        if attr == "wsgi":  # the client of a request isn't known there, so only hyper closes connections of that host
             assert used.get().body == b"hello"
         else:
             working.send("/later/a")
@@ -56,7 +56,7 @@ def test_who_stalls(run: Serve, attr: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("attr", ["asgi", "wsgi"])
 def test_who_stalls_over_http2(run: Serve, attr: str) -> None:
-    """Over HTTP/2 alike, after a body of which not all was taken as well; who waits for the app, or asks now and then, stays."""
+    """Over HTTP/2 stalled clients are closed, also after a body that was read in part. One that waits or sends now and then stays."""
     running = run(f"{APPS}:{attr}", "--engine", "granian", "--http2", "--timeout", "2s", workers=1).ready(1)
 
     async def across() -> None:
@@ -88,7 +88,7 @@ POST = "POST /{}/{} HTTP/1.1\r\nHost: test\r\n{}\r\n\r\n"
 @pytest.mark.slow
 @pytest.mark.parametrize("attr", ["rsgi", "asgi"])
 def test_who_stops_in_a_body(run: Serve, attr: str) -> None:
-    """Over HTTP/1.1 he is given up, whatever way the app reads; not who goes on byte by byte, nor whose app has all and works."""
+    """A client that stops in a body is closed, however the app reads. One that goes on, or whose app has it all, stays."""
     running = run(f"{APPS}:{attr}", "--engine", "granian", "--timeout", "1s", workers=1).ready(1)
     with ExitStack() as stack:
         stops, chunks, slow, working = (stack.enter_context(Connection(running.address)) for _ in range(4))
@@ -121,7 +121,7 @@ def test_who_stops_in_a_body(run: Serve, attr: str) -> None:
 
 @pytest.mark.slow
 def test_who_stops_in_a_body_over_http2(run: Serve) -> None:
-    """He is given up with his connection, once none of its requests is the app's turn."""
+    """A client that stops in a body is closed with its connection, once no request of the connection waits for the app."""
     running = run(f"{APPS}:asgi", "--engine", "granian", "--http2", "--timeout", "1s", workers=1).ready(1)
 
     async def across() -> None:
@@ -148,7 +148,7 @@ async def _asks(client: Http2Client, until: list[Http2Client]) -> None:
 
 @pytest.mark.slow
 def test_who_says_nothing_whole_over_http2(run: Serve) -> None:
-    """Before the first request: nothing, the preface alone, half a frame, half a head: all are closed and counted."""
+    """A client that sends nothing, the preface alone, half a frame or half a head before its first request is closed and counted."""
     running = run(f"{APPS}:rsgi", "--http2", "--timeout", "1s", workers=1).ready(1)
     settings = frame(SETTINGS)
     head = frame(HEADERS, 0, 1, b"\x82\x86")  # :method and :scheme; a CONTINUATION would have to follow

@@ -1,4 +1,4 @@
-"""The pin of granian's inside: it is what was tested, and another is refused with the way out."""
+"""The check of granian's internals: a tested version passes, and any other is refused with the way out."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from cluster2.processes.worker.sampling.steps import StepSampler, TimedSteps
 
 
 def test_the_installed_one_is_known() -> None:
-    """All that the engine uses of the installed granian is there; a new release that breaks it fails here."""
+    """The installed granian has all parts that the engine uses. A new release without one of them fails here."""
     internals.check()
 
 
 @pytest.mark.parametrize(("name", "part"), [(name, part) for name, parts in internals._PARTS.items() for part in parts])
 def test_a_part_that_is_missing(monkeypatch: pytest.MonkeyPatch, name: str, part: str) -> None:
-    """Each part is looked for, and named if it is gone."""
+    """The check looks for each part, and names one that is missing."""
     module = importlib.import_module(name)
     monkeypatch.delattr(module, part)
     with pytest.raises(ConfigError, match=part):
@@ -31,14 +31,14 @@ def test_a_part_that_is_missing(monkeypatch: pytest.MonkeyPatch, name: str, part
 
 @pytest.mark.parametrize("found", ["2.7.9", "2.9.0", "3.0.1"])
 def test_another_version(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
-    """A version out of the tested range is refused, naming both."""
+    """A version outside of the tested range is refused with a message that names both."""
     monkeypatch.setattr(importlib.metadata, "version", lambda name: found)
     with pytest.raises(ConfigError, match=rf"granian {found} is installed; cluster2 is made for granian from 2.8 on"):
         internals.check()
 
 
 def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it is missing, the message says how to get it."""
+    """Without granian the message says how to install it."""
 
     def version(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
@@ -49,7 +49,7 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class PyFutureAwaitable:
-    """Stands for granian's own, which only its threads can make."""
+    """A stand-in for granian's awaitable, which only granian's threads can make."""
 
     __module__ = "granian._granian"
 
@@ -64,24 +64,24 @@ class PyFutureAwaitable:
 
 
 async def direct() -> None:
-    """As `await receive()`."""
+    """Wait as `await receive()` does."""
     await PyFutureAwaitable()
 
 
 async def pieces() -> AsyncIterator[None]:
-    """As a framework's stream of a body."""
+    """Yield as a framework's stream of a body does."""
     await direct()
     yield
 
 
 async def by_steps() -> None:
-    """As `async for chunk in request.stream()`."""
+    """Wait as `async for chunk in request.stream()` does."""
     async for _ in pieces():
         pass
 
 
 async def wrapped() -> None:
-    """As a class with an `__await__` of its own."""
+    """Wait for an object of a class with an `__await__` of its own."""
 
     class Step:
         def __await__(self) -> Any:
@@ -91,18 +91,18 @@ async def wrapped() -> None:
 
 
 async def measured() -> None:
-    """As one of those requests whose steps are timed."""
+    """Wait as a request whose steps are timed."""
     await TimedSteps(direct(), StepSampler(lambda length, now: None, 1.0))
 
 
 async def works() -> None:
-    """Waits for something else."""
+    """Wait for something else."""
     await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("call", [direct, by_steps, wrapped, measured, works])
 def test_what_a_coroutine_waits_for(call: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Whatever stands between it and what granian gave it."""
+    """A coroutine that waits for granian is recognized, whatever is between it and granian's awaitable."""
     coroutine = call()
     assert not internals.waits(coroutine), "it hasn't begun"
     coroutine.send(None)

@@ -1,4 +1,4 @@
-"""What the layer between granian and a WSGI app adds: checks of the response, and the parts of PEP 3333 that granian leaves out."""
+"""The layer between granian and a WSGI app: checks of the response, and the parts of PEP 3333 that granian leaves out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Started = list[tuple[str, list[tuple[str, str]]]]
 
 
 def call(app: Callable[..., Iterable[bytes]], method: str = "GET") -> tuple[Started, Any]:
-    """Call an app as granian does; return what it started its response with, and its body."""
+    """Call an app as granian does. Return the arguments of its `start_response` calls, and its body."""
     started: Started = []
     environ = {"REQUEST_METHOD": method, "PATH_INFO": "/p\n", "wsgi.input": io.BytesIO()}
     start: Any = lambda status, headers: started.append((status, headers))  # noqa: E731
@@ -25,7 +25,7 @@ def call(app: Callable[..., Iterable[bytes]], method: str = "GET") -> tuple[Star
 
 
 def app_of(body: Iterable[bytes], *headers: tuple[str, str]) -> Callable[..., Iterable[bytes]]:
-    """An app with this response."""
+    """Return an app with this response."""
 
     def app(environ: Any, start_response: Any) -> Iterable[bytes]:
         start_response("200 OK", list(headers))
@@ -59,7 +59,7 @@ def test_written_parts_count() -> None:
 
 
 def test_a_violation_names_its_request() -> None:
-    """Method and path stand before the reason, fit for a log."""
+    """The message has method and path before the reason, in a form fit for a log."""
     with pytest.raises(WsgiViolation, match=r"^GET /p\\n: the app's body is shorter than its Content-Length, 9$"):
         call(app_of([b"hello"], ("Content-Length", "9")))
 
@@ -74,13 +74,13 @@ def test_a_body_that_ends_early() -> None:
 
 @pytest.mark.parametrize("body", [[b"hel", b"lo"], iter([b"", b"hello"])])
 def test_head(body: Iterable[bytes]) -> None:
-    """The response to HEAD keeps its body, of which hyper makes the Content-Length; a declared one may differ from it."""
+    """The response to HEAD keeps its body, from which hyper computes the Content-Length. A declared length may differ."""
     _, found = call(app_of(body, ("Content-Length", "9")), "HEAD")
     assert b"".join(found) == b"hello"
 
 
 def test_head_of_an_endless_body() -> None:
-    """Of a body that isn't sent only the first part is read before the response begins."""
+    """The layer reads only the first part of a body that isn't sent."""
     _, body = call(app_of(itertools.repeat(b"x")), "HEAD")
     assert next(body) == b"x"
 

@@ -1,4 +1,4 @@
-"""Where a raw TCP connection may move: as its app says, and what of asyncio that is built on."""
+"""The boundaries at which a raw TCP connection may move, and the internals of asyncio that they rely on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def lines(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Echoes lines; the one that says "hold" is answered when the next one has come."""
+    """Echo lines. Answer the line "hold" only when the next one has arrived."""
     while await cluster2.tcp.boundary(reader, writer):
         line = await reader.readline()
         if line == b"hold\n":
@@ -33,7 +33,7 @@ async def lines(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 class Lines(asyncio.Protocol):
-    """Echoes lines."""
+    """A protocol that echoes lines."""
 
     def __init__(self) -> None:
         self.buffer = b""
@@ -56,7 +56,7 @@ class Lines(asyncio.Protocol):
 
 
 class Polite(Lines):
-    """Can drain as well."""
+    """The protocol with a `drain` method."""
 
     drained = 0
 
@@ -72,7 +72,7 @@ def engine_of(app: Callable[..., Any]) -> TcpEngine:
 async def connected(
     engine: TcpEngine, make: Callable[[], asyncio.BaseProtocol] | None = None
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A client of the engine, over a real connection."""
+    """Connect a client to the engine, over a real connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ours = socket.create_connection(listener.getsockname())
         theirs, _ = listener.accept()
@@ -97,7 +97,7 @@ def only(engine: TcpEngine) -> Movable:
 
 @pytest.mark.parametrize("app", [lines, Lines])
 async def test_it_may_move_between_two_lines(app: Any) -> None:
-    """Before the first line, and behind each answer; not while a line has half come."""
+    """A connection may move before the first line and behind each answer, but not while half of a line has arrived."""
     engine = engine_of(app)
     async with connected(engine) as client:
         await until(lambda: bool(engine.movable()) and only(engine).may_move())
@@ -113,7 +113,7 @@ async def test_it_may_move_between_two_lines(app: Any) -> None:
 
 @pytest.mark.parametrize("app", [lines, Lines])
 async def test_letting_go(app: Any) -> None:
-    """The app sees an end, the client nothing; whoever has a copy of the socket goes on with it."""
+    """The app sees the end of the connection, and the client nothing. A process with a copy of the socket can go on with it."""
     engine = engine_of(app)
     async with connected(engine) as (reader, writer):
         await until(lambda: bool(engine.movable()) and only(engine).may_move())
@@ -141,7 +141,7 @@ async def test_what_a_client_has_not_taken() -> None:
 
 
 async def test_parking_begins_behind_a_message() -> None:
-    """A handler's connection is told of at each boundary but the first: it has just come from there."""
+    """A handler's connection is reported at each boundary except the first, since it may just have come from the keeper."""
     engine = engine_of(lines)
     told: list[Movable] = []
     engine.report_freed(told.append)
@@ -157,7 +157,7 @@ async def test_parking_begins_behind_a_message() -> None:
 
 
 async def test_the_acceptor_is_told_of_the_first_message() -> None:
-    """A handler that has a boundary tells when its first message begins, once."""
+    """A handler with a boundary reports once, when its first message begins."""
     engine = engine_of(lines)
     served: list[object] = []
     async with connected(engine, lambda: engine.accepted_protocol(None, served.append)) as client:
@@ -169,7 +169,7 @@ async def test_the_acceptor_is_told_of_the_first_message() -> None:
 
 
 async def test_draining_while_connections_move() -> None:
-    """One that will move isn't told of the end, by neither way; when nothing moves any more it is."""
+    """A connection that will move sees no end of either kind. When connections no longer move, it does."""
     engine = engine_of(lines)
     async with connected(engine) as client:
         await until(lambda: bool(engine.movable()))
@@ -183,7 +183,7 @@ async def test_draining_while_connections_move() -> None:
 
 
 async def test_drain_is_for_those_that_stay() -> None:
-    """A protocol's `drain` is called if it can't move."""
+    """The engine calls a protocol's `drain` if its connection can't move."""
     made: list[Polite] = []
 
     def factory() -> Polite:
@@ -200,7 +200,7 @@ async def test_drain_is_for_those_that_stay() -> None:
 
 
 async def test_a_boundary_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged once, and the connection stays."""
+    """The exception is logged once, and the connection stays in its worker."""
 
     class Broken(Lines):
         def between(self) -> bool:
@@ -216,7 +216,7 @@ async def test_a_boundary_that_raises(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_a_protocol_that_was_replaced() -> None:
-    """After `set_protocol` a connection is counted until it closes, and doesn't move: nobody knows of the other's boundaries."""
+    """After `set_protocol` a connection counts until it closes, and doesn't move, since the new protocol's boundaries are unknown."""
 
     class Other(asyncio.Protocol):
         def data_received(self, data: bytes) -> None:
@@ -239,7 +239,7 @@ async def test_a_protocol_that_was_replaced() -> None:
 
 
 async def test_outside_of_a_cluster() -> None:
-    """A handler is served by asyncio's own server as well: `boundary` waits for what comes, or for the end."""
+    """asyncio's own server can run a handler, too: `boundary` waits for data or for the end."""
 
     async def closing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await lines(reader, writer)
@@ -256,7 +256,7 @@ async def test_outside_of_a_cluster() -> None:
 
 
 async def test_a_reset_at_the_boundary() -> None:
-    """It is the end like any other."""
+    """A reset at the boundary is an end like any other."""
     reader = BoundaryReader()
     with pytest.raises(TypeError, match="a reader and its writer"):
         cluster2.tcp.boundary(reader)  # type: ignore[type-var]
@@ -269,7 +269,7 @@ async def test_a_reset_at_the_boundary() -> None:
 
 
 async def test_what_asyncio_has() -> None:
-    """A reader's `_buffer` has what was received; `_wait_for_data` ends with the next bytes, and leaves them there."""
+    """A reader's `_buffer` has the received bytes. `_wait_for_data` ends with the next bytes, and leaves them there."""
     reader: Any = asyncio.StreamReader()
     assert not reader._buffer
     waiting = asyncio.ensure_future(reader._wait_for_data("test"))
@@ -281,7 +281,7 @@ async def test_what_asyncio_has() -> None:
 
 
 def test_marks() -> None:
-    """A mark is inherited, an override counts; other things can't be marked."""
+    """A mark is inherited, and an override takes its place. Other objects can't be marked."""
     assert marked_method(Lines) is Lines.between
     assert marked_method(asyncio.Protocol) is None
 

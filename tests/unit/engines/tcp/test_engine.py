@@ -1,4 +1,4 @@
-"""The engine for raw TCP, over real sockets in a uvloop: handlers and protocols, draining, failure."""
+"""The engine for raw TCP, over real sockets on uvloop: handlers and protocols, draining, failures."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ pytestmark = pytest.mark.anyio
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Echoes lines; says goodbye at the end of what the client sends."""
+    """Echo lines, and say goodbye at the end of the client's data."""
     while line := await reader.readline():
         writer.write(line)
     writer.write(b"bye\n")
 
 
 class Upper(asyncio.Protocol):
-    """Answers in capitals."""
+    """A protocol that answers in capitals."""
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -38,7 +38,7 @@ class Upper(asyncio.Protocol):
 
 
 class Slotted(asyncio.Protocol):
-    """The same with slots."""
+    """The protocol as a class with slots."""
 
     __slots__ = ("transport",)
 
@@ -51,7 +51,7 @@ class Slotted(asyncio.Protocol):
 
 @dataclasses.dataclass
 class Unhashable(asyncio.Protocol):
-    """The same as a dataclass, which compares by value and so can't be hashed."""
+    """The protocol as a dataclass, which compares by value and so can't be hashed."""
 
     transport: Any = None
 
@@ -63,7 +63,7 @@ class Unhashable(asyncio.Protocol):
 
 
 class Polite(Upper):
-    """Knows how to drain: it says so and closes."""
+    """A protocol with a `drain` method, which sends a message and closes."""
 
     def drain(self) -> None:
         self.transport.write(b"draining\n")
@@ -76,7 +76,7 @@ def engine_of(app: Callable[..., Any]) -> TcpEngine:
 
 @asynccontextmanager
 async def connected(engine: TcpEngine) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A client of the engine, over a real connection."""
+    """Connect a client to the engine, over a real connection."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     await asyncio.get_running_loop().connect_accepted_socket(engine.protocol, theirs)
@@ -89,14 +89,14 @@ async def connected(engine: TcpEngine) -> AsyncIterator[tuple[asyncio.StreamRead
 
 
 async def ask(client: tuple[asyncio.StreamReader, asyncio.StreamWriter], line: bytes) -> bytes:
-    """The line that answers a line."""
+    """Send a line, and return the line that answers it."""
     reader, writer = client
     writer.write(line)
     return await asyncio.wait_for(reader.readline(), 10)
 
 
 async def test_a_stream_handler() -> None:
-    """A handler gets streams; connections are counted for as long as they and their handlers live."""
+    """A handler gets streams. A connection counts for as long as it is open or its handler runs."""
     engine = engine_of(echo)
     assert engine.idle()
     async with connected(engine) as one, connected(engine) as two:
@@ -112,7 +112,7 @@ async def test_a_stream_handler() -> None:
 
 @pytest.mark.parametrize("kind", [Upper, Slotted, Unhashable])
 async def test_protocols(kind: type[asyncio.Protocol]) -> None:
-    """Protocols of every make are served and counted; what the app sees is an instance of its own class."""
+    """Protocols of every kind of class are served and counted. The app sees an instance of its own class."""
     made: list[asyncio.Protocol] = []
 
     def factory() -> asyncio.Protocol:
@@ -131,14 +131,14 @@ async def test_protocols(kind: type[asyncio.Protocol]) -> None:
 
 
 async def test_a_class_as_the_factory() -> None:
-    """The class itself is a factory."""
+    """A protocol's class can be the factory."""
     engine = engine_of(Upper)
     async with connected(engine) as client:
         assert await ask(client, b"hello\n") == b"HELLO\n"
 
 
 async def test_drain_by_method() -> None:
-    """A protocol that can drain is told so at once, and closes as it sees fit."""
+    """The engine calls a protocol's `drain` at once, and the protocol closes when it wants to."""
     engine = engine_of(Polite)
     async with connected(engine) as client:
         assert await ask(client, b"hello\n") == b"HELLO\n"
@@ -148,7 +148,7 @@ async def test_drain_by_method() -> None:
 
 
 class Rude(Polite):
-    """Fails when it is to drain."""
+    """A protocol whose `drain` raises."""
 
     def drain(self) -> None:
         raise LookupError("no such state")
@@ -169,7 +169,7 @@ async def test_a_drain_that_raises(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_drain_by_end_of_input() -> None:
-    """Any other is left alone until the grace is over; then it reads the end of its input, answers, and closes."""
+    """Any other connection goes on until the grace is over. Then it reads the end of its input, answers, and closes."""
     engine = engine_of(echo)
     async with connected(engine) as client:
         assert await ask(client, b"hello\n") == b"hello\n"
@@ -178,13 +178,13 @@ async def test_drain_by_end_of_input() -> None:
         engine.close_idle(60)
         assert await ask(client, b"within the grace\n") == b"within the grace\n"
         engine.close_idle(0)
-        engine.close_idle(0)  # again and again, as the worker does
+        engine.close_idle(0)  # several times, as the worker does
         assert await asyncio.wait_for(client[0].read(), 10) == b"bye\n"
     await until(engine.idle)
 
 
 async def test_what_has_arrived_is_still_read() -> None:
-    """What the client had sent before the end of the grace is answered: only what comes later is not read."""
+    """The app answers data that arrived before the end of the grace. It doesn't see later data."""
     gate = asyncio.Event()
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -203,7 +203,7 @@ async def test_what_has_arrived_is_still_read() -> None:
 
 
 async def test_sweep_of_a_connection_that_is_gone() -> None:
-    """A connection whose client left at that very moment hurts nobody."""
+    """A connection whose client leaves at that very moment causes no error."""
     engine = engine_of(Upper)
     async with connected(engine) as (_, writer):
         engine.drain(moving=False)
@@ -214,7 +214,7 @@ async def test_sweep_of_a_connection_that_is_gone() -> None:
 
 
 async def test_a_handler_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    """Its error is logged with the traceback, its connection closed; the other goes on."""
+    """The error is logged with its traceback, and the connection closed. Other connections go on."""
 
     async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if await reader.readline() == b"break\n":
@@ -235,7 +235,7 @@ async def test_a_handler_that_raises(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_a_client_that_leaves(caplog: pytest.LogCaptureFixture) -> None:
-    """A client that leaves in the middle of what the handler reads is nobody's fault: nothing is logged."""
+    """A client that leaves in the middle of a read of the handler is no error, and nothing is logged."""
 
     async def exact(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(100)
