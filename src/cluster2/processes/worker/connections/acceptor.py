@@ -22,8 +22,7 @@ engine calls back when it has capacity again (`Engine.on_capacity`). An engine w
 and then all the same, so that new connections don't starve.
 
 *Balance.* A worker never refuses the ready queue for another reason. A trial refused by the numbers of connections, and these
-were
-stale: clients waited for a tick (p99 80 ms). The worker takes connections, and balances afterwards.
+were stale: clients waited for a tick (p99 80 ms). The worker takes connections, and balances afterwards.
 """
 
 from __future__ import annotations

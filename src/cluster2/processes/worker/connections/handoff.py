@@ -8,9 +8,8 @@
 - *Idle*: a connection was idle for some seconds. At the keeper it survives even a `kill -9` of its worker.
 
 Otherwise it stays: a busy connection with short handlers never leaves its worker. The last two reasons are optional, so their
-rate is
-bounded: the idle time grows with the keeper's load. Connections that can't move (TLS, for one) are balanced by closing some
-politely, with the next response, at a bounded rate.
+rate is bounded: the idle time grows with the keeper's load. Connections that can't move (TLS, for one) are balanced by closing
+some politely, with the next response, at a bounded rate.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 In mode `handoff` each connection comes with its request, gets its response, and goes to the keeper. Most handlers are through
 after their first step. So most of the work of a transport of the loop's own (a handle in the poller, a future, a task, two more
 turns of the loop) would be for nothing. This transport makes one system call to read, before it exists, one to write, and one to
-close. It
-writes when it is asked whether all is written: so a connection can be handed over in the very step that completed its response.
+close. It writes when it is asked whether all is written: so a connection can be handed over in the very step that completed its
+response.
 
 If a request isn't through after its first step, a transport of the loop's replaces this one, which from then on only forwards.
 That happens when the handler waits, the body isn't complete, or the response doesn't fit into the socket's buffer.
