@@ -185,6 +185,18 @@ async def test_validator(validator: Callable[..., Any], reason: str | None) -> N
         assert judge.reasons[0].startswith(reason)
 
 
+async def test_threads_of_a_validator() -> None:
+    """Let a sync validator start threads that are no daemons, although it runs in one that is."""
+    found: list[bool] = []
+
+    def validator(*arguments: object) -> bool:
+        found.extend([threading.Thread().daemon, threading.current_thread() is threading.main_thread()])
+        return True
+
+    assert await Judge(validator).passes()
+    assert found == [False, False]
+
+
 async def test_no_thread_for_a_validator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where the system has no thread, without blaming the validator; pass when there is one again."""
 
