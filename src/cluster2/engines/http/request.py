@@ -258,6 +258,7 @@ class HttpRequest:
     async def receive(self) -> Message:
         """Return the next message of the client."""
         while True:
+            # After the response ASGI promises `http.disconnect` as well, though the connection may go on.
             if self.disconnected or self.phase == COMPLETE:
                 await self._take_turns()
                 return {"type": "http.disconnect"}
@@ -368,7 +369,7 @@ class HttpRequest:
     def _send_first(self, body: bytes, more: bool) -> None:
         """Decide the framing, and send the head with the first part of the body."""
         head = self._head
-        if head is None:
+        if head is None:  # no head was given, or the response is complete
             raise InvalidResponse(
                 "the app sent http.response.body after the end of its response"
                 if self.phase == COMPLETE
@@ -386,7 +387,7 @@ class HttpRequest:
                 raise InvalidResponse(
                     f"the app's body is {'longer' if left < 0 else 'shorter'} than its Content-Length"
                 )
-        elif not more:
+        elif not more:  # all of the body is here, so its length is known
             framing, end = LENGTH_BODY, b"\r\ncontent-length: %d%b" % (len(body), HEAD_END)
         elif self.version == "1.0":
             framing, self.keep_alive = UNTIL_CLOSE_BODY, False
@@ -396,7 +397,7 @@ class HttpRequest:
             end = CLOSE_LINE + end
         elif self.version == "1.0":
             end = KEEP_ALIVE_LINE + end
-        self._head = None
+        self._head = None  # so that a body after the end of the response is noticed
         self.size = len(body)
         begin = head.data + end
         if framing == CHUNKED_BODY and body:
@@ -508,7 +509,7 @@ class HttpRequest:
 
     def _count_failure(self) -> None:
         """Count that the app has failed, unless the status is 5xx or will be."""
-        settled = self.phase >= SENDING
+        settled = self.phase >= SENDING  # the status was sent; else `_end_early` sends 500, which counts by itself
         if (settled or self.disconnected) and not (settled and self.status >= 500):
             self.connection.engine.outcomes.failed += 1
 
@@ -530,7 +531,7 @@ class HttpRequest:
         self.status, self.size = 500, len(_SERVER_ERROR)
         self.keep_alive = False
         data = refusal(500, _SERVER_ERROR, connection.engine.defaults)
-        if self.method == "HEAD":
+        if self.method == "HEAD":  # the same head, without the body (RFC 9110, 9.3.2)
             data, self.size = data[: -len(_SERVER_ERROR)], 0
         self.transport.write(data)
         self._complete()
@@ -553,7 +554,7 @@ class HttpRequest:
         """
         stream = self._stream
         assert stream is not None
-        stream.flush()
+        stream.flush()  # parts that the app has sent before it failed
         if by_client:
             self.disconnect()
         else:

@@ -66,6 +66,7 @@ class BodyStream:
             if not body:
                 return
             now = monotonic()
+            # A part that comes soon after a write is probably one of many: hold it for the end of the loop's step.
             if now - self._written_at < STREAM_HOLD_S and self._held_bytes < MAX_STREAM_HOLD_BYTES:
                 held.append(body)
                 self._held_bytes += size

@@ -200,7 +200,7 @@ class Session:
             else:
                 self._opcode, self._partial = opcode, bytearray(frame.data)
         elif opcode is Opcode.CONT:
-            assert self._partial is not None
+            assert self._partial is not None  # the library refuses a continuation without a beginning
             self._partial += frame.data
             if frame.fin:
                 whole, self._partial = self._partial, None
@@ -235,7 +235,7 @@ class Session:
         writes = self._protocol.data_to_send()
         if writes:
             self.output += writes
-            if writes[-1] == SEND_EOF:
+            if writes[-1] == SEND_EOF:  # the library wants our side to end
                 self.phase = CLOSED
                 self.ended = True
 
@@ -295,7 +295,9 @@ class Session:
         """
         if self.phase is not OPEN:
             return
-        reason = reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
+        reason = reason.encode()[:_MAX_REASON_BYTES].decode(
+            errors="ignore"
+        )  # "ignore": the cut may be within a character
         try:
             self._protocol.send_close(code, reason)
         except ProtocolError:
@@ -439,6 +441,7 @@ def open_session(
     refused = _misfit(method, headers)
     if refused is not None:
         return refused
+    # Other fields may be long or many, and would exceed the library's limits.
     fields = [(name, value) for name, value in headers if name in _FIELDS]
     lines = [b"GET / HTTP/1.1\r\n", *(b"%b: %b\r\n" % field for field in fields), b"\r\n"]
     if sum(map(len, lines)) > _MAX_HANDSHAKE_BYTES or len(lines) > 100:

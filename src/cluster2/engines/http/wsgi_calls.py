@@ -94,6 +94,7 @@ class _DirectCall(Call):
             return
         self._handed_on = True
         request, response = self._request, self.response
+        # No coroutine waits on the loop so far. A complete response is written here; anything else needs a coroutine.
         if request.disconnected and self.complete:
             if self.failed and self.reason:
                 request.connection.engine.outcomes.failed += 1

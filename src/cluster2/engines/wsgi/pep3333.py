@@ -248,7 +248,7 @@ class Response:
             finally:
                 exc_info = None  # else this frame and the traceback keep each other alive
             self.length, self.own, self.close, self.bodiless, self._left = None, None, False, self._head, 0
-        elif self.status:
+        elif self.status:  # PEP 3333: only an error page may replace a response that was started
             raise WsgiViolation("the app called start_response twice, without exc_info")
         try:
             code = _codes[status]
@@ -292,7 +292,9 @@ class Response:
         line = "" if low in _HOP_BY_HOP else f"\r\n{low}: "
         if low in ("date", "server"):
             self.own = {low.encode()} | (self.own or set())
-        elif len(_lines) < _MAX_CACHED_NAMES:
+        elif (
+            len(_lines) < _MAX_CACHED_NAMES
+        ):  # `date` and `server` aren't cached: each response has to note them in `own`
             _lines[name] = line
         return line
 

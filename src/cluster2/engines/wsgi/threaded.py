@@ -139,7 +139,7 @@ class Call:
         try:
             assert self.environ is not None
             result = self._app(self.environ, response.start_response)
-            if isinstance(result, list | tuple) and not response.begun:
+            if isinstance(result, list | tuple) and not response.begun:  # one message for head, body and end
                 self._parts.append(response.whole(result))
             else:
                 self._pass_on(result)
