@@ -183,7 +183,7 @@ def test_a_proof_that_fails_is_short(group: Make, clients: list[socket.socket]) 
         for _ in range(5):
             begun = time.monotonic()
             with pytest.raises(ConfigError, match="can't be steered"):
-                one.grow(3, patience=0.01)
+                one.grow(3, timeout_s=0.01)
             times.append(time.monotonic() - begun)
         assert 0.01 <= min(times) < 0.1, times
     one.grow(3)

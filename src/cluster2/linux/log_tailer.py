@@ -1,4 +1,4 @@
-"""Reading log files on, while they are written, rotated, cut and removed: what `cluster2 logs -f` and the master's relay do."""
+"""Follow log files while they are written, rotated, cut and removed, for `cluster2 logs -f` and the master's forwarder."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from . import log_files
 from .log_files import Found
 
 MAX_PARTIAL_LINE_POLLS = 5
-"""Looks without anything new after which the beginning of a line is shown without its end."""
+"""Polls without anything new after which the beginning of a line is shown without its end."""
 MAX_ABSENT_POLLS = 50
-"""Looks after which a file that isn't found any more counts as gone, though somebody has it under another name."""
+"""Polls after which a file that isn't found any more counts as gone, though it may have another name."""
 _MAX_LINE_BYTES = 1 << 20
 """Bytes after which a line that has no end is shown."""
 
 Show = Callable[[str, bytes], None]
-"""Takes the name of a log, and a line without its end."""
+"""Takes the name of a log, and a line without its newline."""
 
 
 @dataclass(slots=True)
 class OpenLog:
-    """A file that is read to its end, whatever it is called by then.
+    """A file that is read to its end, over all changes of its name.
 
     Attributes:
-        at: up to where it was read.
+        at: the offset up to which it was read.
         pending: the line that has begun.
-        quiet: looks since it has grown.
-        absent: looks since it was found.
+        quiet: polls since it has grown.
+        absent: polls since it was found.
     """
 
     base: str
@@ -39,7 +39,7 @@ class OpenLog:
     absent: int = 0
 
     def more(self) -> Iterator[bytes]:
-        """The lines that have come since; one that isn't complete when nothing more comes."""
+        """Yield the lines that have come since; an incomplete one when nothing more comes."""
         size = os.fstat(self.fd).st_size
         self.quiet = 0 if size != self.at else self.quiet + 1
         if size < self.at:  # it was cut
@@ -55,7 +55,7 @@ class OpenLog:
             yield from self.partial_line()
 
     def skip(self, most: int) -> int:
-        """Leave out what has come, but for the last so many bytes. Returns how many were left out."""
+        """Skip what has come, except for the last `most` bytes. Returns how many were skipped."""
         skipped = os.fstat(self.fd).st_size - self.at - most
         if skipped <= 0:
             return 0
@@ -64,43 +64,43 @@ class OpenLog:
         return skipped
 
     def partial_line(self) -> Iterator[bytes]:
-        """The line that has begun, if one has."""
+        """Yield the line that has begun, if there is one."""
         pending, self.pending = self.pending, b""
         if pending:
             yield pending
 
     def is_abandoned(self) -> bool:
-        """Whether nobody will write to it any more, as far as one can know: it has no name, or none that we see."""
+        """Return whether the file probably has no writer any more: it has no name, or none that was seen."""
         self.absent += 1
         return self.absent >= MAX_ABSENT_POLLS or os.fstat(self.fd).st_nlink == 0
 
 
 class LogTailer:
-    """All files of a directory, or of one log, from now on.
+    """The files of a directory, or of one log, from now on.
 
-    Files that were rotated are held open as well, until they have gone: a worker may still write to one; and as long as we hold
-    it, no other file can have its inode, by which we know it. A name says nothing: between listing and opening it may have
-    become another file's. So one that isn't found at a look isn't gone yet.
+    Rotated files are held open as well, until they are gone: a worker may still write to one. As long as the tailer holds one, no
+    other file can have its inode, which identifies it. A name doesn't: between listing and opening it may have become another
+    file's. So a file that isn't found by one poll isn't gone yet.
     """
 
     def __init__(
         self, place: str, named: str | None, lines: int, *, without: str = "", most: int | None = None
     ) -> None:
-        """Nothing is opened yet.
+        """Open nothing yet.
 
         Args:
             place: the directory.
             named: the log, or the one file, that is followed; None: all.
-            lines: so many of each log's last lines are shown by the first look.
+            lines: how many of each log's last lines the first poll shows.
             without: a log that isn't followed.
-            most: bytes of a file that a look shows; of more it shows the end, and says so.
+            most: bytes of a file that a poll shows; of more it shows the end, and says so.
         """
         self._place, self._named, self._without, self._most = place, named, without, most
         self._open: dict[tuple[int, int], OpenLog] = {}
         self._lines: int | None = lines
 
     def poll(self, show: Show) -> None:
-        """Show what has come."""
+        """Show the lines that have come."""
         here = set()
         for each in sorted(
             filter(self._wanted, log_files.log_files(self._place)), key=lambda each: (each.base, -each.age)
@@ -108,7 +108,7 @@ class LogTailer:
             try:
                 fd = log_files.open_to_read(self._place, each.name)
             except OSError:
-                continue  # rotated away just now: the next look finds it by its new name
+                continue  # rotated just now: the next poll finds it by its new name
             seen = os.fstat(fd)
             key = seen.st_dev, seen.st_ino
             here.add(key)
@@ -131,7 +131,7 @@ class LogTailer:
 
     @property
     def pending(self) -> bool:
-        """Whether a line has begun that isn't shown yet: another look is due."""
+        """True if a line has begun that isn't shown yet: another poll is due."""
         return any(file.pending for file in self._open.values())
 
     def _wanted(self, each: Found) -> bool:
@@ -144,7 +144,7 @@ class LogTailer:
         return log_files.tail(fd, wanted)
 
     def close(self) -> None:
-        """Close all."""
+        """Close all files."""
         for file in self._open.values():
             os.close(file.fd)
         self._open.clear()

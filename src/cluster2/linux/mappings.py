@@ -1,14 +1,14 @@
 """Shared mappings of a file that leave no descriptor behind.
 
-The standard library's `mmap` keeps a duplicate of the descriptor for as long as the mapping lives (until Python 3.13, which has
-`trackfd`). That is wrong here twice: it costs each process a descriptor for each mapping, and whoever finds the duplicate of a
-writable descriptor in /proc/self/fd can map the parts that were never meant for it. So this calls mmap(2) itself.
+The standard library's `mmap` keeps a duplicate of the descriptor for as long as the mapping exists (until Python 3.13, which has
+`trackfd`). That is wrong here twice: it costs each process a descriptor for each mapping, and code that finds the duplicate of a
+writable descriptor in /proc/self/fd can map the parts that were never meant for it. So this module calls mmap(2) itself.
 
-A view of memory that is unmapped would be a crash waiting to happen. The memory is therefore unmapped when the last view of it is
+A view of memory that is unmapped would crash the process when used. The memory is therefore unmapped when the last view of it is
 gone, not earlier, and there is no way to do it by hand.
 
-What a mapping allows is decided when it is made: mprotect(2) can't add PROT_WRITE to a shared mapping of a descriptor that was
-opened for reading only, or of a memfd that has been sealed with F_SEAL_FUTURE_WRITE.
+The permissions of a mapping are final: mprotect(2) can't add PROT_WRITE to a shared mapping of a descriptor that was opened for
+reading only, or of a memfd that has been sealed with F_SEAL_FUTURE_WRITE.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def map_shared(fd: int, size: int, offset: int = 0, *, writable: bool) -> memory
     """Map a part of a file and return its bytes; without `writable` the view and the pages are read-only.
 
     Args:
-        size: bytes, all of them within the file: a page that lies behind its end kills with SIGBUS whoever touches it.
+        size: bytes, all of them within the file: access to a page behind its end is a SIGBUS.
         offset: bytes, a multiple of `PAGE_BYTES`.
     Raises:
-        OSError: EACCES, the descriptor wasn't opened for that; EPERM, a seal forbids it; ENOMEM, EBADF, ENODEV.
+        OSError: EACCES (the descriptor wasn't opened for that), EPERM (a seal forbids it), ENOMEM, EBADF, ENODEV.
     """
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     address = _libc().mmap(None, size, protection, mmap.MAP_SHARED, fd, offset)

@@ -1,14 +1,14 @@
 """Threads that were started outside of Python, and which library runs each of them.
 
-A fork copies the calling thread only. What a library has started is gone in the child, and the library may not know: libgomp
-(OpenMP in what gcc compiles) waits for its pool at the end of the next parallel region, for ever. Others replace their threads
-after a fork (`pthread_atfork`): OpenBLAS, which NumPy's import starts, and the OpenMP of LLVM and Intel. A thread's name doesn't
-tell: most bear the name of the process.
+A fork copies the calling thread only. The threads of a library are gone in the child, and the library may not know: libgomp
+(OpenMP in code that gcc compiles) waits for its pool at the end of the next parallel region, for ever. Others replace their
+threads after a fork (`pthread_atfork`): OpenBLAS, which NumPy's import starts, and the OpenMP of LLVM and Intel. A thread's name
+doesn't identify the library, since most have the name of the process.
 
-What tells is its stack: somewhere at its base is a return address in the function that it was started with. The kernel says
-where the stack of a waiting thread is (`/proc/self/task/TID/syscall`), and the memory is our own. Libraries that each thread
-has on its stack (libc, Python) don't count. A thread that runs just now shows nothing; those of OpenBLAS spin for some ten
-milliseconds when they have nothing to do, so we look again for THREAD_WAIT_TIMEOUT_S.
+Its stack does: somewhere at its base is a return address in the function that it was started with. The kernel shows where the
+stack of a waiting thread is (`/proc/self/task/TID/syscall`), and the memory is this process's own. Libraries that each thread has
+on its stack (libc, Python) don't count. A thread that runs just now shows nothing. OpenBLAS's threads spin for some ten
+milliseconds when they have nothing to do, so the check is repeated for THREAD_WAIT_TIMEOUT_S.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import NamedTuple
 THREAD_WAIT_TIMEOUT_S = 0.5
 """Seconds to wait until a thread that runs waits for something."""
 _STACK_BYTES = 1 << 16
-"""What is read of a stack, from its top. A waiting thread uses a few KiB."""
+"""Bytes of a stack that are read, from its top. A waiting thread uses a few KiB."""
 _EVERYWHERE = ("libc.", "libc-", "ld-", "libpthread", "libpython", "python", "libstdc++", "libgcc_s", "[vdso]")
 _REPLACED = ("libopenblas", "libscipy_openblas", "libomp", "libiomp5", "libmkl")
 """Libraries that replace their threads after a fork, by the beginning of their name."""
@@ -34,8 +34,8 @@ class NativeThread(NamedTuple):
     """A thread that Python has not started.
 
     Attributes:
-        name: its own; usually the process's.
-        library: the file that it was started from; "": none that is known; None: the kernel doesn't tell.
+        name: its own, usually the process's.
+        library: the file that it was started from; "" if none is known, None if the kernel doesn't show it.
     """
 
     name: str
@@ -43,7 +43,7 @@ class NativeThread(NamedTuple):
 
     @property
     def is_replaced(self) -> bool:
-        """Whether its library replaces it after a fork."""
+        """True if its library replaces it after a fork."""
         return (self.library or "").startswith(_REPLACED)
 
 
@@ -78,7 +78,7 @@ def _stack_of(tid: int) -> NativeThread:
 
 
 def _stack_top(tid: int) -> int | None:
-    """Return the stack pointer of a thread; None: it runs just now; 0: the kernel doesn't tell."""
+    """Return the stack pointer of a thread; None if it runs just now, 0 if the kernel doesn't show it."""
     try:
         with open(f"/proc/self/task/{tid}/syscall") as file:
             words = file.read().split()
@@ -98,6 +98,7 @@ def _library(top: int) -> str:
 
 
 def _stack(top: int, mappings: Sequence[_Mapping]) -> Iterator[int]:
+    # The stack of a thread is one mapping, and its base is the end of that.
     end = next((mapping.end for mapping in mappings if mapping.first <= top < mapping.end), top)
     memory = os.open("/proc/self/mem", os.O_RDONLY)
     try:

@@ -1,30 +1,31 @@
 """The pids directory: the pids of a cluster, the lock that keeps a second master out, and the control socket.
 
-**The lock** is on `master.lock`, a file with mode 0600: no other user can open it, and so none can hold its lock (`flock`
-works on every descriptor, and each user can open a directory with mode 0755). The lock ends with the last process that has
-the descriptor, so it is never stale. Only the master has it: the descriptor is close-on-exec, and all its children are
-executed. `posix_spawn` returns some microseconds before the kernel closes it in the child, so the lock is given up by
-LOCK_UN, not only by `close`. The file is removed under the lock. A master that had it open already gets the lock of a file
-without a name then: so each looks whether what it has locked, and the directory around that, still have their names, and else
-begins anew.
+**The lock** is on `master.lock`, a file with mode 0600: no other user can open it, and so none can hold its lock. (`flock` works
+on every descriptor, and each user can open a directory with mode 0755.) The lock ends with the last process that has the
+descriptor, so it is never stale. Only the master has it: the descriptor is close-on-exec, and all its children are executed.
+`posix_spawn` returns some microseconds before the kernel closes it in the child, so the lock is released by LOCK_UN, not only by
+`close`.
 
-**The name.** A directory can be removed under a running master, and its lock with it. What cannot be taken away is an
-abstract Unix socket: its name is made of the user and the path, and the kernel keeps it as long as the master lives. A second
-master connects to it and asks for the owner (SO_PEERCRED). Any user can take any such name, so a foreign owner, or one that
-cannot be asked, proves nothing and keeps no master out: then the lock alone decides.
+The file is removed under the lock. A master that had it open already gets the lock of a file without a name then. So each master
+checks whether the file that it has locked, and the directory around it, still have their names, and begins anew if not.
 
-**Restoring.** The master looks once a second whether lock, control socket and its pid file are in their places (`intact`),
-and puts them there again (`restore`).
+**The name.** A directory can be removed under a running master, and its lock with it. An abstract Unix socket can't be removed:
+its name is made of the user and the path, and the kernel keeps it as long as the master lives. A second master connects to it and
+asks for the owner (SO_PEERCRED). Any user can take any such name. So a foreign owner, or one that can't be asked, proves nothing
+and keeps no master out: then the lock alone decides.
 
-Names. `master.<pid>.pid` and `worker.<pid>.pid` hold the pid once more, for scripts that `cat` them; we go by the name,
-which can't be half written. All calls are relative to the descriptor of the directory, so that nobody can put another
-one in its place, and only regular files (for master.sock: a socket) with exactly these names are ever removed. A
-symbolic link is neither followed nor removed: files are made with O_EXCL.
+**Restoring.** The master checks once a second whether lock, control socket and its pid file are in their places (`intact`), and
+puts them there again (`restore`).
 
-The socket. A path in `sockaddr_un` has 107 bytes at most, pids directories in deep build trees are longer. `bind` to
-`/proc/self/fd/N/master.sock` puts the socket into the directory behind descriptor N, however long its path is;
-`connect_control` connects the same way. Its mode is set by `fchmod` *before* `bind`, which takes it over to the file:
-there is no moment at which others could connect.
+**Files.** `master.<pid>.pid` and `worker.<pid>.pid` hold the pid once more, for scripts that `cat` them. This module uses the
+name, which can't be half written. All calls are relative to the descriptor of the directory, so that no other directory can be
+put in its place. Only regular files (for master.sock: a socket) with exactly these names are ever removed. A symbolic link is
+neither followed nor removed: files are made with O_EXCL.
+
+**The socket.** A path in `sockaddr_un` has 107 bytes at most, and pids directories in deep build trees are longer. `bind` to
+`/proc/self/fd/N/master.sock` puts the socket into the directory behind descriptor N, however long its path is, and
+`connect_control` connects the same way. Its mode is set by `fchmod` *before* `bind`, which takes it over to the file: there is no
+moment at which other users could connect.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class PidsDirectory:
         return [self._lock_fd, -1 if self._name is None else self._name.fileno()]
 
     def intact(self) -> bool:
-        """Tell whether the directory has its name, and lock, control socket and the master's pid file are in it."""
+        """Return whether the directory has its name, and lock, control socket and the master's pid file are in it."""
         try:
             return (
                 _has_name(self._fd, self.path)
@@ -154,7 +155,7 @@ class PidsDirectory:
         return sock
 
     def clear(self) -> None:
-        """Remove all of ours: pid files and the control socket. What else is there stays."""
+        """Remove the cluster's pid files and its control socket. Other files stay."""
         for name in _ours(self._fd):
             self._remove(name)
 
@@ -167,7 +168,7 @@ class PidsDirectory:
                 if os.path.samestat(os.fstat(self._lock_fd), self._stat(_LOCK)):
                     os.unlink(_LOCK, dir_fd=self._fd)
             if self._made:
-                with contextlib.suppress(OSError):  # somebody else has put something there
+                with contextlib.suppress(OSError):  # it isn't empty: another program has put a file there
                     os.rmdir(self.path)
         self._give_up()
 
@@ -355,7 +356,7 @@ def connect_control(path: str | os.PathLike[str], timeout: float | None = None) 
     Args:
         timeout: the socket's timeout in seconds, for connecting and afterwards; None: it blocks.
     Raises:
-        NotRunning: there is no directory, no socket, or nobody listens on it.
+        NotRunning: there is no directory, no socket, or no process listens on it.
         OSError: the system refuses for another reason (EACCES: the master is another user's).
     """
     fd = _open(path)

@@ -1,8 +1,8 @@
-"""Users: how a process that root has started becomes somebody else, for good.
+"""Switch a process that root has started to another user, for good.
 
-All of its ids change, real, effective and saved ones, and all of its groups: none is left by which it could go back. The kernel
-takes its capabilities along, and its parent-death signal (`processes`), which is set again. Groups go first: afterwards one may
-not.
+All of its ids change, real, effective and saved ones, and all of its groups: it keeps none by which it could go back. The kernel
+clears its capabilities, and its parent-death signal (`processes`), which is set again. Groups are changed first: after the
+change of user that isn't permitted any more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from . import processes
 
 
 def drop_privileges(user: str | int | None, group: str | int | None) -> None:
-    """Become another user and group for good; None: stay as it is (a user alone brings its primary group along).
+    """Change to another user and group for good; None: keep the current one (a user alone implies its primary group).
 
     Args:
         user, group: a name, or a number (as int or digits; a number needs no entry in the databases).
@@ -28,17 +28,18 @@ def drop_privileges(user: str | int | None, group: str | int | None) -> None:
     if group is not None:
         gid = _find_group(group)
     if (uid, gid) == (os.geteuid(), os.getegid()) and uid != 0:
-        return  # a service manager has done it; without privileges even setgroups to the same list is refused
+        return  # already done by a service manager; without privileges even setgroups to the same list is refused
     death_signal = processes.parent_death_signal()
     try:
-        # The groups first: afterwards we may not.
+        # The groups first: after setresuid they can't be changed any more.
         if name is not None:
             os.initgroups(name, gid)
         else:
             os.setgroups([gid])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
-        processes.show_to_own_user()  # it has no secrets: what ours know as root they know as that user
+        # The kernel hides a process that changed its user. This one has no secrets: root's are known to the new user as well.
+        processes.show_to_own_user()
         processes.set_parent_death_signal(death_signal)
     except PermissionError as error:
         wanted = f"user = {user!r}, group = {group!r}"
@@ -46,7 +47,7 @@ def drop_privileges(user: str | int | None, group: str | int | None) -> None:
 
 
 def ids(user: str | int | None, group: str | int | None) -> tuple[int, int]:
-    """The user and the group that `drop_privileges` leads to. Raises ConfigError: unknown."""
+    """Return the user and the group that `drop_privileges` would set. Raises ConfigError: unknown."""
     _, uid, gid = _find_user(user)
     return uid, gid if group is None else _find_group(group)
 

@@ -1,21 +1,21 @@
-"""Processes: how they begin, who their parent is, how they end, and what they may use.
+"""Processes: executing, waiting, adopting orphans, parent-death signals, and resource limits.
 
-**Executing.** `os.posix_spawn`, not `subprocess`: no second thread, no pipe, no Popen object that wants to reap, and
-glibc does it with CLONE_VFORK, so its cost doesn't grow with the master (0.3 ms here). Python ignores SIGPIPE and
-SIGXFSZ, a shell may have ignored SIGINT and SIGHUP, and both a mask and ignored signals survive an exec: a child that
-inherited them would not die of what it should die of. So dispositions and mask are reset. All that Python opens is
-close-on-exec, but what *we* inherited isn't: that is closed in the child, one by one.
+**Executing.** `os.posix_spawn` is used, not `subprocess`: it needs no second thread, no pipe, and no Popen object that wants to
+reap. glibc implements it with CLONE_VFORK, so its cost doesn't grow with the master (0.3 ms here). Python ignores SIGPIPE and
+SIGXFSZ, a shell may have ignored SIGINT and SIGHUP, and both a mask and ignored signals survive an exec. A child that inherited
+them would not be ended by signals that should end it. So dispositions and mask are reset. All descriptors that Python opens are
+close-on-exec, but those that *this process* inherited aren't: they are closed in the child, one by one.
 
-**Waiting.** A pid may be another process's by the time that it is used; a pidfd can't. `waitid` on it,
-`pidfd_send_signal` through it, and it is readable in the event loop when the process has ended.
+**Waiting.** A pid may belong to another process by the time that it is used, a pidfd can't. `waitid` and `pidfd_send_signal` take
+it, and it is readable in the event loop when the process has ended.
 
-**Strays.** A subreaper (and PID 1) inherits the orphans of its descendants and has to reap them. `waitpid(-1)` would
-also reap those whose exit status somebody waits for by pidfd: so we look first (WNOWAIT). The kernel shows the same
-child until it is reaped; if that is a known one, the strays behind it are found in `/proc/self/task/*/children`.
+**Strays.** A subreaper (and PID 1) inherits the orphans of its descendants and has to reap them. `waitpid(-1)` would also reap
+children whose exit status other code waits for by pidfd. So `reap_strays` checks first (WNOWAIT). The kernel shows the same child
+until it is reaped. If that is a known one, the strays behind it are found in `/proc/self/task/*/children`.
 
-**Death with the parent.** `PR_SET_PDEATHSIG` is sent when the *thread* that is the parent ends, is cleared by a fork,
-and by a change of user: set it in the child's main thread, after adoption and after `drop_privileges`, and look
-afterwards whether the parent is still the one it was.
+**Death with the parent.** `PR_SET_PDEATHSIG` is sent when the *thread* that is the parent ends. A fork clears it, and a change of
+user does. So set it in the child's main thread, after adoption and after `drop_privileges`, and check afterwards that the parent
+is still the same.
 
 ctypes (for prctl) is loaded on first use: a process that needs none of it saves 0.3 MiB.
 """
@@ -44,10 +44,10 @@ _PR_GET_CHILD_SUBREAPER: Final = 37
 
 @dataclass(frozen=True)
 class ExitStatus:
-    """How a process ended: exactly one of both is set.
+    """The end of a process: exactly one of both is set.
 
     Attributes:
-        code: what it gave to exit, 0 to 255.
+        code: its exit code, 0 to 255.
         signal: the number of the signal that killed it.
     """
 
@@ -64,7 +64,7 @@ class ExitStatus:
 
 
 def become_subreaper(now: bool = True) -> None:
-    """Adopt the orphans among our descendants from now on, or no longer. Kept over exec, not inherited by children."""
+    """Adopt the orphans among this process's descendants from now on, or no longer. Kept over exec, not inherited by children."""
     _prctl(_PR_SET_CHILD_SUBREAPER, int(now))
 
 
@@ -74,7 +74,7 @@ def is_subreaper() -> bool:
 
 
 def set_parent_death_signal(sig: int) -> None:
-    """Have the kernel send us `sig` when our parent ends; 0: none. Nothing comes if the parent has ended already."""
+    """Have the kernel send `sig` to this process when its parent ends; 0: none. Nothing comes if the parent has ended already."""
     _prctl(_PR_SET_PDEATHSIG, sig)
 
 
@@ -84,9 +84,9 @@ def parent_death_signal() -> int:
 
 
 def show_to_own_user() -> None:
-    """Undo what the kernel did when this process changed its user: it hid it, as if it had secrets of the former one.
+    """Undo what the kernel did when this process changed its user: it hid the process, as if it had secrets of the former user.
 
-    Else it would leave no core dump, and others of that user couldn't see how much memory it has.
+    Else it would leave no core dump, and other processes of that user couldn't read its memory usage.
     """
     _prctl(_PR_SET_DUMPABLE, 1)
 
@@ -96,12 +96,12 @@ def execute(argv: Sequence[str], *, fds: Mapping[int, int], environ: Mapping[str
 
     Args:
         argv: the program's path (PATH is not searched) and its arguments.
-        fds: the child's number → our descriptor. 0, 1 and 2 are passed as they are unless named.
+        fds: the child's number → this process's descriptor. 0, 1 and 2 are passed as they are unless named.
         environ: the whole environment of the child.
     Returns:
-        The pid of the child, which is ours to reap.
+        The pid of the child, which the caller has to reap.
     Raises:
-        OSError: the program can't be executed, a descriptor isn't open, or there is no room for a process.
+        OSError: the program can't be executed, a descriptor isn't open, or there can be no further process.
     """
     # Numbers may overlap ({3: 4, 4: 3}): so all sources are first copied to numbers above all targets.
     floor = max([2, *fds]) + 1
@@ -118,7 +118,7 @@ def execute(argv: Sequence[str], *, fds: Mapping[int, int], environ: Mapping[str
 
 
 def open_pidfd(pid: int) -> int:
-    """A close-on-exec descriptor for a process; readable when that has ended.
+    """Return a close-on-exec descriptor for a process; it is readable when the process has ended.
 
     Raises:
         ProcessLookupError: there is no such process.
@@ -127,10 +127,10 @@ def open_pidfd(pid: int) -> int:
 
 
 def exit_of(pidfd: int) -> ExitStatus | None:
-    """Reap the child if it has ended, without waiting; None: it runs.
+    """Reap a child if it has ended, without waiting; None: it runs.
 
     Raises:
-        ChildProcessError: it isn't our child, or was reaped before.
+        ChildProcessError: it is no child of this process, or was reaped before.
     """
     found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
     if found is None:
@@ -139,7 +139,7 @@ def exit_of(pidfd: int) -> ExitStatus | None:
 
 
 def is_running_child(pid: int) -> bool:
-    """Whether a process is our child and hasn't ended."""
+    """Return whether a process is a child of this one and hasn't ended."""
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
     except ChildProcessError:
@@ -156,7 +156,7 @@ def send_signal(pidfd: int, sig: int) -> bool:
 
 
 def kill_child(pid: int) -> bool:
-    """Kill a child that no descriptor is left for; false: it isn't our child, or was reaped. Until then its pid is its own."""
+    """Kill a child without a pidfd; false: it is no child, or was reaped. Until it is reaped no other process gets its pid."""
     try:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         os.kill(pid, signal.SIGKILL)
@@ -181,7 +181,7 @@ def reap_strays(known: Container[int]) -> list[int]:
 
 
 def _ended(kind: int, which: int, how: int = 0) -> int | None:
-    """The pid of a child that has ended, if there is one; it is reaped, unless `how` is WNOWAIT."""
+    """Return the pid of a child that has ended, if there is one. The child is reaped, unless `how` is WNOWAIT."""
     try:
         found = os.waitid(kind, which, os.WEXITED | os.WNOHANG | how)
     except ChildProcessError:
@@ -230,7 +230,7 @@ def start_ticks(pid: int | None = None) -> int | None:
 
 
 def _inheritable() -> list[int]:
-    """Our descriptors above 2 that a program would get."""
+    """Return this process's descriptors above 2 that a program would inherit."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
@@ -241,10 +241,10 @@ def _inheritable() -> list[int]:
 
 
 def usable_cpus(proc: str = "/proc/self") -> int:
-    """How many CPUs this process may use, at least 1: its affinity, and the quotas of its control groups rounded up.
+    """Return how many CPUs this process may use, at least 1: its affinity, and the quotas of its control groups rounded up.
 
-    A container with a quota of 2 CPUs on a machine of 64 sees all 64 in `os.cpu_count()`. The quota of each group from
-    ours up to the root of what is mounted counts, in version 1 (`cpu.cfs_quota_us`) and 2 (`cpu.max`).
+    A container with a quota of 2 CPUs on a machine of 64 sees all 64 in `os.cpu_count()`. The quota of each group, from that of
+    this process up to the root of what is mounted, counts, in version 1 (`cpu.cfs_quota_us`) and 2 (`cpu.max`).
 
     Args:
         proc: the directory with `cgroup` and `mountinfo`.
@@ -254,7 +254,7 @@ def usable_cpus(proc: str = "/proc/self") -> int:
 
 
 def _cpu_groups(proc: str) -> Iterator[str]:
-    """The directories of our CPU control group and of those around it."""
+    """Yield the directories of this process's CPU control group and of those around it."""
     try:
         with open(f"{proc}/cgroup") as file:
             lines = [line.rstrip("\n").split(":", 2) for line in file]
@@ -268,7 +268,7 @@ def _cpu_groups(proc: str) -> Iterator[str]:
         if kind not in paths or (kind == "cgroup" and "cpu" not in options):
             continue
         inner = os.path.relpath(paths[kind], root)
-        if not inner.startswith(".."):  # else the path isn't of this mount: all that can be seen is its root
+        if not inner.startswith(".."):  # else the path isn't of this mount, and only the mount's root is visible
             group = os.path.normpath(os.path.join(directory, inner))
             while group != directory:
                 yield group
@@ -290,7 +290,7 @@ def _quota(group: str) -> float | None:
 
 
 def raise_file_limit() -> int:
-    """Raise the limit of open descriptors to what we may have (RLIMIT_NOFILE, soft to hard), and return it."""
+    """Raise the soft limit of open descriptors to the hard one (RLIMIT_NOFILE), and return it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
@@ -325,16 +325,16 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def resident_memory() -> int:
-    """Resident memory of this process in bytes, shared pages included. Costs 10 µs, however large it is."""
+    """Return the resident memory of this process in bytes, shared pages included. Costs 10 µs, however large it is."""
     with open("/proc/self/statm", "rb", buffering=0) as statm:
         return int(statm.read(200).split()[1]) * _PAGE
 
 
 def memory(pid: int) -> int:
-    """The memory of a process in bytes: its proportional set size (a page that n processes share counts 1/n for each).
+    """Return the memory of a process in bytes: its proportional set size (a page that n processes share counts 1/n for each).
 
-    Reading it costs the kernel a walk over the page tables: 1 ms per 100 MiB. Where it isn't allowed or not there
-    (another user's process, kernels before 4.14), the resident set size. 0 for one that has ended and isn't reaped.
+    Reading it costs the kernel a walk over the page tables: 1 ms per 100 MiB. The resident set size is the fallback where that
+    isn't allowed or not there (another user's process, kernels before 4.14). A process that has ended and isn't reaped has 0.
 
     Raises:
         ProcessLookupError: there is no such process.
@@ -346,7 +346,7 @@ def memory(pid: int) -> int:
                 if line.startswith("Pss:"):
                     return int(line.split()[1]) * 1024
     except OSError:
-        pass  # the next file tells whether the process is gone
+        pass  # the next file shows whether the process is gone
     try:
         with open(f"/proc/{pid}/statm") as file:
             return int(file.read().split()[1]) * resource.getpagesize()
@@ -358,7 +358,7 @@ def _prctl(option: int, value: int) -> None:
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    # Variadic: without a type, ctypes would pass ints, and the upper halves of the registers would be anything.
+    # prctl is variadic: without a type ctypes would pass ints, and the upper halves of the registers would be undefined.
     if libc.prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"prctl({option}, {value}): {os.strerror(code)}")

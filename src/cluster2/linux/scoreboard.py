@@ -1,56 +1,55 @@
-"""The scoreboard: what every worker is doing, in memory that all processes share.
+"""The scoreboard: the state and the counters of every worker, in memory that all processes share.
 
-Why shared memory. A heartbeat by message costs the worker a system call and wakes the master, as often as there are
-workers; a store into a shared page costs neither, and whoever wants to know (master, monitor, a sibling that looks for
-its share of the connections) reads it when it wants to. A worker that hangs can't answer a question, but its row can
-still be read. Measured here (CPython 3.11): `row.heartbeat = x` 0.15 µs, `row.requests += 1` 0.4 µs, a column over 64
-rows 4 µs.
+**Why shared memory.** A heartbeat by message costs the worker a system call and wakes the master, as often as there are workers.
+A store into a shared page costs neither. The master, the monitor, or a sibling that compares connection counts reads it on
+demand. A worker that hangs can't answer a message, but its row can still be read. Measured (CPython 3.11): `row.heartbeat = x`
+0.15 µs, `row.requests += 1` 0.4 µs, a column over 64 rows 4 µs.
 
-Why `memfd_create`. It has no name, so nothing is left behind after a crash and nobody else can open it; its descriptor
-travels over fork, exec and `SCM_RIGHTS`. A mapping of a file that shrinks kills its readers with SIGBUS: so the files are
-sealed against shrinking and growing as soon as they have their size, and a worker that goes mad can't take the master along.
-`MFD_NOEXEC_SEAL` is asked for because hardened systems (`vm.memfd_noexec=2`) refuse a memfd without it; kernels before
-6.3 don't know the flag and answer EINVAL.
+**Why `memfd_create`.** It has no name, so nothing is left behind after a crash and no other process can open it. Its descriptor
+can be passed over fork, exec and `SCM_RIGHTS`. A mapping of a file that shrinks kills its readers with SIGBUS. So the files are
+sealed against shrinking and growing as soon as they have their size, and a broken worker can't crash the master.
+`MFD_NOEXEC_SEAL` is set because hardened systems (`vm.memfd_noexec=2`) refuse a memfd without it. Kernels before 6.3 don't know
+the flag and return EINVAL.
 
-Who can write what. There are two files.
+**Write access.** There are two files.
 
-- *The master's*: the header, an entry for each row (pid, slot and generation of the worker that has it), and the past of
-  each slot. The master maps it and then seals it with F_SEAL_FUTURE_WRITE (Linux 5.1). From then on the kernel refuses any
-  other writable mapping, and write(2), to root as well. Only the master can change it.
-- *Pages*: one for the keeper, one for the monitor, one for each row. The master can write all of them. Any other process
-  maps the whole file read-only, through a descriptor that was opened for reading, and its own page writable, through another
-  descriptor, which it closes at once. A mapping can't be made writable afterwards (`mappings`), and the mode of the file
-  (0600, owned by the master's user) keeps other users from opening it through /proc.
+- *The master's*: the header, an entry for each row (pid, slot and generation of its worker), and the totals of each slot. The
+  master maps it and then seals it with F_SEAL_FUTURE_WRITE (Linux 5.1). From then on the kernel refuses any other writable
+  mapping, and write(2), to root as well. Only the master can change it.
+- *Pages*: one for the keeper, one for the monitor, one for each row. The master can write all of them. Any other process maps the
+  whole file read-only, through a descriptor that was opened for reading, and its own page writable, through another descriptor,
+  which it closes at once. A mapping can't be made writable afterwards (`mappings`), and the mode of the file (0600, owned by the
+  master's user) keeps other users from opening it through /proc.
 
 The zygote maps nothing. It receives the descriptors with the order for a worker, and closes them after the fork.
 
-What this protects from, and what not.
+**Scope of the protection.**
 
-- A bug in a worker, a wild pointer of a C extension included, can damage the row of this worker and no other. The same holds
-  for code that gets into a worker that serves. Whatever a row contains, its readers work on (`cells`).
-- Where `user` is set, a worker can't harm the master through the scoreboard.
-- A process can signal another process of the same user, and, where `kernel.yama.ptrace_scope` permits, trace it and write to
-  its memory. So workers, keeper and monitor are protected from each other's accidents, but not from an attacker in one of
-  them; and nor is the master where `user` isn't set.
+- A bug in a worker, a wild pointer of a C extension included, can damage the row of this worker and no other. The same holds for
+  code that gets into a worker that serves. A reader copes with any content of a row (`cells`).
+- If `user` is set, a worker can't harm the master through the scoreboard.
+- A process can signal another process of the same user, and, if `kernel.yama.ptrace_scope` permits, trace it and write to its
+  memory. So workers, keeper and monitor are protected from each other's accidents, but not from an attacker in one of them.
+  Without `user` this applies to the master as well.
 - Code that the zygote has imported runs in each worker before the worker has closed the writable descriptor, in an at-fork
-  handler for example. It could write to other rows; but it runs in all workers of its generation anyway.
+  handler for example. It could write to other rows, but it runs in all workers of its generation anyway.
 - A child that the app forks inherits the writable mapping of its worker's page.
 
 With `cluster = false` one process writes everything.
 
-A page for each row costs 4 KiB for each living worker. A file for each row was considered: then each process would need a
-descriptor for each other row, and for each row that comes later, to see what its siblings do.
+A page for each row costs 4 KiB for each running worker. A file for each row was rejected: each process would need a descriptor
+for each other row, and for each row that comes later, to see the counters of its siblings.
 
-Why no lock. Each cell is 8 bytes wide and lies on a multiple of 8, and CPython moves an item of a "q" or "d" view by a
-`memcpy` of constant size, which compilers turn into one load or store: on x86-64 and on arm64 those are atomic when
-aligned. So a reader sees the old value or the new one, never half of each (a test lets two processes try). Nothing is
-promised about *two* cells: a reader may see the new `requests` with the old `accepted`.
+**Why no lock.** Each cell is 8 bytes wide and aligned to 8, and CPython moves an item of a "q" or "d" view by a `memcpy` of
+constant size, which compilers turn into one load or store. On x86-64 and on arm64 those are atomic when aligned. So a reader sees
+the old value or the new one, never half of each (a test lets two processes try). There is no guarantee about *two* cells: a
+reader may see the new `requests` with the old `accepted`.
 
-Invariant: a cell has one writer at a time; `Field.writer` says which. The page of a row is the master's from `claim` until the
-master orders the worker, the worker's until that has been reaped, and the master's again for `release`. `x += 1` is a load
-and a store: it is right only because of this invariant.
+Invariant: a cell has one writer at a time, named by `CellField.writer`. The page of a row is the master's from `claim` until the
+master orders the worker, the worker's until that has been reaped, and the master's again for `release`. `x += 1` is a load and a
+store: it is right only because of this invariant.
 
-What a row has counted outlives it: `ledger` adds it to its slot's `Past` before the row is given back.
+The counts of a row are kept after its worker's end: `ledger` adds them to the totals of its slot before the row is given back.
 
 Times are `time.monotonic()`, which is one clock for all processes of a machine, unless a field says otherwise.
 """
@@ -129,7 +128,7 @@ def page_of(row: int) -> int:
 
 
 class _Views(NamedTuple):
-    """The same memory as integers and as doubles."""
+    """A piece of memory, as integers and as doubles."""
 
     integers: memoryview[int]
     reals: memoryview[float]
@@ -143,13 +142,13 @@ class _Views(NamedTuple):
 
 
 class Scoreboard:
-    """The header, 1024 rows and the past of 1024 slots, mapped into this process.
+    """The header, 1024 rows and the totals of 1024 slots, mapped into this process.
 
-    A mapping survives a fork; over an exec the descriptors are passed on and `attach`ed again. `close` it, or leave it to
-    the end of the process; after `close` its rows raise ValueError.
+    A mapping survives a fork. Over an exec the descriptors are passed on and `attach`ed again. `close` it, or leave it to the end
+    of the process. After `close` its rows raise ValueError.
 
     Attributes:
-        descriptors: what another process needs to `attach` it, in the process that created it: the master's file, the pages to
+        descriptors: for another process to `attach` it, in the process that created it: the master's file, the pages to
             read, the pages to write.
     """
 
@@ -243,7 +242,7 @@ class Scoreboard:
         """Give a row back, zeroed. Master only, and only after its worker was reaped: until then the worker may write.
 
         Raises:
-            ClusterError: nobody had claimed it.
+            ClusterError: the row wasn't claimed.
         """
         if self._free is None or not 0 <= row < ROWS or row in self._free:
             raise ClusterError(f"row {row} of the scoreboard isn't claimed by this process")
@@ -286,7 +285,7 @@ class Scoreboard:
     def column(self, field: Integer | Real | str) -> list[Any]:
         """Return one field of all rows up to the high-water mark, in the order of the rows: item i is row i's.
 
-        Values are within the field's bounds. A free row is all zeros; `column("pid")` beside it tells it from one in use.
+        Values are within the field's bounds. A free row is all zeros; `column("pid")` shows which rows are in use.
 
         Args:
             field: `Row.connections`, or its name "connections".
@@ -307,7 +306,7 @@ class Scoreboard:
         return values
 
     def close(self) -> None:
-        """Give up all views of it, and close the descriptors; a second call does nothing."""
+        """Release all views, and close the descriptors; a second call does nothing."""
         for cells in (self.header, *self._rows.values(), *self._pasts.values()):
             cells.release()
         for views in (self._views, self._pages, *(() if self._own is None else (self._own[1],))):
@@ -324,7 +323,8 @@ class Scoreboard:
 
     def _zero(self, index: int) -> None:
         row = self.row(index)
-        row.pid = 0  # first, so that no reader takes a half-emptied row for one in use
+        # The pid first, so that no reader takes a row that is half zeroed for one in use.
+        row.pid = 0
         for cells in (*row.others.values(), row):
             for cell in range(len(cells.integers)):
                 cells.integers[cell] = 0
@@ -345,7 +345,7 @@ def _memfd(name: str, size: int) -> int:
             raise
         fd = os.memfd_create(name, flags)
     try:
-        os.fchmod(fd, 0o600)  # it begins with rights for everybody
+        os.fchmod(fd, 0o600)  # a memfd begins with mode 0777
         os.ftruncate(fd, size)
     except BaseException:
         os.close(fd)

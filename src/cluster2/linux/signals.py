@@ -1,19 +1,20 @@
-"""Bring a process's signals into the state that `cluster2.core.signal_table` declares for its kind.
+"""Set a process's signal dispositions as `cluster2.core.signal_table` declares them for its kind.
 
-What handles a signal is installed where it is needed; here the rest is settled. A process that the master executes begins
-with default dispositions and an empty mask (`kernel.processes: execute`). The master itself inherits both from whatever
-started it: a mask that blocks TERM would make it deaf, and an ignored CHLD would have the kernel reap its workers before
-it could ask how they ended.
+Handlers are installed where they are needed. This module sets the rest. A process that the master executes begins with default
+dispositions and an empty mask (`linux.processes: execute`). The master itself inherits both from its parent: a mask that blocks
+TERM would make it ignore a shutdown, and with an ignored CHLD the kernel would reap its workers before it could ask how they
+ended.
 
 A signal that is ignored stays ignored in programs that the app executes, at import or in a handler of a request: `kill` wouldn't
-end them. So what we ignore has a handler that does nothing, which an exec replaces by the default effect. Only PIPE and XFSZ,
-which Python itself ignores (and `subprocess` restores), are left to it.
+end them. So a signal that a cluster process ignores has a handler that does nothing, which an exec replaces by the default
+effect. Only PIPE and XFSZ, which Python itself ignores (and `subprocess` restores), are left to Python.
 
-That handler is a function of libc's that takes an int and does nothing: `abs`. One in Python would wake the event loop for
-nothing, and crash: Python's handlers run on the alternate stack, if there is one, and the kernel puts a frame there for each
-signal that is pending. The stack that `faulthandler` makes was full, and the process ended by SIGSEGV, when it got 20 at once.
-A handler without SA_ONSTACK runs on the stack that is in use, which is that one while a handler of Python's is about to run. So
-while ours runs all signals are blocked, and those that are pending are delivered one after the other, not one on the other.
+That handler is a libc function that takes an int and does nothing: `abs`. One in Python would wake the event loop for nothing,
+and crash: Python's handlers run on the alternate stack, if there is one, and the kernel puts a frame there for each signal that
+is pending. The stack that `faulthandler` makes was full, and the process ended by SIGSEGV, when it got 20 at once.
+
+A handler without SA_ONSTACK runs on the stack that is in use, which is the alternate one while a Python handler is about to run.
+So all signals are blocked while `abs` runs, and pending ones are delivered one after the other, not one on top of the other.
 """
 
 from __future__ import annotations
@@ -79,9 +80,9 @@ def _dropped(number: int, frame: FrameType | None) -> None:
 def ignore_from_now(loop: asyncio.AbstractEventLoop, handled: Iterable[int]) -> None:
     """Ignore signals that the loop has handled until now: the exit code is decided.
 
-    A loop that is closed restores the default effect of what it handled, and so does the interpreter when it ends: a TERM that
-    came then would end the process with -15 in place of its exit code. What is ignored stays so. Between the two steps they have
-    their default effect, so they are blocked meanwhile.
+    A loop that is closed restores the default effect of the signals that it handled, and so does the interpreter when it ends: a
+    TERM that came then would end the process with -15 in place of its exit code. An ignored signal stays ignored. Between the two
+    steps the signals have their default effect, so they are blocked meanwhile.
     """
     numbers = list(handled)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
@@ -102,7 +103,7 @@ def given_back(handled: Iterable[int]) -> Iterator[None]:
 
 
 def settle_master() -> None:
-    """Do that for a master, and undo what it has inherited."""
+    """Set the dispositions of a master, and undo what it has inherited."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     settle("master")
@@ -110,6 +111,6 @@ def settle_master() -> None:
 
 
 def ignore_until_handled() -> None:
-    """Ignore what a service manager or logrotate may send as soon as there is a pid, until the loop handles it."""
+    """Ignore the signals that a service manager or logrotate may send as soon as there is a pid, until the loop handles them."""
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
         ignore_here(number)

@@ -1,13 +1,13 @@
-"""The Python stacks of another process, also if it is stuck in C or in a loop that never lets go of the GIL.
+"""The Python stacks of another process, even if it is stuck in C or in a loop that never releases the GIL.
 
-A signal handler in Python runs only between two bytecodes of the main thread, so it says nothing about a thread in C. The
-standard library's `faulthandler` has one in C that reads the frames of all threads without the GIL and writes them with
-write(2). It is registered for SIGUSR1 with a memfd that master and worker share: the master empties it, sends the signal and
-reads what appears. A process that is stopped writes nothing: then its state in /proc says so.
+A signal handler in Python runs only between two bytecodes of the main thread, so it can't show a thread that is in C. The
+standard library's `faulthandler` has a handler in C that reads the frames of all threads without the GIL and writes them with
+write(2). It is registered for SIGUSR1 with a memfd that master and worker share. The master empties the memfd, sends the signal
+and reads what appears. A process that is stopped writes nothing. The master then reports its state in /proc.
 
-What only Python can tell, such as where tasks wait, a handler of Python's adds behind that (`add`). It has a signal of its own,
-SIGURG, which does nothing to a process that has no handler for it. Tried: to have it called by `faulthandler` (`chain`). Its own
-handler doesn't block the signal then: some in a row used up the alternate stack, and ended the process by SIGSEGV.
+A Python handler adds what only Python knows, such as where tasks wait (`add`). It has a signal of its own, SIGURG, which does
+nothing to a process that has no handler for it. Tried: `faulthandler` can call it (`chain`). But its own handler doesn't block
+the signal then: some in a row used up the alternate stack, and ended the process by SIGSEGV.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from . import app_forks
 STACKS_TIMEOUT_S = 1.0
 """Seconds to wait for a process to write its stacks."""
 _ADDITION_TIMEOUT_S = 1.0
-"""Seconds to wait for what a process adds: its main thread may be in C code, and then it adds nothing."""
+"""Seconds to wait for the addition of a process: while its main thread is in C code, it adds nothing."""
 END_OF_ADDITION = b"\0"
-"""Stands behind what a process adds."""
+"""The byte after the addition of a process."""
 STACKS_COMPLETE_AFTER_S = 0.03
-"""Seconds without growth after which they are taken for complete."""
+"""Seconds without growth after which the stacks are taken for complete."""
 MAX_STACKS_BYTES = 1 << 18
-"""Bytes that are read of them."""
+"""Bytes of the stacks that are read."""
 _armed = -1
 _UNARMED = "has only just begun, or its app has taken SIGUSR1 away"
 _STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "waiting in the kernel", "Z": "a zombie"}
 
 
 def create() -> int:
-    """A file for one process's stacks; the descriptor is close-on-exec."""
+    """Return a file for one process's stacks; the descriptor is close-on-exec."""
     return os.memfd_create("cluster2-stacks", os.MFD_CLOEXEC)
 
 
@@ -51,15 +51,15 @@ def arm(descriptor: int) -> None:
 
 
 def _disarm() -> None:
-    """In a process that the app has forked: the file isn't its own."""
+    """Unregister in a process that the app has forked: the file belongs to its parent."""
     faulthandler.unregister(signal.SIGUSR1)
 
 
 def add(describe: Callable[[FrameType | None], str]) -> None:
-    """Have this process write something of its own behind its stacks on SIGURG, if it is armed. Call it in the main thread.
+    """Have this process add a text to its stacks on SIGURG, if it is armed. Call it in the main thread.
 
     Args:
-        describe: returns it; called in the main thread as soon as that runs Python code, with the frame where it is.
+        describe: returns the text; called in the main thread as soon as that runs Python code, with the frame where it is.
     """
     descriptor = _armed
     if descriptor < 0:
@@ -67,18 +67,18 @@ def add(describe: Callable[[FrameType | None], str]) -> None:
 
     def write(number: int, frame: FrameType | None) -> None:
         if os.fstat(descriptor).st_size > MAX_STACKS_BYTES:
-            return  # the master reads no more; others can send the signal as well
+            return  # the master reads no more than this; other processes can send the signal as well
         try:
             text = describe(frame)
-        except Exception as error:  # it must not hit the code that was interrupted
-            text = f"what it works on can't be told: {error!r}"
+        except Exception as error:  # the exception must not reach the code that was interrupted
+            text = f"what it works on isn't known: {error!r}"
         os.write(descriptor, b"\n" + text.encode("utf-8", "backslashreplace") + b"\n" + END_OF_ADDITION)
 
     signal.signal(signal.SIGURG, write)
 
 
 async def capture(descriptor: int, pidfd: int, pid: int, *, adds: bool = False) -> str:
-    """The stacks of a process that has armed itself, or a line that says why there are none.
+    """Return the stacks of a process that has armed itself, or a line that says why there are none.
 
     Args:
         adds: it may have something to add (`add`), which is waited for as well.
@@ -104,7 +104,7 @@ async def capture(descriptor: int, pidfd: int, pid: int, *, adds: bool = False) 
 
 
 def capture_child(descriptor: int, pid: int) -> str:
-    """The same of a child that hasn't been reaped, for a process without an event loop: it waits."""
+    """Return the stacks of a child that hasn't been reaped; blocks, for a process without an event loop."""
     if not _handles(pid, signal.SIGUSR1):
         return f"no stacks: process {pid} {_UNARMED}"
     _empty(descriptor)
@@ -115,7 +115,7 @@ def capture_child(descriptor: int, pid: int) -> str:
 
 
 def _handles(pid: int, number: signal.Signals) -> bool:
-    """Whether a process handles a signal, as far as it can be seen. One that has ended is told of later."""
+    """Return whether a process handles a signal; true also for a process that has ended, which is reported later."""
     try:
         with open(f"/proc/{pid}/status") as file:
             facts = dict(line.split(":", 1) for line in file)
@@ -143,7 +143,7 @@ def _growth(descriptor: int) -> Iterator[None]:
 
 
 def _is_complete(descriptor: int) -> bool:
-    """Whether a process has ended what it adds to its stacks."""
+    """Return whether a process has ended its addition to the stacks."""
     return os.pread(descriptor, 1, os.fstat(descriptor).st_size - 1) == END_OF_ADDITION
 
 

@@ -1,4 +1,4 @@
-"""The SYN sink: a second socket on a listener's address that drops every new connection. It shuts the door of a TCP listener.
+"""The SYN sink: a second socket on a listener's address that drops every new connection. It shuts a TCP listener.
 
 The sink joins the listener in a SO_REUSEPORT group. A classic BPF program for the group sends each segment that has SYN and
 no ACK to the sink, and everything else to where it went before. The sink drops the SYN without an answer. The client repeats
@@ -10,11 +10,11 @@ No step needs a capability (Linux 6.18, IPv4 and IPv6; tests/linux/test_closing_
 
 - SO_REUSEPORT may be set on a socket that listens already (`cluster2.linux.steered_group` has the rules of such groups), and
   SO_ATTACH_REUSEPORT_CBPF is open to every user. Only `bind` may need a privilege: CAP_NET_BIND_SERVICE below port 1024, and the
-  user who made the listener, since the kernel compares the owners of the sockets of a group.
+  user of the listener's process, since the kernel compares the owners of the sockets of a group.
 - The sink drops SYNs for two reasons. IP_MINTTL (IPV6_MINHOPCOUNT) is 255: it drops segments of all clients that are not in the
-  same network with an unusual TTL, from the first moment on, also before the program is attached. And its accept queue has room
-  for one connection, which is our own and is never accepted: the kernel drops every SYN for a listener whose queue is full.
-- Our own connection is a proof as well: it must arrive at the sink. A kernel that takes the options and does not steer is found
+  same network with an unusual TTL, from the first moment on, also before the program is attached. And its accept queue holds
+  one connection, this process's own, which is never accepted: the kernel drops every SYN for a listener whose queue is full.
+- That connection is a proof as well: it must arrive at the sink. A kernel that takes the options and does not steer is found
   out, and the caller gets an error.
 
 What was tried instead:
@@ -41,7 +41,7 @@ Instruction = tuple[int, int, int, int]
 
 NET_OFFSET: Final = -0x100000  # SKF_NET_OFF: offsets count from the network header
 IP_HEADER_BYTES: Final = {socket.AF_INET: 20, socket.AF_INET6: 40}
-"""What precedes the TCP header: a SYN has neither IP options nor extension headers. One that has is let in."""
+"""The bytes before the TCP header: a SYN has neither IP options nor extension headers. One that has is let in."""
 
 _SO_ATTACH_REUSEPORT_CBPF: Final = 51
 _IP_MINTTL: Final = 21
@@ -110,7 +110,7 @@ def loopback_of(name: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _fill(sink: socket.socket) -> None:
-    """Occupy the only place in the accept queue of the sink with a connection of our own.
+    """Occupy the only place in the accept queue of the sink with a connection of this process.
 
     Raises:
         OSError: the connection was made, but did not arrive at the sink.

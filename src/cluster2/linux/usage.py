@@ -1,8 +1,8 @@
-"""What processes, and the machine, use: read from /proc.
+"""Resource usage of processes and of the machine, read from /proc.
 
-CPU time stands in `/proc/PID/stat` in ticks of 10 ms, for all threads together; a read costs 12 µs. What a process says of itself
-(`Row.cpu`) is finer, but one that is stuck in its handler says nothing, and that is when somebody wants to know. (`schedstat` has
-nanoseconds, but of the main thread only.) Memory is in `processes.memory`: it is dear.
+`/proc/PID/stat` has the CPU time in ticks of 10 ms, for all threads together; a read costs 12 µs. The value that a worker
+publishes (`Row.cpu`) is finer, but a worker that is stuck in its handler publishes nothing, and that is when the value is needed.
+(`schedstat` has nanoseconds, but of the main thread only.) Memory is in `processes.memory`: it is expensive.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ _USER, _SYSTEM = 11, 12
 
 
 def cpu_time(pid: int) -> float | None:
-    """CPU time that a process has used, in seconds; None: there is no such process."""
+    """Return the CPU time that a process has used, in seconds; None: there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat:
             fields = stat.read(1024).rpartition(b")")[2].split()
         return (int(fields[_USER]) + int(fields[_SYSTEM])) / _TICK
-    except (OSError, IndexError):  # it ends just now: the file is there, and empty
+    except (OSError, IndexError):  # the process is ending: the file is there, and empty
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """How busy this machine is.
+    """The load and the memory of this machine.
 
     Attributes:
         load: processes that run or wait, on average over 1, 5 and 15 minutes.
@@ -40,7 +40,7 @@ class Machine:
 
 
 def machine() -> Machine:
-    """Of this moment."""
+    """Return the current load and memory."""
     found: dict[bytes, int] = {}
     try:
         with open("/proc/meminfo", "rb", buffering=0) as meminfo:
@@ -50,5 +50,5 @@ def machine() -> Machine:
             if name in (b"MemTotal", b"MemAvailable"):
                 found[name] = int(rest.split()[0]) * 1024
     except (OSError, ValueError, IndexError):
-        pass  # a kernel that hides it: not known, then
+        pass  # a kernel that hides it: then the values aren't known
     return Machine(os.getloadavg(), found.get(b"MemTotal"), found.get(b"MemAvailable"))
