@@ -30,7 +30,7 @@ from .processes.worker.messaging.api import (
     transaction,
     worker_attribute,
 )
-from .testing import simulated
+from .testing.simulation import simulated
 
 pid: int
 """The process id of the worker."""

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from . import events
-from .errors import DelegateError, DelegateTimeout
-from .processes.worker.info import WorkerInfo
-from .processes.worker.messaging import api
-from .processes.worker.messaging.pending_calls import refuse_on_a_loop
-from .protocol import codec, messages
+from .. import events
+from ..errors import DelegateError, DelegateTimeout
+from ..processes.worker.info import WorkerInfo
+from ..processes.worker.messaging import api
+from ..processes.worker.messaging.pending_calls import refuse_on_a_loop
+from ..protocol import codec, messages
 
 
 class Simulated:
