@@ -76,7 +76,7 @@ class RunningCluster:
 
     @property
     def output(self) -> str:
-        """What the master has written to its standard error, and with `log_to = both` what the workers have."""
+        """The standard error of the master, and with `log_to = both` that of the workers."""
         return self._output.read_text(errors="replace")
 
     @functools.cached_property
