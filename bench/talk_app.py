@@ -17,7 +17,7 @@ from bench.driving import VALUE, Call, drive
 from cluster2 import worker
 
 found: list[dict[str, Any]] = []
-delays: list[float] = []
+_delays: list[float] = []
 
 
 class Manager(BaseManager):
@@ -63,14 +63,14 @@ async def _manager(place: str) -> Call:
     return call
 
 
-DRIVERS = {"cluster2": _delegate, "same": _same, "redis": _redis, "manager": _manager}
+_DRIVERS = {"cluster2": _delegate, "same": _same, "redis": _redis, "manager": _manager}
 
 
 @worker.on("drive")
-async def told(event: Any) -> None:
+async def make_calls(event: Any) -> None:
     """Make the calls that the event describes: driver, place, lanes, seconds."""
     asked = event.data
-    call = await DRIVERS[asked["driver"]](asked["place"])
+    call = await _DRIVERS[asked["driver"]](asked["place"])
     await call()
     if "times" in asked:
         answers = await asyncio.gather(*(call() for _ in range(asked["times"])))
@@ -92,8 +92,8 @@ async def ring(event: Any) -> None:
 @worker.on("stamp")
 def stamp(event: Any) -> None:
     """Note the time that a stamp took to arrive."""
-    delays.append(time.monotonic() - event.data)
+    _delays.append(time.monotonic() - event.data)
 
 
 worker.register_status("found", view=lambda run: [each for each in found if each["run"] == run], reducer="concat")
-worker.register_status("delays", view=lambda: delays, reducer="concat")
+worker.register_status("delays", view=lambda: _delays, reducer="concat")

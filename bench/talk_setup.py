@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.driving import VALUE
 
-runs = 0
+_runs = 0
 
 
 def setup(cluster: Any) -> None:
@@ -19,7 +19,7 @@ def setup(cluster: Any) -> None:
 
     @cluster.on_delegate("slow-get")
     async def slow_get(key: Any) -> int:
-        global runs
-        runs += 1
+        global _runs
+        _runs += 1
         await asyncio.sleep(1.0)
-        return runs
+        return _runs

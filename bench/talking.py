@@ -62,7 +62,7 @@ def redis(directory: Path) -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def manager(directory: Path) -> Iterator[tuple[str, int]]:
+def _manager(directory: Path) -> Iterator[tuple[str, int]]:
     """Run a Manager on a Unix socket, and yield its path and pid."""
     path = directory / "manager.sock"
     with _process([sys.executable, "-m", "bench.talking", str(path)], directory, "manager") as process:
@@ -162,12 +162,12 @@ def talkers(directory: Path, workers: int) -> Iterator[Talkers]:
 
 
 @contextmanager
-def everybody(workers: int) -> Iterator[tuple[Talkers, dict[str, tuple[str, int]]]]:
+def call_servers(workers: int) -> Iterator[tuple[Talkers, dict[str, tuple[str, int]]]]:
     """Run the cluster, and yield it with the place and pid of each other server that is available."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-talk-")))
         places: dict[str, tuple[str, int]] = {}
-        for name, start in (("redis", redis), ("manager", manager), ("gunicorn-dirty", dirty)):
+        for name, start in (("redis", redis), ("manager", _manager), ("gunicorn-dirty", dirty)):
             try:
                 places[name] = stack.enter_context(start(directory))
             except BenchError as why:

@@ -17,7 +17,7 @@ from bench.servers import wait
 from bench.stats import median_ratio, middle, quantile
 from bench.suites.plan import Plan, say
 from bench.suites.tail import EACH
-from bench.talking import READY, Talkers, drive_dirty, everybody
+from bench.talking import READY, Talkers, call_servers, drive_dirty
 
 SAME = 2500
 """The number of equal calls of each of four workers."""
@@ -30,7 +30,7 @@ Places = dict[str, tuple[str, int]]
 
 def figures(plan: Plan) -> Iterator[Figure]:
     """Measure one call at a time, 64 under way, 64 in each of four workers, equal calls, and events."""
-    with everybody(4) as (talkers, places):
+    with call_servers(4) as (talkers, places):
         one = talkers.pids()[:1]
         found = _rounds(plan, talkers, places, one, 1)
         ratio = _ratio(found, "p50")
@@ -47,7 +47,7 @@ def figures(plan: Plan) -> Iterator[Figure]:
         marks = [Mark("≥ from one worker", share, 1, at_least=True)]
         yield Figure("64 under way from each of 4 workers", "calls/s", _medians(found, "rate"), marks, found)
         yield _same(talkers)
-    with everybody(9) as (talkers, _):
+    with call_servers(9) as (talkers, _):
         yield _events(plan, talkers)
 
 

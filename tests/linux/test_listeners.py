@@ -150,7 +150,7 @@ def test_a_privileged_port() -> None:
         told = file.read()
     os.waitpid(child, 0)
     if not told:
-        pytest.skip("this machine lets everybody bind low ports (net.ipv4.ip_unprivileged_port_start)")
+        pytest.skip("this machine lets call_servers bind low ports (net.ipv4.ip_unprivileged_port_start)")
     assert (
         told
         == "127.0.0.1:81 can't be bound: ports below 1024 need root or CAP_NET_BIND_SERVICE; choose another address"

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 
 def test_a_unix_socket(listen: Open, tmp_path: Path) -> None:
-    """It serves, everybody may connect whatever the umask is, and its file goes when it is closed."""
+    """It serves, call_servers may connect whatever the umask is, and its file goes when it is closed."""
     path = tmp_path / "a.sock"
     umask = os.umask(0o077)
     try:

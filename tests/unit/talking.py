@@ -43,7 +43,7 @@ class Talking:
         assert "error" not in answer, answer
         return answer["result"]
 
-    async def everybody(self) -> set[int]:
+    async def call_servers(self) -> set[int]:
         return set((await self.observed.whole(wanted=self.workers)).values())
 
     @property

@@ -112,7 +112,7 @@ def test_turns_are_in_order() -> None:
     assert [flights.next_flight(), flights.next_flight(), flights.next_flight()] == [made[0], made[1], None]
     flights.leave(made[2], 3)
     flights.finish(made[1])
-    assert flights.next_flight() is made[3], "one that everybody has left has no turn"
+    assert flights.next_flight() is made[3], "one that call_servers has left has no turn"
 
 
 def test_after_all_have_left_a_new_one_begins() -> None:

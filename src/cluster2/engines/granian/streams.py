@@ -133,7 +133,7 @@ class Senders:
             if each.receiver is not None:
                 has_gone = each.receiver.has_gone()
             else:
-                connected = there() if connected is None else connected
+                connected = there() if connected is None else connected  # a system call for each connection, so once
                 has_gone = self._peer_of({"client": each.client}) not in connected
             if has_gone:
                 gone.append(each.scope)
@@ -188,7 +188,11 @@ class _Receiver:
     __slots__ = ("_disconnected", "_listener_task", "_messages", "_receive")
 
     def __init__(self, receive: _Call) -> None:
-        """Args: receive: granian's own function."""
+        """Receive for the app until the engine asks.
+
+        Args:
+            receive: granian's own function.
+        """
         self._receive = receive
         self._listener_task: asyncio.Task[None] | None = None
         self._messages: deque[Any] = deque()
@@ -200,9 +204,8 @@ class _Receiver:
 
     def has_gone(self) -> bool:
         """Return whether the client is known to have gone. Receive in a task from now on, unless a message waits for the app."""
-        if self._listener_task is None or (
-            self._listener_task.done() and not self._messages and not self._disconnected
-        ):
+        task = self._listener_task
+        if task is None or (task.done() and not self._messages and not self._disconnected):
             self._listener_task = asyncio.ensure_future(self._listen())
         return self._disconnected
 
@@ -219,9 +222,8 @@ class _Receiver:
                 self._disconnected = True
                 return
             self._messages.append(message)
-            more = message[
-                "more_body"
-            ]  # stop at the first part of a body: only what has arrived is kept, not a whole body
+            # Stop at the first part of a body, so that only the part that has arrived is kept, not a whole body.
+            more = message["more_body"]
 
     async def _next(self) -> Any:
         while not self._messages:
@@ -230,9 +232,8 @@ class _Receiver:
             assert self._listener_task is not None
             if self._listener_task.done():
                 return await self._receive()
-            await asyncio.wait(
-                [self._listener_task]
-            )  # unlike `await`, this doesn't cancel the task with the app's wait
+            # Unlike `await`, this doesn't cancel the task together with the app's wait.
+            await asyncio.wait([self._listener_task])
         return self._messages.popleft()
 
 
@@ -252,7 +253,12 @@ class Transport:
     __slots__ = ("__weakref__", "_inner", "failed_at", "protocol", "sent")
 
     def __init__(self, protocol: Any, inner: Any) -> None:
-        """Args: protocol: of the request. inner: granian's own transport."""
+        """Wrap granian's transport of a stream.
+
+        Args:
+            protocol: the protocol object of the request.
+            inner: granian's own transport.
+        """
         self.protocol = protocol
         self._inner = inner
         self.sent = 0

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("own_process")]
 async def test_reduced(tmp_path: Path) -> None:
     """All workers are asked; the component's reducer, or the asker's, makes one value of the answers."""
     async with talking(tmp_path) as site:
-        pids = sorted(await site.everybody())
+        pids = sorted(await site.call_servers())
         names = ["broken", "depth", "echo", "pids", "slow", "spread"]
         await until(lambda: site.cluster.statuses() == names, "all components are known")
         cluster = site.cluster
@@ -49,7 +49,7 @@ async def test_reduced(tmp_path: Path) -> None:
 async def test_from_another_process(tmp_path: Path) -> None:
     """Whoever may control the master can ask, set, list and emit as well."""
     async with talking(tmp_path) as site:
-        pids = sorted(await site.everybody())
+        pids = sorted(await site.call_servers())
         await until(lambda: len(site.cluster.statuses()) == 6, "all components are known")
         other = Cluster(pids=str(tmp_path / "pids"))
         assert "depth" in await asyncio.to_thread(other.statuses)

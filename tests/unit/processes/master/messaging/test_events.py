@@ -54,7 +54,7 @@ async def test_the_order_is_kept(tmp_path: Path) -> None:
 async def test_to_workers(tmp_path: Path) -> None:
     """What the master emits reaches all workers, or those that are named; other workers hear one that is for all."""
     async with talking(tmp_path) as site:
-        pids = sorted(await site.everybody())
+        pids = sorted(await site.call_servers())
 
         async def heard() -> dict[int, list[Any]]:
             """What each worker has heard: both are asked until both have answered."""
@@ -94,7 +94,7 @@ async def test_heartbeats(tmp_path: Path) -> None:
         for error in (False, True):
             await site.result("transaction", duration=1.5, error=error)
         await _beat(site, lambda beat: beat.transactions == 2 and beat.requests >= 2)
-        before = await site.everybody()
+        before = await site.call_servers()
         await asyncio.to_thread(site.cluster.recycle)
         beat = await _beat(
             site, lambda beat: len(beat.each) == 2 and all(row["pid"] not in before for row in beat.each)
