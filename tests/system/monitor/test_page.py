@@ -35,9 +35,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def crowd() -> Iterator[str]:
+def many_workers() -> Iterator[str]:
     """Yield the address of a monitor that shows 64 workers."""
-    subject = ClusterInfo(title="crowd", master=boards.NOBODY - 1, addresses=["127.0.0.1:3000"], actions=True)
+    subject = ClusterInfo(title="many", master=boards.NOBODY - 1, addresses=["127.0.0.1:3000"], actions=True)
     with boards.monitor(64, Settings(monitor_token=TOKEN), subject) as url:
         yield url
 
@@ -91,9 +91,9 @@ def test_charts_move(see: See, cluster: Cluster) -> None:
     expect(spoken).to_have_attribute("aria-label", most)
 
 
-def test_the_history_is_there_at_once(see: See, crowd: str) -> None:
+def test_the_history_is_there_at_once(see: See, many_workers: str) -> None:
     """The charts have data from before the page was opened; another range is requested when it is chosen."""
-    sight = see(crowd).live(64)
+    sight = see(many_workers).live(64)
     sight.until(lambda: any("history?seconds=900" in url for url in sight.requests), "15 minutes")
     with sight.expect_response(re.compile("seconds=300&")) as answer:
         sight.get_by_role("radio", name="5 min", exact=True).check()
@@ -257,9 +257,9 @@ def test_contrast(see: See, cluster: Cluster, scheme: str) -> None:
     assert all(each["seen"] > 60 for each in found)
 
 
-def test_dark_while_it_is_shown(see: See, crowd: str) -> None:
+def test_dark_while_it_is_shown(see: See, many_workers: str) -> None:
     """When the system changes to dark, the page and its charts follow."""
-    sight = see(crowd, color_scheme="light").live(64)
+    sight = see(many_workers, color_scheme="light").live(64)
     drawn = sight.locator("[data-chart=requests] canvas").evaluate
     assert drawn(DRAWN, "#0b5cad")
     assert not drawn(DRAWN, "#6cb0f5")
@@ -304,9 +304,9 @@ SECONDS = """
 """A function that waits until the page was updated so many times, without polling it."""
 
 
-def test_sixty_four_workers(see: See, crowd: str) -> None:
+def test_sixty_four_workers(see: See, many_workers: str) -> None:
     """All 64 rows are shown and updated each second in place, with little script time and few layouts."""
-    sight = see(crowd, viewport={"width": 1440, "height": 1000}).live(64)
+    sight = see(many_workers, viewport={"width": 1440, "height": 1000}).live(64)
     sight.evaluate("window.rows = [...document.querySelectorAll('#workers tbody tr')]")
 
     def shown() -> list[str]:
@@ -331,9 +331,9 @@ def test_sixty_four_workers(see: See, crowd: str) -> None:
     sight.screenshot("sixty-four")
 
 
-def test_sorting(see: See, crowd: str) -> None:
+def test_sorting(see: See, many_workers: str) -> None:
     """A click on a head sorts, with `aria-sort`, and a second one reverses the order."""
-    sight = see(crowd).live(64)
+    sight = see(many_workers).live(64)
     head = sight.locator("thead [data-column=connections]")
     head.get_by_role("button").click()
     expect(head).to_have_attribute("aria-sort", "descending")
