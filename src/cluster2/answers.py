@@ -1,7 +1,7 @@
-"""What is in the answers of `cluster2 status --json`, of `cluster2 top --json` and of the monitor's `/`: for the reference page.
+"""The fields of the JSON of `cluster2 status --json`, `cluster2 top --json` and the monitor's `/`, for the reference page.
 
-The answers themselves are made where their figures are (`master/status.py`, `cli/top.py`, `monitor/picture.py`): a test compares
-them with this list, field by field. What the scoreboard says of a cell isn't said again here, but taken from there.
+The JSON is made by `processes.master.control.cluster_status`, `cli.top` and `processes.monitor.data.report`. A test compares it
+with this list, field by field. Descriptions of scoreboard cells are taken from their declaration in `linux.cells`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class AnswerField:
     """One field.
 
     Attributes:
-        path: its name below those that it is in; `[]`: in each of a list.
-        unit: or what kind of a value it is.
-        meaning: in a line.
-        of: the answers that have it.
+        path: the names of the objects that it is in and its own, with dots; `[]`: each item of a list.
+        unit: the unit, or the kind of value.
+        meaning: one line.
+        of: the outputs that have the field.
     """
 
     path: str
@@ -38,7 +38,7 @@ class AnswerField:
 
 
 def _cell(path: str, cells: type[Cells] = Row, cell: str = "", of: tuple[str, ...] = ALL_PAGES) -> AnswerField:
-    """A cell of the scoreboard, told as it is."""
+    """Return the field of a scoreboard cell that is shown unchanged."""
     meaning = cells.FIELDS[cell or path.rpartition(".")[2]].meaning.replace("-1:", "null:")
     said, _, unit = meaning.rpartition(": ")
     return AnswerField(path, unit, said, of) if unit in _UNITS else AnswerField(path, "number", meaning, of)
@@ -48,7 +48,9 @@ def _words(words: Any) -> str:
     return ", ".join(f"`{word}`" for word in words)
 
 
-_MEMORY = "proportional set size: a page that n processes share counts 1/n; null: not measured, or it has just gone"
+_MEMORY = (
+    "proportional set size: a page that n processes share counts 1/n; null: not measured, or the process has just ended"
+)
 _QUANTILE = ("half of the requests took at most that", "99 of 100 requests took at most that")
 
 
@@ -75,52 +77,65 @@ def _recent(path: str, whose: str) -> tuple[AnswerField, ...]:
 
 GROUPS: Mapping[str, tuple[AnswerField, ...]] = {
     "The whole": (
-        AnswerField("time", "seconds since the epoch", "when it was so", (TOP, FACTS)),
+        AnswerField("time", "seconds since the epoch", "when the figures were taken", (TOP, FACTS)),
         AnswerField("title", "text", "`proc_name`, or `cluster2`", (FACTS,)),
         _cell("generation", Header),
         _cell("wanted", Header),
-        AnswerField("ready", "number", "workers that serve; one whose sign of life is overdue (`stuck`) doesn't"),
+        AnswerField("ready", "number", "workers that serve; one whose heartbeat is overdue (`stuck`) doesn't count"),
         AnswerField("in_flight", "number", "requests under way, at all workers"),
         AnswerField("waiting", "number", "connections that wait to be accepted; null: not known", MASTER),
-        AnswerField("traffic", "text", "`enabled`, `disabled`: what health checks answer"),
+        AnswerField("traffic", "text", "`enabled`, `disabled`: the response of health checks"),
         AnswerField("leaving", "boolean", "the cluster is about to shut down, and health checks say so", (FACTS,)),
-        AnswerField("addresses", "list of texts", "that the apps listen on"),
-        *_latency("latency", "of all workers together, in `/` with those that have ended"),
+        AnswerField("addresses", "list of texts", "the addresses of the apps"),
+        *_latency("latency", "of all workers together; `/` includes workers that have ended"),
         *_recent("recent", "all workers together"),
         AnswerField("rates.requests", "a second", "requests that end; null: not known", (FACTS,)),
         AnswerField("rates.errors", "a second", "[errors](../metrics.md#definitions); null: not known", (FACTS,)),
-        AnswerField("rates.cpu", "cores", "that all processes use together; null: not known", (FACTS,)),
+        AnswerField("rates.cpu", "cores", "used by all processes together; null: not known", (FACTS,)),
         AnswerField("connections.held", "number", "connections open at workers; null: an engine can't know", (FACTS,)),
         _cell("connections.resting", Header, of=(FACTS,)),
-        AnswerField("connections.waiting", "number", "that wait to be accepted; null: not known", (FACTS,)),
-        AnswerField("memory.now", "bytes", "of all processes; null: not weighed yet", (FACTS,)),
+        AnswerField("connections.waiting", "number", "connections that wait to be accepted; null: not known", (FACTS,)),
+        AnswerField("memory.now", "bytes", "of all processes; null: not measured yet", (FACTS,)),
         AnswerField(
-            "memory.start", "bytes", "the same when all workers first were ready; null: not weighed yet", (FACTS,)
+            "memory.start",
+            "bytes",
+            "of all processes when all workers were ready for the first time; null: not measured yet",
+            (FACTS,),
         ),
-        AnswerField("host.name", "text", "of the machine", (FACTS,)),
-        AnswerField("host.cpus", "number", "that may be used: affinity and the cgroup's quota are respected", (FACTS,)),
-        AnswerField("host.load", "list of numbers", "processes that run or wait, over 1, 5 and 15 minutes", (FACTS,)),
-        AnswerField("host.memory.total", "bytes", "of the machine; null: not known", (FACTS,)),
-        AnswerField("host.memory.available", "bytes", "that programs could still have; null: not known", (FACTS,)),
-        AnswerField("actions", "boolean", "whether the monitor steers, for who has the token", (FACTS,)),
-        AnswerField("logs", "boolean", "whether there are log files to read", (FACTS,)),
+        AnswerField("host.name", "text", "the name of the machine", (FACTS,)),
+        AnswerField(
+            "host.cpus", "number", "CPUs that the cluster may use, by affinity and the quota of the cgroup", (FACTS,)
+        ),
+        AnswerField("host.load", "list of numbers", "load average over 1, 5 and 15 minutes", (FACTS,)),
+        AnswerField("host.memory.total", "bytes", "memory of the machine; null: not known", (FACTS,)),
+        AnswerField("host.memory.available", "bytes", "memory that programs can still get; null: not known", (FACTS,)),
+        AnswerField("actions", "boolean", "true: the monitor accepts actions from clients with the token", (FACTS,)),
+        AnswerField("logs", "boolean", "true: there are log files to read", (FACTS,)),
     ),
     "Messages": (
-        AnswerField("talk.delegated", "number", "pieces of work begun that workers have delegated", MASTER),
-        AnswerField("talk.unfinished", "number", "of these, the ones under way", MASTER),
-        AnswerField("talk.late", "number", "answers that were dropped because nobody waited any more", MASTER),
-        AnswerField("talk.dropped", "number", "messages that were dropped because workers don't read", MASTER),
+        AnswerField("talk.delegated", "number", "delegated calls of workers that have begun", MASTER),
+        AnswerField("talk.unfinished", "number", "delegated calls under way", MASTER),
+        AnswerField(
+            "talk.late", "number", "results that were dropped because no worker waited for them any more", MASTER
+        ),
+        AnswerField(
+            "talk.dropped", "number", "messages to workers that were dropped because the workers didn't read", MASTER
+        ),
     ),
     "Master": (
-        AnswerField("master.pid", "number", "null: there is none (`cluster = false`)"),
-        AnswerField("master.state", "text", f"{_words(PHASES)}; in `/` also `stuck`: it hasn't looked around for 30 s"),
-        AnswerField("master.uptime", "seconds", "since it started"),
-        AnswerField("master.started", "seconds since the epoch", "when that was", (FACTS,)),
+        AnswerField("master.pid", "number", "process id; null: there is no master (`cluster = false`)"),
+        AnswerField(
+            "master.state",
+            "text",
+            f"{_words(PHASES)}; `/` also has `stuck`: the master's periodic tasks haven't run for 30 s",
+        ),
+        AnswerField("master.uptime", "seconds", "since the master started"),
+        AnswerField("master.started", "seconds since the epoch", "when the master started", (FACTS,)),
         AnswerField("master.version", "text", "of cluster2"),
         AnswerField("master.memory", "bytes", _MEMORY),
     ),
     "Keeper": (
-        AnswerField("keeper", "object", "null: there is none"),
+        AnswerField("keeper", "object", "null: there is no keeper"),
         AnswerField("keeper.pid", "number", "process id"),
         _cell("keeper.resting", Header),
         _cell("keeper.expired", Header, "keeper_expired"),
@@ -129,23 +144,23 @@ GROUPS: Mapping[str, tuple[AnswerField, ...]] = {
         AnswerField("keeper.memory", "bytes", "as that of the master"),
     ),
     "Monitor": (
-        AnswerField("monitor", "object", "null: there is none"),
-        AnswerField("monitor.pid", "number", "process id; null: it is just being started"),
+        AnswerField("monitor", "object", "null: there is no monitor"),
+        AnswerField("monitor.pid", "number", "process id; null: the monitor is being started"),
         AnswerField("monitor.address", "text", "host and port"),
         _cell("monitor.restarts", Header, "monitor_restarts"),
         AnswerField("monitor.memory", "bytes", "as that of the master"),
     ),
     "Workers": (
-        AnswerField("workers", "list of objects", "each life of a worker: while one is replaced a slot has two"),
+        AnswerField("workers", "list of objects", "all worker processes; while a worker is replaced its slot has two"),
         AnswerField("workers[].pid", "number", "process id"),
-        AnswerField("workers[].slot", "number", "its place in the cluster, from 0; its successor has the same"),
+        AnswerField("workers[].slot", "number", "the slot of the worker, from 0; its successor has the same"),
         _cell("workers[].generation"),
         AnswerField(
             "workers[].state",
             "text",
-            f"{_words([*(state.label for state in WorkerState), STUCK_STATE])}: ready, but its sign of life is overdue",
+            f"{_words([*(state.label for state in WorkerState), STUCK_STATE])}: ready, but its heartbeat is overdue",
         ),
-        AnswerField("workers[].uptime", "seconds", "since it was forked"),
+        AnswerField("workers[].uptime", "seconds", "since the worker was forked"),
         _cell("workers[].requests"),
         AnswerField("workers[].rate", "a second", "requests that end; null: not known yet", (TOP, FACTS)),
         _cell("workers[].in_flight"),
@@ -161,23 +176,23 @@ GROUPS: Mapping[str, tuple[AnswerField, ...]] = {
             for label in Row.STATUS_CLASSES
         ),
         _cell("workers[].disconnects"),
-        *_latency("workers[].latency", "of its whole life"),
+        *_latency("workers[].latency", "of all requests of the worker"),
         *_recent("workers[].recent", "its requests"),
         _cell("workers[].cpu"),
         AnswerField(
             "workers[].cpu_share",
             "share of a core",
-            "that it uses, 1 for a whole one; null: not known yet",
+            "used by the worker, 1 for a whole core; null: not known yet",
             (TOP, FACTS),
         ),
         AnswerField("workers[].memory", "bytes", "as that of the master; in `top` every ten seconds"),
         AnswerField(
-            "workers[].heartbeat_age", "seconds", "since its last sign of life; null: there was none yet", (FACTS,)
+            "workers[].heartbeat_age", "seconds", "since its last heartbeat; null: there was none yet", (FACTS,)
         ),
         AnswerField(
             "workers[].mode",
             "text",
-            f"how it takes connections: {_words((*MODES, 'none'))} ([what that means](../keeper.md))",
+            f"how the worker takes connections: {_words((*MODES, 'none'))} ([details](../keeper.md))",
         ),
         _cell("workers[].longest_step"),
         _cell("workers[].connections"),
@@ -189,15 +204,20 @@ GROUPS: Mapping[str, tuple[AnswerField, ...]] = {
         _cell("workers[].lost"),
     ),
     "Slots that back off": (
-        AnswerField("backoffs", "list of objects", "slots without a worker, since the last ones died too soon", MASTER),
+        AnswerField(
+            "backoffs",
+            "list of objects",
+            "slots that wait for their next worker, since the last ones ended too soon",
+            MASTER,
+        ),
         AnswerField("backoffs[].slot", "number", "the slot", MASTER),
         AnswerField("backoffs[].seconds", "seconds", "until its next worker is made", MASTER),
         AnswerField(
             "backoffs[].young_deaths",
             "number",
-            "workers of the slot that died within their first second, one after the other",
+            "consecutive workers of the slot that ended within their first second",
             MASTER,
         ),
     ),
 }
-"""All fields, by what they are about."""
+"""All fields, by heading of the reference page."""

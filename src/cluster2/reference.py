@@ -1,6 +1,6 @@
-"""Writes what is derived from the code: the pages of docs/reference, and a sample file.
+"""Generate the pages of docs/reference, the index of modules, the keywords of `Cluster`, and a sample file, from the code.
 
-`python -m cluster2.reference options > docs/reference/options.md`; a test fails while a page isn't what this file makes.
+`python -m cluster2.reference options > docs/reference/options.md` writes a page. A test fails while a page isn't up to date.
 """
 
 from __future__ import annotations
@@ -39,10 +39,9 @@ This page is made by `python -m cluster2.reference options`; don't edit it.
 
 An option is set, in this order of precedence, by a flag or a keyword of the API, by an environment variable, by the
 file (`cluster2.toml`, or the table `[tool.cluster2]` of `pyproject.toml`, in the working directory; `--config FILE`
-names another), or by its default. Of `bind`, `apps`, and `host` with `port`, which say the same, the one set at the
-higher precedence counts. Variables that hosting platforms set for any server, such as `PORT`, count before the default
-only. `cluster2 config` shows all values and where each comes from;
-`python -m cluster2.reference sample` prints a file to start from.
+names another), or by its default. `bind`, `apps`, and `host` with `port` exclude each other: the one that is set at the
+highest precedence counts. Variables that hosting platforms set for any server, such as `PORT`, precede only the default.
+`cluster2 config` shows all values and their sources. `python -m cluster2.reference sample` prints a file to start from.
 
 | form | of `drain_timeout` |
 |---|---|
@@ -51,19 +50,18 @@ only. `cluster2 config` shows all values and where each comes from;
 | file | `drain_timeout = "30s"` |
 | API | `Cluster(drain_timeout="30s")` or `Cluster(drain_timeout=30)` |
 
-An on/off option has a flag for each: `--keeper`, `--no-keeper`. A list is a flag given several times, a text with
-commas in the environment, an array in the file. Relative paths are relative to the directory in which cluster2 is
-started.
+An on/off option has two flags: `--keeper`, `--no-keeper`. A list is a flag given several times, a text with commas in the
+environment, or an array in the file. Relative paths are relative to the directory in which cluster2 is started.
 """
 _FOOT = """
 ¹ Fixed for the life of the master: a change needs a restart.
-² Refused at start by an [engine](engines.md) that can't honour it.
-³ Carried out by the master: with `cluster = false` it means nothing, and a warning says so.
+² Refused at the start if the [engine](engines.md) doesn't support it.
+³ Carried out by the master: with `cluster = false` it has no effect, and a warning says so.
 """
 
 
 def options() -> str:
-    """The reference page of options, Markdown."""
+    """Return the reference page of options, Markdown."""
     parts = [_HEAD]
     for heading, group in groupby(OPTIONS.values(), lambda option: option.group):
         parts.append(f"\n## {heading}\n\n| option | value | default | meaning |\n|---|---|---|---|\n")
@@ -72,7 +70,7 @@ def options() -> str:
 
 
 def _row(option: Option) -> str:
-    marks = ("¹" if option.restart else "") + ("²" if option.needs else "") + ("³" if option.needs_master else "")
+    marks = ("¹" if option.restart else "") + ("²" if option.requires else "") + ("³" if option.requires_master else "")
     notes = []
     if option.short:
         notes.append(f"`{option.short}`")
@@ -80,10 +78,10 @@ def _row(option: Option) -> str:
         notes.append("the argument TARGET of the command line")
     if option.code_only:
         notes.append("no flag or variable")
-    if option.seed and option.seed != option.name:
-        notes.append(f"was `{option.seed}`")
+    if option.legacy_name and option.legacy_name != option.name:
+        notes.append(f"was `{option.legacy_name}`")
     if option.shared_variable:
-        notes.append(f"where it isn't set, `{option.shared_variable}` counts")
+        notes.append(f"if it isn't set, `{option.shared_variable}` counts")
     meaning = option.help + (f" ({'; '.join(notes)})" if notes else "")
     default = option.show(option.default) if option.default != () else ""
     cells = (f"`{option.name}`{marks}", option.kind.describe, f"`{default}`" if default else "–", meaning)
@@ -91,7 +89,7 @@ def _row(option: Option) -> str:
 
 
 def sample() -> str:
-    """A file that has all options, commented out, with their defaults or an example: valid TOML either way."""
+    """Return a file with all options, commented out, with their defaults or an example. With the comment signs removed it is valid."""
     parts = ["# cluster2.toml: the options of cluster2, with their defaults. Durations take 30s, 5m, 24h, 250ms.\n"]
     # Keys that belong to no table must precede the first table.
     ordered = sorted(OPTIONS.values(), key=lambda option: option.name.rpartition(".")[0])
@@ -108,7 +106,7 @@ def sample() -> str:
 
 
 def _toml(option: Option) -> str:
-    """The default as TOML, or where there is none an example."""
+    """Return the default as TOML, or an example if there is none."""
     if option.default in (None, ()):
         return _EXAMPLES[option.kind.label]
     shown = option.kind.show(option.default)
@@ -132,7 +130,7 @@ from typing import Any, Literal, TypedDict
 
 
 def keywords() -> str:
-    """The module of keywords, Python."""
+    """Return the module `config.keywords`, Python."""
     tables: dict[str, list[Option]] = {}
     for each in OPTIONS.values():
         tables.setdefault(each.name.rpartition(".")[0], []).append(each)
@@ -144,7 +142,7 @@ def keywords() -> str:
         )
         parts.extend(map(_keyword, options))
     parts.append(
-        '\n\nclass ClusterOptions(TypedDict, total=False):\n    """The keywords. None is as good as not given."""\n\n'
+        '\n\nclass ClusterOptions(TypedDict, total=False):\n    """The keywords of `Cluster`. None counts as not given."""\n\n'
     )
     parts.extend(map(_keyword, own))
     parts.extend(f"    {table}: {table.capitalize()}Options | None\n" for table in tables)
@@ -173,29 +171,30 @@ _EVENTS_HEAD = """\
 
 This page is made by `python -m cluster2.reference events`; don't edit it.
 
-`cluster.on(name, handler)`, or the decorator `@cluster.on(name)`, calls `handler(event)` in the master; the name `*` means
-every event. Handlers may be sync or async; one that raises is logged and hurts nobody. From the shell,
-`setup = "module:function"` names a function that is called with the cluster and can do the same.
+`cluster.on(name, handler)`, or the decorator `@cluster.on(name)`, registers a handler that the master calls with the event. The
+name `*` means every event. Handlers may be sync or async. If a handler raises, that is logged, and the cluster goes on. For
+`cluster2 run`, the option `setup = "module:function"` names a function that is called with the cluster and can register handlers.
+A warning at the start names handlers of an event that is probably misspelt.
 
-Each event is frozen and has `name` and `time` (seconds since the epoch), and the fields below. Its class, for annotations, can be
-imported from `cluster2`; that of all events is `cluster2.Event`.
+Each event is frozen and has `name` and `time` (seconds since the epoch), and the fields below. The class of each event, for
+annotations, can be imported from `cluster2`; the base of all is `cluster2.Event`.
 """
 _USUAL = {
     "pid": "process id of the worker",
-    "slot": "its place in the cluster, from 0; its successor has the same",
-    "generation": "which load of the app's code, counted from 1",
+    "slot": "slot of the worker, from 0; its successor has the same",
+    "generation": "number of the load of the app's code, from 1",
     "text": "one line",
-    "signal": "the name of the signal",
-    "action": "what the master does about it, in a word",
+    "signal": "name of the signal",
+    "action": "action of the master, in a word",
     "ready": "workers that serve now",
-    "code": "the exit code of the master",
-    "reason": "why, in one line",
+    "code": "exit code of the master",
+    "reason": "the reason, in one line",
 }
-"""What a field means where the event's own docstring needn't say it."""
+"""The meanings of fields that are the same for all events."""
 
 
 def events() -> str:
-    """The reference page of events, Markdown."""
+    """Return the reference page of events, Markdown."""
     return "".join([_EVENTS_HEAD, *(_event(kind) for kind in EVENTS.values())])
 
 
@@ -214,7 +213,7 @@ def _event(kind: type[Event]) -> str:
 
 
 def _documented(kind: type) -> tuple[str, dict[str, str]]:
-    """What a docstring says of a class, and of each of its attributes."""
+    """Return the text of a class's docstring, and its description of each attribute."""
     said, _, attributes = inspect.cleandoc(kind.__doc__ or "").partition("\n\nAttributes:\n")
     found = re.findall(r"^ {4}(\w+): (.*)\.$", re.sub(r"\n {8,}", " ", attributes), re.MULTILINE)
     return said, dict(found)
@@ -230,14 +229,14 @@ _COMMANDS_HEAD = """\
 
 This page is made by `python -m cluster2.reference commands`; don't edit it.
 
-A command returns 0 when it has done what it says, else the [exit code](../signals.md#exit-codes) of what went wrong, after
-one line on standard error that says it. Those that speak to a running master find it by `--pids DIR`, by `CLUSTER2_PIDS`, or
-by `pids` in the file of options.
+A command returns 0 when it has succeeded. Otherwise it prints one line on standard error and returns the
+[exit code](../signals.md#exit-codes) of the error. Commands for a running master find it by `--pids DIR`, by `CLUSTER2_PIDS`, or by
+`pids` in the file of options.
 """
 
 
 def commands() -> str:
-    """The reference page of commands, Markdown."""
+    """Return the reference page of commands, Markdown."""
     parent = click.Context(cli.cli, info_name="cluster2")
     found = [cli.cli.get_command(parent, name) for name in cli.cli.list_commands(parent)]
     return "".join([_COMMANDS_HEAD, *(_command(each, parent) for each in found if each is not None)])
@@ -249,7 +248,7 @@ def _command(command: click.Command, parent: click.Context) -> str:
     usage = " ".join(["cluster2", command.name, *command.collect_usage_pieces(context)])
     help = inspect.cleandoc(command.help or "").replace("\b", "")
     parts = [f"\n## `{command.name}`\n\n```sh\n{usage}\n```\n\n{help}\n"]
-    # Flags that are options have the page of their own; they alone bear a heading.
+    # Flags of options have a heading. They are on the page of options.
     flags = [each for each in command.params if isinstance(each, click.Option) and not hasattr(each, "heading")]
     records = [record for each in flags if (record := each.get_help_record(context)) is not None]
     if records:
@@ -265,13 +264,13 @@ _ENGINES_HEAD = """\
 
 This page is made by `python -m cluster2.reference engines` from what the engines declare; don't edit it.
 
-Which engine serves an app follows from the app's interface, which is read off its signature, or from `engine`. What an engine
-can do depends on the interface as well. An option that was set on purpose and that the engine can't honour is refused at start,
-by `cluster2 check` too; its default is taken as "where it has a meaning". Options that aren't in the table work with every
-engine.
+The engine of an app follows from the app's interface, which is found by its signature, or from the option `engine`. The
+capabilities of an engine also depend on the interface. An option that is set and that the engine doesn't support is refused at the
+start, and by `cluster2 check`. The default of such an option isn't refused, and has no effect. Options that aren't in the table work
+with every engine.
 
-With several apps that differ, such as HTTP beside raw TCP, an option is refused only if none of them could honour it; the log
-says for which app it means nothing. TLS must hold for all.
+With several apps of different kinds, such as HTTP beside raw TCP, an option is refused only if no app's engine supports it. The log
+names the apps for which it has no effect. TLS must be supported for all.
 
 """
 _ENGINES_FOOT = """
@@ -281,16 +280,16 @@ An engine of another package, named by an entry point in the group `cluster2.eng
 ([how](../internals/engines.md#to-write-one)).
 """
 _CAPABILITIES = {
-    Capability.TLS: "TLS is ended here",
+    Capability.TLS: "TLS is terminated",
     Capability.LIFESPAN: "ASGI lifespan events",
     Capability.WEBSOCKETS: "websockets",
-    Capability.IDLE_TIMEOUT: "silent clients are cut off",
+    Capability.IDLE_TIMEOUT: "connections of silent clients are ended",
     Capability.PROXY_HEADERS: "headers of trusted proxies name client and scheme",
-    Capability.ROOT_PATH: "the app is told the path under which a proxy shows it",
+    Capability.ROOT_PATH: "the app gets the path under which a proxy shows it",
     Capability.ACCESS_LOG: "a line for each request",
     Capability.KEEPER: "connections outlive their worker",
     Capability.REQUEST_AGE: "the oldest request's age is known",
-    Capability.ECV: "the app itself is asked for health",
+    Capability.ECV: "health checks can ask the app itself",
     Capability.KEEP_ALIVE: "connections may be ended with each response",
     Capability.THREADS: "the app runs in threads, or inline",
     Capability.HTTP2: "HTTP/2",
@@ -299,14 +298,14 @@ _CAPABILITIES = {
 
 
 def engines() -> str:
-    """The reference page of engines, Markdown. Raises ConfigError if what a built-in engine needs isn't installed."""
+    """Return the reference page of engines, Markdown. Raises ConfigError: a package that a built-in engine needs isn't installed."""
     columns = [
         (name, interface, can) for name in BUILT_IN_ENGINES for interface, can in find(name).capabilities.items()
     ]
     heads = ["| can | options |", *(f" {name} {interface.upper()} |" for name, interface, _ in columns)]
     parts = [_ENGINES_HEAD, "".join(heads), "\n|---|---|", ":-:|" * len(columns), "\n"]
     for capability, meaning in _CAPABILITIES.items():
-        options = ", ".join(f"`{option.name}`" for option in OPTIONS.values() if option.needs == capability)
+        options = ", ".join(f"`{option.name}`" for option in OPTIONS.values() if option.requires == capability)
         cells = "".join(f" {'✓' if capability in can else '–'} |" for _, _, can in columns)
         parts.append(f"| {meaning} | {options} |{cells}\n")
     return "".join([*parts, _ENGINES_FOOT])
@@ -317,7 +316,7 @@ _MIGRATION_HEAD = """\
 
 This page is made by `python -m cluster2.reference {server}`; don't edit it.
 
-`cluster2 import {server}` translates {sources} into `cluster2.toml`. What becomes of each {setting}:
+`cluster2 import {server}` translates {sources} into `cluster2.toml`. This table has the result for each {setting}:
 
 | {server} | cluster2 | |
 |---|---|---|
@@ -336,14 +335,14 @@ def _migration(server: str, setting: str, sources: str, fates: Mapping[str, Fate
 
 
 def gunicorn() -> str:
-    """Return the page that tells what becomes of gunicorn's settings, Markdown."""
+    """Return the page with the translation of gunicorn's settings, Markdown."""
     samples = {"keepalive": 0, "errorlog": "logs/error.log", "umask": 0o22}
     sources = "a `gunicorn.conf.py` or a command line"
     return _migration("gunicorn", "setting", sources, gunicorn_settings.SETTINGS, samples)
 
 
 def uvicorn() -> str:
-    """Return the page that tells what becomes of uvicorn's flags, Markdown."""
+    """Return the page with the translation of uvicorn's flags, Markdown."""
     flags = {f"--{name}": fate for name, fate in uvicorn_options.OPTIONS.items()}
     return _migration("uvicorn", "flag", "a command line", flags, {"--lifespan": "on"})
 
@@ -353,18 +352,18 @@ _ANSWERS_HEAD = """\
 
 This page is made by `python -m cluster2.reference answers`; don't edit it.
 
-What is in the JSON of `cluster2 status --json`, of `cluster2 top --json` (a line for each look), and of the
-[monitor](../monitor.md)'s `/` for who accepts `application/json`. The last column says which of them have a field. A field stays
-where it is when its value isn't known: then it is null.
+These are the fields of the JSON of `cluster2 status --json`, of `cluster2 top --json` (a line for each interval), and of the
+[monitor](../monitor.md)'s `/` for clients that accept `application/json`. The last column names the outputs that have the field. A
+field whose value isn't known is null.
 
-A worker's `cpu` is what it has used in its life, in seconds; `cpu_share` is what it uses now.
+A worker's `cpu` is its CPU time in seconds since it was forked; `cpu_share` is its use of a core now.
 
 The [glossary](../glossary.md) explains the words.
 """
 
 
 def answers() -> str:
-    """The reference page of answers in JSON, Markdown."""
+    """Return the reference page of the JSON outputs, Markdown."""
     parts = [_ANSWERS_HEAD]
     for heading, fields in GROUPS.items():
         parts.append(f"\n## {heading}\n\n| field | unit | meaning | in |\n|---|---|---|---|\n")

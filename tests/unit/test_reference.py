@@ -97,7 +97,7 @@ def test_all_capabilities_are_told() -> None:
     """The page of engines has a row for each capability, in which each option that needs it is named."""
     rows = [line for line in reference.engines().splitlines() if line.startswith("| ")][1:]
     assert len(rows) == len(Capability)
-    assert all(any(f"`{option.name}`" in row for row in rows) for option in OPTIONS.values() if option.needs)
+    assert all(any(f"`{option.name}`" in row for row in rows) for option in OPTIONS.values() if option.requires)
 
 
 def test_all_answers_are_told() -> None:

@@ -1,8 +1,8 @@
-"""All options of cluster2, each declared once.
+"""The options of cluster2, each declared once as a field of `Settings`.
 
-An option is a field of `Settings`: its name, type, default, the kind of its values, and a line of help. Everything else
-is derived from that declaration: flags (`--conn-threshold`), environment (`CLUSTER2_CONN_THRESHOLD`), keys of the file,
-keywords of the API, the reference page, the sample file (`reference`). Where values come from is `config`'s business.
+A declaration has the name, type and default of an option, the kind of its values, and a line of help. All other forms are derived
+from it: flags (`--conn-threshold`), environment variables (`CLUSTER2_CONN_THRESHOLD`), keys of the file, keywords of the API, the
+reference page and the sample file (`reference`). `runtime.option_sources` loads the values.
 """
 
 from __future__ import annotations
@@ -51,27 +51,27 @@ from .value_types import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One option, apart from its value.
+    """The declaration of an option.
 
     Attributes:
         field: the attribute of `Settings`: `ecv_control`.
-        name: the same in dotted form, as messages and files have it: `ecv.control`.
-        default: in the form that `kind.read` returns.
-        group: the heading under which help and docs show it.
-        short: a short flag (`-w`), or None.
-        repeatable: whether the flag may be given several times, for a list.
-        seed: what the Node.js cluster2 of 2012 called it, or None.
-        former: the dotted name that it had before, or None. Where it is still used, the error names the new one.
-        needs: the engine's capability without which it can't be honoured, or None.
-        moot: values, besides None, that ask for nothing, so that nothing has to honour them.
-        needs_master: the master carries it out, so with `cluster = false` it means nothing.
-        restart: whether a change needs a restart of the master; else a reload does.
-        code_only: whether it has no form as a text, so that only code and files can set it.
-        positional: whether the command line has it as an argument and not as a flag.
-        secret: whether its value must not be shown.
-        file: whether it names a file that a generation needs, and that is read once, when the generation is loaded.
-        shared_variable: an environment variable that other servers read for the same. It counts less than the file, and
-            isn't taken for the user's wish: an engine that can't honour it isn't refused.
+        name: the dotted name in messages and files: `ecv.control`.
+        default: the default, in the form that `kind.read` returns.
+        group: the heading in help and docs.
+        short: the short flag (`-w`), or None.
+        repeatable: the flag may be given several times, for a list.
+        legacy_name: the name in the Node.js cluster2 of 2012, or None.
+        former: the dotted name that the option had before, or None. An error about the former name has the new one.
+        requires: the capability of the engine without which the option isn't supported, or None.
+        no_op_values: values, besides None, that ask for nothing, so that every engine supports them.
+        requires_master: the master carries the option out, so with `cluster = false` it has no effect.
+        restart: a change takes effect by a restart of the master. Otherwise a reload is enough.
+        code_only: the option has no form as a text, so only code and files can set it.
+        positional: the option is an argument of the command line, not a flag.
+        secret: the value must not be shown.
+        file: the option names a file that a generation needs. It is read once, when the generation is loaded.
+        shared_variable: an environment variable that other servers read for the same purpose. It ranks below the file, and doesn't
+            count as set on purpose: an engine without support doesn't refuse it.
     """
 
     field: str
@@ -82,11 +82,11 @@ class Option:
     group: str
     short: str | None = None
     repeatable: bool = False
-    seed: str | None = None
+    legacy_name: str | None = None
     former: str | None = None
-    needs: str | None = None
-    moot: tuple[Any, ...] = ()
-    needs_master: bool = False
+    requires: str | None = None
+    no_op_values: tuple[Any, ...] = ()
+    requires_master: bool = False
     restart: bool = False
     code_only: bool = False
     positional: bool = False
@@ -96,24 +96,24 @@ class Option:
 
     @property
     def flag(self) -> str | None:
-        """The long flag, `--ecv-control`, or None where there is none."""
+        """The long flag, `--ecv-control`, or None."""
         return None if self.code_only or self.positional else "--" + self.field.replace("_", "-")
 
     @property
     def variable(self) -> str | None:
-        """The environment variable, `CLUSTER2_ECV_CONTROL`, or None where there is none."""
+        """The environment variable, `CLUSTER2_ECV_CONTROL`, or None."""
         return None if self.code_only else "CLUSTER2_" + self.field.upper()
 
     def parse(self, raw: object) -> Any:
-        """The value that a text or a native value means; None and an empty text mean None where that is the default.
+        """Return the value of a text or a native value. If the default is None, None and an empty text stand for None.
 
         Raises:
-            ValueError: it means none; the text says what is allowed.
+            ValueError: the value is invalid; the text has the values that are allowed.
         """
         return None if self.default is None and raw in (None, "") else self.kind.parse(raw)
 
     def show(self, value: Any) -> str:
-        """A value as the text that would set it; "" for None, "***" for a secret."""
+        """Return a value as the text that would set it; "" for None, "***" for a secret."""
         if value is None:
             return ""
         return "***" if self.secret else getattr(value, "__qualname__", None) or self.kind.show(value)
@@ -123,7 +123,7 @@ def option(default: Any, kind: ValueType, help: str, group: str, *, within: str 
     """Declare a field of `Settings`.
 
     Args:
-        within: the table that the option belongs to: "ecv" makes `ecv.control` of the field `ecv_control`.
+        within: the table of the option: "ecv" makes `ecv.control` of the field `ecv_control`.
         more: further attributes of `Option`.
     """
     return field(
@@ -132,7 +132,7 @@ def option(default: Any, kind: ValueType, help: str, group: str, *, within: str 
 
 
 def options_of(declarations: type) -> Mapping[str, Option]:
-    """The options that the fields of a dataclass declare, by dotted name, in their order."""
+    """Return the options that the fields of a dataclass declare, by dotted name, in order."""
     found = {}
     for each in fields(declarations):
         within = each.metadata["within"]
@@ -148,95 +148,118 @@ _TIME, _KEEPER, _ENGINE, _TLS, _LOG = "Time limits", "Connections", "Engine", "T
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The value of each option. Durations are seconds, sizes bytes, paths and addresses texts."""
+    """The values of all options. Durations are in seconds, sizes in bytes; paths and addresses are texts."""
 
-    app: str | None = option(None, TEXT, "what to serve: module:attr or path/file.py:attr", _APP, positional=True)
+    app: str | None = option(None, TEXT, "the app to serve: module:attr or path/file.py:attr", _APP, positional=True)
     factory: bool = option(False, FLAG, "TARGET is a callable that returns the app", _APP)
     apps: tuple[tuple[Any, tuple[int | str, ...]], ...] = option(
-        (), APPS, "several apps, each with its port or addresses", _APP, seed="apps", restart=True, code_only=True
+        (),
+        APPS,
+        "several apps, each with its port or addresses",
+        _APP,
+        legacy_name="apps",
+        restart=True,
+        code_only=True,
     )
-    env_file: str | None = option(None, PATH, "lines NAME=value for the environment of the app", _APP, file=True)
+    env_file: str | None = option(
+        None, PATH, "a file of lines NAME=value for the environment of the app", _APP, file=True
+    )
     chdir: str = option(".", PATH, "the app's working directory, also put on the import path", _APP, restart=True)
-    preload: bool = option(True, FLAG, "import once and fork workers; off: each worker imports for itself", _APP)
+    preload: bool = option(True, FLAG, "import the app once and fork workers; off: each worker imports it", _APP)
     warm_up: str | Callable[..., Any] | None = option(  # noqa: RUF009 - it makes a field; ruff can't know
-        None, REFERENCE, "called once after the import, before workers are forked", _APP, seed="warmUp"
+        None, REFERENCE, "called once after the import, before workers are forked", _APP, legacy_name="warmUp"
     )
     setup: str | Callable[..., Any] | None = option(  # noqa: RUF009
         None, REFERENCE, "called with the cluster in the master", _APP, restart=True
     )
 
-    cluster: bool = option(True, FLAG, "off: one process, no master", _PROCESSES, seed="cluster", restart=True)
+    cluster: bool = option(True, FLAG, "off: one process, no master", _PROCESSES, legacy_name="cluster", restart=True)
     workers: int = option(
         0,
         WORKERS,
         "worker processes; auto: one for each usable CPU",
         _PROCESSES,
         short="-w",
-        seed="noWorkers",
+        legacy_name="noWorkers",
         shared_variable="WEB_CONCURRENCY",
-        moot=(1,),
-        needs_master=True,
+        no_op_values=(1,),
+        requires_master=True,
     )
-    boot_timeout: float = option(
-        60.0, POSITIVE, "how long a worker may take to become ready", _PROCESSES, needs_master=True
+    boot_timeout: float = option(60.0, POSITIVE, "time for a worker to become ready", _PROCESSES, requires_master=True)
+    max_surge: int = option(
+        1, count(1), "number of workers that are replaced at a time", _PROCESSES, requires_master=True
     )
-    max_surge: int = option(1, count(1), "how many workers may be replaced at a time", _PROCESSES, needs_master=True)
     restart_limit: int = option(
         10,
         COUNT,
-        "crashes within the window above which the cluster is degraded and backs off",
+        "crashes within restart_window above which the cluster is degraded and backs off",
         _PROCESSES,
         restart=True,
-        needs_master=True,
+        requires_master=True,
     )
     restart_window: float = option(
-        60.0, POSITIVE, "the window of the restart limit", _PROCESSES, restart=True, needs_master=True
+        60.0,
+        POSITIVE,
+        "the period in which restart_limit counts crashes",
+        _PROCESSES,
+        restart=True,
+        requires_master=True,
     )
 
     conn_threshold: int = option(
         0,
         COUNT,
-        "replace a worker after so many connections; 0: never",
+        "replace a worker after that many connections; 0: never",
         _RECYCLE,
-        seed="connThreshold",
-        needs="connection-count",
-        moot=(0,),
-        needs_master=True,
+        legacy_name="connThreshold",
+        requires="connection-count",
+        no_op_values=(0,),
+        requires_master=True,
     )
     request_threshold: int = option(
-        0, COUNT, "replace a worker after so many requests; 0: never", _RECYCLE, moot=(0,), needs_master=True
+        0,
+        COUNT,
+        "replace a worker after that many requests; 0: never",
+        _RECYCLE,
+        no_op_values=(0,),
+        requires_master=True,
     )
     uptime_threshold: float = option(
         0.0,
         DURATION,
-        "replace a worker after so long; 0: never",
+        "replace a worker after that time; 0: never",
         _RECYCLE,
-        seed="uptimeThreshold",
-        moot=(0.0,),
-        needs_master=True,
+        legacy_name="uptimeThreshold",
+        no_op_values=(0.0,),
+        requires_master=True,
     )
     memory_threshold: int = option(
-        0, SIZE, "replace a worker that has so much memory (PSS); 0: never", _RECYCLE, moot=(0,), needs_master=True
+        0,
+        SIZE,
+        "replace a worker whose memory (PSS) reaches that size; 0: never",
+        _RECYCLE,
+        no_op_values=(0,),
+        requires_master=True,
     )
     recycle_when: str | Callable[..., Any] | None = option(  # noqa: RUF009
         None,
         REFERENCE,
-        "called in the master with a worker's status; true: replace it",
+        "function that the master calls with a worker's status; if it returns true, the worker is replaced",
         _RECYCLE,
-        seed="shouldKill",
-        needs_master=True,
+        legacy_name="shouldKill",
+        requires_master=True,
     )
     threshold_jitter: float = option(
         0.5,
         RATIO,
-        "thresholds are stretched at random by up to this share, so that workers don't leave together",
+        "thresholds are raised at random by up to this share, so that workers aren't replaced together",
         _RECYCLE,
-        needs_master=True,
+        requires_master=True,
     )
 
-    host: str = option("0.0.0.0", HOST, "where to listen", _LISTEN, seed="host", restart=True)
+    host: str = option("0.0.0.0", HOST, "the host to listen on", _LISTEN, legacy_name="host", restart=True)
     port: int | tuple[int, ...] = option(
-        3000, PORTS, "the port, or several; 0 picks one", _LISTEN, repeatable=True, seed="port", restart=True,
+        3000, PORTS, "the port, or several; 0 picks one", _LISTEN, repeatable=True, legacy_name="port", restart=True,
         shared_variable="PORT",
     )  # fmt: skip
     bind: tuple[str, ...] = option(
@@ -250,94 +273,108 @@ class Settings:
     )
     backlog: int = option(2048, count(1), "length of each accept queue", _LISTEN, restart=True)
     monitor_host: str = option(
-        "127.0.0.1", HOST, "where the monitor listens", _LISTEN, seed="monHost", former="mon_host", restart=True
+        "127.0.0.1",
+        HOST,
+        "the host that the monitor listens on",
+        _LISTEN,
+        legacy_name="monHost",
+        former="mon_host",
+        restart=True,
     )
     monitor_port: int = option(
-        3001, PORT, "the monitor's port, unless set the next one if it is in use; 0: no monitor", _LISTEN,
-        seed="monPort", former="mon_port", restart=True,
+        3001, PORT, "the monitor's port; if it isn't set and 3001 is in use, the next free one; 0: no monitor", _LISTEN,
+        legacy_name="monPort", former="mon_port", restart=True,
     )  # fmt: skip
     monitor_path: str = option(
-        "/", BARE_PATH, "the path under which the monitor answers", _LISTEN, former="mon_path", restart=True
+        "/", BARE_PATH, "the path of the monitor's page", _LISTEN, former="mon_path", restart=True
     )
     monitor_token: str | None = option(
-        None, TOKEN, "what changes need, and everything but health checks where others can reach it", _LISTEN,
+        None, TOKEN, "bearer token for actions of the monitor; required for all pages except health checks if monitor_host is not loopback", _LISTEN,
         former="mon_token", restart=True, secret=True,
     )  # fmt: skip
 
     ecv_path: str = option(
         "/ecv",
         ECV_PATH,
-        "where load balancers ask for the health; off: not on the app's port",
+        "path of the health check on the app's port; off: none",
         _ECV,
         within="ecv",
-        seed="path",
+        legacy_name="path",
     )
     ecv_monitor: str | None = option(
-        None, URL_PATH, "a path of the app that must answer below 300", _ECV, within="ecv", seed="monitor", needs="ecv"
+        None,
+        URL_PATH,
+        "path of the app that must respond with a status below 300 for the health check to pass",
+        _ECV,
+        within="ecv",
+        legacy_name="monitor",
+        requires="ecv",
     )
     ecv_validator: str | Callable[..., Any] | None = option(  # noqa: RUF009
-        None, REFERENCE, "called with status, headers and body of that answer; true: it is fine", _ECV,
-        within="ecv", seed="validator", needs="ecv",
+        None, REFERENCE, "function that is called with status, headers and body of that response; true: the check passes", _ECV,
+        within="ecv", legacy_name="validator", requires="ecv",
     )  # fmt: skip
     ecv_control: bool = option(
-        False, FLAG, "whether POST to PATH/disable and PATH/enable steers traffic", _ECV, within="ecv", seed="control"
+        False, FLAG, "POST to PATH/disable and PATH/enable switches traffic", _ECV, within="ecv", legacy_name="control"
     )
     ecv_token: str | None = option(
-        None, TOKEN, "what these POSTs must bear; unset: they must come from this machine", _ECV,
+        None, TOKEN, "bearer token for these POSTs; unset: they must come from this machine", _ECV,
         within="ecv", secret=True,
     )  # fmt: skip
-    ecv_agent_port: int = option(
-        0, PORT, "where HAProxy's agent-check is answered; 0: nowhere", _ECV, within="ecv", restart=True
-    )
+    ecv_agent_port: int = option(0, PORT, "port of HAProxy's agent-check; 0: none", _ECV, within="ecv", restart=True)
 
     timeout: float = option(
         30.0,
         DURATION,
-        "end a connection whose client makes no progress for so long; also bounds a head",
+        "end a connection whose client makes no progress for that time; also bounds the head of a request",
         _TIME,
-        seed="timeout",
-        needs="idle-timeout",
-        moot=(0.0,),
+        legacy_name="timeout",
+        requires="idle-timeout",
+        no_op_values=(0.0,),
     )
     lame_duck: float = option(
-        0.0, DURATION, "at a shutdown health checks fail first, and serving goes on for so long", _TIME
+        0.0, DURATION, "at a shutdown, health checks fail for that time while the cluster serves on", _TIME
     )
-    drain_timeout: float = option(30.0, DURATION, "bound of a graceful end: what isn't finished then is cut off", _TIME)
-    drain_idle: float = option(2.0, DURATION, "how long a draining worker waits for one more request", _TIME)
+    drain_timeout: float = option(
+        30.0, DURATION, "bound of a graceful end: requests that aren't finished then are cut off", _TIME
+    )
+    drain_idle: float = option(
+        2.0, DURATION, "time for which a draining worker waits for one more request on an idle connection", _TIME
+    )
     heartbeat_interval: float = option(
         5.0,
         DURATION,
-        "between two heartbeat events; 0: none",
+        "time between two heartbeat events; 0: none",
         _TIME,
-        seed="heartbeatInterval",
-        moot=(0.0,),
-        needs_master=True,
+        legacy_name="heartbeatInterval",
+        no_op_values=(0.0,),
+        requires_master=True,
     )
     max_heartbeat_delay: float = option(
         30.0,
         POSITIVE,
-        "a worker whose loop is stuck for so long is replaced",
+        "a worker whose event loop is stuck for that time is replaced",
         _TIME,
-        seed="maxHeartbeatDelay",
-        needs_master=True,
+        legacy_name="maxHeartbeatDelay",
+        requires_master=True,
     )
     request_timeout: float = option(
         0.0,
         DURATION,
         "a worker with a request older than this is replaced; 0: never",
         _TIME,
-        needs="request-age",
-        moot=(0.0,),
-        needs_master=True,
+        requires="request-age",
+        no_op_values=(0.0,),
+        requires_master=True,
     )
 
     keep_alive: bool = option(
         True,
         FLAG,
-        "connections stay open for more requests; off: every response ends its own",
+        "connections stay open for more requests; off: each response ends its connection",
         _KEEPER,
-        needs="keep-alive",
-        moot=(True,),
+        requires="keep-alive",
+        no_op_values=(True,),
     )
     keeper: bool = option(
         True,
@@ -345,29 +382,29 @@ class Settings:
         "connections outlive their worker",
         _KEEPER,
         restart=True,
-        needs="keeper",
-        moot=(False,),
-        needs_master=True,
+        requires="keeper",
+        no_op_values=(False,),
+        requires_master=True,
     )
     handoff_idle_after: float = option(
         2.0,
         DURATION,
-        "idle for so long: to the keeper; 0: never",
+        "hand connections that are idle for that time to the keeper; 0: never",
         _KEEPER,
         former="rest_after",
-        needs="keeper",
-        moot=(0.0,),
-        needs_master=True,
+        requires="keeper",
+        no_op_values=(0.0,),
+        requires_master=True,
     )
     handoff_slow_above: float = option(
         0.005,
         DURATION,
-        "handlers hold the loop for longer: to the keeper after each response; 0: never",
+        "if handlers block the event loop for longer, hand connections to the keeper after each response; 0: never",
         _KEEPER,
         former="park_above",
-        needs="keeper",
-        moot=(0.0,),
-        needs_master=True,
+        requires="keeper",
+        no_op_values=(0.0,),
+        requires_master=True,
     )
 
     engine: str = option("auto", NAME, "auto, http, granian, tcp, or the name of an installed one", _ENGINE)
@@ -376,33 +413,40 @@ class Settings:
         COUNT,
         "threads of a worker that serves a WSGI app; 0: the app runs inline, one request at a time",
         _ENGINE,
-        needs="threads",
+        requires="threads",
     )
-    http2: bool = option(False, FLAG, "speak HTTP/2 as well", _ENGINE, needs="http2", moot=(False,))
+    http2: bool = option(False, FLAG, "speak HTTP/2 as well", _ENGINE, requires="http2", no_op_values=(False,))
     lifespan: str = option(
-        "auto", choice("auto", "on", "off"), "ASGI lifespan events", _ENGINE, needs="lifespan", moot=("auto", "off")
+        "auto",
+        choice("auto", "on", "off"),
+        "ASGI lifespan events",
+        _ENGINE,
+        requires="lifespan",
+        no_op_values=("auto", "off"),
     )
     forwarded_allow_ips: str = option(
         "127.0.0.1,::1,unix:",
         PROXIES,
-        "proxies whose X-Forwarded-For and X-Forwarded-Proto are believed",
+        "proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted",
         _ENGINE,
-        needs="proxy-headers",
-        moot=("",),
+        requires="proxy-headers",
+        no_op_values=("",),
         shared_variable="FORWARDED_ALLOW_IPS",
     )
     root_path: str = option(
         "", ROOT_PATH, "the path under which a proxy shows the app; the proxy must strip it", _ENGINE,
-        needs="root-path", moot=("",),
+        requires="root-path", no_op_values=("",),
     )  # fmt: skip
 
-    ssl_certfile: str | None = option(None, PATH, "certificate chain, PEM", _TLS, needs="tls", file=True)
+    ssl_certfile: str | None = option(None, PATH, "certificate chain, PEM", _TLS, requires="tls", file=True)
     ssl_keyfile: str | None = option(
-        None, PATH, "private key, PEM, if the certificate's file hasn't it", _TLS, needs="tls", file=True
+        None, PATH, "private key, PEM, if it isn't in the certificate's file", _TLS, requires="tls", file=True
     )
-    ssl_keyfile_password: str | None = option(None, TEXT, "what decrypts the key", _TLS, needs="tls", secret=True)
+    ssl_keyfile_password: str | None = option(
+        None, TEXT, "password of the private key", _TLS, requires="tls", secret=True
+    )
     ssl_ca_certs: str | None = option(
-        None, PATH, "authorities that client certificates are checked by", _TLS, needs="tls", file=True
+        None, PATH, "certificate authorities for client certificates", _TLS, requires="tls", file=True
     )
 
     pids: str = option(
@@ -410,15 +454,15 @@ class Settings:
         PATH,
         "directory of pid files and control socket",
         _FILES,
-        seed="pids",
+        legacy_name="pids",
         restart=True,
-        needs_master=True,
+        requires_master=True,
     )
-    logs: str = option("./logs", PATH, "directory of the log files", _FILES, seed="logs", restart=True)
-    proc_name: str | None = option(None, TEXT, "how ps names the processes", _FILES, restart=True)
+    logs: str = option("./logs", PATH, "directory of the log files", _FILES, legacy_name="logs", restart=True)
+    proc_name: str | None = option(None, TEXT, "name of the processes in ps", _FILES, restart=True)
     umask: int | None = option(None, UMASK, "file mode mask", _FILES, restart=True)
-    user: str | None = option(None, ACCOUNT, "who all processes but the master run as", _FILES, restart=True)
-    group: str | None = option(None, ACCOUNT, "the group that they run as", _FILES, restart=True)
+    user: str | None = option(None, ACCOUNT, "user of all processes except the master", _FILES, restart=True)
+    group: str | None = option(None, ACCOUNT, "group of all processes except the master", _FILES, restart=True)
 
     log_level: str = option(
         "info",
@@ -430,17 +474,21 @@ class Settings:
     log_format: str = option("text", choice("text", "json"), "form of log lines", _LOG, restart=True)
     access_log: bool = option(
         False, FLAG, "log each request, in the combined format, or as JSON if log_format is json", _LOG,
-        needs="access-log", moot=(False,),
+        requires="access-log", no_op_values=(False,),
     )  # fmt: skip
     log_to: str = option(
         "both", choice("both", "files", "stderr"), "standard error, files in the directory of logs, or both; in the "
         "background (start): files", _LOG, restart=True,
     )  # fmt: skip
     log_size: int = option(
-        16 << 20, SIZE, "rotate a log file above this size; 0: never, something else does it", _LOG, restart=True
+        16 << 20, SIZE, "rotate a log file above this size; 0: never, another program rotates", _LOG, restart=True
     )
     log_total: int = option(
-        512 << 20, SIZE, "the oldest log files go when all have more than this; 0: never", _LOG, restart=True
+        512 << 20,
+        SIZE,
+        "remove the oldest log files when all together have more than this; 0: never",
+        _LOG,
+        restart=True,
     )
 
     @property
@@ -450,24 +498,24 @@ class Settings:
 
     @property
     def monitor_ecv_path(self) -> str:
-        """Where the monitor answers as `ecv_path` does on the app's port: also where that is off."""
+        """The path of the health check at the monitor: that of the app's port, or the default if that one is off."""
         return self.ecv_path or str(OPTIONS["ecv.path"].default)
 
     def targets(self) -> tuple[tuple[Any, tuple[Address, ...]], ...]:
-        """Pairs of a target (text, an app object, or None where none is set) and the addresses that it is served on."""
+        """Return pairs of a target (a text, an app object, or None if none is set) and its addresses."""
         if self.apps:
             return tuple((target, tuple(self._place(place) for place in places)) for target, places in self.apps)
         return ((self.app, tuple(self._place(place) for place in self.bind or self.ports)),)
 
     def addresses(self) -> tuple[Address, ...]:
-        """All addresses to listen on: those of `apps`, else `bind`, else `host` with each port."""
+        """Return all addresses to listen on: those of `apps`, else `bind`, else `host` with each port."""
         return tuple(address for _, addresses in self.targets() for address in addresses)
 
     def _place(self, place: int | str) -> Address:
         return parse_address(place) if isinstance(place, str) else TcpAddress(self.host, place)
 
     def to_wire(self) -> dict[str, Any]:
-        """The values by field as plain data; what isn't (callables, app objects) becomes None."""
+        """Return the values by field as plain data; objects (callables, apps) become None."""
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
 
     def to_public(self) -> dict[str, Any]:
@@ -479,13 +527,13 @@ class Settings:
         }
 
     def objects(self) -> list[str]:
-        """Return the fields whose values are objects, which don't travel; apps aside, which are named by their place."""
+        """Return the fields whose values are objects, which can't be sent to another process. Apps don't count: their index does."""
         plain = (str, int, float, list, tuple, type(None))
         return [each.name for each in fields(self) if not isinstance(getattr(self, each.name), plain)]
 
     @classmethod
     def from_wire(cls, values: Mapping[str, Any]) -> Settings:
-        """The inverse of `to_wire`, except for what was no plain data. Fields that are missing have their default."""
+        """Make settings of the result of `to_wire`. Objects are lost, and fields that are missing have their default."""
         known = {each.name for each in fields(cls)}
         return cls(**{name: _frozen(value) for name, value in values.items() if name in known})
 
@@ -495,13 +543,13 @@ OPTIONS: Mapping[str, Option] = options_of(Settings)
 
 
 SECRET_VARIABLES = tuple(option.variable for option in OPTIONS.values() if option.secret and option.variable)
-"""Variables whose values must not be shown. No app gets to see them."""
+"""Environment variables whose values must not be shown. They are removed from the environment of apps."""
 
 FORMER: Mapping[str, Option] = MappingProxyType({each.former: each for each in OPTIONS.values() if each.former})
 """Options by the names that they had before."""
 
 FILE_OPTIONS = tuple(option.field for option in OPTIONS.values() if option.file)
-"""Fields of the options that name files which are read once for each generation."""
+"""Fields of the options that name files to be read once for each generation."""
 
 
 def _plain(value: Any) -> Any:
@@ -515,7 +563,7 @@ def _frozen(value: Any) -> Any:
 
 
 def without_master(settings: Settings, given: Mapping[str, str]) -> str | None:
-    """Return a line that names the options that mean nothing, since there is no master; None: there are none.
+    """Return a warning that names the options without effect, since there is no master; None: there are none.
 
     Args:
         given: the source of each option that was set on purpose, by dotted name.
@@ -526,19 +574,19 @@ def without_master(settings: Settings, given: Mapping[str, str]) -> str | None:
     for name, source in given.items():
         option = OPTIONS[name]
         value = getattr(settings, option.field)
-        if option.needs_master and value is not None and value not in option.moot:
+        if option.requires_master and value is not None and value not in option.no_op_values:
             said.append(f"{name} = {option.show(value)} ({source})")
-    return f"cluster = false: without a master nothing follows from {', '.join(said)}" if said else None
+    return f"cluster = false: without a master these options have no effect: {', '.join(said)}" if said else None
 
 
 def validate(settings: Settings, sources: Mapping[str, str] = MappingProxyType({})) -> None:
     """Refuse settings that contradict each other.
 
     Args:
-        sources: where options come from, by dotted name, for the message.
+        sources: the sources of options by dotted name, for the message.
 
     Raises:
-        ConfigError: naming the options at odds.
+        ConfigError: it names the options that contradict each other.
     """
 
     def said(name: str) -> str:
@@ -564,7 +612,7 @@ def validate(settings: Settings, sources: Mapping[str, str] = MappingProxyType({
         )
     if settings.ecv_agent_port and not settings.monitor_port:
         raise ConfigError(f"{said('ecv.agent_port')} is answered by the monitor: that needs monitor_port")
-    # A monitor's port that nobody has asked for gives way.
+    # The default port of the monitor isn't checked: if it is taken, another one is chosen.
     fixed = [name for name in ("monitor_port", "ecv.agent_port") if sources.get(name) != "default"]
     if settings.ecv_agent_port and settings.ecv_agent_port == settings.monitor_port and "monitor_port" in fixed:
         raise ConfigError(f"{said('ecv.agent_port')} is the monitor's port too; choose another")

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 
 Read = Callable[[object], Any]
 _ANY_HOST = "0.0.0.0"
-"""The host of an address that names none, as in `:8000`: all IPv4 addresses of this machine."""
+"""The host of an address without one, such as `:8000`: all IPv4 addresses of this machine."""
 
 # Addresses
 
@@ -46,7 +46,7 @@ class UnixAddress:
 
 @dataclass(frozen=True, slots=True)
 class FdAddress:
-    """A listening socket that our parent opened, by its descriptor."""
+    """A listening socket of the parent process, by its descriptor."""
 
     fd: int
 
@@ -58,10 +58,10 @@ Address = TcpAddress | UnixAddress | FdAddress
 
 
 def parse_address(text: str) -> Address:
-    """The address that a text such as `host:port`, `:port`, `[::]:port`, `unix:path` or `fd://3` means: the inverse of `str`.
+    """Parse an address: `host:port`, `:port`, `[::]:port`, `unix:path` or `fd://3`. The inverse of `str`.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the text is none of these.
     """
     if text.startswith("unix:") and len(text) > 5 and "\0" not in text:
         return UnixAddress(text[5:])
@@ -86,19 +86,19 @@ def _is_ipv6(text: str) -> bool:
 
 
 class _HintError(ValueError):
-    """What is wrong with a value, where that is more than being of another kind."""
+    """A value is invalid, for a reason that the list of allowed values doesn't show."""
 
 
 @dataclass(frozen=True, slots=True)
 class ValueType:
-    """What the values of an option may be.
+    """A kind of option values.
 
     Attributes:
-        label: one word for a column, or a flag's argument.
-        describe: what is allowed, to follow "expected".
-        read: makes a value of a text or of a native one; raises ValueError or TypeError.
-        show: makes of a value the text that reads as that value.
-        annotation: what a keyword of that kind may be, for type checkers (`keywords`).
+        label: one word for a column, or for a flag's argument.
+        describe: the allowed values, to follow "expected".
+        read: converts a text or a native value; raises ValueError or TypeError.
+        show: converts a value to the text from which `read` makes it.
+        annotation: the type of keywords, for type checkers (`keywords`).
     """
 
     label: str
@@ -108,10 +108,10 @@ class ValueType:
     annotation: str = "str"
 
     def parse(self, raw: object) -> Any:
-        """The value that `raw` (a text from flag or environment, or a native value) means.
+        """Convert a raw value: a text of a flag or of the environment, or a native value.
 
         Raises:
-            ValueError: it means none; the text says what is allowed.
+            ValueError: the value is invalid; the text has the values that are allowed.
         """
         try:
             return self.read(raw)
@@ -139,7 +139,7 @@ def _whole(raw: object, least: int = 0, most: float = math.inf, base: int = 10) 
 
 
 _FOREVER = 1e9
-"""Seconds, 31 years: the kernel's timers overflow not far above."""
+"""Seconds, 31 years. Timers of the kernel overflow not far above."""
 
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
 
@@ -151,7 +151,7 @@ def _duration(raw: object) -> float:
             raise ValueError
         if match[2] not in _SECONDS and match[2]:
             raise _HintError(f"unknown unit {match[2]!r}")
-        # Exact until the last step, so that 5ms is 0.005 and not its neighbour.
+        # In decimal arithmetic until the last step, so that 5ms is the float 0.005 exactly.
         raw = float(Decimal(match[1]) * _SECONDS[match[2] or "s"])
     if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 <= raw <= _FOREVER:
         raise ValueError
@@ -237,12 +237,12 @@ def _ecv_path(raw: object) -> str:
         return ""
     path = _bare_path(raw)
     if not path.strip("/"):
-        raise _HintError("the app's own first page would never be served")
+        raise _HintError("the app's own first page could never be served")
     return path
 
 
 def _root_path(raw: object) -> str:
-    """Return the path decoded, with a slash before it and none behind it; nothing for the root itself."""
+    """Return the decoded path with a slash before it and none after it; "" for the root itself."""
     text = _text(raw).strip("/")
     if re.search(r"%(?![0-9A-Fa-f]{2})", text):
         raise _HintError("two hexadecimal digits must follow each %")
@@ -255,7 +255,7 @@ def _root_path(raw: object) -> str:
 
 
 def encoded_path(path: str) -> str:
-    """Return a path as it stands in a URL: what is special there, or isn't ASCII, percent-encoded."""
+    """Return a path in the form of a URL: special and non-ASCII characters are percent-encoded."""
     return quote(path, safe="/!$&'()*+,;=:@")
 
 
@@ -285,7 +285,7 @@ def _reference(raw: object) -> Any:
 
 
 def _items(raw: object) -> Sequence[object]:
-    """What is in a list; a text is a list with commas, any other value a list of one."""
+    """Return the items of a list; a text is a list with commas, any other value is a list of one."""
     if isinstance(raw, str):
         return [item.strip() for item in raw.split(",") if item.strip()]
     return raw if isinstance(raw, list | tuple) else [raw]
@@ -309,19 +309,19 @@ def _apps(raw: object) -> Any:
     return tuple((target, tuple(_place(place) for place in _items(places))) for target, places in raw)
 
 
-# Proxies that are believed
+# Trusted proxies
 
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """Peers whose `X-Forwarded-*` headers are believed.
+    """Peers whose `X-Forwarded-*` headers are trusted.
 
     Attributes:
-        networks: of which all addresses are; IPv4 addresses in IPv6 form count as IPv4 addresses.
-        all_peers: all are, whatever their address.
-        unix: the peers of Unix sockets are.
+        networks: networks whose addresses are trusted. IPv4 addresses in IPv6 form count as IPv4 addresses.
+        all_peers: all peers are trusted.
+        unix: peers of Unix sockets are trusted.
     """
 
     networks: tuple[IpNetwork, ...]
@@ -333,7 +333,7 @@ def parse_proxies(text: str) -> Proxies:
     """Return the peers that a value of `forwarded_allow_ips` names; an empty text names none.
 
     Raises:
-        ValueError: an item is no address, no network, and neither `unix:` nor `*`; the text names it.
+        ValueError: an item is neither an address, nor a network, nor `unix:`, nor `*`; the text names it.
     """
     items = _items(text)
     networks = tuple(_network(str(item)) for item in items if item not in ("*", "unix:"))
@@ -341,14 +341,14 @@ def parse_proxies(text: str) -> Proxies:
 
 
 def _network(item: str) -> IpNetwork:
-    """Return the network that an item names; for a single address, that with nothing else in it."""
+    """Return the network that an item names; for a single address, the network of that address only."""
     if item.startswith("unix:"):
         raise _HintError(f"{item!r} names one socket: write `unix:`, which stands for all Unix sockets")
     try:
         network = ipaddress.ip_network(item)
     except ValueError as error:
         raise _HintError(str(error) if repr(item) in str(error) else f"{item!r}: {error}") from None
-    # Peers of a dual-stack listener are compared by their IPv4 address, so a network of the mapped form is as well.
+    # Peers of a dual-stack listener are compared by their IPv4 address, so a mapped network must be an IPv4 network too.
     mapped = getattr(network.network_address, "ipv4_mapped", None)
     if mapped is not None and network.prefixlen >= 96:
         return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
@@ -362,13 +362,13 @@ def _proxies(raw: object) -> str:
 
 
 def count(least: int = 0) -> ValueType:
-    """Whole numbers that are not below `least`."""
+    """Return the kind of whole numbers of at least `least`."""
     describe = f"a whole number of at least {least}"
     return ValueType("COUNT", describe, lambda raw: _whole(raw, least), annotation="int")
 
 
 def choice(*values: str) -> ValueType:
-    """One of these words."""
+    """Return the kind of these words."""
 
     def read(raw: object) -> str:
         return values[values.index(_text(raw).strip().lower())]
@@ -449,7 +449,7 @@ APPS = ValueType(
 
 
 def is_loopback(host: str) -> bool:
-    """Whether that is certain to name this machine alone; a name other than `localhost` may mean anything."""
+    """Return whether a host is certain to be loopback. A name other than `localhost` may resolve to any address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

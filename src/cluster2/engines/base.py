@@ -42,7 +42,7 @@ RSGI_HOOKS = ("__rsgi_init__", "__rsgi_del__")
 
 
 class Capability(StrEnum):
-    """A feature that an engine may have. An option names the one that it needs (`Option.needs`)."""
+    """A feature that an engine may have. An option names the one that it needs (`Option.requires`)."""
 
     TLS = "tls"
     LIFESPAN = "lifespan"

@@ -1,9 +1,9 @@
 """The registry of engines: find an engine, choose one for an app, and check which options it can honour.
 
 An engine declares its capabilities for each interface that it serves. An option names the capability that it needs
-(`settings.Option.needs`). An option that was set on purpose is honoured or refused, never ignored:
+(`settings.Option.requires`). An option that was set on purpose is honoured or refused, never ignored:
 
-- A value that asks nothing of the engine (`Option.moot`: `keeper = false`, `timeout = 0`) is honoured by all engines.
+- A value that asks nothing of the engine (`Option.no_op_values`: `keeper = false`, `timeout = 0`) is honoured by all engines.
 - With one app, an option is refused if the app's engine lacks the capability for the app's interface.
 - With several apps that differ (HTTP beside raw TCP), an option is refused only if no app could honour it. Options belong to
   the cluster, and each app uses those that make sense for it. The log names the apps for which an option means nothing.
@@ -145,15 +145,15 @@ def check_options(choices: Sequence[EngineChoice], settings: Settings, given: Ma
     for name, source in given.items():
         option = OPTIONS[name]
         value = getattr(settings, option.field)
-        if option.needs is None or value is None or value in option.moot:
+        if option.requires is None or value is None or value in option.no_op_values:
             continue
-        lacking = [each for each in choices if not each.can(option.needs)]
+        lacking = [each for each in choices if not each.can(option.requires)]
         if not lacking:
             continue
         _, interface, engine = lacking[0]
-        reason = f"{name} ({source}): engine {engine.name!r} has no {option.needs} for {interface.upper()} apps"
-        if len(lacking) == len(choices) or option.needs in _SECURITY_CAPABILITIES:
-            raise ConfigError(f"{reason}; leave the option out{_elsewhere(interface, option.needs)}")
+        reason = f"{name} ({source}): engine {engine.name!r} has no {option.requires} for {interface.upper()} apps"
+        if len(lacking) == len(choices) or option.requires in _SECURITY_CAPABILITIES:
+            raise ConfigError(f"{reason}; leave the option out{_elsewhere(interface, option.requires)}")
         notes.extend(f"{reason}, so it means nothing to {each.label}" for each in lacking)
     return notes
 

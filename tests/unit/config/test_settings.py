@@ -347,7 +347,7 @@ def test_ipv6_texts_are_kept() -> None:
     assert value_types.ADDRESS.parse(f"[{address}]:80") == f"[{address}]:80"
 
 
-@pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.needs_master])
+@pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.requires_master])
 def test_options_without_a_master(name: str) -> None:
     """With `cluster = false` each option that a master carries out is named, with its source, if it asks for something."""
     option = OPTIONS[name]
@@ -358,5 +358,5 @@ def test_options_without_a_master(name: str) -> None:
     assert f"{name} = {option.show(asks)} (flag)" in said
     assert without_master(asked, {}) is None
     assert without_master(dataclasses.replace(asked, cluster=True), {name: "flag"}) is None
-    for nothing in option.moot:
+    for nothing in option.no_op_values:
         assert without_master(dataclasses.replace(asked, **{option.field: nothing}), {name: "flag"}) is None

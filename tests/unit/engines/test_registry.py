@@ -98,21 +98,19 @@ def test_options_that_an_engine_can_not_honour(each: tuple[Interface, type[base.
     interface, engine = each
     for name, option in OPTIONS.items():
         asked = Settings(**{option.field: object()})  # a value that certainly asks for something
-        if option.needs is None or option.needs in engine.capabilities[interface]:
+        if option.requires is None or option.requires in engine.capabilities[interface]:
             assert registry.check_options(staff(each), asked, {name: "flag"}) == []
         else:
-            says = (
-                rf"^{name} \(flag\): engine '{engine.name}' has no {option.needs} for {interface.upper()} apps; leave"
-            )
+            says = rf"^{name} \(flag\): engine '{engine.name}' has no {option.requires} for {interface.upper()} apps; leave"
             with pytest.raises(ConfigError, match=says):
                 registry.check_options(staff(each), asked, {"workers": "flag", name: "flag"})
 
 
 @pytest.mark.parametrize("each", [ASGI, WSGI, TCP], ids=str)
-@pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.moot])
+@pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.no_op_values])
 def test_values_that_ask_nothing(each: tuple[Interface, type[base.Engine]], name: str) -> None:
     """Every engine takes a value that asks nothing of it, and no value at all."""
-    for value in (*OPTIONS[name].moot, None):
+    for value in (*OPTIONS[name].no_op_values, None):
         assert registry.check_options(staff(each), Settings(**{OPTIONS[name].field: value}), {name: "flag"}) == []
 
 
@@ -181,7 +179,7 @@ def test_an_engine_of_an_older_version(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_needs_are_capabilities() -> None:
     """The capabilities that options name exist."""
-    assert {option.needs for option in OPTIONS.values()} - {None} <= {str(each) for each in Capability}
+    assert {option.requires for option in OPTIONS.values()} - {None} <= {str(each) for each in Capability}
 
 
 def test_is_async() -> None:
