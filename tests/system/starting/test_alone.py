@@ -70,7 +70,10 @@ def test_where_it_serves_and_what_needs_a_master(run: Serve) -> None:
     running = run(sample("plain"), *ALONE, *options, workers=None)
     line = wait_until(lambda: re.search(r"serving on 127\.0\.0\.1:(\d+)", running.stderr), lambda: running.stderr)
     assert get(("127.0.0.1", int(line[1]))).body == b"hello"
-    assert "without a master these options have no effect: workers = 4 (flag --workers), memory_threshold" in running.stderr
+    assert (
+        "without a master these options have no effect: workers = 4 (flag --workers), memory_threshold"
+        in running.stderr
+    )
     assert "keeper = true (flag --keeper)\n" in running.stderr
     assert "request_threshold" not in running.stderr
     assert running.shutdown() == 0
