@@ -1,8 +1,8 @@
 """The master: one loop over one inbox.
 
 The *wanted* state (how many workers, of which generation) is kept apart from the *observed* one (the registry of workers). A
-message changes one of the two. Then the loop converges: `core.planning.plan` decides which workers are missing or superfluous, and
-the supervisor makes or retires them. Nothing else starts or ends a worker.
+message changes one of the two. Then the loop converges: `core.planning.plan` decides which workers are missing or superfluous,
+and the supervisor makes or retires them. Nothing else starts or ends a worker.
 
 This module wires the parts together and dispatches messages. The parts share `ClusterState`, and none takes the master.
 """

@@ -38,7 +38,8 @@ class MasterResources:
     Attributes:
         reread: reads the options again, for a reload; raises ClusterError if one is bad.
         listeners: the listeners of the apps, each with the index of its app.
-        monitor: the listeners of the monitor: that of its page, and that of HAProxy's agent-check if there is one. Empty: no monitor.
+        monitor: the listeners of the monitor: that of its page, and that of HAProxy's agent-check if there is one. Empty: no
+            monitor.
         argv: the program that loads the app (`generations.worker_factory`).
         lifeline: ends stuck workers after the end of the master.
         notifier: sends notifications to the service manager.

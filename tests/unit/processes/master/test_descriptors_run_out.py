@@ -60,7 +60,7 @@ async def test_a_worker_that_can_not_be_afforded(tmp_path: Path, executed: bool)
         warned = [each.text for each in cluster.of(events.Warned) if each.text.startswith("no worker can be made")]
         assert warned == ["no worker can be made: Too many open files; it is tried again"]
         assert not master.state.restarts.crashes(0.0)
-        # Nobody wants that slot: the worker that was made leaves again.
+        # That slot isn't wanted: the worker that was made leaves again.
         await until(lambda: not any(each.slot == SPARE_SLOT for each in master.state.registry), "it is retired")
         assert not master.state.restarts.degraded
 
@@ -117,7 +117,7 @@ LOOKS = (
 async def test_a_look_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[str, ...], error: Exception
 ) -> None:
-    """Whatever fails when the master looks around is reported once; it goes on to look, and workers are replaced."""
+    """A periodic step that fails is reported once; it is tried again, and workers are replaced."""
     async with observed(tmp_path, workers=1) as cluster:
         tried = Counter[str]()
 
@@ -147,7 +147,7 @@ def followed(directory: Path) -> int:
 
 @pytest.mark.parametrize("kind", ["forked", "executed", "steered", "relayed"])
 async def test_what_workers_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """What is reckoned for more workers suffices for a real master, and isn't much more than that has open in the end."""
+    """The descriptors that are computed for more workers suffice for a master, and aren't much more than it has in the end."""
     options = {"engine": "granian"} if kind == "steered" else {}
     log_to = "both" if kind == "relayed" else "files"
     text = APP + THREADED if kind == "executed" else APP
@@ -176,7 +176,7 @@ async def test_what_workers_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         await scaling
         if kind == "relayed":
             await until(lambda: followed(tmp_path) == 4, lambda: f"all files are followed: {descriptors()}")
-        # The connection of the command may still be open. Of the steered places one may have been open before.
+        # The connection of the command may still be open, and so may one of the steered places from before.
         rest = (0, 2) if kind == "steered" else (0,)
         await until(lambda: added() % 3 in rest, lambda: f"only workers have been added: {descriptors() - before}")
         each = math.ceil(added() / 3)
@@ -186,7 +186,7 @@ async def test_what_workers_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 async def test_a_scale_that_can_not_be_afforded(tmp_path: Path) -> None:
-    """It is refused with one line, and nothing has changed."""
+    """A scale that can't be afforded is refused with one line, and nothing has changed."""
     async with observed(tmp_path, workers=1) as cluster:
         before = await cluster.workers()
         with descriptors_left(RESERVED_DESCRIPTORS + 8), pytest.raises(ClusterError) as raised:

@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("own_process")]
 
 
 async def test_a_killed_worker_comes_back(tmp_path: Path) -> None:
-    """A killed worker's successor has the same slot; the other is untouched; events and pid files tell."""
+    """A killed worker's successor has the same slot, and the other is untouched. Events and pid files agree."""
     async with observed(tmp_path) as cluster:
         before = await cluster.workers()
         assert sorted(before) == [0, 1]
@@ -77,7 +77,7 @@ async def test_a_state_that_has_ended(tmp_path: Path) -> None:
 
 
 async def test_a_generation_that_is_ready_but_not_admitted(tmp_path: Path) -> None:
-    """Its zygote has spoken, the master hasn't heard it yet: no worker is ordered, since it would lack the keeper."""
+    """No worker is ordered before the master has handled `Prepared`, since it would lack the keeper."""
     async with observed(tmp_path) as cluster:
         master = cluster.running._master
         assert master is not None
@@ -122,7 +122,7 @@ CONNECT = "import socket\nupstream = socket.socket(getattr(socket, {family!r}))\
 
 @contextlib.contextmanager
 def server(family: str, directory: Path) -> Iterator[tuple[str, str]]:
-    """A server to connect to: the text of an app that does, and how its address is told."""
+    """Yield a server to connect to: the text of an app that connects, and the form of its address."""
     with socket.socket(getattr(socket, family)) as listener:
         listener.bind({"AF_INET": ("127.0.0.1", 0), "AF_INET6": ("::1", 0)}.get(family, str(directory / "db.sock")))
         listener.listen()
@@ -287,7 +287,7 @@ async def test_garbage_from_a_worker(tmp_path: Path, said: bytes) -> None:
     ids=lambda message: type(message).__name__,
 )
 async def test_messages_out_of_turn(tmp_path: Path, message: messages.Talk) -> None:
-    """What a worker says at the wrong time, or what only a master says, changes nothing; a note becomes a warning."""
+    """A message at the wrong time, or one that only a master sends, changes nothing; a note becomes a warning."""
     async with observed(tmp_path) as cluster:
         before = await cluster.workers()
         assert int(await cluster.get(f"/say/{codec.pack(message).hex()}")) in before.values()
@@ -355,7 +355,7 @@ async def test_shutdown_by_command(tmp_path: Path) -> None:
 
 
 async def test_a_shutdown_in_the_middle_of_the_boot(tmp_path: Path) -> None:
-    """A cluster whose app is still being imported ends when it is told to."""
+    """A cluster whose app is still being imported ends when it is asked to."""
     text = (
         f"import pathlib, threading\npathlib.Path({str(tmp_path)!r}, 'importing').touch()\nthreading.Event().wait()\n"
     )
@@ -372,7 +372,7 @@ async def test_a_shutdown_in_the_middle_of_the_boot(tmp_path: Path) -> None:
 
 
 async def test_a_shutdown_while_a_worker_boots(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A worker that is told to leave while its app still starts leaves, and doesn't wait for the app."""
+    """A worker that is asked to leave while its app still starts leaves, and doesn't wait for the app."""
     async with observed(tmp_path) as cluster:
         (tmp_path / "hanging").touch()
         os.kill((await cluster.workers())[0], signal.SIGKILL)
@@ -406,7 +406,8 @@ async def test_a_shutdown_between_two_spawns(tmp_path: Path) -> None:
 # cluster2 itself is another one
 
 UPGRADED = f"import cluster2.protocol.messages\ncluster2.protocol.messages.PROTOCOL_VERSION += 1\n{APP}"
-OTHER = f"are of version {messages.PROTOCOL_VERSION + 1}, the master's of version {messages.PROTOCOL_VERSION}: .*; restart the cluster"
+VERSION = messages.PROTOCOL_VERSION
+OTHER = f"are of version {VERSION + 1}, the master's of version {VERSION}: .*; restart the cluster"
 
 
 async def test_a_reload_after_an_upgrade(tmp_path: Path) -> None:

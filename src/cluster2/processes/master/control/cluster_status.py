@@ -54,7 +54,7 @@ class StatusBuilder:
             wanted=self._state.wanted.slots,
             addresses=[str(listener.address) for _, listener in self._resources.listeners],
             monitor=None if self._monitor is None else self._monitor.address,
-            talk=self._hub.counters(),
+            message_counters=self._hub.counters(),
             backoffs=self._state.restarts.backoffs(time.monotonic()),
             memory=memory,
             waiting=self._steering.queued(),
@@ -69,7 +69,7 @@ def status(
     wanted: int,
     addresses: list[str],
     monitor: str | None,
-    talk: dict[str, int],
+    message_counters: dict[str, int],
     backoffs: Iterable[Backoff],
     memory: bool,
     waiting: int | None,
@@ -77,7 +77,7 @@ def status(
     """Return the cluster as plain data: times in seconds, memory in bytes (proportional set size).
 
     Args:
-        talk: counters of the messages between workers and master.
+        message_counters: counters of the messages between workers and master.
         backoffs: the slots whose next worker has to wait.
         waiting: connections that wait to be accepted; None: not known.
         memory: as in `StatusBuilder.build`.
@@ -99,7 +99,7 @@ def status(
         "wanted": wanted,
         "traffic": "enabled" if header.traffic else "disabled",
         "addresses": addresses,
-        "talk": talk,
+        "talk": message_counters,
         "keeper": {
             "pid": header.keeper_pid,
             "resting": header.resting,

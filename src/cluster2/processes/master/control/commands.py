@@ -300,7 +300,7 @@ class CommandHandler:
             raise ClusterError(f"the cluster is {phase.value}: {command.verb!r} can't be done now")
 
     def _farewell(self) -> dict[str, Any]:
-        """Return which process ends when the connection has closed; None where the master lives in another program."""
+        """Return the process that ends when the connection has closed; None where the master runs inside another program."""
         return {"leaves": os.getpid() if self._resources.owns_process else None}
 
 

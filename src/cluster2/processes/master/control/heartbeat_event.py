@@ -1,7 +1,7 @@
-"""The aggregated heartbeat: what all workers did, in one event now and then.
+"""Build the `heartbeat` event: the figures of all workers, once in `heartbeat_interval`.
 
-It is read off the scoreboard, so it costs the workers nothing. Totals go on over recycles, crashes and reloads: they are the
-ledger's, as those of the monitor's metrics.
+The figures come from the scoreboard, so they cost the workers nothing. The totals are those of the ledger, like those in the
+metrics of the monitor, so they continue over recycles, crashes and reloads.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from ..state.handle import WorkerHandle
 
 
 class Heartbeats:
-    """Tells what the workers did."""
+    """Builds the events."""
 
     def __init__(self, board: Scoreboard, now: float) -> None:
-        """Nothing was told yet."""
+        """Begin the first interval now."""
         self._board = board
         self._cpu: dict[int, float] = {}
-        self._told_at = now
+        self._last_at = now
 
     def event_if_due(self, workers: Iterable[WorkerHandle], now: float, interval: float) -> events.Heartbeat | None:
-        """The event, when it is time for one.
+        """Return the event if one is due, else None.
 
         Args:
             now: monotonic time.
             interval: seconds between two events; 0: there are none.
         """
-        if not interval or now - self._told_at < interval:
+        if not interval or now - self._last_at < interval:
             return None
         return self._beat([(each, self._board.row(each.row)) for each in workers if each.pid is not None], now)
 
     def _beat(self, alive: list[tuple[WorkerHandle, Row]], now: float) -> events.Heartbeat:
-        passed, self._told_at = now - self._told_at, now
+        passed, self._last_at = now - self._last_at, now
         cpu = {handle.incarnation: row.cpu for handle, row in alive}
         shares = [max(0.0, row.cpu - self._cpu.get(handle.incarnation, 0.0)) / passed for handle, row in alive]
         self._cpu = cpu

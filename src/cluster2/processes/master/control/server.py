@@ -1,10 +1,12 @@
-"""`master.sock`: commands from the shell, the API and the monitor, as JSON lines.
+"""Serve `master.sock`: commands from the shell, the API and the monitor, as JSON lines.
 
-A line `{"verb": …, "params": {…}}` is answered by one line, `{"ok": true, "result": …}` or `{"ok": false, "error": …}`. Only
-the user that the master runs as, and root, may speak: the socket's mode says so, and the peer's credentials are checked as
-well. The monitor, which may be another user, has a way of its own: a connection of which it gives us one end, through its
-channel; there it is heard as far as `serve_client` says. A connection stays open after its answer; its end tells that the master is
-gone, which is what `stop` waits for.
+The response to a line `{"verb": …, "params": {…}}` is one line, `{"ok": true, "result": …}` or `{"ok": false, "error": …}`,
+perhaps after lines `{"progress": …}`. Only the user that the master runs as, and root, may send commands: the mode of the socket
+allows no other, and the peer's credentials are checked as well.
+
+The monitor may run as another user. It sends one end of a connection through its channel instead, and may send the commands there
+that `serve_client` allows. A connection stays open after its response. When it closes, the master has ended; `stop` waits for
+that.
 """
 
 from __future__ import annotations
@@ -24,15 +26,15 @@ from ..state.inbox import Command, InboxMessage
 
 logger = logging.getLogger("cluster2.master")
 MAX_LINE_BYTES = 1 << 16
-"""The longest request in bytes."""
+"""Bytes of the longest request."""
 MAX_CLIENTS = 256
-"""Connections at a time that came through `serve_client`."""
+"""Connections at a time that came by `serve_client`."""
 _MAX_UNREAD_BYTES = 1 << 20
-"""Bytes that may wait for a client who follows; one that is slower is left behind."""
+"""Bytes that may wait for a client that reads progress or events. The connection of a slower client is closed."""
 
 
 class ControlRequest(msgspec.Struct, frozen=True):
-    """What a client sends."""
+    """A request of a client."""
 
     verb: str
     params: dict[str, Any] = {}
@@ -51,17 +53,19 @@ class ControlServer:
         self._closed = False
 
     async def open(self, listener: socket.socket) -> None:
-        """Take clients from a listening Unix socket, and from no other any more; connections that are open stay."""
+        """Accept clients from a listening Unix socket instead of the former one. Open connections stay."""
         if self._server is not None:
             self._server.close()
         self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_LINE_BYTES)
 
     async def close(self) -> None:
-        """The master is as good as gone: end all connections."""
+        """Answer all requests that wait, then close all connections: the master ends."""
         self._closed = True
         if self._server is not None:
             self._server.close()
-        await asyncio.sleep(0)  # a turn in which answers are written; closing a connection lets what was written arrive
+        await asyncio.sleep(
+            0
+        )  # a turn in which responses are written; they arrive although the connections are closed then
         for answered in [each for each in self._unanswered if not each.done()]:
             answered.set_result(ClusterError("the master has left"))
         for writer in list(self._clients):
@@ -70,10 +74,10 @@ class ControlServer:
             await asyncio.wait(self._serving, timeout=1.0)
 
     def serve_client(self, sock: socket.socket, may: Container[str]) -> None:
-        """Hear somebody over a connected stream socket, whoever that is.
+        """Serve a client over a connected stream socket, without a check of its credentials.
 
         Args:
-            may: the verbs that may be asked for there; others are refused.
+            may: the commands that it may send; others are refused.
         """
         if self._closed or self._admitted >= MAX_CLIENTS:
             sock.close()
@@ -90,7 +94,7 @@ class ControlServer:
     async def _open(self, sock: socket.socket, may: Container[str]) -> None:
         try:
             reader, writer = await asyncio.open_unix_connection(sock=sock, limit=MAX_LINE_BYTES)
-        except (OSError, ValueError):  # no stream, or it has left
+        except (OSError, ValueError):  # no stream socket, or its peer has closed it
             sock.close()
             return
         await self._answer_requests(reader, writer, may)
@@ -105,10 +109,14 @@ class ControlServer:
     async def _answer_requests(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, may: Container[str] | None
     ) -> None:
-        """Answer what is asked. `may` says what may be; None: all, by those that the socket is for."""
+        """Respond to the requests of a client.
+
+        Args:
+            may: the commands that it may send; None: all, after a check of its credentials.
+        """
         self._clients.add(writer)
         try:
-            if may is None and not _may_speak(writer):
+            if may is None and not _is_permitted(writer):
                 _answer(writer, ClusterError("only the user of the master, and root, may control it"))
                 return
             while line := await reader.readline():
@@ -128,7 +136,7 @@ class ControlServer:
         if may is not None and request.verb not in may:
             _answer(writer, ClusterError(f"{request.verb!r} may not be asked for here"))
             return
-        if self._closed:  # it was under way: nobody handles it any more
+        if self._closed:  # the inbox isn't read any more
             _answer(writer, ClusterError("the master has left"))
             return
         answered: asyncio.Future[dict[str, Any] | ClusterError] = asyncio.get_running_loop().create_future()
@@ -137,16 +145,16 @@ class ControlServer:
             if not answered.done():
                 answered.set_result(result)
 
-        said: dict[str, Any] = {}
+        reported: dict[str, Any] = {}
 
         def send_progress(progress: dict[str, Any]) -> bool:
-            nonlocal said
+            nonlocal reported
             if writer.transport.get_write_buffer_size() > _MAX_UNREAD_BYTES:
                 writer.transport.abort()
             if writer.is_closing():
                 return False
-            if progress != said:
-                said = progress
+            if progress != reported:
+                reported = progress
                 writer.write(msgspec.json.encode({"progress": progress}) + b"\n")
             return True
 
@@ -158,7 +166,7 @@ class ControlServer:
         await writer.drain()
 
 
-def _may_speak(writer: asyncio.StreamWriter) -> bool:
+def _is_permitted(writer: asyncio.StreamWriter) -> bool:
     sock = writer.get_extra_info("socket")
     _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     return uid in (0, os.geteuid())
@@ -166,7 +174,7 @@ def _may_speak(writer: asyncio.StreamWriter) -> bool:
 
 def _answer(writer: asyncio.StreamWriter, result: dict[str, Any] | ClusterError) -> None:
     if writer.is_closing():
-        return  # who asked has left; uvloop raises RuntimeError for what is written to a closed transport
+        return  # the client has left, and uvloop raises RuntimeError for a write to a closed transport
     if isinstance(result, ClusterError):
         error = {"message": result.message, "detail": result.detail, "exit_code": result.exit_code}
         line = {"ok": False, "error": error}

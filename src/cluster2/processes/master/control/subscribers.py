@@ -1,7 +1,7 @@
-"""Those who hear on the control socket what happens.
+"""Send events to the clients of the control socket that have subscribed.
 
-Each hears all events, unless it has asked for less: the monitor, which always listens, has no use for heartbeats, and wants
-no more of what the app emits than somebody could read. An event that nobody hears isn't put into words.
+A subscriber gets all events, unless it has asked for fewer: the monitor, which always subscribes, needs no heartbeats, and takes
+only as many of the app's own events as a person could read. An event without a subscriber isn't encoded.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from ..state.inbox import Command
 
 
 class EventSubscriber:
-    """One of them."""
+    """One subscriber."""
 
     def __init__(self, command: Command) -> None:
-        """Raises UsageError, for who asked.
+        """Make a subscriber from its command. Raises UsageError if the params are bad.
 
         Args:
-            command: of its params `heartbeats` (a bool) says whether it hears these, `emitted` how many of the users' own events
-                it hears each second at most, `longest` above how many bytes it hears of an event without the contents.
+            command: its params are `heartbeats` (a bool: whether it gets these), `emitted` (the number of the app's own events
+                that it gets in a second at most) and `longest` (bytes above which it gets an event without its contents).
         """
         params = command.params
         heartbeats = params.get("heartbeats", True)
@@ -32,24 +32,24 @@ class EventSubscriber:
         self._heartbeats = heartbeats
         self._most = _number(params, "emitted")
         self._longest = _number(params, "longest")
-        self._heard = 0
+        self._sent = 0
         self._since = 0.0
 
     def wants(self, event: events.Event) -> bool:
-        """Whether it is to hear this one."""
+        """Return True if it gets this event."""
         if isinstance(event, events.Heartbeat):
             return self._heartbeats
         if self._most is None or not isinstance(event, events.Emitted):
             return True
         now = time.monotonic()
         if now - self._since >= 1.0:
-            self._since, self._heard = now, 0
-        self._heard += 1
-        return self._heard <= self._most
+            self._since, self._sent = now, 0
+        self._sent += 1
+        return self._sent <= self._most
 
-    def send(self, told: dict[str, Any]) -> object:
-        """Tell it; whether it still listens."""
-        return self.command.send_progress(told if self._longest is None else events.cut(told, self._longest))
+    def send(self, event: dict[str, Any]) -> object:
+        """Send an encoded event. Return a false value if the subscriber has left."""
+        return self.command.send_progress(event if self._longest is None else events.cut(event, self._longest))
 
 
 def _number(params: dict[str, Any], name: str) -> int | None:
@@ -60,27 +60,27 @@ def _number(params: dict[str, Any], name: str) -> int | None:
 
 
 class EventSubscribers:
-    """All of them."""
+    """All subscribers."""
 
     def __init__(self) -> None:
-        """There are none yet."""
-        self._followers: list[EventSubscriber] = []
+        """Make an empty list."""
+        self._subscribers: list[EventSubscriber] = []
 
     def __len__(self) -> int:
-        """How many there are."""
-        return len(self._followers)
+        """Return the number of subscribers."""
+        return len(self._subscribers)
 
     def join(self, command: Command) -> None:
-        """Somebody wants to hear; it is answered when it can't any more. Raises UsageError."""
-        self._followers.append(EventSubscriber(command))
+        """Subscribe a client. Its command is answered when it can't take events any more. Raises UsageError."""
+        self._subscribers.append(EventSubscriber(command))
 
     def publish(self, event: events.Event) -> None:
-        """Something has happened."""
-        wanting = [each for each in self._followers if each.wants(event)]
-        if not wanting:
+        """Send an event to all subscribers that get it."""
+        recipients = [each for each in self._subscribers if each.wants(event)]
+        if not recipients:
             return
-        told = events.plain(event)
-        for follower in wanting:
-            if not follower.send(told):
-                self._followers.remove(follower)
-                follower.command.answer(ClusterError("it has left, or is too slow"))
+        plain = events.plain(event)
+        for subscriber in recipients:
+            if not subscriber.send(plain):
+                self._subscribers.remove(subscriber)
+                subscriber.command.answer(ClusterError("it has left, or is too slow"))

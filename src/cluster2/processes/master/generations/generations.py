@@ -1,6 +1,6 @@
-"""The generations that workers can be made of: of each the options, and where its workers come from.
+"""Hold the generations of the app: the options of each, and the factory of its workers.
 
-Usually there is one; while a reload is under way there are two, so that the old one can go on if the new one is no good.
+Usually there is one. While a reload is under way there are two, so that the old one can go on if the new one fails.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .worker_factory import WorkerFactory
 
 
 class GenerationTable:
-    """Nurseries by generation."""
+    """The generations by number."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class GenerationTable:
         post: Callable[[InboxMessage], None],
         emit: Callable[[events.Event], None] = lambda event: None,
     ) -> None:
-        """The first generation has the options that the master was started with."""
+        """Make the table. The first generation has the options that the master was started with."""
         self._resources = resources
         self._post = post
         self._emit = emit
@@ -43,7 +43,7 @@ class GenerationTable:
         self._leaving: list[WorkerFactory] = []
 
     def read_options(self, generation: int) -> Options:
-        """Return the options of a generation; a new generation's are read now.
+        """Return the options of a generation. Those of a new generation are read now.
 
         Raises:
             ClusterError: the options are bad.
@@ -56,12 +56,12 @@ class GenerationTable:
         return self._options[generation]
 
     def load(self, generation: int) -> None:
-        """Start to load the app as it is now (again, if its zygote has died).
+        """Start to load the app as it is now, or load it again because its zygote has ended.
 
-        The files that its options name are read the first time only.
+        The files that its options name are read only the first time.
 
         Raises:
-            ClusterError: the options of a new generation, read again, are bad, or a file can't be read.
+            ClusterError: the options of a new generation are bad, or a file can't be read.
         """
         self.read_options(generation)
         settings = self.settings(generation)
@@ -80,12 +80,12 @@ class GenerationTable:
         factory.load()
 
     def fix_options(self, generation: int, chosen: messages.Chosen) -> list[str]:
-        """Fix the options of a new generation, which its script has come to; return warnings about them, a line each.
+        """Fix the options of a new generation, which its script has chosen. Return warnings about them, a line each.
 
-        Only the first word counts: it was said before the app's code had its turn as the user that it runs as.
+        Only the first message counts: it was sent before the app's code ran as the user of the workers.
 
         Raises:
-            ConfigError: a file that they name can't be read.
+            ConfigError: a file that the options name can't be read.
         """
         if generation not in self._open:
             return []
@@ -110,7 +110,7 @@ class GenerationTable:
         settings, sources, _ = self._options[generation]
         values = settings.to_wire()
         if not self._resources.scripted:
-            values["monitor_token"] = None  # the monitor's and nobody else's; a script knows it anyhow, and compares it
+            values["monitor_token"] = None  # only the monitor may have it; a script has it anyway, and compares it
         return messages.Prepare(
             generation,
             values,
@@ -125,12 +125,12 @@ class GenerationTable:
         return list(self._files[generation].values())
 
     def reopen_logs(self) -> None:
-        """Zygotes are to open their log again."""
+        """Have the zygotes open their log files again."""
         for factory in self._factories.values():
             factory.reopen_logs()
 
     def drop(self, generation: int) -> None:
-        """No worker of that generation is made any more."""
+        """Forget a generation of which no worker is made any more."""
         self._close(generation)
         self._options.pop(generation, None)
         self._objects.pop(generation, None)
@@ -138,11 +138,11 @@ class GenerationTable:
         self._forget_files(generation)
 
     def settings(self, generation: int) -> Settings:
-        """Its options."""
+        """Return the settings of a generation."""
         return self._options[generation][0]
 
     def factory(self, generation: int) -> WorkerFactory | None:
-        """Where its workers come from, if workers can be ordered there now."""
+        """Return the factory of a generation, or None while no worker can be ordered."""
         factory = self._factories.get(generation) if generation in self._admitted else None
         return factory if factory is not None and factory.ready else None
 
@@ -151,28 +151,28 @@ class GenerationTable:
         return frozenset(number for number in self._factories if self.factory(number) is not None)
 
     def on_ready(self, generation: int) -> None:
-        """What its workers need is there: order some.
+        """Allow workers of a generation to be ordered: all that they need exists.
 
-        A factory is ready as soon as its zygote has said so. That fact may still stand in the queue when another one has the
-        master make workers: they would lack the keeper, or their places.
+        A factory is ready as soon as its zygote has sent `Prepared`. That message may still be in the inbox when another one
+        makes the master order workers. They would lack the keeper, or their places in the steered groups.
         """
         self._admitted.add(generation)
 
     def each_executed(self, generation: int) -> None:
-        """Its workers are executed from now on, not forked."""
+        """Execute the workers of a generation from now on, instead of forking them."""
         self._factories[generation].each_executed()
 
     def pids(self) -> set[int]:
-        """Processes that are reaped here."""
+        """Return the pids of the processes that the factories reap."""
         return {pid for factory in (*self._factories.values(), *self._leaving) for pid in factory.pids()}
 
     def close(self) -> None:
-        """Let all zygotes go: no worker is made any more."""
+        """Let all zygotes exit. No worker is made any more."""
         for generation in list(self._factories):
             self._close(generation)
 
     async def wait_closed(self, patience: float) -> None:
-        """Wait for zygotes that were let go; those that hang are killed after `patience` seconds."""
+        """Let all zygotes exit and wait for them. Those that hang are killed after `patience` seconds."""
         self.close()
         for generation in list(self._files):
             self._forget_files(generation)

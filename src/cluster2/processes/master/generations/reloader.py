@@ -1,4 +1,4 @@
-"""Carry a change of generation through (`core.rollout` decides), and give its outcome to those who requested it.
+"""Carry a change of generation through (`core.rollout` decides), and give its outcome to the commands that requested it.
 
 A reload that is requested while another is under way begins when that has ended, and all requests that come in the meantime
 share it: the code that they want may be newer than the code that is being loaded.
@@ -29,7 +29,7 @@ class ReloadRequest:
     """A reload that was requested. Requests that share a reload share this object.
 
     Attributes:
-        outcome: the response to those who wait for it; None: the reload hasn't ended.
+        outcome: the response to the commands that wait for it; None: the reload hasn't ended.
         progress: how far it is, or None.
     """
 

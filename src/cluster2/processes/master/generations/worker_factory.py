@@ -1,7 +1,8 @@
-"""Where the workers of one generation come from: a zygote, or, where forking is unsafe, an executed process for each.
+"""Make the workers of one generation: forks of a zygote, or, where forking is unsafe, an executed process for each.
 
-Both are the same program given the same orders (`child`): a zygote is told to prepare and then to fork; an executed worker
-is told to prepare and then to become the worker itself. So there is one way in which an app is loaded and a worker starts.
+Both are the same program with the same orders (`child_main`). A zygote gets the order to prepare, and then orders to fork. An
+executed worker gets the order to prepare, and then the order to become the worker itself. So there is one way in which an app is
+loaded and a worker starts.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from ..helpers.child import KILL_TIMEOUT_S, ChildProcess
 from ..state.inbox import InboxMessage, ZygoteMessage
 
 CHANNEL_BUFFER_BYTES = 1 << 18
-"""Of the channel, in bytes: a traceback must fit."""
+"""Bytes of the channel's buffer: a traceback must fit."""
 _ANSWER_TIMEOUT_S = FORK_TIMEOUT_S + 5.0
-"""Seconds that a zygote may take for one order. It gives up a fork that hangs before that."""
+"""Seconds that a zygote may take for one order. Before that it gives up a fork that hangs."""
 _EXIT_GRACE_S = 1.0
-"""Seconds from the end of a zygote's channel to its exit; then it is killed."""
+"""Seconds from the end of a zygote's channel to its exit. Then it is killed."""
 ZYGOTE_EXIT_GRACE_S = 5.0
-"""Seconds that a zygote which isn't needed any more may take to leave: it may be importing, or running exit handlers."""
+"""Seconds in which a zygote that isn't needed any more may exit: it may be importing, or running exit handlers."""
 
 
 @dataclass(slots=True, eq=False)
 class StandaloneWorker:
-    """An executed process that is to become a worker, with the order for it, which waits until it has loaded the app."""
+    """An executed process that will become a worker. Its order waits here until it has loaded the app."""
 
     child: ChildProcess
     order: messages.Fork
@@ -48,7 +49,7 @@ class WorkerFactory:
     """Loads one generation and makes its workers.
 
     Attributes:
-        ready: workers can be ordered.
+        ready: workers can be ordered from the zygote.
     """
 
     def __init__(
@@ -56,24 +57,24 @@ class WorkerFactory:
         prepare: messages.Prepare,
         argv: Sequence[str],
         post: Callable[[InboxMessage], None],
-        patience: float = 60.0,
+        boot_timeout_s: float = 60.0,
         files: Sequence[int] = (),
         *,
         scripted: bool = False,
         emit: Callable[[events.Event], None] = lambda event: None,
     ) -> None:
-        """Nothing is started yet.
+        """Make a factory. It starts no process yet.
 
         Args:
-            prepare: what to load.
-            argv: the program that is the child: absolute path and arguments.
-            post: takes the facts about it.
-            patience: seconds that loading may take.
-            files: descriptors that travel with each order to prepare; they remain the caller's.
+            prepare: the order that says what to load.
+            argv: the program of the child: absolute path and arguments.
+            post: takes the messages about it.
+            boot_timeout_s: seconds that loading may take.
+            files: descriptors that travel with each order to prepare. They remain the caller's.
             scripted: the program is a script, which reads its options itself.
             emit: takes the events about zygotes.
         """
-        self._patience = patience
+        self._boot_timeout_s = boot_timeout_s
         self._limit: asyncio.TimerHandle | None = None
         self._prepare = prepare
         self._files = files
@@ -93,7 +94,7 @@ class WorkerFactory:
         self.ready = False
 
     def load(self) -> None:
-        """Start the zygote. A fact says whether it is prepared."""
+        """Start the zygote. A `ZygoteMessage` reports when it is prepared, or why not."""
         try:
             zygote = self._zygote = self._execute()
             self._listen(zygote, lambda message: self._from_zygote(zygote, message))
@@ -101,27 +102,27 @@ class WorkerFactory:
             self._let_zygote_go(at_once=True)
             self._send(messages.PrepareFailed(f"no process can be made: {error.strerror}", "", ClusterError.exit_code))
             return
-        self._limit = self._loop.call_later(self._patience, self._too_slow)
+        self._limit = self._loop.call_later(self._boot_timeout_s, self._too_slow)
 
     def fix_options(self, prepare: messages.Prepare, files: Sequence[int]) -> None:
-        """Load with these options from now on, whatever a script says when it is executed once more."""
+        """Load with these options from now on, also if the script chooses others when it is executed again."""
         self._prepare, self._files = prepare, files
 
     def each_executed(self) -> None:
-        """From now on make no forks: each worker is executed and loads the app for itself."""
+        """Make no forks from now on: execute each worker, which loads the app for itself."""
         self._forks, self.ready = False, True
         self._let_zygote_go()
 
     @property
     def forks(self) -> bool:
-        """Whether workers are forked from the zygote, not executed one by one."""
+        """True if workers are forked from the zygote, and not executed one by one."""
         return self._forks
 
     def spawn(self, order: messages.Fork, descriptors: WorkerDescriptors) -> None:
-        """Make a worker. A fact tells its pid, or that there is none. The descriptors remain the caller's.
+        """Make a worker. A `ZygoteMessage` reports its pid, or that there is none. The descriptors remain the caller's.
 
         Raises:
-            OSError: the zygote has died, or its queue is full; no process can be made.
+            OSError: the zygote has ended, or its queue is full, or no process can be made.
         """
         if self._forks:
             assert self._zygote is not None
@@ -143,18 +144,18 @@ class WorkerFactory:
         self._send(messages.WorkerForked(order.incarnation, child.pid))
 
     def reopen_logs(self) -> None:
-        """The zygote is to open its log again; one that doesn't listen does so before its next fork."""
+        """Have the zygote open its log again. If it doesn't read the order, it does so before its next fork."""
         if self._zygote is not None and self.ready:
             with contextlib.suppress(OSError):
                 self._zygote.channel.send(codec.pack_order(messages.Reopen()))
 
     def pids(self) -> set[int]:
-        """Processes that this object reaps by itself."""
+        """Return the pids of the processes that this object reaps."""
         zygote = [] if self._zygote is None else [self._zygote]
         return {child.pid for child in (*self._leaving, *zygote) if not child.left.done()}
 
     def close(self) -> None:
-        """Let the zygote go: the end of its channel tells it."""
+        """Let the zygote exit, which it does when its channel closes."""
         self.ready = False
         self._let_zygote_go()
         for alone in self._alone.values():
@@ -162,7 +163,7 @@ class WorkerFactory:
         self._alone.clear()
 
     async def wait_closed(self, patience: float) -> None:
-        """Wait for what was let go; what hangs (in the app's import, say) is killed after `patience` seconds."""
+        """Wait for the processes that were let go. One that hangs (in the app's import) is killed after `patience` seconds."""
         await asyncio.gather(*(child.wait_closed(patience) for child in self._leaving))
 
     def _send(self, message: messages.Orders | None) -> None:
@@ -175,24 +176,25 @@ class WorkerFactory:
         async def give_up() -> None:
             stacks = await zygote.stacks()
             if zygote is not self._zygote or self._limit is None:
-                return  # meanwhile it has come to something, or has ended
+                return  # meanwhile it was prepared, has failed, or has ended
             self._let_zygote_go(at_once=True)
-            message = f"the app wasn't imported within boot_timeout ({self._patience:g} s)"
+            message = f"the app wasn't imported within boot_timeout ({self._boot_timeout_s:g} s)"
             self._send(messages.PrepareFailed(message, stacks, AppError.exit_code))
 
         self._start(give_up())
 
     def _limit_answer(self) -> None:
-        """Bound the time until the zygote answers the oldest order."""
+        """Bound the time until the zygote responds to the oldest order."""
         if self._answer_limit is not None:
             self._answer_limit.cancel()
             self._answer_limit = None
         if self._unanswered:
-            # An order's worker must be ready within boot_timeout; what of it is spent here is told as what it is.
-            timeout_s = min(_ANSWER_TIMEOUT_S, self._patience * 0.75)
-            self._answer_limit = self._loop.call_later(timeout_s, self._doesnt_answer)
+            # A worker must be ready within boot_timeout. This limit ends earlier, so that the report names the fork and not the
+            # boot.
+            timeout_s = min(_ANSWER_TIMEOUT_S, self._boot_timeout_s * 0.75)
+            self._answer_limit = self._loop.call_later(timeout_s, self._on_unresponsive)
 
-    def _doesnt_answer(self) -> None:
+    def _on_unresponsive(self) -> None:
         zygote = self._zygote
         if zygote is None:
             return
@@ -201,7 +203,7 @@ class WorkerFactory:
             stacks = await zygote.stacks()
             if zygote is self._zygote and self._unanswered:
                 self._stacks = stacks
-                zygote.kill()  # the end of its channel tells the rest
+                zygote.kill()  # its channel closes then, which `_zygote_ends` handles
 
         self._start(kill())
 
@@ -226,18 +228,18 @@ class WorkerFactory:
         left.add_done_callback(lambda _: self._emit(events.Unloaded(time=time.time(), pid=pid, generation=generation)))
 
     def _zygote_ends(self, zygote: ChildProcess) -> None:
-        """Its channel has ended, or it sent garbage: tell when it has exited, and how."""
+        """Post the exit of a zygote whose channel has closed, or that has violated the protocol, and how it ended."""
         doing = "while it forked a worker" if self._unanswered else "" if self.ready else "while it imported the app"
         self.ready = False
         self._let_zygote_go(_EXIT_GRACE_S)
 
-        async def tell() -> None:
+        async def post_exit() -> None:
             await asyncio.wait({zygote.left}, timeout=_EXIT_GRACE_S + KILL_TIMEOUT_S)
             how = zygote.left.result() if zygote.left.done() else "it doesn't end"
             stacks, self._stacks = self._stacks, ""
             self._post(ZygoteMessage(self._prepare.generation, None, " ".join(filter(None, (how, doing))), stacks))
 
-        self._start(tell())
+        self._start(post_exit())
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -249,7 +251,7 @@ class WorkerFactory:
         if alone is None:
             return
         if isinstance(message, messages.Prepared):
-            with contextlib.suppress(OSError):  # it died meanwhile: its exit tells
+            with contextlib.suppress(OSError):  # it has ended; its exit is handled elsewhere
                 alone.child.channel.send(codec.pack_order(alone.order), alone.descriptors)
         self._dismiss(alone)
         if isinstance(message, messages.PrepareFailed):
@@ -268,9 +270,9 @@ class WorkerFactory:
         )
 
     def _listen(self, child: ChildProcess, receive: Callable[[messages.Orders | None], None]) -> None:
-        """What a child says, as messages; None: its channel has ended, or might as well have."""
+        """Decode the messages of a child; None: its channel has closed, or it has violated the protocol."""
 
-        def said(packet: bytes, descriptors: list[int]) -> None:
+        def on_packet(packet: bytes, descriptors: list[int]) -> None:
             for descriptor in descriptors:
                 os.close(descriptor)
             try:
@@ -279,16 +281,16 @@ class WorkerFactory:
                 message = None
             receive(message)
 
-        child.on_message(said)
+        child.on_message(on_packet)
 
     def _cancel_timeout(self) -> None:
-        """The zygote has come to something: no more time-out."""
+        """Cancel the time-out of a zygote that is prepared, or has failed."""
         if self._limit is not None:
             self._limit.cancel()
             self._limit = None
 
     def _let_zygote_go(self, grace_s: float = ZYGOTE_EXIT_GRACE_S, *, at_once: bool = False) -> None:
-        """Close its channel, and kill it if it hasn't left in time; it is reaped in any case."""
+        """Close the channel of the zygote, and kill it if it doesn't exit in time. It is reaped in any case."""
         self._cancel_timeout()
         self._unanswered.clear()
         self._limit_answer()
@@ -302,7 +304,7 @@ class WorkerFactory:
             self._leaving = [child for child in self._leaving if not child.left.done()] + [zygote]
 
     def _dismiss(self, alone: StandaloneWorker) -> None:
-        """Close the channel, and what was to travel over it."""
+        """Close the channel, and the descriptors that would have travelled over it."""
         alone.child.close_channel()
         for descriptor in alone.descriptors:
             os.close(descriptor)

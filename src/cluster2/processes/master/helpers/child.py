@@ -1,8 +1,8 @@
 """Execute a process and supervise it: a zygote, an executed worker, the keeper, the monitor.
 
-Each gets one end of a channel as its descriptor 3. When the channel closes the process exits. The kernel closes the channel when the
-master ends as well, so no process is orphaned. The master learns of the exit by a pidfd, and reaps and kills through it, since a pid
-may belong to another process by the time that it is used.
+Each gets one end of a channel as its descriptor 3. When the channel closes the process exits. The kernel closes the channel when
+the master ends as well, so no process is orphaned. The master learns of the exit by a pidfd, and reaps and kills through it,
+since a pid may belong to another process by the time that it is used.
 
 A `ChildProcess` is started once. `HelperProcess` and `WorkerFactory` start another one after an exit.
 """

@@ -1,9 +1,9 @@
 """Run a helper: a process beside the workers that exists as long as the cluster does (the keeper, the monitor).
 
-A helper is executed, and publishes heartbeats in the header of the scoreboard. When it exits it is started again: at once the first
-time, then with a growing delay (`planning.RestartBackoff`), so that a helper which exits again and again costs the master little. A
-failure to start it (the system has no process or descriptor left) counts as another exit, and never ends the cluster. A helper whose
-heartbeats stop is stuck: it is killed, and then started again.
+A helper is executed, and publishes heartbeats in the header of the scoreboard. When it exits it is started again: at once the
+first time, then with a growing delay (`planning.RestartBackoff`), so that a helper which exits again and again costs the master
+little. A failure to start it (the system has no process or descriptor left) counts as another exit, and never ends the cluster. A
+helper whose heartbeats stop is stuck: it is killed, and then started again.
 """
 
 from __future__ import annotations

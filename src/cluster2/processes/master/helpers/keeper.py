@@ -30,8 +30,8 @@ class KeeperProcess(HelperProcess):
     """The keeper, and both ends of all queues, so that connections in a queue survive the end of any process.
 
     A keeper publishes a heartbeat every two seconds. With a stuck keeper connections at rest would wait for ever, which is worse
-    than to lose them. The keeper is started when the first generation is loaded whose connections can move. So it is never started
-    where all engines accept connections themselves, or where the workers terminate TLS.
+    than to lose them. The keeper is started when the first generation is loaded whose connections can move. So it is never
+    started where all engines accept connections themselves, or where the workers terminate TLS.
 
     Attributes:
         serves: a keeper exists, or will exist again: workers get its queues.
@@ -102,7 +102,7 @@ class KeeperProcess(HelperProcess):
         return [self._rest[0].fileno(), *(out.fileno() for _, out in self._ready)]
 
     def drain(self, patience: float) -> None:
-        """Drain the keeper: it gives back connections that become active, and exits when none rests, or after `patience` seconds."""
+        """Drain the keeper: it gives back connections that wake, and exits when none rests, or after `patience` seconds."""
         self.cancel_starts()
         if not self.serves:
             return

@@ -1,22 +1,22 @@
 """Keep the directory of log files in order: rotate large files, and bound the size of all together.
 
 **Sizes.** Each log that is written may be as large as `log_size`, or its share of half of `log_total` if that is less. A larger
-one is rotated: renamed, and a new file is made in its place (`linux.log_files`). When all together are larger than `log_total`, the
-oldest file of the largest log is removed: a worker that writes much loses its own past, not that of others.
+one is rotated: renamed, and a new file is made in its place (`linux.log_files`). When all together are larger than `log_total`,
+the oldest file of the largest log is removed: a worker that writes much loses its own past, not that of others.
 
-**Writers that don't notice.** A writer has some time to notice that its file was renamed. A rotated file that has grown since then by
-more than a file may have belongs to a writer that doesn't check; it is truncated, and the log says how much was dropped. Its size
-alone proves nothing: a burst between two polls makes a file of any size, whose writer may check in time. A file that a process
-has open is truncated instead of removed, since a removed file could grow unseen.
+**Writers that don't notice.** A writer has some time to notice that its file was renamed. A rotated file that has grown since
+then by more than a file may have belongs to a writer that doesn't check; it is truncated, and the log says how much was dropped.
+Its size alone proves nothing: a burst between two polls makes a file of any size, whose writer may check in time. A file that a
+process has open is truncated instead of removed, since a removed file could grow unseen.
 
 **Repair.** The directory, and files that the user of the workers may not create, are made again when they are missing.
 
-**Failures.** A log that can't be kept in order (a directory has the name that it should be rotated to, or the log is a fifo) doesn't
-affect the others. A log that can't be rotated is truncated when all together are too large.
+**Failures.** A log that can't be kept in order (a directory has the name that it should be rotated to, or the log is a fifo)
+doesn't affect the others. A log that can't be rotated is truncated when all together are too large.
 
-**Cost.** A poll takes 6 µs a file. Polls are due four times a second if something has happened in the directory (inotify), 20 times
-while a file grows quickly, and else every ten seconds. A flood of 1 GB/s, a disk's best, can exceed the bound by 250 MB when
-it begins, and by 50 MB while it goes on.
+**Cost.** A poll takes 6 µs a file. Polls are due four times a second if something has happened in the directory (inotify), 20
+times while a file grows quickly, and else every ten seconds. A flood of 1 GB/s, a disk's best, can exceed the bound by 250 MB
+when it begins, and by 50 MB while it goes on.
 """
 
 from __future__ import annotations
@@ -195,8 +195,8 @@ class LogDirectory:
         if self._claim.shared:
             pids = ", ".join(f"process {pid}" for pid in self._claim.others) or "another cluster"
             self._warn(
-                f"logs = {self.directory}: {pids} keeps its log files there too, under the same names: the clusters mix their lines "
-                "and rotate each other's files; set logs to a directory of its own"
+                f"logs = {self.directory}: {pids} keeps its log files there too, under the same names: the clusters mix their "
+                "lines and rotate each other's files; set logs to a directory of its own"
             )
         if self._relay is not None:
             self._relay.start()
@@ -284,7 +284,7 @@ class LogDirectory:
 
     @contextlib.contextmanager
     def _isolated(self) -> Iterator[None]:
-        """Isolate the work on one file: an error in it is reported at the end of the poll, and the other files have their turn."""
+        """Isolate the work on one file: its error is reported at the end of the poll, and the other files have their turn."""
         try:
             yield
         except OSError as error:

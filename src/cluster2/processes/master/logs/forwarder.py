@@ -1,12 +1,12 @@
 """Show the log files of workers on the master's standard error as well (`log_to = both`).
 
-The output of workers goes to files, so that none of it is lost when a worker crashes (`linux.log_files`). In a terminal, or in the
-output of a container, operators need to see it as well. So the master reads the files when
-inotify reports a write, ten times a second at most.
+The output of workers goes to files, so that none of it is lost when a worker crashes (`linux.log_files`). In a terminal, or in
+the output of a container, operators need to see it as well. So the master reads the files when inotify reports a write, ten times
+a second at most.
 
-**It never blocks on the reader of standard error**: a pipe that isn't emptied, or a terminal that was stopped. It writes when poll(2)
-reports that it can, and no more than a pipe then takes for sure (PIPE_BUF). While it waits it reads nothing. If a worker writes
-faster than that, lines are left out here; they are in the file, and a line says so.
+**It never blocks on the reader of standard error**: a pipe that isn't emptied, or a terminal that was stopped. It writes when
+poll(2) reports that it can, and no more than a pipe then takes for sure (PIPE_BUF). While it waits it reads nothing. If a worker
+writes faster than that, lines are left out here; they are in the file, and a line says so.
 
 **It does not let the event loop wait for standard error.** libuv would set O_NONBLOCK. That flag belongs to the open file
 description, so it would change the user's shell as well, for good. The loop waits for an epoll that has the descriptor instead.

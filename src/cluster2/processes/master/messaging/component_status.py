@@ -1,7 +1,7 @@
-"""Status of components: asked of all workers, reduced to one value; and values that are set in all of them.
+"""Collect the status of components from all workers and reduce it to one value, and set values in all of them.
 
-A component is whatever a worker registered by `worker.register_status(name, …)`. Nothing is kept here but the names, and what was set
-last, which workers that come later are told: a recycle doesn't undo it.
+A component is anything that a worker has registered by `worker.register_status(name, …)`. This module keeps only the names, and
+the value that was set last. Workers that start later get it as well, so a recycle doesn't undo it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ....protocol import codec, messages
 from .worker_link import WorkerLink
 
 STATUS_TIMEOUT_S = 3.0
-"""Seconds that a worker may take to answer; who hasn't by then is missing from the answer."""
+"""Seconds that a worker may take to respond. After that it is missing from the status."""
 _MAX_VALUES = 1024
-"""Components whose value is remembered."""
+"""Components whose value is kept."""
 MAX_STATUS_NAMES = 1024
 """Components that one worker may have."""
 
@@ -30,10 +30,10 @@ class ComponentStatus(msgspec.Struct, frozen=True):
     """The status of a component over its workers.
 
     Attributes:
-        value: what the reducer made of the answers; None if they can't be reduced.
-        workers: each answer, by pid, in the order of slots.
-        missing: pids of workers that died meanwhile, or didn't answer in time.
-        errors: why a worker has no value, by pid; by 0 why the values can't be reduced.
+        value: the responses, reduced to one value; None if they can't be reduced.
+        workers: the value of each worker by pid, in the order of slots.
+        missing: pids of workers that ended meanwhile, or didn't respond in time.
+        errors: the reason why a worker has no value, by pid. Under 0, the reason why the values can't be reduced.
     """
 
     name: str
@@ -43,7 +43,7 @@ class ComponentStatus(msgspec.Struct, frozen=True):
     errors: dict[int, str] = {}
 
     def plain(self) -> dict[str, Any]:
-        """It as plain data, for JSON."""
+        """Return the status as plain data, for JSON."""
         return {
             "component": self.name,
             "value": self.value,
@@ -54,28 +54,31 @@ class ComponentStatus(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> ComponentStatus:
-        """The inverse."""
+        """Make a status from the result of `plain`."""
         workers = {each["pid"]: each["value"] for each in plain["workers"]}
         errors = {each["pid"]: each["error"] for each in plain["errors"]}
         return cls(plain["component"], plain["value"], workers, plain["missing"], errors)
 
     @property
     def partial(self) -> bool:
-        """Whether a worker is missing from it."""
+        """True if a worker is missing from it."""
         return bool(self.missing or self.errors)
 
 
 class _Gathering:
-    """Answers to one question."""
+    """The responses to one request.
 
-    def __init__(self, asked: set[WorkerLink]) -> None:
-        self.awaited = asked
-        """Who may still answer."""
+    Attributes:
+        awaited: links of the workers that may still respond.
+    """
+
+    def __init__(self, awaited: set[WorkerLink]) -> None:
+        self.awaited = awaited
         self.answers: dict[WorkerLink, messages.Viewed] = {}
         self.complete = asyncio.Event()
 
     def on_answer(self, link: WorkerLink, answer: messages.Viewed | None) -> None:
-        """One has answered; None: it never will."""
+        """Record the response of a worker; None: the worker has gone."""
         if link in self.awaited:
             self.awaited.discard(link)
             if answer is not None:
@@ -85,7 +88,7 @@ class _Gathering:
 
 
 class ComponentStatuses:
-    """The components of the workers."""
+    """The components of all workers."""
 
     def __init__(self) -> None:
         self._names: dict[WorkerLink, set[str]] = {}
@@ -94,23 +97,23 @@ class ComponentStatuses:
         self._set: dict[str, messages.Update] = {}
 
     def names(self) -> list[str]:
-        """All components that a worker has."""
+        """Return the names of all components."""
         return sorted(set().union(*self._names.values()))
 
     def on_connect(self, link: WorkerLink) -> None:
-        """A worker has come: it is told what was set before."""
+        """Add a worker, and send it the values that were set before."""
         self._names[link] = set()
         for update in self._set.values():
             link.send(update)
 
     def on_disconnect(self, link: WorkerLink) -> None:
-        """It is gone: who waits for its answer needn't any more."""
+        """Remove a worker, so that no request waits for it any more."""
         self._names.pop(link, None)
         for gathering in self._gatherings.values():
             gathering.on_answer(link, None)
 
     def register(self, link: WorkerLink, name: str) -> None:
-        """A worker has that component. Raises codec.Garbled if it has too many."""
+        """Add a component of a worker. Raises codec.ProtocolError if the worker has too many."""
         names = self._names.get(link)
         if names is not None:
             names.add(name)
@@ -118,13 +121,13 @@ class ComponentStatuses:
                 raise codec.ProtocolError(f"it has more than {MAX_STATUS_NAMES} components")
 
     def viewed(self, link: WorkerLink, answer: messages.Viewed) -> None:
-        """A worker answers."""
+        """Take the response of a worker."""
         gathering = self._gatherings.get(answer.number)
         if gathering is not None:
             gathering.on_answer(link, answer)
 
     def update(self, name: str, value: object, worker: int | None = None) -> int:
-        """Set a component in all workers that are and that come, or in the one of that pid or slot; how many were told."""
+        """Set a component in all workers, also later ones, or in that of one pid or slot. Return how many are reached now."""
         update = messages.Update(name, codec.sendable(value, f"the value of component {name!r}"))
         if worker is None:
             self._set.pop(name, None)
@@ -136,10 +139,10 @@ class ComponentStatuses:
     async def view(
         self, name: str, worker: int | None = None, params: object = None, reducer: str | Reducer | None = None
     ) -> ComponentStatus:
-        """Ask all workers that have it, or the one of that pid or slot.
+        """Return the status of a component over all workers that have it, or of the one of that pid or slot.
 
         Raises:
-            ClusterError: no such worker has it.
+            ClusterError: no such worker has the component.
             ValueError: no reducer has that name.
         """
         function = None if reducer is None else named(reducer)
@@ -166,7 +169,7 @@ class ComponentStatuses:
     async def _reduce_there(
         self, name: str, links: list[WorkerLink], answers: dict[WorkerLink, messages.Viewed]
     ) -> Any:
-        """Have the values reduced by the component's own function, which only a worker has."""
+        """Have a worker reduce the values, by the component's own function, which the master doesn't have."""
         able = [link for link in links if _is_value(answers.get(link)) and not answers[link].reducer]
         values = [answers[link].value for link in links if _is_value(answers.get(link))]
         for link in able:
@@ -178,25 +181,25 @@ class ComponentStatuses:
         raise ClusterError("the workers that could reduce it are gone")
 
     async def _ask(
-        self, links: list[WorkerLink], question: Callable[[int], messages.Talk]
+        self, links: list[WorkerLink], request: Callable[[int], messages.Talk]
     ) -> dict[WorkerLink, messages.Viewed]:
-        """What each answered; who didn't isn't there."""
+        """Return the responses of the workers that have responded in time."""
         number = next(self._numbers)
         gathering = self._gatherings[number] = _Gathering(set(links))
         try:
             for link in links:
-                if not link.send_if_room(question(number)):
+                if not link.send_if_room(request(number)):
                     gathering.on_answer(link, None)
             async with asyncio.timeout(STATUS_TIMEOUT_S):
                 await gathering.complete.wait()
         except TimeoutError:
-            pass  # the answer says who is missing
+            pass  # the status names the workers that are missing
         finally:
             del self._gatherings[number]
         return gathering.answers
 
     def _links(self, worker: int | None) -> list[WorkerLink]:
-        """The links of that pid or slot, or all, by slot."""
+        """Return the links of that pid or slot, or all, by slot."""
         found = [link for link in self._names if worker is None or worker in (link.pid, link.slot)]
         return sorted(found, key=lambda link: link.slot)
 

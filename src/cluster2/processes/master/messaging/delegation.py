@@ -1,8 +1,8 @@
-"""Work that workers hand to the master, and who gets the answer (`flights` has the decisions).
+"""Run handlers for calls that workers delegate to the master, and send the results back (`core.single_flight` decides).
 
-A handler runs as a task if it is async, else in a thread: the loop waits for neither. What it returns or raises goes to everybody
-who asked for the same; whoever has left meanwhile (it died, it gave up, its time is over) gets nothing, and an answer that nobody
-waits for is dropped and counted. When nobody waits any more, an async handler is cancelled.
+A handler runs as a task if it is async, else in a thread, so the loop never waits for one. Its result or exception goes to all
+workers that made an equal call. A worker that has left in the meantime (it died, it gave up, its timeout is over) gets none. A
+result for which no worker waits is dropped and counted. When no worker waits any more, an async handler is cancelled.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .worker_link import WorkerLink
 logger = logging.getLogger("cluster2.app")
 
 DEFAULT_CONCURRENCY = 64
-"""Pieces of work of one kind that are done at a time, unless the handler says otherwise."""
+"""Calls of one kind that run at a time, unless the handler is registered with another limit."""
 DEADLINE_POLL_INTERVAL_S = 0.25
-"""Seconds between two looks for deadlines. Who asked keeps its own to the millisecond, and says that it gave up."""
+"""Seconds between two checks of deadlines. The worker keeps its own to the millisecond, and reports that it gave up."""
 MAX_UNREAD_ANSWER_BYTES = 16 << 20
-"""Bytes that may wait for a worker before answers to it are dropped."""
+"""Bytes that may wait for a worker before results for it are dropped."""
 HANDLER_CANCEL_GRACE_S = 1.0
-"""Seconds for handlers that are cancelled at the end."""
+"""Seconds in which handlers that are cancelled at the end may finish."""
 _MAX_TRACEBACK_CHARS = 1 << 16
 
 Handler = Callable[..., Any]
@@ -40,15 +40,15 @@ Asker = tuple[WorkerLink, int]
 
 
 class DelegateRequest(msgspec.Struct, frozen=True):
-    """What a handler may want to know besides the message, if it takes a second argument.
+    """The second argument of a handler, if it takes one: everything about the call but its message.
 
     Attributes:
-        delegate: the kind of work.
-        pid, slot: of the worker that asked first.
-        expects: whether anybody waits for the answer.
+        delegate: the name of the handler.
+        pid, slot: of the worker that called first.
+        expects: true if a worker waits for the result.
         timeout: seconds that it waits, or None.
-        notification: the event by which it wants to hear of later changes, or None.
-        targets: pids of the workers that want to, or None for all.
+        notification: the event by which later changes shall be announced, or None.
+        targets: pids of the workers that shall get that event, or None for all.
     """
 
     delegate: str
@@ -61,13 +61,13 @@ class DelegateRequest(msgspec.Struct, frozen=True):
     _emit: Callable[[str, object, list[int] | None], None]
 
     def notify(self, value: object) -> None:
-        """Tell those who want to know that something has changed; now or later. Does nothing if nobody wants to."""
+        """Emit the event of `notification`, now or later. Do nothing if the call asks for none."""
         if self.notification is not None:
             self._emit(self.notification, value, self.targets)
 
 
 class DelegateHandler:
-    """One kind of work."""
+    """A handler, and the calls for it that wait or run."""
 
     def __init__(self, name: str, handler: Handler, limit: int, single: bool) -> None:
         self.name = name
@@ -80,62 +80,62 @@ class DelegateHandler:
 
 
 class Delegation:
-    """Handlers by kind of work, and what is under way.
+    """The handlers by name, and the calls under way.
 
     Attributes:
-        late: answers that nobody waited for any more.
-        handled: pieces of work that were begun.
+        late: number of results for which no worker waited any more.
+        handled: number of calls that were begun.
     """
 
     def __init__(self, emit: Callable[..., None]) -> None:
         self._emit = emit
-        self._kinds: dict[str, DelegateHandler] = {}
+        self._handlers: dict[str, DelegateHandler] = {}
         self._threads = HandlerThreads()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._looking: asyncio.TimerHandle | None = None
+        self._deadline_timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self.late = 0
         self.handled = 0
 
     def handle(self, name: str, handler: Handler, *, limit: int = DEFAULT_CONCURRENCY, single: bool = True) -> None:
-        """Have work of this kind done by a handler. Raises ConfigError if it has one."""
-        if name in self._kinds:
+        """Register a handler under a name. Raises ConfigError if the name has one."""
+        if name in self._handlers:
             raise ConfigError(f"delegate({name!r}): that kind of work has a handler already")
         if limit < 1:
             raise ConfigError(f"delegate({name!r}): limit = {limit}: expected a whole number from 1")
-        self._kinds[name] = DelegateHandler(name, handler, limit, single)
+        self._handlers[name] = DelegateHandler(name, handler, limit, single)
 
     def start(self) -> None:
-        """The master runs."""
+        """Start on the running loop, which is the master's."""
         self._loop, self._closed, self._threads = asyncio.get_running_loop(), False, HandlerThreads()
 
     def unfinished(self) -> int:
-        """Pieces of work that wait or are under way."""
-        return sum(len(kind.flights) for kind in self._kinds.values())
+        """Return the number of calls that wait or run."""
+        return sum(len(kind.flights) for kind in self._handlers.values())
 
     async def close(self) -> None:
-        """The master leaves: what is under way is cancelled, and what hangs in a thread is abandoned."""
+        """Cancel all handlers that run. One that hangs in a thread is abandoned."""
         self._closed = True
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=HANDLER_CANCEL_GRACE_S)
         self._threads.close()
 
-    # What workers say
+    # Messages of workers
 
     def on_request(self, link: WorkerLink, message: messages.Delegate) -> None:
-        """A worker delegates."""
+        """Begin a delegated call, or join an equal one that is under way."""
         number = message.number if message.expect is not None else 0
-        kind = self._kinds.get(message.delegate)
+        kind = self._handlers.get(message.delegate)
         if kind is None:
             self._no_handler(link, number, message.delegate)
             return
         if number in link.open_calls:
-            raise codec.ProtocolError(f"it asked {number} twice")
+            raise codec.ProtocolError(f"it used the call number {number} twice")
         if not number:
             link.fire_and_forget += 1
             link.pending_bytes += len(message.origin)
@@ -148,8 +148,8 @@ class Delegation:
             if message.timeout is not None:
                 assert self._loop is not None
                 deadline = self._loop.time() + message.timeout
-                if self._looking is None:
-                    self._looking = self._loop.call_later(DEADLINE_POLL_INTERVAL_S, self._expire_flights)
+                if self._deadline_timer is None:
+                    self._deadline_timer = self._loop.call_later(DEADLINE_POLL_INTERVAL_S, self._expire_flights)
             flight = kind.flights.join_or_begin((link, message), key, (link, number), deadline)
             link.pending_bytes += len(message.origin)
             link.open_calls[number] = (kind, flight, len(message.origin))
@@ -158,7 +158,7 @@ class Delegation:
         self._begin(kind)
 
     def on_give_up(self, link: WorkerLink, number: int) -> None:
-        """A worker doesn't wait for that any more."""
+        """Drop a call that its worker doesn't wait for any more."""
         found = link.open_calls.pop(number, None)
         if found is not None:
             kind, flight, weight = found
@@ -168,11 +168,11 @@ class Delegation:
             link.release()
 
     def on_disconnect(self, link: WorkerLink) -> None:
-        """A worker is gone, and waits for nothing."""
+        """Drop all calls of a worker that has gone."""
         for number in list(link.open_calls):
             self.on_give_up(link, number)
 
-    # Doing it
+    # Handlers
 
     def _begin(self, kind: DelegateHandler) -> None:
         assert self._loop is not None
@@ -187,7 +187,7 @@ class Delegation:
         value = messages.NO_PAYLOAD
         failure: messages.Failure | None = None
         try:
-            if flight.over:  # everybody has left before its first step
+            if flight.over:  # all callers have left before its first step
                 raise asyncio.CancelledError
             flight.runner = asyncio.current_task()
             given = [codec.value(message.origin)]
@@ -199,11 +199,13 @@ class Delegation:
                 result = await self._in_thread(kind.handler, given, flight)
             value = codec.payload(result)
         except asyncio.CancelledError:
-            failure = messages.Failure("CancelledError", "the master gave it up")
-        except BaseException as error:  # also SystemExit: it would end the master, and nobody would be told
+            failure = messages.Failure("CancelledError", "the master cancelled the handler")
+        except BaseException as error:  # also SystemExit: it would end the master, and the caller would get no response
             failure = _failure(error)
             if flight.lone:
-                logger.error("work that nobody waits for failed: %r", kind.name, exc_info=raised_in(error))
+                logger.error(
+                    "a delegated call for which no worker waits failed: %r", kind.name, exc_info=raised_in(error)
+                )
         lone = flight.lone
         askers = kind.flights.finish(flight)
         if lone:
@@ -217,7 +219,7 @@ class Delegation:
         self._begin(kind)
 
     async def _in_thread(self, handler: Handler, given: list[Any], flight: Flight[Asker]) -> Any:
-        """Run it in a thread. That can't be cancelled: whoever has left, it goes on, and counts as under way until it ends."""
+        """Run a handler in a thread. It can't be cancelled: it goes on without callers, and counts as under way until it ends."""
         future = self._threads.run(lambda: handler(*given))
         while not future.done():
             try:
@@ -242,7 +244,7 @@ class Delegation:
         try:
             link.send_if_room(messages.CallResult(number, value, failure), MAX_UNREAD_ANSWER_BYTES)
         except ValueError as error:
-            link.send(messages.CallResult(number, failure=messages.Failure("ValueError", f"the answer is {error}")))
+            link.send(messages.CallResult(number, failure=messages.Failure("ValueError", f"the result is {error}")))
         link.release()
 
     def _no_handler(self, link: WorkerLink, number: int, name: str) -> None:
@@ -252,7 +254,7 @@ class Delegation:
                 messages.CallResult(number, failure=messages.Failure("LookupError", text)), MAX_UNREAD_ANSWER_BYTES
             )
         else:
-            logger.warning("worker %d delegates %r, which has no handler: it is dropped", link.pid, name)
+            logger.warning("worker %d delegates %r, which has no handler: the call is dropped", link.pid, name)
 
     def _cancel(self, flight: Flight[Asker]) -> None:
         if flight.runner is not None:
@@ -260,27 +262,27 @@ class Delegation:
 
     def _expire_flights(self) -> None:
         assert self._loop is not None
-        self._looking = None
+        self._deadline_timer = None
         now, some = self._loop.time(), False
-        for kind in self._kinds.values():
+        for kind in self._handlers.values():
             for _flight, (link, number) in list(kind.flights.expired(now)):
                 self.on_give_up(link, number)
             some = some or len(kind.flights) > 0
         if some:
-            self._looking = self._loop.call_later(DEADLINE_POLL_INTERVAL_S, self._expire_flights)
+            self._deadline_timer = self._loop.call_later(DEADLINE_POLL_INTERVAL_S, self._expire_flights)
 
 
 def _failure(error: BaseException) -> messages.Failure:
     trace = codec.clip("".join(traceback.format_exception(*raised_in(error))), _MAX_TRACEBACK_CHARS, end=True)
     try:
         text = str(error)
-    except Exception as another:  # an error whose text is an error
-        text = f"(its text can't be told: {type(another).__name__})"
+    except Exception as another:  # its __str__ raises
+        text = f"(its text can't be had: {type(another).__name__})"
     return messages.Failure(type(error).__name__, codec.clip(text, _MAX_TRACEBACK_CHARS), trace)
 
 
 def _takes_two(handler: Handler) -> bool:
-    """Whether it has two positional parameters without a default."""
+    """Return True if a handler has two positional parameters without a default."""
     try:
         parameters = inspect.signature(handler).parameters.values()
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""Threads for users' sync handlers, so that the master's loop never waits for one.
+"""Run the app's sync handlers in threads, so that the master's loop never waits for one.
 
-Not a ThreadPoolExecutor: the interpreter waits for its threads at the end, and so would a master with a handler that hangs.
-These are daemons: what hangs in one is abandoned.
+This is no ThreadPoolExecutor: the interpreter joins its threads at exit, and would wait for a handler that hangs. These threads
+are daemons, so a handler that hangs is abandoned.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
 
 
 class HandlerThreads:
-    """Some threads, made when they are needed."""
+    """A pool of threads, made when they are needed."""
 
     def __init__(self, most: int = MAX_HANDLER_THREADS) -> None:
         self._most = most
@@ -27,7 +27,7 @@ class HandlerThreads:
         self._idle = 0
 
     def run(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Call it in a thread; the future has what it returned or raised."""
+        """Call a function in a thread. The future has its result or exception."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         with self._lock:
@@ -36,11 +36,11 @@ class HandlerThreads:
             elif self._made < self._most:
                 try:
                     threading.Thread(target=self._work, name=f"cluster2-handler-{self._made + 1}", daemon=True).start()
-                except RuntimeError as error:  # the system has no thread for us
+                except RuntimeError as error:  # the system can't start a thread
                     if not self._made:
                         future.set_exception(RuntimeError(f"no thread can be started: {error}"))
                         return future
-                    self._idle -= 1  # it waits for one of those that there are
+                    self._idle -= 1  # it waits for one of the existing threads
                 else:
                     self._made += 1
             else:
@@ -49,7 +49,7 @@ class HandlerThreads:
         return future
 
     def close(self) -> None:
-        """Let the threads end when they have done what waits."""
+        """Let the threads end when they have done the waiting jobs."""
         for _ in range(self._made):
             self._jobs.put(None)
 
@@ -58,13 +58,15 @@ class HandlerThreads:
             loop, future, call = job
             try:
                 done: tuple[Callable[..., None], Any] = (_succeed, call())
-            except BaseException as error:  # also SystemExit: it would end this thread, and nobody would be told
+            except (
+                BaseException
+            ) as error:  # also SystemExit: it would end this thread, and the caller would get no response
                 done = (_fail, error)
             with self._lock:
                 self._idle += 1
             try:
                 loop.call_soon_threadsafe(done[0], future, done[1])
-            except RuntimeError:  # the loop is closed: the master has left meanwhile
+            except RuntimeError:  # the loop is closed: the master has ended
                 return
             del job, done, future, call
 
@@ -76,5 +78,5 @@ def _succeed(future: asyncio.Future[Any], value: Any) -> None:
 
 def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
     if not future.done():
-        plain = isinstance(error, Exception) and not isinstance(error, StopIteration)  # which no future takes
+        plain = isinstance(error, Exception) and not isinstance(error, StopIteration)  # a future refuses it
         future.set_exception(error if plain else RuntimeError(f"it raised {error!r}"))

@@ -1,7 +1,7 @@
-"""What users' code in the master and in the workers says to each other: events, delegated work, component status.
+"""Carry messages between the app's code in the master and in the workers: events, delegated calls, component status.
 
-All of that goes past the master's queue of facts, since it changes nothing that the master decides by: the link gives a message
-to `Switchboard.receive`, whose parts answer over links. Nothing here knows where a worker is or how it is reached.
+These messages bypass the master's inbox, since nothing that the master decides depends on them: a link gives a message to
+`MessageHub.receive`, and the parts of the hub respond over links. The hub doesn't know where a worker is or how it is reached.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ logger = logging.getLogger("cluster2.master")
 
 
 class MessageHub:
-    """Made with the cluster, before there is a master; handlers are registered at any time.
+    """The hub of a cluster. It is made before there is a master; handlers may be registered at any time.
 
     Attributes:
         emitter: handlers of events in this process.
-        delegates: handlers of delegated work.
-        statuses: status of components in the workers.
+        delegates: handlers of delegated calls.
+        statuses: the components of the workers and their status.
     """
 
     def __init__(self, emitter: Emitter | None = None) -> None:
@@ -41,24 +41,24 @@ class MessageHub:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._dropped = 0
-        self._heard: Callable[[events.Event], None] = self.emitter.emit
+        self._on_event: Callable[[events.Event], None] = self.emitter.emit
 
     @property
     def running(self) -> bool:
-        """Whether the cluster runs in this process."""
+        """True if the cluster runs in this process."""
         return self._loop is not None
 
-    def start(self, heard: Callable[[events.Event], None]) -> None:
-        """The master runs, on this loop.
+    def start(self, on_event: Callable[[events.Event], None]) -> None:
+        """Start the hub on the running loop, which is the master's.
 
         Args:
-            heard: takes the events of the workers.
+            on_event: takes the events of the workers.
         """
-        self._loop, self._thread, self._heard = asyncio.get_running_loop(), threading.get_ident(), heard
+        self._loop, self._thread, self._on_event = asyncio.get_running_loop(), threading.get_ident(), on_event
         self.delegates.start()
 
     async def close(self, patience: float) -> None:
-        """Let work that nobody waits for end, for so long; then the master leaves."""
+        """Wait up to `patience` seconds for calls that no worker waits for, then close all links."""
         deadline = time.monotonic() + patience
         while (self._links or self.delegates.unfinished()) and time.monotonic() < deadline:
             await asyncio.sleep(0.002)
@@ -68,7 +68,7 @@ class MessageHub:
         self._loop = None
 
     def counters(self) -> dict[str, int]:
-        """Pieces of work begun, unfinished and done too late, and messages dropped because workers don't read."""
+        """Return the number of delegated calls begun, unfinished and late, and of messages dropped because workers don't read."""
         return {
             "delegated": self.delegates.handled,
             "unfinished": self.delegates.unfinished(),
@@ -79,14 +79,14 @@ class MessageHub:
     # Links
 
     def on_connect(self, link: WorkerLink) -> None:
-        """A worker can be talked to."""
+        """Add the link of a worker."""
         if link in self._links:
             return
         self._links[link] = None
         self.statuses.on_connect(link)
 
     def on_disconnect(self, link: WorkerLink) -> None:
-        """It can't any more."""
+        """Remove the link of a worker."""
         if link in self._links:
             del self._links[link]
             self._dropped += link.dropped
@@ -94,7 +94,7 @@ class MessageHub:
         self.statuses.on_disconnect(link)
 
     def receive(self, link: WorkerLink, message: messages.Talk | messages.Unknown) -> bool:
-        """A worker said something. Returns whether that is the switchboard's business. Raises codec.Garbled."""
+        """Handle a message of a worker, if it is one for the hub. Return True then. Raises codec.ProtocolError."""
         kind = type(message)
         if kind is messages.Delegate:
             self.delegates.on_request(link, message)  # type: ignore[arg-type]
@@ -113,10 +113,10 @@ class MessageHub:
     # Events
 
     def emit(self, event: str, data: object = None, targets: Iterable[int] | None = None) -> None:
-        """An event for the workers of those pids, or for all. From any thread.
+        """Send an event to the workers of those pids, or to all. This may be called in any thread.
 
         Raises:
-            ClusterError: the data can't travel.
+            ClusterError: the data can't be encoded, or is too long.
         """
         message = messages.Emit(events.own(event), codec.sendable(data, f"the data of event {event!r}"), None, True)
         pids = None if targets is None else frozenset(targets)
@@ -130,11 +130,11 @@ class MessageHub:
     def _emitted(self, link: WorkerLink, message: messages.Emit) -> None:
         if message.event in events.EVENTS:
             raise codec.ProtocolError(f"it emitted {message.event!r}, which is the master's")
-        data = codec.value(message.data)  # first of all: what can't be understood isn't passed on
+        data = codec.value(message.data)  # before anything else: data that can't be decoded isn't passed on
         if message.all or message.targets is not None:
-            told = messages.Emit(message.event, message.data, None, True, link.pid)
-            self._forward(told, None if message.targets is None else frozenset(message.targets))
-        self._heard(events.Emitted(time=time.time(), event=message.event, data=data, pid=link.pid, slot=link.slot))
+            forwarded = messages.Emit(message.event, message.data, None, True, link.pid)
+            self._forward(forwarded, None if message.targets is None else frozenset(message.targets))
+        self._on_event(events.Emitted(time=time.time(), event=message.event, data=data, pid=link.pid, slot=link.slot))
         if self.emitter.crowded():
             link.hold_until(lambda: not self.emitter.crowded())
 
@@ -143,10 +143,10 @@ class MessageHub:
             if pids is None or link.pid in pids:
                 link.send_if_room(message)
 
-    # From whatever thread or loop
+    # From any thread or loop
 
     async def in_master(self, ask: Callable[[], Any]) -> Any:
-        """Await what `ask()` returns on the master's loop."""
+        """Await the coroutine that `ask()` returns, on the master's loop."""
         if self._loop is None:
             raise ClusterError("the cluster isn't running in this process")
         if asyncio.get_running_loop() is self._loop:
@@ -158,7 +158,7 @@ class MessageHub:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asking(), self._loop))
 
     def call_soon(self, call: Callable[[], object]) -> None:
-        """Call it on the master's loop."""
+        """Call a function on the master's loop."""
         if self._loop is None:
             raise ClusterError("the cluster isn't running in this process")
         if threading.get_ident() == self._thread:

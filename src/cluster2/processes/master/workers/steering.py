@@ -1,23 +1,25 @@
-"""Who gets new connections, where engines take them by themselves: a place in the steered group for each worker.
+"""Steer new connections to workers whose engines accept connections themselves.
 
-Each worker of such an engine has a place of its own, from the order to make it until it is buried; its successor has another. A
-place that is free again is kept open. Connections are steered to the workers that serve: first the successor's place is added,
-then the predecessor's is left out, and that one goes on accepting what is on its way (`kernel.steering`).
+Each worker of such an engine has a *place* of its own in the steered group: a listening socket with its own accept queue. It has
+the place from the order to make it until its exit is recorded; its successor gets another one. A free place stays open.
+Connections are steered to the workers that are ready. First the place of a successor is added, then that of its predecessor is
+left out. The predecessor goes on accepting the connections that are in its queue already (`linux.steered_group`).
 
-- *A worker crashed*: what waits in its queue is served by whoever gets its place next: a free place in which somebody waits is
-  given out first. If nobody is to be made just then, `has_stranded_clients` says so, and a worker is recycled for it.
-- *A worker is stuck*: it is left out as soon as its heartbeat is late, long before it is killed.
-- *None serves*: connections go on to where they went, and wait.
-- *A change of engine by a reload*: workers of an engine that is fed share place 0, the ordinary listener. The other way is
-  refused while there is a keeper: what rests there comes back through queues that such an engine doesn't read.
+- *A worker crashed*: the connections in its queue are served by the next worker that gets the place. A free place with waiting
+  connections is given out first. If no worker is to be made, `has_stranded_clients` reports them, and a worker is recycled.
+- *A worker is stuck*: its place is left out as soon as its heartbeat is late, long before it is killed.
+- *No worker is ready*: connections go on to the places that got them before, and wait.
+- *A reload changes the engine*: workers of an engine that the acceptor feeds share place 0, the ordinary listener. The opposite
+  change is refused while there is a keeper: connections at rest come back through queues that such an engine doesn't read.
 
-**The loop is closed**: while requests come the master looks at each worker's gauge (requests begun and ended, in the scoreboard)
-every 10 ms. Where one has been at the same request between two looks, handlers are long; then it looks every millisecond, and
-steers to the workers with the fewest requests under way (`core.planning.lightest`), so that nobody new waits behind a handler that holds
-its loop. At all times those are left out that have more than their share of connections. A look costs some 5 µs, another program
-25; with no request in a second it stops, and a tick of the master's finds out when they come again.
+**Steering is a closed loop.** While requests come, the master polls the gauge of each worker (requests begun and ended, in the
+scoreboard) every 10 ms. If a worker has been at the same request in two polls, handlers are long. Then it polls every
+millisecond, and steers to the workers with the fewest requests under way (`core.planning.lightest`), so that no new client waits
+behind a handler that holds its loop. Workers with more than their share of connections are always left out. A poll takes about 5
+µs, another BPF program 25 µs. After a second without a request the polls stop; the next tick of the master finds out when
+requests come again.
 
-Where no engine takes connections itself, there is no group, and all of this is nothing.
+Where no engine accepts connections itself, there is no group, and this module does nothing.
 """
 
 from __future__ import annotations
@@ -41,24 +43,24 @@ logger = logging.getLogger("cluster2.master")
 
 _COARSE_POLL_INTERVAL_S = 0.010
 FINE_POLL_INTERVAL_S = 0.001
-"""Seconds between two looks at the gauges: usually, and while handlers are long."""
+"""Seconds between two polls of the gauges: usually, and while handlers are long."""
 _LONG_HANDLERS_MEMORY_S = 2.0
 """Seconds after which handlers count as short again."""
 _MAX_MEAN_LATENESS_S = 0.003
-"""Seconds by which looks are late in the mean when steering by them does harm: all would go to one until the next look."""
+"""Mean lateness of polls in seconds above which steering by requests does harm: until the next poll all go to one worker."""
 _LATENESS_SMOOTHING = 0.1
-"""Share of the newest look in that mean."""
+"""Weight of the newest poll in that mean."""
 _MAX_PROOF_S = 0.01
-"""Seconds for which the master's loop may stand still because another place can't be proved."""
+"""Seconds for which the test of another place may hold the master's loop."""
 IDLE_AFTER_S = 1.0
-"""Seconds without a request after which nobody looks."""
+"""Seconds without a request after which the polls stop."""
 
 
 class Steering:
-    """The groups of a cluster, one for each listener that is steered, and who has which place in all of them."""
+    """The steered groups of a cluster, one for each steered listener. A worker has the same place in all of them."""
 
     def __init__(self, listeners: Sequence[tuple[int, Listener]], board: Scoreboard, backlog: int) -> None:
-        """Nothing is steered."""
+        """Make an object that steers no listener yet."""
         self._listeners = listeners
         self._board = board
         self._backlog = backlog
@@ -75,10 +77,10 @@ class Steering:
         self._timer: asyncio.TimerHandle | None = None
 
     def open(self, generation: int, sites: Iterable[int], slots: int) -> None:
-        """The workers of a generation take connections of these apps by themselves.
+        """Open places for a generation whose workers accept the connections of these apps themselves.
 
         Args:
-            slots: for how many workers there shall be places: two for each.
+            slots: number of workers; there are two places for each.
 
         Raises:
             ConfigError: an address that can't be steered.
@@ -97,19 +99,19 @@ class Steering:
         return self._sites.get(generation, frozenset())
 
     def check_change(self, before: int, sites: Iterable[int]) -> None:
-        """Whether a reload may lead to engines that take connections of these apps themselves.
+        """Check that a reload may lead to engines that accept connections of these apps themselves.
 
         Raises:
-            ConfigError: now they are fed: what rests at the keeper would find nobody to come back to.
+            ConfigError: they are fed now, and connections at rest could not come back from the keeper.
         """
         if set(sites) - self._sites.get(before, frozenset()):
             raise ConfigError("connections that rest at the keeper can't come to it: restart to change to that engine")
 
     def take(self, generation: int) -> int | None:
-        """A place for a new worker of that generation; None: its engines don't need one.
+        """Return a place for a new worker of that generation; None: its engines don't need one.
 
         Raises:
-            ConfigError: there is no room for another.
+            ConfigError: no more places can be opened.
         """
         if not self._sites.get(generation):
             return None
@@ -125,12 +127,12 @@ class Steering:
         return place
 
     def release(self, place: int | None) -> None:
-        """The worker that had it is gone."""
+        """Free the place of a worker that has ended."""
         if place is not None:
             self._taken.discard(place)
 
     def descriptors(self, handle: WorkerHandle) -> list[int]:
-        """What a worker listens on, a descriptor for each listener of the cluster."""
+        """Return the sockets that a worker listens on, a descriptor for each listener of the cluster."""
         sites = self._sites.get(handle.generation, frozenset())
         return [
             (self._groups[index].at(handle.place) if site in sites and handle.place is not None else listener.sock)
@@ -139,7 +141,7 @@ class Steering:
         ]  # fmt: skip
 
     def waiting(self, place: int) -> int:
-        """How many connections wait there, in all groups."""
+        """Return how many connections wait at a place, in all groups."""
         return sum(group.waiting(place) for group in self._groups.values() if place < len(group))
 
     def queued(self) -> int | None:
@@ -151,47 +153,47 @@ class Steering:
         return accept_queues.waiting(sockets)
 
     def has_stranded_clients(self) -> bool:
-        """Whether somebody waits at a place that nobody has."""
+        """Return True if connections wait at a place that no worker has."""
         if not self._groups:
             return False
         places = range(max(map(len, self._groups.values())))
-        # Where fed engines share place 0, nobody has it by name.
+        # Workers of fed engines share place 0; it is in no handle.
         shared = any(not sites for sites in self._sites.values())
         return any(self.waiting(each) for each in places if each not in self._taken and (each or not shared))
 
-    def steer(self, roster: Iterable[WorkerHandle], now: float) -> None:
-        """Let new connections go to those that serve now, and aren't stuck."""
+    def steer(self, workers: Iterable[WorkerHandle], now: float) -> None:
+        """Steer new connections to the workers that are ready and not stuck."""
         if not self._groups:
             return
-        serving = [handle for handle in roster if handle.state is WorkerState.READY]
-        well = [handle for handle in serving if handle.reason != "hang" and not self._is_late(handle, now)]
-        self._serving = [(handle.place or 0, self._board.row(handle.row)) for handle in well or serving]
+        serving = [handle for handle in workers if handle.state is WorkerState.READY]
+        healthy = [handle for handle in serving if handle.reason != "hang" and not self._is_late(handle, now)]
+        self._serving = [(handle.place or 0, self._board.row(handle.row)) for handle in healthy or serving]
         self._gauges = {place: self._gauges.get(place, (0, 0)) for place, _ in self._serving}
         places = {place for place, _ in self._serving}
-        # While the loop is closed its choice stands, as far as those still serve; a newcomer is seen with the next look.
+        # While gauges are polled, the last choice stands for workers that are still ready. The next poll adds a new worker.
         chosen = places.intersection(self._steered) if self._timer is not None else places
         self._steer_to(sorted(chosen or places))
         if self._timer is None and len(self._serving) > 1:
             self._poll_gauges()
 
     def _steer_to(self, places: Sequence[int]) -> None:
-        """Let new connections go there."""
+        """Steer new connections to these places."""
         if places and tuple(places) != self._steered:
             for group in self._groups.values():
                 group.steer(places)
-            self._steered = tuple(places)  # not before: what failed is tried again
+            self._steered = tuple(places)  # not before, so that a change that failed is tried again
 
     def _poll_gauges(self) -> None:
-        """Steer by what each worker has to do, and look again soon, while there is anything."""
+        """Steer by the load of each worker, and schedule the next poll while requests come."""
         now = time.monotonic()
         self._timer = None
         if len(self._serving) < 2:
             return
         loads = []
         for place, row in self._serving:
-            ended = (
-                row.ended
-            )  # before `begun`: else a request that begins and ends in between would make it the greater one
+            # `ended` is read before `begun`: else a request that begins and ends between the two reads would make it the greater
+            # one.
+            ended = row.ended
             begun = row.begun
             gauge = begun, ended
             if gauge != self._gauges.get(place):
@@ -212,7 +214,7 @@ class Steering:
             self._due = 0.0
 
     def shut_doors(self, warn: Callable[[str], None]) -> list[Listener]:
-        """Let no newcomer in, at any listener, steered or not. Return the listeners whose doors stay open."""
+        """Refuse new connections at all listeners, steered or not. Return the listeners that could not be shut."""
         return [
             listener
             for index, (_, listener) in enumerate(self._listeners)
@@ -220,7 +222,7 @@ class Steering:
         ]
 
     def close(self) -> None:
-        """Close what was opened here; the listeners themselves are the estate's."""
+        """Close the groups. The listeners belong to `MasterResources`."""
         if self._timer is not None:
             self._timer.cancel()
         self._serving = []
@@ -232,7 +234,7 @@ class Steering:
         return handle.deadline(self._board.row(handle.row), now) < now
 
     def _make_group(self, listener: Listener, places: int) -> SteeredGroup:
-        """A new group. Usually nobody is served yet, so there is time to prove it."""
+        """Make a group. Usually no client is served yet, so its test may take time."""
         group = SteeredGroup(listener, self._backlog)
         try:
             group.grow(places)
@@ -245,6 +247,6 @@ class Steering:
         try:
             group.grow(places, _MAX_PROOF_S)
         except ConfigError:
-            # It was possible before: descriptors have run out, or a stranger has come. What there is serves on.
+            # Descriptors have run out, or another process listens there too. The places that exist serve on.
             logger.exception("no more than %d places can be opened on %s", len(group), group.listener.address)
             raise

@@ -211,7 +211,7 @@ class WorkerSupervisor:
             return
         try:
             status = processes.exit_of(handle.pidfd)
-        except ChildProcessError:  # reaped by the program that the master lives in; its status isn't known
+        except ChildProcessError:  # reaped by the program that the master runs in; its status isn't known
             self.on_exit_recorded(handle, None)
             return
         if status is not None:
@@ -226,7 +226,7 @@ class WorkerSupervisor:
         if handle.state is WorkerState.DEAD:
             return  # recorded before: one that vanishes before it can be watched is found at each tick until this is handled
         if handle.state in lifecycle.LIVE_STATES:
-            handle.forget_replacement()  # it had not been told to leave: it has ended by itself
+            handle.forget_replacement()  # it had no order to leave: it has ended by itself
         wanted = handle.reason not in (None, "crash")
         fault = departure_fault(handle, status)
         self.forget(handle, status)

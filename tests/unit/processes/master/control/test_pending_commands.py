@@ -69,7 +69,7 @@ def test_failed_starts() -> None:
     ],
 )
 async def test_a_coroutine(error: Exception | None, answer: object) -> None:
-    """What a coroutine returns or raises is the answer."""
+    """The response is the value that a coroutine returns, or the error that it raises."""
     command, answers, _ = a_command("component")
 
     async def work() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whatever a worker writes into its row: each reader goes on, what it tells has bounds, and nobody else has to suffer for it."""
+"""A worker may write anything into its row: each reader goes on, its figures have bounds, and no other worker is affected."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ GONE = 5_000_000
 
 
 def bits(real: float) -> int:
-    """The cell of a double as an integer."""
+    """Return the cell of a double as an integer."""
     return int(struct.unpack("q", struct.pack("d", real))[0])
 
 
@@ -82,7 +82,7 @@ class Parts:
         row.requests += 10
 
     def told(self) -> list[Any]:
-        """What all of them tell, as it is sent."""
+        """Return the output of all readers, as it is sent."""
         now = time.monotonic()
         shown = status(
             self.board,
@@ -91,7 +91,7 @@ class Parts:
             wanted=2,
             addresses=[],
             monitor=None,
-            talk={},
+            message_counters={},
             backoffs=(),
             memory=False,
             waiting=0,
@@ -167,7 +167,7 @@ def test_no_promise_hides_a_hang(real: float) -> None:
 
 @given(st.lists(st.tuples(st.floats(0.01, 1.0), st.floats(0.0, 5.0)), min_size=1, max_size=20))
 def test_an_honest_promise_counts_as_it_is(steps: list[tuple[float, float]]) -> None:
-    """Of a worker that promises two seconds each time the deadline is just what it has promised, whenever the master looks."""
+    """The deadline of a worker that promises two seconds each time is just what it has promised, at any time of the check."""
     promise, now = Promise(), 1000.0
     for pause, until_seen in steps:
         now += pause
@@ -177,7 +177,7 @@ def test_an_honest_promise_counts_as_it_is(steps: list[tuple[float, float]]) -> 
 
 
 def test_a_worker_that_never_promised() -> None:
-    """It is overdue as well, two seconds after that was seen."""
+    """A heartbeat in the past is overdue as well, two seconds after it was seen."""
     promise = Promise()
     assert promise.deadline(0, 0.0, 100.0) == promise.deadline(0, 0.0, 200.0) == 100.0 + PROMISED_HEARTBEAT_S
     vitals = health.Vitals(0, 0, 1.0, None, promise.deadline(0, 0.0, 200.0), 0.0)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 def echo(command: Command) -> None:
-    """A master that answers each verb with what it was asked."""
+    """Answer each command with its own request, as a master."""
     if command.verb == "fail":
         command.answer(ConfigError("that won't do", detail="first\nsecond"))
     elif command.verb == "unknown":
@@ -34,7 +34,7 @@ def echo(command: Command) -> None:
 
 @asynccontextmanager
 async def controlled(directory: Path, handle: Callable[[Command], None] = echo) -> AsyncIterator[ControlServer]:
-    """A control socket whose commands are handled by a function, as facts of a queue."""
+    """Yield a control socket whose commands are handled by a function, as messages of an inbox."""
 
     def put(fact: InboxMessage) -> None:
         assert isinstance(fact, Command)
@@ -67,7 +67,7 @@ async def answer(reader: asyncio.StreamReader) -> dict[str, Any]:
 
 
 async def ask(directory: Path, raw: bytes) -> dict[str, Any]:
-    """The answer to one line on a connection of its own."""
+    """Return the response to one line, on a connection of its own."""
     async with client(directory) as (reader, writer):
         writer.write(raw + b"\n")
         return await answer(reader)
@@ -104,7 +104,7 @@ async def test_who_was_admitted(tmp_path: Path) -> None:
 
 
 async def test_too_many_are_admitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond a bound they are closed at once; one that leaves makes room."""
+    """Connections beyond a bound are closed at once; after one has closed, another is accepted."""
     monkeypatch.setattr(server, "MAX_CLIENTS", 1)
     async with controlled(tmp_path) as controls:
         first, second, third = (socket.socketpair() for _ in range(3))
@@ -144,7 +144,7 @@ BAD = {
 
 @pytest.mark.parametrize("line", [pytest.param(each, id=name) for name, each in BAD.items()])
 async def test_bad_requests(tmp_path: Path, line: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """What is no request is answered by a usage error of one line, and the connection goes on; nothing is logged."""
+    """The response to a line that is no request is a usage error of one line, and the connection goes on; nothing is logged."""
     async with controlled(tmp_path), client(tmp_path) as (reader, writer):
         writer.write(line + b"\n")
         said = await answer(reader)
@@ -158,14 +158,14 @@ async def test_bad_requests(tmp_path: Path, line: bytes, caplog: pytest.LogCaptu
 
 
 async def test_a_line_that_is_too_long(tmp_path: Path) -> None:
-    """Who sends more than a line may have is cut off before the master keeps it all; others are served on."""
+    """A client that sends more than a line may have is cut off before the master keeps it all; others are served."""
     async with controlled(tmp_path):
         async with client(tmp_path) as (reader, writer):
             writer.write(b'{"verb": "' + b"x" * 4 * MAX_LINE_BYTES)
             try:
                 assert b'"ok":true' not in await asyncio.wait_for(reader.read(), PATIENCE)
             except ConnectionResetError:
-                pass  # what it sent and nobody read makes the end of the connection a reset
+                pass  # bytes that the server has not read make the end of the connection a reset
         assert (await ask(tmp_path, b'{"verb": "status"}'))["ok"] is True
 
 
@@ -184,7 +184,7 @@ async def test_many_clients(tmp_path: Path) -> None:
 
 
 async def test_a_client_that_says_nothing(tmp_path: Path) -> None:
-    """A client that connects and is silent, or leaves in the middle of a line, holds nobody up."""
+    """A client that connects and is silent, or leaves in the middle of a line, doesn't affect others."""
     async with controlled(tmp_path), client(tmp_path):
         async with client(tmp_path) as (_, writer):
             writer.write(b'{"verb": "sta')
@@ -192,7 +192,7 @@ async def test_a_client_that_says_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_client_that_leaves_before_its_answer(tmp_path: Path) -> None:
-    """An answer to somebody who has left is nobody's error, and a second answer to a command is ignored."""
+    """A response to a client that has left causes no error, and a second response to a command is ignored."""
     kept: list[Command] = []
     async with controlled(tmp_path, kept.append):
         async with client(tmp_path) as (_, writer):
@@ -209,7 +209,7 @@ async def test_a_client_that_leaves_before_its_answer(tmp_path: Path) -> None:
 
 
 async def test_a_follower_that_leaves(tmp_path: Path) -> None:
-    """Its end is noticed when there is something to tell; what it is answered then goes nowhere, without a traceback."""
+    """The end of a client is noticed with the next progress; the response is then dropped without a traceback."""
     commands: list[Command] = []
     failures: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
@@ -226,7 +226,7 @@ async def test_a_follower_that_leaves(tmp_path: Path) -> None:
 
 
 async def _another(directory: Path, commands: list[Command]) -> bool:
-    """Somebody else is answered."""
+    """Another client gets a response."""
     asking = asyncio.ensure_future(ask(directory, b'{"verb": "status"}'))
     await until(lambda: len(commands) == 2)
     commands[1].answer({})

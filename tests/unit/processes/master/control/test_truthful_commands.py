@@ -1,4 +1,4 @@
-"""Commands tell the truth: one that had workers leave fails, with the reason, if a worker did not leave as it was to."""
+"""A command for which workers leave fails, with the reason, if a worker did not leave in order."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ ENDS = {
     "lifespan raises": ("ENDS = 'raises'", r"the app's lifespan raised LookupError: no database$"),
     "lifespan fails": ("ENDS = 'fails'", r"the app's lifespan failed at shutdown: no database$"),
 }  # fmt: skip
-"""What fails at the end of a worker: the code that does so, and what is told of it."""
+"""Failures at the end of a worker: the code that fails, and the report."""
 
 ENDING_APP = """
 from cluster2 import worker
@@ -128,7 +128,7 @@ async def app(scope, receive, send):
 @pytest.mark.parametrize("engine", ["http", "granian"])
 @pytest.mark.parametrize("what", ENDS)
 async def test_an_end_that_fails(tmp_path: Path, what: str, engine: str) -> None:
-    """A hook of the end that raises, or a shutdown that fails, is told as that: the worker has not died."""
+    """A failed hook or lifespan shutdown is reported as such: the worker has not died."""
     code, told = ENDS[what]
     async with observed(tmp_path, ENDING_APP.format(code), workers=1, engine=engine) as cluster:
         pid = (await cluster.workers())[0]
@@ -176,7 +176,7 @@ async def test_workers_that_can_not_be_made(tmp_path: Path, verb: str) -> None:
 
 
 async def test_a_scale_that_is_overtaken(tmp_path: Path) -> None:
-    """Of two commands that want another number of workers the first one says that it was overtaken."""
+    """If two commands want different numbers of workers, the first one says that it was overtaken."""
     async with observed(tmp_path) as cluster:
         (tmp_path / "hanging").touch()
         first = asyncio.ensure_future(asyncio.to_thread(cluster.cluster.scale, 4))
@@ -229,13 +229,13 @@ def handle(state: WorkerState, **fields: Any) -> WorkerHandle:
     ],
 )
 async def test_what_is_a_fault(worker: WorkerHandle, status: ExitStatus | None, fault: str | None) -> None:
-    """A worker that leaves with 0 when it is told to, and one that a stop has killed, are in order; all else is told."""
+    """A worker that exits with 0 as ordered, and one that a stop has killed, are in order; all else is reported."""
     found = departure_fault(worker, status)
     assert found is None if fault is None else found is not None and re.search(fault, found)
 
 
 async def test_an_end_counts_once(tmp_path: Path) -> None:
-    """A worker whose end is reported several times has died once: in the events, and in what a command tells."""
+    """A worker whose end is posted several times has died once: in the events, and in the response to a command."""
     async with observed(tmp_path) as cluster:
         master = master_of(cluster)
         worker = next(iter(master.state.registry))

@@ -64,7 +64,7 @@ DEAD = "the process that imports the app ended ({}); its log says why"
 
 
 def run_with(directory: Path, zygote: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """What becomes of a master whose zygote is this program; nothing of it may be left."""
+    """Return the error of a master whose zygote is this program; none of its processes may be left."""
     before = set(processes())
     script = directory / "zygote.py"
     script.write_text(ZYGOTE + textwrap.dedent(zygote))
@@ -79,7 +79,7 @@ def run_with(directory: Path, zygote: str, **options: Any) -> subprocess.Complet
 
 
 def refused(directory: Path, zygote: str, **options: Any) -> str:
-    """The error of the app with which the master ended, as the user sees it."""
+    """Return the error of the app with which the master ended, as the user sees it."""
     ended = run_with(directory, zygote, **options)
     assert "Traceback" not in ended.stderr, ended.stderr
     assert ended.returncode == 3
@@ -102,7 +102,7 @@ def test_one_that_dies_when_it_has_loaded(tmp_path: Path) -> None:
 
 
 def test_one_that_can_not_fork(tmp_path: Path) -> None:
-    """What the kernel refuses is reported once and tried again, until it has failed for too long: not the app's fault."""
+    """A refusal of the kernel is reported once and tried again, until it has failed for too long: not the app's fault."""
     zygote = """
         for order, _ in orders():
             say(messages.ForkFailed(order.incarnation, "Cannot allocate memory"))
@@ -150,7 +150,7 @@ def test_a_worker_that_is_gone_before_it_is_known(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_is_ready_before_it_was_born(tmp_path: Path) -> None:
-    """A worker that says that it is ready before anybody has told its pid doesn't bring the master down."""
+    """A worker that says that it is ready before its pid is known doesn't bring the master down."""
     zygote = """
         order, descriptors = hear()
         socket.socket(fileno=descriptors[0]).send(codec.pack(messages.Ready()))

@@ -81,13 +81,13 @@ def bad_values(option: Option) -> Iterator[object]:
 
 
 def options_text(**values: object) -> str:
-    """The text of a TOML file: JSON's values are TOML's, for these."""
+    """Return the text of a TOML file: JSON's values are TOML's, for these."""
     return "".join(f"{name.replace('__', '.')} = {json.dumps(value)}\n" for name, value in values.items())
 
 
 @asynccontextmanager
 async def configured(directory: Path, monkeypatch: pytest.MonkeyPatch, text: str = APP) -> AsyncIterator[Observed]:
-    """A cluster of one worker that has all of its options from a file."""
+    """Yield a cluster of one worker that has all of its options from a file."""
     monkeypatch.chdir(directory)
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     before = set(processes())
@@ -115,12 +115,12 @@ def write(directory: Path, **changes: object) -> None:
 
 
 async def reload(cluster: Observed) -> dict[str, object]:
-    """What the command is answered."""
+    """Return the response to the command."""
     return await asyncio.to_thread(cluster.cluster.reload)
 
 
 def descriptors() -> int:
-    """How many this process, in which the master is, has open."""
+    """Return how many descriptors this process, in which the master runs, has open."""
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -171,7 +171,7 @@ SPECIAL: dict[str, object] = {
     "ecv.agent_port": 3458,
     "chdir": "a_directory",
 }
-"""By option: the same, where the kind alone doesn't tell one that can be used."""
+"""By option: other values, where the kind alone doesn't give one that can be used."""
 
 ALONE: list[dict[str, object]] = [
     {"bind": "127.0.0.1:0", "app": "site_of_test.py:app"},
@@ -182,7 +182,7 @@ ALONE: list[dict[str, object]] = [
 
 @pytest.mark.slow
 async def test_an_option_that_a_reload_can_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change of each option that needs a restart is told as a warning, to who reloads and as an event, and changes nothing."""
+    """A change of an option that needs a restart is a warning, in the response and as an event, and changes nothing."""
     (tmp_path / "a_directory").mkdir()
     restart = [option for option in OPTIONS.values() if option.restart]
     changes = {each.name: SPECIAL.get(each.name, OTHER.get(each.kind.label)) for each in restart}
@@ -219,7 +219,7 @@ async def test_preload_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def titles() -> list[str]:
-    """The zygotes that there are."""
+    """Return the pids of the zygotes."""
     return [title.partition(": ")[2].strip() for title in processes().values() if "zygote" in title]
 
 
@@ -272,7 +272,7 @@ async def test_the_keepers_timeout_is_changed(tmp_path: Path, monkeypatch: pytes
 
 
 def cluster_header(cluster: Observed) -> Header:
-    """The cells that the keeper publishes in."""
+    """Return the cells that the keeper publishes in."""
     master = cluster.running._master
     assert master is not None
     return master.resources.board.header

@@ -25,7 +25,7 @@ Answers = list[dict[str, Any] | ClusterError]
 
 
 async def reload(cluster: Observed) -> dict[str, Any]:
-    """The answer of `Cluster.reload`."""
+    """Return the response of `Cluster.reload`."""
     return await asyncio.to_thread(cluster.cluster.reload)
 
 
@@ -110,7 +110,7 @@ class Secured:
         self.variables.write_text("")
 
     async def get(self, cluster: Observed) -> tuple[str, str]:
-        """The serial number of the certificate, and the variable that the app sees."""
+        """Return the serial number of the certificate, and the variable that the app sees."""
         port = int(cluster.running.addresses[0].rpartition(":")[2])
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", port, ssl=self.trusting, server_hostname="localhost"

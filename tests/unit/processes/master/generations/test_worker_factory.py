@@ -1,4 +1,4 @@
-"""The nursery with real children: zygotes, executed workers, and every way in which they end."""
+"""The worker factory with real children: zygotes, executed workers, and every way in which they end."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def app(reader, writer):
 
 
 class Ward:
-    """A nursery whose facts are kept."""
+    """A worker factory whose messages are kept."""
 
     def __init__(self, directory: Path, text: str = HELLO, argv: list[str] | None = None) -> None:
         (directory / "site_of_test.py").write_text(text)
@@ -46,7 +46,7 @@ class Ward:
         self.nursery = WorkerFactory(prepare, argv or default_argv(), self.facts.append)
 
     async def on_message(self, number: int = 0) -> messages.Orders | None:
-        """What the children said, in order."""
+        """Return the messages of the children, in order."""
         await until(lambda: len(self.facts) > number, "a fact")
         fact = self.facts[number]
         assert isinstance(fact, ZygoteMessage)
@@ -56,7 +56,7 @@ class Ward:
 
 @asynccontextmanager
 async def ward(directory: Path, text: str = HELLO, argv: list[str] | None = None) -> AsyncIterator[Ward]:
-    """A nursery that has loaded; everything of it is gone afterwards."""
+    """Yield a worker factory that has loaded; all its processes are gone afterwards."""
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     found = Ward(directory, text, argv)
     found.nursery.load()
@@ -83,7 +83,7 @@ def _children() -> set[int]:
 
 
 class Birth:
-    """What a worker is born with, and the master's end of its talk."""
+    """The order and the descriptors of a worker, and the master's end of its channel."""
 
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair()
@@ -106,7 +106,7 @@ class Birth:
         )
 
     async def hears(self) -> messages.Talk:
-        """The next message of the worker."""
+        """Return the next message of the worker."""
         loop = asyncio.get_running_loop()
         while not self._heard:
             data = await asyncio.wait_for(loop.sock_recv(self.ours, 65536), PATIENCE)
@@ -137,7 +137,7 @@ def birth() -> Any:
 
 
 async def test_a_zygote_forks_workers(tmp_path: Path, birth: Birth) -> None:
-    """A zygote says what it has loaded; told to, it forks a worker that is our own child, serves, and drains."""
+    """A zygote reports what it has loaded; on an order it forks a worker that is our own child, serves, and drains."""
     async with ward(tmp_path) as w:
         assert await w.on_message() == messages.Prepared(["tcp"], ["tcp"], [], movable=[0], owner=OWNER)
         assert w.nursery.ready
@@ -210,7 +210,7 @@ async def test_an_executed_worker_that_can_not_load(tmp_path: Path, birth: Birth
 
 
 async def test_a_zygote_that_is_killed(tmp_path: Path, birth: Birth) -> None:
-    """Its end is a fact; after it nothing can be spawned until the app was loaded again, and workers are untouched."""
+    """The end of a zygote is posted; after it no worker is made until the app was loaded again, and workers are untouched."""
     async with ward(tmp_path) as w:
         await w.on_message()
         w.nursery.spawn(birth.order(), birth.descriptors())
@@ -242,7 +242,7 @@ async def test_an_import_that_hangs(tmp_path: Path) -> None:
 
 
 async def test_an_import_that_takes_too_long(tmp_path: Path) -> None:
-    """A zygote that hangs in the app's import beyond its time is killed, and its stacks are told."""
+    """A zygote that hangs in the app's import beyond its time is killed, and its stacks are reported."""
     started = tmp_path / "started"
     text = f"import pathlib, threading\npathlib.Path({str(started)!r}).touch()\nthreading.Event().wait()\n"
     async with ward(tmp_path, text) as w:
@@ -276,7 +276,7 @@ async def test_a_program_that_is_no_child(tmp_path: Path) -> None:
 async def test_a_child_that_can_not_be_heard(
     tmp_path: Path, birth: Birth, monkeypatch: pytest.MonkeyPatch, executed: bool
 ) -> None:
-    """A process whose channel can't be watched is ended, and that is told; nothing of it is left."""
+    """A process whose channel can't be watched is ended, and that is reported; nothing of it is left."""
     loop, before = asyncio.get_running_loop(), descriptors()
     watch, calls = loop.add_reader, []
 

@@ -64,7 +64,7 @@ async def clerk(program: str) -> AsyncIterator[tuple[Clerk, Scoreboard]]:
 
 
 async def test_one_that_ends_is_told_of_and_started_again() -> None:
-    """Its end is a fact; asked to, it is started again at once, and counted."""
+    """The exit of a helper is posted; on request it is started again at once, and counted."""
     async with clerk(FAITHFUL) as (helper, board):
         first = helper.pid
         board.header.monitor_pid = first
@@ -79,7 +79,7 @@ async def test_one_that_ends_is_told_of_and_started_again() -> None:
 
 
 async def test_one_that_can_not_live_is_started_later_each_time() -> None:
-    """The pauses grow up to their bound; the reason is told each time."""
+    """The pauses grow up to their bound; the reason is reported each time."""
     async with clerk("raise SystemExit(9)") as (helper, board):
         pauses = []
         for turn in range(4):
@@ -118,7 +118,7 @@ async def test_a_stuck_one_is_killed() -> None:
 
 
 async def test_another_takes_its_place() -> None:
-    """Renewed, it leaves by itself and another is there; that isn't an end that anybody hears of."""
+    """A helper that is renewed exits by itself and another is started; that exit isn't posted."""
     async with clerk(FAITHFUL) as (helper, board):
         first = helper.pid
         helper.renew()
@@ -127,7 +127,7 @@ async def test_another_takes_its_place() -> None:
 
 
 async def test_it_ends_for_good() -> None:
-    """Who doesn't leave in time is killed, one that is due to be started isn't any more, and to end it twice does nothing."""
+    """A helper that doesn't exit in time is killed, a start that is due is cancelled, and a second end does nothing."""
     async with clerk(STUBBORN) as (helper, _):
         pid = helper.pid
         await helper.wait_closed(0.05)

@@ -25,7 +25,7 @@ from cluster2.processes.master.logs.directory import (
 SIZE = 8192
 LINE = 64
 STEPS = st.lists(st.tuples(st.sampled_from("abABK"), st.integers(1, 40)), max_size=150)
-"""Who writes how many lines (a, b), who looks (A, B), and when the keeper does (K)."""
+"""Which writer writes how many lines (a, b), which one checks (A, B), and when the directory is polled (K)."""
 
 
 BURST = [("a", 40)] * 7 + [("K", 1)]
@@ -33,7 +33,7 @@ BURST = [("a", 40)] * 7 + [("K", 1)]
 
 
 def book(directory: Path | str, *, total: int = 0, size: int = SIZE, said: list[str] | None = None) -> LogDirectory:
-    """A logbook that leaves this process's output alone."""
+    """A log directory that leaves this process's output alone."""
     return LogDirectory(str(directory), size, total, own=False, warn=(said if said is not None else []).append)
 
 
@@ -115,7 +115,7 @@ def test_who_never_looks_is_cut(tmp_path: Path) -> None:
 
 
 def test_a_worker_begins_in_a_file_that_is_not_due(tmp_path: Path) -> None:
-    """A worker that dies before it notices a rotation keeps its last words: a large file is rotated before it begins."""
+    """A worker that dies before it notices a rotation keeps its last output: a large file is rotated before it begins."""
     keeper = book(tmp_path, total=32 * SIZE)
     for life in range(3):
         keeper.ensure_file(0)
@@ -157,7 +157,7 @@ def test_a_smaller_share_cuts_nothing(tmp_path: Path) -> None:
 
 
 def test_who_says_much_loses_its_own_past(tmp_path: Path) -> None:
-    """What is removed belongs to the log that has the most; files that were written to long ago go, others are emptied."""
+    """Files of the largest log are removed; those that were written to long ago go, others are emptied."""
     keeper = book(tmp_path, total=10 * SIZE)
     old = time.time() - 2 * WRITER_GONE_AFTER_S
     for name, size in (
@@ -260,7 +260,7 @@ def test_a_file_that_is_still_written_is_not_removed(tmp_path: Path) -> None:
 
 
 def test_what_is_taken_away_is_made_again(tmp_path: Path) -> None:
-    """The directory, and files of workers, who may not be able to make them."""
+    """Missing files are made again: the directory, and files of workers, which may not be able to make them."""
     keeper = book(tmp_path / "logs")
     keeper.ensure_file(0)
     (tmp_path / "logs" / "worker.0.log").rename(tmp_path / "moved")
@@ -274,7 +274,7 @@ def test_what_is_taken_away_is_made_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("before", "after"), [("", ""), ("a\n", "a\n"), ("no end", "no end\n")])
 def test_the_end_of_a_worker_is_told_in_its_file(tmp_path: Path, before: str, after: str) -> None:
-    """Below its last words, on a line of its own."""
+    """The end of a worker is a line of its own below its last output."""
     keeper = book(tmp_path)
     keeper.ensure_file(3)
     (tmp_path / "worker.3.log").write_text(before)
@@ -304,7 +304,7 @@ def test_files_belong_to_whoever_workers_are(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And again when it has had room meanwhile."""
+    """A full disk is reported again when it has had space meanwhile."""
     said: list[str] = []
     keeper = book(tmp_path, said=said)
     disk = os.statvfs(tmp_path)
@@ -338,7 +338,7 @@ def test_a_limit_of_file_size_is_said_once(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_limit_of_file_size_where_another_program_rotates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `log_size = 0` the limit is told, and nothing is rotated."""
+    """With `log_size = 0` the limit is reported, and nothing is rotated."""
     said: list[str] = []
     keeper = book(tmp_path, size=0, said=said)
     keeper.ensure_file(0)
@@ -368,7 +368,7 @@ def test_small_files_are_not_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_link_is_not_cut(tmp_path: Path) -> None:
-    """What a link leads to isn't ours, also if it has come between two looks."""
+    """The target of a link isn't ours, also if the link was made between two polls."""
     other = tmp_path / "other"
     other.write_text("kept")
     (tmp_path / "worker.0.log.1").symlink_to(other)
@@ -378,7 +378,7 @@ def test_a_link_is_not_cut(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_was_made_for_nothing(tmp_path: Path) -> None:
-    """Who ends without having said anything leaves none; one that was there, or in which something was said, stays."""
+    """A process without output leaves no directory; one that existed, or that has output in it, stays."""
     made = tmp_path / "logs"
     for said, before, after in ((b"", False, False), (b"", True, True), (b"hello\n", False, True)):
         if before:

@@ -77,7 +77,7 @@ async def test_lines_of_workers(tmp_path: Path, shown: Shown) -> None:
 
 
 async def test_a_line_without_an_end(tmp_path: Path, shown: Shown) -> None:
-    """It is shown when nothing more comes."""
+    """The last lines are shown when nothing more comes."""
     relayed = LogForwarder(str(tmp_path), shown.writer)
     relayed.start()
     (tmp_path / "worker.3.log").write_text("name? ")
@@ -86,7 +86,7 @@ async def test_a_line_without_an_end(tmp_path: Path, shown: Shown) -> None:
 
 
 async def test_nobody_reads(tmp_path: Path, shown: Shown) -> None:
-    """The loop goes on; who reads late gets the end of what was written, and is told how much was left out."""
+    """The loop goes on; a late reader gets the end of the output, and a line says how much was left out."""
     relayed = LogForwarder(str(tmp_path), shown.writer)
     relayed.start()
     line = "x" * 99 + "\n"
@@ -125,7 +125,7 @@ async def test_nobody_will_read(tmp_path: Path) -> None:
 
 
 async def test_last_words(tmp_path: Path, shown: Shown) -> None:
-    """What was written just before the end is shown before it."""
+    """Lines that were written just before the end are shown before it."""
     relayed = LogForwarder(str(tmp_path), shown.writer)
     relayed.start()
     (tmp_path / "worker.1.log").write_text("bye\n")

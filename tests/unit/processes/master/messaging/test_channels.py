@@ -44,7 +44,7 @@ class Peer:
         await asyncio.wait_for(asyncio.get_running_loop().sock_sendall(self.sock, data), PATIENCE)
 
     async def hear(self, count: int = 1) -> list[Any]:
-        """The next messages of the master."""
+        """Return the next messages of the master."""
         while len(self.heard) < count:
             data = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.sock, 1 << 20), PATIENCE)
             assert data, "the master has closed the channel"
@@ -53,7 +53,7 @@ class Peer:
         return taken
 
     def garbage(self) -> str | None:
-        """Why it is to be replaced."""
+        """Return the reason for which the worker is to be replaced."""
         return next((fact.text for fact in self.facts if isinstance(fact, ProtocolViolation)), None)
 
     async def is_garbage(self) -> str:
@@ -67,7 +67,7 @@ class Peer:
 
 
 class Site:
-    """A switchboard with some links; `echo` is delegated work."""
+    """A message hub with some links; `echo` has a handler."""
 
     def __init__(self) -> None:
         self.board = MessageHub()
@@ -135,7 +135,7 @@ async def test_noise() -> None:
 
 
 async def test_what_is_unknown_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
-    """An unknown message is told once and ignored; a stream of them is a fault."""
+    """An unknown message is reported once and ignored; a stream of them is a fault."""
     unknown = codec.pack(messages.Note("")).replace(b"Note", b"Nota")
     async with a_site() as site:
         peer = await site.join()
@@ -143,7 +143,7 @@ async def test_what_is_unknown_is_ignored(caplog: pytest.LogCaptureFixture) -> N
         await peer.asks("echo", 1)
         await peer.hear()
         (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-        assert "this version doesn't know, and it is ignored: 'Nota'" in record.getMessage()
+        assert "this version doesn't know, which is ignored: 'Nota'" in record.getMessage()
         assert peer.garbage() is None
         await peer.send(unknown * worker_channel.MAX_UNKNOWN_MESSAGES)
         assert "unknown types" in await peer.is_garbage()
@@ -163,7 +163,7 @@ async def test_a_flood_of_what_concerns_supervision(message: messages.Talk) -> N
 
 
 async def test_more_work_than_is_done() -> None:
-    """Who delegates faster than handlers end isn't read any further; nothing is lost, and others are served meanwhile."""
+    """A worker that delegates faster than handlers end isn't read; nothing is lost, and others are served meanwhile."""
     async with a_site() as site:
         gate, done = asyncio.Event(), []
 
@@ -175,7 +175,7 @@ async def test_more_work_than_is_done() -> None:
         eager, quiet = await site.join(), await site.join()
         times = 40_000
         frames = b"".join(codec.pack(messages.Delegate("slow", codec.payload(number))) for number in range(times))
-        # Not by `send`, which bounds it: it ends when almost all is done, and that takes seconds on a busy machine.
+        # `send` isn't used here, since it is bounded: it returns when almost all is done, which takes seconds on a busy machine.
         sending = asyncio.ensure_future(asyncio.get_running_loop().sock_sendall(eager.sock, frames))
         await until(
             lambda: eager.link.fire_and_forget > worker_channel.MAX_OPEN_CALLS, "it has asked for more than it may"
@@ -215,7 +215,7 @@ async def test_heavy_work() -> None:
 
 
 async def test_what_can_not_be_understood_is_not_passed_on() -> None:
-    """An event whose data is no message's harms its sender only: no other worker is told."""
+    """An event whose data can't be decoded harms its sender only: no other worker gets it."""
     async with a_site() as site:
         mad, sound = await site.join(), await site.join()
         bad = codec.pack(messages.Emit("news", codec.payload("abc"), None, True)).replace(b"abc", b"\xff\xfe\xfd")
@@ -253,7 +253,7 @@ async def test_answers_to_one_that_does_not_read() -> None:
 
 
 async def test_the_last_words_of_a_worker() -> None:
-    """What a worker has said before its end is read after it."""
+    """The messages that a worker has sent before its end are read after it."""
     async with a_site() as site:
         done = []
         site.board.delegates.handle("audit", done.append)
@@ -282,7 +282,7 @@ async def test_events_that_nobody_can_keep_up_with() -> None:
             await gate.wait()
 
         site.board.emitter.on("news", slow)
-        site.board._heard = site.board.emitter.emit
+        site.board._on_event = site.board.emitter.emit
         peer = await site.join()
         frames = codec.pack(messages.Emit("news", codec.payload("x" * 100))) * 30_000
         sending = asyncio.ensure_future(peer.send(frames))

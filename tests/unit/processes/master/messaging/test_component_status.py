@@ -47,7 +47,7 @@ async def test_reduced(tmp_path: Path) -> None:
 
 
 async def test_from_another_process(tmp_path: Path) -> None:
-    """Whoever may control the master can ask, set, list and emit as well."""
+    """A client of the control socket can ask, set, list and emit as well."""
     async with talking(tmp_path) as site:
         pids = sorted(await site.call_servers())
         await until(lambda: len(site.cluster.statuses()) == 6, "all components are known")
@@ -83,7 +83,7 @@ async def test_set(tmp_path: Path) -> None:
 
 
 async def test_partial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who doesn't answer in time is missing, and who dies meanwhile is not waited for."""
+    """A worker that doesn't respond in time is missing, and one that dies meanwhile is not waited for."""
     monkeypatch.setattr(component_status, "STATUS_TIMEOUT_S", 0.3)
     async with talking(tmp_path) as site:
         pids = await site.observed.workers()

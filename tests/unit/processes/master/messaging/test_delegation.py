@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("own_process")]
 
 
 async def test_answers(tmp_path: Path) -> None:
-    """What a handler returns is the answer: async or sync, asked from the loop, from a thread, from a loop in a thread."""
+    """The result is the return value of a handler: async or sync, called from the loop, a thread, a loop in a thread."""
     async with talking(tmp_path) as site:
         threads = []
 
@@ -43,7 +43,7 @@ async def test_answers(tmp_path: Path) -> None:
 
 
 async def test_errors_travel(tmp_path: Path) -> None:
-    """What a handler raises is a DelegateError at the asker, with type, text and traceback; nothing else is harmed."""
+    """An exception of a handler is a DelegateError at the caller, with type, text and traceback; nothing else is harmed."""
     async with talking(tmp_path) as site:
 
         @site.cluster.on_delegate("broken")
@@ -114,7 +114,7 @@ async def test_single_flight(tmp_path: Path) -> None:
 
 
 async def test_a_worker_killed_while_it_waits(tmp_path: Path) -> None:
-    """Its work is cancelled when nobody else waits for it; who asked for the same gets the answer."""
+    """The handler of a killed worker's call is cancelled if no other worker waits; equal calls of others get the result."""
     async with talking(tmp_path) as site:
         runs, gate, over = [], asyncio.Event(), []
 
@@ -141,7 +141,7 @@ async def test_a_worker_killed_while_it_waits(tmp_path: Path) -> None:
 
 
 async def test_supervision_goes_on(tmp_path: Path) -> None:
-    """While sync handlers hang in all their threads, a killed worker is back at once, and the status is told."""
+    """While sync handlers hang in all their threads, a killed worker is back at once, and the status is available."""
     async with talking(tmp_path) as site:
         gate = threading.Event()
 

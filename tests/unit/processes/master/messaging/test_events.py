@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("own_process")]
 
 
 async def test_from_a_worker(tmp_path: Path) -> None:
-    """What a worker emits reaches those who listen to that name, those who listen to all, and `once` a single time."""
+    """An event of a worker reaches the handlers of its name, the handlers of all events, and `once` a single time."""
     async with talking(tmp_path) as site:
         named, first = [], []
         site.cluster.on("cold", named.append)
@@ -52,12 +52,12 @@ async def test_the_order_is_kept(tmp_path: Path) -> None:
 
 
 async def test_to_workers(tmp_path: Path) -> None:
-    """What the master emits reaches all workers, or those that are named; other workers hear one that is for all."""
+    """An event of the master reaches all workers, or those that are named; other workers get one that is for all."""
     async with talking(tmp_path) as site:
         pids = sorted(await site.call_servers())
 
         async def heard() -> dict[int, list[Any]]:
-            """What each worker has heard: both are asked until both have answered."""
+            """Return the events of each worker: both are asked until both have responded."""
             found: dict[int, list[Any]] = {}
             while set(found) != set(pids):
                 answer = await site.ask("heard")
@@ -89,7 +89,7 @@ async def _when(ask: Any, true: Any, pids: list[int]) -> list[Any]:
 
 
 async def test_heartbeats(tmp_path: Path) -> None:
-    """Heartbeats tell totals and averages; totals go on when a worker is replaced."""
+    """Heartbeat events have totals and averages; totals go on when a worker is replaced."""
     async with talking(tmp_path, heartbeat_interval=0.5) as site:
         for error in (False, True):
             await site.result("transaction", duration=1.5, error=error)

@@ -1,4 +1,4 @@
-"""Operators are told of clients that stall, and not too often."""
+"""Stalled clients are reported, and not too often."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def worker(board: Scoreboard, incarnation: int) -> WorkerHandle:
 
 
 def test_once_a_minute(board: Scoreboard) -> None:
-    """The first are told at once, what comes within a minute after that is told together, and nothing if nothing came."""
+    """The first are reported at once, those within a minute after that together, and nothing if there are none."""
     stalls, one = StalledClientReporter(board), worker(board, 1)
     assert stalls.report_if_due([one], 0) is None
     board.row(one.row).stalled = 3
@@ -43,7 +43,7 @@ def test_once_a_minute(board: Scoreboard) -> None:
 
 
 def test_workers_come_and_go(board: Scoreboard) -> None:
-    """A successor in the same row counts from zero; what a worker that is gone has counted is not lost or told twice."""
+    """A successor in the same row counts from zero; the counts of a worker that has ended are not lost or reported twice."""
     stalls, one = StalledClientReporter(board), worker(board, 1)
     board.row(one.row).stalled = 5
     assert stalls.report_if_due([one], 0) is not None

@@ -1,4 +1,4 @@
-"""Who gets new connections, decided without a process: places, their free ones, and the lightest loads."""
+"""The choice of workers for new connections, without a process: places, free places, and the lightest loads."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Bench:
 
 @pytest.fixture
 def make() -> Iterator[Callable[[], Bench]]:
-    """A bench whose group has two places for each of two workers."""
+    """Yield a bench whose group has two places for each of two workers."""
     made: list[Bench] = []
 
     def make() -> Bench:
@@ -76,7 +76,7 @@ def test_a_successor_has_another_place(make: Callable[[], Bench]) -> None:
 
 
 def test_nobody_serves(make: Callable[[], Bench]) -> None:
-    """When nobody serves, connections wait where the last went."""
+    """When no worker is ready, connections wait where the last went."""
     bench = make()
     bench.steering.open(1, [0], 1)
     worker = bench.worker()
@@ -99,7 +99,7 @@ def test_a_stuck_worker(make: Callable[[], Bench]) -> None:
 
 
 def test_who_waits_is_served_first(make: Callable[[], Bench]) -> None:
-    """A new worker gets the free place with the longest queue; and where somebody waits at a free place, that is told."""
+    """A new worker gets the free place with the longest queue; connections that wait at a free place are reported."""
     bench = make()
     bench.steering.open(1, [0], 2)
     first, second = bench.worker(), bench.worker()
@@ -151,7 +151,7 @@ LOADS = st.lists(
 
 @given(LOADS, st.booleans())
 def test_the_lightest(loads: list[Load], by_requests: bool) -> None:
-    """Somebody is always chosen; never one with more requests than another, if they count; the crowded only if all are."""
+    """A worker is always chosen. If requests count, it never has more than another. A crowded one is chosen only if all are."""
     chosen = lightest(loads, by_requests=by_requests)
     assert chosen
     fewest = min(load.in_flight for load in loads)
