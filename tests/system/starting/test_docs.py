@@ -68,7 +68,7 @@ def test_serving_snippet(script: Callable[[str], Running], text: str) -> None:
 def test_commands(start: Callable[..., Running]) -> None:
     """Each command of the tour in the README exists, with the flags that are shown."""
     tour = re.findall(r"^cluster2 (\w+)(.*?)#", "".join(blocks("README.md", "sh")), re.MULTILINE)
-    assert len(tour) == 7
+    assert len(tour) == 9
     for name, words in tour:
         running = start(command(name, "--help"))
         assert running.wait() == 0
