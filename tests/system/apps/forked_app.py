@@ -6,11 +6,14 @@ waits for its child, and responds with the child's pid and how the child has end
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
+
+import anyio.to_thread
 
 CHILD_TIMEOUT_S = 5.0
 """Seconds that the parent gives its child to end."""
@@ -51,6 +54,28 @@ def _parts(path: str) -> Iterator[bytes]:
     yield b"end\n"
 
 
+async def _in_anyio_thread(path: str) -> bytes:
+    return await anyio.to_thread.run_sync(_forked, path)  # as Starlette calls sync handlers
+
+
+async def _in_executor(path: str) -> bytes:
+    return await asyncio.to_thread(_forked, path)
+
+
+async def _then_yield(path: str) -> bytes:
+    body = _forked(path)
+    await asyncio.sleep(0)
+    return body
+
+
+AWAITED: dict[str, Callable[[str], Awaitable[bytes]]] = {
+    "/anyio": _in_anyio_thread,
+    "/executor": _in_executor,
+    "/yield": _then_yield,
+}
+"""Handlers of ASGI that fork in a thread, or whose child yields to the loop."""
+
+
 async def app(scope: Any, receive: Any, send: Any) -> None:
     """Serve ASGI."""
     if scope["type"] == "websocket":
@@ -60,6 +85,11 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] != "http":
         return
     await receive()
+    if scope["path"] in AWAITED:
+        body = await AWAITED[scope["path"]](scope["path"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body + b"end\n"})
+        return
     streams = scope["path"] == "/stream"
     body = b"" if streams else b"".join(_parts(scope["path"]))
     await send({"type": "http.response.start", "status": 200, "headers": []})

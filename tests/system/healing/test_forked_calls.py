@@ -40,6 +40,16 @@ def test_forked_child_that_returns(run: Serve, shape: str) -> None:
         assert path in line
 
 
+@pytest.mark.parametrize("engine", ["http", "granian"])
+def test_forked_child_of_a_thread_beside_the_loop(run: Serve, engine: str) -> None:
+    """A child forked in a thread of anyio's or the executor's, or that yields to the loop, is ended as well."""
+    running = run(APP + "app", "--engine", engine, workers=1, env={"PYTHONPATH": str(ROOT)}).ready(1)
+    for number, path in enumerate(("/anyio", "/executor", "/yield"), 1):
+        lines = get(running.address, path).body.decode().splitlines()
+        assert lines[0].split()[1] == "70", (path, lines, running.stderr)
+        wait_until(lambda number=number: running.stderr.count(ENDED) == number, lambda: running.stderr)
+
+
 def test_forked_child_of_a_websocket(run: Serve) -> None:
     """A child forked while a websocket is open ends when it sends."""
     running = run(APP + "app", workers=1, env={"PYTHONPATH": str(ROOT)}).ready(1)

@@ -86,7 +86,7 @@ class WsgiBridge:
     def set_trap(self, trap: ForkedChildTrap) -> None:
         """In a child that the app has forked: end the process as soon as the thread reports something to the loop."""
         if self.pool is not None:
-            self.pool.notify_loop = trap.end_process  # type: ignore[assignment,method-assign]
+            self.pool.notify_loop = trap.end_process  # type: ignore[method-assign]
             for frame in frames_above():
                 if frame.f_code is Call.work.__code__:
                     frame.f_locals["self"].renew_notice()
