@@ -120,6 +120,7 @@ class GranianEngine:
     }
 
     def __init__(self, site: AppContext) -> None:
+        # The worker's layer calls its app as a function, so an RSGI object is reduced to one first.
         call = rsgi_callable(site.app) if site.interface is Interface.RSGI else site.app
         self._site = site = replace(site, app=site.instrument(call, site.interface))
         self._loop = asyncio.get_running_loop()
@@ -175,6 +176,7 @@ class GranianEngine:
         """Serve on a duplicate of this socket."""
         inside = module("_granian")
         unix = listener.family == socket.AF_UNIX
+        # granian closes the descriptor of its holder at its end, and the worker's own socket has to stay open.
         holder = inside.SocketHolder(os.dup(listener.fileno()), unix, self._site.settings.backlog)
         worker = self._worker(inside, holder, unix)
         finished: asyncio.Future[None] = self._loop.create_future()
@@ -256,10 +258,11 @@ class GranianEngine:
     def idle(self) -> bool:
         """Return whether no request is under way, and no connection is open or in the accept queue, as far as the kernel shows."""
         begun, ended = self._in_flight.counts()
-        if begun != ended:
+        if begun != ended:  # the cheap check first
             return False
         if self._stopping:
             return all(finished.done() for _, finished in self._running) and not self._lingering
+        # A connection in the accept queue is open to its client, and may bring a request.
         return not self._connections and not any(map(_has_waiting, self._listeners))
 
     async def abort(self, grace_s: float) -> list[str]:
@@ -309,7 +312,7 @@ class GranianEngine:
         """Reset the websockets whose clients don't read. Return whether no `send` waits any more, or has waited too long."""
         websockets = self._in_flight.websockets()
         blocked = sum(reset_blocked(listener, set(websockets.values())) for listener in self._listeners)
-        if self._websockets_until is None:
+        if self._websockets_until is None:  # the first call
             self._websockets_until = now + _WEBSOCKET_RESET_S
             for task, (host, _) in websockets.items():
                 if not host:  # on a Unix socket the connection can't be found, only its task
@@ -353,7 +356,7 @@ class GranianEngine:
         app, state = self._site.app, self._state
         if self._site.interface is Interface.ASGI:
             app = self._senders.paced(app, listens=unix or self._site.settings.http2)
-        if self._site.interface is Interface.RSGI:
+        if self._site.interface is Interface.RSGI:  # in the classes of granian, since its objects are written in Rust
             self._in_flight.response_counts.watch_rsgi(Transport)
         if self._site.interface is Interface.WSGI:
             app = self._in_flight.thread_response_counts.bodies(conforming(app))
@@ -373,34 +376,36 @@ class GranianEngine:
         wsgi = interface is Interface.WSGI
         return getattr(inside, f"{interface.upper()}Worker")(
             next(self._worker_ids),
-            (None, holder),
-            None,
-            1,
+            (None, holder),  # a socket that granian itself opened, or a holder
+            None,  # granian's channel to its own supervisor
+            1,  # threads of the runtime
             _MAX_RUST_BLOCKING_THREADS,
-            max(1, settings.threads) if wsgi else 1,
+            max(1, settings.threads) if wsgi else 1,  # threads for Python
             _POOL_IDLE_TIMEOUT_S,
-            _max_connections(),
+            _max_connections(),  # granian calls it backpressure: it accepts no more connections than this
             "auto" if settings.http2 else "1",
             http.HTTP1Settings(header_read_timeout=head_timeout, keep_alive=settings.keep_alive),
             http.HTTP2Settings(),
-            *(() if wsgi else (True,)),
-            None,
+            *(() if wsgi else (True,)),  # websockets, which a WSGI worker has no parameter for
+            None,  # static files
             *_tls(self._site),
-            (None, None),
+            (None, None),  # metrics
         )
 
 
 def _readable(path: str) -> str:
     """Return a path as the app sees it, in a form fit for a log (`aborting.readable`)."""
+    # A path may have lone surrogates, which a strict encoder refuses.
     return readable(path.encode("utf-8", "surrogatepass"))
 
 
 def _host(client: str) -> str | None:
-    """Return the host of `host:port`."""
+    """Return the host of `host:port`, without the brackets of an IPv6 address."""
     return client.rpartition(":")[0].strip("[]") or None
 
 
 def _has_waiting(listener: socket.socket) -> bool:
+    # tcp_info counts the queue of a TCP listener. On a Unix socket (`cluster = false`) nothing shows it.
     return listener.family != socket.AF_UNIX and queue_length(listener) > 0
 
 

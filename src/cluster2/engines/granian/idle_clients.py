@@ -79,12 +79,14 @@ class _Client:
     def waits(self) -> Wait | None:
         """Return what the connection waits for, as far as the kernel's counters show it. None: not for its client."""
         seen = self.seen
+        # The order matters: a client that reads nothing is stalled, whatever its request waits for.
         if seen.untaken:
             return Wait(WaitingFor.TAKING, seen.taken)
         if self.busy:
             return None
         if self.owes:
             return Wait(WaitingFor.BODY, (seen.taken, seen.brought))
+        # Over HTTP/2 a client may send frames without a request, so only HTTP/1.1 shows an incomplete head.
         return Wait(WaitingFor.HEAD if self.plain and seen.asks else WaitingFor.STREAM, (seen.taken, seen.brought))
 
     def give_up(self, what: WaitingFor) -> None:
@@ -93,6 +95,7 @@ class _Client:
         with contextlib.suppress(OSError):  # closed meanwhile
             # granian may have closed the descriptor meanwhile, and the kernel given its number to another file.
             if os.fstat(descriptor).st_ino == self.seen.inode:
+                # hyper sees an error or the end of input. A reset also discards what the client has not read.
                 (reset if what in (WaitingFor.TAKING, WaitingFor.BODY) else shut_down)(descriptor)
 
 
@@ -132,7 +135,9 @@ class Clients:
         # While the loop was blocked it has seen no client send anything. So the clock advances by `timeout` at most, which closes
         # no connection by itself.
         self._clock += min(elapsed, self._timeout)
-        if self._poll is None or self._poll.done():
+        if (
+            self._poll is None or self._poll.done()
+        ):  # a check of thousands of connections takes several turns of the loop
             self._poll = asyncio.ensure_future(self._check_clients())
 
     async def _check_clients(self) -> None:
@@ -145,13 +150,14 @@ class Clients:
                     await asyncio.sleep(0)
         known = {(each.host, port) for each in found for port in (each.port, None)}
         if whose is not None and not whose.keys() <= known:
-            whose = (
-                None  # a client's connection is gone, or the app has replaced its name, as middleware for proxies does
-            )
+            # A client's connection is gone, or the app has replaced its name, as middleware for proxies does. Without the names
+            # a busy client looks like an idle one, so only clients that read nothing are closed.
+            whose = None
         self.timeouts.check([self._client(each, whose) for each in found], self._clock)
 
     def _client(self, seen: EstablishedConnection, whose: Mapping[tuple[str, int | None], bool] | None) -> _Client:
         if whose is None:
             return _Client(seen, True, False, self._plain)
+        # A request in a thread is known by host only, which then protects all connections from that host.
         owes = [whose[peer] for peer in ((seen.host, seen.port), (seen.host, None)) if peer in whose]
         return _Client(seen, not all(owes), bool(owes) and all(owes), self._plain)

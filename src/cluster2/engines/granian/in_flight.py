@@ -43,6 +43,7 @@ def rsgi_callable(app: Call) -> Call:
         return app
     call = inner
 
+    # A bound method can't have the attributes of the hooks, so a function takes its place.
     def called(scope: Any, protocol: Any) -> Any:
         return call(scope, protocol)
 
@@ -84,6 +85,7 @@ class InFlight:
 
     def set_trap(self, trap: Any) -> None:
         """Let a child that the app has forked end its process as soon as a call has ended and counts its response."""
+        # Either is updated when a call has ended, so that is where the trap acts.
         self.response_counts.outcomes.by_status = trap
         self.thread_response_counts.set_trap(trap)
 
@@ -119,6 +121,7 @@ class InFlight:
             return {(scope["REMOTE_ADDR"].partition("%")[0], None): False for scope in running if scope is not None}
         found: dict[tuple[str, int | None], bool] = {}
         for _, coroutine, scope in self._awaited():
+            # Over HTTP/2 a connection has several requests: it waits for its client only if all of them do.
             peer = client_of(scope)
             found[peer] = found.get(peer, True) and _has_body(scope) and waits(coroutine)
         return found
@@ -165,11 +168,11 @@ class InFlight:
     def cancel(self, requests: Iterable[Any]) -> list[str]:
         """Cancel requests, each given by its scope or its protocol. Return their paths, as the app sees them."""
         paths = []
-        ids = set(map(id, requests))
+        ids = set(map(id, requests))  # granian's objects can't be compared, and live as long as their requests
         for task, _, watcher in self._with_watchers():
             if ids & {id(watcher.scope), id(watcher.proto)}:
                 paths.append(_path(watcher.scope))
-                self._given_up.add(task)
+                self._given_up.add(task)  # `watch` then takes the cancellation for no error
                 task.cancel()
         return paths
 
@@ -180,7 +183,7 @@ class InFlight:
 
     def end_next(self, count: int) -> int:
         """Let the next `count` responses end their connections."""
-        if not self._closing and count > 0:
+        if not self._closing and count > 0:  # in a drain all responses end their connections anyway
             self._to_close = max(self._to_close, count)
             self._switch(ending=True)
         return count
@@ -309,6 +312,7 @@ class InFlight:
             return last
 
         def counted(first: Any, second: Any) -> Any:
+            # WSGI's threads may race here. Then one connection more or less is ended, which doesn't matter for balance.
             self._to_close -= 1
             if self._to_close <= 0 and not self._closing:
                 self._switch(ending=False)
@@ -319,13 +323,13 @@ class InFlight:
 
 def _refused(protocol: Any, scope: Any) -> int:
     """Answer a WSGI request without its app, and return the status."""
-    protocol.response_bytes(503, [], b"")
+    protocol.response_bytes(503, [], b"")  # granian needs a response, but the connection is gone
     return 503
 
 
 def _environ_of(frame: FrameType | None, codes: set[CodeType]) -> dict[str, Any] | None:
     """Return the environ of the request that a thread works on. None: the thread has no request."""
-    while frame is not None:
+    while frame is not None:  # from the app's innermost frame outwards
         if frame.f_code in codes:
             scope: dict[str, Any] = frame.f_locals["scope"]
             return scope
@@ -346,7 +350,7 @@ def client_of(scope: Any) -> tuple[str, int | None]:
             port = int(number)
         case dict():
             return "", 0
-        case _:
+        case _:  # RSGI's scope has the client as `host:port`
             host, _, number = scope.client.rpartition(":")
             if not number.isdecimal():  # on a Unix socket the client has no name, or a path
                 return "", 0
@@ -370,6 +374,7 @@ def _has_body(scope: Any) -> bool:
     else:
         found = scope.headers if scope.proto == "http" else {}
         length, coding = found.get("content-length", "0"), found.get("transfer-encoding")
+    # A client chooses these values, so the length need not be a number.
     return bool(coding) or (length.isdigit() and int(length) > 0)
 
 
@@ -393,6 +398,7 @@ def _closing_asgi(app: Call) -> Call:
             return app(scope, receive, send)
 
         async def closing(message: Any) -> None:
+            # A copy: the app may use its message again.
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", ()), _CLOSE_BYTES]}
             await send(message)
@@ -440,7 +446,7 @@ class _ClosingProtocol:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._inner, name)
-        if not name.startswith("response_"):
+        if not name.startswith("response_"):  # the others don't take headers
             return found
 
         def respond(status: int, headers: Iterable[tuple[str, str]], *more: Any, **named: Any) -> Any:

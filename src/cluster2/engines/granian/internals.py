@@ -53,6 +53,7 @@ _REPLACED_METHODS = (
 _SERVE_METHODS = ("serve_mtr", "serve_str", "serve_mtr_uds", "serve_str_uds")
 
 
+# Replacing a method twice must not stack the wrappers: the originals are kept from the first time.
 _originals: dict[tuple[type, str], Callable[..., Any]] = {}
 
 
@@ -67,6 +68,7 @@ def check() -> None:
     Raises:
         ConfigError: granian isn't installed, has another version, or lacks a part.
     """
+    # Imported only when needed, since it costs 1.5 MiB.
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -134,6 +136,7 @@ def waits(coroutine: Any) -> bool:
     The function follows the chain of awaited objects to its end.
     """
     awaited = coroutine
+    # Not started, ended or running coroutines have nothing to await, which ends the loop.
     while awaited is not None:
         if type(awaited).__name__ == _FUTURE_CLASS and type(awaited).__module__ == "granian._granian":
             return True
@@ -141,12 +144,12 @@ def waits(coroutine: Any) -> bool:
             awaited = awaited.cr_await
         elif isinstance(awaited, AsyncGeneratorType):
             awaited = awaited.ag_await
-        elif isinstance(awaited, GeneratorType):
+        elif isinstance(awaited, GeneratorType):  # an `__await__` that is a generator
             awaited = awaited.gi_yieldfrom
         elif type(awaited).__name__ in _STEP_CLASSES:
             # A step of a generator (`__anext__`) has no attribute for its generator, but shows it to the garbage collector.
             awaited = next((each for each in gc.get_referents(awaited) if isinstance(each, _AWAITABLES)), None)
-        elif isinstance(awaited, TimedAwaitable):
+        elif isinstance(awaited, TimedAwaitable):  # the worker's own wrapper of a request that is measured
             awaited = awaited.inner
         else:
             return False
@@ -156,6 +159,7 @@ def waits(coroutine: Any) -> bool:
 def _can_be_replaced(method: str) -> bool:
     kind, _, name = method.partition(".")
     found = getattr(module("_granian"), kind, None)
+    # setattr on an immutable class raises TypeError, and PyO3 could make its classes immutable in a later version.
     return found is not None and hasattr(found, name) and not found.__flags__ & _IMMUTABLE
 
 

@@ -45,7 +45,7 @@ class ResponseCounts:
 
     def accept(self, protocol: Any) -> None:
         """Count a websocket that is accepted. That ends its request."""
-        if id(protocol) not in self._accepted:
+        if id(protocol) not in self._accepted:  # an app may call `accept` twice, but its request counts once
             self._accepted.add(id(protocol))
             self.outcomes.by_status[_WEBSOCKET_ACCEPTED_STATUS] += 1
 
@@ -96,7 +96,7 @@ class ResponseCounts:
 
     def ended_rsgi(self, protocol: Any, failed: bool, cancelled: bool) -> None:
         """Count an RSGI request whose app has ended. The arguments are those of `ended_asgi`."""
-        status = self._statuses.pop(id(protocol), 0)
+        status = self._statuses.pop(id(protocol), 0)  # popped, since another object may get this id later
         if status and not failed:
             self.outcomes.by_status[status] += 1
         elif status or hasattr(protocol, "response_empty"):  # a protocol object of HTTP has this method
@@ -201,6 +201,7 @@ class ThreadResponseCounts:
 
         def called(environ: Any, start_response: Any) -> Any:
             body = app(environ, start_response)
+            # A list can't raise, and granian joins it at once only if it is a list.
             return body if isinstance(body, list) else _AppBody(body, self._failures)
 
         return called

@@ -47,6 +47,7 @@ class RsgiHooks:
 
     async def _run(self, hook: _Call | None) -> None:
         if hook is not None:
+            # A hook that blocked the loop would also block the work that it waits for.
             await asyncio.to_thread(hook, _ThreadLoop(self._loop))
 
 
@@ -68,5 +69,6 @@ class _ThreadLoop:
 
         return asyncio.run_coroutine_threadsafe(make(), self._loop).result()
 
+    # Other methods are the loop's own. Those that aren't safe in a thread fail there as in any program.
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)

@@ -82,7 +82,7 @@ class Senders:
                 send = self._accepting(send)
             client = scope["client"]  # kept, since middleware for proxies replaces it in the scope
             receiver = _Receiver(receive) if listens and scope["type"] == "http" else None
-            shown = not listens or receiver is not None
+            shown = not listens or receiver is not None  # something shows whether the client has gone
             sent = 0
 
             # This is no coroutine function: most messages get granian's own awaitable, without one around it.
@@ -100,6 +100,7 @@ class Senders:
         return called
 
     def _accepting(self, send: _Call) -> _Call:
+        # The counts know a websocket by granian's protocol object, of which the app gets only this method.
         protocol = send.__self__  # type: ignore[attr-defined]  # it is granian's method
 
         def sending(message: Any) -> Any:
@@ -167,7 +168,7 @@ class _SentStream:
 
 async def _send_and_yield(send: _Call, message: Any) -> None:
     """Send a message, and give the loop a turn."""
-    await send(message)
+    await send(message)  # first, so that a cancellation during the turn loses no message
     await asyncio.sleep(0)
 
 

@@ -108,7 +108,7 @@ class _Start:
 
     def take(self) -> list[bytes]:
         """Return the parts since the last call."""
-        taken = self._written[:]
+        taken = self._written[:]  # `Response` keeps a reference to the list's `append`, so the list stays the same
         self._written.clear()
         return taken
 
@@ -150,6 +150,7 @@ class _ResponseBody:
 
     def __next__(self) -> bytes:
         if not self._parts:
+            # granian calls this from a thread of its own, so the request's context has to be entered for each part.
             try:
                 self._parts = self._context.run(self._more)
             except BaseException as error:

@@ -107,11 +107,12 @@ def marked_method(kind: type) -> Callable[[Any], bool] | None:
 async def _next_message(reader: asyncio.StreamReader) -> bool:
     own = reader if isinstance(reader, BoundaryReader) else None
     if not reader._buffer and not reader.at_eof() and reader.exception() is None:  # type: ignore[attr-defined]
-        if own is not None:
+        if own is not None:  # a reader of asyncio's own server, outside of a cluster, has no such attributes
             own.waiting = True
             if own.arrived is not None:
                 own.arrived()
         try:
+            # Unlike a read it leaves the bytes in the buffer, for the app's own read.
             await reader._wait_for_data("boundary")  # type: ignore[attr-defined]
         except OSError:  # the client has gone, which is no error of the app
             return False

@@ -81,6 +81,7 @@ class TcpEngine:
     def protocol(self) -> asyncio.BaseProtocol:
         """Return the app's protocol, in a subclass that reports when its connection opens and closes."""
         protocol = self._factory()
+        # A subclass with hooks costs nothing on the way of a byte, unlike a protocol around the app's.
         protocol.__class__ = self._counted(type(protocol))
         return protocol
 
@@ -140,6 +141,7 @@ class TcpEngine:
     def stats(self) -> EngineStats:
         """Return the counts of connections. There are no requests to count."""
         count = len(self._connections())
+        # A connection counts as one under way: nothing shows whether its handler is at work.
         return EngineStats(None, count, count, self._timeouts.given_up, self._timeouts.stalled, failed=self._failed)
 
     def oldest_request(self, now: float) -> float | None:
@@ -170,6 +172,7 @@ class TcpEngine:
     async def abort(self, grace_s: float) -> list[str]:
         """Reset all connections, and cancel their handlers."""
         self._aborted = True
+        # Reset before the cancellation: a handler that is cancelled first could end its connection as if all were sent.
         for connection in self._connections():
             connection.attempt(connection.reset)
         await cancel(self._tasks, grace_s)
@@ -232,6 +235,7 @@ class TcpEngine:
         connection.used = self._now or time.monotonic()
         # Before its first message a connection stays here: it may just have come from the keeper.
         if self._freed is not None and reader.messages:
+            # Later, because the handler is only about to wait. The connection may not move before.
             asyncio.get_running_loop().call_soon(self._freed, connection)
 
     def _begun(self, reader: BoundaryReader, protocol: asyncio.BaseProtocol, served: Served) -> None:
@@ -323,8 +327,8 @@ class _TcpConnection:
             and not self._released
             and self._at_boundary()
             and not transport.is_closing()
-            and not transport.get_write_buffer_size()
-            and transport.get_protocol() is self._protocol
+            and not transport.get_write_buffer_size()  # only the kernel's buffer moves with the socket
+            and transport.get_protocol() is self._protocol  # after set_protocol nothing is known of boundaries
         )
 
     def kept_alive(self) -> bool:
@@ -332,7 +336,7 @@ class _TcpConnection:
         if self._reader is not None:
             return self._reader.messages > 0
         counts = self._counts()
-        return counts is None or counts[1] > 0
+        return counts is None or counts[1] > 0  # a Unix socket has no counters: assume that it has
 
     def idle_since(self) -> float:
         """Return when the connection was last used. A connection that wasn't checked yet counts as used now."""
@@ -360,6 +364,7 @@ class _TcpConnection:
     def give_up(self, what: WaitingFor) -> None:
         """Close the connection at once, without writing the rest, which would have to wait for the client."""
         # After a plain close(2) the kernel would keep what the client doesn't read.
+        # With an empty buffer a plain close lets the client read what the kernel still holds.
         if self._transport.get_write_buffer_size():
             reset(self._transport)
         else:
@@ -409,7 +414,7 @@ class _TcpConnection:
             return bool(self._between())
         except Exception:
             _logger.exception("the protocol's boundary raised; its connection stays in its worker")
-            self._between = None
+            self._between = None  # it would raise, and be logged, at each check
             return False
 
     def _counts(self) -> tuple[int, int] | None:
