@@ -38,6 +38,7 @@ COMMANDS = {
     "check": "inspect_commands",
     "config": "inspect_commands",
     "import": "import_commands",
+    "completion": "completion_commands",
 }
 """The module that has a command."""
 
