@@ -6,13 +6,14 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from ....core import health, histogram
-from ....core.lifecycle import mode_label
 from ....core.planning import Backoff
 from ....linux import processes
 from ....linux.scoreboard import Scoreboard
+from ....runtime.status_fields import keeper_fields, monitor_fields, worker_fields
 from ....version import __version__
 from ..helpers.monitor import MonitorProcess
 from ..messaging.hub import MessageHub
@@ -83,6 +84,7 @@ def status(
         memory: as in `StatusBuilder.build`.
     """
     header = board.header
+    cell = partial(getattr, header)
     measure = _memory if memory else _not_measured
     alive = [handle for handle in registry if handle.pid is not None]
     measured = [board.row(handle.row).measured() for handle in alive]
@@ -100,24 +102,8 @@ def status(
         "traffic": "enabled" if header.traffic else "disabled",
         "addresses": addresses,
         "talk": message_counters,
-        "keeper": {
-            "pid": header.keeper_pid,
-            "resting": header.resting,
-            "expired": header.keeper_expired,
-            "lost": header.keeper_lost,
-            "restarts": header.keeper_restarts,
-            "memory": measure(header.keeper_pid),
-        }
-        if header.keeper_pid
-        else None,
-        "monitor": {
-            "pid": header.monitor_pid or None,
-            "address": monitor,
-            "restarts": header.monitor_restarts,
-            "memory": measure(header.monitor_pid) if header.monitor_pid else None,
-        }
-        if monitor is not None
-        else None,
+        "keeper": keeper_fields(cell, measure),
+        "monitor": None if monitor is None else monitor_fields(cell, monitor, measure),
         "ready": sum(worker["state"] == "ready" for worker in workers),
         "in_flight": sum(worker["in_flight"] for worker in workers),
         "waiting": waiting,
@@ -138,29 +124,10 @@ def _worker(board: Scoreboard, handle: WorkerHandle, measure: Callable[[int], in
         "slot": handle.slot,
         "generation": handle.generation,
         "state": health.seen_state(handle.state, row.heartbeat, time.monotonic()),
-        "requests": _known(row.requests),
-        "connections": _known(row.connections),
-        "accepted": _known(row.accepted),
-        "in_flight": row.in_flight,
-        "errors": row.errors,
-        "responses": row.by_class(),
-        "disconnects": _known(row.disconnects),
-        "cpu": row.cpu,
-        "timed_out": row.timed_out,
-        "latency": histogram.summary(row.measured(), row.slowest),
-        "mode": mode_label(row.mode, draining=bool(row.draining)),
-        "longest_step": row.longest_step,
-        "parked": row.parked,
-        "moved_in": row.moved_in,
-        "moved_out": row.moved_out,
-        "lost": row.lost,
+        **worker_fields(partial(getattr, row), row.measured()),
         "uptime": handle.uptime(time.monotonic()),
         "memory": measure(handle.pid),
     }
-
-
-def _known(count: int) -> int | None:
-    return None if count < 0 else count
 
 
 def _not_measured(pid: int) -> None:

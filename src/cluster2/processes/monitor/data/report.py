@@ -13,16 +13,11 @@ from typing import Any
 from ....config.settings import Settings
 from ....core import histogram
 from ....linux import processes, usage
-from ....linux.scoreboard import Row
+from ....runtime.status_fields import keeper_fields, monitor_fields, worker_fields
 from ....version import __version__
 from .cluster_view import ClusterView
 from .sampler import UNKNOWN_RATES, Sample, Sampler
 from .snapshot import WorkerSnapshot
-
-_COUNT_FIELDS = ("requests", "connections", "accepted", "disconnects")
-"""Cells with counts that an engine may not know."""
-_CELL_FIELDS = ("in_flight", "errors", "cpu", "timed_out", "longest_step", "parked", "moved_in", "moved_out", "lost")
-"""Cells that are reported as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +82,8 @@ def build_report(sample: Sample, sampler: Sampler, view: ClusterView, cluster: C
             "resting": header["resting"],
             "waiting": None if header["waiting"] < 0 else header["waiting"],  # -1: the kernel doesn't say
         },
-        "keeper": _keeper(header, sampler),
-        "monitor": {
-            "pid": header["monitor_pid"] or None,
-            "address": cluster.address,
-            "restarts": header["monitor_restarts"],
-            "memory": sampler.memory.memory_of(header["monitor_pid"]),
-        },
+        "keeper": keeper_fields(header.__getitem__, sampler.memory.memory_of),
+        "monitor": monitor_fields(header.__getitem__, cluster.address, sampler.memory.memory_of),
         "workers": [_worker(worker, sample, sampler) for worker in snapshot.workers],
         "actions": cluster.actions,
         "logs": cluster.logs,
@@ -122,13 +112,6 @@ def _master(sample: Sample, sampler: Sampler, view: ClusterView, cluster: Cluste
     }
 
 
-def _keeper(header: dict[str, Any], sampler: Sampler) -> dict[str, Any] | None:
-    if not header["keeper_pid"]:
-        return None
-    counts = {name: header[f"keeper_{name}"] for name in ("pid", "expired", "lost", "restarts")}
-    return {**counts, "resting": header["resting"], "memory": sampler.memory.memory_of(header["keeper_pid"])}
-
-
 def _worker(worker: WorkerSnapshot, sample: Sample, sampler: Sampler) -> dict[str, Any]:
     now = sample.snapshot.now
     return {
@@ -136,11 +119,7 @@ def _worker(worker: WorkerSnapshot, sample: Sample, sampler: Sampler) -> dict[st
         "slot": worker.slot,
         "generation": worker.cells["generation"],
         "state": worker.state(now),
-        **{name: worker.count(name) for name in _COUNT_FIELDS},
-        **{name: worker.cells[name] for name in _CELL_FIELDS},
-        "responses": {label: worker.count(cell) for label, cell in Row.STATUS_CLASSES.items()},
-        "latency": histogram.summary(worker.latencies, worker.cells["slowest"]),
-        "mode": worker.mode,
+        **worker_fields(worker.cells.__getitem__, worker.latencies),
         "uptime": max(0.0, now - worker.cells["started"]),
         "memory": sampler.memory.memory_of(worker.pid),
         "heartbeat_age": worker.heartbeat_age(now),

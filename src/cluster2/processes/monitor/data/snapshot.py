@@ -13,7 +13,7 @@ from typing import Any
 from ....core import health
 from ....core.health import PROMISED_HEARTBEAT_S
 from ....core.histogram import BUCKET_BOUNDS_S
-from ....core.lifecycle import PHASES, mode_label
+from ....core.lifecycle import PHASES
 from ....errors import ClusterError
 from ....linux import ledger
 from ....linux.scoreboard import SLOTS, Row, Scoreboard
@@ -49,11 +49,6 @@ class WorkerSnapshot:
     def state(self, now: float) -> str:
         """Return the name of its state."""
         return health.seen_state(self.cells["state"], self.cells["heartbeat"], now)
-
-    @property
-    def mode(self) -> str:
-        """The way in which it accepts connections."""
-        return mode_label(self.cells["mode"], draining=bool(self.cells["draining"]))
 
     def is_ready(self, now: float) -> bool:
         """Return True if it serves."""
