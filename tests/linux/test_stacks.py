@@ -163,7 +163,7 @@ def test_what_a_process_adds(run: Run) -> None:
     shown = asyncio.run(stacks.capture(child.file, child.pidfd, child.process.pid, adds=True))
     assert re.search(r"in spin\n(.*\n)*\nspin first $", shown + " "), shown
     shown = asyncio.run(stacks.capture(child.file, child.pidfd, child.process.pid, adds=True))
-    assert "what it works on can't be told: AttributeError" in shown
+    assert "what it works on isn't known: AttributeError" in shown
     assert child.process.poll() is None
 
 

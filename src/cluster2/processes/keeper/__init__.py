@@ -1,1 +1,1 @@
-"""The process that holds connections between two requests. It knows no HTTP and no app, and needs only the standard library."""
+"""The process that holds connections between two requests; it has no HTTP and no app, and needs only the standard library."""

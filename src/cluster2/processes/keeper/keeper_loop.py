@@ -1,13 +1,14 @@
-"""The keeper's loop: take connections in, watch them, hand back those that become readable.
+"""The keeper's loop: take idle connections, watch them, and hand back those that become readable.
 
-One epoll watches the rest queue, the connections and the control channel. What happens to a connection, and what if it can't,
-is told in `kernel.handover`; this is the code of its third place.
+One epoll watches the idle queue, the connections and the control channel. `linux.handover` describes the states of a connection
+and what happens if a step fails. This module is the third of them.
 
-A ready queue that is full is tried again every few milliseconds, since no event tells when: where too many descriptors are in
-flight (`ETOOMANYREFS`) a queue says all the time that it has room, and watched by edges each failed attempt makes an edge.
+A ready queue that is full is tried again every few milliseconds, since no event announces that it can take more. If too many descriptors are in
+flight (`ETOOMANYREFS`), a queue reports as writable all the time, and with edge-triggered events each failed attempt makes an
+edge.
 
-It has no reason to die: no app, no HTTP, no parsing, no library beyond the standard one. It wakes when something happens,
-when a connection's time is over, and every few seconds to show the master that it isn't stuck.
+The keeper has little that can fail: no app, no HTTP, no parsing, no library beyond the standard one. It wakes when something
+happens, when the time of a connection is over, and every few seconds to publish its heartbeat.
 
 A descriptor must leave the epoll before it is closed: its file lives on in the message that carries it, and so would its
 registration.
@@ -33,22 +34,22 @@ from ...runtime.step_guard import StepGuard
 from .resting import NO_DEADLINE, IdleConnections
 
 HEARTBEAT_INTERVAL_S = 2.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 RESERVED_DESCRIPTORS = CONNECTIONS_PER_MESSAGE + 32
-"""Descriptors that are left free for a message from the rest queue and for the keeper's own, where the limit is no low one."""
+"""Descriptors that are kept free for a message from the idle queue and for the keeper's own, unless the limit is low."""
 MESSAGES_PER_TURN = 16
-"""Messages taken from the rest queue before connections have their turn again."""
+"""Messages taken from the idle queue before connections have their turn again."""
 _END_POLL_INTERVAL_S = 0.01
-"""Seconds between two looks whether everybody knows that the end has come."""
+"""Seconds between two checks whether all workers have left the ready state."""
 RETURN_RETRY_S = 0.005
-"""Seconds between two attempts to hand back what couldn't be: workers take some milliseconds for what waits in a full queue."""
+"""Seconds between two attempts to hand back connections: workers take some milliseconds to empty a full queue."""
 READY_STATE = int(WorkerState.READY)
 _WATCH = select.EPOLLIN | select.EPOLLRDHUP
 _GONE = select.EPOLLHUP | select.EPOLLERR
 
 
 class Keeper:
-    """The connections at rest, and the ways in and out."""
+    """The idle connections, and the queues in and out."""
 
     def __init__(
         self,
@@ -60,10 +61,11 @@ class Keeper:
         limit: int,
         output: ReopeningFile | None = None,
     ) -> None:
-        """Watch nothing yet but the ways in.
+        """Watch nothing yet but the channel and the idle queue.
 
         Args:
             control: descriptor of the channel to the master.
+            rest: the idle queue.
             ready: the ready queue of each app.
             timeout: seconds that a connection may be idle; 0: for ever.
             limit: how many descriptors this process may have.
@@ -75,7 +77,7 @@ class Keeper:
         self._board = board
         self._header = board.header
         self._timeout = timeout
-        self._room = limit - reserve(limit)
+        self._capacity = limit - reserve(limit)
         self._output = output
         self._resting = IdleConnections()
         self._late: list[deque[HandedConnection]] = [deque() for _ in ready]
@@ -89,19 +91,19 @@ class Keeper:
         self._since = time.monotonic()
 
     def run(self) -> None:
-        """Keep until the master is gone, or until the last connection has left after it said `drain`."""
-        self._look_around(time.monotonic())
+        """Keep connections until the master is gone, or until the last one has left after a `drain`."""
+        self._housekeep(time.monotonic())
         while not self._finished():
-            for descriptor, events in self._epoll.poll(self._patience()):
-                if descriptor == self._control and not self._obey():
+            for descriptor, events in self._epoll.poll(self._seconds_until_due()):
+                if descriptor == self._control and not self._carry_out_order():
                     return
                 with self._guard("a connection at rest"):
                     if descriptor == self._rest.fileno():
                         self._take_in()
                     elif descriptor in self._resting:
                         self._woken(descriptor, events)
-            with self._guard("the keeper's look around"):
-                self._look_around(time.monotonic())
+            with self._guard("the keeper's housekeeping"):
+                self._housekeep(time.monotonic())
 
     def _finished(self) -> bool:
         if self._leave_at is None:
@@ -109,15 +111,15 @@ class Keeper:
         if time.monotonic() >= self._leave_at:
             return True
         if READY_STATE in self._states():
-            return False  # a worker that hasn't heard yet may still send something
+            return False  # a worker that hasn't got its order yet may still send connections
         self._take_in()
         return not self._resting and not any(self._late)
 
     def _states(self) -> list[int]:
         return self._board.column("state")
 
-    def _patience(self) -> float:
-        """Seconds until something is due."""
+    def _seconds_until_due(self) -> float:
+        """Return the seconds until something is due."""
         now = time.monotonic()
         due = [RETURN_RETRY_S if any(self._late) else HEARTBEAT_INTERVAL_S]
         if (deadline := self._resting.next_deadline()) is not None:
@@ -127,12 +129,12 @@ class Keeper:
         return max(0.0, min(due))
 
     def _take_in(self) -> None:
-        """Connections that come to rest."""
+        """Take connections from the idle queue."""
         if self._rest.ended:
             return
         now = time.monotonic()
         for _ in range(MESSAGES_PER_TURN):
-            full = self._held() >= self._room
+            full = self._held() >= self._capacity
             if full and any(self._late):
                 self._full = True
                 self._epoll.modify(self._rest.fileno(), 0)
@@ -145,30 +147,31 @@ class Keeper:
                     self._pass_on(parcel)
                 else:
                     self._keep(parcel, now)
-        ended: bool = self._rest.ended  # take_all() may have found out
+        ended: bool = self._rest.ended  # take_all() may have found the end
         if ended:
             self._full = False
             self._epoll.unregister(self._rest.fileno())
 
     def _held(self) -> int:
-        """Connections in our hands."""
+        """Return how many connections the keeper holds."""
         return len(self._resting) + sum(map(len, self._late))
 
     def _keep(self, parcel: HandedConnection, now: float) -> None:
-        # 0.0 stands first because a foreign age may be no number, and nothing is greater than that.
+        # 0.0 is the first argument because an age from a foreign sender may be a NaN, and no number is greater than a NaN.
         age = min(self._timeout, max(0.0, parcel.age))
         deadline = now + self._timeout - age if self._timeout else float(NO_DEADLINE)
         try:
             if parcel.site >= len(self._ready):
                 raise OSError("no such app")
             self._epoll.register(parcel.descriptor, _WATCH)
-        except OSError:  # a file, or something else that can't be watched: nothing that a worker of ours has sent
+        # A file, or something else that can't be watched: no worker sends one.
+        except OSError:
             os.close(parcel.descriptor)
             return
         self._resting.add(parcel.descriptor, (parcel.site, parcel.family), deadline)
 
     def _pass_on(self, parcel: HandedConnection) -> None:
-        """Give a connection that can't be kept for a lack of descriptors to a worker: in the queue it would not be heard."""
+        """Give a connection for which there is no descriptor to a worker: in the queue a request would not be noticed."""
         if parcel.site >= len(self._ready):
             os.close(parcel.descriptor)
             return
@@ -176,7 +179,7 @@ class Keeper:
         self._give_back(parcel)
 
     def _give_back(self, parcel: HandedConnection) -> None:
-        """Put a connection into the ready queue of its app; behind those that wait for room there."""
+        """Put a connection into the ready queue of its app, behind those that wait for space there."""
         late = self._late[parcel.site]
         if not late and self._ready[parcel.site].send(*parcel):
             os.close(parcel.descriptor)
@@ -184,7 +187,7 @@ class Keeper:
             late.append(parcel)
 
     def _woken(self, descriptor: int, events: int) -> None:
-        """A connection has something to say, or is over."""
+        """Hand back a connection that has become readable, or close one that is over."""
         self._epoll.unregister(descriptor)
         site, family = self._resting.remove(descriptor)
         if events & _GONE or not events & select.EPOLLIN:
@@ -194,28 +197,28 @@ class Keeper:
         self._give_back(HandedConnection(descriptor, site, family, 0.0))
 
     def _catch_up(self) -> None:
-        """Hand back those that couldn't be when they woke, as far as there is room by now."""
+        """Hand back the connections that wait, as far as the ready queues have space by now."""
         for late, ready in zip(self._late, self._ready, strict=True):
             while late and ready.send(*late[0]):
                 os.close(late.popleft().descriptor)
 
-    def _obey(self) -> bool:
-        """Carry out an order of the master's: `drain SECONDS`, or `timeout SECONDS` for connections that come from now on.
+    def _carry_out_order(self) -> bool:
+        """Carry out an order of the master: `drain SECONDS`, or `timeout SECONDS` for connections that come from now on.
 
         Returns:
             False: the master is gone.
         """
-        said = os.read(self._control, 64).split()
-        if not said:
+        order = os.read(self._control, 64).split()
+        if not order:
             return False
-        if said[0] == b"timeout":
-            self._timeout = float(said[1])
-        if said[0] == b"drain":
-            self._leave_at = time.monotonic() + float(said[1])
+        if order[0] == b"timeout":
+            self._timeout = float(order[1])
+        if order[0] == b"drain":
+            self._leave_at = time.monotonic() + float(order[1])
         return True
 
-    def _look_around(self, now: float) -> None:
-        """Close what was idle for too long, publish how it goes."""
+    def _housekeep(self, now: float) -> None:
+        """Close connections that were idle for too long, and publish counts and heartbeat."""
         deadline = self._resting.next_deadline()
         if deadline is not None and now >= deadline:
             for descriptor in self._resting.expired(now):
@@ -224,7 +227,7 @@ class Keeper:
                 os.close(descriptor)
                 self._header.keeper_expired += 1
         self._catch_up()
-        if self._full and self._held() < self._room:
+        if self._full and self._held() < self._capacity:
             self._full = False
             self._epoll.modify(self._rest.fileno(), select.EPOLLIN)
         header = self._header
@@ -233,7 +236,7 @@ class Keeper:
         header.keeper_lost = self._rest.truncated
         if now - self._since >= 1.0:
             if self._output is not None:
-                with contextlib.suppress(OSError):  # what is open stays in use
+                with contextlib.suppress(OSError):  # the file that is open stays in use
                     self._output.reopen_if_moved()
             header.keeper_rate = self._moved / (now - self._since)
             self._moved, self._since = 0, now
@@ -245,20 +248,20 @@ def _report(text: str, detail: str) -> None:
 
 
 def reserve(limit: int) -> int:
-    """Return how many descriptors stay free for one message and for what the keeper itself has open."""
+    """Return how many descriptors stay free for one message and for the keeper's own files."""
     return batch_size(limit) + min(RESERVED_DESCRIPTORS - CONNECTIONS_PER_MESSAGE, limit // 4)
 
 
 def main(arguments: list[str]) -> None:
-    """Run as a process: descriptors 3 control, 4 rest queue, 5 to 7 scoreboard, from 8 on the ready queues.
+    """Run as a process: descriptors 3 control, 4 idle queue, 5 to 7 scoreboard, from 8 on the ready queues.
 
     Args:
-        arguments: how many apps there are, the idle timeout in seconds, the user and the group to be ("": as we are), the file
-            that its output goes to ("": where it goes now).
+        arguments: how many apps there are, the idle timeout in seconds, the user and the group to change to ("": no change),
+            the file that its output goes to ("": where it goes now).
     """
     import socket
 
-    settle("keeper")  # the master ends us by closing the channel
+    settle("keeper")  # the master ends this process by closing the channel
     sites, timeout, (user, group, log) = int(arguments[0]), float(arguments[1]), arguments[2:5]
     drop_privileges(user or None, group or None)
     rest = QueueReader(socket.socket(fileno=4))

@@ -1,4 +1,4 @@
-"""Which connections rest here, and when each has been idle for too long.
+"""The idle connections of the keeper, and when each of them expires.
 
 Deadlines are kept in buckets of a second: adding, removing and expiring are a dictionary operation each, nothing is sorted,
 and a keeper in which nothing happens wakes only when the next bucket is due.
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 NO_DEADLINE = 1 << 40
-"""A second that never comes: for connections without a time limit."""
+"""A second that is never reached: for connections without a time limit."""
 
 
 class IdleConnections:
-    """Connections at rest, by descriptor. Invariant: each is in exactly one bucket, that of its deadline."""
+    """The idle connections, by descriptor. Invariant: each is in exactly one bucket, that of its deadline."""
 
     def __init__(self) -> None:
         self._deadline: dict[int, int] = {}
@@ -27,7 +27,7 @@ class IdleConnections:
         return descriptor in self._deadline
 
     def add(self, descriptor: int, about: tuple[int, int], deadline: float) -> None:
-        """It rests from now on.
+        """Add a connection.
 
         Args:
             about: its app's index and its address family.
@@ -36,10 +36,11 @@ class IdleConnections:
         second = min(int(deadline) + 1, NO_DEADLINE)
         self._deadline[descriptor] = second
         self._bucket.setdefault(second, set()).add(descriptor)
+        # One tuple for all connections of an app: 10,000 connections would have 10,000 of them.
         self._about[descriptor] = _shared.setdefault(about, about)
 
     def remove(self, descriptor: int) -> tuple[int, int]:
-        """It rests no more. Returns what was noted about it. Raises KeyError if it didn't rest."""
+        """Remove a connection. Returns its app's index and its address family. Raises KeyError if it isn't there."""
         second = self._deadline.pop(descriptor)
         bucket = self._bucket[second]
         bucket.discard(descriptor)
@@ -48,11 +49,11 @@ class IdleConnections:
         return self._about.pop(descriptor)
 
     def expired(self, now: float) -> list[int]:
-        """Those whose deadline has passed; they rest still."""
+        """Return the connections whose deadline has passed; they stay until they are removed."""
         return [each for second, bucket in self._bucket.items() if second <= now for each in bucket]
 
     def next_deadline(self) -> float | None:
-        """When the next one expires; None: never."""
+        """Return when the next one expires; None: never."""
         first = min(self._bucket, default=NO_DEADLINE)
         return None if first >= NO_DEADLINE else float(first)
 

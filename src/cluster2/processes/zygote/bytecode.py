@@ -1,18 +1,18 @@
-"""Bytecode that may be older than its source is not used.
+"""Ignore bytecode that may be older than its source.
 
 CPython trusts a `.pyc` file whose header has the size of the source and its modification time, in whole seconds (PEP 3147,
-`importlib`). A source that is written twice within a second, to the same size, or whose time is set on purpose (`rsync -t`,
-`tar`, reproducible builds), therefore keeps the bytecode of its first version for ever: a reload would serve old code and
-report success.
+`importlib`). A source may be written twice within a second, to the same size, or its time may be set on purpose (`rsync -t`,
+`tar`, reproducible builds). Then the bytecode of its first version stays for ever: a reload would serve old code and report
+success.
 
-The rule here is that of git for its index ("racily clean"): what was noted too shortly after a change proves nothing. The
-kernel's time of an inode's last change (`ctime`) can't be set by anyone, and a write, a rename and `utime` all renew it. So
-bytecode is passed over, and written anew by the usual import machinery, unless it was written more than MTIME_MARGIN_NS after
-that. The cost is one `stat` for each module; code that is older than MTIME_MARGIN_NS when it is first imported keeps its bytecode.
+The rule here is that of git for its index ("racily clean"): a record that was made too shortly after a change proves nothing. No
+program can set the kernel's time of an inode's last change (`ctime`), and a write, a rename and `utime` all renew it. So bytecode
+is ignored, and written anew by the usual import machinery, unless it was written more than MTIME_MARGIN_NS after that. The cost
+is one `stat` for each module. Code that is older than MTIME_MARGIN_NS when it is first imported keeps its bytecode.
 
 Modules below `site-packages` and of the standard library are exempt. Installers write their bytecode and replace whole
-directories, and an image of a container that is unpacked renews the `ctime` of all sources, but keeps the time of the bytecode:
-without the exemption, a start would compile everything in it.
+directories. Unpacking a container image renews the `ctime` of all sources, but keeps the time of the bytecode: without the
+exemption, a start would compile everything in it.
 """
 
 from __future__ import annotations
@@ -29,22 +29,23 @@ from types import ModuleType
 from ...linux import processes
 
 MTIME_MARGIN_NS = 2_000_000_000
-"""Covers the second of CPython's comparison, the time between reading a source and writing its bytecode, and file systems
-that keep time in steps of two seconds."""
+"""The margin covers the second of CPython's comparison, the time between reading a source and writing its bytecode, and file
+systems that keep time in steps of two seconds.
+"""
 
 _SUFFIX = ".pyc"
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _STDLIB = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})
 _BY_HASH = 1
-"""The flag of bytecode that is checked by the source's hash, or on purpose never (PEP 552): time says nothing about it."""
+"""The flag of bytecode that is checked by the source's hash, or on purpose never (PEP 552): times don't matter for it."""
 
 _read = SourceFileLoader.get_data
 
 
 def install() -> None:
-    """Have imports in this process, and in all that are forked from it, pass over bytecode that may be stale."""
-    # The method of the class, and no finder of our own: loaders of others (tracers, type checkers) derive from this class,
-    # and `spec_from_file_location` uses it as well.
+    """Make imports in this process, and in all that are forked from it, ignore bytecode that may be stale."""
+    # The method of the class is replaced; a finder of our own would miss loaders of other packages (tracers, type checkers) that
+    # derive from this class, and `spec_from_file_location`, which uses it as well.
     SourceFileLoader.get_data = _get_data  # type: ignore[method-assign,assignment]
 
 
@@ -70,13 +71,13 @@ def may_be_stale(source: str, bytecode: str) -> bool:
 def remove_stale(modules: Iterable[ModuleType] | None = None) -> bool:
     """Remove the bytecode of loaded modules that may be stale by now, for processes that imported them without `install`.
 
-    In script mode the user's script imports its modules before it calls anything of ours.
+    In script mode the user's script imports its modules before it calls this package.
 
     Args:
         modules: None: all that this process has loaded.
 
     Returns:
-        Whether one of them was loaded from bytecode that this process has not written itself, and so may run old code.
+        True if one of them was loaded from bytecode that this process has not written itself, and so may run old code.
     """
     began_ns = _process_start_ns()
     old = False

@@ -1,8 +1,8 @@
 """The zygote: a fresh interpreter for each generation, which imports the app once and forks workers from that image.
 
-It has one thread and no event loop, and does one thing at a time: read an order, carry it out, say so. It forks twice, so
-that the worker is adopted by the master (a child subreaper): reaped by it, seen by its `waitpid`, and safe when the zygote
-dies. The end of its channel means that the master is gone, or wants another generation: it leaves.
+It has one thread and no event loop, and does one thing at a time: read an order, carry it out, report. It forks twice, so that
+the master (a child subreaper) adopts the worker: the master reaps it and sees it by `waitpid`, and the worker outlives the
+zygote. The end of the channel means that the master is gone, or wants another generation. The zygote leaves then.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .renewal import renew
 from .started import StartedAtImport
 
 Serve = Callable[[Image, messages.Fork, list[int]], int]
-"""Be the worker of an order: (image, order, its descriptors) → exit code. Injected: this package knows no worker."""
+"""Run as the worker of an order: (image, order, its descriptors) → exit code. Injected: this package imports no worker."""
 
 
 def main(channel: Packets, prepare: Callable[[messages.Prepare, list[int]], Image], serve: Serve) -> int:
-    """Be a zygote until the channel ends. Returns the exit code; in a worker it never returns."""
-    signals.settle("zygote")  # the master ends us by closing the channel
+    """Run as a zygote until the channel ends. Returns the exit code; in a worker it never returns."""
+    signals.settle("zygote")  # the master ends this process by closing the channel
     order, files = _receive(channel)
     if not isinstance(order, messages.Prepare):
         return 0
@@ -50,7 +50,7 @@ def main(channel: Packets, prepare: Callable[[messages.Prepare, list[int]], Imag
         refuse(channel, error)
         return error.exit_code
     output = ReopeningFile(log, 1, 2) if (log := order.log) else None
-    signals.settle("zygote")  # once more: the app's import may have changed something
+    signals.settle("zygote")  # again: the app's import may have changed a disposition
     freeze()
     _send(channel, _prepared(image))
     while True:
@@ -62,7 +62,7 @@ def main(channel: Packets, prepare: Callable[[messages.Prepare, list[int]], Imag
                 _send(channel, messages.ForkFailed(refused.incarnation, os.strerror(errno.EMFILE)))
             continue
         if output is not None:
-            with contextlib.suppress(OSError):  # what is open stays in use
+            with contextlib.suppress(OSError):  # the file that is open stays in use
                 output.reopen_if_moved()
         if isinstance(order, messages.Reopen):
             continue
@@ -80,7 +80,7 @@ def main(channel: Packets, prepare: Callable[[messages.Prepare, list[int]], Imag
 
 
 def refuse(channel: Packets, error: ClusterError) -> None:
-    """Tell the master why there will be no zygote."""
+    """Report to the master why there will be no zygote."""
     message, detail = (
         codec.clip(error.message, _MAX_MESSAGE_CHARS),
         codec.clip(error.detail, _MAX_DETAIL_CHARS, end=True),
@@ -108,13 +108,13 @@ _MAX_MESSAGE_CHARS, _MAX_DETAIL_CHARS = 4_000, 60_000
 def _receive(channel: Packets) -> tuple[messages.Orders | None, list[int]]:
     try:
         packet, descriptors = channel.receive(MAX_DESCRIPTORS)
-    except ConnectionResetError:  # the master was killed before it had read what we said
+    except ConnectionResetError:  # the master was killed with messages unread
         return None, []
     return (codec.unpack_order(packet) if packet else None), descriptors
 
 
 def _send(channel: Packets, message: messages.Orders) -> None:
-    with contextlib.suppress(ConnectionError):  # the master is gone: the next thing that is received is the end
+    with contextlib.suppress(ConnectionError):  # the master is gone: the next receive finds the end
         channel.send(codec.pack_order(message))
 
 
@@ -124,7 +124,7 @@ def _fork(
     def born() -> None:
         """Run in the worker before the app's at-fork handlers, which may hang."""
         stacks.arm(WorkerDescriptors.from_list(descriptors, order).stacks_file)
-        processes.set_parent_death_signal(signal.SIGKILL)  # until it can drain
+        processes.set_parent_death_signal(signal.SIGKILL)  # until it can drain; then SIGCONT
         if os.getppid() != order.master:
             os._exit(0)
 

@@ -1,8 +1,8 @@
-"""What a generation's workers share: the app, imported once, with everything that serving it needs.
+"""The image of a generation: the app, imported once, with everything that serving it needs.
 
-Loading happens in one process before anything is forked (or, with `preload=false`, in each worker by itself). Order matters:
-the working directory and the import path first, then the app, the engine, `warm_up`; the heap is collected and frozen last,
-so that reference counts and the collector leave the shared pages alone.
+Loading happens in one process before anything is forked (or, with `preload=false`, in each worker by itself). The order matters:
+the working directory and the import path first, then the app, the engine, `warm_up`. The heap is collected and frozen last, so
+that reference counts and the collector leave the shared pages alone.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ def build(
         AppError: an app can't be imported, or `warm_up` raised.
         ConfigError: the engine can't take the app, or an option.
     """
+    # A collection frees objects and leaves holes in pages that a fork shares; new objects would fill them, and so copy the
+    # pages (documentation of `gc.freeze`). The worker enables it again.
     gc.disable()
     name = inheritance.own_name()
     copied = replace(settings, **files)
@@ -80,13 +82,19 @@ def build(
 
 
 def freeze() -> None:
-    """Keep the heap of the image out of the collector's sight, for as long as processes are forked from it."""
+    """Exempt the heap of the image from garbage collection, for as long as processes are forked from it.
+
+    A collection would write to the header of each object, and so copy the shared page.
+    """
     gc.collect()
     gc.freeze()
 
 
 def _enter(settings: Settings) -> None:
-    """Privileges first, so that no line of the app runs with more of them than its requests will."""
+    """Set up the process as the options say: user, umask, environment, directory, import path.
+
+    Privileges are dropped first, so that no line of the app runs with more of them than its requests will.
+    """
     if settings.user is not None or settings.group is not None:
         privileges.drop_privileges(settings.user, settings.group)
     if settings.umask is not None:
@@ -104,15 +112,15 @@ def _enter(settings: Settings) -> None:
 
 def _sites(settings: Settings, sources: Mapping[str, str], targets: Sequence[object]) -> list[tuple[App, type[Engine]]]:
     apps = [load(target, factory=settings.factory) for target in targets]
-    staff = [
+    choices = [
         registry.EngineChoice(app.label, app.interface, registry.choose_engine(settings.engine, app.interface))
         for app in apps
     ]
-    for note in registry.check_options(staff, settings, sources):
+    for note in registry.check_options(choices, settings, sources):
         logger.info(note)
-    for each in staff:
+    for each in choices:
         each.engine.preload(settings)
-    return [(app, each.engine) for app, each in zip(apps, staff, strict=True)]
+    return [(app, each.engine) for app, each in zip(apps, choices, strict=True)]
 
 
 def _warm_up(settings: Settings) -> None:

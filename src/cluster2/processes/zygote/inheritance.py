@@ -1,10 +1,10 @@
-"""What the import has made that workers can't inherit: threads, and connections to other servers.
+"""Find the threads and connections that the import has made and that workers can't inherit.
 
 A fork copies one thread only: the others are gone, with the locks that they hold. A connection is shared by all copies: two
-workers that ask a database over it get each other's answers, and nothing says so. Both are found by looking at the process,
-before the first fork, and told in words that name the ways out.
+workers that ask a database over it get each other's responses, without an error. This module finds both in the process before the
+first fork, and describes them in warnings that name the solutions.
 
-Connections count if they are streams. A datagram that is sent by another process arrives as well (statsd, syslog).
+Connections count if they are streams. A datagram that another process sends arrives as well (statsd, syslog).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 
 from ...linux.native_threads import NativeThread, native_threads
 
-_WAYS_OUT = "make them in worker.on_start, or set preload = false"
-_TOLD = 4
+_SOLUTIONS = "make them in worker.on_start, or set preload = false"
+_MAX_NAMED = 4
 """Threads and connections that are named."""
 
 
@@ -28,14 +28,14 @@ def connections() -> dict[int, str]:
     """Return the peer of each connection of this process, by the inode of its socket."""
     found: dict[int, str] = {}
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # closed; no socket; not connected
+        with contextlib.suppress(OSError):  # closed, no socket, or not connected
             status = os.fstat(int(name))
             if not stat.S_ISSOCK(status.st_mode):
                 continue
             sock = socket.socket(fileno=int(name))
             try:
                 peer = sock.getpeername()
-                # Without a name: one of a pair, such as our own channel.
+                # A socket without a name is one of a pair, such as this process's channel.
                 if peer and sock.type != socket.SOCK_DGRAM:
                     found[status.st_ino] = _shown(peer)
             finally:
@@ -50,7 +50,9 @@ def threads(own_name: str) -> list[str]:
         own_name: of this process before the import, which is no name of a thread.
     """
     python = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    return python or [_told(thread, own_name) for thread in native_threads() if not _is_harmless(thread, own_name)]
+    return python or [
+        _description(thread, own_name) for thread in native_threads() if not _is_harmless(thread, own_name)
+    ]
 
 
 def own_name() -> str:
@@ -59,32 +61,35 @@ def own_name() -> str:
 
 
 def warnings(threads: Collection[str], connections: Collection[str]) -> list[str]:
-    """Return what operators should know if workers are to be forked beside these, a line each."""
-    said = []
+    """Return the warnings for operators if workers are to be forked with these, a line each."""
+    found = []
     if threads:
-        said.append(
+        found.append(
             f"importing the app started threads ({_few(threads)}): forking it is unsafe, so each worker imports it for itself; "
             "start threads in worker.on_start, or set preload = false to silence this"
         )
     elif connections:
-        said.append(
+        found.append(
             f"importing the app opened connections ({_few(connections)}), which all workers would share, and take each "
-            f"other's answers; {_WAYS_OUT}"
+            f"other's answers; {_SOLUTIONS}"
         )
-    return said
+    return found
 
 
 def _few(names: Collection[str]) -> str:
-    told = list(dict.fromkeys(names))
-    return ", ".join(told[:_TOLD]) + (f" and {len(told) - _TOLD} more" if len(told) > _TOLD else "")
+    shown = list(dict.fromkeys(names))
+    return ", ".join(shown[:_MAX_NAMED]) + (f" and {len(shown) - _MAX_NAMED} more" if len(shown) > _MAX_NAMED else "")
 
 
 def _is_harmless(thread: NativeThread, own_name: str) -> bool:
-    """Whether a thread may be missing in a fork. Where the kernel doesn't tell its library, those of NumPy get the benefit."""
+    """Return whether a thread may be missing in a fork.
+
+    If the kernel doesn't show its library, a thread with the process's name counts as one of NumPy's.
+    """
     return thread.is_replaced or (thread.library is None and thread.name == own_name)
 
 
-def _told(thread: NativeThread, own_name: str) -> str:
+def _description(thread: NativeThread, own_name: str) -> str:
     if thread.library and thread.library.startswith("libgomp"):
         return f"OpenMP, {thread.library}"
     if thread.name != own_name:

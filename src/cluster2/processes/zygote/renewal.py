@@ -1,12 +1,12 @@
-"""What modules keep for one process is made a worker's own after the fork.
+"""Renew in a worker, after the fork, the state that modules keep for one process.
 
-Python's own modules see to that by at-fork handlers: `random` seeds its global generator anew, `logging` its locks, `tempfile`
-and `uuid` look at the pid or ask the kernel. Two that an app often brings don't:
+Python's own modules do that by at-fork handlers: `random` seeds its global generator anew, `logging` renews its locks, `tempfile`
+and `uuid` check the pid or ask the kernel. Two modules that apps often import don't:
 
 - *NumPy's global generator* (`numpy.random.random` and the like) would draw the same numbers in each worker, and again in each
-  that replaces one. It is seeded from the kernel. Generators that the app has made itself (`numpy.random.default_rng`,
-  `random.Random`) can't be found; the docs say so.
-- *multiprocessing* would have each worker, at its exit, join processes that the import has started: those are the zygote's, and
+  worker that replaces one. It is seeded from the kernel. Generators that the app has made itself (`numpy.random.default_rng`,
+  `random.Random`) can't be found, and the docs say so.
+- *multiprocessing* would have each worker, at its exit, join processes that the import has started. Those are the zygote's, and
   each would be an error. It forgets them, as it does in processes that it forks itself.
 """
 
@@ -20,13 +20,13 @@ logger = logging.getLogger("cluster2.zygote")
 
 
 def renew() -> None:
-    """Do that, for those modules that are loaded."""
+    """Renew the modules that are loaded."""
     for name, step in (("multiprocessing.process", _disown_children), ("numpy.random", _seed_numpy)):
         if (module := sys.modules.get(name)) is not None:
             try:
                 step(module)
             except Exception:
-                logger.exception("%s can't be made this worker's own; it is as the import has left it", name)
+                logger.exception("%s can't be renewed for this worker; its state is that of the import", name)
 
 
 def _disown_children(module: Any) -> None:
@@ -36,5 +36,6 @@ def _disown_children(module: Any) -> None:
 def _seed_numpy(module: Any) -> None:
     try:
         module.seed()
-    except TypeError:  # the app has put another bit generator in its place, which can't be seeded again
+    # The app has installed another bit generator, which can't be seeded again: a new one of its kind takes its place.
+    except TypeError:
         module.set_bit_generator(type(module.get_bit_generator())())

@@ -10,9 +10,9 @@ The processes that count:
 
 - Children and their descendants at the end of the import. They are recorded by pid and start time, because a grandchild whose
   parent has ended is no longer found through the tree of processes.
-- Orphans: what `os.system("helper &")` starts has lost its parent, the shell, before the import ends. The kernel gives an orphan to
-  the nearest subreaper (prctl(2)), so this process is one during the import, and orphans become its children. It must not be one
-  later: a worker is forked twice, and has to be adopted by the master.
+- Orphans: what `os.system("helper &")` starts has lost its parent, the shell, before the import ends. The kernel gives an orphan
+  to the nearest subreaper (prctl(2)), so this process is one during the import, and orphans become its children. It must not be
+  one later: a worker is forked twice, and has to be adopted by the master.
 - Descendants that recorded processes have when TERM is sent: what a pool has started since.
 
 Left alone are processes in a session of their own (`start_new_session=True`, `setsid`), which says that they are to stay, and
@@ -92,7 +92,7 @@ def _terminate(pid: int, ticks: int) -> None:
     with contextlib.suppress(OSError):  # it has ended, or it belongs to another user
         pidfd = processes.open_pidfd(pid)
         try:
-            # In this order: the pidfd holds on to one process, and the start time tells which one that is.
+            # In this order: the pidfd holds on to one process, and the start time identifies it.
             if processes.start_ticks(pid) == ticks and os.getsid(pid) == os.getsid(0):
                 processes.send_signal(pidfd, signal.SIGTERM)
         finally:

@@ -152,7 +152,7 @@ def test_a_module_that_can_not_be_renewed(monkeypatch: pytest.MonkeyPatch, caplo
     """A module without what we know of it is left as it is, with a line in the log."""
     monkeypatch.setitem(sys.modules, "numpy.random", ModuleType("numpy.random"))
     renew()
-    assert "numpy.random can't be made this worker's own" in caplog.text
+    assert "numpy.random can't be renewed for this worker" in caplog.text
 
 
 def test_freeze() -> None:
