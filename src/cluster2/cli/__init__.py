@@ -1,7 +1,7 @@
-"""The shell: the command `cluster2`.
+"""The command line of cluster2.
 
-Each command is a function in a module of its own room, imported when it is called: `cluster2 status` needs neither the
-options nor the master, and must answer at once. A command returns its exit code, or raises the error that has one.
+Each command is a function in a module of this package, which is imported when the command is called. `cluster2 status` needs
+neither the options nor the master, and must be quick. A command returns its exit code, or raises the error that has one.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ COMMANDS = {
     "import": "import_commands",
     "completion": "completion_commands",
 }
-"""The module that has a command."""
+"""The modules of the commands."""
 
 _ELSEWHERE = {"serve": "run", "develop": "dev", "restart": "reload", "kill": "stop", "ps": "status", "ls": "status"}
-"""Commands of other programs, with ours that do the same."""
+"""Commands of other programs, with the command here that does the same."""
 
 _EXIT_INTERRUPTED = 130
-"""128 + SIGINT, as the shell counts a program that Ctrl-C ended."""
+"""128 + SIGINT: the exit code in the shell of a program that Ctrl-C has ended."""
 
 
 class _Commands(click.Group):
-    """The commands, imported on demand, and what their errors look like."""
+    """The group of commands: imports them on demand, and prints their errors."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -65,14 +65,14 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that the first argument names. Raises click.UsageError, with what may have been meant."""
+        """Find the command that the first argument names. Raises click.UsageError, with a similar name: there is none."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
             raise click.UsageError(f"No such command {name!r}.{_meant(name)}", ctx)
         return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
-        """Run a command and leave with its exit code."""
+        """Run a command and exit with its exit code."""
         try:
             code = super().main(*args, **{"prog_name": "cluster2", **extra, "standalone_mode": False})
         except click.ClickException as error:
@@ -86,7 +86,7 @@ class _Commands(click.Group):
 
 
 def _meant(name: str) -> str:
-    """Return what a word that is no command may have been meant to be, as a sentence, or nothing."""
+    """Return a sentence with the command that an unknown word may stand for; "": none."""
     import difflib  # takes milliseconds, which only a mistake costs
 
     if ":" in name or name.endswith(".py"):
@@ -97,7 +97,7 @@ def _meant(name: str) -> str:
 
 @contextlib.contextmanager
 def shown_until_left() -> Iterator[None]:
-    """Around what is shown without end: Ctrl-C, and a reader that leaves (`| head`), are how it ends."""
+    """Wrap an endless output. It ends with Ctrl-C, or when the reader closes the pipe (`| head`)."""
     try:
         yield
         sys.stdout.flush()
@@ -105,17 +105,17 @@ def shown_until_left() -> Iterator[None]:
         pass
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # the interpreter flushes once more at its end
+        os.dup2(nowhere, sys.stdout.fileno())  # the interpreter flushes standard output once more at its end
         os.close(nowhere)
 
 
 def shown(text: str) -> str:
-    """A text of others for a terminal: its control characters are shown, not obeyed; tabs and ends of lines stay."""
+    """Escape the control characters of a text that comes from an app, except tabs and line ends, for a terminal."""
     return "".join(each if each.isprintable() or each in "\t\n" else f"\\x{ord(each):02x}" for each in text)
 
 
 def complain(kind: str, message: str) -> None:
-    """Say a line on standard error, as this command does: `cluster2: warning: …`."""
+    """Print a line on standard error: `cluster2: warning: …`."""
     click.echo(f"cluster2: {kind}: {shown(message)}", err=True)
 
 
@@ -142,5 +142,5 @@ def cli() -> None:
 
 
 def main() -> NoReturn:
-    """The console script."""
+    """Run the console script `cluster2`."""
     cli.main()

@@ -1,4 +1,4 @@
-"""What is asked of a running master: `status`, `reload`, `scale`, `recycle`, `enable`, `stacks`, `shutdown` and so on."""
+"""The commands for a running master: `status`, `reload`, `scale`, `recycle`, `enable`, `stacks`, `shutdown` and so on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def status(pids: str | None, as_json: bool) -> int:
 @click.command()
 @_pids
 def stop(pids: str | None) -> int:
-    """Stop at once, return when all are gone."""
+    """Stop at once; return when all processes have ended."""
     _client(pids).send_and_wait_for_exit("stop", progress=_reporter())
     return 0
 
@@ -42,9 +42,9 @@ def stop(pids: str | None) -> int:
 @click.command()
 @_pids
 def shutdown(pids: str | None) -> int:
-    """Stop gracefully, return when the master is gone.
+    """Shut down gracefully; return when the master has ended.
 
-    Ends with 1 and the reason if a worker died, or was not done within drain_timeout: then requests were lost.
+    Exits with 1 and the reason if requests were lost: a worker crashed, or did not finish within drain_timeout.
     """
     _client(pids).send_and_wait_for_exit("shutdown", progress=_reporter())
     return 0
@@ -55,7 +55,7 @@ def shutdown(pids: str | None) -> int:
 def reload(pids: str | None) -> int:
     """Load the code again: a new generation of workers, each ready before its predecessor leaves.
 
-    Returns when the old generation has left; with 1 and the reason if the new one was no good and the old one goes on.
+    Returns when the old generation has left. Exits with 1 and the reason if the reload was abandoned and the old one serves on.
     """
     done = _client(pids).call("reload", progress=_reporter())
     for warning in done["warnings"]:
@@ -67,9 +67,10 @@ def reload(pids: str | None) -> int:
 @_pids
 @click.argument("workers", type=click.IntRange(min=1), metavar="N")
 def scale(pids: str | None, workers: int) -> int:
-    """Set the number of workers to N; returns when there are so many.
+    """Set the number of workers to N; return when that number serves.
 
-    Ends with 1 and the reason if new workers can't be made, or one that was to leave died or was not done within drain_timeout.
+    Exits with 1 and the reason if new workers can't be made, or if one that was to leave crashed or did not finish within
+    drain_timeout.
     """
     _client(pids).call("scale", {"workers": workers}, progress=_reporter())
     return 0
@@ -79,9 +80,10 @@ def scale(pids: str | None, workers: int) -> int:
 @_pids
 @click.argument("worker", type=click.IntRange(min=0), required=False, metavar="[PID|SLOT]")
 def recycle(pids: str | None, worker: int | None) -> int:
-    """Replace one worker by another of the same generation, or all in turn; returns when they have left.
+    """Replace one worker by another of the same generation, or all in turn; return when they have left.
 
-    Ends with 1 and the reason if new workers can't be made, or one that was to leave died or was not done within drain_timeout.
+    Exits with 1 and the reason if new workers can't be made, or if one that was to leave crashed or did not finish within
+    drain_timeout.
     """
     _client(pids).call("recycle", {"worker": worker}, progress=_reporter())
     return 0
@@ -90,7 +92,7 @@ def recycle(pids: str | None, worker: int | None) -> int:
 @click.command()
 @_pids
 def enable(pids: str | None) -> int:
-    """Let health checks answer that this cluster serves."""
+    """Enable traffic: health checks respond that this cluster serves."""
     _client(pids).call("enable")
     return 0
 
@@ -98,7 +100,7 @@ def enable(pids: str | None) -> int:
 @click.command()
 @_pids
 def disable(pids: str | None) -> int:
-    """Let health checks answer that this cluster wants no traffic. It serves on, also after reload, recycle and scale."""
+    """Disable traffic: health checks respond that this cluster wants none. It serves on, also after reload, recycle and scale."""
     _client(pids).call("disable")
     return 0
 
@@ -108,7 +110,7 @@ def disable(pids: str | None) -> int:
 @click.argument("worker", type=click.IntRange(min=0), required=False, metavar="[PID|SLOT]")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def stacks(pids: str | None, worker: int | None, as_json: bool) -> int:
-    """Show the Python stacks of all workers, or of one; also of one that is stuck."""
+    """Show the Python stacks of all workers or of one, also of a stuck worker."""
     found = _client(pids).call("stacks", {"worker": worker})
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -125,9 +127,9 @@ def stacks(pids: str | None, worker: int | None, as_json: bool) -> int:
 @_pids
 @click.option("--json", "as_json", is_flag=True, help="As JSON, one event a line.")
 def events(pids: str | None, as_json: bool) -> int:
-    """Follow what happens, until the master leaves or Ctrl-C.
+    """Follow the events, until the master ends or Ctrl-C.
 
-    Shows each event as it happens: workers that come and go, reloads, warnings, heartbeats, and those that the app emits.
+    Shows each event as it happens: workers that start and end, reloads, warnings, heartbeats, and events of the app's own.
     """
 
     def show(told: dict[str, Any]) -> None:
@@ -140,7 +142,7 @@ def events(pids: str | None, as_json: bool) -> int:
 
 
 def _event(told: dict[str, Any]) -> str:
-    """One line for people: when, what, and its fields; of the workers one by one only JSON tells."""
+    """Return an event as a line for people: time, name and fields. The figures of each worker are in the JSON only."""
     when = time.strftime("%H:%M:%S", time.localtime(told["time"]))
     fields = [f"{name}={_brief(value)}" for name, value in told.items() if name not in ("event", "time", "each")]
     return shown(f"{when}  {_brief(told['event']):<14} {' '.join(fields)}".rstrip())
@@ -156,7 +158,7 @@ def _client(pids: str | None) -> ControlClient:
 
 
 def _reporter() -> Callable[[dict[str, Any]], None] | None:
-    """What shows progress on a terminal; None in a pipe."""
+    """Return a function that prints progress lines on a terminal; None: standard error is no terminal."""
     if not sys.stderr.isatty():
         return None
     return lambda said: click.echo(shown("  ".join(f"{key} {value}" for key, value in said.items())), err=True)

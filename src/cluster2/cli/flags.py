@@ -1,4 +1,4 @@
-"""The flags of commands that take options: all derived from `settings.OPTIONS`."""
+"""The flags of commands that take options, derived from `settings.OPTIONS`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _ELSEWHERE = {
     "--access-logfile": "--access-log writes access.log in the directory of logs",
     "--error-logfile": "master.log in the directory of logs has errors; --log-to stderr shows them",
     "--uds": "that is --bind unix:PATH",
-    "--proxy-headers": "they are believed from the peers in --forwarded-allow-ips",
+    "--proxy-headers": "they are trusted from the peers in --forwarded-allow-ips",
 }
-"""Flags of gunicorn and uvicorn that have another name here, and what to use."""
+"""Flags of gunicorn and uvicorn that don't exist here, with the replacement."""
 
 
 class _Flag(click.Option):
-    """The flag of an option. Its value stays a text here: `config.load` reads it, and says what is wrong with it."""
+    """The flag of an option. Its value stays a text here; `option_sources.load` reads and checks it."""
 
     def __init__(self, option: Option) -> None:
         assert option.flag is not None
@@ -48,10 +48,10 @@ class _Flag(click.Option):
 
 
 class OptionCommand(click.Command):
-    """A command whose flags are the options, shown under headings. It keeps the arguments as they were written."""
+    """A command with a flag for each option, shown under headings. It keeps the arguments as they were written."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, and remember. Raises click.UsageError; for flags of other servers, with what to use here."""
+        """Parse the arguments and store them. Raises click.UsageError, with the replacement of a flag of another server."""
         ctx.meta["cluster2.arguments"] = tuple(args)
         try:
             return super().parse_args(ctx, args)
@@ -64,7 +64,7 @@ class OptionCommand(click.Command):
             raise click.UsageError(f"No such option: {error.option_name}; {instead}.", ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the flags by heading."""
+        """Write the flags under their headings."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
@@ -87,12 +87,12 @@ def with_options(function: Callable[..., int]) -> Callable[..., int]:
 
 
 def _add(function: Callable[..., int], param: click.Parameter) -> None:
-    # Where click's own decorators leave parameters, the last one first, for the command to collect.
+    # The attribute in which click's own decorators store parameters, the last one first.
     vars(function).setdefault("__click_params__", []).append(param)
 
 
 def gather(flags: Mapping[str, Any], *, check: bool = True, warn: bool = True) -> Config:
-    """The configuration that flags, environment and file make together.
+    """Load the configuration from flags, environment and file.
 
     Args:
         check: see `config.load`.
@@ -118,7 +118,7 @@ def gather(flags: Mapping[str, Any], *, check: bool = True, warn: bool = True) -
 
 
 def require_target(config: Config) -> Config:
-    """The same configuration, if it names an app. Raises click.UsageError if not."""
+    """Return the configuration. Raises click.UsageError: it names no app."""
     if config.settings.app is None and not config.settings.apps:
         raise click.UsageError("name the app: TARGET is module:attr or path/file.py:attr", click.get_current_context())
     return config

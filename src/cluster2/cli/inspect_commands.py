@@ -1,4 +1,4 @@
-"""`check` and `config`: what would be served, and how, without serving it."""
+"""The commands `check` and `config`: validate and show the configuration without serving."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check(**flags: Any) -> int:
 
 
 def _load_and_report(config: Config) -> None:
-    """Load the apps and print what they are, and what operators should know. Raises ClusterError: they can't be served."""
+    """Load the apps, and print their interfaces, notes and warnings. Raises ClusterError: they can't be served."""
     from ..engines import registry
     from ..processes.zygote import inheritance
     from ..runtime import app_loader
@@ -91,7 +91,7 @@ def _end_despite_threads(before: Container[threading.Thread], started: StartedAt
 
 
 def _enter(config: Config) -> None:
-    """Make this process's surroundings those of a worker."""
+    """Give this process the environment and the working directory of a worker."""
     from ..linux import secret_environment
 
     secret_environment.remove_and_overwrite(SECRET_VARIABLES)

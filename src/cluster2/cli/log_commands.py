@@ -1,4 +1,4 @@
-"""`logs`: the directory of logs, also while it is written to and rotated."""
+"""The command `logs`: show the log files, also while they are written and rotated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..runtime.option_sources import lookup
 from . import complain, shown, shown_until_left
 
 _POLL_INTERVAL_S = 0.2
-"""Seconds between two looks for more."""
+"""Seconds between two checks for new lines."""
 _WORKER_COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
 
 
@@ -34,8 +34,8 @@ _WORKER_COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
 def logs(name: str | None, directory: str | None, follow: bool, lines: int, as_json: bool) -> int:
     """Show the end of the logs, or of one.
 
-    NAME is master, access, worker.0, or just the slot's number; also a file that was rotated, such as worker.0.log.1.
-    There are none with log_to = stderr.
+    NAME is master, access, worker.0, or the number of a slot; also a rotated file, such as worker.0.log.1.
+    There are no log files with log_to = stderr.
     """
     place = str(lookup("logs", directory))
     named = None if name is None else _base(name)
@@ -50,7 +50,7 @@ def logs(name: str | None, directory: str | None, follow: bool, lines: int, as_j
         raise UsageError(f"logs = {place}: {says}")
     found = _legible(place, found)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # whatever a log says, on whatever terminal
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack a character of the log
     show = _as_json if as_json else _for_people(len(found) > 1 or (follow and named is None))
     with shown_until_left():
         if follow:
@@ -68,7 +68,7 @@ def _found(place: str) -> list[Found]:
 
 
 def _legible(place: str, found: list[Found]) -> list[Found]:
-    """Those that we may read; the others are told, and if that is all of them it is an error."""
+    """Return the files that this user may read, with a warning for each other one. Raises UsageError: none can be read."""
     legible, refused = [], ""
     for each in found:
         try:
@@ -81,12 +81,12 @@ def _legible(place: str, found: list[Found]) -> list[Found]:
             continue
         legible.append(each)
     if found and not legible:
-        raise UsageError(f"logs = {place}: {refused}; ask as root, or as who the workers are")
+        raise UsageError(f"logs = {place}: {refused}; run this command as root, or as the user of the workers")
     return legible
 
 
 def _base(name: str) -> str:
-    """The file that a name means."""
+    """Return the file name that the argument NAME stands for."""
     if name.isdecimal():
         return log_files.worker(int(name))
     return name if ".log" in name else f"{name}.log"
@@ -121,7 +121,11 @@ def _as_json(log: str, line: bytes) -> None:
 
 
 def _for_people(named: bool) -> Show:
-    """Lines with the name of their log, if there are several. A terminal gets colours, and no control characters of others."""
+    """Return a function that prints lines for people. On a terminal it uses colours, and escapes control characters.
+
+    Args:
+        named: there are several logs, so each line has the name of its log.
+    """
     terminal = sys.stdout.isatty()
 
     def show(log: str, line: bytes) -> None:

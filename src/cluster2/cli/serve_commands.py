@@ -1,4 +1,4 @@
-"""`run` and `start`: a master in the foreground, or in the background."""
+"""The commands `run` and `start`: serve in the foreground, or in the background."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .dev_commands import with_reload_flags
 from .flags import OptionCommand, gather, require_target, with_options
 
 _READY_FD_VARIABLE = "_CLUSTER2_READY_FD"
-"""The variable by which `start` tells `run` the descriptor of a pipe; `run` says on it that the workers are ready."""
+"""The environment variable by which `start` gives `run` the descriptor of a pipe. `run` writes to it when the workers are ready."""
 
 _WARNING = re.compile(r"\S+ \S+ \[\d+\] warning (.*)")
 
@@ -92,7 +92,7 @@ def start(**flags: Any) -> int:
 
 
 def _warnings(log: str) -> list[str]:
-    """Return the warnings that stand in a part of master.log, in either format."""
+    """Return the warnings in a part of master.log, of either format."""
     found = []
     for line in log.splitlines():
         if (text := _WARNING.fullmatch(line)) is not None:
@@ -106,7 +106,7 @@ def _warnings(log: str) -> list[str]:
 
 
 def _tell(settings: Settings) -> None:
-    """Say on the terminal where the cluster is that has just become ready."""
+    """Print on the terminal the addresses and directories of the cluster that has just become ready."""
     places = [f"logs in {settings.logs}"]
     if settings.cluster:
         found = ControlClient(Path(settings.pids)).call("status", timeout=10)
@@ -118,8 +118,8 @@ def _tell(settings: Settings) -> None:
 
 
 def _launch(arguments: tuple[str, ...], log: BinaryIO) -> int:
-    """Start `cluster2 run` in a session of its own; 0 when it is ready, else its exit code when it has ended."""
-    # -P: the working directory gets on the import path as `chdir` says, not ahead of cluster2 itself.
+    """Start `cluster2 run` in a session of its own. Returns 0 when it is ready, or its exit code when it has ended."""
+    # -P: the working directory doesn't come first on the import path, where it could hide cluster2. `chdir` adds it later.
     command = [sys.executable, "-P", "-m", "cluster2", "run", *arguments]
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as ready:
@@ -137,7 +137,7 @@ def _launch(arguments: tuple[str, ...], log: BinaryIO) -> int:
             os.close(writer)
         try:
             if ready.readline() == b"ready\n":
-                child.returncode = 0  # it lives on, on purpose: subprocess need not warn of it
+                child.returncode = 0  # it runs on, as intended: otherwise subprocess warns of a running child
                 return 0
             code = child.wait()
         except KeyboardInterrupt:
@@ -148,7 +148,7 @@ def _launch(arguments: tuple[str, ...], log: BinaryIO) -> int:
 
 
 def _announcer(number: str | None) -> Callable[[], None] | None:
-    """What says on the pipe of that number that we are ready; None if nobody waits for it."""
+    """Return a function that writes to the pipe of that number that the cluster is ready; None: no process waits for that."""
     if number is None:
         return None
     try:
@@ -161,7 +161,7 @@ def _announcer(number: str | None) -> Callable[[], None] | None:
         try:
             os.write(descriptor, b"ready\n")
         except BrokenPipeError:
-            pass  # who waited has left; we serve all the same
+            pass  # the `start` command has ended; the cluster serves on
         os.close(descriptor)
 
     return announce

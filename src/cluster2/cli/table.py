@@ -1,6 +1,7 @@
-"""A master's answer to `status` for people: some lines on the whole, then a table of the workers.
+"""Format a master's status for people: some lines about the cluster, then a table of the workers.
 
-From two answers follows what a second brings, in columns of its own; `status` asks once, so as to be quick, and shows none.
+Two statuses in turn give rates per second, which have columns of their own (`top`). `status` asks once, to be quick, so it shows
+no rates.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from typing import Any
 from ..core.wording import counted
 
 _LEFT_ALIGNED_COLUMNS = ("STATE", "MODE")
-"""Columns of words; the others are numbers, which stand to the right."""
+"""The columns with words. The others have numbers, which are right-aligned."""
 
 
 class Rates:
-    """What the workers do in a second, from two answers.
+    """The rates per second of the workers, from two statuses.
 
     Args:
-        passed: seconds between the two.
+        before: the earlier status.
+        now: the later status.
+        passed: seconds between them.
     """
 
     def __init__(self, before: Mapping[str, Any], now: Mapping[str, Any], passed: float) -> None:
@@ -28,17 +31,17 @@ class Rates:
         self._passed = max(passed, 1e-3)
 
     def rate_of(self, pid: int, name: str) -> float | None:
-        """How much of a counter a worker adds in a second; None if that isn't known: it is new, or can't count."""
+        """Return the rate of a worker's counter; None: not known, since the worker is new or can't count."""
         now, before = self._now.get(pid, {}).get(name), self._earlier.get(pid, {}).get(name)
         return None if now is None or before is None else max(0.0, (now - before) / self._passed)
 
     def total(self, name: str) -> float:
-        """All workers' together."""
+        """Return the sum of all workers' rates."""
         return sum(rate for pid in self._now if (rate := self.rate_of(pid, name)) is not None)
 
 
 def weighed(found: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """An answer without memory, with that of an earlier one."""
+    """Return a status that has no memory figures with those of an earlier status."""
     known = {each["pid"]: each.get("memory") for each in before["workers"]}
     workers = [each | {"memory": known.get(each["pid"])} for each in found["workers"]]
     whole = {
@@ -50,7 +53,7 @@ def weighed(found: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(found: Mapping[str, Any], rates: Rates | None = None) -> list[str]:
-    """The lines."""
+    """Return the lines."""
     master, workers = found["master"], found["workers"]
     ready = sum(worker["state"] == "ready" for worker in workers)
     served = "" if rates is None else f", {rates.total('requests'):.0f} requests/s"
@@ -73,7 +76,7 @@ def describe(found: Mapping[str, Any], rates: Rates | None = None) -> list[str]:
 
 def _under_way(found: Mapping[str, Any]) -> str:
     requests = sum(worker["in_flight"] or 0 for worker in found["workers"])
-    waiting = found.get("waiting")  # a master of an older version doesn't tell
+    waiting = found.get("waiting")  # a master of an older version doesn't report it
     return f"; {counted(requests, 'request')} under way" + (
         f", {counted(waiting, 'connection')} waiting to be accepted" if waiting is not None else ""
     )
@@ -101,7 +104,7 @@ def _row(worker: Mapping[str, Any], rates: Rates | None) -> dict[str, str]:
 
 
 def _aligned(rows: list[dict[str, str]]) -> list[str]:
-    """Lines in columns, the first one their names: words to the left, numbers to the right."""
+    """Return the lines of a table. The first line has the names of the columns."""
     names = list(rows[0])
     table = [dict(zip(names, names, strict=True)), *rows]
     widths = {name: max(len(row[name]) for row in table) for name in names}
@@ -117,7 +120,7 @@ def _cell(value: object) -> str:
 
 
 def span(seconds: float | None) -> str:
-    """A time in its two largest units: `3d4h`, `2m05s`, `7s`."""
+    """Return a time in its two largest units: `3d4h`, `2m05s`, `7s`."""
     if seconds is None:
         return "-"
     whole = int(seconds)
@@ -128,5 +131,5 @@ def span(seconds: float | None) -> str:
 
 
 def memory(size: float | None) -> str:
-    """Bytes in MiB."""
+    """Return bytes in MiB."""
     return "-" if size is None else f"{size / 2**20:.0f} MiB"

@@ -1,7 +1,7 @@
-"""`top`: the table of `status`, live.
+"""The command `top`: the table of `status`, updated live.
 
-Plain ANSI: the terminal's other screen, a cursor at home, lines that are overwritten in place. Where there is no terminal it is
-one table, from two looks.
+It uses plain ANSI sequences: the alternate screen, the cursor at home, lines that are overwritten in place. Without a terminal it
+prints one table, from two statuses.
 """
 
 from __future__ import annotations
@@ -30,17 +30,22 @@ _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _TO_END, _BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 _BOLD, _REVERSE, _RED, _YELLOW, _PLAIN = "\x1b[1m", "\x1b[7m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
 _MEMORY_INTERVAL_S = 10.0
-"""Seconds between two measurements of memory, which is a walk over the page tables of all processes."""
+"""Seconds between two measurements of memory. A measurement walks the page tables of all processes."""
 
 
 @click.command()
 @click.option("--pids", metavar="PATH", help="The directory of pid files that the master was started with.  [./pids]")
 @click.option(
-    "-i", "--interval", type=click.FloatRange(0.1, 3600), default=1.0, metavar="SECONDS", help="Between two looks.  [1]"
+    "-i",
+    "--interval",
+    type=click.FloatRange(0.1, 3600),
+    default=1.0,
+    metavar="SECONDS",
+    help="Time between two updates.  [1]",
 )
-@click.option("--json", "as_json", is_flag=True, help="As JSON, one look a line, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, one line for each update, until Ctrl-C.")
 def top(pids: str | None, interval: float, as_json: bool) -> int:
-    """Watch the workers, live, until q or Ctrl-C; where there is no terminal, show them once."""
+    """Watch the workers live, until q or Ctrl-C. Without a terminal, show them once."""
     watch = StatusPoller(ControlClient(Path(lookup("pids", pids))))
     watch.poll()
     with shown_until_left():
@@ -61,14 +66,14 @@ def top(pids: str | None, interval: float, as_json: bool) -> int:
                 try:
                     watch.poll()
                     lines = watch.lines()
-                except ClusterError as error:  # it has left, or can't answer now; it may come back
+                except ClusterError as error:  # the master has ended, or can't respond now; it may come back
                     lines = [f"{time.strftime('%H:%M:%S')}  {error.message}"]
                 _show(lines)
     return 0
 
 
 class StatusPoller:
-    """What was seen last, and before."""
+    """The last two statuses of the master."""
 
     def __init__(self, client: ControlClient) -> None:
         self._client = client
@@ -77,7 +82,7 @@ class StatusPoller:
         self._at = self._weighed_at = 0.0
 
     def poll(self) -> None:
-        """Ask the master. Raises ClusterError if none answers."""
+        """Get the status from the master. Raises ClusterError: no master responds."""
         now = time.monotonic()
         weigh = now - self._weighed_at >= _MEMORY_INTERVAL_S or not self._found
         found = self._client.call("status", {"memory": weigh}, timeout=10)
@@ -90,11 +95,11 @@ class StatusPoller:
         self._found, self._at = found, now
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the status as lines for people."""
         return describe(self._found, self._rates)
 
     def plain(self) -> dict[str, Any]:
-        """For programs: the status, with what a second brings of requests, and of seconds of CPU time."""
+        """Return the status for programs, with the rates of requests and of CPU time of each worker."""
         rates = self._rates
         each = [
             worker | {"rate": rates and rates.rate_of(worker["pid"], "requests"),
@@ -105,20 +110,20 @@ class StatusPoller:
 
 
 class Screen:
-    """The terminal's other screen, without a cursor, keys unbuffered; all as before afterwards, however that comes about.
+    """The terminal's alternate screen, without a cursor and with unbuffered keys. Every exit restores the terminal.
 
-    TERM and HUP end us as q does. ^Z leaves the screen, and comes back to it with `fg`. What else the terminal has to say (it has
-    another size) ends a wait.
+    TERM and HUP end the command as q does. ^Z leaves the screen, and `fg` returns to it. A change of the terminal's size ends a
+    wait, so that the table is drawn again.
     """
 
     def __init__(self) -> None:
-        """Nothing has changed yet."""
+        """Leave the terminal as it is; `with` takes it."""
         self._keys = sys.stdin.fileno()
         self._before: list[Any] = []
         self._woken, self._wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def __enter__(self) -> Screen:
-        """Take the terminal."""
+        """Switch the terminal to the alternate screen."""
         self._before = termios.tcgetattr(self._keys)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _end)
@@ -129,12 +134,12 @@ class Screen:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give it back."""
+        """Restore the terminal."""
         signal.set_wakeup_fd(-1)
         self._leave()
 
     def quits_within(self, seconds: float) -> bool:
-        """Wait until there is something to show; whether q was typed, or the terminal has gone meanwhile."""
+        """Wait for that time or until the screen must be drawn again. Returns whether q was typed or the terminal was closed."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             readable = select.select([self._keys, self._woken], [], [], left)[0]
@@ -164,7 +169,7 @@ class Screen:
     def _pause(self, number: int, _: object) -> None:
         self._leave()
         signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)  # until somebody says to go on
+        signal.raise_signal(number)  # returns after SIGCONT
         signal.signal(number, self._pause)
         self._enter()
 
@@ -175,7 +180,7 @@ def _end(number: int, _: object) -> NoReturn:
 
 def _show(lines: list[str]) -> None:
     columns, rows = os.get_terminal_size(sys.stdout.fileno())
-    columns, rows = columns or 80, max(rows or 24, 3)  # a terminal needn't know its size
+    columns, rows = columns or 80, max(rows or 24, 3)  # a terminal may report no size
     hidden = len(lines) - (rows - 1)
     if hidden > 0:
         lines = [*lines[: rows - 2], f"… {hidden + 1} more"]
@@ -187,7 +192,7 @@ def _show(lines: list[str]) -> None:
 
 
 def _painted(line: str, first: bool, heading: bool) -> str:
-    """A line with its colours: what isn't as it should be stands out."""
+    """Return a line with colours: the heading, and states that need attention."""
     if first:
         return f"{_BOLD}{line}{_PLAIN}"
     if heading:
