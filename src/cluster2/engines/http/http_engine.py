@@ -400,7 +400,7 @@ class HttpEngine:
             before = self._sent_to_gone[request] = known.get(request, request.unfinished)
             if request.unfinished > before + MESSAGES_BEFORE_CANCEL:
                 self._sent_to_gone[request] = sys.maxsize  # so that it is cancelled only once
-                logger.warning("%s still sends, and its client has gone: it is cancelled", request.named())
+                logger.warning("%s still sends although its client has gone; it is cancelled", request.named())
                 request.task.cancel()
 
     def idle(self) -> bool:
