@@ -1,4 +1,4 @@
-"""Children of a test: forked, told to do one thing, waited for."""
+"""Children of a test: processes that are forked, carry out one function, and are waited for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
-    """What a forked child does, and no more: it must not go on as a second pytest."""
+    """Leave after the block, in a forked child: it must not go on as a second pytest."""
     try:
         yield
         os._exit(0)
@@ -22,7 +22,7 @@ def leaving() -> Iterator[None]:
 
 
 def fork(body: Callable[[], object]) -> int:
-    """The pid of a child that runs `body` and leaves, with what it returns as its exit code if that is a number."""
+    """Fork a child that runs `body` and leaves, with a number that `body` returns as its exit code; return its pid."""
     pid = os.fork()
     if pid == 0:
         code = 99
@@ -35,7 +35,7 @@ def fork(body: Callable[[], object]) -> int:
 
 
 def wait(pid: int) -> int:
-    """The exit code of a child, or minus its signal."""
+    """Return the exit code of a child, or minus its signal."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -45,7 +45,7 @@ def wait_ended(pid: int) -> None:
 
 
 def told(body: Callable[[], object]) -> object:
-    """What `body` returns in a child of its own (as JSON can say it), errors as their text."""
+    """Return the result of `body` in a child of its own (as JSON can express it); an error as its text."""
     reader, writer = os.pipe()
 
     def tell() -> None:

@@ -1,4 +1,4 @@
-"""What tests of the kernel's wing share: they leave no descriptor and no child."""
+"""Fixtures of the tests of kernel wrappers: they leave no descriptor and no child."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.linux.visitors import Open
 
 @pytest.fixture
 def no_descriptor_is_left() -> Iterator[None]:
-    """None more than before, and each still the same."""
+    """Check that no descriptor was opened or changed."""
     gc.collect()  # what earlier tests have left to the collector is none of this one's
     before = descriptors()
     yield
@@ -27,7 +27,7 @@ def no_descriptor_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def nothing_is_left(no_descriptor_is_left: None) -> Iterator[None]:
-    """Neither a descriptor nor a child, alive or dead."""
+    """Check that neither a descriptor nor a child is left, alive or dead."""
     become_subreaper()
     yield
     with pytest.raises(ChildProcessError):
@@ -36,7 +36,7 @@ def nothing_is_left(no_descriptor_is_left: None) -> Iterator[None]:
 
 @pytest.fixture
 def board() -> Iterator[Scoreboard]:
-    """A new one."""
+    """Make a new scoreboard."""
     board = Scoreboard.create()
     yield board
     board.close()

@@ -47,7 +47,7 @@ class Kept:
         wait_until(self.gone, "the keeper has left")
 
     def connect(self) -> tuple[socket.socket, socket.socket]:
-        """A client, and the server's end of its connection."""
+        """Return a client, and the server's end of its connection."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             client = self._left.enter_context(socket.create_connection(listener.getsockname()))
             server, _ = listener.accept()
@@ -55,7 +55,7 @@ class Kept:
         return client, self._left.enter_context(server)
 
     def put(self, site: int = 0, age: float = 0.0) -> socket.socket:
-        """A client whose connection was sent to the keeper."""
+        """Return a client whose connection was sent to the keeper."""
         client, server = self.connect()
         assert self.outlet.send(server.fileno(), site, socket.AF_INET, age)
         server.close()
@@ -66,14 +66,14 @@ class Kept:
         wait_until(lambda: self.board.header.resting == count, lambda: f"{count} rest, not {self.board.header.resting}")
 
     def take(self, site: int = 0) -> tuple[HandedConnection, socket.socket]:
-        """The next one from a ready queue."""
+        """Return the next one from a ready queue."""
         assert select.select([self.inlets[site]], [], [], 20)[0], "something is ready"
         parcel = self.inlets[site].take()
         assert parcel is not None
         return parcel, self._left.enter_context(socket.socket(fileno=parcel.descriptor))
 
     def close(self) -> None:
-        """Whatever happened, nothing is left."""
+        """Close everything, in any case."""
         self.control.close()
         self.wait()
         self._left.close()
@@ -151,7 +151,7 @@ Make = Callable[..., Kept]
 
 
 def maker() -> Callable[[pytest.FixtureRequest], Iterator[Make]]:
-    """A fixture's function: it starts keepers of the kind that is its parameter."""
+    """Start keepers of the kind that is the fixture's parameter."""
 
     def make(request: pytest.FixtureRequest) -> Iterator[Make]:
         with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What a test may leave open, or not."""
+"""Descriptors that a test leaves open."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 def descriptors() -> set[str]:
-    """What is open in this process, by number and what stands behind it."""
+    """Return the open descriptors of this process: number and file."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
         try:

@@ -1,4 +1,4 @@
-"""How many connections wait to be accepted, at real sockets."""
+"""The number of connections in accept queues, at real sockets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_waiting(tmp_path: Path, family: socket.AddressFamily) -> None:
 
 
 def test_what_is_not_known() -> None:
-    """Of a socket that is closed nothing is known, nor of all of them together."""
+    """The length for a socket that is closed isn't known, nor the sum of all of them."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         gone = socket.socket()
         gone.close()

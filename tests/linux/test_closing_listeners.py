@@ -1,4 +1,4 @@
-"""Shutting the door of a listener, over real sockets on loopback."""
+"""Shutting a listener, over real sockets on loopback."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOBODY = 65534
 
 @pytest.mark.parametrize("host", LOOPBACKS)
 def test_a_shut_door_of_tcp(listen: Open, host: str) -> None:
-    """No newcomer gets in any more; all who wait in the queue are served."""
+    """No new connection gets in any more, and all in the queue are served."""
     (listener,) = listen(TcpAddress(host, 0))
     clients = ask(listener, 5)
     listener.shut_door()
@@ -53,7 +53,7 @@ def test_a_handshake_under_way_ends_behind_a_shut_door(listen: Open, host: str) 
 
 
 def test_an_accepted_connection_is_not_hurt(listen: Open) -> None:
-    """Connections from before and from behind the shut door go on; the sink concerns new ones only."""
+    """Connections from before and after the shutting go on; the sink concerns new ones only."""
     (listener,) = listen(TcpAddress("127.0.0.1", 0))
     before, waiting = connect(listener), connect(listener)
     served = [accept(listener)]
@@ -69,7 +69,7 @@ def test_an_accepted_connection_is_not_hurt(listen: Open) -> None:
 
 
 def kept_out(listener: Listener, ttl: int = 64) -> bool:
-    """Tell whether a newcomer gets no answer. Its packets have this TTL."""
+    """Return whether a new client gets no answer. Its packets have this TTL."""
     with socket.socket(listener.sock.family) as newcomer:
         if listener.sock.family == socket.AF_INET6:
             newcomer.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ttl)
@@ -91,7 +91,7 @@ def test_newcomers_of_every_distance_are_kept_out(listen: Open, host: str, ttl: 
 
 @pytest.mark.parametrize("host", LOOPBACKS)
 def test_a_door_is_shut_without_privileges(listen: Open, host: str) -> None:
-    """An ordinary user without capabilities can shut a door; what waits is accepted."""
+    """An ordinary user without capabilities can shut a listener; queued connections are accepted."""
 
     def shut() -> list[object]:
         if os.geteuid() == 0:
@@ -109,7 +109,7 @@ def test_a_door_is_shut_without_privileges(listen: Open, host: str) -> None:
 
 
 def test_one_process_shuts_the_door_for_all(listen: Open) -> None:
-    """A door that one process shuts is shut for all that share the listener, until that process closes it."""
+    """A listener that one process shuts is shut for all that share it, until that process closes it."""
     (listener,) = listen(TcpAddress("127.0.0.1", 0))
     client = connect(listener)
     shared = Listener(listener.sock.dup(), listener.address, owned=True)
@@ -122,7 +122,7 @@ def test_one_process_shuts_the_door_for_all(listen: Open) -> None:
 
 
 def test_the_port_is_free_behind_a_shut_door(listen: Open) -> None:
-    """A successor is refused while the door is shut, and can bind the port as soon as the listener is closed."""
+    """A successor is refused while the listener is shut, and can bind the port as soon as it is closed."""
     (listener,) = listen(TcpAddress("127.0.0.1", 0))
     address = TcpAddress("127.0.0.1", listener.sock.getsockname()[1])
     listener.shut_door()
@@ -136,7 +136,7 @@ def test_the_port_is_free_behind_a_shut_door(listen: Open) -> None:
 
 
 def test_a_door_that_stays_open(listen: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the kernel takes the program and does not steer, shutting the door is an error, and the listener goes on."""
+    """If the kernel takes the program and does not steer, shutting the listener is an error, and it goes on."""
     (listener,) = listen(TcpAddress("127.0.0.1", 0))
     monkeypatch.setattr("cluster2.linux.syn_sink.attach", lambda *_: None)
     monkeypatch.setattr("cluster2.linux.syn_sink._IP_MINTTL", socket.IP_TTL)
@@ -156,7 +156,7 @@ def test_a_door_that_stays_open(listen: Open, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_why_not_shutdown(listen: Open) -> None:
-    """shutdown(SHUT_RD) on a TCP listener resets those who wait: the reason for the sink."""
+    """shutdown(SHUT_RD) on a TCP listener resets queued connections: the reason for the sink."""
     (listener,) = listen(TcpAddress("127.0.0.1", 0))
     client = connect(listener)
     listener.sock.shutdown(socket.SHUT_RD)
@@ -178,7 +178,7 @@ def test_why_not_a_backlog_of_zero(listen: Open) -> None:
 
 
 def test_a_shut_door_of_a_unix_socket(listen: Open, tmp_path: Path) -> None:
-    """Newcomers are refused, those who wait are served, and then accept says that there is nothing."""
+    """New connections are refused, queued ones are served, and then accept says that there is nothing."""
     (listener,) = listen(UnixAddress(str(tmp_path / "a.sock")))
     clients = ask(listener, 3)
     listener.shut_door()
@@ -191,7 +191,7 @@ def test_a_shut_door_of_a_unix_socket(listen: Open, tmp_path: Path) -> None:
 
 
 def test_an_inherited_door_stays_open(listen: Open) -> None:
-    """A socket that somebody else owns goes on taking connections for its next user."""
+    """A socket that another process owns goes on taking connections for its next user."""
     owner = socket.create_server(("127.0.0.1", 0))
     (listener,) = listen(FdAddress(os.dup(owner.fileno())))
     listener.shut_door()

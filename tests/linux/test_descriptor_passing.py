@@ -27,7 +27,7 @@ def ends() -> Iterator[tuple[Packets, Packets]]:
 
 
 def fill(end: Packets) -> int:
-    """How many messages, numbered and with a descriptor each, an end that doesn't block could send."""
+    """Return how many messages, numbered and with a descriptor each, an end that doesn't block could send."""
     sent = 0
     with contextlib.suppress(BlockingIOError):
         while True:
@@ -85,7 +85,7 @@ def test_a_closed_descriptor_is_refused(ends: tuple[Packets, Packets]) -> None:
 
 
 def test_the_end(ends: tuple[Packets, Packets]) -> None:
-    """What was sent before a close is received, then b"" each time; sending to a closed end fails."""
+    """Messages that were sent before a close are received, then b"" each time; sending to a closed end fails."""
     ends[0].send(b"last")
     ends[0].close()
     assert [ends[1].receive() for _ in range(3)] == [(b"last", []), (b"", []), (b"", [])]
@@ -94,7 +94,7 @@ def test_the_end(ends: tuple[Packets, Packets]) -> None:
 
 
 def test_an_empty_message_is_refused(ends: tuple[Packets, Packets]) -> None:
-    """It couldn't be told from EOF."""
+    """An empty message is refused: it would look like EOF."""
     with pytest.raises(PacketError, match="1 to 65536 bytes, not 0"):
         ends[0].send(b"")
 
@@ -108,7 +108,7 @@ def test_the_longest_message(ends: tuple[Packets, Packets]) -> None:
 
 
 def test_a_message_too_long_for_the_buffer() -> None:
-    """The kernel's EMSGSIZE is told with both sizes; shorter messages still go through."""
+    """The kernel's EMSGSIZE is reported with both sizes; shorter messages still go through."""
     one, other = Packets.pair(buffer=4608)
     with pytest.raises(PacketError, match="20000 bytes is too long for a send buffer of 9216"):
         one.send(b"x" * 20_000)
@@ -119,7 +119,7 @@ def test_a_message_too_long_for_the_buffer() -> None:
 
 
 def test_a_full_queue(ends: tuple[Packets, Packets]) -> None:
-    """A sender that doesn't block is told that the queue is full, and can go on when a message was taken."""
+    """A sender that doesn't block gets an error if the queue is full, and can go on when a message was taken."""
     ends[0].set_blocking(False)
     sent = fill(ends[0])
     with pytest.raises(BlockingIOError):
@@ -145,7 +145,7 @@ def test_a_larger_buffer_holds_more() -> None:
 
 
 def test_an_empty_queue(ends: tuple[Packets, Packets]) -> None:
-    """A receiver that doesn't block is told that there is nothing."""
+    """A receiver that doesn't block gets an error if there is nothing."""
     ends[1].set_blocking(False)
     with pytest.raises(BlockingIOError):
         ends[1].receive()

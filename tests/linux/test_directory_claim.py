@@ -21,7 +21,7 @@ sys.stdin.readline()
 
 
 def another(directory: Path) -> subprocess.Popen[str]:
-    """A process that claims the directory until its standard input ends."""
+    """Start a process that claims the directory until its standard input ends."""
     return subprocess.Popen(
         [sys.executable, "-c", CLAIM, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -28,7 +28,7 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change users 
 
 
 def orphan(body: Callable[[], int]) -> int:
-    """The pid of an orphan that runs `body`, forked from here."""
+    """Return the pid of an orphan that runs `body`, forked from here."""
     pid = fork_orphan()
     if pid is None:
         code = 99
@@ -40,7 +40,7 @@ def orphan(body: Callable[[], int]) -> int:
 
 
 def test_an_orphan_is_the_subreapers_child() -> None:
-    """It begins after its adoption: its parent is the subreaper, from its first look on."""
+    """The worker begins after its adoption: its parent is the subreaper, from the first check on."""
     us = os.getpid()
     for _ in range(20):
         assert wait(orphan(lambda: int(os.getppid() != us))) == 0
@@ -77,7 +77,7 @@ def test_an_orphan_has_no_descriptor_more(tmp_path: Path) -> None:
 
     assert wait(orphan(body)) == 0
     more = [line.split()[1] for line in (tmp_path / "more").read_text().splitlines()]
-    # What other tests have imported may open a pipe of its own in each child: both ends of it (libuv does).
+    # A library that other tests have imported may open a pipe of its own in each child: both ends of it (libuv does).
     assert not [each for each in more if each.startswith("pipe:") and more.count(each) == 1]
     assert not {each for each in descriptors() - before if "pipe:" in each}
 
@@ -139,10 +139,10 @@ def test_no_room_for_a_process(monkeypatch: pytest.MonkeyPatch, fails: str, code
 
 @root
 def test_no_room_for_a_second_process() -> None:
-    """The same with the kernel's own limit: a user who may have one process more can't fork twice."""
+    """With the kernel's own limit, a user that may have one more process can't fork twice."""
 
     def body() -> list[int | None]:
-        os.setresuid(61_234, 61_234, 61_234)  # nobody else has this one
+        os.setresuid(61_234, 61_234, 61_234)  # no other process has this one
         resource.setrlimit(resource.RLIMIT_NPROC, (2, 2))
         before = os.listdir("/proc/self/fd")
         try:

@@ -38,14 +38,14 @@ SCM_MAX = 253
 
 @pytest.fixture
 def leaving() -> Iterator[ExitStack]:
-    """What a test opens is closed at its end."""
+    """Close at the end of the test all that it opens."""
     with ExitStack() as stack:
         yield stack
 
 
 @pytest.fixture
 def ways(leaving: ExitStack) -> tuple[socket.socket, QueueWriter, QueueReader]:
-    """The raw entry of a queue, and both ends as they are used."""
+    """Return the raw entry of a queue, and both ends as they are used."""
     into, out = queue()
     leaving.callback(into.close)
     leaving.callback(out.close)
@@ -72,7 +72,7 @@ def close(parcels: list[HandedConnection]) -> list[HandedConnection]:
 
 
 def test_one_travels_whole(ways: tuple[socket.socket, QueueWriter, QueueReader], leaving: ExitStack) -> None:
-    """A connection arrives with its app, family and age; both its ends work on; the sender's copy may be closed at once."""
+    """A connection arrives with its app, family and age. Both its ends work on; the sender's copy may be closed at once."""
     _, outlet, inlet = ways
     client, server = connection(leaving)
     client.sendall(b"before ")
@@ -137,7 +137,7 @@ def test_a_full_queue(ways: tuple[socket.socket, QueueWriter, QueueReader], leav
 
 
 def test_more_than_fit(ways: tuple[socket.socket, QueueWriter, QueueReader], leaving: ExitStack) -> None:
-    """Of more than fit the first ones go, in whole messages; the sender is told how many, and keeps the others."""
+    """If not all fit, the first ones go, in whole messages; the sender learns how many, and keeps the others."""
     _, outlet, inlet = ways
     _, server = connection(leaving)
     parcels = [HandedConnection(server.fileno(), 0, socket.AF_INET, float(age)) for age in range(200_000)]
@@ -152,7 +152,7 @@ def test_more_than_fit(ways: tuple[socket.socket, QueueWriter, QueueReader], lea
 
 
 def test_a_descriptor_that_is_closed(ways: tuple[socket.socket, QueueWriter, QueueReader]) -> None:
-    """What isn't open can't be sent, and nothing arrives."""
+    """A descriptor that isn't open can't be sent, and nothing arrives."""
     _, outlet, inlet = ways
     reader, writer = os.pipe()
     os.close(reader)
@@ -209,7 +209,7 @@ def test_a_connection_in_the_queue_outlives_its_sender(leaving: ExitStack) -> No
         assert client.recv(100) == b"alive"
 
 
-# What nobody of ours sends
+# Messages that no process of a cluster sends
 
 
 def raw(into: socket.socket, data: bytes, fds: list[int]) -> None:
@@ -239,7 +239,7 @@ GARBAGE: dict[str, tuple[bytes, int]] = {
 def test_garbage(
     ways: tuple[socket.socket, QueueWriter, QueueReader], leaving: ExitStack, name: str, many: bool
 ) -> None:
-    """What isn't a whole record with its descriptor is dropped, strays are closed, and what follows arrives."""
+    """A message that isn't a whole record with its descriptor is dropped, strays are closed, and the next one arrives."""
     into, outlet, inlet = ways
     _, server = connection(leaving)
     before = descriptors()
@@ -268,7 +268,7 @@ def test_several_in_a_queue_of_single_ones(
 @settings(max_examples=200)
 @given(st.binary(max_size=3000), st.integers(0, SCM_MAX), st.booleans())
 def test_any_bytes(data: bytes, count: int, many: bool) -> None:
-    """Whatever bytes and descriptors come, none is leaked, and what is returned is as many as were sent."""
+    """With any bytes and descriptors none is leaked, and as many are returned as were sent."""
     into, out = queue()
     reader, writer = os.pipe()
     before = descriptors()

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 @pytest.fixture
 def leaving() -> Iterator[ExitStack]:
-    """What a test opens is closed at its end."""
+    """Close at the end of the test all that it opens."""
     with ExitStack() as stack:
         yield stack
 
@@ -37,7 +37,7 @@ def ways(leaving: ExitStack) -> tuple[QueueWriter, QueueReader]:
 
 @pytest.fixture
 def few_files() -> Iterator[Callable[[int], None]]:
-    """Leave this process room for so many descriptors more."""
+    """Leave this process so many further descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def limit(room: int) -> None:
@@ -48,7 +48,7 @@ def few_files() -> Iterator[Callable[[int], None]]:
 
 
 def fill() -> list[int]:
-    """Open descriptors until there is no room left."""
+    """Open descriptors until no further one is possible."""
     taken = []
     try:
         while True:
@@ -65,7 +65,7 @@ def test_a_receiver_without_room(
     room: int,
     sent: int,
 ) -> None:
-    """EMFILE: as many arrive as there is room for, the first ones, each with its record; the others are counted and closed."""
+    """EMFILE: as many arrive as there are free descriptors, the first ones, with their records; the others are counted."""
     outlet, inlet = ways
     client, server = connection(leaving)
     assert (
@@ -90,7 +90,7 @@ def test_a_receiver_without_room(
 def test_one_without_room(
     ways: tuple[QueueWriter, QueueReader], leaving: ExitStack, few_files: Callable[[int], None]
 ) -> None:
-    """The same for a queue of single ones: nothing arrives, one is counted, and the next one is received."""
+    """In a queue of single ones nothing arrives on EMFILE, one is counted, and the next one is received."""
     outlet, inlet = ways
     _, server = connection(leaving)
     for _ in range(2):

@@ -34,7 +34,7 @@ def test_what_happens_in_a_directory(tmp_path: Path) -> None:
 
 
 def test_many_writes_are_cleared_at_once(tmp_path: Path) -> None:
-    """Whatever has come together, `clear` takes it all."""
+    """One `clear` takes all events that have come."""
     watched = Inotify(str(tmp_path))
     for number in range(3000):
         (tmp_path / f"{number % 7}").write_text("x")
@@ -44,7 +44,7 @@ def test_many_writes_are_cleared_at_once(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
-    """It is refused by its name, and no descriptor is left."""
+    """A directory that doesn't exist is refused by its name, and no descriptor is left."""
     before = os.listdir("/proc/self/fd")
     with pytest.raises(FileNotFoundError, match="none"):
         Inotify(str(tmp_path / "none"))

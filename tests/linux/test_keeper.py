@@ -108,7 +108,7 @@ def test_thousands(keep: Make) -> None:
 
 
 def test_a_client_that_closes(keep: Make) -> None:
-    """A client that closes wakes its connection; whoever takes it reads the end. It rests no more."""
+    """A client that closes wakes its connection; the next worker reads the end. The keeper has it no more."""
     kept = keep()
     kept.put().close()
     _, server = kept.take()
@@ -130,7 +130,7 @@ def test_a_client_that_says_something_and_half_closes(keep: Make) -> None:
 
 
 def test_a_client_that_resets(keep: Make) -> None:
-    """A connection that was reset is closed there: nobody can use it."""
+    """A connection that was reset is closed there: no worker can use it."""
     kept = keep()
     client = kept.put()
     kept.rests(1)
@@ -185,7 +185,7 @@ def test_an_age_that_is_none(keep: Make, age: float) -> None:
 
 
 def test_drained_and_empty(keep: Make) -> None:
-    """Told to drain, it leaves when nothing rests any more; until then what wakes is handed back."""
+    """After `drain` the keeper leaves when it has no connection any more; until then those that wake are handed back."""
     kept = keep()
     client = kept.put()
     kept.rests(1)
@@ -196,7 +196,7 @@ def test_drained_and_empty(keep: Make) -> None:
 
 
 def test_drained_but_silent(keep: Make) -> None:
-    """What is silent for as long as it was told to wait is closed with it."""
+    """A connection that stays silent until the end of the drain is closed with it."""
     kept = keep()
     client = kept.put()
     kept.rests(1)
@@ -227,7 +227,7 @@ def test_it_waits_for_workers_that_have_not_heard(keep: Make) -> None:
 
 
 def test_drained_with_a_full_queue(keep: Make) -> None:
-    """It doesn't leave with connections that it couldn't hand back yet."""
+    """The keeper doesn't leave with connections that it couldn't hand back yet."""
     kept = keep()
     kept.ready[0][0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
     clients = [kept.put() for _ in range(20)]
@@ -285,7 +285,7 @@ def test_killed(keep_in_process: Make) -> None:
 
 
 def test_stopped(keep_in_process: Make) -> None:
-    """While it is stopped its sign of life grows old, and the queue to it fills until it takes no more; then all goes on."""
+    """While it is stopped its heartbeat grows old, and the queue to it fills until it takes no more; then all goes on."""
     kept = keep_in_process()
     kept.rest[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     os.kill(kept.pid, signal.SIGSTOP)
@@ -304,7 +304,7 @@ def test_stopped(keep_in_process: Make) -> None:
 
 
 def test_it_needs_the_standard_library_only(keep_in_process: Make) -> None:
-    """It runs without site-packages, and is small."""
+    """The keeper runs without site-packages, and is small."""
     kept = keep_in_process()
     maps = Path(f"/proc/{kept.pid}/maps").read_text()
     assert "site-packages" not in maps

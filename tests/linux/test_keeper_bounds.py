@@ -33,7 +33,7 @@ keep_in_process = pytest.fixture(params=[InProcess], ids=["process"], name="keep
 
 
 def test_a_full_ready_queue(keep: Make) -> None:
-    """When nobody takes, what wakes waits in order; when somebody does, all are delivered, in that order, each once."""
+    """While no worker takes connections, those that wake wait in order; then all are delivered, in that order, each once."""
     kept = keep()
     kept.ready[0][0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     clients = [kept.put() for _ in range(60)]
@@ -67,7 +67,7 @@ ROOM_FOR_FOUR = next(limit for limit in range(1000) if limit - reserve(limit) ==
 
 @pytest.mark.parametrize("limit", [20, 64, 128, 256, 1024, 100_000])
 def test_the_room_of_a_low_limit(limit: int) -> None:
-    """With few descriptors it keeps some connections all the same, and a message of a worker always finds room."""
+    """With few descriptors it keeps some connections all the same, and can always take a message of a worker."""
     assert limit - reserve(limit) >= limit // 2
     assert reserve(limit) > batch_size(limit) >= 1
 
@@ -91,7 +91,7 @@ def test_no_descriptors_left(keep_in_thread: Make) -> None:
 
 
 def test_late_ones_take_room_as_well(keep_in_thread: Make) -> None:
-    """Connections that it can't hand back count: with a full ready queue it takes in one message more than it has room for."""
+    """Connections that it can't hand back count: with a full ready queue it takes one message more than its capacity."""
     kept = keep_in_thread(limit=ROOM_FOR_FOUR)
     kept.ready[0][0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
     clients = [kept.put() for _ in range(40)]
@@ -116,14 +116,14 @@ LAUNCH = f"""
 
 
 class Bounded(InProcess):
-    """A keeper with room for 40 connections, which may have no more than 200 in flight."""
+    """A keeper with a capacity of 40 connections, which may have no more than 200 in flight."""
 
     argv = (sys.executable, "-c", textwrap.dedent(LAUNCH))
 
 
 @ROOT_ONLY
 def test_too_many_in_flight() -> None:
-    """ETOOMANYREFS: what can't be handed back waits, without a busy loop; all are delivered when there is room."""
+    """ETOOMANYREFS: connections that can't be handed back wait, without a busy loop; then all are delivered."""
     kept = Bounded(1, 60.0)
     kept.start()
     try:
@@ -173,7 +173,7 @@ def raw(kept: Kept, data: bytes, fds: list[int]) -> None:
     ],
 )
 def test_garbage_in_the_queue(keep: Make, data: bytes, count: int) -> None:
-    """What is no whole record with its descriptor, or of an app that doesn't exist, is closed; it goes on."""
+    """A record without its descriptor, or of an app that doesn't exist, is closed; the keeper goes on."""
     kept = keep()
     client, server = kept.connect()
     raw(kept, data, [server.fileno()] * count)
@@ -186,7 +186,7 @@ def test_garbage_in_the_queue(keep: Make, data: bytes, count: int) -> None:
 
 
 def foreign(kind: str, stack: ExitStack) -> int:
-    """A descriptor that is no connection."""
+    """Return a descriptor that is no connection."""
     match kind:
         case "file":
             return stack.enter_context(tempfile.TemporaryFile()).fileno()
@@ -221,7 +221,7 @@ CLOSED = [
 
 @pytest.mark.parametrize("kind", CLOSED)
 def test_what_can_not_rest(keep_in_process: Make, kind: str) -> None:
-    """What can't be watched, or is over, is closed at once; nothing leaks, and it goes on."""
+    """A descriptor that can't be watched, or a connection that is over, is closed at once; the keeper goes on."""
     kept = keep_in_process()
     assert isinstance(kept, InProcess)
     good = kept.put()

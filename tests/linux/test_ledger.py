@@ -1,4 +1,4 @@
-"""What slots have counted, over their workers' lives: with real scoreboards, and a writer in another process."""
+"""The counters of slots, over several workers: with real scoreboards, and a writer in another process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def born(board: Scoreboard, slot: int, pid: int = 1) -> tuple[int, Row]:
 
 
 def test_what_a_life_has_counted_outlives_it(board: Scoreboard) -> None:
-    """After a burial the row is free and the slot has what it counted; its successor's counts come on top."""
+    """After a worker's end the row is free and the slot has its counts; its successor's counts come on top."""
     index, row = born(board, 3)
     row.requests, row.errors, row.cpu, row.latency, row.connections = 7, 1, 0.5, 0.25, 4
     row.latencies[2] += 2
@@ -67,7 +67,7 @@ def test_what_an_engine_cannot_know(board: Scoreboard) -> None:
 
 
 def test_a_row_gone_mad(board: Scoreboard) -> None:
-    """Whatever stands in a dead worker's row, the master goes on, and sums don't fall."""
+    """With any values in a dead worker's row, the master goes on, and sums don't fall."""
     for _ in range(3):
         index, row = born(board, 0)
         row.requests, row.errors, row.cpu, row.latency, row.duration = 2**63 - 1, -(2**63), math.nan, math.inf, -1.0

@@ -10,7 +10,7 @@ from cluster2.linux.lingering_close import Lingering
 
 
 def test_a_reset_that_its_owner_has_read_of() -> None:
-    """What the peer didn't take is counted for ever then; the duplicate is closed all the same."""
+    """The kernel counts bytes that the peer didn't take for ever then; the duplicate is closed all the same."""
     lingering = Lingering()
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as peer:
         owner, _ = listener.accept()

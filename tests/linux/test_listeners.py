@@ -37,7 +37,7 @@ def fill(sock: socket.socket) -> int:
 
 
 def test_a_listener_is_ready(listen: Open) -> None:
-    """It listens, doesn't block, is close-on-exec, shares its port with nobody, and knows its real port."""
+    """A listener listens, doesn't block, is close-on-exec, shares its port with no other, and knows its real port."""
     (listener,) = listen(TcpAddress("127.0.0.1", 0))
     sock = listener.sock
     assert listener.address == TcpAddress(*sock.getsockname())
@@ -71,7 +71,7 @@ def test_several_ports_of_the_kernels_choice(listen: Open) -> None:
 
 @pytest.mark.parametrize("inherited", [False, True])
 def test_a_reader_that_takes_nothing(listen: Open, inherited: bool) -> None:
-    """Of a response to one with a tiny window the kernel takes some 128 KiB, not megabytes in tiny segments."""
+    """If the client's window is tiny, the kernel takes some 128 KiB of a response, not megabytes in tiny segments."""
     address = FdAddress(socket.create_server(("127.0.0.1", 0)).detach()) if inherited else TcpAddress("127.0.0.1", 0)
     (listener,) = listen(address)
     with socket.socket() as client:
@@ -96,7 +96,7 @@ def test_an_unknown_host() -> None:
 
 
 def test_a_port_in_use(listen: Open) -> None:
-    """The error names the address and who has it: here, a process of ours."""
+    """The error names the address and the process that has it: here, this one."""
     (listener,) = listen(TcpAddress("127.0.0.1", 0))
     reader, writer = os.pipe()
     child = os.fork()
@@ -119,7 +119,7 @@ def test_a_port_in_use(listen: Open) -> None:
 
 
 def test_an_address_given_twice(listen: Open) -> None:
-    """Two addresses of ours that are in each other's way are told apart from a stranger's."""
+    """Two addresses of one configuration that collide give another error than a foreign server."""
     (listener,) = listen(TcpAddress("127.0.0.1", 0))
     with pytest.raises(AddressInUse, match="another address of this configuration"):
         open_all([TcpAddress("0.0.0.0", port_of(listener))], backlog=1)
@@ -135,7 +135,7 @@ def test_an_address_of_another_machine() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
 def test_a_privileged_port() -> None:
-    """Who isn't root gets no port below 1024, and is told so."""
+    """A user without privileges gets no port below 1024, and an error says so."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -218,7 +218,7 @@ def test_what_can_not_be_inherited(tmp_path: Path) -> None:
 
 
 def test_a_descriptor_given_twice() -> None:
-    """The same descriptor can't be two listeners; it stays open."""
+    """One descriptor can't be two listeners; it stays open."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         address = FdAddress(sock.fileno())
         with pytest.raises(ConfigError, match="given twice"):
@@ -255,7 +255,7 @@ def test_systemd_passes_descriptors() -> None:
     [{}, {"LISTEN_PID": "78", "LISTEN_FDS": "1"}, {"LISTEN_PID": "77"}, {"LISTEN_PID": "77", "LISTEN_FDS": "0"}],
 )
 def test_no_descriptors_for_us(environ: dict[str, str]) -> None:
-    """Nothing passed, or to another process: nothing is taken, and our children won't see the variables."""
+    """If nothing is passed, or to another process, nothing is taken, and children won't see the variables."""
     assert systemd_fds(environ, 77) == []
     assert environ == {}
 

@@ -18,7 +18,7 @@ from tests.linux.children import told
 
 
 def test_only_own_regular_files_are_found_and_read(tmp_path: Path) -> None:
-    """What has another name, is a link, a fifo or a directory, or lies elsewhere, is neither listed nor opened."""
+    """A file that has another name, is a link, a fifo or a directory, or lies elsewhere, is neither listed nor opened."""
     logs, outside = tmp_path / "logs", tmp_path / "master.log"
     logs.mkdir()
     outside.write_text("secret")
@@ -55,7 +55,7 @@ def test_what_is_no_regular_file_is_not_written_to(tmp_path: Path) -> None:
 
 
 def test_a_follower_opens_again_what_was_rotated(tmp_path: Path) -> None:
-    """It writes on in the renamed file until it looks, then in the one that has the name; a file that is gone is made again."""
+    """A writer goes on in the renamed file until it checks, then in the one that has the name; a missing file is made again."""
     path = tmp_path / "worker.0.log"
     follower = ReopeningFile(str(path))
     assert follower.reopen_if_moved()
@@ -74,7 +74,7 @@ def test_a_follower_opens_again_what_was_rotated(tmp_path: Path) -> None:
 
 
 def test_a_follower_that_cannot_open_goes_on_as_before(tmp_path: Path) -> None:
-    """The error is told, and what was open stays in use."""
+    """The error is raised, and the file that was open stays in use."""
     path = tmp_path / "a" / "worker.0.log"
     path.parent.mkdir()
     follower = ReopeningFile(str(path))
@@ -88,7 +88,7 @@ def test_a_follower_that_cannot_open_goes_on_as_before(tmp_path: Path) -> None:
 
 
 def test_whether_a_file_is_open_to_write(tmp_path: Path) -> None:
-    """The kernel knows, whoever has it open; readers don't count; who opens it at the same moment isn't disturbed."""
+    """The kernel knows of any writer; readers don't count. A process that opens the file just then isn't disturbed."""
     path = tmp_path / "file"
     path.touch()
     assert log_files.is_open_to_write(str(path)) is False
@@ -108,7 +108,7 @@ def test_whether_a_file_is_open_to_write(tmp_path: Path) -> None:
 
 
 def test_a_lease_that_is_broken_disturbs_nobody(tmp_path: Path) -> None:
-    """Somebody opens the file over and over while it is asked for: neither of the two is hurt or held up."""
+    """A process that opens the file over and over during the check: neither of the two fails or waits."""
     path = tmp_path / "file"
     path.touch()
     ended = threading.Event()
@@ -128,7 +128,7 @@ def test_a_lease_that_is_broken_disturbs_nobody(tmp_path: Path) -> None:
 
 
 def test_the_end_of_a_line(tmp_path: Path) -> None:
-    """What is added below must begin a line of its own."""
+    """A line that is added below must begin a line of its own."""
     for text, ends in (("", True), ("a\n", True), ("a\nb", False)):
         path = tmp_path / "file"
         path.write_text(text)
@@ -142,7 +142,7 @@ def test_the_end_of_a_line(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("lines", [0, 1, 2, 3, 100])
 def test_the_last_lines(tmp_path: Path, text: str, lines: int) -> None:
-    """They are those that a program that reads all would show, over blocks of any number."""
+    """The last lines are those that a program that reads all would show, over blocks of any number."""
     path = tmp_path / "file"
     path.write_text(text)
     fd = os.open(path, os.O_RDONLY)

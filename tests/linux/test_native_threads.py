@@ -41,7 +41,7 @@ def test_none() -> None:
 
 
 def test_a_thread_of_no_library() -> None:
-    """A thread that Python doesn't know is told by its name; libc, which is on each stack, isn't its library."""
+    """A thread that Python doesn't know is found by its name; libc, which is on each stack, isn't its library."""
     text = f"{NATIVE}libc.pthread_setname_np(thread, b'native')"
     assert found_after(text) == [("native", "", False)]
 
@@ -60,7 +60,7 @@ def test_a_thread_that_python_forgets() -> None:
 
 @pytest.mark.skipif(ctypes.util.find_library("gomp") is None, reason="there is no libgomp")
 def test_openmp() -> None:
-    """The threads of libgomp are told from others by their library: it never replaces them."""
+    """The threads of libgomp are identified by their library: it never replaces them."""
     assert [((library or "")[:7], replaced) for _, library, replaced in found_after(OPENMP)] == [("libgomp", False)] * 2
 
 

@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pids(path: Path) -> Iterator[PidsDirectory]:
-    """A directory of ours, acquired."""
+    """Acquire a directory."""
     pids = PidsDirectory(path)
     pids.acquire()
     yield pids
@@ -45,18 +45,18 @@ def nameless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def name_of(path: Path, uid: int) -> bytes:
-    """The abstract socket that a master of this user has."""
+    """Return the abstract socket that a master of this user has."""
     real = os.fsencode(path)
     return b"\0cluster2:%d:%08x:%s" % (uid, binascii.crc32(real), real[-60:])
 
 
 def names(path: Path) -> set[str]:
-    """What is in a directory, but for the lock."""
+    """Return the names in a directory, without the lock."""
     return {entry.name for entry in path.iterdir()} - {"master.lock"}
 
 
 def held(path: Path) -> bool:
-    """Tell whether a process holds the lock of a directory."""
+    """Return whether a process holds the lock of a directory."""
     try:
         lock = os.open(path / "master.lock", os.O_RDWR)
     except (FileNotFoundError, NotADirectoryError):
@@ -109,7 +109,7 @@ def test_a_start_that_fails(tmp_path: Path) -> None:
 def test_a_directory_that_goes_while_it_is_waited_for(
     path: Path, nameless: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who has opened it before it was removed, and locks it afterwards, makes another."""
+    """A master that has opened the lock before it was removed, and locks it afterwards, makes another."""
     first, second = PidsDirectory(path), PidsDirectory(path)
     first.acquire()
     lock = second._lock
@@ -126,7 +126,7 @@ def test_a_directory_that_goes_while_it_is_waited_for(
 
 
 def test_masters_that_come_and_go(path: Path) -> None:
-    """Of many that start and fail at the same time each gets a directory that is there, or is told of another master."""
+    """Many start and fail at the same time: each gets a directory that exists, or the error that names another master."""
     served: list[int] = []
 
     def start(number: int) -> None:
@@ -157,7 +157,7 @@ def _umask() -> int:
 
 
 def test_a_second_master(pids: PidsDirectory, path: Path) -> None:
-    """It is refused with the directory and the pid of the first, and touches nothing."""
+    """A second master is refused with the directory and the pid of the first, and touches nothing."""
     pids.write_master(100)
     with pytest.raises(AlreadyRunning, match=f"{path}: a master with pid {os.getpid()} runs here"):
         PidsDirectory(path).acquire()
@@ -165,7 +165,7 @@ def test_a_second_master(pids: PidsDirectory, path: Path) -> None:
 
 
 def test_the_lock_alone_keeps_a_second_master_out(path: Path, nameless: None) -> None:
-    """Where the name of the directory cannot be had the lock decides, and the refusal tells the pid in the file's name."""
+    """If the name of the directory cannot be had the lock decides, and the refusal has the pid in the file's name."""
     pids = PidsDirectory(path)
     pids.acquire()
     with pytest.raises(AlreadyRunning, match="just starting"):
@@ -178,7 +178,7 @@ def test_the_lock_alone_keeps_a_second_master_out(path: Path, nameless: None) ->
 
 
 def test_the_newest_master_is_named(path: Path, nameless: None) -> None:
-    """If a stale file lies beside the master's, the newer one is told."""
+    """If a stale file lies beside the master's, the newer one is named."""
     pids = PidsDirectory(path)
     pids.acquire()
     pids.write_master(5)
@@ -191,7 +191,7 @@ def test_the_newest_master_is_named(path: Path, nameless: None) -> None:
 
 @pytest.mark.parametrize("what", ["directory", "files", "lock", "socket", "pid file", "replaced"])
 def test_what_is_removed_is_restored(pids: PidsDirectory, path: Path, what: str) -> None:
-    """Whatever is removed, it is noticed, a second master is refused all the time, and the directory is complete again."""
+    """Any removal is noticed, a second master is refused all the time, and the directory is complete again."""
     pids.keep()
     pids.write_master(100)
     control = pids.bind_control(5)
@@ -392,7 +392,7 @@ def test_a_directory_that_can_not_be(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_directory_that_may_not_be_written(tmp_path: Path, exists: bool) -> None:
-    """Who may not create or write it is told so at once, and a running master isn't disturbed."""
+    """A user that may not create or write the directory gets an error at once, and a running master isn't disturbed."""
     if exists:
         (tmp_path / "pids").mkdir()
     for directory in (tmp_path, *tmp_path.parents[:2]):
@@ -416,7 +416,7 @@ def test_a_directory_that_may_not_be_written(tmp_path: Path, exists: bool) -> No
 
 
 def test_a_link_to_nothing(tmp_path: Path) -> None:
-    """It is refused, not followed."""
+    """A symbolic link is refused, not followed."""
     (tmp_path / "link").symlink_to("nothing")
     with pytest.raises(ConfigError, match=f"pids = {tmp_path}/link: it links to nothing"):
         PidsDirectory(tmp_path / "link").acquire()
@@ -433,7 +433,7 @@ def test_a_link_to_a_directory(tmp_path: Path) -> None:
 
 
 def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It means the directory that it meant at the beginning."""
+    """A relative path means the directory that it meant at the beginning."""
     monkeypatch.chdir(tmp_path)
     pids = PidsDirectory("pids")
     monkeypatch.chdir("/")
@@ -441,7 +441,7 @@ def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_control_socket(pids: PidsDirectory, path: Path) -> None:
-    """It takes connections, is for its owner only from the first moment, doesn't block, and is cleared."""
+    """The control socket takes connections, is for its owner only from the first moment, doesn't block, and is cleared."""
     control = pids.bind_control(5)
     assert stat.S_IMODE((path / "master.sock").stat().st_mode) == 0o600
     assert not control.getblocking()
@@ -495,7 +495,7 @@ def test_a_file_system_that_can_not_lock(path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_foreign_socket_is_cleared(pids: PidsDirectory, path: Path) -> None:
-    """A socket left by a dead master makes room for the next one's."""
+    """A socket left by a dead master doesn't keep the next one's out."""
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path / "master.sock"))
     pids.clear()

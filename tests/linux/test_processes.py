@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 def run(program: str, *, fds: dict[int, int], environ: dict[str, str] | None = None) -> object:
-    """What a Python program prints to descriptor 1 as JSON."""
+    """Return what a Python program prints to descriptor 1 as JSON."""
     reader, writer = os.pipe()
     pid = execute([sys.executable, "-c", program], fds={1: writer, **fds}, environ=environ or {})
     os.close(writer)
@@ -68,7 +68,7 @@ def test_descriptors_may_change_places() -> None:
 
 
 def test_a_program_starts_with_clean_signals() -> None:
-    """What we ignore, handle or block is default and unblocked there."""
+    """Signals that this process ignores, handles or blocks are default and unblocked in the program."""
     program = (
         "import json; s = dict(l.split(':\t') for l in open('/proc/self/status') if l.startswith('Sig') and 'Q' not in l);"
         "print(json.dumps([int(s[k], 16) for k in ('SigBlk', 'SigIgn')]))"
@@ -130,7 +130,7 @@ def test_how_a_child_ended() -> None:
 
 
 def test_a_signal_by_pidfd() -> None:
-    """It arrives while the process lives or isn't reaped; afterwards it goes nowhere, whoever has the pid."""
+    """A signal arrives while the process runs or isn't reaped; afterwards it goes nowhere, even if the pid is used again."""
     pid = fork(signal.pause)
     pidfd = open_pidfd(pid)
     assert send_signal(pidfd, 0)
@@ -145,7 +145,7 @@ def test_a_signal_by_pidfd() -> None:
 
 
 def test_strays_are_reaped_and_known_children_left() -> None:
-    """In whatever order they ended: who is known keeps its exit status, who runs isn't touched."""
+    """In any order of their ends, a known child keeps its exit status, and a running one isn't touched."""
     assert reap_strays([]) == []
     strays: list[int] = []
     known: list[int] = []
@@ -163,7 +163,7 @@ def test_strays_are_reaped_and_known_children_left() -> None:
 
 
 def test_an_orphan_of_somebody_else_is_a_stray() -> None:
-    """What a grandchild leaves behind comes to the subreaper and is reaped."""
+    """A grandchild whose parent ends comes to the subreaper and is reaped."""
     reader, writer = os.pipe()
 
     def body() -> None:

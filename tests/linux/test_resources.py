@@ -1,4 +1,4 @@
-"""What processes may use and who they are: CPUs, files, memory, threads, users. Real ones, in children."""
+"""Resources and users of processes: CPUs, files, memory, threads. Real ones, in children."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_cpus_by_affinity() -> None:
 
 
 def groups(tmp_path: Path, cgroup: str, mountinfo: str, files: dict[str, str]) -> str:
-    """A made-up /proc/self whose control groups are mounted below tmp_path."""
+    """Make up a /proc/self whose control groups are mounted below tmp_path."""
     (tmp_path / "cgroup").write_text(cgroup)
     (tmp_path / "mountinfo").write_text(mountinfo.replace("MOUNT", str(tmp_path / "mount")))
     for name, content in files.items():
@@ -136,7 +136,7 @@ def test_memory_counts_shared_pages_by_share() -> None:
 
 
 def test_memory_without_permission() -> None:
-    """Where the proportional size may not be read, the resident size is told."""
+    """If the proportional size may not be read, the resident size is returned."""
     if os.geteuid() != 0:
         assert memory(1) > 0
         return
@@ -200,7 +200,7 @@ def test_privileges_are_gone_for_good() -> None:
 
 @root
 def test_privileges_that_were_dropped_before() -> None:
-    """Who is that user already needs no privilege; who wants to be another is refused by name."""
+    """A process of that user already needs no privilege; a change to another user is refused by name."""
 
     def same() -> list[object]:
         drop_privileges("daemon", None)
@@ -217,7 +217,7 @@ def test_privileges_that_were_dropped_before() -> None:
 
 
 def test_unknown_users_and_groups() -> None:
-    """They are named, and nothing has changed; nothing asked for, nothing done."""
+    """Unknown users and groups are named, and nothing has changed; without any nothing is done."""
     before = identity()
     with pytest.raises(ConfigError, match="user = 'no-such-user': there is no such user"):
         drop_privileges("no-such-user", None)

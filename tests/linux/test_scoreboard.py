@@ -118,7 +118,7 @@ def test_rows_run_out(board: Scoreboard) -> None:
 
 
 def test_a_row_is_released_once(board: Scoreboard) -> None:
-    """A row that nobody claimed can't be released, nor one that doesn't exist."""
+    """A row that wasn't claimed can't be released, nor one that doesn't exist."""
     for row in (0, -1, ROWS):
         with pytest.raises(ClusterError, match="isn't claimed"):
             board.release(row)
@@ -157,7 +157,7 @@ def test_a_column_stops_at_the_high_water_mark(board: Scoreboard) -> None:
 
 
 def test_its_size_is_sealed(board: Scoreboard) -> None:
-    """Nobody can shrink or grow it, so that no reader dies of SIGBUS, or lift the seal."""
+    """No process can shrink or grow it, so that no reader ends by SIGBUS, or lift the seal."""
     ours, _, writable = board.descriptors
     for fd, its in ((ours, SCOREBOARD_BYTES), (writable, PAGES_BYTES)):
         for size in (0, its - 1, its + 1):
@@ -189,7 +189,7 @@ def attached(board: Scoreboard, page: int | None = None) -> Scoreboard:
 
 @pytest.mark.parametrize("page", [None, KEEPER_PAGE, MONITOR_PAGE, page_of(1)])
 def test_each_writes_its_own_page(board: Scoreboard, page: int | None) -> None:
-    """What isn't its own a process can't write; what is, all others see. It keeps no descriptor."""
+    """A process can write its own page only, and all others see that. It keeps no descriptor."""
     rows = [board.row(board.claim()) for _ in range(3)]
     before = set(os.listdir("/proc/self/fd"))
     other = attached(board, page)
@@ -218,12 +218,12 @@ PATTERNS = st.one_of(
         lambda real: struct.unpack("q", struct.pack("d", real))[0]
     ),
 )
-"""64 bits that somebody has written."""
+"""Any 64 bits that a process may have written."""
 
 
 @given(st.lists(PATTERNS, min_size=CELLS_PER_ROW, max_size=CELLS_PER_ROW))
 def test_whatever_is_written_what_is_read_has_bounds(patterns: list[int]) -> None:
-    """Of rows, and of the keeper's and the monitor's cells; alone, as a whole, and as a column. What is sane comes as it is."""
+    """A reader gets sane values of rows, and of the keeper's and the monitor's cells: alone, as a whole, and as a column."""
     board = Scoreboard.create()
     row = board.row(board.claim())
     for cells in (row, *board.header.others.values()):
@@ -271,7 +271,7 @@ def test_only_the_creator_claims(board: Scoreboard) -> None:
 
 
 def test_what_is_no_scoreboard_is_refused(board: Scoreboard) -> None:
-    """A pipe, memory of another size, another layout: each is told apart, and the descriptors stay the caller's."""
+    """A pipe, memory of another size, another layout: each has its error, and the descriptors stay the caller's."""
     pages = board.descriptors[1]
     reader, writer = os.pipe()
     small = os.memfd_create("small")
@@ -291,7 +291,7 @@ def test_what_is_no_scoreboard_is_refused(board: Scoreboard) -> None:
 
 
 def test_after_close_nothing_can_be_read() -> None:
-    """A closed scoreboard raises instead of reading freed memory; closing twice is harmless; no descriptor leaks."""
+    """A closed scoreboard raises instead of reading freed memory. Closing twice is harmless; no descriptor leaks."""
     before = len(os.listdir("/proc/self/fd"))
     board = Scoreboard.create()
     row = board.row(board.claim())
@@ -304,7 +304,7 @@ def test_after_close_nothing_can_be_read() -> None:
 
 
 def test_a_fork_shares_it(board: Scoreboard) -> None:
-    """What a forked child writes, its parent reads, and the other way round."""
+    """A value that a forked child writes is read by its parent, and the other way round."""
     row = board.row(board.claim())
     row.slot = 3
     pid = os.fork()

@@ -23,7 +23,7 @@ PATIENCE = 20.0
 
 @dataclass
 class Child:
-    """A process that has armed itself and runs some code; `say` tells what it has printed."""
+    """A process that has armed itself and runs some code; `say` returns what it has printed."""
 
     process: subprocess.Popen[str]
     file: int
@@ -37,7 +37,7 @@ class Child:
         return asyncio.run(stacks.capture(self.file, self.pidfd, self.process.pid))
 
     def capture_until(self, text: str) -> str:
-        """Its stacks, once they name what it says it is about to do."""
+        """Return its stacks, once they name what it says it is about to do."""
         deadline = time.monotonic() + PATIENCE
         while text not in (found := self.capture()):
             assert time.monotonic() < deadline, found
@@ -151,7 +151,7 @@ def test_close_on_exec() -> None:
 
 
 def test_what_a_process_adds(run: Run) -> None:
-    """What a process adds stands behind its stacks, while it spins or sleeps; what raises is told, and the process goes on."""
+    """A process's addition stands behind its stacks, while it spins or sleeps; an exception is shown, and the process goes on."""
     child = run(
         "import sys, time\n"
         "told = iter(['first', None])\n"

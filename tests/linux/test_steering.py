@@ -91,7 +91,7 @@ def test_steered(group: Make, clients: list[socket.socket], host: str) -> None:
 
 
 def test_grows_out_of_a_listener(group: Make, clients: list[socket.socket]) -> None:
-    """What waits at an ordinary listener stays there when it becomes a group, and place 0 takes connections until told."""
+    """The queue of a listener is kept when it becomes a group, and place 0 takes connections until others are steered to."""
     one = group(1)
     connect(one, clients, 2)
     one.grow(3)
@@ -190,7 +190,7 @@ def test_a_proof_that_fails_is_short(group: Make, clients: list[socket.socket]) 
 
 
 def test_a_kernel_that_cant_steer(group: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that takes the program and doesn't heed it is found out, and nothing stays open."""
+    """A kernel that takes the program and doesn't apply it is found out, and nothing stays open."""
     one = group(1)
     monkeypatch.setattr(one, "_attach", lambda steps: None)
     with pytest.raises(ConfigError, match=r"this kernel can't steer: choose engine http"):
@@ -210,7 +210,7 @@ def test_who_binds_without_the_flag_is_refused(group: Make) -> None:
 
 
 def test_a_connection_stays_where_it_was(group: Make, clients: list[socket.socket]) -> None:
-    """What waits in the queue of a place that nobody is steered to any more can be accepted, by another process as well."""
+    """The queue of a place to which nothing is steered any more can be accepted, by another process as well."""
     one = group(2)
     one.steer([1])
     connect(one, clients)
@@ -225,7 +225,7 @@ def test_a_connection_stays_where_it_was(group: Make, clients: list[socket.socke
 
 
 def test_the_door_of_each_place(group: Make, clients: list[socket.socket]) -> None:
-    """When the doors are shut nobody new comes in anywhere, and what waits can be accepted."""
+    """When a group is shut no new connection comes in at any place, and queued ones can be accepted."""
     one = group(2)
     one.steer([0, 1])
     connect(one, clients, 4)
@@ -263,7 +263,7 @@ def test_unsent_bytes_are_bounded(group: Make) -> None:
 
 
 def test_established(group: Make, clients: list[socket.socket]) -> None:
-    """Connections that came in through a listener are told from all other descriptors."""
+    """Connections that came in through a listener are distinguished from all other descriptors."""
     one, other = group(1, "0.0.0.0"), group(1)
     assert established(one.listener.sock) == 0
     connect(one, clients, 2)
@@ -346,7 +346,7 @@ def test_who_begins_to_take_just_then(group: Make, clients: list[socket.socket])
 
 
 def test_what_a_look_tells(group: Make, clients: list[socket.socket]) -> None:
-    """Of each connection whose it is and how far it has come; a reset or an end is for one of them only."""
+    """Each connection is listed with its peer and its progress; a reset or an end is for one of them only."""
     one = group(1)
     connect(one, clients, 3)
     taken = [one.listener.sock.accept()[0] for _ in range(3)]
@@ -384,7 +384,7 @@ def test_what_a_look_tells(group: Make, clients: list[socket.socket]) -> None:
 
 
 def test_who_still_speaks(group: Make, clients: list[socket.socket]) -> None:
-    """What was sent before its owner closed reaches a peer that goes on speaking; then the connection is let go."""
+    """Data that was sent before its owner closed reaches a peer that goes on sending; then the connection is let go."""
     one = group(1)
     connect(one, clients, 2)
     closes, stays = (one.listener.sock.accept()[0] for _ in range(2))

@@ -1,4 +1,4 @@
-"""A hang-up told from a request to reload, where the terminal has gone without a signal."""
+"""A hang-up distinguished from a request to reload, where the terminal has gone without a signal."""
 
 from __future__ import annotations
 

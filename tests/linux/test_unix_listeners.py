@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 
 def test_a_unix_socket(listen: Open, tmp_path: Path) -> None:
-    """It serves, call_servers may connect whatever the umask is, and its file goes when it is closed."""
+    """A listener serves, clients may connect whatever the umask is, and its file goes when it is closed."""
     path = tmp_path / "a.sock"
     umask = os.umask(0o077)
     try:
@@ -36,14 +36,14 @@ def test_a_unix_socket(listen: Open, tmp_path: Path) -> None:
 
 
 def test_the_mode_of_a_socket_file(tmp_path: Path) -> None:
-    """Its mode is what the caller says."""
+    """The mode of the file is the one that the caller gives."""
     (listener,) = open_all([UnixAddress(str(tmp_path / "a.sock"))], backlog=1, files=SocketFile(0o660))
     assert stat.S_IMODE((tmp_path / "a.sock").stat().st_mode) == 0o660
     listener.close()
 
 
 def test_the_owner_of_a_socket_file(tmp_path: Path) -> None:
-    """Its owner is the one that the caller says; a process that may not give files away keeps it."""
+    """The owner of the file is the one that the caller gives; a process that may not give files away keeps it."""
     owner = (12345, 23456)
     path = tmp_path / "a.sock"
     (listener,) = open_all([UnixAddress(str(path))], backlog=1, files=SocketFile(0o660, owner))
@@ -95,7 +95,7 @@ def test_a_datagram_server_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_dead_servers_file_is_replaced(listen: Open, tmp_path: Path) -> None:
-    """A socket file that nobody listens on makes room."""
+    """A socket file that no process listens on is replaced."""
     path = tmp_path / "a.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -126,7 +126,7 @@ def test_what_is_no_socket_is_left_alone(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_successors_file_is_left_alone(listen: Open, tmp_path: Path) -> None:
-    """Who closes late doesn't remove the file of the one who has bound the path since."""
+    """A process that closes late doesn't remove the file of one that has bound the path since."""
     path = tmp_path / "a.sock"
     (old,) = listen(UnixAddress(str(path)))
     old.shut_door()
@@ -144,7 +144,7 @@ def test_a_missing_directory(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
 def test_a_directory_that_is_not_ours(tmp_path: Path) -> None:
-    """Who may not write there is told so."""
+    """A user that may not write there gets an error."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

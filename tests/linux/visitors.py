@@ -13,7 +13,7 @@ Open = Callable[..., list[Listener]]
 
 
 def connect(listener: Listener) -> socket.socket:
-    """A connected client."""
+    """Return a connected client."""
     client = socket.socket(listener.sock.family)
     client.settimeout(10)
     try:
@@ -25,7 +25,7 @@ def connect(listener: Listener) -> socket.socket:
 
 
 def accept(listener: Listener) -> socket.socket:
-    """The next connection; it is waited for, since a connect over loopback may return first."""
+    """Return the next connection; it is waited for, since a connect over loopback may return first."""
     assert select.select([listener.sock], [], [], 10)[0]
     sock, _ = listener.sock.accept()
     sock.settimeout(10)

@@ -115,7 +115,7 @@ class PidsDirectory:
             self.write_master(master)
 
     def keep(self) -> None:
-        """The cluster serves: the directory stays when it has left."""
+        """Keep the directory when the cluster leaves: it has served."""
         self._made = False
 
     def write_master(self, pid: int) -> None:
@@ -136,7 +136,7 @@ class PidsDirectory:
         self._remove(f"worker.{pid}.pid")
 
     def bind_control(self, backlog: int) -> socket.socket:
-        """The control socket: bound to master.sock with mode 0600, listening, non-blocking, close-on-exec.
+        """Return the control socket: bound to master.sock with mode 0600, listening, non-blocking, close-on-exec.
 
         Raises:
             ConfigError: it can't be bound, or something that is no socket has its name.
@@ -351,7 +351,7 @@ def _owner(name: bytes) -> _Owner | None:
 
 
 def connect_control(path: str | os.PathLike[str], timeout: float | None = None) -> socket.socket:
-    """A connection to the master on this directory, however long its path is.
+    """Connect to the master on this directory, however long its path is.
 
     Args:
         timeout: the socket's timeout in seconds, for connecting and afterwards; None: it blocks.
@@ -415,7 +415,7 @@ def _ours(fd: int) -> list[str]:
 
 
 def _named_master(fd: int) -> int | None:
-    """The pid in the name of the master's file; of the newest, in the moment before stale ones are cleared."""
+    """Return the pid in the name of the master's file; of the newest, in the moment before stale ones are cleared."""
     newest: tuple[int, int] | None = None
     for name in _ours(fd):
         match = _PID_FILE.fullmatch(name)
