@@ -15,7 +15,7 @@ from .helpers.keeper import KeeperProcess
 from .resources import MasterResources
 from .state.worker_registry import WorkerRegistry
 
-WORKER_DESCRIPTORS = 3
+_WORKER_DESCRIPTORS = 3
 """For each worker: its channel, its pidfd, the file for its stacks."""
 RESERVED_DESCRIPTORS = 10
 """For what is open for a while: another zygote, the other end of a new worker's channel, control connections, files."""
@@ -30,7 +30,7 @@ class DescriptorCost:
         at_once: descriptors of each while all are being made, beyond those.
     """
 
-    worker: int = WORKER_DESCRIPTORS
+    worker: int = _WORKER_DESCRIPTORS
     at_once: int = 0
 
 
@@ -54,7 +54,7 @@ class DescriptorBudget:
         queues = [] if self._keeper is None else self._keeper.descriptors()
         forwarded = self._resources.log_directory is not None and self._resources.log_directory.keeps_files_open
         cost = DescriptorCost(
-            worker=WORKER_DESCRIPTORS + forwarded + places * sum(site in steered for site, _ in listeners),
+            worker=_WORKER_DESCRIPTORS + forwarded + places * sum(site in steered for site, _ in listeners),
             # channel, and the four that are the same for all: lifeline and scoreboard
             at_once=1 + 4 + len(listeners) + len(queues) if executed else 0,
         )

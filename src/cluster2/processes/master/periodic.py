@@ -31,7 +31,7 @@ logger = logging.getLogger("cluster2.master")
 
 _MAX_PROCESSES_NAMED = 5
 """Child processes of a worker that are named in a line."""
-TICK_INTERVAL_S = 1.0
+_TICK_INTERVAL_S = 1.0
 """Seconds between two ticks."""
 
 
@@ -69,7 +69,7 @@ class PeriodicTasks:
         self._ticker: asyncio.TimerHandle | None = None
         self._alarm: asyncio.TimerHandle | None = None
         # systemd asks for two notifications within the watchdog's time, however short that is (sd_watchdog_enabled(3)).
-        self._interval_s = min(TICK_INTERVAL_S, resources.notifier.watchdog / 2 or TICK_INTERVAL_S)
+        self._interval_s = min(_TICK_INTERVAL_S, resources.notifier.watchdog / 2 or _TICK_INTERVAL_S)
 
     def start(self) -> None:
         """Post a `Tick` now, and again at least once a second."""
@@ -101,7 +101,7 @@ class PeriodicTasks:
         with guard("workers can't be watched"):
             self._watch_unwatched()
         # After a suspend, or when this process was starved, the heartbeats of the others are late as well. That proves nothing.
-        if now - self._last_run < 2 * TICK_INTERVAL_S:
+        if now - self._last_run < 2 * _TICK_INTERVAL_S:
             self._check_health(now)
         self._last_run = state.header.beat = now
         with guard("child processes of workers can't be found"):

@@ -33,7 +33,7 @@ _MAX_UNREAD_BYTES = 1 << 20
 """Bytes that may wait for a client that reads progress or events. The connection of a slower client is closed."""
 
 
-class ControlRequest(msgspec.Struct, frozen=True):
+class _ControlRequest(msgspec.Struct, frozen=True):
     """A request of a client."""
 
     verb: str
@@ -129,7 +129,7 @@ class ControlServer:
 
     async def _ask(self, line: bytes, writer: asyncio.StreamWriter, may: Container[str] | None) -> None:
         try:
-            request = msgspec.json.decode(line, type=ControlRequest)
+            request = msgspec.json.decode(line, type=_ControlRequest)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             _answer(writer, UsageError(f"not a request: {error}"))
             return

@@ -1,7 +1,7 @@
 """Load generations of the app, and handle the messages of their zygotes.
 
 A generation that can't be loaded ends the first start and abandons a reload. A generation that already serves is loaded again,
-each `ZYGOTE_RETRY_S`: its workers serve on, but no more can be made until then.
+each `_ZYGOTE_RETRY_S`: its workers serve on, but no more can be made until then.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .reloader import Reloader
 
 logger = logging.getLogger("cluster2.master")
 
-ZYGOTE_RETRY_S = 1.0
+_ZYGOTE_RETRY_S = 1.0
 """Seconds between two attempts to start a zygote that ended, or can't load what was loaded before."""
 
 
@@ -110,7 +110,7 @@ class GenerationLoader:
             logger.error("%s", error.detail)
         # Where each worker is executed the failure concerns one worker only, and its exit is counted.
         if self._generations.factory(generation) is None:
-            self._again_at = time.monotonic() + ZYGOTE_RETRY_S
+            self._again_at = time.monotonic() + _ZYGOTE_RETRY_S
 
     def load_again(self) -> None:
         """Schedule another load of the wanted generation, whose zygote has ended, for the next tick."""

@@ -26,13 +26,13 @@ from ....protocol.worker_descriptors import WorkerDescriptors
 from ..helpers.child import KILL_TIMEOUT_S, ChildProcess
 from ..state.inbox import InboxMessage, ZygoteMessage
 
-CHANNEL_BUFFER_BYTES = 1 << 18
+_CHANNEL_BUFFER_BYTES = 1 << 18
 """Bytes of the channel's buffer: a traceback must fit."""
 _ANSWER_TIMEOUT_S = FORK_TIMEOUT_S + 5.0
 """Seconds that a zygote may take for one order. Before that it gives up a fork that hangs."""
 _EXIT_GRACE_S = 1.0
 """Seconds from the end of a zygote's channel to its exit. Then it is killed."""
-ZYGOTE_EXIT_GRACE_S = 5.0
+_ZYGOTE_EXIT_GRACE_S = 5.0
 """Seconds in which a zygote that isn't needed any more may exit: it may be importing, or running exit handlers."""
 
 
@@ -263,7 +263,7 @@ class WorkerFactory:
             self._argv,
             order,
             self._files,
-            buffer=CHANNEL_BUFFER_BYTES,
+            buffer=_CHANNEL_BUFFER_BYTES,
             reap=reap,
             stacks_file=stacks_file,
             secrets=self._scripted,
@@ -289,7 +289,7 @@ class WorkerFactory:
             self._limit.cancel()
             self._limit = None
 
-    def _let_zygote_go(self, grace_s: float = ZYGOTE_EXIT_GRACE_S, *, at_once: bool = False) -> None:
+    def _let_zygote_go(self, grace_s: float = _ZYGOTE_EXIT_GRACE_S, *, at_once: bool = False) -> None:
         """Close the channel of the zygote, and kill it if it doesn't exit in time. It is reaped in any case."""
         self._cancel_timeout()
         self._unanswered.clear()

@@ -18,8 +18,8 @@ from ..state.inbox import HelperExited, InboxMessage
 from .child import ChildProcess
 from .helper import HelperProcess
 
-KEEPER_SETTLED_S = 10.0
-KEEPER_BACKOFF_S, KEEPER_MAX_BACKOFF_S = 0.1, 5.0
+_KEEPER_SETTLED_S = 10.0
+_KEEPER_BACKOFF_S, _KEEPER_MAX_BACKOFF_S = 0.1, 5.0
 """Seconds (`planning.RestartBackoff`). The delays are short, since only a keeper can serve the connections at rest."""
 _KEEPER_DRAIN_MARGIN_S = 1.0
 """Seconds beyond `drain_idle` in which a keeper that drains may exit."""
@@ -58,7 +58,9 @@ class KeeperProcess(HelperProcess):
             unix: indices of the apps that listen on a Unix socket, where TLS is never used.
             log: the file that takes its output; "": its output isn't redirected.
         """
-        super().__init__(board.header, RestartBackoff(KEEPER_SETTLED_S, KEEPER_BACKOFF_S, KEEPER_MAX_BACKOFF_S), post)
+        super().__init__(
+            board.header, RestartBackoff(_KEEPER_SETTLED_S, _KEEPER_BACKOFF_S, _KEEPER_MAX_BACKOFF_S), post
+        )
         self.serves = False
         self._board = board
         self._sites = sites

@@ -20,8 +20,8 @@ from ..state.inbox import InboxMessage
 from .child import ChildProcess
 from .helper import HelperProcess
 
-MONITOR_SETTLED_S = 30.0
-MONITOR_BACKOFF_S, MONITOR_MAX_BACKOFF_S = 1.0, 30.0
+_MONITOR_SETTLED_S = 30.0
+_MONITOR_BACKOFF_S, _MONITOR_MAX_BACKOFF_S = 1.0, 30.0
 """Seconds (`planning.RestartBackoff`)."""
 
 _READ_COMMANDS = frozenset({"status", "stacks", "component", "statuses", "events"})
@@ -33,7 +33,7 @@ _MONITOR_OPTIONS = ("ecv_", "monitor_", "timeout")
 """Beginnings of the names of options that a reload can change and that the monitor uses."""
 
 
-Admit = Callable[[socket.socket, Container[str]], None]
+_Admit = Callable[[socket.socket, Container[str]], None]
 
 
 class MonitorProcess(HelperProcess):
@@ -52,7 +52,7 @@ class MonitorProcess(HelperProcess):
         listeners: Sequence[Listener],
         order: messages.StartMonitor,
         post: Callable[[InboxMessage], None],
-        admit: Admit,
+        admit: _Admit,
     ) -> None:
         """Make a monitor that isn't started yet.
 
@@ -63,7 +63,7 @@ class MonitorProcess(HelperProcess):
             admit: serves its commands on a socket, as far as they are in this set.
         """
         super().__init__(
-            board.header, RestartBackoff(MONITOR_SETTLED_S, MONITOR_BACKOFF_S, MONITOR_MAX_BACKOFF_S), post
+            board.header, RestartBackoff(_MONITOR_SETTLED_S, _MONITOR_BACKOFF_S, _MONITOR_MAX_BACKOFF_S), post
         )
         self.address = str(listeners[0].address)
         self._board = board
@@ -73,7 +73,7 @@ class MonitorProcess(HelperProcess):
 
     @classmethod
     def from_resources(
-        cls, resources: MasterResources, post: Callable[[InboxMessage], None], admit: Admit
+        cls, resources: MasterResources, post: Callable[[InboxMessage], None], admit: _Admit
     ) -> MonitorProcess | None:
         """Return the monitor of a cluster; None if its settings ask for none."""
         if not resources.monitor:

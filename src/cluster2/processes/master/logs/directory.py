@@ -48,7 +48,7 @@ _IDLE_LOG_POLL_INTERVAL_S = 10.0
 """Seconds between two polls where nothing happens: the disk may fill up all the same. Each takes 0.7 ms of the master."""
 WRITER_GONE_AFTER_S = 5.0
 """Seconds without a change after which a rotated file has no writer, where the kernel doesn't say whether it has."""
-FULL_DISK_BLOCKS = 16
+_FULL_DISK_BLOCKS = 16
 """Free blocks of a disk below which it counts as full."""
 MIN_FILE_BYTES = 1 << 12
 """Bytes that a file may always have, however many share the total."""
@@ -307,7 +307,7 @@ class LogDirectory:
     def _notice_full(self) -> None:
         """Warn once that the disk is full: the writers can't report it there, and lose lines."""
         disk = os.statvfs(self.directory)
-        full = disk.f_blocks > 0 and disk.f_bavail < FULL_DISK_BLOCKS
+        full = disk.f_blocks > 0 and disk.f_bavail < _FULL_DISK_BLOCKS
         if full and not self._full:
             self._warn(f"the disk of {self.directory} is full: log lines are lost; the cluster serves on")
         if self._full and not full:

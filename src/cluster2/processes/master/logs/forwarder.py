@@ -28,13 +28,13 @@ from ....runtime.step_guard import StepGuard
 
 logger = logging.getLogger("cluster2.master")
 
-FORWARD_POLL_INTERVAL_S = 0.1
+_FORWARD_POLL_INTERVAL_S = 0.1
 """Seconds between two polls."""
 MAX_FORWARDED_BYTES = 1 << 20
 """Bytes of each file that one poll shows."""
-FORWARD_TURN_S = 0.005
+_FORWARD_TURN_S = 0.005
 """Seconds that one turn may write for, since it holds the master's loop."""
-FORWARDER_SHUTDOWN_GRACE_S = 0.5
+_FORWARDER_SHUTDOWN_GRACE_S = 0.5
 """Seconds at the end in which the reader may take what is left."""
 
 
@@ -74,10 +74,10 @@ class LogForwarder:
         if self._timer is not None:
             self._timer.cancel()
         self._sleep()
-        deadline = time.monotonic() + FORWARDER_SHUTDOWN_GRACE_S
+        deadline = time.monotonic() + _FORWARDER_SHUTDOWN_GRACE_S
         self._tailer.poll(self._take)
         while self._unsent and time.monotonic() < deadline:
-            self._write(FORWARD_POLL_INTERVAL_S)
+            self._write(_FORWARD_POLL_INTERVAL_S)
         self._tailer.close()
         self._writable.close()
         if self._inotify is not None:
@@ -110,7 +110,7 @@ class LogForwarder:
                 self._loop.add_reader(self._writable.fileno(), self._write_pending)
                 return
         self._timer = self._loop.call_later(
-            FORWARD_POLL_INTERVAL_S, self._write_pending if self._unsent else self._rest
+            _FORWARD_POLL_INTERVAL_S, self._write_pending if self._unsent else self._rest
         )
 
     def _rest(self) -> None:
@@ -145,7 +145,7 @@ class LogForwarder:
         """Write for one turn, as much as the reader takes at once. Wait so many seconds for a reader that takes nothing."""
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
-        deadline = time.monotonic() + FORWARD_TURN_S
+        deadline = time.monotonic() + _FORWARD_TURN_S
         sent = 0
         try:
             while sent < len(self._unsent) and poll.poll(patience * 1000) and time.monotonic() < deadline:

@@ -22,7 +22,7 @@ STATUS_TIMEOUT_S = 3.0
 """Seconds that a worker may take to respond. After that it is missing from the status."""
 _MAX_VALUES = 1024
 """Components whose value is kept."""
-MAX_STATUS_NAMES = 1024
+_MAX_STATUS_NAMES = 1024
 """Components that one worker may have."""
 
 
@@ -117,8 +117,8 @@ class ComponentStatuses:
         names = self._names.get(link)
         if names is not None:
             names.add(name)
-            if len(names) > MAX_STATUS_NAMES:
-                raise codec.ProtocolError(f"it has more than {MAX_STATUS_NAMES} components")
+            if len(names) > _MAX_STATUS_NAMES:
+                raise codec.ProtocolError(f"it has more than {_MAX_STATUS_NAMES} components")
 
     def viewed(self, link: WorkerLink, answer: messages.Viewed) -> None:
         """Take the response of a worker."""

@@ -27,16 +27,16 @@ logger = logging.getLogger("cluster2.app")
 
 DEFAULT_CONCURRENCY = 64
 """Calls of one kind that run at a time, unless the handler is registered with another limit."""
-DEADLINE_POLL_INTERVAL_S = 0.25
+_DEADLINE_POLL_INTERVAL_S = 0.25
 """Seconds between two checks of deadlines. The worker keeps its own to the millisecond, and reports that it gave up."""
-MAX_UNREAD_ANSWER_BYTES = 16 << 20
+_MAX_UNREAD_ANSWER_BYTES = 16 << 20
 """Bytes that may wait for a worker before results for it are dropped."""
-HANDLER_CANCEL_GRACE_S = 1.0
+_HANDLER_CANCEL_GRACE_S = 1.0
 """Seconds in which handlers that are cancelled at the end may finish."""
 _MAX_TRACEBACK_CHARS = 1 << 16
 
 Handler = Callable[..., Any]
-Asker = tuple[WorkerLink, int]
+_Asker = tuple[WorkerLink, int]
 
 
 class DelegateRequest(msgspec.Struct, frozen=True):
@@ -76,7 +76,7 @@ class DelegateHandler:
         called = handler if inspect.isroutine(handler) else getattr(handler, "__call__", handler)  # noqa: B004
         self.is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(called)
         self.wants_request = _takes_two(handler)
-        self.flights: SingleFlight[Asker] = SingleFlight(limit)
+        self.flights: SingleFlight[_Asker] = SingleFlight(limit)
 
 
 class Delegation:
@@ -122,7 +122,7 @@ class Delegation:
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=HANDLER_CANCEL_GRACE_S)
+            await asyncio.wait(self._tasks, timeout=_HANDLER_CANCEL_GRACE_S)
         self._threads.close()
 
     # Messages of workers
@@ -149,7 +149,7 @@ class Delegation:
                 assert self._loop is not None
                 deadline = self._loop.time() + message.timeout
                 if self._deadline_timer is None:
-                    self._deadline_timer = self._loop.call_later(DEADLINE_POLL_INTERVAL_S, self._expire_flights)
+                    self._deadline_timer = self._loop.call_later(_DEADLINE_POLL_INTERVAL_S, self._expire_flights)
             flight = kind.flights.join_or_begin((link, message), key, (link, number), deadline)
             link.pending_bytes += len(message.origin)
             link.open_calls[number] = (kind, flight, len(message.origin))
@@ -182,7 +182,7 @@ class Delegation:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _run_flight(self, kind: DelegateHandler, flight: Flight[Asker]) -> None:
+    async def _run_flight(self, kind: DelegateHandler, flight: Flight[_Asker]) -> None:
         link, message = flight.request
         value = messages.NO_PAYLOAD
         failure: messages.Failure | None = None
@@ -218,7 +218,7 @@ class Delegation:
             self._answer(asker, number, value, failure)
         self._begin(kind)
 
-    async def _in_thread(self, handler: Handler, given: list[Any], flight: Flight[Asker]) -> Any:
+    async def _in_thread(self, handler: Handler, given: list[Any], flight: Flight[_Asker]) -> Any:
         """Run a handler in a thread. It can't be cancelled: it goes on without callers, and counts as under way until it ends."""
         future = self._threads.run(lambda: handler(*given))
         while not future.done():
@@ -242,7 +242,7 @@ class Delegation:
             return
         link.pending_bytes -= found[2]
         try:
-            link.send_if_room(messages.CallResult(number, value, failure), MAX_UNREAD_ANSWER_BYTES)
+            link.send_if_room(messages.CallResult(number, value, failure), _MAX_UNREAD_ANSWER_BYTES)
         except ValueError as error:
             link.send(messages.CallResult(number, failure=messages.Failure("ValueError", f"the result is {error}")))
         link.release()
@@ -251,12 +251,12 @@ class Delegation:
         if number:
             text = f"the master has no handler for {name!r}: register one by cluster.on_delegate({name!r})"
             link.send_if_room(
-                messages.CallResult(number, failure=messages.Failure("LookupError", text)), MAX_UNREAD_ANSWER_BYTES
+                messages.CallResult(number, failure=messages.Failure("LookupError", text)), _MAX_UNREAD_ANSWER_BYTES
             )
         else:
             logger.warning("worker %d delegates %r, which has no handler: the call is dropped", link.pid, name)
 
-    def _cancel(self, flight: Flight[Asker]) -> None:
+    def _cancel(self, flight: Flight[_Asker]) -> None:
         if flight.runner is not None:
             flight.runner.cancel()
 
@@ -269,7 +269,7 @@ class Delegation:
                 self.on_give_up(link, number)
             some = some or len(kind.flights) > 0
         if some:
-            self._deadline_timer = self._loop.call_later(DEADLINE_POLL_INTERVAL_S, self._expire_flights)
+            self._deadline_timer = self._loop.call_later(_DEADLINE_POLL_INTERVAL_S, self._expire_flights)
 
 
 def _failure(error: BaseException) -> messages.Failure:

@@ -12,16 +12,16 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-MAX_HANDLER_THREADS = 16
-Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
+_MAX_HANDLER_THREADS = 16
+_Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
 
 
 class HandlerThreads:
     """A pool of threads, made when they are needed."""
 
-    def __init__(self, most: int = MAX_HANDLER_THREADS) -> None:
+    def __init__(self, most: int = _MAX_HANDLER_THREADS) -> None:
         self._most = most
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._made = 0
         self._idle = 0

@@ -42,7 +42,7 @@ from ..state.handle import WorkerHandle
 logger = logging.getLogger("cluster2.master")
 
 _COARSE_POLL_INTERVAL_S = 0.010
-FINE_POLL_INTERVAL_S = 0.001
+_FINE_POLL_INTERVAL_S = 0.001
 """Seconds between two polls of the gauges: usually, and while handlers are long."""
 _LONG_HANDLERS_MEMORY_S = 2.0
 """Seconds after which handlers count as short again."""
@@ -52,7 +52,7 @@ _LATENESS_SMOOTHING = 0.1
 """Weight of the newest poll in that mean."""
 _MAX_PROOF_S = 0.01
 """Seconds for which the test of another place may hold the master's loop."""
-IDLE_AFTER_S = 1.0
+_IDLE_AFTER_S = 1.0
 """Seconds without a request after which the polls stop."""
 
 
@@ -202,12 +202,12 @@ class Steering:
             elif begun > ended:
                 self._long_at = self._moved_at = now
             loads.append(Load(place, begun - ended, max(0, row.connections)))
-        if now - self._moved_at < IDLE_AFTER_S:
+        if now - self._moved_at < _IDLE_AFTER_S:
             long = now - self._long_at < _LONG_HANDLERS_MEMORY_S
             late = max(0.0, now - self._due) if self._due else 0.0
             self._lag += _LATENESS_SMOOTHING * (late - self._lag)
             self._steer_to(lightest(loads, by_requests=long and self._lag < _MAX_MEAN_LATENESS_S))
-            wait = FINE_POLL_INTERVAL_S if long else _COARSE_POLL_INTERVAL_S
+            wait = _FINE_POLL_INTERVAL_S if long else _COARSE_POLL_INTERVAL_S
             self._due = now + wait
             self._timer = asyncio.get_running_loop().call_later(wait, self._poll_gauges)
         else:

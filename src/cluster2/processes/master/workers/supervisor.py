@@ -48,7 +48,7 @@ from .worker_channel import WorkerChannel
 logger = logging.getLogger("cluster2.master")
 _app_logger = logging.getLogger("cluster2.app")
 
-SPAWN_REFUSED = "no worker can be made"
+_SPAWN_REFUSED = "no worker can be made"
 """The report when the system refuses to make one."""
 _BOOT_REFUSAL_INTERVAL_S = 1.0
 """Seconds for which the system may refuse all workers at the first start before the start fails."""
@@ -125,7 +125,7 @@ class WorkerSupervisor:
         handle.pid = self._resources.board.row(handle.row).pid = pid
         self._refused_since = None
         self._state.restarts.made(handle.slot)
-        self._state.guard.worked(SPAWN_REFUSED)
+        self._state.guard.worked(_SPAWN_REFUSED)
         self.actions.apply(handle, lifecycle.WorkerEvent.FORKED)
 
     def _kill_unwanted(self, pid: int) -> None:
@@ -432,13 +432,13 @@ class WorkerSupervisor:
         now = time.monotonic()
         self._state.restarts.refused(slot, now)
         self._refused_since = self._refused_since or now
-        why = ClusterError(f"{SPAWN_REFUSED}: {reason(error)}")
+        why = ClusterError(f"{_SPAWN_REFUSED}: {reason(error)}")
         if self._state.is_new(generation):
             self._state.post(GenerationFailed(generation, error if isinstance(error, ClusterError) else why))
         elif self._state.phase is MasterPhase.BOOTING and now - self._refused_since > _BOOT_REFUSAL_INTERVAL_S:
             self._state.post(StartFailed(why))
         else:
-            self._state.guard.failed(SPAWN_REFUSED, error)
+            self._state.guard.failed(_SPAWN_REFUSED, error)
             self._state.post(WorkerStartFailed(slot, why.message))
 
     # Ends

@@ -10,7 +10,7 @@ must stay bounded:
   MAX_OPEN_CALLS calls under way, or MAX_OPEN_CALL_BYTES bytes of them. Then its own buffers fill, and its `delegate` waits. That
   is no fault, so the worker isn't replaced.
 - *Supervision* (`Ready`, `Note`, …): these messages go to the master's inbox. More than MAX_SUPERVISION_MESSAGES of them within
-  SUPERVISION_PERIOD_S are a flood, and so are more than MAX_UNKNOWN_MESSAGES messages of unknown types.
+  _SUPERVISION_PERIOD_S are a flood, and so are more than MAX_UNKNOWN_MESSAGES messages of unknown types.
 - *Violations*: a worker that sends a flood, bytes that are no message, or a message that is too long (`codec.MAX_MESSAGE_BYTES`)
   is replaced.
 """
@@ -32,16 +32,16 @@ logger = logging.getLogger("cluster2.app")
 OUTBOX_FULL_BYTES = 1 << 20
 MAX_OUTBOX_BYTES = 16 << 20
 """Unsent bytes above which events are dropped, and above which responses are dropped as well."""
-FULL_READ_BYTES = 1 << 16
+_FULL_READ_BYTES = 1 << 16
 """A read of at least so many bytes means that more is waiting. The other channels have their turns first."""
 MAX_OPEN_CALLS = 8192
 _RESUME_OPEN_CALLS = 4096
 MAX_OPEN_CALL_BYTES = 32 << 20
 """Calls under way above which a worker isn't read, at which it is read again, and the bytes that they may have."""
 MAX_SUPERVISION_MESSAGES = 1000
-SUPERVISION_PERIOD_S = 10.0
+_SUPERVISION_PERIOD_S = 10.0
 MAX_UNKNOWN_MESSAGES = 100
-DEAD_CHANNEL_GRACE_S = 1.0
+_DEAD_CHANNEL_GRACE_S = 1.0
 """Seconds to read the rest of a dead worker's messages: a child process of its own may hold the channel open."""
 
 
@@ -146,7 +146,7 @@ class WorkerChannel(asyncio.Protocol):
             return
         if len(self.open_calls) + self.fire_and_forget > MAX_OPEN_CALLS or self.pending_bytes > MAX_OPEN_CALL_BYTES:
             self._hold()
-        elif len(data) >= FULL_READ_BYTES and not self._paused:
+        elif len(data) >= _FULL_READ_BYTES and not self._paused:
             self._hold()
             self._loop.call_soon(self.release, MAX_OPEN_CALLS)
 
@@ -160,12 +160,12 @@ class WorkerChannel(asyncio.Protocol):
                 pass  # its exit is recorded: what it reports about itself is obsolete
             case _:
                 now = self._loop.time()
-                if now - self._period > SUPERVISION_PERIOD_S:
+                if now - self._period > _SUPERVISION_PERIOD_S:
                     self._supervision, self._period = 0, now
                 self._supervision += 1
                 if self._supervision > MAX_SUPERVISION_MESSAGES:
                     raise codec.ProtocolError(
-                        f"a flood: more than {MAX_SUPERVISION_MESSAGES} messages within {SUPERVISION_PERIOD_S:g} s"
+                        f"a flood: more than {MAX_SUPERVISION_MESSAGES} messages within {_SUPERVISION_PERIOD_S:g} s"
                     )
                 if isinstance(message, messages.Started):
                     self.pid = message.pid
@@ -224,7 +224,7 @@ class WorkerChannel(asyncio.Protocol):
             self._paused, was_paused = False, self._paused
             if was_paused and not self._transport.is_closing():
                 self._transport.resume_reading()
-            self._loop.call_later(DEAD_CHANNEL_GRACE_S, self.close)
+            self._loop.call_later(_DEAD_CHANNEL_GRACE_S, self.close)
 
     def close(self) -> None:
         """Close the channel at once."""
