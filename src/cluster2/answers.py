@@ -21,7 +21,7 @@ _UNITS = ("seconds", "bytes")
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerField:
+class _AnswerField:
     """One field.
 
     Attributes:
@@ -37,11 +37,11 @@ class AnswerField:
     of: tuple[str, ...] = ALL_PAGES
 
 
-def _cell(path: str, cells: type[Cells] = Row, cell: str = "", of: tuple[str, ...] = ALL_PAGES) -> AnswerField:
+def _cell(path: str, cells: type[Cells] = Row, cell: str = "", of: tuple[str, ...] = ALL_PAGES) -> _AnswerField:
     """Return the field of a scoreboard cell that is shown unchanged."""
     meaning = cells.FIELDS[cell or path.rpartition(".")[2]].meaning.replace("-1:", "null:")
     said, _, unit = meaning.rpartition(": ")
-    return AnswerField(path, unit, said, of) if unit in _UNITS else AnswerField(path, "number", meaning, of)
+    return _AnswerField(path, unit, said, of) if unit in _UNITS else _AnswerField(path, "number", meaning, of)
 
 
 def _words(words: Any) -> str:
@@ -54,142 +54,144 @@ _MEMORY = (
 _QUANTILE = ("half of the requests took at most that", "99 of 100 requests took at most that")
 
 
-def _latency(path: str, whose: str, of: tuple[str, ...] = ALL_PAGES) -> tuple[AnswerField, ...]:
+def _latency(path: str, whose: str, of: tuple[str, ...] = ALL_PAGES) -> tuple[_AnswerField, ...]:
     p50, p99 = _QUANTILE
     return (
-        AnswerField(path, "object", whose + "; null: no request was measured", of),
-        AnswerField(f"{path}.p50", "seconds", p50, of),
-        AnswerField(f"{path}.p99", "seconds", p99, of),
-        AnswerField(f"{path}.max", "seconds", "the slowest took that", of),
-        AnswerField(f"{path}.measured", "number", "requests that were measured, a [sample](../metrics.md)", of),
+        _AnswerField(path, "object", whose + "; null: no request was measured", of),
+        _AnswerField(f"{path}.p50", "seconds", p50, of),
+        _AnswerField(f"{path}.p99", "seconds", p99, of),
+        _AnswerField(f"{path}.max", "seconds", "the slowest took that", of),
+        _AnswerField(f"{path}.measured", "number", "requests that were measured, a [sample](../metrics.md)", of),
     )
 
 
-def _recent(path: str, whose: str) -> tuple[AnswerField, ...]:
+def _recent(path: str, whose: str) -> tuple[_AnswerField, ...]:
     p50, p99 = _QUANTILE
     return (
-        AnswerField(
+        _AnswerField(
             f"{path}.p50", "seconds", f"{whose}, of the last ten seconds: {p50}; null: none was measured", (FACTS,)
         ),
-        AnswerField(f"{path}.p99", "seconds", f"likewise: {p99}", (FACTS,)),
+        _AnswerField(f"{path}.p99", "seconds", f"likewise: {p99}", (FACTS,)),
     )
 
 
-GROUPS: Mapping[str, tuple[AnswerField, ...]] = {
+GROUPS: Mapping[str, tuple[_AnswerField, ...]] = {
     "The whole": (
-        AnswerField("time", "seconds since the epoch", "when the figures were taken", (TOP, FACTS)),
-        AnswerField("title", "text", "`proc_name`, or `cluster2`", (FACTS,)),
+        _AnswerField("time", "seconds since the epoch", "when the figures were taken", (TOP, FACTS)),
+        _AnswerField("title", "text", "`proc_name`, or `cluster2`", (FACTS,)),
         _cell("generation", Header),
         _cell("wanted", Header),
-        AnswerField("ready", "number", "workers that serve; one whose heartbeat is overdue (`stuck`) doesn't count"),
-        AnswerField("in_flight", "number", "requests under way, at all workers"),
-        AnswerField("waiting", "number", "connections that wait to be accepted; null: not known", MASTER),
-        AnswerField("traffic", "text", "`enabled`, `disabled`: the response of health checks"),
-        AnswerField("leaving", "boolean", "the cluster is about to shut down, and health checks say so", (FACTS,)),
-        AnswerField("addresses", "list of texts", "the addresses of the apps"),
+        _AnswerField("ready", "number", "workers that serve; one whose heartbeat is overdue (`stuck`) doesn't count"),
+        _AnswerField("in_flight", "number", "requests under way, at all workers"),
+        _AnswerField("waiting", "number", "connections that wait to be accepted; null: not known", MASTER),
+        _AnswerField("traffic", "text", "`enabled`, `disabled`: the response of health checks"),
+        _AnswerField("leaving", "boolean", "the cluster is about to shut down, and health checks say so", (FACTS,)),
+        _AnswerField("addresses", "list of texts", "the addresses of the apps"),
         *_latency("latency", "of all workers together; `/` includes workers that have ended"),
         *_recent("recent", "all workers together"),
-        AnswerField("rates.requests", "a second", "requests that end; null: not known", (FACTS,)),
-        AnswerField("rates.errors", "a second", "[errors](../metrics.md#definitions); null: not known", (FACTS,)),
-        AnswerField("rates.cpu", "cores", "used by all processes together; null: not known", (FACTS,)),
-        AnswerField("connections.held", "number", "connections open at workers; null: an engine can't know", (FACTS,)),
+        _AnswerField("rates.requests", "a second", "requests that end; null: not known", (FACTS,)),
+        _AnswerField("rates.errors", "a second", "[errors](../metrics.md#definitions); null: not known", (FACTS,)),
+        _AnswerField("rates.cpu", "cores", "used by all processes together; null: not known", (FACTS,)),
+        _AnswerField("connections.held", "number", "connections open at workers; null: an engine can't know", (FACTS,)),
         _cell("connections.resting", Header, of=(FACTS,)),
-        AnswerField("connections.waiting", "number", "connections that wait to be accepted; null: not known", (FACTS,)),
-        AnswerField("memory.now", "bytes", "of all processes; null: not measured yet", (FACTS,)),
-        AnswerField(
+        _AnswerField(
+            "connections.waiting", "number", "connections that wait to be accepted; null: not known", (FACTS,)
+        ),
+        _AnswerField("memory.now", "bytes", "of all processes; null: not measured yet", (FACTS,)),
+        _AnswerField(
             "memory.start",
             "bytes",
             "of all processes when all workers were ready for the first time; null: not measured yet",
             (FACTS,),
         ),
-        AnswerField("host.name", "text", "the name of the machine", (FACTS,)),
-        AnswerField(
+        _AnswerField("host.name", "text", "the name of the machine", (FACTS,)),
+        _AnswerField(
             "host.cpus", "number", "CPUs that the cluster may use, by affinity and the quota of the cgroup", (FACTS,)
         ),
-        AnswerField("host.load", "list of numbers", "load average over 1, 5 and 15 minutes", (FACTS,)),
-        AnswerField("host.memory.total", "bytes", "memory of the machine; null: not known", (FACTS,)),
-        AnswerField("host.memory.available", "bytes", "memory that programs can still get; null: not known", (FACTS,)),
-        AnswerField("actions", "boolean", "true: the monitor accepts actions from clients with the token", (FACTS,)),
-        AnswerField("logs", "boolean", "true: there are log files to read", (FACTS,)),
+        _AnswerField("host.load", "list of numbers", "load average over 1, 5 and 15 minutes", (FACTS,)),
+        _AnswerField("host.memory.total", "bytes", "memory of the machine; null: not known", (FACTS,)),
+        _AnswerField("host.memory.available", "bytes", "memory that programs can still get; null: not known", (FACTS,)),
+        _AnswerField("actions", "boolean", "true: the monitor accepts actions from clients with the token", (FACTS,)),
+        _AnswerField("logs", "boolean", "true: there are log files to read", (FACTS,)),
     ),
     "Messages": (
-        AnswerField("talk.delegated", "number", "delegated calls of workers that have begun", MASTER),
-        AnswerField("talk.unfinished", "number", "delegated calls under way", MASTER),
-        AnswerField(
+        _AnswerField("talk.delegated", "number", "delegated calls of workers that have begun", MASTER),
+        _AnswerField("talk.unfinished", "number", "delegated calls under way", MASTER),
+        _AnswerField(
             "talk.late", "number", "results that were dropped because no worker waited for them any more", MASTER
         ),
-        AnswerField(
+        _AnswerField(
             "talk.dropped", "number", "messages to workers that were dropped because the workers didn't read", MASTER
         ),
     ),
     "Master": (
-        AnswerField("master.pid", "number", "process id; null: there is no master (`cluster = false`)"),
-        AnswerField(
+        _AnswerField("master.pid", "number", "process id; null: there is no master (`cluster = false`)"),
+        _AnswerField(
             "master.state",
             "text",
             f"{_words(PHASES)}; `/` also has `stuck`: the master's periodic tasks haven't run for 30 s",
         ),
-        AnswerField("master.uptime", "seconds", "since the master started"),
-        AnswerField("master.started", "seconds since the epoch", "when the master started", (FACTS,)),
-        AnswerField("master.version", "text", "of cluster2"),
-        AnswerField("master.memory", "bytes", _MEMORY),
+        _AnswerField("master.uptime", "seconds", "since the master started"),
+        _AnswerField("master.started", "seconds since the epoch", "when the master started", (FACTS,)),
+        _AnswerField("master.version", "text", "of cluster2"),
+        _AnswerField("master.memory", "bytes", _MEMORY),
     ),
     "Keeper": (
-        AnswerField("keeper", "object", "null: there is no keeper"),
-        AnswerField("keeper.pid", "number", "process id"),
+        _AnswerField("keeper", "object", "null: there is no keeper"),
+        _AnswerField("keeper.pid", "number", "process id"),
         _cell("keeper.resting", Header),
         _cell("keeper.expired", Header, "keeper_expired"),
         _cell("keeper.lost", Header, "keeper_lost"),
         _cell("keeper.restarts", Header, "keeper_restarts"),
-        AnswerField("keeper.memory", "bytes", "as that of the master"),
+        _AnswerField("keeper.memory", "bytes", "as that of the master"),
     ),
     "Monitor": (
-        AnswerField("monitor", "object", "null: there is no monitor"),
-        AnswerField("monitor.pid", "number", "process id; null: the monitor is being started"),
-        AnswerField("monitor.address", "text", "host and port"),
+        _AnswerField("monitor", "object", "null: there is no monitor"),
+        _AnswerField("monitor.pid", "number", "process id; null: the monitor is being started"),
+        _AnswerField("monitor.address", "text", "host and port"),
         _cell("monitor.restarts", Header, "monitor_restarts"),
-        AnswerField("monitor.memory", "bytes", "as that of the master"),
+        _AnswerField("monitor.memory", "bytes", "as that of the master"),
     ),
     "Workers": (
-        AnswerField("workers", "list of objects", "all worker processes; while a worker is replaced its slot has two"),
-        AnswerField("workers[].pid", "number", "process id"),
-        AnswerField("workers[].slot", "number", "the slot of the worker, from 0; its successor has the same"),
+        _AnswerField("workers", "list of objects", "all worker processes; while a worker is replaced its slot has two"),
+        _AnswerField("workers[].pid", "number", "process id"),
+        _AnswerField("workers[].slot", "number", "the slot of the worker, from 0; its successor has the same"),
         _cell("workers[].generation"),
-        AnswerField(
+        _AnswerField(
             "workers[].state",
             "text",
             f"{_words([*(state.label for state in WorkerState), STUCK_STATE])}: ready, but its heartbeat is overdue",
         ),
-        AnswerField("workers[].uptime", "seconds", "since the worker was forked"),
+        _AnswerField("workers[].uptime", "seconds", "since the worker was forked"),
         _cell("workers[].requests"),
-        AnswerField("workers[].rate", "a second", "requests that end; null: not known yet", (TOP, FACTS)),
+        _AnswerField("workers[].rate", "a second", "requests that end; null: not known yet", (TOP, FACTS)),
         _cell("workers[].in_flight"),
         _cell("workers[].errors"),
-        AnswerField("workers[].error_rate", "a second", "[errors](../metrics.md#definitions)", (FACTS,)),
-        AnswerField(
+        _AnswerField("workers[].error_rate", "a second", "[errors](../metrics.md#definitions)", (FACTS,)),
+        _AnswerField(
             "workers[].responses",
             "object",
             f"requests that have ended, by the class of their status: {_words(Row.STATUS_CLASSES)}; null: not known",
         ),
         *(
-            AnswerField(f"workers[].responses.{label}", "number", f"with a status of {label}")
+            _AnswerField(f"workers[].responses.{label}", "number", f"with a status of {label}")
             for label in Row.STATUS_CLASSES
         ),
         _cell("workers[].disconnects"),
         *_latency("workers[].latency", "of all requests of the worker"),
         *_recent("workers[].recent", "its requests"),
         _cell("workers[].cpu"),
-        AnswerField(
+        _AnswerField(
             "workers[].cpu_share",
             "share of a core",
             "used by the worker, 1 for a whole core; null: not known yet",
             (TOP, FACTS),
         ),
-        AnswerField("workers[].memory", "bytes", "as that of the master; in `top` every ten seconds"),
-        AnswerField(
+        _AnswerField("workers[].memory", "bytes", "as that of the master; in `top` every ten seconds"),
+        _AnswerField(
             "workers[].heartbeat_age", "seconds", "since its last heartbeat; null: there was none yet", (FACTS,)
         ),
-        AnswerField(
+        _AnswerField(
             "workers[].mode",
             "text",
             f"how the worker takes connections: {_words((*MODES, 'none'))} ([details](../keeper.md))",
@@ -204,15 +206,15 @@ GROUPS: Mapping[str, tuple[AnswerField, ...]] = {
         _cell("workers[].lost"),
     ),
     "Slots that back off": (
-        AnswerField(
+        _AnswerField(
             "backoffs",
             "list of objects",
             "slots that wait for their next worker, since the last ones ended too soon",
             MASTER,
         ),
-        AnswerField("backoffs[].slot", "number", "the slot", MASTER),
-        AnswerField("backoffs[].seconds", "seconds", "until its next worker is made", MASTER),
-        AnswerField(
+        _AnswerField("backoffs[].slot", "number", "the slot", MASTER),
+        _AnswerField("backoffs[].seconds", "seconds", "until its next worker is made", MASTER),
+        _AnswerField(
             "backoffs[].young_deaths",
             "number",
             "consecutive workers of the slot that ended within their first second",

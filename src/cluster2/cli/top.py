@@ -59,7 +59,7 @@ def top(pids: str | None, interval: float, as_json: bool) -> int:
             watch.poll()
             click.echo("\n".join(watch.lines()))
             return 0
-        with Screen() as screen:
+        with _Screen() as screen:
             lines = watch.lines()
             _show(lines)
             while not screen.quits_within(interval):
@@ -109,7 +109,7 @@ class StatusPoller:
         return self._found | {"time": time.time(), "workers": each}
 
 
-class Screen:
+class _Screen:
     """The terminal's alternate screen, without a cursor and with unbuffered keys. Every exit restores the terminal.
 
     TERM and HUP end the command as q does. ^Z leaves the screen, and `fg` returns to it. A change of the terminal's size ends a
@@ -122,7 +122,7 @@ class Screen:
         self._before: list[Any] = []
         self._woken, self._wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> _Screen:
         """Switch the terminal to the alternate screen."""
         self._before = termios.tcgetattr(self._keys)
         for number in (signal.SIGTERM, signal.SIGHUP):

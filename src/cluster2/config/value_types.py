@@ -311,7 +311,7 @@ def _apps(raw: object) -> Any:
 
 # Trusted proxies
 
-IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+_IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +324,7 @@ class Proxies:
         unix: peers of Unix sockets are trusted.
     """
 
-    networks: tuple[IpNetwork, ...]
+    networks: tuple[_IpNetwork, ...]
     all_peers: bool
     unix: bool
 
@@ -340,7 +340,7 @@ def parse_proxies(text: str) -> Proxies:
     return Proxies(networks, all_peers="*" in items, unix="*" in items or "unix:" in items)
 
 
-def _network(item: str) -> IpNetwork:
+def _network(item: str) -> _IpNetwork:
     """Return the network that an item names; for a single address, the network of that address only."""
     if item.startswith("unix:"):
         raise _HintError(f"{item!r} names one socket: write `unix:`, which stands for all Unix sockets")

@@ -199,7 +199,7 @@ class _MessageHandler:
         self._leaving = False
         self.failures: list[ClusterError] = []
 
-    def on_message(self, message: messages.Talk) -> None:
+    def on_message(self, message: messages.ChannelMessage) -> None:
         """Turn a message into an event, and update the scoreboard's header."""
         now = time.time()
         match message:

@@ -25,7 +25,7 @@ _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _encode = _encoder.encode
 _encode_into = _encoder.encode_into
 _orders: msgspec.msgpack.Decoder[messages.Orders] = msgspec.msgpack.Decoder(messages.Orders)
-_talk: msgspec.msgpack.Decoder[messages.Talk] = msgspec.msgpack.Decoder(messages.Talk)
+_talk: msgspec.msgpack.Decoder[messages.ChannelMessage] = msgspec.msgpack.Decoder(messages.ChannelMessage)
 _length = struct.Struct(">I")
 _value = msgspec.msgpack.Decoder().decode
 
@@ -84,14 +84,14 @@ def value(raw: msgspec.Raw) -> Any:
         raise ProtocolError(f"not a payload: {error}") from error
 
 
-def pack(message: messages.Talk) -> bytes:
+def pack(message: messages.ChannelMessage) -> bytes:
     """Encode a message as a frame. Raises ValueError: it is longer than MAX_MESSAGE_BYTES."""
     buffer = bytearray()
     pack_into(buffer, message)
     return bytes(buffer)
 
 
-def pack_into(buffer: bytearray, message: messages.Talk) -> None:
+def pack_into(buffer: bytearray, message: messages.ChannelMessage) -> None:
     """Append the frame of a message to a buffer. After an error the buffer is as it was.
 
     Raises:
@@ -117,7 +117,7 @@ class Unpacker:
         self._rest = bytearray()
         self._needed = 4
 
-    def unpack(self, data: bytes) -> list[messages.Talk | messages.Unknown]:
+    def unpack(self, data: bytes) -> list[messages.ChannelMessage | messages.Unknown]:
         """Return the messages that are complete now. Raises ProtocolError; the stream can't be used after that."""
         if self._rest:
             self._rest += data
@@ -125,7 +125,7 @@ class Unpacker:
                 return []  # nothing is copied until the message is complete
             data = bytes(self._rest)
             self._rest.clear()
-        found: list[messages.Talk | messages.Unknown] = []
+        found: list[messages.ChannelMessage | messages.Unknown] = []
         start, end = 0, len(data)
         needed = 4
         while end - start >= 4:
@@ -151,10 +151,10 @@ class _Tagged(msgspec.Struct):
 
 
 _tagged = msgspec.msgpack.Decoder(_Tagged)
-_KNOWN = frozenset(kind.__struct_config__.tag for kind in messages.Talk.__args__)
+_KNOWN = frozenset(kind.__struct_config__.tag for kind in messages.ChannelMessage.__args__)
 
 
-def _message(body: bytes) -> messages.Talk | messages.Unknown:
+def _message(body: bytes) -> messages.ChannelMessage | messages.Unknown:
     try:
         return _talk.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

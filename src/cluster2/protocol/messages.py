@@ -410,7 +410,7 @@ class Unknown(NamedTuple):
 
 Orders = Prepare | Fork | Reopen | StartMonitor | Chosen | Prepared | PrepareFailed | WorkerForked | ForkFailed
 _BothWays = Emit | Delegate | CallResult | GiveUp | ComponentAnnounced | View | Reduce | Viewed | Update
-Talk = (
+ChannelMessage = (
     Started
     | Ready
     | Leaving

@@ -171,12 +171,14 @@ def line(text: str, level: int = logging.INFO, **extra: object) -> bytes:
     record = logging.LogRecord("cluster2.log", level, "", 0, text, None, None)
     record.__dict__.update(extra)
     forms = (handler.formatter for handler in logging.getLogger("cluster2").handlers)
-    form = next((form for form in forms if isinstance(form, (TextFormatter, JsonFormatter))), None) or TextFormatter()
+    form = (
+        next((form for form in forms if isinstance(form, (_TextFormatter, _JsonFormatter))), None) or _TextFormatter()
+    )
     return form.format(record).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _formatter(settings: Settings) -> logging.Formatter:
-    return JsonFormatter() if settings.log_format == "json" else TextFormatter()
+    return _JsonFormatter() if settings.log_format == "json" else _TextFormatter()
 
 
 def _number(level: str) -> int:
@@ -242,7 +244,7 @@ class _Copy(logging.Handler):
             self.handleError(record)
 
 
-class TextFormatter(logging.Formatter):
+class _TextFormatter(logging.Formatter):
     """Formats a line as `2026-01-31 12:00:00.123 [pid] level  text`, in local time."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -255,7 +257,7 @@ class TextFormatter(logging.Formatter):
         return line
 
 
-class JsonFormatter(logging.Formatter):
+class _JsonFormatter(logging.Formatter):
     """Formats a line as a JSON object: time (seconds since the epoch), pid, level, logger, message, fields of `extra`, exception."""
 
     def format(self, record: logging.LogRecord) -> str:

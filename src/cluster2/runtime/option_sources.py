@@ -20,7 +20,7 @@ from ..config.value_types import PATH
 from ..errors import ConfigError
 from . import env_files
 
-VARIABLE_PREFIX = "CLUSTER2_"
+_VARIABLE_PREFIX = "CLUSTER2_"
 _FIXED_PLACES = ("pids", "logs")
 """Directories that stay where they were at the start: symbolic links in their paths are resolved once."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -206,7 +206,7 @@ def _options_in(path: Path, environ: Mapping[str, str]) -> list[str]:
         f"{path} sets {name}, but options aren't read from env_file: that is the environment of the app; "
         "set it in the environment of cluster2, in its file of options, or by a flag"
         for name, value in env_files.read(path).items()
-        if name.startswith(VARIABLE_PREFIX) and environ.get(name) != value
+        if name.startswith(_VARIABLE_PREFIX) and environ.get(name) != value
     ]
 
 
@@ -323,13 +323,13 @@ def _from_environment(environ: Mapping[str, str], warnings: list[str]) -> dict[s
     options = {option.variable: name for name, option in OPTIONS.items() if option.variable}
     found = {}
     for variable, raw in environ.items():
-        if not variable.startswith(VARIABLE_PREFIX):
+        if not variable.startswith(_VARIABLE_PREFIX):
             continue
         # Kubernetes sets CLUSTER2_PORT=tcp://… for a service named cluster2: that isn't our option.
         announced = variable == "CLUSTER2_PORT" and re.match("(tcp|udp|sctp)://", raw)
         if variable in options and not announced:
             found[options[variable]] = _Given(raw, variable, 3)
-        elif (option := FORMER.get(variable.removeprefix(VARIABLE_PREFIX).lower())) is not None:
+        elif (option := FORMER.get(variable.removeprefix(_VARIABLE_PREFIX).lower())) is not None:
             raise ConfigError(f"environment variable {variable} is named {option.variable} now")
         else:
             closest = [] if announced else _closest(variable, options, 0.8)

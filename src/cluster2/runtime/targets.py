@@ -28,7 +28,7 @@ from typing import Any
 from ..core.wording import with_article
 from ..errors import AppError, ClusterError, one_line, trace
 
-APP_NAMES = ("application", "app")
+_APP_NAMES = ("application", "app")
 """The attributes to look for if a target names none, in this order."""
 _FACTORY_NAMES = ("create_app", "make_app")
 """The factories to look for if a target names none, in this order."""
@@ -104,12 +104,12 @@ def _names_none(target: str, reason: str = "") -> AppError:
 
 def _usual(module: ModuleType, source: str, target: str, factory: bool) -> str:
     """Return the attribute that a target without one stands for. Raises AppError: there is none, or there are two that differ."""
-    names = _present(module, _FACTORY_NAMES if factory else APP_NAMES)
+    names = _present(module, _FACTORY_NAMES if factory else _APP_NAMES)
     objects = [vars(module)[name] for name in names]
     if not names:
         others = [] if factory else _present(module, _FACTORY_NAMES)
         hint = f"; is it {source}:{others[0]}() ?" if others else ""
-        raise _names_none(target, f"{source} has no {' or '.join(_FACTORY_NAMES if factory else APP_NAMES)}{hint}")
+        raise _names_none(target, f"{source} has no {' or '.join(_FACTORY_NAMES if factory else _APP_NAMES)}{hint}")
     if any(each is not objects[0] for each in objects):
         raise _names_none(target, f"{source} has {' and '.join(names)}, which differ: name one, as {source}:{names[0]}")
     return names[0]

@@ -63,7 +63,7 @@ def framed(body: bytes) -> bytes:
 
 
 @given(st.lists(TALK, max_size=8), st.data())
-def test_talk_survives_any_cut(messages: list[messages.Talk], data: st.DataObject) -> None:
+def test_talk_survives_any_cut(messages: list[messages.ChannelMessage], data: st.DataObject) -> None:
     """However the stream is cut, the messages come out whole, in order, each as soon as its last byte is there."""
     stream = b"".join(codec.pack(message) for message in messages)
     ends = [sum(len(codec.pack(each)) for each in messages[: count + 1]) for count in range(len(messages))]
@@ -82,7 +82,7 @@ def test_orders_round_trip(order: messages.Orders) -> None:
 
 
 @given(TALK, st.integers(0, 40))
-def test_a_truncated_message_is_nothing_yet(message: messages.Talk, missing: int) -> None:
+def test_a_truncated_message_is_nothing_yet(message: messages.ChannelMessage, missing: int) -> None:
     """A message whose end hasn't come yet is not given out, and costs nobody who asks again."""
     stream = codec.pack(message)
     cut = max(0, len(stream) - 1 - missing)
@@ -157,7 +157,7 @@ def test_noise(noise: bytes) -> None:
 
 
 @given(st.lists(TALK, min_size=1, max_size=3), st.binary(min_size=1, max_size=3))
-def test_a_flipped_byte_harms_nobody_else(messages: list[messages.Talk], noise: bytes) -> None:
+def test_a_flipped_byte_harms_nobody_else(messages: list[messages.ChannelMessage], noise: bytes) -> None:
     """A spoilt message spoils what comes behind it on its own stream, and no other stream."""
     spoilt, sound = codec.Unpacker(), codec.Unpacker()
     with pytest.raises(codec.ProtocolError):

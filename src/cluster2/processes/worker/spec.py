@@ -63,7 +63,7 @@ class WorkerSpec:
     idle_queue: socket.socket | None = None
     ready_queues: Sequence[socket.socket] = ()
     validator: Callable[..., Any] | None = None
-    on_message: Callable[[messages.Talk], None] = lambda message: None
+    on_message: Callable[[messages.ChannelMessage], None] = lambda message: None
     loopback: Loopback | None = None
     output: WorkerOutput | None = None
     shut_listeners: Callable[[], bool] | None = None

@@ -39,7 +39,7 @@ class StandaloneSignals:
     """The signals of a worker without a master."""
 
     def __init__(
-        self, settings: Settings, send: Callable[[messages.Talk], None], terminal: Terminal | None = None
+        self, settings: Settings, send: Callable[[messages.ChannelMessage], None], terminal: Terminal | None = None
     ) -> None:
         """Prepare; `arrange` installs the handlers.
 

@@ -376,7 +376,7 @@ class Worker:
         self._heartbeat.stop()
         self._output.tick()
 
-    def _receive(self, message: messages.Talk | messages.Unknown) -> None:
+    def _receive(self, message: messages.ChannelMessage | messages.Unknown) -> None:
         if self._client is not None and self._client.receive(message):
             return
         match message:

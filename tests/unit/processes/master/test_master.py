@@ -286,7 +286,7 @@ async def test_garbage_from_a_worker(tmp_path: Path, said: bytes) -> None:
     ],
     ids=lambda message: type(message).__name__,
 )
-async def test_messages_out_of_turn(tmp_path: Path, message: messages.Talk) -> None:
+async def test_messages_out_of_turn(tmp_path: Path, message: messages.ChannelMessage) -> None:
     """A message at the wrong time, or one that only a master sends, changes nothing; a note becomes a warning."""
     async with observed(tmp_path) as cluster:
         before = await cluster.workers()

@@ -181,7 +181,7 @@ class ComponentStatuses:
         raise ClusterError("the workers that could reduce it are gone")
 
     async def _ask(
-        self, links: list[WorkerLink], request: Callable[[int], messages.Talk]
+        self, links: list[WorkerLink], request: Callable[[int], messages.ChannelMessage]
     ) -> dict[WorkerLink, messages.Viewed]:
         """Return the responses of the workers that have responded in time."""
         number = next(self._numbers)

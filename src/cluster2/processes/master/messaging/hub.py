@@ -93,7 +93,7 @@ class MessageHub:
         self.delegates.on_disconnect(link)
         self.statuses.on_disconnect(link)
 
-    def receive(self, link: WorkerLink, message: messages.Talk | messages.Unknown) -> bool:
+    def receive(self, link: WorkerLink, message: messages.ChannelMessage | messages.Unknown) -> bool:
         """Handle a message of a worker, if it is one for the hub. Return True then. Raises codec.ProtocolError."""
         kind = type(message)
         if kind is messages.Delegate:

@@ -30,10 +30,10 @@ class WorkerLink(Protocol):
     pending_bytes: int
     dropped: int
 
-    def send(self, message: messages.Talk) -> None:
+    def send(self, message: messages.ChannelMessage) -> None:
         """Send a message."""
 
-    def send_if_room(self, message: messages.Talk, bound: int = ...) -> bool:
+    def send_if_room(self, message: messages.ChannelMessage, bound: int = ...) -> bool:
         """Send a message unless more than `bound` bytes wait. Return True if it was sent."""
 
     def release(self) -> None:

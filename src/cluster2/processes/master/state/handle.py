@@ -67,7 +67,7 @@ class WorkerHandle:
     link: WorkerLink | None = field(default=None, repr=False)
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
-    def send(self, message: messages.Talk) -> None:
+    def send(self, message: messages.ChannelMessage) -> None:
         """Send a message. It is lost if the worker has gone."""
         if self.link is not None:
             self.link.send(message)

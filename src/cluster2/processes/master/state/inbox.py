@@ -41,7 +41,7 @@ class WorkerMessage:
     """A message of a worker."""
 
     worker: WorkerHandle
-    message: messages.Talk
+    message: messages.ChannelMessage
 
 
 @dataclass(frozen=True, slots=True)

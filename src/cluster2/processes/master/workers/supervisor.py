@@ -133,7 +133,7 @@ class WorkerSupervisor:
         if pid not in self._children() and processes.is_running_child(pid):
             os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still its own
 
-    def on_message(self, handle: WorkerHandle, message: messages.Talk) -> None:
+    def on_message(self, handle: WorkerHandle, message: messages.ChannelMessage) -> None:
         """Handle a message of a worker."""
         if handle.state is WorkerState.DEAD:
             return  # sent before its end, read after it

@@ -81,14 +81,14 @@ class WorkerChannel(asyncio.Protocol):
 
     # To the worker
 
-    def send(self, message: messages.Talk) -> None:
+    def send(self, message: messages.ChannelMessage) -> None:
         """Send a message. It is lost if the worker has gone. Raises ValueError if it is too long."""
         codec.pack_into(self._out, message)
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
-    def send_if_room(self, message: messages.Talk, bound: int = OUTBOX_FULL_BYTES) -> bool:
+    def send_if_room(self, message: messages.ChannelMessage, bound: int = OUTBOX_FULL_BYTES) -> bool:
         """Send a message unless more than `bound` bytes wait, because the worker doesn't read. Return True if it was sent."""
         if self.is_closing() or len(self._out) > bound or (self._full and self._waiting() > bound):
             self.dropped += 1
@@ -150,7 +150,7 @@ class WorkerChannel(asyncio.Protocol):
             self._hold()
             self._loop.call_soon(self.release, MAX_OPEN_CALLS)
 
-    def _receive(self, message: messages.Talk | messages.Unknown) -> None:
+    def _receive(self, message: messages.ChannelMessage | messages.Unknown) -> None:
         if self._hub.receive(self, message):
             return
         match message:

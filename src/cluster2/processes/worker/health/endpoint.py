@@ -51,7 +51,7 @@ class Traffic:
         alone: there is no master.
     """
 
-    def __init__(self, header: Header, send: Callable[[messages.Talk], None], *, alone: bool) -> None:
+    def __init__(self, header: Header, send: Callable[[messages.ChannelMessage], None], *, alone: bool) -> None:
         self._header = header
         self._send = send
         self._alone = alone

@@ -88,7 +88,7 @@ class ChannelClient:
         refuse_if_full(self._channel)
         self._channel.send(message)
 
-    def receive(self, message: messages.Talk | messages.Unknown) -> bool:
+    def receive(self, message: messages.ChannelMessage | messages.Unknown) -> bool:
         """Handle a message of the master. Return False if it is none for this client."""
         match message:
             case messages.CallResult():

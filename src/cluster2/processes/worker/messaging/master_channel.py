@@ -33,7 +33,7 @@ class MasterChannel(asyncio.Protocol):
     """
 
     def __init__(
-        self, receive: Callable[[messages.Talk | messages.Unknown], None], orphaned: Callable[[], None]
+        self, receive: Callable[[messages.ChannelMessage | messages.Unknown], None], orphaned: Callable[[], None]
     ) -> None:
         """Prepare; `open` calls this on the loop."""
         self._receive = receive
@@ -52,7 +52,7 @@ class MasterChannel(asyncio.Protocol):
     async def open(
         cls,
         sock: socket.socket,
-        receive: Callable[[messages.Talk | messages.Unknown], None],
+        receive: Callable[[messages.ChannelMessage | messages.Unknown], None],
         orphaned: Callable[[], None],
     ) -> MasterChannel:
         """Return the channel over a connected socket, which it takes over."""
@@ -95,7 +95,7 @@ class MasterChannel(asyncio.Protocol):
         self._transport = None
         self._orphaned()
 
-    def send(self, message: messages.Talk) -> None:
+    def send(self, message: messages.ChannelMessage) -> None:
         """Send a message, from any thread. It is lost if the master is gone.
 
         Raises:

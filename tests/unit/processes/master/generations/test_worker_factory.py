@@ -95,7 +95,7 @@ class Birth:
         self.lifeline = Lifeline()
         self.line = self.lifeline.twin()
         self._unpacker = codec.Unpacker()
-        self._heard: list[messages.Talk] = []
+        self._heard: list[messages.ChannelMessage] = []
 
     def order(self, incarnation: int = 1) -> messages.Fork:
         return messages.Fork(incarnation, 0, 1, self.row, os.getpid(), [messages.Socket(0, "127.0.0.1:0", True)])
@@ -105,7 +105,7 @@ class Birth:
             self.theirs.fileno(), self.stacks, self.line, self.board.descriptors, [self.listener.fileno()]
         )
 
-    async def hears(self) -> messages.Talk:
+    async def hears(self) -> messages.ChannelMessage:
         """Return the next message of the worker."""
         loop = asyncio.get_running_loop()
         while not self._heard:

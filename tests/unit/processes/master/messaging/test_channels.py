@@ -37,7 +37,7 @@ class Peer:
         self._unpacker = codec.Unpacker()
         self.heard: list[Any] = []
 
-    async def say(self, *messages: messages.Talk) -> None:
+    async def say(self, *messages: messages.ChannelMessage) -> None:
         await self.send(b"".join(map(codec.pack, messages)))
 
     async def send(self, data: bytes) -> None:
@@ -150,7 +150,7 @@ async def test_what_is_unknown_is_ignored(caplog: pytest.LogCaptureFixture) -> N
 
 
 @pytest.mark.parametrize("message", [messages.Note("look"), messages.Ready()], ids=["notes", "ready"])
-async def test_a_flood_of_what_concerns_supervision(message: messages.Talk) -> None:
+async def test_a_flood_of_what_concerns_supervision(message: messages.ChannelMessage) -> None:
     """The master's queue gets no more of it than a worker can have to say; then the worker is garbage."""
     async with a_site() as site:
         peer = await site.join()

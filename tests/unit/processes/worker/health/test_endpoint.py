@@ -28,7 +28,7 @@ def header() -> Iterator[Header]:
 
 async def test_confirmed_in_order(header: Header) -> None:
     """Complete each change with its own confirmation: confirmations have the order of the changes."""
-    said: list[messages.Talk] = []
+    said: list[messages.ChannelMessage] = []
     traffic = Traffic(header, said.append, alone=False)
     first, second = (asyncio.ensure_future(traffic.switch(enabled)) for enabled in (False, True))
     await until(lambda: len(said) == 2)
@@ -59,7 +59,7 @@ async def test_no_answer(header: Header, monkeypatch: pytest.MonkeyPatch) -> Non
 
 async def test_orphaned(header: Header) -> None:
     """Fail a change at once when the master goes while it is under way."""
-    said: list[messages.Talk] = []
+    said: list[messages.ChannelMessage] = []
     traffic = Traffic(header, said.append, alone=False)
     waiting = asyncio.ensure_future(traffic.switch(False))
     await until(lambda: said)
@@ -69,7 +69,7 @@ async def test_orphaned(header: Header) -> None:
 
 async def test_alone(header: Header) -> None:
     """Write the cell without a master, and report changes only."""
-    said: list[messages.Talk] = []
+    said: list[messages.ChannelMessage] = []
     traffic = Traffic(header, said.append, alone=True)
     assert await traffic.switch(False)
     assert await traffic.switch(False)

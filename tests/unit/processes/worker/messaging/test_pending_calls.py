@@ -31,7 +31,7 @@ class Channel:
         self.full = False
         self.has_room: Callable[[], None] = lambda: None
 
-    def send(self, message: messages.Talk) -> None:
+    def send(self, message: messages.ChannelMessage) -> None:
         self.said.append(message)
 
 
