@@ -119,6 +119,7 @@ def fork_orphan(
     zygote = os.getpid()
     fork = _under_way = _Fork(born)
     app_forks.makes_worker(True)
+    # Takes Python's import lock and calls the `before` handlers, once for both forks.
     _python.PyOS_BeforeFork()
     middle = _libc_fork()
     if middle == 0:

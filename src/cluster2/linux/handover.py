@@ -46,7 +46,7 @@ RECORD_FORMAT = struct.Struct("=BBxxf")
 """The record of a connection: index of its app, address family, seconds that it has been idle."""
 CONNECTIONS_PER_MESSAGE = 128
 """Connections in one message. The kernel's bound is 253 (SCM_MAX_FD)."""
-QUEUE_BUFFER_BYTES = 1 << 20
+_QUEUE_BUFFER_BYTES = 1 << 20
 """Bytes of SO_SNDBUF asked for; the kernel may give less. A message of one connection takes about 800."""
 
 _LEAST_BATCHES = 8
@@ -84,7 +84,7 @@ def batch_size(limit: int) -> int:
 def queue() -> tuple[socket.socket, socket.socket]:
     """Return the two ends of a queue: connections go in at the first, come out at the second. Many processes can share both."""
     into, out = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    into.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_BUFFER_BYTES)
+    into.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _QUEUE_BUFFER_BYTES)
     app_forks.withhold(into, out)
     return into, out
 
@@ -182,6 +182,7 @@ class QueueReader:
         elif not whole or count != len(descriptors):
             _close_all(descriptors)
             return []
+        # The kernel installs descriptors in their order, so the records of the first ones are whole if it ran out of them.
         records = RECORD_FORMAT.iter_unpack(data[: len(descriptors) * RECORD_FORMAT.size])
         return [
             HandedConnection(descriptor, site, family, age)

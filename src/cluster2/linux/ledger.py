@@ -26,7 +26,7 @@ from cluster2.errors import ClusterError
 
 from .scoreboard import SLOTS, Integer, Real, Row, Scoreboard, SlotTotals
 
-LIFE_COUNTERS: tuple[Integer | Real, ...] = (
+_LIFE_COUNTERS: tuple[Integer | Real, ...] = (
     Row.requests, Row.accepted, Row.errors, Row.timed_out, Row.stalled, Row.parked, Row.moved_in, Row.moved_out, Row.lost,
     Row.transactions, Row.duration, Row.cpu, Row.latency,
     Row.status_1xx, Row.status_2xx, Row.status_3xx, Row.status_4xx, Row.status_5xx, Row.disconnects,
@@ -67,7 +67,7 @@ def fold_life(board: Scoreboard, row: int, slot: int, *, lived: bool, crashed: b
 
 
 def _add(row: Row, past: SlotTotals) -> None:
-    for each in LIFE_COUNTERS:
+    for each in _LIFE_COUNTERS:
         more = _whole(each, getattr(row, each.name))
         past.integers[each.index] = min(past.integers[each.index] + more, _LARGEST[each.kind])
     past.slowest = max(past.slowest, row.slowest)
@@ -102,7 +102,7 @@ class Account:
     """The counters of one slot.
 
     Attributes:
-        counters: the sums since the cluster began, by the name in `LIFE_COUNTERS`; times in seconds.
+        counters: the sums since the cluster began, by the name in `_LIFE_COUNTERS`; times in seconds.
         unknown: names that the engine of a worker can't know: their sums are meaningless.
         latencies: requests that were measured, by bucket.
         slowest: how long the slowest of these took: seconds.
@@ -154,20 +154,20 @@ def _read(board: Scoreboard) -> dict[int, Account]:
             account = accounts[slot] = _ended(board.past(slot))
         _add_life(account, row, pid)
     for account in accounts.values():
-        for each in LIFE_COUNTERS:
+        for each in _LIFE_COUNTERS:
             if each.kind == "d":
                 account.counters[each.name] /= _UNIT
     return {slot: account for slot, account in sorted(accounts.items()) if account.begun}
 
 
 def _ended(past: SlotTotals) -> Account:
-    counters: dict[str, float] = {each.name: past.integers[each.index] for each in LIFE_COUNTERS}
+    counters: dict[str, float] = {each.name: past.integers[each.index] for each in _LIFE_COUNTERS}
     return Account(counters, past.latencies.tolist(), past.slowest, past.lives, past.crashes)
 
 
 def _add_life(account: Account, row: Row, pid: int) -> None:
     """Add the counts of a worker that runs."""
-    for each in LIFE_COUNTERS:
+    for each in _LIFE_COUNTERS:
         counted = getattr(row, each.name)
         account.counters[each.name] += _whole(each, counted)
         if counted < 0:

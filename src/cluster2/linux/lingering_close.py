@@ -5,7 +5,7 @@ arrives. Data that the peer hasn't received by then is lost. Over HTTP/2 a clien
 last byte.
 
 So a duplicate of the descriptor is held, and the connection lives on when its owner has closed its own. Data that still comes is
-read and discarded, until the peer closes, or has received all and sends nothing for LINGER_TIMEOUT_S. The time is needed because
+read and discarded, until the peer closes, or has received all and sends nothing for _LINGER_TIMEOUT_S. The time is needed because
 data that the peer's kernel has received may not have been read yet. It would be lost as well if the peer's next packet were
 answered by a reset.
 """
@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from .established_connections import DUPLICATE_DESCRIPTORS
 from .tcp_progress import untaken
 
-LINGER_TIMEOUT_S = 1.0
+_LINGER_TIMEOUT_S = 1.0
 """Seconds without data from a peer that has received all."""
 _PIECE = 65536
 
@@ -51,7 +51,7 @@ class Lingering:
             for inode in [each for each in self._held if each not in owned]:
                 goes_on = _goes_on(self._held[inode])
                 if goes_on:
-                    self._until[inode] = now + LINGER_TIMEOUT_S
+                    self._until[inode] = now + _LINGER_TIMEOUT_S
                 if goes_on is None or now >= self._until.get(inode, now):
                     self._let_go(inode)
 

@@ -35,9 +35,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 MASTER_LOG, ACCESS_LOG = "master.log", "access.log"
-LOG_NAME_PATTERN = re.compile(r"(?P<base>(?:master|access|worker\.\d{1,5})\.log)(?:\.(?P<age>[1-9]\d{0,5}))?")
+_LOG_NAME_PATTERN = re.compile(r"(?P<base>(?:master|access|worker\.\d{1,5})\.log)(?:\.(?P<age>[1-9]\d{0,5}))?")
 """The names of log files; `age` counts rotations."""
-LOG_FILE_MODE = 0o640
+_LOG_FILE_MODE = 0o640
 _MAX_LEASE_TRIES = 100
 """Attempts to open a file that another process has leased, a millisecond each."""
 READ_BLOCK_BYTES = 1 << 16
@@ -96,9 +96,9 @@ def _open(path: str, flags: int) -> int:
     """Open a file; wait for a lease (below) up to 0.1 s. O_NONBLOCK makes the open fail with EAGAIN while one is broken."""
     for _ in range(_MAX_LEASE_TRIES):
         with contextlib.suppress(BlockingIOError):
-            return os.open(path, flags, LOG_FILE_MODE)
+            return os.open(path, flags, _LOG_FILE_MODE)
         time.sleep(0.001)
-    return os.open(path, flags, LOG_FILE_MODE)
+    return os.open(path, flags, _LOG_FILE_MODE)
 
 
 def is_open_to_write(path: str) -> bool | None:
@@ -110,6 +110,7 @@ def is_open_to_write(path: str) -> bool | None:
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
+        # SIGURG is ignored by default, SIGIO ends the process.
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except BlockingIOError:
@@ -161,6 +162,7 @@ class ReopeningFile:
         fd = open_to_write(self.path)
         opened = os.fstat(fd)
         for number in self._numbers:
+            # dup2 replaces the file in one step: a line written by another thread goes to the old file or to the new one.
             os.dup2(fd, number, inheritable=True)
         if self._numbers:
             os.close(fd)
@@ -205,7 +207,7 @@ def log_files(directory: str) -> list[Found]:
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
-                match = LOG_NAME_PATTERN.fullmatch(entry.name)
+                match = _LOG_NAME_PATTERN.fullmatch(entry.name)
                 try:
                     seen = entry.stat(follow_symlinks=False) if match else None
                 except FileNotFoundError:
@@ -224,7 +226,7 @@ def open_to_read(directory: str, name: str) -> int:
     Raises:
         OSError: there is none, or the name isn't one of a log file, or it is no regular file.
     """
-    if not LOG_NAME_PATTERN.fullmatch(name):
+    if not _LOG_NAME_PATTERN.fullmatch(name):
         raise FileNotFoundError(errno.ENOENT, "no such log", name)
     fd = os.open(
         os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY

@@ -8,7 +8,7 @@ doesn't identify the library, since most have the name of the process.
 Its stack does: somewhere at its base is a return address in the function that it was started with. The kernel shows where the
 stack of a waiting thread is (`/proc/self/task/TID/syscall`), and the memory is this process's own. Libraries that each thread has
 on its stack (libc, Python) don't count. A thread that runs just now shows nothing. OpenBLAS's threads spin for some ten
-milliseconds when they have nothing to do, so the check is repeated for THREAD_WAIT_TIMEOUT_S.
+milliseconds when they have nothing to do, so the check is repeated for _THREAD_WAIT_TIMEOUT_S.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-THREAD_WAIT_TIMEOUT_S = 0.5
+_THREAD_WAIT_TIMEOUT_S = 0.5
 """Seconds to wait until a thread that runs waits for something."""
 _STACK_BYTES = 1 << 16
 """Bytes of a stack that are read, from its top. A waiting thread uses a few KiB."""
@@ -68,7 +68,7 @@ def native_threads() -> list[NativeThread]:
 def _stack_of(tid: int) -> NativeThread:
     with open(f"/proc/self/task/{tid}/comm") as file:
         name = file.read().rstrip("\n")
-    deadline = time.monotonic() + THREAD_WAIT_TIMEOUT_S
+    deadline = time.monotonic() + _THREAD_WAIT_TIMEOUT_S
     while (top := _stack_top(tid)) is None and time.monotonic() < deadline:
         time.sleep(0.001)
     try:

@@ -107,7 +107,8 @@ class PidsDirectory:
         try:
             self._take_place()
         except BaseException:
-            self._close()  # what is there is another master's: it must not be cleared by `release`
+            # The files there are another master's: `release` must not clear them.
+            self._close()
             raise
         finally:
             self._made = made
@@ -143,7 +144,9 @@ class PidsDirectory:
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            # Before `bind`, which takes the mode over to the file: other users can connect at no moment.
             os.fchmod(sock.fileno(), 0o600)
+            # The path behind /proc/self/fd is short, whatever the length of the directory's path.
             sock.bind(f"/proc/self/fd/{self._fd}/{CONTROL_SOCKET}")
             sock.listen(backlog)
             self._control = self._stat(CONTROL_SOCKET)
@@ -188,7 +191,7 @@ class PidsDirectory:
 
     def _close_lock(self) -> None:
         if self._lock_fd >= 0:
-            with contextlib.suppress(OSError):  # a file system without locks
+            with contextlib.suppress(OSError):  # the file system has no locks
                 fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
             os.close(self._lock_fd)
             self._lock_fd = -1
@@ -203,6 +206,7 @@ class PidsDirectory:
             AlreadyRunning: a master of ours has it.
         """
         path = os.fsencode(os.path.realpath(self.path))
+        # An abstract name has 107 bytes at most: the checksum stands for the part of the path that doesn't fit.
         name = b"\0cluster2:%d:%08x:%s" % (os.geteuid(), binascii.crc32(path), path[-_NAME_TAIL_BYTES:])
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -234,6 +238,7 @@ class PidsDirectory:
             self._lock_fd = self._open_lock()
             if self._lock_fd >= 0:
                 self._lock()
+                # A master that leaves removes both under the lock. If that was in between, the locked file has no name any more.
                 if _has_name(fd, self.path) and self._has_lock():
                     break
                 self._close_lock()
@@ -276,11 +281,13 @@ class PidsDirectory:
                 self._made = True
             return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            if not os.path.islink(self.path):  # it was removed just now
+            if not os.path.islink(self.path):  # another master removed it just now
                 return self._opened()
             raise ConfigError(f"pids = {self.path}: it links to nothing; name another directory") from error
         except OSError as error:
-            reason = os.strerror(errno.ENOTDIR) if error.errno == errno.EEXIST else error.strerror  # one above it
+            reason = (
+                os.strerror(errno.ENOTDIR) if error.errno == errno.EEXIST else error.strerror
+            )  # a directory above it is a file
             if os.path.exists(self.path) and not os.path.isdir(self.path):
                 reason = "it is no directory"
             raise ConfigError(f"pids = {self.path}: can't be created: {reason}; name another directory") from error

@@ -161,7 +161,8 @@ class Scoreboard:
     ) -> None:
         """Use `create` or `attach`."""
         self.descriptors: tuple[int, ...] = ()
-        self._free = free  # a heap: low rows are used first, so that readers have little to read; None: not the master
+        # A heap: low rows are used first, so that readers have little to read. None: this process isn't the master.
+        self._free = free
         self._views = _Views.from_memory(memory)
         self._pages = _Views.from_memory(pages)
         self._own = None if own is None else (own[0], _Views.from_memory(own[1]))
@@ -180,6 +181,7 @@ class Scoreboard:
         descriptors: list[int] = []
         try:
             descriptors += (_memfd("cluster2-scoreboard", SCOREBOARD_BYTES), _memfd("cluster2-pages", PAGES_BYTES))
+            # Before the seal: F_SEAL_FUTURE_WRITE refuses later writable mappings and leaves this one as it is.
             memory = map_shared(descriptors[0], SCOREBOARD_BYTES, writable=True)
             pages = map_shared(descriptors[1], PAGES_BYTES, writable=True)
             fcntl.fcntl(descriptors[0], fcntl.F_ADD_SEALS, _SIZE_SEALS | _F_SEAL_FUTURE_WRITE)
@@ -233,8 +235,10 @@ class Scoreboard:
             raise ClusterError("only the process that created the scoreboard can claim a row")
         if not self._free:
             raise ClusterError(f"the scoreboard is full: {ROWS} workers are alive; scale down")
+        # Zeroed again although `release` did it: the page may be written by its last worker's forks, which inherit the mapping.
         index = heapq.heappop(self._free)
         self._zero(index)
+        # It never falls, so a reader that has read it once misses no row below it.
         self.header.high_water = max(self.header.high_water, index + 1)
         return index
 

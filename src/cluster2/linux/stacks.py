@@ -22,13 +22,13 @@ from types import FrameType
 
 from . import app_forks
 
-STACKS_TIMEOUT_S = 1.0
+_STACKS_TIMEOUT_S = 1.0
 """Seconds to wait for a process to write its stacks."""
 _ADDITION_TIMEOUT_S = 1.0
 """Seconds to wait for the addition of a process: while its main thread is in C code, it adds nothing."""
-END_OF_ADDITION = b"\0"
+_END_OF_ADDITION = b"\0"
 """The byte after the addition of a process."""
-STACKS_COMPLETE_AFTER_S = 0.03
+_STACKS_COMPLETE_AFTER_S = 0.03
 """Seconds without growth after which the stacks are taken for complete."""
 MAX_STACKS_BYTES = 1 << 18
 """Bytes of the stacks that are read."""
@@ -72,7 +72,7 @@ def add(describe: Callable[[FrameType | None], str]) -> None:
             text = describe(frame)
         except Exception as error:  # the exception must not reach the code that was interrupted
             text = f"what it works on isn't known: {error!r}"
-        os.write(descriptor, b"\n" + text.encode("utf-8", "backslashreplace") + b"\n" + END_OF_ADDITION)
+        os.write(descriptor, b"\n" + text.encode("utf-8", "backslashreplace") + b"\n" + _END_OF_ADDITION)
 
     signal.signal(signal.SIGURG, write)
 
@@ -130,25 +130,25 @@ def _empty(descriptor: int) -> None:
 
 
 def _growth(descriptor: int) -> Iterator[None]:
-    """Yield until the stacks are complete, or until STACKS_TIMEOUT_S is over."""
-    deadline = time.monotonic() + STACKS_TIMEOUT_S
+    """Yield until the stacks are complete, or until _STACKS_TIMEOUT_S is over."""
+    deadline = time.monotonic() + _STACKS_TIMEOUT_S
     size, since = 0, time.monotonic()
     while (now := time.monotonic()) < deadline:
         grown = os.fstat(descriptor).st_size
         if grown != size:
             size, since = grown, now
-        elif size and now - since >= STACKS_COMPLETE_AFTER_S:
+        elif size and now - since >= _STACKS_COMPLETE_AFTER_S:
             return
         yield
 
 
 def _is_complete(descriptor: int) -> bool:
     """Return whether a process has ended its addition to the stacks."""
-    return os.pread(descriptor, 1, os.fstat(descriptor).st_size - 1) == END_OF_ADDITION
+    return os.pread(descriptor, 1, os.fstat(descriptor).st_size - 1) == _END_OF_ADDITION
 
 
 def _found(descriptor: int, pid: int) -> str:
-    found = os.pread(descriptor, MAX_STACKS_BYTES, 0).rstrip(END_OF_ADDITION).decode(errors="replace").rstrip()
+    found = os.pread(descriptor, MAX_STACKS_BYTES, 0).rstrip(_END_OF_ADDITION).decode(errors="replace").rstrip()
     return found or f"no stacks: process {pid} doesn't react; it is {_state(pid)}"
 
 

@@ -58,7 +58,7 @@ from cluster2.linux.syn_sink import (
 
 MAX_STEERED_SLOTS: Final = 2000
 """A program may have 4096 instructions; each place takes two."""
-PROOF_TIMEOUT_S: Final = 0.25
+_PROOF_TIMEOUT_S: Final = 0.25
 """Seconds that a connection of the process to itself may take."""
 _DOUBT: Final = 10
 """A kernel that can't steer passes a proof with a probability of one to two to the power of this number."""
@@ -82,7 +82,7 @@ class SteeredGroup:
             raise ConfigError(f"{listener.address} can't be steered: it is no TCP address")
         if not listener.owned:
             raise ConfigError(
-                f"{listener.address} can't be steered: another process owns its queue; bind a TCP address"
+                f"{listener.address} can't be steered: it was inherited, and its queue is another process's; bind a TCP address"
             )
         self.listener = listener
         self._backlog = backlog
@@ -98,7 +98,7 @@ class SteeredGroup:
         """Return the socket of a place. Raises IndexError."""
         return self._more[place - 1] if place else self.listener.sock
 
-    def grow(self, places: int, timeout_s: float = PROOF_TIMEOUT_S) -> None:
+    def grow(self, places: int, timeout_s: float = _PROOF_TIMEOUT_S) -> None:
         """Have at least so many places, and prove that the new ones can be steered to.
 
         Args:

@@ -3,7 +3,7 @@
 One epoll watches the idle queue, the connections and the control channel. `linux.handover` describes the states of a connection
 and what happens if a step fails. This module is the third of them.
 
-A ready queue that is full is tried again every few milliseconds, since no event announces that it can take more. If too many descriptors are in
+A full ready queue is tried again every few milliseconds, since no event announces free space. If too many descriptors are in
 flight (`ETOOMANYREFS`), a queue reports as writable all the time, and with edge-triggered events each failed attempt makes an
 edge.
 
@@ -33,7 +33,7 @@ from ...linux.signals import settle
 from ...runtime.step_guard import StepGuard
 from .resting import NO_DEADLINE, IdleConnections
 
-HEARTBEAT_INTERVAL_S = 2.0
+_HEARTBEAT_INTERVAL_S = 2.0
 """Seconds between two heartbeats."""
 RESERVED_DESCRIPTORS = CONNECTIONS_PER_MESSAGE + 32
 """Descriptors that are kept free for a message from the idle queue and for the keeper's own, unless the limit is low."""
@@ -41,9 +41,9 @@ MESSAGES_PER_TURN = 16
 """Messages taken from the idle queue before connections have their turn again."""
 _END_POLL_INTERVAL_S = 0.01
 """Seconds between two checks whether all workers have left the ready state."""
-RETURN_RETRY_S = 0.005
+_RETURN_RETRY_S = 0.005
 """Seconds between two attempts to hand back connections: workers take some milliseconds to empty a full queue."""
-READY_STATE = int(WorkerState.READY)
+_READY_STATE = int(WorkerState.READY)
 _WATCH = select.EPOLLIN | select.EPOLLRDHUP
 _GONE = select.EPOLLHUP | select.EPOLLERR
 
@@ -110,9 +110,10 @@ class Keeper:
             return False
         if time.monotonic() >= self._leave_at:
             return True
-        if READY_STATE in self._states():
+        if _READY_STATE in self._states():
             return False  # a worker that hasn't got its order yet may still send connections
         self._take_in()
+        # The queue was read after the states: no worker is ready any more, so no further message comes.
         return not self._resting and not any(self._late)
 
     def _states(self) -> list[int]:
@@ -121,7 +122,7 @@ class Keeper:
     def _seconds_until_due(self) -> float:
         """Return the seconds until something is due."""
         now = time.monotonic()
-        due = [RETURN_RETRY_S if any(self._late) else HEARTBEAT_INTERVAL_S]
+        due = [_RETURN_RETRY_S if any(self._late) else _HEARTBEAT_INTERVAL_S]
         if (deadline := self._resting.next_deadline()) is not None:
             due.append(deadline - now)
         if self._leave_at is not None:
@@ -136,6 +137,8 @@ class Keeper:
         for _ in range(MESSAGES_PER_TURN):
             full = self._held() >= self._capacity
             if full and any(self._late):
+                # Full, and the workers take no more either. Further messages stay in the queue until that is full as well: then
+                # the workers keep their connections.
                 self._full = True
                 self._epoll.modify(self._rest.fileno(), 0)
                 return
@@ -180,6 +183,7 @@ class Keeper:
 
     def _give_back(self, parcel: HandedConnection) -> None:
         """Put a connection into the ready queue of its app, behind those that wait for space there."""
+        # While others wait, this connection waits behind them: the order of waking is kept.
         late = self._late[parcel.site]
         if not late and self._ready[parcel.site].send(*parcel):
             os.close(parcel.descriptor)
@@ -190,6 +194,8 @@ class Keeper:
         """Hand back a connection that has become readable, or close one that is over."""
         self._epoll.unregister(descriptor)
         site, family = self._resting.remove(descriptor)
+        # A reset or a connection closed on both sides has no request for a worker. A client that has closed its sending side only
+        # sets EPOLLIN too, and a worker reads the end.
         if events & _GONE or not events & select.EPOLLIN:
             os.close(descriptor)
             return
@@ -208,6 +214,7 @@ class Keeper:
         Returns:
             False: the master is gone.
         """
+        # A SEQPACKET channel: one read returns one order, and b"" is the end.
         order = os.read(self._control, 64).split()
         if not order:
             return False
@@ -231,6 +238,7 @@ class Keeper:
             self._full = False
             self._epoll.modify(self._rest.fileno(), select.EPOLLIN)
         header = self._header
+        # The master kills a keeper whose heartbeat is too old.
         header.keeper_beat = now
         header.resting = self._held()
         header.keeper_lost = self._rest.truncated
