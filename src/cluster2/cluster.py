@@ -104,6 +104,7 @@ class Cluster:
                 sys.exit(child_main.run(configured, targets))
             argv = default_argv() if targets is None else _own_script()
             bytecode.remove_stale()
+            # The script may go on after the cluster's end, and has its own signal handlers back then.
             with signals.given_back(SIGNAL_COMMANDS):
                 if code := launch.run(configured, hub=self._switchboard, argv=argv, targets=targets):
                     raise SystemExit(code)
@@ -143,6 +144,7 @@ class Cluster:
             )
             running.task = task
             try:
+                # The master ends before it is ready if it can't serve: wait for either.
                 waiting = asyncio.ensure_future(running.ready.wait())
                 await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
@@ -151,7 +153,7 @@ class Cluster:
                 yield running
             finally:
                 running.shut_down()
-                if not task.done():
+                if not task.done():  # an error in the block must not leave workers behind
                     await task
 
     # Events
@@ -216,7 +218,7 @@ class Cluster:
             ClusterError: the data can't be sent to another process.
             ValueError: the name is one of the master's own events.
         """
-        pids = None if targets is None else list(targets)
+        pids = None if targets is None else list(targets)  # an iterator can be read once, and JSON has lists
         if self._switchboard.running:
             self._switchboard.emit(event, data, pids)
         else:
@@ -328,6 +330,7 @@ class Cluster:
     ) -> ComponentStatus:
         board = self._switchboard
         if board.running:
+            # Another loop of this process may be the caller's: the master's state belongs to the master's loop.
             found = await board.in_master(lambda: board.statuses.view(name, worker, params, reducer))
             return cast(ComponentStatus, found)
         asked = {"component": name, "worker": worker, "params": params}
@@ -442,7 +445,7 @@ class Running:
 
     async def ended(self) -> int:
         """Wait until the cluster has ended, and return the exit code."""
-        return await asyncio.shield(self.task)
+        return await asyncio.shield(self.task)  # to cancel the caller must not cancel the master
 
 
 def run(configured: Config, *, on_ready: Callable[[], None] | None = None) -> int:
@@ -479,7 +482,7 @@ def _tell_if_uncaught(error: ConfigError) -> None:
     """Report an error to the master if the script doesn't catch it: a hook runs when the interpreter ends."""
     if CHANNEL_VARIABLE not in os.environ:
         return
-    usual = sys.excepthook
+    usual = sys.excepthook  # whether the script catches the error is known only when it doesn't
 
     def hook(kind: type[BaseException], raised: BaseException, trace: TracebackType | None) -> None:
         if raised is error:

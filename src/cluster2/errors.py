@@ -119,7 +119,7 @@ def raised_in(error: BaseException) -> tuple[type[BaseException], BaseException,
 
     The frames before that one are of cluster2 and of the import machinery. They don't help with an error in a user's function.
     """
-    first: TracebackType | None = error.__traceback__
+    first: TracebackType | None = error.__traceback__  # the outermost frame; tb_next leads towards the one that raised
     while first is not None and _is_ours(first.tb_frame.f_code.co_filename):
         first = first.tb_next
     return type(error), error, first

@@ -129,12 +129,12 @@ def _launch(arguments: tuple[str, ...], log: BinaryIO) -> int:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                start_new_session=True,  # without a terminal: a closed window sends it no HUP
                 pass_fds=[writer],
                 env=os.environ | {_READY_FD_VARIABLE: str(writer)},
             )
         finally:
-            os.close(writer)
+            os.close(writer)  # so that the read ends if the child exits without a word
         try:
             if ready.readline() == b"ready\n":
                 child.returncode = 0  # it runs on, as intended: otherwise subprocess warns of a running child

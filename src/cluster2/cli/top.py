@@ -129,6 +129,7 @@ class _Screen:
             signal.signal(number, _end)
         signal.signal(signal.SIGTSTP, self._pause)
         signal.signal(signal.SIGWINCH, lambda *_: None)
+        # Python handles a signal between bytecodes only; the descriptor ends a select(2) that PEP 475 would otherwise resume.
         signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
         self._enter()
         return self
@@ -168,7 +169,7 @@ class _Screen:
 
     def _pause(self, number: int, _: object) -> None:
         self._leave()
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL)  # only the default stops the process
         signal.raise_signal(number)  # returns after SIGCONT
         signal.signal(number, self._pause)
         self._enter()

@@ -153,6 +153,7 @@ def _duration(raw: object) -> float:
             raise _HintError(f"unknown unit {match[2]!r}")
         # In decimal arithmetic until the last step, so that 5ms is the float 0.005 exactly.
         raw = float(Decimal(match[1]) * _SECONDS[match[2] or "s"])
+    # bool is an int in Python, and NaN fails the comparison.
     if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 <= raw <= _FOREVER:
         raise ValueError
     return float(raw)
@@ -246,9 +247,10 @@ def _root_path(raw: object) -> str:
     text = _text(raw).strip("/")
     if re.search(r"%(?![0-9A-Fa-f]{2})", text):
         raise _HintError("two hexadecimal digits must follow each %")
-    path = unquote(text, errors="strict")
+    path = unquote(text, errors="strict")  # UnicodeDecodeError is a ValueError: not UTF-8
     if re.search(r"[\s?#]", text) or re.search(r"[\x00-\x1f\x7f]", path):
         raise ValueError
+    # RFC 3986, 5.2.4: clients remove dot segments, so the app would never see such a path.
     if text and not {"", ".", ".."}.isdisjoint(path.split("/")):
         raise _HintError("it has an empty segment, or one that clients resolve")
     return f"/{path}" if path else ""
@@ -269,6 +271,7 @@ def _host(raw: object) -> str:
 
 
 def _tcp(address: TcpAddress) -> TcpAddress:
+    # A host with a slash or a space can't be written as host:port, so no text could show or set it.
     if parse_address(str(address)) != address:
         raise ValueError
     return address

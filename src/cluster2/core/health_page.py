@@ -145,11 +145,12 @@ class HealthPage:
         where = f"ip={ip}&hostname={self._hostname}&port={port or ''}"
         body = f"status={found.word}&ServeTraffic={serve}&{where}&time={stamp(now)}".encode()
         answer = self._response(found.code, body)
+        # The client connects again for its next check, and so doesn't keep a connection to a cluster that wants none.
         return answer if found is not Health.DISABLED else answer.closing()
 
     def _response(self, status: int, body: bytes = b"", *more: Header) -> HealthResponse:
         """Return a response with the headers that all of them have."""
-        if status == 204:
+        if status == 204:  # RFC 9110, 8.6: no Content-Length in a 204
             return HealthResponse(status, (*self._common, *more))
         size = (b"content-length", str(len(body)).encode())
         return HealthResponse(status, ((b"content-type", b"text/plain"), size, *self._common, *more), body)
@@ -205,6 +206,7 @@ def refusal(asked: Asked, token: str | None) -> int | None:
 def bears(authorization: str | None, token: str) -> bool:
     """Return whether the header `Authorization` has that token. The time that this takes reveals nothing about the token."""
     scheme, _, given = (authorization or "").partition(" ")
+    # Encoded, since compare_digest takes texts only if they are ASCII.
     same = hmac.compare_digest(given.strip().encode(errors="replace"), token.encode(errors="replace"))
     return same and scheme.lower() == "bearer"
 

@@ -81,7 +81,9 @@ class SingleFlight(Generic[A]):
             flight = Flight(request, key, False)
             flight.askers[asker] = deadline
             if key is not None:
-                self._by_key[key] = flight
+                self._by_key[key] = (
+                    flight  # until it ends or all askers have left: later requests join it while it runs
+                )
         self._waiting.append(flight)
         self._all[flight] = None
         return flight

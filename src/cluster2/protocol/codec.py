@@ -21,7 +21,7 @@ _ENVELOPE_BYTES = 4096
 """Bytes of a message that are reserved for all but its payload."""
 
 _M = TypeVar("_M")
-_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_encoder = msgspec.msgpack.Encoder(order="deterministic")  # sorted keys: equal payloads are equal bytes (single flight)
 _encode = _encoder.encode
 _encode_into = _encoder.encode_into
 _orders: msgspec.msgpack.Decoder[messages.Orders] = msgspec.msgpack.Decoder(messages.Orders)

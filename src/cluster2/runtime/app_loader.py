@@ -154,6 +154,7 @@ def _makes_protocols(app: Callable[..., Any]) -> bool:
         made = made.func
     if inspect.isroutine(made):
         try:
+            # eval_str: with `from __future__ import annotations` the annotation is a text.
             made = inspect.signature(made, eval_str=True).return_annotation
         except Exception:  # annotations are evaluated and may raise anything; then the annotation is unknown
             return False

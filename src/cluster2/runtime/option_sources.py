@@ -100,7 +100,7 @@ def load(
     warnings: list[str] = []
     variables = os.environ if environ is None else environ
     found = _from_shared_variables(variables)
-    found |= _from_file(directory, file, warnings)
+    found |= _from_file(directory, file, warnings)  # each source overrides the ones before it
     found |= _from_environment(variables, warnings)
     found |= _from_code(given, origin)
     _settle_addresses(found)

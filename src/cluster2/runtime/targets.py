@@ -92,7 +92,7 @@ def made_by(
         raise AppError(f"the factory {label} raised {one_line(error)}", detail=trace(error)) from error
     if inspect.isawaitable(made) and not callable(made):
         if inspect.iscoroutine(made):
-            made.close()
+            made.close()  # otherwise Python warns that it was never awaited
         raise AppError(f"the factory {label} is async; make it a plain function: {NO_LOOP_ERRORS}")
     return made
 
@@ -207,7 +207,7 @@ def _executed(name: str, file: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[name] = module  # before its code runs: pickle and dataclasses look the module up by name
     try:
         spec.loader.exec_module(module)
     except BaseException:
