@@ -233,7 +233,7 @@ def reload_without_old_code(chaos: Chaos) -> None:
     victims = [row["pid"] for row in chaos.running.workers()]
     (zygote,) = chaos.processes("zygote")
     with ThreadPoolExecutor() as pool:
-        reload = pool.submit(chaos.command, "reload", code=1)  # old workers have died instead of draining
+        reload = pool.submit(chaos.command, "reload", code=1)  # old workers die during the reload
         wait_until((directory / "tried").exists, "the new code is tried")
         for pid in (zygote, *victims):
             chaos.kill(pid)

@@ -19,7 +19,8 @@ MAX_BACKOFF_S = 15.0
 _MAX_BACKOFF_STEPS = 50
 """Steps of growth after which every back-off has reached its longest."""
 FAIR_SHARE = 1.02
-"""A worker gets no new connections if it has more than this share of the mean number, plus one."""
+"""The multiple of the mean number of connections that is a worker's fair share. A worker that has more, by one at least, gets no new
+connections (`lightest`), and hands over its surplus (`HandoffPolicy.handoff_surplus`)."""
 SHORT_LIFE_S = 1.0
 """Seconds. An earlier end of a worker counts as a failed start: its slot backs off, longer each time."""
 
@@ -64,7 +65,10 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """Drain this worker: its successor serves, its slot has a better worker, or its slot isn't wanted."""
+    """Have this worker leave: its successor serves, its slot has a better worker, or its slot isn't wanted.
+
+    The master drains it. One that is stuck doesn't hear the order, and is killed (`WorkerSupervisor.retire`).
+    """
 
     incarnation: int
 

@@ -214,7 +214,7 @@ def test_no_fork_storm_without_the_old_zygote(site: Site) -> None:
         (running.directory / "go").touch()
         done = reload.result()
         assert (done.returncode, "generation 2 serves" in done.stderr) == (1, True), (
-            "old workers died instead of draining"
+            "old workers died during the reload"
         )
     assert [row["generation"] for row in running.workers()] == [2, 2]
     assert len(events(running, "forked")) == 4, "two of each generation"

@@ -188,15 +188,17 @@ class HeartbeatLoop:
         """
         now = time.monotonic()
         wait = SLOW_TICK_S  # if the check fails
-        with self._guard("a worker's tick"):
-            wait = self._check_engines(now)
-        if now - self._slow_at >= 0.95 * SLOW_TICK_S:  # timers may fire a little early
-            self._slow_at = now
-            self._on_slow(now)
-        if now - self._second_at >= 0.95 * IDLE_TICK_S:
-            self._second_at = now
-            self._on_second(now)
-        self._schedule_tick(now, wait)
+        try:
+            with self._guard("a worker's tick"):
+                wait = self._check_engines(now)
+            if now - self._slow_at >= 0.95 * SLOW_TICK_S:  # timers may fire a little early
+                self._slow_at = now
+                self._on_slow(now)
+            if now - self._second_at >= 0.95 * IDLE_TICK_S:
+                self._second_at = now
+                self._on_second(now)
+        finally:  # the guards contain each step; this covers the code between them
+            self._schedule_tick(now, wait)
 
     def _check_engines(self, now: float) -> float:
         """Check the engines. Return the seconds until the next tick."""
@@ -228,7 +230,11 @@ class HeartbeatLoop:
             self._row.connections = connections
             with guard("moving connections"):
                 self._handoff.handoff_surplus(now, self._counts(), connections)
-        return FAST_TICK_S if busy else SLOW_TICK_S if connections or self._mode_selector.mode else IDLE_TICK_S
+        if busy:
+            return FAST_TICK_S
+        if connections or self._mode_selector.mode is not AcceptMode.BATCH:
+            return SLOW_TICK_S
+        return IDLE_TICK_S
 
     def _check_budget(self, now: float, connections: int) -> None:
         """Let the acceptor take only as many connections as there are descriptors for."""
@@ -260,11 +266,12 @@ class HeartbeatLoop:
         # Once more, in case `publish` has failed: the loop turns, and the master must not kill the worker.
         self._row.heartbeat = now + PROMISED_HEARTBEAT_S
         with self._guard("moving connections"):
-            self._on_slow_tick_serving(now)
+            self._update_mode_and_handoff(now)
 
     def _on_second(self, now: float) -> None:
         """Run the checks that are due once a second at most."""
-        self._latency.on_second(now)
+        with self._guard("the latency of requests"):
+            self._latency.on_second(now)
         with self._guard("the budget of connections"):
             self._budget.measure(self._connections)
         with self._guard("the memory of this worker"):
@@ -288,15 +295,15 @@ class HeartbeatLoop:
         return holds
 
     def _schedule_tick(self, now: float, wait: float) -> None:
-        if wait != FAST_TICK_S and not self.draining:
-            self._step_sampler.on_idle()
         self.slow = wait != FAST_TICK_S
         self._wait = wait
         self._due = now + wait
         self._timer = self._loop.call_later(wait, self._tick)
+        if self.slow and not self.draining:  # last: the next tick is scheduled whatever this does
+            self._step_sampler.on_idle()
 
-    def _on_slow_tick_serving(self, now: float) -> None:
-        """Select the mode, and hand over connections."""
+    def _update_mode_and_handoff(self, now: float) -> None:
+        """Select the mode, hand over connections, and publish the deadline of the oldest request. Do nothing while it drains."""
         if self.draining:
             return
         before = self._mode_selector.mode

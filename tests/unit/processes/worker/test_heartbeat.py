@@ -366,12 +366,29 @@ async def test_what_is_done_now_and_then(board: Scoreboard) -> None:
     worker.heartbeat.stop()
 
 
+async def test_a_fault_outside_the_guards(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tick on after a step that no guard contains has raised."""
+    worker = Worker(board)
+    raised: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context["exception"]))
+
+    def fail() -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(worker.watch, "on_idle", fail)
+    worker.heartbeat.start()
+    try:
+        await until(lambda: len(raised) > 1 and worker.engines[0].ticks > 2, "it ticks on")
+    finally:
+        worker.heartbeat.stop()
+
+
 @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("a fault of ours")])
 @pytest.mark.parametrize(
     "step",
     [
         "engine.tick", "engine.on_second", "engine.stats", "engine.longest_hold", "engine.oldest_request", "output.tick", "output.reopen_if_moved",
-        "handoff.handoff_idle", "handoff.handoff_surplus", "memory",
+        "handoff.handoff_idle", "handoff.handoff_surplus", "memory", "latency.on_second",
     ],
 )  # fmt: skip
 async def test_a_step_that_fails(
@@ -385,6 +402,7 @@ async def test_a_step_that_fails(
         "output": worker.heartbeat._output,
         "handoff": worker.handoff,
         "memory": processes,
+        "latency": worker.heartbeat._latency,
     }
     part, _, method = step.partition(".")
     failures = []

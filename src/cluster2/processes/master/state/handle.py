@@ -88,6 +88,11 @@ class WorkerHandle:
             if self.reason != "hang":  # a command may ask for it while its stacks are being taken
                 self.reason = reason
 
+    @property
+    def exit_wanted(self) -> bool:
+        """True if its exit is one that the master wants: it is no crash."""
+        return self.reason not in (None, "crash")
+
     def forget_replacement(self) -> None:
         """Drop the reason of a replacement that hasn't begun: the worker has ended by itself."""
         if self.reason == "recycle":

@@ -227,12 +227,12 @@ class WorkerSupervisor:
             return  # recorded before: one that vanishes before it can be watched is found at each tick until this is handled
         if handle.state in lifecycle.LIVE_STATES:
             handle.forget_replacement()  # it had no order to leave: it has ended by itself
-        wanted = handle.reason not in (None, "crash")
+        exit_wanted = handle.exit_wanted
         fault = departure_fault(handle, status)
         self.forget(handle, status)
         if fault is not None:
             self._state.post(WorkerExitFailed(handle, fault))
-        if wanted or self._state.ending:
+        if exit_wanted or self._state.ending:
             return
         if handle.ready_at is None:
             if handle.pid is None:
@@ -266,8 +266,7 @@ class WorkerSupervisor:
             return
         log_directory = self._resources.log_directory
         if log_directory is not None and handle.pid is not None:
-            wanted = handle.reason not in (None, "crash")
-            log_directory.note_exit(handle.slot, handle.pid, _how(status), wanted)
+            log_directory.note_exit(handle.slot, handle.pid, _how(status), handle.exit_wanted)
         self.actions.apply(handle, lifecycle.WorkerEvent.EXITED, status)
         self._steering.release(handle.place)
         self._health_monitor.forget(handle)
@@ -357,6 +356,8 @@ class WorkerSupervisor:
                 place=place,
                 stacks_file=stacks_file,
             )
+            # The handle is SPAWNING until the pid is reported. The row says BOOTING from the start: later only the worker writes its
+            # state, and its first value is BOOTING as well, so the readers of the scoreboard never see SPAWNING.
             cells = board.row(row)
             cells.slot, cells.generation, cells.started, cells.state = (
                 slot,
@@ -455,23 +456,25 @@ class WorkerSupervisor:
             return "scale"
         return "recycle" if handle.replace is not None else "reload"
 
-    def ask_to_leave(self, handle: WorkerHandle, event: lifecycle.WorkerEvent, reason: events.Reason | None) -> None:
+    def ask_to_leave(self, handle: WorkerHandle, event: lifecycle.WorkerEvent, because: events.Reason | None) -> None:
         """Have a worker leave, for this reason."""
-        handle.reason = reason
+        handle.reason = because
         self.actions.apply(handle, event)
 
-    def kill(self, handle: WorkerHandle, reason: events.Reason | None) -> None:
+    def kill(self, handle: WorkerHandle, because: events.Reason | None) -> None:
         """End a worker at once.
 
         One without a pid is forgotten. If it has a process all the same, that is killed when its pid is reported.
         """
-        self.ask_to_leave(handle, lifecycle.WorkerEvent.KILL, reason)
+        self.ask_to_leave(handle, lifecycle.WorkerEvent.KILL, because)
         if handle.pid is None:
             self.on_exit_recorded(handle, None)
 
 
 def departure_fault(handle: WorkerHandle, status: ExitStatus | None) -> str | None:
     """Return what went wrong when a worker left that had to leave, for the command that wanted it; None: nothing.
+
+    An old worker that crashes during a reload counts, although it had no order yet: its connections broke.
 
     Args:
         handle: as it was before it ended.
@@ -486,7 +489,9 @@ def departure_fault(handle: WorkerHandle, status: ExitStatus | None) -> str | No
     if status == ExitStatus(code=0) and handle.state not in lifecycle.LIVE_STATES:
         return None
     if handle.state in lifecycle.LIVE_STATES:
-        return f"{handle} {_ended(status)} instead of draining ({_how(status)})"
+        # One that no command has named, and that had no order yet, concerns a reload only: that replaces each worker.
+        unasked = handle.reason is None and handle.replace is None
+        return f"{handle} {_ended(status)} {'during the reload' if unasked else 'instead of draining'} ({_how(status)})"
     if handle.reason == "hang" and not handle.drain_first:
         return f"{handle} was stuck and was killed"
     return f"{handle} {_ended(status)} while it drained ({_how(status)})"

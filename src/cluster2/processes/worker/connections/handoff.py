@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from functools import partial
 
+from ....core.planning import FAIR_SHARE
 from ....engines.base import Engine, Movable
 from ....linux.handover import HandedConnection, QueueWriter
 from ....linux.scoreboard import Header
 
 UNSTRETCHED_WAKE_RATE = 1000.0
 """Connections a second that may wake at the keeper before the idle time grows with their number."""
-_FAIR_SHARE_SLACK = 1.02
-"""Multiple of the mean that a worker may have before it hands over some; and it must have more than one too many."""
 SURPLUS_DIVISOR = 4
 """Divisor of the surplus: where connections can't move, one in so many is closed at a time."""
 
@@ -55,8 +55,7 @@ class HandoffPolicy:
         """Hand each connection over after its response from now on, and all idle ones at once."""
         if self._idle_queue is None:
             return
-        for app, engine in enumerate(self._engines):
-            engine.report_freed(lambda connection, app=app: self._hand_over(app, connection))  # type: ignore[misc]
+        self._report_freed(parked=True)
         self.parked += self._send_idle(now)
 
     def stop_handoff_after_response(self) -> None:
@@ -83,7 +82,8 @@ class HandoffPolicy:
         """
         # -1: a sibling's engine doesn't count its connections.
         mean = sum(max(0, count) for count in counts) / max(1, len(counts))
-        if mine <= mean + 1 or mine <= mean * _FAIR_SHARE_SLACK:
+        # Both bounds hold: with few connections one too many is nothing, and with many 2 % is within the noise.
+        if mine <= mean + 1 or mine <= mean * FAIR_SHARE:
             return
         surplus = int(mine - mean)
         # Only connections that have brought a request: else all would move where each request has a connection of its own.
@@ -96,26 +96,34 @@ class HandoffPolicy:
         """Hand over all connections that may move now, and each of the others as soon as it may."""
         if self._idle_queue is None:
             return
-        for app, engine in enumerate(self._engines):
-            engine.report_freed(lambda connection, app=app: self._hand_over(app, connection))  # type: ignore[misc]
+        self._report_freed(parked=False)
         self._send_idle(now)
 
-    def _hand_over(self, app: int, connection: Movable, again: bool = True) -> None:
+    def _report_freed(self, *, parked: bool) -> None:
+        """Have the engines report each connection whose response is complete, and hand it over.
+
+        Args:
+            parked: count these hand-offs as parked.
+        """
+        for app_index, engine in enumerate(self._engines):
+            engine.report_freed(partial(self._hand_over, app_index, parked))
+
+    def _hand_over(self, app_index: int, parked: bool, connection: Movable, again: bool = True) -> None:
         """Hand over a connection whose response is complete. If the queue is full it stays, until `handoff_late` or `retire`."""
         assert self._idle_queue is not None
         try:
             if not connection.may_move():
                 if again:  # uvloop writes at the end of this turn, so the response may not be written yet
-                    self._loop.call_soon(self._hand_over, app, connection, False)
+                    self._loop.call_soon(self._hand_over, app_index, parked, connection, False)
                 return
             descriptor, family = connection.descriptor_and_family()
         except Exception:
             connection.abandon("handing over")
             return
-        if self._idle_queue.send(descriptor, app, family, 0.0):
+        if self._idle_queue.send(descriptor, app_index, family, 0.0):
             connection.release()  # the queue holds a reference to the socket: only this process's descriptor is closed
             self.moved += 1
-            self.parked += 1
+            self.parked += parked
 
     def _send_idle(self, now: float, idle_s: float = 0.0, most: int | None = None, kept: bool = False) -> int:
         """Hand over the connections that may move and were idle for `idle_s` seconds. Return how many.
@@ -128,7 +136,7 @@ class HandoffPolicy:
             return 0
         handed: list[HandedConnection] = []
         leaving: list[Movable] = []
-        for app, connection in self._movable():
+        for app_index, connection in self._movable():
             if len(leaving) == most:
                 break
             try:
@@ -140,7 +148,7 @@ class HandoffPolicy:
             except Exception:
                 connection.abandon("handing over")
                 continue
-            handed.append(HandedConnection(descriptor, app, family, max(0.0, now - since)))
+            handed.append(HandedConnection(descriptor, app_index, family, max(0.0, now - since)))
             leaving.append(connection)
         sent = self._idle_queue.send_all(handed)
         for connection in leaving[:sent]:  # the queue may have taken only some
@@ -149,4 +157,6 @@ class HandoffPolicy:
         return sent
 
     def _movable(self) -> Iterable[tuple[int, Movable]]:
-        return ((app, connection) for app, engine in enumerate(self._engines) for connection in engine.movable())
+        return (
+            (app_index, connection) for app_index, engine in enumerate(self._engines) for connection in engine.movable()
+        )

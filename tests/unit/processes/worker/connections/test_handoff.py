@@ -356,3 +356,18 @@ async def test_retire(stack: ExitStack) -> None:
     assert freed is not None
     freed(cast(Movable, busy))
     assert len(setup.arrived()) == 1
+    assert (setup.moves.moved, setup.moves.parked) == (301, 0), "parked counts the hand-offs of mode handoff alone"
+
+
+async def test_retire_in_mode_handoff(stack: ExitStack) -> None:
+    """Count no hand-off of the drain as parked, although mode handoff was on before."""
+    setup = Setup(stack)
+    (busy,) = setup.add(0, may=False)
+    setup.moves.start_handoff_after_response(NOW)
+    setup.moves.retire(NOW)
+    busy.may = True
+    freed = setup.engines[0].freed
+    assert freed is not None
+    freed(cast(Movable, busy))
+    assert (setup.moves.moved, setup.moves.parked) == (1, 0)
+    assert len(setup.arrived()) == 1
