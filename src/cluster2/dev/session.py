@@ -70,7 +70,8 @@ class Session:
         self._files = files
         self._say = say
         self._child: subprocess.Popen[bytes] | None = None
-        self._leaving = False
+        self._leaving = 0
+        """The number of the signal that ends the session; 0: none so far."""
         self._loaded_at = 0.0
 
     def run(self) -> int:
@@ -95,6 +96,8 @@ class Session:
                 code = self._child.poll() if self._child is not None else None
                 if code is not None and (self._leaving or code not in _EXIT_CODES_OF_A_FAILED_APP):
                     return code if code >= 0 else 128 - code
+                if self._child is None and self._leaving:
+                    return 128 + self._leaving
                 if code is not None and self._child is not None:
                     self._child = None
                     self._say("the start has failed; after the next edit the app is loaded again")
@@ -139,6 +142,8 @@ class Session:
         except NotRunning:
             return  # it has only just been started, or ends
         except ClusterError as error:
+            if self._leaving or self._child.poll() is not None:
+                return  # the cluster ends, and the reload with it
             if self._settings.log_to == "files":  # otherwise the master has just shown it on the same terminal
                 self._say(f"{error.message}\n{error.detail}".rstrip())
             self._say(f"{shown} changed: it cannot be loaded; the old code serves until the next edit")
@@ -153,6 +158,8 @@ class Session:
             # A session that is killed must not leave its cluster behind.
             preexec_fn=partial(set_parent_death_signal, signal.SIGTERM),
         )
+        if self._leaving:  # the signal came while the cluster was being started
+            self._child.terminate()
 
     def _end(self) -> None:
         """End the cluster if something has gone wrong here: it must not stay without the developer's knowing."""
@@ -165,14 +172,18 @@ class Session:
         """Have signals end the cluster, and this process with it."""
 
         def interrupted(number: int, frame: FrameType | None) -> None:
-            self._leaving = True
-            # A Ctrl-C of the terminal reaches the cluster by itself; a second one there means "at once".
-            if self._child is not None and (number == signal.SIGTERM or not sys.stdin.isatty()):
-                self._child.terminate()
+            self._leaving = number
             if self._child is None:
-                raise SystemExit(128 + number)
+                return  # `_follow` sees it; watchfiles would swallow an exception that is raised here
+            # A Ctrl-C or Ctrl-\ of the terminal reaches the cluster by itself; a second one there means "at once".
+            of_terminal = number in (signal.SIGINT, signal.SIGQUIT) and sys.stdin is not None and sys.stdin.isatty()
+            if not of_terminal:
+                self._child.send_signal(signal.SIGQUIT if number == signal.SIGQUIT else signal.SIGTERM)
 
-        before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGQUIT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # it is ignored under nohup
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, interrupted) for number in numbers}
         try:
             yield
         finally:

@@ -28,7 +28,8 @@ class SourceFilter(DefaultFilter):
     def __init__(
         self, include: Sequence[str], exclude: Sequence[str], never: Iterable[str] = (), always: Iterable[str] = ()
     ) -> None:
-        super().__init__(ignore_paths=[os.path.realpath(each) for each in never])
+        # With a separator at the end, since watchfiles compares beginnings: logs must not take logs.py or logs_app/ along.
+        super().__init__(ignore_paths=[os.path.join(os.path.realpath(each), "") for each in never])
         self._include = ("*.py", *include)
         self._exclude = tuple(exclude)
         self._always = frozenset(os.path.realpath(each) for each in always)

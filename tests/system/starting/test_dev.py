@@ -100,6 +100,31 @@ def test_code_that_cannot_be_loaded(start: Start, tmp_path: Path) -> None:
     site.serves("two")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_nothing_is_loaded(start: Start, tmp_path: Path, number: signal.Signals) -> None:
+    """A session that waits for an edit after a failed start ends at the first signal."""
+    site = Developed(start, tmp_path, text="VALUE = = 1\n")
+    site.says("the start has failed; after the next edit the app is loaded again")
+    site.running.signal(number)
+    assert site.running.wait() == 128 + number
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
+def test_nothing_is_left_behind(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """When the terminal is closed, or SIGQUIT comes, cluster and temporary files go with the session."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    site = Developed(start, tmp_path)
+    site.serves("one")
+    site.running.signal(number)
+    assert site.running.wait() == 0
+    site.running.assert_gone()
+    assert not list(temporary.glob("cluster2-dev-*"))
+
+
 def test_what_is_watched(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package elsewhere that the app imports counts, and so do included files; what is excluded does not."""
     package = tmp_path / "elsewhere" / "part"

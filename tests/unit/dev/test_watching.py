@@ -22,6 +22,8 @@ from cluster2.processes.zygote import imported_sources
         ("notes.txt", False),
         ("logs/worker.0.log", False),
         ("logs/report.py", False),
+        ("logs.py", True),
+        ("pids_of_shops/app.py", True),
         ("pids/master.1.pid", False),
         (".venv/lib/site.py", False),
         ("package/__pycache__/part.cpython-311.pyc", False),
