@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .core.health import STUCK_STATE
-from .core.lifecycle import MODES, PHASES, WorkerState
+from .core.lifecycle import MODES, PHASES, SHOWN_STATES
 from .linux.scoreboard import Cells, Header, Row
 
 STATUS, TOP, FACTS = "`status`", "`top`", "`/`"
@@ -160,7 +160,8 @@ GROUPS: Mapping[str, tuple[_AnswerField, ...]] = {
         _AnswerField(
             "workers[].state",
             "text",
-            f"{_words([*(state.label for state in WorkerState), STUCK_STATE])}: ready, but its heartbeat is overdue",
+            f"{_words([*(state.label for state in SHOWN_STATES), STUCK_STATE])}: ready, but its heartbeat is overdue. "
+            "`/` never has `dying`: a worker writes its state itself, and one that is killed writes nothing",
         ),
         _AnswerField("workers[].uptime", "seconds", "since the worker was forked"),
         _cell("workers[].requests"),

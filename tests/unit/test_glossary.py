@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from cluster2.core.health import STUCK_STATE
-from cluster2.core.lifecycle import MODES, PHASES, WorkerState
+from cluster2.core.lifecycle import MODES, PHASES, SHOWN_STATES
 
 ROOT = next(parent for parent in Path(__file__).parents if (parent / "mkdocs.yml").exists())
 ENTRIES = dict(re.findall(r"^## (.+)\n\n((?:(?!## ).*\n)+)", (ROOT / "docs" / "glossary.md").read_text("utf-8"), re.M))
 
 
-@pytest.mark.parametrize("word", {*PHASES, *(state.label for state in WorkerState), STUCK_STATE})
+@pytest.mark.parametrize("word", {*PHASES, *(state.label for state in SHOWN_STATES), STUCK_STATE})
 def test_each_state_has_an_entry(word: str) -> None:
     """Each state of a cluster and of a worker, as `status` shows it, has an entry of its own."""
     assert word in ENTRIES

@@ -55,7 +55,8 @@ def shutdown(pids: str | None) -> int:
 def reload(pids: str | None) -> int:
     """Load the code again: a new generation of workers, each ready before its predecessor leaves.
 
-    Returns when the old generation has left. Exits with 1 and the reason if the reload was abandoned and the old one serves on.
+    Returns when the old generation has left. Exits with 1 and the reason if the reload was abandoned and the old one serves on. Exits
+    with 1 as well if the new code serves, but an old worker died or had requests cut off.
     """
     done = _client(pids).call("reload", progress=_reporter())
     for warning in done["warnings"]:

@@ -199,7 +199,7 @@ def _painted(line: str, first: bool, heading: bool) -> str:
     if heading:
         return f"{_REVERSE}{line}{_PLAIN}"
     for word, colour in (
-        ("dead", _RED),
+        ("dying", _RED),
         ("stuck", _RED),
         ("disabled", _RED),
         ("booting", _YELLOW),

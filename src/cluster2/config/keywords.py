@@ -97,7 +97,7 @@ class ClusterOptions(TypedDict, total=False):
     heartbeat_interval: float | str | None
     """time between two heartbeat events; 0: none"""
     max_heartbeat_delay: float | str | None
-    """a worker whose event loop is stuck for that time is replaced"""
+    """a worker whose event loop is stuck is replaced when its heartbeat (every 2 s) is late by that time, or by a shorter request_timeout"""
     request_timeout: float | str | None
     """a worker with a request older than this is replaced; 0: never"""
     keep_alive: bool | None

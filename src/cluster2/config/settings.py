@@ -353,7 +353,8 @@ class Settings:
     max_heartbeat_delay: float = option(
         30.0,
         POSITIVE,
-        "a worker whose event loop is stuck for that time is replaced",
+        "a worker whose event loop is stuck is replaced when its heartbeat (every 2 s) is late by that time, or by a shorter "
+        "request_timeout",
         _TIME,
         legacy_name="maxHeartbeatDelay",
         requires_master=True,

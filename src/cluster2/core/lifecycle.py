@@ -122,6 +122,10 @@ def step(state: WorkerState, event: WorkerEvent) -> Step:
     return TRANSITIONS[state, event]
 
 
+SHOWN_STATES = (WorkerState.BOOTING, WorkerState.READY, WorkerState.DRAINING, WorkerState.DYING)
+"""The states that users see. A worker is shown once it has a pid, so it isn't SPAWNING any more, and it is forgotten in the step in
+which it becomes DEAD."""
+
 LIVE_STATES = frozenset({WorkerState.SPAWNING, WorkerState.BOOTING, WorkerState.READY})
 """The states of a worker that serves or will serve."""
 

@@ -4,7 +4,7 @@ import { el, setAttribute, setOrder, setText } from "./dom.js";
 import * as format from "./format.js";
 
 const MIN_SORT_INTERVAL_MS = 3000; // rows that jump can't be read
-const STATES = { __proto__: null, spawning: "○", booting: "◔", ready: "●", stuck: "▲", draining: "◑", dying: "✕", dead: "✕" };
+const STATES = { __proto__: null, booting: "◔", ready: "●", stuck: "▲", draining: "◑" };
 
 const overdue = (worker) => worker.state === "stuck";
 const quantile = (worker, which) => worker.recent?.[which] ?? worker.latency?.[which];
@@ -20,7 +20,7 @@ const COLUMNS = [
     words: true,
     value: (w) => w.state,
     text: (w) => `${STATES[w.state] ?? "○"} ${w.state}`,
-    tone: (w) => (w.state === "ready" ? "good" : ["stuck", "dying", "dead"].includes(w.state) ? "bad" : "warn"),
+    tone: (w) => (w.state === "ready" ? "good" : w.state === "stuck" ? "bad" : "warn"),
   },
   { key: "age", label: "Age", value: (w) => w.uptime, text: (w) => format.duration(w.uptime) },
   { key: "rate", label: "Req/s", title: "Requests per second", value: (w) => w.rate, text: (w) => format.rate(w.rate) },
