@@ -317,8 +317,8 @@ class Master:
         while not await self._carry_out_plan(now):
             self._handle_failures()
         restarts = self.state.restarts
-        times = [when for when in (restarts.next_time(now), self.reloader.wake_at()) if when is not None]
-        self._periodic.wake_at(min(times, default=None))
+        times = [when for when in (restarts.next_time(now), self.reloader.next_deadline()) if when is not None]
+        self._periodic.tick_at(min(times, default=None))
 
     async def _carry_out_plan(self, now: float) -> bool:
         """Make and retire workers. Return False if that has led to a failure, after which another plan has to be made."""

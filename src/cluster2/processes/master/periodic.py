@@ -76,7 +76,7 @@ class PeriodicTasks:
         self._state.post(Tick())
         self._ticker = self._loop.call_later(self._interval_s, self.start)
 
-    def wake_at(self, when: float | None) -> None:
+    def tick_at(self, when: float | None) -> None:
         """Post another `Tick` at that time, for a slot that backs off: the next regular one may come too late for it."""
         if self._alarm is not None:
             self._alarm.cancel()

@@ -28,7 +28,7 @@ from ..state.handle import WorkerHandle
 from ..state.inbox import Command
 from ..workers.health_monitor import stacks_of
 from .cluster_status import StatusBuilder
-from .pending_commands import Outcome, PendingCommand, PendingCommands, as_cluster_error
+from .pending_commands import Outcome, PendingCommand, PendingCommands, as_client_error
 from .subscribers import EventSubscribers
 
 _MAX_WORKERS = 512
@@ -309,4 +309,4 @@ def _checked(command: Command, act: Callable[[], dict[str, Any] | None]) -> dict
     try:
         return act() or {}
     except Exception as error:
-        raise as_cluster_error(command, error) from error
+        raise as_client_error(command, error) from error

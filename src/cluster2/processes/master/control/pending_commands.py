@@ -74,7 +74,7 @@ class PendingCommands:
             try:
                 command.answer(await work)
             except Exception as error:
-                command.answer(as_cluster_error(command, error))
+                command.answer(as_client_error(command, error))
 
         task = asyncio.get_running_loop().create_task(answer())
         self._tasks.add(task)
@@ -112,7 +112,7 @@ class PendingCommands:
             each.finish(outcome(each))
 
 
-def as_cluster_error(command: Command, error: Exception) -> ClusterError:
+def as_client_error(command: Command, error: Exception) -> ClusterError:
     """Return the error that a client gets for its mistake."""
     if isinstance(error, ClusterError):
         return error

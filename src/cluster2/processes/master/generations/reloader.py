@@ -150,7 +150,7 @@ class Reloader:
         rollout = self._state.rollout
         return rollout.old if rollout is not None and rollout.stage is Stage.PROVING else None
 
-    def wake_at(self) -> float | None:
+    def next_deadline(self) -> float | None:
         """Return the monotonic time at which `advance` has something to do although nothing happens."""
         rollout = self._state.rollout
         return rollout.settles_at if rollout is not None and rollout.stage is Stage.PROVING else None

@@ -37,7 +37,7 @@ _ZYGOTE_EXIT_GRACE_S = 5.0
 
 
 @dataclass(slots=True, eq=False)
-class StandaloneWorker:
+class _ExecutedWorker:
     """An executed process that will become a worker. Its order waits here until it has loaded the app."""
 
     child: ChildProcess
@@ -84,8 +84,8 @@ class WorkerFactory:
         self._emit = emit
         self._loop = asyncio.get_running_loop()
         self._zygote: ChildProcess | None = None
-        self._alone: dict[int, StandaloneWorker] = {}
-        self._leaving: list[ChildProcess] = []
+        self._executed: dict[int, _ExecutedWorker] = {}
+        self._closing_zygotes: list[ChildProcess] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._unanswered: set[int] = set()
         self._answer_limit: asyncio.TimerHandle | None = None
@@ -138,9 +138,9 @@ class WorkerFactory:
                 unsent.callback(os.close, copies[-1])
             stacks_file = WorkerDescriptors.from_list(copies, order).stacks_file
             child = self._execute(reap=False, stacks_file=stacks_file)
-            self._listen(child, lambda message: self._from_alone(order.incarnation, message))
+            self._listen(child, lambda message: self._from_executed(order.incarnation, message))
             unsent.pop_all()
-        self._alone[order.incarnation] = StandaloneWorker(child, msgspec.structs.replace(order, become=True), copies)
+        self._executed[order.incarnation] = _ExecutedWorker(child, msgspec.structs.replace(order, become=True), copies)
         self._send(messages.WorkerForked(order.incarnation, child.pid))
 
     def reopen_logs(self) -> None:
@@ -152,19 +152,19 @@ class WorkerFactory:
     def pids(self) -> set[int]:
         """Return the pids of the processes that this object reaps."""
         zygote = [] if self._zygote is None else [self._zygote]
-        return {child.pid for child in (*self._leaving, *zygote) if not child.left.done()}
+        return {child.pid for child in (*self._closing_zygotes, *zygote) if not child.left.done()}
 
     def close(self) -> None:
         """Let the zygote exit, which it does when its channel closes."""
         self.ready = False
         self._let_zygote_go()
-        for alone in self._alone.values():
-            self._dismiss(alone)
-        self._alone.clear()
+        for executed in self._executed.values():
+            self._dismiss(executed)
+        self._executed.clear()
 
     async def wait_closed(self, patience: float) -> None:
         """Wait for the processes that were let go. One that hangs (in the app's import) is killed after `patience` seconds."""
-        await asyncio.gather(*(child.wait_closed(patience) for child in self._leaving))
+        await asyncio.gather(*(child.wait_closed(patience) for child in self._closing_zygotes))
 
     def _send(self, message: messages.Orders | None) -> None:
         self._post(ZygoteMessage(self._prepare.generation, message))
@@ -246,14 +246,14 @@ class WorkerFactory:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _from_alone(self, incarnation: int, message: messages.Orders | None) -> None:
-        alone = self._alone.pop(incarnation, None)
-        if alone is None:
+    def _from_executed(self, incarnation: int, message: messages.Orders | None) -> None:
+        executed = self._executed.pop(incarnation, None)
+        if executed is None:
             return
         if isinstance(message, messages.Prepared):
             with contextlib.suppress(OSError):  # it has ended; its exit is handled elsewhere
-                alone.child.channel.send(codec.pack_order(alone.order), alone.descriptors)
-        self._dismiss(alone)
+                executed.child.channel.send(codec.pack_order(executed.order), executed.descriptors)
+        self._dismiss(executed)
         if isinstance(message, messages.PrepareFailed):
             self._send(message)
 
@@ -301,12 +301,12 @@ class WorkerFactory:
                 zygote.kill()
             killer = self._loop.call_later(grace_s, zygote.kill)
             zygote.left.add_done_callback(lambda _: killer.cancel())
-            self._leaving = [child for child in self._leaving if not child.left.done()] + [zygote]
+            self._closing_zygotes = [child for child in self._closing_zygotes if not child.left.done()] + [zygote]
 
-    def _dismiss(self, alone: StandaloneWorker) -> None:
+    def _dismiss(self, executed: _ExecutedWorker) -> None:
         """Close the channel, and the descriptors that would have travelled over it."""
-        alone.child.close_channel()
-        for descriptor in alone.descriptors:
+        executed.child.close_channel()
+        for descriptor in executed.descriptors:
             os.close(descriptor)
 
 
