@@ -380,8 +380,12 @@ def choice(*values: str) -> ValueType:
     return ValueType("|".join(values), f"one of {', '.join(values)}", read, annotation=f"Literal[{literals}]")
 
 
+MAX_WORKERS = 450
+"""The kernel allows 500 for a listener that all of them watch, successors of a reload included (`PollSwitch`)."""
+
+
 def _auto(raw: object) -> int:
-    return 0 if isinstance(raw, str) and raw.strip().lower() == "auto" else _whole(raw, 1)
+    return 0 if isinstance(raw, str) and raw.strip().lower() == "auto" else _whole(raw, 1, MAX_WORKERS)
 
 
 def _joined(values: object) -> str:
@@ -391,7 +395,11 @@ def _joined(values: object) -> str:
 FLAG = ValueType("FLAG", "true or false (also yes, no, on, off, 1, 0)", _flag, lambda value: str(value).lower(), "bool")
 COUNT = count()
 WORKERS = ValueType(
-    "COUNT", "a whole number of at least 1, or auto", _auto, lambda value: str(value or "auto"), 'int | Literal["auto"]'
+    "COUNT",
+    f"a whole number from 1 to {MAX_WORKERS}, or auto",
+    _auto,
+    lambda value: str(value or "auto"),
+    'int | Literal["auto"]',
 )
 PORT = ValueType("PORT", "a port from 0 to 65535", lambda raw: _whole(raw, 0, 65535), annotation="int")
 PORTS = ValueType("PORT", "a port from 0 to 65535, or several", _ports, _joined, "int | Sequence[int]")

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ..config.settings import FILE_OPTIONS, FORMER, OPTIONS, Option, Settings, validate, without_master
-from ..config.value_types import PATH
+from ..config.value_types import MAX_WORKERS, PATH
 from ..errors import ConfigError
 from . import env_files
 
@@ -106,7 +106,7 @@ def load(
     _settle_addresses(found)
     complete = {name: found.get(name, _Given(option.default, "default", 0)) for name, option in OPTIONS.items()}
     values = {OPTIONS[name].field: _value(OPTIONS[name], each, directory) for name, each in complete.items()}
-    settings = Settings(**values | {"workers": values["workers"] or _usable_cpus()})
+    settings = Settings(**values | {"workers": values["workers"] or min(_usable_cpus(), MAX_WORKERS)})
     sources = {name: each.source for name, each in complete.items()}
     validate(settings, sources)
     if check:

@@ -77,7 +77,7 @@ def test_by_signal(site: Site) -> None:
     assert len(pids(running)) == 1
 
 
-@pytest.mark.parametrize(("number", "says"), [("0", "0 is not in the range"), ("513", "a whole number from 1 to 512")])
+@pytest.mark.parametrize(("number", "says"), [("0", "0 is not in the range"), ("451", "a whole number from 1 to 450")])
 def test_numbers_that_are_refused(site: Site, number: str, says: str) -> None:
     """No worker, and more than there is room for, are refused with 2."""
     running = site()

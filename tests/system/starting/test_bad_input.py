@@ -62,7 +62,7 @@ BAD = {
     "missing attribute": Case(3, ("no_such_name",), target=sample("no_such_name")),
     "no attribute named": Case(3, ("json", "module:attr"), target="json"),
     "not callable": Case(3, ("not_callable", "int"), target=sample("not_callable")),
-    "no workers": Case(5, ("--workers", "'0'", "at least 1, or auto"), options=("--workers", "0")),
+    "no workers": Case(5, ("--workers", "'0'", "from 1 to 450, or auto"), options=("--workers", "0")),
     "async factory": Case(3, ("is async", "plain function"), target=sample("async_factory")),
     "factory without --factory": Case(3, ("factory", "--factory"), target=sample("factory")),
 }

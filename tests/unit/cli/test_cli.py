@@ -167,7 +167,7 @@ def test_ctrl_c(master: Fake) -> None:
         (
             ["run", "a:app", "-w", "0"],
             5,
-            "workers = '0' (flag --workers): expected a whole number of at least 1, or auto",
+            "workers = '0' (flag --workers): expected a whole number from 1 to 450, or auto",
         ),
         (["run", "--bogus"], 2, "No such option"),
         (

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from .... import events
+from ....config.value_types import MAX_WORKERS
 from ....core.lifecycle import LIVE_STATES
 from ....errors import ClusterError, UsageError
 from ....protocol import messages
@@ -31,8 +32,6 @@ from .cluster_status import StatusBuilder
 from .pending_commands import Outcome, PendingCommand, PendingCommands, as_client_error
 from .subscribers import EventSubscribers
 
-_MAX_WORKERS = 512
-"""The scoreboard has a row for each, and for their successors."""
 SIGNAL_COMMANDS = {
     signal.SIGTERM: "shutdown",
     signal.SIGINT: "shutdown",
@@ -216,8 +215,8 @@ class CommandHandler:
 
     def _do_scale(self, command: Command) -> Response:
         slots = command.params.get("workers")
-        if not isinstance(slots, int) or not 1 <= slots <= _MAX_WORKERS:
-            raise UsageError(f"workers = {slots!r}: expected a whole number from 1 to {_MAX_WORKERS}")
+        if not isinstance(slots, int) or not 1 <= slots <= MAX_WORKERS:
+            raise UsageError(f"workers = {slots!r}: expected a whole number from 1 to {MAX_WORKERS}")
         self._check_serving(command)
         if (why := self._loader.scale_refusal(slots)) is not None:
             raise ClusterError(why)
