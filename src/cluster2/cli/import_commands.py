@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -37,7 +38,7 @@ def import_(output: str, force: bool, process: str, server: str, words: tuple[st
     if found.environment:
         found.options["env_file"] = _ENV_FILE
     text = found.toml()
-    variables = "".join(f"{name}={value}\n" for name, value in found.environment.items())
+    variables = "".join(f"{name}={_env_value(value)}\n" for name, value in found.environment.items())
     if output == "-":
         click.echo(text, nl=False)
         if variables:
@@ -57,7 +58,17 @@ def import_(output: str, force: bool, process: str, server: str, words: tuple[st
     return 0
 
 
+def _env_value(value: str) -> str:
+    """Return a value as an environment file has it: in quotes if it would be read otherwise without."""
+    if value == value.strip() and not value.startswith(("'", '"')) and not re.search(r"[\r\n]|\s#|^#", value):
+        return value
+    quoted = value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n").replace("\r", r"\r")
+    return f'"{quoted}"'
+
+
 def _translate(server: str, words: list[str], process: str) -> Translation:
+    if len(words) > 2 and words[0].rpartition("/")[2].startswith("python") and words[1] == "-m":
+        words = words[2:]
     program = words[0].rpartition("/")[2] if words else ""
     match server:
         case "procfile":

@@ -7,6 +7,10 @@ gunicorn itself is not needed: a configuration file is a Python program, which i
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,16 @@ _GREEN_CLASSES = ("gevent", "eventlet", "tornado", "egg:", "gunicorn.workers.g")
 
 
 def _bind(value: Any) -> dict[str, Any]:
-    return {"bind": [value] if isinstance(value, str) else list(value)}
+    parts = value.split(",") if isinstance(value, str) else value
+    return {"bind": [_address(str(each).strip()) for each in parts]}
+
+
+def _address(text: str) -> str:
+    """Return an address as cluster2 takes it: gunicorn adds the port 8000, and takes unix:// and tcp:// as well."""
+    if text.startswith("unix:"):
+        return f"unix:{text.removeprefix('unix:').removeprefix('//')}"
+    text = text.removeprefix("tcp://")
+    return text if re.search(r":\d+$", text) or text.startswith("fd://") else f"{text}:8000"
 
 
 def _keepalive(value: Any) -> dict[str, Any]:
@@ -40,7 +53,7 @@ def _umask(value: Any) -> dict[str, Any]:
 
 
 def _log_level(value: Any) -> dict[str, Any]:
-    return {"log_level": str(value).lower()}
+    return {"log_level": {"warn": "warning"}.get(str(value).lower(), str(value).lower())}
 
 
 def _error_log(value: Any) -> dict[str, Any]:
@@ -168,9 +181,9 @@ SETTINGS: Mapping[str, Fate] = {
     "pythonpath": Missing("set PYTHONPATH in the environment; chdir is on the import path"),
     "raw_env": Unneeded("the variables are in the file that env_file names"),
     "raw_paste_global_conf": Missing("load the app with paste.deploy in a module of your own"),
-    "reload": Missing("after an edit, `cluster2 reload` serves the new code"),
-    "reload_engine": Missing("after an edit, `cluster2 reload` serves the new code"),
-    "reload_extra_files": Missing("after an edit, `cluster2 reload` serves the new code"),
+    "reload": Missing("`cluster2 dev` serves the new code after an edit"),
+    "reload_engine": Missing("`cluster2 dev` serves the new code after an edit"),
+    "reload_extra_files": Missing("`cluster2 dev` serves the new code after an edit"),
     "reuse_port": Unneeded("all workers share the master's listening socket"),
     "root_path": Mapped(option("root_path"), "the proxy must strip this prefix"),
     "secure_scheme_headers": Missing("the scheme is read from X-Forwarded-Proto only"),
@@ -280,8 +293,14 @@ def from_command(words: Sequence[str]) -> Translation:
         ConfigError: as `from_file`; or gunicorn has no such flag.
     """
     given, target = _parse(words)
-    path = Path(str(given.pop("config", "gunicorn.conf.py")).removeprefix("file:"))
-    settings = _execute(path) if "config" in vars(_parser().parse_known_args(list(words))[0]) or path.exists() else {}
+    config = str(given.pop("config", ""))
+    default = Path("gunicorn.conf.py")
+    if config.startswith("python:"):
+        settings = _import(config.removeprefix("python:"))
+    elif config or default.exists():
+        settings = _execute(Path(config.removeprefix("file:")) if config else default)
+    else:
+        settings = {}
     if target is not None:
         settings["wsgi_app"] = target
     return translate(settings | given, f"`gunicorn {' '.join(words)}`")
@@ -294,6 +313,7 @@ def translate(settings: Mapping[str, Any], origin: str) -> Translation:
         ConfigError: a value is none that gunicorn would take.
     """
     found = Translation(origin)
+    settings = {name: value for name, value in settings.items() if value is not None}  # None: the default
     app = settings.get("wsgi_app")
     found.target = str(app) if app else None
     if "bind" not in settings:
@@ -302,7 +322,10 @@ def translate(settings: Mapping[str, Any], origin: str) -> Translation:
     if "workers" not in settings:
         found.options["workers"] = 1
         found.notes["workers"] = "gunicorn's default; that of cluster2 is a worker for each usable CPU"
-    threaded = _adds_threads(found, settings)
+    try:
+        threaded = _adds_threads(found, settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"threads = {settings['threads']!r} ({origin}): {error}") from None
     for name, value in settings.items():
         if name in ("wsgi_app", "raw_env") or (name == "threads" and not threaded):
             continue
@@ -361,6 +384,8 @@ def _parse(words: Sequence[str]) -> tuple[dict[str, Any], str | None]:
                 given[name] = int(given[name])
             except ValueError:
                 raise ConfigError(f"{_FLAGS[name][-1]} {given[name]!r}: expected a number") from None
+    if re.match(r"0\d", given.get("umask", "")):  # octal in a flag, but not in a file
+        given["umask"] = f"0o{given['umask'][1:]}"
     return given, given.pop("wsgi_app", None)
 
 
@@ -376,4 +401,16 @@ def _execute(path: Path) -> dict[str, Any]:
         exec(code, found)  # gunicorn does the same; the file is the user's own
     except Exception as error:
         raise ConfigError(f"{path} raised {one_line(error)}") from None
+    return {name: value for name, value in found.items() if name in SETTINGS}
+
+
+def _import(name: str) -> dict[str, Any]:
+    """Return the settings of a module, for `--config python:NAME`."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = vars(importlib.import_module(name))
+    except Exception as error:
+        raise ConfigError(f"{name} raised {one_line(error)}") from None
+    finally:
+        sys.path.remove(os.getcwd())
     return {name: value for name, value in found.items() if name in SETTINGS}

@@ -15,8 +15,10 @@ _SERVERS: Mapping[str, Callable[[Sequence[str]], Translation]] = {
     "gunicorn": gunicorn.from_command,
     "uvicorn": uvicorn.from_command,
 }
+_WORKERS = re.compile(r"\$(?:WEB_CONCURRENCY\b|\{WEB_CONCURRENCY(:-\d+)?\})")
 _VARIABLE = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
-_PORT = re.compile(r"\$\{?PORT(:-(?P<default>\d+))?\}?")
+_PORT = re.compile(r"\$(?:PORT\b|\{PORT(:-(?P<default>\d+))?\})")
+_LISTENS_ON_PORT = re.compile(rf"(-b|--bind=|--port=)?([^/=]*:)?{_PORT.pattern}")
 
 
 def from_file(path: Path, process: str = "web") -> Translation:
@@ -39,7 +41,7 @@ def from_command(command: str) -> Translation:
     """Translate a command line as a shell has it.
 
     Leading variables (`NAME=value gunicorn …`) become variables of the app. `$PORT` becomes the variable PORT, which cluster2
-    reads by itself.
+    reads by itself, and so does `$WEB_CONCURRENCY`.
 
     Raises:
         ConfigError: it does not start gunicorn or uvicorn.
@@ -59,10 +61,14 @@ def from_command(command: str) -> Translation:
     name = PurePath(words[0]).name if words else ""
     if name not in _SERVERS:
         raise ConfigError(f"{command!r} starts {name or 'nothing'}; gunicorn and uvicorn can be translated")
-    from_port = [_PORT.search(word) for word in words]
-    found = _SERVERS[name]([_PORT.sub(lambda match: match["default"] or "8000", word) for word in words[1:]])
+    from_port = [_LISTENS_ON_PORT.fullmatch(word) for word in words]
+    given = [_PORT.sub(lambda match: match["default"] or "8000", word) for word in words[1:]]
+    found = _SERVERS[name]([_WORKERS.sub("1", word) for word in given])
     found.origin = f"`{command}`"
     found.environment |= environment
+    if any(_WORKERS.search(word) for word in words):
+        found.options.pop("workers", None)
+        found.unneeded.append("$WEB_CONCURRENCY: cluster2 reads the variable by itself, where workers is not set")
     if any(from_port):
         _take_port_from_the_environment(found)
     return found
@@ -70,6 +76,9 @@ def from_command(command: str) -> Translation:
 
 def _take_port_from_the_environment(found: Translation) -> None:
     """Replace the address by its host: the port comes from the variable PORT."""
+    if len(found.options.get("bind", ())) > 1:
+        found.missing.append("$PORT: cluster2 reads the variable PORT only without bind; bind has the port to be used")
+        return
     bind = found.options.pop("bind", None)
     found.options.pop("port", None)
     found.notes.pop("bind", None)

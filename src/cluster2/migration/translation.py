@@ -114,11 +114,13 @@ class Translation:
 
 
 def toml_value(value: Any) -> str:
-    """Return a value as TOML: text, number, boolean, or a list of these."""
+    """Return a value as TOML: text, number, boolean, or a list of these; anything else, such as a path, becomes text."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
     # A JSON string is a basic string of TOML, except for DEL, which no option may hold.
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
+    return json.dumps(value if isinstance(value, str | bool) else str(value), ensure_ascii=False)
 
 
 def option(name: str) -> Convert:

@@ -21,7 +21,7 @@ def _lifespan(value: Any) -> dict[str, Any]:
     return {} if value == "auto" else {"lifespan": value}
 
 
-_AFTER_AN_EDIT = Missing("after an edit, `cluster2 reload` serves the new code")
+_AFTER_AN_EDIT = Missing("`cluster2 dev` serves the new code after an edit")
 _WEBSOCKETS = Missing("fixed: messages of 16 MiB, 16 of them in the queue, a ping every 20 s, permessage-deflate")
 _TLS_DEFAULTS = Missing("TLS has the defaults of Python's ssl module; put nginx or HAProxy in front for more")
 _HEADERS = Missing("responses have the headers date and server; set others in the app or the proxy")

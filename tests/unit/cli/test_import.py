@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cluster2.cli import cli
+from cluster2.runtime import env_files
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +35,20 @@ def test_a_file_is_written(directory: Path) -> None:
     assert (directory / "cluster2.env").read_text() == "A=1\n"
     assert "no counterpart: pidfile = 'x.pid': the directory pids has a file" in result.output
     assert "next: cluster2 check\n" in result.output
+
+
+@pytest.mark.parametrize("value", ["two words", " x ", '"q" # x', "a\nb\\n", "a #b", "'", "", "\\"])
+def test_variables_keep_their_values(directory: Path, value: str) -> None:
+    """cluster2 reads from the file what gunicorn would have set."""
+    (directory / "gunicorn.conf.py").write_text(f"raw_env = [{'A=' + value!r}]\n")
+    assert invoke("gunicorn").exit_code == 0
+    assert env_files.read(directory / "cluster2.env") == {"A": value}
+
+
+def test_a_module_that_python_runs(directory: Path) -> None:
+    """`python -m gunicorn` is gunicorn."""
+    assert invoke("gunicorn", "--", "python3", "-m", "gunicorn", "-w", "5", "shop:app").exit_code == 0
+    assert "workers = 5" in (directory / "cluster2.toml").read_text()
 
 
 def test_nothing_is_overwritten(directory: Path) -> None:

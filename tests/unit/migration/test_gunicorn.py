@@ -172,3 +172,38 @@ def test_notes_name_what_there_is() -> None:
             assert event in EVENTS, event
         for name in re.findall(r"\b(\w+) = ", fate.note):
             assert name in OPTIONS, name
+
+
+def test_values_of_real_files(valid: Callable[[Translation], dict[str, Any]]) -> None:
+    """None is the default, a path is text, and addresses are written as cluster2 takes them."""
+    found = gunicorn.translate(
+        {
+            "bind": "0.0.0.0, unix:///run/s.sock,tcp://[::1]:80,[::1]",
+            "keyfile": None,
+            "threads": None,
+            "forwarded_allow_ips": None,
+            "certfile": Path("/etc/cert.pem"),
+            "loglevel": "WARN",
+        },
+        "a test",
+    )
+    plain = valid(found)
+    assert plain["bind"] == ["0.0.0.0:8000", "unix:/run/s.sock", "[::1]:80", "[::1]:8000"]
+    assert (plain["ssl_certfile"], plain["log_level"]) == ("/etc/cert.pem", "warning")
+    assert not plain.keys() & {"ssl_keyfile", "forwarded_allow_ips"}
+
+
+def test_threads_that_are_no_number() -> None:
+    """The error names the setting."""
+    with pytest.raises(ConfigError, match="threads = 'many'"):
+        gunicorn.translate({"threads": "many"}, "a test")
+
+
+def test_flags_of_real_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask is octal, and a configuration may be a module."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "settings_of_gunicorn.py").write_text("workers = 3\n")
+    found = gunicorn.from_command(["--umask", "007", "-c", "python:settings_of_gunicorn", "shop"])
+    assert (found.options["umask"], found.options["workers"]) == ("007", 3)
+    with pytest.raises(ConfigError, match="no_such_module"):
+        gunicorn.from_command(["-c", "python:no_such_module", "shop"])

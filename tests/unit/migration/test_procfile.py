@@ -51,3 +51,35 @@ def test_what_cannot_be_translated(tmp_path: Path, text: str, says: str) -> None
     (tmp_path / "Procfile").write_text(text)
     with pytest.raises(ConfigError, match=says):
         procfile.from_file(tmp_path / "Procfile")
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("gunicorn shop -b unix:/run/s.sock -b 0.0.0.0:$PORT", {"bind": ["unix:/run/s.sock", "0.0.0.0:8000"]}),
+        ("gunicorn shop -b :8001 -e HOME=http://x:$PORT/", {"bind": [":8001"]}),
+        ("gunicorn shop -b [::]:${PORT}", {"host": "[::]"}),
+        ("gunicorn shop -b0.0.0.0:$PORT", {"host": "0.0.0.0"}),
+    ],
+)
+def test_the_variable_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, options: object) -> None:
+    """$PORT replaces an address only where it is the port of the only one."""
+    monkeypatch.chdir(tmp_path)
+    found = procfile.from_command(command).options
+    assert {name: found[name] for name in ("bind", "host", "port") if name in found} == options
+
+
+def test_a_variable_whose_name_begins_with_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not $PORT."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="PORT_NUMBER"):
+        procfile.from_command("uvicorn shop:app --port $PORT_NUMBER")
+
+
+def test_the_number_of_workers_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """$WEB_CONCURRENCY is left to the variable."""
+    monkeypatch.chdir(tmp_path)
+    for command in ("gunicorn shop -w $WEB_CONCURRENCY", "uvicorn a:b --workers=${WEB_CONCURRENCY:-2}"):
+        found = procfile.from_command(command)
+        assert "workers" not in found.options
+        assert "$WEB_CONCURRENCY" in found.toml()

@@ -73,5 +73,5 @@ def test_a_wrong_command(command: str, says: str) -> None:
 def test_what_has_no_counterpart() -> None:
     """A comment in the file says what to use instead."""
     text = uvicorn.from_command(["a:b", "--reload", "--header", "x:y"]).toml()
-    assert "# - --reload = True: after an edit, `cluster2 reload`" in text
+    assert "# - --reload = True: `cluster2 dev` serves the new code" in text
     assert "# - --header = ['x:y']: responses have" in text
