@@ -54,10 +54,10 @@ class Kept:
         client.settimeout(20)
         return client, self._left.enter_context(server)
 
-    def put(self, site: int = 0, age: float = 0.0) -> socket.socket:
+    def put(self, app_index: int = 0, idle_s: float = 0.0) -> socket.socket:
         """Return a client whose connection was sent to the keeper."""
         client, server = self.connect()
-        assert self.outlet.send(server.fileno(), site, socket.AF_INET, age)
+        assert self.outlet.send(server.fileno(), app_index, socket.AF_INET, idle_s)
         server.close()
         return client
 
@@ -65,10 +65,10 @@ class Kept:
         """Wait until so many rest."""
         wait_until(lambda: self.board.header.resting == count, lambda: f"{count} rest, not {self.board.header.resting}")
 
-    def take(self, site: int = 0) -> tuple[HandedConnection, socket.socket]:
+    def take(self, app_index: int = 0) -> tuple[HandedConnection, socket.socket]:
         """Return the next one from a ready queue."""
-        assert select.select([self.inlets[site]], [], [], 20)[0], "something is ready"
-        parcel = self.inlets[site].take()
+        assert select.select([self.inlets[app_index]], [], [], 20)[0], "something is ready"
+        parcel = self.inlets[app_index].take()
         assert parcel is not None
         return parcel, self._left.enter_context(socket.socket(fileno=parcel.descriptor))
 

@@ -131,7 +131,7 @@ def test_a_full_queue(ways: tuple[socket.socket, QueueWriter, QueueReader], leav
         sent += 1
     assert sent > 100
     assert outlet.send_all([HandedConnection(server.fileno(), 0, socket.AF_INET, 0.0)]) == 0
-    assert [int(each.age) for each in close(list(iter(inlet.take, None)))] == list(range(sent))
+    assert [int(each.idle_s) for each in close(list(iter(inlet.take, None)))] == list(range(sent))
     assert outlet.send(server.fileno(), 0, socket.AF_INET, 0.0)
     close([parcel for parcel in [inlet.take()] if parcel])
 
@@ -146,7 +146,7 @@ def test_more_than_fit(ways: tuple[socket.socket, QueueWriter, QueueReader], lea
     assert sent % CONNECTIONS_PER_MESSAGE == 0
     received = 0
     while some := close(inlet.take_all()):
-        assert [int(each.age) for each in some] == list(range(received, received + len(some)))
+        assert [int(each.idle_s) for each in some] == list(range(received, received + len(some)))
         received += len(some)
     assert received == sent
 
@@ -250,7 +250,7 @@ def test_garbage(
     assert (inlet.truncated, inlet.ended) == (0, False)
     assert outlet.send(server.fileno(), 7, socket.AF_INET, 0.0)
     found = inlet.take_all() if many else [parcel for parcel in [inlet.take()] if parcel]
-    assert [each.site for each in close(found)] == [7]
+    assert [each.app_index for each in close(found)] == [7]
 
 
 def test_several_in_a_queue_of_single_ones(

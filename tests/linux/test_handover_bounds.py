@@ -80,7 +80,7 @@ def test_a_receiver_without_room(
     arrived = inlet.take_all()
     for each in taken:
         os.close(each)
-    assert [int(each.age) for each in arrived] == list(range(room))
+    assert [int(each.idle_s) for each in arrived] == list(range(room))
     assert inlet.truncated == sent - room
     close(arrived)
     assert client.recv(1) == b"", "the kernel has closed what didn't fit"
@@ -127,7 +127,7 @@ FLIGHT = """
     assert outlet.send_all([HandedConnection(reader, 0, 2, 0.0)]) == 0
     for age in range(sent):
         parcel = inlet.take()
-        assert parcel.age == age
+        assert parcel.idle_s == age
         os.close(parcel.descriptor)
     assert inlet.take() is None
     assert outlet.send(reader, 0, 2, 0.0)

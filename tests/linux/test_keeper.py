@@ -31,12 +31,12 @@ keep_in_process = pytest.fixture(params=[InProcess], ids=["process"], name="keep
 def test_what_wakes_is_ready(keep: Make) -> None:
     """A connection rests until its client says something; then it is in the ready queue, and not a byte was read."""
     kept = keep()
-    client = kept.put(age=3.0)
+    client = kept.put(idle_s=3.0)
     kept.rests(1)
     assert kept.inlets[0].take() is None
     client.sendall(b"GET / HTTP/1.1\r\n\r\n")
     parcel, server = kept.take()
-    assert (parcel.site, parcel.family, parcel.age) == (0, socket.AF_INET, 0.0)
+    assert (parcel.app_index, parcel.family, parcel.idle_s) == (0, socket.AF_INET, 0.0)
     assert server.recv(100) == b"GET / HTTP/1.1\r\n\r\n"
     server.sendall(b"answer")
     assert client.recv(100) == b"answer"
@@ -63,7 +63,7 @@ def test_each_app_has_its_queue(keep: Make) -> None:
         client.sendall(b"%d" % site)
     for site in range(3):
         parcel, server = kept.take(site)
-        assert parcel.site == site
+        assert parcel.app_index == site
         assert server.recv(9) == b"%d" % site
 
 
@@ -145,7 +145,7 @@ def test_the_time_limit_holds_there(keep: Make) -> None:
     """A connection is closed when it was idle for `timeout` in all: the time before it came counts."""
     kept = keep(timeout=20.0)
     began = time.monotonic()
-    old, young = kept.put(age=19.0), kept.put(age=0.0)
+    old, young = kept.put(idle_s=19.0), kept.put(idle_s=0.0)
     assert old.recv(1) == b""
     assert 1.0 <= time.monotonic() - began < 3.0
     kept.rests(1)
@@ -157,14 +157,14 @@ def test_the_time_limit_holds_there(keep: Make) -> None:
 def test_overdue_on_arrival(keep: Make) -> None:
     """One that is overdue when it comes is closed soon; what already woke isn't."""
     kept = keep(timeout=5.0)
-    assert kept.put(age=1000.0).recv(1) == b""
+    assert kept.put(idle_s=1000.0).recv(1) == b""
     kept.rests(0)
 
 
 def test_without_a_time_limit(keep_in_thread: Make) -> None:
     """With `timeout = 0` connections may rest for ever."""
     kept = keep_in_thread(timeout=0.0)
-    client = kept.put(age=1e9)
+    client = kept.put(idle_s=1e9)
     kept.rests(1)
     assert kept.keeper._resting.next_deadline() is None  # type: ignore[attr-defined]
     client.sendall(b"x")
@@ -175,7 +175,7 @@ def test_without_a_time_limit(keep_in_thread: Make) -> None:
 def test_an_age_that_is_none(keep: Make, age: float) -> None:
     """A foreign age can't break it: it counts as none, or as the longest."""
     kept = keep(timeout=30.0)
-    kept.put(age=age)
+    kept.put(idle_s=age)
     other = kept.put()
     other.sendall(b"x")
     kept.take()

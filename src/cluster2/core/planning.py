@@ -113,9 +113,9 @@ def plan(
             without a ready worker gets a worker of it. If it is not available, the slot makes do with the wanted one.
     """
     fallback = fallback_generation if available is None or fallback_generation in available else None
-    by_slot, leaving = _by_slot(workers)
+    by_slot, slots_draining = _by_slot(workers)
     slots, surplus = _keep_best(wanted, by_slot, fallback_generation, fallback_available=fallback is not None)
-    leaving |= {worker.slot for worker in surplus}
+    slots_draining |= {worker.slot for worker in surplus}
     decisions: list[Decision] = [Retire(worker.incarnation) for worker in surplus]
     pairs = []
     for each in slots:
@@ -132,21 +132,21 @@ def plan(
         empty = [each.slot for each in slots if each.current is None and each.outdated is None]
         decisions += [Spawn(slot, first) for slot in empty if slot not in blocked_slots]
     spare = max(0, wanted.surge - len(pairs))
-    beside = _fallbacks(slots, fallback) + _successors(slots, new, leaving)
+    beside = _fallbacks(slots, fallback) + _successors(slots, new, slots_draining)
     decisions += [spawn for spawn in beside if spawn.slot not in blocked_slots][:spare]
     return decisions
 
 
 def _by_slot(workers: Iterable[WorkerView]) -> tuple[dict[int, list[WorkerView]], set[int]]:
-    """Return the live workers of each slot, and the slots in which others are still leaving."""
+    """Return the live workers of each slot, and the slots in which others drain or are dying."""
     live: dict[int, list[WorkerView]] = {}
-    leaving = set()
+    slots_draining = set()
     for worker in workers:
         if worker.state in LIVE_STATES:
             live.setdefault(worker.slot, []).append(worker)
         else:
-            leaving.add(worker.slot)
-    return live, leaving
+            slots_draining.add(worker.slot)
+    return live, slots_draining
 
 
 def _keep_best(
@@ -218,14 +218,14 @@ def _fallbacks(slots: Iterable[_Slot], fallback: int | None) -> list[Spawn]:
     ]
 
 
-def _successors(slots: Iterable[_Slot], generation: int | None, leaving: Collection[int]) -> list[Spawn]:
+def _successors(slots: Iterable[_Slot], generation: int | None, slots_draining: Collection[int]) -> list[Spawn]:
     """Return the slots whose only worker is outdated, in the order in which they became outdated."""
     if generation is None:
         return []
     due = sorted(
         (outdated.replace or 0.0, slot)
         for slot, current, outdated in slots
-        if outdated is not None and current is None and slot not in leaving
+        if outdated is not None and current is None and slot not in slots_draining
     )
     return [Spawn(slot, generation) for _, slot in due]
 

@@ -65,15 +65,15 @@ class HandedConnection(NamedTuple):
 
     Attributes:
         descriptor: of the connection; its receiver has to close it.
-        site: index of its app.
+        app_index: index of its app.
         family: AF_INET, AF_INET6 or AF_UNIX.
-        age: seconds that it has been idle.
+        idle_s: seconds that it has been idle.
     """
 
     descriptor: int
-    site: int
+    app_index: int
     family: int
-    age: float
+    idle_s: float
 
 
 def batch_size(limit: int) -> int:
@@ -100,11 +100,13 @@ class QueueWriter:
         """Return the descriptor for epoll: writable means that a message fits again."""
         return self._sock.fileno()
 
-    def send(self, descriptor: int, site: int, family: int, age: float) -> bool:
+    def send(self, descriptor: int, app_index: int, family: int, idle_s: float) -> bool:
         """Send one connection; false: it can't be taken now, and stays the caller's. Else the caller closes its copy."""
         try:
             self._sock.sendmsg(
-                (RECORD_FORMAT.pack(site, family, age),), ((*_RIGHTS, descriptor.to_bytes(_INT, "little")),), _NOWAIT
+                (RECORD_FORMAT.pack(app_index, family, idle_s),),
+                ((*_RIGHTS, descriptor.to_bytes(_INT, "little")),),
+                _NOWAIT,
             )
         except OSError:  # the queue is full, too many are in flight, or there is no reader any more
             return False
@@ -115,7 +117,7 @@ class QueueWriter:
         sent = 0
         while sent < len(parcels):
             some = parcels[sent : sent + self._batch]
-            records = b"".join(RECORD_FORMAT.pack(each.site, each.family, each.age) for each in some)
+            records = b"".join(RECORD_FORMAT.pack(each.app_index, each.family, each.idle_s) for each in some)
             rights = array.array("i", [each.descriptor for each in some])
             try:
                 self._sock.sendmsg((records,), ((*_RIGHTS, rights),), _NOWAIT)
@@ -185,8 +187,8 @@ class QueueReader:
         # The kernel installs descriptors in their order, so the records of the first ones are whole if it ran out of them.
         records = RECORD_FORMAT.iter_unpack(data[: len(descriptors) * RECORD_FORMAT.size])
         return [
-            HandedConnection(descriptor, site, family, age)
-            for descriptor, (site, family, age) in zip(descriptors, records, strict=False)
+            HandedConnection(descriptor, app_index, family, idle_s)
+            for descriptor, (app_index, family, idle_s) in zip(descriptors, records, strict=False)
         ]
 
 

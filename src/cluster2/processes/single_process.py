@@ -196,7 +196,7 @@ class _MessageHandler:
         self._on_ready = on_ready
         self._emit = emit
         self._started_at = time.monotonic()
-        self._leaving = False
+        self._ending = False
         self.failures: list[ClusterError] = []
 
     def on_message(self, message: messages.ChannelMessage) -> None:
@@ -210,7 +210,7 @@ class _MessageHandler:
                 self._board.header.phase = PHASES.index("serving")
                 self._emit(events.Listening(time=now, pid=os.getpid(), slot=_SLOT, generation=_GENERATION, boot=boot))
                 self._on_ready()
-            case messages.Leaving():
+            case messages.SelfDraining():
                 self._leave(message.signal, now)
             case messages.BootFailed():
                 self.failures.append(by_exit_code(message.exit_code, message.message, detail=message.detail))
@@ -227,10 +227,10 @@ class _MessageHandler:
         self._emit(events.Warned(time=time.time(), text=text))
 
     def _leave(self, number: str, now: float) -> None:
-        if not self._leaving:  # a second signal changes nothing for operators
+        if not self._ending:  # a second signal changes nothing for operators
             self._emit(events.Signalled(time=now, signal=number, action="shutdown"))
             self._emit(events.ShuttingDown(time=now, graceful=True, lame_duck=self._lame_duck))
-        self._leaving = True
+        self._ending = True
         self._board.header.leaving, self._board.header.phase = 1, PHASES.index("draining")
 
 

@@ -62,12 +62,12 @@ class Socket(msgspec.Struct, frozen=True):
     """A listening socket whose descriptor travels with an order.
 
     Attributes:
-        site: the index of the app that it belongs to.
+        app_index: the index of the app that it belongs to.
         address: the address in the form of the options.
         owned: cluster2 opened it. Otherwise its owner (systemd, for one) goes on with its accept queue after the shutdown.
     """
 
-    site: int
+    app_index: int
     address: str
     owned: bool
 
@@ -214,7 +214,7 @@ class Ready(Message, frozen=True):
     """The worker serves."""
 
 
-class Leaving(Message, frozen=True):
+class SelfDraining(Message, frozen=True):
     """The worker drains without an order of the master, because it got a signal.
 
     Attributes:
@@ -413,7 +413,7 @@ _BothWays = Emit | Delegate | CallResult | GiveUp | ComponentAnnounced | View | 
 ChannelMessage = (
     Started
     | Ready
-    | Leaving
+    | SelfDraining
     | BootFailed
     | Note
     | Cut

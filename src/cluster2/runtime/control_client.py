@@ -100,17 +100,17 @@ class ControlClient:
                 answer, failure = told, error
             if answer is None and verb == "shutdown":
                 failure = NoAnswer(f"the master at {self.pids} ended before it reported how its workers left")
-            leaving = _open_process(answer or told)
+            master_pidfd = _open_process(answer or told)
             try:
                 for _ in lines:
                     pass  # further lines don't matter: the end of the connection does
-                if leaving is not None:
+                if master_pidfd is not None:
                     # The connection ends a moment before the process. Wait for the process, so that a master that is started
                     # next finds the addresses and the directory free.
-                    select.select([leaving], [], [], timeout)
+                    select.select([master_pidfd], [], [], timeout)
             finally:
-                if leaving is not None:
-                    os.close(leaving)
+                if master_pidfd is not None:
+                    os.close(master_pidfd)
         if failure is not None:
             raise failure
         return answer or {}

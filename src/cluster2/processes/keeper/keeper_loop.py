@@ -145,11 +145,11 @@ class Keeper:
             parcels = self._rest.take_all()
             if not parcels:
                 break
-            for parcel in parcels:
+            for connection in parcels:
                 if full:
-                    self._pass_on(parcel)
+                    self._pass_on(connection)
                 else:
-                    self._keep(parcel, now)
+                    self._keep(connection, now)
         ended: bool = self._rest.ended  # take_all() may have found the end
         if ended:
             self._full = False
@@ -159,48 +159,48 @@ class Keeper:
         """Return how many connections the keeper holds."""
         return len(self._resting) + sum(map(len, self._late))
 
-    def _keep(self, parcel: HandedConnection, now: float) -> None:
-        # 0.0 is the first argument because an age from a foreign sender may be a NaN, and no number is greater than a NaN.
-        age = min(self._timeout, max(0.0, parcel.age))
-        deadline = now + self._timeout - age if self._timeout else float(NO_DEADLINE)
+    def _keep(self, connection: HandedConnection, now: float) -> None:
+        # 0.0 is the first argument because an idle time from a foreign sender may be a NaN, and no number is greater than a NaN.
+        idle_s = min(self._timeout, max(0.0, connection.idle_s))
+        deadline = now + self._timeout - idle_s if self._timeout else float(NO_DEADLINE)
         try:
-            if parcel.site >= len(self._ready):
+            if connection.app_index >= len(self._ready):
                 raise OSError("no such app")
-            self._epoll.register(parcel.descriptor, _WATCH)
+            self._epoll.register(connection.descriptor, _WATCH)
         # A file, or something else that can't be watched: no worker sends one.
         except OSError:
-            os.close(parcel.descriptor)
+            os.close(connection.descriptor)
             return
-        self._resting.add(parcel.descriptor, (parcel.site, parcel.family), deadline)
+        self._resting.add(connection.descriptor, (connection.app_index, connection.family), deadline)
 
-    def _pass_on(self, parcel: HandedConnection) -> None:
+    def _pass_on(self, connection: HandedConnection) -> None:
         """Give a connection for which there is no descriptor to a worker: in the queue a request would not be noticed."""
-        if parcel.site >= len(self._ready):
-            os.close(parcel.descriptor)
+        if connection.app_index >= len(self._ready):
+            os.close(connection.descriptor)
             return
         self._moved += 1
-        self._give_back(parcel)
+        self._give_back(connection)
 
-    def _give_back(self, parcel: HandedConnection) -> None:
+    def _give_back(self, connection: HandedConnection) -> None:
         """Put a connection into the ready queue of its app, behind those that wait for space there."""
         # While others wait, this connection waits behind them: the order of waking is kept.
-        late = self._late[parcel.site]
-        if not late and self._ready[parcel.site].send(*parcel):
-            os.close(parcel.descriptor)
+        late = self._late[connection.app_index]
+        if not late and self._ready[connection.app_index].send(*connection):
+            os.close(connection.descriptor)
         else:
-            late.append(parcel)
+            late.append(connection)
 
     def _woken(self, descriptor: int, events: int) -> None:
         """Hand back a connection that has become readable, or close one that is over."""
         self._epoll.unregister(descriptor)
-        site, family = self._resting.remove(descriptor)
+        app_index, family = self._resting.remove(descriptor)
         # A reset or a connection closed on both sides has no request for a worker. A client that has closed its sending side only
         # sets EPOLLIN too, and a worker reads the end.
         if events & _GONE or not events & select.EPOLLIN:
             os.close(descriptor)
             return
         self._moved += 1
-        self._give_back(HandedConnection(descriptor, site, family, 0.0))
+        self._give_back(HandedConnection(descriptor, app_index, family, 0.0))
 
     def _catch_up(self) -> None:
         """Hand back the connections that wait, as far as the ready queues have space by now."""
@@ -270,10 +270,10 @@ def main(arguments: list[str]) -> None:
     import socket
 
     settle("keeper")  # the master ends this process by closing the channel
-    sites, timeout, (user, group, log) = int(arguments[0]), float(arguments[1]), arguments[2:5]
+    apps, timeout, (user, group, log) = int(arguments[0]), float(arguments[1]), arguments[2:5]
     drop_privileges(user or None, group or None)
     rest = QueueReader(socket.socket(fileno=4))
-    ready = [QueueWriter(socket.socket(fileno=8 + site)) for site in range(sites)]
+    ready = [QueueWriter(socket.socket(fileno=8 + app_index)) for app_index in range(apps)]
     board = Scoreboard.attach((5, 6, 7), KEEPER_PAGE)
     output = ReopeningFile(log, 1, 2) if log else None
     Keeper(3, rest, ready, board, timeout, raise_file_limit(), output).run()

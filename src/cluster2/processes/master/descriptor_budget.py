@@ -54,7 +54,7 @@ class DescriptorBudget:
         queues = [] if self._keeper is None else self._keeper.descriptors()
         forwarded = self._resources.log_directory is not None and self._resources.log_directory.keeps_files_open
         cost = DescriptorCost(
-            worker=_WORKER_DESCRIPTORS + forwarded + places * sum(site in steered for site, _ in listeners),
+            worker=_WORKER_DESCRIPTORS + forwarded + places * sum(app_index in steered for app_index, _ in listeners),
             # channel, and the four that are the same for all: lifeline and scoreboard
             at_once=1 + 4 + len(listeners) + len(queues) if executed else 0,
         )

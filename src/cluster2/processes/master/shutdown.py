@@ -62,12 +62,12 @@ class Shutdown:
         state = self._state
         seconds = state.settings.lame_duck
         if state.phase is MasterPhase.SERVING and seconds:
-            state.phase = MasterPhase.LEAVING
+            state.phase = MasterPhase.LAME_DUCK
             state.header.leaving = 1
             self._drain_at = time.monotonic() + seconds
             self._timer = asyncio.get_running_loop().call_later(seconds, state.post, LameDuckExpired())
             state.emit(events.ShuttingDown(time=time.time(), graceful=True, lame_duck=seconds))
-        elif state.phase is MasterPhase.LEAVING:
+        elif state.phase is MasterPhase.LAME_DUCK:
             self._drain()
         elif not state.ending:
             state.emit(events.ShuttingDown(time=time.time(), graceful=True))
@@ -79,7 +79,7 @@ class Shutdown:
 
     def on_lame_duck_expired(self) -> None:
         """Begin the drain, unless a second shutdown has begun it already."""
-        if self._state.phase is MasterPhase.LEAVING:
+        if self._state.phase is MasterPhase.LAME_DUCK:
             self._drain()
 
     def stop(self) -> None:

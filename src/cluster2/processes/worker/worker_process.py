@@ -203,9 +203,9 @@ class Worker:
         The worker accepts no connection yet: one that came in the middle of a start that is given up would be lost.
         """
         starting = asyncio.ensure_future(self._start())
-        leaving = asyncio.ensure_future(self._leave_requested.wait())
-        await asyncio.wait({starting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        leaving.cancel()
+        leave_request = asyncio.ensure_future(self._leave_requested.wait())
+        await asyncio.wait({starting, leave_request}, return_when=asyncio.FIRST_COMPLETED)
+        leave_request.cancel()
         if not starting.done():
             starting.cancel()
             return False
@@ -239,7 +239,7 @@ class Worker:
         self._latency = LatencyWindow(self._row)
         # Before the engines: they wrap their apps with it.
         self._step_sampler = StepSampler(self._long_step, 2 * self._settings.handoff_slow_above, self._latency.add)
-        self._engines = [self._engine(site) for site in self._spec.bindings]
+        self._engines = [self._engine(binding) for binding in self._spec.bindings]
         for engine in self._engines:
             await engine.start()
 
@@ -266,7 +266,7 @@ class Worker:
         )
         await self._acceptor.start(self._heartbeat.begin())
         for sock, listener in self._spec.sockets:
-            if is_self_accepting(engine := self._engines[sock.site]):
+            if is_self_accepting(engine := self._engines[sock.app_index]):
                 engine.listen(listener)
         self._heartbeat.start()
         stacks.add(StackDescriber(self._engines, asyncio.get_running_loop()).describe)
@@ -310,7 +310,7 @@ class Worker:
             # No TLS on a Unix socket: its client is on this machine.
             ListeningSource(listener, engine, tls if listener.family != socket.AF_UNIX else None, sock.owned)
             for sock, listener in self._spec.sockets
-            if is_protocol_engine(engine := self._engines[sock.site])
+            if is_protocol_engine(engine := self._engines[sock.app_index])
         ]
 
     def _ready_queues(self) -> list[ReadyQueue]:
@@ -394,7 +394,7 @@ class Worker:
 
     def _terminated(self, number: signal.Signals) -> None:
         """Leave on TERM. A master makes a successor, and connections move to it; without a master this is the last drain."""
-        self._send(messages.Leaving(number.name))
+        self._send(messages.SelfDraining(number.name))
         self._request_leave(self._spec.channel is None)
 
     def _request_leave(self, last: bool) -> None:

@@ -94,10 +94,12 @@ def _prepared(image: Image) -> messages.Prepared:
         interfaces=[str(app.interface) for app, _ in image.sites],
         engines=[engine.name for _, engine in image.sites],
         threads=image.threads,
-        steered=[site for site, (_, engine) in sites if owns_accept(engine)],
+        steered=[app_index for app_index, (_, engine) in sites if owns_accept(engine)],
         owner=(os.geteuid(), os.getegid()),
         warnings=inheritance.warnings(image.threads, image.connections),
-        movable=[site for site, (app, engine) in sites if Capability.KEEPER in engine.capabilities[app.interface]],
+        movable=[
+            app_index for app_index, (app, engine) in sites if Capability.KEEPER in engine.capabilities[app.interface]
+        ],
     )
 
 

@@ -69,7 +69,7 @@ async def test_a_state_that_has_ended(tmp_path: Path) -> None:
         master = cluster.running._master
         assert master is not None
         handle = next(iter(master.state.registry))
-        master.post(inbox.WorkerMessage(handle, messages.Leaving("SIGTERM")))
+        master.post(inbox.WorkerMessage(handle, messages.SelfDraining("SIGTERM")))
         master.post(inbox.StateTimeout(handle, WorkerState.READY))
         died = await cluster.event(events.Died)
         assert (died.pid, died.code, died.signal) == (handle.pid, 0, None)

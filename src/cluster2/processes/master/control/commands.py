@@ -177,7 +177,7 @@ class CommandHandler:
         farewell = self._farewell()
 
         def progress() -> dict[str, Any]:
-            if self._state.phase is MasterPhase.LEAVING:
+            if self._state.phase is MasterPhase.LAME_DUCK:
                 return {"leaving": f"serves on for {self._shutdown.lame_duck_left():.0f} s", **farewell}
             workers = self._shutdown.workers
             return {"gone": workers - len(self._state.registry), "of": workers, **farewell}
@@ -222,7 +222,7 @@ class CommandHandler:
             raise ClusterError(why)
         state = self._state
         state.resize(slots)
-        leaving = [handle.incarnation for handle in state.registry if handle.slot >= slots]
+        to_retire = [handle.incarnation for handle in state.registry if handle.slot >= slots]
 
         def outcome() -> Outcome | None:
             if state.wanted.slots != slots:
@@ -232,7 +232,7 @@ class CommandHandler:
         def progress() -> dict[str, Any]:
             return {"ready": state.registry.ready(), "of": slots}
 
-        return PendingCommand(command, outcome, progress, leaving, range(slots))
+        return PendingCommand(command, outcome, progress, to_retire, range(slots))
 
     def _do_enable(self, command: Command) -> Response:
         self._state.set_traffic(True)

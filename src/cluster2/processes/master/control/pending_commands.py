@@ -29,7 +29,7 @@ class PendingCommand:
     Attributes:
         outcome: returns the response as soon as there is one.
         progress: returns the progress to report until then, or None.
-        leaving: incarnations of the workers that the command wants to leave.
+        to_retire: incarnations of the workers that the command wants to leave.
         slots: the slots for which the command wants new workers.
         faults: what went wrong when those workers left. They make the response an error.
         failed_starts: number of new workers that could not be made, or ended before they were ready.
@@ -38,7 +38,7 @@ class PendingCommand:
     command: Command
     outcome: Callable[[], Outcome | None]
     progress: Callable[[], dict[str, Any] | None] | None = None
-    leaving: Container[int] = ()
+    to_retire: Container[int] = ()
     slots: Container[int] = ()
     faults: list[str] = field(default_factory=list)
     failed_starts: int = 0
@@ -92,7 +92,7 @@ class PendingCommands:
     def on_exit_failed(self, handle: WorkerHandle, fault: str) -> None:
         """Record that a worker did not leave in order."""
         for pending in self._pending:
-            if handle.incarnation in pending.leaving:
+            if handle.incarnation in pending.to_retire:
                 pending.faults.append(fault)
 
     def on_start_failed(self, slot: int, text: str) -> None:

@@ -40,7 +40,7 @@ class GenerationTable:
         self._open = set[int]()
         self._factories: dict[int, WorkerFactory] = {}
         self._admitted: set[int] = set()
-        self._leaving: list[WorkerFactory] = []
+        self._closing_factories: list[WorkerFactory] = []
 
     def read_options(self, generation: int) -> Options:
         """Return the options of a generation. Those of a new generation are read now.
@@ -164,7 +164,7 @@ class GenerationTable:
 
     def pids(self) -> set[int]:
         """Return the pids of the processes that the factories reap."""
-        return {pid for factory in (*self._factories.values(), *self._leaving) for pid in factory.pids()}
+        return {pid for factory in (*self._factories.values(), *self._closing_factories) for pid in factory.pids()}
 
     def close(self) -> None:
         """Let all zygotes exit. No worker is made any more."""
@@ -176,7 +176,7 @@ class GenerationTable:
         self.close()
         for generation in list(self._files):
             self._forget_files(generation)
-        for factory in self._leaving:
+        for factory in self._closing_factories:
             await factory.wait_closed(patience)
 
     def _close(self, generation: int) -> None:
@@ -184,7 +184,7 @@ class GenerationTable:
         factory = self._factories.pop(generation, None)
         if factory is not None:
             factory.close()
-            self._leaving = [each for each in self._leaving if each.pids()] + [factory]
+            self._closing_factories = [each for each in self._closing_factories if each.pids()] + [factory]
 
     def _forget_files(self, generation: int) -> None:
         for descriptor in self._files.pop(generation, {}).values():

@@ -127,7 +127,7 @@ class GenerationLoader:
         wanted = self._state.wanted
         factory = self._generations.factory(wanted.generation)
         executed = factory is not None and not factory.forks
-        steered = self._steering.sites(wanted.generation)
+        steered = self._steering.steered_apps(wanted.generation)
         return self._budget.refusal(slots, wanted.surge, steered, 1, executed=executed)
 
     def _fail(self, generation: int, error: ClusterError) -> None:
@@ -166,7 +166,7 @@ class GenerationLoader:
                 self._steering.check_change(self._state.wanted.generation, message.steered)
             self._steering.open(generation, message.steered, settings.workers)
         except ConfigError as error:
-            names = " and ".join(sorted({message.engines[site] for site in message.steered}))
+            names = " and ".join(sorted({message.engines[app_index] for app_index in message.steered}))
             raise ConfigError(f"engine {names}: {error.message}") from error
         self._again_at = None
         if self._resources.log_directory is not None:

@@ -43,7 +43,7 @@ class KeeperProcess(HelperProcess):
     def __init__(
         self,
         board: Scoreboard,
-        sites: int,
+        apps: int,
         options: Settings,
         post: Callable[[InboxMessage], None],
         unix: Collection[int] = (),
@@ -52,7 +52,7 @@ class KeeperProcess(HelperProcess):
         """Make the queues. No process is started yet.
 
         Args:
-            sites: number of apps.
+            apps: number of apps.
             options: the settings of the first generation.
             post: takes the message that it has exited.
             unix: indices of the apps that listen on a Unix socket, where TLS is never used.
@@ -63,12 +63,12 @@ class KeeperProcess(HelperProcess):
         )
         self.serves = False
         self._board = board
-        self._sites = sites
+        self._apps = apps
         self._options = options
         self._unix = unix
         self._log = log
         self._rest = handover.queue()
-        self._ready = [handover.queue() for _ in range(sites)]
+        self._ready = [handover.queue() for _ in range(apps)]
         self._bound: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -77,15 +77,15 @@ class KeeperProcess(HelperProcess):
         settings = resources.options[0]
         if not settings.keeper:
             return None
-        sites = 1 + max(site for site, _ in resources.listeners)
-        unix = {site for site, listener in resources.listeners if listener.sock.family == socket.AF_UNIX}
+        apps = 1 + max(app_index for app_index, _ in resources.listeners)
+        unix = {app_index for app_index, listener in resources.listeners if listener.sock.family == socket.AF_UNIX}
         log = "" if resources.log_directory is None else resources.log_directory.output
-        return cls(resources.board, sites, settings, post, unix, log)
+        return cls(resources.board, apps, settings, post, unix, log)
 
     def apply_settings(self, settings: Settings, movable: Collection[int]) -> None:
         """Start a keeper with the first generation that has connections which can move: those of these apps, without TLS."""
         plain = settings.ssl_certfile is None
-        if not self.serves and any(plain or site in self._unix for site in movable):
+        if not self.serves and any(plain or app_index in self._unix for app_index in movable):
             self.serves = True
             self.start()
 
@@ -131,7 +131,7 @@ class KeeperProcess(HelperProcess):
         ends = [self._rest[1].fileno(), *self._board.descriptors, *(into.fileno() for into, _ in self._ready)]
         options = self._options
         who = [str(options.user or ""), str(options.group or "")]
-        argv = [sys.executable, "-I", "-S", _PROGRAM, str(self._sites), str(options.timeout), *who, self._log]
+        argv = [sys.executable, "-I", "-S", _PROGRAM, str(self._apps), str(options.timeout), *who, self._log]
         return ChildProcess(argv, fds=dict(enumerate(ends, 4)))
 
     def _settle_exit(self) -> str:

@@ -28,14 +28,14 @@ class MasterPhase(Enum):
 
     BOOTING = "booting"  # not all workers have been ready yet: a failure ends the cluster
     SERVING = "serving"
-    LEAVING = "leaving"  # a lame duck: health checks say so, and the cluster serves until its time is over
+    LAME_DUCK = "leaving"  # health checks say so, and the cluster serves until its time is over
     DRAINING = "draining"  # a graceful shutdown
     STOPPING = "stopping"  # at once
 
     @property
     def serves(self) -> bool:
         """True while the cluster serves and repairs itself."""
-        return self in (MasterPhase.SERVING, MasterPhase.LEAVING)
+        return self in (MasterPhase.SERVING, MasterPhase.LAME_DUCK)
 
 
 class ClusterState:

@@ -64,7 +64,7 @@ class Steering:
         self._listeners = listeners
         self._board = board
         self._backlog = backlog
-        self._sites: dict[int, frozenset[int]] = {}
+        self._steered_apps: dict[int, frozenset[int]] = {}
         self._groups: dict[int, SteeredGroup] = {}  # by the listener's index
         self._taken: set[int] = set()
         self._steered: tuple[int, ...] = (0,)
@@ -76,7 +76,7 @@ class Steering:
         self._lag = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def open(self, generation: int, sites: Iterable[int], slots: int) -> None:
+    def open(self, generation: int, steered_apps: Iterable[int], slots: int) -> None:
         """Open places for a generation whose workers accept the connections of these apps themselves.
 
         Args:
@@ -85,26 +85,26 @@ class Steering:
         Raises:
             ConfigError: an address that can't be steered.
         """
-        self._sites[generation] = frozenset(sites)
-        for index, (site, listener) in enumerate(self._listeners):
-            if site in self._sites[generation]:
+        self._steered_apps[generation] = frozenset(steered_apps)
+        for index, (app_index, listener) in enumerate(self._listeners):
+            if app_index in self._steered_apps[generation]:
                 group = self._groups.get(index)
                 if group is None:
                     self._groups[index] = self._make_group(listener, 2 * slots)
                 else:
                     self._enlarge(group, 2 * slots)
 
-    def sites(self, generation: int) -> frozenset[int]:
+    def steered_apps(self, generation: int) -> frozenset[int]:
         """Return the apps whose engine takes connections itself in that generation."""
-        return self._sites.get(generation, frozenset())
+        return self._steered_apps.get(generation, frozenset())
 
-    def check_change(self, before: int, sites: Iterable[int]) -> None:
+    def check_change(self, before: int, steered_apps: Iterable[int]) -> None:
         """Check that a reload may lead to engines that accept connections of these apps themselves.
 
         Raises:
             ConfigError: they are fed now, and connections at rest could not come back from the keeper.
         """
-        if set(sites) - self._sites.get(before, frozenset()):
+        if set(steered_apps) - self._steered_apps.get(before, frozenset()):
             raise ConfigError("connections that rest at the keeper can't come to it: restart to change to that engine")
 
     def take(self, generation: int) -> int | None:
@@ -113,7 +113,7 @@ class Steering:
         Raises:
             ConfigError: no more places can be opened.
         """
-        if not self._sites.get(generation):
+        if not self._steered_apps.get(generation):
             return None
         places = range(min(map(len, self._groups.values())))
         free = [place for place in places if place not in self._taken]
@@ -133,11 +133,11 @@ class Steering:
 
     def descriptors(self, handle: WorkerHandle) -> list[int]:
         """Return the sockets that a worker listens on, a descriptor for each listener of the cluster."""
-        sites = self._sites.get(handle.generation, frozenset())
+        steered_apps = self._steered_apps.get(handle.generation, frozenset())
         return [
-            (self._groups[index].at(handle.place) if site in sites and handle.place is not None else listener.sock)
+            (self._groups[index].at(handle.place) if app_index in steered_apps and handle.place is not None else listener.sock)
             .fileno()
-            for index, (site, listener) in enumerate(self._listeners)
+            for index, (app_index, listener) in enumerate(self._listeners)
         ]  # fmt: skip
 
     def waiting(self, place: int) -> int:
@@ -158,7 +158,7 @@ class Steering:
             return False
         places = range(max(map(len, self._groups.values())))
         # Workers of fed engines share place 0; it is in no handle.
-        shared = any(not sites for sites in self._sites.values())
+        shared = any(not steered_apps for steered_apps in self._steered_apps.values())
         return any(self.waiting(each) for each in places if each not in self._taken and (each or not shared))
 
     def steer(self, workers: Iterable[WorkerHandle], now: float) -> None:

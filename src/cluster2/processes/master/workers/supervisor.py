@@ -149,7 +149,7 @@ class WorkerSupervisor:
                 self.actions.apply(handle, lifecycle.WorkerEvent.READY)
                 if self._state.rollout is not None:
                     self._state.rollout.ready(handle.generation, time.monotonic())
-            case messages.Leaving():
+            case messages.SelfDraining():
                 if handle.reason is None and handle.state is WorkerState.READY:
                     logger.info("%s leaves by itself", handle)
                     self.ask_to_leave(handle, lifecycle.WorkerEvent.DRAIN, "exit")
@@ -414,8 +414,8 @@ class WorkerSupervisor:
             row=handle.row,
             master=os.getpid(),
             sockets=[
-                messages.Socket(site, str(listener.address), listener.owned)
-                for site, listener in self._resources.listeners
+                messages.Socket(app_index, str(listener.address), listener.owned)
+                for app_index, listener in self._resources.listeners
             ],
             keeper=bool(self._queues()),
             logs=self._log_directory(handle.slot),

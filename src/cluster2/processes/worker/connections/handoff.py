@@ -135,9 +135,9 @@ class HandoffPolicy:
         if self._idle_queue is None:
             return 0
         handed: list[HandedConnection] = []
-        leaving: list[Movable] = []
+        chosen: list[Movable] = []
         for app_index, connection in self._movable():
-            if len(leaving) == most:
+            if len(chosen) == most:
                 break
             try:
                 since = connection.idle_since()
@@ -149,9 +149,9 @@ class HandoffPolicy:
                 connection.abandon("handing over")
                 continue
             handed.append(HandedConnection(descriptor, app_index, family, max(0.0, now - since)))
-            leaving.append(connection)
+            chosen.append(connection)
         sent = self._idle_queue.send_all(handed)
-        for connection in leaving[:sent]:  # the queue may have taken only some
+        for connection in chosen[:sent]:  # the queue may have taken only some
             connection.release()
         self.moved += sent
         return sent

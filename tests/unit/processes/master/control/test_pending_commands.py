@@ -41,7 +41,7 @@ def test_a_fault_makes_the_outcome_an_error() -> None:
     """A worker of the command that leaves badly is named; one of another command isn't."""
     command, answers, _ = a_command()
     pending = PendingCommands(dict)
-    pending.add(PendingCommand(command, lambda: {"workers": 1}, leaving=[7]))
+    pending.add(PendingCommand(command, lambda: {"workers": 1}, to_retire=[7]))
     pending.on_exit_failed(WorkerHandle(8, 0, 1, 0, 0.0), "worker 8 was lost")
     pending.on_exit_failed(WorkerHandle(7, 0, 1, 0, 0.0), "worker 7 was lost")
     pending.poll()

@@ -181,7 +181,7 @@ async def test_a_clock_that_is_behind(stack: ExitStack) -> None:
     setup = Setup(stack)
     setup.add(idle=-3.0)
     setup.moves.retire(NOW)
-    assert [each.age for each in setup.arrived()] == [0.0]
+    assert [each.idle_s for each in setup.arrived()] == [0.0]
 
 
 # Park
@@ -199,7 +199,7 @@ async def test_park(stack: ExitStack) -> None:
     assert freed is not None
     freed(cast(Movable, busy))
     assert busy.gone
-    assert [each.site for each in setup.arrived()] == [1]
+    assert [each.app_index for each in setup.arrived()] == [1]
     assert (setup.moves.moved, setup.moves.parked) == (4, 4)
 
 
