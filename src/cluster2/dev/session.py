@@ -73,6 +73,7 @@ class Session:
         self._leaving = 0
         """The number of the signal that ends the session; 0: none so far."""
         self._loaded_at = 0.0
+        self._replaced: set[str] = set()
 
     def run(self) -> int:
         """Serve until the developer ends it. Returns the cluster's exit code."""
@@ -89,7 +90,7 @@ class Session:
         while True:
             found = roots([*self._folders, *_read(sources)], self._files)
             added = [each for each in found if each not in watched]
-            if added:
+            if set(added) - self._replaced:
                 self._say(f"watching {', '.join(found)}")
             watched = found
             for changes in self._changes(found, added):
@@ -103,8 +104,11 @@ class Session:
                     self._say("the start has failed; after the next edit the app is loaded again")
                 if changes:
                     self._load(changes, sources)
-                if roots([*self._folders, *_read(sources)], self._files) != watched:
-                    break  # the app imports from other folders now
+                # A file that an editor has replaced by another of its name must be watched anew: inotify follows the old one.
+                self._replaced = set(watched) & set(changes)
+                if self._replaced or roots([*self._folders, *_read(sources)], self._files) != watched:
+                    watched = tuple(each for each in watched if each not in self._replaced)
+                    break  # or the app imports from other folders now
 
     def _changes(self, watched: Sequence[str], added: Sequence[str]) -> Iterator[list[str]]:
         """Yield the paths that have changed, and an empty list at each interval.

@@ -125,6 +125,21 @@ def test_nothing_is_left_behind(
     assert not list(temporary.glob("cluster2-dev-*"))
 
 
+def test_a_file_of_options_that_is_replaced(start: Start, tmp_path: Path) -> None:
+    """A file outside of the watched folders counts each time, though an editor renames a new file over it."""
+    site_directory = tmp_path / "site"
+    site_directory.mkdir()
+    variables = tmp_path / "app.env"
+    variables.write_text("VALUE=0\n")
+    text = APP.replace('"one"', '__import__("os").environ["VALUE"]')
+    site = Developed(start, site_directory, "--env-file", str(variables), text=text)
+    for value in "0123":
+        if value != "0":
+            (tmp_path / "new.env").write_text(f"VALUE={value}\n")
+            (tmp_path / "new.env").replace(variables)
+        site.serves(value)
+
+
 def test_what_is_watched(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package elsewhere that the app imports counts, and so do included files; what is excluded does not."""
     package = tmp_path / "elsewhere" / "part"
