@@ -242,7 +242,7 @@ class Heartbeat(Event, frozen=True, kw_only=True):
 
 
 class Emitted(Event, frozen=True, kw_only=True):
-    """An event of the app's own: `worker.emit("name", data)`, or `cluster.emit`. Handlers are registered by its own name.
+    """An event of the app's own: `worker.emit("name", data)`, or `Cluster.emit`. Handlers are registered by its own name.
 
     Attributes:
         event: its name.

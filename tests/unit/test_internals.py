@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +93,95 @@ def test_the_docs_say_nothing_of_a_page_that_was_removed() -> None:
     """No page and no docstring links to docs/design.md, which docs/internals has replaced."""
     files = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *PACKAGE.rglob("*.py"), ROOT / "mkdocs.yml"]
     assert [str(file) for file in files if re.search(r"\bdesign\.md", file.read_text("utf-8"))] == []
+
+
+# Dotted names in docstrings
+
+EXTERNAL = frozenset({"gunicorn", "msgspec", "numpy", "websockets"})
+"""Packages that docstrings name and that aren't ours."""
+OTHER_NAMES = frozenset({"cpu", "ecv", "fs", "http", "kernel", "lifespan", "net", "websocket", "wsgi"})
+"""First parts of dotted names that are no Python: sysctls, cgroup files, options, ASGI messages, keys of WSGI's environ."""
+FILES = re.compile(r"\.(py|toml|lock|sock|json)$|^(tool|cluster2)\.(cluster2|app)$")
+"""Names of files and loggers, and the table of pyproject.toml."""
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+
+def tails(module: str) -> Iterator[str]:
+    """Yield the names by which a docstring may call a module: `linux.signals`, `signals`."""
+    parts = module.split(".")
+    yield from (".".join(parts[start:]) for start in range(len(parts)))
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """Yield the names that a module imports, as a module of the API does."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(names=found):
+                yield from (each.asname or each.name for each in found)
+
+
+TREES = {module: ast.parse(path.read_text("utf-8")) for module, path in MODULES.items()}
+BY_TAIL: dict[str, set[str]] = {}
+"""The names that the modules define, by each name that the modules may be called. Packages have none of their own."""
+for _module, _tree in TREES.items():
+    for _tail in tails(_module):
+        BY_TAIL.setdefault(_tail, set()).update(names(_tree), imported(_tree))
+PACKAGES = {module.partition(".")[0] for module in MODULES if "." in module} - OTHER_NAMES
+OURS = {part for module in MODULES for part in module.split(".")}
+
+
+def docstrings(tree: ast.Module) -> Iterator[str]:
+    """Yield the docstrings of a module, its classes, functions, attributes and constants."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                yield text
+
+
+def locals_of(tree: ast.Module) -> set[str]:
+    """Return the variables and parameters of a module. A docstring may name their attributes."""
+    found = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return found | {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+
+
+def leads_somewhere(reference: str, local: set[str]) -> bool:
+    """Return True if a dotted name in a docstring is that of a module of ours, of something in one, or of something else."""
+    reference = reference.removeprefix("cluster2.")
+    if reference in BY_TAIL:
+        return True
+    parts = reference.split(".")
+    splits = [(".".join(parts[:at]), ".".join(parts[at:])) for at in range(1, len(parts))]
+    if any(name in BY_TAIL.get(module, ()) for module, name in splits):
+        return True
+    first = parts[0]
+    # A variable may have the name of a module (`session`), but none is taken for a package at the top (`config`).
+    known = first in EXTERNAL | OTHER_NAMES | (local - PACKAGES) or (
+        first in sys.stdlib_module_names and first not in OURS
+    )
+    return known or FILES.search(reference) is not None
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstrings_name_what_there_is(module: str) -> None:
+    """Each dotted name in a docstring (`linux.signals`, `planning.plan`) leads to a module, or to something in one."""
+    local = locals_of(TREES[module])
+    found = {each for text in docstrings(TREES[module]) for each in re.findall(r"`([a-z_]\w*(?:\.\w+)+)`", text)}
+    missing = sorted(each for each in found if not FILES.search(each) and not leads_somewhere(each, local))
+    assert not missing, f"{module} names what doesn't exist: {missing}"
+
+
+def test_a_dotted_name_that_leads_nowhere_is_found() -> None:
+    """A module or a function that was renamed is noticed, and one that exists is not."""
+    assert leads_somewhere("linux.steered_group", set())
+    assert leads_somewhere("core.planning.plan", set())
+    assert leads_somewhere("worker.on_start", set())
+    assert not leads_somewhere("linux.steering", set())
+    assert not leads_somewhere("config.load", {"config"})
+    assert not leads_somewhere("planning.no_such_function", set())
+    assert not leads_somewhere("nursery.LEAVE_GRACE_S", set())
 
 
 def test_the_checks_find_what_is_missing() -> None:

@@ -95,11 +95,11 @@ def gather(flags: Mapping[str, Any], *, check: bool = True, warn: bool = True) -
     """Load the configuration from flags, environment and file.
 
     Args:
-        check: see `config.load`.
+        check: see `runtime.option_sources.load`.
         warn: whether to say its warnings on standard error. A master says them in its own log.
 
     Raises:
-        ConfigError: see `config.load`.
+        ConfigError: see `runtime.option_sources.load`.
     """
     names = {option.field: option for option in OPTIONS.values()}
     given = {names[field].name: value for field, value in flags.items() if field in names and value not in (None, ())}

@@ -3,6 +3,8 @@
 A declaration has the name, type and default of an option, the kind of its values, and a line of help. All other forms are derived
 from it: flags (`--conn-threshold`), environment variables (`CLUSTER2_CONN_THRESHOLD`), keys of the file, keywords of the API, the
 reference page and the sample file (`reference`). `runtime.option_sources` loads the values.
+
+The file is long because it is a list: one declaration for each option.
 """
 
 from __future__ import annotations

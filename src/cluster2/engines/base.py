@@ -5,7 +5,7 @@ An engine starts the app (lifespan), reports what it is doing, drains and stops 
 - A `ProtocolEngine` makes a protocol object for each connection that the worker's acceptor takes. All workers share the
   listeners, and connections can move to another worker. Write this kind if you can.
 - A `SelfAcceptingEngine` has an accept loop of its own and is given listening sockets. Each worker gets sockets of its
-  own, and the master steers connections to the workers that serve (`linux.steering`).
+  own, and the master steers connections to the workers that serve (`linux.steered_group`).
 
 An engine declares its capabilities for each interface that it serves. `registry` lists the engines, and checks which options
 they can honour.

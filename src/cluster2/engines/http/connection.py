@@ -15,6 +15,9 @@ A connection is in one of these states. Its timeout, and whether it may move to 
 `IDLE` is the only state in which a connection may move. `LINGERING` exists because close(2) on a socket with unread input sends
 a reset, by which the client may lose the response (RFC 9112, 9.6).
 
+The file is long because each callback of the parser and of the transport changes this one state. In several classes the transitions
+could not be checked at one place.
+
 *Input.* The parser's callbacks only record what has come. No app runs inside the parser; a request begins when the parser has
 used up its slice. Errors of a client take effect in their order: the requests before it get their responses first (`_refusal`),
 and a request whose body is wrong is `broken` (see `request`). `_input_over` means that nothing more is parsed, because the client

@@ -73,7 +73,7 @@ class HttpEngine:
         half_closed: those among them whose client has ended its side while its request was served, with the seconds since then.
         running: the requests whose app runs.
         outcomes: how requests have ended.
-        ended: the number of requests that have ended, by status (`outcomes.by_status`).
+        ended: the number of requests that have ended, by status (`outcomes.Outcomes.by_status`).
         freed: called with each connection that becomes idle; None: the worker doesn't need it.
         ending: some responses have to end their connections; see `must_close`.
         access: the access log; None: requests aren't logged.

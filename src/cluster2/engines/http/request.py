@@ -9,6 +9,8 @@ A request is served in four phases, which only ever advance:
 | `SENDING` | the head was written |
 | `COMPLETE` | all of the response was given to the transport |
 
+The file is long because receiving and sending share these phases: what an app may receive depends on what it has sent.
+
 A request whose client has left is `disconnected`, in any phase: the messages of its app are dropped. A request whose body can't
 be parsed is `broken`. If the app responds without receiving the rest, the client gets the app's response. If the app receives,
 the client gets the error response. So the response doesn't depend on how the client's bytes are split.

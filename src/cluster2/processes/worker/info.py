@@ -48,7 +48,7 @@ class WorkerInfo:
                 pass  # that loop has ended, and its tasks with it
 
     async def drained(self) -> None:
-        """Return when the worker drains. Callable from any event loop of the process."""
+        """Return when the drain of the worker begins, not when it is complete. Callable from any event loop of the process."""
         waiter = asyncio.get_running_loop().create_future()
         with self._lock:
             if self._draining:

@@ -35,7 +35,7 @@ from typing import Self
 from ...linux import processes
 
 _EXIT_GRACE_S = 1.0
-"""Seconds for the app's `atexit` functions, before TERM. A zygote has some more (`nursery.LEAVE_GRACE_S`)."""
+"""Seconds for the app's `atexit` functions, before TERM. A zygote has some more (`worker_factory._ZYGOTE_EXIT_GRACE_S`)."""
 
 
 class StartedAtImport:

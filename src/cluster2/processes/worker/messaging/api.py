@@ -84,7 +84,9 @@ def on_drain(hook: Hook) -> Hook:
 
 
 async def drained() -> None:
-    """Return when this worker begins to drain: at once if it already does. Callable from any event loop of this process.
+    """Return when the drain of this worker begins, not when it is complete: at once if it drains already.
+
+    It may be awaited in any event loop of this process.
 
     Outside of a worker this never returns, as `draining` is never true there. So an app also runs under other servers.
     """
