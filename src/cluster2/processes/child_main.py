@@ -148,7 +148,7 @@ def _serve(made: image.Image, order: messages.Fork, descriptors: list[int]) -> i
         WorkerSpec(
             order=order,
             settings=made.settings,
-            bindings=[AppBinding(app, engine) for app, engine in made.sites],
+            bindings=[AppBinding(app, engine) for app, engine in made.apps],
             board=Scoreboard.attach(given.scoreboard, page_of(order.row)),
             channel=socket.socket(fileno=given.channel),
             lifeline=given.lifeline,

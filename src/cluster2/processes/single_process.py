@@ -130,7 +130,7 @@ def _worker_spec(
         still_open = [
             listener
             for app, listener in listeners
-            if _spins_when_shut(listener, made.sites[app][1]) or not shut(listener, listener.address, handler.warn)
+            if _spins_when_shut(listener, made.apps[app][1]) or not shut(listener, listener.address, handler.warn)
         ]
         return not still_open
 
@@ -140,7 +140,7 @@ def _worker_spec(
     return WorkerSpec(
         order=messages.Fork(1, _SLOT, _GENERATION, _ROW, os.getppid(), []),
         settings=settings,
-        bindings=[AppBinding(app, engine) for app, engine in made.sites],
+        bindings=[AppBinding(app, engine) for app, engine in made.apps],
         board=board,
         channel=None,
         sockets=sockets,

@@ -1,4 +1,4 @@
-"""A websocket on a transport: connect a `Session` with the event loop and with the app.
+"""A websocket on a transport: connect a `WebSocketSession` with the event loop and with the app.
 
 The connection takes a transport over when the handshake has come (`start`). One task runs the app.
 
@@ -27,7 +27,16 @@ from ...linux.tcp_progress import transferred, untaken
 from ..aborting import readable, reset
 from ..outcomes import CLIENT_CLOSED_STATUS, Outcomes
 from .proxy_headers import websocket_scheme
-from .websocket_session import CLOSED, CLOSING, CONNECTING, OPEN, SPEC_VERSION, ClientDisconnected, Message, Session
+from .websocket_session import (
+    CLOSED,
+    CLOSING,
+    CONNECTING,
+    OPEN,
+    SPEC_VERSION,
+    ClientDisconnected,
+    Message,
+    WebSocketSession,
+)
 
 MAX_MESSAGE_BYTES = 1 << 24
 """The longest message that a client may send, as in uvicorn."""
@@ -105,7 +114,7 @@ class WebSocketConnection(asyncio.Protocol):
         self,
         app: Callable[..., Any],
         scope: dict[str, Any],
-        session: Session,
+        session: WebSocketSession,
         transport: asyncio.Transport,
         host: _WebSocketHost,
     ) -> None:

@@ -105,7 +105,7 @@ class WebSocketPhase(Enum):
 CONNECTING, OPEN, DENYING, CLOSING, CLOSED = WebSocketPhase
 
 
-class Session:
+class WebSocketSession:
     """A websocket, from its handshake on. Make one with `open_session`.
 
     Attributes:
@@ -426,7 +426,7 @@ class Session:
 
 def open_session(
     method: str, headers: Sequence[tuple[bytes, bytes]], defaults: Defaults, max_message_bytes: int
-) -> Session | HandshakeRefusal:
+) -> WebSocketSession | HandshakeRefusal:
     """Check a handshake (RFC 6455, 4.2.1), and begin a session with it.
 
     Args:
@@ -459,7 +459,7 @@ def open_session(
             400, bytes(response.body or b"").decode().strip() or "the websocket handshake isn't valid"
         )
     offers = (value.decode("latin-1").split(",") for name, value in fields if name == b"sec-websocket-protocol")
-    return Session(protocol, response, [token.strip() for offer in offers for token in offer], defaults)
+    return WebSocketSession(protocol, response, [token.strip() for offer in offers for token in offer], defaults)
 
 
 def _misfit(method: str, headers: _Headers) -> HandshakeRefusal | None:

@@ -89,16 +89,16 @@ def refuse(channel: Packets, error: ClusterError) -> None:
 
 
 def _prepared(image: Image) -> messages.Prepared:
-    sites = list(enumerate(image.sites))
+    apps = list(enumerate(image.apps))
     return messages.Prepared(
-        interfaces=[str(app.interface) for app, _ in image.sites],
-        engines=[engine.name for _, engine in image.sites],
+        interfaces=[str(app.interface) for app, _ in image.apps],
+        engines=[engine.name for _, engine in image.apps],
         threads=image.threads,
-        steered=[app_index for app_index, (_, engine) in sites if owns_accept(engine)],
+        steered=[app_index for app_index, (_, engine) in apps if owns_accept(engine)],
         owner=(os.geteuid(), os.getegid()),
         warnings=inheritance.warnings(image.threads, image.connections),
         movable=[
-            app_index for app_index, (app, engine) in sites if Capability.KEEPER in engine.capabilities[app.interface]
+            app_index for app_index, (app, engine) in apps if Capability.KEEPER in engine.capabilities[app.interface]
         ],
     )
 

@@ -39,14 +39,14 @@ class Image:
     """A generation, ready to serve.
 
     Attributes:
-        sites: each app with its engine, in the order of the options.
+        apps: each app with its engine, in the order of the options.
         validator: of the health check, if there is one.
         threads: names of threads that are running although nothing serves yet; with any, forking is unsafe.
         connections: peers of connections that the import has opened; after a fork all workers would share them.
     """
 
     settings: Settings
-    sites: Sequence[tuple[App, type[Engine]]]
+    apps: Sequence[tuple[App, type[Engine]]]
     threads: list[str]
     connections: list[str]
     validator: Callable[..., Any] | None = None
@@ -75,10 +75,10 @@ def build(
     _enter(copied)
     bytecode.install()
     logging_setup.configure(settings)
-    sites = _sites(settings, sources, targets)
+    loaded = _load(settings, sources, targets)
     validator = _validator(settings)
     _warm_up(settings)
-    return Image(copied, sites, inheritance.threads(name), sorted(inheritance.connections().values()), validator)
+    return Image(copied, loaded, inheritance.threads(name), sorted(inheritance.connections().values()), validator)
 
 
 def freeze() -> None:
@@ -110,7 +110,7 @@ def _enter(settings: Settings) -> None:
         sys.path.insert(0, here)
 
 
-def _sites(settings: Settings, sources: Mapping[str, str], targets: Sequence[object]) -> list[tuple[App, type[Engine]]]:
+def _load(settings: Settings, sources: Mapping[str, str], targets: Sequence[object]) -> list[tuple[App, type[Engine]]]:
     apps = [load(target, factory=settings.factory) for target in targets]
     choices = [
         registry.EngineChoice(app.label, app.interface, registry.choose_engine(settings.engine, app.interface))

@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from cluster2.engines.http import websocket
 from cluster2.engines.http.response import Defaults
 from cluster2.engines.http.websocket import WebSocketConnection
-from cluster2.engines.http.websocket_session import ClientDisconnected, Session, WebSocketPhase, open_session
+from cluster2.engines.http.websocket_session import ClientDisconnected, WebSocketPhase, WebSocketSession, open_session
 from cluster2.engines.outcomes import Outcomes
 from tests.unit.engines.http.test_websocket_session import KEY, frame
 from tests.unit.waiting import PATIENCE, until
@@ -79,7 +79,7 @@ class Handshake(asyncio.Protocol):
         headers = [(name.lower(), value.strip()) for name, _, value in fields]
         path, _, query = target.partition("?")
         session = open_session(method, headers, host.defaults, LARGE)
-        assert isinstance(session, Session)
+        assert isinstance(session, WebSocketSession)
         scope = {
             "type": "http",
             "scheme": "http",

@@ -18,8 +18,8 @@ from cluster2.engines.http.response import Defaults, InvalidResponse
 from cluster2.engines.http.websocket_session import (
     ClientDisconnected,
     HandshakeRefusal,
-    Session,
     WebSocketPhase,
+    WebSocketSession,
     open_session,
 )
 
@@ -40,7 +40,9 @@ def defaults() -> Defaults:
     return made
 
 
-def handshake(*more: tuple[bytes, bytes], method: str = "GET", **changed: bytes | None) -> Session | HandshakeRefusal:
+def handshake(
+    *more: tuple[bytes, bytes], method: str = "GET", **changed: bytes | None
+) -> WebSocketSession | HandshakeRefusal:
     """Open a session; keywords replace header fields, or leave them out."""
     fields: dict[bytes, bytes | None] = dict(HANDSHAKE)
     fields.update({name.replace("_", "-").encode(): value for name, value in changed.items()})
@@ -48,9 +50,9 @@ def handshake(*more: tuple[bytes, bytes], method: str = "GET", **changed: bytes 
     return open_session(method, [*headers, *more], defaults(), LIMIT)
 
 
-def opened(*more: tuple[bytes, bytes]) -> Session:
+def opened(*more: tuple[bytes, bytes]) -> WebSocketSession:
     session = handshake(*more)
-    assert isinstance(session, Session)
+    assert isinstance(session, WebSocketSession)
     return session
 
 
@@ -63,7 +65,7 @@ class Client:
         request = self.protocol.connect()
         headers = [(name.lower().encode(), value.encode()) for name, value in request.headers.raw_items()]
         session = open_session("GET", headers, defaults(), LIMIT)
-        assert isinstance(session, Session)
+        assert isinstance(session, WebSocketSession)
         self.session = session
         self.protocol.send_request(request)
         self.protocol.data_to_send()
@@ -87,7 +89,7 @@ class Client:
         self.session.receive_data(self.written())
 
 
-def messages(session: Session) -> list[dict[str, Any]]:
+def messages(session: WebSocketSession) -> list[dict[str, Any]]:
     """Return the messages that the app would receive now."""
     found = []
     while session.received:
@@ -159,7 +161,7 @@ def test_many_lines() -> None:
     refused = handshake(*[(b"sec-websocket-protocol", b"a")] * 200)
     assert isinstance(refused, HandshakeRefusal)
     assert refused.status == 431
-    assert isinstance(handshake(*[(b"x-many", b"a" * 9000)] * 200, content_length=b"0"), Session)
+    assert isinstance(handshake(*[(b"x-many", b"a" * 9000)] * 200, content_length=b"0"), WebSocketSession)
 
 
 def test_subprotocols() -> None:

@@ -39,7 +39,7 @@ def build(tmp_path: Path) -> Build:
 def test_an_image(build: Build, tmp_path: Path) -> None:
     """It has each app with its engine; the directory is entered and importable; the collector is off."""
     made = build()
-    ((app, engine),) = made.sites
+    ((app, engine),) = made.apps
     assert (app.label, engine) == ("site_of_test:app", HttpEngine)
     beside = {"libuv-worker", "a native thread"}  # of loops that other tests ran in this process; pytest's watchdog
     assert set(made.threads) <= beside
