@@ -343,11 +343,11 @@ class Cluster:
         return found
 
     def reload(self) -> dict[str, Any]:
-        """Load the code again; return when the new generation serves.
+        """Load the code again; return when the new generation serves and the old workers have left.
 
         Raises:
             NotRunning: no master is running.
-            ClusterError: the reload was abandoned.
+            ClusterError: the reload was abandoned, or it took effect and an old worker did not leave in order.
         """
         return self._client().call("reload")
 

@@ -85,7 +85,8 @@ def died_later(event: Died) -> int:
     return event.pid
 
 
-assert_type(cluster.on("died", died_later)(Died(time=0, pid=1, slot=0, generation=1, code=0, signal=None, uptime=0, reason="exit")), int)  # fmt: skip
+example = Died(time=0, pid=1, slot=0, generation=1, code=0, signal=None, uptime=0, reason="exit")
+assert_type(cluster.on("died", died_later)(example), int)
 assert_type(double(2), int)
 cluster.on("died", 3)  # type: ignore[call-overload]
 died("event")  # type: ignore[arg-type]

@@ -63,7 +63,7 @@ def serve(flags: Mapping[str, Any], arguments: Sequence[str]) -> int:
     """
     if importlib.util.find_spec("watchfiles") is None:
         raise ConfigError("development mode needs watchfiles: pip install 'cluster2[dev]'")
-    from ..dev.session import Session
+    from ..dev.session import DevelopmentSession
     from ..dev.watching import SourceFilter
 
     config = require_target(gather(flags))
@@ -79,7 +79,7 @@ def serve(flags: Mapping[str, Any], arguments: Sequence[str]) -> int:
     filter = SourceFilter(
         flags["reload_include"], flags["reload_exclude"], never=(settings.logs, settings.pids), always=files
     )
-    return Session(
+    return DevelopmentSession(
         settings,
         [*_defaults(config), *_without_reload_flags(arguments)],
         [settings.chdir, *flags["reload_dir"]],

@@ -2,7 +2,9 @@
 
 A declaration has the name, type and default of an option, the kind of its values, and a line of help. All other forms are derived
 from it: flags (`--conn-threshold`), environment variables (`CLUSTER2_CONN_THRESHOLD`), keys of the file, keywords of the API, the
-reference page and the sample file (`reference`). `runtime.option_sources` loads the values.
+reference page and the sample file (`reference`). `runtime.option_sources` loads the values. Two files are generated from the
+declarations and are written again after a change: `python -m cluster2.reference keywords > src/cluster2/config/keywords.py` and
+`python -m cluster2.reference options > docs/reference/options.md`.
 
 The file is long because it is a list: one declaration for each option.
 """
@@ -291,7 +293,9 @@ class Settings:
         "/", BARE_PATH, "the path of the monitor's page", _LISTEN, former="mon_path", restart=True
     )
     monitor_token: str | None = option(
-        None, TOKEN, "bearer token for actions of the monitor; required for all pages except health checks if monitor_host is not loopback", _LISTEN,
+        None, TOKEN,
+        "bearer token for actions of the monitor; required for all pages except health checks if monitor_host is not loopback",
+        _LISTEN,
         former="mon_token", restart=True, secret=True,
     )  # fmt: skip
 

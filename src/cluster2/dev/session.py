@@ -32,17 +32,17 @@ from ..runtime.development import SOURCES_VARIABLE
 from .debugger import HOOK
 from .watching import SourceFilter, edited_since, roots
 
-POLL_INTERVAL_MS = 100
+_POLL_INTERVAL_MS = 100
 """Milliseconds after which the session sees that the cluster has ended."""
-QUIET_MS = 10
+_QUIET_MS = 10
 """Milliseconds without a further change after which a change counts: an editor or a checkout writes several files."""
-MAX_QUIET_MS = 300
+_MAX_QUIET_MS = 300
 """Milliseconds after which a change counts though others follow."""
 _EXIT_CODES_OF_A_FAILED_APP = frozenset({3, 5})
 """The app could not be loaded, or the options are wrong: the next edit may mend it."""
 
 
-class Session:
+class DevelopmentSession:
     """A cluster that is reloaded after edits.
 
     Args:
@@ -120,9 +120,9 @@ class Session:
         for found in watch(
             *watched,
             watch_filter=self._filter,
-            debounce=MAX_QUIET_MS,
-            step=QUIET_MS,
-            rust_timeout=POLL_INTERVAL_MS,
+            debounce=_MAX_QUIET_MS,
+            step=_QUIET_MS,
+            rust_timeout=_POLL_INTERVAL_MS,
             yield_on_timeout=True,
             raise_interrupt=False,
         ):
@@ -141,8 +141,10 @@ class Session:
             return
         began = time.monotonic()
         self._loaded_at = time.time()
+        client, before = ControlClient(Path(self._settings.pids)), 0
         try:
-            ControlClient(Path(self._settings.pids)).call("reload")
+            before = client.call("status")["generation"]
+            client.call("reload")
         except NotRunning:
             return  # it has only just been started, or ends
         except ClusterError as error:
@@ -150,9 +152,19 @@ class Session:
                 return  # the cluster ends, and the reload with it
             if self._settings.log_to == "files":  # otherwise the master has just shown it on the same terminal
                 self._say(f"{error.message}\n{error.detail}".rstrip())
-            self._say(f"{shown} changed: it cannot be loaded; the old code serves until the next edit")
+            if self._serves_another_than(before, client):  # an old worker did not leave as asked
+                self._say(f"{shown} changed: reloaded, but {error.message}")
+            else:
+                self._say(f"{shown} changed: it cannot be loaded; the old code serves until the next edit")
         else:
             self._say(f"{shown} changed: reloaded in {time.monotonic() - began:.2f} s")
+
+    def _serves_another_than(self, generation: int, client: ControlClient) -> bool:
+        """Return whether a reload that has failed took effect all the same."""
+        try:
+            return bool(client.call("status")["generation"] != generation)
+        except ClusterError:
+            return False
 
     def _start(self, sources: Path) -> None:
         self._loaded_at = time.time()

@@ -172,7 +172,9 @@ SETTINGS: Mapping[str, Fate] = {
         "name a function by the option warm_up: it is called after the import, before workers are forked"
     ),
     "pre_request": _hook("use a middleware of the app's framework"),
-    "preload_app": Unneeded("the app is always imported once and forked, and a reload runs new code all the same"),
+    "preload_app": Unneeded(
+        "the app is imported once and workers are forked (preload = true), and a reload runs new code all the same"
+    ),
     "print_config": Unneeded("that is the command `cluster2 config`"),
     "proc_name": Mapped(option("proc_name")),
     "protocol": Missing("only HTTP is spoken to the app's port; nginx reaches it by proxy_pass"),

@@ -7,7 +7,7 @@ module accepts only what most of them agree on, and refuses the rest rather than
 |---|---|
 | `NAME=some text` | the text without white space around it, up to ` #`, which begins a comment |
 | `NAME='some text'` | the text between the quotes, unchanged |
-| `NAME="some\ntext"` | the text between the quotes, with `\n`, `\r`, `\t`, `\"`, `\'`, `\$` and `\\` for what they mean in a shell or in C |
+| `NAME="some\ntext"` | the text between the quotes, with `\n`, `\r`, `\t`, `\"`, `\'`, `\$` and `\\` as in a shell or in C |
 
 `export` before the name, empty lines, and lines that begin with `#` are allowed, and so is a byte order mark. A quote that
 isn't closed on its line, and anything but a comment after a closing one, are errors. Variables aren't expanded: `$HOME` is these

@@ -119,7 +119,11 @@ class RunningCluster:
         return [each for each in self.status()["workers"] if each["state"] == "ready"]
 
     def reload(self) -> dict[str, Any]:
-        """Load the app again, and return when the new workers serve. Raises ClusterError: the new code cannot be loaded."""
+        """Load the app again, and return when the old workers have left.
+
+        Raises:
+            ClusterError: the new code cannot be loaded, or it serves and an old worker did not leave in order.
+        """
         return self._client.call("reload", timeout=self.timeout)
 
     def scale(self, workers: int) -> None:

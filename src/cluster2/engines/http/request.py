@@ -80,7 +80,7 @@ _ASGI_VERSION = "3.0"
 _SPEC_VERSION = "2.3"
 
 
-BEGUN, STARTED, SENDING, COMPLETE = 0, 1, 2, 3
+_BEGUN, STARTED, SENDING, COMPLETE = 0, 1, 2, 3
 """The phases. Numbers, since a member of an enum costs one lookup more, and phases are compared by `<`."""
 
 
@@ -218,7 +218,7 @@ class HttpRequest:
         self.received = 0
         self.ended = False
         self.broken: bytes | None = None
-        self.phase = BEGUN
+        self.phase = _BEGUN
         self.disconnected = False
         self.task: asyncio.Task[None] | None = None
         self.began = 0.0
@@ -315,7 +315,7 @@ class HttpRequest:
                     await asyncio.sleep(0)
         elif kind != "http.response.start":
             raise InvalidResponse(f"the app sent {kind!r}; expected is http.response.start or http.response.body")
-        elif self.phase != BEGUN:
+        elif self.phase != _BEGUN:
             raise InvalidResponse("the app sent http.response.start twice")
         else:
             self.status = status = message["status"]
@@ -340,7 +340,7 @@ class HttpRequest:
             body: empty for a response that has none.
         """
         connection = self.connection
-        if self.disconnected or self.phase != BEGUN or connection.writing_paused is not None or not self.ended:
+        if self.disconnected or self.phase != _BEGUN or connection.writing_paused is not None or not self.ended:
             return False
         defaults = connection.engine.defaults
         status = self.status = response.status
@@ -517,7 +517,7 @@ class HttpRequest:
 
     def _unfinished(self) -> None:
         self._count_failure()
-        what = "without a response" if self.phase == BEGUN else "before its response was complete"
+        what = "without a response" if self.phase == _BEGUN else "before its response was complete"
         logger.error("%s: the app returned %s", self.named(), what)
         self._end_early()
 

@@ -387,7 +387,8 @@ async def test_a_fault_outside_the_guards(board: Scoreboard, monkeypatch: pytest
 @pytest.mark.parametrize(
     "step",
     [
-        "engine.tick", "engine.on_second", "engine.stats", "engine.longest_hold", "engine.oldest_request", "output.tick", "output.reopen_if_moved",
+        "engine.tick", "engine.on_second", "engine.stats", "engine.longest_hold", "engine.oldest_request",
+        "output.tick", "output.reopen_if_moved",
         "handoff.handoff_idle", "handoff.handoff_surplus", "memory", "latency.on_second",
     ],
 )  # fmt: skip

@@ -58,7 +58,7 @@ async def test_open_once(pair: tuple[socket.socket, socket.socket]) -> None:
 
 
 async def test_shut_and_ignored(pair: tuple[socket.socket, socket.socket]) -> None:
-    """What waits while the switch is shut, or its source is ignored, is there when it is opened or watched again."""
+    """Bytes that come while the switch is shut, or its source is ignored, are there when it is opened or watched again."""
     ours, theirs = pair
     switch = PollSwitch()
     switch.add(ours, watched=False)
