@@ -66,8 +66,11 @@ def from_command(command: str) -> Translation:
     found = _SERVERS[name]([_WORKERS.sub("1", word) for word in given])
     found.origin = f"`{command}`"
     found.environment |= environment
-    if any(_WORKERS.search(word) for word in words):
+    if (
+        any(_WORKERS.search(word) for word in words) or "workers" in found.notes
+    ):  # the note is on the other server's default
         found.options.pop("workers", None)
+        found.notes.pop("workers", None)
         found.unneeded.append("$WEB_CONCURRENCY: cluster2 reads the variable by itself, where workers is not set")
     if any(from_port):
         _take_port_from_the_environment(found)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """The version of the channel messages. A worker with another version is refused, so a reload after such an upgrade is abandoned."""
 
 

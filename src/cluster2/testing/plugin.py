@@ -51,9 +51,11 @@ def cluster(
     _shared_clusters: dict[Any, RunningCluster],
 ) -> Iterator[RunningCluster]:
     """Run a cluster that serves the app of the marker `cluster`, on a free port."""
-    marker = request.node.get_closest_marker("cluster")
-    options = dict(marker.kwargs) if marker is not None else {}
-    target = marker.args[0] if marker is not None and marker.args else request.config.getini("cluster2_target")
+    options: dict[str, Any] = {}
+    target = request.config.getini("cluster2_target")
+    for marker in reversed(list(request.node.iter_markers("cluster"))):  # the closest one last: it wins
+        options |= marker.kwargs
+        target = marker.args[0] if marker.args else target
     scope = options.pop("scope", "function")
     if not target:
         raise pytest.UsageError(

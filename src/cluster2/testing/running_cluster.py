@@ -8,12 +8,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ClusterError, NoAnswer, NotRunning
+from ..linux.processes import set_parent_death_signal
 from ..runtime.control_client import ControlClient
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ class RunningCluster:
         chdir: the app's working directory, which is on its import path.
         env: variables of the cluster, besides those of this process.
         timeout: seconds that anything may take: start, reload, replacement, end.
-        options: options of cluster2 by their names: `workers=2`, `ecv={"control": True}` as `ecv_control=True`.
+        options: options of cluster2 by their names, as of `Cluster`: `workers=2`, `ecv={"control": True}`.
 
     Raises:
         ClusterError: the cluster does not start; the text has its output.
@@ -59,7 +62,14 @@ class RunningCluster:
         command = [sys.executable, "-P", "-m", "cluster2", "run", target, *_flags({**files, **given})]
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | (env or {})
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=os.environ | (env or {}),
+                # The cluster ends with a test run that is killed. The kernel ties this to the thread that starts the process:
+                # another thread than the main one may end long before the tests do.
+                preexec_fn=_end_with_parent if threading.current_thread() is threading.main_thread() else None,
             )
         self._client = ControlClient(self.directory / "pids")
         try:
@@ -189,12 +199,20 @@ class RunningCluster:
             time.sleep(POLL_INTERVAL_S)
 
 
-def _flags(options: dict[str, object]) -> list[str]:
-    """Return options as flags."""
+def _end_with_parent() -> None:
+    set_parent_death_signal(signal.SIGTERM)
+
+
+def _flags(options: Mapping[str, object]) -> list[str]:
+    """Return options as flags. None counts as not given, and a mapping is a table: `ecv={"control": True}`."""
     found = []
     for name, value in options.items():
         flag = name.replace("_", "-")
-        if isinstance(value, bool):
+        if value is None:
+            continue
+        if isinstance(value, Mapping):
+            found += _flags({f"{name}_{key}": each for key, each in value.items()})
+        elif isinstance(value, bool):
             found.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             for each in value if isinstance(value, list | tuple) else [value]:

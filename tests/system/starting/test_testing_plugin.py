@@ -68,6 +68,11 @@ class TestShared:
     pytestmark = pytest.mark.cluster("shop:app", scope="module", workers=1)
     seen = set()
 
+    @pytest.mark.cluster(monitor_port=None, ecv={"path": "/alive"}, scope="function")
+    def test_a_marker_adds_options(self, cluster):
+        assert len(cluster.workers()) == 1
+        assert cluster.get("/alive")
+
     @pytest.mark.parametrize("number", [1, 2])
     def test_it_is_the_same(self, cluster, number):
         self.seen.add(cluster.url)
@@ -110,7 +115,7 @@ def test_a_project(project: Path) -> None:
     (project / "test_shop.py").write_text(TESTS)
     done = pytest_in(project)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 passed" in done.stdout
+    assert "7 passed" in done.stdout
     wait_until(lambda: descendants() <= before, "nothing is left")
 
 
@@ -127,3 +132,19 @@ def test_what_is_wrong(project: Path) -> None:
         "the fixture cluster needs an app: @pytest.mark.cluster('module:app')",
     ):
         assert said in done.stdout, done.stdout
+
+
+def test_a_run_that_is_killed(project: Path) -> None:
+    """The cluster ends with the test run."""
+    before = descendants()
+    (project / "test_shop.py").write_text(
+        "import pytest, time\n@pytest.mark.cluster('shop:app')\ndef test_long(cluster):\n"
+        "    open('ready', 'w').close()\n    time.sleep(100)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    with subprocess.Popen(command, cwd=project, env=clean_environment(), stdout=subprocess.DEVNULL) as running:
+        try:
+            wait_until((project / "ready").exists, "the test runs")
+        finally:
+            running.kill()
+    wait_until(lambda: descendants() <= before, "nothing is left")

@@ -83,3 +83,12 @@ def test_the_number_of_workers_from_the_environment(tmp_path: Path, monkeypatch:
         found = procfile.from_command(command)
         assert "workers" not in found.options
         assert "$WEB_CONCURRENCY" in found.toml()
+
+
+def test_workers_of_the_platform() -> None:
+    """Without a number of workers the variable WEB_CONCURRENCY counts, as with gunicorn and uvicorn."""
+    for command in ("gunicorn shop:app", "uvicorn shop:app", "gunicorn -w $WEB_CONCURRENCY shop:app"):
+        found = procfile.from_command(command)
+        assert "workers" not in found.options
+        assert "WEB_CONCURRENCY" in found.toml()
+    assert procfile.from_command("gunicorn -w 3 shop:app").options["workers"] == 3
