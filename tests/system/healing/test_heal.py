@@ -207,12 +207,8 @@ async def app(scope, receive, send):
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [(), pytest.param(("--no-preload", "--no-keeper"), marks=pytest.mark.soak)],
-    ids=["forked", "executed"],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("options", [(), ("--no-preload", "--no-keeper")], ids=["forked", "executed"])
 def test_killed_master_leaves_no_worker_in_c(run: Serve, tmp_path: Path, options: tuple[str, ...]) -> None:
     """A worker whose main thread is in C code for ever, with the GIL or without, ends some time after a master that is killed."""
     (tmp_path / "stuck.py").write_text(STUCK)
@@ -228,13 +224,13 @@ def test_killed_master_leaves_no_worker_in_c(run: Serve, tmp_path: Path, options
         running.process.kill()
         running.wait()
         wait_until(lambda: descendants() - running._before == pids, "all others have left")
-        # 34 s each; the end of one may set the time of the other anew (`kernel.lifeline`).
+        # 34 s each; the end of one may set the time of the other anew (`linux.parent_death_timer`).
         wait_until(lambda: not descendants() - running._before, "they have ended", timeout=100)
     shutil.rmtree(running.pids)
 
 
 def _has_begun(pid: int) -> bool:
-    """Whether a process has taken the steps of `kernel.executed`: it handles SIGUSR1."""
+    """Whether a process has taken the steps of `linux.exec_start`: it handles SIGUSR1."""
     (handled,) = re.findall(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return bool(int(handled, 16) >> (signal.SIGUSR1 - 1) & 1)
 

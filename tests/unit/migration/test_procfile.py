@@ -70,7 +70,7 @@ def test_the_variable_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comm
 
 
 def test_a_variable_whose_name_begins_with_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not $PORT."""
+    """PORT_NUMBER is not $PORT."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="PORT_NUMBER"):
         procfile.from_command("uvicorn shop:app --port $PORT_NUMBER")
